@@ -1,0 +1,30 @@
+"""Run the jobs of a Girder site on a Dask cluster.
+
+Importing this package is quick and loads neither ``girder`` nor ``distributed``, so that
+a package of tasks can be imported anywhere.
+"""
+
+from girder_dask._version import __version__
+from girder_dask.context import current_job
+from girder_dask.errors import GirderDaskError, JobCanceled, JobFailed, NotConnectedError
+from girder_dask.porting import app, girder_job
+from girder_dask.result import JobResult
+from girder_dask.task import Task, task
+
+__all__ = [  # noqa: RUF022 - grouped by who uses them
+    # writing tasks
+    "task",
+    "Task",
+    "current_job",
+    # using jobs
+    "JobResult",
+    # porting from girder_worker
+    "app",
+    "girder_job",
+    # errors that people catch
+    "GirderDaskError",
+    "JobCanceled",
+    "JobFailed",
+    "NotConnectedError",
+    "__version__",
+]

@@ -1,0 +1,174 @@
+"""The job that this code is part of.
+
+Inside a task, :func:`current_job` gives the job that is running, and with ``bind=True``
+the task gets the same object as its first argument. Outside a job it gives a detached
+one, on which every method works and reports to the terminal, so that a task can be tried
+as the plain function it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from girder_dask.jobs import JobStatus
+
+__all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
+
+
+class Outlet(Protocol):
+    """Where a running job's output, progress and status go."""
+
+    def write(self, text: str) -> None: ...
+
+    def progress(self, changes: Mapping[str, Any]) -> None: ...
+
+    def status(self, status: JobStatus) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class _Terminal:
+    """The outlet of a job that is none: text goes to standard output."""
+
+    def write(self, text: str) -> None:
+        print(text, end="")
+
+    def progress(self, changes: Mapping[str, Any]) -> None:
+        pass
+
+    def status(self, status: JobStatus) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+class JobManager:
+    """What a running task says of itself. The names are girder_worker's.
+
+    Examples
+    --------
+    >>> manager = current_job().job_manager
+    >>> manager.updateProgress(total=3, current=1, message='Reading')
+    >>> manager.write('half way\\n')
+    half way
+    """
+
+    def __init__(self, outlet: Outlet | None = None, status: JobStatus = JobStatus.RUNNING) -> None:
+        self._outlet = outlet or _Terminal()
+        self.status = status
+
+    def write(self, message: str | bytes, forceFlush: bool = False) -> None:
+        """Append ``message`` to the job's log. It is sent within a second, at once if forced."""
+        if isinstance(message, bytes):
+            message = message.decode("utf-8", "replace")
+        self._outlet.write(message)
+        if forceFlush:
+            self._outlet.flush()
+
+    def updateProgress(
+        self,
+        total: float | None = None,
+        current: float | None = None,
+        message: str | None = None,
+        forceFlush: bool = False,
+    ) -> None:
+        """Set the job's progress; what is None stays as it is.
+
+        Call it as often as you like: only the newest state is sent, a few times a second.
+        """
+        changes = {"total": total, "current": current, "message": message}
+        self._outlet.progress({k: v for k, v in changes.items() if v is not None})
+        if forceFlush:
+            self._outlet.flush()
+
+    def updateStatus(self, status: int) -> None:
+        """Move the job to another state that is no end; the end is the runner's to tell."""
+        self.status = JobStatus(status)
+        self._outlet.status(self.status)
+
+    def refreshStatus(self) -> JobStatus:
+        """Return the job's state as this run knows it: CANCELING when it was asked to stop."""
+        return self.status
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Facts about one run. ``id`` is the job's id, ``delivery_info`` says where it runs."""
+
+    id: str | None = None
+    attempt: int = 1
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    hostname: str | None = None
+    girder_api_url: str | None = None
+
+    @property
+    def retries(self) -> int:
+        """How many attempts there were before this one."""
+        return self.attempt - 1
+
+
+class RunningJob:
+    """A job while it runs.
+
+    Attributes
+    ----------
+    id
+        The job's id, None when there is no job.
+    title
+        The job's title.
+    job_manager
+        A :class:`JobManager`: log, progress, status.
+    girder_client
+        A ``girder_client.GirderClient`` with the rights of the job's owner, limited to
+        reading and writing data. None when there is no job.
+    work_dir
+        A directory for this run alone. It is removed when the run ends.
+    request
+        A :class:`Request`.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: str | None = None,  # noqa: A002
+        title: str = "",
+        job_manager: JobManager | None = None,
+        girder_client: Any = None,
+        work_dir: Path | None = None,
+        request: Request | None = None,
+    ) -> None:
+        self.id = id
+        self.title = title
+        self.job_manager = job_manager or JobManager()
+        self.girder_client = girder_client
+        self.work_dir = work_dir
+        self.request = request or Request()
+
+    @property
+    def canceled(self) -> bool:
+        """Whether the job was asked to stop."""
+        return self.job_manager.status == JobStatus.CANCELING
+
+    def __repr__(self) -> str:
+        return f"<RunningJob {self.id or 'detached'} {self.title!r}>"
+
+
+#: The running job of this context.
+current: ContextVar[RunningJob | None] = ContextVar("girder_dask_job", default=None)
+
+
+def current_job() -> RunningJob:
+    """Return the job that this code is part of, or a detached one outside a job.
+
+    Examples
+    --------
+    >>> current_job().canceled
+    False
+    """
+    return current.get() or RunningJob()

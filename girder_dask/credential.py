@@ -1,0 +1,166 @@
+"""The scheduler's credential: an API key that may update Dask jobs and do nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from girder_dask.errors import GirderError
+
+__all__ = ["NAME", "SCOPE", "connect", "create", "write"]
+
+#: The only scope of the credential.
+SCOPE = "dask.jobs.update"
+
+#: The name that the key has in the list of its owner's keys.
+NAME = "girder_dask scheduler"
+
+
+def connect(
+    api_url: str,
+    *,
+    api_key: str | None = None,
+    login: str | None = None,
+    password: str | None = None,
+) -> Any:
+    """Return a ``girder_client.GirderClient`` that is logged in.
+
+    Parameters
+    ----------
+    api_url
+        Where Girder's REST API is, for example ``http://girder.example.org/api/v1``.
+    api_key
+        An API key. Without one, ``login`` and ``password`` are used.
+    login, password
+        A user's name and password.
+
+    Raises
+    ------
+    GirderError
+        If Girder does not answer, or refuses the key or the password.
+    """
+    import girder_client
+
+    client = girder_client.GirderClient(apiUrl=api_url)
+
+    def authenticate() -> None:
+        if api_key:
+            client.authenticate(apiKey=api_key)
+        else:
+            client.authenticate(username=login, password=password)
+
+    what = "the API key" if api_key else f"the login {login!r} with this password"
+    _request(api_url, authenticate, refused=f"Girder at {api_url} refuses {what}")
+    return client
+
+
+def create(client: Any, *, name: str = NAME, revoke_others: bool = False) -> str:
+    """Make an API key whose only scope is to update Dask jobs.
+
+    Parameters
+    ----------
+    client
+        A ``GirderClient`` of an administrator; see :func:`connect`.
+    name
+        The name of the key, by which its owner finds it in Girder.
+    revoke_others
+        Delete the other keys of this name and scope. Schedulers that use them are refused
+        from then on.
+
+    Returns
+    -------
+    str
+        The key. Girder shows it to its owner alone.
+
+    Raises
+    ------
+    GirderError
+        If the user is no administrator, or if Girder does not have the dask plugin.
+    """
+    url = client.urlBase.rstrip("/")
+    user = _request(url, lambda: client.get("user/me"), refused="Girder refuses to say who you are")
+    if not user or not user.get("admin"):
+        who = f"{user['login']} is" if user else "This key or login is"
+        raise GirderError(
+            f"{who} not an administrator of {url}. The scheduler updates the jobs of all users, "
+            "so that only an administrator can make its credential.",
+            status=403,
+        )
+    others = _keys(client) if revoke_others else []
+    key = _request(
+        url,
+        lambda: client.post(
+            "api_key", parameters={"name": name, "scope": f'["{SCOPE}"]', "active": True}
+        ),
+        refused=f"Girder at {url} made no key",
+    )
+    for other in others:
+        if other["name"] == name and other["scope"] == [SCOPE]:
+            client.delete(f"api_key/{other['_id']}")
+    return str(key["key"])
+
+
+def write(path: Path, key: str) -> None:
+    """Write a secret to a file that only its owner can read, at once or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+        f.write(key + "\n")
+    partial.replace(path)
+
+
+def _keys(client: Any) -> list[Any]:
+    return list(client.listResource("api_key"))
+
+
+def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
+    """Make a request, and turn its errors into messages that say what to do."""
+    import girder_client
+    import requests
+
+    try:
+        return call()
+    except girder_client.AuthenticationError as e:
+        raise GirderError(f"{refused}.", status=401) from e
+    except girder_client.HttpError as e:
+        text = e.responseText or ""
+        if "Invalid scopes" in text:
+            raise GirderError(
+                f"Girder at {url} does not have the dask plugin, which defines the scope {SCOPE}. "
+                "Run pip install 'girder_dask[girder]' in Girder's environment and start Girder "
+                "again.",
+                status=e.status,
+            ) from e
+        if e.status == 404:
+            raise GirderError(
+                f"{url} is not Girder's REST API. Its address usually ends in /api/v1.", status=404
+            ) from e
+        message = _message(e)
+        raise GirderError(f"{refused} (HTTP {e.status}): {message}", status=e.status) from e
+    except requests.exceptions.JSONDecodeError as e:
+        raise GirderError(
+            f"{url} is not Girder's REST API: its answer is no JSON. Its address usually ends in "
+            "/api/v1."
+        ) from e
+    except (requests.exceptions.RequestException, OSError) as e:
+        raise GirderError(f"Girder cannot be reached at {url}: {_cause(e)}.") from e
+
+
+def _message(error: Any) -> str:
+    try:
+        return str(error.response.json()["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return str(error.responseText or error)[:300]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first reason that says something, from inside what libraries wrapped."""
+    while True:
+        inner = error.__cause__ or getattr(error, "reason", None)
+        if inner is None and error.args and isinstance(error.args[0], BaseException):
+            inner = error.args[0]
+        if not isinstance(inner, BaseException):
+            return str(error).rstrip(".")
+        error = inner

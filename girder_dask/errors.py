@@ -1,0 +1,118 @@
+"""Everything that girder_dask raises.
+
+::
+
+    GirderDaskError
+    ├── NotConnectedError          delay() was called where no Girder is known
+    ├── SubmissionError            a call cannot become a job; nothing was recorded
+    │   ├── ArgumentError          an argument cannot be pickled
+    │   └── PayloadTooLargeError   the arguments are larger than a job may carry
+    ├── GirderError                Girder refused, or could not be reached
+    ├── SchedulerError             the Dask scheduler refused, or could not be reached
+    ├── JobError                   a job did not end in SUCCESS
+    │   ├── JobFailed              the task raised; the remote exception is the cause
+    │   ├── JobCanceled            the job was canceled (also raised inside the task)
+    │   └── ResultUnavailable      the job succeeded, but its value is no longer kept
+    ├── TaskNotFoundError          a worker cannot import the task
+    ├── TransformError             an input could not be fetched, or an output not pushed
+    └── StackError                 a part of the embedded stack did not start
+
+Each message says what happened, to which job or task, and what to do. Those of
+:class:`TaskNotFoundError` and :class:`TransformError` are written for the owner of a
+job: they end up in its log and hold no address or secret that the owner may not see.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "GirderDaskError",
+    "GirderError",
+    "JobCanceled",
+    "JobError",
+    "JobFailed",
+    "NotConnectedError",
+    "PayloadTooLargeError",
+    "ResultUnavailable",
+    "SchedulerError",
+    "StackError",
+    "SubmissionError",
+    "TaskNotFoundError",
+    "TransformError",
+]
+
+
+class GirderDaskError(Exception):
+    """The root of all errors of this package."""
+
+
+class NotConnectedError(GirderDaskError):
+    """``delay()`` was called where no Girder is known, so no job can be recorded."""
+
+
+class SubmissionError(GirderDaskError):
+    """A call cannot become a job. Nothing was recorded."""
+
+    def __init__(self, message: str, *, task: str | None = None) -> None:
+        super().__init__(message)
+        self.task = task
+
+
+class ArgumentError(SubmissionError):
+    """An argument of a call cannot be pickled."""
+
+
+class PayloadTooLargeError(SubmissionError):
+    """The pickled arguments of a call are larger than what is stored with a job."""
+
+
+class GirderError(GirderDaskError):
+    """Girder refused a request, or could not be reached.
+
+    ``status`` is the HTTP status of the answer, ``None`` when there was no answer.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class SchedulerError(GirderDaskError):
+    """The Dask scheduler refused a request, or could not be reached."""
+
+
+class JobError(GirderDaskError):
+    """A job did not end in SUCCESS, or its value is not to be had."""
+
+    def __init__(self, message: str, *, job_id: str | None = None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class JobFailed(JobError):
+    """A task raised. The exception it raised, if it could be kept, is ``__cause__``."""
+
+
+class JobCanceled(JobError):
+    """A job was canceled. Raised by ``JobResult.get()``, and inside a task that is stopped."""
+
+    def __init__(
+        self, message: str = "The job was canceled.", *, job_id: str | None = None
+    ) -> None:
+        super().__init__(message, job_id=job_id)
+
+
+class ResultUnavailable(JobError):
+    """A job succeeded, but the value that it returned is no longer kept anywhere."""
+
+
+class TaskNotFoundError(GirderDaskError):
+    """A worker cannot import the task, or something that its arguments need."""
+
+
+class TransformError(GirderDaskError):
+    """An input could not be fetched from Girder, or an output not pushed to it."""
+
+
+class StackError(GirderDaskError):
+    """A part of the embedded stack did not start."""

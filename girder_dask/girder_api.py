@@ -1,0 +1,135 @@
+"""The routes of our Girder plugin, as a client sees them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import requests
+
+from girder_dask._version import __version__
+from girder_dask.errors import GirderError
+from girder_dask.jobs import from_json, to_json
+
+__all__ = ["GirderApi"]
+
+
+class GirderApi:
+    """A connection to the REST API of a Girder with the dask plugin.
+
+    It signs in with an API key when it is first used, and again when Girder no longer
+    knows its token. One thread may use it at a time; the connection is kept open.
+
+    Parameters
+    ----------
+    url
+        The REST API, for example ``http://girder.example.org:8080/api/v1``.
+    api_key
+        What ``girder-dask credential`` made, or None to use only what is public.
+    timeout
+        Seconds that an answer may take.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, *, timeout: float = 60.0) -> None:
+        self.url = url.rstrip("/")
+        self._api_key = api_key
+        self._timeout = timeout
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"girder_dask/{__version__}"
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
+    def ping(self) -> dict[str, Any]:
+        """Return what the plugin says of itself to anybody: its version."""
+        return dict(self._request("GET", "dask/ping"))
+
+    def check_credential(self) -> None:
+        """Raise GirderError unless the API key is good for updating jobs."""
+        self._signed("GET", "dask/credential")
+
+    def update(self, scheduler: str, updates: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """Apply updates of many jobs.
+
+        Parameters
+        ----------
+        scheduler
+            The id of this run of the scheduler.
+        updates
+            Values of :meth:`girder_dask.jobs.JobUpdate.to_wire`.
+
+        Returns
+        -------
+        dict
+            Job ids under ``stale``, ``gone`` and ``cancel``.
+        """
+        body = {"scheduler": scheduler, "updates": to_json(updates)}
+        return dict(self._signed("POST", "dask/job/updates", json=body))
+
+    def claim(self, scheduler: str, limit: int) -> dict[str, Any]:
+        """Take over unfinished jobs that this scheduler does not have.
+
+        Returns
+        -------
+        dict
+            ``specs``, values of :meth:`girder_dask.jobs.JobSpec.to_wire`, and ``cancel``,
+            job ids.
+        """
+        body = {"scheduler": scheduler, "limit": limit}
+        return dict(from_json(self._signed("POST", "dask/job/claim", json=body)))
+
+    def _signed(self, method: str, path: str, **arguments: Any) -> Any:
+        with self._lock:
+            if "Girder-Token" not in self._session.headers:
+                self._sign_in()
+            try:
+                return self._request(method, path, **arguments)
+            except GirderError as e:
+                if e.status != 401:
+                    raise
+            self._sign_in()
+            return self._request(method, path, **arguments)
+
+    def _sign_in(self) -> None:
+        if not self._api_key:
+            raise GirderError(
+                "The scheduler has no credential for Girder. Make one with 'girder-dask "
+                "credential' and set girder.credential-file (or DASK_GIRDER__CREDENTIAL).",
+                status=401,
+            )
+        self._session.headers.pop("Girder-Token", None)
+        answer = self._request("POST", "api_key/token", data={"key": self._api_key})
+        self._session.headers["Girder-Token"] = answer["authToken"]["token"]
+
+    def _request(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            response = self._session.request(
+                method, f"{self.url}/{path}", timeout=self._timeout, **arguments
+            )
+        except requests.RequestException as e:
+            raise GirderError(f"Girder does not answer at {self.url} ({_cause(e)}).") from e
+        if response.ok:
+            return response.json()
+        raise GirderError(
+            f"Girder at {self.url} answered {response.status_code} to {method} {path}: "
+            f"{_message(response)}",
+            status=response.status_code,
+        )
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost reason of an error of requests, without object addresses."""
+    reason = error.args[0] if error.args else error
+    reason = getattr(reason, "reason", reason)
+    text = str(reason)
+    return text.rpartition(": ")[2] if "object at 0x" in text else text
+
+
+def _message(response: requests.Response) -> str:
+    try:
+        return str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.reason or "no reason given"

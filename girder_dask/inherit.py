@@ -1,0 +1,226 @@
+"""What a job starts belongs to the job: threads, thread pools, subprocesses and forks.
+
+While installed, and only for code that runs in a job:
+
+* ``threading.Thread.start``: the thread runs with the context of the one that starts it.
+* ``ThreadPoolExecutor.submit``: the work runs in a copy of the context of the submitter,
+  also outside of jobs, as the pool's threads may have been started by another job.
+* ``subprocess.Popen``: a stream that the child would inherit from the worker becomes the
+  job's pipe; so does one that is named as ``sys.stdout``, ``sys.stderr`` or their
+  descriptors. Others are left alone. ``os.popen`` and asyncio use it too.
+* ``os.system``: runs the shell through ``subprocess``.
+* ``os.fork``, and ``multiprocessing`` with the start method ``fork``: the child's streams and
+  its descriptors 1 and 2 become the job's pipe.
+
+Known limits
+------------
+``multiprocessing`` with ``spawn`` or ``forkserver``, ``os.posix_spawn`` and threads started
+with ``_thread`` write to the worker's own log. The threads of a ``multiprocessing.pool.ThreadPool``
+belong to the job that made the pool. Nothing but threads is carried on Windows.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any
+
+from girder_dask import joblog
+from girder_dask.joblog import JobLog, current
+from girder_dask.streams import RoutingBuffer, RoutingStream
+
+__all__ = ["install", "uninstall"]
+
+_POSIX = os.name == "posix"
+
+#: Where Popen's stdout and stderr stand among its positional arguments.
+_POSITIONS = {"stdout": 4, "stderr": 5}
+
+_patches: list[tuple[Any, str, Any, Any]] = []
+_install_lock = threading.Lock()
+_hooked = False
+_active = False
+#: What descriptors 1 and 2 were when the worker forked.
+_standard: dict[int, tuple[int, int]] = {}
+
+
+def install() -> None:
+    """Start to carry jobs into what they start. Does nothing the second time."""
+    global _active, _hooked
+    with _install_lock:
+        if _active:
+            return
+        _patch(threading.Thread, "start", _thread_start)
+        _patch(concurrent.futures.ThreadPoolExecutor, "submit", _submit)
+        if _POSIX:
+            _patch(subprocess.Popen, "__init__", _popen_init)
+            _patch(os, "system", _system)
+            if not _hooked:
+                # There is no way to take these back; they look at _active.
+                os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+                _hooked = True
+        _active = True
+
+
+def uninstall() -> None:
+    """Put back what :func:`install` replaced, unless somebody has replaced it since."""
+    global _active
+    with _install_lock:
+        _active = False
+        while _patches:
+            owner, name, original, replacement = _patches.pop()
+            if getattr(owner, name) is replacement:
+                setattr(owner, name, original)
+
+
+def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    replacement = functools.wraps(original)(make(original))
+    setattr(owner, name, replacement)
+    _patches.append((owner, name, original, replacement))
+
+
+# -- threads -------------------------------------------------------------------------------
+
+
+def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
+    def start(self: threading.Thread) -> None:
+        log = current.get() if _active else None
+        if log is None or _is_dasks(self):
+            original(self)
+            return
+        log.settle()
+        context, run = copy_context(), self.run
+
+        def run_in_job() -> None:
+            # Set rather than run in the context, so that an exception that ends the thread
+            # is shown in the job's log too: that happens after run().
+            for variable, value in context.items():
+                variable.set(value)
+            self.__dict__.pop("run", None)  # the thread is as it was, and no cycle is left
+            run()
+
+        self.run = run_in_job  # type: ignore[method-assign]
+        try:
+            original(self)
+        except BaseException:
+            self.__dict__.pop("run", None)
+            raise
+
+    return start
+
+
+def _is_dasks(thread: threading.Thread) -> bool:
+    """Say whether Dask runs the thread: it outlives the job that happened to need it first."""
+    module = getattr(getattr(thread, "_target", None), "__module__", None) or ""
+    return module.startswith("distributed.")
+
+
+def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
+    def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        log = current.get()
+        if log is not None:
+            log.settle()
+        return original(self, copy_context().run, fn, *args, **kwargs)
+
+    return submit
+
+
+# -- subprocesses --------------------------------------------------------------------------
+
+
+def _popen_init(original: Callable[..., None]) -> Callable[..., None]:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        log = current.get() if _active else None
+        if log is None:
+            original(self, *args, **kwargs)
+            return
+        with log.lend_pipe() as fd:
+            if fd is not None:
+                args = _redirect(fd, args, kwargs)
+            original(self, *args, **kwargs)
+
+    return init
+
+
+def _redirect(fd: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Put ``fd`` where a child would write to the worker's streams."""
+    positional = list(args)
+    for name, position in _POSITIONS.items():
+        if position < len(positional):
+            if _is_workers(positional[position]):
+                positional[position] = fd
+        elif _is_workers(kwargs.get(name)):
+            kwargs[name] = fd
+    return tuple(positional)
+
+
+def _is_workers(stream: Any) -> bool:
+    if stream is None or isinstance(stream, (RoutingStream, RoutingBuffer)):
+        return True
+    return isinstance(stream, int) and stream in (1, 2)
+
+
+def _system(original: Callable[[Any], int]) -> Callable[[Any], int]:
+    def system(command: Any) -> int:
+        if not _active or current.get() is None:
+            return original(command)
+        code = subprocess.call(command, shell=True, close_fds=False)  # noqa: S602 - it is os.system
+        return code << 8 if code >= 0 else -code
+
+    return system
+
+
+# -- forks ---------------------------------------------------------------------------------
+
+
+def _before_fork() -> None:
+    log = current.get() if _active else None
+    if log is None:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        # The child would write what the worker's own stream still holds once more.
+        if isinstance(stream, RoutingStream):
+            with contextlib.suppress(OSError, ValueError):
+                stream.original.flush()
+    log.settle()
+    with contextlib.suppress(ValueError):  # closed: the child writes to the worker's stderr
+        log.pipe()
+    _standard.clear()
+    for fd in (1, 2):
+        with contextlib.suppress(OSError):
+            _standard[fd] = _identity(fd)
+
+
+def _after_fork_in_child() -> None:
+    if not _active:
+        return
+    joblog.after_fork_in_child()
+    log = current.get()
+    if log is not None:
+        _redirect_descriptors(log)
+
+
+def _redirect_descriptors(log: JobLog) -> None:
+    """Make descriptors 1 and 2 of this child the job's pipe, for what is not Python."""
+    try:
+        pipe = log.pipe()
+    except ValueError:
+        return
+    for fd, identity in _standard.items():
+        with contextlib.suppress(OSError):
+            # A pseudo-terminal (os.forkpty) has put its own there before.
+            if _identity(fd) == identity:
+                os.dup2(pipe, fd)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

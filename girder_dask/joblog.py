@@ -1,0 +1,493 @@
+"""The log of one job: a bounded buffer that its threads and subprocesses fill.
+
+Text is kept in the order in which it was written. What a job's subprocesses write comes
+through one pipe, which is emptied before each write of the job itself, so that the lines of
+a program that has ended stand before the lines that follow it.
+
+A line stays whole though several threads write (see :mod:`girder_dask.lines`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextvars import Context, ContextVar
+from typing import TextIO
+
+from girder_dask.lines import Lines
+from girder_dask.pump import Pump
+
+__all__ = ["JobLog", "capturing", "current"]
+
+#: The log of the job that the running code belongs to, or None outside of jobs.
+current: ContextVar[JobLog | None] = ContextVar("girder_dask_log", default=None)
+
+#: Most seconds that a thread waits for room if an event loop runs in it: the loop may be
+#: the very one that takes the text away.
+_LOOP_GRACE = 1.0
+
+_CHUNK = 64 * 1024
+#: Most bytes that are read from a pipe at once. More than a pipe holds by default.
+_DRAIN = 1024 * 1024
+#: The longest unfinished line that a forked child keeps to itself (PIPE_BUF on Linux).
+_CHILD_LINE = 4096
+#: The pipe as a writer; threads are known by their identifier, which is positive.
+_PIPE = -1
+
+_logs: weakref.WeakSet[JobLog] = weakref.WeakSet()
+_pump: Pump | None = None
+_pump_lock = threading.RLock()
+_worker_stderr: TextIO | None = None
+
+
+@contextlib.contextmanager
+def capturing(log: JobLog) -> Iterator[JobLog]:
+    """Make ``log`` the one that output in the calling thread's context goes to.
+
+    >>> log = JobLog()
+    >>> with capturing(log):
+    ...     assert current.get() is log
+    """
+    token = current.set(log)
+    try:
+        yield log
+    finally:
+        current.reset(token)
+
+
+class JobLog:
+    """What a job has written and nobody has taken yet.
+
+    Parameters
+    ----------
+    on_text
+        Called without arguments and outside of any job when there is text to take, once
+        until the next :meth:`take`, from whichever thread wrote. It should do no more than
+        wake the one that takes.
+    capacity
+        Characters that may wait. A writer that finds as many has to wait until some are
+        taken, and subprocesses are held up by their pipe.
+
+    Examples
+    --------
+    >>> log = JobLog()
+    >>> log.write("Counted ")
+    8
+    >>> log.write("7 coins\\n".encode())
+    8
+    >>> log.take()
+    'Counted 7 coins\\n'
+    >>> log.close()
+    """
+
+    def __init__(
+        self, on_text: Callable[[], None] | None = None, capacity: int = 4 * 1024 * 1024
+    ) -> None:
+        self._on_text = on_text
+        self._capacity = capacity
+        # Reentrant: the garbage collector may run a __del__ that prints while it is held.
+        self._lock = threading.RLock()
+        self._room = threading.Condition(self._lock)
+        self._lines = Lines()
+        self._size = 0
+        self._announced = False
+        self._closed = False
+        self._timer_set = False
+        self._decoders: dict[Hashable, codecs.IncrementalDecoder] = {}
+        self._read_fd: int | None = None
+        self._write_fd: int | None = None
+        self._paused = False
+        self._forked = False
+        self._child_line = b""
+        #: The warnings that this job has shown, see :mod:`girder_dask.logs`.
+        self.warned: set[Hashable] = set()
+        _logs.add(self)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def write(self, text: str | bytes | bytearray | memoryview, source: str = "") -> int:
+        """Add text. Waits while the buffer is full; after :meth:`close` it goes to stderr.
+
+        Parameters
+        ----------
+        text
+            Text, or bytes in UTF-8. A character may be split over several writes of bytes.
+        source
+            A name for the stream that the bytes come from.
+
+        Returns
+        -------
+        int
+            The number of characters, or of bytes, that were given.
+        """
+        if not isinstance(text, (str, bytes)):
+            if not isinstance(text, (bytearray, memoryview)):
+                raise TypeError(f"write() argument must be str or bytes, not {type(text).__name__}")
+            text = bytes(text)
+        with self._lock:
+            if self._forked:
+                self._write_forked(text)
+                return len(text)
+            self._prepare()
+            decoded = self._to_text(source, text)
+            closed = self._closed
+            if not closed:
+                self._add(threading.get_ident(), decoded)
+            announce = self._must_announce()
+        if closed:
+            _write_worker(decoded)
+        if announce:
+            self._announce()
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: what is written can be taken at once. A forked child sends its line."""
+        with self._lock:
+            if self._forked:
+                self._flush_forked()
+
+    def settle(self) -> None:
+        """Let go of a line that is begun, and of what waits for its end.
+
+        To be called before something is started that may write to this log as well.
+        """
+        with self._lock:
+            self._lines.settle()
+            announce = self._must_announce()
+        if announce:
+            self._announce()
+
+    def _prepare(self) -> None:
+        """Wait for room, and take in what subprocesses wrote before."""
+        if self._size >= self._capacity:
+            self._wait_for_room()
+        if self._read_fd is not None and not self._closed:
+            self._drain()
+
+    def _to_text(self, source: str, text: str | bytes) -> str:
+        if isinstance(text, str) and not self._decoders:
+            return text
+        key = (source, threading.get_ident())
+        if isinstance(text, str):
+            return self._decode(key, b"", final=True) + text
+        return self._decode(key, text)
+
+    def _wait_for_room(self) -> None:
+        deadline = time.monotonic() + _LOOP_GRACE if _in_event_loop() else None
+        while self._size >= self._capacity and not self._closed:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                return
+            self._room.wait(remaining)
+
+    def _decode(self, key: Hashable, data: bytes, *, final: bool = False) -> str:
+        decoder = self._decoders.pop(key, None)
+        if decoder is None:
+            try:
+                return data.decode("utf-8")
+            except UnicodeDecodeError:
+                decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        text = decoder.decode(data, final)
+        if decoder.getstate()[0]:
+            self._decoders[key] = decoder
+        return text
+
+    # -- lines that wait for the end of another --------------------------------------------
+
+    def _add(self, writer: int, text: str) -> None:
+        if text:
+            self._size += len(text)
+            self._lines.add(writer, text)
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if not self._timer_set:
+            remaining = self._lines.remaining()
+            if remaining is not None:
+                self._timer_set = True
+                pump().call_later(remaining, self._on_timer)
+
+    def _on_timer(self) -> None:
+        with self._lock:
+            self._timer_set = False
+            self._lines.release_due()
+            self._set_timer()
+            announce = self._must_announce()
+        if announce:
+            self._announce()
+
+    # -- taking ----------------------------------------------------------------------------
+
+    def take(self, limit: int | None = None) -> str:
+        """Remove and return the text that waits, first in, first out.
+
+        Parameters
+        ----------
+        limit
+            The most characters to return. Where that leaves some, ``on_text`` is called
+            again, from here.
+
+        Returns
+        -------
+        str
+            Text that can be encoded in UTF-8: lone surrogates become ``\\udcxx``.
+        """
+        with self._lock:
+            self._lines.release_due()
+            if self._read_fd is not None and not self._closed and self._size < self._capacity:
+                self._drain()
+            if limit is None:
+                pieces, self._lines.pieces = self._lines.pieces, deque()
+            else:
+                pieces = self._split(limit)
+            text = "".join(pieces)
+            self._size -= len(text)
+            self._announced = False
+            announce = self._must_announce()
+            if self._size < self._capacity:
+                self._room.notify_all()
+                self._resume()
+        if announce:
+            self._announce()
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+        return text
+
+    def _split(self, limit: int) -> deque[str]:
+        taken: deque[str] = deque()
+        while self._lines.pieces and limit > 0:
+            piece = self._lines.pieces.popleft()
+            if len(piece) > limit:
+                self._lines.pieces.appendleft(piece[limit:])
+                piece = piece[:limit]
+            taken.append(piece)
+            limit -= len(piece)
+        return taken
+
+    def _must_announce(self) -> bool:
+        if self._announced or not self._lines.pieces:
+            return False
+        self._announced = True
+        return True
+
+    def _announce(self) -> None:
+        if self._on_text is None:
+            return
+        try:
+            # Not in the job's context, which would follow whatever the call sets going.
+            Context().run(self._on_text)
+        except Exception:  # noqa: BLE001 - whatever it is, it is not the fault of the job's code
+            _write_worker(traceback.format_exc())
+
+    # -- subprocesses ----------------------------------------------------------------------
+
+    def pipe(self) -> int:
+        """Return the descriptor that subprocesses of this job write to.
+
+        There is one pipe for a job, made when it is first needed and closed by
+        :meth:`close`. The descriptor is not inheritable.
+
+        Raises
+        ------
+        ValueError
+            If the log is closed.
+        """
+        with self._lock:
+            if self._write_fd is None:
+                if self._closed or self._forked:
+                    raise ValueError("The log of this job is closed.")
+                self._read_fd, self._write_fd = os.pipe()
+                os.set_blocking(self._read_fd, False)
+                pump().watch(self._read_fd, self._on_readable)
+            return self._write_fd
+
+    @contextlib.contextmanager
+    def lend_pipe(self) -> Iterator[int | None]:
+        """Give a duplicate of :meth:`pipe` that stays valid should the log be closed meanwhile.
+
+        None if it is closed already.
+        """
+        fd: int | None = None
+        self.settle()
+        with self._lock, contextlib.suppress(ValueError):
+            fd = os.dup(self.pipe())
+        try:
+            yield fd
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _drain(self) -> None:
+        fd = self._read_fd
+        if fd is None:
+            return
+        total = 0
+        while total < _DRAIN:
+            try:
+                data = os.read(fd, _CHUNK)
+            except BlockingIOError:
+                return
+            if not data:
+                self._end_pipe()
+            self._add(_PIPE, self._decode(_PIPE, data, final=not data))
+            total += len(data)
+            if len(data) < _CHUNK:
+                return
+
+    def _on_readable(self) -> None:
+        with self._lock:
+            if self._closed:
+                leftover = self._read_leftover()
+            else:
+                leftover = ""
+                if self._read_fd is not None and self._size < self._capacity:
+                    self._drain()
+                if self._read_fd is not None and self._size >= self._capacity:
+                    pump().unwatch(self._read_fd)
+                    self._paused = True
+            announce = self._must_announce()
+        if leftover:
+            _write_worker(leftover)
+        if announce:
+            self._announce()
+
+    def _resume(self) -> None:
+        if self._paused and self._read_fd is not None:
+            self._paused = False
+            pump().watch(self._read_fd, self._on_readable)
+
+    def _read_leftover(self) -> str:
+        """Return what a process that outlives its job has written."""
+        if self._read_fd is None:
+            return ""
+        try:
+            data = os.read(self._read_fd, _CHUNK)
+        except BlockingIOError:
+            return ""
+        if not data:
+            self._end_pipe()
+        return self._decode(_PIPE, data, final=not data)
+
+    def _end_pipe(self) -> None:
+        if self._read_fd is not None:
+            pump().unwatch(self._read_fd)
+            os.close(self._read_fd)
+            self._read_fd = None
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take in what is there, and no more.
+
+        What waits can still be taken. What is written from now on, by threads and processes
+        that outlive their job, goes to the worker's own stderr.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            if self._forked:
+                self._flush_forked()
+                return
+            if self._write_fd is not None:
+                os.close(self._write_fd)
+                self._write_fd = None
+            # Comes to the end of the pipe, and closes it, unless a process outlives the job.
+            self._drain()
+            for key in list(self._decoders):
+                if key != _PIPE:
+                    self._add(threading.get_ident(), self._decode(key, b"", final=True))
+            self._lines.settle()
+            self._closed = True
+            self._room.notify_all()
+            self._resume()
+            announce = self._must_announce()
+        if announce:
+            self._announce()
+
+    # -- in a forked child -----------------------------------------------------------------
+
+    def become_forked(self, *, keep_pipe: bool) -> None:
+        """Write straight to the pipe from now on: this is a copy in a forked child."""
+        self._lock = threading.RLock()
+        self._room = threading.Condition(self._lock)
+        self._forked = True
+        self._on_text = None
+        if self._read_fd is not None:
+            os.close(self._read_fd)
+            self._read_fd = None
+        if self._write_fd is not None and not keep_pipe:
+            os.close(self._write_fd)
+            self._write_fd = None
+
+    def _write_forked(self, text: str | bytes) -> None:
+        if isinstance(text, str):
+            text = text.encode("utf-8", "backslashreplace")
+        self._child_line += text
+        # Whole lines, because a pipe keeps small writes together and others write to it too.
+        if b"\n" in text or len(self._child_line) > _CHILD_LINE:
+            self._flush_forked()
+
+    def _flush_forked(self) -> None:
+        data, self._child_line = self._child_line, b""
+        fd = 2 if self._write_fd is None else self._write_fd
+        with contextlib.suppress(OSError):  # nobody is left to read it
+            while data:
+                data = data[os.write(fd, data) :]
+
+
+def pump() -> Pump:
+    """Return the pump of this process."""
+    global _pump
+    with _pump_lock:
+        if _pump is None:
+            _pump = Pump()
+        return _pump
+
+
+def after_fork_in_child() -> None:
+    """Make the logs of the parent fit for a forked child.
+
+    The current job's log writes to its pipe, the others are let go of.
+    """
+    global _pump, _pump_lock
+    _pump_lock = threading.RLock()
+    if _pump is not None:
+        _pump.abandon()
+        _pump = None
+    log = current.get()
+    for other in list(_logs):
+        other.become_forked(keep_pipe=other is log)
+
+
+def set_worker_stderr(stream: TextIO | None) -> None:
+    """Say where the output of what outlives its job goes. None: the process's own stderr."""
+    global _worker_stderr
+    _worker_stderr = stream
+
+
+def _write_worker(text: str) -> None:
+    stream = sys.__stderr__ if _worker_stderr is None else _worker_stderr
+    if stream is not None:
+        # A worker whose stderr is gone has nowhere left to say so.
+        with contextlib.suppress(OSError, ValueError):
+            stream.write(text)
+            stream.flush()
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,255 @@
+"""What a job is, and what of it travels between Girder, the scheduler and the workers.
+
+Values here are frozen and carry a version. ``to_wire`` gives plain types that msgpack
+(Dask's comms) can send; :func:`to_json` and :func:`from_json` wrap the bytes among them
+for HTTP. No ``repr`` shows a token or the bytes of a call.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from typing import Any
+
+__all__ = [
+    "FINAL",
+    "HANDLER",
+    "PREDECESSORS",
+    "WIRE_VERSION",
+    "JobEvent",
+    "JobSpec",
+    "JobStatus",
+    "JobUpdate",
+    "can_follow",
+    "from_json",
+    "to_json",
+]
+
+#: The ``handler`` of a job document that this package runs.
+HANDLER = "dask_handler"
+
+#: The version of what travels. A receiver refuses a version that it does not know.
+WIRE_VERSION = 1
+
+
+class JobStatus(IntEnum):
+    """The states of a job.
+
+    0 to 5 are the numbers of ``girder_jobs.constants.JobStatus``, 820 to 824 those of
+    ``girder_plugin_worker.status.CustomJobStatus``, so that existing clients read them.
+    """
+
+    INACTIVE = 0
+    QUEUED = 1
+    RUNNING = 2
+    SUCCESS = 3
+    ERROR = 4
+    CANCELED = 5
+    FETCHING_INPUT = 820
+    CONVERTING_INPUT = 821
+    CONVERTING_OUTPUT = 822
+    PUSHING_OUTPUT = 823
+    CANCELING = 824
+
+
+#: The states that a job never leaves.
+FINAL = frozenset({JobStatus.SUCCESS, JobStatus.ERROR, JobStatus.CANCELED})
+
+_AT_WORK = frozenset(
+    {
+        JobStatus.FETCHING_INPUT,
+        JobStatus.CONVERTING_INPUT,
+        JobStatus.RUNNING,
+        JobStatus.CONVERTING_OUTPUT,
+        JobStatus.PUSHING_OUTPUT,
+    }
+)
+_BEFORE_END = _AT_WORK | {JobStatus.INACTIVE, JobStatus.QUEUED}
+
+#: For each state, the states that it may follow. A job at work goes back to QUEUED when
+#: its worker is lost and it is tried again. A job that was asked to stop when it had
+#: already finished ends as it finished.
+PREDECESSORS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.INACTIVE: frozenset(),
+    JobStatus.QUEUED: _AT_WORK | {JobStatus.INACTIVE},
+    JobStatus.FETCHING_INPUT: frozenset({JobStatus.QUEUED}),
+    JobStatus.CONVERTING_INPUT: frozenset(
+        {JobStatus.QUEUED, JobStatus.FETCHING_INPUT, JobStatus.RUNNING}
+    ),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.QUEUED, JobStatus.FETCHING_INPUT, JobStatus.CONVERTING_INPUT}
+    ),
+    JobStatus.CONVERTING_OUTPUT: frozenset({JobStatus.RUNNING}),
+    JobStatus.PUSHING_OUTPUT: frozenset({JobStatus.RUNNING, JobStatus.CONVERTING_OUTPUT}),
+    JobStatus.CANCELING: _BEFORE_END,
+    JobStatus.CANCELED: _BEFORE_END | {JobStatus.CANCELING},
+    JobStatus.ERROR: _BEFORE_END | {JobStatus.CANCELING},
+    JobStatus.SUCCESS: _AT_WORK | {JobStatus.CANCELING},
+}
+
+
+def can_follow(current: int, new: int) -> bool:
+    """Say whether a job in state ``current`` may go to state ``new``.
+
+    >>> can_follow(JobStatus.QUEUED, JobStatus.RUNNING)
+    True
+    >>> can_follow(JobStatus.SUCCESS, JobStatus.ERROR)
+    False
+    """
+    return current in PREDECESSORS[JobStatus(new)]
+
+
+class _Wire:
+    """Conversion of a flat frozen dataclass to and from plain types."""
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, as plain types."""
+        wire: dict[str, Any] = {"version": WIRE_VERSION}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if value is not None and value != f.default:
+                wire[f.name] = value
+        return wire
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Any:
+        """Build the value again.
+
+        Raises
+        ------
+        ValueError
+            If it was written by a version of girder_dask that this one cannot read.
+        """
+        version = wire.get("version")
+        if version != WIRE_VERSION:
+            raise ValueError(
+                f"A {cls.__name__} of wire version {version!r} cannot be read here (this is "
+                f"version {WIRE_VERSION}). Install the same girder_dask in Girder, on the "
+                "scheduler and on the workers; 'girder-dask doctor' shows which differs."
+            )
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{k: v for k, v in wire.items() if k in known})
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec(_Wire):
+    """All that is needed to run one attempt of a job.
+
+    Attributes
+    ----------
+    id
+        The id of the job document, 24 hexadecimal digits.
+    attempt
+        1 for the first run; a new run of the same job is a new attempt.
+    task
+        The task, as ``package.module:qualified_name``.
+    payload
+        The pickled call (see :mod:`girder_dask.payload`). Only a worker opens it.
+    token
+        A Girder token that belongs to this job alone.
+    api_url
+        Where Girder's REST API is, as Girder sees itself. A worker's own configuration
+        comes first.
+    package
+        The distribution that holds the task, with its version, for error messages.
+    title
+        The title of the job.
+    retries
+        How many more times a task that raised is tried.
+    timeout
+        Seconds that the function may run, or None.
+    resources
+        Dask worker resources that the job needs.
+    priority
+        Larger runs earlier.
+    isolation
+        ``'thread'`` or ``'process'``.
+    """
+
+    id: str
+    attempt: int
+    task: str
+    payload: bytes = field(default=b"", repr=False)
+    token: str | None = field(default=None, repr=False)
+    api_url: str | None = None
+    package: str | None = None
+    title: str = ""
+    retries: int = 0
+    timeout: float | None = None
+    resources: Mapping[str, float] | None = None
+    priority: int = 0
+    isolation: str = "thread"
+
+    @property
+    def key(self) -> str:
+        """The Dask key of this attempt, fresh for each one."""
+        name = self.task.rpartition(":")[2].replace(".", "_").strip("<>") or "job"
+        return f"{name}-{self.id}-{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent(_Wire):
+    """Something that happened to an attempt of a job.
+
+    ``time`` is in seconds since the epoch, when it happened. ``log`` is text to append,
+    ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the pickled
+    return value, and ``error`` one line that says why a job ended in ERROR. An event of a
+    run names that execution and the address of its worker.
+    """
+
+    id: str
+    attempt: int
+    time: float
+    status: int | None = None
+    log: str | None = None
+    progress: Mapping[str, Any] | None = None
+    result: bytes | None = field(default=None, repr=False)
+    error: str | None = None
+    run: str | None = None
+    worker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate(_Wire):
+    """All that Girder has not yet heard of an attempt of a job, merged from its events.
+
+    ``sequence`` grows with each update of the same attempt, so that one which is sent
+    twice is applied once. ``statuses`` are ``[status, time]`` pairs in order.
+    """
+
+    id: str
+    attempt: int
+    sequence: int
+    statuses: list[list[float]] | None = None
+    log: str | None = None
+    progress: Mapping[str, Any] | None = None
+    result: bytes | None = field(default=None, repr=False)
+    error: str | None = None
+
+
+def to_json(wire: Any) -> Any:
+    """Make wire types fit for JSON: bytes become ``{"b64": …}``.
+
+    >>> from_json(to_json({"payload": b"x", "n": [1, 2]}))
+    {'payload': b'x', 'n': [1, 2]}
+    """
+    if isinstance(wire, bytes):
+        return {"b64": base64.b64encode(wire).decode("ascii")}
+    if isinstance(wire, Mapping):
+        return {k: to_json(v) for k, v in wire.items()}
+    if isinstance(wire, (list, tuple)):
+        return [to_json(v) for v in wire]
+    return wire
+
+
+def from_json(value: Any) -> Any:
+    """Undo :func:`to_json`."""
+    if isinstance(value, dict):
+        if value.keys() == {"b64"}:
+            return base64.b64decode(value["b64"])
+        return {k: from_json(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [from_json(v) for v in value]
+    return value

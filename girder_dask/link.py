@@ -1,0 +1,170 @@
+"""The way from a process that submits to the scheduler.
+
+Recording a job must never wait for the cluster, so a thread of its own carries new jobs
+and cancellations over. What cannot be delivered is dropped, with a word in the log: the
+scheduler asks Girder for what it lacks as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from girder_dask.jobs import JobSpec
+
+__all__ = ["SchedulerLink"]
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_TIME = 10.0
+_MOST_AT_ONCE = 500
+
+
+class SchedulerLink:
+    """Delivers jobs and cancellations to the scheduler. Its methods return at once.
+
+    Parameters
+    ----------
+    address
+        Returns the scheduler's address, None while there is none. Asked before each
+        delivery, so a changed setting takes effect.
+    """
+
+    def __init__(self, address: Callable[[], str | None]) -> None:
+        self._address = address
+        self._lock = threading.Lock()
+        self._thread: _LinkThread | None = None
+
+    def submit(self, specs: Sequence[JobSpec]) -> None:
+        """Deliver jobs."""
+        self._running().put(specs=specs)
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Deliver the wish to end jobs."""
+        self._running().put(cancels=ids)
+
+    def status(self) -> dict[str, Any]:
+        """Return ``address``, ``reachable`` (None: not tried yet), ``error`` and ``since``."""
+        thread = self._thread
+        state = thread.state if thread is not None else _unknown()
+        return {"address": self._address(), **state}
+
+    def close(self) -> None:
+        """Stop the thread."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
+
+    def _running(self) -> _LinkThread:
+        with self._lock:
+            # A thread does not survive a fork; the child starts its own.
+            if self._thread is None or self._thread.pid != os.getpid():
+                self._thread = _LinkThread(self._address)
+            return self._thread
+
+
+def _unknown() -> dict[str, Any]:
+    return {"reachable": None, "error": None, "since": None}
+
+
+class _LinkThread:
+    """An event loop in a thread, with a queue of what to deliver."""
+
+    def __init__(self, address: Callable[[], str | None]) -> None:
+        self.pid = os.getpid()
+        self.state = _unknown()
+        self._address = address
+        self._lock = threading.Lock()
+        self._specs: list[JobSpec] = []
+        self._cancels: list[str] = []
+        self._loop = asyncio.new_event_loop()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._rpc: Any = None
+        self._thread = threading.Thread(target=self._main, name="girder-dask-link", daemon=True)
+        self._thread.start()
+
+    def put(self, specs: Sequence[JobSpec] = (), cancels: Sequence[str] = ()) -> None:
+        with self._lock:
+            idle = not self._specs and not self._cancels
+            self._specs.extend(specs)
+            self._cancels.extend(cancels)
+        if idle:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._loop.call_soon_threadsafe(self._wake.set)
+        self._thread.join(_ANSWER_TIME)
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._run())
+        self._loop.close()
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            await self._wake.wait()
+            self._wake.clear()
+            while await self._deliver():
+                pass
+        self._disconnect()
+
+    async def _deliver(self) -> bool:
+        with self._lock:
+            specs, self._specs = self._specs[:_MOST_AT_ONCE], self._specs[_MOST_AT_ONCE:]
+            cancels, self._cancels = self._cancels, []
+        if specs:
+            await self._call("girder_submit", specs=[spec.to_wire() for spec in specs])
+        if cancels:
+            await self._call("girder_cancel", jobs=cancels)
+        return bool(specs or cancels)
+
+    async def _call(self, operation: str, **arguments: Any) -> None:
+        address = self._address()
+        if not address:
+            self._failed("no scheduler is set (the setting dask.scheduler_address)")
+            return
+        # The second try is for a connection that the scheduler has closed since.
+        for is_last in (False, True):
+            try:
+                await asyncio.wait_for(self._send(address, operation, arguments), _ANSWER_TIME)
+            except Exception as e:  # noqa: BLE001 - a remote error is raised as what it was
+                self._disconnect()
+                if is_last or isinstance(e, asyncio.TimeoutError):
+                    self._failed(f"the scheduler at {address} does not take jobs ({e!r})")
+                    return
+            else:
+                self._succeeded(address)
+                return
+
+    async def _send(self, address: str, operation: str, arguments: dict[str, Any]) -> None:
+        from distributed import rpc
+        from distributed.security import Security
+
+        if self._rpc is not None and self._rpc.address != address:
+            self._disconnect()
+        if self._rpc is None:
+            self._rpc = rpc(address, connection_args=Security().get_connection_args("client"))
+        await getattr(self._rpc, operation)(**arguments)
+
+    def _disconnect(self) -> None:
+        if self._rpc is not None:
+            self._rpc.close_comms()
+            self._rpc = None
+
+    def _succeeded(self, address: str) -> None:
+        if not self.state["reachable"]:
+            logger.info("Connected to the Dask scheduler at %s", address)
+            self.state = {"reachable": True, "error": None, "since": time.time()}
+
+    def _failed(self, error: str) -> None:
+        if self.state["error"] != error:
+            logger.warning("Jobs stay queued: %s", error)
+            self.state = {"reachable": False, "error": error, "since": time.time()}

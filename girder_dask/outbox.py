@@ -1,0 +1,260 @@
+"""What the runs on a worker have to say, on its way to the scheduler.
+
+Runs write from their own threads and never wait for the network. One coroutine on the
+worker's event loop sends batches and keeps each until the scheduler has acknowledged it.
+An idle outbox sends at once. While a batch is under way the next one gathers, and output
+and progress wait for the flush interval; a change of state does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.logs import JobLog
+
+__all__ = ["Outbox", "RunOutlet"]
+
+logger = logging.getLogger(__name__)
+
+#: Sends events with the outbox's name and the batch's number. When they are acknowledged it
+#: returns the runs that the scheduler no longer listens to.
+Send = Callable[[str, int, list[dict[str, Any]]], Awaitable[Collection[str]]]
+
+_MOST_EVENTS = 1000
+_MOST_CHARACTERS = 1 << 20
+_RETRY_DELAY = 0.2
+_RETRY_DELAY_MOST = 5.0
+
+
+class RunOutlet:
+    """The way out of one run. Its methods may be called from any thread."""
+
+    def __init__(self, outbox: Outbox, spec: JobSpec, log_capacity: int) -> None:
+        self._outbox = outbox
+        self.spec = spec
+        self.run = uuid.uuid4().hex
+        self.log = JobLog(on_text=self._mark, capacity=log_capacity)
+        self._progress: dict[str, Any] = {}
+
+    def _mark(self) -> None:
+        self._outbox.mark(self)
+
+    def write(self, text: str) -> None:
+        """Append text to the job's log."""
+        self.log.write(text)
+
+    def progress(self, changes: Mapping[str, Any]) -> None:
+        """Set some of ``total``, ``current`` and ``message``; only the newest is sent."""
+        with self._outbox.lock:
+            self._progress.update(changes)
+        self._mark()
+
+    def status(self, status: JobStatus) -> None:
+        """Say that the job is in another state now."""
+        self._outbox.post(self._event(status=int(status)))
+
+    def flush(self) -> None:
+        """Send what waits without waiting for the flush interval."""
+        self._outbox.wake(urgent=True)
+
+    def confirm(self, timeout: float) -> bool:
+        """Wait until the scheduler has all that was said, and say whether it still listens.
+
+        It does not when the job was given to another worker meanwhile.
+        """
+        heard = self._outbox.barrier()
+        return heard.wait(timeout) and not self._outbox.is_dropped(self.run)
+
+    def finish(
+        self, status: JobStatus, *, result: bytes | None = None, error: str | None = None
+    ) -> None:
+        """Say how the run ended, together with the rest of its log. Nothing comes after."""
+        now = time.time()
+        self.log.close()
+        with self._outbox.lock:
+            # One step, so that no text taken by the sender gets behind the end.
+            event = self._event(
+                time=now,
+                status=int(status),
+                log=self.log.take() or None,
+                progress=self._take_progress(),
+                result=result,
+                error=error,
+            )
+            self._outbox.forget(self)
+            self._outbox.post(event)
+
+    def waiting(self) -> JobEvent | None:
+        """Return output and progress that wait, or None. Called with the outbox's lock."""
+        text = self.log.take(_MOST_CHARACTERS)
+        progress = self._take_progress()
+        if not text and progress is None:
+            return None
+        return self._event(log=text or None, progress=progress)
+
+    def _take_progress(self) -> dict[str, Any] | None:
+        progress, self._progress = self._progress, {}
+        return progress or None
+
+    def _event(self, **fields: Any) -> JobEvent:
+        fields.setdefault("time", time.time())
+        return JobEvent(
+            id=self.spec.id,
+            attempt=self.spec.attempt,
+            run=self.run,
+            worker=self._outbox.worker,
+            **fields,
+        )
+
+
+class Outbox:
+    """The events of all runs on a worker.
+
+    Parameters
+    ----------
+    send
+        Coroutine function that delivers a batch and returns when it is acknowledged.
+    interval
+        Least seconds between two batches that hold only output and progress.
+    log_capacity
+        Characters of a job's output that may wait.
+    worker
+        The address of the worker.
+    """
+
+    def __init__(self, send: Send, *, interval: float, log_capacity: int, worker: str) -> None:
+        self.lock = threading.RLock()
+        self.worker = worker
+        self._send = send
+        self._interval = interval
+        self._log_capacity = log_capacity
+        self._name = uuid.uuid4().hex
+        self._batch = 0
+        self._queue: deque[JobEvent] = deque()
+        self._dirty: dict[RunOutlet, None] = {}
+        self._barriers: list[threading.Event] = []
+        self._dropped: set[str] = set()
+        self._loop = asyncio.get_running_loop()
+        self._awake = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task = asyncio.create_task(self._run(), name="girder-dask outbox")
+
+    def open(self, spec: JobSpec) -> RunOutlet:
+        """Return the way out of a new run."""
+        return RunOutlet(self, spec, self._log_capacity)
+
+    def post(self, event: JobEvent) -> None:
+        """Queue an event that is to be sent at once."""
+        with self.lock:
+            self._queue.append(event)
+        self.wake(urgent=True)
+
+    def mark(self, outlet: RunOutlet) -> None:
+        """Remember that an outlet has output or progress that waits."""
+        with self.lock:
+            if outlet in self._dirty:
+                return
+            self._dirty[outlet] = None
+        self.wake(urgent=False)
+
+    def forget(self, outlet: RunOutlet) -> None:
+        """Look no more for output of an outlet."""
+        self._dirty.pop(outlet, None)
+        self._dropped.discard(outlet.run)
+
+    def barrier(self) -> threading.Event:
+        """Return an event that is set when all that waits now is acknowledged."""
+        barrier = threading.Event()
+        with self.lock:
+            self._barriers.append(barrier)
+        self.wake(urgent=True)
+        return barrier
+
+    def is_dropped(self, run: str) -> bool:
+        """Say whether the scheduler no longer listens to a run."""
+        return run in self._dropped
+
+    def wake(self, *, urgent: bool) -> None:
+        """Tell the sender that there is something to send."""
+        event = self._urgent if urgent else self._awake
+        if not event.is_set() and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(event.set)
+
+    async def _run(self) -> None:
+        last = 0.0
+        while True:
+            await _first(self._awake, self._urgent)
+            self._idle.clear()
+            if not self._urgent.is_set():
+                remaining = last + self._interval - self._loop.time()
+                if remaining > 0:
+                    await _first(self._urgent, timeout=remaining)
+            self._awake.clear()
+            self._urgent.clear()
+            barriers, self._barriers = self._barriers, []
+            while batch := self._gather():
+                await self._deliver(batch)
+            for barrier in barriers:
+                barrier.set()
+            last = self._loop.time()
+            self._idle.set()
+
+    def _gather(self) -> list[dict[str, Any]]:
+        with self.lock:
+            dirty, self._dirty = self._dirty, {}
+            for outlet in dirty:
+                event = outlet.waiting()
+                if event is not None:
+                    self._queue.append(event)
+            count = min(len(self._queue), _MOST_EVENTS)
+            return [self._queue.popleft().to_wire() for _ in range(count)]
+
+    async def _deliver(self, batch: list[dict[str, Any]]) -> None:
+        self._batch += 1
+        delay = _RETRY_DELAY
+        while True:
+            try:
+                self._dropped.update(await self._send(self._name, self._batch, batch))
+            except Exception as e:  # noqa: BLE001 - whatever it is, the events are kept
+                logger.warning("The scheduler did not take job events (%r); trying again", e)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _RETRY_DELAY_MOST)
+            else:
+                return
+
+    async def close(self, timeout: float) -> None:
+        """Send what waits, for at most ``timeout`` seconds, and stop."""
+        try:
+            await asyncio.wait_for(self._drained(), timeout)
+        except asyncio.TimeoutError:
+            logger.warning("Job events were not delivered before this worker closed")
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _drained(self) -> None:
+        while self._queue or self._dirty or not self._idle.is_set():
+            self._urgent.set()
+            await asyncio.sleep(0)
+            await self._idle.wait()
+
+
+async def _first(*events: asyncio.Event, timeout: float | None = None) -> None:
+    """Wait until one of the events is set."""
+    if any(event.is_set() for event in events):
+        return
+    waiters = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiters:
+            waiter.cancel()

@@ -1,0 +1,158 @@
+"""A call as bytes, and as something to read.
+
+A call is pickled where ``delay()`` is called and opened on a worker, inside our own
+function. Girder and the scheduler only pass the bytes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any
+
+from girder_dask.errors import ArgumentError, PayloadTooLargeError
+from girder_dask.transforms import detached, is_transform, map_leaves
+
+__all__ = ["Call", "open_call", "pack_call", "readable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function (None: the task's own), its arguments, and what is done with its result."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    hooks: tuple[Any, ...] = ()
+    function: Callable[..., Any] | None = None
+
+
+def pack_call(
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    hooks: Sequence[Any] = (),
+    function: Callable[..., Any] | None = None,
+    *,
+    task: str | None = None,
+    limit: int | None = None,
+) -> bytes:
+    """Pickle a call.
+
+    Clients and tokens that transforms hold are left out: a worker gives them those of
+    the job.
+
+    Parameters
+    ----------
+    limit
+        The most bytes that the pickled call may have, None for no limit.
+
+    Raises
+    ------
+    ArgumentError
+        If something in it cannot be pickled; it says which argument.
+    PayloadTooLargeError
+        If it is larger than ``limit``.
+
+    Examples
+    --------
+    >>> open_call(pack_call((1,), {'b': 2})).kwargs
+    {'b': 2}
+    """
+    import cloudpickle
+
+    call = (
+        function,
+        map_leaves(detached, tuple(args)),
+        map_leaves(detached, dict(kwargs)),
+        tuple(detached(hook) for hook in hooks),
+    )
+    try:
+        data: bytes = cloudpickle.dumps(call)
+    except Exception as e:
+        raise _argument_error(call, task, e) from e
+    if limit is not None and len(data) > limit:
+        raise PayloadTooLargeError(
+            f"The arguments of {task or 'the call'} take {len(data):,} bytes when pickled, more "
+            f"than the {limit:,} that are stored with a job (girder.max-payload). Upload large "
+            "data to Girder and pass GirderFileId(file_id).",
+            task=task,
+        )
+    return data
+
+
+def _argument_error(call: tuple[Any, ...], task: str | None, error: Exception) -> ArgumentError:
+    import cloudpickle
+
+    _, args, kwargs, hooks = call
+    named = [(f"argument {i + 1}", a) for i, a in enumerate(args)]
+    named += [(f"argument {k!r}", v) for k, v in kwargs.items()]
+    named += [(f"result hook {i + 1}", h) for i, h in enumerate(hooks)]
+    for name, value in named:
+        try:
+            cloudpickle.dumps(value)
+        except Exception as e:  # noqa: BLE001 - any error of a foreign __reduce__ is the answer
+            return ArgumentError(
+                f"{name.capitalize()} of {task or 'the call'}, of type "
+                f"{type(value).__module__}.{type(value).__qualname__}, cannot be pickled: {e}. "
+                "No job was made. Pass plain values, or a Girder file by its id.",
+                task=task,
+            )
+    return ArgumentError(f"{task or 'The call'} cannot be pickled: {error}.", task=task)
+
+
+def open_call(payload: bytes) -> Call:
+    """Open a pickled call. Only a worker does this.
+
+    Raises
+    ------
+    Exception
+        Whatever unpickling raises, for example ModuleNotFoundError for a package that
+        is not installed here.
+    """
+    function, args, kwargs, hooks = pickle.loads(payload)
+    return Call(args=args, kwargs=kwargs, hooks=hooks, function=function)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
+_short.maxlist = _short.maxtuple = _short.maxdict = 20
+_PLAIN = (str, int, float, bool, type(None), datetime, date)
+_MOST_CHARACTERS = 10_000
+_MOST_ITEMS = 1_000
+_MOST_INT = 2**63
+
+
+def readable(value: Any) -> Any:
+    """Return ``value`` as it is shown on a job: plain values, transforms as ``_repr_model_``.
+
+    >>> from girder_dask.transforms import GirderFileId
+    >>> readable([GirderFileId('5f3c'), 2, {'k': {3}}])
+    ["GirderFileId('5f3c')", 2, {'k': '{3}'}]
+    """
+    if isinstance(value, Mapping):
+        shown = dict(itertools.islice(value.items(), _MOST_ITEMS))
+        return {str(k): readable(v) for k, v in shown.items()}
+    if isinstance(value, (list, tuple)):
+        items = [readable(v) for v in value[:_MOST_ITEMS]]
+        more = len(value) - len(items)
+        return items + [f"… and {more:,} more"] if more else items
+    return _readable_leaf(value)
+
+
+def _readable_leaf(value: Any) -> Any:
+    if is_transform(value):
+        describe = getattr(value, "_repr_model_", None)
+        return str(describe() if callable(describe) else type(value).__name__)
+    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
+        return value[:_MOST_CHARACTERS] + "…"
+    if isinstance(value, int) and abs(value) >= _MOST_INT:
+        return repr(value)
+    if type(value) in _PLAIN:
+        return value
+    try:
+        return _short.repr(value)
+    except Exception as e:  # noqa: BLE001 - a foreign __repr__ may raise anything
+        return f"<{type(value).__qualname__} whose repr raised {type(e).__name__}>"

@@ -1,0 +1,66 @@
+"""The names that code written for girder_worker imports, on top of :mod:`girder_dask.task`.
+
+Change ``from girder_worker.app import app`` and ``from girder_worker.utils import
+girder_job`` to ``from girder_dask import app, girder_job``; the decorators stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from girder_dask.jobs import HANDLER
+from girder_dask.task import Task, TaskSettings, with_settings
+
+__all__ = ["App", "app", "girder_job"]
+
+_CELERY_HANDLERS = {"celery_handler", "worker_handler"}
+
+
+class App:
+    """Stands where girder_worker's Celery application stood."""
+
+    def task(
+        self, function: Callable[..., Any] | None = None, *, bind: bool = False, **options: Any
+    ) -> Any:
+        """Make a function a task. Options of Celery that have no meaning here are ignored.
+
+        Examples
+        --------
+        >>> from girder_dask import app, girder_job
+        >>> @girder_job(title='Double')
+        ... @app.task(bind=True)
+        ... def double(self, n):
+        ...     return 2 * n
+        >>> double(4)
+        8
+        """
+        settings = TaskSettings(bind=bind, retries=int(options.get("max_retries") or 0))
+        if function is not None:
+            return Task(function, settings)
+        return lambda f: Task(f, settings)
+
+
+app = App()
+
+
+def girder_job(
+    title: str | None = None,
+    type: str = "dask",  # noqa: A002
+    public: bool = False,
+    handler: str = HANDLER,
+    otherFields: Mapping[str, Any] | None = None,
+) -> Callable[[Task[Any, Any]], Task[Any, Any]]:
+    """Set the fields of a task's jobs. The handlers of Celery become our own."""
+
+    def decorate(decorated: Task[Any, Any]) -> Task[Any, Any]:
+        return with_settings(
+            decorated,
+            title=title,
+            type=type,
+            public=public,
+            handler=HANDLER if handler in _CELERY_HANDLERS else handler,
+            other_fields=otherFields or {},
+        )
+
+    return decorate

@@ -1,0 +1,115 @@
+"""One thread that moves what subprocesses write into the logs of their jobs.
+
+There is one pump in a process, however many jobs it runs. It waits on the read ends of the
+jobs' pipes and calls back when there is something to read, and it keeps the few timers that
+:mod:`girder_dask.joblog` needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import heapq
+import itertools
+import logging
+import os
+import selectors
+import threading
+import time
+from collections.abc import Callable
+
+__all__ = ["Pump"]
+
+logger = logging.getLogger(__name__)
+
+
+class Pump:
+    """Calls back when a file descriptor can be read, or when a time has come.
+
+    The thread is started with the first use and stays. Every method may be called from any
+    thread. Callbacks run in the pump's thread and must not block.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever ``fd`` can be read, until :meth:`unwatch`."""
+        with self._lock:
+            # epoll and kqueue take new descriptors while another thread waits on them.
+            self._selector.register(fd, selectors.EVENT_READ, callback)
+        self._start()
+
+    def unwatch(self, fd: int) -> None:
+        """Forget ``fd``. To be called before it is closed."""
+        with self._lock, contextlib.suppress(KeyError):
+            self._selector.unregister(fd)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, ``delay`` seconds from now."""
+        with self._lock:
+            due = time.monotonic() + delay
+            heapq.heappush(self._timers, (due, next(self._numbers), callback))
+        self._start()
+        with contextlib.suppress(BlockingIOError):  # full: it is awake anyway
+            os.write(self._wake_write, b"\0")
+
+    def abandon(self) -> None:
+        """Give up this process's copies of the descriptors, in a forked child.
+
+        The selector is closed without unregistering anything: a child shares the kernel's
+        epoll object with its parent.
+        """
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._thread = threading.Thread(
+                target=self._run, name="girder-dask-log-pump", daemon=True
+            )
+            thread = self._thread
+        # In an empty context: the pump belongs to no job, whichever job first needs it.
+        contextvars.Context().run(thread.start)
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select(self._timeout()):
+                self._call(key.data)
+            for callback in self._due():
+                self._call(callback)
+
+    def _timeout(self) -> float | None:
+        with self._lock:
+            if not self._timers:
+                return None
+            return max(0.0, self._timers[0][0] - time.monotonic())
+
+    def _due(self) -> list[Callable[[], None]]:
+        callbacks = []
+        with self._lock:
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                callbacks.append(heapq.heappop(self._timers)[2])
+        return callbacks
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            # The one thread that serves all jobs goes on without the one that failed.
+            logger.exception("A callback of the log pump failed")

@@ -1,0 +1,246 @@
+"""The scheduler's account of its jobs to Girder.
+
+The recorder merges the events of each job into one update and sends the updates of many
+jobs in one request. It knows nothing of Dask: it is given events, and a coroutine function
+that delivers updates. An idle recorder sends at once; while a request is under way the next
+one gathers. What was sent is kept until Girder has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from girder_dask.errors import GirderError
+from girder_dask.jobs import FINAL, JobEvent, JobUpdate
+
+__all__ = ["Recorder"]
+
+logger = logging.getLogger(__name__)
+
+Post = Callable[[list[dict[str, Any]]], Awaitable[Mapping[str, list[str]]]]
+Verdict = Callable[[str, str], None]
+
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(slots=True)
+class _Account:
+    """What Girder has not yet heard of one attempt."""
+
+    id: str
+    attempt: int
+    statuses: list[list[float]] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    progress: dict[str, Any] = field(default_factory=dict)
+    result: bytes | None = None
+    error: str | None = None
+    size: int = 0
+
+    def add(self, event: JobEvent) -> int:
+        """Merge an event; return by how many bytes, about, the account grew."""
+        grown = 100
+        if event.log:
+            self.log.append(event.log)
+            grown += len(event.log)
+        if event.progress:
+            self.progress.update(event.progress)
+        if event.status is not None:
+            self.statuses.append([event.status, event.time])
+        if event.result is not None:
+            self.result = event.result
+            grown += len(event.result)
+        if event.error is not None:
+            self.error = event.error
+        self.size += grown
+        return grown
+
+    @property
+    def final(self) -> bool:
+        return bool(self.statuses) and self.statuses[-1][0] in FINAL
+
+    def update(self, sequence: int) -> JobUpdate:
+        return JobUpdate(
+            id=self.id,
+            attempt=self.attempt,
+            sequence=sequence,
+            statuses=self.statuses or None,
+            log="".join(self.log) or None,
+            progress=self.progress or None,
+            result=self.result,
+            error=self.error,
+        )
+
+
+class Recorder:
+    """Merges job events and delivers them to Girder.
+
+    Parameters
+    ----------
+    post
+        Coroutine function that delivers updates and returns Girder's verdicts. GirderError
+        means that they were not delivered, and they are tried again.
+    verdict
+        Called with a job id and one of ``'done'``, ``'stale'``, ``'gone'`` or ``'cancel'``.
+    interval
+        Least seconds between two requests that hold no change of state.
+    batch_size
+        Most jobs in one request.
+    buffer
+        Bytes that may wait before :meth:`room` makes its callers wait.
+    retry_delay, retry_delay_max
+        Seconds before a failed request is tried again, doubled each time up to the most.
+    """
+
+    def __init__(
+        self,
+        post: Post,
+        verdict: Verdict,
+        *,
+        interval: float = 0.1,
+        batch_size: int = 500,
+        buffer: int = 256 << 20,
+        retry_delay: float = 0.5,
+        retry_delay_max: float = 15.0,
+    ) -> None:
+        self._post = post
+        self._verdict = verdict
+        self._interval = interval
+        self._batch_size = batch_size
+        self._buffer = buffer
+        self._retry_delay = retry_delay
+        self._retry_delay_max = retry_delay_max
+        self._waiting: dict[tuple[str, int], _Account] = {}
+        self._sequences: dict[tuple[str, int], int] = {}
+        self._bytes = 0
+        self._sending = False
+        self._changed = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._settled = asyncio.Condition()
+        #: Why the last request failed, or None if it did not.
+        self.error: str | None = None
+        self.requests = 0
+        self.updates = 0
+
+    def record(self, event: JobEvent) -> None:
+        """Take note of an event. Cheap: dictionary look-ups and appends."""
+        key = (event.id, event.attempt)
+        account = self._waiting.get(key)
+        if account is None:
+            account = self._waiting[key] = _Account(event.id, event.attempt)
+        self._bytes += account.add(event)
+        self._changed.set()
+        if event.status is not None:
+            self._urgent.set()
+
+    def forget(self, job_id: str, attempt: int) -> None:
+        """Drop what waits of an attempt, and its place in the sequence."""
+        account = self._waiting.pop((job_id, attempt), None)
+        if account is not None:
+            self._bytes -= account.size
+        self._sequences.pop((job_id, attempt), None)
+
+    async def room(self) -> None:
+        """Wait until less waits for Girder than the buffer may hold."""
+        async with self._settled:
+            await self._settled.wait_for(lambda: self._bytes < self._buffer)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs have something that Girder has not heard."""
+        return len(self._waiting)
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        loop = asyncio.get_running_loop()
+        last = -self._interval
+        while True:
+            await self._changed.wait()
+            remaining = last + self._interval - loop.time()
+            if remaining > 0:
+                await _wait(self._urgent, remaining)
+            self._changed.clear()
+            self._urgent.clear()
+            while self._waiting:
+                await self._deliver()
+            last = loop.time()
+            async with self._settled:
+                self._settled.notify_all()
+
+    async def flush(self, timeout: float) -> bool:
+        """Wait until all is delivered, for at most ``timeout`` seconds. Say whether it is."""
+        self._changed.set()
+        self._urgent.set()
+        try:
+            async with self._settled:
+                await asyncio.wait_for(
+                    self._settled.wait_for(lambda: not self._waiting and not self._sending), timeout
+                )
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def _take(self) -> list[_Account]:
+        """Take accounts out of those that wait, oldest first, up to the size of a request."""
+        taken: list[_Account] = []
+        size = 0
+        for key, account in self._waiting.items():
+            if len(taken) == self._batch_size or (taken and size + account.size > _MOST_BYTES):
+                break
+            taken.append(account)
+            size += account.size
+        for account in taken:
+            del self._waiting[account.id, account.attempt]
+        return taken
+
+    async def _deliver(self) -> None:
+        accounts = self._take()
+        wire = []
+        for account in accounts:
+            key = (account.id, account.attempt)
+            self._sequences[key] = sequence = self._sequences.get(key, 0) + 1
+            wire.append(account.update(sequence).to_wire())
+        self._sending = True
+        try:
+            verdicts = await self._insist(wire)
+        finally:
+            self._sending = False
+            self._bytes -= sum(account.size for account in accounts)
+        self.updates += len(wire)
+        for kind, ids in verdicts.items():
+            for job_id in ids:
+                self._verdict(job_id, kind)
+        for account in accounts:
+            if account.final:
+                self._sequences.pop((account.id, account.attempt), None)
+                self._verdict(account.id, "done")
+        async with self._settled:
+            self._settled.notify_all()
+
+    async def _insist(self, wire: list[dict[str, Any]]) -> Mapping[str, list[str]]:
+        delay = self._retry_delay
+        while True:
+            self.requests += 1
+            try:
+                verdicts = await self._post(wire)
+            except GirderError as e:
+                if str(e) != self.error:
+                    logger.warning("%s %d job updates wait.", e, len(wire) + len(self._waiting))
+                self.error = str(e)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, self._retry_delay_max)
+            else:
+                if self.error is not None:
+                    logger.info("Girder takes job updates again")
+                self.error = None
+                return verdicts
+
+
+async def _wait(event: asyncio.Event, timeout: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout)
+    except asyncio.TimeoutError:
+        return

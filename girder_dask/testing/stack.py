@@ -1,0 +1,223 @@
+"""The stack of the fixture ``girder_stack``, with what tests need to drive it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.standalone import Stack
+from girder_dask.standalone.part import tail
+from girder_dask.testing.remote import pack, unpack
+
+__all__ = ["TestStack", "User"]
+
+_POLL = 0.03
+
+
+@dataclass(frozen=True)
+class User:
+    """An ordinary user of the Girder under test.
+
+    Attributes
+    ----------
+    client
+        A ``GirderClient`` that is logged in as the user.
+    id
+        The id of the user.
+    login
+        The user's name.
+    folder
+        The document of the user's private folder.
+    """
+
+    client: Any = field(repr=False)
+    id: str
+    login: str
+    folder: dict[str, Any] = field(repr=False)
+
+
+class TestStack(Stack):
+    """A :class:`~girder_dask.standalone.Stack` with what tests need to drive it."""
+
+    __test__ = False  # or pytest collects it
+
+    def __init__(
+        self, directory: str | os.PathLike[str], workers: int = 2, threads: int = 2, **options: Any
+    ) -> None:
+        self._secret = secrets.token_urlsafe(24)
+        girder_env = {
+            "GIRDER_DASK_TESTING_SECRET": self._secret,
+            **options.pop("girder_env", {}),
+        }
+        super().__init__(directory, workers, threads, girder_env=girder_env, **options)
+        self._admin: Any = None
+
+    @property
+    def admin(self) -> Any:
+        """A ``GirderClient`` of the administrator."""
+        if self._admin is None:
+            self._admin = self.client()
+        return self._admin
+
+    def create_user(self) -> User:
+        """Make an ordinary user with a private folder."""
+        import girder_client
+
+        login, password = f"user{secrets.token_hex(5)}", secrets.token_urlsafe(12)
+        user = self.admin.post(
+            "user",
+            parameters={
+                "login": login,
+                "password": password,
+                "email": f"{login}@example.org",
+                "firstName": "Test",
+                "lastName": "User",
+                "admin": False,
+            },
+        )
+        client = girder_client.GirderClient(apiUrl=self.api)
+        client.authenticate(login, password)
+        return User(client, str(user["_id"]), login, _private_folder(client, user["_id"]))
+
+    def call(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        user: User | Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call a function inside a request of the Girder under test.
+
+        Parameters
+        ----------
+        func
+            The function, sent by value: what it needs of Girder it imports itself.
+        *args, **kwargs
+            What it is called with; anything that can be pickled.
+        user
+            The user of the request: a :class:`User` or a ``GirderClient``. By default the
+            administrator.
+
+        Returns
+        -------
+        object
+            What the function returned.
+
+        Raises
+        ------
+        Exception
+            What the function raised. Its cause is the remote traceback.
+        """
+        client = self.admin if user is None else getattr(user, "client", user)
+        answer = client.post(
+            "dask/testing/call",
+            json={"secret": self._secret, "call": _text(pack(func, args, kwargs))},
+        )
+        return unpack(base64.b64decode(answer["outcome"]))
+
+    def upload(
+        self,
+        source: str | os.PathLike[str] | bytes,
+        name: str | None = None,
+        *,
+        client: Any = None,
+        folder: str | None = None,
+    ) -> dict[str, Any]:
+        """Upload a file, and return its document.
+
+        Parameters
+        ----------
+        source
+            The path of a file, or the bytes of one.
+        name
+            Its name in Girder. By default that of the path.
+        client
+            A ``GirderClient`` of the owner, by default of the administrator.
+        folder
+            The id of the folder. By default the owner's private folder.
+        """
+        client = client or self.admin
+        if folder is None:
+            folder = _private_folder(client, client.get("user/me")["_id"])["_id"]
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if not data:
+            raise ValueError("Girder takes no empty files by upload.")
+        name = name or ("data" if isinstance(source, bytes) else Path(source).name)
+        file = client.uploadStreamToFolder(folder, io.BytesIO(data), name, len(data))
+        return dict(file)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job document as the administrator sees it."""
+        return dict(self.admin.get(f"job/{job_id}"))
+
+    def log(self, job_id: str) -> str:
+        """Return the log of a job."""
+        return "".join(self.job(job_id).get("log") or [])
+
+    def wait(
+        self, job_id: str, timeout: float = 30, status: JobStatus | int | None = None
+    ) -> dict[str, Any]:
+        """Wait for the end of a job, and return its document.
+
+        Parameters
+        ----------
+        job_id
+            The id of the job.
+        timeout
+            Seconds to wait at most.
+        status
+            Wait for this state instead.
+
+        Raises
+        ------
+        AssertionError
+            If the job ends in another state than ``status``.
+        TimeoutError
+            If the time is over. The message has the job's log and the last lines of the stack's.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            job = self.job(job_id)
+            now = job["status"]
+            if now == status or (status is None and now in FINAL):
+                return job
+            if now in FINAL:
+                raise AssertionError(f"{_describe(job)}, not {JobStatus(int(status or 0)).name}.")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"After {timeout:g} s, {_describe(job)}.\n{self.recent_logs()}")
+            time.sleep(_POLL)
+
+    def recent_logs(self, lines: int = 15) -> str:
+        """Return the last log lines of each part but the database and the broker."""
+        chapters = []
+        for part in self.parts:
+            if part.name in {"mongod", "redis"} and part.running:
+                continue
+            state = "" if part.running else f" (ended, exit code {part.exit_code})"
+            chapters.append("\n".join([f"--- {part.name}{state}", *tail(part.log, lines)]))
+        return "\n".join(chapters)
+
+
+def _private_folder(client: Any, user_id: str) -> dict[str, Any]:
+    for folder in client.listFolder(user_id, parentFolderType="user", name="Private"):
+        return dict(folder)
+    made = client.createFolder(user_id, "Private", parentType="user", public=False)
+    return dict(made)
+
+
+def _describe(job: dict[str, Any]) -> str:
+    log = "".join(job.get("log") or []) or "(empty)\n"
+    status = JobStatus(job["status"]).name
+    return f"job {job['_id']} ({job['title']!r}) is {status}. Its log:\n{log}"
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

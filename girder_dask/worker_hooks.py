@@ -1,0 +1,130 @@
+"""What girder_dask does in a worker. The scheduler sends it to every worker that joins."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from distributed import Worker, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from girder_dask import config, inherit, logs
+from girder_dask._version import __version__
+from girder_dask.errors import GirderDaskError
+from girder_dask.failures import Place
+from girder_dask.jobs import JobSpec
+from girder_dask.outbox import Outbox
+from girder_dask.runner import Run, Station
+
+__all__ = ["PLUGIN_NAME", "GirderWorkerPlugin", "run_job"]
+
+logger = logging.getLogger(__name__)
+
+PLUGIN_NAME = "girder-dask"
+
+_CLOSING_TIME = 5.0
+
+# Several workers may live in one process; the capture is the process's.
+_capture_lock = threading.Lock()
+_capture_users = 0
+
+
+def run_job(spec: JobSpec) -> Any:
+    """Run a job on this worker. This is the function that Dask is given."""
+    worker = get_worker()
+    plugin = worker.plugins.get(PLUGIN_NAME)
+    if not isinstance(plugin, GirderWorkerPlugin) or plugin.station is None:
+        raise GirderDaskError(
+            f"Worker {worker.address} has no girder_dask plugin, so job {spec.id} cannot run "
+            "there. Start the scheduler with --preload girder_dask.scheduler_hooks."
+        )
+    return Run(spec, plugin.station)()
+
+
+class GirderWorkerPlugin(WorkerPlugin):
+    """Captures output, sends job events to the scheduler and stops canceled jobs."""
+
+    name = PLUGIN_NAME
+
+    def __init__(self) -> None:
+        self.station: Station | None = None
+
+    async def setup(self, worker: Worker) -> None:
+        """Start to capture; called on the worker's event loop when it joins."""
+        _start_capture()
+        self._worker = worker
+        outbox = Outbox(
+            self._send,
+            interval=config.seconds("worker.flush-interval"),
+            log_capacity=config.nbytes("worker.log-buffer"),
+            worker=worker.address,
+        )
+        self.station = Station(
+            place=Place(worker.address, socket.gethostname()),
+            outbox=outbox,
+            directory=Path(worker.local_directory),
+            api_url=config.get("api-url") or os.environ.get("GIRDER_WORKER_API_URL"),
+            max_result=config.nbytes("worker.max-result"),
+        )
+        worker.handlers["girder_cancel"] = self.cancel
+        worker.handlers["girder_facts"] = self.facts
+        logger.info("girder_dask %s is ready on %s", __version__, worker.address)
+
+    async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
+        """Send what waits, and stop to capture."""
+        if self.station is not None:
+            station, self.station = self.station, None
+            await station.outbox.close(_CLOSING_TIME)
+            _stop_capture()
+
+    async def _send(self, outbox: str, batch: int, events: list[dict[str, Any]]) -> Collection[str]:
+        answer = await self._worker.scheduler.girder_events(
+            outbox=outbox, batch=batch, events=events
+        )
+        return set(answer["dropped"])
+
+    async def cancel(self, jobs: list[str]) -> None:
+        """Stop runs: tell them, and interrupt them when their grace is over."""
+        for job_id in jobs:
+            run = self.station.runs.get(job_id) if self.station is not None else None
+            if run is not None:
+                run.cancel()
+                asyncio.get_running_loop().create_task(self._interrupt(run))
+
+    async def _interrupt(self, run: Run) -> None:
+        grace = config.seconds("worker.cancel-grace")
+        await asyncio.sleep(grace)
+        while self.station is not None and self.station.runs.get(run.spec.id) is run:
+            run.interrupt()
+            await asyncio.sleep(max(grace, 1.0))
+
+    async def facts(self) -> Mapping[str, Any]:
+        """Return what ``girder-dask doctor`` asks of a worker."""
+        from girder_dask.facts import gather
+
+        api_url = self.station.api_url if self.station is not None else None
+        return await asyncio.to_thread(gather, api_url)
+
+
+def _start_capture() -> None:
+    global _capture_users
+    with _capture_lock:
+        _capture_users += 1
+        if _capture_users == 1:
+            logs.install(log_level=config.get("worker.log-level"))
+            inherit.install()
+
+
+def _stop_capture() -> None:
+    global _capture_users
+    with _capture_lock:
+        _capture_users -= 1
+        if _capture_users == 0:
+            inherit.uninstall()
+            logs.uninstall()
