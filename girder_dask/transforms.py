@@ -82,14 +82,8 @@ def detached(value: Any) -> Any:
     return value
 
 
-class Transform(abc.ABC):
-    """A value that is made on the worker.
-
-    Parameters
-    ----------
-    gc
-        A ``girder_client.GirderClient``. The runner sets that of the job.
-    """
+class _Bound(abc.ABC):
+    """What the runner binds to a run, and what every transform has."""
 
     #: The Girder client of the job, while it runs.
     gc: Any = None
@@ -109,10 +103,6 @@ class Transform(abc.ABC):
         """Return what is shown on the job's page."""
         return str(self)
 
-    @abc.abstractmethod
-    def transform(self) -> Any:
-        """Return the value that the function gets."""
-
     def cleanup(self) -> None:  # noqa: B027 - most transforms have nothing to do here
         """Take away what :meth:`transform` left. Called whatever happened."""
 
@@ -121,13 +111,27 @@ class Transform(abc.ABC):
         return Path(tempfile.mkdtemp(dir=self.work_dir))
 
 
-class ResultTransform(Transform):
+class Transform(_Bound):
+    """A value that is made on the worker.
+
+    Parameters
+    ----------
+    gc
+        A ``girder_client.GirderClient``. The runner sets that of the job.
+    """
+
+    @abc.abstractmethod
+    def transform(self) -> Any:
+        """Return the value that the function gets."""
+
+
+class ResultTransform(_Bound):
     """What is done with a result. ``job`` is the job document's id and title."""
 
     job: Mapping[str, Any] | None = None
 
     @abc.abstractmethod
-    def transform(self, data: Any) -> Any:  # type: ignore[override]  # as girder_worker has it
+    def transform(self, data: Any) -> Any:
         """Take the result; what is returned replaces it."""
 
     def exception(self) -> None:

@@ -1,0 +1,221 @@
+"""What is kept of a job besides its job document.
+
+``dask_job`` holds one document a job, with the same id: how to run it, the id of its
+token, and in the end its result. The pickled call is in ``dask_payload``, in pieces,
+because a MongoDB document holds 16 MiB at most. Neither is reachable through REST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+from girder.models.model_base import Model
+from girder_jobs.models.job import Job
+from pymongo import ReadPreference, UpdateOne
+
+from girder_dask.jobs import JobSpec
+from girder_dask.plugin import tokens
+from girder_dask.submit import StoredResult
+
+__all__ = [
+    "CHUNK_BYTES",
+    "OPEN_INDEX",
+    "DaskJob",
+    "DaskPayload",
+    "clean",
+    "collection",
+    "ensure_indices",
+    "forget",
+    "keep_results",
+    "load_specs",
+    "payload_pieces",
+    "result",
+    "store_records",
+]
+
+#: The most bytes in one document of ``dask_payload``.
+CHUNK_BYTES = 8 * 1024**2
+
+#: The name of the index that serves every question about unfinished jobs.
+OPEN_INDEX = "dask_open"
+
+_OPTIONS = ("api_url", "package", "title", "retries", "timeout", "priority", "isolation")
+
+
+class DaskJob(Model):  # type: ignore[misc]
+    """How to run a job, and what came of it; ``_id`` is the id of the job."""
+
+    def initialize(self) -> None:
+        """Name the collection."""
+        self.name = "dask_job"
+
+    def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
+        """Accept the document: only this package writes it."""
+        return doc
+
+
+class DaskPayload(Model):  # type: ignore[misc]
+    """A piece of the pickled call of a job: ``{job, n, data}``."""
+
+    def initialize(self) -> None:
+        """Name the collection and its index."""
+        self.name = "dask_payload"
+        self.ensureIndex(([("job", 1), ("n", 1)], {"unique": True}))
+
+    def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
+        """Accept the document: only this package writes it."""
+        return doc
+
+
+def collection(model: Any) -> Any:
+    """Return the collection of a model, read from the primary.
+
+    Girder prefers secondaries, where an update that this process has made may not have
+    arrived: nothing can be decided from that.
+    """
+    return model.collection.with_options(read_preference=ReadPreference.PRIMARY)
+
+
+def ensure_indices() -> None:
+    """Make the index on jobs, over the unfinished ones only, so that it stays small."""
+    Job().ensureIndex(
+        (
+            [("dask.scheduler", 1), ("status", 1), ("created", 1)],
+            {"name": OPEN_INDEX, "partialFilterExpression": {"dask.open": True}},
+        )
+    )
+    DaskJob()
+    DaskPayload()
+
+
+def store_records(specs: Sequence[JobSpec], own_tokens: Sequence[bool]) -> None:
+    """Store how to run new jobs. ``own_tokens`` says which tokens end with their job."""
+    payloads = [piece for spec in specs for piece in payload_pieces(spec)]
+    if payloads:
+        DaskPayload().collection.insert_many(payloads, ordered=False)
+    DaskJob().collection.insert_many(
+        [_record(spec, own) for spec, own in zip(specs, own_tokens, strict=True)], ordered=False
+    )
+
+
+def payload_pieces(spec: JobSpec) -> list[dict[str, Any]]:
+    """Cut the pickled call of a job into documents."""
+    job, data = ObjectId(spec.id), spec.payload
+    return [
+        {"job": job, "n": n, "data": data[start : start + CHUNK_BYTES]}
+        for n, start in enumerate(range(0, len(data), CHUNK_BYTES))
+    ]
+
+
+def _record(spec: JobSpec, own_token: bool) -> dict[str, Any]:
+    record = {name: getattr(spec, name) for name in _OPTIONS}
+    return {
+        "_id": ObjectId(spec.id),
+        "task": spec.task,
+        "token": spec.token,
+        "own_token": own_token,
+        "payload_bytes": len(spec.payload),
+        # Pairs, since the name of a resource may hold what a key of MongoDB may not.
+        "resources": list(spec.resources.items()) if spec.resources else None,
+        **record,
+    }
+
+
+def load_specs(records: Iterable[Mapping[str, Any]], attempts: Mapping[Any, int]) -> list[JobSpec]:
+    """Return the specs of jobs whose ``dask_job`` documents are given.
+
+    A job whose pickled call is not there, or not all of it, is left out.
+    """
+    records = list(records)
+    payloads: dict[Any, list[bytes]] = {}
+    pieces = collection(DaskPayload()).find(
+        {"job": {"$in": [r["_id"] for r in records]}}, sort=[("job", 1), ("n", 1)]
+    )
+    for piece in pieces:
+        payloads.setdefault(piece["job"], []).append(piece["data"])
+    specs = []
+    for record in records:
+        payload = b"".join(payloads.get(record["_id"], ()))
+        if payload and len(payload) == record["payload_bytes"]:
+            specs.append(_spec(record, payload, attempts[record["_id"]]))
+    return specs
+
+
+def _spec(record: Mapping[str, Any], payload: bytes, attempt: int) -> JobSpec:
+    return JobSpec(
+        id=str(record["_id"]),
+        attempt=attempt,
+        task=record["task"],
+        payload=payload,
+        token=record["token"],
+        resources=dict(record["resources"]) if record["resources"] else None,
+        **{name: record[name] for name in _OPTIONS},
+    )
+
+
+def keep_results(
+    results: Sequence[tuple[ObjectId, int, bytes | None, str | None, datetime]],
+) -> None:
+    """Keep what came of jobs, given as ``(id, attempt, pickled value, error, time)``.
+
+    The result of an older attempt never replaces that of a newer one.
+    """
+    if results:
+        DaskJob().collection.bulk_write(
+            [
+                UpdateOne(
+                    {
+                        "_id": job_id,
+                        "$or": [
+                            {"result_attempt": {"$exists": False}},
+                            {"result_attempt": {"$lte": attempt}},
+                        ],
+                    },
+                    {
+                        "$set": {
+                            "result": value,
+                            "error": error,
+                            "result_attempt": attempt,
+                            "ended": time,
+                        }
+                    },
+                )
+                for job_id, attempt, value, error, time in results
+            ],
+            ordered=False,
+        )
+
+
+def result(job_id: Any) -> StoredResult:
+    """Return what is kept of the end of a job, empty where there is nothing."""
+    record = collection(DaskJob()).find_one({"_id": ObjectId(job_id)}, {"result": 1, "error": 1})
+    record = record or {}
+    return StoredResult(value=record.get("result"), error=record.get("error"))
+
+
+def clean(job_ids: Sequence[ObjectId]) -> None:
+    """Delete the tokens and calls of jobs that have ended. What came of them stays."""
+    if not job_ids:
+        return
+    tokens.delete(_own_tokens(job_ids))
+    DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
+    DaskJob().collection.update_many(
+        {"_id": {"$in": list(job_ids)}}, {"$set": {"token": None, "payload_bytes": 0}}
+    )
+
+
+def forget(job_ids: Sequence[ObjectId]) -> None:
+    """Delete all that is kept of jobs besides their job documents."""
+    tokens.delete(_own_tokens(job_ids))
+    DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
+    DaskJob().collection.delete_many({"_id": {"$in": list(job_ids)}})
+
+
+def _own_tokens(job_ids: Sequence[ObjectId]) -> list[str]:
+    records = collection(DaskJob()).find(
+        {"_id": {"$in": list(job_ids)}, "own_token": True}, {"token": 1}
+    )
+    return [record["token"] for record in records if record["token"]]

@@ -1,0 +1,128 @@
+"""The settings of the plugin.
+
+They are Girder settings: on the plugin's page, through ``PUT system/setting``, or in the
+environment (``dask.scheduler_address`` is ``GIRDER_SETTING_DASK_SCHEDULER_ADDRESS``).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from girder.exceptions import ValidationException
+from girder.models.setting import Setting
+from girder.settings import SettingKey
+from girder.utility import setting_utilities
+
+__all__ = [
+    "API_URL",
+    "DIRECT_PATH",
+    "SCHEDULER_ADDRESS",
+    "api_url",
+    "direct_path",
+    "forget_cached",
+    "scheduler_address",
+    "server_root",
+]
+
+#: The address of the Dask scheduler, for example ``tcp://dask.example.org:8786``.
+SCHEDULER_ADDRESS = "dask.scheduler_address"
+#: Girder's REST API as the workers reach it. Empty: as the user's request reached it.
+API_URL = "dask.api_url"
+#: Whether workers that see Girder's file system may read its files in place.
+DIRECT_PATH = "dask.direct_path"
+
+#: Seconds that a value read from the database is used. Girder itself reads the database
+#: each time, which would be most of what a ``delay()`` costs.
+CACHE_SECONDS = 1.0
+
+_SCHEMES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
+_cache: dict[str, tuple[float, Any]] = {}
+
+
+@setting_utilities.validator(SCHEDULER_ADDRESS)
+def _validate_scheduler_address(doc: dict[str, Any]) -> None:
+    value = _text(doc)
+    if value and not (value.startswith(_SCHEMES) and value.partition("://")[2]):
+        raise ValidationException(
+            "The scheduler's address must start with tcp://, tls:// or ucx://, "
+            "for example tcp://dask.example.org:8786.",
+            "value",
+        )
+
+
+@setting_utilities.validator(API_URL)
+def _validate_api_url(doc: dict[str, Any]) -> None:
+    value = _text(doc)
+    if value and not value.startswith(("http://", "https://")):
+        raise ValidationException(
+            "The API URL must start with http:// or https://, for example "
+            "https://girder.example.org/api/v1.",
+            "value",
+        )
+    doc["value"] = value.rstrip("/")
+
+
+@setting_utilities.validator(DIRECT_PATH)
+def _validate_direct_path(doc: dict[str, Any]) -> None:
+    if not isinstance(doc["value"], bool):
+        raise ValidationException("The direct path setting must be true or false.", "value")
+
+
+@setting_utilities.default(SCHEDULER_ADDRESS)
+def _default_scheduler_address() -> str:
+    return ""
+
+
+@setting_utilities.default(API_URL)
+def _default_api_url() -> str:
+    return ""
+
+
+@setting_utilities.default(DIRECT_PATH)
+def _default_direct_path() -> bool:
+    return False
+
+
+def _text(doc: dict[str, Any]) -> str:
+    if doc["value"] is None:
+        doc["value"] = ""
+    if not isinstance(doc["value"], str):
+        raise ValidationException(f"The setting {doc['key']} must be text.", "value")
+    doc["value"] = doc["value"].strip()
+    return str(doc["value"])
+
+
+def _get(key: str) -> Any:
+    now = time.monotonic()
+    known = _cache.get(key)
+    if known is not None and now - known[0] < CACHE_SECONDS:
+        return known[1]
+    value = Setting().get(key)
+    _cache[key] = (now, value)
+    return value
+
+
+def forget_cached(_event: Any = None) -> None:
+    """Read the settings anew. Bound to their being saved, so that a change is seen at once."""
+    _cache.clear()
+
+
+def scheduler_address() -> str | None:
+    """Return the address of the Dask scheduler, None where none is set."""
+    return _get(SCHEDULER_ADDRESS) or None
+
+
+def api_url() -> str | None:
+    """Return Girder's REST API as the workers reach it, None where it is not set."""
+    return _get(API_URL) or None
+
+
+def direct_path() -> bool:
+    """Say whether workers may read Girder's files in place."""
+    return bool(_get(DIRECT_PATH))
+
+
+def server_root() -> str | None:
+    """Return Girder's own setting of where it is, None where it is not set."""
+    return _get(SettingKey.SERVER_ROOT) or None

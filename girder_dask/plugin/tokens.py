@@ -1,0 +1,64 @@
+"""The Girder tokens of jobs: one each, scoped, renewed while it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from girder.constants import AccessType, TokenScope
+from girder.models.token import Token
+from girder.utility import genToken
+
+__all__ = ["LIFETIME", "build", "delete", "renew", "store", "valid_until"]
+
+#: How long a token is valid without being renewed.
+LIFETIME = timedelta(days=7)
+
+#: What the token of a job may do: read and write data as its owner does.
+SCOPES = (TokenScope.DATA_READ, TokenScope.DATA_WRITE)
+
+
+def build(user: Mapping[str, Any] | None, now: datetime) -> dict[str, Any]:
+    """Return a new token document as ``Token().createToken`` makes it, not yet stored."""
+    token: dict[str, Any] = {
+        "_id": genToken(),
+        "created": now,
+        "expires": now + LIFETIME,
+        "scope": list(SCOPES),
+    }
+    if user is None:
+        Token().setPublic(token, True, save=False)
+    else:
+        token["userId"] = user["_id"]
+        Token().setUserAccess(token, user=user, level=AccessType.ADMIN, save=False)
+    return token
+
+
+def store(documents: Sequence[Mapping[str, Any]]) -> None:
+    """Store new token documents, all at once."""
+    if documents:
+        Token().collection.insert_many(documents, ordered=False)
+
+
+def delete(ids: Iterable[str]) -> None:
+    """Delete tokens."""
+    ids = list(ids)
+    if ids:
+        Token().collection.delete_many({"_id": {"$in": ids}})
+
+
+def renew(ids: Iterable[str]) -> None:
+    """Give tokens their whole lifetime again. One that is no longer there stays away."""
+    ids = list(ids)
+    if ids:
+        Token().collection.update_many(
+            {"_id": {"$in": ids}},
+            {"$set": {"expires": datetime.now(timezone.utc) + LIFETIME}},
+        )
+
+
+def valid_until(ids: Iterable[str]) -> dict[str, datetime]:
+    """Return when tokens expire. One that does not exist is left out."""
+    found = Token().collection.find({"_id": {"$in": list(ids)}}, {"expires": 1})
+    return {token["_id"]: token["expires"] for token in found}

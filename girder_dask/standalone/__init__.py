@@ -1,0 +1,14 @@
+"""A whole girder_dask on one machine: database, broker, Girder, scheduler and workers.
+
+``girder-dask standalone``, ``girder-dask demo`` and the pytest plugin start it. Each part
+is a real process, started with the commands that a deployment uses.
+
+>>> from girder_dask.standalone import Stack
+>>> Stack("/tmp/stack", workers=1).directory.name
+'stack'
+"""
+
+from girder_dask.standalone.report import PlainReporter, Reporter, reporter_for
+from girder_dask.standalone.stack import Stack
+
+__all__ = ["PlainReporter", "Reporter", "Stack", "reporter_for"]

@@ -1,0 +1,96 @@
+"""A small process that stops a stack whose launcher was killed.
+
+The launcher holds the other end of the guard's standard input. It writes ``+PID`` for
+each process that it starts and ``-PID`` for each that ended. When the pipe closes, what is
+still registered is stopped, newest first. After an ordinary stop nothing is left to do.
+
+The kernel's parent-death signal is not used: it comes when the *thread* that started a
+child ends, exists on Linux alone, and gives the parts no order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+
+from girder_dask.standalone import processes
+
+__all__ = ["Guard"]
+
+
+class Guard:
+    """The launcher's side: start the guard, and tell it what to watch.
+
+    Parameters
+    ----------
+    directory
+        The directory of the stack.
+    lock
+        A file descriptor that the guard keeps open, so that the directory stays locked
+        until all is stopped.
+    """
+
+    def __init__(self, directory: str, lock: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, directory],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+
+    def watch(self, pid: int) -> None:
+        """Stop ``pid`` and its process group if the launcher dies."""
+        self._tell(f"+{pid}\n")
+
+    def forget(self, pid: int) -> None:
+        """``pid`` has ended; its number may belong to another process soon."""
+        self._tell(f"-{pid}\n")
+
+    def close(self) -> None:
+        """End the guard."""
+        assert self._process.stdin is not None  # noqa: S101 - it was asked for above
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - it was asked for above
+        # Without its guard a stack still works and still stops in order.
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(line.encode())
+            self._process.stdin.flush()
+
+
+def main() -> None:
+    """Watch until standard input closes, then stop what is left."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    watched: dict[int, psutil.Process] = {}
+    for line in sys.stdin:
+        pid = int(line[1:])
+        if line.startswith("+"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                watched[pid] = psutil.Process(pid)
+        else:
+            watched.pop(pid, None)
+    for pid, process in reversed(watched.items()):
+        processes.end([process], grace=10)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+    if watched:
+        processes.end(processes.marked(sys.argv[1]), grace=2)
+
+
+if __name__ == "__main__":
+    main()

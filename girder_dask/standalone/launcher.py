@@ -1,0 +1,84 @@
+"""Running a stack for a person at a terminal, or for a service manager."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from girder_dask.standalone.report import Reporter, reporter_for
+from girder_dask.standalone.stack import Stack
+
+__all__ = ["run_standalone", "stopping_on_signals", "watch"]
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WATCH_SECONDS = 0.5
+
+
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Make SIGTERM and a closed terminal do what Ctrl-C does: raise KeyboardInterrupt."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def watch(stack: Stack, stopped: threading.Event | None = None) -> None:
+    """Report each part that ends, until ``stopped`` is set or KeyboardInterrupt is raised."""
+    stopped = stopped or threading.Event()
+    while not stopped.wait(_WATCH_SECONDS):
+        for message in stack.poll():
+            stack.reporter.failed(message)
+
+
+def run_standalone(directory: Path, **options: Any) -> int:
+    """Start a stack, say where it is, and stop it when asked to. Returns the exit code.
+
+    The options are those of :class:`Stack`.
+    """
+    reporter = reporter_for(sys.stdout)
+    with stopping_on_signals(), Stack(directory, reporter=reporter, **options) as stack:
+        _show(stack, reporter)
+        with contextlib.suppress(KeyboardInterrupt):
+            watch(stack)
+    return 0
+
+
+def _show(stack: Stack, reporter: Reporter) -> None:
+    rows = {
+        "Girder": stack.girder,
+        "REST API": stack.api,
+        "Login": f"{stack.login}  (password: see {stack.stack_file})",
+        "Scheduler": stack.scheduler,
+        "Dashboard": f"{stack.dashboard}/status",
+        "Database": _without_password(stack.mongo),
+        "Redis": _without_password(stack.redis),
+        "Logs": str(stack.directory / "logs"),
+        "Details": str(stack.stack_file),
+    }
+    reporter.note("")
+    for name, value in rows.items():
+        reporter.note(f"{name:<10} {value}")
+    if stack.host not in {"127.0.0.1", "::1", "localhost"}:
+        reporter.note(
+            f"\nThe scheduler listens on {stack.host} without authentication: whoever reaches it "
+            "can run code here."
+        )
+    reporter.note("\nCtrl-C stops all of it. The data stays.")
+
+
+def _without_password(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"

@@ -1,0 +1,187 @@
+"""One process of the stack."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from girder_dask.errors import StackError
+from girder_dask.standalone.guard import Guard
+
+__all__ = ["Part", "tail"]
+
+_TAIL_BYTES = 64 * 1024
+
+
+class Part:
+    """One process of the stack: how it is started, known to be ready, and stopped.
+
+    Parameters
+    ----------
+    name
+        Its name in ``stack.json`` and in messages.
+    command
+        The program with its arguments.
+    env
+        Its whole environment.
+    directory
+        Its working directory.
+    log
+        The file that gets its output. That of the run before is kept beside it, as ``.1``.
+    check
+        Says whether the part does its work. Called again and again until it does.
+    timeout
+        Seconds until it must be ready.
+    grace
+        Seconds between being asked to stop and being killed.
+    hints
+        For text that may turn up in the log of a failed start, what to do about it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        directory: Path,
+        log: Path,
+        check: Callable[[], bool],
+        timeout: float = 60,
+        grace: float = 5,
+        hints: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.command = list(command)
+        self.env = dict(env)
+        self.directory = directory
+        self.log = log
+        self.timeout = timeout
+        self.grace = grace
+        self.hints = dict(hints or {})
+        self.started_at = 0.0
+        self._check = check
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Part {self.name} pid={self.pid}>"
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None before it is started."""
+        return self._process.pid if self._process else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of a process that has ended; the negative signal if one ended it."""
+        return self._process.poll() if self._process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, guard: Guard | None = None) -> None:
+        """Start the process, as the leader of a session and process group of its own.
+
+        A Ctrl-C on the terminal then reaches the launcher alone, which stops the parts in
+        their order.
+        """
+        if self.log.exists():
+            self.log.replace(self.log.with_name(self.log.name + ".1"))
+        self.started_at = time.monotonic()
+        try:
+            with self.log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    self.command,
+                    env=self.env,
+                    cwd=self.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as e:
+            raise StackError(
+                f"{self.name} cannot be started: {self.command[0]}: {e.strerror}."
+            ) from e
+        if guard is not None:
+            guard.watch(self._process.pid)
+
+    def is_ready(self) -> bool:
+        """Say whether the part does its work.
+
+        Raises
+        ------
+        StackError
+            If it has ended, or is not ready in time. The message has its last log lines.
+        """
+        if not self.running:
+            raise StackError(self.describe_end("ended while starting"))
+        if self._check():
+            return True
+        if time.monotonic() - self.started_at > self.timeout:
+            raise StackError(self.describe_end(f"was not ready within {self.timeout:.0f} s"))
+        return False
+
+    def terminate(self) -> None:
+        """Ask the process to stop."""
+        if self.running and self._process is not None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Kill what is left of the process group, and reap the process."""
+        if self._process is None:
+            return
+        # The group outlives its leader while a member is left, so its number is still ours.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def describe_end(self, what: str) -> str:
+        """Return a message with the end of the log, and a hint where one is known."""
+        code = self.exit_code
+        if code is None:
+            how = ""
+        elif code < 0:
+            how = f" (killed by {signal.Signals(-code).name})"
+        else:
+            how = f" (exit code {code})"
+        lines = tail(self.log)
+        text = [f"{self.name} {what}{how}."]
+        if lines:
+            text.append(f"The end of {self.log}:")
+            text += [f"    {line}" for line in lines]
+        else:
+            text.append(f"It wrote nothing to {self.log}.")
+        whole = "\n".join(lines)
+        text += [hint for sign, hint in self.hints.items() if sign in whole]
+        return "\n".join(text)
+
+
+def tail(log: Path, lines: int = 20) -> list[str]:
+    """Return the last lines of a log file, those of mongod made readable."""
+    try:
+        with log.open("rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            text = f.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    return [_readable(line) for line in text.splitlines()[-lines:]]
+
+
+def _readable(line: str) -> str:
+    if not line.startswith('{"t":'):
+        return line
+    try:
+        record = json.loads(line)
+        details = json.dumps(record["attr"]) if record.get("attr") else ""
+        return f"{record['t']['$date']} {record['s']} {record['msg']} {details}".rstrip()[:300]
+    except (ValueError, KeyError, TypeError):
+        return line
