@@ -47,9 +47,19 @@ class GirderApi:
         """Return what the plugin says of itself to anybody: its version."""
         return dict(self._request("GET", "dask/ping"))
 
-    def check_credential(self) -> None:
-        """Raise GirderError unless the API key is good for updating jobs."""
-        self._signed("GET", "dask/credential")
+    def version(self) -> dict[str, Any]:
+        """Return what Girder says of its version to anybody."""
+        return dict(self._request("GET", "system/version"))
+
+    def check_credential(self) -> dict[str, Any]:
+        """Return what Girder says of itself to the scheduler (:func:`girder_dask.facts.gather`).
+
+        Raises
+        ------
+        GirderError
+            If the API key is not good for updating jobs.
+        """
+        return dict(self._signed("GET", "dask/credential"))
 
     def update(self, scheduler: str, updates: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         """Apply updates of many jobs.

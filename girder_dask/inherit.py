@@ -96,7 +96,6 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
         if log is None or _is_dasks(self):
             original(self)
             return
-        log.settle()
         context, run = copy_context(), self.run
 
         def run_in_job() -> None:
@@ -125,9 +124,6 @@ def _is_dasks(thread: threading.Thread) -> bool:
 
 def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
     def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        log = current.get()
-        if log is not None:
-            log.settle()
         return original(self, copy_context().run, fn, *args, **kwargs)
 
     return submit
@@ -142,7 +138,7 @@ def _popen_init(original: Callable[..., None]) -> Callable[..., None]:
         if log is None:
             original(self, *args, **kwargs)
             return
-        with log.lend_pipe() as fd:
+        with log.lend_pipe(self) as fd:
             if fd is not None:
                 args = _redirect(fd, args, kwargs)
             original(self, *args, **kwargs)
@@ -190,7 +186,6 @@ def _before_fork() -> None:
         if isinstance(stream, RoutingStream):
             with contextlib.suppress(OSError, ValueError):
                 stream.original.flush()
-    log.settle()
     with contextlib.suppress(ValueError):  # closed: the child writes to the worker's stderr
         log.pipe()
     _standard.clear()

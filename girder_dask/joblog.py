@@ -2,15 +2,13 @@
 
 Text is kept in the order in which it was written. What a job's subprocesses write comes
 through one pipe, which is emptied before each write of the job itself, so that the lines of
-a program that has ended stand before the lines that follow it.
-
-A line stays whole though several threads write (see :mod:`girder_dask.lines`).
+a program that has ended stand before the lines that follow it. A line stays whole though
+several threads write (see :mod:`girder_dask.lines`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
 import os
 import sys
@@ -21,10 +19,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import Context, ContextVar
-from typing import TextIO
+from types import CodeType
+from typing import Any, TextIO
 
-from girder_dask.lines import Lines
-from girder_dask.pump import Pump
+from girder_dask.characters import Characters
+from girder_dask.lines import RETRY, Lines
+from girder_dask.pipe import JobPipe
+from girder_dask.pump import abandon_pump, pump
 
 __all__ = ["JobLog", "capturing", "current"]
 
@@ -33,19 +34,22 @@ current: ContextVar[JobLog | None] = ContextVar("girder_dask_log", default=None)
 
 #: Most seconds that a thread waits for room if an event loop runs in it: the loop may be
 #: the very one that takes the text away.
-_LOOP_GRACE = 1.0
+_LOOP_PATIENCE = 1.0
 
-_CHUNK = 64 * 1024
-#: Most bytes that are read from a pipe at once. More than a pipe holds by default.
-_DRAIN = 1024 * 1024
+#: Seconds for which a subprocess that runs is expected to end the line that it has begun. It
+#: may be one that the pipe cut.
+_PIPE_PATIENCE = 0.1
+
 #: The longest unfinished line that a forked child keeps to itself (PIPE_BUF on Linux).
 _CHILD_LINE = 4096
-#: The pipe as a writer; threads are known by their identifier, which is positive.
+
+#: The pipe as a writer of lines. Threads are known by their identifier, which is positive.
 _PIPE = -1
 
+#: The code of the functions that ``print`` calls for each part of a line.
+writing_code: set[CodeType] = set()
+
 _logs: weakref.WeakSet[JobLog] = weakref.WeakSet()
-_pump: Pump | None = None
-_pump_lock = threading.RLock()
 _worker_stderr: TextIO | None = None
 
 
@@ -65,7 +69,7 @@ def capturing(log: JobLog) -> Iterator[JobLog]:
 
 
 class JobLog:
-    """What a job has written and nobody has taken yet.
+    """What a job has written and nobody has taken yet. For any number of threads.
 
     Parameters
     ----------
@@ -92,24 +96,22 @@ class JobLog:
     def __init__(
         self, on_text: Callable[[], None] | None = None, capacity: int = 4 * 1024 * 1024
     ) -> None:
+        #: The warnings that this job has shown, see :mod:`girder_dask.logs`.
+        self.warned: set[Hashable] = set()
         self._on_text = on_text
         self._capacity = capacity
         # Reentrant: the garbage collector may run a __del__ that prints while it is held.
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
-        self._lines = Lines()
+        self._lines = Lines(self._is_busy)
         self._size = 0
+        self._characters = Characters()
+        self._pipe: JobPipe | None = None
         self._announced = False
-        self._closed = False
         self._timer_set = False
-        self._decoders: dict[Hashable, codecs.IncrementalDecoder] = {}
-        self._read_fd: int | None = None
-        self._write_fd: int | None = None
-        self._paused = False
+        self._closed = False
         self._forked = False
         self._child_line = b""
-        #: The warnings that this job has shown, see :mod:`girder_dask.logs`.
-        self.warned: set[Hashable] = set()
         _logs.add(self)
 
     # -- writing ---------------------------------------------------------------------------
@@ -128,6 +130,11 @@ class JobLog:
         -------
         int
             The number of characters, or of bytes, that were given.
+
+        Raises
+        ------
+        TypeError
+            If it is neither, as the ``write`` of every file does.
         """
         if not isinstance(text, (str, bytes)):
             if not isinstance(text, (bytearray, memoryview)):
@@ -155,72 +162,54 @@ class JobLog:
             if self._forked:
                 self._flush_forked()
 
-    def settle(self) -> None:
-        """Let go of a line that is begun, and of what waits for its end.
-
-        To be called before something is started that may write to this log as well.
-        """
-        with self._lock:
-            self._lines.settle()
-            announce = self._must_announce()
-        if announce:
-            self._announce()
-
     def _prepare(self) -> None:
         """Wait for room, and take in what subprocesses wrote before."""
         if self._size >= self._capacity:
             self._wait_for_room()
-        if self._read_fd is not None and not self._closed:
-            self._drain()
-
-    def _to_text(self, source: str, text: str | bytes) -> str:
-        if isinstance(text, str) and not self._decoders:
-            return text
-        key = (source, threading.get_ident())
-        if isinstance(text, str):
-            return self._decode(key, b"", final=True) + text
-        return self._decode(key, text)
+        if self._pipe is not None and not self._closed:
+            self._drain(self._pipe)
 
     def _wait_for_room(self) -> None:
-        deadline = time.monotonic() + _LOOP_GRACE if _in_event_loop() else None
+        deadline = time.monotonic() + _LOOP_PATIENCE if _in_event_loop() else None
         while self._size >= self._capacity and not self._closed:
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
                 return
             self._room.wait(remaining)
 
-    def _decode(self, key: Hashable, data: bytes, *, final: bool = False) -> str:
-        decoder = self._decoders.pop(key, None)
-        if decoder is None:
-            try:
-                return data.decode("utf-8")
-            except UnicodeDecodeError:
-                decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        text = decoder.decode(data, final)
-        if decoder.getstate()[0]:
-            self._decoders[key] = decoder
-        return text
-
-    # -- lines that wait for the end of another --------------------------------------------
+    def _to_text(self, source: str, text: str | bytes) -> str:
+        if isinstance(text, str) and not self._characters:
+            return text
+        # Two threads may write to one stream, each its own characters.
+        key = (source, threading.get_ident())
+        if isinstance(text, str):
+            return self._characters.end(key) + text
+        return self._characters.decode(key, text)
 
     def _add(self, writer: int, text: str) -> None:
         if text:
             self._size += len(text)
             self._lines.add(writer, text)
-            self._set_timer()
+            if self._lines.holding:
+                self._set_timer()
+
+    def _is_busy(self, writer: int, since: float) -> bool:
+        if writer != _PIPE:
+            return _is_writing(writer)
+        running = self._pipe is not None and self._pipe.has_children()
+        return running and time.monotonic() - since < _PIPE_PATIENCE
 
     def _set_timer(self) -> None:
         if not self._timer_set:
-            remaining = self._lines.remaining()
-            if remaining is not None:
-                self._timer_set = True
-                pump().call_later(remaining, self._on_timer)
+            self._timer_set = True
+            pump().call_later(RETRY, self._on_timer)
 
     def _on_timer(self) -> None:
         with self._lock:
             self._timer_set = False
-            self._lines.release_due()
-            self._set_timer()
+            self._lines.retry()
+            if self._lines.holding:
+                self._set_timer()
             announce = self._must_announce()
         if announce:
             self._announce()
@@ -242,20 +231,18 @@ class JobLog:
             Text that can be encoded in UTF-8: lone surrogates become ``\\udcxx``.
         """
         with self._lock:
-            self._lines.release_due()
-            if self._read_fd is not None and not self._closed and self._size < self._capacity:
-                self._drain()
-            if limit is None:
-                pieces, self._lines.pieces = self._lines.pieces, deque()
-            else:
-                pieces = self._split(limit)
+            if self._pipe is not None and not self._closed and self._size < self._capacity:
+                self._drain(self._pipe)
+            self._lines.retry()
+            pieces = self._split(limit)
             text = "".join(pieces)
             self._size -= len(text)
             self._announced = False
             announce = self._must_announce()
             if self._size < self._capacity:
                 self._room.notify_all()
-                self._resume()
+                if self._pipe is not None:
+                    self._pipe.resume()
         if announce:
             self._announce()
         try:
@@ -264,12 +251,15 @@ class JobLog:
             text = text.encode("utf-8", "backslashreplace").decode("utf-8")
         return text
 
-    def _split(self, limit: int) -> deque[str]:
-        taken: deque[str] = deque()
-        while self._lines.pieces and limit > 0:
-            piece = self._lines.pieces.popleft()
+    def _split(self, limit: int | None) -> deque[str]:
+        pieces, taken = self._lines.pieces, deque[str]()
+        if limit is None:
+            self._lines.pieces = taken
+            return pieces
+        while pieces and limit > 0:
+            piece = pieces.popleft()
             if len(piece) > limit:
-                self._lines.pieces.appendleft(piece[limit:])
+                pieces.appendleft(piece[limit:])
                 piece = piece[:limit]
             taken.append(piece)
             limit -= len(piece)
@@ -304,86 +294,51 @@ class JobLog:
             If the log is closed.
         """
         with self._lock:
-            if self._write_fd is None:
-                if self._closed or self._forked:
-                    raise ValueError("The log of this job is closed.")
-                self._read_fd, self._write_fd = os.pipe()
-                os.set_blocking(self._read_fd, False)
-                pump().watch(self._read_fd, self._on_readable)
-            return self._write_fd
+            if self._pipe is None and not (self._closed or self._forked):
+                self._pipe = JobPipe(self._on_readable)
+            if self._pipe is None or self._pipe.write_fd is None:
+                raise ValueError("The log of this job is closed.")
+            return self._pipe.write_fd
 
     @contextlib.contextmanager
-    def lend_pipe(self) -> Iterator[int | None]:
-        """Give a duplicate of :meth:`pipe` that stays valid should the log be closed meanwhile.
+    def lend_pipe(self, process: Any) -> Iterator[int | None]:
+        """Give a duplicate of :meth:`pipe` to start ``process`` with, a ``Popen``.
 
-        None if it is closed already.
+        It stays valid should the log be closed meanwhile, and is None if it is closed already.
         """
         fd: int | None = None
-        self.settle()
         with self._lock, contextlib.suppress(ValueError):
             fd = os.dup(self.pipe())
+            if self._pipe is not None:
+                self._pipe.add_child(process)
         try:
             yield fd
         finally:
             if fd is not None:
                 os.close(fd)
 
-    def _drain(self) -> None:
-        fd = self._read_fd
-        if fd is None:
-            return
-        total = 0
-        while total < _DRAIN:
-            try:
-                data = os.read(fd, _CHUNK)
-            except BlockingIOError:
-                return
-            if not data:
-                self._end_pipe()
-            self._add(_PIPE, self._decode(_PIPE, data, final=not data))
-            total += len(data)
-            if len(data) < _CHUNK:
-                return
+    def _drain(self, pipe: JobPipe) -> None:
+        for text in pipe.read_all():
+            self._add(_PIPE, text)
 
     def _on_readable(self) -> None:
+        leftover = None
         with self._lock:
+            pipe = self._pipe
+            if pipe is None:
+                return
             if self._closed:
-                leftover = self._read_leftover()
+                leftover = pipe.read()
             else:
-                leftover = ""
-                if self._read_fd is not None and self._size < self._capacity:
-                    self._drain()
-                if self._read_fd is not None and self._size >= self._capacity:
-                    pump().unwatch(self._read_fd)
-                    self._paused = True
+                if self._size < self._capacity:
+                    self._drain(pipe)
+                if self._size >= self._capacity:
+                    pipe.pause()
             announce = self._must_announce()
         if leftover:
             _write_worker(leftover)
         if announce:
             self._announce()
-
-    def _resume(self) -> None:
-        if self._paused and self._read_fd is not None:
-            self._paused = False
-            pump().watch(self._read_fd, self._on_readable)
-
-    def _read_leftover(self) -> str:
-        """Return what a process that outlives its job has written."""
-        if self._read_fd is None:
-            return ""
-        try:
-            data = os.read(self._read_fd, _CHUNK)
-        except BlockingIOError:
-            return ""
-        if not data:
-            self._end_pipe()
-        return self._decode(_PIPE, data, final=not data)
-
-    def _end_pipe(self) -> None:
-        if self._read_fd is not None:
-            pump().unwatch(self._read_fd)
-            os.close(self._read_fd)
-            self._read_fd = None
 
     # -- the end ---------------------------------------------------------------------------
 
@@ -394,23 +349,19 @@ class JobLog:
         that outlive their job, goes to the worker's own stderr.
         """
         with self._lock:
-            if self._closed:
-                return
             if self._forked:
                 self._flush_forked()
+            if self._forked or self._closed:
                 return
-            if self._write_fd is not None:
-                os.close(self._write_fd)
-                self._write_fd = None
-            # Comes to the end of the pipe, and closes it, unless a process outlives the job.
-            self._drain()
-            for key in list(self._decoders):
-                if key != _PIPE:
-                    self._add(threading.get_ident(), self._decode(key, b"", final=True))
+            if self._pipe is not None:
+                # Comes to the end of the pipe, unless a process outlives the job.
+                self._pipe.close_write()
+                self._drain(self._pipe)
+                self._pipe.resume()
+            self._add(threading.get_ident(), self._characters.end_all())
             self._lines.settle()
             self._closed = True
             self._room.notify_all()
-            self._resume()
             announce = self._must_announce()
         if announce:
             self._announce()
@@ -423,12 +374,8 @@ class JobLog:
         self._room = threading.Condition(self._lock)
         self._forked = True
         self._on_text = None
-        if self._read_fd is not None:
-            os.close(self._read_fd)
-            self._read_fd = None
-        if self._write_fd is not None and not keep_pipe:
-            os.close(self._write_fd)
-            self._write_fd = None
+        if self._pipe is not None:
+            self._pipe.become_forked(keep=keep_pipe)
 
     def _write_forked(self, text: str | bytes) -> None:
         if isinstance(text, str):
@@ -440,19 +387,13 @@ class JobLog:
 
     def _flush_forked(self) -> None:
         data, self._child_line = self._child_line, b""
-        fd = 2 if self._write_fd is None else self._write_fd
+        fd = self._pipe.write_fd if self._pipe is not None else None
         with contextlib.suppress(OSError):  # nobody is left to read it
             while data:
-                data = data[os.write(fd, data) :]
+                data = data[os.write(2 if fd is None else fd, data) :]
 
 
-def pump() -> Pump:
-    """Return the pump of this process."""
-    global _pump
-    with _pump_lock:
-        if _pump is None:
-            _pump = Pump()
-        return _pump
+writing_code.add(JobLog.write.__code__)
 
 
 def after_fork_in_child() -> None:
@@ -460,11 +401,7 @@ def after_fork_in_child() -> None:
 
     The current job's log writes to its pipe, the others are let go of.
     """
-    global _pump, _pump_lock
-    _pump_lock = threading.RLock()
-    if _pump is not None:
-        _pump.abandon()
-        _pump = None
+    abandon_pump()
     log = current.get()
     for other in list(_logs):
         other.become_forked(keep_pipe=other is log)
@@ -483,6 +420,20 @@ def _write_worker(text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.write(text)
             stream.flush()
+
+
+def _is_writing(thread: int) -> bool:
+    """Say whether a thread is in a ``write`` right now.
+
+    One that lost its turn between the parts of a ``print`` always is: there is nothing else
+    in it that the interpreter could interrupt.
+    """
+    frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented, the only way
+    while frame is not None:
+        if frame.f_code in writing_code:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _in_event_loop() -> bool:

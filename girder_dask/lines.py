@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
-__all__ = ["GRACE", "Lines"]
+__all__ = ["RETRY", "Lines"]
 
-#: Seconds that others wait for a writer to end the line that it has begun. Enough for a
-#: thread that lost its turn inside ``print``, short enough that nobody sees it.
-GRACE = 0.1
+#: Seconds after which to look again whether a writer is still busy with its line.
+RETRY = 0.02
+
+#: Seconds that others wait at most.
+_PATIENCE = 1.0
 
 
 class Lines:
-    """Puts texts in the order of writing, but lets a line that is begun be ended first.
+    """Puts texts in the order of writing, but lets a line that is being written be ended first.
 
-    What is begun is in :attr:`pieces` at once. What others write meanwhile is held, for
-    :data:`GRACE` seconds at most. Not thread safe: the owner holds a lock around each call.
+    What is begun is in :attr:`pieces` at once. What others write while its writer is busy is
+    held. Not thread safe: the owner holds a lock around each call.
+
+    Parameters
+    ----------
+    is_busy
+        Called with a writer, and the time of ``time.monotonic`` when it last wrote: whether
+        it is about to go on.
 
     Examples
     --------
-    >>> lines = Lines()
+    >>> lines = Lines(is_busy=lambda writer, since: writer == 1)
     >>> lines.add(1, "one")
     >>> lines.add(2, "two\\n")
     >>> lines.add(1, "\\n")
@@ -32,26 +41,25 @@ class Lines:
     'one\\ntwo\\n'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_busy: Callable[[int, float], bool]) -> None:
         #: The texts in order, to be taken from the left.
         self.pieces: deque[str] = deque()
+        self._is_busy = is_busy
         self._writer: int | None = None  # who has begun a line
         self._since = 0.0  # when it last added to it
         self._held: list[tuple[int, str]] = []
         self._held_since = 0.0
 
+    @property
+    def holding(self) -> bool:
+        """Whether something waits for the end of another's line."""
+        return bool(self._held)
+
     def add(self, writer: int, text: str) -> None:
         """Add a text, which is not empty, of ``writer``: any number that stands for one."""
-        self.release_due()
-        if self._writer is not None and self._writer != writer:
-            if self._held:
-                self._held.append((writer, text))
-                return
-            now = time.monotonic()
-            if now - self._since < GRACE:
-                self._held_since = now
-                self._held.append((writer, text))
-                return
+        if self._writer is not None and self._writer != writer and self._must_hold():
+            self._held.append((writer, text))
+            return
         self.pieces.append(text)
         if text[-1] != "\n":
             self._writer, self._since = writer, time.monotonic()
@@ -60,15 +68,11 @@ class Lines:
             if self._held:
                 self._release()
 
-    def remaining(self) -> float | None:
-        """Return the seconds until something held is due, None if nothing is held."""
-        if not self._held:
-            return None
-        return self._held_since + GRACE - time.monotonic()
-
-    def release_due(self) -> None:
-        """Let those write who were held long enough."""
-        if self._held and time.monotonic() - self._held_since >= GRACE:
+    def retry(self) -> None:
+        """Let those write who were held, unless the one they wait for is still busy."""
+        if self._held and (
+            time.monotonic() - self._held_since > _PATIENCE or not self._writer_is_busy()
+        ):
             self._release()
 
     def settle(self) -> None:
@@ -76,6 +80,15 @@ class Lines:
         self.pieces.extend(text for _, text in self._held)
         self._held.clear()
         self._writer = None
+
+    def _must_hold(self) -> bool:
+        if self._held:
+            return True
+        self._held_since = time.monotonic()
+        return self._writer_is_busy()
+
+    def _writer_is_busy(self) -> bool:
+        return self._writer is not None and self._is_busy(self._writer, self._since)
 
     def _release(self) -> None:
         # Each in turn, and one of them may now hold up the others.

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["Pump"]
+__all__ = ["Pump", "abandon_pump", "pump"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,3 +113,25 @@ class Pump:
         except Exception:
             # The one thread that serves all jobs goes on without the one that failed.
             logger.exception("A callback of the log pump failed")
+
+
+_pump: Pump | None = None
+_pump_lock = threading.RLock()
+
+
+def pump() -> Pump:
+    """Return the pump of this process."""
+    global _pump
+    with _pump_lock:
+        if _pump is None:
+            _pump = Pump()
+        return _pump
+
+
+def abandon_pump() -> None:
+    """Forget the pump of the parent, in a forked child."""
+    global _pump, _pump_lock
+    _pump_lock = threading.RLock()
+    if _pump is not None:
+        _pump.abandon()
+        _pump = None

@@ -228,11 +228,11 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         from girder_dask.facts import gather
 
         facts = await asyncio.to_thread(gather, self._api_url)
+        girder = credential = None
         try:
-            await self._loop.run_in_executor(
+            girder = await self._loop.run_in_executor(
                 self._threads["claims"], self._apis["claims"].check_credential
             )
-            credential = None
         except GirderError as e:
             credential = str(e)
         return {
@@ -244,6 +244,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             "updates": self.recorder.updates,
             "error": self.recorder.error,
             "credential_error": credential,
+            "girder": girder,
         }
 
 

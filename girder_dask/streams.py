@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-from girder_dask.joblog import current
+from girder_dask.joblog import current, writing_code
 
 __all__ = ["RoutingBuffer", "RoutingStream"]
 
@@ -177,6 +177,9 @@ class RoutingStream(io.TextIOBase):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self.original!r}>"
+
+
+writing_code.add(RoutingStream.write.__code__)
 
 
 def _flush(original: TextIO) -> None:

@@ -104,12 +104,15 @@ class GirderWorkerPlugin(WorkerPlugin):
             run.interrupt()
             await asyncio.sleep(max(grace, 1.0))
 
-    async def facts(self) -> Mapping[str, Any]:
-        """Return what ``girder-dask doctor`` asks of a worker."""
+    async def facts(self, api_url: str | None = None) -> Mapping[str, Any]:
+        """Return what ``girder-dask doctor`` asks of a worker.
+
+        ``api_url`` is what Girder says of itself, for a worker that is told nothing else.
+        """
         from girder_dask.facts import gather
 
-        api_url = self.station.api_url if self.station is not None else None
-        return await asyncio.to_thread(gather, api_url)
+        own = self.station.api_url if self.station is not None else None
+        return await asyncio.to_thread(gather, own or api_url)
 
 
 def _start_capture() -> None:

@@ -22,7 +22,9 @@ from girder_dask.submit import StoredResult
 
 __all__ = [
     "CHUNK_BYTES",
+    "CLAIM_INDEX",
     "OPEN_INDEX",
+    "REMIND_INDEX",
     "DaskJob",
     "DaskPayload",
     "clean",
@@ -31,21 +33,27 @@ __all__ = [
     "forget",
     "keep_results",
     "load_specs",
+    "own_tokens",
     "payload_pieces",
     "result",
+    "set_tokens",
     "store_records",
 ]
 
 #: The most bytes in one document of ``dask_payload``.
 CHUNK_BYTES = 8 * 1024**2
 
-#: The name of the index that serves every question about unfinished jobs.
+#: The names of the indices on jobs: over the unfinished ones, over those that were canceled
+#: and over those that were handed over and not yet acknowledged. Each holds these alone, so
+#: that it stays small however many jobs there were.
 OPEN_INDEX = "dask_open"
+REMIND_INDEX = "dask_remind"
+CLAIM_INDEX = "dask_claimed"
 
 _OPTIONS = ("api_url", "package", "title", "retries", "timeout", "priority", "isolation")
 
 
-class DaskJob(Model):  # type: ignore[misc]
+class DaskJob(Model):
     """How to run a job, and what came of it; ``_id`` is the id of the job."""
 
     def initialize(self) -> None:
@@ -57,7 +65,7 @@ class DaskJob(Model):  # type: ignore[misc]
         return doc
 
 
-class DaskPayload(Model):  # type: ignore[misc]
+class DaskPayload(Model):
     """A piece of the pickled call of a job: ``{job, n, data}``."""
 
     def initialize(self) -> None:
@@ -80,11 +88,23 @@ def collection(model: Any) -> Any:
 
 
 def ensure_indices() -> None:
-    """Make the index on jobs, over the unfinished ones only, so that it stays small."""
+    """Make the indices that serve every question this plugin asks about jobs."""
     Job().ensureIndex(
         (
             [("dask.scheduler", 1), ("status", 1), ("created", 1)],
             {"name": OPEN_INDEX, "partialFilterExpression": {"dask.open": True}},
+        )
+    )
+    Job().ensureIndex(
+        (
+            [("dask.scheduler", 1), ("status", 1)],
+            {"name": REMIND_INDEX, "partialFilterExpression": {"dask.remind": True}},
+        )
+    )
+    Job().ensureIndex(
+        (
+            [("dask.claimed", 1)],
+            {"name": CLAIM_INDEX, "partialFilterExpression": {"dask.claimed": {"$exists": True}}},
         )
     )
     DaskJob()
@@ -200,7 +220,7 @@ def clean(job_ids: Sequence[ObjectId]) -> None:
     """Delete the tokens and calls of jobs that have ended. What came of them stays."""
     if not job_ids:
         return
-    tokens.delete(_own_tokens(job_ids))
+    tokens.delete(own_tokens(job_ids))
     DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
     DaskJob().collection.update_many(
         {"_id": {"$in": list(job_ids)}}, {"$set": {"token": None, "payload_bytes": 0}}
@@ -209,12 +229,21 @@ def clean(job_ids: Sequence[ObjectId]) -> None:
 
 def forget(job_ids: Sequence[ObjectId]) -> None:
     """Delete all that is kept of jobs besides their job documents."""
-    tokens.delete(_own_tokens(job_ids))
+    tokens.delete(own_tokens(job_ids))
     DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
     DaskJob().collection.delete_many({"_id": {"$in": list(job_ids)}})
 
 
-def _own_tokens(job_ids: Sequence[ObjectId]) -> list[str]:
+def set_tokens(ids: Mapping[Any, str]) -> None:
+    """Give jobs other tokens, by the ids of the jobs."""
+    DaskJob().collection.bulk_write(
+        [UpdateOne({"_id": job}, {"$set": {"token": token}}) for job, token in ids.items()],
+        ordered=False,
+    )
+
+
+def own_tokens(job_ids: Sequence[ObjectId]) -> list[str]:
+    """Return the ids of the tokens that were made for jobs and end with them."""
     records = collection(DaskJob()).find(
         {"_id": {"$in": list(job_ids)}, "own_token": True}, {"token": 1}
     )

@@ -7,6 +7,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from girder_dask.errors import StackError
+
 __all__ = ["get_json", "girder_answers", "mongo_answers", "redis_answers", "registered_workers"]
 
 _TIMEOUT = 2.0
@@ -28,6 +30,7 @@ def mongo_answers(uri: str, timeout: float = 1.0) -> bool:
     import pymongo.errors
 
     try:
+        client: pymongo.MongoClient[Any]
         with pymongo.MongoClient(uri, serverSelectionTimeoutMS=int(timeout * 1000)) as client:
             client.admin.command("ping")
     except pymongo.errors.PyMongoError:
@@ -47,8 +50,22 @@ def redis_answers(url: str) -> bool:
 
 
 def girder_answers(api: str) -> bool:
-    """Say whether Girder's REST API answers."""
-    return get_json(f"{api}/system/version") is not None
+    """Say whether Girder's REST API answers, with our plugin.
+
+    Raises
+    ------
+    StackError
+        If Girder answers, but does not have the plugin.
+    """
+    if get_json(f"{api}/system/version") is None:
+        return False
+    if get_json(f"{api}/dask/ping") is None:
+        raise StackError(
+            "Girder has started without the dask plugin. Its own log says why; if it says "
+            "nothing, the plugin is not installed for this Python: "
+            "pip install 'girder_dask[standalone]'."
+        )
+    return True
 
 
 def registered_workers(dashboard: str) -> int | None:

@@ -24,7 +24,7 @@ _WATCH_SECONDS = 0.5
 def stopping_on_signals() -> Iterator[None]:
     """Make SIGTERM and a closed terminal do what Ctrl-C does: raise KeyboardInterrupt."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in _STOP_SIGNALS}
@@ -62,7 +62,7 @@ def _show(stack: Stack, reporter: Reporter) -> None:
         "REST API": stack.api,
         "Login": f"{stack.login}  (password: see {stack.stack_file})",
         "Scheduler": stack.scheduler,
-        "Dashboard": f"{stack.dashboard}/status",
+        "Dashboard": stack.dashboard,
         "Database": _without_password(stack.mongo),
         "Redis": _without_password(stack.redis),
         "Logs": str(stack.directory / "logs"),

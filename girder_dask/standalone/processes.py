@@ -22,7 +22,7 @@ MARK = "GIRDER_DASK_STACK"
 def is_running(process: psutil.Process) -> bool:
     """Say whether a process still runs. One that waits to be reaped does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

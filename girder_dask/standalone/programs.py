@@ -56,6 +56,8 @@ def redis_server(directory: Path, port: int) -> list[str]:
         program,
         *("--bind", "127.0.0.1", "--port", str(port)),
         *("--dir", str(directory), "--save", "", "--appendonly", "no"),
+        # A title would be written over the environment, by which leftovers are known.
+        *("--set-proc-title", "no"),
     ]
 
 

@@ -19,10 +19,10 @@ import cloudpickle
 
 from girder_dask.errors import GirderDaskError
 
-__all__ = ["RemoteTraceback", "pack", "run", "unpack"]
+__all__ = ["RemoteError", "pack", "run", "unpack"]
 
 
-class RemoteTraceback(GirderDaskError):
+class RemoteError(GirderDaskError):
     """The traceback of a function that raised inside Girder; the cause of its exception."""
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ def unpack(outcome: bytes) -> Any:
     """Return what :func:`run` returned, or raise what it raised."""
     value, error, text = pickle.loads(outcome)
     if error is not None:
-        raise error from RemoteTraceback(text)
+        raise error from RemoteError(text)
     return value
 
 

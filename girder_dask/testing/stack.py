@@ -116,7 +116,9 @@ class TestStack(Stack):
         Exception
             What the function raised. Its cause is the remote traceback.
         """
-        client = self.admin if user is None else getattr(user, "client", user)
+        client: Any = user or self.admin
+        if isinstance(client, User):
+            client = client.client
         answer = client.post(
             "dask/testing/call",
             json={"secret": self._secret, "call": _text(pack(func, args, kwargs))},

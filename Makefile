@@ -1,0 +1,42 @@
+# What people and CI run. Each target sets up .venv first, if anything of it has changed.
+
+PYTHON := .venv/bin/python
+METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyproject.toml \
+	examples/*/setup.cfg tests/packages/*/pyproject.toml tests/packages/*/setup.cfg)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs clean
+
+help: ## Show this
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+demo: .venv/.run ## Start a whole stack and count the cells of an image in a job
+	.venv/bin/girder-dask demo
+
+test: .venv/.test ## Run all tests, with real services
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: .venv/.dev ## Check the style and the types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: .venv/.dev ## Measure, and write benchmarks/results/
+	$(PYTHON) -m benchmarks.run $(ARGS)
+
+docs: .venv/.dev ## Build the documentation in docs/_build/html
+	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+clean: ## Remove what these targets made
+	rm -rf .venv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A larger set-up holds what a smaller one does, so that none of them undoes another.
+.venv/.run: $(METADATA)
+	scripts/bootstrap run
+
+.venv/.dev: $(METADATA)
+	scripts/bootstrap dev
+
+.venv/.test: $(METADATA)
+	scripts/bootstrap test

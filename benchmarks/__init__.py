@@ -1,0 +1,1 @@
+"""Measurements. Ratios are taken side by side in one run, since machines are noisy."""

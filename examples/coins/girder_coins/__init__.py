@@ -1,0 +1,1 @@
+"""Count the coins, or other blobs, in pictures kept in Girder."""

@@ -1,0 +1,52 @@
+"""Text from bytes that arrive in pieces."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Hashable
+
+__all__ = ["Characters"]
+
+
+class Characters:
+    """Decodes UTF-8 from several sources, each of which may split its characters.
+
+    Examples
+    --------
+    >>> characters = Characters()
+    >>> characters.decode("a", "é".encode()[:1])
+    ''
+    >>> characters.decode("b", b"other")
+    'other'
+    >>> characters.decode("a", "é".encode()[1:])
+    'é'
+    """
+
+    def __init__(self) -> None:
+        # Only of sources in the middle of a character, so nearly always empty.
+        self._decoders: dict[Hashable, codecs.IncrementalDecoder] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._decoders)
+
+    def decode(self, source: Hashable, data: bytes) -> str:
+        """Return the characters that ``data`` completes. What is not UTF-8 becomes U+FFFD."""
+        decoder = self._decoders.pop(source, None)
+        if decoder is None:
+            try:
+                return data.decode("utf-8")
+            except UnicodeDecodeError:
+                decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        text = decoder.decode(data)
+        if decoder.getstate()[0]:
+            self._decoders[source] = decoder
+        return text
+
+    def end(self, source: Hashable) -> str:
+        """Return U+FFFD if ``source`` is in the middle of a character, else nothing."""
+        decoder = self._decoders.pop(source, None)
+        return "" if decoder is None else decoder.decode(b"", final=True)
+
+    def end_all(self) -> str:
+        """End every source."""
+        return "".join(self.end(source) for source in list(self._decoders))

@@ -1,0 +1,47 @@
+"""The Girder plugin: jobs of this Girder run on a Dask cluster.
+
+This package is the only one here that imports Girder, and only Girder imports it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from girder.constants import AccessType
+from girder.plugin import GirderPlugin, getPlugin, registerPluginStaticContent
+from girder_jobs.models.job import Job
+
+from girder_dask import submit
+from girder_dask.plugin import events, records, testing_rest
+from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.rest import Dask
+
+__all__ = ["DaskPlugin"]
+
+
+class DaskPlugin(GirderPlugin):
+    """What Girder loads."""
+
+    DISPLAY_NAME = "Dask"
+
+    def load(self, info: dict[str, Any]) -> None:
+        """Bind the plugin to a Girder that is starting."""
+        getPlugin("jobs").load(info)
+
+        records.ensure_indices()
+        Job().exposeFields(level=AccessType.READ, fields={"dask"})
+
+        backend = GirderBackend()
+        events.bind(backend)
+        info["apiRoot"].dask = Dask(backend)
+        testing_rest.mount(info["apiRoot"].dask)
+
+        registerPluginStaticContent(
+            plugin="dask",
+            css=[],
+            js=["/girder-plugin-dask.js"],
+            staticDir=Path(__file__).parent / "web_client",
+            tree=info["serverRoot"],
+        )
+        submit.install(backend)

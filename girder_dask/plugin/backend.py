@@ -1,0 +1,151 @@
+"""Submission from inside Girder: into the database, then to the scheduler."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import cherrypy  # type: ignore[import-untyped]
+from bson import ObjectId
+from bson.errors import InvalidId
+from girder.api.rest import getApiUrl, getCurrentUser
+from girder.constants import AccessType
+from girder.exceptions import AccessException, GirderException
+from girder.models.user import User
+from girder_jobs.models.job import Job
+from pymongo.errors import PyMongoError
+
+from girder_dask.errors import GirderError
+from girder_dask.jobs import FINAL, JobSpec, JobStatus
+from girder_dask.plugin import settings, store
+from girder_dask.submit import StoredResult, Submission
+
+if TYPE_CHECKING:
+    from girder_dask.link import SchedulerLink
+
+__all__ = ["GirderBackend"]
+
+
+class GirderBackend:
+    """A :class:`girder_dask.submit.Backend` on Girder's own models."""
+
+    def __init__(self) -> None:
+        self._link: SchedulerLink | None = None
+        self._lock = threading.Lock()
+
+    # -- the interface of submit.Backend --------------------------------------------------
+
+    def submit(self, submissions: Sequence[Submission]) -> list[dict[str, Any]]:
+        """Record a job for each, hand them to the scheduler, and return the job documents."""
+        recorded = store.record(submissions, _request_user(), _api_url())
+        self._send([r.spec for r in recorded])
+        return [r.job for r in recorded]
+
+    def load_job(self, job_id: str, *, log: bool = False) -> dict[str, Any]:
+        """Return a job document, if the user of the request may read it."""
+        job: dict[str, Any] = self._load(job_id, AccessType.READ, includeLog=log)
+        return job
+
+    def load_result(self, job_id: str) -> StoredResult:
+        """Return what is kept of the end of a job, if the user of the request may read it."""
+        self._load(job_id, AccessType.READ)
+        try:
+            return store.result(job_id)
+        except PyMongoError as e:
+            raise GirderError(f"The result of job {job_id} cannot be read: {e}.") from e
+
+    def cancel(self, job_id: str) -> None:
+        """Ask for the end of a job, if the user of the request may change it."""
+        job = self._load(job_id, AccessType.WRITE)
+        try:
+            Job().cancelJob(job)
+        except (PyMongoError, GirderException) as e:
+            raise GirderError(f"Job {job_id} cannot be canceled: {e}.") from e
+
+    def scheduler_address(self) -> str | None:
+        """Return the address of the Dask scheduler, if one is set."""
+        return settings.scheduler_address()
+
+    # -- for the rest of the plugin -------------------------------------------------------
+
+    def schedule(self, job: dict[str, Any]) -> None:
+        """Queue an INACTIVE job that Girder's own model made, and hand it to the scheduler."""
+        owner = User().load(job["userId"], force=True) if job.get("userId") else None
+        self._send([store.adopt(job, owner, _api_url()).spec])
+
+    def stop(self, job_id: ObjectId) -> JobStatus | None:
+        """Cancel a job, and return the state that it is in now."""
+        status = store.cancel(job_id)
+        if status is not None and (status not in FINAL or status == JobStatus.CANCELED):
+            self.tell_canceled([str(job_id)])
+        return status
+
+    def tell_canceled(self, job_ids: Sequence[str]) -> None:
+        """Tell the scheduler to stop jobs. Returns at once."""
+        self._scheduler_link().cancel(list(job_ids))
+
+    def scheduler_status(self) -> dict[str, Any]:
+        """Return ``address``, ``reachable``, ``error`` and ``since`` of the scheduler."""
+        return self._scheduler_link().status()
+
+    def close(self) -> None:
+        """Let the scheduler go."""
+        with self._lock:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _send(self, specs: list[JobSpec]) -> None:
+        if specs:
+            self._scheduler_link().submit(specs)
+
+    def _scheduler_link(self) -> SchedulerLink:
+        from girder_dask.link import SchedulerLink
+
+        with self._lock:
+            if self._link is None:
+                self._link = SchedulerLink(settings.scheduler_address)
+            return self._link
+
+    def _load(self, job_id: str, level: int, **options: Any) -> Any:
+        user = _request_user()
+        try:
+            job = Job().load(
+                ObjectId(job_id), user=user, level=level, force=user is None, **options
+            )
+        except InvalidId as e:
+            raise GirderError(f"{job_id!r} is not the id of a job.", status=400) from e
+        except AccessException as e:
+            raise GirderError(
+                f"The user {user['login'] if user else None} has no access to job {job_id}: {e}",
+                status=403,
+            ) from e
+        except PyMongoError as e:
+            raise GirderError(f"Job {job_id} cannot be read: {e}.") from e
+        if job is None:
+            raise GirderError(f"There is no job {job_id}.", status=404)
+        return job
+
+
+def _in_request() -> bool:
+    return cherrypy.request.app is not None
+
+
+def _request_user() -> Any:
+    return getCurrentUser() if _in_request() else None
+
+
+def _api_url() -> str | None:
+    """Return Girder's REST API: as it is set, else as the request reached it."""
+    url = settings.api_url()
+    if url or not _in_request():
+        return url
+    root = settings.server_root()
+    if root:
+        return f"{root.rstrip('/')}/api/v1"
+    try:
+        return str(getApiUrl(cherrypy.url()))
+    except GirderException:
+        # The request came in another way than through the REST API.
+        return None

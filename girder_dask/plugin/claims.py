@@ -1,0 +1,246 @@
+"""Which jobs a scheduler lacks, and handing them over to it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from girder_jobs.models.job import Job
+
+from girder_dask.jobs import FINAL, JobSpec, JobStatus
+from girder_dask.plugin import records, tokens
+from girder_dask.plugin.history import History
+from girder_dask.plugin.notices import owners
+from girder_dask.plugin.updates import publish, save, without_log
+
+__all__ = ["Claim", "claim"]
+
+logger = logging.getLogger(__name__)
+
+#: The most bytes of pickled calls in one answer.
+MOST_PAYLOAD = 32 * 1024**2
+
+#: How long a new job is left to be delivered by the process that recorded it.
+PUSH_TIME = timedelta(seconds=2)
+
+#: How long a scheduler has to say that it has a job that was handed to it, before the
+#: answer is taken for lost and the job is handed over again.
+ANSWER_TIME = timedelta(seconds=60)
+
+#: How long a scheduler is reminded that a job was canceled.
+REMIND_TIME = timedelta(minutes=10)
+
+#: How often the tokens of unfinished jobs are looked after, in seconds, and when one is
+#: renewed.
+RENEW_INTERVAL = 600.0
+RENEW_AFTER = timedelta(days=1)
+
+_UNFINISHED = [int(s) for s in JobStatus if s not in FINAL and s != JobStatus.INACTIVE]
+_next_renewal: dict[str, float] = {}
+
+
+@dataclass
+class Claim:
+    """What is handed to a scheduler: jobs to run, and ids of jobs to stop."""
+
+    specs: list[JobSpec] = field(default_factory=list)
+    cancel: list[str] = field(default_factory=list)
+
+
+def claim(scheduler: str, limit: int) -> Claim:
+    """Hand unfinished jobs over to a scheduler that does not have them.
+
+    What another run of a scheduler had taken in hand becomes a new attempt. No job is
+    handed to two schedulers.
+
+    Parameters
+    ----------
+    scheduler
+        The id of this run of the scheduler.
+    limit
+        The most jobs to hand over; their pickled calls take 32 MiB at most.
+    """
+    now = datetime.now(timezone.utc)
+    answer = Claim(cancel=_to_stop(scheduler, now))
+    jobs = _candidates(scheduler, limit, now)
+    known = _records(jobs)
+    histories = [
+        history
+        for job in _that_fit(jobs, known)
+        if _take(history := History(job), scheduler, known.get(job["_id"]), now)
+    ]
+    held, _ = save(histories)
+    publish(held)
+    taken = [history for history in held if not history.final]
+    if taken:
+        answer.specs = _specs(taken, known, now)
+    _renew_tokens(scheduler, now)
+    return answer
+
+
+# -- what there is ----------------------------------------------------------------------------
+
+
+def _candidates(scheduler: str, limit: int, now: datetime) -> list[dict[str, Any]]:
+    """Find jobs that nobody has, then those that another scheduler had, then lost answers."""
+    unfinished = {"$in": _UNFINISHED}
+    questions: list[dict[str, Any]] = [
+        {"dask.scheduler": None, "status": unfinished, "created": {"$lt": now - PUSH_TIME}},
+        {"dask.scheduler": {"$nin": [None, scheduler]}, "status": unfinished},
+        {
+            "dask.scheduler": scheduler,
+            "status": int(JobStatus.QUEUED),
+            "dask.claimed": {"$lt": now - ANSWER_TIME},
+        },
+    ]
+    jobs: list[dict[str, Any]] = []
+    for question in questions:
+        if len(jobs) < limit:
+            jobs += records.collection(Job()).find(
+                {"dask.open": True, **question},
+                without_log,
+                sort=[("dask.scheduler", 1), ("status", 1), ("created", 1)],
+                limit=limit - len(jobs),
+            )
+    return jobs
+
+
+def _records(jobs: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    found = records.collection(records.DaskJob()).find(
+        {"_id": {"$in": [job["_id"] for job in jobs]}}, {"result": False}
+    )
+    return {record["_id"]: record for record in found}
+
+
+def _that_fit(
+    jobs: Sequence[dict[str, Any]], known: Mapping[Any, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    fitting: list[dict[str, Any]] = []
+    size = 0
+    for job in jobs:
+        size += known.get(job["_id"], {}).get("payload_bytes", 0)
+        if fitting and size > MOST_PAYLOAD:
+            break
+        fitting.append(job)
+    return fitting
+
+
+# -- taking it --------------------------------------------------------------------------------
+
+
+def _take(
+    history: History, scheduler: str, record: Mapping[str, Any] | None, now: datetime
+) -> bool:
+    """Make a job one of a scheduler. Say whether there is anything to write."""
+    dask, status = history.dask, history.job["status"]
+    if status == JobStatus.CANCELING and dask["scheduler"] != scheduler:
+        # Who was to stop it is gone, and with it what ran of it.
+        history.advance(JobStatus.CANCELED, now)
+        return True
+    if record is None or not record["payload_bytes"]:
+        return _give_up(history, now)
+    if dask["scheduler"] not in (None, scheduler):
+        dask.update(attempt=dask["attempt"] + 1, sequence=0)
+        history.write(f"The scheduler was restarted; this is attempt {dask['attempt']}.\n")
+    if status != JobStatus.QUEUED:
+        history.advance(JobStatus.QUEUED, now)
+    # Removed by the first update of the scheduler, which says that it has the job.
+    dask.update(scheduler=scheduler, claimed=_whole_milliseconds(now))
+    return True
+
+
+def _give_up(history: History, now: datetime) -> bool:
+    error = "What is needed to run this job is no longer in the database."
+    logger.error("Job %s: %s", history.id, error)
+    history.write(f"{error}\n")
+    history.advance(JobStatus.ERROR, now)
+    history.outcome = (history.dask["attempt"], None, error)
+    return True
+
+
+def _whole_milliseconds(moment: datetime) -> datetime:
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def _specs(
+    taken: Sequence[History], known: dict[Any, dict[str, Any]], now: datetime
+) -> list[JobSpec]:
+    _ensure_tokens(taken, known, now)
+    attempts = {history.id: history.dask["attempt"] for history in taken}
+    specs = records.load_specs([known[job_id] for job_id in attempts], attempts)
+    if len(specs) != len(taken):
+        # Ended or deleted since they were taken, or the database has lost a part.
+        there = {spec.id for spec in specs}
+        missing = [history for history in taken if str(history.id) not in there]
+        logger.warning("%d jobs that were claimed have no call", len(missing))
+        broken = [History(history.job) for history in missing]
+        for history in broken:
+            _give_up(history, now)
+        publish(save(broken)[0])
+    return specs
+
+
+# -- tokens -----------------------------------------------------------------------------------
+
+
+def _ensure_tokens(
+    taken: Sequence[History], known: dict[Any, dict[str, Any]], now: datetime
+) -> None:
+    """See to it that each job has a token that is good for a while."""
+    own = {history.id: history for history in taken if known[history.id]["own_token"]}
+    expiry = tokens.valid_until(known[job_id]["token"] or "" for job_id in own)
+    users = owners(history.job for history in own.values())
+    renewed, made = [], {}
+    for job_id, history in own.items():
+        expires = expiry.get(known[job_id]["token"])
+        if expires is None:
+            made[job_id] = tokens.build(users.get(history.job["userId"]), now)
+            known[job_id]["token"] = made[job_id]["_id"]
+        elif expires < now + tokens.LIFETIME - RENEW_AFTER:
+            renewed.append(known[job_id]["token"])
+    tokens.renew(renewed)
+    if made:
+        tokens.store(list(made.values()))
+        records.set_tokens({job_id: token["_id"] for job_id, token in made.items()})
+
+
+def _renew_tokens(scheduler: str, now: datetime) -> None:
+    """Renew the tokens of the unfinished jobs of a scheduler, now and then."""
+    if time.monotonic() < _next_renewal.get(scheduler, 0.0):
+        return
+    _next_renewal.clear()  # only the present run of a scheduler comes back
+    _next_renewal[scheduler] = time.monotonic() + RENEW_INTERVAL
+    jobs = records.collection(Job()).find(
+        {"dask.open": True, "dask.scheduler": scheduler, "created": {"$lt": now - RENEW_AFTER}},
+        {"_id": True},
+    )
+    tokens.renew(records.own_tokens([job["_id"] for job in jobs]))
+
+
+# -- what to stop -----------------------------------------------------------------------------
+
+
+def _to_stop(scheduler: str, now: datetime) -> list[str]:
+    """Return jobs that were canceled, in case the scheduler was not there to be told."""
+    jobs = list(
+        records.collection(Job()).find(
+            {
+                "dask.remind": True,
+                "dask.scheduler": {"$in": [None, scheduler]},
+                "status": {"$in": [int(JobStatus.CANCELING), int(JobStatus.CANCELED)]},
+            },
+            {"updated": True, "status": True},
+        )
+    )
+    old = [
+        job["_id"]
+        for job in jobs
+        if job["status"] == JobStatus.CANCELED and job["updated"] < now - REMIND_TIME
+    ]
+    if old:
+        Job().collection.update_many({"_id": {"$in": old}}, {"$unset": {"dask.remind": True}})
+    return [str(job["_id"]) for job in jobs if job["_id"] not in set(old)]

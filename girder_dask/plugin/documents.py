@@ -1,0 +1,164 @@
+"""Job documents, as ``Job().createJob`` would make them, for many jobs at once."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import bson
+from bson import ObjectId, json_util
+from bson.errors import BSONError
+from girder import events
+from girder.constants import AccessType
+from girder_jobs.models.job import Job
+
+from girder_dask.errors import SubmissionError
+from girder_dask.jobs import HANDLER, JobStatus
+from girder_dask.submit import Submission
+
+__all__ = ["announce_saved", "build", "is_bound", "plain", "utf8"]
+
+#: The most bytes of a new job document; the log comes on top, and MongoDB takes 16 MiB.
+MOST_BYTES = 4 * 1024**2
+
+#: The most levels of lists and mappings in an argument that is shown. MongoDB takes 100.
+MOST_LEVELS = 50
+
+#: What ``other_fields`` never sets: what we rely on, and what grants access.
+_OURS = ("_id", "status", "dask", "access", "timestamps")
+
+_PLAIN = (type(None), bool, float, bytes, datetime, ObjectId)
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
+
+
+def build(
+    submission: Submission, user: Mapping[str, Any] | None, now: datetime, dask: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the job document of a call, with ``kwargs`` serialised as the database has it.
+
+    Raises
+    ------
+    SubmissionError
+        If the fields given for it are more than a job document can hold, or if a handler of
+        ``model.job.save`` refuses it.
+    """
+    job: dict[str, Any] = {
+        "title": submission.title,
+        "type": submission.type,
+        "args": plain(list(submission.args)),
+        "kwargs": plain(dict(submission.kwargs)),
+        "created": now,
+        "updated": now,
+        "when": now,
+        "interval": 0,
+        "status": int(JobStatus.QUEUED),
+        "progress": None,
+        "log": [],
+        "meta": {},
+        "handler": submission.handler or HANDLER,
+        "asynchronous": False,
+        "timestamps": [{"status": int(JobStatus.QUEUED), "time": now}],
+        "parentId": None,
+    }
+    job.update((k, plain(v)) for k, v in submission.other_fields.items() if k not in _OURS)
+    job["dask"] = dict(dask)
+    Job().setPublic(job, public=bool(submission.public))
+    if user is None:
+        job["userId"] = None
+    else:
+        job["userId"] = user["_id"]
+        Job().setUserAccess(job, user=user, level=AccessType.ADMIN)
+    job["kwargs"] = json_util.dumps(job["kwargs"])
+    _announce_new(job, submission)
+    # The id comes last: handlers know a new document by its not having one.
+    job["_id"] = ObjectId()
+    _fit(job, submission)
+    return job
+
+
+def _announce_new(job: dict[str, Any], submission: Submission) -> None:
+    for name in ("model.job.validate", "model.job.save"):
+        if (
+            is_bound(name)
+            and events.trigger(name, job).defaultPrevented
+            and name == "model.job.save"
+        ):
+            raise SubmissionError(
+                f"A plugin of this Girder does not let a job of {submission.task} be saved. "
+                "No job was made.",
+                task=submission.task,
+            )
+
+
+def announce_saved(job: dict[str, Any]) -> None:
+    """Tell the handlers of ``model.job.save.created`` and ``.after`` of a new document."""
+    for name in ("model.job.save.created", "model.job.save.after"):
+        if is_bound(name):
+            events.trigger(name, job)
+
+
+def is_bound(name: str, *, besides: str | None = None) -> bool:
+    """Say whether anybody has bound an event, not counting the handler named ``besides``."""
+    handlers = events._mapping.get(name)  # noqa: SLF001 - Girder has no other way to ask
+    return bool(handlers) and any(handler != besides for handler in handlers)
+
+
+def _fit(job: dict[str, Any], submission: Submission) -> None:
+    try:
+        size = len(bson.encode(job))
+        if size > MOST_BYTES:
+            # What is shown of the arguments may be cut; the arguments themselves are in
+            # the payload.
+            job["args"] = [_short.repr(job["args"])]
+            job["kwargs"] = json_util.dumps({"…": job["kwargs"][:1000]})
+            size = len(bson.encode(job))
+    except (BSONError, OverflowError, UnicodeError) as e:
+        raise SubmissionError(
+            f"The fields of the job of {submission.task} cannot be stored: {e}. No job was made.",
+            task=submission.task,
+        ) from e
+    if size > MOST_BYTES:
+        raise SubmissionError(
+            f"The fields given for the job of {submission.task} (girder_job_other_fields) take "
+            f"{size:,} bytes, more than the {MOST_BYTES:,} that a job holds. No job was made.",
+            task=submission.task,
+        )
+
+
+def plain(value: Any, _level: int = 0) -> Any:
+    """Return ``value`` as MongoDB can store it: what it cannot store becomes its ``repr``.
+
+    >>> plain({"a": (1, 2**80), "b": {3}})
+    {'a': [1, '1208925819614629174706176'], 'b': '{3}'}
+    """
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, str):
+        return utf8(value)
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else str(value)
+    if _level < MOST_LEVELS:
+        if isinstance(value, (list, tuple)):
+            return [plain(v, _level + 1) for v in value]
+        if isinstance(value, Mapping) and all(_is_key(k) for k in value):
+            return {k: plain(v, _level + 1) for k, v in value.items()}
+    try:
+        return utf8(_short.repr(value))
+    except Exception as e:  # noqa: BLE001 - a foreign __repr__ may raise anything
+        return f"<{type(value).__qualname__} whose repr raised {type(e).__name__}>"
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, str) and "\0" not in key and not key.startswith("$") and utf8(key) == key
+
+
+def utf8(text: str) -> str:
+    r"""Return ``text`` without what UTF-8 cannot hold.
+
+    >>> utf8("a\ud800")
+    'a\\ud800'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

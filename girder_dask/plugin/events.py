@@ -1,0 +1,126 @@
+"""What the plugin does when Girder says that something happens to a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from bson import ObjectId
+from girder import events
+from girder.exceptions import ValidationException
+from girder.models.token import Token
+
+from girder_dask.errors import GirderDaskError
+from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
+from girder_dask.plugin import settings, store
+from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.updates import EVENT_HANDLER
+
+__all__ = ["bind"]
+
+logger = logging.getLogger(__name__)
+
+_STATUSES = frozenset(int(status) for status in JobStatus)
+
+
+def bind(backend: GirderBackend) -> None:
+    """Bind the events. The handlers send what the scheduler must know through ``backend``."""
+    handlers: dict[str, Callable[[Any], None]] = {
+        "jobs.status.validate": _validate_status,
+        "jobs.status.validTransitions": _valid_transitions,
+        "jobs.schedule": _Schedule(backend),
+        "jobs.cancel": _Cancel(backend),
+        "jobs.job.update": _keep_tokens_out,
+        "jobs.job.update.after": _Updated(backend),
+        "model.job.remove": _Removed(backend),
+        "model.setting.save.after": settings.forget_cached,
+        "model.setting.remove": settings.forget_cached,
+    }
+    for name, handler in handlers.items():
+        events.bind(name, EVENT_HANDLER, handler)
+
+
+def _is_ours(job: dict[str, Any]) -> bool:
+    """Say whether we run a job: a call may have given it another handler."""
+    return job.get("handler") == HANDLER or "open" in (job.get("dask") or {})
+
+
+def _validate_status(event: Any) -> None:
+    if event.info in _STATUSES:
+        event.preventDefault().addResponse(True)
+
+
+def _valid_transitions(event: Any) -> None:
+    if _is_ours(event.info["job"]) and event.info["status"] in _STATUSES:
+        before = PREDECESSORS[JobStatus(event.info["status"])]
+        event.preventDefault().addResponse([int(status) for status in before])
+
+
+class _Schedule:
+    """Queues a job that ``Job().createJob`` made, when ``Job().scheduleJob`` is called."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        if event.info.get("handler") != HANDLER:
+            return
+        event.stopPropagation()
+        try:
+            self._backend.schedule(event.info)
+        except GirderDaskError as e:
+            raise ValidationException(str(e), "dask") from e
+
+
+class _Cancel:
+    """Cancels our jobs when ``Job().cancelJob`` is called."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        job = event.info
+        if _is_ours(job):
+            event.stopPropagation().preventDefault()
+            status = self._backend.stop(job["_id"])
+            if status is not None:
+                # Girder answers the request with this document.
+                job["status"] = int(status)
+
+
+class _Removed:
+    """Forgets a job that is deleted, and ends what runs of it."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        job = event.info
+        if _is_ours(job) or job.get("dask"):
+            store.forget([ObjectId(job["_id"])])
+            if job.get("status") not in FINAL:
+                self._backend.tell_canceled([str(job["_id"])])
+
+
+class _Updated:
+    """Cleans up after a job that somebody ended through ``Job().updateJob``."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        job = event.info["job"]
+        if store.ended_by_others(job):
+            self._backend.tell_canceled([str(job["_id"])])
+
+
+def _keep_tokens_out(event: Any) -> None:
+    """Take out the token that ``girder_plugin_worker`` puts into every job that is saved."""
+    fields = event.info["params"].get("otherFields")
+    if not fields or "jobInfoSpec" not in fields or not _is_ours(event.info["job"]):
+        return
+    spec = fields.pop("jobInfoSpec")
+    token = spec.get("headers", {}).get("Girder-Token") if isinstance(spec, dict) else None
+    if token:
+        Token().removeWithQuery({"_id": token})

@@ -1,0 +1,271 @@
+"""The history of one job: which updates it takes, and what they make of it.
+
+This is plain computation on a job document. What reads and writes documents is in
+:mod:`girder_dask.plugin.updates`, :mod:`~girder_dask.plugin.claims` and
+:mod:`~girder_dask.plugin.cancellation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any
+
+from pymongo import UpdateOne
+
+from girder_dask.jobs import FINAL, JobStatus, JobUpdate, can_follow
+from girder_dask.plugin.documents import utf8
+
+__all__ = ["LOG_LIMIT", "History", "Verdict"]
+
+#: The most bytes of a log that are kept in the job document. MongoDB takes 16 MiB in all.
+LOG_LIMIT = 8 * 1024**2
+
+#: What the database needs for a piece of a log besides its text.
+_PIECE_BYTES = 16
+
+#: The end of a log that was cut.
+LOG_MARK = "\n[This log is longer than 8 MiB. What follows is not kept here.]\n"
+
+
+class Verdict(Enum):
+    """What the sender of an update should know."""
+
+    TAKEN = "taken"
+    STALE = "stale"
+    CANCEL = "cancel"
+
+
+class History:
+    """A job document, and what is to be written to it.
+
+    Parameters
+    ----------
+    job
+        The job document as it was read. It is changed as the database will be.
+    allow
+        Called with what ``jobs.job.update`` reports before anything is taken; where it
+        returns False, that part is left out.
+    """
+
+    def __init__(
+        self, job: dict[str, Any], allow: Callable[[dict[str, Any]], bool] | None = None
+    ) -> None:
+        self.job = job
+        self.dask: dict[str, Any] = dict(job["dask"])
+        self.job["dask"] = self.dask
+        self.steps: list[tuple[int, int]] = []
+        self.text: list[str] = []
+        self.progressed = False
+        self.ended = False
+        self.outcome: tuple[int, bytes | None, str | None] | None = None
+        self._allow = allow
+        self._read = {
+            "_id": job["_id"],
+            "status": job["status"],
+            "dask.attempt": self.dask["attempt"],
+            "dask.sequence": self.dask["sequence"],
+            "dask.scheduler": self.dask["scheduler"],
+        }
+        self._was_dask = dict(self.dask)
+        self._timestamps: list[dict[str, Any]] = []
+
+    @property
+    def id(self) -> Any:
+        """The id of the job."""
+        return self.job["_id"]
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Attempt and sequence, which only grow."""
+        return self.dask["attempt"], self.dask["sequence"]
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self.job["status"] in FINAL
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self._timestamps or self.text or self.progressed or self.dask != self._was_dask)
+
+    # -- updates ------------------------------------------------------------------------------
+
+    def take(self, update: JobUpdate, scheduler: str) -> Verdict:
+        """Apply an update of a scheduler.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError, OverflowError
+            If the update makes no sense. Nothing of it was applied then.
+        """
+        statuses = [(JobStatus(int(s)), _moment(t)) for s, t in update.statuses or ()]
+        progress = _checked_progress(update.progress)
+        if not isinstance(update.log, (str, type(None))):
+            raise TypeError("its log is no text")
+        attempt, sequence = int(update.attempt), int(update.sequence)
+
+        if not self._is_current(attempt, scheduler):
+            return Verdict.STALE
+        ends = any(status in FINAL for status, _ in statuses)
+        if (attempt, sequence) > self.position:
+            if attempt > self.dask["attempt"]:
+                self.dask["attempt"] = attempt
+            self.dask.update(sequence=sequence, scheduler=scheduler)
+            self.dask.pop("claimed", None)
+            self._apply(statuses, update, progress)
+        if ends and self.final:
+            # Also for what came twice: the first time may have died before it cleaned up.
+            self.ended = True
+        return self._verdict(ends)
+
+    def _is_current(self, attempt: int, scheduler: str) -> bool:
+        if self.dask["scheduler"] not in (None, scheduler) or attempt < self.dask["attempt"]:
+            return False
+        return attempt == self.dask["attempt"] or not self.final
+
+    def _verdict(self, ends: bool) -> Verdict:
+        stopping = self.job["status"] in (JobStatus.CANCELING, JobStatus.CANCELED)
+        return Verdict.CANCEL if stopping and not ends else Verdict.TAKEN
+
+    def _apply(
+        self,
+        statuses: list[tuple[JobStatus, datetime]],
+        update: JobUpdate,
+        progress: dict[str, Any] | None,
+    ) -> None:
+        legal = self._legal(statuses)
+        # What a handler of jobs.job.update sees of the last state includes log and progress.
+        parts: list[tuple[JobStatus | None, datetime | None]] = [*legal] or [(None, None)]
+        for n, (status, moment) in enumerate(parts):
+            last = n == len(parts) - 1
+            log = update.log if last else None
+            reached = progress if last else None
+            if not self._allowed(status, log, reached):
+                continue
+            if status is not None and moment is not None:
+                if not can_follow(self.job["status"], status):
+                    continue
+                self.advance(status, moment)
+                if status in FINAL:
+                    self.outcome = (self.dask["attempt"], update.result, update.error)
+            self._note(log, reached)
+
+    def _legal(
+        self, statuses: list[tuple[JobStatus, datetime]]
+    ) -> list[tuple[JobStatus, datetime]]:
+        current, legal = self.job["status"], []
+        for status, moment in statuses:
+            if can_follow(current, status):
+                legal.append((status, moment))
+                current = status
+        return legal
+
+    def _allowed(
+        self, status: JobStatus | None, log: str | None, progress: Mapping[str, Any] | None
+    ) -> bool:
+        if self._allow is None or (status is None and not log and progress is None):
+            return True
+        progress = progress or {}
+        return self._allow(
+            {
+                "job": self.job,
+                "params": {
+                    "log": log,
+                    "overwrite": False,
+                    "status": None if status is None else int(status),
+                    "progressTotal": progress.get("total"),
+                    "progressCurrent": progress.get("current"),
+                    "progressMessage": progress.get("message"),
+                    "otherFields": None,
+                },
+            }
+        )
+
+    # -- single changes -----------------------------------------------------------------------
+
+    def advance(self, status: JobStatus, moment: datetime) -> None:
+        """Go to a state at a time, or at the time of the state before if that is later."""
+        stamps = self.job["timestamps"]
+        if stamps:
+            moment = max(moment, stamps[-1]["time"])
+        stamp = {"status": int(status), "time": moment}
+        self.job["timestamps"] = [*stamps, stamp]
+        self._timestamps.append(stamp)
+        self.job["status"] = int(status)
+        self.steps.append((int(status), len(self.job["timestamps"])))
+        if status in FINAL:
+            self.ended = True
+            self.dask.pop("open", None)
+            self.dask.pop("claimed", None)
+
+    def write(self, text: str) -> None:
+        """Add text to the log, as much of it as still fits."""
+        used = self.dask.get("log_bytes", 0)
+        text = utf8(text)
+        if not text or used > LOG_LIMIT:
+            return
+        data = text.encode()
+        if used + len(data) + _PIECE_BYTES > LOG_LIMIT:
+            head = data[: max(0, LOG_LIMIT - used - _PIECE_BYTES)]
+            text = head.decode("utf-8", "ignore") + LOG_MARK
+            self.dask["log_bytes"] = LOG_LIMIT + 1
+        else:
+            self.dask["log_bytes"] = used + len(data) + _PIECE_BYTES
+        self.text.append(text)
+
+    def _note(self, log: str | None, progress: Mapping[str, Any] | None) -> None:
+        if log:
+            self.write(log)
+        if progress:
+            known = self.job.get("progress") or {"message": None, "total": None, "current": None}
+            self.job["progress"] = {**known, **progress}
+            self.progressed = True
+
+    def drop_text(self) -> None:
+        """Write no log after all. Done when the document cannot take it."""
+        self.text = []
+        self.dask["log_bytes"] = LOG_LIMIT + 1
+
+    # -- to the database ----------------------------------------------------------------------
+
+    def operation(self, now: datetime) -> UpdateOne:
+        """Return the write, which does nothing if the job is no longer as it was read."""
+        self.job["updated"] = now
+        change: dict[str, Any] = {"$set": {"updated": now}}
+        for key in self._was_dask.keys() | self.dask.keys():
+            if key not in self.dask:
+                change.setdefault("$unset", {})[f"dask.{key}"] = True
+            elif self.dask[key] != self._was_dask.get(key):
+                change["$set"][f"dask.{key}"] = self.dask[key]
+        if self._timestamps:
+            change["$set"]["status"] = self.job["status"]
+            change.setdefault("$push", {})["timestamps"] = {"$each": self._timestamps}
+        if self.text:
+            change.setdefault("$push", {})["log"] = {"$each": self.text}
+        if self.progressed:
+            change["$set"]["progress"] = self.job["progress"]
+        return UpdateOne(self._read, change)
+
+
+def _moment(seconds: float) -> datetime:
+    """Return a time as the database keeps it, in whole milliseconds."""
+    if not math.isfinite(seconds):
+        raise ValueError("a time of it is no number")
+    return datetime.fromtimestamp(math.floor(seconds * 1000) / 1000, timezone.utc)
+
+
+def _checked_progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not progress:
+        return None
+    checked: dict[str, Any] = {
+        name: float(progress[name])
+        for name in ("total", "current")
+        if progress.get(name) is not None
+    }
+    if progress.get("message") is not None:
+        checked["message"] = utf8(str(progress["message"]))
+    return checked

@@ -1,0 +1,107 @@
+"""What users' browsers are told of their jobs, exactly as ``girder_jobs`` tells it.
+
+Each notice of ``girder_jobs`` is a request to Redis; those of a batch go in one here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import redis
+from girder.models.user import User
+from girder.notification import _redis_client_sync
+from girder_jobs.constants import JobStatus as GirderJobStatus
+from girder_jobs.models.job import Job
+
+__all__ = ["Notices", "owners"]
+
+logger = logging.getLogger(__name__)
+
+
+def owners(jobs: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Return the owners of jobs by their ids, all found at once."""
+    ids = {job["userId"] for job in jobs if job.get("userId")}
+    if not ids:
+        return {}
+    return {user["_id"]: user for user in User().collection.find({"_id": {"$in": list(ids)}})}
+
+
+class Notices:
+    """Notices that are collected and then sent together."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, str]] = []
+
+    def created(self, job: Mapping[str, Any], user: Mapping[str, Any] | None) -> None:
+        """Tell of a new job. ``kwargs`` of the document are serialised."""
+        self._add("job_created", job, user)
+
+    def status(
+        self,
+        job: dict[str, Any],
+        user: dict[str, Any] | None,
+        steps: Iterable[tuple[int, int]],
+    ) -> None:
+        """Tell of the states that a job has gone through.
+
+        ``steps`` are pairs of a state and how many timestamps the job had in it.
+        """
+        if user is None:
+            return
+        filtered = Job().filter({k: v for k, v in job.items() if k not in ("kwargs", "log")}, user)
+        for status, length in steps:
+            data = {**filtered, "status": status, "timestamps": job["timestamps"][:length]}
+            self._add("job_status", data, user)
+
+    def log(self, job: Mapping[str, Any], user: Mapping[str, Any] | None, text: str) -> None:
+        """Tell of text that was added to a log."""
+        self._add("job_log", {"_id": job["_id"], "overwrite": False, "text": text}, user)
+
+    def progress(self, job: Mapping[str, Any], user: Mapping[str, Any] | None) -> None:
+        """Tell how far a job is."""
+        progress = job["progress"]
+        data = {
+            "title": job["title"],
+            "total": progress["total"],
+            "current": progress["current"],
+            "state": GirderJobStatus.toNotificationStatus(job["status"]),
+            "message": progress["message"],
+            "resource": job,
+            "resourceName": "job",
+        }
+        self._add(
+            "progress",
+            data,
+            user,
+            estimateTime=False,
+            startTime=time.time(),
+            _id=str(job["_id"]),
+        )
+
+    def _add(
+        self,
+        kind: str,
+        data: Mapping[str, Any],
+        user: Mapping[str, Any] | None,
+        **more: Any,
+    ) -> None:
+        if user is not None:
+            message = json.dumps({"type": kind, "data": data, **more}, default=str)
+            self._waiting.append((f"user_{user['_id']}", message))
+
+    def send(self) -> None:
+        """Send what was collected. A Redis that is not there is logged, never raised."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        try:
+            pipeline = _redis_client_sync().pipeline(transaction=False)
+            for channel, message in waiting:
+                pipeline.publish(channel, message)
+            pipeline.execute()
+        except redis.RedisError as e:
+            logger.warning("%d notices about jobs were not sent: %s", len(waiting), e)

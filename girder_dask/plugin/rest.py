@@ -1,0 +1,185 @@
+"""The routes of the plugin, under ``/dask``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import cherrypy  # type: ignore[import-untyped]
+from girder.api import access
+from girder.api.describe import Description, autoDescribeRoute
+from girder.api.rest import Resource
+from girder.constants import TokenScope
+from girder.exceptions import RestException
+from girder.models.api_key import ApiKey
+
+from girder_dask._version import __version__
+from girder_dask.credential import SCOPE
+from girder_dask.errors import GirderError
+from girder_dask.jobs import JobUpdate, from_json, to_json
+from girder_dask.plugin import store
+from girder_dask.plugin.backend import GirderBackend
+
+__all__ = ["MOST_BODY", "Dask"]
+
+logger = logging.getLogger(__name__)
+
+#: The most bytes in the body of a request. A scheduler sends about half of it at most.
+MOST_BODY = 64 * 1024**2
+
+_MOST_JOBS = 10_000
+
+TokenScope.describeScope(
+    SCOPE,
+    "Run jobs on Dask",
+    "Allows a Dask scheduler to fetch the jobs that it should run, with what they need to "
+    "act for their owners, and to update them. It allows nothing else.",
+    admin=True,
+)
+
+
+class Dask(Resource):
+    """The REST resource."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        super().__init__()
+        self.resourceName = "dask"
+        self._backend = backend
+        self.route("GET", ("ping",), self.ping)
+        self.route("GET", ("status",), self.status)
+        self.route("GET", ("credential",), self.credential)
+        self.route("POST", ("job", "updates"), self.update_jobs)
+        self.route("POST", ("job", "claim"), self.claim_jobs)
+
+    @access.public
+    @autoDescribeRoute(Description("Say which version of girder_dask this Girder has."))
+    def ping(self) -> dict[str, str]:
+        """Answer anybody, without looking at the database."""
+        return {"plugin": __version__}
+
+    @access.user
+    @autoDescribeRoute(
+        Description("Tell how this Girder and its Dask scheduler get on.").notes(
+            "`scheduler.reachable` is null until something was sent to it. `credential.lastUse` "
+            "is when a scheduler last signed in with a key that may update Dask jobs."
+        )
+    )
+    def status(self) -> dict[str, Any]:
+        """Tell what ``girder-dask doctor`` asks of Girder."""
+        keys = list(ApiKey().find({"scope": SCOPE, "active": True}, fields=["lastUse"]))
+        uses = [key["lastUse"] for key in keys if key.get("lastUse")]
+        return {
+            "plugin": __version__,
+            "scheduler": self._backend.scheduler_status(),
+            "credential": {"keys": len(keys), "lastUse": max(uses, default=None)},
+        }
+
+    @access.token(scope=SCOPE, required=True)
+    @autoDescribeRoute(Description("Say whether the token may update Dask jobs."))
+    def credential(self) -> dict[str, bool]:
+        """Answer a scheduler whose credential is good."""
+        self._require_scheduler()
+        return {"ok": True}
+
+    @access.token(scope=SCOPE, required=True)
+    @autoDescribeRoute(
+        Description("Update Dask jobs.")
+        .notes(
+            "For Dask schedulers. The answer has the ids of jobs that are not this "
+            "scheduler's any more (`stale`), that do not exist (`gone`) and that are to be "
+            "stopped (`cancel`)."
+        )
+        .param(
+            "body",
+            'A JSON object: {"scheduler": id, "updates": [update, …]}.',
+            paramType="body",
+            required=False,
+        )
+        .errorResponse("The body cannot be read.")
+        .errorResponse("The body is too large.", 413)
+    )
+    def update_jobs(self) -> dict[str, list[str]]:
+        """Apply a batch of updates."""
+        self._require_scheduler()
+        body = _body()
+        wires = body.get("updates")
+        if not isinstance(wires, list):
+            raise RestException("The body has no list of updates.")
+        read = [(wire, _read(wire)) for wire in wires]
+        updates = [update for _, update in read if isinstance(update, JobUpdate)]
+        unreadable = [(wire, error) for wire, error in read if isinstance(error, Exception)]
+        if unreadable and not updates:
+            # All of them: the two sides do not understand one another.
+            raise RestException(str(unreadable[0][1]))
+        try:
+            verdicts = store.apply(_scheduler(body), updates)
+        except GirderError as e:
+            raise RestException(str(e), code=e.status or 500) from e
+        for wire, error in unreadable:
+            logger.warning("An update of a job is dropped: %s", error)
+            if isinstance(wire, dict) and isinstance(wire.get("id"), str):
+                verdicts.stale.append(wire["id"])
+        return {"stale": verdicts.stale, "gone": verdicts.gone, "cancel": verdicts.cancel}
+
+    @access.token(scope=SCOPE, required=True)
+    @autoDescribeRoute(
+        Description("Hand over Dask jobs that a scheduler lacks.")
+        .notes(
+            "For Dask schedulers. The answer has what is needed to run the jobs (`specs`) and "
+            "the ids of jobs that are to be stopped (`cancel`)."
+        )
+        .param(
+            "body",
+            'A JSON object: {"scheduler": id, "limit": most jobs}.',
+            paramType="body",
+            required=False,
+        )
+        .errorResponse("The body cannot be read.")
+    )
+    def claim_jobs(self) -> dict[str, Any]:
+        """Hand unfinished jobs over to the scheduler that asks."""
+        self._require_scheduler()
+        body = _body()
+        limit = body.get("limit")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise RestException("The limit must be a number of jobs, 1 or more.")
+        claim = store.claim(_scheduler(body), min(limit, _MOST_JOBS))
+        return {
+            "specs": [to_json(spec.to_wire()) for spec in claim.specs],
+            "cancel": claim.cancel,
+        }
+
+    def _require_scheduler(self) -> None:
+        """Refuse a key whose owner is an administrator no more, and a token that has expired."""
+        self.requireAdmin(self.getCurrentUser())
+
+
+def _read(wire: Any) -> JobUpdate | Exception:
+    try:
+        update: JobUpdate = JobUpdate.from_wire(from_json(wire))
+    except (ValueError, TypeError, AttributeError) as e:
+        return e
+    return update
+
+
+def _scheduler(body: dict[str, Any]) -> str:
+    scheduler = body.get("scheduler")
+    if not isinstance(scheduler, str) or not scheduler:
+        raise RestException("The body does not name the scheduler.")
+    return scheduler
+
+
+def _body() -> dict[str, Any]:
+    data = cherrypy.request.body.read(MOST_BODY + 1)
+    if len(data) > MOST_BODY:
+        raise RestException(
+            f"The body is larger than the {MOST_BODY:,} bytes that are read.", code=413
+        )
+    try:
+        body = json.loads(data)
+    except ValueError as e:
+        raise RestException(f"The body is not JSON: {e}.") from e
+    if not isinstance(body, dict):
+        raise RestException("The body is not a JSON object.")
+    return body

@@ -1,0 +1,239 @@
+"""The job store: what Girder knows of the jobs that run on Dask.
+
+Girder is the queue of record. A job and all that is needed to run it are written before
+anything is sent to the scheduler, so that the scheduler can always ask for it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from bson import json_util
+from girder_jobs.models.job import Job
+from pymongo.errors import PyMongoError
+
+from girder_dask import config
+from girder_dask.errors import GirderError, SubmissionError
+from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.payload import pack_call
+from girder_dask.plugin import documents, records, tokens
+from girder_dask.plugin.cancellation import cancel, ended_by_others
+from girder_dask.plugin.claims import Claim, claim
+from girder_dask.plugin.history import History
+from girder_dask.plugin.notices import Notices
+from girder_dask.plugin.records import forget, result
+from girder_dask.plugin.updates import Verdicts, apply, publish, save
+from girder_dask.submit import Submission
+
+__all__ = [
+    "Claim",
+    "Recorded",
+    "Verdicts",
+    "adopt",
+    "apply",
+    "cancel",
+    "claim",
+    "ended_by_others",
+    "forget",
+    "record",
+    "result",
+]
+
+logger = logging.getLogger(__name__)
+
+#: What a new job's subdocument ``dask`` holds besides its task.
+_NEW = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 0, "open": True}
+
+_OPTIONS = ("retries", "timeout", "resources", "priority", "isolation")
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A job that was recorded, and what runs it."""
+
+    job: dict[str, Any]
+    spec: JobSpec
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A job that is about to be recorded."""
+
+    job: dict[str, Any]
+    spec: JobSpec
+    user: Mapping[str, Any] | None
+    token: dict[str, Any] | None = field(repr=False)
+
+
+def record(
+    submissions: Sequence[Submission],
+    user: Mapping[str, Any] | None = None,
+    api_url: str | None = None,
+) -> list[Recorded]:
+    """Record a job for each call: all of them at once, or none.
+
+    Parameters
+    ----------
+    submissions
+        The calls.
+    user
+        The owner of those that name none. None: they have no owner, as in Girder.
+    api_url
+        Girder's REST API, for those that name none.
+
+    Raises
+    ------
+    SubmissionError
+        If a call cannot become a job.
+    GirderError
+        If the database does not take them.
+    """
+    now = datetime.now(timezone.utc)
+    drafts = [_draft(submission, user, api_url, now) for submission in submissions]
+    if not drafts:
+        return []
+    _write(drafts)
+    notices = Notices()
+    for draft in drafts:
+        notices.created(draft.job, draft.user)
+    for draft in drafts:
+        _announce(draft.job)
+        if isinstance(draft.job["kwargs"], str):
+            draft.job["kwargs"] = json_util.loads(draft.job["kwargs"])
+    notices.send()
+    return [Recorded(draft.job, draft.spec) for draft in drafts]
+
+
+def _draft(
+    submission: Submission, user: Mapping[str, Any] | None, api_url: str | None, now: datetime
+) -> _Draft:
+    owner = submission.user if submission.user is not None else user
+    job = documents.build(
+        submission, owner, now, {**_NEW, "task": submission.task, "package": submission.package}
+    )
+    own = None if submission.token else tokens.build(owner, now)
+    token = own["_id"] if own else _token_id(submission.token)
+    spec = JobSpec(
+        id=str(job["_id"]),
+        attempt=1,
+        task=submission.task,
+        payload=submission.payload,
+        token=token,
+        api_url=submission.api_url or api_url,
+        package=submission.package,
+        title=str(job["title"]),
+        **{name: getattr(submission, name) for name in _OPTIONS},
+    )
+    return _Draft(job, spec, owner, own)
+
+
+def _token_id(token: Any) -> str:
+    return str(token["_id"] if isinstance(token, Mapping) else token)
+
+
+def _write(drafts: Sequence[_Draft]) -> None:
+    """Write the drafts. The job documents come last: a job that exists can be run."""
+    jobs = Job().collection
+    try:
+        _write_records(drafts)
+        jobs.insert_many([draft.job for draft in drafts], ordered=False)
+    except PyMongoError as e:
+        ids = [draft.job["_id"] for draft in drafts]
+        try:
+            jobs.delete_many({"_id": {"$in": ids}})
+            tokens.delete(draft.token["_id"] for draft in drafts if draft.token)
+            forget(ids)
+        except PyMongoError:
+            logger.exception("Parts of %d jobs that were not recorded may be left", len(ids))
+        raise GirderError(
+            f"Girder's database did not take {len(ids)} new jobs, the first of "
+            f"{drafts[0].spec.task}: {e}. None of them was recorded."
+        ) from e
+
+
+def _write_records(drafts: Sequence[_Draft]) -> None:
+    tokens.store([draft.token for draft in drafts if draft.token is not None])
+    records.store_records(
+        [draft.spec for draft in drafts], [draft.token is not None for draft in drafts]
+    )
+
+
+def _announce(job: dict[str, Any]) -> None:
+    try:
+        documents.announce_saved(job)
+    except Exception:
+        # The job is recorded and will run: whoever started it must be given it.
+        logger.exception("A handler of model.job.save.after failed for job %s", job["_id"])
+
+
+def adopt(job: dict[str, Any], user: Mapping[str, Any] | None, api_url: str | None) -> Recorded:
+    """Queue an INACTIVE job that ``Job().createJob`` made.
+
+    Its ``dask.task`` names the task, its ``args`` and ``kwargs`` are those of the call.
+
+    Parameters
+    ----------
+    job
+        The job document, which is updated.
+    user
+        Its owner.
+    api_url
+        Girder's REST API.
+
+    Raises
+    ------
+    SubmissionError
+        If it names no task, cannot be pickled, or is not INACTIVE.
+    GirderError
+        If the database does not take it.
+    """
+    given = job.get("dask") or {}
+    task = given.get("task")
+    if not isinstance(task, str) or not all(task.partition(":")):
+        raise SubmissionError(
+            f"Job {job['_id']} names no task. Give createJob "
+            "otherFields={'dask': {'task': 'package.module:function'}}."
+        )
+    if job["status"] != JobStatus.INACTIVE:
+        raise SubmissionError(f"Job {job['_id']} was scheduled before.", task=task)
+    payload = pack_call(
+        job["args"], job["kwargs"], (), task=task, limit=config.nbytes("max-payload")
+    )
+    now = datetime.now(timezone.utc)
+    token = tokens.build(user, now)
+    spec = JobSpec(
+        id=str(job["_id"]),
+        attempt=1,
+        task=task,
+        payload=payload,
+        token=token["_id"],
+        api_url=api_url,
+        package=given.get("package"),
+        title=str(job["title"]),
+        **{name: given[name] for name in _OPTIONS if name in given},
+    )
+    _queue(_Draft(job, spec, user, token), now)
+    return Recorded(job, spec)
+
+
+def _queue(draft: _Draft, now: datetime) -> None:
+    job = draft.job
+    history = History({**job, "dask": {**_ABSENT, **job["dask"]}})
+    history.dask.update(_NEW, package=draft.spec.package)
+    history.advance(JobStatus.QUEUED, now)
+    try:
+        _write_records([draft])
+        held, _ = save([history])
+    except PyMongoError as e:
+        raise GirderError(f"Girder's database did not take job {job['_id']}: {e}.") from e
+    if not held:
+        raise SubmissionError(f"Job {job['_id']} was scheduled or changed by somebody else.")
+    publish(held)
+    job.update({k: v for k, v in history.job.items() if k not in ("kwargs", "args")})
+
+
+_ABSENT = {"attempt": None, "sequence": None, "scheduler": None}

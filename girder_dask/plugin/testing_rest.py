@@ -1,0 +1,61 @@
+"""A door into a Girder under test, that is not there in any other.
+
+It runs code that it is sent. The route exists only where the environment variable
+``GIRDER_DASK_TESTING_SECRET`` is set when Girder starts, and answers only who sends that
+secret along. :class:`girder_dask.testing.TestStack` uses it, to call ``delay()`` inside a
+real request. Never set the variable on a Girder that others can reach.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import logging
+import os
+from typing import Any
+
+from girder.api import access
+from girder.api.describe import Description, autoDescribeRoute
+from girder.api.rest import Resource
+from girder.exceptions import AccessException, RestException
+
+__all__ = ["VARIABLE", "mount"]
+
+logger = logging.getLogger(__name__)
+
+#: The environment variable that opens the door.
+VARIABLE = "GIRDER_DASK_TESTING_SECRET"
+
+
+def mount(resource: Resource) -> None:
+    """Add ``POST dask/testing/call``, if this Girder was started for tests."""
+    secret = os.environ.get(VARIABLE)
+    if not secret:
+        return
+    logger.warning(
+        "%s is set: whoever knows the secret can run any code in this Girder. This is for tests "
+        "only. Unset it and start Girder again if this is not one.",
+        VARIABLE,
+    )
+    resource.route("POST", ("testing", "call"), _call(resource, secret), nodoc=True)
+
+
+def _call(resource: Resource, secret: str) -> Any:
+    @access.public
+    @autoDescribeRoute(Description("Run a function in a request. Only in a Girder under test."))
+    def call() -> dict[str, str]:
+        body = resource.getBodyJson()
+        given = body.get("secret") if isinstance(body, dict) else None
+        # Before anything else of the body is looked at: opening the call runs its code.
+        if not isinstance(given, str) or not hmac.compare_digest(given.encode(), secret.encode()):
+            raise AccessException("The secret of this Girder under test is not right.")
+        try:
+            data = base64.b64decode(body["call"], validate=True)
+        except (KeyError, TypeError, binascii.Error) as e:
+            raise RestException("The body holds no call.") from e
+        from girder_dask.testing.remote import run
+
+        return {"outcome": base64.b64encode(run(data)).decode("ascii")}
+
+    return call

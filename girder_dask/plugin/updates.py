@@ -1,0 +1,253 @@
+"""Updates of many jobs, applied at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from bson import ObjectId
+from bson.errors import InvalidId
+from girder import events
+from girder_jobs.models.job import Job
+from pymongo.errors import BulkWriteError
+
+from girder_dask.errors import GirderError
+from girder_dask.jobs import JobUpdate
+from girder_dask.plugin import records
+from girder_dask.plugin.documents import is_bound
+from girder_dask.plugin.history import History, Verdict
+from girder_dask.plugin.notices import Notices, owners
+
+__all__ = ["EVENT_HANDLER", "Verdicts", "apply", "publish", "save", "without_log"]
+
+logger = logging.getLogger(__name__)
+
+#: The name under which this plugin binds events.
+EVENT_HANDLER = "dask"
+
+#: How often a job is read again because somebody else changed it in between.
+MOST_ROUNDS = 5
+
+#: A projection of job documents: the log can be long and is never needed to add to it.
+without_log = {"log": False}
+
+
+@dataclass
+class Verdicts:
+    """What became of a batch of updates, as job ids.
+
+    ``stale``: of an old attempt, or of a scheduler that no longer has the job. ``gone``:
+    there is no such job. ``cancel``: the job is to be stopped.
+    """
+
+    stale: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    cancel: list[str] = field(default_factory=list)
+
+    def add(self, job_id: str, verdict: Verdict) -> None:
+        """Note the verdict on an update."""
+        ids = {Verdict.STALE: self.stale, Verdict.CANCEL: self.cancel}.get(verdict)
+        if ids is not None and job_id not in ids:
+            ids.append(job_id)
+
+
+def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
+    """Apply updates that a scheduler sends.
+
+    An update that comes twice is applied once, and a bad one does not spoil the others.
+
+    Parameters
+    ----------
+    scheduler
+        The id of this run of the scheduler.
+    updates
+        Any number, of any jobs; those of one job in order.
+
+    Returns
+    -------
+    Verdicts
+        What the scheduler should know.
+
+    Raises
+    ------
+    GirderError
+        If jobs were changed by others so often that not all updates could be applied. They
+        can be sent again.
+    """
+    verdicts = Verdicts()
+    pending = _by_job(updates, verdicts)
+    unloggable: set[ObjectId] = set()
+    for _ in range(MOST_ROUNDS):
+        if not pending:
+            return verdicts
+        histories = _read(scheduler, pending, verdicts)
+        for history in histories:
+            if history.id in unloggable:
+                history.drop_text()
+        written, refused = save(histories)
+        publish(written)
+        for history in refused:
+            if history.id in unloggable:
+                logger.error("Job %s takes no updates; this one is dropped", history.id)
+                verdicts.add(str(history.id), Verdict.STALE)
+        refused_ids = {history.id for history in refused}
+        given_up = refused_ids & unloggable
+        unloggable |= refused_ids
+        done = {history.id for history in written} | given_up
+        left = {history.id for history in histories} - done
+        pending = {job_id: pending[job_id] for job_id in left}
+    if pending:
+        raise GirderError(
+            f"{len(pending)} jobs, among them {next(iter(pending))}, are being changed by others "
+            "all the time. Send the updates again.",
+            status=503,
+        )
+    return verdicts
+
+
+def _by_job(updates: Iterable[JobUpdate], verdicts: Verdicts) -> dict[ObjectId, list[JobUpdate]]:
+    grouped: dict[ObjectId, list[JobUpdate]] = {}
+    for update in updates:
+        job_id = _object_id(update.id)
+        if job_id is None:
+            logger.warning("An update of %r, which is no job id, is dropped", update.id)
+            verdicts.add(str(update.id), Verdict.STALE)
+        else:
+            grouped.setdefault(job_id, []).append(update)
+    return grouped
+
+
+def _read(
+    scheduler: str, pending: dict[ObjectId, list[JobUpdate]], verdicts: Verdicts
+) -> list[History]:
+    allow = _ask_others if is_bound("jobs.job.update", besides=EVENT_HANDLER) else None
+    found = records.collection(Job()).find(
+        {"_id": {"$in": list(pending)}, "dask.task": {"$exists": True}}, without_log
+    )
+    histories = {job["_id"]: History(job, allow) for job in found if "attempt" in job["dask"]}
+    for job_id, updates in pending.items():
+        history = histories.get(job_id)
+        if history is None:
+            if str(job_id) not in verdicts.gone:
+                verdicts.gone.append(str(job_id))
+            continue
+        for update in updates:
+            verdicts.add(str(job_id), _take(history, update, scheduler))
+    return list(histories.values())
+
+
+def _take(history: History, update: JobUpdate, scheduler: str) -> Verdict:
+    try:
+        return history.take(update, scheduler)
+    except (ValueError, TypeError, KeyError, OverflowError, OSError) as e:
+        logger.warning("An update of job %s is dropped: %s", history.id, e)
+        return Verdict.STALE
+
+
+def _object_id(text: Any) -> ObjectId | None:
+    try:
+        return ObjectId(text) if text else None
+    except (InvalidId, TypeError):
+        return None
+
+
+def _ask_others(info: dict[str, Any]) -> bool:
+    try:
+        return not events.trigger("jobs.job.update", info).defaultPrevented
+    except Exception:
+        # Else one job would hold up all the others of its batch, for ever.
+        logger.exception("A handler of jobs.job.update failed for job %s", info["job"]["_id"])
+        return True
+
+
+def save(histories: Sequence[History]) -> tuple[list[History], list[History]]:
+    """Write what is to be written, in one request.
+
+    Returns
+    -------
+    tuple
+        The histories that hold now, and those that the database refuses. Those that are in
+        neither were changed by somebody else since they were read.
+    """
+    now = datetime.now(timezone.utc)
+    changed = [history for history in histories if history.changed]
+    # Before the jobs are seen to have ended, so that who sees it finds the results.
+    records.keep_results(
+        [(history.id, *history.outcome, now) for history in changed if history.outcome is not None]
+    )
+    written, refused = _write(changed, now)
+    unchanged = [history for history in histories if not history.changed]
+    held = unchanged + written
+    records.clean([history.id for history in held if history.ended])
+    return held, refused
+
+
+def _write(changed: list[History], now: datetime) -> tuple[list[History], list[History]]:
+    if not changed:
+        return [], []
+    refused: dict[int, str] = {}
+    jobs = Job().collection
+    try:
+        matched = jobs.bulk_write(
+            [history.operation(now) for history in changed], ordered=False
+        ).matched_count
+    except BulkWriteError as e:
+        errors = e.details.get("writeErrors", [])
+        if not errors:
+            raise
+        refused = {error["index"]: error["errmsg"] for error in errors}
+        matched = e.details.get("nMatched", 0)
+        for index, message in refused.items():
+            logger.error("Job %s cannot be updated: %s", changed[index].id, message)
+    tried = [history for index, history in enumerate(changed) if index not in refused]
+    if matched != len(tried):
+        tried = _that_hold(tried)
+    return tried, [changed[index] for index in refused]
+
+
+def _that_hold(tried: list[History]) -> list[History]:
+    """Find out which of some writes took place, when not all did."""
+    positions = {
+        job["_id"]: job
+        for job in records.collection(Job()).find(
+            {"_id": {"$in": [history.id for history in tried]}}, {"status": 1, "dask": 1}
+        )
+    }
+    return [
+        history
+        for history in tried
+        if (job := positions.get(history.id)) is not None
+        and (job["dask"]["attempt"], job["dask"]["sequence"]) == history.position
+        and job["status"] == history.job["status"]
+        and job["dask"]["scheduler"] == history.dask["scheduler"]
+        and job["dask"].get("claimed") == history.dask.get("claimed")
+    ]
+
+
+def publish(histories: Iterable[History]) -> None:
+    """Tell others of what was written: users' browsers, and handlers of events."""
+    histories = [history for history in histories if history.changed]
+    users = owners(history.job for history in histories)
+    notices = Notices()
+    for history in histories:
+        user = users.get(history.job.get("userId"))
+        for text in history.text:
+            notices.log(history.job, user, text)
+        if history.progressed:
+            notices.progress(history.job, user)
+        notices.status(history.job, user, history.steps)
+    notices.send()
+    if is_bound("jobs.job.update.after", besides=EVENT_HANDLER):
+        for history in histories:
+            _tell_others(history)
+
+
+def _tell_others(history: History) -> None:
+    try:
+        events.trigger("jobs.job.update.after", {"job": history.job})
+    except Exception:
+        # The job is updated; a handler of somebody else cannot undo that.
+        logger.exception("A handler of jobs.job.update.after failed for job %s", history.id)

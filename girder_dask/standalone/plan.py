@@ -1,0 +1,232 @@
+"""Which parts a stack has, where each listens, and what each is told of the others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from girder_dask.errors import StackError
+from girder_dask.standalone import checks, ports, processes, programs
+from girder_dask.standalone.directory import StackDirectory
+from girder_dask.standalone.part import Part
+
+__all__ = ["Plan"]
+
+_LOCAL = "127.0.0.1"
+_ALL_INTERFACES = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
+
+_MONGO_HINTS = {
+    "error while loading shared libraries": (
+        "Libraries of the system are missing. On Debian and Ubuntu: "
+        "apt-get install libcurl4 libssl3"
+    ),
+    "Address already in use": "Another program took the port meanwhile. Start again.",
+}
+_GIRDER_HINTS = {
+    "ServerSelectionTimeoutError": "Girder cannot reach the database.",
+    "address already in use": "Choose another port with --girder-port.",
+    "girder_dask.plugin": "Install the server side: pip install 'girder_dask[girder]'.",
+}
+
+
+class Plan:
+    """The parts of one stack.
+
+    Parameters
+    ----------
+    directory
+        The directory of the stack.
+    env
+        Environment variables for every part, beside those of this process.
+    girder_env, worker_env
+        Environment variables for Girder alone, and for the workers alone.
+    host
+        The address on which Girder, the scheduler and the dashboard listen.
+    wanted
+        The ports that the caller asks for: ``girder``, ``scheduler``, ``dashboard``.
+    before
+        The ports of the run before, taken again where they are free.
+
+    Raises
+    ------
+    StackError
+        If a wanted port is in use.
+    """
+
+    def __init__(
+        self,
+        directory: StackDirectory,
+        *,
+        env: Mapping[str, str],
+        girder_env: Mapping[str, str],
+        worker_env: Mapping[str, str],
+        host: str,
+        wanted: Mapping[str, int | None],
+        before: Mapping[str, int],
+    ) -> None:
+        self._directory = directory
+        self._env = _environment(env, directory.path)
+        self._girder_env = dict(girder_env)
+        self._worker_env = dict(worker_env)
+        self._host = host
+        self.ports = _choose_ports(host, wanted, before)
+        here = _LOCAL if host in _ALL_INTERFACES else host
+        mongo = f"mongodb://{_LOCAL}:{self.ports['mongod']}/girder"
+        redis = f"redis://{_LOCAL}:{self.ports['redis']}"
+        self.mongo = self._env.get("GIRDER_MONGO_URI") or mongo
+        self.redis = self._env.get("GIRDER_NOTIFICATION_REDIS_URL") or redis
+        self.girder = f"http://{here}:{self.ports['girder']}"
+        self.api = f"{self.girder}/api/v1"
+        self.scheduler = f"tcp://{here}:{self.ports['scheduler']}"
+        self.dashboard = f"http://{here}:{self.ports['dashboard']}"
+
+    def storage_parts(self) -> list[Part]:
+        """Return the database and the broker, without those that the environment names.
+
+        Raises
+        ------
+        StackError
+            If one that the environment names does not answer.
+        """
+        parts = []
+        if not self._env.get("GIRDER_MONGO_URI"):
+            parts.append(self._mongod())
+        elif not checks.mongo_answers(self.mongo, timeout=5):
+            raise StackError(_no_answer("database", "GIRDER_MONGO_URI"))
+        if not self._env.get("GIRDER_NOTIFICATION_REDIS_URL"):
+            parts.append(self._redis())
+        elif not checks.redis_answers(self.redis):
+            raise StackError(_no_answer("Redis", "GIRDER_NOTIFICATION_REDIS_URL"))
+        return parts
+
+    def girder_part(self) -> Part:
+        """Return Girder."""
+        env = {
+            "GIRDER_MONGO_URI": self.mongo,
+            "GIRDER_NOTIFICATION_REDIS_URL": self.redis,
+            "GIRDER_SETTING_DASK_SCHEDULER_ADDRESS": self.scheduler,
+            "GIRDER_SETTING_DASK_API_URL": self.api,
+            **self._girder_env,
+        }
+        return self._part(
+            "girder",
+            programs.girder(self._host, self.ports["girder"]),
+            env=env,
+            check=lambda: checks.girder_answers(self.api),
+            hints=_GIRDER_HINTS,
+        )
+
+    def scheduler_part(self) -> Part:
+        """Return the scheduler, configured as that of a deployment is."""
+        env = {
+            "DASK_CONFIG": str(self._dask_config()),
+            "DASK_GIRDER__API_URL": self.api,
+            "DASK_GIRDER__CREDENTIAL_FILE": str(self._directory.credential_file),
+        }
+        return self._part(
+            "scheduler",
+            programs.scheduler(self._host, self.ports["scheduler"], self.ports["dashboard"]),
+            env=env,
+            check=lambda: checks.registered_workers(self.dashboard) is not None,
+        )
+
+    def worker_parts(self, count: int, threads: int) -> list[Part]:
+        """Return the workers, each a process of its own."""
+
+        def registered() -> bool:
+            return (checks.registered_workers(self.dashboard) or 0) >= count
+
+        directory = self._directory.part("workers")
+        return [
+            self._part(
+                f"worker-{n}",
+                programs.worker(self.scheduler, f"worker-{n}", threads, directory),
+                env=self._worker_env,
+                check=registered,
+            )
+            for n in range(count)
+        ]
+
+    def _mongod(self) -> Part:
+        return self._part(
+            "mongod",
+            programs.mongod(self._directory.part("mongo"), self.ports["mongod"]),
+            check=lambda: checks.mongo_answers(self.mongo, timeout=0.2),
+            grace=20,
+            hints=_MONGO_HINTS,
+        )
+
+    def _redis(self) -> Part:
+        return self._part(
+            "redis",
+            programs.redis_server(self._directory.part("redis"), self.ports["redis"]),
+            check=lambda: checks.redis_answers(self.redis),
+        )
+
+    def _part(
+        self, name: str, command: Sequence[str], *, env: Mapping[str, str] | None = None, **kw: Any
+    ) -> Part:
+        return Part(
+            name,
+            command,
+            env={**self._env, **(env or {})},
+            directory=self._directory.part("scratch"),
+            log=self._directory.log(name),
+            **kw,
+        )
+
+    def _dask_config(self) -> Path:
+        """Return a directory for DASK_CONFIG: the deployment's file, after the user's own."""
+        directory = self._directory.part("dask")
+        for old in directory.iterdir():
+            old.unlink()
+        users = self._env.get("DASK_CONFIG")
+        if users:
+            given = Path(users)
+            files = sorted(given.glob("*.y*ml")) if given.is_dir() else [given]
+            for n, file in enumerate(f for f in files if f.is_file()):
+                shutil.copy(file, directory / f"{n:03}-{file.stem}.yaml")
+        ours = Path(__file__).with_name("girder_dask.yaml")
+        shutil.copy(ours, directory / "999-girder_dask.yaml")
+        return directory
+
+
+def _environment(extra: Mapping[str, str], directory: Path) -> dict[str, str]:
+    env = {**os.environ, **extra}
+    env[processes.MARK] = str(directory)
+    env["PYTHONUNBUFFERED"] = "1"
+    # Girder would prefer it to the database that we name.
+    env.pop("GIRDER_TEST_DB", None)
+    # The parts have another working directory.
+    if env.get("PYTHONPATH"):
+        entries = env["PYTHONPATH"].split(os.pathsep)
+        env["PYTHONPATH"] = os.pathsep.join(str(Path(e).absolute()) for e in entries)
+    if env.get("DASK_CONFIG"):
+        env["DASK_CONFIG"] = str(Path(env["DASK_CONFIG"]).absolute())
+    return env
+
+
+def _choose_ports(
+    host: str, wanted: Mapping[str, int | None], before: Mapping[str, int]
+) -> dict[str, int]:
+    chosen: dict[str, int] = {}
+    for name in ("mongod", "redis", "girder", "scheduler", "dashboard"):
+        address = _LOCAL if name in {"mongod", "redis"} else host
+        port = wanted.get(name)
+        if port and not ports.is_free(port, address):
+            raise StackError(
+                f"Port {port} of {address}, wanted for {name}, cannot be had. Stop the program "
+                f"that listens there, or choose another with --{name}-port."
+            )
+        chosen[name] = port or ports.choose(before.get(name), address, chosen.values())
+    return chosen
+
+
+def _no_answer(service: str, variable: str) -> str:
+    return (
+        f"The {service} that {variable} names does not answer. Start it, or unset {variable} so "
+        "that the stack starts its own."
+    )

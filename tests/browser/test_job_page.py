@@ -1,0 +1,103 @@
+"""The page of a job, in a real browser, while the job runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+# Chromium's own services are not to be had where tests run, and not wanted.
+_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+_LIVE = 10_000  # ms that a change may take to be seen
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert path is not None, "Chromium is not installed: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, girder_stack: Any, girder_user: Any) -> Iterator[Page]:
+    """Give a page of a browser in which the user is logged in."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    token = json.dumps(girder_user.client.token)
+    context.add_init_script(f"window.localStorage.setItem('girderToken', {token})")
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []
+
+
+def start_slow(client: Any, seconds: float, steps: int) -> str:
+    answer = client.post(
+        "my_plugin/task/slow",
+        parameters={"args": json.dumps([seconds, steps])},
+    )
+    return str(answer["id"])
+
+
+def test_status_and_log_change_without_a_reload(
+    girder_stack: Any, girder_user: Any, page: Page, tmp_path: Path
+) -> None:
+    job_id = start_slow(girder_user.client, 8, 8)
+    page.goto(f"{girder_stack.girder}/#job/{job_id}")
+    page.evaluate("window.notReloaded = true")
+    expect(page.locator(".g-job-status-badge")).to_contain_text("Running", timeout=_LIVE)
+    log = page.locator(".g-job-log-container")
+    expect(log).to_contain_text("step 2", timeout=_LIVE)
+    expect(log).not_to_contain_text("step 8")
+    expect(log).to_contain_text("step 8", timeout=2 * _LIVE)
+    expect(page.locator(".g-job-status-badge")).to_contain_text("Success", timeout=_LIVE)
+    assert page.evaluate("window.notReloaded") is True
+    page.screenshot(path=str(tmp_path / "job.png"))
+    assert log.inner_text().split() == [word for i in range(1, 9) for word in ("step", str(i))]
+
+
+def test_page_can_cancel_and_names_the_state(
+    girder_stack: Any, girder_user: Any, page: Page
+) -> None:
+    job_id = start_slow(girder_user.client, 60, 60)
+    page.goto(f"{girder_stack.girder}/#job/{job_id}")
+    badge = page.locator(".g-job-status-badge")
+    expect(badge).to_contain_text("Running", timeout=_LIVE)
+    page.locator(".g-job-cancel").click()
+    expect(badge).to_contain_text("Cancel", timeout=_LIVE)
+    expect(badge).to_contain_text("Canceled", timeout=2 * _LIVE)
+
+
+def test_page_names_the_states_of_our_own(girder_stack: Any, girder_user: Any, page: Page) -> None:
+    job_id = start_slow(girder_user.client, 0.1, 1)
+    girder_stack.wait(job_id)
+
+    def pretend(job_id: str, status: int) -> None:
+        from bson import ObjectId
+        from girder_jobs.models.job import Job
+
+        Job().collection.update_one({"_id": ObjectId(job_id)}, {"$set": {"status": status}})
+
+    badge = page.locator(".g-job-status-badge")
+    for status, text in ((820, "Fetching input"), (823, "Pushing output"), (824, "Canceling")):
+        girder_stack.call(pretend, job_id, status)
+        page.goto("about:blank")
+        page.goto(f"{girder_stack.girder}/#job/{job_id}")
+        expect(badge).to_contain_text(text, timeout=_LIVE)

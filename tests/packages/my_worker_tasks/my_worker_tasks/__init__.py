@@ -1,0 +1,54 @@
+"""Tasks that the tests and the examples of the documentation run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from girder_dask import task
+from my_worker_tasks.endings import exits, fails, interrupts, slow
+from my_worker_tasks.files import file_size, make_files
+from my_worker_tasks.output import chatty, warns, writes_bytes
+from my_worker_tasks.surroundings import env
+
+__all__ = [
+    "chatty",
+    "env",
+    "exits",
+    "fails",
+    "file_size",
+    "interrupts",
+    "make_files",
+    "my_task",
+    "noop",
+    "slow",
+    "warns",
+    "writes_bytes",
+]
+
+
+@task
+def my_task(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Print the arguments and return them.
+
+    Of ``input_file``, a path, the returned ``kwargs`` hold a description in its place: its
+    ``size`` in bytes and the ``sha256`` of its content.
+    """
+    for n, value in enumerate(args, 1):
+        print(f"arg{n} is {value!r}")
+    received = dict(kwargs)
+    if "input_file" in received:
+        content = Path(received["input_file"]).read_bytes()
+        received["input_file"] = {
+            "size": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+    for name, value in received.items():
+        print(f"{name} is {value!r}")
+    return {"args": list(args), "kwargs": received}
+
+
+@task
+def noop() -> None:
+    """Do nothing."""
