@@ -22,7 +22,7 @@ lint: .venv/.dev ## Check the style and the types
 	.venv/bin/mypy
 
 bench: .venv/.dev ## Measure, and write benchmarks/results/
-	$(PYTHON) -m benchmarks.run $(ARGS)
+	$(PYTHON) -m benchmarks.latency $(ARGS)
 
 docs: .venv/.dev ## Build the documentation in docs/_build/html
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html

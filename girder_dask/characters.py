@@ -23,15 +23,12 @@ class Characters:
     """
 
     def __init__(self) -> None:
-        # Only of sources in the middle of a character, so nearly always empty.
-        self._decoders: dict[Hashable, codecs.IncrementalDecoder] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._decoders)
+        #: Sources that are in the middle of a character; nearly always none.
+        self.pending: dict[Hashable, codecs.IncrementalDecoder] = {}
 
     def decode(self, source: Hashable, data: bytes) -> str:
         """Return the characters that ``data`` completes. What is not UTF-8 becomes U+FFFD."""
-        decoder = self._decoders.pop(source, None)
+        decoder = self.pending.pop(source, None)
         if decoder is None:
             try:
                 return data.decode("utf-8")
@@ -39,14 +36,14 @@ class Characters:
                 decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         text = decoder.decode(data)
         if decoder.getstate()[0]:
-            self._decoders[source] = decoder
+            self.pending[source] = decoder
         return text
 
     def end(self, source: Hashable) -> str:
         """Return U+FFFD if ``source`` is in the middle of a character, else nothing."""
-        decoder = self._decoders.pop(source, None)
+        decoder = self.pending.pop(source, None)
         return "" if decoder is None else decoder.decode(b"", final=True)
 
     def end_all(self) -> str:
         """End every source."""
-        return "".join(self.end(source) for source in list(self._decoders))
+        return "".join(self.end(source) for source in list(self.pending))

@@ -73,7 +73,7 @@ def run_demo(
             if directory or keep:
                 demo.save_drawing(place)
             elif not as_json:
-                demo.save_drawing(Path(tempfile.mkdtemp(prefix="girder-dask-drawing-")))
+                demo.save_drawing()
             if as_json:
                 print(json.dumps(demo.describe(keep=keep), indent=2), flush=True)
             else:
@@ -82,6 +82,8 @@ def run_demo(
                 view.note("The stack keeps running. Ctrl-C stops it; the data stays.")
                 with contextlib.suppress(KeyboardInterrupt):
                     watch(stack)
+            else:
+                view.note("The stack stops now. With --keep it goes on, and its pages can be seen.")
         demo.raise_error()
     return 0
 
@@ -153,9 +155,10 @@ class _Demo:
             "bytes": file["size"],
         }
 
-    def save_drawing(self, directory: Path) -> None:
-        """Keep a copy of the drawing in ``directory``."""
+    def save_drawing(self, directory: Path | None = None) -> None:
+        """Keep a copy of the drawing, if there is one, in ``directory`` or a new one."""
         if self._drawing is not None:
+            directory = directory or Path(tempfile.mkdtemp(prefix="girder-dask-drawing-"))
             path = directory / self._drawing["name"]
             path.write_bytes(self._content)
             self._drawing["path"] = str(path)
@@ -189,7 +192,7 @@ class _Demo:
         urls = {
             "girder": self._stack.girder,
             "api": self._stack.api,
-            "dashboard": f"{self._stack.dashboard}/status",
+            "dashboard": self._stack.describe()["dashboard"],
         }
         if self._job is not None:
             urls["job"] = f"{self._stack.girder}/#job/{self._job.id}"
@@ -199,8 +202,7 @@ class _Demo:
         """Show what happened to a person."""
         rows: dict[str, str] = {}
         if self._answer is not None:
-            found = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in self._answer.items())
-            rows["Answer"] = found
+            rows["Answer"] = _sentence(self._answer)
         if self._drawing is not None:
             rows["Drawing"] = f"{self._drawing['name']}, {self._drawing['bytes']} bytes"
             rows["in Girder"] = self._drawing["url"]
@@ -210,10 +212,18 @@ class _Demo:
         if keep:
             rows["Dashboard"] = self._urls()["dashboard"]
             rows["Login"] = f"{self._stack.login}  password {self._stack.password}"
+        if self.error:
+            rows["Failed"] = self.error
         self._view.note("")
         for name, value in rows.items():
             self._view.note(f"{name:<10} {value}")
         self._view.note("")
+
+
+def _sentence(answer: dict[str, Any]) -> str:
+    """Return the answer with the count first; Girder sorts it by name."""
+    measures = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in answer.items() if k != "objects")
+    return f"{answer.get('objects')} objects ({measures})"
 
 
 def _find_image(name: str) -> Path:

@@ -187,7 +187,7 @@ def _before_fork() -> None:
             with contextlib.suppress(OSError, ValueError):
                 stream.original.flush()
     with contextlib.suppress(ValueError):  # closed: the child writes to the worker's stderr
-        log.pipe()
+        log.pipe_for_fork()
     _standard.clear()
     for fd in (1, 2):
         with contextlib.suppress(OSError):

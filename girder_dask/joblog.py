@@ -8,10 +8,8 @@ several threads write (see :mod:`girder_dask.lines`).
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import sys
 import threading
 import time
 import traceback
@@ -19,12 +17,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import Context, ContextVar
-from types import CodeType
-from typing import Any, TextIO
+from typing import Any
 
+from girder_dask import leftovers
 from girder_dask.characters import Characters
 from girder_dask.lines import RETRY, Lines
-from girder_dask.pipe import JobPipe
+from girder_dask.pipe import ChildOutput, JobPipe
+from girder_dask.printing import calling, in_event_loop, is_writing, writing_code
 from girder_dask.pump import abandon_pump, pump
 
 __all__ = ["JobLog", "capturing", "current"]
@@ -40,17 +39,10 @@ _LOOP_PATIENCE = 1.0
 #: may be one that the pipe cut.
 _PIPE_PATIENCE = 0.1
 
-#: The longest unfinished line that a forked child keeps to itself (PIPE_BUF on Linux).
-_CHILD_LINE = 4096
-
 #: The pipe as a writer of lines. Threads are known by their identifier, which is positive.
 _PIPE = -1
 
-#: The code of the functions that ``print`` calls for each part of a line.
-writing_code: set[CodeType] = set()
-
 _logs: weakref.WeakSet[JobLog] = weakref.WeakSet()
-_worker_stderr: TextIO | None = None
 
 
 @contextlib.contextmanager
@@ -107,11 +99,12 @@ class JobLog:
         self._size = 0
         self._characters = Characters()
         self._pipe: JobPipe | None = None
+        self._last_call: tuple[int, ...] = ()
+        self._same_call = False
         self._announced = False
         self._timer_set = False
         self._closed = False
-        self._forked = False
-        self._child_line = b""
+        self._child_output: ChildOutput | None = None  # in a forked child
         _logs.add(self)
 
     # -- writing ---------------------------------------------------------------------------
@@ -141,17 +134,19 @@ class JobLog:
                 raise TypeError(f"write() argument must be str or bytes, not {type(text).__name__}")
             text = bytes(text)
         with self._lock:
-            if self._forked:
-                self._write_forked(text)
+            if self._child_output is not None:
+                self._child_output.write(text)
                 return len(text)
-            self._prepare()
-            decoded = self._to_text(source, text)
-            closed = self._closed
-            if not closed:
+            if self._size >= self._capacity or self._pipe is not None:
+                self._prepare()
+            plain = isinstance(text, str) and not self._characters.pending
+            decoded = str(text) if plain else self._to_text(source, text)
+            if not self._closed:
                 self._add(threading.get_ident(), decoded)
-            announce = self._must_announce()
-        if closed:
-            _write_worker(decoded)
+                decoded = ""
+            announce = not self._announced and self._must_announce()
+        if decoded:
+            leftovers.write(decoded)
         if announce:
             self._announce()
         return len(text)
@@ -159,18 +154,21 @@ class JobLog:
     def flush(self) -> None:
         """Do nothing: what is written can be taken at once. A forked child sends its line."""
         with self._lock:
-            if self._forked:
-                self._flush_forked()
+            if self._child_output is not None:
+                self._child_output.flush()
 
     def _prepare(self) -> None:
         """Wait for room, and take in what subprocesses wrote before."""
         if self._size >= self._capacity:
             self._wait_for_room()
-        if self._pipe is not None and not self._closed:
+        if self._pipe is not None and self._pipe.active and not self._closed:
+            call = calling()
+            self._same_call, self._last_call = call == self._last_call, call
             self._drain(self._pipe)
+            self._same_call = False
 
     def _wait_for_room(self) -> None:
-        deadline = time.monotonic() + _LOOP_PATIENCE if _in_event_loop() else None
+        deadline = time.monotonic() + _LOOP_PATIENCE if in_event_loop() else None
         while self._size >= self._capacity and not self._closed:
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
@@ -178,8 +176,6 @@ class JobLog:
             self._room.wait(remaining)
 
     def _to_text(self, source: str, text: str | bytes) -> str:
-        if isinstance(text, str) and not self._characters:
-            return text
         # Two threads may write to one stream, each its own characters.
         key = (source, threading.get_ident())
         if isinstance(text, str):
@@ -189,13 +185,16 @@ class JobLog:
     def _add(self, writer: int, text: str) -> None:
         if text:
             self._size += len(text)
-            self._lines.add(writer, text)
-            if self._lines.holding:
+            if self._lines.add(writer, text):
                 self._set_timer()
 
     def _is_busy(self, writer: int, since: float) -> bool:
+        if writer == threading.get_ident():
+            # It is about to write, and takes in what came before: before this part of a
+            # line, if it belongs to another call of print than the last part.
+            return self._same_call
         if writer != _PIPE:
-            return _is_writing(writer)
+            return is_writing(writer)
         running = self._pipe is not None and self._pipe.has_children()
         return running and time.monotonic() - since < _PIPE_PATIENCE
 
@@ -278,7 +277,7 @@ class JobLog:
             # Not in the job's context, which would follow whatever the call sets going.
             Context().run(self._on_text)
         except Exception:  # noqa: BLE001 - whatever it is, it is not the fault of the job's code
-            _write_worker(traceback.format_exc())
+            leftovers.write(traceback.format_exc())
 
     # -- subprocesses ----------------------------------------------------------------------
 
@@ -286,7 +285,8 @@ class JobLog:
         """Return the descriptor that subprocesses of this job write to.
 
         There is one pipe for a job, made when it is first needed and closed by
-        :meth:`close`. The descriptor is not inheritable.
+        :meth:`close`. The descriptor is not inheritable. To be called by the thread that
+        starts a subprocess, before it does: what it has written stands before the output.
 
         Raises
         ------
@@ -294,11 +294,21 @@ class JobLog:
             If the log is closed.
         """
         with self._lock:
-            if self._pipe is None and not (self._closed or self._forked):
+            if self._pipe is None and not self._closed and self._child_output is None:
                 self._pipe = JobPipe(self._on_readable)
+            self._lines.leave(threading.get_ident())
             if self._pipe is None or self._pipe.write_fd is None:
                 raise ValueError("The log of this job is closed.")
+            self._pipe.active = True
             return self._pipe.write_fd
+
+    def pipe_for_fork(self) -> int:
+        """Return :meth:`pipe`, for a child that nobody can ask whether it is still there."""
+        with self._lock:
+            fd = self.pipe()
+            if self._pipe is not None:
+                self._pipe.expect_forks()
+            return fd
 
     @contextlib.contextmanager
     def lend_pipe(self, process: Any) -> Iterator[int | None]:
@@ -336,7 +346,7 @@ class JobLog:
                     pipe.pause()
             announce = self._must_announce()
         if leftover:
-            _write_worker(leftover)
+            leftovers.write(leftover)
         if announce:
             self._announce()
 
@@ -349,9 +359,10 @@ class JobLog:
         that outlive their job, goes to the worker's own stderr.
         """
         with self._lock:
-            if self._forked:
-                self._flush_forked()
-            if self._forked or self._closed:
+            if self._child_output is not None:
+                self._child_output.flush()
+                return
+            if self._closed:
                 return
             if self._pipe is not None:
                 # Comes to the end of the pipe, unless a process outlives the job.
@@ -366,34 +377,17 @@ class JobLog:
         if announce:
             self._announce()
 
-    # -- in a forked child -----------------------------------------------------------------
-
     def become_forked(self, *, keep_pipe: bool) -> None:
         """Write straight to the pipe from now on: this is a copy in a forked child."""
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
-        self._forked = True
         self._on_text = None
         if self._pipe is not None:
             self._pipe.become_forked(keep=keep_pipe)
-
-    def _write_forked(self, text: str | bytes) -> None:
-        if isinstance(text, str):
-            text = text.encode("utf-8", "backslashreplace")
-        self._child_line += text
-        # Whole lines, because a pipe keeps small writes together and others write to it too.
-        if b"\n" in text or len(self._child_line) > _CHILD_LINE:
-            self._flush_forked()
-
-    def _flush_forked(self) -> None:
-        data, self._child_line = self._child_line, b""
-        fd = self._pipe.write_fd if self._pipe is not None else None
-        with contextlib.suppress(OSError):  # nobody is left to read it
-            while data:
-                data = data[os.write(2 if fd is None else fd, data) :]
+        self._child_output = ChildOutput(self._pipe.write_fd if self._pipe is not None else None)
 
 
-writing_code.add(JobLog.write.__code__)
+writing_code.update((JobLog.write.__code__, JobLog._prepare.__code__))  # noqa: SLF001
 
 
 def after_fork_in_child() -> None:
@@ -405,40 +399,3 @@ def after_fork_in_child() -> None:
     log = current.get()
     for other in list(_logs):
         other.become_forked(keep_pipe=other is log)
-
-
-def set_worker_stderr(stream: TextIO | None) -> None:
-    """Say where the output of what outlives its job goes. None: the process's own stderr."""
-    global _worker_stderr
-    _worker_stderr = stream
-
-
-def _write_worker(text: str) -> None:
-    stream = sys.__stderr__ if _worker_stderr is None else _worker_stderr
-    if stream is not None:
-        # A worker whose stderr is gone has nowhere left to say so.
-        with contextlib.suppress(OSError, ValueError):
-            stream.write(text)
-            stream.flush()
-
-
-def _is_writing(thread: int) -> bool:
-    """Say whether a thread is in a ``write`` right now.
-
-    One that lost its turn between the parts of a ``print`` always is: there is nothing else
-    in it that the interpreter could interrupt.
-    """
-    frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented, the only way
-    while frame is not None:
-        if frame.f_code in writing_code:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

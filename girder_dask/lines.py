@@ -34,9 +34,8 @@ class Lines:
     Examples
     --------
     >>> lines = Lines(is_busy=lambda writer, since: writer == 1)
-    >>> lines.add(1, "one")
-    >>> lines.add(2, "two\\n")
-    >>> lines.add(1, "\\n")
+    >>> lines.add(1, "one"), lines.add(2, "two\\n"), lines.add(1, "\\n")
+    (False, True, False)
     >>> "".join(lines.pieces)
     'one\\ntwo\\n'
     """
@@ -47,7 +46,8 @@ class Lines:
         self._is_busy = is_busy
         self._writer: int | None = None  # who has begun a line
         self._since = 0.0  # when it last added to it
-        self._held: list[tuple[int, str]] = []
+        self._held: list[tuple[int, list[str]]] = []  # lines, in the order of their begin
+        self._begun: dict[int, list[str]] = {}  # those of them that are not ended
         self._held_since = 0.0
 
     @property
@@ -55,11 +55,14 @@ class Lines:
         """Whether something waits for the end of another's line."""
         return bool(self._held)
 
-    def add(self, writer: int, text: str) -> None:
-        """Add a text, which is not empty, of ``writer``: any number that stands for one."""
+    def add(self, writer: int, text: str) -> bool:
+        """Add a text, which is not empty, of ``writer``: any number that stands for one.
+
+        Returns whether something is held, so that :meth:`retry` has to be called before long.
+        """
         if self._writer is not None and self._writer != writer and self._must_hold():
-            self._held.append((writer, text))
-            return
+            self._hold(writer, text)
+            return True
         self.pieces.append(text)
         if text[-1] != "\n":
             self._writer, self._since = writer, time.monotonic()
@@ -67,6 +70,7 @@ class Lines:
             self._writer = None
             if self._held:
                 self._release()
+        return bool(self._held)
 
     def retry(self) -> None:
         """Let those write who were held, unless the one they wait for is still busy."""
@@ -75,11 +79,27 @@ class Lines:
         ):
             self._release()
 
+    def leave(self, writer: int) -> None:
+        """Regard the line of ``writer`` as ended, if it has begun one."""
+        if self._writer == writer:
+            self._release()
+
     def settle(self) -> None:
         """Put everything in order as it came, and regard every line as ended."""
-        self.pieces.extend(text for _, text in self._held)
+        for _, parts in self._held:
+            self.pieces.extend(parts)
         self._held.clear()
+        self._begun.clear()
         self._writer = None
+
+    def _hold(self, writer: int, text: str) -> None:
+        parts = self._begun.pop(writer, None)
+        if parts is None:
+            parts = []
+            self._held.append((writer, parts))
+        parts.append(text)
+        if text[-1] != "\n":
+            self._begun[writer] = parts
 
     def _must_hold(self) -> bool:
         if self._held:
@@ -91,7 +111,7 @@ class Lines:
         return self._writer is not None and self._is_busy(self._writer, self._since)
 
     def _release(self) -> None:
-        # Each in turn, and one of them may now hold up the others.
-        held, self._held, self._writer = self._held, [], None
-        for writer, text in held:
-            self.add(writer, text)
+        # Each in turn, and one that is not at the end of its line may hold up the others.
+        held, self._held, self._begun, self._writer = self._held, [], {}, None
+        for writer, parts in held:
+            self.add(writer, "".join(parts))

@@ -31,7 +31,8 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TextIO, cast
 
-from girder_dask.joblog import JobLog, capturing, current, set_worker_stderr
+from girder_dask import leftovers
+from girder_dask.joblog import JobLog, capturing, current
 from girder_dask.streams import RoutingStream
 
 __all__ = ["JobLog", "capturing", "current", "install", "uninstall"]
@@ -98,7 +99,7 @@ def install(log_level: int | str = logging.INFO) -> None:
         )
         sys.stdout = state.stdout or sys.stdout
         sys.stderr = state.stderr or sys.stderr
-        set_worker_stderr(state.stderr.original if state.stderr else None)
+        leftovers.set_stream(state.stderr.original if state.stderr else None)
         _install_logging(state, root, level)
         warnings.simplefilter("always", append=True)
         warnings.showwarning = _show_warning
@@ -116,7 +117,7 @@ def uninstall() -> None:
             sys.stdout = state.stdout.original
         if state.stderr is not None and sys.stderr is state.stderr:
             sys.stderr = state.stderr.original
-        set_worker_stderr(None)
+        leftovers.set_stream(None)
         _uninstall_logging(state)
         if warnings.showwarning is _show_warning:
             warnings.showwarning = state.show_warning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -10,11 +11,13 @@ from typing import Any
 from girder_dask.characters import Characters
 from girder_dask.pump import pump
 
-__all__ = ["JobPipe"]
+__all__ = ["ChildOutput", "JobPipe"]
 
 _CHUNK = 64 * 1024
 #: Most bytes that are read at once: more than a pipe holds by default.
 _MOST = 1024 * 1024
+#: The longest unfinished line that a forked child keeps to itself (PIPE_BUF on Linux).
+_LONGEST_LINE = 4096
 
 
 class JobPipe:
@@ -29,6 +32,10 @@ class JobPipe:
     ----------
     write_fd
         What subprocesses write to, None once this process has closed it. Not inheritable.
+    active
+        Whether something may be there that has to stand before what is written now. Not so
+        when all subprocesses have been waited for and read: a system call for each line would
+        cost more than all the rest. Processes that these left behind are heard by the pump.
     """
 
     def __init__(self, on_readable: Callable[[], None]) -> None:
@@ -39,6 +46,8 @@ class JobPipe:
         self._read_fd: int | None = read_fd
         self.write_fd: int | None = write_fd
         os.set_blocking(read_fd, False)
+        self.active = True
+        self._forks = False
         self._watched = False
         self.resume()
 
@@ -67,9 +76,11 @@ class JobPipe:
 
     def read_all(self) -> Iterator[str]:
         """Yield what has been written before this call, without waiting."""
+        running = self._forks or self.has_children()
         for _ in range(_MOST // _CHUNK):
             text = self.read()
             if text is None:
+                self.active = running
                 return
             yield text
 
@@ -95,6 +106,10 @@ class JobPipe:
         """Remember a ``Popen`` that writes here."""
         self._children.add(process)
 
+    def expect_forks(self) -> None:
+        """Be prepared for children that nobody can name."""
+        self._forks = True
+
     def has_children(self) -> bool:
         """Say whether one of them runs, as far as anybody has looked."""
         for process in list(self._children):
@@ -110,3 +125,34 @@ class JobPipe:
             self._read_fd = None
         if not keep:
             self.close_write()
+
+
+class ChildOutput:
+    """The way to the job's log from a forked child.
+
+    It writes whole lines, because a pipe keeps small writes together, and others write to it.
+
+    Parameters
+    ----------
+    fd
+        The pipe, or None if the job is over: then it is the process's stderr.
+    """
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = 2 if fd is None else fd
+        self._line = b""
+
+    def write(self, text: str | bytes) -> None:
+        """Write text, its last line not before it is ended, flushed or long."""
+        if isinstance(text, str):
+            text = text.encode("utf-8", "backslashreplace")
+        self._line += text
+        if b"\n" in text or len(self._line) > _LONGEST_LINE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        data, self._line = self._line, b""
+        with contextlib.suppress(OSError):  # nobody is left to read it
+            while data:
+                data = data[os.write(self._fd, data) :]

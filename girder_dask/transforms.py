@@ -75,10 +75,20 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def detached(value: Any) -> Any:
-    """Return a transform without its Girder client, and any other value as it is."""
-    if is_transform(value) and getattr(value, "gc", None) is not None:
+    """Return a transform as it travels, and any other value as it is.
+
+    It is without its Girder client, and ids that it holds are strings: a worker need not
+    have MongoDB's package, and ``girder_client`` wants strings.
+    """
+    if not is_transform(value):
+        return value
+    changes: dict[str, Any] = {"gc": None} if getattr(value, "gc", None) is not None else {}
+    for name, held in getattr(value, "__dict__", {}).items():
+        if type(held).__name__ == "ObjectId":
+            changes[name] = str(held)
+    if changes:
         value = copy.copy(value)
-        value.gc = None
+        vars(value).update(changes)
     return value
 
 

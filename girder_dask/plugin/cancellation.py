@@ -41,7 +41,7 @@ def cancel(job_id: ObjectId) -> JobStatus | None:
         status = JobStatus(job["status"])
         if status in FINAL or status == JobStatus.CANCELING:
             return status
-        history = History(_with_defaults(job))
+        history = History(job)
         waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED)
         history.advance(
             JobStatus.CANCELED if waits else JobStatus.CANCELING, datetime.now(timezone.utc)
@@ -53,12 +53,6 @@ def cancel(job_id: ObjectId) -> JobStatus | None:
             publish(held)
             return JobStatus(history.job["status"])
     raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
-
-
-def _with_defaults(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the job with all that an accepted one has; an INACTIVE one may lack it."""
-    job["dask"] = {"attempt": None, "sequence": None, "scheduler": None, **job.get("dask", {})}
-    return job
 
 
 def ended_by_others(job: dict[str, Any]) -> bool:

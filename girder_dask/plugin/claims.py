@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -66,12 +67,13 @@ def claim(scheduler: str, limit: int) -> Claim:
     """
     now = datetime.now(timezone.utc)
     answer = Claim(cancel=_to_stop(scheduler, now))
+    claim_id = uuid.uuid4().hex
     jobs = _candidates(scheduler, limit, now)
     known = _records(jobs)
     histories = [
         history
         for job in _that_fit(jobs, known)
-        if _take(history := History(job), scheduler, known.get(job["_id"]), now)
+        if _take(history := History(job), scheduler, known.get(job["_id"]), claim_id, now)
     ]
     held, _ = save(histories)
     publish(held)
@@ -133,7 +135,11 @@ def _that_fit(
 
 
 def _take(
-    history: History, scheduler: str, record: Mapping[str, Any] | None, now: datetime
+    history: History,
+    scheduler: str,
+    record: Mapping[str, Any] | None,
+    claim_id: str,
+    now: datetime,
 ) -> bool:
     """Make a job one of a scheduler. Say whether there is anything to write."""
     dask, status = history.dask, history.job["status"]
@@ -149,7 +155,8 @@ def _take(
     if status != JobStatus.QUEUED:
         history.advance(JobStatus.QUEUED, now)
     # Removed by the first update of the scheduler, which says that it has the job.
-    dask.update(scheduler=scheduler, claimed=_whole_milliseconds(now))
+    # The id tells this claim from another one of the same scheduler at the same time.
+    dask.update(scheduler=scheduler, claimed=now, claim=claim_id)
     return True
 
 
@@ -160,10 +167,6 @@ def _give_up(history: History, now: datetime) -> bool:
     history.advance(JobStatus.ERROR, now)
     history.outcome = (history.dask["attempt"], None, error)
     return True
-
-
-def _whole_milliseconds(moment: datetime) -> datetime:
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def _specs(
@@ -215,10 +218,11 @@ def _renew_tokens(scheduler: str, now: datetime) -> None:
     _next_renewal.clear()  # only the present run of a scheduler comes back
     _next_renewal[scheduler] = time.monotonic() + RENEW_INTERVAL
     jobs = records.collection(Job()).find(
-        {"dask.open": True, "dask.scheduler": scheduler, "created": {"$lt": now - RENEW_AFTER}},
-        {"_id": True},
+        {"dask.open": True, "dask.scheduler": scheduler}, {"created": True}
     )
-    tokens.renew(records.own_tokens([job["_id"] for job in jobs]))
+    old = [job["_id"] for job in jobs if job["created"] < now - RENEW_AFTER]
+    if old:
+        tokens.renew(records.own_tokens(old))
 
 
 # -- what to stop -----------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def build(
         "title": submission.title,
         "type": submission.type,
         "args": plain(list(submission.args)),
-        "kwargs": plain(dict(submission.kwargs)),
+        "kwargs": _shown_kwargs(submission.kwargs),
         "created": now,
         "updated": now,
         "when": now,
@@ -71,12 +71,29 @@ def build(
     else:
         job["userId"] = user["_id"]
         Job().setUserAccess(job, user=user, level=AccessType.ADMIN)
-    job["kwargs"] = json_util.dumps(job["kwargs"])
+    job["kwargs"] = _serialised(job["kwargs"])
     _announce_new(job, submission)
     # The id comes last: handlers know a new document by its not having one.
     job["_id"] = ObjectId()
     _fit(job, submission)
     return job
+
+
+def _shown_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    # They are stored as JSON, so that a name may be what no key of MongoDB may be.
+    return {utf8(str(name)): plain(value) for name, value in kwargs.items()}
+
+
+def _serialised(kwargs: Any) -> str:
+    """Return ``kwargs`` as ``Job().save`` stores them, in a form that can be read again."""
+    text: str = json_util.dumps(kwargs)
+    if "$" in text:
+        try:
+            json_util.loads(text)
+        except Exception:  # noqa: BLE001 - it raises what the constructors of BSON types raise
+            # For example {"$oid": "5"}, which stands for an ObjectId and is none.
+            text = json_util.dumps({"…": _short.repr(kwargs)})
+    return text
 
 
 def _announce_new(job: dict[str, Any], submission: Submission) -> None:

@@ -29,6 +29,8 @@ _PIECE_BYTES = 16
 #: The end of a log that was cut.
 LOG_MARK = "\n[This log is longer than 8 MiB. What follows is not kept here.]\n"
 
+_UNSET = {"attempt": None, "sequence": None, "scheduler": None}
+
 
 class Verdict(Enum):
     """What the sender of an update should know."""
@@ -54,7 +56,9 @@ class History:
         self, job: dict[str, Any], allow: Callable[[dict[str, Any]], bool] | None = None
     ) -> None:
         self.job = job
-        self.dask: dict[str, Any] = dict(job["dask"])
+        self._was_dask: dict[str, Any] = dict(job.get("dask") or {})
+        # An INACTIVE job, which has not come through delay(), has none of these yet.
+        self.dask: dict[str, Any] = {**_UNSET, **self._was_dask}
         self.job["dask"] = self.dask
         self.steps: list[tuple[int, int]] = []
         self.text: list[str] = []
@@ -69,7 +73,6 @@ class History:
             "dask.sequence": self.dask["sequence"],
             "dask.scheduler": self.dask["scheduler"],
         }
-        self._was_dask = dict(self.dask)
         self._timestamps: list[dict[str, Any]] = []
 
     @property
@@ -115,7 +118,7 @@ class History:
             if attempt > self.dask["attempt"]:
                 self.dask["attempt"] = attempt
             self.dask.update(sequence=sequence, scheduler=scheduler)
-            self.dask.pop("claimed", None)
+            self.acknowledge()
             self._apply(statuses, update, progress)
         if ends and self.final:
             # Also for what came twice: the first time may have died before it cleaned up.
@@ -200,7 +203,12 @@ class History:
         if status in FINAL:
             self.ended = True
             self.dask.pop("open", None)
-            self.dask.pop("claimed", None)
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Note that the scheduler has the job that it claimed, or need not have it."""
+        self.dask.pop("claim", None)
+        self.dask.pop("claimed", None)
 
     def write(self, text: str) -> None:
         """Add text to the log, as much of it as still fits."""
@@ -239,7 +247,7 @@ class History:
         for key in self._was_dask.keys() | self.dask.keys():
             if key not in self.dask:
                 change.setdefault("$unset", {})[f"dask.{key}"] = True
-            elif self.dask[key] != self._was_dask.get(key):
+            elif key not in self._was_dask or self.dask[key] != self._was_dask[key]:
                 change["$set"][f"dask.{key}"] = self.dask[key]
         if self._timestamps:
             change["$set"]["status"] = self.job["status"]

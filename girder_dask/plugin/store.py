@@ -14,7 +14,7 @@ from typing import Any
 
 from bson import json_util
 from girder_jobs.models.job import Job
-from pymongo.errors import PyMongoError
+from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
 from girder_dask import config
 from girder_dask.errors import GirderError, SubmissionError
@@ -222,18 +222,21 @@ def adopt(job: dict[str, Any], user: Mapping[str, Any] | None, api_url: str | No
 
 def _queue(draft: _Draft, now: datetime) -> None:
     job = draft.job
-    history = History({**job, "dask": {**_ABSENT, **job["dask"]}})
+    history = History(dict(job))
     history.dask.update(_NEW, package=draft.spec.package)
     history.advance(JobStatus.QUEUED, now)
+    taken = f"Job {job['_id']} was scheduled or changed by somebody else."
     try:
         _write_records([draft])
         held, _ = save([history])
+    except (DuplicateKeyError, BulkWriteError) as e:
+        # What is there is that of the other one.
+        tokens.delete([str(draft.spec.token)])
+        raise SubmissionError(taken, task=draft.spec.task) from e
     except PyMongoError as e:
         raise GirderError(f"Girder's database did not take job {job['_id']}: {e}.") from e
     if not held:
-        raise SubmissionError(f"Job {job['_id']} was scheduled or changed by somebody else.")
+        forget([job["_id"]])
+        raise SubmissionError(taken, task=draft.spec.task)
     publish(held)
     job.update({k: v for k, v in history.job.items() if k not in ("kwargs", "args")})
-
-
-_ABSENT = {"attempt": None, "sequence": None, "scheduler": None}

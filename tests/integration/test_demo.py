@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import girder_client
+import girder_coins
 import numpy as np
 import psutil
 import pytest
@@ -36,9 +39,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [GIRDER_DASK, "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=150)
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, env=env)
 
 
 def check_document(document: dict[str, Any]) -> None:
@@ -53,6 +56,7 @@ def check_document(document: dict[str, Any]) -> None:
     assert job["log"].splitlines()[:3] == LOG
     assert job["progress"] == {"current": 4, "total": 4, "message": "Found 24 objects"}
     assert document["answer"]["objects"] == 24
+    assert document["urls"]["dashboard"].count("/status") == 1
     assert document["urls"]["job"].endswith(f"/#job/{job['id']}")
     assert document["picture"]["url"].endswith(f"/#item/{document['picture']['item']}")
 
@@ -91,7 +95,7 @@ def test_text_mode_shows_states_progress_log_and_answer(directory: Path) -> None
     assert [line[2:] for line in lines if line.startswith("| ")][:3] == LOG
     assert "100% Found 24 objects" in lines
     (answer,) = (line for line in lines if line.startswith("Answer"))
-    assert "objects 24" in answer
+    assert "24 objects" in answer
     (job,) = (line for line in lines if line.startswith("Job"))
     assert "/#job/" in job
     assert f"{directory / 'coins-outlines.png'}" in done.stdout
@@ -127,6 +131,26 @@ def test_keep_leaves_the_stack_running_until_it_is_interrupted(directory: Path) 
         process.wait()
     assert pids
     assert [pid for pid in pids.values() if psutil.pid_exists(pid)] == []
+
+
+def test_a_job_that_fails_is_explained_and_its_logs_are_kept(tmp_path: Path) -> None:
+    package = Path(girder_coins.__file__).parent
+    broken = shutil.copytree(package, tmp_path / "broken" / package.name)
+    with (broken / "segmentation.py").open("a") as f:
+        f.write("\n\ndef read(path):\n    raise OSError('not a picture')\n")
+    environment = {**os.environ, "PYTHONPATH": str(broken.parent), "TMPDIR": str(tmp_path)}
+    done = run("--json", env=environment)
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert document["job"]["status"] == "ERROR"
+    assert document["job"]["log"].endswith("OSError: not a picture\n")
+    assert document["error"] == "The job ended in ERROR."
+    assert document["picture"] is None
+    message = done.stderr[done.stderr.index("Error: The job ended in ERROR.") :]
+    assert "OSError: not a picture" in message
+    (directory,) = tmp_path.glob("girder-dask-demo-*")
+    assert f"The logs of the stack are in {directory / 'logs'}" in message
+    assert (directory / "logs" / "girder.log").stat().st_size > 0
 
 
 def test_without_the_example_package_it_says_what_to_install(

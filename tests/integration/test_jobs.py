@@ -392,7 +392,9 @@ def test_file_that_does_not_exist(girder_stack, girder_user):
 
 
 def test_file_that_the_owner_may_not_read(girder_stack, girder_admin, girder_user):
-    folder = girder_admin.get("folder", parameters={"parentType": "user", "parentId": _me(girder_admin)})
+    folder = girder_admin.get(
+        "folder", parameters={"parentType": "user", "parentId": _me(girder_admin)}
+    )
     private = next(f for f in folder if f["name"] == "Private")
     file = girder_admin.uploadStreamToFolder(private["_id"], _stream(), "secret.bin", len(IMAGE))
     shown = girder_user.client.post(f"my_plugin/process_file/{file['_id']}")

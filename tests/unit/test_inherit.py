@@ -109,6 +109,15 @@ def test_a_subprocess_stands_between_what_was_printed_before_and_after():
             assert job.take() == "a\nb\ncde\n"
 
 
+def test_a_subprocess_that_was_started_before_a_line_was_begun():
+    with in_job() as job:
+        process = subprocess.Popen(["sh", "-c", "read go; echo done"], stdin=subprocess.PIPE)
+        print("waiting... ", end="")
+        process.communicate(b"\n", timeout=DEADLINE)
+        print("over")
+        assert job.take() == "waiting... done\nover\n"
+
+
 # -- threads -------------------------------------------------------------------------------
 
 

@@ -225,7 +225,7 @@ def test_closing_twice_is_allowed_and_later_text_goes_to_the_worker():
 
 def test_a_line_that_is_being_written_is_ended_first():
     busy = {1, 2}
-    lines = Lines(is_busy=lambda writer, since: writer in busy)
+    lines = Lines(is_busy=lambda writer, _: writer in busy)
     for writer, text in [(1, "a"), (2, "b"), (3, "c\n"), (1, "a\n"), (2, "b\n"), (1, "d\n")]:
         lines.add(writer, text)
     assert "".join(lines.pieces) == "aa\nbb\nc\nd\n"
@@ -233,7 +233,7 @@ def test_a_line_that_is_being_written_is_ended_first():
 
 def test_a_line_whose_writer_does_something_else_holds_up_nobody():
     busy = {1}
-    lines = Lines(is_busy=lambda writer, since: writer in busy)
+    lines = Lines(is_busy=lambda writer, _: writer in busy)
     lines.add(1, "Working... ")
     lines.add(2, "held\n")
     lines.retry()

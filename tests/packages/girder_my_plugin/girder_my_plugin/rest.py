@@ -13,7 +13,7 @@ from girder.exceptions import RestException
 from girder.models.file import File
 from girder_jobs.models.job import Job
 
-from girder_dask import JobResult
+from girder_dask import GirderDaskError, JobResult
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder
 from girder_my_plugin import documented
 
@@ -68,46 +68,48 @@ class MyRoutes(Resource):
     @autoDescribeRoute(
         Description("Start any task of my_worker_tasks.")
         .param("name", "The name of the task.", paramType="path")
-        .jsonParam("args", "Its arguments.", required=False, requireArray=True, default=[])
+        .jsonParam("args", "Its arguments.", required=False, requireArray=True)
         .jsonParam(
             "kwargs",
             "Its keyword arguments, and options such as girder_job_title.",
             required=False,
             requireObject=True,
-            default={},
         )
         .jsonParam(
             "files",
             "Ids of files by the keyword arguments that get their paths.",
             required=False,
             requireObject=True,
-            default={},
         )
         .param("folderId", "A folder that what the task returns is uploaded to.", required=False)
     )
     def start_any(
         self,
         name: str,
-        args: list[Any],
-        kwargs: dict[str, Any],
-        files: dict[str, str],
+        args: list[Any] | None,
+        kwargs: dict[str, Any] | None,
+        files: dict[str, str] | None,
         folderId: str | None,
     ) -> dict[str, Any]:
         if name not in my_worker_tasks.__all__:
             raise RestException(f"my_worker_tasks has no task {name!r}.", code=404)
-        kwargs = {**kwargs, **{k: GirderFileId(file_id) for k, file_id in files.items()}}
+        inputs = {k: GirderFileId(file_id) for k, file_id in (files or {}).items()}
+        kwargs = {**(kwargs or {}), **inputs}
         if folderId:
             kwargs["girder_result_hooks"] = [GirderUploadToFolder(folderId)]
-        return _shown(getattr(my_worker_tasks, name).delay(*args, **kwargs))
+        return _shown(getattr(my_worker_tasks, name).delay(*(args or ()), **kwargs))
 
     @access.user(scope=TokenScope.DATA_READ)
     @autoDescribeRoute(
-        Description("Return the value of a job, as JSON; a job that failed answers with its error.")
+        Description("Return the value of a job, as JSON; 409 with the reason if there is none.")
         .modelParam("id", model=Job, level=AccessType.READ)
         .param("timeout", "Seconds to wait.", dataType="float", required=False, default=0)
     )
     def value(self, job: dict[str, Any], timeout: float) -> dict[str, Any]:
-        return {"value": JobResult(job).get(timeout)}
+        try:
+            return {"value": JobResult(job).get(timeout)}
+        except (GirderDaskError, TimeoutError) as e:
+            raise RestException(f"{type(e).__name__}: {e}", code=409) from e
 
 
 def _shown(result: JobResult) -> dict[str, Any]:

@@ -25,8 +25,8 @@ def chatty(n: int, tag: str = "chatty") -> None:
     """Write ``n`` lines from each of four sources, all of them at work at the same time.
 
     Each line is ``{tag} {source} {i}``, with ``i`` from 0 and the sources ``main`` (this
-    thread), ``thread`` (a child thread), ``logging`` (this thread; the handler may put
-    something before) and ``subprocess``. The lines of one source are in order.
+    thread), ``thread`` (a child thread), ``logging`` (this thread, level INFO) and ``subprocess``.
+    The lines of one source are in order.
     """
     child = threading.Thread(target=_count, args=(n, tag))
     child.start()

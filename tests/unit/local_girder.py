@@ -1,0 +1,65 @@
+"""A small HTTP server that answers like Girder where a test says so."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = tuple[int, Any]
+
+
+@dataclass
+class Peer:
+    """What was asked, and what is answered: by ``METHOD path`` a value or a function."""
+
+    url: str = ""
+    answers: dict[str, Answer | Callable[[Peer], Answer]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+
+    def answer(self, what: str) -> Answer:
+        found = self.answers.get(what, (404, {"message": f"No matching route for {what}"}))
+        return found(self) if callable(found) else found
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[Peer]:
+    peer = Peer()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            what = f"{self.command} {self.path.partition('/api/v1/')[2]}"
+            peer.bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+            peer.headers.append(dict(self.headers))
+            peer.asked.append(what)
+            status, body = peer.answer(what)
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_POST = do_GET
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    peer.url = f"http://127.0.0.1:{server.server_port}/api/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield peer
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,104 @@
+"""Settings come from Dask's configuration, its files and the environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+import yaml
+
+from girder_dask import config
+from girder_dask.errors import GirderDaskError
+
+DEFAULTS = yaml.safe_load((Path(config.__file__).parent / "girder_dask.yaml").read_text())["girder"]
+
+
+def keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in tree.items():
+        found += keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+    return found
+
+
+@pytest.mark.parametrize("key", keys(DEFAULTS))
+def test_every_setting_has_a_use(key: str) -> None:
+    package = Path(config.__file__).parent
+    assert any(f'"{key}"' in path.read_text() for path in package.rglob("*.py"))
+
+
+def test_a_default_is_read_with_its_unit() -> None:
+    assert config.get("worker.log-level") == "INFO"
+    assert config.seconds("scheduler.retry-delay") == 0.5
+    assert config.nbytes("max-payload") == 16 * 1024**2
+
+
+def test_what_is_set_comes_first_and_plain_numbers_are_seconds_and_bytes() -> None:
+    with dask.config.set({"girder.worker.cancel-grace": 7, "girder.worker.max-result": 9}):
+        assert config.seconds("worker.cancel-grace") == 7.0
+        assert config.nbytes("worker.max-result") == 9
+    assert config.seconds("worker.cancel-grace") == 5.0
+
+
+def test_a_setting_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        config.get("worker.colour")
+
+
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_the_environment_and_files_of_dask_are_read(tmp_path: Path) -> None:
+    (tmp_path / "girder.yaml").write_text(
+        "girder:\n  worker:\n    max-result: 3 kB\n    log-level: WARNING\n"
+    )
+    shown = run(
+        "from girder_dask import config as c;"
+        "print(c.get('api-url'), c.get('worker.log-level'), c.nbytes('worker.max-result'),"
+        "c.seconds('worker.flush-interval'))",
+        DASK_CONFIG=str(tmp_path),
+        DASK_GIRDER__API_URL="http://girder/api/v1",
+        DASK_GIRDER__WORKER__LOG_LEVEL="DEBUG",
+    )
+    assert shown == "http://girder/api/v1 DEBUG 3000 0.2"
+
+
+def test_nothing_is_read_at_import() -> None:
+    assert run("import girder_dask.config, sys; print('dask' in sys.modules)") == "False"
+
+
+def test_the_credential_is_the_one_that_is_set() -> None:
+    assert config.credential() is None
+    with dask.config.set({"girder.credential": "key", "girder.credential-file": "/nowhere"}):
+        assert config.credential() == "key"
+
+
+def test_the_credential_is_read_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("the-key\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with dask.config.set({"girder.credential-file": "~/key"}):
+        assert config.credential() == "the-key"
+
+
+def test_a_credential_file_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with (
+        dask.config.set({"girder.credential-file": str(missing)}),
+        pytest.raises(GirderDaskError, match="No such file.*girder-dask credential") as caught,
+    ):
+        config.credential()
+    assert str(missing) in str(caught.value)

@@ -1,0 +1,327 @@
+"""Transforms without a Girder: what is found, what travels, what is said."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+import subprocess
+import sys
+from collections import OrderedDict, namedtuple
+from pathlib import Path
+from typing import Any
+
+import girder_client
+import pytest
+import requests
+from girder_worker_utils.transforms.girder_io import GirderFileId as WorkerFileId
+from hypothesis import given
+from hypothesis import strategies as st
+
+from girder_dask.errors import TransformError
+from girder_dask.transforms import (
+    GirderFileId,
+    GirderItemId,
+    GirderItemMetadata,
+    GirderUploadToFolder,
+    GirderUploadToItem,
+    TemporaryDirectory,
+    _reason,
+    _safe_name,
+    detached,
+    is_transform,
+    map_leaves,
+)
+
+Pair = namedtuple("Pair", "left right")  # noqa: PYI024 - the untyped kind has to work too
+
+
+class Scaler:
+    """Like those of scikit-learn: it has transform(), and is data."""
+
+    def fit(self) -> None: ...
+
+    def transform(self, data: Any) -> Any:
+        return data
+
+
+class Loud:
+    transform = "a string"
+    cleanup = "another"
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        (GirderFileId("5f"), True),
+        (WorkerFileId("5f", gc=object()), True),
+        (GirderItemMetadata("5f"), True),
+        (TemporaryDirectory(), True),
+        (GirderFileId, False),
+        (Scaler(), False),
+        (Loud(), False),
+        ("5f", False),
+        (None, False),
+    ],
+)
+def test_a_transform_is_known_by_both_of_its_methods(value: Any, answer: bool) -> None:
+    assert is_transform(value) is answer
+
+
+# -- nested values -------------------------------------------------------------------------
+
+trees = st.recursive(
+    st.integers(),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.integers(), inner, max_size=3)
+    | st.tuples(inner, inner)
+    | st.builds(Pair, inner, inner),
+    max_leaves=20,
+)
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [x for v in value for x in leaves(v)] if isinstance(value, (list, tuple)) else [value]
+
+
+@given(trees)
+def test_where_nothing_changes_the_very_same_value_comes_back(tree: Any) -> None:
+    assert map_leaves(lambda v: v, tree) is tree
+
+
+@given(trees)
+def test_every_leaf_is_changed_once_and_the_shape_stays(tree: Any) -> None:
+    before = repr(tree)
+    changed = map_leaves(lambda v: str(v), tree)
+    assert leaves(changed) == [str(v) for v in leaves(tree)]
+    assert repr(tree) == before
+    assert map_leaves(int, changed) == tree
+
+
+def test_only_what_holds_a_change_is_made_anew() -> None:
+    same, other = [1, 2], [3]
+    value = {"same": same, "other": other}
+    changed = map_leaves(lambda v: v + (v == 3), value)
+    assert changed == {"same": [1, 2], "other": [4]}
+    assert changed["same"] is same
+    assert value["other"] == [3]
+
+
+def test_a_named_tuple_stays_one() -> None:
+    changed = map_leaves(lambda v: v * 2, [Pair(1, 2)])
+    assert type(changed[0]) is Pair
+    assert changed[0].right == 4
+
+
+def test_keys_keep_their_order_and_are_no_leaves() -> None:
+    file = GirderFileId("5f")
+    value = OrderedDict([("b", 1), (file, 2)])
+    assert list(map_leaves(lambda v: v + 1, value).items()) == [("b", 2), (file, 3)]
+
+
+# -- travelling ----------------------------------------------------------------------------
+
+
+def test_a_transform_travels_without_client_and_directory(tmp_path: Path) -> None:
+    client = socket.socket()  # cannot be pickled
+    with client:
+        file = GirderFileId("5f", gc=client)
+        file.work_dir = tmp_path
+        assert detached(file) is not file
+        assert detached(file).gc is None
+        assert file.gc is client
+        arrived = pickle.loads(pickle.dumps(file))
+    assert (arrived.file_id, arrived.gc, arrived.work_dir) == ("5f", None, None)
+
+
+def test_what_holds_no_client_is_not_copied() -> None:
+    for value in (GirderFileId("5f"), "text", [1], Scaler()):
+        assert detached(value) is value
+
+
+def test_those_of_girder_worker_are_detached_too() -> None:
+    client = girder_client.GirderClient(apiUrl="http://girder.invalid/api/v1")
+    client.token = "SECRET"
+    file = WorkerFileId("5f", gc=client)
+    assert file.gc is client
+    assert b"SECRET" not in pickle.dumps(detached(file))
+    assert pickle.loads(pickle.dumps(detached(file))).file_id == "5f"
+    assert file.gc is client
+
+
+@pytest.mark.parametrize(
+    ("transform", "shown", "attribute"),
+    [
+        (GirderFileId("5f"), "GirderFileId('5f')", "file_id"),
+        (GirderItemId("5f"), "GirderItemId('5f')", "item_id"),
+        (GirderItemMetadata("5f"), "GirderItemMetadata('5f')", "item_id"),
+        (GirderUploadToItem("5f"), "GirderUploadToItem('5f')", "item_id"),
+        (GirderUploadToFolder("5f"), "GirderUploadToFolder('5f')", "folder_id"),
+    ],
+)
+def test_what_is_shown_is_what_one_would_write(transform: Any, shown: str, attribute: str) -> None:
+    assert (repr(transform), str(transform), transform._repr_model_()) == (shown,) * 3
+    assert getattr(transform, attribute) == "5f"
+
+
+def test_an_object_id_of_the_database_is_taken_as_text() -> None:
+    from bson import ObjectId
+
+    identifier = ObjectId()
+    assert GirderFileId(identifier).file_id == str(identifier)
+
+
+# -- messages ------------------------------------------------------------------------------
+
+
+def answer(status: int, body: Any, reason: str = "Because") -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    response.reason = reason
+    response._content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return requests.HTTPError("raw text of requests", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            answer(400, {"message": "Invalid file id (5f)."}),
+            "There is no such file in Girder (Invalid file id (5f).).",
+        ),
+        (
+            answer(403, {"message": "Read access denied for file 5f."}),
+            "The owner of the job may not do this (Read access denied for file 5f.).",
+        ),
+        (answer(401, b""), "The owner of the job may not do this (access denied)."),
+        (answer(502, b"<html>"), "Girder answered 502: Because"),
+        (answer(500, {"message": "Disk full"}), "Girder answered 500: Disk full"),
+        (answer(400, {"message": "Too many"}), "Girder answered 400: Too many"),
+        (answer(500, {}), "Girder answered 500: Because"),
+        (answer(500, b'"text"'), "Girder answered 500: Because"),
+        (answer(500, b"[1]"), "Girder answered 500: Because"),
+    ],
+)
+def test_an_answer_of_girder_becomes_a_sentence(error: requests.HTTPError, said: str) -> None:
+    assert _reason("file", error) == said
+
+
+def closed_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def test_a_girder_that_does_not_answer_is_no_riddle() -> None:
+    port = closed_port()
+    client = girder_client.GirderClient(apiUrl=f"http://127.0.0.1:{port}/api/v1")
+    with pytest.raises(TransformError) as caught:
+        GirderFileId("5f3c", gc=client).transform()
+    message = str(caught.value)
+    assert message.startswith("GirderFileId('5f3c'): the file cannot be fetched. Girder did not")
+    assert "Connection refused" in message
+    assert "object at 0x" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("a.png", "a.png"),
+        ("a/b.png", "a_b.png"),
+        ("../../etc/passwd", ".._.._etc_passwd"),
+        ("/etc/passwd", "_etc_passwd"),
+        ("a\0b", "a_b"),
+        ("..", "5f"),
+        (".", "5f"),
+        ("", "5f"),
+        ("…ä b.nii.gz", "…ä b.nii.gz"),
+    ],
+)
+def test_the_name_of_a_file_stays_in_its_directory(tmp_path: Path, name: str, safe: str) -> None:
+    assert _safe_name(name, "5f") == safe
+    assert (tmp_path / safe).parent.resolve() == tmp_path.resolve()
+
+
+# -- results -------------------------------------------------------------------------------
+
+
+class Recording:
+    """The methods of a Girder client that uploads use."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def uploadFileToItem(self, item: str, path: str, **more: Any) -> None:
+        self.calls.append(("item", item, Path(path).name, more))
+
+    def uploadFileToFolder(self, folder: str, path: str, **more: Any) -> None:
+        self.calls.append(("file", folder, Path(path).name, more))
+
+    def createFolder(self, parent: str, name: str, reuseExisting: bool) -> dict[str, str]:
+        self.calls.append(("folder", parent, name, reuseExisting))
+        return {"_id": f"{parent}/{name}"}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    (tmp_path / "out" / "b.txt").write_text("b")
+    (tmp_path / "out" / "a.txt").write_text("a")
+    (tmp_path / "out" / "sub" / "c.txt").write_text("c")
+    (tmp_path / "out" / "loop").symlink_to(tmp_path / "out", target_is_directory=True)
+    return tmp_path / "out"
+
+
+def test_a_directory_goes_into_an_item_flat(tree: Path) -> None:
+    gc = Recording()
+    assert GirderUploadToItem("5f", upload_kwargs={"mimeType": "x"}, gc=gc).transform(tree) == "5f"
+    assert gc.calls == [("item", "5f", name, {"mimeType": "x"}) for name in ("a.txt", "b.txt")]
+
+
+def test_a_directory_goes_into_a_folder_with_what_is_below(tree: Path) -> None:
+    gc = Recording()
+    assert GirderUploadToFolder("5f", gc=gc).transform(str(tree)) == "5f"
+    assert gc.calls == [
+        ("file", "5f", "a.txt", {}),
+        ("file", "5f", "b.txt", {}),
+        ("folder", "5f", "sub", True),
+        ("file", "5f/sub", "c.txt", {}),
+    ]
+
+
+@pytest.mark.parametrize("delete", [True, False])
+def test_local_data_is_deleted_only_where_that_was_asked_for(tree: Path, delete: bool) -> None:
+    for source in (tree / "a.txt", tree):
+        upload = GirderUploadToFolder("5f", delete_file=delete, gc=Recording())
+        upload.transform(source)
+        assert source.exists()
+        upload.cleanup()
+        assert source.exists() is not delete
+
+
+def test_a_path_with_nothing_there_is_an_error_that_says_which(tmp_path: Path) -> None:
+    with pytest.raises(TransformError, match=r"GirderUploadToItem\('5f'\).*nowhere.*no such file"):
+        GirderUploadToItem("5f", gc=Recording()).transform(tmp_path / "nowhere")
+    relaxed = GirderUploadToFolder("5f", must_exist=False, gc=Recording())
+    assert relaxed.transform(tmp_path / "nowhere") is None
+    relaxed.cleanup()
+
+
+def test_a_temporary_directory_is_empty_its_own_and_gone_after(tmp_path: Path) -> None:
+    first, second = TemporaryDirectory(), TemporaryDirectory()
+    first.work_dir = second.work_dir = tmp_path
+    paths = [Path(first.transform()), Path(second.transform())]
+    assert paths[0] != paths[1]
+    assert all(p.parent == tmp_path and not list(p.iterdir()) for p in paths)
+    (paths[0] / "x").write_text("x")
+    first.cleanup()
+    assert not paths[0].exists()
+    assert paths[1].exists()
+
+
+def test_transforms_do_not_need_the_client_library_to_be_imported() -> None:
+    code = "import girder_dask.transforms, sys; print('girder_client' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "False\n"
