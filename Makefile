@@ -10,7 +10,7 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyp
 help: ## Show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
-demo: .venv/.run ## Start a whole stack and count the cells of an image in a job
+demo: .venv/.run ## Start a whole stack and count the coins of a picture in a job
 	.venv/bin/girder-dask demo
 
 test: .venv/.test ## Run all tests, with real services

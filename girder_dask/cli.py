@@ -144,7 +144,7 @@ def credential(
 @click.option("--keep", is_flag=True, help="Leave the stack running until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def demo(directory: Path | None, keep: bool, as_json: bool) -> int:
-    """Start a stack, and count the cells of a real image in a job."""
+    """Start a stack, and count the coins of a real image in a job."""
     from girder_dask.demo import run_demo
 
     with _stopping_on_signals():

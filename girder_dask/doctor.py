@@ -19,6 +19,7 @@ from girder_dask.girder_api import GirderApi
 
 __all__ = ["Check", "Facts", "examine", "gather_facts", "run_doctor"]
 
+_CONNECT_TIME = 5.0
 _ANSWER_TIME = 20.0
 
 
@@ -129,7 +130,8 @@ async def _ask(
     from distributed import rpc
     from distributed.security import Security
 
-    remote = rpc(address, connection_args=Security().get_connection_args("client"))
+    security = Security().get_connection_args("client")
+    remote = rpc(address, timeout=_CONNECT_TIME, connection_args=security)
     try:
         identity = await remote.identity()
         status = await remote.girder_status()

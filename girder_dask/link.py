@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 from girder_dask.jobs import JobSpec
@@ -21,6 +22,7 @@ __all__ = ["SchedulerLink"]
 
 logger = logging.getLogger(__name__)
 
+_CONNECT_TIME = 5.0
 _ANSWER_TIME = 10.0
 _MOST_AT_ONCE = 500
 
@@ -53,6 +55,11 @@ class SchedulerLink:
         thread = self._thread
         state = thread.state if thread is not None else _unknown()
         return {"address": self._address(), **state}
+
+    def check(self, timeout: float) -> dict[str, Any]:
+        """Try to reach the scheduler, for at most ``timeout`` seconds, and return the status."""
+        self._running().check(timeout)
+        return self.status()
 
     def close(self) -> None:
         """Stop the thread."""
@@ -97,6 +104,13 @@ class _LinkThread:
             self._cancels.extend(cancels)
         if idle:
             self._loop.call_soon_threadsafe(self._wake.set)
+
+    def check(self, timeout: float) -> None:
+        call = asyncio.run_coroutine_threadsafe(self._call("girder_cancel", jobs=[]), self._loop)
+        try:
+            call.result(timeout)
+        except FutureTimeoutError:
+            call.cancel()
 
     def stop(self) -> None:
         self._stopping = True
@@ -151,7 +165,8 @@ class _LinkThread:
         if self._rpc is not None and self._rpc.address != address:
             self._disconnect()
         if self._rpc is None:
-            self._rpc = rpc(address, connection_args=Security().get_connection_args("client"))
+            security = Security().get_connection_args("client")
+            self._rpc = rpc(address, timeout=_CONNECT_TIME, connection_args=security)
         await getattr(self._rpc, operation)(**arguments)
 
     def _disconnect(self) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import cherrypy  # type: ignore[import-untyped]
+import cherrypy
 from bson import ObjectId
 from bson.errors import InvalidId
 from girder.api.rest import getApiUrl, getCurrentUser
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from girder_dask.link import SchedulerLink
 
 __all__ = ["GirderBackend"]
+
+# Seconds that a look at the scheduler may take.
+_CHECK_TIME = 8.0
 
 
 class GirderBackend:
@@ -88,6 +91,10 @@ class GirderBackend:
     def scheduler_status(self) -> dict[str, Any]:
         """Return ``address``, ``reachable``, ``error`` and ``since`` of the scheduler."""
         return self._scheduler_link().status()
+
+    def check_scheduler(self) -> dict[str, Any]:
+        """Try to reach the scheduler, and return the same."""
+        return self._scheduler_link().check(_CHECK_TIME)
 
     def close(self) -> None:
         """Let the scheduler go."""

@@ -6,7 +6,7 @@ import json
 import logging
 from typing import Any
 
-import cherrypy  # type: ignore[import-untyped]
+import cherrypy
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
 from girder.api.rest import Resource
@@ -14,11 +14,12 @@ from girder.constants import TokenScope
 from girder.exceptions import RestException
 from girder.models.api_key import ApiKey
 
+from girder_dask import facts
 from girder_dask._version import __version__
 from girder_dask.credential import SCOPE
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobUpdate, from_json, to_json
-from girder_dask.plugin import store
+from girder_dask.plugin import settings, store
 from girder_dask.plugin.backend import GirderBackend
 
 __all__ = ["MOST_BODY", "Dask"]
@@ -76,11 +77,21 @@ class Dask(Resource):
         }
 
     @access.token(scope=SCOPE, required=True)
-    @autoDescribeRoute(Description("Say whether the token may update Dask jobs."))
-    def credential(self) -> dict[str, bool]:
+    @autoDescribeRoute(
+        Description("Say whether the token may update Dask jobs.").notes(
+            "For Dask schedulers. The answer tells what `girder-dask doctor` compares: versions, "
+            "packages of tasks, how this Girder reaches the scheduler, and where it says that "
+            "workers reach it."
+        )
+    )
+    def credential(self) -> dict[str, Any]:
         """Answer a scheduler whose credential is good."""
         self._require_scheduler()
-        return {"ok": True}
+        return {
+            **facts.gather(None),
+            "scheduler": self._backend.check_scheduler(),
+            "worker_api_url": settings.api_url(),
+        }
 
     @access.token(scope=SCOPE, required=True)
     @autoDescribeRoute(

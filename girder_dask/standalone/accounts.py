@@ -34,7 +34,8 @@ def ensure_administrator(api: str, state: dict[str, Any]) -> Any:
     try:
         user = client.post(
             "user",
-            parameters={
+            # In the body: what is in the URL gets into Girder's log.
+            data={
                 "login": _LOGIN,
                 "email": "admin@example.org",
                 "firstName": "Site",

@@ -66,7 +66,7 @@ class StackDirectory:
             If another launcher has it, or if it cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as e:
             raise StackError(f"The directory {self.path} cannot be used: {e.strerror}.") from e

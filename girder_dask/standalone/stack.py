@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from girder_dask import credential
 from girder_dask.errors import GirderDaskError, StackError
 from girder_dask.standalone import accounts, processes, programs
 from girder_dask.standalone.directory import StackDirectory
@@ -173,11 +174,7 @@ class Stack:
 
     def client(self) -> Any:
         """Return a ``girder_client.GirderClient`` of the administrator."""
-        import girder_client
-
-        client = girder_client.GirderClient(apiUrl=self.api)
-        client.authenticate(apiKey=self.api_key)
-        return client
+        return credential.connect(self.api, api_key=self.api_key)
 
     def describe(self) -> dict[str, Any]:
         """Return what ``stack.json`` holds."""

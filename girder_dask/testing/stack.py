@@ -74,7 +74,7 @@ class TestStack(Stack):
         login, password = f"user{secrets.token_hex(5)}", secrets.token_urlsafe(12)
         user = self.admin.post(
             "user",
-            parameters={
+            data={
                 "login": login,
                 "password": password,
                 "email": f"{login}@example.org",

@@ -95,9 +95,9 @@ def test_page_names_the_states_of_our_own(girder_stack: Any, girder_user: Any, p
 
         Job().collection.update_one({"_id": ObjectId(job_id)}, {"$set": {"status": status}})
 
+    page.goto(f"{girder_stack.girder}/#job/{job_id}")
     badge = page.locator(".g-job-status-badge")
     for status, text in ((820, "Fetching input"), (823, "Pushing output"), (824, "Canceling")):
         girder_stack.call(pretend, job_id, status)
-        page.goto("about:blank")
-        page.goto(f"{girder_stack.girder}/#job/{job_id}")
+        page.reload()
         expect(badge).to_contain_text(text, timeout=_LIVE)

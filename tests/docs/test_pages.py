@@ -9,16 +9,18 @@ import inspect
 import io
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sybil import Document
 
 import girder_dask
 from tests.docs import commands, dask_keys
-from tests.docs.snippets import ROOT, blocks
+from tests.docs.snippets import ROOT, blocks, read_blocks
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")]
@@ -201,11 +203,9 @@ def test_transforms_in_the_tables_are_all_that_there_are() -> None:
 
 
 def test_the_layers_are_those_that_are_held() -> None:
-    source = (ROOT / "tests" / "unit" / "test_layers.py").read_text()
-    found = re.search(r'^ORDER = """(.*?)"""', source, re.DOTALL | re.MULTILINE)
-    assert found is not None
+    held = runpy.run_path(str(ROOT / "tests" / "unit" / "test_layers.py"))
     rows = table(DOCS / "architecture.md", "modules", "what they are")
-    assert [name for row in rows for name in code(row[0])] == found[1].split()
+    assert [name for row in rows for name in code(row[0])] == held["ORDER"]
 
 
 def test_the_collections_are_those_of_the_code() -> None:
@@ -290,6 +290,16 @@ def test_a_command_that_does_not_exist_is_found(line: str) -> None:
 def test_a_key_that_does_not_exist_is_found() -> None:
     with pytest.raises(AssertionError):
         dask_keys.check("girder:\n  api-ulr: x\n")
+
+
+@pytest.mark.parametrize("info", ["", "ruby", "python grider"])
+def test_a_block_that_nothing_holds_true_is_found(tmp_path: Path, info: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"```{info}\n1 / 0\n```\n")
+    document = Document(page.read_text(), str(page))
+    (region,) = read_blocks(document)
+    with pytest.raises(AssertionError, match="Nothing holds"):
+        region.evaluator(region)
 
 
 def test_commands_for_contributors_exist() -> None:

@@ -93,6 +93,17 @@ def login(stack: dict[str, Any]) -> girder_client.GirderClient:
     return client
 
 
+def assert_no_secret(launch: Launch, stack: dict[str, Any]) -> None:
+    logs = "".join(log.read_text() for log in (launch.directory / "logs").iterdir())
+    for secret in (
+        stack["password"],
+        stack["api_key"],
+        (launch.directory / "credential").read_text().strip(),
+    ):
+        assert secret not in launch.output
+        assert secret not in logs
+
+
 def test_whole_life(tmp_path: Path) -> None:
     directory = tmp_path / "stack"
     with launched(directory) as launch:
@@ -104,7 +115,7 @@ def test_whole_life(tmp_path: Path) -> None:
         for part in PARTS:
             assert f"{part}: ready in" in launch.output
         assert stack["girder"] in launch.output
-        assert stack["password"] not in launch.output
+        assert_no_secret(launch, stack)
 
         with_key = girder_client.GirderClient(apiUrl=stack["api"])
         with_key.authenticate(apiKey=stack["api_key"])

@@ -22,6 +22,7 @@ class Peer:
     asked: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    clients: list[tuple[str, int]] = field(default_factory=list)
 
     def answer(self, what: str) -> Answer:
         found = self.answers.get(what, (404, {"message": f"No matching route for {what}"}))
@@ -39,6 +40,7 @@ def serving() -> Iterator[Peer]:
             what = f"{self.command} {self.path.partition('/api/v1/')[2]}"
             peer.bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
             peer.headers.append(dict(self.headers))
+            peer.clients.append(self.client_address)
             peer.asked.append(what)
             status, body = peer.answer(what)
             data = body if isinstance(body, bytes) else json.dumps(body).encode()

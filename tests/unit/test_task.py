@@ -328,7 +328,10 @@ def test_a_module_of_no_package_has_none() -> None:
 
 
 def test_the_tasks_of_a_really_installed_package_are_found() -> None:
-    code = "import girder_dask.task as t; print(*t.discover(), t.package_of('my_worker_tasks'))"
+    code = """
+from girder_dask.task import discover, package_of
+print(*discover(), package_of("my_worker_tasks"))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "my_worker_tasks:my_task" in done.stdout.split()
     assert "my_worker_tasks 1.0.0" in done.stdout.replace("-", "_")

@@ -1,0 +1,271 @@
+"""The way to the scheduler, against a server that speaks Dask's protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+from deadline import until
+from distributed.core import Server
+
+from girder_dask.jobs import JobSpec
+from girder_dask.link import SchedulerLink
+
+
+class LocalScheduler:
+    """A server with the handlers of our scheduler plugin, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+        self.batches: list[int] = []
+        self.specs: list[JobSpec] = []
+        self.refuse: Exception | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._server: Server | None = None
+        self.address = self.start("tcp://127.0.0.1:0")
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
+
+    def start(self, address: str) -> str:
+        async def listen() -> str:
+            self._server = Server(
+                {"girder_submit": self._submit, "girder_cancel": self._cancel}, needs_workdir=False
+            )
+            await self._server.listen(address)
+            return str(self._server.address)
+
+        return str(self._run(listen()))
+
+    async def _submit(self, specs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.refuse is not None:
+            raise self.refuse
+        self.specs += [JobSpec.from_wire(wire) for wire in specs]
+        self.got += [wire["id"] for wire in specs]
+        self.batches.append(len(specs))
+        return {"accepted": [wire["id"] for wire in specs]}
+
+    async def _cancel(self, jobs: list[str]) -> dict[str, Any]:
+        self.got += [f"cancel {job}" for job in jobs]
+        return {}
+
+    def stop(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            self._run(server.close())
+
+    def close(self) -> None:
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(20)
+        self._loop.close()
+
+
+@pytest.fixture
+def scheduler() -> Iterator[LocalScheduler]:
+    local = LocalScheduler()
+    yield local
+    local.close()
+
+
+@pytest.fixture
+def link(scheduler: LocalScheduler) -> Iterator[SchedulerLink]:
+    opened = SchedulerLink(lambda: scheduler.address)
+    yield opened
+    opened.close()
+
+
+def spec(job_id: str) -> JobSpec:
+    return JobSpec(id=job_id, attempt=1, task="m:f", payload=b"\x00\xff", token="SECRET")
+
+
+def test_jobs_and_wishes_to_end_them_are_delivered(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    link.submit([spec("a"), spec("b")])
+    link.cancel(["a"])
+    link.submit([spec("c")])
+    until(lambda: len(scheduler.got) == 4)
+    assert [job for job in scheduler.got if not job.startswith("cancel")] == ["a", "b", "c"]
+    assert scheduler.got.index("a") < scheduler.got.index("cancel a")
+    assert scheduler.specs[0] == spec("a")
+
+
+def test_before_the_first_delivery_nothing_is_known(link: SchedulerLink) -> None:
+    status = link.status()
+    assert (status["reachable"], status["error"], status["since"]) == (None, None, None)
+
+
+def test_status_says_that_the_scheduler_answers(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    begun = time.time()
+    link.submit([spec("a")])
+    until(lambda: link.status()["reachable"])
+    status = link.status()
+    assert (status["address"], status["error"]) == (scheduler.address, None)
+    assert begun <= status["since"] <= time.time()
+    link.submit([spec("b")])
+    until(lambda: "b" in scheduler.got)
+    assert link.status()["since"] == status["since"], "since when, not when last"
+
+
+def test_many_jobs_go_in_several_messages_in_order(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    link.submit([spec(str(n)) for n in range(1201)])
+    until(lambda: len(scheduler.got) == 1201)
+    assert scheduler.got == [str(n) for n in range(1201)]
+    assert max(scheduler.batches) == 500
+
+
+def test_many_threads_may_submit(scheduler: LocalScheduler, link: SchedulerLink) -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: link.submit([spec(str(n))]), range(200)))
+    until(lambda: len(scheduler.got) == 200)
+    assert sorted(scheduler.got, key=int) == [str(n) for n in range(200)]
+    names = [t.name for t in threading.enumerate() if t.name == "girder-dask-link"]
+    assert len(names) == 1
+
+
+def test_a_scheduler_that_is_away_holds_up_nobody_and_is_found_again(
+    scheduler: LocalScheduler, link: SchedulerLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "girder_dask.link")
+    link.submit([spec("a")])
+    until(lambda: link.status()["reachable"])
+    scheduler.stop()
+    begun = time.monotonic()
+    link.submit([spec("lost")])
+    assert time.monotonic() - begun < 0.2
+    until(lambda: link.status()["reachable"] is False)
+    assert scheduler.address in link.status()["error"]
+    assert "Jobs stay queued" in caplog.text
+    assert "SECRET" not in caplog.text
+
+    scheduler.start(scheduler.address)
+    link.submit([spec("b")])
+    until(lambda: "b" in scheduler.got)
+    until(lambda: link.status()["reachable"])
+    assert link.status()["error"] is None
+    assert "lost" not in scheduler.got, "the scheduler asks Girder for what it lacks"
+
+
+def test_a_connection_that_the_scheduler_closed_meanwhile_costs_no_job(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    link.submit([spec("a")])
+    until(lambda: link.status()["reachable"])
+    scheduler.stop()
+    scheduler.start(scheduler.address)
+    link.submit([spec("b")])
+    until(lambda: "b" in scheduler.got)
+    assert link.status()["reachable"]
+
+
+def test_a_refusal_is_told_and_the_next_job_is_delivered(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    scheduler.refuse = ValueError("wire version 7 cannot be read here")
+    link.submit([spec("a")])
+    until(lambda: link.status()["error"])
+    assert "wire version 7 cannot be read here" in link.status()["error"]
+    scheduler.refuse = None
+    link.submit([spec("b")])
+    until(lambda: scheduler.got == ["b"])
+
+
+def test_while_no_scheduler_is_set_that_is_said() -> None:
+    link = SchedulerLink(lambda: None)
+    link.submit([spec("a")])
+    until(lambda: link.status()["error"])
+    assert link.status()["address"] is None
+    assert "dask.scheduler_address" in link.status()["error"]
+    link.close()
+
+
+@pytest.mark.parametrize("address", ["nonsense", "foo://bar:1", "tcp://127.0.0.1"])
+def test_an_address_that_is_none_is_told(address: str) -> None:
+    link = SchedulerLink(lambda: address)
+    link.submit([spec("a")])
+    until(lambda: link.status()["error"])
+    assert address in link.status()["error"]
+    link.close()
+
+
+def test_another_address_takes_effect(scheduler: LocalScheduler) -> None:
+    other = LocalScheduler()
+    address = scheduler.address
+    link = SchedulerLink(lambda: address)
+    try:
+        link.submit([spec("a")])
+        until(lambda: scheduler.got == ["a"])
+        address = other.address
+        link.submit([spec("b")])
+        until(lambda: other.got == ["b"])
+        assert scheduler.got == ["a"]
+        assert link.status()["address"] == other.address
+    finally:
+        link.close()
+        other.close()
+
+
+def test_an_address_that_cannot_be_asked_for_once_is_asked_for_again(
+    scheduler: LocalScheduler,
+) -> None:
+    """In Girder it is a setting, and the database may be away for a moment."""
+    asked = threading.Event()
+
+    def address() -> str:
+        if not asked.is_set():
+            asked.set()
+            raise RuntimeError("the database is away")
+        return scheduler.address
+
+    link = SchedulerLink(address)
+    try:
+        link.submit([spec("a")])
+        assert asked.wait(20)
+        link.submit([spec("b")])
+        until(lambda: "b" in scheduler.got, 5)
+    finally:
+        link.close()
+
+
+def test_closing_ends_the_thread_and_a_later_submission_begins_anew(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    link.submit([spec("a")])
+    until(lambda: scheduler.got == ["a"])
+    link.close()
+    link.close()
+    assert not [t for t in threading.enumerate() if t.name == "girder-dask-link"]
+    link.submit([spec("b")])
+    until(lambda: scheduler.got == ["a", "b"])
+
+
+def test_a_forked_process_delivers_too(scheduler: LocalScheduler, link: SchedulerLink) -> None:
+    """Girder's servers fork; threads do not come along."""
+    link.submit([spec("a")])
+    until(lambda: scheduler.got == ["a"])
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            link.submit([spec("child")])
+            until(lambda: link.status()["reachable"])
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert scheduler.got == ["a", "child"]

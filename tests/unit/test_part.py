@@ -1,0 +1,147 @@
+"""One process of the stack, here a shell."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from girder_dask.errors import StackError
+from girder_dask.standalone import processes
+from girder_dask.standalone.part import Part, tail
+from girder_dask.standalone.plan import _MONGO_HINTS
+
+MakePart = Callable[..., Part]
+
+
+@pytest.fixture
+def make_part(tmp_path: Path) -> Iterator[MakePart]:
+    made: list[Part] = []
+
+    def make(script: str, **options: Any) -> Part:
+        part = Part(
+            "shell",
+            ["sh", "-c", script],
+            env={**os.environ, processes.MARK: str(tmp_path)},
+            directory=tmp_path,
+            log=tmp_path / "shell.log",
+            **{"check": lambda: False, **options},
+        )
+        made.append(part)
+        part.start()
+        return part
+
+    yield make
+    for part in made:
+        part.kill()
+
+
+def until(condition: Callable[[], object], timeout: float = 10) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_end_while_starting_shows_the_last_lines(make_part: MakePart) -> None:
+    part = make_part("for i in $(seq 30); do echo line $i; done; exit 3")
+    until(lambda: not part.running)
+    with pytest.raises(StackError) as caught:
+        part.is_ready()
+    message = str(caught.value)
+    assert message.startswith("shell ended while starting (exit code 3).")
+    assert "    line 11\n" in message
+    assert message.endswith("    line 30")
+    assert "line 10\n" not in message
+
+
+def test_missing_libraries_have_a_hint(make_part: MakePart) -> None:
+    # What the dynamic linker says of mongod on a system without them.
+    says = "mongod: error while loading shared libraries: libcurl.so.4: cannot open shared object"
+    part = make_part(f"echo '{says}' >&2; exit 127", hints=_MONGO_HINTS)
+    until(lambda: not part.running)
+    with pytest.raises(StackError, match="apt-get install libcurl4 libssl3"):
+        part.is_ready()
+
+
+def test_not_ready_in_time(make_part: MakePart) -> None:
+    part = make_part("echo waiting; sleep 60", timeout=0.1)
+    with pytest.raises(StackError, match=r"not ready within 0 s.(?s:.*)waiting"):
+        until(part.is_ready)
+
+
+def test_killed_by_a_signal(make_part: MakePart) -> None:
+    part = make_part("kill -9 $$")
+    until(lambda: not part.running)
+    assert "killed by SIGKILL" in part.describe_end("has ended")
+    assert "wrote nothing" in part.describe_end("has ended")
+
+
+def test_ready_when_the_check_says_so(make_part: MakePart, tmp_path: Path) -> None:
+    part = make_part("touch up; sleep 60", check=(tmp_path / "up").exists)
+    until(part.is_ready)
+    assert part.running
+    part.terminate()
+    until(lambda: not part.running)
+
+
+def test_kill_takes_the_whole_group(make_part: MakePart) -> None:
+    part = make_part("trap '' TERM; sh -c 'trap \"\" TERM; echo up; sleep 60' & wait")
+    until(lambda: "up" in tail(part.log))
+    assert part.pid is not None
+    family = [psutil.Process(part.pid), *psutil.Process(part.pid).children(recursive=True)]
+    assert len(family) >= 2
+    part.kill()
+    until(lambda: not any(processes.is_running(p) for p in family))
+
+
+def test_log_of_the_run_before_is_kept(make_part: MakePart, tmp_path: Path) -> None:
+    first = make_part("echo first")
+    until(lambda: not first.running)
+    second = make_part("echo second")
+    until(lambda: not second.running)
+    assert tail(tmp_path / "shell.log") == ["second"]
+    assert tail(tmp_path / "shell.log.1") == ["first"]
+
+
+def test_program_that_does_not_exist(tmp_path: Path) -> None:
+    part = Part(
+        "none",
+        [str(tmp_path / "none")],
+        env={},
+        directory=tmp_path,
+        log=tmp_path / "none.log",
+        check=lambda: True,
+    )
+    with pytest.raises(StackError, match=r"none cannot be started: .*No such file"):
+        part.start()
+
+
+def test_process_that_left_its_group_is_found(make_part: MakePart, tmp_path: Path) -> None:
+    part = make_part("setsid sleep 60 & echo up; wait")
+    until(lambda: "up" in tail(part.log))
+    until(lambda: len(processes.marked(str(tmp_path))) == 2)
+    part.kill()
+    (stray,) = processes.marked(str(tmp_path))
+    processes.end([stray], grace=5)
+    until(lambda: processes.marked(str(tmp_path)) == [])
+    assert not processes.is_running(stray)
+
+
+def test_lines_of_mongod_are_made_readable(tmp_path: Path) -> None:
+    log = tmp_path / "mongod.log"
+    log.write_text(
+        '{"t":{"$date":"2026-01-02T03:04:05.678+00:00"},"s":"E","c":"NETWORK","id":1,'
+        '"ctx":"main","msg":"Failed","attr":{"error":"in use"}}\n{"t":1}\nplain\n'
+    )
+    assert tail(log) == [
+        '2026-01-02T03:04:05.678+00:00 E Failed {"error": "in use"}',
+        '{"t":1}',
+        "plain",
+    ]
+    assert tail(tmp_path / "missing.log") == []

@@ -1,0 +1,412 @@
+"""Events become updates, and every update arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import pytest
+from deadline import SECONDS, soon
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from girder_dask.errors import GirderError
+from girder_dask.jobs import JobEvent, JobStatus, JobUpdate
+from girder_dask.recorder import Recorder
+
+S = JobStatus
+A_WHILE = 30.0
+
+
+class Girder:
+    """What takes the updates. ``gate`` holds up its answers, ``failures`` are raised first."""
+
+    def __init__(self) -> None:
+        self.requests: list[list[JobUpdate]] = []
+        self.times: list[float] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failures: list[Exception] = []
+        self.answer: Callable[[list[JobUpdate]], Mapping[str, list[str]]] = lambda _: {}
+        self.verdicts: list[tuple[str, str]] = []
+
+    async def post(self, wire: list[dict[str, Any]]) -> Mapping[str, list[str]]:
+        updates = [JobUpdate.from_wire(each) for each in wire]
+        self.requests.append(updates)
+        self.times.append(asyncio.get_running_loop().time())
+        await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        return self.answer(updates)
+
+    def verdict(self, job_id: str, kind: str) -> None:
+        self.verdicts.append((job_id, kind))
+
+    def log(self, job_id: str) -> str:
+        return "".join(u.log or "" for r in self.requests for u in r if u.id == job_id)
+
+
+@contextlib.asynccontextmanager
+async def recording(girder: Girder, **options: Any) -> AsyncIterator[Recorder]:
+    options = {"retry_delay": 0.0, "interval": 0.0} | options
+    recorder = Recorder(girder.post, girder.verdict, **options)
+    task = asyncio.create_task(recorder.run())
+    try:
+        yield recorder
+        assert not task.done(), f"the recorder has died: {task.exception()!r}"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def event(job: str = "a", attempt: int = 1, time: float = 1.0, **fields: Any) -> JobEvent:
+    return JobEvent(id=job, attempt=attempt, time=time, **fields)
+
+
+async def test_an_idle_recorder_sends_at_once() -> None:
+    girder = Girder()
+    async with recording(girder, interval=A_WHILE) as recorder:
+        recorder.record(event(log="x"))
+        await soon(lambda: girder.requests)
+
+
+async def test_a_change_of_state_does_not_wait_for_the_interval_but_output_does() -> None:
+    girder = Girder()
+    async with recording(girder, interval=A_WHILE) as recorder:
+        recorder.record(event(log="1"))
+        await soon(lambda: girder.requests)
+        recorder.record(event(log="2"))
+        recorder.record(event(progress={"current": 1}))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(girder.requests) == 1
+        recorder.record(event(status=int(S.RUNNING)))
+        await soon(lambda: len(girder.requests) == 2)
+        assert girder.requests[1][0].log == "2"
+
+
+async def test_output_alone_keeps_to_the_interval_however_much_there_is() -> None:
+    girder = Girder()
+    original = girder.post
+
+    async def slow(wire: list[dict[str, Any]]) -> Mapping[str, list[str]]:
+        await asyncio.sleep(0.002)  # as long as a request takes
+        return await original(wire)
+
+    girder.post = slow  # type: ignore[method-assign]
+    async with recording(girder, interval=0.2) as recorder:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while loop.time() < begun + 1.0:
+            recorder.record(event(log="x"))
+            await asyncio.sleep(0.001)
+        assert await recorder.flush(SECONDS)
+        elapsed = loop.time() - begun
+    assert len(girder.requests) <= elapsed / 0.2 + 3
+
+
+async def test_events_of_a_job_become_one_update() -> None:
+    girder = Girder()
+    async with recording(girder) as recorder:
+        recorder.record(event(status=int(S.FETCHING_INPUT), time=1.0, log="a"))
+        recorder.record(event(log="b", progress={"total": 3, "current": 1}))
+        recorder.record(event(status=int(S.RUNNING), time=2.0, progress={"current": 2}))
+        recorder.record(event(status=int(S.SUCCESS), time=3.0, log="c", result=b"r"))
+        await soon(lambda: girder.requests)
+    assert girder.requests == [
+        [
+            JobUpdate(
+                id="a",
+                attempt=1,
+                sequence=1,
+                statuses=[[820, 1.0], [2, 2.0], [3, 3.0]],
+                log="abc",
+                progress={"total": 3, "current": 2},
+                result=b"r",
+            )
+        ]
+    ]
+
+
+async def test_what_comes_while_a_request_is_under_way_is_one_request() -> None:
+    girder = Girder()
+    async with recording(girder) as recorder:
+        girder.gate.clear()
+        recorder.record(event("a", status=int(S.RUNNING)))
+        await soon(lambda: girder.requests)
+        for n in range(100):
+            recorder.record(event("a", log=f"{n},"))
+            recorder.record(event(f"b{n}", status=int(S.RUNNING)))
+        girder.gate.set()
+        assert await recorder.flush(SECONDS)
+    assert [len(r) for r in girder.requests] == [1, 101]
+    assert girder.log("a") == "".join(f"{n}," for n in range(100))
+    assert recorder.requests == 2
+    assert recorder.updates == 102
+
+
+async def test_a_request_holds_no_more_jobs_than_it_may_and_the_oldest_first() -> None:
+    girder = Girder()
+    async with recording(girder, batch_size=3) as recorder:
+        for n in range(7):
+            recorder.record(event(str(n), log="x"))
+        assert await recorder.flush(SECONDS)
+    assert [[u.id for u in r] for r in girder.requests] == [list("012"), list("345"), ["6"]]
+
+
+async def test_a_request_is_not_much_larger_than_is_good_for_it() -> None:
+    girder = Girder()
+    async with recording(girder) as recorder:
+        for n in range(3):
+            recorder.record(event(str(n), log="x" * (9 << 20)))
+        assert await recorder.flush(SECONDS)
+    assert [len(r) for r in girder.requests] == [1, 1, 1]
+
+
+async def test_updates_of_an_attempt_are_numbered() -> None:
+    girder = Girder()
+    async with recording(girder) as recorder:
+        for job, attempt in [("a", 1), ("a", 1), ("b", 1), ("a", 2), ("a", 2)]:
+            recorder.record(event(job, attempt, log="x"))
+            assert await recorder.flush(SECONDS)
+    sent = [(u.id, u.attempt, u.sequence) for r in girder.requests for u in r]
+    assert sent == [("a", 1, 1), ("a", 1, 2), ("b", 1, 1), ("a", 2, 1), ("a", 2, 2)]
+
+
+async def test_a_failed_request_is_sent_again_as_it_was_before_anything_else() -> None:
+    girder = Girder()
+    girder.failures = [GirderError("Girder is away."), GirderError("Girder is away.")]
+    async with recording(girder) as recorder:
+        recorder.record(event(log="1"))
+        await soon(lambda: girder.requests)
+        recorder.record(event(log="2"))
+        assert await recorder.flush(SECONDS)
+    assert girder.requests[0] == girder.requests[1] == girder.requests[2]
+    assert [r[0].log for r in girder.requests] == ["1", "1", "1", "2"]
+    assert recorder.error is None
+
+
+async def test_it_waits_longer_after_each_failure_up_to_the_most() -> None:
+    girder = Girder()
+    girder.failures = [GirderError("Girder is away.")] * 5
+    async with recording(girder, retry_delay=0.05, retry_delay_max=0.2) as recorder:
+        recorder.record(event(log="1"))
+        await soon(lambda: recorder.error)
+        assert recorder.error == "Girder is away."
+        assert await recorder.flush(SECONDS)
+    pauses = [b - a for a, b in zip(girder.times, girder.times[1:], strict=False)]
+    assert all(
+        pause >= least - 0.001
+        for pause, least in zip(pauses, [0.05, 0.1, 0.2, 0.2, 0.2], strict=True)
+    )
+    assert pauses[-1] < 0.4
+
+
+async def test_what_is_under_way_counts_as_not_heard() -> None:
+    """It is what a scheduler says of itself, and what it warns of when it closes."""
+    girder = Girder()
+    async with recording(girder) as recorder:
+        girder.gate.clear()
+        recorder.record(event("a", log="x"))
+        assert recorder.waiting == 1
+        await soon(lambda: girder.requests)
+        assert recorder.waiting == 1
+        recorder.record(event("b", log="x"))
+        assert recorder.waiting == 2
+        girder.gate.set()
+        assert await recorder.flush(SECONDS)
+        assert recorder.waiting == 0
+
+
+async def test_those_who_bring_more_wait_while_the_buffer_is_full() -> None:
+    girder = Girder()
+    async with recording(girder, buffer=1000) as recorder:
+        girder.gate.clear()
+        recorder.record(event(log="x" * 500))
+        await asyncio.wait_for(recorder.room(), SECONDS)
+        recorder.record(event(log="x" * 500))
+        await soon(lambda: girder.requests)
+        waiting = [asyncio.create_task(recorder.room()) for _ in range(3)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        girder.gate.set()
+        await asyncio.wait_for(asyncio.gather(*waiting), SECONDS)
+
+
+async def test_bytes_are_counted_until_they_are_acknowledged() -> None:
+    girder = Girder()
+    async with recording(girder, buffer=1000) as recorder:
+        for _ in range(50):
+            recorder.record(event(log="x" * 300, result=b"y" * 300))
+            assert await recorder.flush(SECONDS)
+            await asyncio.wait_for(recorder.room(), SECONDS)
+
+
+async def test_dropping_what_waits_makes_room() -> None:
+    girder = Girder()
+    async with recording(girder, buffer=1000) as recorder:
+        girder.gate.clear()
+        recorder.record(event("a", log="x"))
+        await soon(lambda: girder.requests)
+        recorder.record(event("b", log="x" * 2000))
+        recorder.forget("b", 1)
+        await asyncio.wait_for(recorder.room(), SECONDS)
+        girder.gate.set()
+        assert await recorder.flush(SECONDS)
+    assert [[u.id for u in r] for r in girder.requests] == [["a"]]
+
+
+async def test_flush_says_whether_all_is_delivered() -> None:
+    girder = Girder()
+    async with recording(girder, interval=A_WHILE) as recorder:
+        assert await recorder.flush(0.01), "nothing waits"
+        girder.gate.clear()
+        recorder.record(event(log="x"))
+        assert not await recorder.flush(0.05)
+        girder.gate.set()
+        assert await recorder.flush(SECONDS)
+        recorder.record(event(log="y"))  # would wait for the interval
+        assert await recorder.flush(SECONDS)
+    assert girder.log("a") == "xy"
+
+
+async def test_what_girder_says_of_jobs_is_passed_on() -> None:
+    girder = Girder()
+    girder.answer = lambda _: {"stale": ["a"], "gone": ["b"], "cancel": ["c"]}
+    async with recording(girder) as recorder:
+        recorder.record(event("c", log="x"))
+        assert await recorder.flush(SECONDS)
+    assert girder.verdicts == [("a", "stale"), ("b", "gone"), ("c", "cancel")]
+
+
+async def test_a_job_is_done_when_its_end_is_acknowledged_and_no_sooner() -> None:
+    girder = Girder()
+    async with recording(girder) as recorder:
+        girder.gate.clear()
+        recorder.record(event("a", status=int(S.SUCCESS)))
+        recorder.record(event("b", status=int(S.RUNNING)))
+        await soon(lambda: girder.requests)
+        assert girder.verdicts == []
+        girder.gate.set()
+        assert await recorder.flush(SECONDS)
+    assert girder.verdicts == [("a", "done")]
+
+
+async def test_after_its_end_nothing_is_remembered_of_a_job() -> None:
+    girder = Girder()
+    async with recording(girder) as recorder:
+        recorder.record(event("a", status=int(S.SUCCESS)))
+        recorder.record(event("b", log="x"))
+        assert await recorder.flush(SECONDS)
+        recorder.forget("b", 1)
+        assert not recorder._sequences
+        assert not recorder._waiting
+
+
+async def test_a_lost_answer_does_not_make_a_job_stale() -> None:
+    """A worker was lost: both attempts are in one request, which arrives but seems to fail."""
+    girder = Girder()
+    known: dict[str, tuple[int, int]] = {}
+
+    def answer(updates: list[JobUpdate]) -> Mapping[str, list[str]]:
+        stale = [u.id for u in updates if u.attempt < known.get(u.id, (0, 0))[0]]
+        for u in updates:
+            known[u.id] = max(known.get(u.id, (0, 0)), (u.attempt, u.sequence))
+        if len(girder.requests) == 1:
+            raise GirderError("The answer was lost.")
+        return {"stale": stale, "gone": [], "cancel": []}
+
+    girder.answer = answer
+    async with recording(girder) as recorder:
+        recorder.record(event("a", 1, status=int(S.RUNNING)))
+        recorder.record(event("a", 2, status=int(S.QUEUED)))
+        assert await recorder.flush(SECONDS)
+        assert recorder.requests == 2
+    assert girder.verdicts == [], "the scheduler would let go of a job that is its own"
+
+
+# -- any sequence --------------------------------------------------------------------------
+
+
+class Receiver:
+    """Takes updates as Girder does: each sequence number of an attempt once."""
+
+    def __init__(self, outcomes: list[str]) -> None:
+        self.outcomes = outcomes
+        self.seen: dict[tuple[str, int], int] = {}
+        self.log: dict[tuple[str, int], str] = defaultdict(str)
+        self.statuses: dict[tuple[str, int], list[int]] = defaultdict(list)
+
+    async def post(self, wire: list[dict[str, Any]]) -> Mapping[str, list[str]]:
+        await asyncio.sleep(0)
+        outcome = self.outcomes.pop() if self.outcomes else "works"
+        if outcome == "fails before":
+            raise GirderError("The request was lost.")
+        for update in (JobUpdate.from_wire(each) for each in wire):
+            key = (update.id, update.attempt)
+            if update.sequence > self.seen.get(key, 0):
+                self.seen[key] = update.sequence
+                self.log[key] += update.log or ""
+                self.statuses[key] += [int(status) for status, _ in update.statuses or ()]
+        if outcome == "fails after":
+            raise GirderError("The answer was lost.")
+        return {}
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.integers(1, 2),
+        st.none() | st.sampled_from([1, 2, 820]),
+        st.booleans(),
+    ),
+    max_size=30,
+)
+outcomes = st.lists(st.sampled_from(["works", "fails before", "fails after"]), max_size=20)
+
+
+@given(steps, outcomes, st.integers(1, 3))
+@settings(deadline=None)
+def test_every_log_arrives_once_and_in_order(
+    steps: list[tuple[str, int, int | None, bool]], outcomes: list[str], batch_size: int
+) -> None:
+    log: dict[tuple[str, int], str] = defaultdict(str)
+    statuses: dict[tuple[str, int], list[int]] = defaultdict(list)
+    receiver = Receiver(outcomes)
+
+    async def main() -> None:
+        recorder = Recorder(
+            receiver.post,
+            lambda *_: None,
+            interval=0.0,
+            batch_size=batch_size,
+            retry_delay=0.0,
+        )
+        task = asyncio.create_task(recorder.run())
+        for n, (job, attempt, status, pause) in enumerate(steps):
+            recorder.record(event(job, attempt, log=f"{n},", status=status))
+            log[job, attempt] += f"{n},"
+            if status is not None:
+                statuses[job, attempt].append(status)
+            for _ in range(3 * pause):
+                await asyncio.sleep(0)
+        assert await recorder.flush(SECONDS)
+        task.cancel()
+
+    asyncio.run(main())
+    assert receiver.log == log
+    assert {k: v for k, v in receiver.statuses.items() if v} == statuses
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("no JSON")])
+async def test_an_error_that_nobody_expected_does_not_end_the_recorder(error: Exception) -> None:
+    """Else no job of this scheduler would ever be heard of again."""
+    girder = Girder()
+    girder.failures = [error]
+    async with recording(girder) as recorder:
+        recorder.record(event(log="x"))
+        assert await recorder.flush(2.0)
