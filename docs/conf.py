@@ -15,6 +15,10 @@ autodoc_typehints = "none"
 numpydoc_show_class_members = False
 
 html_theme = "alabaster"
-html_theme_options = {"description": "The jobs of a Girder site on a Dask cluster"}
+html_theme_options = {
+    "description": "The jobs of a Girder site on a Dask cluster",
+    "page_width": "1240px",
+    "body_max_width": "none",  # tables and commands need the room
+}
 html_show_sphinx = False
 html_copy_source = False

@@ -80,12 +80,12 @@ def run_doctor(api_url: str | None, scheduler: str | None, as_json: bool = False
     """
     checks = list(examine(asyncio.run(gather_facts(api_url, scheduler))))
     if as_json:
-        print(json.dumps([{"ok": check.ok, **asdict(check)} for check in checks], indent=2))  # noqa: T201
+        print(json.dumps([{"ok": check.ok, **asdict(check)} for check in checks], indent=2))
     else:
         for check in checks:
-            print(_line(check))  # noqa: T201
+            print(_line(check))
         wrong = sum(not check.ok for check in checks)
-        print(f"\n{wrong} of {len(checks)} links are broken." if wrong else "\nAll is well.")  # noqa: T201
+        print(f"\n{wrong} of {len(checks)} links are broken." if wrong else "\nAll is well.")
     return 0 if all(check.ok for check in checks) else 1
 
 

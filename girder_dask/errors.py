@@ -12,6 +12,7 @@
     ├── JobError                   a job did not end in SUCCESS
     │   ├── JobFailed              the task raised; the remote exception is the cause
     │   ├── JobCanceled            the job was canceled (also raised inside the task)
+    │   ├── JobTimeout             the task ran longer than it may
     │   └── ResultUnavailable      the job succeeded, but its value is no longer kept
     ├── TaskNotFoundError          a worker cannot import the task
     ├── TransformError             an input could not be fetched, or an output not pushed
@@ -31,6 +32,7 @@ __all__ = [
     "JobCanceled",
     "JobError",
     "JobFailed",
+    "JobTimeout",
     "NotConnectedError",
     "PayloadTooLargeError",
     "ResultUnavailable",
@@ -98,6 +100,15 @@ class JobCanceled(JobError):
 
     def __init__(
         self, message: str = "The job was canceled.", *, job_id: str | None = None
+    ) -> None:
+        super().__init__(message, job_id=job_id)
+
+
+class JobTimeout(JobError):
+    """A task ran longer than its ``timeout``. Raised inside the task, to stop it."""
+
+    def __init__(
+        self, message: str = "The task ran longer than it may.", *, job_id: str | None = None
     ) -> None:
         super().__init__(message, job_id=job_id)
 

@@ -56,6 +56,10 @@ class SchedulerLink:
         state = thread.state if thread is not None else _unknown()
         return {"address": self._address(), **state}
 
+    def connect(self) -> None:
+        """Begin to connect, so that the first job need not wait for it."""
+        self._running()
+
     def check(self, timeout: float) -> dict[str, Any]:
         """Try to reach the scheduler, for at most ``timeout`` seconds, and return the status."""
         self._running().check(timeout)
@@ -123,6 +127,8 @@ class _LinkThread:
         self._loop.close()
 
     async def _run(self) -> None:
+        if self._address():
+            await self._call("girder_cancel", jobs=[])
         while not self._stopping:
             await self._wake.wait()
             self._wake.clear()

@@ -138,7 +138,7 @@ def readable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         items = [readable(v) for v in value[:_MOST_ITEMS]]
         more = len(value) - len(items)
-        return items + [f"… and {more:,} more"] if more else items
+        return [*items, f"… and {more:,} more"] if more else items
     return _readable_leaf(value)
 
 

@@ -187,7 +187,7 @@ class Recorder:
         """Take accounts out of those that wait, oldest first, up to the size of a request."""
         taken: list[_Account] = []
         size = 0
-        for key, account in self._waiting.items():
+        for account in self._waiting.values():
             if len(taken) == self._batch_size or (taken and size + account.size > _MOST_BYTES):
                 break
             taken.append(account)

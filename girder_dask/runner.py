@@ -19,7 +19,7 @@ from typing import Any
 
 from girder_dask import context, logs
 from girder_dask.context import JobManager, Request, RunningJob
-from girder_dask.errors import JobCanceled, JobFailed, TaskNotFoundError
+from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundError
 from girder_dask.failures import Place, summary, tell, tell_missing
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.outbox import Outbox, RunOutlet
@@ -80,6 +80,7 @@ class Run:
         self._manager = JobManager(self._outlet, JobStatus.QUEUED)
         self._transforms: list[Any] = []
         self._lock = threading.Lock()
+        self._timed_out = False
         self._thread: int | None = None  # the thread to interrupt, while user code may run
 
     def __call__(self) -> Any:
@@ -152,11 +153,14 @@ class Run:
         call, function = self._open()
         args, kwargs = self._fetch(job, call)
         self._enter(JobStatus.RUNNING)
+        limit = self._limit_time()
         try:
             value = function(*args, **kwargs)
         except BaseException:
             self._tell_hooks(call)
             raise
+        finally:
+            limit.cancel()
         self._stop_if_canceled()
         kept, note = self._keep(value)
         if call.hooks:
@@ -227,6 +231,10 @@ class Run:
         if isinstance(error, JobCanceled):
             self._outlet.write("The job was canceled.\n")
             return _End(JobStatus.CANCELED, exception=error)
+        if isinstance(error, JobTimeout) and self._timed_out:
+            text = f"The task ran longer than the {self.spec.timeout:g} s that it may.\n"
+            self._outlet.write(text)
+            return _End(JobStatus.ERROR, error=text.strip(), exception=error)
         if isinstance(error, ImportError) and not self._reached(JobStatus.RUNNING):
             text = tell_missing(self.spec, error, self.station.place)
         elif isinstance(error, TaskNotFoundError):
@@ -271,6 +279,20 @@ class Run:
         with self._lock:
             if self._thread is not None:
                 _raise_in(self._thread, JobCanceled)
+
+    def _limit_time(self) -> threading.Timer:
+        """Return the timer that ends the call when it takes longer than it may."""
+        timer = threading.Timer(self.spec.timeout or 0.0, self._time_out)
+        timer.daemon = True
+        if self.spec.timeout is not None:
+            timer.start()
+        return timer
+
+    def _time_out(self) -> None:
+        with self._lock:
+            self._timed_out = True
+            if self._thread is not None:
+                _raise_in(self._thread, JobTimeout)
 
     def _out_of_reach(self) -> None:
         with self._lock:

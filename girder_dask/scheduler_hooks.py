@@ -92,6 +92,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             comm=None, plugin=pickle.dumps(GirderWorkerPlugin()), name=PLUGIN_NAME, idempotent=False
         )
         self._tasks = [
+            self._loop.create_task(self._cluster.connect(), name="girder-dask client"),
             self._loop.create_task(self.recorder.run(), name="girder-dask recorder"),
             self._loop.create_task(self._pull(), name="girder-dask pull"),
         ]
@@ -256,17 +257,15 @@ class _DaskCluster:
         self._loop = loop
         self._client: Client | None = None
         self._waiting: list[JobSpec] = []
-        self._connecting: asyncio.Task[None] | None = None
         self._stops: set[asyncio.Task[None]] = set()
 
     def submit(self, specs: Sequence[JobSpec]) -> None:
         self._waiting.extend(specs)
         if self._client is not None:
             self._send(self._client)
-        elif self._connecting is None:
-            self._connecting = self._loop.create_task(self._connect())
 
-    async def _connect(self) -> None:
+    async def connect(self) -> None:
+        """Become a client of the scheduler that this is in, and submit what waits."""
         self._client = await Client(
             self._scheduler.address,
             asynchronous=True,

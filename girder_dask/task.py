@@ -168,6 +168,12 @@ class Task(Generic[P, R]):
                 f"The arguments do not fit {self.name}{self.__signature__}: {e}. No job was made.",
                 task=self.name,
             ) from e
+        if options.get("isolation", self.settings.isolation) != "thread":
+            raise SubmissionError(
+                f"{self.name} asks for isolation={self.settings.isolation!r}, and this version of "
+                "girder_dask runs tasks in threads only. No job was made.",
+                task=self.name,
+            )
         fields = {_CALL_OPTIONS.get(name, name): value for name, value in options.items()}
         hooks = tuple(fields.pop("hooks", None) or ())
         settings = self.settings
@@ -242,13 +248,14 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
     retries
         How many more times a call that raised is tried.
     timeout
-        Seconds that a call may run.
+        Seconds that a call may run. Its Python code is then interrupted, and the job ends
+        in ERROR; code that waits outside of Python is not interrupted before it returns.
     resources
         Dask worker resources that a call needs, such as ``{'GPU': 1}``.
     priority
         Larger runs earlier.
     isolation
-        ``'thread'`` for a thread of the worker, ``'process'`` for a process of its own.
+        ``'thread'``, for a thread of the worker. Nothing else is there yet.
 
     Examples
     --------

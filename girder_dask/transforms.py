@@ -92,7 +92,7 @@ def detached(value: Any) -> Any:
     return value
 
 
-class _Bound(abc.ABC):
+class _Bound:
     """What the runner binds to a run, and what every transform has."""
 
     #: The Girder client of the job, while it runs.
@@ -113,7 +113,7 @@ class _Bound(abc.ABC):
         """Return what is shown on the job's page."""
         return str(self)
 
-    def cleanup(self) -> None:  # noqa: B027 - most transforms have nothing to do here
+    def cleanup(self) -> None:
         """Take away what :meth:`transform` left. Called whatever happened."""
 
     def directory(self) -> Path:

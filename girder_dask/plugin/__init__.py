@@ -45,3 +45,4 @@ class DaskPlugin(GirderPlugin):
             tree=info["serverRoot"],
         )
         submit.install(backend)
+        backend.connect()

@@ -88,6 +88,10 @@ class GirderBackend:
         """Tell the scheduler to stop jobs. Returns at once."""
         self._scheduler_link().cancel(list(job_ids))
 
+    def connect(self) -> None:
+        """Begin to connect to the scheduler. Returns at once."""
+        self._scheduler_link().connect()
+
     def scheduler_status(self) -> dict[str, Any]:
         """Return ``address``, ``reachable``, ``error`` and ``since`` of the scheduler."""
         return self._scheduler_link().status()
