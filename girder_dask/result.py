@@ -35,7 +35,10 @@ class JobResult:
         """The id of the job."""
         return str(self._job["_id"])
 
-    task_id = id
+    @property
+    def task_id(self) -> str:
+        """The id of the job, under the name that Celery has for it."""
+        return self.id
 
     @property
     def job(self) -> dict[str, Any]:
