@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from girder_dask.jobs import JobStatus
+from girder_dask.errors import JobCanceled
+from girder_dask.jobs import FINAL, JobStatus
 
 __all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
 
@@ -87,9 +88,28 @@ class JobManager:
             self._outlet.flush()
 
     def updateStatus(self, status: int) -> None:
-        """Move the job to another state that is no end; the end is the runner's to tell."""
-        self.status = JobStatus(status)
-        self._outlet.status(self.status)
+        """Move the job to another state.
+
+        A job that was asked to stop stays CANCELING.
+
+        Raises
+        ------
+        ValueError
+            For SUCCESS and ERROR: a task ends by returning or raising.
+        JobCanceled
+            For CANCELED, which ends the task.
+        """
+        status = JobStatus(status)
+        if status == JobStatus.CANCELED:
+            raise JobCanceled
+        if status in FINAL:
+            raise ValueError(
+                f"A task cannot set its job to {status.name}. Return from the function to end in "
+                "SUCCESS, raise to end in ERROR."
+            )
+        if self.status != JobStatus.CANCELING:
+            self.status = status
+            self._outlet.status(status)
 
     def refreshStatus(self) -> JobStatus:
         """Return the job's state as this run knows it: CANCELING when it was asked to stop."""

@@ -72,7 +72,7 @@ def tasks() -> list[dict[str, Any]]:
         error = None
         try:
             importlib.import_module(module)
-        except Exception as e:  # noqa: BLE001 - a foreign module may raise anything
+        except (Exception, SystemExit) as e:  # noqa: BLE001 - a foreign module may raise anything
             error = f"{type(e).__name__}: {e}"
         found.append(
             {

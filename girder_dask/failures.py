@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,7 @@ from girder_dask.jobs import JobSpec
 
 __all__ = ["Place", "own_traceback", "summary", "tell", "tell_missing"]
 
-_HERE = str(Path(__file__).parent)
+_HERE = str(Path(__file__).parent) + os.sep
 
 
 class Place:
@@ -43,8 +44,12 @@ def summary(error: BaseException) -> str:
     >>> summary(ValueError('no coins'))
     'ValueError: no coins'
     """
-    lines = traceback.format_exception_only(type(error), error)
-    return lines[-1].strip() if not isinstance(error, SyntaxError) else lines[0].strip()
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ not in ("builtins", "__main__"):
+        name = f"{kind.__module__}.{name}"
+    text = " ".join(str(error).split())
+    return f"{name}: {text}" if text else name
 
 
 def tell(error: BaseException) -> str:
@@ -79,6 +84,8 @@ def tell_missing(spec: JobSpec, error: ImportError, place: Place) -> str:
     if isinstance(error, ModuleNotFoundError) and missing == own:
         name, _, version = (spec.package or missing).partition(" ")
         what = f"The package {name} is not installed there."
+        if error.name != missing:
+            what = f"The {name} that is installed there is another one: it has no {error.name}."
         install = f"{name}=={version}" if version else name
     elif missing:
         what = f"{error} there, which the task or its arguments need."

@@ -45,11 +45,11 @@ class GirderApi:
 
     def ping(self) -> dict[str, Any]:
         """Return what the plugin says of itself to anybody: its version."""
-        return dict(self._request("GET", "dask/ping"))
+        return self._request("GET", "dask/ping")
 
     def version(self) -> dict[str, Any]:
         """Return what Girder says of its version to anybody."""
-        return dict(self._request("GET", "system/version"))
+        return self._request("GET", "system/version")
 
     def check_credential(self) -> dict[str, Any]:
         """Return what Girder says of itself to the scheduler (:func:`girder_dask.facts.gather`).
@@ -59,7 +59,7 @@ class GirderApi:
         GirderError
             If the API key is not good for updating jobs.
         """
-        return dict(self._signed("GET", "dask/credential"))
+        return self._signed("GET", "dask/credential")
 
     def update(self, scheduler: str, updates: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         """Apply updates of many jobs.
@@ -77,7 +77,7 @@ class GirderApi:
             Job ids under ``stale``, ``gone`` and ``cancel``.
         """
         body = {"scheduler": scheduler, "updates": to_json(updates)}
-        return dict(self._signed("POST", "dask/job/updates", json=body))
+        return self._signed("POST", "dask/job/updates", json=body)
 
     def claim(self, scheduler: str, limit: int) -> dict[str, Any]:
         """Take over unfinished jobs that this scheduler does not have.
@@ -91,7 +91,7 @@ class GirderApi:
         body = {"scheduler": scheduler, "limit": limit}
         return dict(from_json(self._signed("POST", "dask/job/claim", json=body)))
 
-    def _signed(self, method: str, path: str, **arguments: Any) -> Any:
+    def _signed(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         with self._lock:
             if "Girder-Token" not in self._session.headers:
                 self._sign_in()
@@ -112,9 +112,12 @@ class GirderApi:
             )
         self._session.headers.pop("Girder-Token", None)
         answer = self._request("POST", "api_key/token", data={"key": self._api_key})
-        self._session.headers["Girder-Token"] = answer["authToken"]["token"]
+        try:
+            self._session.headers["Girder-Token"] = answer["authToken"]["token"]
+        except (KeyError, TypeError) as e:
+            raise GirderError(f"{self.url} gave no token for the API key; is it Girder?") from e
 
-    def _request(self, method: str, path: str, **arguments: Any) -> Any:
+    def _request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
             response = self._session.request(
                 method, f"{self.url}/{path}", timeout=self._timeout, **arguments
@@ -122,12 +125,25 @@ class GirderApi:
         except requests.RequestException as e:
             raise GirderError(f"Girder does not answer at {self.url} ({_cause(e)}).") from e
         if response.ok:
-            return response.json()
+            return _document(response)
         raise GirderError(
             f"Girder at {self.url} answered {response.status_code} to {method} {path}: "
             f"{_message(response)}",
             status=response.status_code,
         )
+
+
+def _document(response: requests.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise GirderError(
+            f"What answers at {response.url} is no Girder with the dask plugin: it sent "
+            f"{response.headers.get('Content-Type', 'something')} that is no JSON object."
+        )
+    return document
 
 
 def _cause(error: BaseException) -> str:

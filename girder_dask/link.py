@@ -127,8 +127,7 @@ class _LinkThread:
         self._loop.close()
 
     async def _run(self) -> None:
-        if self._address():
-            await self._call("girder_cancel", jobs=[])
+        await self._call("girder_cancel", jobs=[])  # connects
         while not self._stopping:
             await self._wake.wait()
             self._wake.clear()
@@ -147,7 +146,11 @@ class _LinkThread:
         return bool(specs or cancels)
 
     async def _call(self, operation: str, **arguments: Any) -> None:
-        address = self._address()
+        try:
+            address = self._address()
+        except Exception as e:  # noqa: BLE001 - in Girder it asks the database, which may be away
+            self._failed(f"the address of the scheduler cannot be looked up ({e!r})")
+            return
         if not address:
             self._failed("no scheduler is set (the setting dask.scheduler_address)")
             return

@@ -9,6 +9,7 @@ and progress wait for the flush interval; a change of state does not.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any
 
 from girder_dask.jobs import JobEvent, JobSpec, JobStatus
 from girder_dask.logs import JobLog
+from girder_dask.pace import Pace
 
 __all__ = ["Outbox", "RunOutlet"]
 
@@ -43,6 +45,7 @@ class RunOutlet:
         self.run = uuid.uuid4().hex
         self.log = JobLog(on_text=self._mark, capacity=log_capacity)
         self._progress: dict[str, Any] = {}
+        self._ended = False
 
     def _mark(self) -> None:
         self._outbox.mark(self)
@@ -54,6 +57,8 @@ class RunOutlet:
     def progress(self, changes: Mapping[str, Any]) -> None:
         """Set some of ``total``, ``current`` and ``message``; only the newest is sent."""
         with self._outbox.lock:
+            if self._ended:  # a thread that the task left behind
+                return
             self._progress.update(changes)
         self._mark()
 
@@ -80,6 +85,7 @@ class RunOutlet:
         now = time.time()
         self.log.close()
         with self._outbox.lock:
+            self._ended = True
             # One step, so that no text taken by the sender gets behind the end.
             event = self._event(
                 time=now,
@@ -134,7 +140,6 @@ class Outbox:
         self.lock = threading.RLock()
         self.worker = worker
         self._send = send
-        self._interval = interval
         self._log_capacity = log_capacity
         self._name = uuid.uuid4().hex
         self._batch = 0
@@ -143,8 +148,7 @@ class Outbox:
         self._barriers: list[threading.Event] = []
         self._dropped: set[str] = set()
         self._loop = asyncio.get_running_loop()
-        self._awake = asyncio.Event()
-        self._urgent = asyncio.Event()
+        self._pace = Pace(interval)
         self._idle = asyncio.Event()
         self._idle.set()
         self._task = asyncio.create_task(self._run(), name="girder-dask outbox")
@@ -186,27 +190,19 @@ class Outbox:
 
     def wake(self, *, urgent: bool) -> None:
         """Tell the sender that there is something to send."""
-        event = self._urgent if urgent else self._awake
-        if not event.is_set() and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(event.set)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(functools.partial(self._pace.poke, urgent=urgent))
 
     async def _run(self) -> None:
-        last = 0.0
         while True:
-            await _first(self._awake, self._urgent)
+            await self._pace.turn()
             self._idle.clear()
-            if not self._urgent.is_set():
-                remaining = last + self._interval - self._loop.time()
-                if remaining > 0:
-                    await _first(self._urgent, timeout=remaining)
-            self._awake.clear()
-            self._urgent.clear()
             barriers, self._barriers = self._barriers, []
             while batch := self._gather():
                 await self._deliver(batch)
             for barrier in barriers:
                 barrier.set()
-            last = self._loop.time()
+            self._pace.sent()
             self._idle.set()
 
     def _gather(self) -> list[dict[str, Any]]:
@@ -243,18 +239,6 @@ class Outbox:
 
     async def _drained(self) -> None:
         while self._queue or self._dirty or not self._idle.is_set():
-            self._urgent.set()
+            self._pace.poke(urgent=True)
             await asyncio.sleep(0)
             await self._idle.wait()
-
-
-async def _first(*events: asyncio.Event, timeout: float | None = None) -> None:
-    """Wait until one of the events is set."""
-    if any(event.is_set() for event in events):
-        return
-    waiters = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for waiter in waiters:
-            waiter.cancel()

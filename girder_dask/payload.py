@@ -95,7 +95,7 @@ def _argument_error(call: tuple[Any, ...], task: str | None, error: Exception) -
             cloudpickle.dumps(value)
         except Exception as e:  # noqa: BLE001 - any error of a foreign __reduce__ is the answer
             return ArgumentError(
-                f"{name.capitalize()} of {task or 'the call'}, of type "
+                f"{name[0].upper()}{name[1:]} of {task or 'the call'}, of type "
                 f"{type(value).__module__}.{type(value).__qualname__}, cannot be pickled: {e}. "
                 "No job was made. Pass plain values, or a Girder file by its id.",
                 task=task,
@@ -116,7 +116,19 @@ def open_call(payload: bytes) -> Call:
     return Call(args=args, kwargs=kwargs, hooks=hooks, function=function)
 
 
-_short = reprlib.Repr()
+class _Short(reprlib.Repr):
+    """Short representations, without addresses for objects whose own one fails."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        try:
+            text = repr(x)
+        except Exception as e:  # noqa: BLE001 - a foreign __repr__ may raise anything
+            return f"<{type(x).__qualname__} whose repr raised {type(e).__name__}>"
+        half = (self.maxother - 1) // 2
+        return text if len(text) <= self.maxother else f"{text[:half]}…{text[-half:]}"
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = 200
 _short.maxlist = _short.maxtuple = _short.maxdict = 20
 _PLAIN = (str, int, float, bool, type(None), datetime, date)
@@ -152,7 +164,4 @@ def _readable_leaf(value: Any) -> Any:
         return repr(value)
     if type(value) in _PLAIN:
         return value
-    try:
-        return _short.repr(value)
-    except Exception as e:  # noqa: BLE001 - a foreign __repr__ may raise anything
-        return f"<{type(value).__qualname__} whose repr raised {type(e).__name__}>"
+    return _short.repr(value)

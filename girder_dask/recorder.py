@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobEvent, JobUpdate
+from girder_dask.pace import Pace
 
 __all__ = ["Recorder"]
 
@@ -108,7 +110,6 @@ class Recorder:
     ) -> None:
         self._post = post
         self._verdict = verdict
-        self._interval = interval
         self._batch_size = batch_size
         self._buffer = buffer
         self._retry_delay = retry_delay
@@ -116,9 +117,8 @@ class Recorder:
         self._waiting: dict[tuple[str, int], _Account] = {}
         self._sequences: dict[tuple[str, int], int] = {}
         self._bytes = 0
-        self._sending = False
-        self._changed = asyncio.Event()
-        self._urgent = asyncio.Event()
+        self._under_way: list[_Account] = []
+        self._pace = Pace(interval)
         self._settled = asyncio.Condition()
         #: Why the last request failed, or None if it did not.
         self.error: str | None = None
@@ -132,9 +132,7 @@ class Recorder:
         if account is None:
             account = self._waiting[key] = _Account(event.id, event.attempt)
         self._bytes += account.add(event)
-        self._changed.set()
-        if event.status is not None:
-            self._urgent.set()
+        self._pace.poke(urgent=event.status is not None)
 
     def forget(self, job_id: str, attempt: int) -> None:
         """Drop what waits of an attempt, and its place in the sequence."""
@@ -151,37 +149,34 @@ class Recorder:
     @property
     def waiting(self) -> int:
         """How many jobs have something that Girder has not heard."""
-        return len(self._waiting)
+        ids = {account.id for account in self._under_way}
+        return len(ids | {job_id for job_id, _ in self._waiting})
 
     async def run(self) -> None:
         """Deliver until cancelled."""
-        loop = asyncio.get_running_loop()
-        last = -self._interval
         while True:
-            await self._changed.wait()
-            remaining = last + self._interval - loop.time()
-            if remaining > 0:
-                await _wait(self._urgent, remaining)
-            self._changed.clear()
-            self._urgent.clear()
-            while self._waiting:
-                await self._deliver()
-            last = loop.time()
+            await self._pace.turn()
+            # What comes meanwhile has its own turn.
+            left = len(self._waiting)
+            while left > 0 and self._waiting:
+                left -= await self._deliver()
+            self._pace.sent()
             async with self._settled:
                 self._settled.notify_all()
 
     async def flush(self, timeout: float) -> bool:
         """Wait until all is delivered, for at most ``timeout`` seconds. Say whether it is."""
-        self._changed.set()
-        self._urgent.set()
         try:
-            async with self._settled:
-                await asyncio.wait_for(
-                    self._settled.wait_for(lambda: not self._waiting and not self._sending), timeout
-                )
+            await asyncio.wait_for(self._all_delivered(), timeout)
         except asyncio.TimeoutError:
             return False
         return True
+
+    async def _all_delivered(self) -> None:
+        async with self._settled:
+            while self._waiting or self._under_way:
+                self._pace.poke(urgent=True)
+                await self._settled.wait()
 
     def _take(self) -> list[_Account]:
         """Take accounts out of those that wait, oldest first, up to the size of a request."""
@@ -196,29 +191,34 @@ class Recorder:
             del self._waiting[account.id, account.attempt]
         return taken
 
-    async def _deliver(self) -> None:
-        accounts = self._take()
+    async def _deliver(self) -> int:
+        """Deliver what fits into one request; return how many accounts that were."""
+        accounts = self._under_way = self._take()
         wire = []
         for account in accounts:
             key = (account.id, account.attempt)
             self._sequences[key] = sequence = self._sequences.get(key, 0) + 1
             wire.append(account.update(sequence).to_wire())
-        self._sending = True
-        try:
-            verdicts = await self._insist(wire)
-        finally:
-            self._sending = False
-            self._bytes -= sum(account.size for account in accounts)
+        verdicts = await self._insist(wire)
+        self._under_way = []
+        self._bytes -= sum(account.size for account in accounts)
         self.updates += len(wire)
+        self._pass_on(accounts, verdicts)
+        async with self._settled:
+            self._settled.notify_all()
+        return len(accounts)
+
+    def _pass_on(self, accounts: Sequence[_Account], verdicts: Mapping[str, Sequence[str]]) -> None:
+        attempts = Counter(account.id for account in accounts)
         for kind, ids in verdicts.items():
             for job_id in ids:
-                self._verdict(job_id, kind)
+                # With two attempts in one request it is the older one that is stale.
+                if kind != "stale" or attempts[job_id] == 1:
+                    self._verdict(job_id, kind)
         for account in accounts:
             if account.final:
                 self._sequences.pop((account.id, account.attempt), None)
                 self._verdict(account.id, "done")
-        async with self._settled:
-            self._settled.notify_all()
 
     async def _insist(self, wire: list[dict[str, Any]]) -> Mapping[str, list[str]]:
         delay = self._retry_delay
@@ -226,10 +226,12 @@ class Recorder:
             self.requests += 1
             try:
                 verdicts = await self._post(wire)
-            except GirderError as e:
-                if str(e) != self.error:
-                    logger.warning("%s %d job updates wait.", e, len(wire) + len(self._waiting))
-                self.error = str(e)
+            except Exception as e:  # noqa: BLE001 - whatever it is, the updates are kept
+                text = str(e) if isinstance(e, GirderError) else repr(e)
+                if text != self.error:
+                    unexpected = None if isinstance(e, GirderError) else e
+                    logger.warning("%s %d jobs wait.", text, self.waiting, exc_info=unexpected)
+                self.error = text
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, self._retry_delay_max)
             else:
@@ -237,10 +239,3 @@ class Recorder:
                     logger.info("Girder takes job updates again")
                 self.error = None
                 return verdicts
-
-
-async def _wait(event: asyncio.Event, timeout: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), timeout)
-    except asyncio.TimeoutError:
-        return

@@ -79,12 +79,18 @@ class Task(Generic[P, R]):
         return f"{self.function.__module__}:{self.function.__qualname__}"
 
     @functools.cached_property
-    def __signature__(self) -> inspect.Signature:
+    def signature(self) -> inspect.Signature:
+        """What the task is called with; that of the function without ``self`` if it is bound."""
         signature = inspect.signature(self.function)
         if self.settings.bind:
             parameters = list(signature.parameters.values())
             signature = signature.replace(parameters=parameters[1:])
         return signature
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__signature__":  # for inspect.signature
+            return self.signature
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self.settings.bind:
@@ -162,10 +168,10 @@ class Task(Generic[P, R]):
                 task=self.name,
             )
         try:
-            self.__signature__.bind(*args, **kwargs)
+            self.signature.bind(*args, **kwargs)
         except TypeError as e:
             raise SubmissionError(
-                f"The arguments do not fit {self.name}{self.__signature__}: {e}. No job was made.",
+                f"The arguments do not fit {self.name}{self.signature}: {e}. No job was made.",
                 task=self.name,
             ) from e
         if options.get("isolation", self.settings.isolation) != "thread":

@@ -172,8 +172,8 @@ def _reason(kind: str, error: Exception) -> str:
     if response is None:
         return f"Girder did not answer ({type(error).__name__}: {error})."
     try:
-        message = str(response.json().get("message", ""))
-    except ValueError:
+        message = str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
         message = ""
     status = response.status_code
     if status in (401, 403):

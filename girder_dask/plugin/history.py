@@ -112,7 +112,8 @@ class History:
         attempt, sequence = int(update.attempt), int(update.sequence)
 
         if not self._is_current(attempt, scheduler):
-            return Verdict.STALE
+            # Its own older attempt, which comes twice, does not make a job another's.
+            return Verdict.TAKEN if self.dask["scheduler"] == scheduler else Verdict.STALE
         ends = any(status in FINAL for status, _ in statuses)
         if (attempt, sequence) > self.position:
             if attempt > self.dask["attempt"]:

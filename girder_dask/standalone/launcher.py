@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -18,13 +19,26 @@ __all__ = ["run_standalone", "stopping_on_signals", "watch"]
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WATCH_SECONDS = 0.5
+_HURRY_SECONDS = 1.0
 
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Make SIGTERM and a closed terminal do what Ctrl-C does: raise KeyboardInterrupt."""
+    """Make SIGTERM and a closed terminal do what Ctrl-C does: raise KeyboardInterrupt.
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
+    While that is being attended to, more of them change nothing: a terminal that closes and
+    some service managers send several. Only a person who presses Ctrl-C again, some time
+    after the first, does not want to wait for an orderly stop.
+    """
+    first: float | None = None
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+        elif number != signal.SIGINT or now - first < _HURRY_SECONDS:
+            return
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in _STOP_SIGNALS}

@@ -201,6 +201,32 @@ def test_part_that_dies_later_is_reported(tmp_path: Path) -> None:
         assert launch.end() == 0
 
 
+def test_signals_while_stopping_change_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "stack"
+    with launched(directory) as launch:
+        launch.wait_until_ready()
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            launch.process.send_signal(number)
+        launch.wait_for_output("worker-0: stopping")
+        assert launch.end(signal.SIGTERM) == 0
+    assert "Shutting down" in (directory / "logs" / "mongod.log").read_text()
+    assert leftovers(directory) == []
+
+
+def test_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    directory = tmp_path / "stack"
+    with launched(directory) as launch:
+        stack = launch.wait_until_ready()
+        # A worker that does not stop when it is asked to.
+        os.kill(stack["pids"]["worker-0"], signal.SIGSTOP)
+        launch.process.send_signal(signal.SIGINT)
+        launch.wait_for_output("worker-0: stopping")
+        time.sleep(1.1)  # the launcher takes an earlier one for an echo of the first
+        assert launch.end(signal.SIGINT) == 130
+        assert "scheduler: stopping" not in launch.output
+    assert leftovers(directory) == []
+
+
 def test_ctrl_c_while_starting(tmp_path: Path) -> None:
     directory = tmp_path / "stack"
     with launched(directory) as launch:

@@ -58,8 +58,9 @@ async def recording(girder: Girder, **options: Any) -> AsyncIterator[Recorder]:
         yield recorder
         assert not task.done(), f"the recorder has died: {task.exception()!r}"
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        while not task.done():  # that once is enough is a test of its own
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
 
 
 def event(job: str = "a", attempt: int = 1, time: float = 1.0, **fields: Any) -> JobEvent:
@@ -272,6 +273,24 @@ async def test_flush_says_whether_all_is_delivered() -> None:
         recorder.record(event(log="y"))  # would wait for the interval
         assert await recorder.flush(SECONDS)
     assert girder.log("a") == "xy"
+
+
+async def test_it_can_be_stopped_right_after_a_flush() -> None:
+    """As a scheduler does that closes; it waits without a limit for the recorder to end."""
+    girder = Girder()
+    recorder = Recorder(girder.post, girder.verdict, interval=A_WHILE)
+    task = asyncio.create_task(recorder.run())
+    girder.gate.clear()
+    recorder.record(event(log="1"))
+    await soon(lambda: girder.requests)
+    recorder.record(event(log="2"))
+    asyncio.get_running_loop().call_later(0.01, girder.gate.set)
+    assert await recorder.flush(SECONDS)
+    task.cancel()
+    done, pending = await asyncio.wait([task], timeout=2.0)
+    task.cancel()
+    assert done
+    assert not pending
 
 
 async def test_what_girder_says_of_jobs_is_passed_on() -> None:

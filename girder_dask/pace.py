@@ -1,0 +1,56 @@
+"""When to send what has gathered.
+
+A sender that is idle sends at once. One that is busy sends once in an interval, unless
+something urgent comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+__all__ = ["Pace"]
+
+
+class Pace:
+    """Says when it is time to send. To be used on one event loop.
+
+    Parameters
+    ----------
+    interval
+        Least seconds from the end of one sending to the beginning of the next, while
+        nothing is urgent.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._last = float("-inf")
+        self._something = asyncio.Event()
+        self._urgent = asyncio.Event()
+
+    def poke(self, *, urgent: bool) -> None:
+        """Say that there is something to send."""
+        self._something.set()
+        if urgent:
+            self._urgent.set()
+
+    async def turn(self) -> None:
+        """Wait until there is something to send and it is time to send it."""
+        await self._something.wait()
+        remaining = self._last + self._interval - asyncio.get_running_loop().time()
+        if remaining > 0 and not self._urgent.is_set():
+            await _wait(self._urgent, remaining)
+        self._something.clear()
+        self._urgent.clear()
+
+    def sent(self) -> None:
+        """Say that a sending has ended."""
+        self._last = asyncio.get_running_loop().time()
+
+
+async def _wait(event: asyncio.Event, timeout: float) -> None:
+    """Wait for an event or the time. Unlike ``wait_for``, it never swallows a cancellation."""
+    waiter = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiter], timeout=timeout)
+    finally:
+        waiter.cancel()

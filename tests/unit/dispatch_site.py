@@ -1,0 +1,111 @@
+"""A dispatcher with a cluster in memory, and all that it says."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from girder_dask.dispatch import Dispatcher
+from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+
+_runs = itertools.count(1)
+
+
+class MemoryCluster:
+    def __init__(self) -> None:
+        self.submitted: list[str] = []
+        self.specs: dict[str, JobSpec] = {}
+        self.dropped: list[str] = []
+        self.stopped: list[tuple[str, str]] = []
+        self.places: dict[str, str] = {}
+
+    def submit(self, specs: Sequence[JobSpec]) -> None:
+        for spec in specs:
+            assert spec.key not in self.submitted, "a key is used once"
+            self.submitted.append(spec.key)
+            self.specs[spec.key] = spec
+
+    def drop(self, keys: Sequence[str]) -> None:
+        self.dropped += keys
+        for key in keys:
+            self.places.pop(key, None)
+
+    def stop(self, worker: str, jobs: Sequence[str]) -> None:
+        self.stopped += [(worker, job) for job in jobs]
+
+    def placed_on(self, key: str) -> str | None:
+        return self.places.get(key)
+
+
+class SimulatedRun:
+    """A run on a worker. What it says is heard by the dispatcher when :meth:`says` is called."""
+
+    def __init__(self, site: Site, spec: JobSpec, worker: str) -> None:
+        self.id = f"run{next(_runs)}"
+        self.site = site
+        self.spec = spec
+        self.worker = worker
+
+    def event(self, status: JobStatus | None = None, **fields: Any) -> JobEvent:
+        return JobEvent(
+            id=self.spec.id,
+            attempt=self.spec.attempt,
+            time=time.time(),
+            status=None if status is None else int(status),
+            run=self.id,
+            worker=self.worker,
+            **fields,
+        )
+
+    def says(self, status: JobStatus | None = None, **fields: Any) -> bool:
+        return self.site.dispatcher.hear(self.event(status, **fields))
+
+
+class Site:
+    def __init__(self) -> None:
+        self.cluster = MemoryCluster()
+        self.events: list[JobEvent] = []
+        self.forgotten: list[tuple[str, int]] = []
+        self.dispatcher = Dispatcher(
+            self.cluster, self.events.append, lambda *what: self.forgotten.append(what)
+        )
+
+    def accept(self, job_id: str = "a", attempt: int = 1, **fields: Any) -> JobSpec:
+        spec = JobSpec(id=job_id, attempt=attempt, task="m:count", **fields)
+        self.dispatcher.accept([spec])
+        return spec
+
+    def place(self, spec: JobSpec, worker: str) -> None:
+        self.cluster.places[spec.key] = worker
+        self.dispatcher.placed(spec.key, worker)
+
+    def run(self, spec: JobSpec, worker: str = "w1") -> SimulatedRun:
+        """Place a job on a worker and have it start there, unheard."""
+        self.place(spec, worker)
+        return SimulatedRun(self, spec, worker)
+
+    def running(self, spec: JobSpec, worker: str = "w1") -> SimulatedRun:
+        run = self.run(spec, worker)
+        assert run.says(JobStatus.RUNNING)
+        return run
+
+    def lose(self, spec: JobSpec, *, alive: bool = False) -> None:
+        """Take a key from its worker, which is gone or (``alive``) said that the task raised."""
+        self.dispatcher.taken_away(spec.key, self.cluster.places.pop(spec.key, None), alive=alive)
+
+    def end(self, spec: JobSpec, worker: str) -> None:
+        """Have Dask hear that a key has ended."""
+        self.cluster.places.pop(spec.key, None)
+        self.dispatcher.ended(spec.key, worker)
+
+    def history(self, job_id: str = "a") -> list[tuple[int, JobStatus]]:
+        return [
+            (e.attempt, JobStatus(e.status))
+            for e in self.events
+            if e.id == job_id and e.status is not None
+        ]
+
+    def log(self, job_id: str = "a") -> str:
+        return "".join(e.log or "" for e in self.events if e.id == job_id)

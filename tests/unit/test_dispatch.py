@@ -1,0 +1,483 @@
+"""What becomes of a job on a cluster, from three sides, is one history."""
+
+from __future__ import annotations
+
+import pytest
+from dispatch_site import SimulatedRun, Site
+
+from girder_dask.jobs import JobEvent, JobStatus
+
+S = JobStatus
+LOST = "Worker w1 was lost while the job ran; it is tried again as attempt 2.\n"
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+# -- accepting -----------------------------------------------------------------------------
+
+
+def test_what_is_accepted_is_submitted_and_girder_told_who_has_it(site: Site) -> None:
+    spec = site.accept()
+    assert site.cluster.submitted == [spec.key]
+    assert [(e.id, e.attempt, e.status, e.log) for e in site.events] == [("a", 1, None, None)]
+    assert spec.key in site.dispatcher
+    assert len(site.dispatcher) == 1
+
+
+def test_accepting_again_changes_nothing(site: Site) -> None:
+    spec = site.accept(attempt=2)
+    assert site.dispatcher.accept([spec, spec]) == ["a", "a"]
+    site.accept(attempt=1)
+    assert site.cluster.submitted == [spec.key]
+    assert len(site.events) == 1
+    assert not site.cluster.dropped
+
+
+def test_a_higher_attempt_takes_the_place_of_the_one_before(site: Site) -> None:
+    old = site.accept(attempt=1)
+    run = site.running(old)
+    new = site.accept(attempt=2)
+    assert site.cluster.submitted == [old.key, new.key]
+    assert site.cluster.dropped == [old.key]
+    assert site.forgotten == [("a", 1)]
+    assert not run.says(S.SUCCESS)
+    assert len(site.dispatcher) == 1
+    assert site.history()[-1] == (1, S.RUNNING)
+
+
+def test_the_run_of_an_old_attempt_is_not_heard_for_the_new_one_on_the_same_worker(
+    site: Site,
+) -> None:
+    old_run = site.running(site.accept(attempt=1), "w1")
+    new = site.accept(attempt=2)
+    new_run = site.run(new, "w1")
+    assert not old_run.says(S.CANCELED)
+    assert new_run.says(S.RUNNING)
+    assert new_run.says(S.SUCCESS, result=b"new")
+    assert site.history() == [(1, S.RUNNING), (2, S.RUNNING), (2, S.SUCCESS)]
+
+
+def test_jobs_do_not_mix(site: Site) -> None:
+    a, b = site.accept("a"), site.accept("b")
+    run_a, run_b = site.running(a), site.running(b)
+    run_a.says(S.SUCCESS)
+    run_b.says(S.ERROR, error="no")
+    assert site.history("a") == [(1, S.RUNNING), (1, S.SUCCESS)]
+    assert site.history("b") == [(1, S.RUNNING), (1, S.ERROR)]
+
+
+# -- runs ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_heard_on_the_worker_that_has_the_key(site: Site) -> None:
+    spec = site.accept()
+    run = site.run(spec)
+    assert run.says(S.FETCHING_INPUT)
+    assert run.says(log="half way\n", progress={"current": 1})
+    assert run.says(S.SUCCESS, result=b"r", log="done\n")
+    assert site.history() == [(1, S.FETCHING_INPUT), (1, S.SUCCESS)]
+    assert site.log() == "half way\ndone\n"
+    assert site.events[-1].result == b"r"
+    assert not site.dispatcher.is_open(spec.key)
+
+
+def test_a_run_on_another_worker_is_not_heard(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    assert not SimulatedRun(site, spec, "w2").says(S.RUNNING)
+    assert site.history() == []
+
+
+def test_before_a_job_is_placed_nobody_is_heard(site: Site) -> None:
+    assert not SimulatedRun(site, site.accept(), "w1").says(S.RUNNING)
+    assert site.history() == []
+
+
+def test_one_run_is_heard_and_no_second(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec)
+    assert not SimulatedRun(site, spec, "w1").says(S.ERROR, error="no")
+    assert site.history() == [(1, S.RUNNING)]
+
+
+def test_what_is_of_no_run_is_not_heard(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    event = JobEvent(id="a", attempt=1, time=1.0, status=int(S.SUCCESS), worker="w1")
+    assert not site.dispatcher.hear(event)
+    assert not site.dispatcher.hear(JobEvent(id="z", attempt=1, time=1.0, run="r", worker="w1"))
+
+
+def test_after_the_end_nothing_is_heard(site: Site) -> None:
+    run = site.running(site.accept())
+    run.says(S.SUCCESS)
+    assert not run.says(log="late\n")
+    assert not run.says(S.ERROR)
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+
+
+def test_a_quick_job_that_was_stolen_is_heard_from_where_it_ended(site: Site) -> None:
+    """Dask moves it without a word, and knows of its end before its account arrives."""
+    spec = site.accept()
+    site.place(spec, "w1")
+    run = SimulatedRun(site, spec, "w2")
+    site.end(spec, "w2")
+    assert run.says(S.RUNNING)
+    assert run.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+
+
+# -- lost workers --------------------------------------------------------------------------
+
+
+def test_a_worker_lost_before_the_start_costs_no_attempt(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.lose(spec)
+    run = site.run(spec, "w2")
+    assert run.says(S.RUNNING)
+    assert run.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+    assert site.log() == ""
+
+
+def test_a_worker_lost_after_the_start_costs_an_attempt(site: Site) -> None:
+    spec = site.accept()
+    old = site.running(spec, "w1")
+    site.lose(spec)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
+    assert site.log() == LOST
+    assert not old.says(log="I was only thought dead\n")
+    assert not old.says(S.SUCCESS)
+    new = site.run(spec, "w2")
+    assert not old.says(S.SUCCESS)
+    assert new.says(S.RUNNING)
+    assert not old.says(S.SUCCESS)
+    assert new.says(S.SUCCESS)
+    assert site.history()[2:] == [(2, S.RUNNING), (2, S.SUCCESS)]
+    assert site.log() == LOST
+
+
+def test_the_same_worker_may_get_the_job_again(site: Site) -> None:
+    spec = site.accept()
+    old = site.running(spec, "w1")
+    site.lose(spec)
+    new = site.run(spec, "w1")
+    assert not old.says(S.SUCCESS)
+    assert new.says(S.RUNNING)
+    assert site.history()[-1] == (2, S.RUNNING)
+
+
+def test_a_lost_worker_is_no_failed_try(site: Site) -> None:
+    spec = site.accept(retries=1)
+    site.running(spec, "w1")
+    site.lose(spec)
+    run = site.running(spec, "w2")
+    assert run.says(S.ERROR, error="no")
+    assert site.history()[-1] == (3, S.QUEUED)
+
+
+def test_a_job_that_lost_too_many_workers_names_them(site: Site) -> None:
+    spec = site.accept()
+    for worker in ("w1", "w2"):
+        site.running(spec, worker)
+        site.lose(spec)
+    site.dispatcher.failed(spec.key, "The task was lost.")
+    assert site.history()[-1] == (3, S.ERROR)
+    assert site.events[-1].error == "The task was lost. Workers lost: w1, w2."
+    assert site.log().endswith("The task was lost. Workers lost: w1, w2.\n")
+
+
+# -- retries -------------------------------------------------------------------------------
+
+FAILED = "Try 1 of 2 failed; the job is tried again as attempt 2.\n"
+
+
+def test_a_run_that_raises_is_tried_again_when_its_error_comes_first(site: Site) -> None:
+    spec = site.accept(retries=1)
+    old = site.running(spec)
+    assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
+    site.lose(spec, alive=True)
+    new = site.running(spec)
+    assert not old.says(log="late\n")
+    assert new.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+    assert site.log() == "Traceback\n" + FAILED
+    assert [e.error for e in site.events if e.error] == []
+    assert next(e.attempt for e in site.events if e.log == "Traceback\n") == 1
+
+
+def test_a_run_that_raises_is_tried_again_when_dask_is_first(site: Site) -> None:
+    spec = site.accept(retries=1)
+    old = site.running(spec)
+    site.lose(spec, alive=True)
+    site.place(spec, "w1")
+    assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
+    new = SimulatedRun(site, spec, "w1")
+    assert new.says(S.RUNNING)
+    assert new.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+    assert site.log() == "Traceback\n" + FAILED
+
+
+def test_the_new_run_may_be_heard_before_the_error_of_the_old(site: Site) -> None:
+    spec = site.accept(retries=1)
+    old = site.running(spec, "w1")
+    site.lose(spec, alive=True)
+    new = site.run(spec, "w2")
+    assert new.says(S.RUNNING)
+    assert not old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
+    assert new.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+
+
+@pytest.mark.parametrize("error_first", [True, False])
+@pytest.mark.parametrize("worker", ["w1", "w2"])
+def test_a_quick_second_try_is_heard_though_dask_knows_its_end_before_all_accounts(
+    site: Site, worker: str, error_first: bool
+) -> None:
+    """The accounts of both runs travel beside Dask's messages, and may all come later."""
+    spec = site.accept(retries=1)
+    old = site.running(spec, "w1")
+    site.lose(spec, alive=True)
+    new = site.run(spec, worker)
+    site.end(spec, worker)
+    if error_first:
+        assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
+    assert new.says(S.RUNNING)
+    assert new.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+
+
+@pytest.mark.parametrize("dask_first", [True, False])
+def test_when_no_try_is_left_the_error_is_the_end(site: Site, dask_first: bool) -> None:
+    spec = site.accept(retries=2)
+    for _ in range(2):
+        run = site.running(spec)
+        if dask_first:
+            site.lose(spec, alive=True)
+        run.says(S.ERROR, log="Traceback\n", error="ValueError: no")
+        if not dask_first:
+            site.lose(spec, alive=True)
+    last = site.running(spec)
+    site.end(spec, "w1")
+    assert last.says(S.ERROR, log="Traceback\n", error="ValueError: no")
+    site.dispatcher.failed(spec.key, "Dask could not run the task")
+    statuses = [(3, S.RUNNING), (3, S.ERROR)]
+    assert site.history()[-2:] == statuses
+    assert site.events[-1].error == "ValueError: no"
+    assert site.log().count("Traceback\n") == 3
+    assert "Try 2 of 3 failed; the job is tried again as attempt 3.\n" in site.log()
+
+
+def test_a_worker_lost_after_a_failed_try_is_one_attempt_more(site: Site) -> None:
+    spec = site.accept(retries=1)
+    old = site.running(spec, "w1")
+    site.lose(spec, alive=True)
+    site.place(spec, "w2")
+    site.lose(spec)  # before the second run had begun
+    old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
+    run = site.running(spec, "w3")
+    assert run.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+    assert "Traceback\n" in site.log()
+
+
+# -- canceling -----------------------------------------------------------------------------
+
+
+def test_a_job_that_waits_is_canceled_at_once(site: Site) -> None:
+    spec = site.accept()
+    site.dispatcher.cancel(["a", "unknown"])
+    assert site.history() == [(1, S.CANCELED)]
+    assert site.cluster.dropped == [spec.key]
+    assert site.cluster.stopped == []
+    assert not site.run(spec).says(S.RUNNING)
+
+
+def test_a_job_that_is_placed_is_stopped_there_too(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.dispatcher.cancel(["a"])
+    assert site.cluster.stopped == [("w1", "a")]
+    assert site.history() == [(1, S.CANCELED)]
+    assert site.cluster.dropped == [spec.key]
+
+
+def test_a_job_that_runs_is_canceled_when_its_run_has_ended(site: Site) -> None:
+    run = site.running(site.accept())
+    site.dispatcher.cancel(["a"])
+    assert site.cluster.stopped == [("w1", "a")]
+    assert site.cluster.dropped == []
+    assert site.history() == [(1, S.RUNNING)]
+    assert run.says(S.CANCELED, log="stopped\n")
+    assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
+
+
+def test_a_job_that_ends_before_it_hears_of_it_ends_as_it_does(site: Site) -> None:
+    run = site.running(site.accept())
+    site.dispatcher.cancel(["a"])
+    run.says(S.SUCCESS)
+    assert site.history()[-1] == (1, S.SUCCESS)
+    site.dispatcher.cancel(["a"])
+    assert len(site.cluster.stopped) == 1
+
+
+def test_a_job_whose_worker_is_lost_while_it_is_stopped_is_canceled(site: Site) -> None:
+    spec = site.accept()
+    run = site.running(spec)
+    site.dispatcher.cancel(["a"])
+    site.lose(spec)
+    assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
+    assert site.cluster.dropped == [spec.key]
+    assert not run.says(S.SUCCESS)
+
+
+@pytest.mark.parametrize("end", [S.CANCELED, S.ERROR])
+@pytest.mark.parametrize("dask_first", [True, False])
+def test_a_canceled_job_is_not_tried_again(site: Site, end: JobStatus, dask_first: bool) -> None:
+    """Dask has tries left, and does not know that the run did not just fail."""
+    spec = site.accept(retries=2)
+    run = site.running(spec)
+    site.dispatcher.cancel(["a"])
+    if dask_first:
+        site.lose(spec, alive=True)
+    run.says(end)
+    if not dask_first:
+        site.lose(spec, alive=True)
+    assert site.history() == [(1, S.RUNNING), (1, end)]
+    assert spec.key in site.cluster.dropped
+
+
+def test_a_job_canceled_between_two_tries_does_not_run_again(site: Site) -> None:
+    spec = site.accept(retries=1)
+    run = site.running(spec)
+    run.says(S.ERROR, error="ValueError: no")
+    site.lose(spec, alive=True)
+    site.dispatcher.cancel(["a"])
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.CANCELED)]
+    assert site.cluster.dropped == [spec.key]
+
+
+@pytest.mark.parametrize("what", ["failed", "forgotten"])
+def test_a_canceled_job_that_dask_gives_up_is_canceled(site: Site, what: str) -> None:
+    spec = site.accept()
+    site.running(spec)
+    site.dispatcher.cancel(["a"])
+    if what == "failed":
+        site.dispatcher.failed(spec.key, "Dask could not run the task")
+    else:
+        site.dispatcher.forgotten(spec.key)
+    assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
+    assert len(site.cluster.submitted) == 1
+
+
+# -- what Dask gives up --------------------------------------------------------------------
+
+
+def test_what_dask_cannot_run_ends_in_error_with_its_reason(site: Site) -> None:
+    spec = site.accept()
+    site.dispatcher.failed(spec.key, "Dask could not run the task: no worker")
+    assert site.history() == [(1, S.ERROR)]
+    assert site.log() == "Dask could not run the task: no worker\n"
+    assert site.events[-1].error == "Dask could not run the task: no worker"
+    site.dispatcher.failed(spec.key, "again")
+    assert len(site.history()) == 1
+
+
+def test_after_its_end_was_told_nothing_of_dask_matters(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec).says(S.ERROR, error="ValueError: no")
+    site.dispatcher.failed(spec.key, "Dask could not run the task")
+    site.dispatcher.forgotten(spec.key)
+    site.dispatcher.ended(spec.key, "w1")
+    site.lose(spec)
+    assert site.history() == [(1, S.RUNNING), (1, S.ERROR)]
+    assert site.cluster.submitted == [spec.key]
+
+
+def test_keys_of_others_are_nothing_to_us(site: Site) -> None:
+    assert "x" not in site.dispatcher
+    assert not site.dispatcher.is_open("x")
+    for tell in (site.dispatcher.forgotten,):
+        tell("x")
+    site.dispatcher.failed("x", "no")
+    site.dispatcher.ended("x", None)
+    site.dispatcher.taken_away("x", None, alive=False)
+    assert site.events == []
+
+
+def test_what_dask_forgets_is_submitted_again_under_another_key(site: Site) -> None:
+    spec = site.accept(payload=b"call")
+    old = site.running(spec)
+    assert site.dispatcher.is_open(spec.key)
+    site.dispatcher.forgotten(spec.key)
+    assert site.cluster.submitted == [spec.key, "count-a-2"]
+    again = site.cluster.specs["count-a-2"]
+    assert (again.attempt, again.payload) == (2, b"call")
+    assert spec.key not in site.dispatcher
+    assert not old.says(S.SUCCESS)
+    run = site.running(again, "w2")
+    assert run.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+
+
+def test_a_run_that_was_never_heard_is_not_heard_for_the_attempt_after(site: Site) -> None:
+    spec = site.accept()
+    silent = site.run(spec, "w1")
+    site.cluster.places.clear()
+    site.dispatcher.forgotten(spec.key)
+    again = site.cluster.specs["count-a-2"]
+    site.place(again, "w1")
+    assert not silent.says(S.SUCCESS)
+    assert site.history() == [(2, S.QUEUED)]
+
+
+# -- what Girder says ----------------------------------------------------------------------
+
+
+def test_a_job_is_in_hand_until_girder_has_acknowledged_its_end(site: Site) -> None:
+    spec = site.accept()
+    site.dispatcher.verdict("a", "done")
+    assert len(site.dispatcher) == 1, "its end is not told yet"
+    site.running(spec).says(S.SUCCESS)
+    assert len(site.dispatcher) == 1
+    site.dispatcher.verdict("a", "done")
+    assert len(site.dispatcher) == 0
+    assert spec.key not in site.dispatcher
+    assert site.forgotten == [("a", 1)]
+    assert site.cluster.dropped == []
+    site.dispatcher.verdict("a", "done")
+
+
+@pytest.mark.parametrize("kind", ["stale", "gone"])
+def test_a_job_that_is_ours_no_longer_is_stopped_and_let_go(site: Site, kind: str) -> None:
+    spec = site.accept()
+    run = site.running(spec)
+    said = len(site.events)
+    site.dispatcher.verdict("a", kind)
+    assert site.cluster.stopped == [("w1", "a")]
+    assert site.cluster.dropped == [spec.key]
+    assert site.forgotten == [("a", 1)]
+    assert len(site.dispatcher) == 0
+    assert not run.says(S.SUCCESS)
+    assert len(site.events) == said
+
+
+def test_girder_may_remind_of_a_cancellation(site: Site) -> None:
+    site.running(site.accept())
+    site.dispatcher.verdict("a", "cancel")
+    site.dispatcher.verdict("unknown", "cancel")
+    assert site.cluster.stopped == [("w1", "a")]
+
+
+def test_what_is_forgotten_names_the_attempt_that_was_recorded_last(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec)
+    site.lose(spec)
+    site.running(spec, "w2").says(S.SUCCESS)
+    site.dispatcher.verdict("a", "done")
+    assert site.forgotten == [("a", 2)]

@@ -1,0 +1,282 @@
+"""Whatever happens in whatever order, each job has one consistent history."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from dispatch_site import SimulatedRun, Site
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from girder_dask.jobs import FINAL, JobEvent, JobSpec, JobStatus, can_follow
+
+S = JobStatus
+JOBS = ["a", "b"]
+
+
+@dataclass
+class Key:
+    """What Dask does with a key."""
+
+    spec: JobSpec
+    retries: int
+    worker: str | None = None
+    run: Doing | None = None
+    over: bool = False
+
+
+@dataclass
+class Doing:
+    """What a run does on its worker, whether or not anybody listens."""
+
+    run: SimulatedRun
+    key: Key
+    status: JobStatus | None = None
+    told_to_stop: bool = False
+    unsent: deque[JobEvent] = field(default_factory=deque)
+
+    @property
+    def over(self) -> bool:
+        return self.status in FINAL
+
+    def go_to(self, status: JobStatus) -> None:
+        self.status = status
+        self.unsent.append(self.run.event(status, log=f"{self.run.id} {status.name}\n"))
+
+
+NEXT = {
+    None: [S.FETCHING_INPUT, S.RUNNING, S.ERROR],
+    S.FETCHING_INPUT: [S.RUNNING, S.ERROR],
+    S.RUNNING: [S.PUSHING_OUTPUT, S.SUCCESS, S.ERROR],
+    S.PUSHING_OUTPUT: [S.SUCCESS, S.ERROR],
+}
+
+
+class Histories(RuleBasedStateMachine):
+    """A cluster whose workers come and go, and whose messages are late.
+
+    A worker's address is never used again. What a run says arrives in order, but at any
+    time, also after its worker was given up; what Dask says arrives at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = Site()
+        self.keys: dict[str, Key] = {}
+        self.doings: list[Doing] = []
+        self.workers = ["w1", "w2"]
+        self.made = 2
+        self.attempts: dict[str, int] = {}
+
+    # -- what the cluster sees ---------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Take over what the dispatcher has told Dask."""
+        for key in self.site.cluster.submitted:
+            if key not in self.keys:
+                spec = self.site.cluster.specs[key]
+                self.keys[key] = Key(spec, spec.retries)
+        for name in self.site.cluster.dropped:
+            self.keys[name].over = True
+        self.site.cluster.dropped.clear()
+        for worker, job in self.site.cluster.stopped:
+            for doing in self.doings:
+                if doing.run.worker == worker and doing.run.spec.id == job:
+                    doing.told_to_stop = True
+        self.site.cluster.stopped.clear()
+
+    def waiting(self) -> list[Key]:
+        return [k for k in self.keys.values() if not k.over and k.worker is None]
+
+    def placed(self) -> list[Key]:
+        return [k for k in self.keys.values() if not k.over and k.worker is not None]
+
+    def ended(self) -> list[Key]:
+        return [k for k in self.placed() if k.run is not None and k.run.over]
+
+    # -- what happens ------------------------------------------------------------------------
+
+    @initialize(retries=st.lists(st.integers(0, 2), min_size=len(JOBS), max_size=len(JOBS)))
+    def submit(self, retries: list[int]) -> None:
+        for job, count in zip(JOBS, retries, strict=True):
+            self.site.accept(job, retries=count)
+            self.attempts[job] = 1
+
+    @rule(job=st.sampled_from(JOBS))
+    def submit_again(self, job: str) -> None:
+        key = next(k for k in self.site.cluster.submitted if f"-{job}-" in k)
+        self.site.dispatcher.accept([self.site.cluster.specs[key]])
+
+    @precondition(lambda self: self.waiting())
+    @rule(data=st.data())
+    def place(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.waiting()))
+        key.worker = data.draw(st.sampled_from(self.workers))
+        self.site.place(key.spec, key.worker)
+
+    @precondition(lambda self: any(k.run is None for k in self.placed()))
+    @rule(data=st.data(), stolen=st.booleans())
+    def start(self, data: st.DataObject, stolen: bool) -> None:
+        key = data.draw(st.sampled_from([k for k in self.placed() if k.run is None]))
+        if stolen:  # with no word to the plugins
+            key.worker = data.draw(st.sampled_from(self.workers))
+            self.site.cluster.places[key.spec.key] = key.worker
+        assert key.worker is not None
+        key.run = Doing(SimulatedRun(self.site, key.spec, key.worker), key)
+        self.doings.append(key.run)
+
+    @precondition(lambda self: any(not d.over for d in self.doings))
+    @rule(data=st.data())
+    def work(self, data: st.DataObject) -> None:
+        doing = data.draw(st.sampled_from([d for d in self.doings if not d.over]))
+        self.advance(doing, data.draw(st.integers(0, 2)))
+
+    def advance(self, doing: Doing, choice: int) -> None:
+        if doing.told_to_stop:
+            doing.go_to(S.CANCELED)
+        else:
+            possible = NEXT[doing.status]
+            doing.go_to(possible[choice % len(possible)])
+
+    @precondition(lambda self: any(d.unsent for d in self.doings))
+    @rule(data=st.data())
+    def hear(self, data: st.DataObject) -> None:
+        doing = data.draw(st.sampled_from([d for d in self.doings if d.unsent]))
+        self.site.dispatcher.hear(doing.unsent.popleft())
+
+    @precondition(lambda self: self.ended())
+    @rule(data=st.data())
+    def dask_hears_of_an_end(self, data: st.DataObject) -> None:
+        self.end(data.draw(st.sampled_from(self.ended())))
+
+    def end(self, key: Key) -> None:
+        assert key.run is not None
+        raised = key.run.status != S.SUCCESS
+        worker, key.worker, key.run = key.worker, None, None
+        self.site.cluster.places.pop(key.spec.key, None)
+        if key.spec.key not in self.site.dispatcher:
+            key.over = not (raised and key.retries)
+            key.retries -= 1
+        elif raised and key.retries:
+            key.retries -= 1
+            self.site.dispatcher.taken_away(key.spec.key, worker, alive=True)
+        else:
+            key.over = True
+            self.site.dispatcher.ended(key.spec.key, worker)
+
+    @rule(data=st.data())
+    def lose_a_worker(self, data: st.DataObject) -> None:
+        lost = data.draw(st.sampled_from(self.workers))
+        self.workers.remove(lost)
+        self.made += 1
+        self.workers.append(f"w{self.made}")
+        for key in self.placed():
+            if key.worker == lost:
+                key.worker = key.run = None
+                self.site.cluster.places.pop(key.spec.key, None)
+                if key.spec.key in self.site.dispatcher:
+                    self.site.dispatcher.taken_away(key.spec.key, lost, alive=False)
+        if data.draw(st.booleans()):  # else it was only thought dead
+            for doing in self.doings:
+                if doing.run.worker == lost:
+                    doing.unsent.clear()
+                    doing.status = S.CANCELED
+
+    @rule(job=st.sampled_from(JOBS))
+    def cancel(self, job: str) -> None:
+        self.site.dispatcher.cancel([job])
+
+    @precondition(lambda self: self.placed())
+    @rule(data=st.data())
+    def dask_gives_up(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.placed()))
+        key.over = True
+        self.site.cluster.places.pop(key.spec.key, None)
+        self.site.dispatcher.failed(key.spec.key, "Dask gave up.")
+
+    @precondition(lambda self: any(k.over for k in self.keys.values()))
+    @rule(data=st.data())
+    def dask_forgets(self, data: st.DataObject) -> None:
+        """Its account was waited for in vain."""
+        over = [k for k in self.keys.values() if k.over]
+        self.forget(data.draw(st.sampled_from(over)))
+
+    def forget(self, key: Key) -> None:
+        if self.site.dispatcher.is_open(key.spec.key):
+            self.site.dispatcher.forgotten(key.spec.key)
+
+    # -- what must hold ----------------------------------------------------------------------
+
+    @invariant()
+    def histories_are_consistent(self) -> None:
+        self.catch_up()
+        for job in JOBS:
+            self.check(job)
+
+    def check(self, job: str) -> None:
+        attempt, status = 1, S.QUEUED
+        for event in (e for e in self.site.events if e.id == job):
+            assert status not in FINAL, f"something after the end: {event}"
+            assert event.attempt >= attempt
+            if event.status is not None:
+                new = JobStatus(event.status)
+                queued_anew = event.attempt > attempt and new == S.QUEUED
+                assert queued_anew or can_follow(status, new), f"{status.name} → {new.name}"
+                status = new
+            else:
+                assert event.attempt == attempt, "an attempt begins with QUEUED"
+            attempt = event.attempt
+
+    def teardown(self) -> None:
+        """Let everything come to its end: then each job has one."""
+        for _ in range(100):
+            self.catch_up()
+            if not self.step():
+                break
+        else:
+            raise AssertionError("the jobs do not come to an end")
+        self.histories_are_consistent()
+        for job in self.attempts:
+            ends = [status for _, status in self.site.history(job) if status in FINAL]
+            assert len(ends) == 1, f"job {job}: {self.site.history(job)}"
+
+    def step(self) -> bool:
+        """Do one thing of those that are left to do. Say whether there was any."""
+        for doing in self.doings:
+            if doing.unsent:
+                self.site.dispatcher.hear(doing.unsent.popleft())
+                return True
+            if not doing.over:
+                self.advance(doing, 2)
+                return True
+        for key in self.ended():
+            self.end(key)
+            return True
+        for key in self.placed():
+            assert key.worker is not None
+            key.run = Doing(SimulatedRun(self.site, key.spec, key.worker), key)
+            self.doings.append(key.run)
+            return True
+        for key in self.waiting():
+            key.worker = self.workers[0]
+            self.site.cluster.places[key.spec.key] = key.worker
+            if key.spec.key in self.site.dispatcher:
+                self.site.dispatcher.placed(key.spec.key, key.worker)
+            return True
+        for key in self.keys.values():
+            if key.over and self.site.dispatcher.is_open(key.spec.key):
+                self.forget(key)
+                return True
+        return False
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
