@@ -153,7 +153,9 @@ def demo(directory: Path | None, keep: bool, as_json: bool) -> int:
 
 @main.command()
 @click.option("--api-url", help="Girder's REST API. Default: girder.api-url of Dask's config.")
-@click.option("--scheduler", help="The scheduler's address. Default: what Girder's setting says.")
+@click.option(
+    "--scheduler", help="The scheduler's address. Default: scheduler-address of Dask's config."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def doctor(api_url: str | None, scheduler: str | None, as_json: bool) -> int:
     """Check each link between Girder, the scheduler and the workers."""

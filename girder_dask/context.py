@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,12 +118,10 @@ class JobManager:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Facts about one run. ``id`` is the job's id, ``delivery_info`` says where it runs."""
+    """Facts about one run. ``id`` is the job's id, ``hostname`` where it runs."""
 
     id: str | None = None
     attempt: int = 1
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
     hostname: str | None = None
     girder_api_url: str | None = None
 

@@ -53,6 +53,7 @@ class _Hand:
     status: JobStatus = JobStatus.QUEUED
     run: str | None = None  # the run that is heard
     worker: str | None = None  # where it is, or was last
+    ended_on: str | None = None  # where Dask has seen it end
     closed: set[str] = field(default_factory=set)  # runs that are heard no more
     lost_on: list[str] = field(default_factory=list)
     canceled: bool = False
@@ -138,7 +139,9 @@ class Dispatcher:
     def hear(self, event: JobEvent) -> bool:
         """Take in what a run says. Say whether that run is the one that is heard."""
         hand = self._by_id.get(event.id)
-        if hand is None or hand.told or not self._admitted(hand, event):
+        if hand is None or hand.told or event.attempt != hand.spec.attempt:
+            return False
+        if not self._admitted(hand, event):
             return False
         status = None if event.status is None else JobStatus(event.status)
         if status == JobStatus.ERROR and hand.tries < hand.spec.retries and not hand.canceled:
@@ -148,6 +151,8 @@ class Dispatcher:
             hand.status = status
         hand.told = status in FINAL
         self._record(replace(event, attempt=hand.attempt))
+        if hand.told and hand.spec.retries and status != JobStatus.SUCCESS:
+            self._cluster.drop([hand.spec.key])  # Dask may have tries left
         return True
 
     def _admitted(self, hand: _Hand, event: JobEvent) -> bool:
@@ -157,7 +162,8 @@ class Dispatcher:
             self._again_after_error(hand, None)
         if event.run in hand.closed or hand.run is not None:
             return False
-        if event.worker not in (self._cluster.placed_on(hand.spec.key), hand.worker):
+        places = (self._cluster.placed_on(hand.spec.key), hand.worker, hand.ended_on)
+        if event.worker not in places:
             return False
         hand.run = event.run
         hand.worker = event.worker
@@ -186,14 +192,15 @@ class Dispatcher:
     def placed(self, key: str, worker: str) -> None:
         """Take note that Dask has placed a key on a worker."""
         hand = self._by_key[key]
+        hand.ended_on = None
         if hand.run is None:
             hand.worker = worker
 
     def ended(self, key: str, worker: str | None) -> None:
         """Take note that a key has ended on a worker, which may be another than it began on."""
         hand = self._by_key.get(key)
-        if hand is not None and hand.run is None:
-            hand.worker = worker
+        if hand is not None:
+            hand.ended_on = worker
 
     def taken_away(self, key: str, worker: str | None, *, alive: bool) -> None:
         """Take note that a key is on its worker no longer, but wanted: it will run again.
@@ -203,8 +210,14 @@ class Dispatcher:
         hand = self._by_key.get(key)
         if hand is None or hand.told:
             return
+        hand.ended_on = None
         if hand.run is None:
             hand.worker = None
+            return
+        if hand.retrying:  # what is lost now had not begun
+            return
+        if alive and hand.canceled:
+            self._cluster.drop([key])
             return
         if alive and hand.tries < hand.spec.retries:
             hand.retrying = True

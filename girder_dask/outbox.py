@@ -198,20 +198,27 @@ class Outbox:
             await self._pace.turn()
             self._idle.clear()
             barriers, self._barriers = self._barriers, []
-            while batch := self._gather():
+            self._gather()
+            while batch := self._next_batch():
                 await self._deliver(batch)
             for barrier in barriers:
                 barrier.set()
             self._pace.sent()
             self._idle.set()
 
-    def _gather(self) -> list[dict[str, Any]]:
+    def _gather(self) -> None:
+        """Queue the output and progress that wait now. What comes meanwhile has its own turn."""
         with self.lock:
             dirty, self._dirty = self._dirty, {}
             for outlet in dirty:
                 event = outlet.waiting()
                 if event is not None:
                     self._queue.append(event)
+                    if event.log is not None and len(event.log) >= _MOST_CHARACTERS:
+                        self._pace.poke(urgent=True)  # there is more
+
+    def _next_batch(self) -> list[dict[str, Any]]:
+        with self.lock:
             count = min(len(self._queue), _MOST_EVENTS)
             return [self._queue.popleft().to_wire() for _ in range(count)]
 

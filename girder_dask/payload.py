@@ -119,7 +119,7 @@ def open_call(payload: bytes) -> Call:
 class _Short(reprlib.Repr):
     """Short representations, without addresses for objects whose own one fails."""
 
-    def repr_instance(self, x: Any, level: int) -> str:
+    def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002
         try:
             text = repr(x)
         except Exception as e:  # noqa: BLE001 - a foreign __repr__ may raise anything

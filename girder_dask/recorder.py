@@ -213,7 +213,7 @@ class Recorder:
         for kind, ids in verdicts.items():
             for job_id in ids:
                 # With two attempts in one request it is the older one that is stale.
-                if kind != "stale" or attempts[job_id] == 1:
+                if kind != "stale" or attempts[job_id] <= 1:
                     self._verdict(job_id, kind)
         for account in accounts:
             if account.final:
@@ -226,7 +226,8 @@ class Recorder:
             self.requests += 1
             try:
                 verdicts = await self._post(wire)
-            except Exception as e:  # noqa: BLE001 - whatever it is, the updates are kept
+            except Exception as e:
+                # Whatever it is, the updates are kept.
                 text = str(e) if isinstance(e, GirderError) else repr(e)
                 if text != self.error:
                     unexpected = None if isinstance(e, GirderError) else e

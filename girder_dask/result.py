@@ -23,12 +23,12 @@ class JobResult:
     Parameters
     ----------
     job
-        A job document, or the id of a job.
+        A job document, or the id of a job as a string or ObjectId.
     """
 
-    def __init__(self, job: Mapping[str, Any] | str) -> None:
-        self._job: dict[str, Any] = {"_id": job} if isinstance(job, str) else dict(job)
-        self._complete = not isinstance(job, str)
+    def __init__(self, job: Mapping[str, Any] | Any) -> None:
+        self._complete = isinstance(job, Mapping)
+        self._job: dict[str, Any] = dict(job) if self._complete else {"_id": str(job)}
 
     @property
     def id(self) -> str:

@@ -6,13 +6,14 @@ missing. The end of the run and the rest of its log are one event.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import pickle
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # A run that the scheduler does not hear for this long must not push outputs.
 _CONFIRM_TIME = 300.0
+# A task that swallows an interruption is interrupted again.
+_INTERRUPT_PAUSE = 1.0
 
 
 @dataclass(slots=True)
@@ -153,14 +156,12 @@ class Run:
         call, function = self._open()
         args, kwargs = self._fetch(job, call)
         self._enter(JobStatus.RUNNING)
-        limit = self._limit_time()
         try:
-            value = function(*args, **kwargs)
+            with self._time_limit():
+                value = function(*args, **kwargs)
         except BaseException:
             self._tell_hooks(call)
             raise
-        finally:
-            limit.cancel()
         self._stop_if_canceled()
         kept, note = self._keep(value)
         if call.hooks:
@@ -280,19 +281,32 @@ class Run:
             if self._thread is not None:
                 _raise_in(self._thread, JobCanceled)
 
-    def _limit_time(self) -> threading.Timer:
-        """Return the timer that ends the call when it takes longer than it may."""
-        timer = threading.Timer(self.spec.timeout or 0.0, self._time_out)
-        timer.daemon = True
-        if self.spec.timeout is not None:
-            timer.start()
-        return timer
+    @contextlib.contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        """Interrupt what runs within when it takes longer than the job may."""
+        if self.spec.timeout is None:
+            yield
+            return
+        over = threading.Event()
+        threading.Thread(target=self._enforce_limit, args=(over,), daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                over.set()
+                if self._thread is not None:
+                    _raise_in(self._thread, None)
+        if self._timed_out:  # the task has swallowed the interruption
+            raise JobTimeout(job_id=self.spec.id)
 
-    def _time_out(self) -> None:
-        with self._lock:
-            self._timed_out = True
-            if self._thread is not None:
-                _raise_in(self._thread, JobTimeout)
+    def _enforce_limit(self, over: threading.Event) -> None:
+        pause = self.spec.timeout
+        while not over.wait(pause):
+            with self._lock:
+                if self._thread is not None and not over.is_set():
+                    self._timed_out = True
+                    _raise_in(self._thread, JobTimeout)
+            pause = _INTERRUPT_PAUSE
 
     def _out_of_reach(self) -> None:
         with self._lock:

@@ -174,9 +174,10 @@ class Task(Generic[P, R]):
                 f"The arguments do not fit {self.name}{self.signature}: {e}. No job was made.",
                 task=self.name,
             ) from e
-        if options.get("isolation", self.settings.isolation) != "thread":
+        isolation = options.get("isolation", self.settings.isolation)
+        if isolation != "thread":
             raise SubmissionError(
-                f"{self.name} asks for isolation={self.settings.isolation!r}, and this version of "
+                f"{self.name} asks for isolation={isolation!r}, and this version of "
                 "girder_dask runs tasks in threads only. No job was made.",
                 task=self.name,
             )
@@ -339,7 +340,5 @@ def discover() -> dict[str, Task[Any, Any]]:
     found: dict[str, Task[Any, Any]] = {}
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         module = importlib.import_module(entry_point.value.partition(":")[0])
-        for value in vars(module).values():
-            if isinstance(value, Task):
-                found[value.name] = value
+        found |= {value.name: value for value in vars(module).values() if isinstance(value, Task)}
     return dict(sorted(found.items()))

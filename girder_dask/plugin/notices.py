@@ -13,9 +13,11 @@ from typing import Any
 
 import redis
 from girder.models.user import User
-from girder.notification import _redis_client_sync
+from girder.notification import ProgressState, _redis_client_sync
 from girder_jobs.constants import JobStatus as GirderJobStatus
 from girder_jobs.models.job import Job
+
+from girder_dask.jobs import FINAL, JobStatus
 
 __all__ = ["Notices", "owners"]
 
@@ -68,7 +70,7 @@ class Notices:
             "title": job["title"],
             "total": progress["total"],
             "current": progress["current"],
-            "state": GirderJobStatus.toNotificationStatus(job["status"]),
+            "state": _progress_state(job["status"]),
             "message": progress["message"],
             "resource": job,
             "resourceName": "job",
@@ -105,3 +107,13 @@ class Notices:
             pipeline.execute()
         except redis.RedisError as e:
             logger.warning("%d notices about jobs were not sent: %s", len(waiting), e)
+
+
+def _progress_state(status: int) -> str:
+    """Return the state that a browser shows a progress bar in.
+
+    Girder's own jobs know no states besides theirs, and show the others as errors.
+    """
+    if status not in FINAL and status >= JobStatus.FETCHING_INPUT:
+        return str(ProgressState.ACTIVE)
+    return str(GirderJobStatus.toNotificationStatus(status))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dispatch_site import SimulatedRun, Site
 from hypothesis import settings
@@ -114,6 +114,15 @@ class Histories(RuleBasedStateMachine):
     def submit_again(self, job: str) -> None:
         key = next(k for k in self.site.cluster.submitted if f"-{job}-" in k)
         self.site.dispatcher.accept([self.site.cluster.specs[key]])
+
+    @rule(job=st.sampled_from(JOBS))
+    def claim_again(self, job: str) -> None:
+        """Girder hands the job over as a new attempt; nobody tells the run of the old one."""
+        last = next(k for k in reversed(self.site.cluster.submitted) if f"-{job}-" in k)
+        if self.site.dispatcher.is_open(last):
+            self.attempts[job] = max(e.attempt for e in self.site.events if e.id == job) + 1
+            spec = replace(self.site.cluster.specs[last], attempt=self.attempts[job])
+            self.site.dispatcher.accept([spec])
 
     @precondition(lambda self: self.waiting())
     @rule(data=st.data())
@@ -231,8 +240,9 @@ class Histories(RuleBasedStateMachine):
                 queued_anew = event.attempt > attempt and new == S.QUEUED
                 assert queued_anew or can_follow(status, new), f"{status.name} → {new.name}"
                 status = new
-            else:
-                assert event.attempt == attempt, "an attempt begins with QUEUED"
+            elif event.attempt > attempt:
+                assert event.log is None, "an attempt begins with QUEUED, or with being accepted"
+                status = S.QUEUED
             attempt = event.attempt
 
     def teardown(self) -> None:

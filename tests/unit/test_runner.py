@@ -1,0 +1,709 @@
+"""One run of a job: whatever the task does, its end is told."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import pickle
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deadline import SECONDS, until
+
+from girder_dask import current_job, inherit, logs, task
+from girder_dask.context import RunningJob
+from girder_dask.errors import JobCanceled, JobFailed, TaskNotFoundError, TransformError
+from girder_dask.failures import Place
+from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.outbox import Outbox
+from girder_dask.payload import pack_call
+from girder_dask.runner import Run, Station
+
+S = JobStatus
+WORKER = "tcp://10.0.0.7:4312"
+
+
+class Worker:
+    """A station with an outbox on an event loop of its own, and threads that run jobs."""
+
+    def __init__(self, directory: Path) -> None:
+        self.events: list[JobEvent] = []
+        self.dropped: set[str] = set()
+        self.open = threading.Event()
+        self.open.set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.threads = concurrent.futures.ThreadPoolExecutor(4)
+        self.station = Station(
+            place=Place(WORKER, "node7"),
+            outbox=self.make_outbox(1 << 20),
+            directory=directory / "scratch",
+            api_url=None,
+            max_result=1000,
+        )
+
+    def make_outbox(self, capacity: int) -> Outbox:
+        async def make() -> Outbox:
+            return Outbox(self._send, interval=0.0, log_capacity=capacity, worker=WORKER)
+
+        return asyncio.run_coroutine_threadsafe(make(), self._loop).result(SECONDS)
+
+    async def _send(self, name: str, batch: int, wire: list[dict[str, Any]]) -> Collection[str]:
+        while not self.open.is_set():
+            await asyncio.sleep(0.002)
+        events = [JobEvent.from_wire(each) for each in wire]
+        self.events += events
+        return {e.run for e in events if e.run in self.dropped}
+
+    def close(self) -> None:
+        self.open.set()
+        self.threads.shutdown()
+        closing = self.station.outbox.close(SECONDS)
+        asyncio.run_coroutine_threadsafe(closing, self._loop).result(SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # -- running -----------------------------------------------------------------------------
+
+    def run(
+        self,
+        function: Callable[..., Any] | None,
+        *args: Any,
+        hooks: Any = (),
+        job_id: str = "a",
+        payload: bytes | None = None,
+        **fields: Any,
+    ) -> Run:
+        """Return the run of a function, or of the task that ``fields`` name, not yet begun."""
+        if payload is None:
+            payload = pack_call(args, fields.pop("kwargs", {}), hooks, function)
+        fields = {"task": "m:f", "attempt": 1, "title": "Count", **fields}
+        return Run(JobSpec(id=job_id, payload=payload, **fields), self.station)
+
+    def begin(self, run: Run) -> concurrent.futures.Future[Any]:
+        return self.threads.submit(run)
+
+    def outcome(self, function: Callable[..., Any] | None, *args: Any, **fields: Any) -> Any:
+        """Run and return what the run returned or raised, when its end has arrived."""
+        future = self.begin(self.run(function, *args, **fields))
+        job_id = fields.get("job_id", "a")
+        error = future.exception(SECONDS)
+        until(lambda: any(e.status in (3, 4, 5) for e in self.events if e.id == job_id))
+        return error if error is not None else future.result()
+
+    def statuses(self, job_id: str = "a") -> list[JobStatus]:
+        return [
+            JobStatus(e.status) for e in self.events if e.id == job_id and e.status is not None
+        ]
+
+    def log(self, job_id: str = "a") -> str:
+        return "".join(e.log or "" for e in self.events if e.id == job_id)
+
+    @property
+    def end(self) -> JobEvent:
+        return next(e for e in self.events if e.status in (3, 4, 5))
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    opened = Worker(tmp_path)
+    yield opened
+    opened.close()
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[None]:
+    logs.install("INFO")
+    inherit.install()
+    try:
+        yield
+    finally:
+        inherit.uninstall()
+        logs.uninstall()
+
+
+# -- the ends of a run ---------------------------------------------------------------------
+
+
+def test_a_function_that_returns_ends_in_success(worker: Worker) -> None:
+    assert worker.outcome(lambda a, b: a + b, 1, kwargs={"b": 2}) == 3
+    assert worker.statuses() == [S.RUNNING, S.SUCCESS]
+    assert worker.end.result is not None
+    assert pickle.loads(worker.end.result) == 3
+    assert (worker.end.error, worker.end.attempt, worker.end.worker) == (None, 1, WORKER)
+    assert worker.station.runs == {}
+
+
+@task
+def a_task(n: int) -> int:
+    return 2 * n
+
+
+@task(bind=True)
+def a_bound_task(self: RunningJob, n: int) -> tuple[str | None, int]:
+    return self.id, n
+
+
+def test_a_task_is_found_by_its_name(worker: Worker) -> None:
+    assert worker.outcome(None, 4, task=a_task.name) == 8
+    assert worker.outcome(None, 4, task=a_bound_task.name, job_id="b") == ("b", 4)
+
+
+def user_function(source: str, filename: str = "/site/coins.py") -> Callable[..., Any]:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(textwrap.dedent(source), filename, "exec"), names)  # noqa: S102 - our own
+    return names["work"]  # type: ignore[no-any-return]
+
+
+def test_an_error_is_told_with_the_frames_of_the_user_alone(worker: Worker) -> None:
+    error = worker.outcome(
+        user_function("""
+            def work():
+                return deeper()
+            def deeper():
+                raise ValueError("no coins")
+        """)
+    )
+    assert isinstance(error, ValueError)
+    assert worker.statuses() == [S.RUNNING, S.ERROR]
+    assert worker.end.error == "ValueError: no coins"
+    assert worker.end.result is None
+    log = worker.log()
+    assert log.startswith("Traceback (most recent call last):\n")
+    assert '"/site/coins.py", line 3, in work' in log
+    assert '"/site/coins.py", line 5, in deeper' in log
+    assert log.endswith("ValueError: no coins\n")
+    assert "runner.py" not in log
+
+
+def test_the_frames_of_our_decorator_are_left_out_too(worker: Worker) -> None:
+    worker.outcome(None, "not a number", task=a_failing_task.name)
+    assert "ZeroDivisionError" in worker.log()
+    assert "in a_failing_task" in worker.log()
+    assert "girder_dask/task.py" not in worker.log()
+
+
+@task
+def a_failing_task(n: Any) -> float:
+    return 1 / 0
+
+
+def test_an_exit_does_not_end_the_worker(worker: Worker) -> None:
+    error = worker.outcome(user_function("import sys\ndef work():\n    sys.exit(3)\n"))
+    assert isinstance(error, JobFailed)
+    assert error.job_id == "a"
+    assert worker.end.error == "SystemExit: 3"
+    assert "sys.exit(3)" in worker.log()
+    assert "/site/coins.py, line 3" in worker.log()
+    assert worker.outcome(lambda: 1, job_id="b") == 1
+
+
+def test_a_keyboard_interrupt_does_not_end_the_worker(worker: Worker) -> None:
+    error = worker.outcome(user_function("def work():\n    raise KeyboardInterrupt\n"))
+    assert isinstance(error, JobFailed)
+    assert worker.statuses()[-1] == S.ERROR
+    assert worker.end.error == "KeyboardInterrupt"
+    assert "which ends it as an error" in worker.log()
+
+
+class Odd(BaseException):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_error_of_any_kind_ends_a_run(worker: Worker) -> None:
+    def work() -> None:
+        raise Odd
+
+    assert isinstance(worker.outcome(work), JobFailed)
+    assert worker.statuses() == [S.RUNNING, S.ERROR]
+    assert "Odd" in worker.log()
+
+
+# -- what is missing -----------------------------------------------------------------------
+
+
+def test_a_package_that_is_missing_is_named_with_what_to_do(worker: Worker) -> None:
+    error = worker.outcome(None, task="no_such_tasks.coins:count", package="no-such-tasks 1.2")
+    assert isinstance(error, ModuleNotFoundError)
+    assert worker.statuses() == [S.ERROR]
+    assert f"cannot run on worker {WORKER} on node7" in worker.log()
+    assert worker.log().endswith("    pip install 'no-such-tasks==1.2'\n")
+    assert "Traceback" not in worker.log()
+
+
+def test_a_module_that_the_arguments_need_is_named(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_in_girder.py").write_text("class Coin: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_in_girder  # type: ignore[import-not-found]
+
+    payload = pack_call((only_in_girder.Coin(),), {})
+    del sys.modules["only_in_girder"]
+    monkeypatch.undo()
+
+    worker.outcome(None, payload=payload, task=a_task.name)
+    assert worker.statuses() == [S.ERROR]
+    assert worker.end.error == "ModuleNotFoundError: No module named 'only_in_girder'"
+    assert "pip install 'only_in_girder'" in worker.log()
+    assert WORKER in worker.log()
+
+
+def test_a_task_that_its_module_lacks_is_named(worker: Worker) -> None:
+    error = worker.outcome(None, task=f"{__name__}:no_such_task")
+    assert isinstance(error, TaskNotFoundError)
+    assert f"cannot run on worker {WORKER} on node7" in worker.log()
+    assert "no task 'no_such_task'" in worker.log()
+    assert "Traceback" not in worker.log()
+
+
+def test_an_import_that_fails_in_the_function_is_the_users_own(worker: Worker) -> None:
+    worker.outcome(user_function("def work():\n    import no_such_module_anywhere\n"))
+    assert '"/site/coins.py", line 2, in work' in worker.log()
+    assert "pip install" not in worker.log()
+
+
+def test_bytes_that_are_no_call_end_in_error(worker: Worker) -> None:
+    worker.outcome(None, payload=b"garbage")
+    assert worker.statuses() == [S.ERROR]
+    assert "UnpicklingError" in worker.log()
+
+
+# -- inputs and results --------------------------------------------------------------------
+
+did: list[Any] = []
+
+
+def do(what: str) -> None:
+    """Note something. Nested functions travel by value, with copies of what they refer to."""
+    did.append(what)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_done() -> None:
+    did.clear()
+
+
+class Input:
+    """A transform, as a package of tasks may define it."""
+
+    gc: Any = None
+    work_dir: Path | None = None
+
+    def __init__(self, name: str, error: BaseException | None = None, bad_cleanup: bool = False):
+        self.name, self.error, self.bad_cleanup = name, error, bad_cleanup
+
+    def __repr__(self) -> str:
+        return f"Input({self.name!r})"
+
+    def transform(self) -> str:
+        did.append(f"fetch {self.name}")
+        assert self.work_dir is not None
+        assert self.work_dir.is_dir()
+        if self.error is not None:
+            raise self.error
+        return self.name.upper()
+
+    def cleanup(self) -> None:
+        did.append(f"clean {self.name}")
+        if self.bad_cleanup:
+            raise OSError("the disk is gone")
+
+
+class Output:
+    job: Any = None
+    gc: Any = None
+
+    def __init__(self, name: str, error: Exception | None = None, deaf: bool = False) -> None:
+        self.name, self.error, self.deaf = name, error, deaf
+
+    def transform(self, data: Any) -> str:
+        did.append(f"push {self.name} {data} of {self.job['_id']} {self.job['title']}")
+        if self.error is not None:
+            raise self.error
+        return f"{self.name}({data})"
+
+    def exception(self) -> None:
+        did.append(f"exception {self.name}")
+        if self.deaf:
+            raise OSError("no ears")
+
+    def cleanup(self) -> None:
+        did.append(f"clean {self.name}")
+
+
+def test_inputs_are_fetched_in_order_and_cleaned_up_in_reverse(worker: Worker) -> None:
+    def work(a: Any, *, k: Any) -> Any:
+        do("work")
+        return [a, k]
+
+    value = worker.outcome(
+        work, [Input("a"), {"deep": (Input("b"), 1)}], kwargs={"k": Input("c")}
+    )
+    assert value == [["A", {"deep": ("B", 1)}], "C"]
+    assert did == ["fetch a", "fetch b", "fetch c", "work", "clean c", "clean b", "clean a"]
+    assert worker.statuses() == [S.FETCHING_INPUT, S.RUNNING, S.SUCCESS]
+
+
+def test_an_input_that_fails_ends_the_run_and_what_was_fetched_is_cleaned_up(
+    worker: Worker,
+) -> None:
+    broken = Input("b", TransformError("GirderFileId('5f'): there is no such file."))
+    worker.outcome(lambda *_: do("work"), Input("a"), broken, Input("c"))
+    assert did == ["fetch a", "fetch b", "clean b", "clean a"]
+    assert worker.statuses() == [S.FETCHING_INPUT, S.ERROR]
+    assert worker.log() == "GirderFileId('5f'): there is no such file.\n"
+
+
+def test_the_first_error_is_kept_when_cleaning_up_fails(worker: Worker) -> None:
+    def work(*_: Any) -> None:
+        raise ValueError("no coins")
+
+    error = worker.outcome(work, Input("a", bad_cleanup=True), Input("b", bad_cleanup=True))
+    assert isinstance(error, ValueError)
+    assert worker.end.error == "ValueError: no coins"
+    assert did[-2:] == ["clean b", "clean a"]
+    assert "Cleaning up Input('b') failed: OSError: the disk is gone\n" in worker.log()
+    assert "Cleaning up Input('a') failed: OSError: the disk is gone\n" in worker.log()
+
+
+def test_cleaning_up_that_fails_does_not_spoil_a_result(worker: Worker) -> None:
+    assert worker.outcome(lambda a: a, Input("a", bad_cleanup=True)) == "A"
+    assert worker.statuses()[-1] == S.SUCCESS
+    assert "Cleaning up Input('a') failed" in worker.log()
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), ValueError("x")])
+def test_everything_is_cleaned_up_whatever_happens(worker: Worker, error: BaseException) -> None:
+    def work(*_: Any) -> None:
+        raise error
+
+    worker.outcome(work, Input("a"), Input("b"))
+    assert did[-2:] == ["clean b", "clean a"]
+
+
+def test_a_single_result_goes_to_the_first_hook(worker: Worker) -> None:
+    assert worker.outcome(lambda: 1, hooks=[Output("x"), Output("y")]) == "x(1)"
+    assert did == ["push x 1 of a Count", "clean x"]
+    assert worker.statuses() == [S.RUNNING, S.PUSHING_OUTPUT, S.SUCCESS]
+    assert worker.end.result is not None
+    assert pickle.loads(worker.end.result) == "x(1)"
+
+
+def test_each_hook_gets_the_element_at_its_place(worker: Worker) -> None:
+    assert worker.outcome(lambda: (1, 2, 3), hooks=[Output("x"), None, Output("z")]) == (
+        "x(1)",
+        2,
+        "z(3)",
+    )
+    assert worker.outcome(lambda: (1, 2), hooks=[Output("x")], job_id="b") == ("x(1)", 2)
+    assert worker.outcome(lambda: [1, 2], hooks=[Output("x")], job_id="c") == "x([1, 2])"
+
+
+def test_a_hook_that_fails_ends_the_run_in_error(worker: Worker) -> None:
+    worker.outcome(lambda: 1, hooks=[Output("x", TransformError("The item is gone."))])
+    assert worker.statuses() == [S.RUNNING, S.PUSHING_OUTPUT, S.ERROR]
+    assert worker.log() == "The item is gone.\n"
+    assert did[-1] == "clean x"
+
+
+def test_hooks_hear_that_the_function_raised(worker: Worker) -> None:
+    def work() -> None:
+        raise ValueError("no coins")
+
+    worker.outcome(work, hooks=[Output("x", deaf=True), None, Output("y")])
+    assert did == ["exception x", "exception y"]
+    assert worker.end.error == "ValueError: no coins"
+
+
+def test_a_run_that_is_no_longer_heard_pushes_nothing(worker: Worker) -> None:
+    run = worker.run(lambda: 1, hooks=[Output("x")])
+    worker.dropped.add(run._outlet.run)
+    error = worker.begin(run).exception(SECONDS)
+    assert isinstance(error, JobCanceled)
+    assert did == []
+
+
+# -- what is kept of the value -------------------------------------------------------------
+
+
+def test_a_value_that_cannot_be_pickled_is_not_kept_but_is_no_error(worker: Worker) -> None:
+    value = worker.outcome(lambda: threading.Lock())
+    assert isinstance(value, type(threading.Lock()))
+    assert worker.statuses()[-1] == S.SUCCESS
+    assert worker.end.result is None
+    assert worker.end.error is not None
+    assert worker.end.error.startswith("it cannot be pickled (TypeError: cannot pickle")
+
+
+def test_a_value_that_is_too_large_is_not_kept_but_is_no_error(worker: Worker) -> None:
+    size = len(pickle.dumps(b"x" * 2000, protocol=5))
+    assert worker.outcome(lambda: b"x" * 2000) == b"x" * 2000
+    assert worker.statuses()[-1] == S.SUCCESS
+    assert worker.end.result is None
+    assert worker.end.error == (
+        f"it takes {size:,} bytes, more than the 1,000 that are kept with a job "
+        "(girder.worker.max-result)"
+    )
+
+
+# -- surroundings --------------------------------------------------------------------------
+
+
+def test_the_task_can_ask_for_its_job(worker: Worker) -> None:
+    seen: list[Any] = []
+
+    def child() -> None:
+        seen.append(current_job().id)
+
+    def work() -> tuple[Any, ...]:
+        job = current_job()
+        thread = threading.Thread(target=child)
+        thread.start()
+        thread.join()
+        assert job.work_dir is not None
+        return job.id, job.title, job.request.attempt, job.request.hostname, job.work_dir.is_dir()
+
+    with captured():
+        # By reference, so that it writes to this list.
+        run = worker.run(None, task="m:f", attempt=3)
+        run._open = lambda: (run_call(), work)  # type: ignore[method-assign, assignment]
+        value = worker.begin(run).result(SECONDS)
+    assert value == ("a", "Count", 3, "node7", True)
+    assert seen == ["a"]
+
+
+def run_call() -> Any:
+    from girder_dask.payload import Call
+
+    return Call()
+
+
+def test_the_client_has_the_rights_of_the_job_and_no_more(worker: Worker) -> None:
+    def work() -> tuple[str, str]:
+        client = current_job().girder_client
+        return client.urlBase, client.token
+
+    shown = worker.outcome(work, token="SECRET", api_url="http://girder/api/v1")
+    assert shown == ("http://girder/api/v1/", "SECRET")
+    worker.station.api_url = "http://inside:8080/api/v1"
+    shown = worker.outcome(work, token="SECRET", api_url="http://girder/api/v1", job_id="b")
+    assert shown[0] == "http://inside:8080/api/v1/", "the worker's own configuration comes first"
+    assert "SECRET" not in worker.log() + repr(worker.run(None, token="SECRET"))
+
+
+def test_afterwards_nothing_is_left(worker: Worker) -> None:
+    def work() -> str:
+        directory = current_job().work_dir
+        assert directory is not None
+        (directory / "sub").mkdir()
+        (directory / "sub" / "x").write_text("x")
+        return str(directory)
+
+    for fails in (False, True):
+        job_id = f"job{fails}"
+        name = worker.outcome(work if not fails else lambda: 1 / 0, job_id=job_id)
+        assert fails or not Path(name).exists()
+    assert list(worker.station.directory.iterdir()) == []
+    left = worker.threads.submit(lambda: (current_job().id, logs.current.get())).result(SECONDS)
+    assert left == (None, None)
+
+
+def test_output_progress_and_state_are_told(worker: Worker) -> None:
+    def work() -> None:
+        manager = current_job().job_manager
+        print("printed")
+        manager.write("written\n")
+        manager.updateProgress(total=2, current=1, message="half", forceFlush=True)
+        manager.updateStatus(S.CONVERTING_OUTPUT)
+        print("printed again")
+
+    with captured():
+        worker.outcome(work)
+    assert worker.log() == "printed\nwritten\nprinted again\n"
+    assert worker.statuses() == [S.RUNNING, S.CONVERTING_OUTPUT, S.SUCCESS]
+    shown = {}
+    for event in worker.events:
+        shown |= event.progress or {}
+    assert shown == {"total": 2, "current": 1, "message": "half"}
+
+
+def test_a_directory_that_cannot_be_made_ends_the_run_in_error(worker: Worker) -> None:
+    worker.station.directory.write_text("a file is in the way")
+    worker.outcome(lambda: 1)
+    assert worker.statuses() == [S.ERROR]
+    assert "FileExistsError" in worker.log()
+
+
+# -- being stopped -------------------------------------------------------------------------
+
+started = threading.Event()
+go_on = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def _not_started() -> None:
+    started.clear()
+    go_on.clear()
+
+
+@task
+def patient() -> str:
+    started.set()
+    while not current_job().canceled:
+        assert not go_on.wait(0.002)
+    return "stopped by itself"
+
+
+@task
+def deaf() -> None:
+    started.set()
+    while not go_on.is_set():
+        pass
+
+
+@task
+def stubborn() -> str:
+    started.set()
+    try:
+        while not go_on.is_set():
+            pass
+    except JobCanceled:
+        return "ignored"
+    return "never stopped"
+
+
+def test_a_job_canceled_before_it_begins_does_not_run(worker: Worker) -> None:
+    run = worker.run(None, task=patient.name)
+    run.cancel()
+    assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
+    assert not started.is_set()
+    until(lambda: worker.statuses() == [S.CANCELED])
+    assert worker.log() == "The job was canceled.\n"
+
+
+def test_a_job_canceled_before_it_begins_fetches_nothing(worker: Worker) -> None:
+    run = worker.run(lambda _: None, Input("a"))
+    run.cancel()
+    assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
+    assert did == []
+
+
+def test_a_task_may_stop_by_itself(worker: Worker) -> None:
+    run = worker.run(None, task=patient.name)
+    future = worker.begin(run)
+    assert started.wait(SECONDS)
+    assert worker.station.runs == {"a": run}
+    run.cancel()
+    assert isinstance(future.exception(SECONDS), JobCanceled)
+    until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
+
+
+def test_a_loop_in_python_is_interrupted(worker: Worker) -> None:
+    run = worker.run(None, task=deaf.name)
+    future = worker.begin(run)
+    assert started.wait(SECONDS)
+    run.cancel()
+    run.interrupt()
+    assert isinstance(future.exception(SECONDS), JobCanceled)
+    until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
+    assert list(worker.station.directory.iterdir()) == []
+
+
+def test_a_task_that_swallows_the_interruption_is_canceled_nevertheless(worker: Worker) -> None:
+    run = worker.run(None, task=stubborn.name)
+    future = worker.begin(run)
+    assert started.wait(SECONDS)
+    run.cancel()
+    run.interrupt()
+    assert isinstance(future.exception(SECONDS), JobCanceled)
+    until(lambda: worker.statuses()[-1:] == [S.CANCELED])
+
+
+def test_after_its_end_a_run_interrupts_nobody(worker: Worker) -> None:
+    run = worker.run(lambda: 1)
+    worker.threads = concurrent.futures.ThreadPoolExecutor(1)
+    assert worker.begin(run).result(SECONDS) == 1
+    run.cancel()
+    run.interrupt()
+    assert worker.threads.submit(lambda: sum(range(100_000))).result(SECONDS) == 4999950000
+
+
+def test_an_interruption_while_the_end_is_written_does_not_lose_it(worker: Worker) -> None:
+    """The log is full because the scheduler does not answer; its writer waits in the runner."""
+    worker.station.outbox = worker.make_outbox(capacity=5)
+    first = worker.run(None, task=deaf.name, job_id="b")  # keeps the outbox busy
+
+    def work() -> None:
+        current_job().job_manager.write("0123456789\n")
+        raise ValueError("no coins")
+
+    worker.open.clear()
+    busy = worker.begin(first)
+    assert started.wait(SECONDS)
+    run = worker.run(work)
+    future = worker.begin(run)
+
+    def waits_for_room() -> bool:
+        frame = sys._current_frames().get(run._thread or 0)
+        names = []
+        while frame is not None:
+            names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        return "_wait_for_room" in names and "_failed" in names
+
+    until(waits_for_room)
+    run.cancel()
+    run.interrupt()
+    worker.open.set()
+    error = future.exception(SECONDS)
+    go_on.set()
+    busy.result(SECONDS)
+    until(lambda: worker.statuses("a")[-1:] in ([S.ERROR], [S.CANCELED]), 5)
+    assert isinstance(error, (ValueError, JobCanceled))
+    assert list(worker.station.directory.iterdir()) == []
+
+
+def test_the_end_of_one_run_of_a_job_does_not_hide_another(worker: Worker) -> None:
+    """A scheduler may have given up the old attempt; the new one must still be stoppable."""
+    old = worker.run(None, task=patient.name, attempt=1)
+    old_future = worker.begin(old)
+    assert started.wait(SECONDS)
+    started.clear()
+    new = worker.run(None, task=patient.name, attempt=2)
+    new_future = worker.begin(new)
+    assert started.wait(SECONDS)
+    old.cancel()
+    assert isinstance(old_future.exception(SECONDS), JobCanceled)
+    try:
+        assert worker.station.runs.get("a") is new
+    finally:
+        new.cancel()
+        new_future.exception(SECONDS)
+
+
+def test_many_runs_at_once_keep_to_themselves(worker: Worker) -> None:
+    def work(name: str) -> str:
+        for n in range(100):
+            print(f"{name} {n}")
+            if n % 20 == 0:
+                time.sleep(0)
+        return current_job().id or ""
+
+    names = [f"job{n}" for n in range(12)]
+    with captured():
+        futures = {name: worker.begin(worker.run(work, name, job_id=name)) for name in names}
+        assert {name: f.result(SECONDS) for name, f in futures.items()} == {n: n for n in names}
+    until(lambda: all(worker.statuses(name)[-1:] == [S.SUCCESS] for name in names))
+    for name in names:
+        assert worker.log(name) == "".join(f"{name} {n}\n" for n in range(100))
