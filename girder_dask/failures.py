@@ -48,7 +48,10 @@ def summary(error: BaseException) -> str:
     name = kind.__qualname__
     if kind.__module__ not in ("builtins", "__main__"):
         name = f"{kind.__module__}.{name}"
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
+        text = ""
     return f"{name}: {text}" if text else name
 
 

@@ -82,6 +82,7 @@ class Run:
         self._outlet: RunOutlet = station.outbox.open(spec)
         self._manager = JobManager(self._outlet, JobStatus.QUEUED)
         self._transforms: list[Any] = []
+        self._work_dir: Path | None = None
         self._lock = threading.Lock()
         self._timed_out = False
         self._thread: int | None = None  # the thread to interrupt, while user code may run
@@ -98,9 +99,10 @@ class Run:
         self.station.runs[self.spec.id] = self
         try:
             with logs.capturing(self._outlet.log):
-                end = self._run()
+                end = self._end()
         finally:
-            self.station.runs.pop(self.spec.id, None)
+            if self.station.runs.get(self.spec.id) is self:
+                del self.station.runs[self.spec.id]
         self._outlet.finish(end.status, result=end.result, error=end.error)
         if end.exception is None:
             return end.value
@@ -108,22 +110,29 @@ class Run:
             raise end.exception
         raise JobFailed(f"Job {self.spec.id} failed: {end.error}", job_id=self.spec.id)
 
-    def _run(self) -> _End:
-        work_dir: Path | None = None
+    def _end(self) -> _End:
+        """Run to the end, whatever that is."""
         token = context.current.set(None)
         try:
-            work_dir = Path(tempfile.mkdtemp(prefix=f"job-{self.spec.id}-", dir=self._directory()))
-            job = self._running_job(work_dir)
-            context.current.set(job)
-            with self._lock:
-                self._thread = threading.get_ident()
-            return self._work(job)
+            try:
+                return self._run()
+            finally:
+                self._out_of_reach()
         except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
+            self._out_of_reach()  # an interruption may have come just before
             return self._failed(e)
         finally:
-            self._out_of_reach()
-            self._clean_up(work_dir)
+            self._clean_up()
             context.current.reset(token)
+
+    def _run(self) -> _End:
+        prefix = f"job-{self.spec.id}-"
+        self._work_dir = Path(tempfile.mkdtemp(prefix=prefix, dir=self._directory()))
+        job = self._running_job(self._work_dir)
+        context.current.set(job)
+        with self._lock:
+            self._thread = threading.get_ident()
+        return self._work(job)
 
     def _directory(self) -> Path:
         self.station.directory.mkdir(parents=True, exist_ok=True)
@@ -258,15 +267,15 @@ class Run:
         if self._manager.status == JobStatus.CANCELING:
             raise JobCanceled(job_id=self.spec.id)
 
-    def _clean_up(self, work_dir: Path | None) -> None:
+    def _clean_up(self) -> None:
         for transform in reversed(self._transforms):
             try:
                 if callable(getattr(transform, "cleanup", None)):
                     transform.cleanup()
             except Exception as e:  # noqa: BLE001 - must not hide how the run ended
                 self._outlet.write(f"Cleaning up {transform!r} failed: {summary(e)}\n")
-        if work_dir is not None:
-            shutil.rmtree(work_dir, ignore_errors=True)
+        if self._work_dir is not None:
+            shutil.rmtree(self._work_dir, ignore_errors=True)
 
     # -- being stopped, from other threads ------------------------------------------------
 

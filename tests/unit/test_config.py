@@ -98,7 +98,7 @@ def test_a_credential_file_that_cannot_be_read_says_what_to_do(tmp_path: Path) -
     missing = tmp_path / "missing"
     with (
         dask.config.set({"girder.credential-file": str(missing)}),
-        pytest.raises(GirderDaskError, match="No such file.*girder-dask credential") as caught,
+        pytest.raises(GirderDaskError, match=r"No such file.*girder-dask credential") as caught,
     ):
         config.credential()
     assert str(missing) in str(caught.value)

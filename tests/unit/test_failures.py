@@ -23,8 +23,7 @@ def caught(function: Callable[[], object]) -> BaseException:
     try:
         function()
     except BaseException as e:  # noqa: BLE001 - SystemExit too
-        assert e.__traceback__ is not None
-        return e.with_traceback(e.__traceback__.tb_next)
+        return e.with_traceback(e.__traceback__ and e.__traceback__.tb_next)
     raise AssertionError("it did not raise")
 
 
@@ -114,6 +113,16 @@ def test_a_summary_is_one_line(error: Exception, line: str | None) -> None:
     assert "\n" not in summary(error)
     if line is not None:
         assert summary(error) == line
+
+
+class Speechless(BaseException):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_error_that_cannot_be_shown_is_told_nevertheless() -> None:
+    assert "Speechless" in summary(Speechless())
+    assert "Speechless" in tell(Speechless())
 
 
 def test_a_note_does_not_take_the_place_of_the_error() -> None:

@@ -19,11 +19,35 @@ import girder_dask
 ROOT = Path(girder_dask.__file__).parent
 
 #: A module imports only modules that stand before it. A directory stands for all in it.
-ORDER = ["_version", "errors", "config", "jobs", "context", "transforms", "payload", "submit", "result", "task", "porting", "girder_dask", "characters", "lines", "pump", "pipe", "joblog", "streams", "logs", "inherit", "failures", "outbox", "runner", "dispatch", "recorder", "credential", "girder_api", "facts", "link", "worker_hooks", "scheduler_hooks", "doctor", "standalone", "demo_job", "demo_view", "demo", "testing", "plugin", "cli"]
+# fmt: off
+ORDER = [
+    "_version", "errors", "config", "jobs", "context",
+    "transforms", "payload", "submit", "result", "task", "porting", "girder_dask",
+    "characters", "lines", "leftovers", "printing", "pump", "pipe", "joblog", "streams",
+    "logs", "inherit",
+    "pace", "failures", "outbox", "runner",
+    "dispatch", "recorder",
+    "credential", "girder_api", "facts", "link",
+    "worker_hooks", "scheduler_hooks",
+    "doctor",
+    "standalone", "demo_job", "demo_view", "demo",
+    "testing", "plugin",
+    "cli",
+]
+# fmt: on
 
 #: The processes: they stand beside each other, so they do not import each other, but for
 #: these.
-PROCESSES = ["worker_hooks", "scheduler_hooks", "doctor", "standalone", "demo", "testing", "plugin", "cli"]
+PROCESSES = [
+    "worker_hooks",
+    "scheduler_hooks",
+    "doctor",
+    "standalone",
+    "demo",
+    "testing",
+    "plugin",
+    "cli",
+]
 BETWEEN_PROCESSES = {
     ("scheduler_hooks", "worker_hooks"): "the scheduler sends the worker plugin to the workers",
     ("cli", "doctor"): "a command",
@@ -44,9 +68,11 @@ SERVER_SIDE_ELSEWHERE = {
 
 def name_of(path: Path) -> str:
     """Return the name of a module without ``girder_dask.``; the package itself keeps its own."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
-        ".__init__"
-    ).replace("__init__", "girder_dask")
+    return (
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        .removesuffix(".__init__")
+        .replace("__init__", "girder_dask")
+    )
 
 
 def unit(module: str) -> str:

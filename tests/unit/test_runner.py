@@ -41,6 +41,7 @@ class Worker:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
+        self._outboxes: list[Outbox] = []
         self.threads = concurrent.futures.ThreadPoolExecutor(4)
         self.station = Station(
             place=Place(WORKER, "node7"),
@@ -54,11 +55,12 @@ class Worker:
         async def make() -> Outbox:
             return Outbox(self._send, interval=0.0, log_capacity=capacity, worker=WORKER)
 
-        return asyncio.run_coroutine_threadsafe(make(), self._loop).result(SECONDS)
+        outbox = asyncio.run_coroutine_threadsafe(make(), self._loop).result(SECONDS)
+        self._outboxes.append(outbox)
+        return outbox
 
-    async def _send(self, name: str, batch: int, wire: list[dict[str, Any]]) -> Collection[str]:
-        while not self.open.is_set():
-            await asyncio.sleep(0.002)
+    async def _send(self, _name: str, _batch: int, wire: list[dict[str, Any]]) -> Collection[str]:
+        await asyncio.to_thread(self.open.wait)
         events = [JobEvent.from_wire(each) for each in wire]
         self.events += events
         return {e.run for e in events if e.run in self.dropped}
@@ -66,8 +68,8 @@ class Worker:
     def close(self) -> None:
         self.open.set()
         self.threads.shutdown()
-        closing = self.station.outbox.close(SECONDS)
-        asyncio.run_coroutine_threadsafe(closing, self._loop).result(SECONDS)
+        for outbox in self._outboxes:
+            asyncio.run_coroutine_threadsafe(outbox.close(SECONDS), self._loop).result(SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -101,9 +103,7 @@ class Worker:
         return error if error is not None else future.result()
 
     def statuses(self, job_id: str = "a") -> list[JobStatus]:
-        return [
-            JobStatus(e.status) for e in self.events if e.id == job_id and e.status is not None
-        ]
+        return [JobStatus(e.status) for e in self.events if e.id == job_id and e.status is not None]
 
     def log(self, job_id: str = "a") -> str:
         return "".join(e.log or "" for e in self.events if e.id == job_id)
@@ -347,9 +347,7 @@ def test_inputs_are_fetched_in_order_and_cleaned_up_in_reverse(worker: Worker) -
         do("work")
         return [a, k]
 
-    value = worker.outcome(
-        work, [Input("a"), {"deep": (Input("b"), 1)}], kwargs={"k": Input("c")}
-    )
+    value = worker.outcome(work, [Input("a"), {"deep": (Input("b"), 1)}], kwargs={"k": Input("c")})
     assert value == [["A", {"deep": ("B", 1)}], "C"]
     assert did == ["fetch a", "fetch b", "fetch c", "work", "clean c", "clean b", "clean a"]
     assert worker.statuses() == [S.FETCHING_INPUT, S.RUNNING, S.SUCCESS]
@@ -438,7 +436,7 @@ def test_a_run_that_is_no_longer_heard_pushes_nothing(worker: Worker) -> None:
 
 
 def test_a_value_that_cannot_be_pickled_is_not_kept_but_is_no_error(worker: Worker) -> None:
-    value = worker.outcome(lambda: threading.Lock())
+    value = worker.outcome(threading.Lock)
     assert isinstance(value, type(threading.Lock()))
     assert worker.statuses()[-1] == S.SUCCESS
     assert worker.end.result is None
@@ -628,6 +626,22 @@ def test_a_task_that_swallows_the_interruption_is_canceled_nevertheless(worker: 
     run.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses()[-1:] == [S.CANCELED])
+
+
+@pytest.mark.parametrize("name", ["deaf", "stubborn"])
+def test_a_call_that_takes_longer_than_it_may_ends_in_error(worker: Worker, name: str) -> None:
+    worker.outcome(None, task=f"{__name__}:{name}", timeout=0.05)
+    assert worker.statuses() == [S.RUNNING, S.ERROR]
+    assert worker.end.error is not None
+    assert "0.05 s" in worker.log()
+    assert worker.outcome(lambda: 1, job_id="b", timeout=SECONDS) == 1
+
+
+def test_the_watch_over_a_call_ends_with_it(worker: Worker) -> None:
+    before = threading.active_count()
+    for n in range(5):
+        assert worker.outcome(lambda: 1, job_id=str(n), timeout=SECONDS) == 1
+    until(lambda: threading.active_count() <= before + 4)
 
 
 def test_after_its_end_a_run_interrupts_nobody(worker: Worker) -> None:

@@ -44,7 +44,6 @@ def add(a: int, b: int = 2, *, scale: float = 1.0) -> float:
     timeout=60,
     resources={"GPU": 1},
     priority=3,
-    isolation="process",
 )
 def count(path: str) -> int:
     return len(path)
@@ -153,7 +152,8 @@ def test_a_call_becomes_a_submission(backend: RecordingBackend) -> None:
     assert (job.id, job["title"]) == ("job1", "add")
     assert backend.loads == 0, "the document is there already"
     (made,) = backend.submissions
-    assert (made.task, made.title, made.type, made.public) == ("test_task:add", "add", "dask", False)
+    assert (made.task, made.title, made.type) == ("test_task:add", "add", "dask")
+    assert made.public is False
     assert (made.args, made.kwargs, made.handler) == ([1], {"scale": 3}, HANDLER)
     assert (made.user, made.token, made.api_url, made.isolation) == (None, None, None, "thread")
     call = open_call(made.payload)
@@ -166,7 +166,7 @@ def test_the_fields_of_the_decorator_are_those_of_the_job(backend: RecordingBack
     assert (made.title, made.type, made.public) == ("Count coins", "segmentation", True)
     assert made.other_fields == {"study": 7}
     assert (made.retries, made.timeout, made.resources) == (2, 60, {"GPU": 1})
-    assert (made.priority, made.isolation) == (3, "process")
+    assert (made.priority, made.isolation) == (3, "thread")
 
 
 def test_the_call_overrides_the_fields_and_the_function_does_not_see_it(
@@ -246,7 +246,7 @@ class Unpicklable:
 
 
 def test_an_argument_that_cannot_be_pickled_makes_no_job(backend: RecordingBackend) -> None:
-    with pytest.raises(ArgumentError, match="'scale' of test_task:add.*a camera"):
+    with pytest.raises(ArgumentError, match=r"'scale' of test_task:add.*a camera"):
         add.delay(1, scale=Unpicklable())
     assert not backend.submissions
 
@@ -263,11 +263,25 @@ def test_a_call_that_is_too_large_makes_no_job(backend: RecordingBackend) -> Non
 
 
 @pytest.mark.parametrize("option", ["girder_job_titel", "queue", "title"])
-def test_an_option_that_does_not_exist_makes_no_job(
-    backend: RecordingBackend, option: str
-) -> None:
+def test_an_option_that_does_not_exist_makes_no_job(backend: RecordingBackend, option: str) -> None:
     with pytest.raises(SubmissionError, match=f"options that do not exist: {option}"):
         count.apply_async(("a",), **{option: "x"})
+    assert not backend.submissions
+
+
+@task(isolation="process")
+def in_a_process() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("started", "options"), [(in_a_process, {}), (count, {"isolation": "process"})]
+)
+def test_what_this_version_cannot_do_makes_no_job(
+    backend: RecordingBackend, started: Any, options: dict[str, Any]
+) -> None:
+    args = ("a",) if started is count else ()
+    with pytest.raises(SubmissionError, match=r"isolation='process'.*threads only"):
+        started.apply_async(args, **options)
     assert not backend.submissions
 
 

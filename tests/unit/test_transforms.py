@@ -72,10 +72,12 @@ def test_a_transform_is_known_by_both_of_its_methods(value: Any, answer: bool) -
 
 trees = st.recursive(
     st.integers(),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.integers(), inner, max_size=3)
-    | st.tuples(inner, inner)
-    | st.builds(Pair, inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.integers(), inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.builds(Pair, inner, inner)
+    ),
     max_leaves=20,
 )
 
@@ -94,7 +96,7 @@ def test_where_nothing_changes_the_very_same_value_comes_back(tree: Any) -> None
 @given(trees)
 def test_every_leaf_is_changed_once_and_the_shape_stays(tree: Any) -> None:
     before = repr(tree)
-    changed = map_leaves(lambda v: str(v), tree)
+    changed = map_leaves(str, tree)
     assert leaves(changed) == [str(v) for v in leaves(tree)]
     assert repr(tree) == before
     assert map_leaves(int, changed) == tree
