@@ -19,7 +19,7 @@ from girder_dask.girder_api import GirderApi
 
 __all__ = ["Check", "Facts", "examine", "gather_facts", "run_doctor"]
 
-_CONNECT_TIME = 5.0
+_CONNECT_TIME = 3.0
 _ANSWER_TIME = 20.0
 
 

@@ -22,7 +22,7 @@ __all__ = ["SchedulerLink"]
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_TIME = 5.0
+_CONNECT_TIME = 3.0
 _ANSWER_TIME = 10.0
 _MOST_AT_ONCE = 500
 

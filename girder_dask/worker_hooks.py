@@ -14,11 +14,12 @@ from typing import Any
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from girder_dask import config, inherit, logs
+from girder_dask import config, logs
 from girder_dask._version import __version__
 from girder_dask.errors import GirderDaskError
 from girder_dask.failures import Place
 from girder_dask.jobs import JobSpec
+from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
 from girder_dask.runner import Run, Station
 

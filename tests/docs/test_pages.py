@@ -227,8 +227,8 @@ def test_the_demo_prints_what_the_readme_shows(girder_stack: Any, girder_user: A
     """The same job, on the stack of the tests, and shown as the demo shows it."""
     from skimage import data
 
-    from girder_dask.demo_job import JobView
-    from girder_dask.demo_view import PlainView
+    from girder_dask.demo.job import JobView
+    from girder_dask.demo.view import PlainView
 
     (shown,) = (b for b in blocks(ROOT / "README.md", "text") if "QUEUED" in b)
     client = girder_user.client

@@ -28,6 +28,7 @@ class Key:
 
     spec: JobSpec
     retries: int
+    retries_given: int
     worker: str | None = None
     run: Doing | None = None
     over: bool = False
@@ -41,6 +42,7 @@ class Doing:
     key: Key
     status: JobStatus | None = None
     told_to_stop: bool = False
+    words: int = 0
     unsent: deque[JobEvent] = field(default_factory=deque)
 
     @property
@@ -49,7 +51,9 @@ class Doing:
 
     def go_to(self, status: JobStatus) -> None:
         self.status = status
-        self.unsent.append(self.run.event(status, log=f"{self.run.id} {status.name}\n"))
+        self.words += 1
+        text = f"{self.run.id} {self.words} {status.name}\n"
+        self.unsent.append(self.run.event(status, log=text))
 
 
 NEXT = {
@@ -83,7 +87,7 @@ class Histories(RuleBasedStateMachine):
         for key in self.site.cluster.submitted:
             if key not in self.keys:
                 spec = self.site.cluster.specs[key]
-                self.keys[key] = Key(spec, spec.retries)
+                self.keys[key] = Key(spec, spec.retries, spec.retries)
         for name in self.site.cluster.dropped:
             self.keys[name].over = True
         self.site.cluster.dropped.clear()
@@ -244,6 +248,22 @@ class Histories(RuleBasedStateMachine):
                 assert event.log is None, "an attempt begins with QUEUED, or with being accepted"
                 status = S.QUEUED
             attempt = event.attempt
+        self.check_runs(job)
+
+    def check_runs(self, job: str) -> None:
+        """One run speaks in an attempt, from its first word on, and in no other attempt."""
+        heard: dict[str, list[int]] = {}
+        for event in (e for e in self.site.events if e.id == job and e.run is not None):
+            assert event.run is not None
+            heard.setdefault(event.run, []).append(event.attempt)
+            if len(heard[event.run]) == 1:
+                assert (event.log or "").startswith(f"{event.run} 1 "), "its beginning was missed"
+        for attempts in heard.values():
+            assert len(set(attempts)) == 1, "a run speaks for two attempts"
+        speakers = [attempts[0] for attempts in heard.values()]
+        assert len(speakers) == len(set(speakers)), "two runs speak in one attempt"
+        tries = next(k.retries_given for k in self.keys.values() if k.spec.id == job)
+        assert self.site.log(job).count("failed; the job is tried again") <= tries
 
     def teardown(self) -> None:
         """Let everything come to its end: then each job has one."""

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 from test_logs import DEADLINE, Worker, bare_root_logger, installed, wait_until
 
-from girder_dask import inherit, logs
-from girder_dask.joblog import JobLog
-from girder_dask.logs import capturing
+from girder_dask import logs
+from girder_dask.logs import capturing, inherit
+from girder_dask.logs.joblog import JobLog
 
 PRINT_LINES = "for i in range({n}): print('{name} process', i)"
 

@@ -23,14 +23,13 @@ ROOT = Path(girder_dask.__file__).parent
 ORDER = [
     "_version", "errors", "config", "jobs", "context",
     "transforms", "payload", "submit", "result", "task", "porting", "girder_dask",
-    "characters", "lines", "leftovers", "printing", "pump", "pipe", "joblog", "streams",
-    "logs", "inherit",
+    "logs",
     "pace", "failures", "outbox", "runner",
     "dispatch", "recorder",
     "credential", "girder_api", "facts", "link",
     "worker_hooks", "scheduler_hooks",
     "doctor",
-    "standalone", "demo_job", "demo_view", "demo",
+    "standalone", "demo",
     "testing", "plugin",
     "cli",
 ]
@@ -54,7 +53,6 @@ BETWEEN_PROCESSES = {
     ("cli", "demo"): "a command",
     ("cli", "standalone"): "a command",
     ("demo", "standalone"): "the demonstration starts a stack",
-    ("demo_view", "standalone"): "it shows the start of the stack as well",
     ("testing", "standalone"): "the fixtures start a stack",
     ("plugin", "testing"): "the route by which tests run functions inside Girder",
 }

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 import pytest
 
 from girder_dask import logs
-from girder_dask.joblog import JobLog
-from girder_dask.lines import Lines
 from girder_dask.logs import capturing
+from girder_dask.logs.joblog import JobLog
+from girder_dask.logs.lines import Lines
 
 DEADLINE = 20.0
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from typing import Any
 import pytest
 from deadline import SECONDS, until
 
-from girder_dask import current_job, inherit, logs, task
+from girder_dask import current_job, logs, task
 from girder_dask.context import RunningJob
 from girder_dask.errors import JobCanceled, JobFailed, TaskNotFoundError, TransformError
 from girder_dask.failures import Place
 from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
 from girder_dask.payload import pack_call
 from girder_dask.runner import Run, Station
@@ -117,6 +119,7 @@ class Worker:
 def worker(tmp_path: Path) -> Iterator[Worker]:
     opened = Worker(tmp_path)
     yield opened
+    go_on.set()  # whatever waits for it, also when the test has failed
     opened.close()
 
 
@@ -669,12 +672,11 @@ def test_an_interruption_while_the_end_is_written_does_not_lose_it(worker: Worke
     future = worker.begin(run)
 
     def waits_for_room() -> bool:
-        frame = sys._current_frames().get(run._thread or 0)
-        names = []
-        while frame is not None:
-            names.append(frame.f_code.co_name)
-            frame = frame.f_back
-        return "_wait_for_room" in names and "_failed" in names
+        for innermost in sys._current_frames().values():
+            names = {frame.f_code.co_name for frame, _ in traceback.walk_stack(innermost)}
+            if {"_wait_for_room", "_failed"} <= names:
+                return True
+        return False
 
     until(waits_for_room)
     run.cancel()

@@ -3,7 +3,7 @@
 Text is kept in the order in which it was written. What a job's subprocesses write comes
 through one pipe, which is emptied before each write of the job itself, so that the lines of
 a program that has ended stand before the lines that follow it. A line stays whole though
-several threads write (see :mod:`girder_dask.lines`).
+several threads write (see :mod:`girder_dask.logs.lines`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from collections.abc import Callable, Hashable, Iterator
 from contextvars import Context, ContextVar
 from typing import Any
 
-from girder_dask import leftovers
-from girder_dask.characters import Characters
-from girder_dask.lines import RETRY, Lines
-from girder_dask.pipe import ChildOutput, JobPipe
-from girder_dask.printing import calling, in_event_loop, is_writing, writing_code
-from girder_dask.pump import abandon_pump, pump
+from girder_dask.logs import leftovers
+from girder_dask.logs.characters import Characters
+from girder_dask.logs.lines import RETRY, Lines
+from girder_dask.logs.pipe import ChildOutput, JobPipe
+from girder_dask.logs.printing import calling, in_event_loop, is_writing, writing_code
+from girder_dask.logs.pump import abandon_pump, pump
 
 __all__ = ["JobLog", "capturing", "current"]
 

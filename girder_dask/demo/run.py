@@ -20,8 +20,8 @@ from typing import Any
 
 import requests
 
-from girder_dask.demo_job import JobView, follow
-from girder_dask.demo_view import DemoView, PlainView, view_for
+from girder_dask.demo.job import JobView, follow
+from girder_dask.demo.view import DemoView, PlainView, view_for
 from girder_dask.errors import GirderDaskError, JobError, StackError
 from girder_dask.jobs import JobStatus
 from girder_dask.standalone import Stack

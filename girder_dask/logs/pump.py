@@ -2,7 +2,7 @@
 
 There is one pump in a process, however many jobs it runs. It waits on the read ends of the
 jobs' pipes and calls back when there is something to read, and it keeps the few timers that
-:mod:`girder_dask.joblog` needs.
+:mod:`girder_dask.logs.joblog` needs.
 """
 
 from __future__ import annotations

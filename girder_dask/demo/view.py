@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from girder_dask.demo_job import JobView
+from girder_dask.demo.job import JobView
 from girder_dask.jobs import JobStatus
 from girder_dask.standalone.report import PlainReporter, Reporter, RichReporter
 

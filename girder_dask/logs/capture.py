@@ -1,8 +1,8 @@
 """Capture of what jobs write: standard output and error, ``logging`` and ``warnings``.
 
 Several jobs run at once in one worker process, each in a thread of its own. What a job
-writes lands in its own :class:`~girder_dask.joblog.JobLog`, because the streams installed
-here look at the context of the writer. :mod:`girder_dask.inherit` carries that context into
+writes lands in its own :class:`~girder_dask.logs.JobLog`, because the streams installed
+here look at the context of the writer. :mod:`girder_dask.logs.inherit` carries that context into
 child threads and thread pools, and gives subprocesses a pipe to the log.
 
 * ``print``, ``sys.stdout.write`` and the like go to the log of the job they are called in.
@@ -31,9 +31,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TextIO, cast
 
-from girder_dask import leftovers
-from girder_dask.joblog import JobLog, capturing, current
-from girder_dask.streams import RoutingStream
+from girder_dask.logs import leftovers
+from girder_dask.logs.joblog import JobLog, capturing, current
+from girder_dask.logs.streams import RoutingStream
 
 __all__ = ["JobLog", "capturing", "current", "install", "uninstall"]
 

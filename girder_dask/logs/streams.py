@@ -11,8 +11,8 @@ import io
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-from girder_dask.joblog import current
-from girder_dask.printing import writing_code
+from girder_dask.logs.joblog import current
+from girder_dask.logs.printing import writing_code
 
 __all__ = ["RoutingBuffer", "RoutingStream"]
 

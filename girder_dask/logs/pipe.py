@@ -8,8 +8,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from girder_dask.characters import Characters
-from girder_dask.pump import pump
+from girder_dask.logs.characters import Characters
+from girder_dask.logs.pump import pump
 
 __all__ = ["ChildOutput", "JobPipe"]
 

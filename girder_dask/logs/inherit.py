@@ -32,9 +32,9 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
-from girder_dask import joblog
-from girder_dask.joblog import JobLog, current
-from girder_dask.streams import RoutingBuffer, RoutingStream
+from girder_dask.logs import joblog
+from girder_dask.logs.joblog import JobLog, current
+from girder_dask.logs.streams import RoutingBuffer, RoutingStream
 
 __all__ = ["install", "uninstall"]
 

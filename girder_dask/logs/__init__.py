@@ -1,0 +1,10 @@
+"""What jobs write, each to a log of its own.
+
+``JobLog`` is the log of one running job. :mod:`~girder_dask.logs.capture` leads what a
+job's thread writes there, :mod:`~girder_dask.logs.inherit` what its child threads,
+subprocesses and forks write.
+"""
+
+from girder_dask.logs.capture import JobLog, capturing, current, install, uninstall
+
+__all__ = ["JobLog", "capturing", "current", "install", "uninstall"]
