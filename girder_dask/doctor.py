@@ -294,7 +294,7 @@ def _examine_tasks(facts: Facts) -> Iterator[Check]:
     workers = {a: w for a, w in (facts.workers or {}).items() if w is not None}
     packages = {
         task["module"]: task["package"]
-        for its in (facts.girder or {}, *workers.values())
+        for its in (*workers.values(), facts.girder or {})  # Girder's own is the measure
         for task in its.get("tasks", ())
     }
     for module, package in sorted(packages.items()):

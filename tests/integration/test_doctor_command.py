@@ -1,0 +1,93 @@
+"""``girder-dask doctor`` on real processes, whole and broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def doctor(*options: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Run the doctor, and return its exit code and its checks by their names."""
+    done = subprocess.run(
+        [sys.executable, "-m", "girder_dask.cli", "doctor", "--json", *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, {check["name"]: check for check in json.loads(done.stdout)}
+
+
+@contextmanager
+def scheduler(tmp_path: Path, *options: str, **settings: str) -> Iterator[str]:
+    """Run a Dask scheduler of its own, and give its address."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    log = tmp_path / "scheduler.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", str(port),
+             "--dashboard-address", "127.0.0.1:0", *options],
+            env={**os.environ, **settings},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        yield f"tcp://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_all_is_well(girder_stack: Any) -> None:
+    code, checks = doctor("--scheduler", girder_stack.scheduler, "--api-url", girder_stack.api)
+    assert [name for name, check in checks.items() if not check["ok"]] == []
+    assert code == 0
+    assert "The tasks of my_worker_tasks are on every worker" in checks
+
+
+def test_a_scheduler_without_hooks(girder_stack: Any, tmp_path: Path) -> None:
+    with scheduler(tmp_path) as address:
+        code, checks = doctor("--scheduler", address, "--api-url", girder_stack.api)
+    assert code == 1
+    assert not checks["The scheduler has our hooks"]["ok"]
+    assert "--preload" in checks["The scheduler has our hooks"]["remedy"]
+    assert not checks["There are workers"]["ok"]
+    assert checks["Girder is reachable from here"]["ok"]
+
+
+@pytest.mark.parametrize(
+    ("credential", "said"), [("wrong", "Invalid API key"), ("", "has no credential")]
+)
+def test_a_scheduler_with_a_wrong_credential(
+    girder_stack: Any, tmp_path: Path, credential: str, said: str
+) -> None:
+    with scheduler(
+        tmp_path,
+        "--preload",
+        "girder_dask.scheduler_hooks",
+        DASK_GIRDER__API_URL=girder_stack.api,
+        DASK_GIRDER__CREDENTIAL=credential,
+    ) as address:
+        code, checks = doctor("--scheduler", address)
+    check = checks["The scheduler's credential is valid"]
+    assert code == 1
+    assert not check["ok"]
+    assert said in check["problem"]
+    assert "girder-dask credential" in check["remedy"]
+
+
+def test_nothing_is_there() -> None:
+    code, checks = doctor("--scheduler", "tcp://127.0.0.1:9", "--api-url", "http://127.0.0.1:9")
+    assert code == 1
+    assert [check["ok"] for check in checks.values()] == [False, False]

@@ -1,0 +1,64 @@
+"""When it is time to send."""
+
+from __future__ import annotations
+
+import asyncio
+
+from girder_dask.pace import Pace
+
+LONG = 60.0
+
+
+async def turned(pace: Pace, within: float = 1.0) -> bool:
+    """Say whether it is time to send within some seconds."""
+    task = asyncio.create_task(pace.turn())
+    done, _ = await asyncio.wait([task], timeout=within)
+    task.cancel()
+    return bool(done)
+
+
+async def test_nothing_is_sent_before_there_is_something() -> None:
+    assert not await turned(Pace(0.0), within=0.05)
+
+
+async def test_an_idle_sender_sends_at_once() -> None:
+    pace = Pace(LONG)
+    pace.poke(urgent=False)
+    assert await turned(pace)
+
+
+async def test_a_busy_sender_waits_for_its_interval() -> None:
+    pace = Pace(LONG)
+    pace.sent()
+    pace.poke(urgent=False)
+    assert not await turned(pace, within=0.05)
+
+
+async def test_what_is_urgent_does_not_wait() -> None:
+    pace = Pace(LONG)
+    pace.sent()
+    pace.poke(urgent=False)
+    waiting = asyncio.create_task(pace.turn())
+    await asyncio.sleep(0)
+    pace.poke(urgent=True)
+    await asyncio.wait_for(waiting, 1.0)
+
+
+async def test_a_turn_answers_all_pokes_before_it() -> None:
+    pace = Pace(0.0)
+    pace.poke(urgent=True)
+    pace.poke(urgent=False)
+    assert await turned(pace)
+    assert not await turned(pace, within=0.05)
+
+
+async def test_waiting_can_be_canceled() -> None:
+    pace = Pace(LONG)
+    pace.sent()
+    pace.poke(urgent=False)
+    waiting = asyncio.create_task(pace.turn())
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    done, _ = await asyncio.wait([waiting], timeout=1.0)
+    assert waiting in done
+    assert waiting.cancelled()
