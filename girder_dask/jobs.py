@@ -194,7 +194,7 @@ class JobEvent(_Wire):
     """Something that happened to an attempt of a job.
 
     ``time`` is in seconds since the epoch, when it happened. ``log`` is text to append,
-    ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the pickled
+    ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the packed
     return value, and ``error`` one line that says why a job ended in ERROR. An event of a
     run names that execution and the address of its worker.
     """

@@ -15,9 +15,13 @@ from datetime import date, datetime
 from typing import Any
 
 from girder_dask.errors import ArgumentError, PayloadTooLargeError
+from girder_dask.plain import dump_plain, load_plain
 from girder_dask.transforms import detached, is_transform, map_leaves
 
-__all__ = ["Call", "open_call", "pack_call", "readable"]
+__all__ = ["Call", "open_call", "open_value", "pack_call", "pack_value", "readable"]
+
+# The first byte of a value says how the rest is written.
+_PLAIN_VALUE, _PICKLED_VALUE = b"j", b"p"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,46 @@ def open_call(payload: bytes) -> Call:
     """
     function, args, kwargs, hooks = pickle.loads(payload)
     return Call(args=args, kwargs=kwargs, hooks=hooks, function=function)
+
+
+def pack_value(value: Any) -> bytes:
+    """Return what a function returned as bytes: plain values as JSON, others pickled.
+
+    Raises
+    ------
+    Exception
+        Whatever pickling raises.
+    """
+    try:
+        return _PLAIN_VALUE + dump_plain(value)
+    except (TypeError, RecursionError):
+        return _PICKLED_VALUE + pickle.dumps(value, protocol=5)
+
+
+def open_value(data: bytes, *, unpickle: bool) -> Any:
+    """Open what :func:`pack_value` returned.
+
+    Parameters
+    ----------
+    unpickle
+        Whether a pickled value may be opened, which can run code of whoever made it.
+
+    Raises
+    ------
+    ValueError
+        If the value is pickled and ``unpickle`` is false.
+
+    Examples
+    --------
+    >>> open_value(pack_value((24, 'coins')), unpickle=False)
+    (24, 'coins')
+    """
+    kind, rest = data[:1], data[1:]
+    if kind == _PLAIN_VALUE:
+        return load_plain(rest)
+    if not unpickle:
+        raise ValueError("the value is pickled")
+    return pickle.loads(rest)
 
 
 class _Short(reprlib.Repr):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from girder_dask import submit
 from girder_dask.errors import JobCanceled, JobFailed, ResultUnavailable
 from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.payload import open_value
 
 __all__ = ["JobResult"]
 
@@ -136,14 +136,16 @@ class JobResult:
             If it was canceled.
         ResultUnavailable
             If it succeeded but its value is not kept: it was larger than
-            ``girder.worker.max-result``, or could not be pickled.
+            ``girder.worker.max-result``, or could not be pickled. In Girder also if it is
+            not plain: what Girder opens must not run code.
         TimeoutError
             If it has not ended after ``timeout`` seconds.
         """
         self.wait(timeout)
         if self.status == JobStatus.CANCELED:
             raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
-        stored = submit.backend().load_result(self.id)
+        backend = submit.backend()
+        stored = backend.load_result(self.id)
         if self.status == JobStatus.ERROR:
             raise JobFailed(
                 f"Job {self.id} failed: {stored.error or 'see its log'}", job_id=self.id
@@ -154,7 +156,15 @@ class JobResult:
                 f"{stored.error or 'it is no longer there'}.",
                 job_id=self.id,
             )
-        return pickle.loads(stored.value)
+        try:
+            return open_value(stored.value, unpickle=backend.unpickles)
+        except ValueError as e:
+            raise ResultUnavailable(
+                f"What job {self.id} returned is not opened here: it holds more than None, bool, "
+                "numbers, str, bytes, list, tuple and dict, and Girder unpickles nothing. Have the "
+                "task return plain values, or upload a file.",
+                job_id=self.id,
+            ) from e
 
     def cancel(self) -> None:
         """Ask for the end of the job. It is CANCELED when nothing of it runs any more."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import pickle
 import shutil
 import tempfile
 import threading
@@ -24,7 +23,7 @@ from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundE
 from girder_dask.failures import Place, summary, tell, tell_missing
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.outbox import Outbox, RunOutlet
-from girder_dask.payload import Call, open_call
+from girder_dask.payload import Call, open_call, pack_value
 from girder_dask.task import find_task
 from girder_dask.transforms import is_transform, map_leaves
 
@@ -225,9 +224,9 @@ class Run:
                     logger.exception("exception() of a result hook of job %s", self.spec.id)
 
     def _keep(self, value: Any) -> tuple[bytes | None, str | None]:
-        """Return the pickled value, or None and why it is not kept."""
+        """Return the packed value, or None and why it is not kept."""
         try:
-            data = pickle.dumps(value, protocol=5)
+            data = pack_value(value)
         except Exception as e:  # noqa: BLE001 - any error of a foreign __reduce__
             return None, f"it cannot be pickled ({summary(e)})"
         if len(data) > self.station.max_result:

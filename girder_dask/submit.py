@@ -48,7 +48,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """What is kept of the end of a job: the pickled value, or the reason of an ERROR."""
+    """What is kept of the end of a job: the packed value, or the reason of an ERROR."""
 
     value: bytes | None = field(default=None, repr=False)
     error: str | None = None
@@ -57,6 +57,9 @@ class StoredResult:
 
 class Backend(Protocol):
     """A way to Girder and, behind it, to the scheduler."""
+
+    #: Whether what a task returned may be unpickled here, which can run its code.
+    unpickles: bool
 
     def submit(self, submissions: Sequence[Submission]) -> list[dict[str, Any]]:
         """Record a job for each, send them to the scheduler, and return the job documents."""

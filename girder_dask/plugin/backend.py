@@ -33,6 +33,8 @@ _CHECK_TIME = 8.0
 class GirderBackend:
     """A :class:`girder_dask.submit.Backend` on Girder's own models."""
 
+    unpickles = False
+
     def __init__(self) -> None:
         self._link: SchedulerLink | None = None
         self._lock = threading.Lock()

@@ -11,6 +11,8 @@ from girder_dask.submit import StoredResult, Submission
 
 
 class RecordingBackend:
+    unpickles = False
+
     def __init__(self) -> None:
         self.submissions: list[Submission] = []
         self.jobs: dict[str, dict[str, Any]] = {}

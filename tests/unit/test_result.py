@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from recording_backend import RecordingBackend
 from girder_dask import JobCanceled, JobFailed, JobResult, NotConnectedError, submit
 from girder_dask.errors import GirderError, ResultUnavailable
 from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.payload import pack_value
 from girder_dask.submit import StoredResult
 
 S = JobStatus
@@ -89,12 +89,12 @@ def test_a_job_without_a_log_has_an_empty_one(backend: RecordingBackend) -> None
 
 
 def test_the_value_is_the_one_that_the_function_returned(backend: RecordingBackend) -> None:
-    backend.results["a"] = StoredResult(value=pickle.dumps({"coins": 24}))
+    backend.results["a"] = StoredResult(value=pack_value({"coins": 24}))
     assert job(backend, S.SUCCESS).get() == {"coins": 24}
 
 
 def test_none_is_a_value(backend: RecordingBackend) -> None:
-    backend.results["a"] = StoredResult(value=pickle.dumps(None))
+    backend.results["a"] = StoredResult(value=pack_value(None))
     assert job(backend, S.SUCCESS).get() is None
 
 
