@@ -10,7 +10,7 @@
     ├── GirderError                Girder refused, or could not be reached
     ├── SchedulerError             the Dask scheduler refused, or could not be reached
     ├── JobError                   a job did not end in SUCCESS
-    │   ├── JobFailed              the task raised; the remote exception is the cause
+    │   ├── JobFailed              the task raised
     │   ├── JobCanceled            the job was canceled (also raised inside the task)
     │   ├── JobTimeout             the task ran longer than it may
     │   └── ResultUnavailable      the job succeeded, but its value is no longer kept
@@ -92,7 +92,7 @@ class JobError(GirderDaskError):
 
 
 class JobFailed(JobError):
-    """A task raised. The exception it raised, if it could be kept, is ``__cause__``."""
+    """A task raised. The message has the error in one line, the job's log the traceback."""
 
 
 class JobCanceled(JobError):

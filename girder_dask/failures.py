@@ -6,11 +6,12 @@ import os
 import traceback
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from girder_dask.errors import TransformError
 from girder_dask.jobs import JobSpec
 
-__all__ = ["Place", "own_traceback", "summary", "tell", "tell_missing"]
+__all__ = ["Place", "name_of", "own_traceback", "summary", "tell", "tell_missing"]
 
 _HERE = str(Path(__file__).parent) + os.sep
 
@@ -53,6 +54,14 @@ def summary(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
         text = ""
     return f"{name}: {text}" if text else name
+
+
+def name_of(value: Any) -> str:
+    """Return the ``repr`` of a value, or the name of its type where that fails."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - a foreign __repr__ may raise anything
+        return type(value).__name__
 
 
 def tell(error: BaseException) -> str:

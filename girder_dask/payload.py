@@ -130,7 +130,7 @@ def pack_value(value: Any) -> bytes:
     """
     try:
         return _PLAIN_VALUE + dump_plain(value)
-    except (TypeError, RecursionError):
+    except (TypeError, ValueError, RecursionError):  # ValueError: an integer of many digits
         return _PICKLED_VALUE + pickle.dumps(value, protocol=5)
 
 

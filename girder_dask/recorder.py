@@ -60,6 +60,16 @@ class _Account:
         self.size += grown
         return grown
 
+    def head(self, most: int) -> _Account:
+        """Split off the beginning of the log, of at least one event, as an account of its own."""
+        head = _Account(self.id, self.attempt)
+        while self.log and (not head.log or head.size + len(self.log[0]) <= most):
+            text = self.log.pop(0)
+            head.log.append(text)
+            head.size += len(text)
+        self.size -= head.size
+        return head
+
     @property
     def final(self) -> bool:
         return bool(self.statuses) and self.statuses[-1][0] in FINAL
@@ -160,6 +170,8 @@ class Recorder:
             left = len(self._waiting)
             while left > 0 and self._waiting:
                 left -= await self._deliver()
+            if self._waiting:
+                self._pace.poke(urgent=left > 0 or self._bytes > _MOST_BYTES)
             self._pace.sent()
             async with self._settled:
                 self._settled.notify_all()
@@ -183,6 +195,8 @@ class Recorder:
         taken: list[_Account] = []
         size = 0
         for account in self._waiting.values():
+            if not taken and account.size > _MOST_BYTES and len(account.log) > 1:
+                return [account.head(_MOST_BYTES)]  # the rest keeps its place
             if len(taken) == self._batch_size or (taken and size + account.size > _MOST_BYTES):
                 break
             taken.append(account)

@@ -20,7 +20,7 @@ from typing import Any
 from girder_dask import context, logs
 from girder_dask.context import JobManager, Request, RunningJob
 from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundError
-from girder_dask.failures import Place, summary, tell, tell_missing
+from girder_dask.failures import Place, name_of, summary, tell, tell_missing
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.outbox import Outbox, RunOutlet
 from girder_dask.payload import Call, open_call, pack_value
@@ -267,14 +267,21 @@ class Run:
             raise JobCanceled(job_id=self.spec.id)
 
     def _clean_up(self) -> None:
-        for transform in reversed(self._transforms):
-            try:
-                if callable(getattr(transform, "cleanup", None)):
-                    transform.cleanup()
-            except Exception as e:  # noqa: BLE001 - must not hide how the run ended
-                self._outlet.write(f"Cleaning up {transform!r} failed: {summary(e)}\n")
-        if self._work_dir is not None:
-            shutil.rmtree(self._work_dir, ignore_errors=True)
+        """Let transforms clean up and remove the work directory, whatever comes of it."""
+        try:
+            for transform in reversed(self._transforms):
+                self._clean_up_after(transform)
+        finally:
+            if self._work_dir is not None:
+                shutil.rmtree(self._work_dir, ignore_errors=True)
+
+    def _clean_up_after(self, transform: Any) -> None:
+        if not callable(getattr(transform, "cleanup", None)):
+            return
+        try:
+            transform.cleanup()
+        except BaseException as e:  # noqa: BLE001 - must not hide how the run ended
+            self._outlet.write(f"Cleaning up {name_of(transform)} failed: {summary(e)}\n")
 
     # -- being stopped, from other threads ------------------------------------------------
 
@@ -300,8 +307,8 @@ class Run:
         try:
             yield
         finally:
+            over.set()
             with self._lock:
-                over.set()
                 if self._thread is not None:
                     _raise_in(self._thread, None)
         if self._timed_out:  # the task has swallowed the interruption

@@ -174,6 +174,12 @@ class Task(Generic[P, R]):
                 f"The arguments do not fit {self.name}{self.signature}: {e}. No job was made.",
                 task=self.name,
             ) from e
+        if "<locals>" in self.name or self.name.startswith("__main__:"):
+            raise SubmissionError(
+                f"A worker cannot find {self.name} by its name. Define it at the top of a module of a "
+                "package that is installed in Girder and on the workers. No job was made.",
+                task=self.name,
+            )
         isolation = options.get("isolation", self.settings.isolation)
         if isolation != "thread":
             raise SubmissionError(

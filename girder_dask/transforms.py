@@ -272,9 +272,10 @@ class GirderItemId(_OfResource, Transform):
         self._path = self.directory()
         try:
             for file in self.gc.listFile(self._id):
-                self.gc.downloadFile(
-                    file["_id"], str(self._path / _safe_name(file["name"], file["_id"]))
-                )
+                path = self._path / _safe_name(file["name"], file["_id"])
+                if path.exists():  # Girder allows files of the same name in an item
+                    path = path.with_name(f"{path.stem}-{file['_id']}{path.suffix}")
+                self.gc.downloadFile(file["_id"], str(path))
         except requests.RequestException as e:
             raise self._failed("the item cannot be fetched.", e) from e
         return str(self._path)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_dask.errors import ArgumentError, PayloadTooLargeError, SubmissionError
-from girder_dask.payload import open_call, pack_call, readable
+from girder_dask.payload import open_call, open_value, pack_call, pack_value, readable
 from girder_dask.transforms import GirderFileId, GirderItemMetadata
 
 plain = st.recursive(
@@ -164,3 +164,24 @@ def test_many_values_are_cut() -> None:
 @given(plain)
 def test_what_is_shown_is_plain(value: Any) -> None:
     assert json.loads(json.dumps(readable(value))) == readable(value)
+
+
+# -- results -------------------------------------------------------------------------------
+
+
+@given(plain)
+def test_a_plain_result_is_opened_without_unpickling(value: Any) -> None:
+    assert open_value(pack_value(value), unpickle=False) == value
+
+
+@pytest.mark.parametrize("value", [{1, 2}, np.float64(1.5), Colour.RED])
+def test_any_other_result_is_opened_only_where_unpickling_is_allowed(value: Any) -> None:
+    data = pack_value(value)
+    assert open_value(data, unpickle=True) == value
+    with pytest.raises(ValueError, match="pickled"):
+        open_value(data, unpickle=False)
+
+
+def test_a_number_that_json_cannot_hold_is_a_result_like_others() -> None:
+    """Python refuses to write integers of more than 4300 digits as text."""
+    assert open_value(pack_value([10**5000]), unpickle=True) == [10**5000]

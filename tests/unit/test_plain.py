@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -46,7 +45,9 @@ class Colour(enum.IntEnum):
     RED = 1
 
 
-Point = collections.namedtuple("Point", "x y")
+class Point(NamedTuple):
+    x: int
+    y: int
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,32 @@ async def test_bytes_are_counted_until_they_are_acknowledged() -> None:
             await asyncio.wait_for(recorder.room(), SECONDS)
 
 
+async def test_a_log_that_is_too_long_for_a_request_is_sent_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when Girder was away for long; it refuses a body that is too large."""
+    monkeypatch.setattr("girder_dask.recorder._MOST_BYTES", 1000)
+    girder = Girder()
+    girder.failures = [GirderError("away")]
+    pieces = [f"{n:03}" * 100 for n in range(20)]
+    async with recording(girder) as recorder:
+        for piece in pieces:
+            recorder.record(event("a", log=piece))
+        recorder.record(event("b", log="b"))
+        recorder.record(event("a", status=int(S.SUCCESS), result=b"r"))
+        assert await recorder.flush(SECONDS)
+        await asyncio.wait_for(recorder.room(), SECONDS)
+        assert recorder._bytes == 0
+    answered = girder.requests[1:]
+    assert "".join(u.log or "" for r in answered for u in r if u.id == "a") == "".join(pieces)
+    assert all(sum(len(u.log or "") for u in r) <= 1500 for r in answered)
+    ends = [u for r in answered for u in r if u.statuses]
+    assert [(u.id, u.result) for u in ends] == [("a", b"r")]
+    assert answered[-1][-1].id in ("a", "b")
+    numbers = [u.sequence for r in answered for u in r if u.id == "a"]
+    assert numbers == sorted(set(numbers))
+
+
 async def test_dropping_what_waits_makes_room() -> None:
     girder = Girder()
     async with recording(girder, buffer=1000) as recorder:

@@ -36,6 +36,7 @@ class Worker:
 
     def __init__(self, directory: Path) -> None:
         self.events: list[JobEvent] = []
+        self.sends = 0  # requests that were begun
         self.dropped: set[str] = set()
         self.open = threading.Event()
         self.open.set()
@@ -61,6 +62,7 @@ class Worker:
         return outbox
 
     async def _send(self, _name: str, _batch: int, wire: list[dict[str, Any]]) -> Collection[str]:
+        self.sends += 1
         await asyncio.to_thread(self.open.wait)
         events = [JobEvent.from_wire(each) for each in wire]
         self.events += events
@@ -377,6 +379,27 @@ def test_the_first_error_is_kept_when_cleaning_up_fails(worker: Worker) -> None:
     assert "Cleaning up Input('a') failed: OSError: the disk is gone\n" in worker.log()
 
 
+class BadInput(Input):
+    """One whose cleanup gets past ``except Exception``, and whose repr fails."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+    def cleanup(self) -> None:
+        do(f"clean {self.name}")
+        raise SystemExit(3)
+
+
+def test_cleaning_up_cannot_end_the_worker(worker: Worker) -> None:
+    run = worker.run(lambda *_: 1, Input("a"), BadInput("b"))
+    future = worker.begin(run)
+    assert future.exception(SECONDS) is None
+    assert future.result() == 1
+    until(lambda: worker.statuses()[-1:] == [S.SUCCESS])
+    assert did[-2:] == ["clean b", "clean a"]
+    assert list(worker.station.directory.iterdir()) == []
+
+
 def test_cleaning_up_that_fails_does_not_spoil_a_result(worker: Worker) -> None:
     assert worker.outcome(lambda a: a, Input("a", bad_cleanup=True)) == "A"
     assert worker.statuses()[-1] == S.SUCCESS
@@ -667,6 +690,7 @@ def test_an_interruption_while_the_end_is_written_does_not_lose_it(worker: Worke
     worker.open.clear()
     busy = worker.begin(first)
     assert started.wait(SECONDS)
+    until(lambda: worker.sends)
     run = worker.run(work)
     future = worker.begin(run)
 
