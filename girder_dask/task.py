@@ -157,36 +157,36 @@ class Task(Generic[P, R]):
         (job,) = backend.submit([submission])
         return JobResult(job)
 
-    def _submission(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
-    ) -> submit.Submission:
+    def _check(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
+        """Raise SubmissionError for a call that cannot work, before anything is recorded."""
+        problem = None
+        if "<locals>" in self.name or self.name.startswith("__main__:"):
+            problem = (
+                "cannot be found by its name on a worker. Define it at the top of a module of a "
+                "package that is installed in Girder and on the workers"
+            )
         unknown = options.keys() - _CALL_OPTIONS.keys() - set(_PLACEMENT_OPTIONS)
         if unknown:
-            raise SubmissionError(
-                f"{self.name} was started with options that do not exist: "
-                f"{', '.join(sorted(unknown))}. No job was made.",
-                task=self.name,
+            problem = f"was started with options that do not exist: {', '.join(sorted(unknown))}"
+        isolation = options.get("isolation", self.settings.isolation)
+        if isolation != "thread":
+            problem = (
+                f"asks for isolation={isolation!r}, and this version of girder_dask runs tasks in "
+                "threads only"
             )
         try:
             self.signature.bind(*args, **kwargs)
         except TypeError as e:
-            raise SubmissionError(
-                f"The arguments do not fit {self.name}{self.signature}: {e}. No job was made.",
-                task=self.name,
-            ) from e
-        if "<locals>" in self.name or self.name.startswith("__main__:"):
-            raise SubmissionError(
-                f"A worker cannot find {self.name} by its name. Define it at the top of a module of a "
-                "package that is installed in Girder and on the workers. No job was made.",
-                task=self.name,
-            )
-        isolation = options.get("isolation", self.settings.isolation)
-        if isolation != "thread":
-            raise SubmissionError(
-                f"{self.name} asks for isolation={isolation!r}, and this version of "
-                "girder_dask runs tasks in threads only. No job was made.",
-                task=self.name,
-            )
+            problem = f"has the signature {self.signature}, which the arguments do not fit: {e}"
+        if problem is not None:
+            raise SubmissionError(f"{self.name} {problem}. No job was made.", task=self.name)
+
+    def _submission(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> submit.Submission:
+        self._check(args, kwargs, options)
         fields = {_CALL_OPTIONS.get(name, name): value for name, value in options.items()}
         hooks = tuple(fields.pop("hooks", None) or ())
         settings = self.settings
