@@ -15,8 +15,9 @@ from datetime import date, datetime
 from typing import Any
 
 from girder_dask.errors import ArgumentError, PayloadTooLargeError
+from girder_dask.leaves import map_leaves
 from girder_dask.plain import dump_plain, load_plain
-from girder_dask.transforms import detached, is_transform, map_leaves
+from girder_dask.transforms import detached, is_transform
 
 __all__ = ["Call", "open_call", "open_value", "pack_call", "pack_value", "readable"]
 

@@ -22,10 +22,11 @@ from girder_dask.context import JobManager, Request, RunningJob
 from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundError
 from girder_dask.failures import Place, name_of, summary, tell, tell_missing
 from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.leaves import map_leaves
 from girder_dask.outbox import Outbox, RunOutlet
 from girder_dask.payload import Call, open_call, pack_value
 from girder_dask.task import find_task
-from girder_dask.transforms import is_transform, map_leaves
+from girder_dask.transforms import is_transform
 
 __all__ = ["Run", "Station"]
 

@@ -16,7 +16,7 @@ import abc
 import copy
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ __all__ = [
     "Transform",
     "detached",
     "is_transform",
-    "map_leaves",
 ]
 
 
@@ -50,28 +49,6 @@ def is_transform(value: Any) -> bool:
         and callable(getattr(value, "transform", None))
         and callable(getattr(value, "cleanup", None))
     )
-
-
-def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
-    """Apply ``function`` to whatever is no dict, list or tuple in ``value``.
-
-    Containers in which nothing changed are returned as they are.
-
-    >>> map_leaves(lambda v: v + 1, {'a': [1, (2,)]})
-    {'a': [2, (3,)]}
-    """
-    if isinstance(value, dict):
-        changed = {k: map_leaves(function, v) for k, v in value.items()}
-        return changed if any(changed[k] is not v for k, v in value.items()) else value
-    if isinstance(value, (list, tuple)):
-        items = [map_leaves(function, v) for v in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        if isinstance(value, list):
-            return items
-        make = getattr(value, "_make", tuple)  # keeps a named tuple one
-        return make(items)
-    return function(value)
 
 
 def detached(value: Any) -> Any:

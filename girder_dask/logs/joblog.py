@@ -35,8 +35,7 @@ current: ContextVar[JobLog | None] = ContextVar("girder_dask_log", default=None)
 #: the very one that takes the text away.
 _LOOP_PATIENCE = 1.0
 
-#: Seconds for which a subprocess that runs is expected to end the line that it has begun. It
-#: may be one that the pipe cut.
+#: Seconds in which a subprocess is expected to end a line, which the pipe may have cut.
 _PIPE_PATIENCE = 0.1
 
 #: The pipe as a writer of lines. Threads are known by their identifier, which is positive.

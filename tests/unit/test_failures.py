@@ -50,12 +50,12 @@ def test_a_package_whose_name_begins_like_ours_is_the_users() -> None:
 
 def test_our_frames_within_the_users_code_stay() -> None:
     source = """
-from girder_dask.transforms import map_leaves
+from girder_dask.leaves import map_leaves
 def work():
     map_leaves(lambda v: 1 / v, [0])
 """
     text = tell(caught(of_user(source)))
-    assert "transforms.py" in text
+    assert "leaves.py" in text
 
 
 def test_causes_are_told() -> None:

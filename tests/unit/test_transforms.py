@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_dask.errors import TransformError
+from girder_dask.leaves import map_leaves
 from girder_dask.transforms import (
     GirderFileId,
     GirderItemId,
@@ -30,7 +31,6 @@ from girder_dask.transforms import (
     _safe_name,
     detached,
     is_transform,
-    map_leaves,
 )
 
 Pair = namedtuple("Pair", "left right")  # noqa: PYI024 - the untyped kind has to work too
