@@ -22,7 +22,8 @@ ROOT = Path(girder_dask.__file__).parent
 # fmt: off
 ORDER = [
     "_version", "errors", "config", "jobs", "context",
-    "leaves", "transforms", "plain", "payload", "submit", "result", "task", "porting", "girder_dask",
+    "leaves", "transforms", "plain", "payload", "submit", "result", "task", "porting",
+    "girder_dask",
     "logs",
     "pace", "failures", "outbox", "runner",
     "dispatch", "recorder",
