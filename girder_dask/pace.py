@@ -1,7 +1,7 @@
 """When to send what has gathered.
 
-A sender that is idle sends at once. One that is busy sends once in an interval, unless
-something urgent comes.
+A sender that is idle sends at once. One that is busy sends once in an interval. Something
+urgent need not wait for that, as long as there is little of it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ class Pace:
     interval
         Least seconds from the end of one sending to the beginning of the next, while
         nothing is urgent.
+    burst
+        How many urgent sendings may follow each other at once. When they are used up, one
+        is given back in each interval. None for any number.
     """
 
-    def __init__(self, interval: float) -> None:
+    def __init__(self, interval: float, burst: int | None = None) -> None:
         self._interval = interval
+        self._burst = burst
+        self._credit = float(burst or 0)
         self._last = float("-inf")
         self._something = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -39,12 +44,22 @@ class Pace:
         remaining = self._last + self._interval - asyncio.get_running_loop().time()
         if remaining > 0 and not self._urgent.is_set():
             await _wait(self._urgent, remaining)
+        if self._urgent.is_set():
+            await asyncio.sleep((1.0 - self._credit_now()) * self._interval)
         self._something.clear()
         self._urgent.clear()
 
     def sent(self) -> None:
         """Say that a sending has ended."""
+        self._credit = self._credit_now() - 1
         self._last = asyncio.get_running_loop().time()
+
+    def _credit_now(self) -> float:
+        """Return how many urgent sendings may follow each other now."""
+        if self._burst is None or self._interval <= 0:
+            return 1.0
+        gained = (asyncio.get_running_loop().time() - self._last) / self._interval
+        return min(self._credit + gained, float(self._burst))
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> None:

@@ -27,6 +27,10 @@ Post = Callable[[list[dict[str, Any]]], Awaitable[Mapping[str, list[str]]]]
 Verdict = Callable[[str, str], None]
 
 _MOST_BYTES = 16 << 20
+# Seconds that a sign of life waits for something to say besides: most jobs begin by then.
+_SIGN_DELAY = 0.05
+# Requests that may follow each other at once: a job on an idle system takes two or three.
+_BURST = 4
 
 
 @dataclass(slots=True)
@@ -98,7 +102,7 @@ class Recorder:
     verdict
         Called with a job id and one of ``'done'``, ``'stale'``, ``'gone'`` or ``'cancel'``.
     interval
-        Least seconds between two requests that hold no change of state.
+        Least seconds between two requests, but for a few that hold a change of state.
     batch_size
         Most jobs in one request.
     buffer
@@ -128,7 +132,9 @@ class Recorder:
         self._sequences: dict[tuple[str, int], int] = {}
         self._bytes = 0
         self._under_way: list[_Account] = []
-        self._pace = Pace(interval)
+        self._pace = Pace(interval, burst=_BURST)
+        self._interval = interval
+        self._reminder: asyncio.TimerHandle | None = None
         self._settled = asyncio.Condition()
         #: Why the last request failed, or None if it did not.
         self.error: str | None = None
@@ -142,7 +148,20 @@ class Recorder:
         if account is None:
             account = self._waiting[key] = _Account(event.id, event.attempt)
         self._bytes += account.add(event)
-        self._pace.poke(urgent=event.status is not None)
+        if event.status is None and not event.log and not event.progress:
+            self._soon()
+        else:
+            self._pace.poke(urgent=event.status is not None)
+
+    def _soon(self) -> None:
+        """See to it that a mere sign of life is sent, with whatever comes until then."""
+        if self._reminder is None:
+            loop = asyncio.get_running_loop()
+            self._reminder = loop.call_later(max(self._interval, _SIGN_DELAY), self._remind)
+
+    def _remind(self) -> None:
+        self._reminder = None
+        self._pace.poke(urgent=False)
 
     def forget(self, job_id: str, attempt: int) -> None:
         """Drop what waits of an attempt, and its place in the sequence."""

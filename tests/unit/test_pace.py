@@ -62,3 +62,30 @@ async def test_waiting_can_be_canceled() -> None:
     done, _ = await asyncio.wait([waiting], timeout=1.0)
     assert waiting in done
     assert waiting.cancelled()
+
+
+async def test_what_is_urgent_uses_up_its_burst_and_gets_it_back() -> None:
+    pace = Pace(0.1, burst=2)
+    for _ in range(2):
+        pace.poke(urgent=True)
+        assert await turned(pace, within=0.05)
+        pace.sent()
+    begun = asyncio.get_running_loop().time()
+    pace.poke(urgent=True)
+    assert await turned(pace)
+    waited = asyncio.get_running_loop().time() - begun
+    assert 0.05 < waited < 0.5
+    pace.sent()
+
+
+async def test_a_burst_is_no_larger_after_a_long_rest() -> None:
+    pace = Pace(0.02, burst=2)
+    await asyncio.sleep(0.2)
+    taken = 0
+    begun = asyncio.get_running_loop().time()
+    while asyncio.get_running_loop().time() - begun < 0.1:
+        pace.poke(urgent=True)
+        await pace.turn()
+        pace.sent()
+        taken += 1
+    assert taken <= 2 + 0.1 / 0.02 + 1
