@@ -244,7 +244,10 @@ def test_the_demo_prints_what_the_readme_shows(girder_stack: Any, girder_user: A
     task = (ROOT / "examples" / "coins" / "girder_coins" / "tasks.py").read_text()
     for line in map(without_times, shown.splitlines()):
         if line.startswith("Answer"):
-            told = dict(part.strip().rsplit(" ", 1) for part in line[6:].split(","))
+            found = re.fullmatch(r"Answer +(\d+) objects \((.+)\)", line)
+            assert found is not None
+            told = dict(part.rsplit(" ", 1) for part in found[2].split(", "))
+            told["objects"] = found[1]
             assert told == {k.replace("_", " "): str(v) for k, v in answer.items()}
         elif step := re.fullmatch(r"\s+(\d+)% (.+)", line):
             # Which steps are seen depends on when one looks; each has its place in the task.
