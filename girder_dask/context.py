@@ -8,6 +8,7 @@ as the plain function it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from girder_dask.errors import JobCanceled
-from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.jobs import FINAL, JobStatus, clean_text
 
 __all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
 
@@ -81,9 +82,20 @@ class JobManager:
         """Set the job's progress; what is None stays as it is.
 
         Call it as often as you like: only the newest state is sent, a few times a second.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If ``total`` or ``current`` is no finite number.
         """
-        changes = {"total": total, "current": current, "message": message}
-        self._outlet.progress({k: v for k, v in changes.items() if v is not None})
+        changes: dict[str, Any] = {
+            name: _finite(name, value)
+            for name, value in (("total", total), ("current", current))
+            if value is not None
+        }
+        if message is not None:
+            changes["message"] = clean_text(str(message))
+        self._outlet.progress(changes)
         if forceFlush:
             self._outlet.flush()
 
@@ -114,6 +126,13 @@ class JobManager:
     def refreshStatus(self) -> JobStatus:
         """Return the job's state as this run knows it: CANCELING when it was asked to stop."""
         return self.status
+
+
+def _finite(name: str, value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"The {name} of a job's progress must be a finite number, not {value!r}.")
+    return number
 
 
 @dataclass(frozen=True, slots=True)

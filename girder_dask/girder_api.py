@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,9 +76,20 @@ class GirderApi:
         -------
         dict
             Job ids under ``stale``, ``gone`` and ``cancel``.
+
+        Raises
+        ------
+        GirderError
+            If Girder refuses them or cannot be reached.
+        TypeError, ValueError
+            If an update is no JSON.
         """
         body = {"scheduler": scheduler, "updates": to_json(updates)}
-        return self._signed("POST", "dask/job/updates", json=body)
+        # Not left to requests, which takes what is no JSON for a failure of the connection.
+        text = json.dumps(body, allow_nan=False, ensure_ascii=False)
+        headers = {"Content-Type": "application/json"}
+        data = text.encode("utf-8", "backslashreplace")
+        return self._signed("POST", "dask/job/updates", data=data, headers=headers)
 
     def claim(self, scheduler: str, limit: int) -> dict[str, Any]:
         """Take over unfinished jobs that this scheduler does not have.

@@ -23,6 +23,7 @@ __all__ = [
     "JobStatus",
     "JobUpdate",
     "can_follow",
+    "clean_text",
     "from_json",
     "to_json",
 ]
@@ -227,6 +228,15 @@ class JobUpdate(_Wire):
     progress: Mapping[str, Any] | None = None
     result: bytes | None = field(default=None, repr=False)
     error: str | None = None
+
+
+def clean_text(text: str) -> str:
+    r"""Return text that UTF-8 can hold: lone surrogates are written as escapes.
+
+    >>> clean_text('7 coins \udcff')
+    '7 coins \\udcff'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def to_json(wire: Any) -> Any:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
-from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.jobs import JobEvent, JobSpec, JobStatus, clean_text
 from girder_dask.logs import JobLog
 from girder_dask.pace import Pace
 
@@ -32,6 +32,8 @@ Send = Callable[[str, int, list[dict[str, Any]]], Awaitable[Collection[str]]]
 
 _MOST_EVENTS = 1000
 _MOST_CHARACTERS = 1 << 20
+# What can be sent of any event.
+_BARE = {"version", "id", "attempt", "time", "status", "run", "worker"}
 _RETRY_DELAY = 0.2
 _RETRY_DELAY_MOST = 5.0
 
@@ -112,6 +114,9 @@ class RunOutlet:
 
     def _event(self, **fields: Any) -> JobEvent:
         fields.setdefault("time", time.time())
+        for name in ("log", "error"):
+            if fields.get(name) is not None:
+                fields[name] = clean_text(fields[name])
         return JobEvent(
             id=self.spec.id,
             attempt=self.spec.attempt,
@@ -223,12 +228,33 @@ class Outbox:
             return [self._queue.popleft().to_wire() for _ in range(count)]
 
     async def _deliver(self, batch: list[dict[str, Any]]) -> None:
+        """Insist until a batch is acknowledged. What cannot be sent holds up nothing else."""
+        try:
+            await self._insist(batch)
+        except (TypeError, ValueError, OverflowError) as e:
+            await self._deliver_apart(batch, e)
+
+    async def _deliver_apart(self, batch: list[dict[str, Any]], error: Exception) -> None:
+        if len(batch) > 1:
+            half = len(batch) // 2
+            await self._deliver(batch[:half])
+            await self._deliver(batch[half:])
+            return
+        (event,) = batch
+        bare = {k: v for k, v in event.items() if k in _BARE}
+        logger.error("Part of an event of job %s cannot be sent: %r", event["id"], error)
+        if bare != event:
+            await self._deliver([bare])
+
+    async def _insist(self, batch: list[dict[str, Any]]) -> None:
         self._batch += 1
         delay = _RETRY_DELAY
         while True:
             try:
                 self._dropped.update(await self._send(self._name, self._batch, batch))
-            except Exception as e:  # noqa: BLE001 - whatever it is, the events are kept
+            except (TypeError, ValueError, OverflowError):  # it will never be sent
+                raise
+            except Exception as e:  # noqa: BLE001 - whatever else it is, the events are kept
                 logger.warning("The scheduler did not take job events (%r); trying again", e)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _RETRY_DELAY_MOST)

@@ -26,11 +26,15 @@ logger = logging.getLogger(__name__)
 Post = Callable[[list[dict[str, Any]]], Awaitable[Mapping[str, list[str]]]]
 Verdict = Callable[[str, str], None]
 
-_MOST_BYTES = 16 << 20
+# In characters of logs; as JSON they take up to six times as many bytes.
+_MOST_BYTES = 8 << 20
 # Seconds that a sign of life waits for something to say besides: most jobs begin by then.
 _SIGN_DELAY = 0.05
 # Requests that may follow each other at once: a job on an idle system takes two or three.
 _BURST = 4
+_TOO_LARGE = 413
+# What can be delivered of any update.
+_BARE = {"version", "id", "attempt", "sequence", "statuses"}
 
 
 @dataclass(slots=True)
@@ -260,6 +264,8 @@ class Recorder:
             try:
                 verdicts = await self._post(wire)
             except Exception as e:
+                if _is_permanent(e):
+                    return await self._divide(wire, e)
                 # Whatever it is, the updates are kept.
                 text = str(e) if isinstance(e, GirderError) else repr(e)
                 if text != self.error:
@@ -273,3 +279,26 @@ class Recorder:
                     logger.info("Girder takes job updates again")
                 self.error = None
                 return verdicts
+
+    async def _divide(
+        self, wire: list[dict[str, Any]], error: Exception
+    ) -> Mapping[str, list[str]]:
+        """Deliver apart what cannot be delivered together, so that one job holds up no other."""
+        if len(wire) > 1:
+            half = len(wire) // 2
+            parts = [await self._insist(wire[:half]), await self._insist(wire[half:])]
+            kinds = {kind for part in parts for kind in part}
+            return {kind: [i for part in parts for i in part.get(kind, ())] for kind in kinds}
+        (update,) = wire
+        bare = {k: v for k, v in update.items() if k in _BARE}
+        logger.error("Part of an update of job %s cannot be delivered: %s", update["id"], error)
+        if bare == update:
+            return {}
+        return await self._insist([bare])
+
+
+def _is_permanent(error: Exception) -> bool:
+    """Say whether the same request will never be taken."""
+    if isinstance(error, GirderError):
+        return error.status == _TOO_LARGE
+    return isinstance(error, (TypeError, ValueError, OverflowError))

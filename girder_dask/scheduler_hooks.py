@@ -216,11 +216,13 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         """Take in events of runs. A batch that comes again is acknowledged again, and no more."""
         dropped: list[str] = []
         if batch > self._batches.get(outbox, 0):
+            read = [JobEvent.from_wire(wire) for wire in events]
             self._batches[outbox] = batch
-            for wire in events:
-                event = JobEvent.from_wire(wire)
-                if not self.dispatcher.hear(event) and event.run is not None:
-                    dropped.append(event.run)
+            dropped = [
+                event.run
+                for event in read
+                if not self.dispatcher.hear(event) and event.run is not None
+            ]
         await self.recorder.room()
         return {"dropped": dropped}
 

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
@@ -190,8 +191,8 @@ class Task(Generic[P, R]):
         fields = {_CALL_OPTIONS.get(name, name): value for name, value in options.items()}
         hooks = tuple(fields.pop("hooks", None) or ())
         settings = self.settings
-        base = {name: getattr(settings, name) for name in _PLACEMENT_OPTIONS}
-        base |= {name: getattr(settings, name) for name in ("type", "public", "handler")}
+        chosen = {name: fields.get(name, getattr(settings, name)) for name in _PLACEMENT_OPTIONS}
+        base: dict[str, Any] = {n: getattr(settings, n) for n in ("type", "public", "handler")}
         base["title"] = settings.title or self.function.__name__
         base["other_fields"] = settings.other_fields
         return submit.Submission(
@@ -202,8 +203,35 @@ class Task(Generic[P, R]):
             ),
             args=readable(list(args)),
             kwargs=readable(kwargs),
-            **(base | fields),
+            **(base | fields | _placement(chosen, self.name)),
         )
+
+
+def _placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return options of placement as plain numbers, which any database takes."""
+    plain: dict[str, Any] = dict(options)
+    try:
+        for option in ("retries", "priority"):
+            if option in plain:
+                plain[option] = operator.index(plain[option])
+        if plain.get("timeout") is not None:
+            plain["timeout"] = _positive(plain["timeout"])
+        if plain.get("resources") is not None:
+            plain["resources"] = {str(k): _positive(v) for k, v in plain["resources"].items()}
+        if plain.get("retries", 0) < 0:
+            raise ValueError("retries is less than 0")
+    except (TypeError, ValueError, AttributeError) as e:
+        raise SubmissionError(
+            f"{name} was started with options that make no sense ({e}). No job was made.",
+            task=name,
+        ) from e
+    return plain
+
+
+def _positive(value: Any) -> float:
+    if isinstance(value, str) or not 0 < float(value) < float("inf"):
+        raise ValueError(f"{value!r} is no positive number")
+    return float(value)
 
 
 @overload

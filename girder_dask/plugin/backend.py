@@ -125,7 +125,7 @@ class GirderBackend:
         user = _request_user()
         try:
             job = Job().load(
-                ObjectId(job_id), user=user, level=level, force=user is None, **options
+                ObjectId(job_id), user=user, level=level, force=not _in_request(), **options
             )
         except InvalidId as e:
             raise GirderError(f"{job_id!r} is not the id of a job.", status=400) from e

@@ -26,7 +26,10 @@ LOG_LIMIT = 8 * 1024**2
 #: What the database needs for a piece of a log besides its text.
 _PIECE_BYTES = 16
 
-#: The end of a log that was cut.
+#: How much is kept of what comes with the end of a job whose log was cut.
+_END_BYTES = 64 * 1024
+
+#: Where a log was cut.
 LOG_MARK = "\n[This log is longer than 8 MiB. What follows is not kept here.]\n"
 
 _UNSET = {"attempt": None, "sequence": None, "scheduler": None}
@@ -156,7 +159,7 @@ class History:
                 self.advance(status, moment)
                 if status in FINAL:
                     self.outcome = (self.dask["attempt"], update.result, update.error)
-            self._note(log, reached)
+            self._note(log, reached, ends=status in FINAL)
 
     def _legal(
         self, statuses: list[tuple[JobStatus, datetime]]
@@ -211,24 +214,31 @@ class History:
         self.dask.pop("claim", None)
         self.dask.pop("claimed", None)
 
-    def write(self, text: str) -> None:
-        """Add text to the log, as much of it as still fits."""
+    def write(self, text: str, *, ends: bool = False) -> None:
+        """Add text to the log, as much of it as still fits.
+
+        Of what comes with the end of the job, such as a traceback, the last part is kept.
+        """
         used = self.dask.get("log_bytes", 0)
         text = utf8(text)
-        if not text or used > LOG_LIMIT:
+        if not text:
             return
         data = text.encode()
-        if used + len(data) + _PIECE_BYTES > LOG_LIMIT:
-            head = data[: max(0, LOG_LIMIT - used - _PIECE_BYTES)]
-            text = head.decode("utf-8", "ignore") + LOG_MARK
-            self.dask["log_bytes"] = LOG_LIMIT + 1
-        else:
+        if used + len(data) + _PIECE_BYTES <= LOG_LIMIT:
             self.dask["log_bytes"] = used + len(data) + _PIECE_BYTES
-        self.text.append(text)
+            self.text.append(text)
+            return
+        fits = max(0, LOG_LIMIT - used - _PIECE_BYTES)
+        kept = data[:fits].decode("utf-8", "ignore") + LOG_MARK if used <= LOG_LIMIT else ""
+        if ends:
+            kept += data[fits:][-_END_BYTES:].decode("utf-8", "ignore")
+        self.dask["log_bytes"] = LOG_LIMIT + 1
+        if kept:
+            self.text.append(kept)
 
-    def _note(self, log: str | None, progress: Mapping[str, Any] | None) -> None:
+    def _note(self, log: str | None, progress: Mapping[str, Any] | None, *, ends: bool) -> None:
         if log:
-            self.write(log)
+            self.write(log, ends=ends)
         if progress:
             known = self.job.get("progress") or {"message": None, "total": None, "current": None}
             self.job["progress"] = {**known, **progress}

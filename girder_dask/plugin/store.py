@@ -141,7 +141,8 @@ def _write(drafts: Sequence[_Draft]) -> None:
     try:
         _write_records(drafts)
         jobs.insert_many([draft.job for draft in drafts], ordered=False)
-    except PyMongoError as e:
+    except Exception as e:
+        # Whatever it is (BSON refuses some values with errors of its own), nothing may be left.
         ids = [draft.job["_id"] for draft in drafts]
         try:
             jobs.delete_many({"_id": {"$in": ids}})

@@ -1,7 +1,7 @@
 """A pytest plugin that gives tests a real Girder with a scheduler and workers.
 
-It is there once ``girder_dask[standalone]`` is installed; nothing starts before a test asks
-for one of the fixtures::
+It is there once ``girder_dask[standalone]`` and pytest are installed; nothing starts before
+a test asks for one of the fixtures::
 
     def test_count(girder_stack, girder_user):
         file = girder_stack.upload("coins.png", client=girder_user.client)

@@ -432,3 +432,53 @@ def test_times_are_when_it_happened(girder_stack, girder_user):
     assert times == sorted(times)
     assert 0.9 < (times[-1] - times[-2]).total_seconds() < 3
     assert states(job) == ["QUEUED", "RUNNING", "SUCCESS"]
+
+
+# -- one job does not stop another -----------------------------------------------------------------
+
+
+def test_odd_values_of_one_job_stop_no_other(girder_stack, girder_user):
+    """What a task says may be anything; updates of other jobs must get through."""
+
+    def start_odd() -> dict[str, str]:
+        from my_worker_tasks import fails, my_task
+
+        return {
+            "surrogate": fails.delay("a lone surrogate: \udcff").id,
+            "printed": my_task.delay("\udcff").id,
+            "huge": my_task.delay(2**70).id,
+        }
+
+    ids = girder_stack.call(start_odd, user=girder_user)
+    after = start(girder_stack, girder_user.client, "noop")
+    assert girder_stack.wait(after, timeout=20)["status"] == JobStatus.SUCCESS
+    assert girder_stack.wait(ids["surrogate"])["status"] == JobStatus.ERROR
+    assert "a lone surrogate: \\udcff" in girder_stack.log(ids["surrogate"])
+    assert girder_stack.wait(ids["printed"])["status"] == JobStatus.SUCCESS
+    assert girder_stack.wait(ids["huge"])["status"] == JobStatus.SUCCESS
+
+
+def test_a_stranger_neither_reads_nor_cancels_a_private_job(girder_stack, girder_user):
+    import girder_client
+
+    job_id = start(girder_stack, girder_user.client, "slow", 20, 20)
+    girder_stack.wait(job_id, status=JobStatus.RUNNING)
+
+    def try_both(job_id: str) -> list[str]:
+        from girder_dask import GirderDaskError, JobResult
+
+        refused = []
+        for attempt in (lambda: JobResult(job_id).job, lambda: JobResult(job_id).cancel()):
+            try:
+                attempt()
+            except GirderDaskError as e:
+                refused.append(str(e))
+        return refused
+
+    stranger = girder_client.GirderClient(apiUrl=girder_stack.api)
+    refused = girder_stack.call(try_both, job_id, user=stranger)
+    assert len(refused) == 2
+    assert all("has no access" in reason for reason in refused)
+    assert girder_stack.job(job_id)["status"] == JobStatus.RUNNING
+    girder_user.client.put(f"job/{job_id}/cancel")
+    girder_stack.wait(job_id)

@@ -119,3 +119,15 @@ def test_another_state_does_not_make_a_task_forget_that_it_is_to_stop(manager: J
 def test_a_request_counts_the_attempts_before() -> None:
     assert Request(id="a").retries == 0
     assert Request(id="a", attempt=3).retries == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "many"])
+def test_progress_is_a_finite_number(manager: JobManager, outlet: Outlet, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"finite|convert"):
+        manager.updateProgress(current=value)
+    assert outlet.said == []
+
+
+def test_progress_is_made_plain(manager: JobManager, outlet: Outlet) -> None:
+    manager.updateProgress(total=2**70, message="a\udcff")  # type: ignore[arg-type]
+    assert outlet.said == [{"total": float(2**70), "message": "a\\udcff"}]

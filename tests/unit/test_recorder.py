@@ -455,3 +455,23 @@ async def test_an_error_that_nobody_expected_does_not_end_the_recorder(error: Ex
     async with recording(girder) as recorder:
         recorder.record(event(log="x"))
         assert await recorder.flush(2.0)
+
+
+@pytest.mark.parametrize("error", [TypeError("no JSON"), GirderError("too large", status=413)])
+async def test_an_update_that_is_never_taken_holds_up_no_other(error: Exception) -> None:
+    girder = Girder()
+
+    def answer(updates: list[JobUpdate]) -> Mapping[str, list[str]]:
+        if any(u.log == "poison" for u in updates):
+            raise error
+        return {}
+
+    girder.answer = answer
+    async with recording(girder) as recorder:
+        for job in "abcde":
+            log = "poison" if job == "c" else job
+            recorder.record(event(job, log=log, status=int(S.SUCCESS)))
+        assert await recorder.flush(SECONDS)
+    taken = [u for r in girder.requests for u in r]
+    assert {u.id for u in taken if u.log != "poison" and u.statuses} == set("abcde")
+    assert sorted(i for i, kind in girder.verdicts if kind == "done") == list("abcde")
