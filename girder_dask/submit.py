@@ -52,7 +52,6 @@ class StoredResult:
 
     value: bytes | None = field(default=None, repr=False)
     error: str | None = None
-    exception: bytes | None = field(default=None, repr=False)
 
 
 class Backend(Protocol):
