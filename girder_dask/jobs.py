@@ -8,7 +8,7 @@ for HTTP. No ``repr`` shows a token or the bytes of a call.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = [
     "JobSpec",
     "JobStatus",
     "JobUpdate",
+    "Wire",
     "can_follow",
     "clean_text",
     "from_json",
@@ -102,7 +103,7 @@ def can_follow(current: int, new: int) -> bool:
     return current in PREDECESSORS[JobStatus(new)]
 
 
-class _Wire:
+class Wire:
     """Conversion of a flat frozen dataclass to and from plain types."""
 
     def to_wire(self) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class _Wire:
 
 
 @dataclass(frozen=True, slots=True)
-class JobSpec(_Wire):
+class JobSpec(Wire):
     """All that is needed to run one attempt of a job.
 
     Attributes
@@ -167,6 +168,8 @@ class JobSpec(_Wire):
         Larger runs earlier.
     isolation
         ``'thread'`` or ``'process'``.
+    dependencies
+        The ids of the jobs whose values are among the arguments.
     """
 
     id: str
@@ -182,6 +185,7 @@ class JobSpec(_Wire):
     resources: Mapping[str, float] | None = None
     priority: int = 0
     isolation: str = "thread"
+    dependencies: Sequence[str] | None = None
 
     @property
     def key(self) -> str:
@@ -191,13 +195,14 @@ class JobSpec(_Wire):
 
 
 @dataclass(frozen=True, slots=True)
-class JobEvent(_Wire):
+class JobEvent(Wire):
     """Something that happened to an attempt of a job.
 
     ``time`` is in seconds since the epoch, when it happened. ``log`` is text to append,
     ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the packed
-    return value, and ``error`` one line that says why a job ended in ERROR. An event of a
-    run names that execution and the address of its worker.
+    return value, and ``error`` one line that says why a job ended in ERROR, with
+    ``exception`` packed by :func:`girder_dask.payload.pack_exception`. An event of a run
+    names that execution and the address of its worker.
     """
 
     id: str
@@ -208,12 +213,13 @@ class JobEvent(_Wire):
     progress: Mapping[str, Any] | None = None
     result: bytes | None = field(default=None, repr=False)
     error: str | None = None
+    exception: bytes | None = field(default=None, repr=False)
     run: str | None = None
     worker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class JobUpdate(_Wire):
+class JobUpdate(Wire):
     """All that Girder has not yet heard of an attempt of a job, merged from its events.
 
     ``sequence`` grows with each update of the same attempt, so that one which is sent
@@ -228,6 +234,7 @@ class JobUpdate(_Wire):
     progress: Mapping[str, Any] | None = None
     result: bytes | None = field(default=None, repr=False)
     error: str | None = None
+    exception: bytes | None = field(default=None, repr=False)
 
 
 def clean_text(text: str) -> str:

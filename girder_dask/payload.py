@@ -1,11 +1,14 @@
 """A call as bytes, and as something to read.
 
-A call is pickled where ``delay()`` is called and opened on a worker, inside our own
-function. Girder and the scheduler only pass the bytes on.
+A call is packed where ``delay()`` is called and opened on a worker, inside our own
+function. Girder and the scheduler only pass the bytes on. A call that is made of plain
+values and of our own transforms is packed as JSON, which may come from anybody who may
+start the task. Any other is pickled: opening it can run code of whoever made it.
 """
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import pickle
 import reprlib
@@ -14,15 +17,37 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
+from girder_dask import transforms
 from girder_dask.errors import ArgumentError, PayloadTooLargeError
 from girder_dask.leaves import map_leaves
 from girder_dask.plain import dump_plain, load_plain
 from girder_dask.transforms import detached, is_transform
 
-__all__ = ["Call", "open_call", "open_value", "pack_call", "pack_value", "readable"]
+__all__ = [
+    "Call",
+    "Dependency",
+    "is_plain",
+    "open_call",
+    "open_exception",
+    "open_value",
+    "pack_call",
+    "pack_exception",
+    "pack_value",
+    "readable",
+]
 
-# The first byte of a value says how the rest is written.
-_PLAIN_VALUE, _PICKLED_VALUE = b"j", b"p"
+# The first byte of a call or a value says how the rest is written.
+_PLAIN, _PICKLED = b"j", b"p"
+
+# What stands for something else in a plain call.
+_TRANSFORM, _JOB = "~transform", "~job"
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """Stands among the arguments of a call for the value of another job."""
+
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +69,7 @@ def pack_call(
     task: str | None = None,
     limit: int | None = None,
 ) -> bytes:
-    """Pickle a call.
+    """Return a call as bytes: as JSON if it is plain, else pickled.
 
     Clients and tokens that transforms hold are left out: a worker gives them those of
     the job.
@@ -52,7 +77,7 @@ def pack_call(
     Parameters
     ----------
     limit
-        The most bytes that the pickled call may have, None for no limit.
+        The most bytes that the packed call may have, None for no limit.
 
     Raises
     ------
@@ -68,21 +93,25 @@ def pack_call(
     """
     import cloudpickle
 
-    call = (
+    call: tuple[Any, ...] = (
         function,
         map_leaves(detached, tuple(args)),
         map_leaves(detached, dict(kwargs)),
         tuple(detached(hook) for hook in hooks),
     )
     try:
-        data: bytes = cloudpickle.dumps(call)
-    except Exception as e:
-        raise _argument_error(call, task, e) from e
+        data = _pack_plain(call)
+    except (TypeError, ValueError, RecursionError):  # ValueError: an integer of many digits
+        try:
+            data = _PICKLED + cloudpickle.dumps(call)
+        except Exception as e:
+            raise _argument_error(call, task, e) from e
     if limit is not None and len(data) > limit:
         raise PayloadTooLargeError(
-            f"The arguments of {task or 'the call'} take {len(data):,} bytes when pickled, more "
+            f"The arguments of {task or 'the call'} take {len(data):,} bytes when packed, more "
             f"than the {limit:,} that are stored with a job (girder.max-payload). Upload large "
-            "data to Girder and pass GirderFileId(file_id).",
+            "data to Girder and pass GirderFileId(file_id), or pass the JobResult of a job that "
+            "makes it.",
             task=task,
         )
     return data
@@ -108,8 +137,46 @@ def _argument_error(call: tuple[Any, ...], task: str | None, error: Exception) -
     return ArgumentError(f"{task or 'The call'} cannot be pickled: {error}.", task=task)
 
 
+def _pack_plain(call: tuple[Any, ...]) -> bytes:
+    function, args, kwargs, hooks = call
+    if function is not None:
+        raise TypeError("a function is not plain")
+    return _PLAIN + dump_plain([args, kwargs, hooks], _special)
+
+
+def _special(value: Any) -> tuple[str, Any]:
+    """Write what a plain call may hold besides plain values; see :func:`_build_transform`."""
+    if type(value) is Dependency:
+        return _JOB, value.job_id
+    name = type(value).__name__
+    arguments = getattr(value, "arguments", None)
+    if name in transforms.__all__ and getattr(transforms, name) is type(value) and arguments:
+        return _TRANSFORM, [name, arguments()]
+    raise TypeError(f"{name} is not plain")
+
+
+def _build_transform(written: Any) -> Any:
+    """Make one of our own transforms, from nothing but arguments of its constructor."""
+    name, arguments = written
+    kind = getattr(transforms, name) if name in transforms.__all__ else None
+    if not (isinstance(kind, type) and hasattr(kind, "arguments")):
+        raise ValueError(f"{name!r} is no transform of girder_dask")
+    if "gc" in arguments:
+        raise ValueError("a client cannot be given")
+    return kind(**arguments)
+
+
+def is_plain(payload: bytes) -> bool:
+    """Say whether a packed call runs no code but that of an installed task when it is opened.
+
+    >>> is_plain(pack_call((1, 'coins.png'), {})), is_plain(pack_call((range(3),), {}))
+    (True, False)
+    """
+    return payload[:1] == _PLAIN
+
+
 def open_call(payload: bytes) -> Call:
-    """Open a pickled call. Only a worker does this.
+    """Open a packed call. Only a worker does this.
 
     Raises
     ------
@@ -117,7 +184,14 @@ def open_call(payload: bytes) -> Call:
         Whatever unpickling raises, for example ModuleNotFoundError for a package that
         is not installed here.
     """
-    function, args, kwargs, hooks = pickle.loads(payload)
+    kind, rest = payload[:1], payload[1:]
+    if kind == _PLAIN:
+        special = {_TRANSFORM: _build_transform, _JOB: lambda job_id: Dependency(str(job_id))}
+        args, kwargs, hooks = load_plain(rest, special)
+        return Call(args=tuple(args), kwargs=dict(kwargs), hooks=tuple(hooks))
+    if kind != _PICKLED:
+        raise ValueError("This is no call that girder_dask has packed.")
+    function, args, kwargs, hooks = pickle.loads(rest)
     return Call(args=args, kwargs=kwargs, hooks=hooks, function=function)
 
 
@@ -130,9 +204,9 @@ def pack_value(value: Any) -> bytes:
         Whatever pickling raises.
     """
     try:
-        return _PLAIN_VALUE + dump_plain(value)
+        return _PLAIN + dump_plain(value)
     except (TypeError, ValueError, RecursionError):  # ValueError: an integer of many digits
-        return _PICKLED_VALUE + pickle.dumps(value, protocol=5)
+        return _PICKLED + pickle.dumps(value, protocol=5)
 
 
 def open_value(data: bytes, *, unpickle: bool) -> Any:
@@ -154,11 +228,84 @@ def open_value(data: bytes, *, unpickle: bool) -> Any:
     (24, 'coins')
     """
     kind, rest = data[:1], data[1:]
-    if kind == _PLAIN_VALUE:
+    if kind == _PLAIN:
         return load_plain(rest)
     if not unpickle:
         raise ValueError("the value is pickled")
     return pickle.loads(rest)
+
+
+# What is kept of an exception, in bytes and characters.
+_MOST_EXCEPTION = 128 * 1024
+_MOST_TRACEBACK = 64 * 1024
+
+
+def pack_exception(error: BaseException, text: str) -> bytes:
+    """Return what a task raised as bytes, to raise it again elsewhere.
+
+    Parameters
+    ----------
+    text
+        Its traceback, as people read it.
+
+    Examples
+    --------
+    >>> error, text = open_exception(pack_exception(KeyError('coins'), 'Traceback'), unpickle=False)
+    >>> error, text
+    (KeyError('coins'), 'Traceback')
+    """
+    import cloudpickle
+
+    kind = type(error)
+    known: dict[str, Any] = {
+        "type": f"{kind.__module__}.{kind.__qualname__}",
+        "text": text[-_MOST_TRACEBACK:],
+    }
+    try:
+        if kind.__module__ == "builtins" and len(dump_plain(error.args)) <= _MOST_EXCEPTION:
+            known["args"] = error.args
+    except (TypeError, ValueError, RecursionError):
+        pass  # then it can be had from the pickle alone
+    try:
+        pickled = cloudpickle.dumps(error)
+        if len(pickled) <= _MOST_EXCEPTION:
+            known["pickled"] = pickled
+    except Exception as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
+        known["unpicklable"] = repr(e)[:1000]
+    return dump_plain(known)
+
+
+def open_exception(data: bytes, *, unpickle: bool) -> tuple[BaseException | None, str]:
+    """Open what :func:`pack_exception` returned.
+
+    Parameters
+    ----------
+    unpickle
+        Whether it may be unpickled, which can run code of whoever raised it. A built-in
+        exception with plain arguments needs none.
+
+    Returns
+    -------
+    tuple
+        The exception, None where it cannot be had, and its traceback as text.
+    """
+    known = load_plain(data)
+    text = str(known.get("text", ""))
+    if unpickle and "pickled" in known:
+        try:
+            error = pickle.loads(known["pickled"])
+        except Exception:  # noqa: BLE001 - for example a package that is not installed here
+            error = None
+        if isinstance(error, BaseException):
+            return error, text
+    module, _, name = str(known.get("type", "")).partition(".")
+    kind = getattr(builtins, name, None) if module == "builtins" else None
+    if isinstance(kind, type) and issubclass(kind, Exception) and "args" in known:
+        try:
+            return kind(*known["args"]), text
+        except TypeError:  # its arguments were changed after it was made
+            return None, text
+    return None, text
 
 
 class _Short(reprlib.Repr):
@@ -176,7 +323,7 @@ class _Short(reprlib.Repr):
 _short = _Short()
 _short.maxstring = _short.maxother = 200
 _short.maxlist = _short.maxtuple = _short.maxdict = 20
-_PLAIN = (str, int, float, bool, type(None), datetime, date)
+_SHOWN_AS_IS = (str, int, float, bool, type(None), datetime, date)
 _MOST_CHARACTERS = 10_000
 _MOST_ITEMS = 1_000
 _MOST_INT = 2**63
@@ -200,6 +347,8 @@ def readable(value: Any) -> Any:
 
 
 def _readable_leaf(value: Any) -> Any:
+    if isinstance(value, Dependency):
+        return f"JobResult('{value.job_id}')"
     if is_transform(value):
         describe = getattr(value, "_repr_model_", None)
         return str(describe() if callable(describe) else type(value).__name__)
@@ -207,6 +356,6 @@ def _readable_leaf(value: Any) -> Any:
         return value[:_MOST_CHARACTERS] + "…"
     if isinstance(value, int) and abs(value) >= _MOST_INT:
         return repr(value)
-    if type(value) in _PLAIN:
+    if type(value) in _SHOWN_AS_IS:
         return value
     return _short.repr(value)
