@@ -5,10 +5,11 @@ a package of tasks can be imported anywhere.
 """
 
 from girder_dask._version import __version__
+from girder_dask.composition import chain, chord, group
 from girder_dask.context import current_job
 from girder_dask.errors import GirderDaskError, JobCanceled, JobFailed, NotConnectedError
 from girder_dask.porting import app, girder_job
-from girder_dask.result import JobResult
+from girder_dask.result import JobResult, MapResult
 from girder_dask.task import Task, task
 
 __all__ = [  # noqa: RUF022 - grouped by who uses them
@@ -18,9 +19,13 @@ __all__ = [  # noqa: RUF022 - grouped by who uses them
     "current_job",
     # using jobs
     "JobResult",
+    "MapResult",
     # porting from girder_worker
     "app",
     "girder_job",
+    "chain",
+    "chord",
+    "group",
     # errors that people catch
     "GirderDaskError",
     "JobCanceled",

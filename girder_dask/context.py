@@ -8,6 +8,7 @@ as the plain function it is.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from girder_dask.errors import JobCanceled
+from girder_dask.errors import GirderDaskError, JobCanceled
 from girder_dask.jobs import FINAL, JobStatus, clean_text
+from girder_dask.result import JobResult
 
 __all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
 
@@ -137,12 +139,17 @@ def _finite(name: str, value: Any) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Facts about one run. ``id`` is the job's id, ``hostname`` where it runs."""
+    """Facts about one run.
+
+    ``id`` is the job's id, ``hostname`` where it runs, and ``gpus`` are the ids of the GPUs
+    that are its own while it runs.
+    """
 
     id: str | None = None
     attempt: int = 1
     hostname: str | None = None
     girder_api_url: str | None = None
+    gpus: tuple[str, ...] = ()
 
     @property
     def retries(self) -> int:
@@ -186,11 +193,39 @@ class RunningJob:
         self.girder_client = girder_client
         self.work_dir = work_dir
         self.request = request or Request()
+        self._task: Any = None
 
     @property
     def canceled(self) -> bool:
         """Whether the job was asked to stop."""
         return self.job_manager.status == JobStatus.CANCELING
+
+    def bound_to(self, task: Any) -> RunningJob:
+        """Return the same job as a bound task sees it."""
+        bound = copy.copy(self)
+        vars(bound)["_task"] = task
+        return bound
+
+    def AsyncResult(self, task_id: str) -> JobResult:
+        """Return the result of a job by its id, under the name that Celery has for it."""
+        return JobResult(task_id)
+
+    def describe(self) -> Any:
+        """Return the description of the task that this was bound to."""
+        return self._bound().describe()
+
+    def call_item_task(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call that task here, with inputs that are bound as Girder's item tasks bind them."""
+        return self._bound().call_item_task(inputs, outputs)
+
+    def _bound(self) -> Any:
+        if self._task is None:
+            raise GirderDaskError(
+                "This is not bound to a task. Use the first argument of a task with bind=True."
+            )
+        return self._task
 
     def __repr__(self) -> str:
         return f"<RunningJob {self.id or 'detached'} {self.title!r}>"

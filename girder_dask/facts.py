@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 def tasks() -> list[dict[str, Any]]:
     """Return each module of tasks that is installed here, and whether it can be imported."""
-    from girder_dask.task import ENTRY_POINT_GROUP
+    from girder_dask.packages import ENTRY_POINT_GROUP
 
     found = []
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):

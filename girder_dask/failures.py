@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import os
 import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from girder_dask.errors import TransformError
-from girder_dask.jobs import JobSpec
+from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundError, TransformError
+from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.payload import pack_exception
 
-__all__ = ["Place", "name_of", "own_traceback", "summary", "tell", "tell_missing"]
+__all__ = [
+    "Failure",
+    "Place",
+    "failure_of",
+    "name_of",
+    "own_traceback",
+    "summary",
+    "tell",
+    "tell_missing",
+]
 
 _HERE = str(Path(__file__).parent) + os.sep
+
+# What is kept of an exception with a job, in bytes.
+_MOST_KEPT = 256 * 1024
 
 
 class Place:
@@ -29,6 +43,68 @@ class Place:
 
     def __str__(self) -> str:
         return f"worker {self.address} on {self.hostname}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a run ended that did not succeed.
+
+    Attributes
+    ----------
+    status
+        ERROR or CANCELED.
+    text
+        What the log says of it.
+    error
+        The same in one line, None for a canceled job.
+    exception
+        What was raised, packed by :func:`girder_dask.payload.pack_exception`.
+    cause
+        What was raised, where it is at hand.
+    """
+
+    status: JobStatus
+    text: str
+    error: str | None = None
+    exception: bytes | None = field(default=None, repr=False)
+    cause: BaseException | None = None
+
+
+def failure_of(
+    error: BaseException, spec: JobSpec, place: Place, *, started: bool, timed_out: bool
+) -> Failure:
+    """Return what is told of an error that ended a run.
+
+    Parameters
+    ----------
+    started
+        Whether the function was called, so that what is missing is its own matter.
+    timed_out
+        Whether the run reached its time limit.
+    """
+    if isinstance(error, JobCanceled):
+        return Failure(JobStatus.CANCELED, "The job was canceled.\n", cause=error)
+    if isinstance(error, JobTimeout) and timed_out:
+        line = f"The task ran longer than the {spec.timeout:g} s that it may."
+        return Failure(JobStatus.ERROR, f"{line}\n", line, _packed(error, line), error)
+    if isinstance(error, ImportError) and not started:
+        text = tell_missing(spec, error, place)
+    elif isinstance(error, TaskNotFoundError):
+        text = f"The task cannot run on {place}. {error}\n"
+    else:
+        text = tell(error)
+    return Failure(JobStatus.ERROR, text, summary(error), _packed(error, text), error)
+
+
+def _packed(error: BaseException, text: str) -> bytes | None:
+    """Return what is kept of an error with the job, or None where nothing can be."""
+    try:
+        data = pack_exception(error, text)
+        if len(data) > _MOST_KEPT:
+            data = pack_exception(JobFailed(summary(error)[:1000]), text[-_MOST_KEPT // 8 :])
+    except Exception:  # noqa: BLE001 - a foreign exception class may do anything
+        return None
+    return data
 
 
 def own_traceback(error: BaseException) -> TracebackType | None:

@@ -81,7 +81,12 @@ class RunOutlet:
         return heard.wait(timeout) and not self._outbox.is_dropped(self.run)
 
     def finish(
-        self, status: JobStatus, *, result: bytes | None = None, error: str | None = None
+        self,
+        status: JobStatus,
+        *,
+        result: bytes | None = None,
+        error: str | None = None,
+        exception: bytes | None = None,
     ) -> None:
         """Say how the run ended, together with the rest of its log. Nothing comes after."""
         now = time.time()
@@ -96,6 +101,7 @@ class RunOutlet:
                 progress=self._take_progress(),
                 result=result,
                 error=error,
+                exception=exception,
             )
             self._outbox.forget(self)
             self._outbox.post(event)

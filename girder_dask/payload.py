@@ -26,6 +26,7 @@ from girder_dask.transforms import detached, is_transform
 __all__ = [
     "Call",
     "Dependency",
+    "arguments_of",
     "is_plain",
     "open_call",
     "open_exception",
@@ -34,6 +35,7 @@ __all__ = [
     "pack_exception",
     "pack_value",
     "readable",
+    "rebuilt",
 ]
 
 # The first byte of a call or a value says how the rest is written.
@@ -52,12 +54,16 @@ class Dependency:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function (None: the task's own), its arguments, and what is done with its result."""
+    """A function (None: the task's own), its arguments, and what is done with its result.
+
+    ``session`` are attributes of the ``requests.Session`` of the job's Girder client.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     hooks: tuple[Any, ...] = ()
     function: Callable[..., Any] | None = None
+    session: Mapping[str, Any] | None = None
 
 
 def pack_call(
@@ -66,6 +72,7 @@ def pack_call(
     hooks: Sequence[Any] = (),
     function: Callable[..., Any] | None = None,
     *,
+    session: Mapping[str, Any] | None = None,
     task: str | None = None,
     limit: int | None = None,
 ) -> bytes:
@@ -98,6 +105,7 @@ def pack_call(
         map_leaves(detached, tuple(args)),
         map_leaves(detached, dict(kwargs)),
         tuple(detached(hook) for hook in hooks),
+        session,
     )
     try:
         data = _pack_plain(call)
@@ -120,7 +128,7 @@ def pack_call(
 def _argument_error(call: tuple[Any, ...], task: str | None, error: Exception) -> ArgumentError:
     import cloudpickle
 
-    _, args, kwargs, hooks = call
+    _, args, kwargs, hooks, _ = call
     named = [(f"argument {i + 1}", a) for i, a in enumerate(args)]
     named += [(f"argument {k!r}", v) for k, v in kwargs.items()]
     named += [(f"result hook {i + 1}", h) for i, h in enumerate(hooks)]
@@ -138,9 +146,9 @@ def _argument_error(call: tuple[Any, ...], task: str | None, error: Exception) -
 
 
 def _pack_plain(call: tuple[Any, ...]) -> bytes:
-    function, args, kwargs, hooks = call
-    if function is not None:
-        raise TypeError("a function is not plain")
+    function, args, kwargs, hooks, session = call
+    if function is not None or session is not None:
+        raise TypeError("a function is not plain, and a session is not for everybody to change")
     return _PLAIN + dump_plain([args, kwargs, hooks], _special)
 
 
@@ -191,8 +199,8 @@ def open_call(payload: bytes) -> Call:
         return Call(args=tuple(args), kwargs=dict(kwargs), hooks=tuple(hooks))
     if kind != _PICKLED:
         raise ValueError("This is no call that girder_dask has packed.")
-    function, args, kwargs, hooks = pickle.loads(rest)
-    return Call(args=args, kwargs=kwargs, hooks=hooks, function=function)
+    function, args, kwargs, hooks, session = pickle.loads(rest)
+    return Call(args, kwargs, hooks, function, session)
 
 
 def pack_value(value: Any) -> bytes:
@@ -256,23 +264,49 @@ def pack_exception(error: BaseException, text: str) -> bytes:
     """
     import cloudpickle
 
-    kind = type(error)
+    kind, args = type(error), arguments_of(error)
     known: dict[str, Any] = {
         "type": f"{kind.__module__}.{kind.__qualname__}",
         "text": text[-_MOST_TRACEBACK:],
     }
     try:
-        if kind.__module__ == "builtins" and len(dump_plain(error.args)) <= _MOST_EXCEPTION:
-            known["args"] = error.args
+        if kind.__module__ == "builtins" and len(dump_plain(args)) <= _MOST_EXCEPTION:
+            known["args"] = args
     except (TypeError, ValueError, RecursionError):
         pass  # then it can be had from the pickle alone
     try:
-        pickled = cloudpickle.dumps(error)
+        # Not the exception itself: many cannot be unpickled, as their __init__ takes other
+        # arguments than it hands on.
+        pickled = cloudpickle.dumps((kind, args, vars(error)))
         if len(pickled) <= _MOST_EXCEPTION:
             known["pickled"] = pickled
     except Exception as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
         known["unpicklable"] = repr(e)[:1000]
     return dump_plain(known)
+
+
+def arguments_of(error: BaseException) -> tuple[Any, ...]:
+    """Return what a built-in exception was made with, also where ``args`` is short of it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        more = (None, error.filename2) if error.filename2 is not None else ()
+        return (*error.args, error.filename, *more)
+    return error.args
+
+
+def rebuilt(kind: type[Any], args: tuple[Any, ...], state: Mapping[str, Any]) -> Any:
+    """Make an exception anew without its own ``__init__``, which may take other arguments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If that cannot be.
+    """
+    error = kind.__new__(kind, *args)
+    # Built-in classes keep some arguments in fields of their own, such as errno.
+    native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    native.__init__(error, *args)
+    vars(error).update(state)
+    return error
 
 
 def open_exception(data: bytes, *, unpickle: bool) -> tuple[BaseException | None, str]:
@@ -293,7 +327,7 @@ def open_exception(data: bytes, *, unpickle: bool) -> tuple[BaseException | None
     text = str(known.get("text", ""))
     if unpickle and "pickled" in known:
         try:
-            error = pickle.loads(known["pickled"])
+            error = rebuilt(*pickle.loads(known["pickled"]))
         except Exception:  # noqa: BLE001 - for example a package that is not installed here
             error = None
         if isinstance(error, BaseException):
@@ -302,8 +336,8 @@ def open_exception(data: bytes, *, unpickle: bool) -> tuple[BaseException | None
     kind = getattr(builtins, name, None) if module == "builtins" else None
     if isinstance(kind, type) and issubclass(kind, Exception) and "args" in known:
         try:
-            return kind(*known["args"]), text
-        except TypeError:  # its arguments were changed after it was made
+            return rebuilt(kind, known["args"], {}), text
+        except (TypeError, ValueError):  # its arguments were changed after it was made
             return None, text
     return None, text
 

@@ -7,10 +7,12 @@ girder_job`` to ``from girder_dask import app, girder_job``; the decorators stay
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from girder_dask.calls import TaskSettings
 from girder_dask.jobs import HANDLER
-from girder_dask.task import Task, TaskSettings, with_settings
+from girder_dask.task import Task
 
 __all__ = ["App", "app", "girder_job"]
 
@@ -54,13 +56,14 @@ def girder_job(
     """Set the fields of a task's jobs. The handlers of Celery become our own."""
 
     def decorate(decorated: Task[Any, Any]) -> Task[Any, Any]:
-        return with_settings(
-            decorated,
+        settings = replace(
+            decorated.settings,
             title=title,
             type=type,
             public=public,
             handler=HANDLER if handler in _CELERY_HANDLERS else handler,
             other_fields=otherFields or {},
         )
+        return Task(decorated.function, settings)
 
     return decorate

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from girder_dask import submit
-from girder_dask.errors import JobCanceled, JobFailed, ResultUnavailable
+from girder_dask.errors import (
+    GirderDaskError,
+    JobCanceled,
+    ResultUnavailable,
+    SchedulerError,
+)
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.payload import open_value
+from girder_dask.remote_errors import failure
 
-__all__ = ["JobResult"]
+if TYPE_CHECKING:
+    from distributed import Future
+
+__all__ = ["JobResult", "MapResult"]
 
 
 class JobResult:
@@ -20,15 +29,22 @@ class JobResult:
     It can be indexed like the job document: ``result['title']``. What it knows of the
     job is as old as the last question; ``status``, ``ready()`` and the like ask again.
 
+    Given to another ``delay()`` as an argument, also within lists and dicts, it stands for
+    the value that its job will return: the other job waits for it, in the queue.
+
     Parameters
     ----------
     job
         A job document, or the id of a job as a string or ObjectId.
     """
 
+    #: In a chain, the result before this one.
+    parent: JobResult | None = None
+
     def __init__(self, job: Mapping[str, Any] | Any) -> None:
         self._complete = isinstance(job, Mapping)
         self._job: dict[str, Any] = dict(job) if self._complete else {"_id": str(job)}
+        self._future: Future[Any] | None = None
 
     @property
     def id(self) -> str:
@@ -59,11 +75,20 @@ class JobResult:
     def __contains__(self, key: object) -> bool:
         return key in self.job
 
+    def __iter__(self) -> Any:
+        raise TypeError(
+            f"A JobResult is not a sequence. Use result.get() for the value of job {self.id}, or "
+            "result.job for its document."
+        )
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, JobResult) and other.id == self.id
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JobResult, (self.id,)
 
     def __repr__(self) -> str:
         if not self._complete:
@@ -74,9 +99,18 @@ class JobResult:
     @property
     def status(self) -> JobStatus:
         """The state of the job, asked for now unless it has ended."""
-        if not self._complete or self._job["status"] not in FINAL:
-            self.refresh()
+        if self._job.get("status") not in FINAL:
+            states = submit.backend().load_jobs([self.id])
+            if states:
+                self.heard(states[0])
+            else:
+                self.refresh()  # which says why there is none
         return JobStatus(self._job["status"])
+
+    def heard(self, state: Mapping[str, Any]) -> None:
+        """Take note of a state that Girder has told, perhaps of many jobs at once."""
+        if self._job.get("status") not in FINAL:
+            self._job.update(state)
 
     @property
     def state(self) -> str:
@@ -131,13 +165,14 @@ class JobResult:
         Raises
         ------
         JobFailed
-            If the job ended in ERROR.
+            If the job ended in ERROR. Where it can be had, the error is also an instance of
+            the class that the task raised, and its cause has the traceback of the worker.
         JobCanceled
             If it was canceled.
         ResultUnavailable
-            If it succeeded but its value is not kept: it was larger than
-            ``girder.worker.max-result``, or could not be pickled. In Girder also if it is
-            not plain: what Girder opens must not run code.
+            If it succeeded but its value is not to be had: it was larger than
+            ``girder.worker.max-result`` and is on the cluster no more, or could not be
+            pickled. In Girder also if it is not plain: what Girder opens must not run code.
         TimeoutError
             If it has not ended after ``timeout`` seconds.
         """
@@ -146,25 +181,55 @@ class JobResult:
             raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
         backend = submit.backend()
         stored = backend.load_result(self.id)
+        unpickle = backend.unpickles(self._job)
         if self.status == JobStatus.ERROR:
-            raise JobFailed(
-                f"Job {self.id} failed: {stored.error or 'see its log'}", job_id=self.id
-            )
+            raise failure(self.id, stored.error, stored.exception, unpickle=unpickle)
         if stored.value is None:
-            raise ResultUnavailable(
-                f"The value that job {self.id} returned is not kept: "
-                f"{stored.error or 'it is no longer there'}.",
-                job_id=self.id,
-            )
+            return self._value_on_cluster(stored.error, unpickle=unpickle)
         try:
-            return open_value(stored.value, unpickle=backend.unpickles)
+            return open_value(stored.value, unpickle=unpickle)
         except ValueError as e:
             raise ResultUnavailable(
                 f"What job {self.id} returned is not opened here: it holds more than None, bool, "
-                "numbers, str, bytes, list, tuple and dict, and Girder unpickles nothing. Have the "
-                "task return plain values, or upload a file.",
+                "numbers, str, bytes, list, tuple and dict. Only a notebook, a script or a task of "
+                "its owner unpickles it. Have the task return plain values, or upload a file.",
                 job_id=self.id,
             ) from e
+
+    def _value_on_cluster(self, why: str | None, *, unpickle: bool) -> Any:
+        """Return a value that is not kept with the job from the cluster, if it is there."""
+        if unpickle:
+            try:
+                return self.future.result()
+            except (SchedulerError, ResultUnavailable) as e:
+                why = f"{why or 'it is no longer there'}; {e}"
+        raise ResultUnavailable(
+            f"The value that job {self.id} returned is not kept: {why or 'it is no longer there'}",
+            job_id=self.id,
+        )
+
+    @property
+    def future(self) -> Future[Any]:
+        """The Dask future of the job's value, which keeps the value on the cluster.
+
+        Raises
+        ------
+        SchedulerError
+            If no Dask scheduler is known here.
+        ResultUnavailable
+            If the value is on the cluster no more.
+        """
+        from girder_dask import futures
+
+        # A try that failed, and a scheduler that was restarted, leave a future without a value.
+        if self._future is None or self._future.status not in ("pending", "finished"):
+            self._future = futures.of(self.id)
+        return self._future
+
+    def hold(self, future: Future[Any]) -> None:
+        """Keep a future of the value, so that it stays on the cluster as long as this object."""
+        if self._future is None:
+            self._future = future
 
     def cancel(self) -> None:
         """Ask for the end of the job. It is CANCELED when nothing of it runs any more."""
@@ -173,3 +238,68 @@ class JobResult:
     def revoke(self, **_options: Any) -> None:
         """Do what :meth:`cancel` does; the name is Celery's, whose options are ignored."""
         self.cancel()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        """Show a card that lives in Jupyter."""
+        from girder_dask import card
+
+        return card.mimebundle(self, include=include, exclude=exclude)
+
+
+class MapResult(JobResult):
+    """The parent job of a :meth:`girder_dask.Task.map`, and the jobs under it.
+
+    Parameters
+    ----------
+    job
+        The document of the parent job.
+    results
+        The jobs under it, in the order of the calls.
+    """
+
+    def __init__(self, job: Mapping[str, Any], results: Iterable[JobResult]) -> None:
+        super().__init__(job)
+        self.results: Sequence[JobResult] = tuple(results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Any:
+        return iter(self.results)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MapResult, (self._job, self.results)
+
+    def __repr__(self) -> str:
+        return f"<MapResult of {len(self.results):,} jobs: {super().__repr__()[1:-1]}>"
+
+    def get(self, timeout: float | None = None) -> list[Any]:
+        """Wait for all jobs and return what they returned, in the order of the calls.
+
+        Raises
+        ------
+        JobFailed
+            If one of them ended in ERROR: that of the first one.
+        JobCanceled
+            If they were canceled.
+        TimeoutError
+            If they have not all ended after ``timeout`` seconds.
+        GirderDaskError
+            As :meth:`JobResult.get` raises it.
+        """
+        self.wait(timeout)
+        if self.status == JobStatus.ERROR:
+            self._raise_first()
+        if self.status == JobStatus.CANCELED:
+            raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
+        return [result.get() for result in self.results]
+
+    def _raise_first(self) -> None:
+        status = {
+            str(job["_id"]): job["status"]
+            for job in submit.backend().load_jobs([result.id for result in self.results])
+        }
+        for result in self.results:
+            if status.get(result.id) == JobStatus.ERROR:
+                result.get()
+        raise GirderDaskError(f"Job {self.id} failed; see its log.")

@@ -1,32 +1,37 @@
 """One run of a job on a worker: inputs, call, result, outputs, clean-up.
 
-Nothing that a task does gets past here: it may raise anything, call ``sys.exit()`` or be
-missing. The end of the run and the rest of its log are one event.
+Nothing that a task does gets past here: it may raise anything, call ``sys.exit()``, be
+missing, or end its process. The end of the run and the rest of its log are one event.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import shutil
+import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from girder_dask import context, logs
-from girder_dask.context import JobManager, Request, RunningJob
-from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundError
-from girder_dask.failures import Place, name_of, summary, tell, tell_missing
+from girder_dask import context, gpus, logs
+from girder_dask.child import Setup
+from girder_dask.context import JobManager, RunningJob
+from girder_dask.dependencies import NotKept, resolved
+from girder_dask.errors import JobCanceled, JobFailed
+from girder_dask.failures import Failure, Place, failure_of, summary
+from girder_dask.gpus import Gpus
+from girder_dask.interruption import Interruption
+from girder_dask.isolation import ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
-from girder_dask.leaves import map_leaves
 from girder_dask.outbox import Outbox, RunOutlet
-from girder_dask.payload import Call, open_call, pack_value
+from girder_dask.payload import Call, open_call, open_exception, pack_value
+from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
-from girder_dask.transforms import is_transform
+from girder_dask.transfers import Transfers
 
 __all__ = ["Run", "Station"]
 
@@ -34,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 # A run that the scheduler does not hear for this long must not push outputs.
 _CONFIRM_TIME = 300.0
-# A task that swallows an interruption is interrupted again.
-_INTERRUPT_PAUSE = 1.0
 
 
 @dataclass(slots=True)
@@ -43,7 +46,10 @@ class Station:
     """What a worker gives to the runs on it.
 
     ``api_url`` is Girder's REST API as this worker reaches it, None to use what Girder
-    says of itself. ``max_result`` is in bytes.
+    says of itself. ``max_result`` is in bytes. ``cache`` holds files of this host.
+    ``grace`` is in seconds, between asking a task in a process of its own to stop and killing it.
+    ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
+    what a client needs to be let in.
     """
 
     place: Place
@@ -51,18 +57,24 @@ class Station:
     directory: Path
     api_url: str | None
     max_result: int
+    cache: Any = None
+    gpus: Gpus = field(default_factory=Gpus)
+    grace: float = 5.0
+    log_level: int | str = "INFO"
+    dask_client: Callable[[], Any] | None = None
+    scheduler: tuple[str, Any] | None = None
     runs: dict[str, Run] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How a run ended. ``value`` is for Dask, ``result`` the same pickled for Girder."""
+    """How a run ended. ``value`` is for Dask, ``result`` the same packed for Girder."""
 
     status: JobStatus
     value: Any = None
     result: bytes | None = None
     error: str | None = None
-    exception: BaseException | None = None
+    failure: Failure | None = None
 
 
 class Run:
@@ -74,18 +86,25 @@ class Run:
         What to run.
     station
         The worker it runs on.
+    values
+        The values of other jobs that Dask has brought, by the ids of these jobs.
     """
 
-    def __init__(self, spec: JobSpec, station: Station) -> None:
+    def __init__(
+        self, spec: JobSpec, station: Station, values: Mapping[str, Any] | None = None
+    ) -> None:
         self.spec = spec
         self.station = station
+        self._values = values
         self._outlet: RunOutlet = station.outbox.open(spec)
         self._manager = JobManager(self._outlet, JobStatus.QUEUED)
-        self._transforms: list[Any] = []
+        self._interruption = Interruption()
+        self._transfers: Transfers | None = None
+        self._process: TaskProcess | None = None
         self._work_dir: Path | None = None
+        self._surroundings = contextlib.ExitStack()
+        self._started = False
         self._lock = threading.Lock()
-        self._timed_out = False
-        self._thread: int | None = None  # the thread to interrupt, while user code may run
 
     def __call__(self) -> Any:
         """Run, and return what the function returned.
@@ -103,12 +122,12 @@ class Run:
         finally:
             if self.station.runs.get(self.spec.id) is self:
                 del self.station.runs[self.spec.id]
-        self._outlet.finish(end.status, result=end.result, error=end.error)
-        if end.exception is None:
+        failure = end.failure
+        exception = failure.exception if failure is not None else None
+        self._outlet.finish(end.status, result=end.result, error=end.error, exception=exception)
+        if failure is None:
             return end.value
-        if isinstance(end.exception, Exception):
-            raise end.exception
-        raise JobFailed(f"Job {self.spec.id} failed: {end.error}", job_id=self.spec.id)
+        raise _for_dask(failure, self.spec.id)
 
     def _end(self) -> _End:
         """Run to the end, whatever that is."""
@@ -117,115 +136,143 @@ class Run:
             try:
                 return self._run()
             finally:
-                self._out_of_reach()
+                self._interruption.detach()
         except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
-            self._out_of_reach()  # an interruption may have come just before
+            self._interruption.detach()  # an interruption may have come just before
             return self._failed(e)
         finally:
             self._clean_up()
             context.current.reset(token)
 
     def _run(self) -> _End:
-        prefix = f"job-{self.spec.id}-"
-        self._work_dir = Path(tempfile.mkdtemp(prefix=prefix, dir=self._directory()))
-        job = self._running_job(self._work_dir)
-        context.current.set(job)
-        with self._lock:
-            self._thread = threading.get_ident()
-        return self._work(job)
-
-    def _directory(self) -> Path:
-        self.station.directory.mkdir(parents=True, exist_ok=True)
-        return self.station.directory
-
-    def _running_job(self, work_dir: Path) -> RunningJob:
-        import girder_client
-
+        self._work_dir = self._make_directory()
+        wanted = float((self.spec.resources or {}).get(gpus.RESOURCE, 0))
+        within = self._surroundings.enter_context
+        ids = within(self.station.gpus.lent(wanted))
         api_url = self.station.api_url or self.spec.api_url
-        client = None
-        if api_url is not None:
-            client = girder_client.GirderClient(apiUrl=api_url)
-            client.token = self.spec.token
-        request = Request(
-            id=self.spec.id,
-            attempt=self.spec.attempt,
+        job = running_job(
+            self.spec,
+            manager=self._manager,
+            work_dir=self._work_dir,
             hostname=self.station.place.hostname,
-            girder_api_url=api_url,
+            api_url=api_url,
+            gpus=ids,
         )
-        return RunningJob(
-            id=self.spec.id,
-            title=self.spec.title,
-            job_manager=self._manager,
-            girder_client=client,
-            work_dir=work_dir,
-            request=request,
-        )
+        context.current.set(job)
+        within(child_jobs(api_url, self.spec.token, self.station.dask_client))
+        own_process = self.spec.isolation == "process"
+        if ids and not own_process and not within(gpus.exposed(ids)):
+            own_process = True
+            self._outlet.write(
+                f"Another task has GPUs in this worker's process, so this one, with GPU "
+                f"{', '.join(ids)}, runs in a process of its own.\n"
+            )
+        self._transfers = transfers = Transfers(job, self.station.cache, self._stop_if_canceled)
+        self._interruption.attach()
+        return self._work(job, transfers, own_process=own_process)
 
-    def _work(self, job: RunningJob) -> _End:
-        call, function = self._open()
-        args, kwargs = self._fetch(job, call)
+    def _make_directory(self) -> Path:
+        self.station.directory.mkdir(parents=True, exist_ok=True)
+        prefix = f"job-{self.spec.id}-"
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=self.station.directory))
+
+    def _work(self, job: RunningJob, transfers: Transfers, *, own_process: bool) -> _End:
+        call = open_call(self.spec.payload)
+        open_session(job, call.session)
+        function = self._in_process(job, call) if own_process else self._in_thread(call)
+        call = resolved(call, self._values, job)
+        args, kwargs = self._fetch(transfers, call)
         self._enter(JobStatus.RUNNING)
+        self._started = True
         try:
-            with self._time_limit():
-                value = function(*args, **kwargs)
+            value = function(*args, **kwargs)
         except BaseException:
-            self._tell_hooks(call)
+            transfers.tell_hooks(call)
             raise
         self._stop_if_canceled()
         kept, note = self._keep(value)
         if call.hooks:
-            self._enter(JobStatus.PUSHING_OUTPUT)
-            if not self._outlet.confirm(_CONFIRM_TIME):
-                raise JobCanceled("The job was given to another worker.", job_id=self.spec.id)
-            value = self._push(job, call, value)
+            value = self._push(transfers, call, value)
             kept, note = self._keep(value)
         return _End(JobStatus.SUCCESS, value=value, result=kept, error=note)
 
-    def _open(self) -> tuple[Call, Callable[..., Any]]:
-        call = open_call(self.spec.payload)
-        return call, call.function or find_task(self.spec.task)
+    # -- the function --------------------------------------------------------------------------
 
-    def _fetch(self, job: RunningJob, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        found: list[Any] = []
-        map_leaves(lambda v: found.append(v) if is_transform(v) else None, [call.args, call.kwargs])
-        if not found:
+    def _in_thread(self, call: Call) -> Callable[..., Any]:
+        """Return the function, within its time limit."""
+        function = self._function(call)
+
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            with self._interruption.time_limit(self.spec.timeout, self.spec.id):
+                return function(*args, **kwargs)
+
+        return limited
+
+    def _function(self, call: Call) -> Callable[..., Any]:
+        return call.function or find_task(self.spec.task)
+
+    def _in_process(self, job: RunningJob, call: Call) -> Callable[..., Any]:
+        """Return what calls the function in a process of its own, which waits for its inputs."""
+        import cloudpickle
+
+        function = None if call.function is None else cloudpickle.dumps(call.function)
+        station = self.station
+        setup = Setup(
+            spec=replace(self.spec, payload=b""),
+            place=station.place,
+            work_dir=job.work_dir,
+            function=function,
+            api_url=job.request.girder_api_url,
+            gpus=job.request.gpus,
+            log_level=station.log_level,
+            scheduler=station.scheduler,
+            path=tuple(sys.path),
+            session=call.session,
+        )
+        process = TaskProcess(
+            setup,
+            log=self._outlet.log,
+            manager=self._manager,
+            directory=station.directory,
+            grace=station.grace,
+        )
+        with self._lock:
+            self._process = process
+            if self._manager.status == JobStatus.CANCELING:
+                process.cancel()
+        process.load()
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return process.call(args, kwargs, self.spec.timeout)
+
+        return called
+
+    # -- inputs and outputs --------------------------------------------------------------------
+
+    def _fetch(self, transfers: Transfers, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        if not transfers.needed(call):
             return call.args, call.kwargs
         self._enter(JobStatus.FETCHING_INPUT)
+        fetched = transfers.fetch(call)
+        transfers.end_phase(clear=True)
+        return fetched
 
-        def fetch(value: Any) -> Any:
-            return self._bound(job, value).transform() if is_transform(value) else value
-
-        return map_leaves(fetch, call.args), map_leaves(fetch, dict(call.kwargs))
-
-    def _bound(self, job: RunningJob, transform: Any) -> Any:
-        """Hand a transform the client, directory and job of this run."""
-        self._stop_if_canceled()
-        for name, value in (("gc", job.girder_client), ("work_dir", job.work_dir)):
-            if hasattr(transform, name):
-                setattr(transform, name, value)
-        if hasattr(transform, "job"):
-            transform.job = {"_id": job.id, "title": job.title}
-        self._transforms.append(transform)
-        return transform
-
-    def _push(self, job: RunningJob, call: Call, value: Any) -> Any:
-        """Give each element of a tuple to the hook at its place; a single value to the first."""
-        results = list(value) if isinstance(value, tuple) else [value]
-        for i, hook in enumerate(call.hooks[: len(results)]):
-            if callable(getattr(hook, "transform", None)):
-                results[i] = self._bound(job, hook).transform(results[i])
-        return tuple(results) if isinstance(value, tuple) else results[0]
-
-    def _tell_hooks(self, call: Call) -> None:
-        for hook in call.hooks:
-            if callable(getattr(hook, "exception", None)):
-                try:
-                    hook.exception()
-                except Exception:
-                    logger.exception("exception() of a result hook of job %s", self.spec.id)
+    def _push(self, transfers: Transfers, call: Call, value: Any) -> Any:
+        self._enter(JobStatus.PUSHING_OUTPUT)
+        if not self._outlet.confirm(_CONFIRM_TIME):
+            raise JobCanceled("The job was given to another worker.", job_id=self.spec.id)
+        if isinstance(value, NotKept):
+            raise JobFailed(
+                f"What the task returned cannot be given to its result hooks: {value.reason}. "
+                "Return a path or plain values, or run it with isolation='thread'.",
+                job_id=self.spec.id,
+            )
+        return transfers.push(call, value)
 
     def _keep(self, value: Any) -> tuple[bytes | None, str | None]:
         """Return the packed value, or None and why it is not kept."""
+        if isinstance(value, NotKept):
+            return None, value.reason
         try:
             data = pack_value(value)
         except Exception as e:  # noqa: BLE001 - any error of a foreign __reduce__
@@ -237,101 +284,70 @@ class Run:
             )
         return data, None
 
-    def _failed(self, error: BaseException) -> _End:
-        if isinstance(error, JobCanceled):
-            self._outlet.write("The job was canceled.\n")
-            return _End(JobStatus.CANCELED, exception=error)
-        if isinstance(error, JobTimeout) and self._timed_out:
-            text = f"The task ran longer than the {self.spec.timeout:g} s that it may.\n"
-            self._outlet.write(text)
-            return _End(JobStatus.ERROR, error=text.strip(), exception=error)
-        if isinstance(error, ImportError) and not self._reached(JobStatus.RUNNING):
-            text = tell_missing(self.spec, error, self.station.place)
-        elif isinstance(error, TaskNotFoundError):
-            text = f"The task cannot run on {self.station.place}. {error}\n"
-        else:
-            text = tell(error)
-        self._outlet.write(text)
-        return _End(JobStatus.ERROR, error=summary(error), exception=error)
+    # -- the end -------------------------------------------------------------------------------
 
-    def _reached(self, status: JobStatus) -> bool:
-        return self._manager.status in (status, JobStatus.PUSHING_OUTPUT, JobStatus.CANCELING)
+    def _failed(self, error: BaseException) -> _End:
+        if isinstance(error, ProcessFailed):
+            failure = error.failure
+        else:
+            process = self._process
+            timed_out = process.timed_out if process is not None else self._interruption.timed_out
+            failure = failure_of(
+                error,
+                self.spec,
+                self.station.place,
+                started=self._started,
+                timed_out=timed_out,
+            )
+        self._outlet.write(failure.text)
+        return _End(failure.status, error=failure.error, failure=failure)
+
+    def _clean_up(self) -> None:
+        """End the process, let transforms clean up, remove the directory: all, whatever happens."""
+        try:
+            with self._surroundings as ending:
+                if self._work_dir is not None:
+                    ending.callback(shutil.rmtree, self._work_dir, ignore_errors=True)
+                if self._transfers is not None:
+                    ending.callback(self._transfers.clean_up, self._outlet.write)
+                if self._process is not None:
+                    ending.callback(self._process.close)
+        except BaseException as e:
+            logger.exception("Cleaning up after job %s", self.spec.id)
+            self._outlet.write(f"Cleaning up after the job failed: {summary(e)}\n")
+
+    # -- being stopped, from other threads -----------------------------------------------------
 
     def _enter(self, status: JobStatus) -> None:
         with self._lock:
-            if self._manager.status == JobStatus.CANCELING:
-                raise JobCanceled(job_id=self.spec.id)
+            self._stop_if_canceled()
             self._manager.updateStatus(status)
 
     def _stop_if_canceled(self) -> None:
         if self._manager.status == JobStatus.CANCELING:
             raise JobCanceled(job_id=self.spec.id)
 
-    def _clean_up(self) -> None:
-        """Let transforms clean up and remove the work directory, whatever comes of it."""
-        try:
-            for transform in reversed(self._transforms):
-                self._clean_up_after(transform)
-        finally:
-            if self._work_dir is not None:
-                shutil.rmtree(self._work_dir, ignore_errors=True)
-
-    def _clean_up_after(self, transform: Any) -> None:
-        if not callable(getattr(transform, "cleanup", None)):
-            return
-        try:
-            transform.cleanup()
-        except BaseException as e:  # noqa: BLE001 - must not hide how the run ended
-            self._outlet.write(f"Cleaning up {name_of(transform)} failed: {summary(e)}\n")
-
-    # -- being stopped, from other threads ------------------------------------------------
-
     def cancel(self) -> None:
         """Tell the task to stop: ``canceled`` becomes true."""
         with self._lock:
             self._manager.status = JobStatus.CANCELING
+            if self._process is not None:
+                self._process.cancel()
 
     def interrupt(self) -> None:
-        """Raise JobCanceled in the task's thread, at its next Python instruction."""
-        with self._lock:
-            if self._thread is not None:
-                _raise_in(self._thread, JobCanceled)
-
-    @contextlib.contextmanager
-    def _time_limit(self) -> Iterator[None]:
-        """Interrupt what runs within when it takes longer than the job may."""
-        if self.spec.timeout is None:
-            yield
-            return
-        over = threading.Event()
-        threading.Thread(target=self._enforce_limit, args=(over,), daemon=True).start()
-        try:
-            yield
-        finally:
-            over.set()
-            with self._lock:
-                if self._thread is not None:
-                    _raise_in(self._thread, None)
-        if self._timed_out:  # the task has swallowed the interruption
-            raise JobTimeout(job_id=self.spec.id)
-
-    def _enforce_limit(self, over: threading.Event) -> None:
-        pause = self.spec.timeout
-        while not over.wait(pause):
-            with self._lock:
-                if self._thread is not None and not over.is_set():
-                    self._timed_out = True
-                    _raise_in(self._thread, JobTimeout)
-            pause = _INTERRUPT_PAUSE
-
-    def _out_of_reach(self) -> None:
-        with self._lock:
-            if self._thread is not None:
-                _raise_in(self._thread, None)
-            self._thread = None
+        """Raise JobCanceled in the task, at its next Python instruction; end its process."""
+        process = self._process
+        if process is None or not process.interrupt():
+            self._interruption.interrupt(JobCanceled)
 
 
-def _raise_in(thread: int, exception: type[BaseException] | None) -> None:
-    """Have a thread raise an exception at its next Python instruction; None takes it back."""
-    target = None if exception is None else ctypes.py_object(exception)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), target)
+def _for_dask(failure: Failure, job_id: str) -> Exception:
+    """Return what Dask is given in place of a value."""
+    cause = failure.cause
+    if cause is None and failure.exception is not None:
+        cause, _ = open_exception(failure.exception, unpickle=True)
+    if isinstance(cause, Exception):
+        return cause
+    if failure.status == JobStatus.CANCELED:
+        return JobCanceled(job_id=job_id)
+    return JobFailed(f"Job {job_id} failed: {failure.error}", job_id=job_id)

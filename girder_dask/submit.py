@@ -26,7 +26,9 @@ __all__ = [
     "StoredResult",
     "Submission",
     "backend",
+    "in_run",
     "install",
+    "is_installed",
     "uninstall",
     "using",
 ]
@@ -143,6 +145,16 @@ def install(new: Backend | None) -> None:
     """Make ``new`` the backend of this process. None takes it away."""
     global _backend
     _backend = new
+
+
+def is_installed() -> bool:
+    """Say whether this process has a backend."""
+    return _backend is not None
+
+
+def in_run() -> bool:
+    """Say whether this code is part of the run of a job."""
+    return _of_this_run.get() is not None
 
 
 def uninstall(old: Backend) -> None:

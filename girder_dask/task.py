@@ -8,59 +8,22 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import inspect
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
-from girder_dask import config, submit
+from girder_dask import calls, describing, submit, without_job
+from girder_dask.calls import TaskSettings
+from girder_dask.composition import Signature
 from girder_dask.context import current_job
 from girder_dask.errors import SubmissionError, TaskNotFoundError
-from girder_dask.jobs import HANDLER
-from girder_dask.payload import pack_call, readable
-from girder_dask.result import JobResult
+from girder_dask.packages import modules_of_tasks
+from girder_dask.result import JobResult, MapResult
 
-__all__ = ["ENTRY_POINT_GROUP", "Task", "TaskSettings", "discover", "find_task", "task"]
-
-#: Distributions that hold tasks name their modules in this entry point group.
-ENTRY_POINT_GROUP = "girder_dask.tasks"
+__all__ = ["Task", "discover", "find_task", "task"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSettings:
-    """What ``@task(…)`` was given; see :func:`task`."""
-
-    title: str | None = None
-    type: str = "dask"
-    public: bool = False
-    handler: str = HANDLER
-    other_fields: Mapping[str, Any] = field(default_factory=dict)
-    bind: bool = False
-    retries: int = 0
-    timeout: float | None = None
-    resources: Mapping[str, float] | None = None
-    priority: int = 0
-    isolation: str = "thread"
-
-
-#: The names that girder_worker gave to the options of a call, and what they set.
-_CALL_OPTIONS = {
-    "girder_job_title": "title",
-    "girder_job_type": "type",
-    "girder_job_public": "public",
-    "girder_job_handler": "handler",
-    "girder_job_other_fields": "other_fields",
-    "girder_user": "user",
-    "girder_client_token": "token",
-    "girder_api_url": "api_url",
-    "girder_result_hooks": "hooks",
-}
-_PLACEMENT_OPTIONS = ("retries", "timeout", "resources", "priority", "isolation")
 
 
 class Task(Generic[P, R]):
@@ -73,6 +36,9 @@ class Task(Generic[P, R]):
         self.function = function
         self.settings = settings
         functools.update_wrapper(self, function)
+        # Described functions have these two as well; those of the task know of ``bind``.
+        for name in ("describe", "call_item_task"):
+            vars(self).pop(name, None)
 
     @property
     def name(self) -> str:
@@ -80,7 +46,7 @@ class Task(Generic[P, R]):
         return f"{self.function.__module__}:{self.function.__qualname__}"
 
     @functools.cached_property
-    def signature(self) -> inspect.Signature:
+    def _parameters(self) -> inspect.Signature:
         """What the task is called with; that of the function without ``self`` if it is bound."""
         signature = inspect.signature(self.function)
         if self.settings.bind:
@@ -90,25 +56,33 @@ class Task(Generic[P, R]):
 
     def __getattr__(self, name: str) -> Any:
         if name == "__signature__":  # for inspect.signature
-            return self.signature
+            return self._parameters
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self.settings.bind:
-            return self.function(current_job(), *args, **kwargs)
+            return self.function(current_job().bound_to(self), *args, **kwargs)
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._travels_by_value:
+            return type(self), (self.function, self.settings)
         return find_task, (self.name,)
+
+    @property
+    def _travels_by_value(self) -> bool:
+        """Whether workers cannot find the function by its name."""
+        return "<" in self.name or self.name.startswith("__main__:")
 
     def delay(self, *args: Any, **kwargs: Any) -> JobResult:
         """Record a job that calls the function with these arguments, and send it to the cluster.
 
         Transforms among the arguments (:mod:`girder_dask.transforms`) become what they
-        stand for on the worker. The following keyword arguments set fields of the job and
+        stand for on the worker, and a ``JobResult`` the value of its job, for which this
+        one waits in the queue. The following keyword arguments set fields of the job and
         do not reach the function.
 
         Parameters
@@ -121,8 +95,13 @@ class Task(Generic[P, R]):
             Transforms of the result: the first for the first element of a tuple, and so on.
         girder_client_token
             A Girder token that the job uses in place of one of its own.
+        girder_client_session_kwargs
+            Attributes of the ``requests.Session`` of the job's Girder client.
         girder_api_url
             Girder's REST API as the workers reach it.
+        girder_job_disable
+            Run without a job: on the cluster, or here and now where no Girder is known. What
+            is returned then is a :class:`girder_dask.without_job.WithoutJob`.
 
         Returns
         -------
@@ -132,9 +111,11 @@ class Task(Generic[P, R]):
         Raises
         ------
         SubmissionError
-            If the arguments do not fit the function or cannot be pickled. No job was made.
+            If the arguments do not fit the function or cannot be packed. No job was made.
         NotConnectedError
             If there is no Girder here.
+        GirderError
+            If Girder cannot be reached, or the user may not start this.
         """
         return self.apply_async(args, kwargs)
 
@@ -149,89 +130,151 @@ class Task(Generic[P, R]):
         The options may be those of :meth:`delay`, and ``retries``, ``timeout``,
         ``resources``, ``priority`` and ``isolation`` in place of what ``@task`` was given.
         """
-        kwargs = dict(kwargs or {})
-        for name in _CALL_OPTIONS:
-            if name in kwargs:
-                options[name] = kwargs.pop(name)
+        arguments, among = calls.split(kwargs or {})
+        options = among | options
+        if options.get("girder_job_disable"):
+            return self._start_without_job(tuple(args or ()), arguments, options)
         backend = submit.backend()
-        submission = self._submission(tuple(args or ()), kwargs, options)
-        (job,) = backend.submit([submission])
-        return JobResult(job)
+        (job,) = backend.submit([self._submission(backend, tuple(args or ()), arguments, options)])
+        result = JobResult(job)
+        futures.hold(backend, [result])
+        return result
 
-    def _check(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> None:
-        """Raise SubmissionError for a call that cannot work, before anything is recorded."""
-        problem = None
-        if "<locals>" in self.name or self.name.startswith("__main__:"):
-            problem = (
-                "cannot be found by its name on a worker. Define it at the top of a module of a "
-                "package that is installed in Girder and on the workers"
+    def map(self, *iterables: Iterable[Any], **kwargs: Any) -> MapResult:
+        """Record a job for each element, all at once, under one parent job.
+
+        The parent shows how many of them have ended. It ends when all have; canceling it
+        cancels all.
+
+        Parameters
+        ----------
+        *iterables
+            One for each positional argument of the function, as for the built-in ``map``.
+        **kwargs
+            Keyword arguments of the function that are the same for all calls, and the
+            options of :meth:`delay`.
+
+        Returns
+        -------
+        MapResult
+            The parent job; ``results`` are the jobs under it, ``get()`` is the list of their
+            values.
+
+        Raises
+        ------
+        SubmissionError, NotConnectedError, GirderError
+            As :meth:`delay` does. No job was made then.
+        """
+        arguments, options = calls.split(kwargs)
+        if options.pop("girder_job_disable", False):
+            raise SubmissionError(
+                f"{self.name}.map() shows its progress on a job. Without jobs, use "
+                "Client.map of Dask. No job was made.",
+                task=self.name,
             )
-        unknown = options.keys() - _CALL_OPTIONS.keys() - set(_PLACEMENT_OPTIONS)
-        if unknown:
-            problem = f"was started with options that do not exist: {', '.join(sorted(unknown))}"
-        isolation = options.get("isolation", self.settings.isolation)
-        if isolation != "thread":
-            problem = (
-                f"asks for isolation={isolation!r}, and this version of girder_dask runs tasks in "
-                "threads only"
+        backend = submit.backend()
+        rows = list(zip(*iterables, strict=False))
+        if not rows:
+            raise SubmissionError(
+                f"{self.name}.map() was given nothing to map over. No job was made.", task=self.name
             )
-        try:
-            self.signature.bind(*args, **kwargs)
-        except TypeError as e:
-            problem = f"has the signature {self.signature}, which the arguments do not fit: {e}"
-        if problem is not None:
-            raise SubmissionError(f"{self.name} {problem}. No job was made.", task=self.name)
+        parent = calls.group(self.name, self.settings, options)
+        options = {**options, "girder_job_title": None}
+        submissions = []
+        for n, row in enumerate(rows, 1):
+            options["girder_job_title"] = f"{parent.title} {n:,}/{len(rows):,}"
+            submissions.append(self._submission(backend, row, arguments, options))
+        job, *children = backend.submit(submissions, parent)
+        result = MapResult(job, map(JobResult, children))
+        futures.hold(backend, result.results)
+        return result
+
+    def options(self, **changes: Any) -> Task[P, R]:
+        """Return the same task with other options, those of ``@task`` but ``bind``.
+
+        Raises
+        ------
+        SubmissionError
+            If an option does not exist or makes no sense.
+
+        Examples
+        --------
+        >>> from girder_dask import task
+        >>> @task
+        ... def double(n):
+        ...     return 2 * n
+        >>> urgent = double.options(priority=10, retries=2)
+        >>> urgent.settings.retries, double.settings.retries
+        (2, 0)
+        """
+        return Task(self.function, self.settings.changed(self.name, changes))
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature:
+        """Return a call that is not started yet, for chains and groups."""
+        return Signature(self, args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> Signature:
+        """Return such a call that takes no arguments from what comes before it in a chain."""
+        return Signature(self, args, kwargs, immutable=True)
+
+    def signature(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        immutable: bool = False,
+        **options: Any,
+    ) -> Signature:
+        """Return such a call, with the arguments as a sequence and a mapping."""
+        return Signature(self, args, kwargs, immutable=immutable).set(**options)
+
+    def AsyncResult(self, task_id: str) -> JobResult:
+        """Return the result of a job by its id, under the name that Celery has for it."""
+        return JobResult(task_id)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description that ``argument(…)`` decorators gave the function."""
+        return describing.describe(self)
+
+    def call_item_task(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call the function here with inputs that are bound as Girder's item tasks bind them."""
+        return describing.call_item_task(self, inputs, outputs)
 
     def _submission(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+        self,
+        backend: submit.Backend,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> submit.Submission:
-        self._check(args, kwargs, options)
-        fields = {_CALL_OPTIONS.get(name, name): value for name, value in options.items()}
-        hooks = tuple(fields.pop("hooks", None) or ())
-        settings = self.settings
-        chosen = {name: fields.get(name, getattr(settings, name)) for name in _PLACEMENT_OPTIONS}
-        base: dict[str, Any] = {n: getattr(settings, n) for n in ("type", "public", "handler")}
-        base["title"] = settings.title or self.function.__name__
-        base["other_fields"] = settings.other_fields
-        return submit.Submission(
-            task=self.name,
-            package=package_of(self.function.__module__),
-            payload=pack_call(
-                args, kwargs, hooks, task=self.name, limit=config.nbytes("max-payload")
-            ),
-            args=readable(list(args)),
-            kwargs=readable(kwargs),
-            **(base | fields | _placement(chosen, self.name)),
-        )
+        function = None
+        if self._travels_by_value:
+            if not backend.ships_code:
+                raise SubmissionError(
+                    f"{self.name} cannot be found by its name on a worker. Define it at the top of "
+                    "a module of a package that is installed in Girder and on the workers. No job "
+                    "was made.",
+                    task=self.name,
+                )
+            function = self
+        calls.check(self.name, self._parameters, args, kwargs, options)
+        return calls.submission(self.name, self.settings, args, kwargs, options, function)
 
-
-def _placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return options of placement as plain numbers, which any database takes."""
-    plain: dict[str, Any] = dict(options)
-    try:
-        for option in ("retries", "priority"):
-            if option in plain:
-                plain[option] = operator.index(plain[option])
-        if plain.get("timeout") is not None:
-            plain["timeout"] = _positive(plain["timeout"])
-        if plain.get("resources") is not None:
-            plain["resources"] = {str(k): _positive(v) for k, v in plain["resources"].items()}
-        if plain.get("retries", 0) < 0:
-            raise ValueError("retries is less than 0")
-    except (TypeError, ValueError, AttributeError) as e:
-        raise SubmissionError(
-            f"{name} was started with options that make no sense ({e}). No job was made.",
-            task=name,
-        ) from e
-    return plain
-
-
-def _positive(value: Any) -> float:
-    if isinstance(value, str) or not 0 < float(value) < float("inf"):
-        raise ValueError(f"{value!r} is no positive number")
-    return float(value)
+    def _start_without_job(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        calls.check(self.name, self._parameters, args, kwargs, options)
+        payload, dependencies, _, _ = calls.pack(self.name, args, kwargs, {}, self)
+        if dependencies or options.get("girder_result_hooks"):
+            raise SubmissionError(
+                f"{self.name} was started with girder_job_disable=True, and with the result of a "
+                "job or result hooks, which need a job.",
+                task=self.name,
+            )
+        placement = calls.placement(self.name, self.settings, options)
+        return without_job.start(self.name, payload, placement)
 
 
 @overload
@@ -287,16 +330,18 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
         Whether the function gets the running job (:class:`girder_dask.context.RunningJob`)
         as its first argument.
     retries
-        How many more times a call that raised is tried.
+        How many more times a call that raised is tried, after a pause that doubles.
     timeout
         Seconds that a call may run. Its Python code is then interrupted, and the job ends
-        in ERROR; code that waits outside of Python is not interrupted before it returns.
+        in ERROR; code that waits outside of Python is not interrupted before it returns,
+        unless the task runs in a process of its own.
     resources
         Dask worker resources that a call needs, such as ``{'GPU': 1}``.
     priority
         Larger runs earlier.
     isolation
-        ``'thread'``, for a thread of the worker. Nothing else is there yet.
+        ``'thread'``, for a thread of the worker, or ``'process'``, for a process of its own:
+        what C code prints lands in the log, its memory is given back, and it can be killed.
 
     Examples
     --------
@@ -315,11 +360,6 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
 
 def _decorate(function: Callable[P, R], settings: TaskSettings) -> Task[P, R]:
     return Task(function, settings)
-
-
-def with_settings(original: Task[P, R], **changes: Any) -> Task[P, R]:
-    """Return the same task with other settings."""
-    return Task(original.function, replace(original.settings, **changes))
 
 
 def find_task(name: str) -> Task[Any, Any]:
@@ -347,17 +387,6 @@ def find_task(name: str) -> Task[Any, Any]:
     return found
 
 
-@functools.lru_cache(maxsize=1024)
-def package_of(module: str) -> str | None:
-    """Return the distribution that holds a module of tasks, as ``name version``, or None."""
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        if entry_point.value.partition(":")[0] == module and entry_point.dist is not None:
-            return f"{entry_point.dist.name} {entry_point.dist.version}"
-    top = module.partition(".")[0]
-    names = importlib.metadata.packages_distributions().get(top)
-    return f"{names[0]} {importlib.metadata.version(names[0])}" if names else None
-
-
 def discover() -> dict[str, Task[Any, Any]]:
     """Import every module that the entry point group ``girder_dask.tasks`` names.
 
@@ -372,7 +401,7 @@ def discover() -> dict[str, Task[Any, Any]]:
         If a module that is named cannot be imported.
     """
     found: dict[str, Task[Any, Any]] = {}
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        module = importlib.import_module(entry_point.value.partition(":")[0])
+    for name in modules_of_tasks():
+        module = importlib.import_module(name)
         found |= {value.name: value for value in vars(module).values() if isinstance(value, Task)}
     return dict(sorted(found.items()))

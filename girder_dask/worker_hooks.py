@@ -14,10 +14,11 @@ from typing import Any
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from girder_dask import config, logs
+from girder_dask import config, gpus, logs
 from girder_dask._version import __version__
 from girder_dask.errors import GirderDaskError
 from girder_dask.failures import Place
+from girder_dask.files import open_cache
 from girder_dask.jobs import JobSpec
 from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
@@ -36,8 +37,17 @@ _capture_lock = threading.Lock()
 _capture_users = 0
 
 
-def run_job(spec: JobSpec) -> Any:
-    """Run a job on this worker. This is the function that Dask is given."""
+def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
+    """Run a job on this worker. This is the function that Dask is given.
+
+    Parameters
+    ----------
+    spec
+        What to run.
+    values
+        The values of jobs that are among its arguments, by their ids, as far as Dask has
+        them. The others are asked of Girder.
+    """
     worker = get_worker()
     plugin = worker.plugins.get(PLUGIN_NAME)
     if not isinstance(plugin, GirderWorkerPlugin) or plugin.station is None:
@@ -45,7 +55,7 @@ def run_job(spec: JobSpec) -> Any:
             f"Worker {worker.address} has no girder_dask plugin, so job {spec.id} cannot run "
             "there. Start the scheduler with --preload girder_dask.scheduler_hooks."
         )
-    return Run(spec, plugin.station)()
+    return Run(spec, plugin.station, values)()
 
 
 class GirderWorkerPlugin(WorkerPlugin):
@@ -66,12 +76,19 @@ class GirderWorkerPlugin(WorkerPlugin):
             log_capacity=config.nbytes("worker.log-buffer"),
             worker=worker.address,
         )
+        total = worker.state.total_resources.get(gpus.RESOURCE, 0)
         self.station = Station(
             place=Place(worker.address, socket.gethostname()),
             outbox=outbox,
             directory=Path(worker.local_directory),
             api_url=config.get("api-url") or os.environ.get("GIRDER_WORKER_API_URL"),
             max_result=config.nbytes("worker.max-result"),
+            cache=open_cache(),
+            gpus=gpus.Gpus(gpus.visible_ids(total) if total else ()),
+            grace=config.seconds("worker.cancel-grace"),
+            log_level=config.get("worker.log-level"),
+            dask_client=worker._get_client,  # noqa: SLF001 - get_client() needs its own thread
+            scheduler=(worker.scheduler.address, worker.security),
         )
         worker.handlers["girder_cancel"] = self.cancel
         worker.handlers["girder_facts"] = self.facts

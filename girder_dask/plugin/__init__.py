@@ -13,7 +13,15 @@ from girder.plugin import GirderPlugin, getPlugin, registerPluginStaticContent
 from girder_jobs.models.job import Job
 
 from girder_dask import submit
-from girder_dask.plugin import events, records, testing_rest
+from girder_dask.plugin import (
+    artifact_rest,
+    artifacts,
+    events,
+    file_rest,
+    records,
+    submission_rest,
+    testing_rest,
+)
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import Dask
 
@@ -30,11 +38,15 @@ class DaskPlugin(GirderPlugin):
         getPlugin("jobs").load(info)
 
         records.ensure_indices()
+        artifacts.ensure()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
 
         backend = GirderBackend()
         events.bind(backend)
         info["apiRoot"].dask = Dask(backend)
+        submission_rest.mount(info["apiRoot"].dask, backend)
+        file_rest.mount(info["apiRoot"].dask)
+        artifact_rest.mount(info["apiRoot"].job)
         testing_rest.mount(info["apiRoot"].dask)
 
         registerPluginStaticContent(

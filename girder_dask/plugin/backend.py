@@ -1,9 +1,10 @@
-"""Submission from inside Girder: into the database, then to the scheduler."""
+"""The way of this process to jobs and the scheduler: into the database, then to Dask."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import cherrypy
@@ -18,10 +19,13 @@ from pymongo.errors import PyMongoError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
-from girder_dask.plugin import settings, store
-from girder_dask.submit import StoredResult, Submission
+from girder_dask.plugin import groups, records, settings, store
+from girder_dask.plugin.cluster import Cluster
+from girder_dask.submit import Group, StoredResult, Submission
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from girder_dask.link import SchedulerLink
 
 __all__ = ["GirderBackend"]
@@ -33,30 +37,50 @@ _CHECK_TIME = 8.0
 class GirderBackend:
     """A :class:`girder_dask.submit.Backend` on Girder's own models."""
 
-    unpickles = False
+    #: What a function that is not installed could do on a worker, it could do here as well.
+    ships_code = False
 
     def __init__(self) -> None:
+        self._cluster = Cluster(settings.scheduler_address)
         self._link: SchedulerLink | None = None
         self._lock = threading.Lock()
 
     # -- the interface of submit.Backend --------------------------------------------------
 
-    def submit(self, submissions: Sequence[Submission]) -> list[dict[str, Any]]:
-        """Record a job for each, hand them to the scheduler, and return the job documents."""
-        recorded = store.record(submissions, _request_user(), _api_url())
-        self._send([r.spec for r in recorded])
-        return [r.job for r in recorded]
+    def submit(
+        self, submissions: Sequence[Submission], group: Group | None = None
+    ) -> list[dict[str, Any]]:
+        """Record a job for each, hand them to the scheduler, and return the job documents.
+
+        With a group, the document of its parent job comes first.
+        """
+        return self.submit_for(_request_user(), None, submissions, group)
+
+    def unpickles(self, job: Mapping[str, Any]) -> bool:  # noqa: ARG002 - it is part of Backend
+        """Say no: a pickle could do with Girder what it likes."""
+        return False
 
     def load_job(self, job_id: str, *, log: bool = False) -> dict[str, Any]:
         """Return a job document, if the user of the request may read it."""
         job: dict[str, Any] = self._load(job_id, AccessType.READ, includeLog=log)
         return job
 
+    def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return where jobs stand, those that the user of the request may read."""
+        try:
+            jobs = records.states(job_ids)
+        except PyMongoError as e:
+            raise GirderError(f"The states of {len(job_ids)} jobs cannot be read: {e}.") from e
+        if not _in_request():
+            return jobs
+        user = _request_user()
+        return [job for job in jobs if Job().hasAccess(job, user, AccessType.READ)]
+
     def load_result(self, job_id: str) -> StoredResult:
         """Return what is kept of the end of a job, if the user of the request may read it."""
-        self._load(job_id, AccessType.READ)
+        job = self._load(job_id, AccessType.READ)
         try:
-            return store.result(job_id)
+            return replace(store.result(job_id), status=int(job["status"]))
         except PyMongoError as e:
             raise GirderError(f"The result of job {job_id} cannot be read: {e}.") from e
 
@@ -72,7 +96,32 @@ class GirderBackend:
         """Return the address of the Dask scheduler, if one is set."""
         return settings.scheduler_address()
 
+    def dask_client(self) -> Client:
+        """Return the Dask client of this process, made when it is first asked for."""
+        return self._cluster.client()
+
     # -- for the rest of the plugin -------------------------------------------------------
+
+    def submit_for(
+        self,
+        user: Mapping[str, Any] | None,
+        parent: ObjectId | None,
+        submissions: Sequence[Submission],
+        group: Group | None,
+    ) -> list[dict[str, Any]]:
+        """Do as :meth:`submit` does, for a user and a job that starts them."""
+        if group is None:
+            recorded = store.record(submissions, user, _api_url(), parent)
+            jobs = [r.job for r in recorded]
+        else:
+            job, recorded = store.record_group(group, submissions, user, _api_url(), parent)
+            jobs = [job, *(r.job for r in recorded)]
+        self._send([r.spec for r in recorded])
+        # They may have been canceled while these were recorded.
+        for above in [parent, *(job["_id"] for job in jobs[:1] if groups.is_group(job))]:
+            if above is not None and records.is_stopping(above):
+                self.tell_canceled(store.cancel_children(above))
+        return jobs
 
     def schedule(self, job: dict[str, Any]) -> None:
         """Queue an INACTIVE job that Girder's own model made, and hand it to the scheduler."""
@@ -80,15 +129,19 @@ class GirderBackend:
         self._send([store.adopt(job, owner, _api_url()).spec])
 
     def stop(self, job_id: ObjectId) -> JobStatus | None:
-        """Cancel a job, and return the state that it is in now."""
+        """Cancel a job and all that it has started, and return the state that it is in now."""
         status = store.cancel(job_id)
+        told = []
         if status is not None and (status not in FINAL or status == JobStatus.CANCELED):
-            self.tell_canceled([str(job_id)])
-        return status
+            told = [str(job_id)]
+        self.tell_canceled(told + store.cancel_children(job_id))
+        # A parent of a map has ended with its jobs.
+        return records.status(job_id)
 
     def tell_canceled(self, job_ids: Sequence[str]) -> None:
-        """Tell the scheduler to stop jobs. Returns at once."""
-        self._scheduler_link().cancel(list(job_ids))
+        """Tell the scheduler to stop jobs, all in one call. Returns at once."""
+        if job_ids:
+            self._scheduler_link().cancel(list(job_ids))
 
     def connect(self) -> None:
         """Begin to connect to the scheduler. Returns at once."""
@@ -108,6 +161,7 @@ class GirderBackend:
             link, self._link = self._link, None
         if link is not None:
             link.close()
+        self._cluster.close()
 
     def _send(self, specs: list[JobSpec]) -> None:
         if specs:

@@ -1,24 +1,34 @@
-"""The end of a job that somebody has asked for."""
+"""The end of jobs that somebody has asked for."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from bson import ObjectId
+from girder.exceptions import GirderException
 from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.plugin import records
+from girder_dask.plugin import groups, records
 from girder_dask.plugin.history import History
 from girder_dask.plugin.updates import MOST_ROUNDS, publish, save, without_log
 
-__all__ = ["cancel", "ended_by_others"]
+__all__ = ["cancel", "cancel_children", "ended_by_others"]
+
+logger = logging.getLogger(__name__)
+
+#: The most jobs that are read at once.
+_MOST_AT_ONCE = 1_000
+
+_UNFINISHED = [int(s) for s in JobStatus if s not in FINAL]
 
 
 def cancel(job_id: ObjectId) -> JobStatus | None:
-    """Cancel a job.
+    """Cancel a job, but none that it has started; see :func:`cancel_children`.
 
     One that has not started is CANCELED at once, whether there is a scheduler or not. One
     that is at work is CANCELING until nothing of it runs any more. One that has ended
@@ -34,25 +44,106 @@ def cancel(job_id: ObjectId) -> JobStatus | None:
     GirderError
         If others change the job all the time.
     """
-    for _ in range(MOST_ROUNDS):
-        job = records.collection(Job()).find_one({"_id": job_id}, without_log)
-        if job is None:
-            return None
-        status = JobStatus(job["status"])
-        if status in FINAL or status == JobStatus.CANCELING:
-            return status
-        history = History(job)
-        waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED)
-        history.advance(
-            JobStatus.CANCELED if waits else JobStatus.CANCELING, datetime.now(timezone.utc)
+    job = records.collection(Job()).find_one({"_id": job_id}, {"dask.group": True})
+    if job is not None and groups.is_group(job):
+        return groups.stop(job_id)
+    left = _cancel_all([job_id])
+    if left:
+        raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
+    return records.status(job_id)
+
+
+def cancel_children(job_id: ObjectId) -> list[str]:
+    """Cancel the unfinished jobs that a job has started, and those that these have started.
+
+    Returns
+    -------
+    list of str
+        The ids of those that the scheduler is to stop.
+
+    Raises
+    ------
+    GirderError
+        If others change one of the jobs all the time.
+    """
+    told: list[str] = []
+    seen, parents = {job_id}, [job_id]
+    left: set[ObjectId] = set()
+    while parents:
+        children = list(
+            records.collection(Job()).find(
+                {"parentId": {"$in": parents[:_MOST_AT_ONCE]}},
+                {"status": True, "dask.open": True, "dask.group": True, "handler": True},
+            )
         )
-        # Until the scheduler surely knows, each claim of it is told again.
-        history.dask["remind"] = True
-        held, _ = save([history])
-        if held:
-            publish(held)
-            return JobStatus(history.job["status"])
-    raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
+        del parents[:_MOST_AT_ONCE]
+        # Also those that have ended: what they have started may still be at work.
+        fresh = [child for child in children if child["_id"] not in seen]
+        seen.update(child["_id"] for child in fresh)
+        parents += [child["_id"] for child in fresh]
+        ours = _stop_others([child for child in fresh if child["status"] not in FINAL])
+        left |= _cancel_all(ours)
+        told += [str(child_id) for child_id in ours]
+    # Once more, for groups whose jobs have all ended meanwhile.
+    groups.follow([{"parentId": parent} for parent in seen])
+    if left:
+        raise GirderError(
+            f"{len(left)} jobs that job {job_id} has started, among them {min(left)}, are being "
+            "changed by others all the time. Cancel it again."
+        )
+    return told
+
+
+def _stop_others(children: Iterable[dict[str, Any]]) -> list[ObjectId]:
+    """Stop parents of maps and jobs of other handlers. Return the ids of the rest."""
+    ours = []
+    for child in children:
+        if groups.is_group(child):
+            groups.stop(child["_id"])
+        elif (child.get("dask") or {}).get("open"):
+            ours.append(child["_id"])
+        else:
+            _cancel_foreign(child["_id"])
+    return ours
+
+
+def _cancel_foreign(job_id: ObjectId) -> None:
+    job = Job().load(job_id, force=True)
+    try:
+        if job is not None:
+            Job().cancelJob(job)
+    except GirderException as e:
+        logger.warning("Job %s, which another one has started, is not canceled: %s", job_id, e)
+
+
+def _cancel_all(ids: Sequence[ObjectId]) -> set[ObjectId]:
+    """Cancel jobs, many in one request. Return those that others change all the time."""
+    left = set(ids)
+    for _ in range(MOST_ROUNDS):
+        if not left:
+            break
+        found = records.collection(Job()).find(
+            {"_id": {"$in": list(left)}, "status": {"$in": _UNFINISHED}}, without_log
+        )
+        histories = [history for job in found if _end(history := History(job))]
+        held, _ = save(histories)
+        publish(held)
+        left = {history.id for history in histories} - {history.id for history in held}
+    return left
+
+
+def _end(history: History) -> bool:
+    """Cancel one job. Say whether there is anything to write."""
+    status = history.job["status"]
+    if status == JobStatus.CANCELING:
+        return False
+    waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED)
+    history.advance(
+        JobStatus.CANCELED if waits else JobStatus.CANCELING, datetime.now(timezone.utc)
+    )
+    # Until the scheduler surely knows, each claim of it is told again.
+    history.dask["remind"] = True
+    return True
 
 
 def ended_by_others(job: dict[str, Any]) -> bool:
@@ -71,4 +162,5 @@ def ended_by_others(job: dict[str, Any]) -> bool:
     )
     job["dask"].pop("open", None)
     records.clean([job["_id"]])
+    groups.follow([job])
     return True

@@ -13,7 +13,7 @@ from typing import Any
 from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
-from girder_dask.plugin import records, tokens
+from girder_dask.plugin import groups, records, tokens
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import owners
 from girder_dask.plugin.updates import publish, save, without_log
@@ -81,6 +81,7 @@ def claim(scheduler: str, limit: int) -> Claim:
     if taken:
         answer.specs = _specs(taken, known, now)
     _renew_tokens(scheduler, now)
+    groups.look_after(now)
     return answer
 
 
@@ -165,7 +166,7 @@ def _give_up(history: History, now: datetime) -> bool:
     logger.error("Job %s: %s", history.id, error)
     history.write(f"{error}\n")
     history.advance(JobStatus.ERROR, now)
-    history.outcome = (history.dask["attempt"], None, error)
+    history.outcome = (history.dask["attempt"], None, error, None)
     return True
 
 

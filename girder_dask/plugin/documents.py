@@ -35,7 +35,11 @@ _short.maxstring = _short.maxother = 200
 
 
 def build(
-    submission: Submission, user: Mapping[str, Any] | None, now: datetime, dask: Mapping[str, Any]
+    submission: Submission,
+    user: Mapping[str, Any] | None,
+    now: datetime,
+    dask: Mapping[str, Any],
+    parent: ObjectId | None = None,
 ) -> dict[str, Any]:
     """Return the job document of a call, with ``kwargs`` serialised as the database has it.
 
@@ -64,6 +68,8 @@ def build(
         "parentId": None,
     }
     job.update((k, plain(v)) for k, v in submission.other_fields.items() if k not in _OURS)
+    if parent is not None:
+        job["parentId"] = parent
     job["dask"] = dict(dask)
     Job().setPublic(job, public=bool(submission.public))
     if user is None:

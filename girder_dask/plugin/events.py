@@ -13,9 +13,9 @@ from girder.models.token import Token
 
 from girder_dask.errors import GirderDaskError
 from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
-from girder_dask.plugin import settings, store
+from girder_dask.plugin import artifacts, groups, settings, store
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.updates import EVENT_HANDLER
+from girder_dask.plugin.notices import EVENT_HANDLER
 
 __all__ = ["bind"]
 
@@ -90,17 +90,19 @@ class _Cancel:
 
 
 class _Removed:
-    """Forgets a job that is deleted, and ends what runs of it."""
+    """Forgets a job that is deleted with its artifacts, and ends what runs of it."""
 
     def __init__(self, backend: GirderBackend) -> None:
         self._backend = backend
 
     def __call__(self, event: Any) -> None:
         job = event.info
+        artifacts.remove_all(ObjectId(job["_id"]))
         if _is_ours(job) or job.get("dask"):
             store.forget([ObjectId(job["_id"])])
             if job.get("status") not in FINAL:
-                self._backend.tell_canceled([str(job["_id"])])
+                children = store.cancel_children(ObjectId(job["_id"]))
+                self._backend.tell_canceled([str(job["_id"]), *children])
 
 
 class _Updated:
@@ -113,6 +115,9 @@ class _Updated:
         job = event.info["job"]
         if store.ended_by_others(job):
             self._backend.tell_canceled([str(job["_id"])])
+        elif not job.get("dask"):
+            # A job that others run may belong to the parent of a map.
+            groups.follow([job])
 
 
 def _keep_tokens_out(event: Any) -> None:

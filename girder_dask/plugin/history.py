@@ -67,7 +67,7 @@ class History:
         self.text: list[str] = []
         self.progressed = False
         self.ended = False
-        self.outcome: tuple[int, bytes | None, str | None] | None = None
+        self.outcome: tuple[int, bytes | None, str | None, bytes | None] | None = None
         self._allow = allow
         self._read = {
             "_id": job["_id"],
@@ -158,7 +158,8 @@ class History:
                     continue
                 self.advance(status, moment)
                 if status in FINAL:
-                    self.outcome = (self.dask["attempt"], update.result, update.error)
+                    attempt = self.dask["attempt"]
+                    self.outcome = (attempt, update.result, update.error, update.exception)
             self._note(log, reached, ends=status in FINAL)
 
     def _legal(

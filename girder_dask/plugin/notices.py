@@ -8,20 +8,69 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import redis
+from girder import events
 from girder.models.user import User
 from girder.notification import ProgressState, _redis_client_sync
 from girder_jobs.constants import JobStatus as GirderJobStatus
 from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.plugin.documents import is_bound
 
-__all__ = ["Notices", "owners"]
+__all__ = ["EVENT_HANDLER", "Change", "Notices", "owners", "publish"]
 
 logger = logging.getLogger(__name__)
+
+#: The name under which this plugin binds events.
+EVENT_HANDLER = "dask"
+
+
+class Change(Protocol):
+    """What was written to a job: a :class:`~girder_dask.plugin.history.History`, for example.
+
+    ``steps`` are the states that it went through, each with how many timestamps the job had
+    then, and ``text`` is what was added to its log.
+    """
+
+    job: dict[str, Any]
+    steps: list[tuple[int, int]]
+    text: list[str]
+    progressed: bool
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was written at all."""
+
+
+def publish(changes: Iterable[Change]) -> None:
+    """Tell users' browsers and handlers of events of what was written to jobs."""
+    changes = [change for change in changes if change.changed]
+    users = owners(change.job for change in changes)
+    notices = Notices()
+    for change in changes:
+        user = users.get(change.job.get("userId"))
+        for text in change.text:
+            notices.log(change.job, user, text)
+        if change.progressed:
+            notices.progress(change.job, user)
+        notices.status(change.job, user, change.steps)
+    notices.send()
+    _tell_handlers(changes)
+
+
+def _tell_handlers(changes: Sequence[Change]) -> None:
+    if not is_bound("jobs.job.update.after", besides=EVENT_HANDLER):
+        return
+    for change in changes:
+        try:
+            events.trigger("jobs.job.update.after", {"job": change.job})
+        except Exception:
+            # The job is updated; a handler of somebody else cannot undo that.
+            logger.exception("A handler of jobs.job.update.after failed: %s", change.job["_id"])
 
 
 def owners(jobs: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:

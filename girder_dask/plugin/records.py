@@ -16,19 +16,23 @@ from girder.models.model_base import Model
 from girder_jobs.models.job import Job
 from pymongo import ReadPreference, UpdateOne
 
-from girder_dask.jobs import JobSpec
+from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.plugin import tokens
 from girder_dask.submit import StoredResult
 
 __all__ = [
+    "CHILDREN_INDEX",
     "CHUNK_BYTES",
     "CLAIM_INDEX",
+    "GROUP_INDEX",
     "OPEN_INDEX",
     "REMIND_INDEX",
+    "TOKEN_INDEX",
     "DaskJob",
     "DaskPayload",
     "clean",
     "collection",
+    "dependencies",
     "ensure_indices",
     "forget",
     "keep_results",
@@ -36,7 +40,11 @@ __all__ = [
     "own_tokens",
     "payload_pieces",
     "result",
+    "is_stopping",
+    "running_job",
     "set_tokens",
+    "states",
+    "status",
     "store_records",
 ]
 
@@ -50,15 +58,39 @@ OPEN_INDEX = "dask_open"
 REMIND_INDEX = "dask_remind"
 CLAIM_INDEX = "dask_claimed"
 
-_OPTIONS = ("api_url", "package", "title", "retries", "timeout", "priority", "isolation")
+#: The index over the jobs that another one has started, by their states.
+CHILDREN_INDEX = "dask_children"
+
+#: The index over the parents of maps that have not ended.
+GROUP_INDEX = "dask_groups"
+
+#: The index over the tokens that belong to a job.
+TOKEN_INDEX = "dask_token"
+
+_OPTIONS = (
+    "api_url",
+    "package",
+    "title",
+    "retries",
+    "timeout",
+    "priority",
+    "isolation",
+    "dependencies",
+)
 
 
 class DaskJob(Model):
     """How to run a job, and what came of it; ``_id`` is the id of the job."""
 
     def initialize(self) -> None:
-        """Name the collection."""
+        """Name the collection and its index."""
         self.name = "dask_job"
+        self.ensureIndex(
+            (
+                [("token", 1)],
+                {"name": TOKEN_INDEX, "partialFilterExpression": {"own_token": True}},
+            )
+        )
 
     def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
         """Accept the document: only this package writes it."""
@@ -107,6 +139,13 @@ def ensure_indices() -> None:
             {"name": CLAIM_INDEX, "partialFilterExpression": {"dask.claimed": {"$exists": True}}},
         )
     )
+    Job().ensureIndex(
+        (
+            [("updated", 1)],
+            {"name": GROUP_INDEX, "partialFilterExpression": {"dask.group.open": True}},
+        )
+    )
+    Job().ensureIndex(([("parentId", 1), ("status", 1)], {"name": CHILDREN_INDEX}))
     DaskJob()
     DaskPayload()
 
@@ -172,14 +211,15 @@ def _spec(record: Mapping[str, Any], payload: bytes, attempt: int) -> JobSpec:
         payload=payload,
         token=record["token"],
         resources=dict(record["resources"]) if record["resources"] else None,
-        **{name: record[name] for name in _OPTIONS},
+        # A job that was recorded by an older version has not all of them.
+        **{name: record[name] for name in _OPTIONS if name in record},
     )
 
 
 def keep_results(
-    results: Sequence[tuple[ObjectId, int, bytes | None, str | None, datetime]],
+    results: Sequence[tuple[ObjectId, int, bytes | None, str | None, bytes | None, datetime]],
 ) -> None:
-    """Keep what came of jobs, given as ``(id, attempt, pickled value, error, time)``.
+    """Keep what came of jobs, given as ``(id, attempt, value, error, exception, time)``.
 
     The result of an older attempt never replaces that of a newer one.
     """
@@ -198,12 +238,13 @@ def keep_results(
                         "$set": {
                             "result": value,
                             "error": error,
+                            "exception": exception,
                             "result_attempt": attempt,
                             "ended": time,
                         }
                     },
                 )
-                for job_id, attempt, value, error, time in results
+                for job_id, attempt, value, error, exception, time in results
             ],
             ordered=False,
         )
@@ -211,9 +252,46 @@ def keep_results(
 
 def result(job_id: Any) -> StoredResult:
     """Return what is kept of the end of a job, empty where there is nothing."""
-    record = collection(DaskJob()).find_one({"_id": ObjectId(job_id)}, {"result": 1, "error": 1})
-    record = record or {}
-    return StoredResult(value=record.get("result"), error=record.get("error"))
+    fields = {"result": 1, "error": 1, "exception": 1}
+    record = collection(DaskJob()).find_one({"_id": ObjectId(job_id)}, fields) or {}
+    return StoredResult(
+        value=record.get("result"), error=record.get("error"), exception=record.get("exception")
+    )
+
+
+def dependencies(job_id: ObjectId) -> list[str]:
+    """Return the ids of the jobs whose values are among the arguments of a job."""
+    record = collection(DaskJob()).find_one({"_id": job_id}, {"dependencies": 1}) or {}
+    return list(record.get("dependencies") or ())
+
+
+def running_job(token: str) -> dict[str, Any] | None:
+    """Return the unfinished job, without its log, that a token was made for."""
+    record = collection(DaskJob()).find_one({"token": token, "own_token": True}, {"_id": 1})
+    if record is None:
+        return None
+    job: dict[str, Any] | None = collection(Job()).find_one(
+        {"_id": record["_id"], "dask.open": True}, {"log": False, "args": False, "kwargs": False}
+    )
+    return job
+
+
+def states(job_ids: Iterable[str]) -> list[dict[str, Any]]:
+    """Return where jobs stand, with what tells who may read them."""
+    ids = [ObjectId(job_id) for job_id in job_ids if ObjectId.is_valid(job_id)]
+    fields = ("title", "status", "progress", "updated", "userId", "access", "public", "publicFlags")
+    return list(collection(Job()).find({"_id": {"$in": ids}}, dict.fromkeys(fields, True)))
+
+
+def status(job_id: ObjectId) -> JobStatus | None:
+    """Return the state of a job, None if there is no such job."""
+    job = collection(Job()).find_one({"_id": job_id}, {"status": True})
+    return None if job is None else JobStatus(job["status"])
+
+
+def is_stopping(job_id: ObjectId) -> bool:
+    """Say whether somebody has asked for the end of a job."""
+    return status(job_id) in (JobStatus.CANCELING, JobStatus.CANCELED)
 
 
 def clean(job_ids: Sequence[ObjectId]) -> None:

@@ -1,12 +1,10 @@
-"""The routes of the plugin, under ``/dask``."""
+"""The routes for schedulers and operators, under ``/dask``."""
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
-import cherrypy
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
 from girder.api.rest import Resource
@@ -21,13 +19,11 @@ from girder_dask.errors import GirderError
 from girder_dask.jobs import JobUpdate, from_json, to_json
 from girder_dask.plugin import settings, store
 from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.body import read_body
 
-__all__ = ["MOST_BODY", "Dask"]
+__all__ = ["Dask"]
 
 logger = logging.getLogger(__name__)
-
-#: The most bytes in the body of a request. A scheduler sends about half of it at most.
-MOST_BODY = 64 * 1024**2
 
 _MOST_JOBS = 10_000
 
@@ -113,7 +109,7 @@ class Dask(Resource):
     def update_jobs(self) -> dict[str, list[str]]:
         """Apply a batch of updates."""
         self._require_scheduler()
-        body = _body()
+        body = read_body()
         wires = body.get("updates")
         if not isinstance(wires, list):
             raise RestException("The body has no list of updates.")
@@ -151,7 +147,7 @@ class Dask(Resource):
     def claim_jobs(self) -> dict[str, Any]:
         """Hand unfinished jobs over to the scheduler that asks."""
         self._require_scheduler()
-        body = _body()
+        body = read_body()
         limit = body.get("limit")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise RestException("The limit must be a number of jobs, 1 or more.")
@@ -179,18 +175,3 @@ def _scheduler(body: dict[str, Any]) -> str:
     if not isinstance(scheduler, str) or not scheduler:
         raise RestException("The body does not name the scheduler.")
     return scheduler
-
-
-def _body() -> dict[str, Any]:
-    data = cherrypy.request.body.read(MOST_BODY + 1)
-    if len(data) > MOST_BODY:
-        raise RestException(
-            f"The body is larger than the {MOST_BODY:,} bytes that are read.", code=413
-        )
-    try:
-        body = json.loads(data)
-    except ValueError as e:
-        raise RestException(f"The body is not JSON: {e}.") from e
-    if not isinstance(body, dict):
-        raise RestException("The body is not a JSON object.")
-    return body

@@ -9,20 +9,27 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from bson import ObjectId
+from bson.errors import InvalidId
 from girder.exceptions import ValidationException
+from girder.models.group import Group
 from girder.models.setting import Setting
 from girder.settings import SettingKey
 from girder.utility import setting_utilities
 
 __all__ = [
+    "ALLOW_TASKS",
     "API_URL",
     "DIRECT_PATH",
     "SCHEDULER_ADDRESS",
+    "SUBMITTERS",
+    "allow_tasks",
     "api_url",
     "direct_path",
     "forget_cached",
     "scheduler_address",
     "server_root",
+    "submitters",
 ]
 
 #: The address of the Dask scheduler, for example ``tcp://dask.example.org:8786``.
@@ -31,6 +38,12 @@ SCHEDULER_ADDRESS = "dask.scheduler_address"
 API_URL = "dask.api_url"
 #: Whether workers that see Girder's file system may read its files in place.
 DIRECT_PATH = "dask.direct_path"
+#: The id of the group whose members may start code of their own, from notebooks and scripts.
+#: Empty: site administrators alone, who always may.
+SUBMITTERS = "dask.submitters"
+#: Which installed tasks any user may start from outside Girder: false, true, or a list of
+#: patterns of their names, for example ``["my_package.*:segment"]``.
+ALLOW_TASKS = "dask.allow_tasks"
 
 #: Seconds that a value read from the database is used. Girder itself reads the database
 #: each time, which would be most of what a ``delay()`` costs.
@@ -67,6 +80,53 @@ def _validate_api_url(doc: dict[str, Any]) -> None:
 def _validate_direct_path(doc: dict[str, Any]) -> None:
     if not isinstance(doc["value"], bool):
         raise ValidationException("The direct path setting must be true or false.", "value")
+
+
+@setting_utilities.validator(SUBMITTERS)
+def _validate_submitters(doc: dict[str, Any]) -> None:
+    value = _text({**doc, "value": str(doc["value"] or "")})
+    if value and (not _is_id(value) or Group().load(value, force=True) is None):
+        raise ValidationException(
+            f"There is no group with the id {value!r}. Give the id of a group of this Girder, or "
+            "nothing to let site administrators alone start code of their own.",
+            "value",
+        )
+    doc["value"] = value
+
+
+@setting_utilities.validator(ALLOW_TASKS)
+def _validate_allow_tasks(doc: dict[str, Any]) -> None:
+    value = doc["value"]
+    if value is None or value == "":
+        doc["value"] = False
+    elif not isinstance(value, bool) and not _are_patterns(value):
+        raise ValidationException(
+            "The tasks that any user may start are false (none), true (all), or a list of patterns "
+            'of their names, for example ["my_package.*:segment"].',
+            "value",
+        )
+
+
+def _is_id(text: str) -> bool:
+    try:
+        ObjectId(text)
+    except InvalidId:
+        return False
+    return True
+
+
+def _are_patterns(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)
+
+
+@setting_utilities.default(SUBMITTERS)
+def _default_submitters() -> str:
+    return ""
+
+
+@setting_utilities.default(ALLOW_TASKS)
+def _default_allow_tasks() -> bool:
+    return False
 
 
 @setting_utilities.default(SCHEDULER_ADDRESS)
@@ -121,6 +181,21 @@ def api_url() -> str | None:
 def direct_path() -> bool:
     """Say whether workers may read Girder's files in place."""
     return bool(_get(DIRECT_PATH))
+
+
+def submitters() -> ObjectId | None:
+    """Return the id of the group that may start code of its own, None where none is set."""
+    value = str(_get(SUBMITTERS) or "")
+    return ObjectId(value) if value and _is_id(value) else None
+
+
+def allow_tasks() -> bool | list[str]:
+    """Say which installed tasks any user may start: all, none, or those of some patterns."""
+    value = _get(ALLOW_TASKS)
+    if isinstance(value, bool):
+        return value
+    # From the environment it comes as it is, unchecked.
+    return value if _are_patterns(value) else False
 
 
 def server_root() -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from bson import json_util
+from bson import ObjectId, json_util
 from girder_jobs.models.job import Job
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
@@ -20,14 +20,15 @@ from girder_dask import config
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.payload import pack_call
-from girder_dask.plugin import documents, records, tokens
-from girder_dask.plugin.cancellation import cancel, ended_by_others
+from girder_dask.plugin import documents, groups, records, tokens
+from girder_dask.plugin.cancellation import cancel, cancel_children, ended_by_others
 from girder_dask.plugin.claims import Claim, claim
+from girder_dask.plugin.dependencies import check as check_dependencies
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import Notices
 from girder_dask.plugin.records import forget, result
 from girder_dask.plugin.updates import Verdicts, apply, publish, save
-from girder_dask.submit import Submission
+from girder_dask.submit import Group, Submission
 
 __all__ = [
     "Claim",
@@ -36,10 +37,12 @@ __all__ = [
     "adopt",
     "apply",
     "cancel",
+    "cancel_children",
     "claim",
     "ended_by_others",
     "forget",
     "record",
+    "record_group",
     "result",
 ]
 
@@ -73,6 +76,7 @@ def record(
     submissions: Sequence[Submission],
     user: Mapping[str, Any] | None = None,
     api_url: str | None = None,
+    parent: ObjectId | None = None,
 ) -> list[Recorded]:
     """Record a job for each call: all of them at once, or none.
 
@@ -84,6 +88,8 @@ def record(
         The owner of those that name none. None: they have no owner, as in Girder.
     api_url
         Girder's REST API, for those that name none.
+    parent
+        The id of the job that starts them.
 
     Raises
     ------
@@ -92,11 +98,71 @@ def record(
     GirderError
         If the database does not take them.
     """
-    now = datetime.now(timezone.utc)
-    drafts = [_draft(submission, user, api_url, now) for submission in submissions]
-    if not drafts:
-        return []
+    drafts = _drafts(submissions, user, api_url, parent)
     _write(drafts)
+    return _announced(drafts)
+
+
+def record_group(
+    group: Group,
+    submissions: Sequence[Submission],
+    user: Mapping[str, Any] | None = None,
+    api_url: str | None = None,
+    parent: ObjectId | None = None,
+) -> tuple[dict[str, Any], list[Recorded]]:
+    """Record a job for each call, and one that they all belong to.
+
+    Takes and raises what :func:`record` does.
+
+    Returns
+    -------
+    tuple
+        The document of the parent job, and the jobs.
+    """
+    owner = group.user if group.user is not None else user
+    job = groups.build(group, submissions, owner, datetime.now(timezone.utc), parent)
+    drafts = _drafts(submissions, owner, api_url, job["_id"])
+    try:
+        groups.begin(job)
+        _write(drafts)
+    except PyMongoError as e:
+        _abandon(job)
+        raise GirderError(
+            f"Girder's database did not take the job '{group.title}' of {len(drafts)} jobs: {e}. "
+            "None of them was recorded."
+        ) from e
+    except GirderError:
+        _abandon(job)
+        raise
+    notices = Notices()
+    notices.created(job, owner)
+    notices.send()
+    _announce(job)
+    recorded = _announced(drafts)
+    groups.complete(job)
+    return job, recorded
+
+
+def _abandon(job: dict[str, Any]) -> None:
+    try:
+        groups.abandon(job)
+    except PyMongoError:
+        logger.exception("The job %s, of which no parts were recorded, may be left", job["_id"])
+
+
+def _drafts(
+    submissions: Sequence[Submission],
+    user: Mapping[str, Any] | None,
+    api_url: str | None,
+    parent: ObjectId | None,
+) -> list[_Draft]:
+    now = datetime.now(timezone.utc)
+    drafts = [_draft(submission, user, api_url, now, parent) for submission in submissions]
+    check_dependencies([(draft.spec, draft.user) for draft in drafts])
+    return drafts
+
+
+def _announced(drafts: Sequence[_Draft]) -> list[Recorded]:
     notices = Notices()
     for draft in drafts:
         notices.created(draft.job, draft.user)
@@ -109,12 +175,15 @@ def record(
 
 
 def _draft(
-    submission: Submission, user: Mapping[str, Any] | None, api_url: str | None, now: datetime
+    submission: Submission,
+    user: Mapping[str, Any] | None,
+    api_url: str | None,
+    now: datetime,
+    parent: ObjectId | None,
 ) -> _Draft:
     owner = submission.user if submission.user is not None else user
-    job = documents.build(
-        submission, owner, now, {**_NEW, "task": submission.task, "package": submission.package}
-    )
+    dask = {**_NEW, "task": submission.task, "package": submission.package}
+    job = documents.build(submission, owner, now, dask, parent)
     own = None if submission.token else tokens.build(owner, now)
     token = own["_id"] if own else _token_id(submission.token)
     spec = JobSpec(
@@ -126,6 +195,7 @@ def _draft(
         api_url=submission.api_url or api_url,
         package=submission.package,
         title=str(job["title"]),
+        dependencies=list(submission.dependencies) or None,
         **{name: getattr(submission, name) for name in _OPTIONS},
     )
     return _Draft(job, spec, owner, own)
@@ -137,6 +207,8 @@ def _token_id(token: Any) -> str:
 
 def _write(drafts: Sequence[_Draft]) -> None:
     """Write the drafts. The job documents come last: a job that exists can be run."""
+    if not drafts:
+        return
     jobs = Job().collection
     try:
         _write_records(drafts)

@@ -9,14 +9,31 @@ from typing import Any
 from girder.constants import AccessType, TokenScope
 from girder.models.token import Token
 from girder.utility import genToken
+from girder_jobs.constants import REST_CREATE_JOB_TOKEN_SCOPE, REST_LIST_JOB_TOKEN_SCOPE
 
-__all__ = ["LIFETIME", "build", "delete", "renew", "store", "valid_until"]
+__all__ = ["LIFETIME", "SUBMIT_SCOPE", "build", "delete", "renew", "store", "valid_until"]
 
 #: How long a token is valid without being renewed.
 LIFETIME = timedelta(days=7)
 
-#: What the token of a job may do: read and write data as its owner does.
-SCOPES = (TokenScope.DATA_READ, TokenScope.DATA_WRITE)
+#: The scope of tokens that may start jobs, as far as their user may.
+SUBMIT_SCOPE = "dask.jobs.submit"
+
+#: What the token of a job may do: read and write data as its owner does, see jobs, and
+#: start jobs of its own.
+SCOPES = (
+    TokenScope.DATA_READ,
+    TokenScope.DATA_WRITE,
+    SUBMIT_SCOPE,
+    REST_CREATE_JOB_TOKEN_SCOPE,
+    REST_LIST_JOB_TOKEN_SCOPE,
+)
+
+TokenScope.describeScope(
+    SUBMIT_SCOPE,
+    "Start jobs on Dask",
+    "Allows to start jobs on the Dask cluster, as far as the user may start them.",
+)
 
 
 def build(user: Mapping[str, Any] | None, now: datetime) -> dict[str, Any]:

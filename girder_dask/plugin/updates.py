@@ -16,17 +16,13 @@ from pymongo.errors import BulkWriteError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobUpdate
-from girder_dask.plugin import records
+from girder_dask.plugin import groups, notices, records
 from girder_dask.plugin.documents import is_bound
 from girder_dask.plugin.history import History, Verdict
-from girder_dask.plugin.notices import Notices, owners
 
-__all__ = ["EVENT_HANDLER", "Verdicts", "apply", "publish", "save", "without_log"]
+__all__ = ["Verdicts", "apply", "publish", "save", "without_log"]
 
 logger = logging.getLogger(__name__)
-
-#: The name under which this plugin binds events.
-EVENT_HANDLER = "dask"
 
 #: How often a job is read again because somebody else changed it in between.
 MOST_ROUNDS = 5
@@ -123,7 +119,7 @@ def _by_job(updates: Iterable[JobUpdate], verdicts: Verdicts) -> dict[ObjectId, 
 def _read(
     scheduler: str, pending: dict[ObjectId, list[JobUpdate]], verdicts: Verdicts
 ) -> list[History]:
-    allow = _ask_others if is_bound("jobs.job.update", besides=EVENT_HANDLER) else None
+    allow = _ask_others if is_bound("jobs.job.update", besides=notices.EVENT_HANDLER) else None
     found = records.collection(Job()).find(
         {"_id": {"$in": list(pending)}, "dask.task": {"$exists": True}}, without_log
     )
@@ -228,26 +224,7 @@ def _that_hold(tried: list[History]) -> list[History]:
 
 
 def publish(histories: Iterable[History]) -> None:
-    """Tell others of what was written: users' browsers, and handlers of events."""
-    histories = [history for history in histories if history.changed]
-    users = owners(history.job for history in histories)
-    notices = Notices()
-    for history in histories:
-        user = users.get(history.job.get("userId"))
-        for text in history.text:
-            notices.log(history.job, user, text)
-        if history.progressed:
-            notices.progress(history.job, user)
-        notices.status(history.job, user, history.steps)
-    notices.send()
-    if is_bound("jobs.job.update.after", besides=EVENT_HANDLER):
-        for history in histories:
-            _tell_others(history)
-
-
-def _tell_others(history: History) -> None:
-    try:
-        events.trigger("jobs.job.update.after", {"job": history.job})
-    except Exception:
-        # The job is updated; a handler of somebody else cannot undo that.
-        logger.exception("A handler of jobs.job.update.after failed for job %s", history.id)
+    """Tell others of what was written: users, handlers of events, and parents of maps."""
+    histories = list(histories)
+    notices.publish(histories)
+    groups.follow(history.job for history in histories if history.steps)

@@ -129,7 +129,8 @@ def test_the_states_are_those_of_the_code() -> None:
 
 
 def test_the_options_of_the_decorator_are_those_of_the_code() -> None:
-    from girder_dask.task import TaskSettings, task
+    from girder_dask.calls import TaskSettings
+    from girder_dask.task import task
 
     page = DOCS / "task-authors.md"
     rows = table(page, "option", "default", "meaning")

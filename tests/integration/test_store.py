@@ -285,7 +285,10 @@ def test_token_is_of_the_owner_and_scoped(girder):
     (recorded,) = girder.record()
     token = girder.token.load(recorded.spec.token, force=True, objectId=False)
     assert token["userId"] == girder.user["_id"]
-    assert set(token["scope"]) == {"core.data.read", "core.data.write"}
+    assert set(token["scope"]) == {
+        *("core.data.read", "core.data.write", "dask.jobs.submit"),
+        *("jobs.rest.create_job", "jobs.rest.list_job"),
+    }
     assert timedelta(days=6) < token["expires"] - datetime.now(timezone.utc) < timedelta(days=8)
 
 
@@ -743,9 +746,11 @@ def test_claims_use_an_index(girder, monkeypatch):
     monkeypatch.setattr(claims.records, "collection", lambda model: Spy(real(model)))
     monkeypatch.setattr(claims, "_next_renewal", {})
     girder.store.claim("new", 400)
-    names = {records.OPEN_INDEX, records.REMIND_INDEX, records.CLAIM_INDEX}
+    names = {
+        *(records.OPEN_INDEX, records.REMIND_INDEX, records.CLAIM_INDEX, records.GROUP_INDEX),
+    }
     asked = [plan for plan in plans if "girder.job" in plan]
-    assert len(asked) == 5
+    assert len(asked) == 6
     for plan in asked:
         winner = plan[: plan.index('"rejectedPlans"')]
         assert "COLLSCAN" not in winner
@@ -969,7 +974,7 @@ def test_the_backend_records_and_reads(girder):
     assert backend.load_job(job_id, log=True)["log"] == []
     backend.cancel(job_id)
     assert backend.load_job(job_id)["status"] == JobStatus.CANCELED
-    assert backend.load_result(job_id) == submit.StoredResult()
+    assert backend.load_result(job_id) == submit.StoredResult(status=JobStatus.CANCELED)
     for wrong in ("5f3c00000000000000000000", "nonsense"):
         with pytest.raises(GirderError):
             backend.load_job(wrong)
@@ -1089,9 +1094,9 @@ def test_another_wire_version_is_refused_with_what_to_do(web, credential):
 
 
 def test_a_body_that_is_too_large_is_refused(web, credential):
-    from girder_dask.plugin import rest
+    from girder_dask.plugin.body import MOST_BODY
 
-    answer = web("POST", "dask/job/updates", credential, data=b" " * (rest.MOST_BODY + 10))
+    answer = web("POST", "dask/job/updates", credential, data=b" " * (MOST_BODY + 10))
     assert answer.status_code == 413
 
 

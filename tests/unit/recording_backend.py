@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from girder_dask.errors import GirderError
+from girder_dask.errors import GirderError, SchedulerError
 from girder_dask.jobs import JobStatus
-from girder_dask.submit import StoredResult, Submission
+from girder_dask.submit import Group, StoredResult, Submission
 
 
 class RecordingBackend:
-    unpickles = False
+    ships_code = False
 
     def __init__(self) -> None:
         self.submissions: list[Submission] = []
+        self.groups: list[Group | None] = []
         self.jobs: dict[str, dict[str, Any]] = {}
         self.results: dict[str, StoredResult] = {}
         self.canceled: list[str] = []
         self.loads = 0
         self.before_load: Callable[[], None] = lambda: None
 
-    def submit(self, submissions: Sequence[Submission]) -> list[dict[str, Any]]:
+    def unpickles(self, job: Mapping[str, Any]) -> bool:
+        return False
+
+    def submit(
+        self, submissions: Sequence[Submission], group: Group | None = None
+    ) -> list[dict[str, Any]]:
+        self.groups.append(group)
         made = []
+        if group is not None:
+            made.append({"_id": "parent", "title": group.title, "status": int(JobStatus.QUEUED)})
+            self.jobs["parent"] = dict(made[0])
         for submission in submissions:
             self.submissions.append(submission)
             job = {
@@ -44,6 +54,9 @@ class RecordingBackend:
             job.pop("log", None)
         return job
 
+    def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [dict(self.jobs[job_id]) for job_id in job_ids if job_id in self.jobs]
+
     def load_result(self, job_id: str) -> StoredResult:
         return self.results.get(job_id, StoredResult())
 
@@ -52,3 +65,6 @@ class RecordingBackend:
 
     def scheduler_address(self) -> str | None:
         return None
+
+    def dask_client(self) -> Any:
+        raise SchedulerError("No scheduler is known here.")

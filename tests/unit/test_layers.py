@@ -21,11 +21,19 @@ ROOT = Path(girder_dask.__file__).parent
 #: A module imports only modules that stand before it. A directory stands for all in it.
 # fmt: off
 ORDER = [
-    "_version", "errors", "config", "jobs", "context",
-    "leaves", "transforms", "plain", "payload", "submit", "result", "task", "porting",
+    "_version", "errors", "config", "jobs",
+    "leaves",
+    "transform", "patience", "downloads", "uploads", "locks", "files", "intake", "inputs",
+    "outputs", "transforms",
+    "plain", "payload", "submit",
+    "web", "remote", "futures", "card", "remote_errors", "result", "bar", "waiting", "context", "progress",
+    "packages", "calls", "composition", "describing", "without_job", "task",
+    "connection", "entrypoint", "porting",
     "girder_dask",
     "logs",
-    "pace", "failures", "outbox", "runner",
+    "pace", "failures", "outbox",
+    "gpus", "interruption", "surroundings", "dependencies", "transfers",
+    "child", "warden", "isolation", "runner",
     "dispatch", "recorder",
     "credential", "girder_api", "facts", "link",
     "worker_hooks", "scheduler_hooks",

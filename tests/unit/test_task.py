@@ -24,8 +24,9 @@ from girder_dask.errors import (
     TaskNotFoundError,
 )
 from girder_dask.jobs import HANDLER
+from girder_dask.packages import package_of
 from girder_dask.payload import open_call
-from girder_dask.task import discover, find_task, package_of
+from girder_dask.task import discover, find_task
 from girder_dask.transforms import GirderFileId, GirderItemMetadata
 
 
@@ -273,16 +274,13 @@ def test_an_option_that_does_not_exist_makes_no_job(backend: RecordingBackend, o
 def in_a_process() -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("started", "options"), [(in_a_process, {}), (count, {"isolation": "process"})]
-)
-def test_what_this_version_cannot_do_makes_no_job(
-    backend: RecordingBackend, started: Any, options: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("started", [in_a_process, count])
+def test_the_isolation_of_a_call(backend: RecordingBackend, started: Any) -> None:
     args = ("a",) if started is count else ()
-    with pytest.raises(SubmissionError, match=r"isolation='process'.*threads only"):
-        started.apply_async(args, **options)
-    assert not backend.submissions
+    started.apply_async(args, isolation="process")
+    with pytest.raises(SubmissionError, match="'thread' or 'process', not 'prison'"):
+        started.apply_async(args, isolation="prison")
+    assert [s.isolation for s in backend.submissions] == ["process"]
 
 
 # -- packages ------------------------------------------------------------------------------
@@ -343,7 +341,8 @@ def test_a_module_of_no_package_has_none() -> None:
 
 def test_the_tasks_of_a_really_installed_package_are_found() -> None:
     code = """
-from girder_dask.task import discover, package_of
+from girder_dask.packages import package_of
+from girder_dask.task import discover
 print(*discover(), package_of("my_worker_tasks"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

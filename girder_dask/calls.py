@@ -1,0 +1,252 @@
+"""What a call of a task becomes: options checked, arguments packed, fields of the job set."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from girder_dask import config, submit
+from girder_dask.errors import SubmissionError
+from girder_dask.jobs import HANDLER
+from girder_dask.leaves import map_leaves
+from girder_dask.packages import package_of
+from girder_dask.payload import Dependency, pack_call, readable
+from girder_dask.result import JobResult
+
+__all__ = [
+    "CALL_OPTIONS",
+    "TaskSettings",
+    "check",
+    "group",
+    "pack",
+    "placement",
+    "split",
+    "submission",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """What ``@task(…)`` was given; see :func:`girder_dask.task`."""
+
+    title: str | None = None
+    type: str = "dask"
+    public: bool = False
+    handler: str = HANDLER
+    other_fields: Mapping[str, Any] = field(default_factory=dict)
+    bind: bool = False
+    retries: int = 0
+    timeout: float | None = None
+    resources: Mapping[str, float] | None = None
+    priority: int = 0
+    isolation: str = "thread"
+
+    def changed(self, name: str, changes: Mapping[str, Any]) -> TaskSettings:
+        """Return the settings with changes.
+
+        Raises
+        ------
+        SubmissionError
+            If an option does not exist or makes no sense; ``name`` is that of the task.
+        """
+        possible = set(_PLACEMENT) | {"title", "type", "public", "other_fields"}
+        _refuse_unknown(name, changes.keys(), possible)
+        return replace(self, **{**changes, **_checked_placement(changes, name)})
+
+
+#: The names that girder_worker gave to the options of a call, and what they set.
+CALL_OPTIONS = {
+    "girder_job_title": "title",
+    "girder_job_type": "type",
+    "girder_job_public": "public",
+    "girder_job_handler": "handler",
+    "girder_job_other_fields": "other_fields",
+    "girder_user": "user",
+    "girder_client_token": "token",
+    "girder_client_session_kwargs": "session",
+    "girder_api_url": "api_url",
+    "girder_result_hooks": "hooks",
+    "girder_job_disable": "disable",
+}
+_PLACEMENT = ("retries", "timeout", "resources", "priority", "isolation")
+_ISOLATIONS = ("thread", "process")
+
+#: Options of Celery's ``apply_async``, and what there is in their place.
+_OF_CELERY = {
+    "queue": "name the workers with resources={'queue:NAME': 1} and dask worker --resources",
+    "countdown": "start the job when it is time, for example from a scheduled job of Girder",
+    "eta": "start the job when it is time, for example from a scheduled job of Girder",
+    "expires": "cancel the job",
+    "link": "pass the JobResult to the next delay(), or use a chain",
+    "chord": "use girder_dask.chord",
+    "time_limit": "use timeout=",
+    "soft_time_limit": "use timeout=",
+    "max_retries": "use retries=",
+}
+
+
+def split(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments for the function, and the options of the call among them."""
+    arguments = {k: v for k, v in kwargs.items() if k not in CALL_OPTIONS}
+    return arguments, {k: v for k, v in kwargs.items() if k in CALL_OPTIONS}
+
+
+def check(
+    name: str,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> None:
+    """Raise SubmissionError for a call that cannot work, before anything is recorded."""
+    _refuse_unknown(name, options.keys(), set(CALL_OPTIONS) | set(_PLACEMENT))
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as e:
+        raise SubmissionError(
+            f"{name} has the signature {signature}, which the arguments do not fit: {e}. "
+            "No job was made.",
+            task=name,
+        ) from e
+
+
+def _refuse_unknown(name: str, given: Any, possible: set[str]) -> None:
+    unknown = sorted(set(given) - possible)
+    if not unknown:
+        return
+    problem = f"{name} was started with options that do not exist: {', '.join(unknown)}."
+    for option in unknown:
+        if option in _OF_CELERY:
+            problem += f" In place of Celery's {option}, {_OF_CELERY[option]}."
+        elif close := difflib.get_close_matches(option, possible, 1):
+            problem += f" Did you mean {close[0]}?"
+    raise SubmissionError(f"{problem} No job was made.", task=name)
+
+
+def pack(
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    function: Callable[..., Any] | None,
+) -> tuple[bytes, list[str], tuple[Any, ...], dict[str, Any]]:
+    """Return a call as bytes, the jobs that it depends on, and its arguments to be shown."""
+    found: list[str] = []
+
+    def stand_in(value: Any) -> Any:
+        if hasattr(value, "results") and not isinstance(value, type):
+            return [stand_in(result) for result in value.results]
+        if not isinstance(value, JobResult):
+            return value
+        if value.id not in found:
+            found.append(value.id)
+        return Dependency(value.id)
+
+    args, kwargs = map_leaves(stand_in, args), map_leaves(stand_in, dict(kwargs))
+    payload = pack_call(
+        args,
+        kwargs,
+        tuple(options.get("girder_result_hooks") or ()),
+        function,
+        session=options.get("girder_client_session_kwargs"),
+        task=name,
+        limit=config.nbytes("max-payload"),
+    )
+    return payload, found, args, dict(kwargs)
+
+
+def submission(
+    name: str,
+    settings: TaskSettings,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    function: Callable[..., Any] | None = None,
+) -> submit.Submission:
+    """Return what a call becomes.
+
+    Parameters
+    ----------
+    name, settings
+        Those of the task.
+    args, kwargs
+        The arguments of the function.
+    options
+        Those of the call: names of :data:`CALL_OPTIONS` and options of placement.
+    function
+        What travels by value, None for a task that the workers have installed.
+
+    Raises
+    ------
+    SubmissionError
+        If it cannot become a job.
+    """
+    payload, dependencies, args, kwargs = pack(name, args, kwargs, options, function)
+    chosen = {n: options.get(n, getattr(settings, n)) for n in _PLACEMENT}
+    return submit.Submission(
+        task=name,
+        package=None if function is not None else package_of(name.partition(":")[0]),
+        payload=payload,
+        dependencies=dependencies,
+        args=readable(list(args)),
+        kwargs=readable(kwargs),
+        **_checked_placement(chosen, name),
+        **_fields(name, settings, options, "user", "token", "api_url"),
+    )
+
+
+def group(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> submit.Group:
+    """Return the parent job of many calls."""
+    return submit.Group(**_fields(name, settings, options, "user"))
+
+
+def placement(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of placement of a call, checked."""
+    chosen = {n: options.get(n, getattr(settings, n)) for n in _PLACEMENT}
+    return _checked_placement(chosen, name)
+
+
+def _fields(
+    name: str, settings: TaskSettings, options: Mapping[str, Any], *more: str
+) -> dict[str, Any]:
+    """Return the fields of the job: those of the call before those of the task."""
+    fields: dict[str, Any] = {
+        n: getattr(settings, n) for n in ("type", "public", "handler", "other_fields")
+    }
+    fields["title"] = settings.title or name.rpartition(":")[2].rpartition(".")[2]
+    wanted = {*fields, *more}
+    given = {CALL_OPTIONS[k]: v for k, v in options.items() if k in CALL_OPTIONS}
+    return fields | {k: v for k, v in given.items() if k in wanted and v is not None}
+
+
+def _checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return options of placement as plain numbers, which any database takes."""
+    plain: dict[str, Any] = {k: v for k, v in options.items() if k in _PLACEMENT}
+    try:
+        for option in ("retries", "priority"):
+            if option in plain:
+                plain[option] = operator.index(plain[option])
+        if plain.get("timeout") is not None:
+            plain["timeout"] = _positive(plain["timeout"])
+        if plain.get("resources") is not None:
+            plain["resources"] = {str(k): _positive(v) for k, v in plain["resources"].items()}
+        if plain.get("retries", 0) < 0:
+            raise ValueError("retries is less than 0")
+        if plain.get("isolation", "thread") not in _ISOLATIONS:
+            raise ValueError(f"isolation is 'thread' or 'process', not {plain['isolation']!r}")
+    except (TypeError, ValueError, AttributeError) as e:
+        raise SubmissionError(
+            f"{name} was started with options that make no sense ({e}). No job was made.",
+            task=name,
+        ) from e
+    return plain
+
+
+def _positive(value: Any) -> float:
+    if isinstance(value, str) or not 0 < float(value) < float("inf"):
+        raise ValueError(f"{value!r} is no positive number")
+    return float(value)

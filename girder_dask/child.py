@@ -1,0 +1,258 @@
+"""The process of a task that has one of its own.
+
+It is told what to run, waits until the inputs are there, calls the function and writes how
+that ended. Small messages travel over a socket that keeps them apart, the call and its
+outcome through a file without a name that both sides have open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from girder_dask import context, logs
+from girder_dask.context import JobManager
+from girder_dask.errors import JobCanceled, JobTimeout
+from girder_dask.failures import Failure, Place, failure_of, summary
+from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.logs import inherit
+from girder_dask.logs.processlog import ProcessLog, buffer_lines, flush_c
+from girder_dask.surroundings import child_jobs, open_session, running_job
+from girder_dask.task import find_task
+
+__all__ = ["MESSAGE_SIZE", "Setup", "main", "reading", "writing"]
+
+#: Most bytes of a message; a socket takes about 200 kB at once.
+MESSAGE_SIZE = 128 * 1024
+
+_MOST_CHARACTERS = 10_000
+
+# How long a signal waits for the message that says what it is for.
+_REASON_TIME = 1.0
+
+# The kernel ends the task's process before the worker when memory is short.
+_OOM_SCORE = b"500"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a task's process is told before its inputs are there.
+
+    ``function`` is pickled, None for the task that ``spec`` names. ``scheduler`` is the
+    address of Dask's scheduler and what a client of it needs to be let in.
+    """
+
+    spec: JobSpec
+    place: Place
+    work_dir: Path | None
+    function: bytes | None = field(default=None, repr=False)
+    api_url: str | None = None
+    gpus: tuple[str, ...] = ()
+    log_level: int | str = "INFO"
+    scheduler: tuple[str, Any] | None = None
+    path: tuple[str, ...] = ()
+    session: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+def reading(file: int) -> BinaryIO:
+    """Open the file from its beginning, to read what the other side has written."""
+    os.lseek(file, 0, os.SEEK_SET)  # both sides share the position
+    return open(file, "rb", closefd=False)  # noqa: SIM115
+
+
+def writing(file: int) -> BinaryIO:
+    """Open the file to write something new."""
+    os.ftruncate(file, 0)
+    os.lseek(file, 0, os.SEEK_SET)
+    return open(file, "wb", closefd=False)  # noqa: SIM115
+
+
+def main(control: int, file: int) -> None:
+    """Run one task. Its process ends when this returns.
+
+    Parameters
+    ----------
+    control, file
+        The descriptors of the socket and the file.
+    """
+    os.set_inheritable(control, False)
+    os.set_inheritable(file, False)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
+    faulthandler.enable(all_threads=False)
+    buffer_lines()
+    with reading(file) as f:
+        setup: Setup = pickle.load(f)
+    sys.path[:] = setup.path
+    log = ProcessLog()
+    logs.install(setup.log_level)
+    inherit.install()
+    with logs.capturing(log):
+        _Child(setup, socket.socket(fileno=control), file, log).work()
+
+
+class _Child:
+    def __init__(self, setup: Setup, control: socket.socket, file: int, log: ProcessLog) -> None:
+        self._setup = setup
+        self._control = control
+        self._file = file
+        self._log = log
+        self._manager = JobManager(_Outlet(self._send, log), JobStatus.QUEUED)
+        self._inputs = threading.Event()
+        self._told = threading.Event()
+        self._why: type[BaseException] | None = None
+        self._interruptible = True
+        self._started = False
+
+    def work(self) -> None:
+        """Load, wait for the inputs, call, and write how it ended."""
+        signal.signal(signal.SIGTERM, self._on_term)
+        # Outside of the job, which its other threads are part of.
+        threading.Thread(target=self._listen, daemon=True, name="girder-dask-control").start()
+        try:
+            try:
+                value = self._run()
+            finally:
+                self._interruptible = False
+            failure = None
+        except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
+            self._interruptible = False
+            value, failure = None, self._failure(e)
+        self._log.flush_all()
+        flush_c()
+        self._write(value, failure)
+        self._send("end")
+
+    def _run(self) -> Any:
+        setup = self._setup
+        job = running_job(
+            setup.spec,
+            manager=self._manager,
+            work_dir=setup.work_dir,
+            hostname=setup.place.hostname,
+            api_url=setup.api_url,
+            gpus=setup.gpus,
+        )
+        open_session(job, setup.session)
+        context.current.set(job)
+        with child_jobs(setup.api_url, setup.spec.token, self._dask_client):
+            function = self._function()
+            self._send("ready")
+            self._inputs.wait()
+            with reading(self._file) as f:
+                args, kwargs = pickle.load(f)
+            self._started = True
+            if self._manager.status != JobStatus.CANCELING:
+                self._manager.status = JobStatus.RUNNING
+            return function(*args, **kwargs)
+
+    def _function(self) -> Callable[..., Any]:
+        if self._setup.function is None:
+            return find_task(self._setup.spec.task)
+        function: Callable[..., Any] = pickle.loads(self._setup.function)
+        return function
+
+    def _dask_client(self) -> Any:
+        from distributed import Client
+
+        from girder_dask.errors import SchedulerError
+
+        if self._setup.scheduler is None:
+            raise SchedulerError(
+                f"Job {self._setup.spec.id} does not know the address of its Dask scheduler."
+            )
+        address, security = self._setup.scheduler
+        return Client(address, security=security, set_as_default=False)
+
+    def _failure(self, error: BaseException) -> Failure:
+        failure = failure_of(
+            error,
+            self._setup.spec,
+            self._setup.place,
+            started=self._started,
+            timed_out=self._why is JobTimeout,
+        )
+        return replace(failure, cause=None)  # which may be anything; the packed one travels
+
+    def _write(self, value: Any, failure: Failure | None) -> None:
+        """Write ``(kind, what)`` and, for a value, the value itself."""
+        import cloudpickle
+
+        if failure is None:
+            try:
+                with writing(self._file) as f:
+                    pickle.dump(("value", None), f)
+                    cloudpickle.dump(value, f)
+            except BaseException as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
+                reason = f"it cannot be pickled ({summary(e)})"
+                with writing(self._file) as f:
+                    pickle.dump(("unpicklable", reason), f)
+        else:
+            with writing(self._file) as f:
+                pickle.dump(("failure", failure), f)
+
+    # -- messages and signals ------------------------------------------------------------------
+
+    def _send(self, kind: str, what: Any = None) -> None:
+        with contextlib.suppress(OSError):  # nobody is left to hear it
+            self._control.send(pickle.dumps((kind, what)))
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message = self._control.recv(MESSAGE_SIZE)
+            except OSError:
+                return
+            if not message:
+                return
+            kind, what = pickle.loads(message)
+            if kind == "run":
+                self._inputs.set()
+            elif kind == "cancel":
+                self._manager.status = JobStatus.CANCELING
+            elif kind == "stop":
+                self._why = JobTimeout if what == "timeout" else JobCanceled
+                self._told.set()
+
+    def _on_term(self, *_: Any) -> None:
+        """Stop the task: Python runs this in its main thread, also in ``time.sleep``."""
+        if not self._told.wait(_REASON_TIME) or self._why is None:
+            # Nobody of ours: it ends as it would without a handler.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self._interruptible:
+            raise self._why(job_id=self._setup.spec.id)  # type: ignore[call-arg]
+
+
+class _Outlet:
+    """Where what the task says of itself goes: text to the log, the rest to the worker."""
+
+    def __init__(self, send: Callable[..., None], log: ProcessLog) -> None:
+        self._send = send
+        self._log = log
+
+    def write(self, text: str) -> None:
+        self._log.write(text)
+
+    def progress(self, changes: Mapping[str, Any]) -> None:
+        told = dict(changes)
+        if "message" in told:
+            told["message"] = told["message"][:_MOST_CHARACTERS]
+        self._send("progress", told)
+
+    def status(self, status: JobStatus) -> None:
+        self._send("status", int(status))
+
+    def flush(self) -> None:
+        self._log.flush()
+        self._send("flush")

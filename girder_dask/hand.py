@@ -1,0 +1,97 @@
+"""A job in the hand of a dispatcher, and how long it pauses between two tries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.kept import Timer
+
+__all__ = ["Backoff", "Hand"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Pauses between the tries of a job, in seconds: doubled each time, up to the most.
+
+    >>> [Backoff(1.0, 5.0).pause(n) for n in (1, 2, 3, 4)]
+    [1.0, 2.0, 4.0, 5.0]
+    """
+
+    first: float = 1.0
+    most: float = 60.0
+
+    def pause(self, tries: int) -> float:
+        """Return the pause after ``tries`` tries that failed."""
+        return float(min(self.first * 2.0 ** min(tries - 1, 64), self.most))
+
+
+@dataclass(slots=True, eq=False)
+class Hand:
+    """A job in hand.
+
+    Attributes
+    ----------
+    attempt
+        The attempt as Girder counts, which is at least that of ``spec``.
+    tries
+        Runs that raised.
+    run
+        The run that is heard.
+    worker
+        The worker where it is, or was last.
+    ended_on
+        The worker where Dask has seen it end.
+    closed
+        Runs that are heard no more.
+    parked
+        Whether it waits for its inputs.
+    pause
+        What ends the pause before its next try.
+    forgotten
+        How often Dask has forgotten it.
+    told
+        Whether its end was given to the recorder.
+    acknowledged
+        Whether Girder has its end.
+    stored
+        Whether Girder has its value.
+    nbytes
+        How large its value is, once that is in the memory of a worker.
+    over
+        Whether Dask has told its end too.
+    """
+
+    spec: JobSpec
+    attempt: int
+    tries: int = 0
+    status: JobStatus = JobStatus.QUEUED
+    run: str | None = None
+    worker: str | None = None
+    ended_on: str | None = None
+    closed: set[str] = field(default_factory=set)
+    lost_on: list[str] = field(default_factory=list)
+    canceled: bool = False
+    parked: bool = False
+    pause: Timer | None = None
+    forgotten: int = 0
+    told: bool = False
+    acknowledged: bool = False
+    stored: bool = False
+    nbytes: int | None = None
+    over: bool = False
+
+    def close_run(self) -> None:
+        """Listen to the present run no more, and begin the next attempt."""
+        if self.run is not None:
+            self.closed.add(self.run)
+        self.run = self.worker = None
+        self.attempt += 1
+        self.status = JobStatus.QUEUED
+
+    def stop_waiting(self) -> None:
+        """Wait neither for inputs nor for the next try."""
+        self.parked = False
+        if self.pause is not None:
+            self.pause.cancel()
+            self.pause = None

@@ -1,0 +1,277 @@
+"""The transforms that stand for what is done with a result."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from girder_dask.intake import is_client
+from girder_dask.transform import OfResource, ResultTransform
+from girder_dask.uploads import send_artifact, upload
+
+__all__ = [
+    "GirderItemMetadata",
+    "GirderUploadJobArtifact",
+    "GirderUploadToFolder",
+    "GirderUploadToItem",
+]
+
+
+class GirderItemMetadata(OfResource, ResultTransform):
+    """Set the result, a dict, as metadata of a Girder item.
+
+    Parameters
+    ----------
+    _id
+        The id of the item.
+    """
+
+    kind = "item"
+
+    @property
+    def item_id(self) -> str:
+        """The id of the item."""
+        return self._id
+
+    def transform(self, data: Any) -> Any:
+        try:
+            self.client().addMetadataToItem(self._id, data)
+        except requests.RequestException as e:
+            raise self.failed("the metadata cannot be set.", e) from e
+        return data
+
+
+class _Sent(OfResource, ResultTransform):
+    """The result is a path; what is there is sent to Girder."""
+
+    output_file_path: str | None = None
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except requests.RequestException as e:
+            raise self.failed("the result cannot be uploaded.", e) from e
+
+    def _count(self, files: list[Path]) -> None:
+        self._done, self._total = 0, sum(file.stat().st_size for file in files)
+
+    def _tell(self, current: int, _total: int | None, name: str) -> None:
+        self.tell(self._done + current, self._total, name)
+
+
+class _Upload(_Sent):
+    """What is put into an item or a folder.
+
+    Parameters
+    ----------
+    _id
+        The id of the item or folder.
+    delete_file
+        Whether the local data is deleted afterwards.
+    upload_kwargs
+        More arguments for the upload method of ``girder_client``: ``filename``,
+        ``mimeType``, ``reference`` and ``progressCallback``.
+    """
+
+    def __init__(
+        self,
+        _id: Any,
+        delete_file: bool = False,
+        upload_kwargs: Mapping[str, Any] | None = None,
+        *,
+        gc: Any = None,
+    ) -> None:
+        super().__init__(_id, gc=gc)
+        self.delete_file = delete_file
+        self.upload_kwargs = dict(upload_kwargs or {})
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that make this transform anew, all plain values."""
+        more = {"delete_file": self.delete_file, "upload_kwargs": dict(self.upload_kwargs)}
+        return {"_id": self._id, **more}
+
+    def transform(self, data: Any) -> Any:
+        try:
+            self.output_file_path = os.fspath(data)
+            there = Path(self.output_file_path).exists()
+        except TypeError:
+            there = False
+        if not there:
+            raise self.failed(
+                f"the function returned {data!r:.200}, but there is no such file. Return the "
+                "path of the file that is to be uploaded."
+            )
+        source = Path(data)
+        with self._explained():
+            self._send(source)
+        return self._id
+
+    @abc.abstractmethod
+    def _send(self, source: Path) -> None: ...
+
+    def _put(self, parent: str, file: Path) -> None:
+        gc = self.client()
+        if is_client(gc):
+            upload(gc, (self.kind, parent), file, self.upload_kwargs, self._tell)
+            self._done += file.stat().st_size
+        else:  # a stand-in of somebody's test
+            method = gc.uploadFileToItem if self.kind == "item" else gc.uploadFileToFolder
+            method(parent, str(file), **self.upload_kwargs)
+
+    def cleanup(self) -> None:
+        if not self.delete_file or self.output_file_path is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if Path(self.output_file_path).is_dir():
+                shutil.rmtree(self.output_file_path)
+            else:
+                os.remove(self.output_file_path)  # noqa: PTH107 - as girder_worker does
+
+
+class GirderUploadToItem(_Upload):
+    """Upload the result, the path of a file or of a flat directory, into a Girder item.
+
+    A file takes the place of the item's file of the same name.
+    """
+
+    kind = "item"
+
+    @property
+    def item_id(self) -> str:
+        """The id of the item."""
+        return self._id
+
+    def _send(self, source: Path) -> None:
+        files = sorted(source.iterdir()) if source.is_dir() else [source]
+        files = [file for file in files if file.is_file()]
+        self._count(files)
+        for file in files:
+            self._put(self._id, file)
+
+
+class GirderUploadToFolder(_Upload):
+    """Upload the result, the path of a file or of a directory, into a Girder folder.
+
+    Directories become subfolders, which are used again if they are there; each file becomes
+    an item. Links to directories are left out.
+
+    Parameters
+    ----------
+    must_exist
+        Whether it is an error when there is nothing at the path.
+    """
+
+    kind = "folder"
+
+    def __init__(
+        self,
+        _id: Any,
+        delete_file: bool = False,
+        upload_kwargs: Mapping[str, Any] | None = None,
+        must_exist: bool = True,
+        *,
+        gc: Any = None,
+    ) -> None:
+        super().__init__(_id, delete_file, upload_kwargs, gc=gc)
+        self.must_exist = must_exist
+
+    @property
+    def folder_id(self) -> str:
+        """The id of the folder."""
+        return self._id
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that make this transform anew, all plain values."""
+        return {**super().arguments(), "must_exist": self.must_exist}
+
+    def transform(self, data: Any) -> Any:
+        if not self.must_exist and not Path(data).exists():
+            return None
+        return super().transform(data)
+
+    def _send(self, source: Path) -> None:
+        self._count([file for file, _ in _files_below(source, ())])
+        made: dict[tuple[str, ...], str] = {(): self._id}
+        for file, place in _files_below(source, ()):
+            self._put(self._folder(place, made), file)
+        for place in _directories_below(source, ()):
+            self._folder(place, made)
+
+    def _folder(self, place: tuple[str, ...], made: dict[tuple[str, ...], str]) -> str:
+        """Return the id of a folder below, and make it if it is missing."""
+        if place not in made:
+            parent = self._folder(place[:-1], made)
+            folder = self.client().createFolder(parent, place[-1], reuseExisting=True)
+            made[place] = folder["_id"]
+        return made[place]
+
+
+def _files_below(source: Path, place: tuple[str, ...]) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Return each file, and the names of the directories that it is in."""
+    if not source.is_dir():
+        yield source, place
+        return
+    for entry in sorted(source.iterdir()):
+        if entry.is_file():
+            yield entry, place
+        elif entry.is_dir() and not entry.is_symlink():
+            yield from _files_below(entry, (*place, entry.name))
+
+
+def _directories_below(source: Path, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for entry in sorted(source.iterdir()) if source.is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            yield (*place, entry.name)
+            yield from _directories_below(entry, (*place, entry.name))
+
+
+class GirderUploadJobArtifact(_Sent):
+    """Attach the result, the path of a file or of a flat directory, to the job.
+
+    If there is nothing at the path, nothing is done. Who may read the job may read its
+    artifacts, and they are deleted with it.
+
+    Parameters
+    ----------
+    job_id
+        The id of the job. By default the one that runs.
+    name
+        What a single file is called there. By default its own name.
+    """
+
+    kind = "job"
+
+    def __init__(self, job_id: Any = None, name: str | None = None, *, gc: Any = None) -> None:
+        super().__init__("" if job_id is None else job_id, gc=gc)
+        self.job_id = None if job_id is None else str(job_id)
+        self.name = name
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that make this transform anew, all plain values."""
+        return {"job_id": self.job_id, "name": self.name}
+
+    def _repr_model_(self) -> str:
+        return f"{type(self).__name__}({self.job_id!r})"
+
+    def transform(self, data: Any) -> None:
+        source = Path(data)
+        if self.job_id is None:
+            if self.job is None:
+                raise self.failed("there is no job to attach the result to. Give its id.")
+            self.job_id = str(self.job["_id"])
+        files = sorted(source.iterdir()) if source.is_dir() else [source]
+        files = [file for file in files if file.is_file()]
+        self._count(files)
+        with self._explained():
+            for file in files:
+                name = None if source.is_dir() else self.name
+                send_artifact(self.client(), self.job_id, file, name, self._tell)
+                self._done += file.stat().st_size

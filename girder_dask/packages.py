@@ -1,0 +1,75 @@
+"""The installed packages that hold tasks."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import re
+from importlib.metadata import EntryPoint
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "WORKER_ENTRY_POINT_GROUP",
+    "extensions",
+    "modules_of",
+    "modules_of_tasks",
+    "package_of",
+]
+
+#: Distributions that hold tasks name their modules in this entry point group.
+ENTRY_POINT_GROUP = "girder_dask.tasks"
+
+#: Those that were written for girder_worker name a class here, whose ``task_imports()``
+#: returns the names of the modules.
+WORKER_ENTRY_POINT_GROUP = "girder_worker_plugins"
+
+
+def extensions() -> dict[str, EntryPoint]:
+    """Return the entry points of packages with tasks by name. Nothing of them is imported.
+
+    One of girder_worker's group counts if its distribution requires ``girder_dask``: the
+    tasks of others are not ours, and their modules may need girder_worker.
+    """
+    old = importlib.metadata.entry_points(group=WORKER_ENTRY_POINT_GROUP)
+    found = {point.name: point for point in old if _is_ported(point)}
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        found[point.name] = point
+    return found
+
+
+def _is_ported(point: EntryPoint) -> bool:
+    requirements = (point.dist.requires if point.dist is not None else None) or []
+    return any(re.match(r"girder[-_.]dask\b", text, re.IGNORECASE) for text in requirements)
+
+
+def modules_of(point: EntryPoint, app: object = None) -> list[str]:
+    """Return the modules of tasks that an entry point names.
+
+    Parameters
+    ----------
+    point
+        An entry point of :func:`extensions`. The class that one of girder_worker's group
+        names is imported and made.
+    app
+        What that class is made with.
+    """
+    if point.group == ENTRY_POINT_GROUP:
+        return [point.value.partition(":")[0]]
+    return [str(name) for name in point.load()(app).task_imports()]
+
+
+def modules_of_tasks() -> list[str]:
+    """Return the modules of all packages with tasks, none of them imported."""
+    modules = [name for point in extensions().values() for name in modules_of(point)]
+    return list(dict.fromkeys(modules))
+
+
+@functools.lru_cache(maxsize=1024)
+def package_of(module: str) -> str | None:
+    """Return the distribution that holds a module of tasks, as ``name version``, or None."""
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        if entry_point.value.partition(":")[0] == module and entry_point.dist is not None:
+            return f"{entry_point.dist.name} {entry_point.dist.version}"
+    top = module.partition(".")[0]
+    names = importlib.metadata.packages_distributions().get(top)
+    return f"{names[0]} {importlib.metadata.version(names[0])}" if names else None

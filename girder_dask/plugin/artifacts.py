@@ -1,0 +1,180 @@
+"""The files that jobs leave behind: reports, plots, whatever has no place in a folder.
+
+An artifact is a file of Girder that is attached to a job, as a thumbnail is to an item:
+it is in an assetstore, and whoever may read the job may read it.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from bson import ObjectId
+from girder.exceptions import GirderException
+from girder.models.file import File
+from girder.models.setting import Setting
+from girder.models.upload import Upload
+from girder.settings import SettingKey
+from girder.utility import RequestBodyStream
+from girder.utility.model_importer import ModelImporter
+from girder_jobs.models.job import Job
+
+__all__ = [
+    "ARTIFACT_INDEX",
+    "ATTACHED_TO",
+    "add",
+    "check_name",
+    "ensure",
+    "find",
+    "list_of",
+    "remove",
+    "remove_all",
+]
+
+logger = logging.getLogger(__name__)
+
+#: The ``attachedToType`` of artifacts.
+ATTACHED_TO = "job"
+
+#: The name of the index on files over those that are attached to jobs.
+ARTIFACT_INDEX = "dask_artifacts"
+
+_CHUNK_BYTES = 32 * 1024**2
+_MOST_NAME = 1_000
+
+
+def ensure() -> None:
+    """Make the index, and let Girder find the job that a file is attached to.
+
+    Girder looks for it among its own models when it checks who may read the file, when it
+    moves files to another assetstore and when it looks for files that belong to nothing.
+    """
+    ModelImporter.registerModel(ATTACHED_TO, Job)
+    File().ensureIndex(
+        (
+            [("attachedToId", 1), ("name", 1)],
+            {"name": ARTIFACT_INDEX, "partialFilterExpression": {"attachedToType": ATTACHED_TO}},
+        )
+    )
+
+
+def check_name(name: str) -> str:
+    """Return the name of an artifact, which may have directories: ``plots/coins.png``.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    parts = name.split("/")
+    odd = any(ord(character) < 32 for character in name) or "\\" in name
+    if odd or len(name) > _MOST_NAME or any(part.strip() in ("", ".", "..") for part in parts):
+        raise ValueError(
+            f"{name[:200]!r} is no name of an artifact. Give the name of a file, with / between "
+            f"directories if there are any, of {_MOST_NAME:,} characters at most."
+        )
+    return name
+
+
+def list_of(job_id: ObjectId) -> list[dict[str, Any]]:
+    """Return the artifacts of a job by name."""
+    return list(File().collection.find(_of(job_id), sort=[("name", 1)]))
+
+
+def find(job_id: ObjectId, name: str) -> dict[str, Any] | None:
+    """Return an artifact of a job, None if it has none of that name."""
+    found: dict[str, Any] | None = File().collection.find_one(
+        {**_of(job_id), "name": name}, sort=[("created", -1)]
+    )
+    return found
+
+
+def add(
+    job: Mapping[str, Any],
+    name: str,
+    size: int,
+    stream: Any,
+    *,
+    user: Mapping[str, Any] | None,
+    mime_type: str | None = None,
+) -> dict[str, Any]:
+    """Store an artifact. It replaces one of the same name, such as that of an earlier try.
+
+    Parameters
+    ----------
+    size
+        How many bytes come.
+    stream
+        What they are read from, a piece at a time.
+
+    Raises
+    ------
+    ValueError
+        If fewer bytes come, or the name is none. Nothing is stored then.
+    GirderException
+        If the assetstore does not take them.
+    """
+    before = list(File().collection.find({**_of(job["_id"]), "name": check_name(name)}))
+    upload = Upload().createUpload(
+        user=user,
+        name=name,
+        parentType=ATTACHED_TO,
+        parent=job,
+        size=size,
+        mimeType=mime_type,
+        attachParent=True,
+    )
+    try:
+        file = _receive(upload, size, stream)
+    except BaseException:
+        _discard(upload)
+        raise
+    for old in before:
+        File().remove(old)
+    return file
+
+
+def _receive(upload: dict[str, Any], size: int, stream: Any) -> dict[str, Any]:
+    if size == 0:
+        empty: dict[str, Any] = Upload().finalizeUpload(upload)
+        return empty
+    chunk_bytes = max(_CHUNK_BYTES, Setting().get(SettingKey.UPLOAD_MINIMUM_CHUNK_SIZE))
+    received, document = 0, upload
+    while received < size:
+        data = stream.read(min(chunk_bytes, size - received))
+        if not data:
+            raise ValueError(
+                f"Only {received:,} of {size:,} bytes of the artifact {upload['name']!r} came. "
+                "Nothing was stored; send it again."
+            )
+        received += len(data)
+        document = Upload().handleChunk(document, RequestBodyStream(io.BytesIO(data), len(data)))
+    return document
+
+
+def _discard(upload: dict[str, Any]) -> None:
+    try:
+        Upload().cancelUpload(upload)
+    except (GirderException, OSError):
+        # Girder itself removes uploads that nobody goes on with.
+        logger.warning("The broken upload %s is left", upload["_id"], exc_info=True)
+
+
+def remove(artifact: dict[str, Any]) -> None:
+    """Delete an artifact."""
+    File().remove(artifact)
+
+
+def remove_all(job_id: ObjectId) -> None:
+    """Delete the artifacts of a job. One that cannot be deleted does not keep the others."""
+    for artifact in list_of(job_id):
+        try:
+            File().remove(artifact)
+        except (GirderException, OSError):
+            logger.exception("The artifact %s of job %s is left", artifact["_id"], job_id)
+
+
+def _of(job_id: ObjectId) -> dict[str, Any]:
+    return {"attachedToType": ATTACHED_TO, "attachedToId": job_id}

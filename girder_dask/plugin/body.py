@@ -1,0 +1,36 @@
+"""The JSON bodies of requests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import cherrypy
+from girder.exceptions import RestException
+
+__all__ = ["MOST_BODY", "read_body"]
+
+#: The most bytes in the body of a request. A scheduler sends about half of it at most.
+MOST_BODY = 64 * 1024**2
+
+
+def read_body() -> dict[str, Any]:
+    """Return the JSON object in the body of this request.
+
+    Raises
+    ------
+    RestException
+        If there is none, or it is too large.
+    """
+    data = cherrypy.request.body.read(MOST_BODY + 1)
+    if len(data) > MOST_BODY:
+        raise RestException(
+            f"The body is larger than the {MOST_BODY:,} bytes that are read.", code=413
+        )
+    try:
+        body = json.loads(data)
+    except ValueError as e:
+        raise RestException(f"The body is not JSON: {e}.") from e
+    if not isinstance(body, dict):
+        raise RestException("The body is not a JSON object.")
+    return body

@@ -1,0 +1,82 @@
+"""The Dask client of the Girder process, for what is no job."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from girder_dask.errors import SchedulerError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["Cluster"]
+
+# Seconds that connecting may take.
+_CONNECT_TIME = 5.0
+
+
+class Cluster:
+    """A Dask client that is made when it is first asked for.
+
+    Parameters
+    ----------
+    address
+        Returns the scheduler's address, None while there is none. Asked each time, so that
+        a changed setting takes effect.
+    """
+
+    def __init__(self, address: Callable[[], str | None]) -> None:
+        self._address = address
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._made_for: tuple[int, str] | None = None
+
+    def client(self) -> Client:
+        """Return the client.
+
+        Raises
+        ------
+        SchedulerError
+            If no scheduler is set, or the one that is set does not answer.
+        """
+        address = self._address()
+        if not address:
+            raise SchedulerError(
+                "This Girder knows no Dask scheduler. Set dask.scheduler_address, for example to "
+                "tcp://dask.example.org:8786, on the page of the plugin Dask."
+            )
+        with self._lock:
+            # A client does not survive a fork; the child makes its own.
+            if self._client is not None and self._made_for == (os.getpid(), address):
+                if self._client.status not in ("closed", "closing"):
+                    return self._client
+                self._client = None
+            self._drop()
+            self._client = _connect(address)
+            self._made_for = (os.getpid(), address)
+            return self._client
+
+    def close(self) -> None:
+        """Let the scheduler go."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        client, self._client = self._client, None
+        if client is not None and self._made_for is not None and self._made_for[0] == os.getpid():
+            client.close(timeout=_CONNECT_TIME)
+
+
+def _connect(address: str) -> Client:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=_CONNECT_TIME, set_as_default=False, name="girder")
+    except (OSError, TimeoutError) as e:
+        raise SchedulerError(
+            f"The Dask scheduler at {address} does not answer: {e}. See that it runs, and that "
+            "Girder's setting dask.scheduler_address is right; 'girder-dask doctor' checks both."
+        ) from e

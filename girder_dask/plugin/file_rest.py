@@ -1,0 +1,62 @@
+"""The route that tells a job at work where a file of Girder is on disk."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from girder.api import access
+from girder.api.describe import Description, autoDescribeRoute
+from girder.api.rest import Resource
+from girder.constants import AccessType, AssetstoreType, TokenScope
+from girder.exceptions import FilePathException
+from girder.models.assetstore import Assetstore
+from girder.models.file import File
+
+from girder_dask.plugin import settings
+from girder_dask.plugin.requester import identify
+
+__all__ = ["mount"]
+
+
+def mount(resource: Resource) -> None:
+    """Add the route to the resource ``dask``."""
+    resource.route("GET", ("file", ":id", "path"), file_path)
+
+
+@access.public(scope=TokenScope.DATA_READ)
+@autoDescribeRoute(
+    Description("Tell where a file is on the disks of Girder.")
+    .notes(
+        "For jobs at work, whose worker may see the same disks. `path` is null for anybody else, "
+        "while the setting `dask.direct_path` is off, and for a file that is in no file system."
+    )
+    .modelParam("id", "The id of the file.", model=File, level=AccessType.READ)
+    .errorResponse("ID was invalid.")
+    .errorResponse("Read access was denied for the file.", 403)
+)
+def file_path(file: dict[str, Any]) -> dict[str, Any]:
+    """Tell where a file is, and what tells whether it is still the same."""
+    told = settings.direct_path() and identify().job is not None
+    return {
+        "path": _path(file) if told else None,
+        "size": file.get("size"),
+        "sha512": file.get("sha512"),
+        "updated": file.get("updated") or file.get("created"),
+    }
+
+
+def _path(file: dict[str, Any]) -> str | None:
+    if not file.get("assetstoreId"):
+        return None  # a link
+    assetstore = Assetstore().load(file["assetstoreId"])
+    if assetstore is None or assetstore["type"] != AssetstoreType.FILESYSTEM:
+        return None
+    try:
+        path = File().getLocalFilePath(file)
+    except FilePathException:
+        return None
+    # A path that leads elsewhere would have a worker read what is no file of Girder.
+    if path is None or not os.path.isabs(path) or not os.path.isfile(path):
+        return None
+    return str(os.path.realpath(path))

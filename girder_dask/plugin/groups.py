@@ -1,0 +1,244 @@
+"""The parent jobs of ``task.map``: one job that shows how many of many are done.
+
+Such a job is never handed to a scheduler. Its subdocument ``dask.group`` holds what was
+counted last: ``total``, ``done``, ``failed`` and ``canceled``. It is always counted anew
+from the jobs in the database, so that nothing can be counted twice or be forgotten.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from bson import ObjectId, json_util
+from girder_jobs.models.job import Job
+
+from girder_dask.errors import GirderError
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.plugin import documents, notices, records
+from girder_dask.plugin.tally import Change, Count, Parent, progress
+from girder_dask.submit import Group, Submission
+
+__all__ = [
+    "abandon",
+    "begin",
+    "build",
+    "complete",
+    "counting",
+    "follow",
+    "is_group",
+    "look_after",
+    "stop",
+]
+
+logger = logging.getLogger(__name__)
+
+#: A group that was not counted for this long is counted when a scheduler asks for jobs.
+QUIET_TIME = timedelta(seconds=5)
+
+#: How many failed jobs the log of their parent names.
+MOST_NAMED = 10
+
+_MOST_ROUNDS = 5
+_MOST_AT_ONCE = 200
+_NO_LOG = {"log": False, "args": False, "kwargs": False}
+
+
+# -- recording --------------------------------------------------------------------------------
+
+
+def build(
+    group: Group,
+    submissions: Sequence[Submission],
+    user: Mapping[str, Any] | None,
+    now: datetime,
+    parent: ObjectId | None,
+) -> dict[str, Any]:
+    """Return the document of the parent job of ``submissions``, not yet stored."""
+    tasks = sorted({submission.task for submission in submissions})
+    name = ", ".join(tasks[:3])
+    described = Submission(
+        task=name,
+        payload=b"",
+        title=group.title,
+        type=group.type,
+        public=group.public,
+        handler=group.handler,
+        other_fields=group.other_fields,
+    )
+    counted = {"total": len(submissions), "done": 0, "failed": 0, "canceled": 0}
+    marks = {"open": True, "revision": 0, "recording": now}
+    job = documents.build(
+        described, user, now, {"task": name, "group": {**counted, **marks}}, parent
+    )
+    job["progress"] = progress(counted)
+    return job
+
+
+def begin(job: dict[str, Any]) -> None:
+    """Store the parent job, before its jobs are stored: there must be one to cancel."""
+    records.DaskJob().collection.insert_one(
+        {
+            "_id": job["_id"],
+            "task": job["dask"]["task"],
+            "token": None,
+            "own_token": False,
+            "payload_bytes": 0,
+        }
+    )
+    Job().collection.insert_one(job)
+
+
+def abandon(job: Mapping[str, Any]) -> None:
+    """Delete a parent job whose jobs could not be stored."""
+    Job().collection.delete_one({"_id": job["_id"]})
+    records.forget([job["_id"]])
+
+
+def complete(job: dict[str, Any]) -> None:
+    """Note that all jobs of a parent are stored. From now on they are counted."""
+    Job().collection.update_one({"_id": job["_id"]}, {"$unset": {"dask.group.recording": True}})
+    job["dask"]["group"].pop("recording", None)
+    if isinstance(job["kwargs"], str):
+        job["kwargs"] = json_util.loads(job["kwargs"])
+    # Those that have begun since were not counted.
+    _recount([job["_id"]])
+
+
+# -- counting ---------------------------------------------------------------------------------
+
+
+def is_group(job: Mapping[str, Any]) -> bool:
+    """Say whether a job is the parent of a map."""
+    return isinstance((job.get("dask") or {}).get("group"), dict)
+
+
+def follow(jobs: Iterable[Mapping[str, Any]]) -> None:
+    """Count the groups that some jobs, whose states have changed, belong to."""
+    parents = {job["parentId"] for job in jobs if job.get("parentId")}
+    if parents:
+        _recount(list(parents))
+
+
+def look_after(now: datetime) -> None:
+    """Count groups that nothing was heard of for a while.
+
+    Who changed a job may have died before it counted, or somebody else changed it.
+    """
+    quiet = records.collection(Job()).find(
+        {"dask.group.open": True, "updated": {"$lt": now - QUIET_TIME}},
+        {"_id": True},
+        sort=[("updated", 1)],
+        limit=_MOST_AT_ONCE,
+    )
+    ids = [job["_id"] for job in quiet]
+    if ids:
+        _recount(ids)
+
+
+def stop(job_id: ObjectId) -> JobStatus | None:
+    """Note that a group is to be canceled, and return the state that it is in now.
+
+    It is CANCELED when all its jobs have ended.
+    """
+    for _ in range(_MOST_ROUNDS):
+        job = records.collection(Job()).find_one({"_id": job_id}, _NO_LOG)
+        if job is None:
+            return None
+        status = JobStatus(job["status"])
+        if status in FINAL or status == JobStatus.CANCELING:
+            return status
+        change = Parent(job, datetime.now(timezone.utc)).stop()
+        if _write([change]):
+            notices.publish([change])
+            return JobStatus.CANCELING
+    raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
+
+
+def _recount(ids: Sequence[ObjectId]) -> None:
+    """Count groups, and write what has changed. Ids of other jobs do no harm."""
+    left = list(ids)
+    for _ in range(_MOST_ROUNDS):
+        now = datetime.now(timezone.utc)
+        # Read before the jobs are counted: a write holds only if nobody has written since,
+        # so that what was counted first never replaces what was counted later.
+        groups = list(
+            records.collection(Job()).find({"_id": {"$in": left}, "dask.group.open": True}, _NO_LOG)
+        )
+        counts = _count([group["_id"] for group in groups])
+        changes = [
+            change
+            for group in groups
+            if (change := Parent(group, now).counted(counts[group["_id"]])) is not None
+        ]
+        _keep_errors(changes, now)
+        written = _write(changes)
+        notices.publish(written)
+        # A group may be the job of another one, if it was started by one of its jobs.
+        follow(change.job for change in written if change.steps)
+        held = {change.job["_id"] for change in written}
+        left = [change.job["_id"] for change in changes if change.job["_id"] not in held]
+        if not left:
+            return
+    logger.warning("%d groups of jobs are counted later: others change them", len(left))
+
+
+def _count(ids: Sequence[ObjectId]) -> dict[ObjectId, Count]:
+    counts = {group_id: Count() for group_id in ids}
+    if ids:
+        for found in records.collection(Job()).aggregate(counting(ids)):
+            counts[found["_id"]["parent"]].add(found["_id"]["status"], found["number"])
+    return counts
+
+
+def counting(ids: Sequence[ObjectId]) -> list[dict[str, Any]]:
+    """Return the question how many jobs of some parents are in which state."""
+    return [
+        {"$match": {"parentId": {"$in": list(ids)}}},
+        {
+            "$group": {
+                "_id": {"parent": "$parentId", "status": "$status"},
+                "number": {"$sum": 1},
+            }
+        },
+    ]
+
+
+def _write(changes: Sequence[Change]) -> list[Change]:
+    """Write changes, each for itself, and return those that took place."""
+    jobs = Job().collection
+    return [
+        change for change in changes if jobs.update_one(change.read, change.write).matched_count
+    ]
+
+
+def _keep_errors(changes: Sequence[Change], now: datetime) -> None:
+    # Before the jobs are seen to have ended, so that who sees it finds the error.
+    failed = [change for change in changes if change.job["status"] == JobStatus.ERROR]
+    records.keep_results(
+        [(c.job["_id"], 1, None, "".join(c.text).partition("\n")[0], None, now) for c in failed]
+    )
+
+
+def _failures(group_id: ObjectId, count: Count) -> str:
+    """Return what the log of a parent says of its jobs that failed."""
+    failed = list(
+        records.collection(Job()).find(
+            {"parentId": group_id, "status": int(JobStatus.ERROR)},
+            {"title": True},
+            limit=MOST_NAMED,
+        )
+    )
+    found = records.collection(records.DaskJob()).find(
+        {"_id": {"$in": [job["_id"] for job in failed]}}, {"error": True}
+    )
+    errors = {record["_id"]: record.get("error") for record in found}
+    lines = [f"{count.failed} of {count.total} jobs failed:"]
+    for job in failed:
+        error = (errors.get(job["_id"]) or "see its log").splitlines()[0]
+        lines.append(f"  {job['_id']} '{job['title']}': {error}")
+    if count.failed > len(failed):
+        lines.append(f"  and {count.failed - len(failed)} more")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,79 @@
+"""Who makes a request: a user, a job that runs, or a scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from girder.api.rest import getCurrentToken, getCurrentUser
+from girder.constants import AccessType
+from girder.exceptions import AccessException
+from girder.models.token import Token
+from girder.models.user import User
+from girder_jobs.models.job import Job
+
+from girder_dask.credential import SCOPE
+from girder_dask.plugin import records
+
+__all__ = ["Requester", "identify"]
+
+_LEVELS = {AccessType.READ: "Read", AccessType.WRITE: "Write", AccessType.ADMIN: "Admin"}
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """Who makes a request.
+
+    Attributes
+    ----------
+    user
+        The user, as far as the token has a scope that the route asks for. For a job that
+        runs, its owner.
+    job
+        The job that runs, if the token is its own.
+    is_scheduler
+        Whether the token is that of a scheduler's credential.
+    """
+
+    user: dict[str, Any] | None = field(default=None, repr=False)
+    job: dict[str, Any] | None = field(default=None, repr=False)
+    is_scheduler: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call them."""
+        return f"User '{self.user['login']}'" if self.user else "Who is not logged in"
+
+    def runs(self, job: dict[str, Any]) -> bool:
+        """Say whether this is the job itself, at work."""
+        return self.job is not None and self.job["_id"] == job["_id"]
+
+    def may(self, job: dict[str, Any], level: int) -> bool:
+        """Say whether they have some access to a job."""
+        return bool(Job().hasAccess(job, self.user, level))
+
+    def require(self, job: dict[str, Any], level: int) -> None:
+        """Raise AccessException unless they have some access to a job."""
+        if not self.may(job, level):
+            raise AccessException(
+                f"{_LEVELS[level]} access denied for job {job['_id']}. {self.name} may not use "
+                "it; ask its owner or an administrator of this Girder for access."
+            )
+
+
+def identify() -> Requester:
+    """Find out who makes this request."""
+    user, token = getCurrentUser(), getCurrentToken()
+    # Girder's own look-up of tokens takes those that have expired as well.
+    if token is None or token["expires"] < datetime.now(timezone.utc):
+        return Requester(user)
+    return Requester(user, records.running_job(token["_id"]), _is_scheduler(token))
+
+
+def _is_scheduler(token: dict[str, Any]) -> bool:
+    if "userId" not in token or not Token().hasScope(token, SCOPE):
+        return False
+    user = User().load(token["userId"], force=True)
+    # The credential of an administrator who is one no more is worth nothing.
+    return user is not None and bool(user["admin"])

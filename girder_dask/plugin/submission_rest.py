@@ -1,0 +1,157 @@
+"""The routes for those who start jobs from outside Girder: ``dask/job``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from girder.api import access
+from girder.api.describe import Description, autoDescribeRoute
+from girder.api.rest import Resource
+from girder.constants import AccessType, TokenScope
+from girder.exceptions import AccessException, RestException
+from girder.models.user import User
+from girder_jobs.models.job import Job
+
+from girder_dask.errors import GirderError, SubmissionError
+from girder_dask.jobs import to_json
+from girder_dask.plugin import admission, records, store
+from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.body import read_body
+from girder_dask.plugin.dependencies import DependencyRefused
+from girder_dask.plugin.requester import Requester, identify
+from girder_dask.plugin.tokens import SUBMIT_SCOPE
+from girder_dask.submit import Group, Submission
+
+__all__ = ["Submissions", "mount"]
+
+_MOST_IDS = 100_000
+_SHOWN = ("_id", "title", "status", "progress", "updated", "userId")
+
+
+def mount(resource: Resource, backend: GirderBackend) -> None:
+    """Add the routes to the resource ``dask``."""
+    routes = Submissions(backend)
+    resource.route("POST", ("job",), routes.submit)
+    resource.route("POST", ("job", "states"), routes.states)
+    resource.route("GET", ("job", ":id", "result"), routes.result)
+
+
+class Submissions:
+    """What the routes do."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    @access.public(scope=SUBMIT_SCOPE)
+    @autoDescribeRoute(
+        Description("Start jobs on Dask.")
+        .notes(
+            "For `girder_dask.connect`, and for tasks that start others. Any call may be started "
+            "by site administrators, by members of the group `dask.submitters`, and by a job at "
+            "work. Other users may start the tasks of `dask.allow_tasks`, with plain arguments. "
+            "Girder never opens a call. The answer has the documents of the jobs, that of the "
+            "group first."
+        )
+        .param(
+            "body",
+            'A JSON object: {"submissions": [submission, …], "group": group or null}.',
+            paramType="body",
+            required=False,
+        )
+        .errorResponse("The body cannot be read.")
+        .errorResponse("You may not start one of the jobs.", 403)
+        .errorResponse("The body is too large.", 413)
+    )
+    def submit(self) -> dict[str, list[dict[str, Any]]]:
+        """Record calls as jobs, and hand them to the scheduler."""
+        requester = identify()
+        admission.admit(requester, ())  # before anything large is read
+        body = read_body()
+        submissions = admission.read_submissions(body.get("submissions"), requester)
+        group = admission.read_group(body.get("group"), requester)
+        admission.admit(requester, submissions)
+        jobs = self._record(requester, submissions, group)
+        shown = [Job().filter(job, requester.user) for job in jobs]
+        for job in shown:
+            job.pop("log", None)
+        return {"jobs": shown}
+
+    def _record(
+        self, requester: Requester, submissions: Sequence[Submission], group: Group | None
+    ) -> list[dict[str, Any]]:
+        parent = requester.job["_id"] if requester.job is not None else None
+        try:
+            return self._backend.submit_for(_owner(requester), parent, submissions, group)
+        except DependencyRefused as e:
+            raise AccessException(str(e)) from e
+        except SubmissionError as e:
+            raise RestException(str(e)) from e
+        except GirderError as e:
+            raise RestException(str(e), code=e.status or 500) from e
+
+    @access.public(scope=TokenScope.DATA_READ)
+    @autoDescribeRoute(
+        Description("Tell where jobs stand.")
+        .notes(
+            "The answer leaves out the jobs that do not exist and those that you may not read. "
+            "A scheduler is told of all."
+        )
+        .param("body", 'A JSON object: {"ids": [job id, …]}.', paramType="body", required=False)
+        .errorResponse("The body cannot be read.")
+    )
+    def states(self) -> dict[str, list[dict[str, Any]]]:
+        """Tell where many jobs stand, in one request."""
+        requester = identify()
+        ids = read_body().get("ids")
+        if not isinstance(ids, list) or not all(isinstance(job_id, str) for job_id in ids):
+            raise RestException("The body has no list of ids of jobs.")
+        if len(ids) > _MOST_IDS:
+            raise RestException(f"The body has more than {_MOST_IDS:,} ids. Ask in parts.")
+        # What a job depends on was checked when it was recorded.
+        allowed = _dependencies(requester)
+        return {
+            "jobs": [
+                {name: job.get(name) for name in _SHOWN}
+                for job in records.states(ids)
+                if requester.is_scheduler
+                or str(job["_id"]) in allowed
+                or requester.may(job, AccessType.READ)
+            ]
+        }
+
+    @access.public(scope=TokenScope.DATA_READ)
+    @autoDescribeRoute(
+        Description("Return what a job returned, or what it raised.")
+        .notes(
+            "`value` and `exception` are as girder_dask packs them, `error` is one line. All are "
+            "null while the job has not ended, and `value` where it is not kept."
+        )
+        .modelParam("id", "The id of the job.", model=Job, force=True)
+        .errorResponse("ID was invalid.")
+        .errorResponse("Read access was denied for the job.", 403)
+    )
+    def result(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Return what is kept of the end of a job."""
+        requester = identify()
+        if str(job["_id"]) not in _dependencies(requester):
+            requester.require(job, AccessType.READ)
+        kept = store.result(job["_id"])
+        return {
+            "status": job["status"],
+            "value": to_json(kept.value),
+            "error": kept.error,
+            "exception": to_json(kept.exception),
+        }
+
+
+def _owner(requester: Requester) -> dict[str, Any] | None:
+    """Return the owner of what is started: that of the job that starts it, or the user."""
+    if requester.job is None:
+        return requester.user
+    owner_id = requester.job.get("userId")
+    return User().load(owner_id, force=True) if owner_id else None
+
+
+def _dependencies(requester: Requester) -> set[str]:
+    return set() if requester.job is None else set(records.dependencies(requester.job["_id"]))

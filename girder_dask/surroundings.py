@@ -1,0 +1,105 @@
+"""What a run gives to its task: the running job, and a way to Girder for child jobs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from girder_dask import submit
+from girder_dask.context import JobManager, Request, RunningJob
+from girder_dask.jobs import JobSpec
+
+__all__ = ["child_jobs", "open_session", "running_job"]
+
+
+def running_job(
+    spec: JobSpec,
+    *,
+    manager: JobManager,
+    work_dir: Path | None,
+    hostname: str,
+    api_url: str | None,
+    gpus: Sequence[str] = (),
+) -> RunningJob:
+    """Return the running job of a task, with a client that has the job's token.
+
+    Parameters
+    ----------
+    api_url
+        Girder's REST API as it is reached from here, None where nobody knows it.
+    """
+    import girder_client
+
+    client = None
+    if api_url is not None:
+        client = girder_client.GirderClient(apiUrl=api_url)
+        client.token = spec.token
+    request = Request(
+        id=spec.id,
+        attempt=spec.attempt,
+        hostname=hostname,
+        girder_api_url=api_url,
+        gpus=tuple(gpus),
+    )
+    return RunningJob(
+        id=spec.id,
+        title=spec.title,
+        job_manager=manager,
+        girder_client=client,
+        work_dir=work_dir,
+        request=request,
+    )
+
+
+def open_session(job: RunningJob, attributes: Mapping[str, Any] | None) -> None:
+    """Give the job's client a ``requests.Session`` with these attributes, if there are any."""
+    if not attributes or job.girder_client is None:
+        return
+    import requests
+
+    session = requests.Session()
+    for name, value in attributes.items():
+        setattr(session, name, value)
+    # Not with its session(), whose session ends before the run.
+    job.girder_client._session = session  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def child_jobs(
+    api_url: str | None, token: str | None, dask_client: Callable[[], Any] | None
+) -> Iterator[None]:
+    """Let ``delay()`` within record child jobs of the one whose token this is."""
+    if api_url is None or token is None:
+        yield
+        return
+    backend = _WhenNeeded(api_url, token, dask_client)
+    try:
+        with submit.using(cast("submit.Backend", backend)):
+            yield
+    finally:
+        backend.close()
+
+
+class _WhenNeeded:
+    """A backend that is made with its first use: few tasks start others."""
+
+    def __init__(self, api_url: str, token: str, dask_client: Callable[[], Any] | None) -> None:
+        self._arguments = api_url, token, dask_client
+        self._made: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if self._made is None:
+            from girder_dask.remote import RestBackend
+
+            api_url, token, dask_client = self._arguments
+            self._made = RestBackend(api_url, token=token, dask_client=dask_client)
+        return getattr(self._made, name)
+
+    def close(self) -> None:
+        """Close what was made."""
+        if self._made is not None and callable(getattr(self._made, "close", None)):
+            self._made.close()

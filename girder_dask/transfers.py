@@ -1,0 +1,157 @@
+"""The inputs and outputs of one run: transforms, their byte progress and their clean-up."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from girder_dask.context import RunningJob
+from girder_dask.failures import name_of, summary
+from girder_dask.leaves import map_leaves
+from girder_dask.payload import Call
+from girder_dask.transform import explain, is_transform
+
+__all__ = ["Transfers", "amount"]
+
+logger = logging.getLogger(__name__)
+
+_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+
+
+def amount(current: float, total: float | None) -> str:
+    """Return a number of bytes out of so many, in words.
+
+    >>> amount(12_345_678, 100_000_000)
+    '12.3 of 100 MB'
+    >>> amount(512, None)
+    '512 B'
+    """
+    size, unit = next(((s, u) for s, u in _UNITS if max(current, total or 0) >= s), (1, "B"))
+    shown = _short(current / size)
+    return f"{shown} {unit}" if total is None else f"{shown} of {_short(total / size)} {unit}"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 or number == int(number) else f"{number:.3g}"
+
+
+class Transfers:
+    """The transforms of one run.
+
+    Parameters
+    ----------
+    job
+        The job they work for. They get its client, directory and facts.
+    cache
+        The host's cache of files, or None.
+    check
+        Called before each; raises to end the run.
+    """
+
+    def __init__(self, job: RunningJob, cache: Any, check: Callable[[], None]) -> None:
+        self._job = job
+        self._cache = cache
+        self._check = check
+        self._used: list[Any] = []
+        self._lock = threading.Lock()
+        self._counts: dict[int, tuple[int, int | None]] = {}
+
+    def needed(self, call: Call) -> bool:
+        """Say whether a transform is among the arguments of a call."""
+        found: list[Any] = []
+        map_leaves(lambda v: found.append(v) if is_transform(v) else None, [call.args, call.kwargs])
+        return bool(found)
+
+    def fetch(self, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments of a call with values in place of transforms."""
+
+        def value_of(leaf: Any) -> Any:
+            if not is_transform(leaf):
+                return leaf
+            return self._run(leaf)
+
+        return map_leaves(value_of, call.args), map_leaves(value_of, dict(call.kwargs))
+
+    def push(self, call: Call, value: Any) -> Any:
+        """Give each element of a tuple to the hook at its place; a single value to the first."""
+        results = list(value) if isinstance(value, tuple) else [value]
+        for i, hook in enumerate(call.hooks[: len(results)]):
+            if callable(getattr(hook, "transform", None)):
+                results[i] = self._run(hook, results[i])
+        return tuple(results) if isinstance(value, tuple) else results[0]
+
+    def tell_hooks(self, call: Call) -> None:
+        """Tell the hooks that the function raised."""
+        for hook in call.hooks:
+            if callable(getattr(hook, "exception", None)):
+                try:
+                    self._bind(hook)
+                    hook.exception()
+                except Exception:
+                    logger.exception("exception() of a result hook of job %s", self._job.id)
+
+    def _run(self, transform: Any, *data: Any) -> Any:
+        self._check()
+        self._bind(transform)
+        self._used.append(transform)
+        try:
+            return transform.transform(*data)
+        except Exception as e:
+            explained = explain(transform, e)
+            if explained is None:
+                raise
+            raise explained from e
+
+    def _bind(self, transform: Any) -> None:
+        """Hand a transform what it asks for of this run."""
+        job = self._job
+        for name, value in (
+            ("gc", job.girder_client),
+            ("work_dir", job.work_dir),
+            ("job", {"_id": job.id, "title": job.title}),
+        ):
+            if hasattr(transform, name):
+                setattr(transform, name, value)
+        for name, value in (
+            ("cache", self._cache),
+            ("report", functools.partial(self._report, len(self._used))),
+        ):
+            if getattr(transform, name, 0) is None:  # a foreign one may mean something else
+                setattr(transform, name, value)
+
+    # -- progress in bytes ---------------------------------------------------------------------
+
+    def _report(self, index: int, current: int, total: int | None, message: str) -> None:
+        """Show how many bytes all transforms of this phase have moved together."""
+        self._check()
+        with self._lock:
+            self._counts[index] = current, total
+            counts = list(self._counts.values())
+        done = sum(each for each, _ in counts)
+        sizes = [size for _, size in counts]
+        whole = None if None in sizes else sum(size for size in sizes if size is not None)
+        text = f"{message}, {amount(done, whole)}" if message else amount(done, whole)
+        self._job.job_manager.updateProgress(total=whole or 0, current=done, message=text)
+
+    def end_phase(self, *, clear: bool) -> None:
+        """Begin to count anew. With ``clear``, the job's progress is as if nothing was shown."""
+        with self._lock:
+            counted, self._counts = bool(self._counts), {}
+        if counted and clear:
+            self._job.job_manager.updateProgress(total=0, current=0, message="")
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def clean_up(self, write: Callable[[str], None]) -> None:
+        """Let each clean up, the last first, and write what goes wrong."""
+        while self._used:
+            transform = self._used.pop()
+            if not callable(getattr(transform, "cleanup", None)):
+                continue
+            try:
+                transform.cleanup()
+            except BaseException as e:  # noqa: BLE001 - must not hide how the run ended
+                write(f"Cleaning up {name_of(transform)} failed: {summary(e)}\n")

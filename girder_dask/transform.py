@@ -1,0 +1,233 @@
+"""What every transform is: an argument or a result that stands for something in Girder.
+
+A transform holds no Girder client when it travels. The runner hands it that of its job
+(``gc``), a directory that is removed when the run ends (``work_dir``), the host's cache of
+files (``cache``) and a function that shows bytes on the job (``report``).
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from girder_dask.errors import TransformError
+
+__all__ = [
+    "OfResource",
+    "ResultTransform",
+    "Transform",
+    "detached",
+    "explain",
+    "is_transform",
+    "safe_name",
+]
+
+#: What belongs to one run, and so does not travel.
+_OF_A_RUN = {
+    "gc", "work_dir", "job", "cache", "report",
+    "temp_dir_path", "file_path", "item_path", "folder_path", "output_file_path", "_stock",
+}  # fmt: skip
+_LONGEST_NAME = 255  # bytes, on the file systems of today
+_LONGEST_EXTENSION = 40
+
+
+def is_transform(value: Any) -> bool:
+    """Say whether ``value`` has ``transform()`` and ``cleanup()``.
+
+    >>> from girder_dask.transforms import GirderFileId
+    >>> is_transform(GirderFileId('5f3c')), is_transform('5f3c'), is_transform(GirderFileId)
+    (True, False, False)
+    """
+    return (
+        not isinstance(value, type)
+        and callable(getattr(value, "transform", None))
+        and callable(getattr(value, "cleanup", None))
+    )
+
+
+def detached(value: Any) -> Any:
+    """Return a transform as it travels, and any other value as it is.
+
+    It is without its Girder client, and ids that it holds are strings: a worker need not
+    have MongoDB's package, and ``girder_client`` wants strings.
+    """
+    if not is_transform(value):
+        return value
+    changes: dict[str, Any] = {"gc": None} if getattr(value, "gc", None) is not None else {}
+    for name, held in getattr(value, "__dict__", {}).items():
+        if type(held).__name__ == "ObjectId":
+            changes[name] = str(held)
+    if changes:
+        value = copy.copy(value)
+        vars(value).update(changes)
+    return value
+
+
+def explain(transform: Any, error: BaseException) -> TransformError | None:
+    """Say in a sentence why a transform failed at Girder, whoever wrote it.
+
+    Parameters
+    ----------
+    transform
+        The transform, ours or a foreign one.
+    error
+        What its ``transform()`` raised.
+
+    Returns
+    -------
+    TransformError or None
+        None if the error is no answer of Girder and no failure to reach it.
+    """
+    if isinstance(error, TransformError) or not isinstance(error, requests.RequestException):
+        return None
+    kind = transform.kind if isinstance(transform, OfResource) else "file, item or folder"
+    return TransformError(f"{_shown(transform)}: {reason(kind, error)}")
+
+
+def _shown(transform: Any) -> str:
+    describe = getattr(transform, "_repr_model_", None)
+    return str(describe()) if callable(describe) else type(transform).__name__
+
+
+def reason(kind: str, error: Exception) -> str:
+    """Say why a request for something of this kind failed, for the owner of the job."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return f"Girder did not answer ({type(error).__name__}: {error})."
+    try:
+        message = str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        message = ""
+    status = response.status_code
+    if status in (401, 403):
+        return f"The owner of the job may not do this ({message or 'access denied'})."
+    if status == 404 or (status == 400 and "nvalid" in message):
+        return f"There is no such {kind} in Girder ({message or 'not found'})."
+    return f"Girder answered {status}: {message or response.reason}"
+
+
+def safe_name(name: str, default: str) -> str:
+    """Return a file name that stays in its directory, with the extension it had.
+
+    >>> safe_name('../scan.nii.gz', '5f3c')
+    '.._scan.nii.gz'
+    """
+    safe = name.replace("/", "_").replace("\0", "_")
+    if safe in ("", ".", ".."):
+        return default
+    if len(safe.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME:
+        return safe
+    extension = "".join(Path(safe).suffixes)[-_LONGEST_EXTENSION:]
+    room = _LONGEST_NAME - len(extension.encode("utf-8", "replace"))
+    stem = safe.encode("utf-8", "replace")[: max(room, 0)].decode("utf-8", "ignore")
+    return stem + extension
+
+
+class _Bound:
+    """What the runner binds to a run, and what every transform has."""
+
+    #: The Girder client of the job, while it runs.
+    gc: Any = None
+    #: A directory of this run alone, while it runs.
+    work_dir: Path | None = None
+    #: The host's cache of files (:class:`girder_dask.files.FileCache`), or None.
+    cache: Any = None
+    #: Called with the bytes that are through, all bytes (None if unknown) and a message.
+    report: Callable[[int, int | None, str], None] | None = None
+
+    def __init__(self, *, gc: Any = None) -> None:
+        self.gc = gc
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in _OF_A_RUN}
+
+    def _repr_model_(self) -> str:
+        """Return what is shown on the job's page."""
+        return str(self)
+
+    def cleanup(self) -> None:
+        """Take away what :meth:`transform` left. Called whatever happened."""
+
+    def directory(self) -> Path:
+        """Make a directory that is gone after the run."""
+        return Path(tempfile.mkdtemp(dir=self.work_dir))
+
+    def tell(self, current: int, total: int | None, message: str) -> None:
+        """Show on the job how many bytes are through."""
+        if self.report is not None:
+            self.report(current, total, message)
+
+
+class Transform(_Bound, abc.ABC):
+    """A value that is made on the worker.
+
+    Parameters
+    ----------
+    gc
+        A ``girder_client.GirderClient``. The runner sets that of the job.
+    """
+
+    @abc.abstractmethod
+    def transform(self) -> Any:
+        """Return the value that the function gets."""
+
+
+@Transform.register
+class ResultTransform(_Bound, abc.ABC):
+    """What is done with a result. ``job`` is the job document's id and title."""
+
+    job: Mapping[str, Any] | None = None
+
+    @abc.abstractmethod
+    def transform(self, data: Any) -> Any:
+        """Take the result; what is returned replaces it."""
+
+    def exception(self) -> None:
+        """Hear that the function raised, so that there is no result."""
+
+
+class OfResource(_Bound):
+    """What a transform has that stands for one thing in Girder."""
+
+    #: What the thing is called in messages, and in ``_<kind>_id``.
+    kind = "resource"
+
+    def __init__(self, _id: Any, *, gc: Any = None) -> None:
+        super().__init__(gc=gc)
+        self._id = str(_id)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that make this transform anew, all plain values."""
+        return {"_id": self._id}
+
+    def _repr_model_(self) -> str:
+        return f"{type(self).__name__}({self._id!r})"
+
+    def __repr__(self) -> str:
+        return self._repr_model_()
+
+    def failed(self, what: str, error: Exception | None = None) -> TransformError:
+        """Make the error that says what went wrong with what, and why."""
+        why = "" if error is None else f" {reason(self.kind, error)}"
+        return TransformError(f"{self._repr_model_()}: {what}{why}")
+
+    def client(self) -> Any:
+        """Return the Girder client.
+
+        Raises
+        ------
+        TransformError
+            If there is none.
+        """
+        if self.gc is None:
+            raise self.failed(
+                "there is no Girder to ask, as this worker knows no address of it. Ask the "
+                "operator to set girder.api-url."
+            )
+        return self.gc

@@ -1,0 +1,326 @@
+"""Requests to Girder's REST API.
+
+What every client of Girder here has in common: signing in, errors that say what happened,
+a connection that stays open, and what may be tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.cookiejar
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from girder_dask._version import __version__
+from girder_dask.errors import GirderError
+
+__all__ = ["Answer", "Probe", "Web", "cause", "document", "message"]
+
+# A server may close a connection that is idle; uvicorn, which runs Girder, does after 5 s.
+# What may not be sent twice is not sent over one that may be closing right now.
+_IDLE = 2.0
+
+# What a proxy answers while Girder restarts behind it.
+_NOT_NOW = {502, 503, 504}
+
+# Errors after which the same request may succeed.
+_PASSING = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+)
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
+
+
+class Web:
+    """Signed requests to one Girder. Any thread may use it.
+
+    Parameters
+    ----------
+    url
+        The REST API, for example ``https://girder.example.org/api/v1``.
+    token
+        A Girder token.
+    api_key
+        An API key, which gives a token when one is first needed and when it has expired.
+    timeout
+        Seconds that an answer may take.
+    patience
+        Seconds for which a request that may be repeated is, while Girder does not answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        patience: float = 30.0,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._api_key = api_key
+        self._token = token
+        self._timeout = timeout
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._used = 0.0
+        self._session = _session()
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def forget(self) -> None:
+        """Forget the token and the API key."""
+        self._token = self._api_key = None
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        repeat: bool = True,
+        patience: float | None = None,
+    ) -> Any:
+        """Return the document that Girder answers.
+
+        Parameters
+        ----------
+        method, path
+            Of the request; the path without ``/api/v1/``.
+        body
+            What to send as JSON.
+        repeat
+            Whether the request may reach Girder twice.
+        patience
+            In place of that of this object.
+
+        Raises
+        ------
+        GirderError
+            If Girder refuses or does not answer.
+        """
+        data = None if body is None else _dumped(body)
+        deadline = time.monotonic() + (self._patience if patience is None else patience)
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return self._signed(method, path, data, repeat=repeat)
+            except _Unanswered as e:
+                left = deadline - time.monotonic()
+                if left <= 0 or not (repeat or e.unsent):
+                    raise GirderError(str(e), status=e.status) from e.__cause__
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _signed(self, method: str, path: str, data: bytes | None, *, repeat: bool) -> Any:
+        token = self._token or self._sign_in(None)
+        try:
+            return self._send(method, path, data, token=token, repeat=repeat)
+        except GirderError as e:
+            if e.status != 401 or self._api_key is None:
+                raise
+        # Girder has not looked at a request whose token it does not know.
+        return self._send(method, path, data, token=self._sign_in(token), repeat=repeat)
+
+    def _sign_in(self, stale: str | None) -> str | None:
+        """Return a new token, or that which another thread has got since."""
+        with self._lock:
+            if self._token != stale or self._api_key is None:
+                return self._token
+            answer = self._send("POST", "api_key/token", _dumped({}), key=self._api_key)
+            try:
+                self._token = str(answer["authToken"]["token"])
+            except (KeyError, TypeError) as e:
+                raise GirderError(f"{self.url} gave no token for the API key; is it Girder?") from e
+            return self._token
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        *,
+        token: str | None = None,
+        key: str | None = None,
+        repeat: bool = True,
+    ) -> Any:
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        if token is not None:
+            headers["Girder-Token"] = token
+        form: Any = data
+        if key is not None:
+            form, headers = {"key": key}, {}
+        try:
+            response = self._opened(fresh=not repeat).request(
+                method,
+                f"{self.url}/{path}",
+                data=form,
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,  # the token would go along
+            )
+        except requests.RequestException as e:
+            text = f"Girder does not answer at {self.url} ({cause(e)})."
+            if not isinstance(e, _PASSING) or isinstance(e, requests.exceptions.SSLError):
+                raise GirderError(text) from e
+            raise _Unanswered(text, unsent=_is_unsent(e)) from e
+        self._used = time.monotonic()
+        return self._answer(method, path, response)
+
+    def _opened(self, *, fresh: bool) -> requests.Session:
+        """Return the session, with no connection that may be closing if it is to be fresh."""
+        if self._pid != os.getpid():  # a fork: the connections are the parent's
+            self._session, self._pid = _session(), os.getpid()
+        elif fresh and time.monotonic() - self._used > _IDLE:
+            self._session.close()  # it opens others
+        return self._session
+
+    def _answer(self, method: str, path: str, response: requests.Response) -> Any:
+        if response.is_redirect:
+            raise GirderError(
+                f"{self.url} sends requests on to {response.headers['Location']}. Use the address "
+                "at which Girder itself is.",
+                status=response.status_code,
+            )
+        if response.ok:
+            return document(response)
+        text = (
+            f"Girder at {self.url} answered {response.status_code} to {method} {path}: "
+            f"{message(response)}"
+        )
+        if response.status_code in _NOT_NOW:
+            raise _Unanswered(text, unsent=False, status=response.status_code)
+        raise GirderError(text, status=response.status_code)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A JSON object that was found, and the REST API that sent it."""
+
+    url: str
+    document: dict[str, Any]
+
+
+class Probe:
+    """Looks for Girder at addresses that may be wrong. It follows redirects, and has no token.
+
+    Parameters
+    ----------
+    timeout
+        Seconds that an answer may take.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._session = _session()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def get(self, url: str, path: str) -> Answer | None:
+        """Return the JSON object at ``url/path``, or None if something else is there.
+
+        Raises
+        ------
+        GirderError
+            If nothing answers, or the way leads from https to http.
+        """
+        try:
+            response = self._session.get(f"{url}/{path}", timeout=self._timeout)
+        except requests.RequestException as e:
+            raise GirderError(f"Girder does not answer at {url} ({cause(e)}).") from e
+        if response.status_code in _NOT_NOW:
+            raise GirderError(
+                f"Girder does not answer at {url} ({response.status_code} {response.reason}).",
+                status=response.status_code,
+            )
+        if url.startswith("https:") and response.url.startswith("http:"):
+            raise GirderError(
+                f"{url} leads to {response.url}, where a key would travel unencrypted. Ask whoever "
+                "runs this Girder, or give that address if it is meant."
+            )
+        with contextlib.suppress(ValueError):
+            found = response.json()
+            if response.ok and isinstance(found, dict):
+                return Answer(response.url.removesuffix(f"/{path}"), found)
+        return None
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.headers["User-Agent"] = f"girder_dask/{__version__}"
+    # Girder would take a cookie for a token, which would outlive the one that we give.
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    return session
+
+
+class _Unanswered(Exception):
+    """A request to which Girder gave no answer. ``unsent``: it cannot have seen it."""
+
+    def __init__(self, text: str, *, unsent: bool, status: int | None = None) -> None:
+        super().__init__(text)
+        self.unsent = unsent
+        self.status = status
+
+
+def _is_unsent(error: BaseException | None) -> bool:
+    """Say whether a request failed before a connection was made."""
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return True
+    reason = getattr(error.args[0] if error and error.args else None, "reason", None)
+    return type(reason).__name__ in {"NewConnectionError", "NameResolutionError"}
+
+
+def _dumped(body: Mapping[str, Any]) -> bytes:
+    # Not left to requests, which takes what is no JSON for a failure of the connection.
+    return json.dumps(body, allow_nan=False, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def document(response: requests.Response) -> Any:
+    """Return the JSON of an answer.
+
+    Raises
+    ------
+    GirderError
+        If it is neither an object nor null.
+    """
+    with contextlib.suppress(ValueError):
+        found = response.json()
+        if isinstance(found, dict) or found is None:
+            return found
+    raise GirderError(
+        f"What answers at {response.url} is no Girder with the dask plugin: it sent "
+        f"{response.headers.get('Content-Type', 'something')} that is no JSON object."
+    )
+
+
+def cause(error: BaseException) -> str:
+    """Return the innermost reason of an error of requests, without object addresses."""
+    reason = error.args[0] if error.args else error
+    reason = getattr(reason, "reason", reason)
+    text = str(reason)
+    return text.rpartition(": ")[2] if "object at 0x" in text else text
+
+
+def message(response: requests.Response) -> str:
+    """Return what Girder says of an error."""
+    try:
+        return str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.reason or "no reason given"
