@@ -67,14 +67,14 @@ class Setup:
 def reading(file: int) -> BinaryIO:
     """Open the file from its beginning, to read what the other side has written."""
     os.lseek(file, 0, os.SEEK_SET)  # both sides share the position
-    return open(file, "rb", closefd=False)  # noqa: SIM115
+    return open(file, "rb", closefd=False)
 
 
 def writing(file: int) -> BinaryIO:
     """Open the file to write something new."""
     os.ftruncate(file, 0)
     os.lseek(file, 0, os.SEEK_SET)
-    return open(file, "wb", closefd=False)  # noqa: SIM115
+    return open(file, "wb", closefd=False)
 
 
 def main(control: int, file: int) -> None:

@@ -167,8 +167,8 @@ def doctor(api_url: str | None, scheduler: str | None, as_json: bool) -> int:
 @main.command()
 def tasks() -> None:
     """List the tasks of the packages that are installed here."""
+    from girder_dask.discovery import discover
     from girder_dask.packages import ENTRY_POINT_GROUP
-    from girder_dask.task import discover
 
     found = discover()
     if not found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 from urllib.parse import urlsplit, urlunsplit
 
 from girder_dask import submit
@@ -26,6 +26,7 @@ _ANSWER_TIME = 10.0
 _current: Connection | None = None
 
 
+@final
 class Connection:
     """The way from this process to a Girder, which :func:`connect` opened.
 

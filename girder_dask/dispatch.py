@@ -10,55 +10,47 @@ A *run* is one execution on one worker. Only the run that the dispatcher has adm
 heard: an admitted run is on the worker that Dask has placed the job on, and when Dask takes
 the job from that worker, the run is closed for good and the job has a new attempt. Whatever
 a worker says later that was thought dead is dropped.
+
+A job that needs the values of others is parked until each of them has ended well, and holds
+no thread meanwhile. Values that are still on the cluster are given to it as keys.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
+from girder_dask.gate import Gate, Needs, Outcome
+from girder_dask.hand import Backoff, Hand
 from girder_dask.jobs import FINAL, JobEvent, JobSpec, JobStatus
+from girder_dask.kept import Holder, Kept
 
 __all__ = ["Cluster", "Dispatcher"]
 
 logger = logging.getLogger(__name__)
 
+# How often Dask may forget a job before it is given up.
+_MOST_FORGOTTEN = 5
 
-class Cluster(Protocol):
+
+class Cluster(Holder, Protocol):
     """What a dispatcher asks of Dask. No method waits."""
 
-    def submit(self, specs: Sequence[JobSpec]) -> None:
-        """Have the jobs run, under their keys."""
+    def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
+        """Have the jobs run, under their keys.
 
-    def drop(self, keys: Sequence[str]) -> None:
-        """Forget keys, whether they run or not."""
+        ``values`` has for jobs that need values on the cluster the keys of these, by the
+        ids of the jobs that made them.
+        """
 
     def stop(self, worker: str, jobs: Sequence[str]) -> None:
         """Tell the runs of jobs on a worker to stop."""
 
     def placed_on(self, key: str) -> str | None:
         """Return the address of the worker that a key is placed on."""
-
-
-@dataclass(slots=True)
-class _Hand:
-    """A job in hand."""
-
-    spec: JobSpec
-    attempt: int
-    tries: int = 0  # runs that raised
-    status: JobStatus = JobStatus.QUEUED
-    run: str | None = None  # the run that is heard
-    worker: str | None = None  # where it is, or was last
-    ended_on: str | None = None  # where Dask has seen it end
-    closed: set[str] = field(default_factory=set)  # runs that are heard no more
-    lost_on: list[str] = field(default_factory=list)
-    canceled: bool = False
-    retrying: bool = False  # Dask tries again, before the run has told its error
-    told: bool = False  # its end was given to the recorder
 
 
 class Dispatcher:
@@ -72,6 +64,14 @@ class Dispatcher:
         Takes the job events that make up each job's history.
     forget
         Called with job id and attempt when no more will be recorded of it.
+    ask
+        Called when Girder is to be asked for the jobs that :attr:`gate` does not know.
+    backoff
+        The pauses between the tries of a job that raises.
+    keep_seconds, keep_bytes
+        How long and how many bytes of values that Girder does not have are kept.
+    clock
+        Seconds that only grow.
     """
 
     def __init__(
@@ -79,18 +79,32 @@ class Dispatcher:
         cluster: Cluster,
         record: Callable[[JobEvent], None],
         forget: Callable[[str, int], None],
+        ask: Callable[[], None] = lambda: None,
+        *,
+        backoff: Backoff | None = None,
+        keep_seconds: float = 600.0,
+        keep_bytes: int = 2 << 30,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._record = record
         self._forget = forget
-        self._by_id: dict[str, _Hand] = {}
-        self._by_key: dict[str, _Hand] = {}
+        self._backoff = backoff or Backoff()
+        self._by_id: dict[str, Hand] = {}
+        self._by_key: dict[str, Hand] = {}
+        self._needs = Needs()
+        #: The values that stay on the cluster.
+        self.kept = Kept(
+            cluster, self._needs.is_needed, seconds=keep_seconds, nbytes=keep_bytes, clock=clock
+        )
+        #: What jobs that need values of others pass.
+        self.gate = Gate(self._by_id, self._needs, self.kept, cluster.submit, self._refuse, ask)
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._by_key
+        return key in self._by_key or key in self.kept
 
     # -- from those who submit --------------------------------------------------------------
 
@@ -111,13 +125,14 @@ class Dispatcher:
                 if known.spec.attempt >= spec.attempt:
                     continue
                 self._let_go(known, drop=True)
-            self._by_id[spec.id] = self._by_key[spec.key] = _Hand(spec, spec.attempt)
-            new.append(spec)
-        if new:
-            self._cluster.submit(new)
-            now = time.time()
-            for spec in new:  # tells Girder who has the job
-                self._record(JobEvent(id=spec.id, attempt=spec.attempt, time=now))
+            hand = self._by_id[spec.id] = self._by_key[spec.key] = Hand(spec, spec.attempt)
+            if spec.dependencies:
+                self._needs.add(spec.id, spec.dependencies)
+            new.append(hand)
+        now = time.time()
+        for hand in new:  # tells Girder who has the job
+            self._record(JobEvent(id=hand.spec.id, attempt=hand.spec.attempt, time=now))
+        self.gate.start(new)
         return ids
 
     def cancel(self, ids: Iterable[str]) -> None:
@@ -132,7 +147,15 @@ class Dispatcher:
                 self._cluster.stop(worker, [job_id])
             if hand.run is None:
                 self._end(hand, JobStatus.CANCELED)
-                self._cluster.drop([hand.spec.key])
+
+    def key_of(self, job_id: str) -> str | None:
+        """Return the key under which Dask has, or will have, the value of a job."""
+        hand = self._by_id.get(job_id)
+        if hand is not None and not hand.told:
+            return hand.spec.key
+        if hand is not None and hand.status == JobStatus.SUCCESS and not hand.over:
+            return hand.spec.key
+        return self.kept.key(job_id)
 
     # -- from the workers ---------------------------------------------------------------------
 
@@ -144,22 +167,23 @@ class Dispatcher:
         if not self._admitted(hand, event):
             return False
         status = None if event.status is None else JobStatus(event.status)
-        if status == JobStatus.ERROR and hand.tries < hand.spec.retries and not hand.canceled:
-            self._again_after_error(hand, event)
+        if status == JobStatus.ERROR and self._may_try_again(hand):
+            bare = replace(event, status=None, error=None, result=None, exception=None)
+            self._record(replace(bare, attempt=hand.attempt))
+            self._try_again(hand)
             return True
         if status is not None:
             hand.status = status
-        hand.told = status in FINAL
-        self._record(replace(event, attempt=hand.attempt))
-        if hand.told and hand.spec.retries and status != JobStatus.SUCCESS:
-            self._cluster.drop([hand.spec.key])  # Dask may have tries left
+        exception = event.exception if status == JobStatus.ERROR else None
+        self._record(replace(event, attempt=hand.attempt, exception=exception))
+        if status in FINAL:
+            hand.stored = event.result is not None
+            self._after_end(hand)
         return True
 
-    def _admitted(self, hand: _Hand, event: JobEvent) -> bool:
+    def _admitted(self, hand: Hand, event: JobEvent) -> bool:
         if event.run is None or event.run == hand.run:
             return event.run is not None
-        if hand.retrying:
-            self._again_after_error(hand, None)
         if event.run in hand.closed or hand.run is not None:
             return False
         places = (self._cluster.placed_on(hand.spec.key), hand.worker, hand.ended_on)
@@ -169,78 +193,105 @@ class Dispatcher:
         hand.worker = event.worker
         return True
 
-    def _again_after_error(self, hand: _Hand, event: JobEvent | None) -> None:
-        """Begin a new attempt: Dask runs the key again, as it was submitted with retries."""
-        hand.tries += 1
-        hand.retrying = False
-        total = hand.spec.retries + 1
-        if event is not None:
-            self._record(replace(event, attempt=hand.attempt, status=None, error=None, result=None))
-        self._next_attempt(hand, f"Try {hand.tries} of {total} failed; the job is tried again")
+    def _may_try_again(self, hand: Hand) -> bool:
+        return hand.tries < hand.spec.retries and not hand.canceled
 
-    def _next_attempt(self, hand: _Hand, why: str) -> None:
-        if hand.run is not None:
-            hand.closed.add(hand.run)
-        hand.run = None
-        hand.worker = None
-        hand.attempt += 1
-        hand.status = JobStatus.QUEUED
+    def _try_again(self, hand: Hand) -> None:
+        hand.tries += 1
+        pause = self._backoff.pause(hand.tries)
+        what = f"Try {hand.tries} of {hand.spec.retries + 1} failed; the job is tried again"
+        self._next_attempt(hand, f"{what} in {pause:g} s" if pause else what)
+        self._fresh_key(hand)
+
+        def resume() -> None:
+            hand.pause = None
+            self.gate.start([hand])
+
+        hand.pause = self._cluster.call_later(pause, resume)
+
+    def _next_attempt(self, hand: Hand, why: str) -> None:
+        hand.close_run()
         self._say(hand, status=JobStatus.QUEUED, log=f"{why} as attempt {hand.attempt}.\n")
+
+    def _fresh_key(self, hand: Hand) -> None:
+        """Leave the present key to Dask; the next run has another one."""
+        self._by_key.pop(hand.spec.key, None)
+        self._cluster.drop([hand.spec.key])
+        hand.spec = replace(hand.spec, attempt=hand.attempt)
+        hand.ended_on = hand.nbytes = None
+        self._by_key[hand.spec.key] = hand
 
     # -- from Dask ----------------------------------------------------------------------------
 
     def placed(self, key: str, worker: str) -> None:
         """Take note that Dask has placed a key on a worker."""
-        hand = self._by_key[key]
+        hand = self._by_key.get(key)
+        if hand is None:
+            return
         hand.ended_on = None
         if hand.run is None:
             hand.worker = worker
 
-    def ended(self, key: str, worker: str | None) -> None:
-        """Take note that a key has ended on a worker, which may be another than it began on."""
+    def ended(self, key: str, worker: str | None, nbytes: int | None = None) -> None:
+        """Take note that a key has ended on a worker, which may be another than it began on.
+
+        ``nbytes`` is the size of its value; without one it has ended in an error.
+        """
         hand = self._by_key.get(key)
-        if hand is not None:
-            hand.ended_on = worker
+        if hand is None:
+            return
+        hand.ended_on = worker
+        hand.nbytes = nbytes
+        if hand.told:
+            self._after_both_ends(hand)
 
     def taken_away(self, key: str, worker: str | None, *, alive: bool) -> None:
         """Take note that a key is on its worker no longer, but wanted: it will run again.
 
-        A worker that is ``alive`` still has told Dask that the task raised.
+        A worker that is ``alive`` was not lost; Dask had another reason.
+        """
+        hand = self._by_key.get(key)
+        if hand is None:
+            return
+        hand.ended_on = None
+        if hand.told:  # a job whose end is told does not run again
+            self._after_both_ends(hand)
+        elif hand.run is None:
+            hand.worker = None
+        elif alive and hand.canceled:
+            self._cluster.drop([key])
+        elif alive:
+            where = worker or hand.worker
+            self._next_attempt(hand, f"Dask took the job from worker {where}; it is tried again")
+        else:
+            self._lost(hand, worker or hand.worker or "its worker")
+
+    def _lost(self, hand: Hand, worker: str) -> None:
+        hand.lost_on.append(worker)
+        if hand.canceled:
+            self._end(hand, JobStatus.CANCELED)
+        else:
+            why = f"Worker {worker} was lost while the job ran; it is tried again"
+            self._next_attempt(hand, why)
+
+    def failed(self, key: str, reason: str, *, raised: bool = False) -> None:
+        """Take note that Dask has given up on a key, which no run has told the end of.
+
+        ``raised`` says that the run raised, so that it may be tried again.
         """
         hand = self._by_key.get(key)
         if hand is None or hand.told:
             return
-        hand.ended_on = None
-        if hand.run is None:
-            hand.worker = None
-            return
-        if hand.retrying:  # what is lost now had not begun
-            return
-        if alive and hand.canceled:
-            self._cluster.drop([key])
-            return
-        if alive and hand.tries < hand.spec.retries:
-            hand.retrying = True
-            return
-        lost = worker or hand.worker or "its worker"
-        hand.lost_on.append(lost)
         if hand.canceled:
             self._end(hand, JobStatus.CANCELED)
-            self._cluster.drop([key])
-        else:
-            self._next_attempt(hand, f"Worker {lost} was lost while the job ran; it is tried again")
-
-    def failed(self, key: str, reason: str) -> None:
-        """Take note that Dask has given up on a key, which no run has told the end of."""
-        hand = self._by_key.get(key)
-        if hand is None or hand.told:
             return
-        if hand.canceled:
-            self._end(hand, JobStatus.CANCELED)
+        if raised and self._may_try_again(hand):
+            self._say(hand, log=reason + "\n")
+            self._try_again(hand)
             return
         if hand.lost_on:
             reason = f"{reason} Workers lost: {', '.join(hand.lost_on)}."
-        self._end(hand, JobStatus.ERROR, log=reason + "\n", error=reason)
+        self._refuse(hand, reason)
 
     def is_open(self, key: str) -> bool:
         """Say whether the end of the job under this key is not known yet."""
@@ -248,18 +299,30 @@ class Dispatcher:
         return hand is not None and not hand.told
 
     def forgotten(self, key: str) -> None:
-        """Take note that Dask has forgotten a key whose end is not known: submit it again."""
+        """Take note that Dask has forgotten a key; if its end is not known it runs again."""
+        self.kept.lose(key)
         hand = self._by_key.get(key)
-        if hand is None or hand.told:
+        if hand is None:
+            return
+        hand.nbytes = None
+        if hand.told:
+            self._after_both_ends(hand)
             return
         if hand.canceled:
             self._end(hand, JobStatus.CANCELED)
             return
-        del self._by_key[key]
-        self._next_attempt(hand, "Dask forgot the task before it told its end; it runs again")
-        hand.spec = replace(hand.spec, attempt=hand.attempt)
-        self._by_key[hand.spec.key] = hand
-        self._cluster.submit([hand.spec])
+        hand.forgotten += 1
+        if hand.forgotten > _MOST_FORGOTTEN:
+            reason = (
+                f"Dask forgot the task {hand.forgotten} times before it told its end, so it is "
+                "not tried again. Look in the scheduler's log for why, and start the job anew."
+            )
+            self._refuse(hand, reason)
+            return
+        if hand.attempt == hand.spec.attempt:  # else the run before was closed already
+            self._next_attempt(hand, "Dask forgot the task before it told its end; it runs again")
+        self._fresh_key(hand)
+        self.gate.start([hand])
 
     # -- from Girder --------------------------------------------------------------------------
 
@@ -277,22 +340,49 @@ class Dispatcher:
                 self._cluster.stop(worker, [job_id])
             self._let_go(hand, drop=True)
         elif hand.told:
-            self._let_go(hand, drop=False)
+            hand.acknowledged = True
+            if hand.over:
+                self._let_go(hand, drop=False)
 
     # -- within -------------------------------------------------------------------------------
 
     def _end(
-        self, hand: _Hand, status: JobStatus, *, log: str | None = None, error: str | None = None
+        self, hand: Hand, status: JobStatus, *, log: str | None = None, error: str | None = None
     ) -> None:
         hand.status = status
-        hand.told = True
         self._say(hand, status=status, log=log, error=error)
+        self._after_end(hand)
+
+    def _refuse(self, hand: Hand, reason: str) -> None:
+        self._end(hand, JobStatus.ERROR, log=reason + "\n", error=reason)
+
+    def _after_end(self, hand: Hand) -> None:
+        """See to all that its end means for others."""
+        hand.told = True
+        hand.stop_waiting()
+        if hand.status != JobStatus.SUCCESS or hand.nbytes is not None:
+            self._after_both_ends(hand)
+        for job_id in self._needs.remove(hand.spec.id):
+            self.kept.reconsider(job_id)
+
+    def _after_both_ends(self, hand: Hand) -> None:
+        """See to what becomes of its value: its end is told by the run and by Dask."""
+        if hand.over:
+            return
+        hand.over = True
+        if hand.status != JobStatus.SUCCESS or hand.nbytes is None:
+            self._cluster.drop([hand.spec.key])
+        else:
+            self.kept.add(hand.spec.id, hand.spec.key, hand.nbytes, stored=hand.stored)
+        self.gate.tell(hand.spec.id)
+        if hand.acknowledged:
+            self._let_go(hand, drop=False)
 
     def _say(
         self,
-        hand: _Hand,
+        hand: Hand,
         *,
-        status: JobStatus,
+        status: JobStatus | None = None,
         log: str | None = None,
         error: str | None = None,
     ) -> None:
@@ -301,15 +391,23 @@ class Dispatcher:
                 id=hand.spec.id,
                 attempt=hand.attempt,
                 time=time.time(),
-                status=int(status),
+                status=None if status is None else int(status),
                 log=log,
                 error=error,
             )
         )
 
-    def _let_go(self, hand: _Hand, *, drop: bool) -> None:
-        self._by_id.pop(hand.spec.id, None)
+    def _let_go(self, hand: Hand, *, drop: bool) -> None:
+        job_id = hand.spec.id
+        hand.stop_waiting()
+        self._by_id.pop(job_id, None)
         self._by_key.pop(hand.spec.key, None)
-        self._forget(hand.spec.id, hand.attempt)
+        self._forget(job_id, hand.attempt)
+        for free in self._needs.remove(job_id):
+            self.kept.reconsider(free)
         if drop:
+            self.kept.let_go(job_id)
             self._cluster.drop([hand.spec.key])
+        elif hand.told:
+            self._needs.learn(Outcome(job_id, hand.status, hand.spec.title))
+        self.gate.tell(job_id)

@@ -11,7 +11,7 @@ from typing import Any
 
 from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundError, TransformError
 from girder_dask.jobs import JobSpec, JobStatus
-from girder_dask.payload import pack_exception
+from girder_dask.remote_errors import pack_exception
 
 __all__ = [
     "Failure",
@@ -58,7 +58,7 @@ class Failure:
     error
         The same in one line, None for a canceled job.
     exception
-        What was raised, packed by :func:`girder_dask.payload.pack_exception`.
+        What was raised, packed by :func:`girder_dask.remote_errors.pack_exception`.
     cause
         What was raised, where it is at hand.
     """

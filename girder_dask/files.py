@@ -58,7 +58,7 @@ class FileCache:
     >>> with contextlib.closing(cache.use()) as use:
     ...     path = use.get('https://example.org/api/v1', file, lambda part: part.write_text('hi'))
     ...     path.name, path.read_text()
-    (1, 'hi')
+    ('a.txt', 'hi')
     """
 
     def __init__(self, directory: str | os.PathLike[str], max_bytes: int) -> None:

@@ -201,7 +201,7 @@ class JobEvent(Wire):
     ``time`` is in seconds since the epoch, when it happened. ``log`` is text to append,
     ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the packed
     return value, and ``error`` one line that says why a job ended in ERROR, with
-    ``exception`` packed by :func:`girder_dask.payload.pack_exception`. An event of a run
+    ``exception`` packed by :func:`girder_dask.remote_errors.pack_exception`. An event of a run
     names that execution and the address of its worker.
     """
 

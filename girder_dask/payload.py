@@ -8,7 +8,6 @@ start the task. Any other is pickled: opening it can run code of whoever made it
 
 from __future__ import annotations
 
-import builtins
 import itertools
 import pickle
 import reprlib
@@ -26,16 +25,12 @@ from girder_dask.transforms import detached, is_transform
 __all__ = [
     "Call",
     "Dependency",
-    "arguments_of",
     "is_plain",
     "open_call",
-    "open_exception",
     "open_value",
     "pack_call",
-    "pack_exception",
     "pack_value",
     "readable",
-    "rebuilt",
 ]
 
 # The first byte of a call or a value says how the rest is written.
@@ -241,105 +236,6 @@ def open_value(data: bytes, *, unpickle: bool) -> Any:
     if not unpickle:
         raise ValueError("the value is pickled")
     return pickle.loads(rest)
-
-
-# What is kept of an exception, in bytes and characters.
-_MOST_EXCEPTION = 128 * 1024
-_MOST_TRACEBACK = 64 * 1024
-
-
-def pack_exception(error: BaseException, text: str) -> bytes:
-    """Return what a task raised as bytes, to raise it again elsewhere.
-
-    Parameters
-    ----------
-    text
-        Its traceback, as people read it.
-
-    Examples
-    --------
-    >>> error, text = open_exception(pack_exception(KeyError('coins'), 'Traceback'), unpickle=False)
-    >>> error, text
-    (KeyError('coins'), 'Traceback')
-    """
-    import cloudpickle
-
-    kind, args = type(error), arguments_of(error)
-    known: dict[str, Any] = {
-        "type": f"{kind.__module__}.{kind.__qualname__}",
-        "text": text[-_MOST_TRACEBACK:],
-    }
-    try:
-        if kind.__module__ == "builtins" and len(dump_plain(args)) <= _MOST_EXCEPTION:
-            known["args"] = args
-    except (TypeError, ValueError, RecursionError):
-        pass  # then it can be had from the pickle alone
-    try:
-        # Not the exception itself: many cannot be unpickled, as their __init__ takes other
-        # arguments than it hands on.
-        pickled = cloudpickle.dumps((kind, args, vars(error)))
-        if len(pickled) <= _MOST_EXCEPTION:
-            known["pickled"] = pickled
-    except Exception as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
-        known["unpicklable"] = repr(e)[:1000]
-    return dump_plain(known)
-
-
-def arguments_of(error: BaseException) -> tuple[Any, ...]:
-    """Return what a built-in exception was made with, also where ``args`` is short of it."""
-    if isinstance(error, OSError) and error.filename is not None:
-        more = (None, error.filename2) if error.filename2 is not None else ()
-        return (*error.args, error.filename, *more)
-    return error.args
-
-
-def rebuilt(kind: type[Any], args: tuple[Any, ...], state: Mapping[str, Any]) -> Any:
-    """Make an exception anew without its own ``__init__``, which may take other arguments.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If that cannot be.
-    """
-    error = kind.__new__(kind, *args)
-    # Built-in classes keep some arguments in fields of their own, such as errno.
-    native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
-    native.__init__(error, *args)
-    vars(error).update(state)
-    return error
-
-
-def open_exception(data: bytes, *, unpickle: bool) -> tuple[BaseException | None, str]:
-    """Open what :func:`pack_exception` returned.
-
-    Parameters
-    ----------
-    unpickle
-        Whether it may be unpickled, which can run code of whoever raised it. A built-in
-        exception with plain arguments needs none.
-
-    Returns
-    -------
-    tuple
-        The exception, None where it cannot be had, and its traceback as text.
-    """
-    known = load_plain(data)
-    text = str(known.get("text", ""))
-    if unpickle and "pickled" in known:
-        try:
-            error = rebuilt(*pickle.loads(known["pickled"]))
-        except Exception:  # noqa: BLE001 - for example a package that is not installed here
-            error = None
-        if isinstance(error, BaseException):
-            return error, text
-    module, _, name = str(known.get("type", "")).partition(".")
-    kind = getattr(builtins, name, None) if module == "builtins" else None
-    if isinstance(kind, type) and issubclass(kind, Exception) and "args" in known:
-        try:
-            return rebuilt(kind, known["args"], {}), text
-        except (TypeError, ValueError):  # its arguments were changed after it was made
-            return None, text
-    return None, text
 
 
 class _Short(reprlib.Repr):

@@ -28,7 +28,8 @@ from girder_dask.interruption import Interruption
 from girder_dask.isolation import ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.outbox import Outbox, RunOutlet
-from girder_dask.payload import Call, open_call, open_exception, pack_value
+from girder_dask.payload import Call, open_call, pack_value
+from girder_dask.remote_errors import open_exception
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 from girder_dask.transfers import Transfers

@@ -91,7 +91,7 @@ class StoredResult:
     """What is kept of the end of a job: the packed value, or why there is none.
 
     ``exception`` is what the task raised, packed by
-    :func:`girder_dask.payload.pack_exception`. ``status`` is the state of the job, where
+    :func:`girder_dask.remote_errors.pack_exception`. ``status`` is the state of the job, where
     it came along.
     """
 

@@ -12,15 +12,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
-from girder_dask import calls, describing, submit, without_job
+from girder_dask import calls, describing, futures, submit, without_job
 from girder_dask.calls import TaskSettings
 from girder_dask.composition import Signature
 from girder_dask.context import current_job
 from girder_dask.errors import SubmissionError, TaskNotFoundError
-from girder_dask.packages import modules_of_tasks
 from girder_dask.result import JobResult, MapResult
 
-__all__ = ["Task", "discover", "find_task", "task"]
+__all__ = ["Task", "find_task", "task"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -385,23 +384,3 @@ def find_task(name: str) -> Task[Any, Any]:
             "Install the same version of its package here as in Girder."
         )
     return found
-
-
-def discover() -> dict[str, Task[Any, Any]]:
-    """Import every module that the entry point group ``girder_dask.tasks`` names.
-
-    Returns
-    -------
-    dict
-        The tasks by name, in order of their names.
-
-    Raises
-    ------
-    ImportError
-        If a module that is named cannot be imported.
-    """
-    found: dict[str, Task[Any, Any]] = {}
-    for name in modules_of_tasks():
-        module = importlib.import_module(name)
-        found |= {value.name: value for value in vars(module).values() if isinstance(value, Task)}
-    return dict(sorted(found.items()))

@@ -114,7 +114,7 @@ class WithoutJob:
             return JobStatus.SUCCESS if self._value[1] is None else JobStatus.ERROR
         names = {"finished": JobStatus.SUCCESS, "pending": JobStatus.QUEUED}
         names |= {"cancelled": JobStatus.CANCELED}
-        return names.get(self.future.status, JobStatus.ERROR)
+        return names.get(str(self.future.status), JobStatus.ERROR)
 
     @property
     def state(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from girder.constants import AccessType
+from girder.models.file import File
 from girder.plugin import GirderPlugin, getPlugin, registerPluginStaticContent
 from girder_jobs.models.job import Job
 
@@ -40,6 +41,8 @@ class DaskPlugin(GirderPlugin):
         records.ensure_indices()
         artifacts.ensure()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
+        # So that workers can check what they fetch, and know when a copy is still good.
+        File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
 
         backend = GirderBackend()
         events.bind(backend)

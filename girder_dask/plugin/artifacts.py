@@ -21,6 +21,8 @@ from girder.utility import RequestBodyStream
 from girder.utility.model_importer import ModelImporter
 from girder_jobs.models.job import Job
 
+from girder_dask.plugin import records
+
 __all__ = [
     "ARTIFACT_INDEX",
     "ATTACHED_TO",
@@ -80,12 +82,12 @@ def check_name(name: str) -> str:
 
 def list_of(job_id: ObjectId) -> list[dict[str, Any]]:
     """Return the artifacts of a job by name."""
-    return list(File().collection.find(_of(job_id), sort=[("name", 1)]))
+    return list(_files().find(_of(job_id), sort=[("name", 1)]))
 
 
 def find(job_id: ObjectId, name: str) -> dict[str, Any] | None:
     """Return an artifact of a job, None if it has none of that name."""
-    found: dict[str, Any] | None = File().collection.find_one(
+    found: dict[str, Any] | None = _files().find_one(
         {**_of(job_id), "name": name}, sort=[("created", -1)]
     )
     return found
@@ -116,7 +118,7 @@ def add(
     GirderException
         If the assetstore does not take them.
     """
-    before = list(File().collection.find({**_of(job["_id"]), "name": check_name(name)}))
+    before = list(_files().find({**_of(job["_id"]), "name": check_name(name)}))
     upload = Upload().createUpload(
         user=user,
         name=name,
@@ -174,6 +176,10 @@ def remove_all(job_id: ObjectId) -> None:
             File().remove(artifact)
         except (GirderException, OSError):
             logger.exception("The artifact %s of job %s is left", artifact["_id"], job_id)
+
+
+def _files() -> Any:
+    return records.collection(File())
 
 
 def _of(job_id: ObjectId) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 from girder.api import access
@@ -57,6 +57,6 @@ def _path(file: dict[str, Any]) -> str | None:
     except FilePathException:
         return None
     # A path that leads elsewhere would have a worker read what is no file of Girder.
-    if path is None or not os.path.isabs(path) or not os.path.isfile(path):
+    if path is None or not Path(path).is_absolute() or not Path(path).is_file():
         return None
-    return str(os.path.realpath(path))
+    return str(Path(path).resolve())

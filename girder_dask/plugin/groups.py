@@ -169,9 +169,7 @@ def _recount(ids: Sequence[ObjectId]) -> None:
         )
         counts = _count([group["_id"] for group in groups])
         changes = [
-            change
-            for group in groups
-            if (change := Parent(group, now).counted(counts[group["_id"]])) is not None
+            change for group in groups if (change := _tally(group, counts[group["_id"]], now))
         ]
         _keep_errors(changes, now)
         written = _write(changes)
@@ -220,6 +218,10 @@ def _keep_errors(changes: Sequence[Change], now: datetime) -> None:
     records.keep_results(
         [(c.job["_id"], 1, None, "".join(c.text).partition("\n")[0], None, now) for c in failed]
     )
+
+
+def _tally(group: dict[str, Any], count: Count, now: datetime) -> Change | None:
+    return Parent(group, now).counted(count, lambda: _failures(group["_id"], count))
 
 
 def _failures(group_id: ObjectId, count: Count) -> str:

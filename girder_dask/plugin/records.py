@@ -35,12 +35,12 @@ __all__ = [
     "dependencies",
     "ensure_indices",
     "forget",
+    "is_stopping",
     "keep_results",
     "load_specs",
     "own_tokens",
     "payload_pieces",
     "result",
-    "is_stopping",
     "running_job",
     "set_tokens",
     "states",
@@ -65,7 +65,7 @@ CHILDREN_INDEX = "dask_children"
 GROUP_INDEX = "dask_groups"
 
 #: The index over the tokens that belong to a job.
-TOKEN_INDEX = "dask_token"
+TOKEN_INDEX = "dask_token"  # noqa: S105
 
 _OPTIONS = (
     "api_url",

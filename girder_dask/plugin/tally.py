@@ -6,7 +6,7 @@ reads and writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,7 +24,7 @@ _WAITING = (JobStatus.INACTIVE, JobStatus.QUEUED)
 
 @dataclass(slots=True)
 class Count:
-    """How many jobs of a group are in which state."""
+    """How many jobs of a group are in which state; ``started`` have left the queue."""
 
     total: int = 0
     started: int = 0
@@ -34,9 +34,11 @@ class Count:
 
     @property
     def ended(self) -> int:
+        """How many have ended in any way."""
         return self.done + self.failed + self.canceled
 
     def add(self, status: int, number: int) -> None:
+        """Count some jobs in a state."""
         self.total += number
         if status not in _WAITING:
             self.started += number
@@ -50,7 +52,7 @@ class Count:
 
 @dataclass(slots=True)
 class Change:
-    """What is written to the parent job of a group; see :class:`girder_dask.plugin.notices.Change`."""
+    """What is written to the parent job; a :class:`girder_dask.plugin.notices.Change`."""
 
     job: dict[str, Any]
     read: dict[str, Any]
@@ -82,8 +84,11 @@ class Parent:
         self._advance(JobStatus.CANCELING)
         return self._change()
 
-    def counted(self, count: Count) -> Change | None:
-        """Return the change to what was counted, None if there is none."""
+    def counted(self, count: Count, failures: Callable[[], str]) -> Change | None:
+        """Return the change to what was counted, None if there is none.
+
+        ``failures`` is asked what to say of the jobs that failed, if all have ended.
+        """
         if not self._take(count):
             return None
         if self._job["status"] in FINAL:
@@ -93,7 +98,7 @@ class Parent:
         if count.started > count.canceled and self._job["status"] in _WAITING:
             self._advance(JobStatus.RUNNING)
         if count.ended == count.total:
-            self._end(count)
+            self._end(count, failures)
         if self._group == self._job["dask"]["group"] and not self._stamps:
             return None
         return self._change()
@@ -120,13 +125,14 @@ class Parent:
         )
         return True
 
-    def _end(self, count: Count) -> None:
+    def _end(self, count: Count, failures: Callable[[], str]) -> None:
         end = self._last_state(count)
         if end == JobStatus.SUCCESS and self._job["status"] in _WAITING:
             self._advance(JobStatus.RUNNING)
         self._advance(end)
         self._group["open"] = False
-        self.failed = count.failed > 0
+        if count.failed:
+            self._text.insert(0, failures())
 
     def _last_state(self, count: Count) -> JobStatus:
         stopping = self._job["status"] == JobStatus.CANCELING
@@ -145,16 +151,16 @@ class Parent:
 
     def _change(self) -> Change:
         job, group = self._job, {**self._group, "revision": self._group["revision"] + 1}
-        progress = progress(group)
-        progressed = progress != job["progress"]
+        reached = progress(group)
+        progressed = reached != job["progress"]
         job["timestamps"] = [*job["timestamps"], *self._stamps]
         job["dask"] = {**job["dask"], "group": group}
-        job.update(progress=progress, updated=self._now)
+        job.update(progress=reached, updated=self._now)
         change: dict[str, Any] = {
             "$set": {
                 "updated": self._now,
                 "status": job["status"],
-                "progress": progress,
+                "progress": reached,
                 "dask.group": group,
             }
         }
@@ -166,6 +172,11 @@ class Parent:
 
 
 def progress(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the progress of a parent job from its subdocument ``dask.group``.
+
+    >>> progress({"total": 5, "done": 2, "failed": 1, "canceled": 0})["message"]
+    '3 of 5 jobs have ended, 1 failed'
+    """
     total = group["total"]
     ended = group["done"] + group["failed"] + group["canceled"]
     message = f"{ended} of {total} jobs have ended"

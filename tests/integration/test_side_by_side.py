@@ -8,7 +8,7 @@ girder_worker differs, DIFFERENCES says so and why.
 from __future__ import annotations
 
 import importlib.util
-import re
+import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,116 +27,136 @@ spec = importlib.util.find_spec("ported_tasks")
 assert spec is not None
 assert spec.origin is not None
 PACKAGE = Path(spec.origin).parent
-STARTS = re.findall(r"^        ([a-z_]+),$", (PACKAGE / "starts.py").read_text(), re.MULTILINE)
 
-#: How many jobs a start makes, if not one.
-JOBS = {"a_chain": 3, "a_group": 3, "parent": 2}
-DEADLINE = 45.0
+#: The titles of the jobs of each start.
+TITLES = {
+    "add": ["Add"],
+    "fields": ["Another title"],
+    "options": ["By apply_async"],
+    "plain": ["Plain"],
+    "steps": ["Steps"],
+    "states": ["States"],
+    "surroundings": ["Surroundings"],
+    "file_size": ["Size"],
+    "direct": ["Direct"],
+    "item_contents": ["Contents"],
+    "nested": ["Total"],
+    "metadata": ["Measure"],
+    "to_folder": ["Report"],
+    "to_item": ["Addition"],
+    "tree": ["Tree"],
+    "both": ["Both"],
+    "artifact": ["Artifact"],
+    "own_transforms": ["Echo"],
+    "fails": ["Fails"],
+    "missing": ["Missing"],
+    "waits": ["Waits"],
+    "parent": ["Parent", "Child"],
+    "described": ["Scale"],
+    "describes": ["Describes"],
+    "a_chain": ["First", "Second", "Third"],
+    "a_group": ["Member 0", "Member 1", "Member 2"],
+}
+
+#: Seconds until all jobs have ended on both sides.
+DEADLINE = 40.0
 
 
 @dataclass
 class Seen:
     """What one start has left in one Girder."""
 
-    jobs: list[dict[str, Any]] = field(default_factory=list)
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class Run:
-    """One start in one Girder, by a user of its own."""
+class Side:
+    """All starts in one Girder, by one user, each with a folder of its own."""
 
-    site: TestStack
-    name: str
-    user: User = field(init=False)
-    ids: dict[str, str] = field(init=False)
+    def __init__(self, site: TestStack) -> None:
+        self.site = site
+        self.user = site.create_user()
+        self.client = self.user.client
+        self.ids: dict[str, dict[str, str]] = {}
+        self._canceled = False
 
-    def start(self) -> None:
-        self.user = self.site.create_user()
-        client = self.user.client
-        folder = client.createFolder(self.user.folder["_id"], "data")
-        file = self.site.upload(b"three words here", "words.txt", client=client)
-        item = client.createItem(folder["_id"], "pair")
-        for name in ("one.txt", "two.txt"):
-            self.upload_to(item["_id"], name)
-        self.ids = {"fileId": file["_id"], "itemId": item["_id"], "folderId": folder["_id"]}
-        client.post(f"ported/start/{self.name}", parameters=self.ids)
-
-    def upload_to(self, item_id: str, name: str) -> None:
-        import io
-
-        data = f"content of {name}".encode()
-        self.user.client.uploadFile(
-            item_id, io.BytesIO(data), name, len(data), parentType="item"
-        )
-
-    def ended(self) -> bool:
-        """Say whether all jobs have ended. A job that waits for it is canceled."""
-        jobs = self.jobs()
-        for job in jobs:
-            if self.name == "waits" and job["status"] == JobStatus.RUNNING:
-                if "waiting" in self.log(job):
-                    self.user.client.put(f"job/{job['_id']}/cancel")
-        ended = [job for job in jobs if job["status"] in FINAL]
-        return len(ended) == JOBS.get(self.name, 1)
-
-    def jobs(self) -> list[dict[str, Any]]:
-        return list(self.user.client.get("job", parameters={"limit": 0}))
-
-    def log(self, job: dict[str, Any]) -> str:
-        log = self.user.client.get(f"job/{job['_id']}").get("log") or []
-        return log if isinstance(log, str) else "".join(log)
-
-    def look(self) -> Seen:
-        """Return what is there, without what differs from Girder to Girder."""
-        client = self.user.client
-        seen = Seen()
-        titles = {job["_id"]: job["title"] for job in self.jobs()}
-        for job in sorted(self.jobs(), key=lambda job: str(job["title"])):
-            seen.jobs.append(
-                {
-                    "title": job["title"],
-                    "type": job["type"],
-                    "public": job["public"],
-                    "status": JobStatus(job["status"]).name,
-                    "ported": job.get("ported"),
-                    "progress": progress(job),
-                    "args": self.named(job["args"]),
-                    "kwargs": self.named(job["kwargs"]),
-                    "parent": titles.get(job.get("parentId")),
-                    "mine": job["userId"] == self.user.id,
-                    "log": self.log(job),
-                }
+    def start(self, name: str) -> None:
+        folder = self.client.createFolder(self.user.folder["_id"], name)
+        item = self.client.createItem(folder["_id"], "pair")
+        for file in ("one.txt", "two.txt"):
+            data = f"content of {file}".encode()
+            self.client.uploadFile(
+                item["_id"], io.BytesIO(data), file, len(data), parentType="item"
             )
-        for item in self.items(self.ids["folderId"]):
-            seen.metadata[item["name"]] = item["meta"]
-            for file in client.listFile(item["_id"]):
-                seen.files[f"{item['path']}/{file['name']}"] = content(client, file["_id"])
+        self.ids[name] = {
+            "fileId": self.site.upload(b"three words here", "words.txt", client=self.client)["_id"],
+            "itemId": item["_id"],
+            "folderId": folder["_id"],
+        }
+        self.client.post(f"ported/start/{name}", parameters=self.ids[name])
+
+    def jobs(self) -> dict[str, dict[str, Any]]:
+        """Return the jobs by their titles."""
+        jobs = self.client.get("job", parameters={"limit": 0})
+        found = {job["title"]: job for job in jobs}
+        assert len(found) == len(jobs)
+        return found
+
+    def unfinished(self) -> list[str]:
+        """Return the titles of jobs that have not ended. The one that waits is canceled."""
+        jobs = self.jobs()
+        waits = jobs["Waits"]
+        if waits["status"] == JobStatus.RUNNING and not self._canceled:
+            if "waiting" in self.site.log(waits["_id"]):
+                self.client.put(f"job/{waits['_id']}/cancel")
+                self._canceled = True
+        wanted = {title for titles in TITLES.values() for title in titles}
+        return sorted(wanted - {t for t, job in jobs.items() if job["status"] in FINAL})
+
+    def look(self, name: str) -> Seen:
+        """Return what a start has left, without what differs from Girder to Girder."""
+        jobs = self.jobs()
+        seen = Seen({title: self.shown(jobs, title, name) for title in TITLES[name]})
+        for item in self.items(self.ids[name]["folderId"]):
+            if item["meta"]:
+                seen.metadata[item["name"]] = item["meta"]
+            for file in self.client.listFile(item["_id"]):
+                seen.files[f"{item['path']}/{file['name']}"] = content(self.client, file["_id"])
         return seen
 
+    def shown(self, jobs: dict[str, dict[str, Any]], title: str, name: str) -> dict[str, Any]:
+        job = self.site.job(jobs[title]["_id"])
+        parents = [t for t, other in jobs.items() if other["_id"] == job.get("parentId")]
+        progress = job.get("progress") or {}
+        return {
+            "type": job["type"],
+            "public": job["public"],
+            "status": JobStatus(job["status"]).name,
+            "ported": job.get("ported"),
+            "progress": [progress.get(key) for key in ("total", "current", "message")],
+            "args": self.named(job["args"], name),
+            "kwargs": self.named(job["kwargs"], name),
+            "parent": parents,
+            "mine": job["userId"] == self.user.id,
+            "log": "".join(job.get("log") or []),
+        }
+
     def items(self, folder: str, path: str = "") -> Iterator[dict[str, Any]]:
-        for item in self.user.client.listItem(folder):
+        for item in self.client.listItem(folder):
             yield {**item, "path": f"{path}/{item['name']}"}
-        for inner in self.user.client.listFolder(folder):
+        for inner in self.client.listFolder(folder):
             yield from self.items(inner["_id"], f"{path}/{inner['name']}")
 
-    def named(self, value: Any) -> str:
-        """Return arguments with the names of what they stand for in place of ids."""
+    def named(self, value: Any, start: str) -> str:
+        """Return arguments with names in place of the ids of this Girder."""
         text = repr(value)
-        for name, identity in self.ids.items():
+        for name, identity in self.ids[start].items():
             text = text.replace(identity, name)
         return text
 
 
-def progress(job: dict[str, Any]) -> Any:
-    now = job.get("progress") or {}
-    return now.get("total"), now.get("current"), now.get("message")
-
-
 def content(client: Any, file_id: str) -> str:
-    import io
-
     stream = io.BytesIO()
     client.downloadFile(file_id, stream)
     return stream.getvalue().decode()
@@ -158,32 +178,31 @@ def worker_site(
 
 
 @pytest.fixture(scope="module")
-def seen(girder_stack: TestStack, worker_site: WorkerSite) -> dict[str, tuple[Seen, Seen]]:
-    """Take every way to start on both sides, all at once, and look at what came of it."""
-    pairs = {name: (Run(girder_stack, name), Run(worker_site, name)) for name in STARTS}
-    pending = [run for pair in pairs.values() for run in pair]
-    for run in pending:
-        run.start()
+def sides(girder_stack: TestStack, worker_site: WorkerSite) -> tuple[Side, Side]:
+    """Take every way to start on both sides, and return when all jobs have ended."""
+    both = Side(girder_stack), Side(worker_site)
+    for name in TITLES:
+        for side in both:
+            side.start(name)
     deadline = time.monotonic() + DEADLINE
-    while pending and time.monotonic() < deadline:
-        pending = [run for run in pending if not run.ended()]
-        time.sleep(0.1)
-    for run in pending:
-        shown = [(job["title"], job["status"], run.log(job)) for job in run.jobs()]
-        raise AssertionError(
-            f"{run.name} has not ended on {type(run.site).__name__}: {shown}\n"
-            f"{run.site.recent_logs(60)}"
-        )
-    return {name: (ours.look(), theirs.look()) for name, (ours, theirs) in pairs.items()}
+    while any(side.unfinished() for side in both):
+        if time.monotonic() > deadline:
+            left = {type(side.site).__name__: side.unfinished() for side in both}
+            logs = [side.site.recent_logs(60) for side in both]
+            raise AssertionError("\n".join([f"These have not ended: {left}.", *logs]))
+        time.sleep(0.2)
+    return both
 
 
-def test_show(seen):
-    for name, (ours, theirs) in seen.items():
+def test_show(sides):
+    for name in TITLES:
+        ours, theirs = [side.look(name) for side in sides]
         if ours != theirs:
-            for a, b in zip(ours.jobs, theirs.jobs):
+            for title in ours.jobs:
+                a, b= ours.jobs[title], theirs.jobs[title]
                 for k in a:
                     if a[k] != b[k]:
-                        print(name, k, "OURS", repr(a[k]), "THEIRS", repr(b[k]))
+                        print(name, title, k, "OURS", repr(a[k]), "THEIRS", repr(b[k]))
             if ours.files != theirs.files: print(name, ours.files, theirs.files)
             if ours.metadata != theirs.metadata: print(name, ours.metadata, theirs.metadata)
     assert 0

@@ -12,8 +12,8 @@ from recording_backend import RecordingBackend
 from girder_dask import JobFailed, JobResult, MapResult, chain, chord, group, submit, task
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import JobStatus
-from girder_dask.payload import Dependency, is_plain, open_call, pack_exception, pack_value
-from girder_dask.remote_errors import RemoteTraceback, failure
+from girder_dask.payload import Dependency, is_plain, open_call, pack_value
+from girder_dask.remote_errors import RemoteTraceback, failure, pack_exception
 from girder_dask.submit import StoredResult
 from girder_dask.transforms import TemporaryDirectory
 

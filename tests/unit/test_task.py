@@ -17,6 +17,7 @@ from recording_backend import RecordingBackend
 
 from girder_dask import NotConnectedError, Task, app, current_job, girder_job, submit, task
 from girder_dask.context import RunningJob, current
+from girder_dask.discovery import discover
 from girder_dask.errors import (
     ArgumentError,
     PayloadTooLargeError,
@@ -26,7 +27,7 @@ from girder_dask.errors import (
 from girder_dask.jobs import HANDLER
 from girder_dask.packages import package_of
 from girder_dask.payload import open_call
-from girder_dask.task import discover, find_task
+from girder_dask.task import find_task
 from girder_dask.transforms import GirderFileId, GirderItemMetadata
 
 
@@ -342,7 +343,7 @@ def test_a_module_of_no_package_has_none() -> None:
 def test_the_tasks_of_a_really_installed_package_are_found() -> None:
     code = """
 from girder_dask.packages import package_of
-from girder_dask.task import discover
+from girder_dask.discovery import discover
 print(*discover(), package_of("my_worker_tasks"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,6 +11,7 @@ from collections import OrderedDict, namedtuple
 from pathlib import Path
 from typing import Any
 
+import dask
 import girder_client
 import pytest
 import requests
@@ -20,16 +21,21 @@ from hypothesis import strategies as st
 
 from girder_dask.errors import TransformError
 from girder_dask.leaves import map_leaves
+from girder_dask.transform import reason, safe_name
 from girder_dask.transforms import (
     GirderFileId,
+    GirderFileIdAllowDirect,
+    GirderFolderId,
     GirderItemId,
     GirderItemMetadata,
+    GirderUploadJobArtifact,
     GirderUploadToFolder,
     GirderUploadToItem,
+    ResultTransform,
     TemporaryDirectory,
-    _reason,
-    _safe_name,
+    Transform,
     detached,
+    explain,
     is_transform,
 )
 
@@ -131,11 +137,13 @@ def test_a_transform_travels_without_client_and_directory(tmp_path: Path) -> Non
     with client:
         file = GirderFileId("5f", gc=client)
         file.work_dir = tmp_path
+        file.cache = file.report = print
         assert detached(file) is not file
         assert detached(file).gc is None
         assert file.gc is client
         arrived = pickle.loads(pickle.dumps(file))
-    assert (arrived.file_id, arrived.gc, arrived.work_dir) == ("5f", None, None)
+    assert arrived.file_id == "5f"
+    assert [arrived.gc, arrived.work_dir, arrived.cache, arrived.report] == [None] * 4
 
 
 def test_what_holds_no_client_is_not_copied() -> None:
@@ -158,6 +166,14 @@ def test_those_of_girder_worker_are_detached_too() -> None:
     [
         (GirderFileId("5f"), "GirderFileId('5f')", "file_id"),
         (GirderItemId("5f"), "GirderItemId('5f')", "item_id"),
+        (GirderFolderId("5f"), "GirderFolderId('5f')", "folder_id"),
+        (
+            GirderFileIdAllowDirect("5f", "a.b", "/x/a.b"),
+            "GirderFileIdAllowDirect('5f', 'a.b', '/x/a.b')",
+            "file_id",
+        ),
+        (GirderFileIdAllowDirect("5f"), "GirderFileIdAllowDirect('5f', '')", "file_id"),
+        (GirderUploadJobArtifact("5f"), "GirderUploadJobArtifact('5f')", "job_id"),
         (GirderItemMetadata("5f"), "GirderItemMetadata('5f')", "item_id"),
         (GirderUploadToItem("5f"), "GirderUploadToItem('5f')", "item_id"),
         (GirderUploadToFolder("5f"), "GirderUploadToFolder('5f')", "folder_id"),
@@ -173,6 +189,45 @@ def test_an_object_id_of_the_database_is_taken_as_text() -> None:
 
     identifier = ObjectId()
     assert GirderFileId(identifier).file_id == str(identifier)
+
+
+OURS = [
+    TemporaryDirectory(),
+    GirderFileId("5f"),
+    GirderFileIdAllowDirect("5f", "a.txt", "/x"),
+    GirderItemId("5f"),
+    GirderFolderId("5f"),
+    GirderItemMetadata("5f"),
+    GirderUploadToItem("5f", True, {"reference": "r"}),
+    GirderUploadToFolder("5f", True, {"mimeType": "m"}, False),
+    GirderUploadJobArtifact("5f", "name"),
+    GirderUploadJobArtifact(),
+]
+
+
+def test_each_of_ours_is_tried_here() -> None:
+    from girder_dask import transforms
+
+    classes = {c for c in map(vars(transforms).get, transforms.__all__) if isinstance(c, type)}
+    assert {type(t) for t in OURS} == classes - {Transform, ResultTransform}
+
+
+@pytest.mark.parametrize("transform", OURS, ids=str)
+def test_a_transform_can_be_built_anew_from_its_arguments(transform: Any) -> None:
+    arguments = json.loads(json.dumps(transform.arguments()))
+    again = type(transform)(**arguments)
+    assert vars(again) == vars(transform)
+    assert again.arguments() == arguments
+    assert "gc" not in arguments
+    assert vars(pickle.loads(pickle.dumps(transform))) == {
+        k: v for k, v in vars(transform).items() if k != "gc"
+    }
+
+
+def test_what_a_transform_gave_away_is_its_own() -> None:
+    upload = GirderUploadToItem("5f", upload_kwargs={"reference": "r"})
+    upload.arguments()["upload_kwargs"]["reference"] = "another"
+    assert upload.upload_kwargs == {"reference": "r"}
 
 
 # -- messages ------------------------------------------------------------------------------
@@ -201,13 +256,38 @@ def answer(status: int, body: Any, reason: str = "Because") -> requests.HTTPErro
         (answer(502, b"<html>"), "Girder answered 502: Because"),
         (answer(500, {"message": "Disk full"}), "Girder answered 500: Disk full"),
         (answer(400, {"message": "Too many"}), "Girder answered 400: Too many"),
+        (answer(404, b""), "There is no such file in Girder (not found)."),
         (answer(500, {}), "Girder answered 500: Because"),
         (answer(500, b'"text"'), "Girder answered 500: Because"),
         (answer(500, b"[1]"), "Girder answered 500: Because"),
     ],
 )
 def test_an_answer_of_girder_becomes_a_sentence(error: requests.HTTPError, said: str) -> None:
-    assert _reason("file", error) == said
+    assert reason("file", error) == said
+
+
+def test_a_foreign_transform_that_girder_refuses_is_explained() -> None:
+    foreign = WorkerFileId("5f", gc=object())
+    error = explain(foreign, answer(403, {"message": "Read access denied."}))
+    assert isinstance(error, TransformError)
+    assert str(error) == (
+        "GirderFileId('5f'): The owner of the job may not do this (Read access denied.)."
+    )
+    gone = explain(Scaler(), answer(400, {"message": "Invalid item id (5f)."}))
+    assert str(gone) == (
+        "Scaler: There is no such file, item or folder in Girder (Invalid item id (5f).)."
+    )
+
+
+@pytest.mark.parametrize("error", [ValueError("5f"), TransformError("said"), OSError(28, "full")])
+def test_what_is_no_answer_of_girder_is_left_alone(error: Exception) -> None:
+    assert explain(GirderFileId("5f"), error) is None
+
+
+def test_a_worker_without_girder_says_so() -> None:
+    for transform, data in ((GirderFileId("5f"), ()), (GirderItemMetadata("5f"), ({},))):
+        with pytest.raises(TransformError, match=r"\('5f'\): there is no Girder.*girder.api-url"):
+            transform.transform(*data)
 
 
 def closed_port() -> int:
@@ -219,7 +299,8 @@ def closed_port() -> int:
 def test_a_girder_that_does_not_answer_is_no_riddle() -> None:
     port = closed_port()
     client = girder_client.GirderClient(apiUrl=f"http://127.0.0.1:{port}/api/v1")
-    with pytest.raises(TransformError) as caught:
+    impatient = dask.config.set({"girder.worker.retry-time": "0.3 s"})
+    with impatient, pytest.raises(TransformError) as caught:
         GirderFileId("5f3c", gc=client).transform()
     message = str(caught.value)
     assert message.startswith("GirderFileId('5f3c'): the file cannot be fetched. Girder did not")
@@ -239,10 +320,13 @@ def test_a_girder_that_does_not_answer_is_no_riddle() -> None:
         (".", "5f"),
         ("", "5f"),
         ("…ä b.nii.gz", "…ä b.nii.gz"),
+        ("ä" * 127 + ".z", "ä" * 126 + ".z"),
+        ("a" * 300 + ".nii.gz", "a" * 248 + ".nii.gz"),
+        ("." * 300, "." * 255),
     ],
 )
 def test_the_name_of_a_file_stays_in_its_directory(tmp_path: Path, name: str, safe: str) -> None:
-    assert _safe_name(name, "5f") == safe
+    assert safe_name(name, "5f") == safe
     assert (tmp_path / safe).parent.resolve() == tmp_path.resolve()
 
 
@@ -306,6 +390,8 @@ def test_local_data_is_deleted_only_where_that_was_asked_for(tree: Path, delete:
 def test_a_path_with_nothing_there_is_an_error_that_says_which(tmp_path: Path) -> None:
     with pytest.raises(TransformError, match=r"GirderUploadToItem\('5f'\).*nowhere.*no such file"):
         GirderUploadToItem("5f", gc=Recording()).transform(tmp_path / "nowhere")
+    with pytest.raises(TransformError, match="returned None, but there is no such file"):
+        GirderUploadToItem("5f", gc=Recording()).transform(None)
     relaxed = GirderUploadToFolder("5f", must_exist=False, gc=Recording())
     assert relaxed.transform(tmp_path / "nowhere") is None
     relaxed.cleanup()

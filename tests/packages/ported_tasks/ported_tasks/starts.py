@@ -61,7 +61,9 @@ def file_size(file, item, folder):
 
 
 def direct(file, item, folder):
-    return tasks.file_size.delay(GirderFileIdAllowDirect(str(file["_id"]), file["name"]))
+    return tasks.file_size.delay(
+        GirderFileIdAllowDirect(str(file["_id"]), file["name"]), girder_job_title="Direct"
+    )
 
 
 def item_contents(file, item, folder):
@@ -91,6 +93,7 @@ def to_item(file, item, folder):
     return tasks.report.delay(
         TemporaryDirectory(),
         "added.txt",
+        girder_job_title="Addition",
         girder_result_hooks=[GirderUploadToItem(str(item["_id"]), delete_file=True)],
     )
 
@@ -129,7 +132,7 @@ def fails(file, item, folder):
 
 
 def missing(file, item, folder):
-    return tasks.file_size.delay(GirderFileId("0123456789abcdef01234567"))
+    return tasks.file_size.delay(GirderFileId("0123456789abcdef01234567"), girder_job_title="Missing")
 
 
 def waits(file, item, folder):

@@ -36,9 +36,10 @@ def steps(self, n):
 @girder_job(title="States", type="progress")
 @app.task(bind=True)
 def states(self):
-    """Go through a state of its own."""
+    """Go through states of its own."""
     self.job_manager.updateStatus(JobStatus.CONVERTING_OUTPUT)
     self.job_manager.write("converting\n", forceFlush=True)
+    self.job_manager.updateStatus(JobStatus.PUSHING_OUTPUT)
 
 
 @girder_job(title="Surroundings", type="surroundings")

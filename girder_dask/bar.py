@@ -1,0 +1,55 @@
+"""The progress bar of terminals and notebooks.
+
+It is that of tqdm, a small package without dependencies of its own that draws in both.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = ["draw", "is_notebook", "is_seen"]
+
+
+def is_seen() -> bool:
+    """Say whether somebody looks: standard error is a terminal, or this is a notebook."""
+    return is_notebook() or bool(getattr(sys.stderr, "isatty", bool)())
+
+
+def draw(total: float | None, message: str | None = None, *, show: bool | None = None) -> Any:
+    """Return a bar with ``update(n)`` and ``close()``, one that shows nothing if nobody looks.
+
+    Parameters
+    ----------
+    total
+        How much there is to do, None if that is not known.
+    message
+        What stands before the bar.
+    show
+        Whether it is shown; None: if somebody looks.
+    """
+    show = is_seen() if show is None else show
+    if show and _has_widgets():
+        from tqdm.notebook import tqdm
+
+        return tqdm(total=total, desc=message)
+    from tqdm.std import tqdm as plain
+
+    return plain(total=total, desc=message, disable=not show, dynamic_ncols=True)
+
+
+def is_notebook() -> bool:
+    """Say whether this is a kernel of Jupyter, which shows what is written to it."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _has_widgets() -> bool:
+    if not is_notebook():
+        return False
+    try:
+        import ipywidgets  # noqa: F401
+    except ImportError:
+        return False
+    return True

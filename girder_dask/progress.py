@@ -1,0 +1,118 @@
+"""``progress()``: a loop that says how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from girder_dask import bar
+from girder_dask.context import JobManager, RunningJob, current
+from girder_dask.errors import JobCanceled
+
+__all__ = ["progress"]
+
+T = TypeVar("T")
+
+# Seconds between two words about the same loop.
+_INTERVAL = 0.1
+
+#: The managers to which a loop reports. A loop within it does not.
+_reporting: weakref.WeakSet[JobManager] = weakref.WeakSet()
+
+
+def progress(
+    iterable: Iterable[T], total: float | None = None, message: str | None = None
+) -> Iterator[T]:
+    """Yield the elements of an iterable, and show on the job how far the loop is.
+
+    In a task, the job's progress follows the loop, and the loop stops where it is when the
+    job is canceled. Of loops within each other the outermost one is shown. Elsewhere, a
+    progress bar is drawn in a terminal or a notebook.
+
+    Parameters
+    ----------
+    iterable
+        What to loop over.
+    total
+        How many elements there are, by default ``len(iterable)`` if it has a length.
+    message
+        What the job shows with its progress.
+
+    Raises
+    ------
+    JobCanceled
+        From the loop, between two elements, when the job was asked to stop.
+
+    Examples
+    --------
+    >>> from girder_dask import progress
+    >>> [n * n for n in progress(range(4), message='Squaring')]
+    [0, 1, 4, 9]
+    """
+    if total is None:
+        with contextlib.suppress(TypeError):
+            total = len(iterable)  # type: ignore[arg-type]
+    job = current.get()
+    if job is None:
+        return _drawn(iterable, total, message)
+    return _reported(iterable, total, message, job)
+
+
+def _drawn(iterable: Iterable[T], total: float | None, message: str | None) -> Iterator[T]:
+    with contextlib.closing(bar.draw(total, message)) as drawn:
+        for element in iterable:
+            yield element
+            drawn.update(1)
+
+
+def _reported(
+    iterable: Iterable[T], total: float | None, message: str | None, job: RunningJob
+) -> Iterator[T]:
+    manager = job.job_manager
+    is_outermost = manager not in _reporting
+    reporter = _Reporter(manager if is_outermost else None, total, message)
+    if is_outermost:
+        _reporting.add(manager)
+    try:
+        for element in iterable:
+            if job.canceled:
+                raise JobCanceled(
+                    f"Job {job.id} was canceled after {reporter.count} elements of a loop.",
+                    job_id=job.id,
+                )
+            yield element
+            reporter.advance()
+    finally:
+        if is_outermost:
+            _reporting.discard(manager)
+        reporter.finish()
+
+
+class _Reporter:
+    """Tells a job manager how far a loop is, not too often."""
+
+    def __init__(
+        self, manager: JobManager | None, total: float | None, message: str | None
+    ) -> None:
+        self._manager = manager
+        self._next = time.monotonic() + _INTERVAL
+        self.count = 0
+        if manager is not None:
+            # A total of 0 is how Girder says that it is not known.
+            manager.updateProgress(total=total or 0, current=0, message=message)
+
+    def advance(self) -> None:
+        """Count an element."""
+        self.count += 1
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _INTERVAL
+            self.finish()
+
+    def finish(self) -> None:
+        """Tell the count as it is."""
+        if self._manager is not None:
+            self._manager.updateProgress(current=self.count)

@@ -1,0 +1,234 @@
+"""Starting jobs over REST, and reading what came of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from girder_dask.jobs import JobStatus, from_json
+from girder_dask.payload import open_value, pack_call
+from girder_dask.submit import Group
+from tests.integration.rest_site import ask, call, read, set_status, start_waiting, submit
+
+
+def start(stack: Any, *calls: Any, **options: Any) -> list[dict[str, Any]]:
+    options.setdefault("by", stack.admin)
+    answer = submit(stack, *calls, **options)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["jobs"]
+
+
+def test_a_job_is_recorded_runs_and_its_result_is_read(girder_stack, girder_admin):
+    (job,) = start(
+        girder_stack,
+        call("my_worker_tasks:my_task", 7, title="Seven", public=True, other_fields={"station": 7}),
+    )
+    assert (job["title"], job["status"], job["handler"]) == ("Seven", 1, "dask_handler")
+    assert "log" not in job
+    document = girder_stack.call(read, "job", job["_id"])
+    assert document["station"] == 7
+    assert str(document["userId"]) == girder_admin.get("user/me")["_id"]
+    assert girder_stack.wait(job["_id"])["status"] == JobStatus.SUCCESS
+    kept = ask(girder_stack, "GET", f"dask/job/{job['_id']}/result", by=girder_admin).json()
+    assert kept.keys() == {"status", "value", "error", "exception"}
+    value = open_value(from_json(kept["value"]), unpickle=False)
+    assert value == {"args": [7], "kwargs": {}}
+    assert (kept["status"], kept["error"], kept["exception"]) == (JobStatus.SUCCESS, None, None)
+
+
+def test_a_failed_job_keeps_its_error(girder_stack, girder_admin):
+    (job,) = start(girder_stack, call("my_worker_tasks:fails", "no coins"))
+    assert girder_stack.wait(job["_id"])["status"] == JobStatus.ERROR
+    kept = ask(girder_stack, "GET", f"dask/job/{job['_id']}/result", by=girder_admin).json()
+    assert kept["value"] is None
+    assert "no coins" in kept["error"]
+
+
+def test_an_exception_is_kept_beside_the_error(girder_stack, girder_admin):
+    def fail(job_id: str) -> None:
+        from girder_dask.jobs import JobUpdate
+        from girder_dask.plugin import store
+
+        news = JobUpdate(
+            job_id, 1, 1, statuses=[[2, 1.0], [4, 2.0]], error="ValueError: no", exception=b"\0e"
+        )
+        store.apply("test", [news])
+
+    waiting = girder_stack.call(start_waiting)
+    girder_stack.call(fail, waiting["id"])
+    kept = ask(girder_stack, "GET", f"dask/job/{waiting['id']}/result", by=girder_admin).json()
+    assert from_json(kept["exception"]) == b"\0e"
+    assert kept["error"] == "ValueError: no"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "no list of submissions"),
+        ({"submissions": "x"}, "no list of submissions"),
+        ({"submissions": [5]}, "Submission 1 is not a JSON object"),
+        ({"submissions": [{"version": 99}]}, "girder-dask doctor"),
+        ({"submissions": [call(), call(retries="x")]}, "Submission 2 cannot be read: its field 'r"),
+        ({"submissions": [call(timeout=-1)]}, "'timeout' must be"),
+        ({"submissions": [call(resources={"GPU": "x"})]}, "'resources' must be"),
+        ({"submissions": [call(priority=True)]}, "'priority' must be"),
+        ({"submissions": [call(isolation="none")]}, "'isolation' must be"),
+        ({"submissions": [call("no_task")]}, "'task' must be"),
+        ({"submissions": [call(payload=b"x")]}, "'payload' must be"),
+        ({"submissions": [call(dependencies=["x"])]}, "'dependencies' must be"),
+        ({"submissions": [call(other_fields={"created": 5})]}, "must not set created"),
+        ({"submissions": [call(other_fields={"userId": "x"})]}, "must not set userId"),
+        ({"submissions": [call(other_fields={"parentId": "x"})]}, "there is no job 'x'"),
+        ({"submissions": [call()], "group": 5}, "The group is not a JSON object"),
+        (
+            {"submissions": [call(dependencies=["5f3c00000000000000000000"])]},
+            "There is no job 5f3c",
+        ),
+        ({"submissions": [call(payload=b"p" + bytes(17 * 1024**2))]}, "Upload large data"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_nothing_is_recorded(
+    girder_stack, girder_admin, body, message
+):
+    def count() -> int:
+        from girder_jobs.models.job import Job
+
+        return int(Job().collection.count_documents({}))
+
+    before = girder_stack.call(count)
+    answer = ask(girder_stack, "POST", "dask/job", by=girder_admin, json=body)
+    assert answer.status_code == 400
+    assert message in answer.json()["message"]
+    assert girder_stack.call(count) == before
+
+
+def test_girder_does_not_open_what_it_is_sent(girder_stack, tmp_path):
+    class Trap:
+        def __reduce__(self) -> Any:
+            from pathlib import Path
+
+            return Path.touch, (tmp_path / "opened",)
+
+    payload = pack_call((Trap(),), {})
+    (job,) = start(girder_stack, call(payload=payload, resources={"nowhere": 1}))
+    ask(girder_stack, "GET", f"job/{job['_id']}", by=girder_stack.admin)
+    ask(girder_stack, "PUT", f"job/{job['_id']}/cancel", by=girder_stack.admin)
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_running_job_starts_children_for_its_owner(girder_stack, girder_user):
+    parent = girder_stack.call(start_waiting, user=girder_user)
+    trap = pack_call((range(3),), {})  # pickled: whoever started the job was trusted
+    (job,) = start(girder_stack, call(payload=trap), by=None, token=parent["token"])
+    document = girder_stack.call(read, "job", job["_id"])
+    assert str(document["parentId"]) == parent["id"]
+    assert str(document["userId"]) == girder_user.id
+    assert job["parentId"] == parent["id"]
+    group = Group("Many").to_wire()
+    many, child = start(girder_stack, call(), group=group, by=None, token=parent["token"])
+    assert (many["parentId"], child["parentId"]) == (parent["id"], many["_id"])
+    canceled = ask(girder_stack, "PUT", f"job/{parent['id']}/cancel", by=girder_user)
+    assert canceled.json()["status"] == JobStatus.CANCELED
+    late = submit(girder_stack, call(), token=parent["token"])
+    assert late.status_code == 401
+    girder_stack.wait(many["_id"])
+
+
+def test_a_job_that_is_being_canceled_starts_no_more(girder_stack, girder_user):
+    parent = girder_stack.call(start_waiting, user=girder_user)
+    girder_stack.call(set_status, parent["id"], JobStatus.CANCELING)
+    answer = submit(girder_stack, call(), token=parent["token"])
+    assert answer.status_code == 403
+    assert "is being canceled" in answer.json()["message"]
+
+
+def test_a_job_that_is_canceled_while_it_starts_others_leaves_none(girder_stack, girder_user):
+    def race() -> tuple[str, int]:
+        from bson import ObjectId
+        from girder_jobs.models.job import Job
+
+        from girder_dask import submit
+        from girder_dask.payload import pack_call
+        from girder_dask.submit import Submission
+
+        parent = start_waiting()
+        set_status(parent["id"], JobStatus.CANCELING)  # after the request was let in
+        call = Submission("my_worker_tasks:noop", pack_call((), {}), resources={"nowhere": 1})
+        (job,) = submit.backend().submit_for(None, ObjectId(parent["id"]), [call], None)
+        return str(job["_id"]), Job().load(job["_id"], force=True)["status"]
+
+    _, status = girder_stack.call(race, user=girder_user)
+    assert status == JobStatus.CANCELED
+
+
+def test_dependencies_are_kept_and_handed_over(girder_stack, girder_admin):
+    first = girder_stack.call(start_waiting)
+    (job,) = start(girder_stack, call(dependencies=[first["id"]], resources={"nowhere": 1}))
+    record = girder_stack.call(read, "dask_job", job["_id"])
+    assert record["dependencies"] == [first["id"]]
+    # The token of the job reads the result, whoever owns it.
+    answer = ask(girder_stack, "GET", f"dask/job/{first['id']}/result", token=record["token"])
+    assert answer.json()["status"] == JobStatus.QUEUED
+    ask(girder_stack, "PUT", f"job/{job['_id']}/cancel", by=girder_admin)
+
+
+def test_states_of_many_jobs(girder_stack, girder_user, girder_admin):
+    ids = [girder_stack.call(start_waiting, user=girder_user)["id"] for _ in range(2)]
+    ids.append(girder_stack.call(start_waiting)["id"])
+    asked = {"ids": [*ids, "5f3c00000000000000000000", "nonsense"]}
+    seen = ask(girder_stack, "POST", "dask/job/states", by=girder_user, json=asked).json()["jobs"]
+    assert {job["_id"] for job in seen} == set(ids[:2])
+    assert seen[0].keys() == {"_id", "title", "status", "progress", "updated", "userId"}
+    seen = ask(girder_stack, "POST", "dask/job/states", by=girder_admin, json=asked).json()["jobs"]
+    assert {job["_id"] for job in seen} == set(ids)
+    wrong = ask(girder_stack, "POST", "dask/job/states", by=girder_user, json={"ids": [5]})
+    assert wrong.status_code == 400
+
+
+def test_a_scheduler_is_told_the_states_of_all_jobs(girder_stack, girder_user, girder_admin):
+    job_id = girder_stack.call(start_waiting, user=girder_user)["id"]
+    made = girder_admin.post(
+        "api_key", parameters={"name": "states", "scope": '["dask.jobs.update"]'}
+    )
+    token = girder_admin.post("api_key/token", parameters={"key": made["key"]})
+    asked = {"ids": [job_id]}
+    seen = ask(
+        girder_stack, "POST", "dask/job/states", token=token["authToken"]["token"], json=asked
+    )
+    assert [job["_id"] for job in seen.json()["jobs"]] == [job_id]
+    # It may still not read what came of them.
+    result = ask(
+        girder_stack, "GET", f"dask/job/{job_id}/result", token=token["authToken"]["token"]
+    )
+    assert result.status_code == 401
+    girder_admin.delete(f"api_key/{made['_id']}")
+
+
+def test_the_dask_client_of_girder(girder_stack):
+    def use() -> tuple[int, bool]:
+        from girder_dask import submit
+
+        backend = submit.backend()
+        client = backend.dask_client()
+        return client.submit(sum, [1, 2]).result(timeout=20), client is backend.dask_client()
+
+    assert girder_stack.call(use) == (3, True)
+
+
+def test_without_a_scheduler_there_is_no_dask_client(girder_stack):
+    def use() -> str:
+        from girder_dask.errors import SchedulerError
+        from girder_dask.plugin.cluster import Cluster
+
+        told = []
+        for address in (None, "tcp://127.0.0.1:1"):
+            try:
+                Cluster(lambda address=address: address).client()
+            except SchedulerError as e:
+                told.append(str(e))
+        return "\n".join(told)
+
+    told = girder_stack.call(use).splitlines()
+    assert "Set dask.scheduler_address" in told[0]
+    assert "tcp://127.0.0.1:1 does not answer" in told[1]
