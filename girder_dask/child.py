@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -117,8 +118,8 @@ class _Child:
     def work(self) -> None:
         """Load, wait for the inputs, call, and write how it ended."""
         signal.signal(signal.SIGTERM, self._on_term)
-        # Outside of the job, which its other threads are part of.
-        threading.Thread(target=self._listen, daemon=True, name="girder-dask-control").start()
+        listener = threading.Thread(target=self._listen, daemon=True, name="girder-dask-control")
+        Context().run(listener.start)  # it is no part of the job
         try:
             try:
                 value = self._run()

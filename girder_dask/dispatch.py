@@ -4,7 +4,7 @@ A job is in hand from when the scheduler accepts it until Girder has acknowledge
 The dispatcher takes in what happens to it from three sides: Dask's transitions say where
 it is placed, the runs on the workers say what they do, and Girder says what became of the
 updates. It passes one consistent history on to the recorder. It knows Dask only as a
-:class:`Cluster`, so that tests drive it without one.
+:class:`~girder_dask.cluster.Cluster`, so that tests drive it without one.
 
 A *run* is one execution on one worker. Only the run that the dispatcher has admitted is
 heard: an admitted run is on the worker that Dask has placed the job on, and when Dask takes
@@ -19,38 +19,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any
 
+from girder_dask.cluster import Cluster
 from girder_dask.gate import Gate, Needs, Outcome
 from girder_dask.hand import Backoff, Hand
 from girder_dask.jobs import FINAL, JobEvent, JobSpec, JobStatus
-from girder_dask.kept import Holder, Kept
+from girder_dask.kept import Kept
 
-__all__ = ["Cluster", "Dispatcher"]
+__all__ = ["Dispatcher"]
 
 logger = logging.getLogger(__name__)
 
 # How often Dask may forget a job before it is given up.
 _MOST_FORGOTTEN = 5
-
-
-class Cluster(Holder, Protocol):
-    """What a dispatcher asks of Dask. No method waits."""
-
-    def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
-        """Have the jobs run, under their keys.
-
-        ``values`` has for jobs that need values on the cluster the keys of these, by the
-        ids of the jobs that made them.
-        """
-
-    def stop(self, worker: str, jobs: Sequence[str]) -> None:
-        """Tell the runs of jobs on a worker to stop."""
-
-    def placed_on(self, key: str) -> str | None:
-        """Return the address of the worker that a key is placed on."""
 
 
 class Dispatcher:
@@ -148,6 +132,15 @@ class Dispatcher:
             if hand.run is None:
                 self._end(hand, JobStatus.CANCELED)
 
+    def has(self, job_id: str) -> bool:
+        """Say whether a job is in hand."""
+        return job_id in self._by_id
+
+    def worker_of(self, key: str) -> str | None:
+        """Return the address of the worker on which a job is, or was last."""
+        hand = self._by_key.get(key)
+        return None if hand is None else hand.worker
+
     def key_of(self, job_id: str) -> str | None:
         """Return the key under which Dask has, or will have, the value of a job."""
         hand = self._by_id.get(job_id)
@@ -211,7 +204,7 @@ class Dispatcher:
 
     def _next_attempt(self, hand: Hand, why: str) -> None:
         hand.close_run()
-        self._say(hand, status=JobStatus.QUEUED, log=f"{why} as attempt {hand.attempt}.\n")
+        self._say(hand, status=int(JobStatus.QUEUED), log=f"{why} as attempt {hand.attempt}.\n")
 
     def _fresh_key(self, hand: Hand) -> None:
         """Leave the present key to Dask; the next run has another one."""
@@ -350,7 +343,7 @@ class Dispatcher:
         self, hand: Hand, status: JobStatus, *, log: str | None = None, error: str | None = None
     ) -> None:
         hand.status = status
-        self._say(hand, status=status, log=log, error=error)
+        self._say(hand, status=int(status), log=log, error=error)
         self._after_end(hand)
 
     def _refuse(self, hand: Hand, reason: str) -> None:
@@ -378,24 +371,8 @@ class Dispatcher:
         if hand.acknowledged:
             self._let_go(hand, drop=False)
 
-    def _say(
-        self,
-        hand: Hand,
-        *,
-        status: JobStatus | None = None,
-        log: str | None = None,
-        error: str | None = None,
-    ) -> None:
-        self._record(
-            JobEvent(
-                id=hand.spec.id,
-                attempt=hand.attempt,
-                time=time.time(),
-                status=None if status is None else int(status),
-                log=log,
-                error=error,
-            )
-        )
+    def _say(self, hand: Hand, **fields: Any) -> None:
+        self._record(JobEvent(id=hand.spec.id, attempt=hand.attempt, time=time.time(), **fields))
 
     def _let_go(self, hand: Hand, *, drop: bool) -> None:
         job_id = hand.spec.id

@@ -16,7 +16,7 @@ from girder_dask.patience import TIMEOUT, Patience, ask
 
 __all__ = ["DiskFull", "FileChanged", "download", "version"]
 
-_PIECE = 1 << 20
+_PIECE = 1 << 17  # what has come of a piece is lost when the connection breaks
 _MOST_REDIRECTS = 5
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

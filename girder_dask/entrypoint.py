@@ -1,6 +1,6 @@
 """Which tasks are installed, under the names that girder_worker has for the questions.
 
-In new code :func:`girder_dask.task.discover` gives all tasks at once.
+In new code :func:`girder_dask.discovery.discover` gives all tasks at once.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import requests
 from girder_dask._version import __version__
 from girder_dask.errors import GirderError
 from girder_dask.jobs import from_json, to_json
+from girder_dask.web import cause, message
 
 __all__ = ["GirderApi"]
 
@@ -103,6 +104,20 @@ class GirderApi:
         body = {"scheduler": scheduler, "limit": limit}
         return dict(from_json(self._signed("POST", "dask/job/claim", json=body)))
 
+    def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return documents of jobs by their ids, with their states, but for jobs that are gone.
+
+        Raises
+        ------
+        GirderError
+            If Girder cannot be reached, or answers something else.
+        """
+        answer = self._signed("POST", "dask/job/states", json={"ids": list(ids)})
+        try:
+            return {str(job["_id"]): job for job in answer["jobs"]}
+        except (KeyError, TypeError) as e:
+            raise GirderError(f"{self.url} gave no states of jobs; is its dask plugin old?") from e
+
     def _signed(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         with self._lock:
             if "Girder-Token" not in self._session.headers:
@@ -135,12 +150,12 @@ class GirderApi:
                 method, f"{self.url}/{path}", timeout=self._timeout, **arguments
             )
         except requests.RequestException as e:
-            raise GirderError(f"Girder does not answer at {self.url} ({_cause(e)}).") from e
+            raise GirderError(f"Girder does not answer at {self.url} ({cause(e)}).") from e
         if response.ok:
             return _document(response)
         raise GirderError(
             f"Girder at {self.url} answered {response.status_code} to {method} {path}: "
-            f"{_message(response)}",
+            f"{message(response)}",
             status=response.status_code,
         )
 
@@ -156,18 +171,3 @@ def _document(response: requests.Response) -> dict[str, Any]:
             f"{response.headers.get('Content-Type', 'something')} that is no JSON object."
         )
     return document
-
-
-def _cause(error: BaseException) -> str:
-    """Return the innermost reason of an error of requests, without object addresses."""
-    reason = error.args[0] if error.args else error
-    reason = getattr(reason, "reason", reason)
-    text = str(reason)
-    return text.rpartition(": ")[2] if "object at 0x" in text else text
-
-
-def _message(response: requests.Response) -> str:
-    try:
-        return str(response.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        return response.reason or "no reason given"

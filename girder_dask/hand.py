@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from girder_dask.cluster import Timer
 from girder_dask.jobs import JobSpec, JobStatus
-from girder_dask.kept import Timer
 
 __all__ = ["Backoff", "Hand"]
 

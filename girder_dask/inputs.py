@@ -47,7 +47,7 @@ class TemporaryDirectory(Transform):
         return {}
 
     def _repr_model_(self) -> str:
-        return "TemporaryDirectory()"
+        return "TemporaryDirectory"
 
     def transform(self) -> str:
         self.temp_dir_path = str(self.directory())
@@ -183,10 +183,11 @@ class GirderFileIdAllowDirect(GirderFileId):
         with self._explained():
             file = ask(gc, f"file/{self._id}")  # it must be readable, whatever else is so
             try:
-                place = ask(gc, f"dask/file/{self._id}/path").get("path")
+                facts = ask(gc, f"dask/file/{self._id}/path")
             except requests.HTTPError:
                 return None
-        if not place or not _is_file_of(place, file.get("size")):
+        place = facts.get("path")
+        if not place or not _is_file_of(place, file.get("size"), facts.get("modified")):
             return None
         self.temp_dir_path = self.directory()
         path = self.temp_dir_path / safe_name(file["name"], self._id)
@@ -198,13 +199,14 @@ def _direct_paths_allowed() -> bool:
     return bool(os.environ.get("GW_DIRECT_PATHS")) or bool(config.get("worker.direct-paths"))
 
 
-def _is_file_of(path: str, size: int | None) -> bool:
-    """Say whether a readable regular file of this size is there."""
+def _is_file_of(path: str, size: int | None, modified: float | None) -> bool:
+    """Say whether the file that Girder has is there, not another that this host has there."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_size == size and os.access(path, os.R_OK)
+    same = found.st_size == size and modified in (None, found.st_mtime)
+    return stat.S_ISREG(found.st_mode) and same and os.access(path, os.R_OK)
 
 
 class GirderItemId(_Fetched):

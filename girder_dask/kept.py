@@ -10,32 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-__all__ = ["Holder", "Kept", "Timer"]
+from girder_dask.cluster import Holder, Timer
+
+__all__ = ["Kept"]
 
 # How often it is looked whether a value whose time is over is still wanted.
 _LOOK_AGAIN = 30.0
-
-
-class Timer(Protocol):
-    """What a call that is to come later is called off with."""
-
-    def cancel(self) -> None:
-        """Do not call."""
-
-
-class Holder(Protocol):
-    """What holds the values: Dask."""
-
-    def drop(self, keys: list[str]) -> None:
-        """Hold keys no longer."""
-
-    def is_wanted(self, key: str) -> bool:
-        """Say whether somebody else wants a key."""
-
-    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
-        """Call a function in ``delay`` seconds."""
 
 
 @dataclass(slots=True)

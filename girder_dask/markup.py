@@ -7,6 +7,7 @@ from a job is escaped.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -30,6 +31,9 @@ _COLORS = {
     JobStatus.INACTIVE: "#6f7782",
 }
 _AT_WORK = "#1a6fb5"
+
+# The states in which progress is counted in bytes.
+_IN_BYTES = {JobStatus.FETCHING_INPUT, JobStatus.PUSHING_OUTPUT}
 
 _STYLE = """
 .gd-card{box-sizing:border-box;max-width:46em;margin:2px 0;padding:10px 14px;line-height:1.45;
@@ -180,8 +184,20 @@ def _message(job: Mapping[str, Any]) -> str:
     text = str(progress.get("message") or "")[:_WIDTH]
     total, current = _number(progress.get("total")), _number(progress.get("current"))
     if total and current is not None:
-        text = f"{text} {current:,.6g}/{total:,.6g}".strip()
+        show = _size if job.get("status") in _IN_BYTES else _amount
+        text = f"{text} {show(current)}/{show(total)}".strip()
     return text
+
+
+def _amount(number: float) -> str:
+    return f"{number:,.0f}" if number == int(number) else f"{number:,.2f}"
+
+
+def _size(number: float) -> str:
+    if number < 1000:
+        return f"{number:.0f} B"
+    power = min(int(math.log10(number)) // 3, 4)
+    return f"{number / 1000**power:.1f} {' kMGT'[power]}B"
 
 
 def _bar(job: Mapping[str, Any]) -> str:

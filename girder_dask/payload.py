@@ -209,7 +209,13 @@ def pack_value(value: Any) -> bytes:
     try:
         return _PLAIN + dump_plain(value)
     except (TypeError, ValueError, RecursionError):  # ValueError: an integer of many digits
+        pass
+    try:
         return _PICKLED + pickle.dumps(value, protocol=5)
+    except Exception:  # noqa: BLE001 - of a class that came along with the function, perhaps
+        import cloudpickle
+
+        return _PICKLED + bytes(cloudpickle.dumps(value))
 
 
 def open_value(data: bytes, *, unpickle: bool) -> Any:

@@ -37,7 +37,11 @@ class App:
         >>> double(4)
         8
         """
-        settings = TaskSettings(bind=bind, retries=int(options.get("max_retries") or 0))
+        settings = TaskSettings(
+            bind=bind,
+            retries=int(options.get("max_retries") or 0),
+            timeout=options.get("time_limit") or options.get("soft_time_limit"),
+        )
         if function is not None:
             return Task(function, settings)
         return lambda f: Task(f, settings)

@@ -48,6 +48,7 @@ class _Account:
     progress: dict[str, Any] = field(default_factory=dict)
     result: bytes | None = None
     error: str | None = None
+    exception: bytes | None = None
     size: int = 0
 
     def add(self, event: JobEvent) -> int:
@@ -65,6 +66,9 @@ class _Account:
             grown += len(event.result)
         if event.error is not None:
             self.error = event.error
+        if event.exception is not None:
+            self.exception = event.exception
+            grown += len(event.exception)
         self.size += grown
         return grown
 
@@ -92,6 +96,7 @@ class _Account:
             progress=self.progress or None,
             result=self.result,
             error=self.error,
+            exception=self.exception,
         )
 
 

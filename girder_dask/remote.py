@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["RestBackend"]
+
+# Seconds for a connection to the scheduler.
+_REACH_TIME = 5.0
 
 # Most jobs that are asked for in one request.
 _MOST_JOBS = 1_000
@@ -208,6 +212,7 @@ class RestBackend:
         from distributed import Client
 
         try:
+            _check_reached(self._address)
             # asynchronous=False, as a notebook's own event loop runs in this thread.
             client = Client(self._address, asynchronous=False, set_as_default=False, timeout="10s")
         except (OSError, ValueError) as e:
@@ -225,6 +230,16 @@ class RestBackend:
             return None
         address = status.get("scheduler", {}).get("address")
         return None if address is None else str(address)
+
+
+def _check_reached(address: str) -> None:
+    """Raise OSError at once if nobody listens there. A client would go on trying."""
+    from distributed.comm import resolve_address
+
+    scheme, _, host = resolve_address(address).partition("://")
+    if scheme in ("tcp", "tls"):
+        name, _, port = host.rpartition(":")
+        socket.create_connection((name.strip("[]"), int(port)), timeout=_REACH_TIME).close()
 
 
 def _checked(job_id: str) -> str:

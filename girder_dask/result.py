@@ -91,7 +91,7 @@ class JobResult:
         return JobResult, (self.id,)
 
     def __repr__(self) -> str:
-        if not self._complete:
+        if "status" not in self._job:
             return f"<JobResult {self.id}>"
         status = JobStatus(self._job["status"]).name
         return f"<JobResult {self.id} {self._job.get('title', '')!r} {status}>"
@@ -110,6 +110,8 @@ class JobResult:
     def heard(self, state: Mapping[str, Any]) -> None:
         """Take note of a state that Girder has told, perhaps of many jobs at once."""
         if self._job.get("status") not in FINAL:
+            # The rest of the document is asked for when it is wanted: it comes with the log.
+            self._complete = self._complete and self._job.get("status") == state["status"]
             self._job.update(state)
 
     @property

@@ -9,22 +9,26 @@ scheduler's event loop: requests to Girder are made in threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import pickle
 import uuid
-from collections import defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-from distributed import Client, Scheduler, fire_and_forget
+from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from girder_dask import config
 from girder_dask._version import __version__
+from girder_dask.dask_cluster import DaskCluster
 from girder_dask.dispatch import Dispatcher
 from girder_dask.errors import GirderError
 from girder_dask.girder_api import GirderApi
+from girder_dask.hand import Backoff
 from girder_dask.jobs import JobEvent, JobSpec
 from girder_dask.recorder import Recorder
 from girder_dask.worker_hooks import PLUGIN_NAME, GirderWorkerPlugin, run_job
@@ -39,6 +43,11 @@ _CLAIM_LIMIT = 500
 # it is looked whether its worker is still there.
 _ACCOUNT_TIME = 30.0
 _ACCOUNT_PAUSE = 0.5
+# How many workers' outboxes are remembered, by the number of their last batch.
+_MOST_OUTBOXES = 10_000
+# How long a job that is to be pinned may take to arrive here.
+_PIN_TIME = 5.0
+_PIN_PAUSE = 0.05
 
 
 class GirderSchedulerPlugin(SchedulerPlugin):
@@ -59,13 +68,14 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._credential = credential or config.credential()
         self._tasks: list[asyncio.Task[None]] = []
         self._accounts: set[asyncio.Task[None]] = set()
-        self._batches: dict[str, int] = {}
+        self._batches: OrderedDict[str, int] = OrderedDict()
+        self._unknown = asyncio.Event()
 
     async def start(self, scheduler: Scheduler) -> None:
         """Install the handlers and begin to work; called when the scheduler listens."""
         self._scheduler = scheduler
         self._loop = asyncio.get_running_loop()
-        self._cluster = _DaskCluster(scheduler, self._loop)
+        self._cluster = DaskCluster(scheduler, self._loop, run_job, self._forgotten)
         self.recorder = Recorder(
             self._post,
             self._verdict,
@@ -75,7 +85,18 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             retry_delay=config.seconds("scheduler.retry-delay"),
             retry_delay_max=config.seconds("scheduler.retry-delay-max"),
         )
-        self.dispatcher = Dispatcher(self._cluster, self.recorder.record, self.recorder.forget)
+        self.dispatcher = Dispatcher(
+            self._cluster,
+            self.recorder.record,
+            self.recorder.forget,
+            self._unknown.set,
+            backoff=Backoff(
+                config.seconds("scheduler.retry-backoff"),
+                config.seconds("scheduler.retry-backoff-max"),
+            ),
+            keep_seconds=config.seconds("scheduler.keep-values"),
+            keep_bytes=config.nbytes("scheduler.keep-values-bytes"),
+        )
         # Each connection is used by one thread, so each has one.
         self._threads = {
             name: ThreadPoolExecutor(1, thread_name_prefix=f"girder-dask-{name}")
@@ -86,6 +107,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             "girder_submit": self.girder_submit,
             "girder_cancel": self.girder_cancel,
             "girder_events": self.girder_events,
+            "girder_pin": self.girder_pin,
             "girder_status": self.girder_status,
         }
         await scheduler.register_worker_plugin(
@@ -95,6 +117,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             self._loop.create_task(self._cluster.connect(), name="girder-dask client"),
             self._loop.create_task(self.recorder.run(), name="girder-dask recorder"),
             self._loop.create_task(self._pull(), name="girder-dask pull"),
+            self._loop.create_task(self._inquire(), name="girder-dask inputs"),
         ]
         logger.info("girder_dask %s runs the jobs of %s", __version__, self._api_url)
 
@@ -124,17 +147,36 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         if key not in self.dispatcher:
             return
         worker = details.get("worker")
+        if start == "released":
+            self._cluster.seen(key)
         if finish == "processing":
             self.dispatcher.placed(key, self._cluster.placed_on(key) or "")
-        elif finish in ("memory", "erred"):
+        elif finish == "memory":
+            self.dispatcher.ended(key, worker, self._cluster.in_memory(key))
+            self._unless_told(key, worker, self.dispatcher.forgotten, key)
+        elif finish == "erred":
             self.dispatcher.ended(key, worker)
-            if finish == "erred":
-                self._unless_told(key, worker, self.dispatcher.failed, _reason(details))
+            raised = bool(details.get("exception_text"))
+            failed = partial(self.dispatcher.failed, raised=raised)
+            self._unless_told(key, worker, failed, key, _reason(details))
         elif finish == "forgotten":
-            self._unless_told(key, worker, self.dispatcher.forgotten)
+            self._was_forgotten(key, start)
         elif start == "processing" and finish == "released":
-            alive = worker in self._scheduler.workers
-            self.dispatcher.taken_away(key, worker, alive=alive)
+            self._was_taken_away(key, worker)
+
+    def _was_taken_away(self, key: str, worker: str | None) -> None:
+        address = worker or self.dispatcher.worker_of(key)
+        self.dispatcher.taken_away(key, worker, alive=address in self._scheduler.workers)
+
+    def _was_forgotten(self, key: str, start: str) -> None:
+        self.dispatcher.kept.lose(key)
+        if start in ("memory", "erred") and self.dispatcher.is_open(key):
+            return  # its account is waited for
+        # When all that goes with it is forgotten too.
+        self._loop.call_soon(self._forgotten, key)
+
+    def _forgotten(self, key: str) -> None:
+        self.dispatcher.forgotten(key)
 
     def _unless_told(
         self, key: str, worker: str | None, then: Callable[..., None], *arguments: Any
@@ -144,13 +186,15 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         The account travels beside Dask's message, so it may be a moment later; it can no
         longer come when the worker is gone.
         """
+        if not self.dispatcher.is_open(key):
+            return
         task = self._loop.create_task(self._await_account(key, worker))
         self._accounts.add(task)
 
         def act(finished: asyncio.Task[None]) -> None:
             self._accounts.discard(finished)
             if not finished.cancelled() and self.dispatcher.is_open(key):
-                then(key, *arguments)
+                then(*arguments)
 
         task.add_done_callback(act)
 
@@ -199,6 +243,31 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             self.dispatcher.accept(specs)
         return len(specs)
 
+    async def _inquire(self) -> None:
+        """Ask Girder for jobs that others wait for and that are not in hand."""
+        interval = config.seconds("scheduler.pull-interval")
+        complaint = None
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._unknown.wait(), interval)
+            self._unknown.clear()
+            try:
+                await self._ask(self.dispatcher.gate.unknown())
+                complaint = None
+            except GirderError as e:
+                if str(e) != complaint:
+                    logger.warning("Cannot ask Girder for the inputs of jobs: %s", e)
+                    complaint = str(e)
+                await asyncio.sleep(config.seconds("scheduler.retry-delay"))
+
+    async def _ask(self, ids: Sequence[str]) -> None:
+        for i in range(0, len(ids), _CLAIM_LIMIT):
+            some = ids[i : i + _CLAIM_LIMIT]
+            jobs = await self._loop.run_in_executor(
+                self._threads["claims"], self._apis["claims"].states, some
+            )
+            self.dispatcher.gate.learn(some, jobs)
+
     # -- remote procedures --------------------------------------------------------------------
 
     async def girder_submit(self, specs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -218,6 +287,9 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         if batch > self._batches.get(outbox, 0):
             read = [JobEvent.from_wire(wire) for wire in events]
             self._batches[outbox] = batch
+            self._batches.move_to_end(outbox)
+            if len(self._batches) > _MOST_OUTBOXES:
+                self._batches.popitem(last=False)
             dropped = [
                 event.run
                 for event in read
@@ -225,6 +297,23 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             ]
         await self.recorder.room()
         return {"dropped": dropped}
+
+    async def girder_pin(self, jobs: list[str], client: str) -> dict[str, str]:
+        """Make a Dask client want the values of jobs; return the keys of those known here.
+
+        A job that was just submitted may not have arrived, so it is waited for a little.
+        """
+        deadline = self._loop.time() + _PIN_TIME
+        while True:
+            keys = {job_id: self.dispatcher.key_of(job_id) for job_id in jobs}
+            found = {job_id: key for job_id, key in keys.items() if key is not None}
+            missing = [i for i in jobs if i not in found and not self.dispatcher.has(i)]
+            if not missing or self._loop.time() > deadline:
+                break
+            await asyncio.sleep(_PIN_PAUSE)
+        for key in found.values():
+            self._cluster.pin(key, client)
+        return found
 
     async def girder_status(self) -> dict[str, Any]:
         """Return what ``girder-dask doctor`` asks of a scheduler."""
@@ -243,89 +332,14 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             "id": self.id,
             "jobs": len(self.dispatcher),
             "waiting": self.recorder.waiting,
+            "kept": len(self.dispatcher.kept),
+            "kept_bytes": self.dispatcher.kept.nbytes,
             "requests": self.recorder.requests,
             "updates": self.recorder.updates,
             "error": self.recorder.error,
             "credential_error": credential,
             "girder": girder,
         }
-
-
-class _DaskCluster:
-    """The dispatcher's view of a Dask cluster, from inside its scheduler."""
-
-    def __init__(self, scheduler: Scheduler, loop: asyncio.AbstractEventLoop) -> None:
-        self._scheduler = scheduler
-        self._loop = loop
-        self._client: Client | None = None
-        self._waiting: list[JobSpec] = []
-        self._stops: set[asyncio.Task[None]] = set()
-
-    def submit(self, specs: Sequence[JobSpec]) -> None:
-        self._waiting.extend(specs)
-        if self._client is not None:
-            self._send(self._client)
-
-    async def connect(self) -> None:
-        """Become a client of the scheduler that this is in, and submit what waits."""
-        self._client = await Client(
-            self._scheduler.address,
-            asynchronous=True,
-            security=self._scheduler.security,
-            set_as_default=False,
-            name="girder-dask",
-        )
-        self._send(self._client)
-
-    def _send(self, client: Client) -> None:
-        specs, self._waiting = self._waiting, []
-        alike: dict[Any, list[JobSpec]] = defaultdict(list)
-        for spec in specs:
-            resources = tuple(sorted((spec.resources or {}).items()))
-            alike[spec.priority, resources, spec.retries].append(spec)
-        for (priority, resources, retries), group in alike.items():
-            futures = client.map(
-                run_job,
-                group,
-                key=[spec.key for spec in group],
-                priority=priority,
-                resources=dict(resources) or None,
-                retries=retries or None,
-                pure=False,
-            )
-            # Wanted until they have ended, then released by Dask itself.
-            fire_and_forget(futures)
-
-    def drop(self, keys: Sequence[str]) -> None:
-        # Not now: this may be within a transition.
-        self._loop.call_soon(self._release, list(keys))
-
-    def _release(self, keys: list[str]) -> None:
-        known = [key for key in keys if key in self._scheduler.tasks]
-        for client in ("fire-and-forget", self._client.id if self._client else ""):
-            self._scheduler.client_releases_keys(
-                known, client, stimulus_id=f"girder-dask-drop-{uuid.uuid4().hex}"
-            )
-
-    def stop(self, worker: str, jobs: Sequence[str]) -> None:
-        task = self._loop.create_task(self._stop(worker, list(jobs)))
-        self._stops.add(task)
-        task.add_done_callback(self._stops.discard)
-
-    async def _stop(self, worker: str, jobs: list[str]) -> None:
-        try:
-            await self._scheduler.rpc(worker).girder_cancel(jobs=jobs)
-        except OSError as e:
-            logger.info("Worker %s was not told to stop %s (%s)", worker, ", ".join(jobs), e)
-
-    def placed_on(self, key: str) -> str | None:
-        ts = self._scheduler.tasks.get(key)
-        ws = ts.processing_on if ts is not None else None
-        return None if ws is None else str(ws.address)
-
-    async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
 
 
 def _reason(details: Mapping[str, Any]) -> str:

@@ -315,7 +315,9 @@ def cause(error: BaseException) -> str:
     reason = error.args[0] if error.args else error
     reason = getattr(reason, "reason", reason)
     text = str(reason)
-    return text.rpartition(": ")[2] if "object at 0x" in text else text
+    if "object at 0x" in text or text.startswith("HTTP"):
+        return text.rpartition(": ")[2]
+    return text
 
 
 def message(response: requests.Response) -> str:

@@ -21,9 +21,9 @@ Examples
 from __future__ import annotations
 
 from girder_dask.describing import types
+from girder_dask.describing.arguments import argument
 from girder_dask.describing.descriptions import (
     MissingDescriptionException,
-    argument,
     describe,
     describe_function,
     get_description_attribute,

@@ -71,7 +71,8 @@ def check_name(name: str) -> str:
         If it is none.
     """
     parts = name.split("/")
-    odd = any(ord(character) < 32 for character in name) or "\\" in name
+    # A server may take %2F for a slash, wherever it stands.
+    odd = any(ord(character) < 32 for character in name) or "\\" in name or "%2f" in name.lower()
     if odd or len(name) > _MOST_NAME or any(part.strip() in ("", ".", "..") for part in parts):
         raise ValueError(
             f"{name[:200]!r} is no name of an artifact. Give the name of a file, with / between "
@@ -145,15 +146,25 @@ def _receive(upload: dict[str, Any], size: int, stream: Any) -> dict[str, Any]:
     chunk_bytes = max(_CHUNK_BYTES, Setting().get(SettingKey.UPLOAD_MINIMUM_CHUNK_SIZE))
     received, document = 0, upload
     while received < size:
-        data = stream.read(min(chunk_bytes, size - received))
-        if not data:
+        wanted = min(chunk_bytes, size - received)
+        data = _read(stream, wanted)
+        received += len(data)
+        if len(data) < wanted:
             raise ValueError(
                 f"Only {received:,} of {size:,} bytes of the artifact {upload['name']!r} came. "
                 "Nothing was stored; send it again."
             )
-        received += len(data)
         document = Upload().handleChunk(document, RequestBodyStream(io.BytesIO(data), len(data)))
     return document
+
+
+def _read(stream: Any, size: int) -> bytes:
+    """Read as many bytes as are wanted, or all that there are."""
+    pieces, missing = [], size
+    while missing and (piece := stream.read(missing)):
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
 
 
 def _discard(upload: dict[str, Any]) -> None:

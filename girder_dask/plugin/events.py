@@ -43,7 +43,8 @@ def bind(backend: GirderBackend) -> None:
 
 def _is_ours(job: dict[str, Any]) -> bool:
     """Say whether we run a job: a call may have given it another handler."""
-    return job.get("handler") == HANDLER or "open" in (job.get("dask") or {})
+    dask = job.get("dask") or {}
+    return job.get("handler") == HANDLER or "open" in dask or groups.is_group(job)
 
 
 def _validate_status(event: Any) -> None:

@@ -38,8 +38,11 @@ def mount(resource: Resource) -> None:
 def file_path(file: dict[str, Any]) -> dict[str, Any]:
     """Tell where a file is, and what tells whether it is still the same."""
     told = settings.direct_path() and identify().job is not None
+    path = _path(file)
     return {
-        "path": _path(file) if told else None,
+        "path": path if told else None,
+        # Girder does not look after files that were imported, and hears of no change to them.
+        "modified": None if path is None else Path(path).stat().st_mtime,
         "size": file.get("size"),
         "sha512": file.get("sha512"),
         "updated": file.get("updated") or file.get("created"),

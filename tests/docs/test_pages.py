@@ -61,7 +61,13 @@ def test_every_setting_of_girder_is_in_the_table_with_its_default() -> None:
 
     from girder_dask.plugin import settings
 
-    keys = {settings.SCHEDULER_ADDRESS, settings.API_URL, settings.DIRECT_PATH}
+    keys = {
+        settings.SCHEDULER_ADDRESS,
+        settings.API_URL,
+        settings.DIRECT_PATH,
+        settings.SUBMITTERS,
+        settings.ALLOW_TASKS,
+    }
     assert keys == {
         value
         for name, value in vars(settings).items()
@@ -179,10 +185,28 @@ def test_the_members_of_a_running_job_exist() -> None:
 
 
 def test_the_routes_are_those_of_the_plugin() -> None:
-    from girder_dask.plugin.rest import Dask
+    from girder_dask.plugin import artifact_rest, file_rest, rest, submission_rest
+    from girder_dask.plugin.backend import GirderBackend
 
-    made = re.findall(r'self\.route\("(\w+)", \(([^)]*)\)', inspect.getsource(Dask))
-    real = {"/".join([f"{method} dask", *re.findall(r"\w+", path)]) for method, path in made}
+    class Mounted:
+        """Stands for a resource, and notes its routes."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.made: set[str] = set()
+
+        def route(self, method: str, path: tuple[str, ...], *_: Any, nodoc: bool = False) -> None:
+            if not nodoc:
+                self.made.add("/".join([f"{method} {self.name}", *path]))
+
+    dask, job = Mounted("dask"), Mounted("job")
+    made = re.findall(r'self\.route\("(\w+)", \(([^)]*)\)', inspect.getsource(rest.Dask))
+    for method, path in made:
+        dask.route(method, tuple(re.findall(r"[:\w]+", path)))
+    submission_rest.mount(dask, GirderBackend())  # type: ignore[arg-type]
+    file_rest.mount(dask)  # type: ignore[arg-type]
+    artifact_rest.mount(job)  # type: ignore[arg-type]
+    real = {route.replace(":part0", ":name") for route in dask.made | job.made}
     rows = table(DOCS / "plugin-authors.md", "route", "who", "what")
     assert {code(row[0])[0] for row in rows} == real
 

@@ -144,7 +144,7 @@ def test_a_job_that_is_being_canceled_starts_no_more(girder_stack, girder_user):
 
 
 def test_a_job_that_is_canceled_while_it_starts_others_leaves_none(girder_stack, girder_user):
-    def race() -> tuple[str, int]:
+    def start_late(parent: str) -> int:
         from bson import ObjectId
         from girder_jobs.models.job import Job
 
@@ -152,14 +152,14 @@ def test_a_job_that_is_canceled_while_it_starts_others_leaves_none(girder_stack,
         from girder_dask.payload import pack_call
         from girder_dask.submit import Submission
 
-        parent = start_waiting()
-        set_status(parent["id"], JobStatus.CANCELING)  # after the request was let in
         call = Submission("my_worker_tasks:noop", pack_call((), {}), resources={"nowhere": 1})
-        (job,) = submit.backend().submit_for(None, ObjectId(parent["id"]), [call], None)
-        return str(job["_id"]), Job().load(job["_id"], force=True)["status"]
+        (job,) = submit.backend().submit_for(None, ObjectId(parent), [call], None)
+        return int(Job().load(job["_id"], force=True)["status"])
 
-    _, status = girder_stack.call(race, user=girder_user)
-    assert status == JobStatus.CANCELED
+    parent = girder_stack.call(start_waiting, user=girder_user)
+    # After the request was let in, and before its jobs are recorded.
+    girder_stack.call(set_status, parent["id"], JobStatus.CANCELING)
+    assert girder_stack.call(start_late, parent["id"]) == JobStatus.CANCELED
 
 
 def test_dependencies_are_kept_and_handed_over(girder_stack, girder_admin):

@@ -41,7 +41,15 @@ def fetch(facts: dict[str, Any], part: Path) -> None:
 def use_file(facts: dict[str, Any]) -> None:
     cache = FileCache(facts["directory"], facts["max_bytes"])
     with contextlib.closing(cache.use()) as use:
-        path = use.get(URL, facts["file"], lambda part: fetch(facts, part))
+        told = threading.Event()
+
+        def waiting() -> None:
+            # The first call is made before it is known whether there is anybody to wait for.
+            if facts.get("tell") and told.is_set():
+                say("waiting")
+            told.set()
+
+        path = use.get(URL, facts["file"], lambda part: fetch(facts, part), waiting=waiting)
         say("got", path.stat().st_size if path else None)
         sys.stdin.read()
 

@@ -4,33 +4,71 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from girder_dask.dispatch import Dispatcher
+from girder_dask.hand import Backoff
 from girder_dask.jobs import JobEvent, JobSpec, JobStatus
 
 _runs = itertools.count(1)
 
 
+class MemoryTimer:
+    def __init__(self, time: float, function: Callable[[], None]) -> None:
+        self.time = time
+        self.function = function
+        self.over = False
+
+    def cancel(self) -> None:
+        self.over = True
+
+
 class MemoryCluster:
     def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[MemoryTimer] = []
+        self.values: dict[str, Mapping[str, str]] = {}  # given with the job of a key
+        self.wanted: set[str] = set()
         self.submitted: list[str] = []
         self.specs: dict[str, JobSpec] = {}
         self.dropped: list[str] = []
         self.stopped: list[tuple[str, str]] = []
         self.places: dict[str, str] = {}
 
-    def submit(self, specs: Sequence[JobSpec]) -> None:
+    def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
         for spec in specs:
             assert spec.key not in self.submitted, "a key is used once"
             self.submitted.append(spec.key)
             self.specs[spec.key] = spec
+            self.values[spec.key] = values.get(spec.id, {})
 
     def drop(self, keys: Sequence[str]) -> None:
         self.dropped += keys
         for key in keys:
             self.places.pop(key, None)
+
+    def is_wanted(self, key: str) -> bool:
+        return key in self.wanted
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> MemoryTimer:
+        self.timers.append(MemoryTimer(self.now + delay, function))
+        return self.timers[-1]
+
+    def next_time(self) -> float | None:
+        """Return when the next timer is due."""
+        self.timers = [timer for timer in self.timers if not timer.over]
+        return min((timer.time for timer in self.timers), default=None)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and call what is due by then."""
+        until = self.now + seconds
+        while (time := self.next_time()) is not None and time <= until:
+            self.now = max(self.now, time)
+            timer = min(self.timers, key=lambda timer: timer.time)
+            timer.over = True
+            timer.function()
+        self.now = until
 
     def stop(self, worker: str, jobs: Sequence[str]) -> None:
         self.stopped += [(worker, job) for job in jobs]
@@ -68,9 +106,20 @@ class Site:
         self.cluster = MemoryCluster()
         self.events: list[JobEvent] = []
         self.forgotten: list[tuple[str, int]] = []
+        self.asked = 0
         self.dispatcher = Dispatcher(
-            self.cluster, self.events.append, lambda *what: self.forgotten.append(what)
+            self.cluster,
+            self.events.append,
+            lambda *what: self.forgotten.append(what),
+            self.ask,
+            backoff=Backoff(1.0, 60.0),
+            keep_seconds=100.0,
+            keep_bytes=1000,
+            clock=lambda: self.cluster.now,
         )
+
+    def ask(self) -> None:
+        self.asked += 1
 
     def accept(self, job_id: str = "a", attempt: int = 1, **fields: Any) -> JobSpec:
         spec = JobSpec(id=job_id, attempt=attempt, task="m:count", **fields)
@@ -95,10 +144,20 @@ class Site:
         """Take a key from its worker, which is gone or (``alive``) said that the task raised."""
         self.dispatcher.taken_away(spec.key, self.cluster.places.pop(spec.key, None), alive=alive)
 
-    def end(self, spec: JobSpec, worker: str) -> None:
-        """Have Dask hear that a key has ended."""
+    def end(self, spec: JobSpec, worker: str, nbytes: int | None = 10) -> None:
+        """Have Dask hear that a key has ended, with a value or (None) in an error."""
         self.cluster.places.pop(spec.key, None)
-        self.dispatcher.ended(spec.key, worker)
+        self.dispatcher.ended(spec.key, worker, nbytes)
+
+    def succeed(self, spec: JobSpec, *, nbytes: int = 10, stored: bool = True) -> None:
+        """Have a job run and end well; Girder has the value or (not ``stored``) not."""
+        self.running(spec).says(JobStatus.SUCCESS, result=b"r" if stored else None)
+        self.end(spec, "w1", nbytes)
+
+    def again(self, spec: JobSpec) -> JobSpec:
+        """Return the spec under which a job was submitted last."""
+        last = [key for key in self.cluster.submitted if f"-{spec.id}-" in key][-1]
+        return self.cluster.specs[last]
 
     def history(self, job_id: str = "a") -> list[tuple[int, JobStatus]]:
         return [

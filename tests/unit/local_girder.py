@@ -23,6 +23,8 @@ class Peer:
     bodies: list[bytes] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     clients: list[tuple[str, int]] = field(default_factory=list)
+    locations: dict[str, str] = field(default_factory=dict)
+    cookie: str | None = None
 
     def answer(self, what: str) -> Answer:
         found = self.answers.get(what, (404, {"message": f"No matching route for {what}"}))
@@ -46,10 +48,14 @@ def serving() -> Iterator[Peer]:
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            if what in peer.locations:
+                self.send_header("Location", peer.locations[what])
+            if peer.cookie is not None:
+                self.send_header("Set-Cookie", peer.cookie)
             self.end_headers()
             self.wfile.write(data)
 
-        do_POST = do_GET  # noqa: N815 - the name is the base class's
+        do_POST = do_PUT = do_GET  # noqa: N815 - the names are the base class's
 
         def log_message(self, *_args: Any) -> None:
             pass

@@ -55,6 +55,8 @@ class RecordingBackend:
         return job
 
     def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
+        self.loads += 1
+        self.before_load()
         return [dict(self.jobs[job_id]) for job_id in job_ids if job_id in self.jobs]
 
     def load_result(self, job_id: str) -> StoredResult:

@@ -193,97 +193,101 @@ def test_a_job_that_lost_too_many_workers_names_them(site: Site) -> None:
 
 # -- retries -------------------------------------------------------------------------------
 
-FAILED = "Try 1 of 2 failed; the job is tried again as attempt 2.\n"
+FAILED = "Try 1 of 2 failed; the job is tried again in 1 s as attempt 2.\n"
 
 
-def test_a_run_that_raises_is_tried_again_when_its_error_comes_first(site: Site) -> None:
-    spec = site.accept(retries=1)
+def test_a_run_that_raises_is_tried_again_after_a_pause(site: Site) -> None:
+    spec = site.accept(retries=1, payload=b"call")
     old = site.running(spec)
-    assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
-    site.lose(spec, alive=True)
-    new = site.running(spec)
+    assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no", exception=b"e")
+    assert site.cluster.dropped == [spec.key]
+    site.cluster.advance(0.9)
+    assert site.cluster.submitted == [spec.key]
+    site.cluster.advance(0.1)
+    assert site.cluster.submitted == [spec.key, "count-a-2"]
+    again = site.again(spec)
+    assert (again.attempt, again.payload) == (2, b"call")
+    new = site.running(again)
     assert not old.says(log="late\n")
     assert new.says(S.SUCCESS)
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
     assert site.log() == "Traceback\n" + FAILED
-    assert [e.error for e in site.events if e.error] == []
+    assert [e for e in site.events if e.error or e.exception] == []
     assert next(e.attempt for e in site.events if e.log == "Traceback\n") == 1
 
 
-def test_a_run_that_raises_is_tried_again_when_dask_is_first(site: Site) -> None:
+def test_what_dask_says_of_the_failed_try_is_nothing_to_the_next(site: Site) -> None:
     spec = site.accept(retries=1)
     old = site.running(spec)
-    site.lose(spec, alive=True)
-    site.place(spec, "w1")
-    assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
-    new = SimulatedRun(site, spec, "w1")
-    assert new.says(S.RUNNING)
-    assert new.says(S.SUCCESS)
-    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
-    assert site.log() == "Traceback\n" + FAILED
+    site.end(spec, "w1", None)
+    assert old.says(S.ERROR, error="ValueError: no")
+    assert not site.dispatcher.is_open(spec.key)
+    for _ in range(2):
+        site.dispatcher.ended(spec.key, "w1")
+        site.dispatcher.failed(spec.key, "Dask could not run the task", raised=True)
+        site.dispatcher.forgotten(spec.key)
+        site.dispatcher.taken_away(spec.key, "w1", alive=True)
+        site.cluster.advance(1)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
+    assert site.cluster.submitted == [spec.key, "count-a-2"]
 
 
-def test_the_new_run_may_be_heard_before_the_error_of_the_old(site: Site) -> None:
-    spec = site.accept(retries=1)
-    old = site.running(spec, "w1")
-    site.lose(spec, alive=True)
-    new = site.run(spec, "w2")
-    assert new.says(S.RUNNING)
-    assert not old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
-    assert new.says(S.SUCCESS)
-    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+def test_the_pauses_are_doubled_up_to_the_most(site: Site) -> None:
+    spec = site.accept(retries=8)
+    pauses = []
+    for _ in range(8):
+        site.running(site.again(spec)).says(S.ERROR, error="no")
+        due = site.cluster.next_time()
+        assert due is not None
+        pauses.append(due - site.cluster.now)
+        site.cluster.advance(pauses[-1])
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert "Try 7 of 9 failed; the job is tried again in 60 s as attempt 8.\n" in site.log()
 
 
-@pytest.mark.parametrize("error_first", [True, False])
-@pytest.mark.parametrize("worker", ["w1", "w2"])
-def test_a_quick_second_try_is_heard_though_dask_knows_its_end_before_all_accounts(
-    site: Site, worker: str, error_first: bool
-) -> None:
-    """The accounts of both runs travel beside Dask's messages, and may all come later."""
-    spec = site.accept(retries=1)
-    old = site.running(spec, "w1")
-    site.lose(spec, alive=True)
-    new = site.run(spec, worker)
-    site.end(spec, worker)
-    if error_first:
-        assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
-    assert new.says(S.RUNNING)
-    assert new.says(S.SUCCESS)
-    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
-
-
-@pytest.mark.parametrize("dask_first", [True, False])
-def test_when_no_try_is_left_the_error_is_the_end(site: Site, dask_first: bool) -> None:
+def test_when_no_try_is_left_the_error_is_the_end(site: Site) -> None:
     spec = site.accept(retries=2)
     for _ in range(2):
-        run = site.running(spec)
-        if dask_first:
-            site.lose(spec, alive=True)
-        run.says(S.ERROR, log="Traceback\n", error="ValueError: no")
-        if not dask_first:
-            site.lose(spec, alive=True)
-    last = site.running(spec)
-    site.end(spec, "w1")
-    assert last.says(S.ERROR, log="Traceback\n", error="ValueError: no")
-    site.dispatcher.failed(spec.key, "Dask could not run the task")
-    statuses = [(3, S.RUNNING), (3, S.ERROR)]
-    assert site.history()[-2:] == statuses
-    assert site.events[-1].error == "ValueError: no"
+        site.running(site.again(spec)).says(S.ERROR, log="Traceback\n", error="ValueError: no")
+        site.cluster.advance(60)
+    last = site.again(spec)
+    assert site.running(last).says(
+        S.ERROR, log="Traceback\n", error="ValueError: no", exception=b"e"
+    )
+    site.dispatcher.failed(last.key, "Dask could not run the task", raised=True)
+    assert site.history()[-2:] == [(3, S.RUNNING), (3, S.ERROR)]
+    assert (site.events[-1].error, site.events[-1].exception) == ("ValueError: no", b"e")
     assert site.log().count("Traceback\n") == 3
-    assert "Try 2 of 3 failed; the job is tried again as attempt 3.\n" in site.log()
+    assert "Try 2 of 3 failed; the job is tried again in 2 s as attempt 3.\n" in site.log()
+    assert site.cluster.next_time() is None
+
+
+def test_only_an_error_has_an_exception(site: Site) -> None:
+    site.running(site.accept()).says(S.SUCCESS, exception=b"e")
+    assert site.events[-1].exception is None
+
+
+def test_a_try_of_which_only_dask_tells_is_tried_again_too(site: Site) -> None:
+    spec = site.accept(retries=1)
+    site.running(spec)
+    site.end(spec, "w1", None)
+    site.dispatcher.failed(spec.key, "Dask could not run the task: no", raised=True)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
+    assert site.log() == "Dask could not run the task: no\n" + FAILED
+    site.cluster.advance(1)
+    site.dispatcher.failed("count-a-2", "The task was lost")
+    assert site.history()[-1] == (2, S.ERROR)
 
 
 def test_a_worker_lost_after_a_failed_try_is_one_attempt_more(site: Site) -> None:
     spec = site.accept(retries=1)
-    old = site.running(spec, "w1")
-    site.lose(spec, alive=True)
-    site.place(spec, "w2")
-    site.lose(spec)  # before the second run had begun
-    old.says(S.ERROR, log="Traceback\n", error="ValueError: no")
-    run = site.running(spec, "w3")
-    assert run.says(S.SUCCESS)
-    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
-    assert "Traceback\n" in site.log()
+    site.running(spec, "w1").says(S.ERROR, error="no")
+    site.cluster.advance(1)
+    again = site.again(spec)
+    site.running(again, "w2")
+    site.lose(again)
+    assert site.running(again, "w3").says(S.SUCCESS)
+    assert site.history()[-4:] == [(2, S.RUNNING), (3, S.QUEUED), (3, S.RUNNING), (3, S.SUCCESS)]
 
 
 # -- canceling -----------------------------------------------------------------------------
@@ -354,12 +358,12 @@ def test_a_canceled_job_is_not_tried_again(site: Site, end: JobStatus, dask_firs
 
 def test_a_job_canceled_between_two_tries_does_not_run_again(site: Site) -> None:
     spec = site.accept(retries=1)
-    run = site.running(spec)
-    run.says(S.ERROR, error="ValueError: no")
-    site.lose(spec, alive=True)
+    site.running(spec).says(S.ERROR, error="ValueError: no")
     site.dispatcher.cancel(["a"])
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.CANCELED)]
-    assert site.cluster.dropped == [spec.key]
+    assert site.cluster.next_time() is None
+    site.cluster.advance(10)
+    assert site.cluster.submitted == [spec.key]
 
 
 @pytest.mark.parametrize("what", ["failed", "forgotten"])
@@ -425,6 +429,28 @@ def test_what_dask_forgets_is_submitted_again_under_another_key(site: Site) -> N
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
 
 
+def test_what_dask_forgets_again_and_again_is_given_up(site: Site) -> None:
+    spec = site.accept()
+    for _ in range(5):
+        site.dispatcher.forgotten(site.again(spec).key)
+    assert site.history()[-1] == (6, S.QUEUED)
+    site.dispatcher.forgotten(site.again(spec).key)
+    assert site.history()[-1] == (6, S.ERROR)
+    assert len(site.cluster.submitted) == 6
+    assert "Dask forgot the task 6 times" in (site.events[-1].error or "")
+
+
+def test_a_run_that_dask_took_away_and_forgot_costs_one_attempt(site: Site) -> None:
+    """As when the value of an input is lost while it is brought to the worker."""
+    spec = site.accept()
+    site.running(spec)
+    site.lose(spec, alive=True)
+    site.dispatcher.forgotten(spec.key)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
+    assert site.log() == ("Dask took the job from worker w1; it is tried again as attempt 2.\n")
+    assert site.cluster.submitted == [spec.key, "count-a-2"]
+
+
 def test_a_run_that_was_never_heard_is_not_heard_for_the_attempt_after(site: Site) -> None:
     spec = site.accept()
     silent = site.run(spec, "w1")
@@ -443,14 +469,25 @@ def test_a_job_is_in_hand_until_girder_has_acknowledged_its_end(site: Site) -> N
     spec = site.accept()
     site.dispatcher.verdict("a", "done")
     assert len(site.dispatcher) == 1, "its end is not told yet"
-    site.running(spec).says(S.SUCCESS)
+    site.succeed(spec)
     assert len(site.dispatcher) == 1
     site.dispatcher.verdict("a", "done")
     assert len(site.dispatcher) == 0
     assert spec.key not in site.dispatcher
     assert site.forgotten == [("a", 1)]
-    assert site.cluster.dropped == []
     site.dispatcher.verdict("a", "done")
+
+
+def test_a_job_is_in_hand_until_dask_has_told_its_end_too(site: Site) -> None:
+    """Else Dask would run it again, if its worker is lost before."""
+    spec = site.accept()
+    site.running(spec).says(S.SUCCESS)
+    site.dispatcher.verdict("a", "done")
+    assert len(site.dispatcher) == 1
+    site.lose(spec)
+    assert site.cluster.dropped == [spec.key]
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+    assert len(site.dispatcher) == 0
 
 
 @pytest.mark.parametrize("kind", ["stale", "gone"])
@@ -479,5 +516,6 @@ def test_what_is_forgotten_names_the_attempt_that_was_recorded_last(site: Site) 
     site.running(spec)
     site.lose(spec)
     site.running(spec, "w2").says(S.SUCCESS)
+    site.end(spec, "w2")
     site.dispatcher.verdict("a", "done")
     assert site.forgotten == [("a", 2)]

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from girder_dask.jobs import FINAL, JobEvent, JobSpec, JobStatus, can_follow
 
 S = JobStatus
-JOBS = ["a", "b"]
+JOBS = ["a", "b", "c"]
 
 
 @dataclass
@@ -27,11 +27,10 @@ class Key:
     """What Dask does with a key."""
 
     spec: JobSpec
-    retries: int
-    retries_given: int
     worker: str | None = None
     run: Doing | None = None
     over: bool = False
+    holder: str | None = None  # the worker with its value
 
 
 @dataclass
@@ -53,7 +52,9 @@ class Doing:
         self.status = status
         self.words += 1
         text = f"{self.run.id} {self.words} {status.name}\n"
-        self.unsent.append(self.run.event(status, log=text))
+        # A value that is too large for Girder is not told.
+        result = b"r" if status == S.SUCCESS and self.run.id.endswith(tuple("02468")) else None
+        self.unsent.append(self.run.event(status, log=text, result=result))
 
 
 NEXT = {
@@ -78,8 +79,9 @@ class Histories(RuleBasedStateMachine):
         self.doings: list[Doing] = []
         self.workers = ["w1", "w2"]
         self.made = 2
-        self.attempts: dict[str, int] = {}
+        self.specs: dict[str, JobSpec] = {}
         self.claims = dict.fromkeys(JOBS, 0)
+        self.asked = False
 
     # -- what the cluster sees ---------------------------------------------------------------
 
@@ -88,9 +90,12 @@ class Histories(RuleBasedStateMachine):
         for key in self.site.cluster.submitted:
             if key not in self.keys:
                 spec = self.site.cluster.specs[key]
-                self.keys[key] = Key(spec, spec.retries, spec.retries)
+                self.keys[key] = Key(spec)
+                self.check_inputs(spec)
         for name in self.site.cluster.dropped:
-            self.keys[name].over = True
+            if name in self.keys:  # else it was never submitted
+                self.keys[name].over = True
+                self.keys[name].holder = None
         self.site.cluster.dropped.clear()
         for worker, job in self.site.cluster.stopped:
             for doing in self.doings:
@@ -109,26 +114,47 @@ class Histories(RuleBasedStateMachine):
 
     # -- what happens ------------------------------------------------------------------------
 
-    @initialize(retries=st.lists(st.integers(0, 2), min_size=len(JOBS), max_size=len(JOBS)))
-    def submit(self, retries: list[int]) -> None:
+    @initialize(
+        retries=st.lists(st.integers(0, 2), min_size=len(JOBS), max_size=len(JOBS)),
+        inputs=st.sampled_from(
+            [{}, {"b": ["a"]}, {"b": ["a"], "c": ["b"]}, {"c": ["a", "b"]}, {"a": ["c"]}]
+        ),
+    )
+    def submit(self, retries: list[int], inputs: dict[str, list[str]]) -> None:
         for job, count in zip(JOBS, retries, strict=True):
-            self.site.accept(job, retries=count)
-            self.attempts[job] = 1
+            spec = self.site.accept(job, retries=count, dependencies=inputs.get(job))
+            self.specs[job] = spec
 
     @rule(job=st.sampled_from(JOBS))
     def submit_again(self, job: str) -> None:
-        key = next(k for k in self.site.cluster.submitted if f"-{job}-" in k)
-        self.site.dispatcher.accept([self.site.cluster.specs[key]])
+        if self.site.dispatcher.has(job):
+            self.site.dispatcher.accept([self.specs[job]])
 
     @rule(job=st.sampled_from(JOBS))
     def claim_again(self, job: str) -> None:
         """Girder hands the job over as a new attempt; nobody tells the run of the old one."""
-        last = next(k for k in reversed(self.site.cluster.submitted) if f"-{job}-" in k)
-        if self.site.dispatcher.is_open(last):
-            self.attempts[job] = max(e.attempt for e in self.site.events if e.id == job) + 1
-            spec = replace(self.site.cluster.specs[last], attempt=self.attempts[job])
-            self.site.dispatcher.accept([spec])
+        if self.status(job) not in FINAL:
+            attempt = max(e.attempt for e in self.site.events if e.id == job) + 1
+            self.site.dispatcher.accept([replace(self.specs[job], attempt=attempt)])
             self.claims[job] += 1
+
+    def status(self, job: str) -> JobStatus:
+        history = self.site.history(job)
+        return history[-1][1] if history else S.QUEUED
+
+    @rule(job=st.sampled_from(JOBS))
+    def acknowledge(self, job: str) -> None:
+        if self.status(job) in FINAL:
+            self.site.dispatcher.verdict(job, "done")
+
+    @rule()
+    def ask_girder(self) -> None:
+        asked = self.site.dispatcher.gate.unknown()
+        self.site.dispatcher.gate.learn(asked, {i: {"status": self.status(i)} for i in asked})
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, 200.0]))
+    def wait(self, seconds: float) -> None:
+        self.site.cluster.advance(seconds)
 
     @precondition(lambda self: self.waiting())
     @rule(data=st.data())
@@ -177,15 +203,10 @@ class Histories(RuleBasedStateMachine):
         raised = key.run.status != S.SUCCESS
         worker, key.worker, key.run = key.worker, None, None
         self.site.cluster.places.pop(key.spec.key, None)
-        if key.spec.key not in self.site.dispatcher:
-            key.over = not (raised and key.retries)
-            key.retries -= 1
-        elif raised and key.retries:
-            key.retries -= 1
-            self.site.dispatcher.taken_away(key.spec.key, worker, alive=True)
-        else:
-            key.over = True
-            self.site.dispatcher.ended(key.spec.key, worker)
+        key.over = True
+        if key.spec.key in self.site.dispatcher:
+            key.holder = None if raised else worker
+            self.site.dispatcher.ended(key.spec.key, worker, None if raised else 600)
 
     @rule(data=st.data())
     def lose_a_worker(self, data: st.DataObject) -> None:
@@ -199,6 +220,11 @@ class Histories(RuleBasedStateMachine):
                 self.site.cluster.places.pop(key.spec.key, None)
                 if key.spec.key in self.site.dispatcher:
                     self.site.dispatcher.taken_away(key.spec.key, lost, alive=False)
+        for key in self.keys.values():
+            if key.holder == lost:
+                key.holder = None
+                if not self.site.dispatcher.is_open(key.spec.key):
+                    self.site.dispatcher.forgotten(key.spec.key)
         if data.draw(st.booleans()):  # else it was only thought dead
             for doing in self.doings:
                 if doing.run.worker == lost:
@@ -221,8 +247,9 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def dask_forgets(self, data: st.DataObject) -> None:
         """Its account was waited for in vain."""
-        over = [k for k in self.keys.values() if k.over]
-        self.forget(data.draw(st.sampled_from(over)))
+        over = [k for k in self.keys.values() if k.over and k.holder is None]
+        if over:
+            self.forget(data.draw(st.sampled_from(over)))
 
     def forget(self, key: Key) -> None:
         if self.site.dispatcher.is_open(key.spec.key):
@@ -252,6 +279,15 @@ class Histories(RuleBasedStateMachine):
             attempt = event.attempt
         self.check_runs(job)
 
+    def check_inputs(self, spec: JobSpec) -> None:
+        """A job runs when its inputs have ended well, and is given keys that are their own."""
+        assert self.status(spec.id) not in FINAL, "it runs again after its end"
+        for job in spec.dependencies or ():
+            assert self.status(job) == S.SUCCESS
+        for job, key in self.site.cluster.values[spec.key].items():
+            assert key in self.keys
+            assert self.keys[key].spec.id == job
+
     def check_runs(self, job: str) -> None:
         """One run speaks in an attempt, from its first word on, and in no other attempt."""
         heard: dict[str, list[int]] = {}
@@ -264,7 +300,7 @@ class Histories(RuleBasedStateMachine):
             assert len(set(attempts)) == 1, "a run speaks for two attempts"
         speakers = [attempts[0] for attempts in heard.values()]
         assert len(speakers) == len(set(speakers)), "two runs speak in one attempt"
-        tries = next(k.retries_given for k in self.keys.values() if k.spec.id == job)
+        tries = self.specs[job].retries if self.specs else 0
         claimed = self.claims[job] + 1  # each claim begins to count anew
         assert self.site.log(job).count("failed; the job is tried again") <= tries * claimed
 
@@ -277,9 +313,13 @@ class Histories(RuleBasedStateMachine):
         else:
             raise AssertionError("the jobs do not come to an end")
         self.histories_are_consistent()
-        for job in self.attempts:
+        for job in self.specs:
             ends = [status for _, status in self.site.history(job) if status in FINAL]
             assert len(ends) == 1, f"job {job}: {self.site.history(job)}"
+        assert len(self.site.dispatcher) == 0
+        assert len(self.site.dispatcher.kept) == 0
+        held = {key.spec.key for key in self.keys.values() if key.holder is not None}
+        assert not held, "values that nobody has an account of"
 
     def step(self) -> bool:
         """Do one thing of those that are left to do. Say whether there was any."""
@@ -308,7 +348,22 @@ class Histories(RuleBasedStateMachine):
             if key.over and self.site.dispatcher.is_open(key.spec.key):
                 self.forget(key)
                 return True
-        return False
+        return self.let_time_pass()
+
+    def let_time_pass(self) -> bool:
+        if self.site.dispatcher.gate.unknown() and not self.asked:
+            self.ask_girder()
+            self.asked = True
+            return True
+        self.asked = False
+        if any(self.site.dispatcher.has(job) and self.status(job) in FINAL for job in JOBS):
+            for job in JOBS:
+                self.acknowledge(job)
+            return True
+        due = self.site.cluster.next_time()
+        if due is not None:
+            self.site.cluster.advance(due - self.site.cluster.now)
+        return due is not None
 
 
 TestHistories = Histories.TestCase

@@ -32,6 +32,9 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     opened = Worker(tmp_path)
     opened.station.grace = 0.3
     yield opened
+    for run in list(opened.station.runs.values()):  # of a test that has failed
+        run.cancel()
+        run.interrupt()
     opened.close()
 
 
@@ -369,8 +372,8 @@ def work(path, ending):
     inside = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])
     code = 'import subprocess, sys; p = subprocess.Popen([sys.executable, "-c", '
     code += '"import time, signal; signal.signal(15, signal.SIG_IGN); time.sleep(1000)"], '
-    code += 'start_new_session=True); print(p.pid)'
-    outside = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    code += 'stdout=subprocess.DEVNULL, start_new_session=True); print(p.pid)'
+    outside = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     open(path, 'w').write(f'{inside.pid} {outside.stdout.strip()}\\n')
     exec(ending)
 """

@@ -6,7 +6,7 @@ from girder_dask.entrypoint import GirderWorkerPluginABC
 class PortedTasks(GirderWorkerPluginABC):
     """Names the modules of tasks."""
 
-    def __init__(self, app, *args, **kwargs):
+    def __init__(self, app):
         self.app = app
 
     def task_imports(self):

@@ -14,7 +14,6 @@ from girder_dask.transforms import (
     GirderUploadToItem,
     TemporaryDirectory,
 )
-
 from ported_tasks import tasks
 from ported_tasks.transforms import Announced, Shouted
 
@@ -35,9 +34,7 @@ def fields(file, item, folder):
 
 
 def options(file, item, folder):
-    return tasks.add.apply_async(
-        args=("a",), kwargs={"b": "b"}, girder_job_title="By apply_async"
-    )
+    return tasks.add.apply_async(args=("a",), kwargs={"b": "b"}, girder_job_title="By apply_async")
 
 
 def plain(file, item, folder):
@@ -94,6 +91,15 @@ def to_item(file, item, folder):
         TemporaryDirectory(),
         "added.txt",
         girder_job_title="Addition",
+        girder_result_hooks=[GirderUploadToItem(str(item["_id"]))],
+    )
+
+
+def to_item_and_deleted(file, item, folder):
+    return tasks.report.delay(
+        TemporaryDirectory(),
+        "added.txt",
+        girder_job_title="Deletion",
         girder_result_hooks=[GirderUploadToItem(str(item["_id"]), delete_file=True)],
     )
 
@@ -132,7 +138,9 @@ def fails(file, item, folder):
 
 
 def missing(file, item, folder):
-    return tasks.file_size.delay(GirderFileId("0123456789abcdef01234567"), girder_job_title="Missing")
+    return tasks.file_size.delay(
+        GirderFileId("0123456789abcdef01234567"), girder_job_title="Missing"
+    )
 
 
 def waits(file, item, folder):
@@ -162,9 +170,7 @@ def a_chain(file, item, folder):
 
 
 def a_group(file, item, folder):
-    return group(
-        tasks.add.s(1, n, girder_job_title=f"Member {n}") for n in range(3)
-    ).apply_async()
+    return group(tasks.add.s(1, n, girder_job_title=f"Member {n}") for n in range(3)).apply_async()
 
 
 STARTS = {
@@ -184,6 +190,7 @@ STARTS = {
         metadata,
         to_folder,
         to_item,
+        to_item_and_deleted,
         tree,
         both,
         artifact,

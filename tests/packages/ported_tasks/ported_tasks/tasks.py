@@ -1,8 +1,8 @@
 """The tasks: one for each thing that tasks do with girder_worker."""
 
-import os
 import sys
 import time
+from pathlib import Path
 
 from girder_dask import app, girder_job
 from girder_dask.describing import argument, types
@@ -54,24 +54,23 @@ def surroundings(self):
 @app.task
 def file_size(path):
     """Say how large a file is."""
-    print(f"{os.path.getsize(path)} bytes")
+    print(f"{Path(path).stat().st_size} bytes")
 
 
 @girder_job(title="Contents", type="files")
 @app.task
 def item_contents(path):
     """Say what is in a directory."""
-    for name in sorted(os.listdir(path)):
-        with open(os.path.join(path, name)) as f:
-            print(f"{name}: {f.read()}")
+    for file in sorted(Path(path).iterdir()):
+        print(f"{file.name}: {file.read_text()}")
 
 
 @girder_job(title="Total", type="files")
 @app.task
 def total(paths, named=None, factor=1):
     """Add the sizes of files that are nested in arguments."""
-    sizes = [os.path.getsize(path) for path in paths]
-    sizes += [os.path.getsize(path) for pair in (named or {}).values() for path in pair]
+    sizes = [Path(path).stat().st_size for path in paths]
+    sizes += [Path(path).stat().st_size for pair in (named or {}).values() for path in pair]
     print(sizes, factor * sum(sizes))
 
 
@@ -79,8 +78,7 @@ def total(paths, named=None, factor=1):
 @app.task
 def measure(path):
     """Return what becomes metadata."""
-    with open(path) as f:
-        text = f.read()
+    text = Path(path).read_text()
     return {"characters": len(text), "words": text.split()}
 
 
@@ -88,20 +86,18 @@ def measure(path):
 @app.task
 def report(directory, name):
     """Write a file."""
-    path = os.path.join(directory, name)
-    with open(path, "w") as f:
-        f.write(f"the report {name}\n")
-    return path
+    path = Path(directory, name)
+    path.write_text(f"the report {name}\n")
+    return str(path)
 
 
 @girder_job(title="Tree", type="files")
 @app.task
 def tree(directory):
     """Write a directory with a directory in it."""
-    os.makedirs(os.path.join(directory, "inner"))
-    for name in ("a.txt", os.path.join("inner", "b.txt")):
-        with open(os.path.join(directory, name), "w") as f:
-            f.write(name)
+    Path(directory, "inner").mkdir()
+    for name in ("a.txt", "inner/b.txt"):
+        Path(directory, name).write_text(name)
     return directory
 
 

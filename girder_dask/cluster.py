@@ -1,0 +1,47 @@
+"""What the scheduler's account of jobs asks of Dask. None of the methods waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from girder_dask.jobs import JobSpec
+
+__all__ = ["Cluster", "Holder", "Timer"]
+
+
+class Timer(Protocol):
+    """What a call that is to come later is called off with."""
+
+    def cancel(self) -> None:
+        """Do not call."""
+
+
+class Holder(Protocol):
+    """What holds values: Dask."""
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Want keys no more, so that they are forgotten unless somebody else wants them."""
+
+    def is_wanted(self, key: str) -> bool:
+        """Say whether somebody else wants a key."""
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
+        """Call a function in ``delay`` seconds."""
+
+
+class Cluster(Holder, Protocol):
+    """What a dispatcher asks of Dask."""
+
+    def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
+        """Have the jobs run, under their keys.
+
+        ``values`` has for jobs that need values on the cluster the keys of these, by the
+        ids of the jobs that made them.
+        """
+
+    def stop(self, worker: str, jobs: Sequence[str]) -> None:
+        """Tell the runs of jobs on a worker to stop."""
+
+    def placed_on(self, key: str) -> str | None:
+        """Return the address of the worker that a key is placed on."""

@@ -1,0 +1,249 @@
+"""A dispatcher's view of a Dask cluster, from inside its scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from distributed import Client, Future, Scheduler
+
+from girder_dask.jobs import JobSpec
+
+__all__ = ["DaskCluster"]
+
+logger = logging.getLogger(__name__)
+
+# For the scheduler a client like any other: keys stay while it wants them. Unlike
+# fire_and_forget it goes on to want them when they have ended.
+_KEEPER = "girder-dask-keeper"
+# How often it is looked whether the scheduler has taken jobs with inputs.
+_LOOK = 1.0
+_CONNECT_PAUSE, _CONNECT_PAUSE_MAX = 0.5, 15.0
+
+
+class DaskCluster:
+    """Submits jobs to the scheduler that this is in, and holds what they return.
+
+    Parameters
+    ----------
+    scheduler
+        Dask's scheduler.
+    loop
+        Its event loop.
+    run_job
+        What is to run on a worker. It is given the spec of a job, and as ``values`` those
+        of its inputs that are on the cluster.
+    refused
+        Called with the key of a job that the scheduler did not take, as an input was lost.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        loop: asyncio.AbstractEventLoop,
+        run_job: Callable[..., Any],
+        refused: Callable[[str], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._loop = loop
+        self._run_job = run_job
+        self._refused = refused
+        self._client: Client | None = None
+        self._waiting: dict[str, tuple[JobSpec, Mapping[str, str]]] = {}
+        self._sent: dict[str, Future[Any]] = {}  # jobs with inputs which were not seen yet
+        self._look: asyncio.TimerHandle | None = None
+        self._dropping: list[str] = []
+        self._pins: dict[str, set[str]] = {}
+        self._stops: set[asyncio.Task[None]] = set()
+
+    # -- submission ---------------------------------------------------------------------------
+
+    def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
+        """Have jobs run; before there is a connection they wait for it."""
+        self._waiting.update({spec.key: (spec, values.get(spec.id, {})) for spec in specs})
+        if self._client is not None:
+            self._send(self._client)
+
+    async def connect(self) -> None:
+        """Become a client of the scheduler that this is in, and submit what waits."""
+        pause = _CONNECT_PAUSE
+        while self._client is None:
+            try:
+                self._client = await Client(
+                    self._scheduler.address,
+                    asynchronous=True,
+                    security=self._scheduler.security,
+                    set_as_default=False,
+                    name="girder-dask",
+                )
+            except Exception:
+                logger.exception(
+                    "The scheduler cannot connect to itself at %s, so %d jobs wait; it tries "
+                    "again in %g s",
+                    self._scheduler.address,
+                    len(self._waiting),
+                    pause,
+                )
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _CONNECT_PAUSE_MAX)
+        self._send(self._client)
+
+    def _send(self, client: Client) -> None:
+        jobs, self._waiting = self._waiting, {}
+        alike: dict[Any, list[JobSpec]] = defaultdict(list)
+        futures: list[Future[Any]] = []  # which keep the keys until the keeper wants them
+        for spec, values in jobs.values():
+            resources = tuple(sorted((spec.resources or {}).items()))
+            if values:
+                futures.append(self._send_dependent(client, spec, values))
+            else:
+                alike[spec.priority, resources].append(spec)
+        for (priority, resources), group in alike.items():
+            futures += client.map(
+                self._run_job,
+                group,
+                key=[spec.key for spec in group],
+                priority=priority,
+                resources=dict(resources) or None,
+                pure=False,
+            )
+        if jobs:
+            # On the stream, where it comes after the jobs and before our futures are gone.
+            _tell(client, "client-desires-keys", list(jobs))
+
+    def _send_dependent(
+        self, client: Client, spec: JobSpec, values: Mapping[str, str]
+    ) -> Future[Any]:
+        future = client.submit(
+            self._run_job,
+            spec,
+            values={job_id: Future(key, client) for job_id, key in values.items()},
+            key=spec.key,
+            priority=spec.priority,
+            resources=dict(spec.resources or {}) or None,
+            pure=False,
+        )
+        # When an input is lost on the way, the scheduler tells nobody but the client.
+        self._sent[spec.key] = future
+        if self._look is None:
+            self._look = self._loop.call_later(_LOOK, self._look_at_sent)
+        return future
+
+    def _look_at_sent(self) -> None:
+        self._look = None
+        lost = [key for key, future in self._sent.items() if future.status != "pending"]
+        for key in lost:
+            del self._sent[key]
+        for key in lost:
+            logger.info("Dask did not take %s, as the value of an input was lost", key)
+            self._refused(key)
+        if self._sent and self._look is None:
+            self._look = self._loop.call_later(_LOOK, self._look_at_sent)
+
+    def seen(self, key: str) -> None:
+        """Take note that the scheduler has a key."""
+        self._sent.pop(key, None)
+        for client in self._pins.pop(key, ()):
+            if client in self._scheduler.clients:
+                self._scheduler.client_desires_keys([key], client)
+
+    # -- values -------------------------------------------------------------------------------
+
+    def in_memory(self, key: str) -> int:
+        """Take note that a value is on a worker; return its size in bytes.
+
+        From now on it is data: if its worker is lost, so is the value. The job that made it
+        does not run again, which would repeat all that it did.
+        """
+        ts = self._scheduler.tasks[key]
+        ts.run_spec = None
+        return int(ts.get_nbytes())
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Want keys no more. Not at once: this may be within a transition."""
+        if not self._dropping:
+            self._loop.call_soon(self._release)
+        self._dropping += keys
+
+    def _release(self) -> None:
+        keys, self._dropping = self._dropping, []
+        known = []
+        for key in keys:
+            self._sent.pop(key, None)
+            if key in self._scheduler.tasks:
+                known.append(key)
+            elif self._waiting.pop(key, None) is None and self._client is not None:
+                # It may be on its way to the scheduler.
+                _tell(self._client, "client-releases-keys", [key])
+            self._unpin(key)
+        if known and _KEEPER in self._scheduler.clients:
+            self._scheduler.client_releases_keys(known, _KEEPER, stimulus_id="girder-dask-drop")
+
+    def is_wanted(self, key: str) -> bool:
+        """Say whether a client wants a key, or what another one computes needs it."""
+        ts = self._scheduler.tasks.get(key)
+        if ts is None:
+            return False
+        return any(client.client_key != _KEEPER for client in ts.who_wants or ())
+
+    def pin(self, key: str, client: str) -> None:
+        """Make a client want a key, now or when the scheduler gets it."""
+        if key in self._scheduler.tasks:
+            self._scheduler.client_desires_keys([key], client)
+        else:
+            self._pins.setdefault(key, set()).add(client)
+
+    def _unpin(self, key: str) -> None:
+        for client in self._pins.pop(key, ()):
+            self._scheduler.report(
+                {
+                    "op": "cancelled-keys",
+                    "keys": [key],
+                    "reason": "girder job",
+                    "msg": "The job ended before it ran, or runs under another key. See its log.",
+                },
+                client=client,
+            )
+
+    # -- the rest -----------------------------------------------------------------------------
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call a function in ``delay`` seconds."""
+        return self._loop.call_later(delay, function)
+
+    def stop(self, worker: str, jobs: Sequence[str]) -> None:
+        """Tell the runs of jobs on a worker to stop."""
+        task = self._loop.create_task(self._stop(worker, list(jobs)))
+        self._stops.add(task)
+        task.add_done_callback(self._stops.discard)
+
+    async def _stop(self, worker: str, jobs: list[str]) -> None:
+        try:
+            await self._scheduler.rpc(worker).girder_cancel(jobs=jobs)
+        except Exception as e:  # noqa: BLE001 - whatever the worker raised comes back here
+            logger.warning(
+                "Worker %s was not told to stop %s: %s", worker, ", ".join(jobs), e or repr(e)
+            )
+
+    def placed_on(self, key: str) -> str | None:
+        """Return the address of the worker that a key is placed on."""
+        ts = self._scheduler.tasks.get(key)
+        ws = ts.processing_on if ts is not None else None
+        return None if ws is None else str(ws.address)
+
+    async def close(self) -> None:
+        """Be a client no more."""
+        if self._look is not None:
+            self._look.cancel()
+        if self._client is not None:
+            await self._client.close()
+
+
+def _tell(client: Client, operation: str, keys: list[str]) -> None:
+    # As fire_and_forget does for its own pseudo client.
+    client._send_to_scheduler(  # noqa: SLF001
+        {"op": operation, "keys": keys, "client": _KEEPER}
+    )
