@@ -39,7 +39,8 @@ class App:
         """
         settings = TaskSettings(
             bind=bind,
-            retries=int(options.get("max_retries") or 0),
+            # In Celery, too, a call that raises is tried again only where this is asked for.
+            retries=int(options.get("max_retries", 3) or 0) if options.get("autoretry_for") else 0,
             timeout=options.get("time_limit") or options.get("soft_time_limit"),
         )
         if function is not None:

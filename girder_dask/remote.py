@@ -180,7 +180,6 @@ class RestBackend:
             self._open_client = self._address = None
         if made and client is not None:
             client.close()
-        self._web.forget()
         self._web.close()
 
     # -- for connect() --------------------------------------------------------------------
@@ -234,7 +233,7 @@ class RestBackend:
 
 def _check_reached(address: str) -> None:
     """Raise OSError at once if nobody listens there. A client would go on trying."""
-    from distributed.comm import resolve_address
+    from distributed.comm.addressing import resolve_address
 
     scheme, _, host = resolve_address(address).partition("://")
     if scheme in ("tcp", "tls"):

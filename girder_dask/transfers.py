@@ -35,7 +35,9 @@ def amount(current: float, total: float | None) -> str:
 
 
 def _short(number: float) -> str:
-    return f"{number:.0f}" if number >= 100 or number == int(number) else f"{number:.3g}"
+    decimals = 0 if number >= 100 else 1 if number >= 10 else 2
+    text = f"{number:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if decimals else text
 
 
 class Transfers:
@@ -58,6 +60,7 @@ class Transfers:
         self._used: list[Any] = []
         self._lock = threading.Lock()
         self._counts: dict[int, tuple[int, int | None]] = {}
+        self._verb = "Fetching"
 
     def needed(self, call: Call) -> bool:
         """Say whether a transform is among the arguments of a call."""
@@ -77,6 +80,7 @@ class Transfers:
 
     def push(self, call: Call, value: Any) -> Any:
         """Give each element of a tuple to the hook at its place; a single value to the first."""
+        self._verb = "Uploading"
         results = list(value) if isinstance(value, tuple) else [value]
         for i, hook in enumerate(call.hooks[: len(results)]):
             if callable(getattr(hook, "transform", None)):
@@ -124,8 +128,8 @@ class Transfers:
 
     # -- progress in bytes ---------------------------------------------------------------------
 
-    def _report(self, index: int, current: int, total: int | None, message: str) -> None:
-        """Show how many bytes all transforms of this phase have moved together."""
+    def _report(self, index: int, current: int, total: int | None, name: str) -> None:
+        """Show how many bytes all transforms of this phase have moved, and which file is next."""
         self._check()
         with self._lock:
             self._counts[index] = current, total
@@ -133,7 +137,7 @@ class Transfers:
         done = sum(each for each, _ in counts)
         sizes = [size for _, size in counts]
         whole = None if None in sizes else sum(size for size in sizes if size is not None)
-        text = f"{message}, {amount(done, whole)}" if message else amount(done, whole)
+        text = f"{self._verb} {name}, {amount(done, whole)}"
         self._job.job_manager.updateProgress(total=whole or 0, current=done, message=text)
 
     def end_phase(self, *, clear: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import requests
 
 from girder_dask._version import __version__
-from girder_dask.errors import GirderError
+from girder_dask.errors import GirderError, NotConnectedError
 
 __all__ = ["Answer", "Probe", "Web", "cause", "document", "message"]
 
@@ -73,6 +73,7 @@ class Web:
         self._patience = patience
         self._lock = threading.Lock()
         self._used = 0.0
+        self._is_closed = False
         self._session = _session()
         self._pid = os.getpid()
 
@@ -80,12 +81,10 @@ class Web:
         return f"<{type(self).__name__} {self.url}>"
 
     def close(self) -> None:
-        """Close the connections."""
-        self._session.close()
-
-    def forget(self) -> None:
-        """Forget the token and the API key."""
+        """Close the connections, and forget the token and the API key."""
+        self._is_closed = True
         self._token = self._api_key = None
+        self._session.close()
 
     def ask(
         self,
@@ -113,7 +112,11 @@ class Web:
         ------
         GirderError
             If Girder refuses or does not answer.
+        NotConnectedError
+            If this was closed.
         """
+        if self._is_closed:
+            raise NotConnectedError(f"The connection to Girder at {self.url} was closed.")
         data = None if body is None else _dumped(body)
         deadline = time.monotonic() + (self._patience if patience is None else patience)
         pause = _FIRST_PAUSE

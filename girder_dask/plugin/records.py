@@ -35,6 +35,7 @@ __all__ = [
     "dependencies",
     "ensure_indices",
     "forget",
+    "is_descendant",
     "is_stopping",
     "keep_results",
     "load_specs",
@@ -287,6 +288,16 @@ def status(job_id: ObjectId) -> JobStatus | None:
     """Return the state of a job, None if there is no such job."""
     job = collection(Job()).find_one({"_id": job_id}, {"status": True})
     return None if job is None else JobStatus(job["status"])
+
+
+def is_descendant(job: Mapping[str, Any], of: ObjectId) -> bool:
+    """Say whether a job was started by another one, or by one that this has started."""
+    parent, seen = job.get("parentId"), set()
+    while parent is not None and parent != of and parent not in seen:
+        seen.add(parent)
+        above = collection(Job()).find_one({"_id": parent}, {"parentId": True}) or {}
+        parent = above.get("parentId")
+    return parent == of
 
 
 def is_stopping(job_id: ObjectId) -> bool:

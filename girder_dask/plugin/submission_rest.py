@@ -35,6 +35,7 @@ def mount(resource: Resource, backend: GirderBackend) -> None:
     resource.route("POST", ("job",), routes.submit)
     resource.route("POST", ("job", "states"), routes.states)
     resource.route("GET", ("job", ":id", "result"), routes.result)
+    resource.route("PUT", ("job", ":id", "cancel"), routes.cancel)
 
 
 class Submissions:
@@ -143,6 +144,30 @@ class Submissions:
             "error": kept.error,
             "exception": to_json(kept.exception),
         }
+
+    @access.public(scope=SUBMIT_SCOPE)
+    @autoDescribeRoute(
+        Description("Cancel a job, and what it has started.")
+        .notes(
+            "As `PUT job/:id/cancel`, but also for keys that may only start jobs, and for a job at "
+            "work, which may cancel what it has started."
+        )
+        .modelParam("id", "The id of the job.", model=Job, force=True)
+        .errorResponse("ID was invalid.")
+        .errorResponse("You may not cancel the job.", 403)
+    )
+    def cancel(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Ask for the end of a job."""
+        requester = identify()
+        if requester.job is None:
+            requester.require(job, AccessType.WRITE)
+        elif not records.is_descendant(job, requester.job["_id"]):
+            raise AccessException(
+                f"Job {requester.job['_id']} has not started job {job['_id']}, so it may not "
+                "cancel it."
+            )
+        canceled = Job().cancelJob(job)
+        return {"_id": canceled["_id"], "status": canceled["status"]}
 
 
 def _owner(requester: Requester) -> dict[str, Any] | None:

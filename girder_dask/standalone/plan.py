@@ -140,11 +140,14 @@ class Plan:
             return (checks.registered_workers(self.dashboard) or 0) >= count
 
         directory = self._directory.part("workers")
+        # Not the directory that all stacks of this user would share.
+        cache = {"DASK_GIRDER__WORKER__CACHE_DIRECTORY": str(self._directory.path / "cache")}
+        cache = {k: self._env.get(k, v) for k, v in cache.items()}
         return [
             self._part(
                 f"worker-{n}",
                 programs.worker(self.scheduler, f"worker-{n}", threads, directory),
-                env=self._worker_env,
+                env={**cache, **self._worker_env},
                 check=registered,
             )
             for n in range(count)

@@ -85,6 +85,23 @@ def test_page_can_cancel_and_names_the_state(
     expect(badge).to_contain_text("Canceled", timeout=2 * _LIVE)
 
 
+def test_page_lists_the_artifacts(girder_stack: Any, girder_user: Any, page: Page) -> None:
+    job_id = start_slow(girder_user.client, 0.1, 1)
+    girder_stack.wait(job_id)
+    for name in ("plots/<b> coins.txt", "report.txt"):
+        girder_user.client.post(f"job/{job_id}/artifact", {"name": name}, data=b"24 coins")
+    page.goto(f"{girder_stack.girder}/#job/{job_id}")
+    links = page.locator(".g-dask-artifacts a")
+    expect(links).to_have_text(["plots/<b> coins.txt", "report.txt"], timeout=_LIVE)
+    address = links.first.get_attribute("href")
+    assert address is not None
+    page.context.add_cookies(
+        [{"name": "girderToken", "value": girder_user.client.token, "url": girder_stack.girder}]
+    )
+    answer = page.request.get(girder_stack.girder + address if address[0] == "/" else address)
+    assert answer.body() == b"24 coins"
+
+
 def test_page_names_the_states_of_our_own(girder_stack: Any, girder_user: Any, page: Page) -> None:
     job_id = start_slow(girder_user.client, 0.1, 1)
     girder_stack.wait(job_id)

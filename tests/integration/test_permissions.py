@@ -233,6 +233,23 @@ def test_the_token_of_a_job_reads_what_its_owner_reads_and_no_more(girder_stack,
     assert ask(girder_stack, "PUT", f"job/{job['id']}/cancel", **sees).status_code == 401
 
 
+def test_a_job_cancels_what_it_has_started_and_nothing_else(girder_stack, girder_user):
+    job = girder_stack.call(start_waiting, user=girder_user)
+    other = girder_stack.call(start_waiting, user=girder_user)
+    waits = call(resources={"nowhere": 1})
+    (child,) = submit(girder_stack, waits, token=job["token"]).json()["jobs"]
+    for wrong in (other["id"], job["id"]):
+        refused = ask(girder_stack, "PUT", f"dask/job/{wrong}/cancel", token=job["token"])
+        assert refused.status_code == 403
+        assert f"has not started job {wrong}" in message(refused)
+    canceled = ask(girder_stack, "PUT", f"dask/job/{child['_id']}/cancel", token=job["token"])
+    assert canceled.json()["status"] == JobStatus.CANCELED
+    stranger = girder_stack.create_user()
+    assert ask(girder_stack, "PUT", f"dask/job/{job['id']}/cancel", by=stranger).status_code == 403
+    canceled = ask(girder_stack, "PUT", f"dask/job/{job['id']}/cancel", by=girder_user)
+    assert canceled.json()["status"] == JobStatus.CANCELED
+
+
 def test_results_are_private(girder_stack, girder_user):
     theirs = girder_stack.call(start_waiting)
     assert ask(girder_stack, "GET", f"dask/job/{theirs['id']}/result").status_code == 401

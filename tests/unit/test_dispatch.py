@@ -420,6 +420,7 @@ def test_what_dask_forgets_is_submitted_again_under_another_key(site: Site) -> N
     assert site.dispatcher.is_open(spec.key)
     site.dispatcher.forgotten(spec.key)
     assert site.cluster.submitted == [spec.key, "count-a-2"]
+    assert site.cluster.dropped == [spec.key], "its value may be there, when only Dask told its end"
     again = site.cluster.specs["count-a-2"]
     assert (again.attempt, again.payload) == (2, b"call")
     assert spec.key not in site.dispatcher

@@ -247,7 +247,9 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def dask_forgets(self, data: st.DataObject) -> None:
         """Its account was waited for in vain."""
-        over = [k for k in self.keys.values() if k.over and k.holder is None]
+        is_open = self.site.dispatcher.is_open
+        ended = [k for k in self.keys.values() if k.over]
+        over = [k for k in ended if k.holder is None or is_open(k.spec.key)]
         if over:
             self.forget(data.draw(st.sampled_from(over)))
 

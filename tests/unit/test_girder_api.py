@@ -20,6 +20,7 @@ CREDENTIAL = "GET dask/credential"
 SIGN_IN = "POST api_key/token"
 UPDATES = "POST dask/job/updates"
 CLAIM = "POST dask/job/claim"
+STATES = "POST dask/job/states"
 
 
 @pytest.fixture
@@ -120,6 +121,22 @@ def test_claimed_jobs_come_with_their_bytes(peer: Peer, api: GirderApi) -> None:
     claimed = api.claim("s1", 5)
     assert claimed == {"specs": [{"id": "a", "payload": b"x"}], "cancel": ["b"]}
     assert json.loads(peer.bodies[-1]) == {"scheduler": "s1", "limit": 5}
+
+
+def test_states_are_asked_by_id(peer: Peer, api: GirderApi) -> None:
+    peer.answers[STATES] = (200, {"jobs": [{"_id": "a", "status": 3, "title": "Count"}]})
+    assert api.states(["a", "gone"]) == {"a": {"_id": "a", "status": 3, "title": "Count"}}
+    assert json.loads(peer.bodies[-1]) == {"ids": ["a", "gone"]}
+
+
+@pytest.mark.parametrize("answer", [{}, {"jobs": None}, {"jobs": [{"status": 3}]}, {"jobs": [1]}])
+def test_states_that_are_none_are_an_error_of_girder(
+    peer: Peer, api: GirderApi, answer: object
+) -> None:
+    """Else a job would take its inputs for deleted."""
+    peer.answers[STATES] = (200, answer)
+    with pytest.raises(GirderError, match="no states"):
+        api.states(["a"])
 
 
 @pytest.mark.parametrize(

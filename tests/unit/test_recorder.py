@@ -132,6 +132,37 @@ async def test_events_of_a_job_become_one_update() -> None:
     ]
 
 
+async def test_an_exception_travels_with_the_error_and_counts() -> None:
+    girder = Girder()
+    async with recording(girder, buffer=1000) as recorder:
+        girder.gate.clear()
+        recorder.record(event(log="x"))
+        recorder.record(event(status=int(S.ERROR), error="no", exception=b"e" * 2000))
+        await soon(lambda: girder.requests)
+        assert recorder._bytes > 2000
+        girder.gate.set()
+        assert await recorder.flush(SECONDS)
+        assert recorder._bytes == 0
+    (update,) = girder.requests[0]
+    assert (update.error, update.exception) == ("no", b"e" * 2000)
+
+
+async def test_what_cannot_be_delivered_of_an_error_is_left_out() -> None:
+    girder = Girder()
+
+    def answer(updates: list[JobUpdate]) -> Mapping[str, list[str]]:
+        if any(u.exception for u in updates):
+            raise GirderError("too large", status=413)
+        return {}
+
+    girder.answer = answer
+    async with recording(girder) as recorder:
+        recorder.record(event(status=int(S.ERROR), error="no", exception=b"e"))
+        assert await recorder.flush(SECONDS)
+    assert [u.exception for r in girder.requests for u in r] == [b"e", None]
+    assert girder.verdicts == [("a", "done")]
+
+
 async def test_what_comes_while_a_request_is_under_way_is_one_request() -> None:
     girder = Girder()
     async with recording(girder) as recorder:

@@ -355,14 +355,14 @@ print(*discover(), package_of("my_worker_tasks"))
 
 
 @girder_job(title="Old", type="celery", handler="worker_handler", otherFields={"a": 1})
-@app.task(bind=True, max_retries=3, acks_late=True)
+@app.task(bind=True, autoretry_for=(OSError,), max_retries=3, acks_late=True)
 def old(self: RunningJob, n: int) -> int:
     """Double a number."""
     return 2 * n
 
 
 @girder_job()
-@app.task
+@app.task(max_retries=5)
 def older(n: int) -> int:
     return n
 

@@ -1,4 +1,4 @@
-/* The states of jobs on Girder's job page, and the settings of the plugin. */
+/* The states and artifacts of jobs on Girder's job page, and the settings of the plugin. */
 (function () {
     'use strict';
 
@@ -38,10 +38,52 @@
                 JobStatus.SUCCESS, JobStatus.ERROR, JobStatus.CANCELED, JobStatus.DASK_CANCELING
             ].includes(job.get('status'));
         };
+        if (jobs.views && jobs.views.JobDetailsWidget) {
+            const page = jobs.views.JobDetailsWidget.prototype;
+            const render = page.render;
+            page.render = function (...args) {
+                render.apply(this, args);
+                showArtifacts(this);
+                return this;
+            };
+        }
     });
 
     const { restRequest } = girder.rest;
-    const KEYS = ['dask.scheduler_address', 'dask.api_url', 'dask.direct_path'];
+
+    /* Lists the files that a job has left below the rest of its page, if there are any. */
+    function showArtifacts(page) {
+        restRequest({
+            method: 'GET', url: `job/${page.job.id}/artifact`, error: null
+        }).done((artifacts) => {
+            page.$('.g-dask-artifacts').remove();
+            if (!artifacts.length) {
+                return;
+            }
+            const list = document.createElement('ul');
+            for (const artifact of artifacts) {
+                const link = document.createElement('a');
+                const name = artifact.name.split('/').map(encodeURIComponent).join('/');
+                link.href = `${girder.rest.getApiRoot()}/job/${page.job.id}/artifact/${name}`;
+                link.textContent = artifact.name;
+                const entry = document.createElement('li');
+                entry.append(link, ` (${artifact.size.toLocaleString()} bytes)`);
+                list.append(entry);
+            }
+            const title = document.createElement('div');
+            title.className = 'g-job-info-key';
+            title.textContent = 'Artifacts:';
+            const box = document.createElement('div');
+            box.className = 'g-dask-artifacts';
+            box.append(title, list);
+            page.$el.append(box);
+        });
+    }
+
+    const KEYS = [
+        'dask.scheduler_address', 'dask.api_url', 'dask.direct_path', 'dask.submitters',
+        'dask.allow_tasks'
+    ];
 
     const FORM = `
       <div class="g-config-breadcrumb-container"></div>
@@ -63,9 +105,32 @@
             <span>Workers that see Girder's file system read its files in place</span>
           </label>
         </div>
+        <div class="form-group">
+          <label class="control-label" for="g-dask-submitters">
+            Group whose members may run code of their own on the cluster
+          </label>
+          <input class="input-sm form-control" id="g-dask-submitters" type="text"
+                 placeholder="Id of a group (default: site administrators alone)"/>
+        </div>
+        <div class="form-group">
+          <label class="control-label" for="g-dask-allow-tasks">
+            Installed tasks that other users may start from notebooks
+          </label>
+          <input class="input-sm form-control" id="g-dask-allow-tasks" type="text"
+                 placeholder='false, true, or patterns: ["my_package.*:segment"]'/>
+        </div>
         <p class="g-validation-failed-message" id="g-dask-settings-error-message"></p>
         <input class="btn btn-sm btn-primary" type="submit" value="Save"/>
       </form>`;
+
+    /* What is no JSON goes to Girder as it is, which says what is wrong with it. */
+    function read(text) {
+        try {
+            return JSON.parse(text);
+        } catch (e) {
+            return text;
+        }
+    }
 
     const ConfigView = girder.views.View.extend({
         events: {
@@ -83,6 +148,8 @@
                 this.$('#g-dask-scheduler-address').val(values['dask.scheduler_address']);
                 this.$('#g-dask-api-url').val(values['dask.api_url']);
                 this.$('#g-dask-direct-path').prop('checked', values['dask.direct_path']);
+                this.$('#g-dask-submitters').val(values['dask.submitters']);
+                this.$('#g-dask-allow-tasks').val(JSON.stringify(values['dask.allow_tasks']));
             });
         },
 
@@ -101,7 +168,9 @@
             const list = [
                 { key: KEYS[0], value: this.$('#g-dask-scheduler-address').val().trim() },
                 { key: KEYS[1], value: this.$('#g-dask-api-url').val().trim() },
-                { key: KEYS[2], value: this.$('#g-dask-direct-path').is(':checked') }
+                { key: KEYS[2], value: this.$('#g-dask-direct-path').is(':checked') },
+                { key: KEYS[3], value: this.$('#g-dask-submitters').val().trim() },
+                { key: KEYS[4], value: read(this.$('#g-dask-allow-tasks').val().trim()) }
             ];
             restRequest({
                 method: 'PUT', url: 'system/setting', data: { list: JSON.stringify(list) },

@@ -9,6 +9,7 @@ from typing import Any
 from girder_dask import task
 from my_worker_tasks.endings import exits, fails, interrupts, slow
 from my_worker_tasks.files import file_size, make_files
+from my_worker_tasks.isolated import parents, process, speaks, starts_children, which_gpus
 from my_worker_tasks.output import chatty, warns, writes_bytes
 from my_worker_tasks.surroundings import env
 
@@ -22,8 +23,13 @@ __all__ = [
     "make_files",
     "my_task",
     "noop",
+    "parents",
+    "process",
     "slow",
+    "speaks",
+    "starts_children",
     "warns",
+    "which_gpus",
     "writes_bytes",
 ]
 
