@@ -194,8 +194,9 @@ def chain(*links: Any) -> Chain:
     >>> @task
     ... def add(a, b):
     ...     return a + b
-    >>> chain(add.s(1, 2), add.s(3))
-    __main__:add(1, 2) | __main__:add(3)
+    >>> first, second = chain(add.s(1, 2), add.s(3)).links
+    >>> first(), second.args
+    (3, (3,))
     """
     links = tuple(links[0]) if len(links) == 1 and not isinstance(links[0], _Composable) else links
     return Chain(link for given in links for link in _links(given))

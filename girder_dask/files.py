@@ -11,8 +11,6 @@ process held is free when it dies.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import random
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from girder_dask import config
-from girder_dask.downloads import DiskFull, version
+from girder_dask.entry import Entry, key_of, pauses
 from girder_dask.locks import FileLock, try_lock
 
 __all__ = ["FileCache", "Use", "open_cache"]
@@ -36,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 _ENTRY = re.compile(r"[0-9a-f]{40}-(\d+)")
 _TRASH = "trash-"
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
-#: One who fetches and is silent for so many seconds is not waited for.
-_STALLED = 600.0
 
 
 class FileCache:
@@ -233,18 +228,18 @@ class Use:
         Exception
             What ``fetch`` raised.
         """
-        key = _key(url, file)
+        key = key_of(url, file)
         if key is None or file["size"] > self._cache.max_bytes:
             return None
-        entry = _Entry(self._cache, key, name or str(file["name"]), file)
-        for _ in _pauses(entry):
+        entry = Entry(self._cache, key, name or str(file["name"]), file)
+        for _ in pauses(entry):
             waiting()
             path, settled = self._try(entry, fetch)
             if settled:
                 return path
         return None
 
-    def _try(self, entry: _Entry, fetch: Callable[[Path], Any]) -> tuple[Path | None, bool]:
+    def _try(self, entry: Entry, fetch: Callable[[Path], Any]) -> tuple[Path | None, bool]:
         """Return the file, and whether that is the last word."""
         if entry.is_there():
             with entry.locked(shared=True) as locked:
@@ -257,7 +252,7 @@ class Use:
                 return self._mark(entry), True
             return None, True
 
-    def _mark(self, entry: _Entry) -> Path:
+    def _mark(self, entry: Entry) -> Path:
         if self._lock is None:
             lock = FileLock(self._cache.directory / "users" / secrets.token_hex(8))
             lock.take()  # nobody else knows it
@@ -275,115 +270,6 @@ class Use:
         self._lock.path.unlink(missing_ok=True)
         self._lock.release()
         self._lock, self._entries = None, []
-
-
-class _Entry:
-    """One file in the cache, seen by one who wants it."""
-
-    def __init__(self, cache: FileCache, key: str, name: str, file: Mapping[str, Any]) -> None:
-        self._cache = cache
-        self._size = int(file["size"])
-        self._time = _stamp(key)
-        self.path = cache.directory / f"{key}-{self._size}"
-        self.content = self.path / "content" / name
-        self.part = self.path / "part"
-
-    @contextlib.contextmanager
-    def locked(self, *, shared: bool = False) -> Iterator[bool]:
-        try:
-            self.path.mkdir(mode=0o700, exist_ok=True)
-            lock = FileLock(self.path / "lock")
-            taken = lock.take(shared=shared)
-        except FileNotFoundError:  # discarded between the two
-            yield False
-            return
-        try:
-            yield taken
-        finally:
-            lock.release()
-
-    def is_there(self) -> bool:
-        return self.content.exists()
-
-    def is_right(self) -> bool:
-        """Say whether the content is as it was put here. Its time tells, as nobody sets that."""
-        try:
-            found = self.content.stat()
-        except FileNotFoundError:
-            return False
-        as_put = found.st_size == self._size and int(found.st_mtime) == self._time
-        if as_put and stat.S_IMODE(found.st_mode) != 0o444:
-            self.content.chmod(0o444)
-        return as_put
-
-    def mark(self, user: str) -> None:
-        os.utime(self.path / "lock")
-        users = self.path / "users"
-        users.mkdir(exist_ok=True)
-        (users / user).touch()
-
-    def fill(self, fetch: Callable[[Path], Any]) -> bool:
-        """Fetch the content, if there is room. One holds the lock alone."""
-        if (self.path / "content").exists():
-            logger.warning("A task has changed %s in the cache; it is fetched again.", self.content)
-            self.part.touch()
-            shutil.rmtree(self.path / "content", ignore_errors=True)
-        elif not self.part.exists() and not self._cache.reserve(self.path):
-            shutil.rmtree(self.path, ignore_errors=True)
-            return False
-        try:
-            self._fetch(fetch)
-            self.part.chmod(0o444)
-            os.utime(self.part, (self._time, self._time))
-            self.content.parent.mkdir()
-            self.part.rename(self.content)
-        except BaseException:
-            with contextlib.suppress(OSError):  # something may have cleaned the directory
-                self.part.touch()  # so that it counts until it is discarded
-                self._cache.discard(self.path)
-            raise
-        return True
-
-    def _fetch(self, fetch: Callable[[Path], Any]) -> None:
-        try:
-            fetch(self.part)
-        except DiskFull:
-            self._cache.shrink()
-            self.part.touch()
-            fetch(self.part)
-
-
-def _key(url: str, file: Mapping[str, Any]) -> str | None:
-    """Return what names a version of a file in all the world, None if nothing does."""
-    if file.get("size") is None or file.get("linkUrl"):
-        return None  # what is behind a link may change and Girder not know
-    if file.get("imported") and not file.get("modified"):
-        return None  # the same holds for a file in place, unless Girder tells its time
-    said = [url.rstrip("/"), *version(file), file.get("modified"), file.get("name")]
-    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:40]
-
-
-def _stamp(key: str) -> int:
-    """Return the time that the content gets, in seconds: one in the past that follows from key."""
-    return 10**9 + int(key[:8], 16) % (5 * 10**8)
-
-
-def _pauses(entry: _Entry) -> Iterator[None]:
-    """Wait between tries to have an entry, until the one who fetches it is stalled."""
-    pause, seen, since = _FIRST_PAUSE, None, time.monotonic()
-    while True:
-        yield
-        time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
-        try:
-            now = entry.part.stat()
-            state = now.st_size, now.st_mtime_ns
-        except FileNotFoundError:
-            state = None
-        if state != seen:
-            seen, since = state, time.monotonic()
-        elif time.monotonic() - since > _STALLED:
-            return
 
 
 def open_cache() -> FileCache | None:

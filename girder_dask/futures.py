@@ -37,7 +37,7 @@ class Holder(Protocol):
     def id(self) -> str:
         """The id of the job."""
 
-    def hold(self, future: Future[Any]) -> None:
+    def _hold(self, future: Future[Any]) -> None:
         """Keep a future, and with it the value."""
 
 
@@ -87,7 +87,7 @@ async def _hold(client: Client, references: dict[str, weakref.ref[Holder]]) -> N
         # Without anybody to hold it, the future goes at once, and the scheduler lets go too.
         future = _bound(client, key)
         if result is not None:
-            result.hold(future)
+            result._hold(future)  # noqa: SLF001 - of this package
 
 
 async def _keys(client: Client, job_ids: list[str]) -> dict[str, str]:

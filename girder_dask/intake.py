@@ -86,7 +86,7 @@ class Intake:
                 return
             except FileChanged as e:
                 file = e.file
-        raise TransformError(
+        raise self._owner.failed(
             f"{file['name']} changed {_MOST_CHANGES} times while it was fetched. Start the job "
             "again when nobody uploads into it any more."
         )
@@ -123,10 +123,8 @@ class Intake:
     def _download(self, file: Mapping[str, Any], path: Path) -> None:
         try:
             download(self._gc, file, path, self._tell)
-        except DiskFull:
-            raise
         except TransformError as e:
-            raise self._owner.failed(str(e)) from None
+            raise type(e)(str(self._owner.failed(str(e)))) from None
 
     def _tell(self, current: int, _total: int | None, name: str) -> None:
         self._owner.tell(self._done + current, self._total, name)

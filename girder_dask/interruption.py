@@ -1,13 +1,19 @@
-"""How the code of a run is stopped in its thread: an exception at its next Python instruction."""
+"""How the code of a run is stopped in its thread: an exception at its next Python instruction.
+
+The subprocesses that it waits for are ended too, or it would wait for them first.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import signal
 import threading
 from collections.abc import Iterator
 
+from girder_dask.descendants import descendants, send_signal
 from girder_dask.errors import JobTimeout
+from girder_dask.logs import JobLog, inherit
 
 __all__ = ["Interruption"]
 
@@ -18,14 +24,21 @@ _PAUSE = 1.0
 class Interruption:
     """The thread of a run, while it may be interrupted.
 
+    Parameters
+    ----------
+    log
+        The log of the run, by which its subprocesses are known.
+
     Attributes
     ----------
     timed_out
         Whether the time limit was reached.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: JobLog) -> None:
+        self._log = log
         self._lock = threading.Lock()
+        self._asked: set[int] = set()
         self._thread: int | None = None
         self.timed_out = False
 
@@ -42,10 +55,20 @@ class Interruption:
             self._thread = None
 
     def interrupt(self, exception: type[BaseException]) -> None:
-        """Raise ``exception`` in the thread, from another one."""
+        """Raise ``exception`` in the thread, from another one.
+
+        Its subprocesses get SIGTERM, and SIGKILL when they are still there the next time.
+        """
         with self._lock:
             if self._thread is not None:
                 _raise_in(self._thread, exception)
+                self._end_subprocesses()
+
+    def _end_subprocesses(self) -> None:
+        for process in inherit.subprocesses(self._log):
+            for pid in (*descendants(process.pid), process.pid):
+                send_signal(pid, signal.SIGKILL if pid in self._asked else signal.SIGTERM)
+                self._asked.add(pid)
 
     @contextlib.contextmanager
     def time_limit(self, seconds: float | None, job_id: str) -> Iterator[None]:
@@ -71,6 +94,7 @@ class Interruption:
                 if self._thread is not None and not over.is_set():
                     self.timed_out = True
                     _raise_in(self._thread, JobTimeout)
+                    self._end_subprocesses()
             pause = _PAUSE
 
 

@@ -102,12 +102,12 @@ class JobResult:
         if self._job.get("status") not in FINAL:
             states = submit.backend().load_jobs([self.id])
             if states:
-                self.heard(states[0])
+                self._heard(states[0])
             else:
                 self.refresh()  # which says why there is none
         return JobStatus(self._job["status"])
 
-    def heard(self, state: Mapping[str, Any]) -> None:
+    def _heard(self, state: Mapping[str, Any]) -> None:
         """Take note of a state that Girder has told, perhaps of many jobs at once."""
         if self._job.get("status") not in FINAL:
             # The rest of the document is asked for when it is wanted: it comes with the log.
@@ -228,7 +228,7 @@ class JobResult:
             self._future = futures.of(self.id)
         return self._future
 
-    def hold(self, future: Future[Any]) -> None:
+    def _hold(self, future: Future[Any]) -> None:
         """Keep a future of the value, so that it stays on the cluster as long as this object."""
         if self._future is None:
             self._future = future

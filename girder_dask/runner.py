@@ -99,7 +99,7 @@ class Run:
         self._values = values
         self._outlet: RunOutlet = station.outbox.open(spec)
         self._manager = JobManager(self._outlet, JobStatus.QUEUED)
-        self._interruption = Interruption()
+        self._interruption = Interruption(self._outlet.log)
         self._transfers: Transfers | None = None
         self._process: TaskProcess | None = None
         self._work_dir: Path | None = None

@@ -197,7 +197,7 @@ class _Watch:
             if state is None:
                 found.append(job)  # gone, or not to be read: get() says so
                 continue
-            job.heard(state)
+            job._heard(state)  # noqa: SLF001 - of this package
             if state["status"] in FINAL:
                 found.append(job)
         return sorted(found, key=lambda job: _when(told.get(str(job.id))))

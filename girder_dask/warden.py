@@ -19,8 +19,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+
+from girder_dask.descendants import descendants, send_signal
 
 __all__ = ["main"]
 
@@ -111,11 +111,11 @@ class _Warden:
         except OSError:
             command = b""
         if command == b"term":
-            for pid in _descendants(os.getpid()):
-                _signal(pid, signal.SIGTERM)
+            for pid in descendants(os.getpid()):
+                send_signal(pid, signal.SIGTERM)
         elif command == b"kill":
-            for pid in _descendants(os.getpid()):
-                _signal(pid, signal.SIGKILL)
+            for pid in descendants(os.getpid()):
+                send_signal(pid, signal.SIGKILL)
         else:  # the worker is gone
             self._doomed = True
 
@@ -134,7 +134,7 @@ class _Warden:
     def _end_leftovers(self) -> int:
         """End what the task left behind, and return how many processes had to be ended."""
         deadline = time.monotonic() + _PATIENCE
-        while (left := _descendants(os.getpid())) and not self._doomed:
+        while (left := descendants(os.getpid())) and not self._doomed:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
@@ -147,46 +147,12 @@ class _Warden:
         with contextlib.suppress(OSError):  # where there is no /proc
             os.killpg(self._task, signal.SIGKILL)
         while True:
-            for pid in _descendants(os.getpid()):
-                _signal(pid, signal.SIGKILL)
+            for pid in descendants(os.getpid()):
+                send_signal(pid, signal.SIGKILL)
             try:
                 os.waitpid(-1, 0)  # whose children become ours
             except ChildProcessError:
                 return
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(OSError):  # it has ended, or is somebody else's now
-        os.kill(pid, number)
-
-
-def _descendants(root: int) -> list[int]:
-    """Return the living processes that come from ``root``, as far as the system tells."""
-    parents = dict(_living())
-    found, grown = {root}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        found |= more
-        grown = bool(more)
-    return sorted(found - {root})
-
-
-def _living() -> Iterator[tuple[int, int]]:
-    """Yield each process with its parent."""
-    try:
-        entries = list(Path("/proc").iterdir())
-    except OSError:
-        return
-    for entry in entries:
-        if not entry.name.isdigit():
-            continue
-        try:
-            # The name of the program, in parentheses, may hold anything.
-            state, parent = (entry / "stat").read_bytes().rpartition(b")")[2].split()[:2]
-        except (OSError, ValueError):  # it has just ended
-            continue
-        if state != b"Z":
-            yield int(entry.name), int(parent)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from girder_dask.logs import joblog
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.streams import RoutingBuffer, RoutingStream
 
-__all__ = ["install", "uninstall"]
+__all__ = ["install", "subprocesses", "uninstall"]
 
 _POSIX = os.name == "posix"
 
@@ -78,6 +78,15 @@ def uninstall() -> None:
             owner, name, original, replacement = _patches.pop()
             if getattr(owner, name) is replacement:
                 setattr(owner, name, original)
+
+
+def subprocesses(log: JobLog) -> list[Any]:
+    """Return the ``Popen`` of each subprocess that a job has started and not yet waited for."""
+    with log._lock:  # noqa: SLF001 - it guards the pipe
+        pipe = log._pipe  # noqa: SLF001
+        running = [] if pipe is None else pipe.children()
+    # Some are in the making, and some stand for a process that has a warden.
+    return [process for process in running if getattr(process, "pid", None)]
 
 
 def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:

@@ -110,13 +110,16 @@ class JobPipe:
         """Be prepared for children that nobody can name."""
         self._forks = True
 
-    def has_children(self) -> bool:
-        """Say whether one of them runs, as far as anybody has looked."""
+    def children(self) -> list[Any]:
+        """Return those of them that run, as far as anybody has looked."""
         for process in list(self._children):
-            if getattr(process, "returncode", None) is None:
-                return True
-            self._children.discard(process)
-        return False
+            if getattr(process, "returncode", None) is not None:
+                self._children.discard(process)
+        return list(self._children)
+
+    def has_children(self) -> bool:
+        """Say whether one of them runs."""
+        return bool(self.children())
 
     def become_forked(self, *, keep: bool) -> None:
         """Close what a forked child does not need, which is all unless it shall write here."""

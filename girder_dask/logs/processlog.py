@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from girder_dask.logs.joblog import JobLog
+from girder_dask.logs.printing import is_writing
 from girder_dask.logs.pump import pump
 
 __all__ = ["ProcessLog", "buffer_lines", "flush_c"]
@@ -17,6 +19,9 @@ __all__ = ["ProcessLog", "buffer_lines", "flush_c"]
 #: Seconds within which a line is expected to be ended, and the longest that is kept so long.
 _PATIENCE = 0.02
 _LONGEST = 4096
+
+#: Seconds that a thread which lost its turn within ``print`` is waited for.
+_TURN = 1.0
 
 
 class ProcessLog(JobLog):
@@ -28,7 +33,7 @@ class ProcessLog(JobLog):
 
     def __init__(self) -> None:
         super().__init__()
-        self._begun: dict[int, tuple[int, bytes]] = {}
+        self._begun: dict[int, tuple[int, bytes, float]] = {}
         self._due = False
 
     def write(self, text: str | bytes | bytearray | memoryview, source: str = "") -> int:
@@ -40,7 +45,7 @@ class ProcessLog(JobLog):
         data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
         fd, thread = 2 if source == "stderr" else 1, threading.get_ident()
         with self._lock:
-            before, begun = self._begun.pop(thread, (fd, b""))
+            before, begun, _ = self._begun.pop(thread, (fd, b"", 0.0))
             if before != fd:
                 _send(before, begun)
                 begun = b""
@@ -48,25 +53,39 @@ class ProcessLog(JobLog):
             end = len(data) if len(data) > _LONGEST else data.rfind(b"\n") + 1
             _send(fd, data[:end])
             if data[end:]:
-                self._begun[thread] = fd, data[end:]
-                self._expect_end()
+                self._begun[thread] = fd, data[end:], time.monotonic()
+                self._expect_ends()
         return len(text)
 
-    def _expect_end(self) -> None:
+    def _expect_ends(self) -> None:
         if not self._due:
             self._due = True
-            pump().call_later(_PATIENCE, self.flush_all)
+            pump().call_later(_PATIENCE, self._write_late)
+
+    def _write_late(self) -> None:
+        """Write lines whose end has not come for a while."""
+        with self._lock:
+            self._due = False
+            now = time.monotonic()
+            for thread, (fd, data, since) in list(self._begun.items()):
+                if now - since < (_TURN if is_writing(thread) else _PATIENCE / 2):
+                    continue
+                del self._begun[thread]
+                _send(fd, data)
+            if self._begun:
+                self._expect_ends()
 
     def flush(self) -> None:
         """Write the line that this thread has begun."""
         with self._lock:
-            _send(*self._begun.pop(threading.get_ident(), (1, b"")))
+            fd, data, _ = self._begun.pop(threading.get_ident(), (1, b"", 0.0))
+            _send(fd, data)
 
     def flush_all(self) -> None:
         """Write all lines that are begun."""
         with self._lock:
-            begun, self._begun, self._due = self._begun, {}, False
-            for fd, data in begun.values():
+            begun, self._begun = self._begun, {}
+            for fd, data, _ in begun.values():
                 _send(fd, data)
 
     def close(self) -> None:

@@ -142,11 +142,7 @@ def test_the_options_of_the_decorator_are_those_of_the_code() -> None:
     rows = table(page, "option", "default", "meaning")
     documented = {code(row[0])[0] for row in rows}
     settings = set(inspect.signature(TaskSettings).parameters) - {"handler"}
-    assert documented == settings - {"isolation"}
-    # Once there is another kind of isolation, it belongs in the table.
-    with pytest.raises(girder_dask.errors.SubmissionError):
-        task(isolation="process")(print)._submission((), {}, {})
-    assert "`isolation` takes only `'thread'`" in page.read_text()
+    assert documented == settings
     defaults = TaskSettings()
     for row in rows:
         name, default = code(row[0])[0], code(row[1])

@@ -108,12 +108,12 @@ def test_a_hundred_jobs_over_one_large_file_fetch_it_once(
     job_ids = girder_stack.call(start_all, file["_id"], user=girder_user)
     for job_id in job_ids:
         girder_stack.wait(job_id, timeout=120, status=JobStatus.SUCCESS)
+    assert downloads() == {file["_id"]: 1}
     facts = girder_stack.call(results, job_ids, user=girder_user)
     assert {(f["name"], f["size"], f["crc"], f["mode"]) for f in facts} == {
         ("scan.nii.gz", len(content), zlib.crc32(content), 0o444)
     }
     assert len({f["pid"] for f in facts}) == 2, "both worker processes have to take part"
-    assert downloads() == {file["_id"]: 1}
 
 
 def test_a_dataset_is_fetched_once(girder_stack, girder_user, downloads):

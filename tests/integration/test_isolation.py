@@ -137,7 +137,19 @@ def test_a_child_job_belongs_to_the_one_that_started_it(girder_stack, girder_use
             assert girder_stack.call(parent_of, child_id) == (job_id, girder_user.id)
 
 
-@pytest.mark.parametrize("code", ["c.sleep(1000)", "time.sleep(1000)", "while True: pass"])
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_call_without_a_job_runs_on_the_cluster(girder_stack, isolation):
+    code = """
+from my_worker_tasks import my_task
+answer = my_task.delay(5, girder_job_disable=True)
+result = [answer.get(timeout=20), answer.id is not None]
+"""
+    job_id = start(girder_stack, "process", code, isolation=isolation)
+    assert value_of(girder_stack, job_id) == [{"args": [5], "kwargs": {}}, True]
+    assert girder_stack.log(job_id) == "begun\n"
+
+
+@pytest.mark.parametrize("code", ["c.sleep(1000)", "while True: pass"])
 def test_a_canceled_job_ends_soon(girder_stack, code):
     job_id = start(girder_stack, "process", code)
     girder_stack.wait(job_id, status=JobStatus.RUNNING)

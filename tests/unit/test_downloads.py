@@ -218,7 +218,10 @@ def test_a_full_disk_is_said_and_nothing_is_left(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
     try:
-        with pytest.raises(DiskFull, match=r"disk of the worker is full.*a.bin \(1,048,576 bytes"):
+        with pytest.raises(
+            DiskFull,
+            match=r"GirderFileId\('id0'\): The disk of the worker is full.*a.bin \(1,048,576 bytes",
+        ):
             transform.transform()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -23,7 +23,7 @@ ROOT = Path(girder_dask.__file__).parent
 ORDER = [
     "_version", "errors", "config", "jobs",
     "leaves",
-    "transform", "patience", "downloads", "uploads", "locks", "files", "intake", "inputs",
+    "transform", "patience", "downloads", "uploads", "locks", "entry", "files", "intake", "inputs",
     "outputs", "transforms",
     "plain", "remote_errors", "payload", "submit",
     "web", "remote", "futures", "bar", "markup", "card", "result", "waiting", "context", "progress",
@@ -32,7 +32,7 @@ ORDER = [
     "girder_dask",
     "logs",
     "pace", "failures", "outbox",
-    "gpus", "interruption", "surroundings", "dependencies", "transfers",
+    "gpus", "descendants", "interruption", "surroundings", "dependencies", "transfers",
     "child", "warden", "isolation", "runner",
     "cluster", "kept", "hand", "gate", "dispatch", "recorder",
     "credential", "girder_api", "facts", "link",

@@ -18,7 +18,13 @@ from run_worker import WORKER, Worker, captured
 
 from girder_dask import current_job, logs, task
 from girder_dask.context import RunningJob
-from girder_dask.errors import JobCanceled, JobFailed, TaskNotFoundError, TransformError
+from girder_dask.errors import (
+    JobCanceled,
+    JobFailed,
+    JobTimeout,
+    TaskNotFoundError,
+    TransformError,
+)
 from girder_dask.jobs import JobStatus
 from girder_dask.payload import open_value, pack_call, pack_value
 
@@ -447,7 +453,7 @@ def test_output_progress_and_state_are_told(worker: Worker) -> None:
         worker.outcome(work)
     assert worker.log() == "printed\nwritten\nprinted again\n"
     assert worker.statuses() == [S.RUNNING, S.CONVERTING_OUTPUT, S.SUCCESS]
-    shown = {}
+    shown: dict[str, Any] = {}
     for event in worker.events:
         shown |= event.progress or {}
     assert shown == {"total": 2, "current": 1, "message": "half"}
@@ -638,3 +644,30 @@ def test_many_runs_at_once_keep_to_themselves(worker: Worker) -> None:
     until(lambda: all(worker.statuses(name)[-1:] == [S.SUCCESS] for name in names))
     for name in names:
         assert worker.log(name) == "".join(f"{name} {n}\n" for n in range(100))
+
+
+SHELL = "echo $$ > {path}; trap '' TERM; sleep 1000; sleep 1000"
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+def test_subprocesses_that_a_task_waits_for_are_ended(
+    worker: Worker, tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "pid"
+
+    def work(command: str) -> None:
+        import subprocess
+
+        subprocess.run(command, shell=True, check=False)  # noqa: S602
+
+    timeout = 0.5 if how == "timeout" else None
+    run = worker.run(work, SHELL.format(path=path), timeout=timeout)
+    with captured():
+        future = worker.begin(run)
+        until(lambda: path.exists() and path.read_text().endswith("\n"))
+        if how == "cancel":
+            run.cancel()
+            run.interrupt()
+            run.interrupt()
+        assert isinstance(future.exception(SECONDS), JobCanceled if how == "cancel" else JobTimeout)
+    until(lambda: not Path(f"/proc/{int(path.read_text())}").exists())

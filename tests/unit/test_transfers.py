@@ -40,7 +40,7 @@ class Fetched(Transform):
 
 
 class Pushed(ResultTransform):
-    def transform(self, data: Any) -> Any:  # type: ignore[override]
+    def transform(self, data: Any) -> Any:
         assert self.report is not None
         self.report(5, 10, "out.png")
         return data

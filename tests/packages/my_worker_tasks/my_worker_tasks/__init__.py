@@ -12,19 +12,26 @@ from my_worker_tasks.files import file_size, make_files
 from my_worker_tasks.isolated import parents, process, speaks, starts_children, which_gpus
 from my_worker_tasks.output import chatty, warns, writes_bytes
 from my_worker_tasks.surroundings import env
+from my_worker_tasks.values import add_one, fails_once, hold, make_bytes, meet, sizes
 
 __all__ = [
+    "add_one",
     "chatty",
     "env",
     "exits",
     "fails",
+    "fails_once",
     "file_size",
+    "hold",
     "interrupts",
+    "make_bytes",
     "make_files",
+    "meet",
     "my_task",
     "noop",
     "parents",
     "process",
+    "sizes",
     "slow",
     "speaks",
     "starts_children",
