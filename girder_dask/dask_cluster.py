@@ -94,7 +94,9 @@ class DaskCluster:
     def _send(self, client: Client) -> None:
         jobs, self._waiting = self._waiting, {}
         alike: dict[Any, list[JobSpec]] = defaultdict(list)
-        futures: list[Future[Any]] = []  # which keep the keys until the keeper wants them
+        # They keep the keys until the keeper wants them: what tells the scheduler that they
+        # are gone comes after the jobs.
+        futures: list[Future[Any]] = []
         for spec, values in jobs.values():
             resources = tuple(sorted((spec.resources or {}).items()))
             if values:
@@ -110,9 +112,6 @@ class DaskCluster:
                 resources=dict(resources) or None,
                 pure=False,
             )
-        if jobs:
-            # On the stream, where it comes after the jobs and before our futures are gone.
-            _tell(client, "client-desires-keys", list(jobs))
 
     def _send_dependent(
         self, client: Client, spec: JobSpec, values: Mapping[str, str]
@@ -143,9 +142,10 @@ class DaskCluster:
         if self._sent and self._look is None:
             self._look = self._loop.call_later(_LOOK, self._look_at_sent)
 
-    def seen(self, key: str) -> None:
-        """Take note that the scheduler has a key."""
+    def taken(self, key: str) -> None:
+        """Take note that the scheduler has a key, and want it. This is within a transition."""
         self._sent.pop(key, None)
+        self._scheduler.client_desires_keys([key], _KEEPER)
         for client in self._pins.pop(key, ()):
             if client in self._scheduler.clients:
                 self._scheduler.client_desires_keys([key], client)
@@ -173,11 +173,9 @@ class DaskCluster:
         known = []
         for key in keys:
             self._sent.pop(key, None)
+            self._waiting.pop(key, None)
             if key in self._scheduler.tasks:
                 known.append(key)
-            elif self._waiting.pop(key, None) is None and self._client is not None:
-                # It may be on its way to the scheduler.
-                _tell(self._client, "client-releases-keys", [key])
             self._unpin(key)
         if known and _KEEPER in self._scheduler.clients:
             self._scheduler.client_releases_keys(known, _KEEPER, stimulus_id="girder-dask-drop")
@@ -240,10 +238,3 @@ class DaskCluster:
             self._look.cancel()
         if self._client is not None:
             await self._client.close()
-
-
-def _tell(client: Client, operation: str, keys: list[str]) -> None:
-    # As fire_and_forget does for its own pseudo client.
-    client._send_to_scheduler(  # noqa: SLF001
-        {"op": operation, "keys": keys, "client": _KEEPER}
-    )

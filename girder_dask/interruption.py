@@ -66,7 +66,8 @@ class Interruption:
 
     def _end_subprocesses(self) -> None:
         for process in inherit.subprocesses(self._log):
-            for pid in (*descendants(process.pid), process.pid):
+            # The parents first, so that they do not start anything more.
+            for pid in (process.pid, *descendants(process.pid)):
                 send_signal(pid, signal.SIGKILL if pid in self._asked else signal.SIGTERM)
                 self._asked.add(pid)
 

@@ -151,7 +151,7 @@ class RestBackend:
 
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job."""
-        self._web.ask("PUT", f"job/{_checked(job_id)}/cancel")
+        self._web.ask("PUT", f"dask/job/{_checked(job_id)}/cancel")
 
     def scheduler_address(self) -> str | None:
         """Return the address of the Dask scheduler, if one is known."""

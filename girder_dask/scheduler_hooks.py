@@ -147,8 +147,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         if key not in self.dispatcher:
             return
         worker = details.get("worker")
-        if start == "released":
-            self._cluster.seen(key)
+        if start == "released" and self.dispatcher.is_open(key):
+            self._cluster.taken(key)
         if finish == "processing":
             self.dispatcher.placed(key, self._cluster.placed_on(key) or "")
         elif finish == "memory":

@@ -10,7 +10,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from girder_dask import calls, describing, futures, submit, without_job
 from girder_dask.calls import TaskSettings
@@ -132,7 +132,8 @@ class Task(Generic[P, R]):
         arguments, among = calls.split(kwargs or {})
         options = among | options
         if options.get("girder_job_disable"):
-            return self._start_without_job(tuple(args or ()), arguments, options)
+            # It stands where a JobResult stands, with its methods.
+            return cast("JobResult", self._start_without_job(tuple(args or ()), arguments, options))
         backend = submit.backend()
         (job,) = backend.submit([self._submission(backend, tuple(args or ()), arguments, options)])
         result = JobResult(job)
@@ -263,7 +264,7 @@ class Task(Generic[P, R]):
 
     def _start_without_job(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> Any:
+    ) -> without_job.WithoutJob:
         calls.check(self.name, self._parameters, args, kwargs, options)
         payload, dependencies, _, _ = calls.pack(self.name, args, kwargs, {}, self)
         if dependencies or options.get("girder_result_hooks"):

@@ -5,6 +5,9 @@
 ``python girder``           runs in a request of a user of a real Girder, with ``file`` (a
                             Girder file of the user) and ``folder`` (the id of theirs); these
                             blocks of a page share their names as well
+``python notebook``         runs here as in a notebook, with a real Girder to connect to, and
+                            with ``file_ids`` (of pictures in it); these blocks of a page share
+                            their names and their connection
 ``python test``             a module of tests, which is run with the fixtures it asks for
 ``… title="path"``          is found, as it is, in this file of the project
 ``sh``                      names commands and options that exist
@@ -29,7 +32,7 @@ from sybil import Document, Example, Region
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
-from tests.docs import commands, dask_keys
+from tests.docs import commands, dask_keys, notebook
 
 __all__ = ["ROOT", "blocks", "read_blocks"]
 
@@ -115,6 +118,7 @@ def _run_tests(example: Example) -> None:
 _EVALUATORS: dict[str, Callable[[Example], None]] = {
     "python": _run_here,
     "python girder": _run_in_girder,
+    "python notebook": notebook.run_block,
     "python test": _run_tests,
     "sh": lambda example: commands.check(example.parsed),
     "yaml": lambda example: dask_keys.check(example.parsed),

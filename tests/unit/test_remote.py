@@ -107,9 +107,9 @@ def test_a_result_is_read(peer: Peer, backend: RestBackend) -> None:
 
 
 def test_a_job_is_canceled(peer: Peer, backend: RestBackend) -> None:
-    peer.answers["PUT job/a/cancel"] = (200, {})
+    peer.answers["PUT dask/job/a/cancel"] = (200, {})
     backend.cancel("a")
-    assert peer.asked == ["PUT job/a/cancel"]
+    assert peer.asked == ["PUT dask/job/a/cancel"]
 
 
 def test_only_what_own_jobs_return_is_unpickled(peer: Peer, backend: RestBackend) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import sys
 import textwrap
 import threading
@@ -27,6 +28,7 @@ from girder_dask.errors import (
 )
 from girder_dask.jobs import JobStatus
 from girder_dask.payload import open_value, pack_call, pack_value
+from girder_dask.remote_errors import open_exception
 
 S = JobStatus
 
@@ -646,7 +648,20 @@ def test_many_runs_at_once_keep_to_themselves(worker: Worker) -> None:
         assert worker.log(name) == "".join(f"{name} {n}\n" for n in range(100))
 
 
-SHELL = "echo $$ > {path}; trap '' TERM; sleep 1000; sleep 1000"
+SHELL = "echo $$ > {path}; trap '' TERM; sleep {seconds}; sleep {seconds}"
+
+
+def running(seconds: str) -> list[str]:
+    """Return the programs that were started to sleep so long."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            continue
+        if seconds.encode() in words:
+            found.append(path.parent.name)
+    return found
 
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
@@ -661,13 +676,38 @@ def test_subprocesses_that_a_task_waits_for_are_ended(
         subprocess.run(command, shell=True, check=False)  # noqa: S602
 
     timeout = 0.5 if how == "timeout" else None
-    run = worker.run(work, SHELL.format(path=path), timeout=timeout)
+    seconds = f"1000.{os.getpid()}"
+    run = worker.run(work, SHELL.format(path=path, seconds=seconds), timeout=timeout)
     with captured():
         future = worker.begin(run)
-        until(lambda: path.exists() and path.read_text().endswith("\n"))
+        until(lambda: running(seconds))
         if how == "cancel":
             run.cancel()
             run.interrupt()
             run.interrupt()
         assert isinstance(future.exception(SECONDS), JobCanceled if how == "cancel" else JobTimeout)
-    until(lambda: not Path(f"/proc/{int(path.read_text())}").exists())
+    until(lambda: not running(seconds))
+    assert not Path(f"/proc/{int(path.read_text())}").exists()
+
+
+# -- what is kept of an exception ----------------------------------------------------------
+
+
+def test_what_was_raised_is_kept_with_its_traceback(worker: Worker) -> None:
+    worker.outcome(user_function("def work():\n    raise KeyError('coins')\n"))
+    error, text = open_exception(worker.end.exception or b"", unpickle=False)
+    assert repr(error) == "KeyError('coins')"
+    assert text == worker.log()
+
+
+def test_an_exception_of_any_size_is_kept_within_bounds(worker: Worker) -> None:
+    worker.outcome(user_function("def work():\n    raise ValueError('é' * 3_000_000)\n"))
+    assert 0 < len(worker.end.exception or b"") <= 256 * 1024
+
+
+def test_nothing_is_kept_of_the_end_of_a_canceled_job(worker: Worker) -> None:
+    run = worker.run(lambda: None)
+    run.cancel()
+    assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
+    until(lambda: worker.statuses() == [S.CANCELED])
+    assert worker.end.exception is None

@@ -1,0 +1,193 @@
+"""What the dispatcher asks of Dask, asked of a real scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from deadline import soon
+from distributed import CancelledError, Client, Future, Scheduler, Worker
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from girder_dask.dask_cluster import DaskCluster
+from girder_dask.jobs import JobSpec
+
+ran: list[str] = []
+
+
+def run_job(spec: JobSpec, values: Any = None) -> Any:
+    ran.append(spec.key)
+    return [spec.id, values]
+
+
+class Plugin(SchedulerPlugin):
+    """Passes on what the dispatcher would, for the keys that are ``open``."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.cluster: DaskCluster
+        self.open: set[str] = set()
+        self.before_taken: Callable[[str], None] = lambda key: None
+        self.refused: list[str] = []
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **details: Any) -> None:
+        if start == "released" and key in self.open:
+            self.before_taken(key)
+            self.cluster.taken(key)
+        if finish == "memory" and key in self.open:
+            assert self.cluster.in_memory(key) > 0
+
+    def submit(self, job_id: str, values: dict[str, str] | None = None, **fields: Any) -> str:
+        spec = JobSpec(id=job_id, attempt=1, task="m:count", **fields)
+        self.open.add(spec.key)
+        self.cluster.submit([spec], {job_id: values} if values else {})
+        return spec.key
+
+    def state(self, key: str) -> str | None:
+        ts = self.scheduler.tasks.get(key)
+        return None if ts is None else str(ts.state)
+
+
+@contextlib.asynccontextmanager
+async def site(*, connected: bool = True) -> AsyncIterator[Plugin]:
+    ran.clear()
+    async with Scheduler(port=0, dashboard_address=":0") as scheduler:
+        plugin = Plugin(scheduler)
+        scheduler.add_plugin(plugin)
+        loop = asyncio.get_running_loop()
+        plugin.cluster = DaskCluster(scheduler, loop, run_job, plugin.refused.append)
+        if connected:
+            await plugin.cluster.connect()
+        try:
+            yield plugin
+        finally:
+            await plugin.cluster.close()
+
+
+async def test_a_value_stays_until_it_is_dropped() -> None:
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
+        key = dask.submit("a")
+        await soon(lambda: dask.state(key) == "memory")
+        await soon(lambda: not dask.cluster.is_wanted(key))
+        await asyncio.sleep(0.1)
+        assert dask.state(key) == "memory"
+        dask.cluster.drop([key, "unknown"])
+        await soon(lambda: dask.state(key) is None)
+
+
+async def test_a_job_gets_the_values_of_others() -> None:
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
+        a = dask.submit("a")
+        await soon(lambda: dask.state(a) == "memory")
+        b = dask.submit("b", {"a": a}, priority=3)
+        await soon(lambda: dask.state(b) == "memory")
+        async with Client(dask.scheduler.address, asynchronous=True, set_as_default=False) as c:
+            assert await Future(b, c) == ["b", {"a": ["a", None]}]
+        assert dask.refused == []
+
+
+async def test_a_value_is_not_made_again_when_its_worker_is_lost() -> None:
+    async with site() as dask:
+        async with Worker(dask.scheduler.address, nthreads=1) as worker:
+            key = dask.submit("a")
+            await soon(lambda: dask.state(key) == "memory")
+            await dask.scheduler.remove_worker(worker.address, stimulus_id="lost")
+        assert dask.state(key) is None
+        async with Worker(dask.scheduler.address, nthreads=1):
+            other = dask.submit("b")
+            await soon(lambda: dask.state(other) == "memory")
+        assert ran == ["count-a-1", "count-b-1"]
+
+
+async def test_a_job_whose_input_is_lost_on_the_way_is_refused() -> None:
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
+        a = dask.submit("a")
+        await soon(lambda: dask.state(a) == "memory")
+        dask.cluster.drop([a])
+        b = dask.submit("b", {"a": a})
+        await soon(lambda: dask.refused)
+        assert dask.refused == [b]
+        assert ran == [a]
+
+
+async def test_what_is_dropped_before_there_is_a_connection_does_not_run() -> None:
+    async with site(connected=False) as dask, Worker(dask.scheduler.address, nthreads=1):
+        a, b = dask.submit("a"), dask.submit("b")
+        dask.cluster.drop([a])
+        await asyncio.sleep(0)
+        await dask.cluster.connect()
+        await soon(lambda: dask.state(b) == "memory")
+        assert ran == [b]
+
+
+async def test_what_is_closed_before_dask_has_taken_it_is_forgotten() -> None:
+    async with site() as dask:
+        a = dask.submit("a")
+        dask.cluster.drop([a])
+        dask.open.clear()
+        await soon(lambda: any(a == t.key for t in dask.scheduler.transition_log))
+        await soon(lambda: dask.state(a) is None)
+
+
+async def test_it_connects_again_when_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("girder_dask.dask_cluster._CONNECT_PAUSE", 0.01)
+    failures = [OSError("refused"), ValueError("odd")]
+    original = Client.__init__
+
+    def fail_first(self: Any, *args: Any, **kwargs: Any) -> None:
+        if failures:
+            raise failures.pop()
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Client, "__init__", fail_first)
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
+        key = dask.submit("a")
+        await soon(lambda: dask.state(key) == "memory")
+    assert failures == []
+
+
+async def test_a_key_may_be_wanted_before_and_after_dask_has_it() -> None:
+    async with site() as dask:
+        address = dask.scheduler.address
+        async with Client(address, asynchronous=True, set_as_default=False) as client:
+            dask.cluster.pin("count-a-1", client.id)
+            early = Future("count-a-1", client)
+            a, b = dask.submit("a"), dask.submit("b")
+            await soon(lambda: dask.state(b) == "no-worker")
+            dask.cluster.pin(b, client.id)
+            late = Future(b, client)
+            async with Worker(address, nthreads=1):
+                assert await early == ["a", None]
+                assert await late == ["b", None]
+                dask.cluster.drop([a, b])
+                await asyncio.sleep(0.05)
+                assert dask.state(a) == dask.state(b) == "memory"
+                assert dask.cluster.is_wanted(a)
+                del early, late
+                await soon(lambda: dask.state(a) is None and dask.state(b) is None)
+
+
+async def test_who_wants_a_job_that_never_runs_is_told() -> None:
+    async with (
+        site() as dask,
+        Client(dask.scheduler.address, asynchronous=True, set_as_default=False) as client,
+    ):
+        future = Future("count-a-1", client)
+        dask.cluster.pin("count-a-1", client.id)
+        dask.cluster.drop(["count-a-1"])
+        with pytest.raises(CancelledError):
+            await asyncio.wait_for(future.result(), 10)
+
+
+async def test_a_worker_that_cannot_be_told_to_stop_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1) as worker:
+        dask.cluster.stop(worker.address, ["a"])  # it has no such procedure
+        dask.cluster.stop("tcp://127.0.0.1:1", ["b"])
+        await soon(lambda: not dask.cluster._stops)
+    assert "was not told to stop a" in caplog.text
+    assert "was not told to stop b" in caplog.text
