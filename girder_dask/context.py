@@ -65,6 +65,8 @@ class JobManager:
     def __init__(self, outlet: Outlet | None = None, status: JobStatus = JobStatus.RUNNING) -> None:
         self._outlet = outlet or _Terminal()
         self.status = status
+        #: ``total``, ``current`` and ``message``, those that were set, as they are now.
+        self.progress: dict[str, Any] = {}
 
     def write(self, message: str | bytes, forceFlush: bool = False) -> None:
         """Append ``message`` to the job's log. It is sent within a second, at once if forced."""
@@ -97,6 +99,7 @@ class JobManager:
         }
         if message is not None:
             changes["message"] = clean_text(str(message))
+        self.progress = {**self.progress, **changes}
         self._outlet.progress(changes)
         if forceFlush:
             self._outlet.flush()

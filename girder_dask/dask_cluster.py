@@ -189,6 +189,8 @@ class DaskCluster:
 
     def pin(self, key: str, client: str) -> None:
         """Make a client want a key, now or when the scheduler gets it."""
+        if client not in self._scheduler.clients:
+            return
         if key in self._scheduler.tasks:
             self._scheduler.client_desires_keys([key], client)
         else:
@@ -222,9 +224,7 @@ class DaskCluster:
         try:
             await self._scheduler.rpc(worker).girder_cancel(jobs=jobs)
         except Exception as e:  # noqa: BLE001 - whatever the worker raised comes back here
-            logger.warning(
-                "Worker %s was not told to stop %s: %s", worker, ", ".join(jobs), e or repr(e)
-            )
+            logger.warning("Worker %s was not told to stop %s: %r", worker, ", ".join(jobs), e)
 
     def placed_on(self, key: str) -> str | None:
         """Return the address of the worker that a key is placed on."""

@@ -254,9 +254,7 @@ class Run:
         if not transfers.needed(call):
             return call.args, call.kwargs
         self._enter(JobStatus.FETCHING_INPUT)
-        fetched = transfers.fetch(call)
-        transfers.end_phase(clear=True)
-        return fetched
+        return transfers.fetch(call)
 
     def _push(self, transfers: Transfers, call: Call, value: Any) -> Any:
         self._enter(JobStatus.PUSHING_OUTPUT)

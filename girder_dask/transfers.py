@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from girder_dask.context import RunningJob
@@ -60,7 +61,7 @@ class Transfers:
         self._used: list[Any] = []
         self._lock = threading.Lock()
         self._counts: dict[int, tuple[int, int | None]] = {}
-        self._verb = "Fetching"
+        self._verb = ""
 
     def needed(self, call: Call) -> bool:
         """Say whether a transform is among the arguments of a call."""
@@ -76,15 +77,16 @@ class Transfers:
                 return leaf
             return self._run(leaf)
 
-        return map_leaves(value_of, call.args), map_leaves(value_of, dict(call.kwargs))
+        with self._phase("Fetching"):
+            return map_leaves(value_of, call.args), map_leaves(value_of, dict(call.kwargs))
 
     def push(self, call: Call, value: Any) -> Any:
         """Give each element of a tuple to the hook at its place; a single value to the first."""
-        self._verb = "Uploading"
         results = list(value) if isinstance(value, tuple) else [value]
-        for i, hook in enumerate(call.hooks[: len(results)]):
-            if callable(getattr(hook, "transform", None)):
-                results[i] = self._run(hook, results[i])
+        with self._phase("Uploading"):
+            for i, hook in enumerate(call.hooks[: len(results)]):
+                if callable(getattr(hook, "transform", None)):
+                    results[i] = self._run(hook, results[i])
         return tuple(results) if isinstance(value, tuple) else results[0]
 
     def tell_hooks(self, call: Call) -> None:
@@ -140,12 +142,18 @@ class Transfers:
         text = f"{self._verb} {name}, {amount(done, whole)}"
         self._job.job_manager.updateProgress(total=whole or 0, current=done, message=text)
 
-    def end_phase(self, *, clear: bool) -> None:
-        """Begin to count anew. With ``clear``, the job's progress is as if nothing was shown."""
+    @contextlib.contextmanager
+    def _phase(self, verb: str) -> Iterator[None]:
+        """Count the bytes of one phase, and show again what the task had shown before."""
+        manager = self._job.job_manager
+        before = {"total": 0.0, "current": 0.0, "message": "", **manager.progress}
+        with self._lock:
+            self._verb, self._counts = verb, {}
+        yield
         with self._lock:
             counted, self._counts = bool(self._counts), {}
-        if counted and clear:
-            self._job.job_manager.updateProgress(total=0, current=0, message="")
+        if counted:
+            manager.updateProgress(**before)
 
     # -- the end -------------------------------------------------------------------------------
 

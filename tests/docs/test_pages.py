@@ -155,7 +155,6 @@ def test_the_options_of_the_decorator_are_those_of_the_code() -> None:
 
 def test_the_options_of_a_call_are_those_of_the_code() -> None:
     from girder_dask import task as _  # noqa: F401 - the module below is hidden by the decorator
-
     from girder_dask.calls import CALL_OPTIONS
 
     rows = table(DOCS / "plugin-authors.md", "option", "default", "meaning")

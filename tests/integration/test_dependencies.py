@@ -213,6 +213,40 @@ def test_a_lost_worker_does_not_make_a_value_again(girder_stack, girder_user, tm
     assert girder_stack.job(made)["status"] == S.SUCCESS
 
 
+def test_a_notebook_holds_a_value(girder_stack, girder_user, tmp_path):
+    from distributed import Client, Future
+
+    go = tmp_path / "go"
+
+    def address() -> str:
+        from girder.models.setting import Setting
+
+        return str(Setting().get("dask.scheduler_address"))
+
+    def start(path: str, count: int) -> list[str]:
+        from my_worker_tasks import hold, make_bytes
+
+        first = hold.delay(path)
+        return [first.id, make_bytes.delay(count).id]
+
+    jobs = girder_stack.call(start, str(go), LARGE, user=girder_user)
+    with Client(girder_stack.call(address), set_as_default=False) as client:
+
+        async def pin(jobs: list[str]) -> dict[str, str]:
+            return dict(await client.scheduler.girder_pin(jobs=jobs, client=client.id))
+
+        girder_stack.wait(jobs[1])
+        futures = {}
+        for job_id, key in client.sync(pin, jobs).items():
+            futures[job_id] = Future(key, client)
+        client.sync(pin, jobs)  # again, now that somebody listens
+        let_go(girder_stack, jobs[1])
+        go.touch()
+        assert futures[jobs[0]].result(timeout=20) == 1
+        assert len(futures[jobs[1]].result(timeout=20)) == LARGE
+        assert kept(girder_stack) == {"kept": 0, "keys": 2}
+
+
 # -- inputs that end badly -----------------------------------------------------------------------
 
 

@@ -19,11 +19,12 @@ class RecordingBackend:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.results: dict[str, StoredResult] = {}
         self.canceled: list[str] = []
+        self.trusted: set[str] = set()
         self.loads = 0
         self.before_load: Callable[[], None] = lambda: None
 
     def unpickles(self, job: Mapping[str, Any]) -> bool:
-        return False
+        return job["_id"] in self.trusted
 
     def submit(
         self, submissions: Sequence[Submission], group: Group | None = None

@@ -10,6 +10,7 @@ import pytest
 import requests
 from run_worker import Worker
 
+from girder_dask import current_job
 from girder_dask.errors import TransformError
 from girder_dask.jobs import JobStatus
 from girder_dask.transfers import amount
@@ -46,12 +47,16 @@ class Pushed(ResultTransform):
         return data
 
 
-def test_bytes_of_all_inputs_are_summed_and_cleared_when_it_runs(
+def test_bytes_are_summed_and_what_the_task_has_shown_is_shown_again(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Any] = []
+
+    def found(*_: Any) -> None:
+        current_job().job_manager.updateProgress(total=4, current=4, message="Found 24")
+
     run = worker.run(
-        lambda *_: None,
+        found,
         Fetched("a.png", 2_000_000),
         [Fetched("b.png", 3_000_000)],
         hooks=[Pushed()],
@@ -70,7 +75,9 @@ def test_bytes_of_all_inputs_are_summed_and_cleared_when_it_runs(
         (2_000_010, 5_000_000, "Fetching b.png, 2 of 5 MB"),
         (5_000_000, 5_000_000, "Fetching b.png, 5 of 5 MB"),
         (0, 0, ""),
+        (4, 4, "Found 24"),
         (5, 10, "Uploading out.png, 5 of 10 B"),
+        (4, 4, "Found 24"),
     ]
 
 
