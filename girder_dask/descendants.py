@@ -19,8 +19,8 @@ def send_signal(pid: int, number: int) -> None:
 def descendants(root: int) -> list[int]:
     """Return the living processes that come from ``root``.
 
-    >>> descendants(os.getpid())
-    []
+    >>> os.getpid() in descendants(os.getppid())
+    True
     """
     parents = dict(_living())
     found, grown = {root}, True

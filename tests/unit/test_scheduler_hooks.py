@@ -1,0 +1,139 @@
+"""The plugin in a real scheduler, against a server that answers like Girder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import dask
+import pytest
+from deadline import soon
+from distributed import Nanny, Scheduler
+from local_girder import Answer, Peer, serving
+
+from girder_dask.jobs import JobSpec, JobStatus, to_json
+from girder_dask.payload import pack_call
+from girder_dask.scheduler_hooks import GirderSchedulerPlugin
+
+S = JobStatus
+STATES = "POST dask/job/states"
+
+
+class Girder:
+    """Hands out ``specs`` once, and takes updates."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.specs: list[JobSpec] = []
+        self.states: list[Any] = []
+        peer.answers |= {
+            "POST api_key/token": (200, {"authToken": {"token": "t"}}),
+            "POST dask/job/claim": self.claim,
+            "POST dask/job/updates": (200, {}),
+            STATES: self.answer_states,
+        }
+
+    def claim(self, _peer: Peer) -> Answer:
+        specs, self.specs = self.specs, []
+        return 200, {"specs": [to_json(spec.to_wire()) for spec in specs], "cancel": []}
+
+    def answer_states(self, _peer: Peer) -> Answer:
+        answer = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return (500, {"message": "busy"}) if answer is None else (200, {"jobs": answer})
+
+    def updates(self, job_id: str) -> list[dict[str, Any]]:
+        bodies = [json.loads(b) for b in list(self.peer.bodies) if b'"updates"' in b]
+        return [u for body in bodies for u in body["updates"] if u["id"] == job_id]
+
+    def ended(self, job_id: str) -> int | None:
+        statuses = [s for u in self.updates(job_id) for s, _ in u.get("statuses") or ()]
+        return statuses[-1] if statuses and statuses[-1] in (3, 4, 5) else None
+
+
+@pytest.fixture
+def girder() -> Iterator[Girder]:
+    with serving() as peer:
+        yield Girder(peer)
+
+
+@contextlib.asynccontextmanager
+async def running(girder: Girder) -> AsyncIterator[GirderSchedulerPlugin]:
+    config = {
+        "girder.scheduler.pull-interval": "100 ms",
+        "girder.scheduler.retry-delay": "20 ms",
+        "girder.scheduler.retry-backoff": "50 ms",
+    }
+    with dask.config.set(config):
+        async with Scheduler(port=0, dashboard_address=":0") as scheduler:
+            plugin = GirderSchedulerPlugin(girder.peer.url, "the-key")
+            scheduler.add_plugin(plugin)
+            await plugin.start(scheduler)
+            yield plugin
+
+
+def spec(job_id: str, task: str, *args: Any, **fields: Any) -> JobSpec:
+    payload = pack_call(args, {})
+    return JobSpec(id=job_id, attempt=1, task=f"my_worker_tasks:{task}", payload=payload, **fields)
+
+
+async def test_a_claimed_job_waits_for_inputs_that_only_girder_knows(girder: Girder) -> None:
+    """As after a restart of the scheduler."""
+    girder.specs = [
+        spec("b", "add_one", 1, dependencies=["a"]),
+        spec("c", "add_one", 1, dependencies=["b"]),
+        spec("d", "add_one", 1, dependencies=["x"]),
+    ]
+    x = {"_id": "x", "status": int(S.CANCELED), "title": "Gone"}
+    girder.states = [
+        None,
+        [{"_id": "a", "status": int(S.RUNNING)}, x],
+        [{"_id": "a", "status": int(S.SUCCESS)}, x],
+    ]
+    async with running(girder) as plugin, Nanny(plugin._scheduler.address, nthreads=1):
+        await soon(lambda: girder.ended("b") == girder.ended("c") == S.SUCCESS)
+        await soon(lambda: girder.ended("d") == S.ERROR)
+        await soon(lambda: not len(plugin.dispatcher))
+        await soon(lambda: not plugin._scheduler.tasks)
+    asked = [json.loads(b)["ids"] for b in girder.peer.bodies if b.startswith(b'{"ids"')]
+    assert asked == [["a", "x"], ["a", "x"], ["a"]]
+    errors = [update.get("error") for update in girder.updates("d")]
+    assert "Input job x ('Gone') was canceled, so this job cannot run." in errors
+
+
+async def test_a_job_that_raises_is_tried_again_under_another_key(girder: Girder) -> None:
+    girder.specs = [spec("a", "fails", "no", retries=2)]
+    async with running(girder) as plugin, Nanny(plugin._scheduler.address, nthreads=1):
+        await soon(lambda: girder.ended("a") == S.ERROR)
+        await soon(lambda: not plugin._scheduler.tasks)
+    log = "".join(update.get("log") or "" for update in girder.updates("a"))
+    assert log.count("ValueError: no\n") == 3
+    assert "Try 2 of 3 failed; the job is tried again in 0.1 s as attempt 3.\n" in log
+    assert {update["attempt"] for update in girder.updates("a")} == {1, 2, 3}
+
+
+async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
+    async with running(girder) as plugin:
+        plugin._loop.call_later(0.2, lambda: plugin.dispatcher.accept([spec("a", "add_one", 1)]))
+        assert await plugin.girder_pin(["a"], "nobody") == {"a": "add_one-a-1"}
+        assert (await plugin.girder_status())["kept"] == 0
+
+
+async def test_what_never_arrives_has_no_key(
+    girder: Girder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("girder_dask.scheduler_hooks._PIN_TIME", 0.1)
+    async with running(girder) as plugin:
+        assert await plugin.girder_pin(["a"], "nobody") == {}
+
+
+async def test_workers_that_are_gone_are_not_remembered_for_ever(
+    girder: Girder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("girder_dask.scheduler_hooks._MOST_OUTBOXES", 3)
+    async with running(girder) as plugin:
+        for n in range(10):
+            await plugin.girder_events(f"outbox{n}", 1, [])
+            await plugin.girder_events("busy", n + 1, [])
+        assert list(plugin._batches) == ["outbox8", "outbox9", "busy"]
