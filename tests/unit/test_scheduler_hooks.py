@@ -13,6 +13,7 @@ from deadline import soon
 from distributed import Nanny, Scheduler
 from local_girder import Answer, Peer, serving
 
+from girder_dask import config
 from girder_dask.jobs import JobSpec, JobStatus, to_json
 from girder_dask.payload import pack_call
 from girder_dask.scheduler_hooks import GirderSchedulerPlugin
@@ -60,12 +61,13 @@ def girder() -> Iterator[Girder]:
 
 @contextlib.asynccontextmanager
 async def running(girder: Girder) -> AsyncIterator[GirderSchedulerPlugin]:
-    config = {
+    config.get("scheduler")  # loads the defaults, or they are gone with the changes
+    changes = {
         "girder.scheduler.pull-interval": "100 ms",
         "girder.scheduler.retry-delay": "20 ms",
         "girder.scheduler.retry-backoff": "50 ms",
     }
-    with dask.config.set(config):
+    with dask.config.set(changes):
         async with Scheduler(port=0, dashboard_address=":0") as scheduler:
             plugin = GirderSchedulerPlugin(girder.peer.url, "the-key")
             scheduler.add_plugin(plugin)
