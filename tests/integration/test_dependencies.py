@@ -54,12 +54,15 @@ def on_scheduler(stack: Any, function: Callable[..., Any], *args: Any) -> Any:
     return stack.call(ask, function, args)
 
 
-def kept(stack: Any) -> dict[str, int]:
-    def count(plugin: Any) -> dict[str, int]:
-        names = [str(key) for key in plugin._scheduler.tasks]
-        return {"kept": len(plugin.dispatcher.kept), "keys": len(names)}
+def kept(stack: Any) -> int:
+    """Return how many values the scheduler keeps."""
+    return int(on_scheduler(stack, lambda plugin: len(plugin.dispatcher.kept)))
 
-    return dict(on_scheduler(stack, count))
+
+def keys(stack: Any) -> set[str]:
+    """Return the keys that Dask knows."""
+    names = on_scheduler(stack, lambda plugin: [str(key) for key in plugin._scheduler.tasks])
+    return set(names)
 
 
 def let_go(stack: Any, job_id: str) -> None:
@@ -67,16 +70,20 @@ def let_go(stack: Any, job_id: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(girder_stack):
-    """Whatever a test does, the scheduler keeps no values of it for long."""
-    yield
+def before(girder_stack):
+    """Give the keys that Dask knew before the test, to which none may be added for long."""
 
     def forget_all(plugin: Any) -> None:
         for job_id in list(plugin.dispatcher.kept._values):
             plugin.dispatcher.kept.let_go(job_id)
 
     on_scheduler(girder_stack, forget_all)
-    poll(lambda: kept(girder_stack) == {"kept": 0, "keys": 0}, "values are left behind")
+    poll(lambda: kept(girder_stack) == 0, "values of other tests are left behind")
+    known = keys(girder_stack)
+    yield known
+    on_scheduler(girder_stack, forget_all)
+    poll(lambda: kept(girder_stack) == 0, "values are left behind")
+    poll(lambda: keys(girder_stack) <= known, "keys are left behind")
 
 
 # -- values ------------------------------------------------------------------------------------
@@ -94,7 +101,7 @@ def test_a_large_value_moves_between_workers(girder_stack, girder_user, tmp_path
     assert [each["size"] for each in seen] == [LARGE] * 6
     assert len({each["worker"] for each in seen}) == 2
     assert girder_stack.job(made)["status"] == S.SUCCESS
-    assert kept(girder_stack)["kept"] == 1, "it may be needed again"
+    assert kept(girder_stack) == 1, "it may be needed again"
 
 
 def test_values_in_lists_and_dictionaries(girder_stack, girder_user):
@@ -113,7 +120,7 @@ def test_values_in_lists_and_dictionaries(girder_stack, girder_user):
     assert "QUEUED" in [S(t["status"]).name for t in girder_stack.job(job_id)["timestamps"]]
 
 
-def test_a_chain(girder_stack, girder_user):
+def test_a_chain(girder_stack, girder_user, before):
     def start() -> list[str]:
         from my_worker_tasks import add_one
 
@@ -124,7 +131,7 @@ def test_a_chain(girder_stack, girder_user):
 
     ids = girder_stack.call(start, user=girder_user)
     assert [value(girder_stack, job_id) for job_id in reversed(ids)] == [5, 4, 3, 2, 1]
-    poll(lambda: kept(girder_stack)["keys"] == 0, "small values stay on the cluster")
+    poll(lambda: keys(girder_stack) <= before, "small values stay on the cluster")
 
 
 def test_an_input_that_has_ended_before(girder_stack, girder_user):
@@ -161,7 +168,7 @@ def test_a_value_that_is_kept_no_longer(girder_stack, girder_user):
 
     made = girder_stack.call(start, LARGE, user=girder_user)
     girder_stack.wait(made)
-    poll(lambda: kept(girder_stack)["kept"], "the value is not kept")
+    poll(lambda: kept(girder_stack), "the value is not kept")
     let_go(girder_stack, made)
     job_id = girder_stack.call(use, made, user=girder_user)
     assert girder_stack.wait(job_id)["status"] == S.ERROR
@@ -170,7 +177,7 @@ def test_a_value_that_is_kept_no_longer(girder_stack, girder_user):
     assert "Make it" in log
 
 
-def test_a_lost_worker_does_not_make_a_value_again(girder_stack, girder_user, tmp_path):
+def test_a_lost_worker_does_not_make_a_value_again(girder_stack, girder_user, tmp_path, before):
     diary = tmp_path / "diary"
 
     def start(count: int, diary: str) -> str:
@@ -180,7 +187,7 @@ def test_a_lost_worker_does_not_make_a_value_again(girder_stack, girder_user, tm
 
     made = girder_stack.call(start, LARGE, str(diary), user=girder_user)
     girder_stack.wait(made)
-    poll(lambda: kept(girder_stack)["kept"], "the value is not kept")
+    poll(lambda: kept(girder_stack), "the value is not kept")
 
     def holders(plugin: Any) -> list[Any]:
         (key,) = plugin.dispatcher.kept._jobs
@@ -189,16 +196,16 @@ def test_a_lost_worker_does_not_make_a_value_again(girder_stack, girder_user, tm
     def workers(plugin: Any) -> list[str]:
         return list(plugin._scheduler.workers)
 
-    before = set(on_scheduler(girder_stack, workers))
+    there = set(on_scheduler(girder_stack, workers))
     ((address, pid),) = on_scheduler(girder_stack, holders)
     os.kill(pid, signal.SIGKILL)
-    poll(lambda: kept(girder_stack) == {"kept": 0, "keys": 0}, "the value is not given up")
+    poll(lambda: keys(girder_stack) <= before, "the value is not given up")
     now = poll(
-        lambda: len(found := set(on_scheduler(girder_stack, workers))) == len(before) and found,
+        lambda: len(found := set(on_scheduler(girder_stack, workers))) == len(there) and found,
         "the worker does not come back",
         60,
     )
-    assert now != before, address
+    assert now != there, address
 
     def use(job_id: str) -> str:
         from my_worker_tasks import sizes
@@ -213,7 +220,7 @@ def test_a_lost_worker_does_not_make_a_value_again(girder_stack, girder_user, tm
     assert girder_stack.job(made)["status"] == S.SUCCESS
 
 
-def test_a_notebook_holds_a_value(girder_stack, girder_user, tmp_path):
+def test_a_notebook_holds_a_value(girder_stack, girder_user, before, tmp_path):
     from distributed import Client, Future
 
     go = tmp_path / "go"
@@ -244,7 +251,8 @@ def test_a_notebook_holds_a_value(girder_stack, girder_user, tmp_path):
         go.touch()
         assert futures[jobs[0]].result(timeout=20) == 1
         assert len(futures[jobs[1]].result(timeout=20)) == LARGE
-        assert kept(girder_stack) == {"kept": 0, "keys": 2}
+        assert kept(girder_stack) == 0
+        assert len(keys(girder_stack) - before) == 2
 
 
 # -- inputs that end badly -----------------------------------------------------------------------
