@@ -5,7 +5,7 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyp
 	examples/*/setup.cfg tests/packages/*/pyproject.toml tests/packages/*/setup.cfg)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test faults lint bench docs clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -14,7 +14,10 @@ demo: .venv/.run ## Start a whole stack and count the coins of a picture in a jo
 	.venv/bin/girder-dask demo
 
 test: .venv/.test ## Run all tests, with real services
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest -m 'not long' $(ARGS)
+
+faults: .venv/.test ## Kill, stop and cut off parts of a stack, for a longer time
+	$(PYTHON) -m pytest tests/faults $(ARGS)
 
 lint: .venv/.dev ## Check the style and the types
 	.venv/bin/ruff check .

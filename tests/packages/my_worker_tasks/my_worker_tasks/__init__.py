@@ -11,12 +11,14 @@ from my_worker_tasks.endings import exits, fails, interrupts, slow
 from my_worker_tasks.files import file_size, make_files
 from my_worker_tasks.isolated import parents, process, speaks, starts_children, which_gpus
 from my_worker_tasks.output import chatty, warns, writes_bytes
+from my_worker_tasks.steady import does, steady
 from my_worker_tasks.surroundings import env
 from my_worker_tasks.values import add_one, fails_once, hold, make_bytes, meet, sizes
 
 __all__ = [
     "add_one",
     "chatty",
+    "does",
     "env",
     "exits",
     "fails",
@@ -35,6 +37,7 @@ __all__ = [
     "slow",
     "speaks",
     "starts_children",
+    "steady",
     "warns",
     "which_gpus",
     "writes_bytes",

@@ -1,0 +1,99 @@
+"""A stack of which parts are killed, stopped and cut off."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import psutil
+
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.testing.stack import TestStack
+
+__all__ = ["FaultStack", "states", "until"]
+
+
+def until(condition: Callable[[], Any], seconds: float = 30, pause: float = 0.05) -> Any:
+    """Wait until a condition holds, and return what it returned."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"this did not come true within {seconds} s"
+        time.sleep(pause)
+    return found
+
+
+def states(job: dict[str, Any]) -> list[str]:
+    """Return the names of the states that a job went through."""
+    return [JobStatus(stamp["status"]).name for stamp in job["timestamps"]]
+
+
+class FaultStack(TestStack):
+    """A stack of its own for a test that breaks it."""
+
+    __test__ = False
+
+    def kill(self, name: str) -> None:
+        """Kill a part with all of its processes, at once."""
+        self.part(name).kill()
+
+    def restart(self, *names: str) -> None:
+        """Start parts again that were killed, and return when they do their work."""
+        parts = [self.part(name) for name in names]
+        for part in parts:
+            part.start(self._guard)
+        until(lambda: all(part.is_ready() for part in parts), 60)
+        self._ended -= set(names)
+
+    def worker_process(self, name: str) -> psutil.Process:
+        """Return the process in which a worker runs its jobs: the child of its nanny."""
+        nanny = psutil.Process(self.part(name).pid)
+        return next(p for p in nanny.children() if "spawn_main" in " ".join(p.cmdline()))
+
+    def start_task(self, name: str, *args: Any, user: Any = None, **options: Any) -> str:
+        """Start a task of my_worker_tasks inside Girder, and return the id of its job."""
+        return self.start_tasks(name, [args], user=user, **options)[0]
+
+    def start_tasks(
+        self, name: str, calls: Iterable[tuple[Any, ...]], user: Any = None, **options: Any
+    ) -> list[str]:
+        """Start a task of my_worker_tasks once for each tuple of arguments."""
+        calls = list(calls)
+
+        def start() -> list[str]:
+            import my_worker_tasks
+
+            task = getattr(my_worker_tasks, name)
+            return [str(task.apply_async(args, **options).id) for args in calls]
+
+        return list(self.call(start, user=user))
+
+    def all_jobs(self, ids: Iterable[str]) -> list[dict[str, Any]]:
+        """Return the documents of many jobs, without their logs."""
+        wanted = list(ids)
+
+        def load() -> list[dict[str, Any]]:
+            from bson import ObjectId
+            from girder_jobs.models.job import Job
+
+            query = {"_id": {"$in": [ObjectId(i) for i in wanted]}}
+            fields = {"log": False, "kwargs": False}
+            found = {str(job["_id"]): job for job in Job().collection.find(query, fields)}
+            return [found[i] for i in wanted]
+
+        return list(self.call(load))
+
+    def wait_all(self, ids: Iterable[str], timeout: float = 120) -> list[dict[str, Any]]:
+        """Wait until many jobs have ended, and return their documents."""
+        wanted = list(ids)
+
+        def ended() -> list[dict[str, Any]] | None:
+            jobs = self.all_jobs(wanted)
+            return jobs if all(job["status"] in FINAL for job in jobs) else None
+
+        return list(until(ended, timeout, 0.3))
+
+    def numbered(self, job_id: str, tag: str = "line") -> list[int]:
+        """Return the numbers of the lines ``line 0``, ``line 1``, … in the log of a job."""
+        return [int(n) for n in re.findall(rf"^{tag} (\d+)$", self.log(job_id), re.MULTILINE)]
