@@ -9,17 +9,18 @@ several threads write (see :mod:`girder_dask.logs.lines`).
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
 import traceback
 import weakref
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import Context, ContextVar
 from typing import Any
 
 from girder_dask.logs import leftovers
+from girder_dask.logs.bound import Bound
 from girder_dask.logs.characters import Characters
 from girder_dask.logs.lines import RETRY, Lines
 from girder_dask.logs.pipe import ChildOutput, JobPipe
@@ -38,8 +39,8 @@ _LOOP_PATIENCE = 1.0
 #: Seconds in which a subprocess is expected to end a line, which the pipe may have cut.
 _PIPE_PATIENCE = 0.1
 
-#: The pipe as a writer of lines. Threads are known by their identifier, which is positive.
-_PIPE = -1
+#: The pipe and the end of a long log, as writers of lines. The numbers of threads are positive.
+_PIPE, _END = -1, -2
 
 _logs: weakref.WeakSet[JobLog] = weakref.WeakSet()
 
@@ -71,6 +72,8 @@ class JobLog:
     capacity
         Characters that may wait. A writer that finds as many has to wait until some are
         taken, and subprocesses are held up by their pipe.
+    most
+        Bytes that are kept, see :mod:`girder_dask.logs.bound`. Nobody waits to write more.
 
     Examples
     --------
@@ -85,7 +88,10 @@ class JobLog:
     """
 
     def __init__(
-        self, on_text: Callable[[], None] | None = None, capacity: int = 4 * 1024 * 1024
+        self,
+        on_text: Callable[[], None] | None = None,
+        capacity: int = 4 * 1024 * 1024,
+        most: float = math.inf,
     ) -> None:
         #: The warnings that this job has shown, see :mod:`girder_dask.logs`.
         self.warned: set[Hashable] = set()
@@ -95,6 +101,7 @@ class JobLog:
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
         self._lines = Lines(self._is_busy)
+        self._bound = Bound(most)
         self._size = 0
         self._characters = Characters()
         self._pipe: JobPipe | None = None
@@ -158,7 +165,7 @@ class JobLog:
 
     def _prepare(self) -> None:
         """Wait for room, and take in what subprocesses wrote before."""
-        if self._size >= self._capacity:
+        if self._is_full():
             self._wait_for_room()
         if self._pipe is not None and self._pipe.active and not self._closed:
             call = calling()
@@ -166,9 +173,12 @@ class JobLog:
             self._drain(self._pipe)
             self._same_call = False
 
+    def _is_full(self) -> bool:
+        return self._size >= self._capacity and not self._bound.reached
+
     def _wait_for_room(self) -> None:
         deadline = time.monotonic() + _LOOP_PATIENCE if in_event_loop() else None
-        while self._size >= self._capacity and not self._closed:
+        while self._is_full() and not self._closed:
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
                 return
@@ -182,6 +192,7 @@ class JobLog:
         return self._characters.decode(key, text)
 
     def _add(self, writer: int, text: str) -> None:
+        text = self._bound.admit(text)
         if text:
             self._size += len(text)
             if self._lines.add(writer, text):
@@ -229,15 +240,14 @@ class JobLog:
             Text that can be encoded in UTF-8: lone surrogates become ``\\udcxx``.
         """
         with self._lock:
-            if self._pipe is not None and not self._closed and self._size < self._capacity:
+            if self._pipe is not None and not self._closed and not self._is_full():
                 self._drain(self._pipe)
             self._lines.retry()
-            pieces = self._split(limit)
-            text = "".join(pieces)
+            text = self._lines.take(limit)
             self._size -= len(text)
             self._announced = False
             announce = self._must_announce()
-            if self._size < self._capacity:
+            if not self._is_full():
                 self._room.notify_all()
                 if self._pipe is not None:
                     self._pipe.resume()
@@ -248,20 +258,6 @@ class JobLog:
         except UnicodeEncodeError:
             text = text.encode("utf-8", "backslashreplace").decode("utf-8")
         return text
-
-    def _split(self, limit: int | None) -> deque[str]:
-        pieces, taken = self._lines.pieces, deque[str]()
-        if limit is None:
-            self._lines.pieces = taken
-            return pieces
-        while pieces and limit > 0:
-            piece = pieces.popleft()
-            if len(piece) > limit:
-                pieces.appendleft(piece[limit:])
-                piece = piece[:limit]
-            taken.append(piece)
-            limit -= len(piece)
-        return taken
 
     def _must_announce(self) -> bool:
         if self._announced or not self._lines.pieces:
@@ -339,9 +335,9 @@ class JobLog:
             if self._closed:
                 leftover = pipe.read()
             else:
-                if self._size < self._capacity:
+                if not self._is_full():
                     self._drain(pipe)
-                if self._size >= self._capacity:
+                if self._is_full():
                     pipe.pause()
             announce = self._must_announce()
         if leftover:
@@ -370,6 +366,9 @@ class JobLog:
                 self._pipe.resume()
             self._add(threading.get_ident(), self._characters.end_all())
             self._lines.settle()
+            if end := self._bound.end():
+                self._size += len(end)
+                self._lines.add(_END, end)
             self._closed = True
             self._room.notify_all()
             announce = self._must_announce()

@@ -18,6 +18,9 @@ RETRY = 0.02
 #: Seconds that others wait at most.
 _PATIENCE = 1.0
 
+#: The longest piece, in characters: what is taken off a piece is copied.
+_PIECE = 64 * 1024
+
 
 class Lines:
     """Puts texts in the order of writing, but lets a line that is being written be ended first.
@@ -63,7 +66,7 @@ class Lines:
         if self._writer is not None and self._writer != writer and self._must_hold():
             self._hold(writer, text)
             return True
-        self.pieces.append(text)
+        self._append(text)
         if text[-1] != "\n":
             self._writer, self._since = writer, time.monotonic()
         elif self._writer is not None:
@@ -71,6 +74,20 @@ class Lines:
             if self._held:
                 self._release()
         return bool(self._held)
+
+    def take(self, limit: int | None) -> str:
+        """Remove and return the first texts, of so many characters at most."""
+        if limit is None:
+            limit = sum(map(len, self.pieces))
+        taken: list[str] = []
+        while self.pieces and limit > 0:
+            piece = self.pieces.popleft()
+            if len(piece) > limit:
+                self.pieces.appendleft(piece[limit:])
+                piece = piece[:limit]
+            taken.append(piece)
+            limit -= len(piece)
+        return "".join(taken)
 
     def retry(self) -> None:
         """Let those write who were held, unless the one they wait for is still busy."""
@@ -87,10 +104,16 @@ class Lines:
     def settle(self) -> None:
         """Put everything in order as it came, and regard every line as ended."""
         for _, parts in self._held:
-            self.pieces.extend(parts)
+            self._append("".join(parts))
         self._held.clear()
         self._begun.clear()
         self._writer = None
+
+    def _append(self, text: str) -> None:
+        if len(text) <= _PIECE:
+            self.pieces.append(text)
+        else:
+            self.pieces.extend(text[n : n + _PIECE] for n in range(0, len(text), _PIECE))
 
     def _hold(self, writer: int, text: str) -> None:
         parts = self._begun.pop(writer, None)

@@ -13,6 +13,7 @@ from my_worker_tasks.isolated import parents, process, speaks, starts_children, 
 from my_worker_tasks.output import chatty, warns, writes_bytes
 from my_worker_tasks.steady import does, steady
 from my_worker_tasks.surroundings import env
+from my_worker_tasks.tallies import tally
 from my_worker_tasks.values import add_one, fails_once, hold, make_bytes, meet, sizes
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "speaks",
     "starts_children",
     "steady",
+    "tally",
     "warns",
     "which_gpus",
     "writes_bytes",
