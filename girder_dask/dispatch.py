@@ -157,7 +157,7 @@ class Dispatcher:
         hand = self._by_id.get(event.id)
         if hand is None or hand.told or event.attempt != hand.spec.attempt:
             return False
-        if not self._admitted(hand, event):
+        if not hand.admits(event, self._cluster.placed_on(hand.spec.key)):
             return False
         status = None if event.status is None else JobStatus(event.status)
         if status == JobStatus.ERROR and self._may_try_again(hand):
@@ -172,18 +172,6 @@ class Dispatcher:
         if status in FINAL:
             hand.stored = event.result is not None
             self._after_end(hand)
-        return True
-
-    def _admitted(self, hand: Hand, event: JobEvent) -> bool:
-        if event.run is None or event.run == hand.run:
-            return event.run is not None
-        if event.run in hand.closed or hand.run is not None:
-            return False
-        places = (self._cluster.placed_on(hand.spec.key), hand.worker, hand.ended_on)
-        if event.worker not in places:
-            return False
-        hand.run = event.run
-        hand.worker = event.worker
         return True
 
     def _may_try_again(self, hand: Hand) -> bool:
@@ -204,6 +192,7 @@ class Dispatcher:
 
     def _next_attempt(self, hand: Hand, why: str) -> None:
         hand.close_run()
+        self._cluster.renumber(hand.spec.key, hand.attempt)
         self._say(hand, status=int(JobStatus.QUEUED), log=f"{why} as attempt {hand.attempt}.\n")
 
     def _fresh_key(self, hand: Hand) -> None:
@@ -250,6 +239,8 @@ class Dispatcher:
         if hand.told:  # a job whose end is told does not run again
             self._after_both_ends(hand)
         elif hand.run is None:
+            if not alive and hand.worker:
+                hand.lost_on.append(hand.worker)
             hand.worker = None
         elif alive and hand.canceled:
             self._cluster.drop([key])
@@ -264,13 +255,24 @@ class Dispatcher:
         if hand.canceled:
             self._end(hand, JobStatus.CANCELED)
         else:
-            why = f"Worker {worker} was lost while the job ran; it is tried again"
-            self._next_attempt(hand, why)
+            reason = self._cluster.why_lost(worker)
+            why = f" ({reason})" if reason else ""
+            what = f"Worker {worker} was lost while the job ran{why}; it is tried again"
+            self._next_attempt(hand, what)
 
-    def failed(self, key: str, reason: str, *, raised: bool = False) -> None:
+    def explain(self, worker: str) -> None:
+        """Tell the jobs that were on a worker why it was lost, when that is known only now."""
+        for hand in self._by_id.values():
+            if hand.lost_on and hand.lost_on[-1] == worker and not hand.told:
+                self._say(hand, log=f"Worker {worker}: {self._cluster.why_lost(worker)}.\n")
+
+    def failed(
+        self, key: str, reason: str, *, raised: bool = False, worker: str | None = None
+    ) -> None:
         """Take note that Dask has given up on a key, which no run has told the end of.
 
-        ``raised`` says that the run raised, so that it may be tried again.
+        ``raised`` says that the run raised, so that it may be tried again; ``worker`` is the
+        last of the workers that were lost with it.
         """
         hand = self._by_key.get(key)
         if hand is None or hand.told:
@@ -282,8 +284,12 @@ class Dispatcher:
             self._say(hand, log=reason + "\n")
             self._try_again(hand)
             return
+        if worker is not None:
+            hand.lost_on.append(worker)
         if hand.lost_on:
-            reason = f"{reason} Workers lost: {', '.join(hand.lost_on)}."
+            lost = [(name, self._cluster.why_lost(name)) for name in hand.lost_on]
+            named = ", ".join(f"{name} ({why})" if why else name for name, why in lost)
+            reason = f"{reason} Workers lost: {named}."
         self._refuse(hand, reason)
 
     def is_open(self, key: str) -> bool:

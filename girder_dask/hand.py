@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from girder_dask.cluster import Timer
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobEvent, JobSpec, JobStatus
 
 __all__ = ["Backoff", "Hand"]
 
@@ -44,6 +44,8 @@ class Hand:
         The worker where Dask has seen it end.
     closed
         Runs that are heard no more.
+    lost_on
+        The workers that were lost while it was on them.
     parked
         Whether it waits for its inputs.
     pause
@@ -80,6 +82,18 @@ class Hand:
     stored: bool = False
     nbytes: int | None = None
     over: bool = False
+
+    def admits(self, event: JobEvent, place: str | None) -> bool:
+        """Say whether what a run says is heard; ``place`` is where Dask has placed the job."""
+        if event.run is None or event.run == self.run:
+            return event.run is not None
+        if event.run in self.closed or self.run is not None:
+            return False
+        if event.worker not in (place, self.worker, self.ended_on):
+            return False
+        self.run = event.run
+        self.worker = event.worker
+        return True
 
     def close_run(self) -> None:
         """Listen to the present run no more, and begin the next attempt."""
