@@ -12,10 +12,11 @@ from typing import Any
 from girder_dask import config, submit
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import HANDLER
-from girder_dask.leaves import map_leaves
+from girder_dask.leaves import leaves_of, map_leaves
 from girder_dask.packages import package_of
 from girder_dask.payload import Dependency, pack_call, readable
 from girder_dask.result import JobResult
+from girder_dask.without_job import WithoutJob
 
 __all__ = [
     "CALL_OPTIONS",
@@ -55,6 +56,7 @@ class TaskSettings:
         """
         possible = set(_PLACEMENT) | {"title", "type", "public", "other_fields"}
         _refuse_unknown(name, changes.keys(), possible)
+        _refuse_no_text(name, changes)
         return replace(self, **{**changes, **_checked_placement(changes, name)})
 
 
@@ -138,6 +140,7 @@ def pack(
     found: list[str] = []
 
     def stand_in(value: Any) -> Any:
+        _refuse_hidden(name, value)
         if hasattr(value, "results") and not isinstance(value, type):
             return [stand_in(result) for result in value.results]
         if not isinstance(value, JobResult):
@@ -150,13 +153,51 @@ def pack(
     payload = pack_call(
         args,
         kwargs,
-        tuple(options.get("girder_result_hooks") or ()),
+        _hooks(name, options.get("girder_result_hooks")),
         function,
         session=options.get("girder_client_session_kwargs"),
         task=name,
         limit=config.nbytes("max-payload"),
     )
     return payload, found, args, dict(kwargs)
+
+
+def _refuse_hidden(name: str, value: Any) -> None:
+    """Raise SubmissionError for results that would not be replaced by their values."""
+    if isinstance(value, WithoutJob):
+        raise SubmissionError(
+            f"{name} was given {value!r}, which has no job that another one could wait for. Pass "
+            "its value, from get(). No job was made.",
+            task=name,
+        )
+    if isinstance(value, (set, frozenset)) and any(isinstance(v, JobResult) for v in value):
+        raise SubmissionError(
+            f"{name} was given a set of JobResults. They stand for their values in lists, tuples "
+            "and dicts, not in sets. Pass a list. No job was made.",
+            task=name,
+        )
+
+
+def _hooks(name: str, given: Any) -> tuple[Any, ...]:
+    """Return the result hooks of a call: one for each result, or what is nested as the result is."""
+    if given is None:
+        return ()
+    if not isinstance(given, (list, tuple, dict)):
+        raise SubmissionError(
+            f"{name} was started with girder_result_hooks={given!r:.200}. Give a list of hooks, one "
+            "for each result. No job was made.",
+            task=name,
+        )
+    for hook in leaves_of(given):
+        usable = callable(getattr(hook, "transform", None)) and not isinstance(hook, type)
+        if hook is not None and not usable:
+            raise SubmissionError(
+                f"{name} was started with {hook!r:.200} among its girder_result_hooks, which is no "
+                "hook: it has no transform(). Give objects such as GirderUploadToFolder(folder_id), "
+                "or None where nothing is to be done. No job was made.",
+                task=name,
+            )
+    return (given,) if isinstance(given, dict) else tuple(given)
 
 
 def submission(
@@ -220,7 +261,20 @@ def _fields(
     fields["title"] = settings.title or name.rpartition(":")[2].rpartition(".")[2]
     wanted = {*fields, *more}
     given = {CALL_OPTIONS[k]: v for k, v in options.items() if k in CALL_OPTIONS}
-    return fields | {k: v for k, v in given.items() if k in wanted and v is not None}
+    fields |= {k: v for k, v in given.items() if k in wanted and v is not None}
+    _refuse_no_text(name, fields)
+    return fields
+
+
+def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:
+    for field_name in ("title", "type"):
+        value = fields.get(field_name)
+        if value is not None and not isinstance(value, str):
+            raise SubmissionError(
+                f"{name} was started with the {field_name} {value!r:.200}, which is no text. No job "
+                "was made.",
+                task=name,
+            )
 
 
 def _checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -229,11 +283,12 @@ def _checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
     try:
         for option in ("retries", "priority"):
             if option in plain:
-                plain[option] = operator.index(plain[option])
+                plain[option] = _whole(option, plain[option])
         if plain.get("timeout") is not None:
-            plain["timeout"] = _positive(plain["timeout"])
+            plain["timeout"] = _positive("timeout", plain["timeout"])
         if plain.get("resources") is not None:
-            plain["resources"] = {str(k): _positive(v) for k, v in plain["resources"].items()}
+            wanted = plain["resources"].items()
+            plain["resources"] = {str(k): _positive(f"resource {k}", v) for k, v in wanted}
         if plain.get("retries", 0) < 0:
             raise ValueError("retries is less than 0")
         if plain.get("isolation", "thread") not in _ISOLATIONS:
@@ -246,7 +301,16 @@ def _checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
     return plain
 
 
-def _positive(value: Any) -> float:
+def _whole(option: str, value: Any) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{option} is a whole number, not {value!r:.200}")
+
+
+def _positive(option: str, value: Any) -> float:
     if isinstance(value, str) or not 0 < float(value) < float("inf"):
-        raise ValueError(f"{value!r} is no positive number")
+        raise ValueError(f"{option}: {value!r} is no positive number")
     return float(value)

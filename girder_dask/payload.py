@@ -23,6 +23,7 @@ from girder_dask.plain import dump_plain, load_plain
 from girder_dask.transforms import detached, is_transform
 
 __all__ = [
+    "PACKING",
     "Call",
     "Dependency",
     "is_plain",
@@ -32,6 +33,9 @@ __all__ = [
     "pack_value",
     "readable",
 ]
+
+#: What packing adds to a value of one piece, such as bytes or an array, in bytes at most.
+PACKING = 4096
 
 # The first byte of a call or a value says how the rest is written.
 _PLAIN, _PICKLED = b"j", b"p"
@@ -99,7 +103,7 @@ def pack_call(
         function,
         map_leaves(detached, tuple(args)),
         map_leaves(detached, dict(kwargs)),
-        tuple(detached(hook) for hook in hooks),
+        map_leaves(detached, tuple(hooks)),
         session,
     )
     try:

@@ -7,12 +7,19 @@ and dict alone travel as JSON instead, and come back as what they were.
 
 from __future__ import annotations
 
-import base64
 import json
+import operator
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["dump_plain", "load_plain"]
+
+# Where a value holds bytes, they stand one after another behind the JSON text, which has their
+# lengths: in the text they would take a third more. Such data begins with this and the
+# length of the text; no JSON text begins so.
+_FRAME = struct.Struct(">cQ")
+_FRAMED = b"~"
 
 # JSON objects that stand for something else have exactly one of these keys.
 _BYTES, _TUPLE, _DICT = "~bytes", "~tuple", "~dict"
@@ -29,7 +36,7 @@ def _no_special(value: Any) -> tuple[str, Any]:
 
 
 def dump_plain(value: Any, special: Special = _no_special) -> bytes:
-    """Return a plain value as JSON, in UTF-8.
+    """Return a plain value as JSON, in UTF-8, and the bytes in it behind that.
 
     Parameters
     ----------
@@ -48,8 +55,11 @@ def dump_plain(value: Any, special: Special = _no_special) -> bytes:
     >>> load_plain(dump_plain({'coins': (24, 37.2), 1: [b'x', None]}))
     {'coins': (24, 37.2), 1: [b'x', None]}
     """
-    text = json.dumps(_encoded(value, special), separators=(",", ":"))
-    return text.encode("utf-8", "surrogatepass")
+    blobs: list[bytes] = []
+    encoded = _encoded(value, special, blobs)
+    text = json.dumps(encoded, separators=(",", ":"), ensure_ascii=False)
+    data = text.encode("utf-8", "surrogatepass")
+    return b"".join([_FRAME.pack(_FRAMED, len(data)), data, *blobs]) if blobs else data
 
 
 def load_plain(data: bytes, special: Mapping[str, Callable[[Any], Any]] | None = None) -> Any:
@@ -65,39 +75,66 @@ def load_plain(data: bytes, special: Mapping[str, Callable[[Any], Any]] | None =
     ValueError
         If ``data`` is nothing that :func:`dump_plain` returned.
     """
-    return _decoded(json.loads(data), special or {})
+    if data[:1] != _FRAMED:
+        return _decoded(json.loads(data), special or {}, _Blobs(data, len(data)))
+    if len(data) < _FRAME.size:
+        raise ValueError("it is cut off")
+    begin = _FRAME.size + _FRAME.unpack_from(data)[1]
+    text = json.loads(data[_FRAME.size : begin])
+    return _decoded(text, special or {}, _Blobs(data, begin))
 
 
-def _encoded(value: Any, special: Special) -> Any:
+class _Blobs:
+    """The bytes behind the JSON text, in the order in which the text names them."""
+
+    def __init__(self, data: bytes, begin: int) -> None:
+        self._data = data
+        self._position = begin
+
+    def take(self, length: Any) -> bytes:
+        end = self._position + operator.index(length)
+        if not self._position <= end <= len(self._data):
+            raise ValueError("bytes in it are cut off")
+        blob = self._data[self._position : end]
+        self._position = end
+        return blob
+
+
+def _encoded(value: Any, special: Special, blobs: list[bytes]) -> Any:
     kind = type(value)
     if kind in _SCALARS:
         return value
     if kind is list:
-        return [_encoded(v, special) for v in value]
+        return [_encoded(v, special, blobs) for v in value]
     if kind is tuple:
-        return {_TUPLE: [_encoded(v, special) for v in value]}
+        return {_TUPLE: [_encoded(v, special, blobs) for v in value]}
     if kind is bytes:
-        return {_BYTES: base64.b64encode(value).decode("ascii")}
+        blobs.append(value)
+        return {_BYTES: len(value)}
     if kind is not dict:
         tag, plain = special(value)
-        return {tag: _encoded(plain, _no_special)}
+        return {tag: _encoded(plain, _no_special, blobs)}
     # A key that looks like a tag must not be taken for one.
     if all(type(k) is str and not k.startswith("~") for k in value):
-        return {k: _encoded(v, special) for k, v in value.items()}
-    return {_DICT: [[_encoded(k, special), _encoded(v, special)] for k, v in value.items()]}
+        return {k: _encoded(v, special, blobs) for k, v in value.items()}
+    return {
+        _DICT: [
+            [_encoded(k, special, blobs), _encoded(v, special, blobs)] for k, v in value.items()
+        ]
+    }
 
 
-def _decoded(value: Any, special: Mapping[str, Callable[[Any], Any]]) -> Any:
+def _decoded(value: Any, special: Mapping[str, Callable[[Any], Any]], blobs: _Blobs) -> Any:
     if isinstance(value, list):
-        return [_decoded(v, special) for v in value]
+        return [_decoded(v, special, blobs) for v in value]
     if not isinstance(value, dict):
         return value
     if _TUPLE in value:
-        return tuple(_decoded(v, special) for v in value[_TUPLE])
+        return tuple(_decoded(v, special, blobs) for v in value[_TUPLE])
     if _BYTES in value:
-        return base64.b64decode(value[_BYTES])
+        return blobs.take(value[_BYTES])
     if _DICT in value:
-        return {_decoded(k, special): _decoded(v, special) for k, v in value[_DICT]}
+        return {_decoded(k, special, blobs): _decoded(v, special, blobs) for k, v in value[_DICT]}
     for tag in special.keys() & value.keys():
-        return special[tag](_decoded(value[tag], {}))
-    return {k: _decoded(v, special) for k, v in value.items()}
+        return special[tag](_decoded(value[tag], {}, blobs))
+    return {k: _decoded(v, special, blobs) for k, v in value.items()}

@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from girder_dask.errors import GirderError, SchedulerError, SubmissionError
+from girder_dask.errors import (
+    GirderError,
+    PayloadTooLargeError,
+    SchedulerError,
+    SubmissionError,
+)
 from girder_dask.jobs import from_json, to_json
 from girder_dask.submit import Group, StoredResult, Submission
 from girder_dask.web import Web
@@ -24,8 +29,8 @@ _REACH_TIME = 5.0
 # Most jobs that are asked for in one request.
 _MOST_JOBS = 1_000
 
-# Most bytes of the calls that go in one request; Girder reads 64 MiB.
-_MOST_BYTES = 32 * 1024**2
+# Most bytes of packed calls in one request: Girder reads 64 MiB, in which they take a third more.
+_MOST_BYTES = 47 * 1024**2
 
 
 class RestBackend:
@@ -100,9 +105,12 @@ class RestBackend:
         ------
         SubmissionError
             If Girder refuses a call, or the user may not start it. No job was made.
+        PayloadTooLargeError
+            If the calls are too large for one request. No job was made.
         GirderError
             If Girder does not answer.
         """
+        _check_size(submissions)
         body = {
             "submissions": [to_json(submission.to_wire()) for submission in submissions],
             "group": None if group is None else to_json(group.to_wire()),
@@ -139,6 +147,10 @@ class RestBackend:
             found += self._web.ask("POST", "dask/job/states", body)["jobs"]
         return found
 
+    def load_log(self, job_id: str) -> str:
+        """Return all that is kept of the log of a job, which may be long."""
+        return self._web.text(f"dask/job/{_checked(job_id)}/log")
+
     def load_result(self, job_id: str) -> StoredResult:
         """Return what is kept of the end of a job."""
         answer = from_json(self._web.ask("GET", f"dask/job/{_checked(job_id)}/result"))
@@ -147,6 +159,7 @@ class RestBackend:
             error=answer.get("error"),
             exception=answer.get("exception"),
             status=answer.get("status"),
+            parts=answer.get("parts"),
         )
 
     def cancel(self, job_id: str) -> None:
@@ -241,6 +254,19 @@ def _check_reached(address: str) -> None:
         socket.create_connection((name.strip("[]"), int(port)), timeout=_REACH_TIME).close()
 
 
+def _check_size(submissions: Sequence[Submission]) -> None:
+    size = sum(len(submission.payload) for submission in submissions)
+    if size > _MOST_BYTES:
+        names = sorted({submission.task for submission in submissions})
+        raise PayloadTooLargeError(
+            f"{len(submissions):,} calls of {', '.join(names)} take {size:,} bytes, more than the "
+            f"{_MOST_BYTES:,} that go to Girder at once. Start them in several parts, or give them "
+            "less: upload what is large to Girder and pass its id, or pass the JobResult of a task "
+            "that makes it. No job was made.",
+            task=names[0],
+        )
+
+
 def _checked(job_id: str) -> str:
     """Return an id as it may stand in a path."""
     return quote(str(job_id), safe="")
@@ -257,4 +283,5 @@ def _refusal(error: GirderError, submissions: Sequence[Submission]) -> Exception
             "Girder's list of jobs before you start them again.",
             status=error.status,
         )
-    return SubmissionError(f"{said.rstrip('.')}. No job was made.", task=task)
+    made = "" if "No job was made" in said else " No job was made."
+    return SubmissionError(f"{said.rstrip('.')}.{made}", task=task)

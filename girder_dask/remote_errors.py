@@ -17,6 +17,9 @@ _MADE_IN_PYTHON = 1 << 9
 # What is kept of an exception, in bytes and characters.
 _MOST_EXCEPTION = 128 * 1024
 _MOST_TRACEBACK = 64 * 1024
+# What these mean to the code that they pass through must not come from another process, as
+# SystemExit and the like, which are no Exception, must not.
+_STEER = (StopIteration, StopAsyncIteration)
 
 
 def pack_exception(error: BaseException, text: str) -> bytes:
@@ -145,7 +148,8 @@ def failure(
     -------
     JobFailed
         Where it can be had, also an instance of the class that the task raised, with its
-        arguments and attributes. Its cause holds the traceback of the worker.
+        arguments and attributes; not so for SystemExit, KeyboardInterrupt and the like, which
+        would end the program that asks. Its cause holds the traceback of the worker.
 
     Examples
     --------
@@ -171,6 +175,8 @@ def _as_failure(original: BaseException, job_id: str) -> JobFailed | None:
     kind = type(original)
     if isinstance(original, JobFailed):
         return original
+    if not issubclass(kind, Exception) or issubclass(kind, _STEER):
+        return None
     names = {
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,

@@ -132,9 +132,8 @@ class JobResult:
         return self.status == JobStatus.ERROR
 
     def log(self) -> str:
-        """Return the job's log."""
-        log = submit.backend().load_job(self.id, log=True).get("log") or []
-        return log if isinstance(log, str) else "".join(log)
+        """Return the job's log: all that is kept of it, which can be ``girder.max-log``."""
+        return submit.backend().load_log(self.id)
 
     def wait(self, timeout: float | None = None) -> JobResult:
         """Wait until the job has ended.
@@ -164,6 +163,8 @@ class JobResult:
     def get(self, timeout: float | None = None) -> Any:
         """Wait for the job and return what its function returned.
 
+        For the parent job of a map that is the list of what its jobs returned.
+
         Raises
         ------
         JobFailed
@@ -183,6 +184,8 @@ class JobResult:
             raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
         backend = submit.backend()
         stored = backend.load_result(self.id)
+        if stored.parts is not None:
+            return MapResult(self.job, map(JobResult, stored.parts)).get()
         unpickle = backend.unpickles(self._job)
         if self.status == JobStatus.ERROR:
             raise failure(self.id, stored.error, stored.exception, unpickle=unpickle)

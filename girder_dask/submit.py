@@ -92,13 +92,15 @@ class StoredResult:
 
     ``exception`` is what the task raised, packed by
     :func:`girder_dask.remote_errors.pack_exception`. ``status`` is the state of the job, where
-    it came along.
+    it came along. ``parts`` are the ids of the jobs under the parent job of a map, in the
+    order of the calls, and None for any other job.
     """
 
     value: bytes | None = field(default=None, repr=False)
     error: str | None = None
     exception: bytes | None = field(default=None, repr=False)
     status: int | None = None
+    parts: Sequence[str] | None = None
 
 
 class Backend(Protocol):
@@ -123,6 +125,9 @@ class Backend(Protocol):
 
     def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return ``_id``, ``title``, ``status`` and ``progress`` of those that may be read."""
+
+    def load_log(self, job_id: str) -> str:
+        """Return all that is kept of the log of a job, which may be long."""
 
     def load_result(self, job_id: str) -> StoredResult:
         """Return what is kept of the end of a job."""

@@ -6,8 +6,10 @@ it is recorded in Girder.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from girder_dask import submit
@@ -136,9 +138,8 @@ class WithoutJob:
     def wait(self, timeout: float | None = None) -> WithoutJob:
         """Wait for the end of the call. Raises TimeoutError if it takes longer."""
         if self.future is not None:
-            from distributed import wait
-
-            wait(self.future, timeout=timeout)
+            with contextlib.suppress(CancelledError):
+                self.future.exception(timeout)
         return self
 
     def get(self, timeout: float | None = None) -> Any:

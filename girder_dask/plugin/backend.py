@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
-from girder_dask.plugin import groups, records, settings, store
+from girder_dask.plugin import chunks, groups, records, settings, store
 from girder_dask.plugin.cluster import Cluster
 from girder_dask.submit import Group, StoredResult, Submission
 
@@ -76,11 +76,20 @@ class GirderBackend:
         user = _request_user()
         return [job for job in jobs if Job().hasAccess(job, user, AccessType.READ)]
 
+    def load_log(self, job_id: str) -> str:
+        """Return the whole log of a job, if the user of the request may read it."""
+        job = self._load(job_id, AccessType.READ)
+        try:
+            return b"".join(chunks.load(job["_id"]).read()).decode("utf-8", "replace")
+        except PyMongoError as e:
+            raise GirderError(f"The log of job {job_id} cannot be read: {e}.") from e
+
     def load_result(self, job_id: str) -> StoredResult:
         """Return what is kept of the end of a job, if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
         try:
-            return replace(store.result(job_id), status=int(job["status"]))
+            stored = store.result(job_id)
+            return replace(stored, status=int(job["status"]), parts=groups.parts(job))
         except PyMongoError as e:
             raise GirderError(f"The result of job {job_id} cannot be read: {e}.") from e
 

@@ -13,10 +13,11 @@ from girder_jobs.models.job import Job
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import JobSpec
 from girder_dask.plugin import records
+from girder_dask.plugin.groups import is_group
 
 __all__ = ["DependencyRefused", "check"]
 
-_ACCESS = {"access": True, "public": True, "publicFlags": True, "userId": True}
+_ACCESS = {"dask.group": True, "access": True, "public": True, "publicFlags": True, "userId": True}
 
 
 class DependencyRefused(SubmissionError):
@@ -34,7 +35,7 @@ def check(wanted: Iterable[tuple[JobSpec, Mapping[str, Any] | None]]) -> None:
     Raises
     ------
     SubmissionError
-        If there is no such job.
+        If there is no such job, or it is the parent of a map.
     DependencyRefused
         If the owner may not read it.
     """
@@ -59,6 +60,13 @@ def check(wanted: Iterable[tuple[JobSpec, Mapping[str, Any] | None]]) -> None:
                 f"{owner['login'] if owner else 'A job without an owner'} may not read job "
                 f"{job_id}, whose value is an argument of {spec.task}. No job was made. Ask the "
                 "owner of that job for access to it.",
+                task=spec.task,
+            )
+        if is_group(job):
+            raise SubmissionError(
+                f"Job {job_id}, which is an argument of {spec.task}, is the parent job of a map "
+                "and has no value of its own. Pass what map() returned, or the list of its jobs. "
+                "No job was made.",
                 task=spec.task,
             )
 

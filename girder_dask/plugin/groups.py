@@ -30,6 +30,7 @@ __all__ = [
     "follow",
     "is_group",
     "look_after",
+    "parts",
     "stop",
 ]
 
@@ -113,6 +114,20 @@ def complete(job: dict[str, Any]) -> None:
 def is_group(job: Mapping[str, Any]) -> bool:
     """Say whether a job is the parent of a map."""
     return isinstance((job.get("dask") or {}).get("group"), dict)
+
+
+def parts(job: Mapping[str, Any]) -> list[str] | None:
+    """Return the ids of the jobs under the parent of a map, in the order of the calls.
+
+    None for a job that is no such parent.
+    """
+    if not is_group(job):
+        return None
+    # They were made one after another, and an id counts on from the one before.
+    found = records.collection(Job()).find(
+        {"parentId": job["_id"]}, {"_id": True}, sort=[("_id", 1)]
+    )
+    return [str(part["_id"]) for part in found]
 
 
 def follow(jobs: Iterable[Mapping[str, Any]]) -> None:

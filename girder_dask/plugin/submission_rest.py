@@ -15,7 +15,7 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import to_json
-from girder_dask.plugin import admission, records, store
+from girder_dask.plugin import admission, groups, records, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body
 from girder_dask.plugin.dependencies import DependencyRefused
@@ -126,7 +126,8 @@ class Submissions:
         Description("Return what a job returned, or what it raised.")
         .notes(
             "`value` and `exception` are as girder_dask packs them, `error` is one line. All are "
-            "null while the job has not ended, and `value` where it is not kept."
+            "null while the job has not ended, and `value` where it is not kept. `parts` are the "
+            "ids of the jobs under the parent job of a map, null for other jobs."
         )
         .modelParam("id", "The id of the job.", model=Job, force=True)
         .errorResponse("ID was invalid.")
@@ -143,6 +144,7 @@ class Submissions:
             "value": to_json(kept.value),
             "error": kept.error,
             "exception": to_json(kept.exception),
+            "parts": groups.parts(job),
         }
 
     @access.public(scope=SUBMIT_SCOPE)

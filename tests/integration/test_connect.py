@@ -392,10 +392,33 @@ def test_a_map_holds_its_values(with_cluster):
     until(lambda: all(result._future is not None for result in mapped.results))
 
 
+def test_the_parent_of_a_map_has_the_values_of_its_jobs(connected):
+    add = task(lambda a, b=1: a + b)
+    mapped = add.map(range(12))
+    again = JobResult(mapped.id)
+    assert again.get(timeout=60) == list(range(1, 13))
+    with pytest.raises(SubmissionError, match="parent job of a map"):
+        add.delay(JobResult(mapped.id))
+    assert task(lambda v: sum(v)).delay(mapped).get(timeout=60) == sum(range(1, 13))
+
+
+def test_an_exit_of_a_task_does_not_end_the_script(connected):
+    with pytest.raises(JobFailed) as caught:
+        task(lambda: sys.exit(0)).delay().get(timeout=30)
+    assert not isinstance(caught.value, SystemExit)
+
+
+@pytest.mark.parametrize("value", [b"x" * (1 << 20), "é" * (1 << 19), [b"x" * 400_000] * 2])
+def test_values_of_a_mebibyte_are_kept_with_the_job(connected, value):
+    assert task(lambda: value).delay().get(timeout=30) == value
+
+
 def test_without_a_job_it_runs_on_the_cluster(with_cluster):
     result = task(lambda n: n + 1).delay(1, girder_job_disable=True)
-    assert result.get(timeout=30) == 2
+    assert result.wait(timeout=30).get() == 2
     assert list(as_completed([result], timeout=20)) == [result]
+    with pytest.raises(TimeoutError):
+        task(lambda: time.sleep(20)).delay(girder_job_disable=True).wait(timeout=0.2)
 
 
 def test_a_client_may_be_given(girder_stack):

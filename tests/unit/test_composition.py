@@ -43,6 +43,17 @@ def arguments(backend: RecordingBackend, n: int) -> tuple[Any, ...]:
 # -- results as arguments ----------------------------------------------------------------------
 
 
+def test_results_that_would_not_be_replaced_are_refused(backend: RecordingBackend) -> None:
+    with pytest.raises(SubmissionError, match="a set of JobResults"):
+        total.delay({JobResult("a"), JobResult("b")})
+    submit.install(None)
+    started: Any = add.delay(1, girder_job_disable=True)
+    submit.install(backend)
+    with pytest.raises(SubmissionError, match=r"has no job .* from get\(\)"):
+        total.delay([started])
+    assert not backend.submissions
+
+
 def test_a_result_among_the_arguments_is_a_dependency(backend: RecordingBackend) -> None:
     first, second = add.delay(1), add.delay(2)
     add.delay([first, {"deep": (second, first)}], b=JobResult("other"))

@@ -42,6 +42,21 @@ def test_a_plain_value_comes_back_as_it_was(value: Any) -> None:
     assert shape(load_plain(dump_plain(value))) == shape(value)
 
 
+@pytest.mark.parametrize("value", [b"\xff" * 100_000, "é" * 50_000, ["\u20ac" * 33_000, b"x"]])
+def test_packing_adds_next_to_nothing(value: Any) -> None:
+    raw = "".join(v if isinstance(v, str) else "x" for v in value).encode()
+    size = len(value) if isinstance(value, bytes) else len(raw)
+    assert size <= len(dump_plain(value)) < size + 100
+    assert load_plain(dump_plain(value)) == value
+
+
+@pytest.mark.parametrize("most", [1, 5, 20, 27])
+def test_what_is_cut_off_is_refused(most: int) -> None:
+    data = dump_plain([b"coins", 1])
+    with pytest.raises(ValueError, match=r"cut off|line 1 column"):
+        load_plain(data[: min(most, len(data) - 1)])
+
+
 class Colour(enum.IntEnum):
     RED = 1
 

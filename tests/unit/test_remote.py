@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 from local_girder import Peer, serving
 
-from girder_dask.errors import GirderError, SchedulerError, SubmissionError
+from girder_dask.errors import (
+    GirderError,
+    PayloadTooLargeError,
+    SchedulerError,
+    SubmissionError,
+)
 from girder_dask.jobs import JobStatus
 from girder_dask.remote import RestBackend
 from girder_dask.submit import Group, Submission
@@ -54,6 +59,13 @@ def test_a_refusal_is_an_error_of_the_submission(peer: Peer, backend: RestBacken
     with pytest.raises(SubmissionError, match=r"Ask ada\. No job was made\.") as caught:
         backend.submit([CALL])
     assert caught.value.task == "coins:count"
+
+
+def test_calls_that_are_too_large_together_are_not_sent(peer: Peer, backend: RestBackend) -> None:
+    calls = [Submission(task="pkg:f", payload=b"j" + b" " * (8 << 20)) for _ in range(6)]
+    with pytest.raises(PayloadTooLargeError, match=r"6 calls of pkg:f .* in several parts"):
+        backend.submit(calls)
+    assert not peer.bodies
 
 
 def test_a_failure_leaves_open_whether_there_is_a_job(peer: Peer, backend: RestBackend) -> None:
