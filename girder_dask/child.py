@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from girder_dask.failures import Failure, Place, failure_of, summary
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs import inherit
 from girder_dask.logs.processlog import ProcessLog, buffer_lines, flush_c
+from girder_dask.logs.pump import pump
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 
@@ -36,7 +38,8 @@ __all__ = ["MESSAGE_SIZE", "Setup", "main", "reading", "writing"]
 #: Most bytes of a message; a socket takes about 200 kB at once.
 MESSAGE_SIZE = 128 * 1024
 
-_MOST_CHARACTERS = 10_000
+# Seconds between two messages about progress, and between two that force a sending.
+_PAUSE = 0.05
 
 # How long a signal waits for the message that says what it is for.
 _REASON_TIME = 1.0
@@ -108,7 +111,8 @@ class _Child:
         self._control = control
         self._file = file
         self._log = log
-        self._manager = JobManager(_Outlet(self._send, log), JobStatus.QUEUED)
+        self._outlet = _Outlet(self._send, log)
+        self._manager = JobManager(self._outlet, JobStatus.QUEUED)
         self._inputs = threading.Event()
         self._told = threading.Event()
         self._why: type[BaseException] | None = None
@@ -129,6 +133,7 @@ class _Child:
         except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
             self._interruptible = False
             value, failure = None, self._failure(e)
+        self._outlet.tell()
         self._log.flush_all()
         flush_c()
         self._write(value, failure)
@@ -236,24 +241,57 @@ class _Child:
 
 
 class _Outlet:
-    """Where what the task says of itself goes: text to the log, the rest to the worker."""
+    """Where what the task says of itself goes: text to the log, the rest to the worker.
+
+    The worker hears of progress a few times a second, however often the task tells of it.
+    """
 
     def __init__(self, send: Callable[..., None], log: ProcessLog) -> None:
         self._send = send
         self._log = log
+        self._progress: dict[str, Any] = {}
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+        self._next = self._next_flush = float("-inf")
+        self._is_due = False
 
     def write(self, text: str) -> None:
         self._log.write(text)
 
     def progress(self, changes: Mapping[str, Any]) -> None:
-        told = dict(changes)
-        if "message" in told:
-            told["message"] = told["message"][:_MOST_CHARACTERS]
-        self._send("progress", told)
+        with self._lock:
+            self._progress.update(changes)
+            pause = self._next - time.monotonic()
+            if pause <= 0:
+                self.tell()
+            elif not self._is_due:
+                self._is_due = True
+                pump().call_later(pause, self._tell_late)
+
+    def _tell_late(self) -> None:
+        with self._lock:
+            self._is_due = False
+            self.tell()
+
+    def tell(self) -> None:
+        """Send what the worker has not heard of the progress."""
+        with self._lock:
+            told, self._progress = self._progress, {}
+            if told:
+                self._next = time.monotonic() + _PAUSE
+                self._send("progress", told)
 
     def status(self, status: JobStatus) -> None:
+        self.tell()
         self._send("status", int(status))
 
     def flush(self) -> None:
         self._log.flush()
-        self._send("flush")
+        now = time.monotonic()
+        if now >= self._next_flush:
+            self._next_flush = now + _PAUSE
+            self.tell()
+            self._send("flush")

@@ -7,7 +7,10 @@ from typing import Protocol
 
 from girder_dask.jobs import JobSpec
 
-__all__ = ["Cluster", "Holder", "Timer"]
+__all__ = ["ATTEMPT", "Cluster", "Holder", "Timer"]
+
+#: The annotation of a Dask task that runs again, with the number of its attempt.
+ATTEMPT = "girder_attempt"
 
 
 class Timer(Protocol):
@@ -42,6 +45,12 @@ class Cluster(Holder, Protocol):
 
     def stop(self, worker: str, jobs: Sequence[str]) -> None:
         """Tell the runs of jobs on a worker to stop."""
+
+    def renumber(self, key: str, attempt: int) -> None:
+        """Tell the next run of a key which attempt it is."""
+
+    def why_lost(self, worker: str) -> str:
+        """Say why a worker was lost; empty if that is not known."""
 
     def placed_on(self, key: str) -> str | None:
         """Return the address of the worker that a key is placed on."""

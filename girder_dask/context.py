@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from girder_dask.errors import GirderDaskError, JobCanceled
-from girder_dask.jobs import FINAL, JobStatus, clean_text
+from girder_dask.jobs import FINAL, JobStatus, clean_text, shortened
 from girder_dask.result import JobResult
 
 __all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
@@ -98,7 +98,7 @@ class JobManager:
             if value is not None
         }
         if message is not None:
-            changes["message"] = clean_text(str(message))
+            changes["message"] = clean_text(shortened(str(message)))
         self.progress = {**self.progress, **changes}
         self._outlet.progress(changes)
         if forceFlush:

@@ -10,7 +10,9 @@ from typing import Any
 
 from distributed import Client, Future, Scheduler
 
+from girder_dask.cluster import ATTEMPT
 from girder_dask.jobs import JobSpec
+from girder_dask.losses import Losses
 
 __all__ = ["DaskCluster"]
 
@@ -58,6 +60,8 @@ class DaskCluster:
         self._dropping: list[str] = []
         self._pins: dict[str, set[str]] = {}
         self._stops: set[asyncio.Task[None]] = set()
+        #: Why workers were lost.
+        self.losses = Losses()
 
     # -- submission ---------------------------------------------------------------------------
 
@@ -225,6 +229,16 @@ class DaskCluster:
             await self._scheduler.rpc(worker).girder_cancel(jobs=jobs)
         except Exception as e:  # noqa: BLE001 - whatever the worker raised comes back here
             logger.warning("Worker %s was not told to stop %s: %r", worker, ", ".join(jobs), e)
+
+    def renumber(self, key: str, attempt: int) -> None:
+        """Tell the next run of a key which attempt it is. This is within a transition."""
+        ts = self._scheduler.tasks.get(key)
+        if ts is not None:
+            ts.annotations = {**(ts.annotations or {}), ATTEMPT: attempt}
+
+    def why_lost(self, worker: str) -> str:
+        """Say why a worker was lost; empty if that is not known."""
+        return self.losses.why(worker)
 
     def placed_on(self, key: str) -> str | None:
         """Return the address of the worker that a key is placed on."""

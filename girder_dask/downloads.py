@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from girder_dask.errors import TransformError
-from girder_dask.patience import TIMEOUT, Patience, ask
+from girder_dask.patience import TIMEOUT, Elsewhere, Patience, ask
 
 __all__ = ["DiskFull", "FileChanged", "download", "version"]
 
@@ -105,6 +105,7 @@ class _Fetch:
         self._path = path
         self._report = report
         self._offset = 0
+        self._elsewhere: str | None = None
         self._digest = hashlib.sha512()
 
     def run(self) -> _Fetch:
@@ -116,7 +117,15 @@ class _Fetch:
                     self._receive(out, patience)
                     return self
                 except requests.RequestException as e:
-                    patience.wait(e)
+                    self._wait(patience, e)
+
+    def _wait(self, patience: Patience, error: requests.RequestException) -> None:
+        try:
+            patience.wait(error)
+        except requests.RequestException:
+            if self._elsewhere is None:
+                raise
+            raise Elsewhere(self._elsewhere, error) from None  # the error shows the address
 
     def is_right(self) -> bool:
         """Say whether what has come is what the document says.
@@ -177,6 +186,7 @@ class _Fetch:
         """Begin a download, following redirects without giving the token to strangers."""
         options: dict[str, Any] = {"stream": True, "timeout": TIMEOUT, "allow_redirects": False}
         path = f"file/{self._file['_id']}/download"
+        self._elsewhere = None
         response: requests.Response = self._gc.sendRestRequest(
             "GET", path, headers=headers, jsonResp=False, **options
         )
@@ -185,7 +195,9 @@ class _Fetch:
                 return response
             response.close()
             url = urljoin(response.url, response.headers["Location"])
-            more = {"Girder-Token": self._gc.token} if _same_site(url, response.url) else {}
+            here = self._elsewhere is None and _same_site(url, response.url)
+            more = {"Girder-Token": self._gc.token} if here else {}
+            self._elsewhere = None if here else str(urlsplit(url).hostname)
             response = requests.get(url, headers={**headers, **more}, **options)  # noqa: S113
             if not response.ok:
                 # Not in the words of requests, which show the address with what signs it.

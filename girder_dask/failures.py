@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundError, TransformError
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobSpec, JobStatus, shortened
 from girder_dask.remote_errors import pack_exception
 
 __all__ = [
@@ -126,7 +126,7 @@ def summary(error: BaseException) -> str:
     if kind.__module__ not in ("builtins", "__main__"):
         name = f"{kind.__module__}.{name}"
     try:
-        text = " ".join(str(error).split())
+        text = shortened(" ".join(str(error).split()))
     except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
         text = ""
     return f"{name}: {text}" if text else name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from girder_dask import config
 from girder_dask.errors import TransformError
 from girder_dask.intake import Intake, Wanted, is_client, listing
 from girder_dask.patience import ask
+from girder_dask.removal import remove
 from girder_dask.transform import OfResource, Transform, safe_name
 
 __all__ = [
@@ -55,7 +55,7 @@ class TemporaryDirectory(Transform):
 
     def cleanup(self) -> None:
         if self.temp_dir_path is not None:
-            shutil.rmtree(self.temp_dir_path, ignore_errors=True)
+            remove(self.temp_dir_path)
 
 
 class _Fetched(OfResource, Transform):
@@ -94,7 +94,7 @@ class _Fetched(OfResource, Transform):
         if self._stock is not None:
             self._stock.close()
         if self.temp_dir_path is not None:
-            shutil.rmtree(self.temp_dir_path, ignore_errors=True)
+            remove(self.temp_dir_path)
 
 
 class GirderFileId(_Fetched):

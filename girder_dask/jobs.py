@@ -16,6 +16,7 @@ from typing import Any
 __all__ = [
     "FINAL",
     "HANDLER",
+    "MOST_LINE",
     "PREDECESSORS",
     "WIRE_VERSION",
     "JobEvent",
@@ -26,6 +27,7 @@ __all__ = [
     "can_follow",
     "clean_text",
     "from_json",
+    "shortened",
     "to_json",
 ]
 
@@ -235,6 +237,19 @@ class JobUpdate(Wire):
     result: bytes | None = field(default=None, repr=False)
     error: str | None = None
     exception: bytes | None = field(default=None, repr=False)
+
+
+#: The most characters of one line that is shown of a job: its progress, or why it failed.
+MOST_LINE = 10_000
+
+
+def shortened(line: str) -> str:
+    """Return what can be shown of a line that may be very long.
+
+    >>> len(shortened('x' * 50_000_000))
+    10000
+    """
+    return line if len(line) <= MOST_LINE else line[: MOST_LINE - 1] + "…"
 
 
 def clean_text(text: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["map_leaves"]
+__all__ = ["leaves_of", "map_leaves"]
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
@@ -28,3 +28,18 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
         make = getattr(value, "_make", tuple)  # keeps a named tuple one
         return make(items)
     return function(value)
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """Return whatever is no dict, list or tuple in ``value``, in order.
+
+    >>> list(leaves_of({'a': [1, (2,)], 'b': None}))
+    [1, 2, None]
+    """
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        yield value
+        return
+    for inner in value:
+        yield from leaves_of(inner)

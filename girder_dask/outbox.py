@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import threading
 import time
 import uuid
@@ -30,8 +31,16 @@ logger = logging.getLogger(__name__)
 #: returns the runs that the scheduler no longer listens to.
 Send = Callable[[str, int, list[dict[str, Any]]], Awaitable[Collection[str]]]
 
+#: Waits until the scheduler has room for more output of a job, and says whether it has.
+Room = Callable[[str], Awaitable[bool]]
+
 _MOST_EVENTS = 1000
 _MOST_CHARACTERS = 1 << 20
+# Output of a run that is sent before the scheduler is asked for room. So one job that floods
+# neither fills the scheduler nor holds up the others.
+_MOST_UNASKED = 4 << 20
+# Seconds between two sendings that a job forces: one that does so all the time waits its turn.
+_FLUSH_PAUSE = 0.02
 # What can be sent of any event.
 _BARE = {"version", "id", "attempt", "time", "status", "run", "worker"}
 _RETRY_DELAY = 0.2
@@ -41,13 +50,15 @@ _RETRY_DELAY_MOST = 5.0
 class RunOutlet:
     """The way out of one run. Its methods may be called from any thread."""
 
-    def __init__(self, outbox: Outbox, spec: JobSpec, log_capacity: int) -> None:
+    def __init__(self, outbox: Outbox, spec: JobSpec, log: Mapping[str, Any]) -> None:
         self._outbox = outbox
         self.spec = spec
         self.run = uuid.uuid4().hex
-        self.log = JobLog(on_text=self._mark, capacity=log_capacity)
+        self.log = JobLog(on_text=self._mark, **log)
         self._progress: dict[str, Any] = {}
-        self._ended = False
+        self._flushed = float("-inf")
+        self._unasked = 0
+        self.ended = False
 
     def _mark(self) -> None:
         self._outbox.mark(self)
@@ -59,7 +70,7 @@ class RunOutlet:
     def progress(self, changes: Mapping[str, Any]) -> None:
         """Set some of ``total``, ``current`` and ``message``; only the newest is sent."""
         with self._outbox.lock:
-            if self._ended:  # a thread that the task left behind
+            if self.ended:  # a thread that the task left behind
                 return
             self._progress.update(changes)
         self._mark()
@@ -69,16 +80,25 @@ class RunOutlet:
         self._outbox.post(self._event(status=int(status)))
 
     def flush(self) -> None:
-        """Send what waits without waiting for the flush interval."""
-        self._outbox.wake(urgent=True)
+        """Send what waits without waiting for the flush interval, if it is not asked too often."""
+        now = time.monotonic()
+        if now - self._flushed >= _FLUSH_PAUSE:
+            self._flushed = now
+            self._outbox.wake(urgent=True)
 
     def confirm(self, timeout: float) -> bool:
         """Wait until the scheduler has all that was said, and say whether it still listens.
 
-        It does not when the job was given to another worker meanwhile.
+        It does not when the job was given to another worker meanwhile, or when this worker is
+        no longer one of the scheduler's.
         """
         heard = self._outbox.barrier()
-        return heard.wait(timeout) and not self._outbox.is_dropped(self.run)
+        return heard.wait(timeout) and not self.is_dropped
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it is known that the scheduler does not listen any more."""
+        return self._outbox.closed or self._outbox.is_dropped(self.run)
 
     def finish(
         self,
@@ -92,12 +112,15 @@ class RunOutlet:
         now = time.time()
         self.log.close()
         with self._outbox.lock:
-            self._ended = True
+            self.ended = True
             # One step, so that no text taken by the sender gets behind the end.
+            texts = list(iter(functools.partial(self.log.take, _MOST_CHARACTERS), ""))
+            for text in texts[:-1]:
+                self._outbox.post(self._event(time=now, log=text))
             event = self._event(
                 time=now,
                 status=int(status),
-                log=self.log.take() or None,
+                log=texts[-1] if texts else None,
                 progress=self._take_progress(),
                 result=result,
                 error=error,
@@ -108,11 +131,22 @@ class RunOutlet:
 
     def waiting(self) -> JobEvent | None:
         """Return output and progress that wait, or None. Called with the outbox's lock."""
-        text = self.log.take(_MOST_CHARACTERS)
+        text = "" if self.is_held else self.log.take(_MOST_CHARACTERS)
+        self._unasked += len(text)
         progress = self._take_progress()
         if not text and progress is None:
             return None
         return self._event(log=text or None, progress=progress)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the scheduler must be asked for room before more output is sent."""
+        return self._unasked >= _MOST_UNASKED
+
+    def release(self) -> None:
+        """Let output be sent again."""
+        self._unasked = 0
+        self._mark()
 
     def _take_progress(self) -> dict[str, Any] | None:
         progress, self._progress = self._progress, {}
@@ -145,18 +179,36 @@ class Outbox:
         Characters of a job's output that may wait.
     worker
         The address of the worker.
+    max_log
+        Bytes of a run's output that are kept.
+    room
+        Coroutine function that waits until the scheduler has room for more output of a job.
+        By default it always has.
     """
 
-    def __init__(self, send: Send, *, interval: float, log_capacity: int, worker: str) -> None:
+    def __init__(
+        self,
+        send: Send,
+        *,
+        interval: float,
+        log_capacity: int,
+        worker: str,
+        max_log: float = math.inf,
+        room: Room | None = None,
+    ) -> None:
         self.lock = threading.RLock()
         self.worker = worker
         self._send = send
-        self._log_capacity = log_capacity
+        self._room = room
+        self._asking: dict[RunOutlet, asyncio.Task[None]] = {}
+        self._log = {"capacity": log_capacity, "most": max_log}
         self._name = uuid.uuid4().hex
         self._batch = 0
         self._queue: deque[JobEvent] = deque()
         self._dirty: dict[RunOutlet, None] = {}
         self._barriers: list[threading.Event] = []
+        #: Whether nothing is sent any more.
+        self.closed = False
         self._dropped: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(interval)
@@ -166,7 +218,7 @@ class Outbox:
 
     def open(self, spec: JobSpec) -> RunOutlet:
         """Return the way out of a new run."""
-        return RunOutlet(self, spec, self._log_capacity)
+        return RunOutlet(self, spec, self._log)
 
     def post(self, event: JobEvent) -> None:
         """Queue an event that is to be sent at once."""
@@ -192,6 +244,8 @@ class Outbox:
         barrier = threading.Event()
         with self.lock:
             self._barriers.append(barrier)
+            if self.closed:
+                barrier.set()
         self.wake(urgent=True)
         return barrier
 
@@ -208,11 +262,13 @@ class Outbox:
         while True:
             await self._pace.turn()
             self._idle.clear()
-            barriers, self._barriers = self._barriers, []
+            count = len(self._barriers)
             self._gather()
             while batch := self._next_batch():
                 await self._deliver(batch)
-            for barrier in barriers:
+            with self.lock:
+                passed, self._barriers = self._barriers[:count], self._barriers[count:]
+            for barrier in passed:
                 barrier.set()
             self._pace.sent()
             self._idle.set()
@@ -225,13 +281,45 @@ class Outbox:
                 event = outlet.waiting()
                 if event is not None:
                     self._queue.append(event)
-                    if event.log is not None and len(event.log) >= _MOST_CHARACTERS:
+                    if outlet.is_held:
+                        self._ask(outlet)
+                    elif event.log is not None and len(event.log) >= _MOST_CHARACTERS:
                         self._pace.poke(urgent=True)  # there is more
 
+    def _ask(self, outlet: RunOutlet) -> None:
+        """Have an outlet go on when the scheduler has room for its output."""
+        if self._room is None:
+            outlet.release()
+        elif outlet not in self._asking:
+            asking = self._await_room(self._room, outlet)
+            self._asking[outlet] = asyncio.create_task(asking, name="girder-dask room")
+
+    async def _await_room(self, room: Room, outlet: RunOutlet) -> None:
+        try:
+            while not outlet.ended and not await self._has_room(room, outlet):
+                pass
+        finally:
+            del self._asking[outlet]
+            outlet.release()
+
+    async def _has_room(self, room: Room, outlet: RunOutlet) -> bool:
+        try:
+            if await room(outlet.spec.id):
+                return True
+        except Exception as e:  # noqa: BLE001 - whatever it is, the scheduler is asked again
+            logger.debug("The scheduler was not asked for room (%r); trying again", e)
+        await asyncio.sleep(_RETRY_DELAY)
+        return False
+
     def _next_batch(self) -> list[dict[str, Any]]:
+        batch: list[dict[str, Any]] = []
+        size = 0
         with self.lock:
-            count = min(len(self._queue), _MOST_EVENTS)
-            return [self._queue.popleft().to_wire() for _ in range(count)]
+            while self._queue and len(batch) < _MOST_EVENTS and size < _MOST_CHARACTERS:
+                event = self._queue.popleft()
+                batch.append(event.to_wire())
+                size += len(event.log or "") + len(event.result or b"")
+        return batch
 
     async def _deliver(self, batch: list[dict[str, Any]]) -> None:
         """Insist until a batch is acknowledged. What cannot be sent holds up nothing else."""
@@ -269,12 +357,21 @@ class Outbox:
 
     async def close(self, timeout: float) -> None:
         """Send what waits, for at most ``timeout`` seconds, and stop."""
+        self._room = None
+        asking = list(self._asking.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         try:
             await asyncio.wait_for(self._drained(), timeout)
         except asyncio.TimeoutError:
             logger.warning("Job events were not delivered before this worker closed")
+        self.closed = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        with self.lock:  # those who wait need not wait for what does not come
+            for barrier in self._barriers:
+                barrier.set()
 
     async def _drained(self) -> None:
         while self._queue or self._dirty or not self._idle.is_set():

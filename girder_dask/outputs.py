@@ -13,6 +13,7 @@ from typing import Any
 import requests
 
 from girder_dask.intake import is_client
+from girder_dask.patience import again
 from girder_dask.transform import OfResource, ResultTransform
 from girder_dask.uploads import send_artifact, upload
 
@@ -22,6 +23,8 @@ __all__ = [
     "GirderUploadToFolder",
     "GirderUploadToItem",
 ]
+
+_BAD_REQUEST = 400
 
 
 class GirderItemMetadata(OfResource, ResultTransform):
@@ -41,10 +44,16 @@ class GirderItemMetadata(OfResource, ResultTransform):
         return self._id
 
     def transform(self, data: Any) -> Any:
+        gc = self.client()
         try:
-            self.client().addMetadataToItem(self._id, data)
+            again(lambda: gc.addMetadataToItem(self._id, data))
         except requests.RequestException as e:
             raise self.failed("the metadata cannot be set.", e) from e
+        except (TypeError, ValueError) as e:
+            raise self.failed(
+                f"the function returned what cannot be metadata: {e}. Return a dict of plain "
+                "values: numbers of numpy are made plain by int() and float(), arrays by tolist()."
+            ) from e
         return data
 
 
@@ -60,7 +69,29 @@ class _Sent(OfResource, ResultTransform):
         except requests.RequestException as e:
             raise self.failed("the result cannot be uploaded.", e) from e
 
+    def _source(self, data: Any) -> Path | None:
+        """Return the path that the function returned, None if nothing is there."""
+        try:
+            source = Path(data)
+            return source if source.exists() else None
+        except (TypeError, ValueError) as e:
+            raise self.failed(
+                f"the function returned {data!r:.200}, which is no path. Return the path of the "
+                "file that is to be uploaded."
+            ) from e
+
+    def _check_name(self, path: Path) -> None:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError as e:
+            raise self.failed(
+                f"the name {path.name!r} is not UTF-8, as names in Girder are. Rename the file in "
+                "the task."
+            ) from e
+
     def _count(self, files: list[Path]) -> None:
+        for file in files:
+            self._check_name(file)
         self._done, self._total = 0, sum(file.stat().st_size for file in files)
 
     def _tell(self, current: int, _total: int | None, name: str) -> None:
@@ -209,8 +240,9 @@ class GirderUploadToFolder(_Upload):
         """Return the id of a folder below, and make it if it is missing."""
         if place not in made:
             parent = self._folder(place[:-1], made)
-            folder = self.client().createFolder(parent, place[-1], reuseExisting=True)
-            made[place] = folder["_id"]
+            self._check_name(Path(place[-1]))
+            make, name = self.client().createFolder, place[-1]
+            made[place] = again(lambda: make(parent, name, reuseExisting=True))["_id"]
         return made[place]
 
 
@@ -262,16 +294,31 @@ class GirderUploadJobArtifact(_Sent):
         return f"{type(self).__name__}({self.job_id!r})"
 
     def transform(self, data: Any) -> None:
-        source = Path(data)
+        source = self._source(data)
+        if source is None:
+            return
         if self.job_id is None:
             if self.job is None:
                 raise self.failed("there is no job to attach the result to. Give its id.")
             self.job_id = str(self.job["_id"])
+        self._id = self.job_id
         files = sorted(source.iterdir()) if source.is_dir() else [source]
         files = [file for file in files if file.is_file()]
         self._count(files)
         with self._explained():
-            for file in files:
-                name = None if source.is_dir() else self.name
-                send_artifact(self.client(), self.job_id, file, name, self._tell)
-                self._done += file.stat().st_size
+            self._attach(files, None if source.is_dir() else self.name)
+
+    def _attach(self, files: list[Path], name: str | None) -> None:
+        """Attach what Girder takes, and raise if there is more."""
+        gc, refused = self.client(), []
+        for file in files:
+            try:
+                send_artifact(gc, self._id, file, name, self._tell)
+            except requests.HTTPError as e:
+                if e.response is None or e.response.status_code != _BAD_REQUEST:
+                    raise
+                refused.append((file.name, e))
+            self._done += file.stat().st_size
+        if refused:
+            names = ", ".join(repr(file) for file, _ in refused)
+            raise self.failed(f"these files cannot be attached: {names:.500}.", refused[0][1])

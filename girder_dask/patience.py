@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import requests
 
 from girder_dask import config
 
-__all__ = ["TIMEOUT", "Patience", "ask", "is_transient", "was_not_sent"]
+__all__ = ["TIMEOUT", "Elsewhere", "Patience", "again", "ask", "is_transient", "was_not_sent"]
 
 #: Seconds that a connection may take, and that Girder may be silent.
 TIMEOUT = (10, 60)
@@ -18,6 +19,32 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
 _NAP = 0.2  # an interruption comes through between two naps
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 _MOST_500 = 3  # Girder says 500 when it is short of its database, but also for what stays broken
+
+_T = TypeVar("_T")
+
+
+class Elsewhere(requests.RequestException):
+    """The place failed to which Girder sends those who want a file.
+
+    The address is not told: it may hold what signs it.
+
+    Parameters
+    ----------
+    host
+        Its host.
+    error
+        What happened.
+    """
+
+    def __init__(self, host: str, error: requests.RequestException) -> None:
+        response = error.response
+        what = f"did not answer ({type(error).__name__})"
+        if response is not None:
+            what = f"answered {response.status_code} {response.reason}"
+        super().__init__(
+            f"Girder says that the file is at {host}, which {what}. Ask whoever keeps files there.",
+            response=response,
+        )
 
 
 class Patience:
@@ -90,6 +117,27 @@ def was_not_sent(error: Exception) -> bool:
 def _status(error: Exception) -> int | None:
     response = getattr(error, "response", None)
     return None if response is None else int(response.status_code)
+
+
+def again(request: Callable[[], _T]) -> _T:
+    """Return what a request returns, and make it again while Girder is away.
+
+    Parameters
+    ----------
+    request
+        What may be done twice without harm.
+
+    Raises
+    ------
+    requests.RequestException
+        If Girder refuses, or stays away.
+    """
+    patience = Patience()
+    while True:
+        try:
+            return request()
+        except requests.RequestException as e:
+            patience.wait(e)
 
 
 def ask(gc: Any, path: str, parameters: dict[str, Any] | None = None) -> Any:

@@ -9,8 +9,9 @@ one gathers. What was sent is kept until Girder has answered.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,10 @@ Verdict = Callable[[str, str], None]
 
 # In characters of logs; as JSON they take up to six times as many bytes.
 _MOST_BYTES = 8 << 20
+# The share of one job in a request, so that a job that floods takes turns with the others.
+_SHARE = 4
+# What may wait of a job before its worker is made to wait with more output of it.
+_MOST_WAITING_OF_A_JOB = 4 << 20
 # Seconds that a sign of life waits for something to say besides: most jobs begin by then.
 _SIGN_DELAY = 0.05
 # Requests that may follow each other at once: a job on an idle system takes two or three.
@@ -44,7 +49,7 @@ class _Account:
     id: str
     attempt: int
     statuses: list[list[float]] = field(default_factory=list)
-    log: list[str] = field(default_factory=list)
+    log: deque[str] = field(default_factory=deque)
     progress: dict[str, Any] = field(default_factory=dict)
     result: bytes | None = None
     error: str | None = None
@@ -76,7 +81,7 @@ class _Account:
         """Split off the beginning of the log, of at least one event, as an account of its own."""
         head = _Account(self.id, self.attempt)
         while self.log and (not head.log or head.size + len(self.log[0]) <= most):
-            text = self.log.pop(0)
+            text = self.log.popleft()
             head.log.append(text)
             head.size += len(text)
         self.size -= head.size
@@ -140,6 +145,7 @@ class Recorder:
         self._waiting: dict[tuple[str, int], _Account] = {}
         self._sequences: dict[tuple[str, int], int] = {}
         self._bytes = 0
+        self._bytes_of: Counter[str] = Counter()
         self._under_way: list[_Account] = []
         self._pace = Pace(interval, burst=_BURST)
         self._interval = interval
@@ -156,7 +162,9 @@ class Recorder:
         account = self._waiting.get(key)
         if account is None:
             account = self._waiting[key] = _Account(event.id, event.attempt)
-        self._bytes += account.add(event)
+        grown = account.add(event)
+        self._bytes += grown
+        self._bytes_of[event.id] += grown
         if event.status is None and not event.log and not event.progress:
             self._soon()
         else:
@@ -177,12 +185,18 @@ class Recorder:
         account = self._waiting.pop((job_id, attempt), None)
         if account is not None:
             self._bytes -= account.size
+            self._taken(account)
         self._sequences.pop((job_id, attempt), None)
 
     async def room(self) -> None:
         """Wait until less waits for Girder than the buffer may hold."""
         async with self._settled:
             await self._settled.wait_for(lambda: self._bytes < self._buffer)
+
+    async def room_for(self, job_id: str) -> None:
+        """Wait until less of one job waits for Girder than a job may have waiting."""
+        async with self._settled:
+            await self._settled.wait_for(lambda: self._bytes_of[job_id] < _MOST_WAITING_OF_A_JOB)
 
     @property
     def waiting(self) -> int:
@@ -221,17 +235,26 @@ class Recorder:
     def _take(self) -> list[_Account]:
         """Take accounts out of those that wait, oldest first, up to the size of a request."""
         taken: list[_Account] = []
-        size = 0
-        for account in self._waiting.values():
-            if not taken and account.size > _MOST_BYTES and len(account.log) > 1:
-                return [account.head(_MOST_BYTES)]  # the rest keeps its place
-            if len(taken) == self._batch_size or (taken and size + account.size > _MOST_BYTES):
+        size, share = 0, _MOST_BYTES // _SHARE
+        for key in list(itertools.islice(self._waiting, self._batch_size)):
+            account = self._waiting[key]
+            is_long = account.size > share and len(account.log) > 1
+            if taken and size + (share if is_long else account.size) > _MOST_BYTES:
                 break
-            taken.append(account)
-            size += account.size
-        for account in taken:
-            del self._waiting[account.id, account.attempt]
+            del self._waiting[key]
+            part = account
+            if is_long:
+                part = account.head(share)
+                self._waiting[key] = account  # the rest waits for its next turn
+            taken.append(part)
+            size += part.size
+            self._taken(part)
         return taken
+
+    def _taken(self, account: _Account) -> None:
+        self._bytes_of[account.id] -= account.size
+        if self._bytes_of[account.id] <= 0:
+            del self._bytes_of[account.id]
 
     async def _deliver(self) -> int:
         """Deliver what fits into one request; return how many accounts that were."""

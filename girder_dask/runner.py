@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import sys
 import tempfile
 import threading
@@ -28,8 +27,9 @@ from girder_dask.interruption import Interruption
 from girder_dask.isolation import ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.outbox import Outbox, RunOutlet
-from girder_dask.payload import Call, open_call, pack_value
+from girder_dask.payload import PACKING, Call, open_call, pack_value
 from girder_dask.remote_errors import open_exception
+from girder_dask.removal import remove
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 from girder_dask.transfers import Transfers
@@ -89,12 +89,21 @@ class Run:
         The worker it runs on.
     values
         The values of other jobs that Dask has brought, by the ids of these jobs.
+    attempt
+        Which attempt it is, if that is not the one of the spec: Dask runs a task again with
+        the same spec when its worker was lost.
     """
 
     def __init__(
-        self, spec: JobSpec, station: Station, values: Mapping[str, Any] | None = None
+        self,
+        spec: JobSpec,
+        station: Station,
+        values: Mapping[str, Any] | None = None,
+        *,
+        attempt: int | None = None,
     ) -> None:
-        self.spec = spec
+        # What the run says has the attempt of the spec, by which the scheduler knows it.
+        self.spec = replace(spec, attempt=attempt or spec.attempt)
         self.station = station
         self._values = values
         self._outlet: RunOutlet = station.outbox.open(spec)
@@ -105,6 +114,7 @@ class Run:
         self._work_dir: Path | None = None
         self._surroundings = contextlib.ExitStack()
         self._started = False
+        self._heard = True
         self._lock = threading.Lock()
 
     def __call__(self) -> Any:
@@ -178,24 +188,34 @@ class Run:
         return Path(tempfile.mkdtemp(prefix=prefix, dir=self.station.directory))
 
     def _work(self, job: RunningJob, transfers: Transfers, *, own_process: bool) -> _End:
+        self._stop_if_canceled()
         call = open_call(self.spec.payload)
+        transfers.take_on(call)
+        try:
+            value = self._called(job, transfers, call, own_process=own_process)
+            kept, note = self._keep(value)
+            if call.hooks:
+                value = self._push(transfers, call, value)
+                kept, note = self._keep(value)
+        except BaseException:
+            if self._heard:
+                transfers.tell_hooks(call, self._outlet.write)
+            raise
+        return _End(JobStatus.SUCCESS, value=value, result=kept, error=note)
+
+    def _called(
+        self, job: RunningJob, transfers: Transfers, call: Call, *, own_process: bool
+    ) -> Any:
+        """Load the function, fetch its arguments and call it."""
         open_session(job, call.session)
         function = self._in_process(job, call) if own_process else self._in_thread(call)
         call = resolved(call, self._values, job)
         args, kwargs = self._fetch(transfers, call)
         self._enter(JobStatus.RUNNING)
         self._started = True
-        try:
-            value = function(*args, **kwargs)
-        except BaseException:
-            transfers.tell_hooks(call)
-            raise
+        value = function(*args, **kwargs)
         self._stop_if_canceled()
-        kept, note = self._keep(value)
-        if call.hooks:
-            value = self._push(transfers, call, value)
-            kept, note = self._keep(value)
-        return _End(JobStatus.SUCCESS, value=value, result=kept, error=note)
+        return value
 
     # -- the function --------------------------------------------------------------------------
 
@@ -259,7 +279,7 @@ class Run:
     def _push(self, transfers: Transfers, call: Call, value: Any) -> Any:
         self._enter(JobStatus.PUSHING_OUTPUT)
         if not self._outlet.confirm(_CONFIRM_TIME):
-            raise JobCanceled("The job was given to another worker.", job_id=self.spec.id)
+            raise self._superseded()
         if isinstance(value, NotKept):
             raise JobFailed(
                 f"What the task returned cannot be given to its result hooks: {value.reason}. "
@@ -276,7 +296,7 @@ class Run:
             data = pack_value(value)
         except Exception as e:  # noqa: BLE001 - any error of a foreign __reduce__
             return None, f"it cannot be pickled ({summary(e)})"
-        if len(data) > self.station.max_result:
+        if len(data) > self.station.max_result + PACKING:
             return None, (
                 f"it takes {len(data):,} bytes, more than the {self.station.max_result:,} that "
                 "are kept with a job (girder.worker.max-result)"
@@ -306,7 +326,7 @@ class Run:
         try:
             with self._surroundings as ending:
                 if self._work_dir is not None:
-                    ending.callback(shutil.rmtree, self._work_dir, ignore_errors=True)
+                    ending.callback(remove, self._work_dir)
                 if self._transfers is not None:
                     ending.callback(self._transfers.clean_up, self._outlet.write)
                 if self._process is not None:
@@ -325,6 +345,12 @@ class Run:
     def _stop_if_canceled(self) -> None:
         if self._manager.status == JobStatus.CANCELING:
             raise JobCanceled(job_id=self.spec.id)
+        if self._outlet.is_dropped:  # an upload that was frozen must not go on
+            raise self._superseded()
+
+    def _superseded(self) -> JobCanceled:
+        self._heard = False  # what hooks hear is the matter of the other run
+        return JobCanceled("The job was given to another worker.", job_id=self.spec.id)
 
     def cancel(self) -> None:
         """Tell the task to stop: ``canceled`` becomes true."""

@@ -45,6 +45,8 @@ _ACCOUNT_TIME = 30.0
 _ACCOUNT_PAUSE = 0.5
 # How many workers' outboxes are remembered, by the number of their last batch.
 _MOST_OUTBOXES = 10_000
+# How long a worker is kept waiting that asks for room.
+_ROOM_TIME = 20.0
 # How long a job that is to be pinned may take to arrive here.
 _PIN_TIME = 5.0
 _PIN_PAUSE = 0.05
@@ -107,6 +109,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             "girder_submit": self.girder_submit,
             "girder_cancel": self.girder_cancel,
             "girder_events": self.girder_events,
+            "girder_room": self.girder_room,
             "girder_pin": self.girder_pin,
             "girder_status": self.girder_status,
         }
@@ -142,6 +145,16 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     # -- Dask ---------------------------------------------------------------------------------
 
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Take note of a worker."""
+        self._cluster.losses.joined(worker, scheduler.workers[worker])
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Take in what Dask says of workers that are lost."""
+        for worker in self._cluster.losses.heard(topic, msg):
+            if worker not in self._scheduler.workers:
+                self.dispatcher.explain(worker)
+
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **details: Any) -> None:
         """Pass what Dask does with our keys on. Only look-ups for keys that are not ours."""
         if key not in self.dispatcher:
@@ -157,7 +170,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         elif finish == "erred":
             self.dispatcher.ended(key, worker)
             raised = bool(details.get("exception_text"))
-            failed = partial(self.dispatcher.failed, raised=raised)
+            lost = None if raised else worker
+            failed = partial(self.dispatcher.failed, raised=raised, worker=lost)
             self._unless_told(key, worker, failed, key, _reason(details))
         elif finish == "forgotten":
             self._was_forgotten(key, start)
@@ -298,6 +312,14 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         await self.recorder.room()
         return {"dropped": dropped}
 
+    async def girder_room(self, job: str) -> bool:
+        """Wait until Girder has taken most of the output of a job. False if that takes long."""
+        try:
+            await asyncio.wait_for(self.recorder.room_for(job), _ROOM_TIME)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
     async def girder_pin(self, jobs: list[str], client: str) -> dict[str, str]:
         """Make a Dask client want the values of jobs; return the keys of those known here.
 
@@ -347,11 +369,9 @@ def _reason(details: Mapping[str, Any]) -> str:
     text = details.get("exception_text")
     if text:
         return f"Dask could not run the task: {text}"
-    worker = details.get("worker")
-    where = f" The last was {worker}." if worker else ""
     return (
-        "The task was lost with every worker that it ran on, so it is not tried again."
-        f"{where} Look for a lack of memory or a crash in the workers' logs."
+        "The task was lost with more workers than distributed.scheduler.allowed-failures allows, "
+        "so it is not tried again. Look for a lack of memory or a crash in the workers' logs."
     )
 
 

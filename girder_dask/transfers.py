@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from girder_dask.context import RunningJob
+from girder_dask.errors import TransformError
 from girder_dask.failures import name_of, summary
-from girder_dask.leaves import map_leaves
+from girder_dask.leaves import leaves_of, map_leaves
 from girder_dask.payload import Call
 from girder_dask.transform import explain, is_transform
 
 __all__ = ["Transfers", "amount"]
-
-logger = logging.getLogger(__name__)
 
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
@@ -58,16 +56,22 @@ class Transfers:
         self._job = job
         self._cache = cache
         self._check = check
-        self._used: list[Any] = []
+        self._all: dict[int, Any] = {}
+        self._ran: set[int] = set()
         self._lock = threading.Lock()
+        self._runs = 0
         self._counts: dict[int, tuple[int, int | None]] = {}
         self._verb = ""
 
+    def take_on(self, call: Call) -> None:
+        """Answer for the transforms and hooks of a call: all clean up, whether they ran or not."""
+        for leaf in leaves_of([call.args, dict(call.kwargs), call.hooks]):
+            if is_transform(leaf):
+                self._all[id(leaf)] = leaf
+
     def needed(self, call: Call) -> bool:
         """Say whether a transform is among the arguments of a call."""
-        found: list[Any] = []
-        map_leaves(lambda v: found.append(v) if is_transform(v) else None, [call.args, call.kwargs])
-        return bool(found)
+        return any(map(is_transform, leaves_of([call.args, dict(call.kwargs)])))
 
     def fetch(self, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Return the arguments of a call with values in place of transforms."""
@@ -81,28 +85,47 @@ class Transfers:
             return map_leaves(value_of, call.args), map_leaves(value_of, dict(call.kwargs))
 
     def push(self, call: Call, value: Any) -> Any:
-        """Give each element of a tuple to the hook at its place; a single value to the first."""
+        """Give each element of a tuple to the hook at its place; a single value to the first.
+
+        Hooks in a list, tuple or dict get what is at their place in such a value.
+        """
         results = list(value) if isinstance(value, tuple) else [value]
         with self._phase("Uploading"):
             for i, hook in enumerate(call.hooks[: len(results)]):
-                if callable(getattr(hook, "transform", None)):
-                    results[i] = self._run(hook, results[i])
+                results[i] = self._pushed(hook, results[i])
         return tuple(results) if isinstance(value, tuple) else results[0]
 
-    def tell_hooks(self, call: Call) -> None:
-        """Tell the hooks that the function raised."""
-        for hook in call.hooks:
-            if callable(getattr(hook, "exception", None)):
-                try:
+    def _pushed(self, hook: Any, value: Any) -> Any:
+        """Return what takes the place of a value."""
+        if isinstance(hook, dict):
+            if not isinstance(value, dict) or not hook.keys() <= value.keys():
+                raise _mismatch(f"a dict with {', '.join(map(repr, hook))}", value)
+            return value | {k: self._pushed(each, value[k]) for k, each in hook.items()}
+        if isinstance(hook, (list, tuple)):
+            if not isinstance(value, (list, tuple)) or len(value) < len(hook):
+                raise _mismatch(f"a list or tuple of {len(hook)} or more elements", value)
+            pushed = [self._pushed(each, value[i]) for i, each in enumerate(hook)]
+            pushed += value[len(hook) :]
+            return pushed if isinstance(value, list) else getattr(value, "_make", tuple)(pushed)
+        return self._run(hook, value) if callable(getattr(hook, "transform", None)) else value
+
+    def tell_hooks(self, call: Call, write: Callable[[str], None]) -> None:
+        """Tell all hooks that there is no result, and write what goes wrong."""
+        for hook in leaves_of(call.hooks):
+            try:
+                if callable(getattr(hook, "exception", None)):
                     self._bind(hook)
                     hook.exception()
-                except Exception:
-                    logger.exception("exception() of a result hook of job %s", self._job.id)
+            except BaseException as e:  # noqa: BLE001 - must not hide why there is no result
+                write(f"exception() of {name_of(hook)} failed: {summary(e)}\n")
 
     def _run(self, transform: Any, *data: Any) -> Any:
         self._check()
         self._bind(transform)
-        self._used.append(transform)
+        if is_transform(transform):
+            self._all.setdefault(id(transform), transform)  # perhaps another job returned it
+        self._ran.add(id(transform))
+        self._runs += 1
         try:
             return transform.transform(*data)
         except Exception as e:
@@ -123,7 +146,7 @@ class Transfers:
                 setattr(transform, name, value)
         for name, value in (
             ("cache", self._cache),
-            ("report", functools.partial(self._report, len(self._used))),
+            ("report", functools.partial(self._report, self._runs)),
         ):
             if getattr(transform, name, 0) is None:  # a foreign one may mean something else
                 setattr(transform, name, value)
@@ -159,11 +182,18 @@ class Transfers:
 
     def clean_up(self, write: Callable[[str], None]) -> None:
         """Let each clean up, the last first, and write what goes wrong."""
-        while self._used:
-            transform = self._used.pop()
-            if not callable(getattr(transform, "cleanup", None)):
-                continue
+        while self._all:
+            key, transform = self._all.popitem()
             try:
+                if key not in self._ran:
+                    self._bind(transform)
                 transform.cleanup()
             except BaseException as e:  # noqa: BLE001 - must not hide how the run ended
                 write(f"Cleaning up {name_of(transform)} failed: {summary(e)}\n")
+
+
+def _mismatch(wanted: str, value: Any) -> TransformError:
+    return TransformError(
+        f"The function returned {name_of(value):.200}, but girder_result_hooks has hooks for what "
+        f"is in {wanted}. Return such a value, or give the hooks in the shape of what it returns."
+    )

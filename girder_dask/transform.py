@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import requests
 
 from girder_dask.errors import TransformError
+from girder_dask.patience import Elsewhere
 
 __all__ = [
     "OfResource",
@@ -33,6 +35,8 @@ _OF_A_RUN = {
     "gc", "work_dir", "job", "cache", "report",
     "temp_dir_path", "file_path", "item_path", "folder_path", "output_file_path", "_stock",
 }  # fmt: skip
+#: What Girder says of an id that nothing has.
+_INVALID_ID = re.compile(r"\bInvalid (?:\w+ )?(?:id|ObjectId)\b", re.IGNORECASE)
 _LONGEST_NAME = 255  # bytes, on the file systems of today
 _LONGEST_EXTENSION = 40
 
@@ -97,6 +101,8 @@ def _shown(transform: Any) -> str:
 
 def reason(kind: str, error: Exception) -> str:
     """Say why a request for something of this kind failed, for the owner of the job."""
+    if isinstance(error, Elsewhere):
+        return str(error)
     response = getattr(error, "response", None)
     if response is None:
         return f"Girder did not answer ({type(error).__name__}: {error})."
@@ -107,7 +113,7 @@ def reason(kind: str, error: Exception) -> str:
     status = response.status_code
     if status in (401, 403):
         return f"The owner of the job may not do this ({message or 'access denied'})."
-    if status == 404 or (status == 400 and "nvalid" in message):
+    if status == 404 or (status == 400 and _INVALID_ID.search(message)):
         return f"There is no such {kind} in Girder ({message or 'not found'})."
     return f"Girder answered {status}: {message or response.reason}"
 
@@ -223,8 +229,10 @@ class OfResource(_Bound):
         Raises
         ------
         TransformError
-            If there is none.
+            If there is none, or nothing to ask for.
         """
+        if not self._id.strip():
+            raise self.failed(f"the id of the {self.kind} is empty.")
         if self.gc is None:
             raise self.failed(
                 "there is no Girder to ask, as this worker knows no address of it. Ask the "

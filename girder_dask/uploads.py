@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import requests
 
 from girder_dask.downloads import Report
-from girder_dask.patience import Patience, ask, was_not_sent
+from girder_dask.patience import Patience, again, ask, was_not_sent
 
 __all__ = ["send_artifact", "upload"]
 
@@ -89,7 +89,7 @@ class _Upload:
         kind, parent = self._parent
         if kind != "item":
             return None
-        for file in self._gc.listFile(parent):
+        for file in again(lambda: list(self._gc.listFile(parent))):
             if file["name"] == self._name:
                 return dict(file)
         return None

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ class Web:
         *,
         repeat: bool = True,
         patience: float | None = None,
+        read: Callable[[requests.Response], Any] | None = None,
     ) -> Any:
         """Return the document that Girder answers.
 
@@ -107,6 +108,8 @@ class Web:
             Whether the request may reach Girder twice.
         patience
             In place of that of this object.
+        read
+            Returns what an answer holds, by default its JSON.
 
         Raises
         ------
@@ -122,7 +125,7 @@ class Web:
         pause = _FIRST_PAUSE
         while True:
             try:
-                return self._signed(method, path, data, repeat=repeat)
+                return (read or document)(self._signed(method, path, data, repeat=repeat))
             except _Unanswered as e:
                 left = deadline - time.monotonic()
                 if left <= 0 or not (repeat or e.unsent):
@@ -130,7 +133,14 @@ class Web:
             time.sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _signed(self, method: str, path: str, data: bytes | None, *, repeat: bool) -> Any:
+    def text(self, path: str) -> str:
+        """Return the text that Girder has at a path; raises what :meth:`ask` does."""
+        found: str = self.ask("GET", path, read=lambda answer: answer.content.decode())
+        return found
+
+    def _signed(
+        self, method: str, path: str, data: bytes | None, *, repeat: bool
+    ) -> requests.Response:
         token = self._token or self._sign_in(None)
         try:
             return self._send(method, path, data, token=token, repeat=repeat)
@@ -145,7 +155,7 @@ class Web:
         with self._lock:
             if self._token != stale or self._api_key is None:
                 return self._token
-            answer = self._send("POST", "api_key/token", _dumped({}), key=self._api_key)
+            answer = document(self._send("POST", "api_key/token", _dumped({}), key=self._api_key))
             try:
                 self._token = str(answer["authToken"]["token"])
             except (KeyError, TypeError) as e:
@@ -161,7 +171,7 @@ class Web:
         token: str | None = None,
         key: str | None = None,
         repeat: bool = True,
-    ) -> Any:
+    ) -> requests.Response:
         headers = {"Content-Type": "application/json"} if data is not None else {}
         if token is not None:
             headers["Girder-Token"] = token
@@ -193,7 +203,7 @@ class Web:
             self._session.close()  # it opens others
         return self._session
 
-    def _answer(self, method: str, path: str, response: requests.Response) -> Any:
+    def _answer(self, method: str, path: str, response: requests.Response) -> requests.Response:
         if response.is_redirect:
             raise GirderError(
                 f"{self.url} sends requests on to {response.headers['Location']}. Use the address "
@@ -201,7 +211,7 @@ class Web:
                 status=response.status_code,
             )
         if response.ok:
-            return document(response)
+            return response
         text = (
             f"Girder at {self.url} answered {response.status_code} to {method} {path}: "
             f"{message(response)}"

@@ -16,6 +16,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from girder_dask import config, gpus, logs
 from girder_dask._version import __version__
+from girder_dask.cluster import ATTEMPT
 from girder_dask.errors import GirderDaskError
 from girder_dask.failures import Place
 from girder_dask.files import open_cache
@@ -55,7 +56,14 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
             f"Worker {worker.address} has no girder_dask plugin, so job {spec.id} cannot run "
             "there. Start the scheduler with --preload girder_dask.scheduler_hooks."
         )
-    return Run(spec, plugin.station, values)()
+    return Run(spec, plugin.station, values, attempt=_attempt(worker, spec))()
+
+
+def _attempt(worker: Worker, spec: JobSpec) -> int:
+    """Return which attempt this is; one whose worker was lost runs again with the same spec."""
+    task = worker.state.tasks.get(spec.key)
+    annotations = (task.annotations if task is not None else None) or {}
+    return int(annotations.get(ATTEMPT, spec.attempt))
 
 
 class GirderWorkerPlugin(WorkerPlugin):
@@ -75,6 +83,8 @@ class GirderWorkerPlugin(WorkerPlugin):
             interval=config.seconds("worker.flush-interval"),
             log_capacity=config.nbytes("worker.log-buffer"),
             worker=worker.address,
+            max_log=config.nbytes("max-log"),
+            room=self._room,
         )
         total = worker.state.total_resources.get(gpus.RESOURCE, 0)
         self.station = Station(
@@ -106,6 +116,9 @@ class GirderWorkerPlugin(WorkerPlugin):
             outbox=outbox, batch=batch, events=events
         )
         return set(answer["dropped"])
+
+    async def _room(self, job_id: str) -> bool:
+        return bool(await self._worker.scheduler.girder_room(job=job_id))
 
     async def cancel(self, jobs: list[str]) -> None:
         """Stop runs: tell them, and interrupt them when their grace is over."""

@@ -17,8 +17,10 @@ from girder_dask import submit
 from girder_dask.plugin import (
     artifact_rest,
     artifacts,
+    chunks,
     events,
     file_rest,
+    log_rest,
     records,
     submission_rest,
     testing_rest,
@@ -40,6 +42,7 @@ class DaskPlugin(GirderPlugin):
 
         records.ensure_indices()
         artifacts.ensure()
+        chunks.DaskLog()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
         # So that workers can check what they fetch, and know when a copy is still good.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
@@ -49,6 +52,7 @@ class DaskPlugin(GirderPlugin):
         info["apiRoot"].dask = Dask(backend)
         submission_rest.mount(info["apiRoot"].dask, backend)
         file_rest.mount(info["apiRoot"].dask)
+        log_rest.mount(info["apiRoot"].dask)
         artifact_rest.mount(info["apiRoot"].job)
         testing_rest.mount(info["apiRoot"].dask)
 

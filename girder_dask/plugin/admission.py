@@ -33,7 +33,8 @@ __all__ = ["admit", "read_group", "read_submissions"]
 #: because other parts rely on them or because they grant something.
 RESERVED = frozenset(
     {
-        *("_id", "access", "args", "created", "dask", "handler", "kwargs", "log", "parentId"),
+        *("_id", "access", "args", "created", "dask", "dask_log", "handler", "kwargs", "log"),
+        "parentId",
         *("progress", "public", "publicFlags", "status", "timestamps", "title", "type"),
         *("updated", "userId", "when", "interval", "asynchronous", "jobInfoSpec"),
     }
@@ -59,8 +60,9 @@ def admit(requester: Requester, submissions: Iterable[Submission]) -> None:
     user = requester.user
     if user is None:
         raise AccessException(
-            "You must be logged in to start jobs on Dask. Give an API key or a token, for example "
-            "girder_dask.connect(api_url, api_key=…)."
+            "You must be logged in to start jobs on Dask, with an API key or a token that has all "
+            "rights or the scope dask.jobs.submit, for example girder_dask.connect(api_url, "
+            "api_key=…)."
         )
     if may_submit_code(user):
         return

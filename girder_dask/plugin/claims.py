@@ -164,7 +164,7 @@ def _take(
 def _give_up(history: History, now: datetime) -> bool:
     error = "What is needed to run this job is no longer in the database."
     logger.error("Job %s: %s", history.id, error)
-    history.write(f"{error}\n")
+    history.write(f"{error}\n", ends=True)
     history.advance(JobStatus.ERROR, now)
     history.outcome = (history.dask["attempt"], None, error, None)
     return True

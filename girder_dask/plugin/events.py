@@ -13,7 +13,7 @@ from girder.models.token import Token
 
 from girder_dask.errors import GirderDaskError
 from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
-from girder_dask.plugin import artifacts, groups, settings, store
+from girder_dask.plugin import artifacts, chunks, groups, settings, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.notices import EVENT_HANDLER
 
@@ -101,6 +101,7 @@ class _Removed:
         artifacts.remove_all(ObjectId(job["_id"]))
         if _is_ours(job) or job.get("dask"):
             store.forget([ObjectId(job["_id"])])
+            chunks.forget([ObjectId(job["_id"])])
             if job.get("status") not in FINAL:
                 children = store.cancel_children(ObjectId(job["_id"]))
                 self._backend.tell_canceled([str(job["_id"]), *children])

@@ -15,22 +15,11 @@ from typing import Any
 
 from pymongo import UpdateOne
 
-from girder_dask.jobs import FINAL, JobStatus, JobUpdate, can_follow
+from girder_dask.jobs import FINAL, JobStatus, JobUpdate, can_follow, shortened
 from girder_dask.plugin.documents import utf8
+from girder_dask.plugin.logbook import FIELD, LogBook
 
-__all__ = ["LOG_LIMIT", "History", "Verdict"]
-
-#: The most bytes of a log that are kept in the job document. MongoDB takes 16 MiB in all.
-LOG_LIMIT = 8 * 1024**2
-
-#: What the database needs for a piece of a log besides its text.
-_PIECE_BYTES = 16
-
-#: How much is kept of what comes with the end of a job whose log was cut.
-_END_BYTES = 64 * 1024
-
-#: Where a log was cut.
-LOG_MARK = "\n[This log is longer than 8 MiB. What follows is not kept here.]\n"
+__all__ = ["History", "Verdict"]
 
 _UNSET = {"attempt": None, "sequence": None, "scheduler": None}
 
@@ -64,7 +53,8 @@ class History:
         self.dask: dict[str, Any] = {**_UNSET, **self._was_dask}
         self.job["dask"] = self.dask
         self.steps: list[tuple[int, int]] = []
-        self.text: list[str] = []
+        # Not left in the document, which users are told of.
+        self.log = LogBook(job["_id"], self.dask, job.pop(FIELD, None))
         self.progressed = False
         self.ended = False
         self.outcome: tuple[int, bytes | None, str | None, bytes | None] | None = None
@@ -96,7 +86,13 @@ class History:
     @property
     def changed(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self._timestamps or self.text or self.progressed or self.dask != self._was_dask)
+        told = self._timestamps or self.log.changed or self.progressed
+        return bool(told or self.dask != self._was_dask)
+
+    @property
+    def text(self) -> list[str]:
+        """What is added to the log in the job document."""
+        return self.log.text
 
     # -- updates ------------------------------------------------------------------------------
 
@@ -216,26 +212,8 @@ class History:
         self.dask.pop("claimed", None)
 
     def write(self, text: str, *, ends: bool = False) -> None:
-        """Add text to the log, as much of it as still fits.
-
-        Of what comes with the end of the job, such as a traceback, the last part is kept.
-        """
-        used = self.dask.get("log_bytes", 0)
-        text = utf8(text)
-        if not text:
-            return
-        data = text.encode()
-        if used + len(data) + _PIECE_BYTES <= LOG_LIMIT:
-            self.dask["log_bytes"] = used + len(data) + _PIECE_BYTES
-            self.text.append(text)
-            return
-        fits = max(0, LOG_LIMIT - used - _PIECE_BYTES)
-        kept = data[:fits].decode("utf-8", "ignore") + LOG_MARK if used <= LOG_LIMIT else ""
-        if ends:
-            kept += data[fits:][-_END_BYTES:].decode("utf-8", "ignore")
-        self.dask["log_bytes"] = LOG_LIMIT + 1
-        if kept:
-            self.text.append(kept)
+        """Add text to the log, as :meth:`girder_dask.plugin.logbook.LogBook.write` does."""
+        self.log.write(text, ends=ends)
 
     def _note(self, log: str | None, progress: Mapping[str, Any] | None, *, ends: bool) -> None:
         if log:
@@ -244,11 +222,6 @@ class History:
             known = self.job.get("progress") or {"message": None, "total": None, "current": None}
             self.job["progress"] = {**known, **progress}
             self.progressed = True
-
-    def drop_text(self) -> None:
-        """Write no log after all. Done when the document cannot take it."""
-        self.text = []
-        self.dask["log_bytes"] = LOG_LIMIT + 1
 
     # -- to the database ----------------------------------------------------------------------
 
@@ -264,8 +237,7 @@ class History:
         if self._timestamps:
             change["$set"]["status"] = self.job["status"]
             change.setdefault("$push", {})["timestamps"] = {"$each": self._timestamps}
-        if self.text:
-            change.setdefault("$push", {})["log"] = {"$each": self.text}
+        self.log.add_to(change)
         if self.progressed:
             change["$set"]["progress"] = self.job["progress"]
         return UpdateOne(self._read, change)
@@ -287,5 +259,5 @@ def _checked_progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | No
         if progress.get(name) is not None
     }
     if progress.get("message") is not None:
-        checked["message"] = utf8(str(progress["message"]))
+        checked["message"] = utf8(shortened(str(progress["message"])))
     return checked

@@ -33,13 +33,16 @@ class Change(Protocol):
     """What was written to a job: a :class:`~girder_dask.plugin.history.History`, for example.
 
     ``steps`` are the states that it went through, each with how many timestamps the job had
-    then, and ``text`` is what was added to its log.
+    then.
     """
 
     job: dict[str, Any]
     steps: list[tuple[int, int]]
-    text: list[str]
     progressed: bool
+
+    @property
+    def text(self) -> Sequence[str]:
+        """What was added to the log."""
 
     @property
     def changed(self) -> bool:

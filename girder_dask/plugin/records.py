@@ -16,7 +16,7 @@ from girder.models.model_base import Model
 from girder_jobs.models.job import Job
 from pymongo import ReadPreference, UpdateOne
 
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobSpec, JobStatus, shortened
 from girder_dask.plugin import tokens
 from girder_dask.submit import StoredResult
 
@@ -25,6 +25,7 @@ __all__ = [
     "CHUNK_BYTES",
     "CLAIM_INDEX",
     "GROUP_INDEX",
+    "MOST_RESULT",
     "OPEN_INDEX",
     "REMIND_INDEX",
     "TOKEN_INDEX",
@@ -51,6 +52,10 @@ __all__ = [
 
 #: The most bytes in one document of ``dask_payload``.
 CHUNK_BYTES = 8 * 1024**2
+
+#: The most bytes of a value, or of an exception, that are kept with a job, whatever
+#: ``girder.worker.max-result`` is.
+MOST_RESULT = 6 * 1024**2
 
 #: The names of the indices on jobs: over the unfinished ones, over those that were canceled
 #: and over those that were handed over and not yet acknowledged. Each holds these alone, so
@@ -222,7 +227,8 @@ def keep_results(
 ) -> None:
     """Keep what came of jobs, given as ``(id, attempt, value, error, exception, time)``.
 
-    The result of an older attempt never replaces that of a newer one.
+    The result of an older attempt never replaces that of a newer one. A value that a document
+    cannot hold is not kept, and the error says so.
     """
     if results:
         DaskJob().collection.bulk_write(
@@ -237,9 +243,7 @@ def keep_results(
                     },
                     {
                         "$set": {
-                            "result": value,
-                            "error": error,
-                            "exception": exception,
+                            **_fitting(value, error, exception),
                             "result_attempt": attempt,
                             "ended": time,
                         }
@@ -249,6 +253,20 @@ def keep_results(
             ],
             ordered=False,
         )
+
+
+def _fitting(value: bytes | None, error: str | None, exception: bytes | None) -> dict[str, Any]:
+    """Return what is kept of the end of a job, no more than a document holds."""
+    if value is not None and len(value) > MOST_RESULT:
+        error = f"it takes {len(value):,} bytes, more than the {MOST_RESULT:,} that Girder keeps"
+        value = None
+    if exception is not None and len(exception) > MOST_RESULT:
+        exception = None
+    return {
+        "result": value,
+        "error": error if error is None else shortened(error),
+        "exception": exception,
+    }
 
 
 def result(job_id: Any) -> StoredResult:

@@ -16,9 +16,10 @@ from pymongo.errors import BulkWriteError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobUpdate
-from girder_dask.plugin import groups, notices, records
+from girder_dask.plugin import chunks, groups, notices, records
 from girder_dask.plugin.documents import is_bound
 from girder_dask.plugin.history import History, Verdict
+from girder_dask.plugin.logbook import FIELD
 
 __all__ = ["Verdicts", "apply", "publish", "save", "without_log"]
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 MOST_ROUNDS = 5
 
 #: A projection of job documents: the log can be long and is never needed to add to it.
-without_log = {"log": False}
+without_log = {"log": False, f"{FIELD}.chunks": False}
 
 
 @dataclass
@@ -82,7 +83,7 @@ def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
         histories = _read(scheduler, pending, verdicts)
         for history in histories:
             if history.id in unloggable:
-                history.drop_text()
+                history.log.spill()
         written, refused = save(histories)
         publish(written)
         for history in refused:
@@ -174,9 +175,12 @@ def save(histories: Sequence[History]) -> tuple[list[History], list[History]]:
     records.keep_results(
         [(history.id, *history.outcome, now) for history in changed if history.outcome is not None]
     )
+    chunks.store([chunk for history in changed for chunk in history.log.chunks])
     written, refused = _write(changed, now)
     unchanged = [history for history in histories if not history.changed]
     held = unchanged + written
+    holds = {history.id for history in written}
+    chunks.discard(c for h in changed if h.id not in holds for c in h.log.chunks)
     records.clean([history.id for history in held if history.ended])
     return held, refused
 

@@ -181,7 +181,7 @@ def test_the_members_of_a_running_job_exist() -> None:
 
 
 def test_the_routes_are_those_of_the_plugin() -> None:
-    from girder_dask.plugin import artifact_rest, file_rest, rest, submission_rest
+    from girder_dask.plugin import artifact_rest, file_rest, log_rest, rest, submission_rest
     from girder_dask.plugin.backend import GirderBackend
 
     class Mounted:
@@ -201,6 +201,7 @@ def test_the_routes_are_those_of_the_plugin() -> None:
         dask.route(method, tuple(re.findall(r"[:\w]+", path)))
     submission_rest.mount(dask, GirderBackend())  # type: ignore[arg-type]
     file_rest.mount(dask)  # type: ignore[arg-type]
+    log_rest.mount(dask)  # type: ignore[arg-type]
     artifact_rest.mount(job)  # type: ignore[arg-type]
     real = {route.replace(":part0", ":name") for route in dask.made | job.made}
     rows = table(DOCS / "plugin-authors.md", "route", "who", "what")
@@ -236,8 +237,8 @@ def test_the_modules_stand_in_an_order_that_they_keep() -> None:
 
 def test_the_collections_are_those_of_the_code() -> None:
     rows = table(DOCS / "architecture.md", "collection", "what", "until")
-    plugin = (ROOT / "girder_dask" / "plugin" / "records.py").read_text()
-    ours = set(re.findall(r'self\.name = "(\w+)"', plugin))
+    plugin = [path.read_text() for path in (ROOT / "girder_dask" / "plugin").glob("*.py")]
+    ours = set(re.findall(r'self\.name = "(\w+)"', "".join(plugin)))
     assert {code(row[0])[0] for row in rows} == ours | {"job", "token"}
 
 

@@ -46,6 +46,12 @@ class FaultStack(TestStack):
         until(lambda: all(part.is_ready() for part in parts), 60)
         self._ended -= set(names)
 
+    def restart_with(self, name: str, *options: str) -> None:
+        """Start a part again with more options on its command line."""
+        self.kill(name)
+        self.part(name).command += options
+        self.restart(name)
+
     def worker_process(self, name: str) -> psutil.Process:
         """Return the process in which a worker runs its jobs: the child of its nanny."""
         nanny = psutil.Process(self.part(name).pid)

@@ -256,6 +256,37 @@ def test_a_directory_keeps_its_structure_there_and_back(girder_stack, girder_use
     assert value(girder_stack, girder_user, "read_tree", GirderFolderId(folder)) == TREE
 
 
+@pytest.fixture
+def progress(girder_stack: Any) -> Iterator[Any]:
+    """Collect in Girder what jobs show of their progress; called, it returns the messages."""
+
+    def begin() -> None:
+        import girder
+        from girder import events
+
+        girder.shown = []  # type: ignore[attr-defined]
+
+        def note(event: Any) -> None:
+            shown = event.info["job"].get("progress") or {}
+            girder.shown.append((str(event.info["job"]["_id"]), dict(shown)))  # type: ignore[attr-defined]
+
+        events.bind("jobs.job.update.after", "test_file_traffic.shown", note)
+
+    def shown() -> list[Any]:
+        import girder
+
+        return list(girder.shown)  # type: ignore[attr-defined]
+
+    def end() -> None:
+        from girder import events
+
+        events.unbind("jobs.job.update.after", "test_file_traffic.shown")
+
+    girder_stack.call(begin)
+    yield lambda: girder_stack.call(shown)
+    girder_stack.call(end)
+
+
 def test_states_and_bytes_are_shown(girder_stack, girder_user):
     file = girder_stack.upload(b"x" * 1000, "a.txt", client=girder_user.client)
     hook = GirderUploadToFolder(girder_user.folder["_id"])

@@ -452,19 +452,122 @@ def test_progress(girder):
     assert girder.load(job_id)["progress"] == {"total": 10.0, "current": 4.0, "message": "half"}
 
 
-def test_a_log_is_cut_with_a_mark(girder, monkeypatch):
-    from girder_dask.plugin import history
+def whole_log(job_id: str) -> str:
+    from bson import ObjectId
 
-    monkeypatch.setattr(history, "LOG_LIMIT", 10_000)
+    from girder_dask.plugin import chunks
+
+    return b"".join(chunks.load(ObjectId(job_id)).read()).decode()
+
+
+def count_chunks(job_id: str) -> int:
+    from bson import ObjectId
+
+    from girder_dask.plugin import chunks
+
+    return int(chunks.DaskLog().collection.count_documents({"job": ObjectId(job_id)}))
+
+
+def test_a_log_is_cut_with_a_mark(girder, monkeypatch):
+    from girder_dask.plugin import logbook
+
+    monkeypatch.setattr(logbook, "LOG_LIMIT", 10_000)
+    monkeypatch.setattr(logbook, "_CHUNK_LEAST", 1000)
     (recorded,) = girder.record()
     job_id = recorded.spec.id
+    mark = logbook.mark(job_id)
     for n in range(1, 40):
         girder.store.apply("s", [update(job_id, n, log="ä" * 250)])
+        girder.store.apply("s", [update(job_id, n, log="ä" * 250)])  # again
     log = girder.log(job_id)
-    assert log.count(history.LOG_MARK) == 1
-    assert log.endswith(history.LOG_MARK)
-    assert 9_000 < len(log.encode()) <= 10_000 + len(history.LOG_MARK)
-    assert set(log.removesuffix(history.LOG_MARK)) == {"ä"}
+    assert log.count(mark) == 1
+    assert log.endswith(mark)
+    assert 9_000 < len(log.encode()) <= 10_000 + len(mark)
+    assert set(log.removesuffix(mark)) == {"ä"}
+    assert whole_log(job_id) == "ä" * 250 * 39
+    girder.store.apply("s", [update(job_id, 40, JobStatus.ERROR, log="Traceback\n")])
+    assert girder.log(job_id).endswith("äTraceback\n")
+    assert whole_log(job_id) == "ä" * 250 * 39 + "Traceback\n"
+    assert "dask_log" not in girder.job.filter(girder.load(job_id), girder.user)
+    assert 5 <= count_chunks(job_id) <= 20
+    girder.job.remove(girder.job.load(job_id, force=True))
+    assert count_chunks(job_id) == 0
+
+
+def test_the_chunks_of_an_update_that_is_not_applied_are_deleted(girder, monkeypatch):
+    from girder_dask.plugin import chunks, logbook
+
+    monkeypatch.setattr(logbook, "LOG_LIMIT", 100)
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, log="x" * 200_000)])
+    store, kept = chunks.store, []
+
+    def store_and_interfere(documents):
+        store(documents)
+        if not kept:
+            kept.append(len(documents))
+            girder.job.collection.update_one(
+                {"_id": girder.object_id(job_id)}, {"$set": {"status": int(JobStatus.CANCELING)}}
+            )
+
+    monkeypatch.setattr(chunks, "store", store_and_interfere)
+    girder.store.apply("s", [update(job_id, 2, log="y" * 200_000)])
+    assert kept == [1]
+    assert whole_log(job_id) == "x" * 200_000 + "y" * 200_000
+    assert count_chunks(job_id) == 2
+    monkeypatch.setattr(chunks, "store", lambda documents: (store(documents), girder.clear()))
+    assert girder.store.apply("s", [update(job_id, 3, log="z" * 200_000)]).gone == [job_id]
+    assert count_chunks(job_id) == 2  # not the third
+
+
+def test_a_log_that_others_wrote_to_is_whole(girder, monkeypatch):
+    from girder_dask.plugin import logbook
+
+    monkeypatch.setattr(logbook, "LOG_LIMIT", 100)
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, log="1\n")])
+    girder.job.updateJob(girder.job.load(job_id, force=True), log="of Girder\n")
+    girder.store.apply("s", [update(job_id, 2, log="2" * 200)])
+    assert whole_log(job_id) == "1\nof Girder\n" + "2" * 200
+
+
+def test_a_document_that_takes_no_more_log_has_it_beside(girder):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.job.collection.update_one(
+        {"_id": girder.object_id(job_id)}, {"$set": {"meta": {"large": "m" * (15 << 20)}}}
+    )
+    for n in (1, 2):
+        girder.store.apply("s", [update(job_id, n, log=f"{n}" * (1 << 20))])
+    girder.store.apply("s", [update(job_id, 3, JobStatus.RUNNING, JobStatus.SUCCESS, log="end\n")])
+    assert girder.status(job_id) == JobStatus.SUCCESS
+    assert whole_log(job_id) == "1" * (1 << 20) + "2" * (1 << 20) + "end\n"
+
+
+def test_an_end_that_no_document_holds_does_not_hold_up_the_others(girder):
+    long, other = girder.record(2)
+    large = update(
+        long.spec.id,
+        1,
+        JobStatus.RUNNING,
+        JobStatus.ERROR,
+        result=b"r" * (20 << 20),
+        error="e" * (20 << 20),
+        exception=b"x" * (20 << 20),
+        progress={"message": "m" * (20 << 20)},
+    )
+    ends = update(other.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS, result=b"r")
+    girder.store.apply("s", [large, ends])
+    assert girder.status(long.spec.id) == JobStatus.ERROR
+    assert girder.status(other.spec.id) == JobStatus.SUCCESS
+    assert girder.store.result(other.spec.id).value == b"r"
+    kept = girder.store.result(long.spec.id)
+    assert kept.value is None
+    assert "20,971,520 bytes" in kept.error
+    assert kept.exception is None
+    assert len(girder.load(long.spec.id)["progress"]["message"]) == 10_000
 
 
 def test_a_log_of_tiny_pieces_stays_within_a_document(girder):

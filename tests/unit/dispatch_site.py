@@ -35,6 +35,8 @@ class MemoryCluster:
         self.dropped: list[str] = []
         self.stopped: list[tuple[str, str]] = []
         self.places: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}  # why workers were lost
+        self.attempts: dict[str, int] = {}  # what keys that run again were told
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
         for spec in specs:
@@ -72,6 +74,12 @@ class MemoryCluster:
 
     def stop(self, worker: str, jobs: Sequence[str]) -> None:
         self.stopped += [(worker, job) for job in jobs]
+
+    def renumber(self, key: str, attempt: int) -> None:
+        self.attempts[key] = attempt
+
+    def why_lost(self, worker: str) -> str:
+        return self.reasons.get(worker, "")
 
     def placed_on(self, key: str) -> str | None:
         return self.places.get(key)

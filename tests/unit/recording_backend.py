@@ -60,6 +60,9 @@ class RecordingBackend:
         self.before_load()
         return [dict(self.jobs[job_id]) for job_id in job_ids if job_id in self.jobs]
 
+    def load_log(self, job_id: str) -> str:
+        return "".join(self.load_job(job_id, log=True).get("log") or [])
+
     def load_result(self, job_id: str) -> StoredResult:
         return self.results.get(job_id, StoredResult())
 

@@ -191,6 +191,43 @@ def test_a_job_that_lost_too_many_workers_names_them(site: Site) -> None:
     assert site.log().endswith("The task was lost. Workers lost: w1, w2.\n")
 
 
+def test_why_a_worker_was_lost_is_said_when_it_is_known(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec, "w1")
+    site.cluster.reasons["w1"] = "it was full"
+    site.lose(spec)
+    assert site.log() == LOST.replace("ran;", "ran (it was full);")
+    site.running(spec, "w2")
+    site.lose(spec)
+    site.cluster.reasons["w2"] = "it was silent"
+    site.dispatcher.explain("w1")
+    site.dispatcher.explain("w2")
+    assert site.log().endswith("again as attempt 3.\nWorker w2: it was silent.\n")
+    site.running(spec, "w3")
+    site.dispatcher.failed(spec.key, "The task was lost.", worker="w3")
+    told = "The task was lost. Workers lost: w1 (it was full), w2 (it was silent), w3."
+    assert site.events[-1].error == told
+    site.dispatcher.explain("w3")
+    assert site.log().endswith(f"{told}\n")
+
+
+def test_workers_that_are_lost_before_the_start_are_named_in_the_end(site: Site) -> None:
+    spec = site.accept()
+    for worker in ("w1", "w2"):
+        site.place(spec, worker)
+        site.lose(spec)
+    site.dispatcher.failed(spec.key, "The task was lost.", worker="w3")
+    assert site.events[-1].error == "The task was lost. Workers lost: w1, w2, w3."
+
+
+def test_a_run_is_told_which_attempt_it_is(site: Site) -> None:
+    spec = site.accept()
+    for attempt in (2, 3):
+        site.running(spec)
+        site.lose(spec)
+        assert site.cluster.attempts == {spec.key: attempt}
+
+
 # -- retries -------------------------------------------------------------------------------
 
 FAILED = "Try 1 of 2 failed; the job is tried again in 1 s as attempt 2.\n"

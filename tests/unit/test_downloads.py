@@ -242,9 +242,31 @@ def test_the_token_is_not_given_to_another_site(girder: FileGirder, gc: Any, pat
         assert other.tokens == [None, None]
         assert other.ranges[1] is not None
         other.fault = lambda _: 403
-        with pytest.raises(requests.HTTPError) as caught:
+        with pytest.raises(requests.RequestException) as caught:
             download(gc, file, path, ignore)
         assert other.url not in str(caught.value)
+        assert "the file is at 127.0.0.1, which answered 403" in str(caught.value)
+        other.fault, other.elsewhere = (lambda _: None), other.url  # within the other site
+        with pytest.raises(requests.RequestException, match="TooManyRedirects"):
+            download(gc, file, path, ignore)
+        assert set(other.tokens) == {None}
+
+
+def test_a_place_that_is_down_is_not_girder_and_its_address_is_not_told(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
+    with serving_files() as other:
+        girder.elsewhere = f"{other.url}/key?X-Amz-Signature=SECRET&x="
+    file = girder.put("a.bin", CONTENT)
+    transform = GirderFileId(file["_id"], gc=gc)
+    transform.work_dir = tmp_path
+    with dask.config.set({"girder.worker.retry-time": 0.1}):
+        with pytest.raises(TransformError) as caught:
+            transform.transform()
+    assert str(caught.value) == (
+        "GirderFileId('id0'): the file cannot be fetched. Girder says that the file is at "
+        "127.0.0.1, which did not answer (ConnectionError). Ask whoever keeps files there."
+    )
 
 
 def test_a_link_is_followed_and_never_kept(girder: FileGirder, gc: Any, tmp_path: Path) -> None:

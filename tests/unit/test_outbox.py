@@ -365,6 +365,21 @@ async def test_a_scheduler_that_does_not_answer_confirms_nothing() -> None:
         assert not await in_thread(out.confirm, 0.05)
 
 
+async def test_who_asks_is_told_when_the_worker_closes() -> None:
+    """Its thread would hold up the end of the worker."""
+    scheduler = Scheduler()
+    scheduler.gate.clear()
+    outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 20, worker=WORKER)
+    out = outlet(outbox)
+    out.status(S.PUSHING_OUTPUT)
+    asked = asyncio.create_task(asyncio.to_thread(out.confirm, SECONDS))
+    await soon(lambda: outbox._barriers)
+    await outbox.close(0.01)
+    assert not await asyncio.wait_for(asked, SECONDS / 2)
+    scheduler.gate.set()
+    assert not await in_thread(out.confirm, SECONDS)
+
+
 async def test_many_threads_may_ask_at_once() -> None:
     scheduler = Scheduler()
 
@@ -400,6 +415,90 @@ async def test_closing_sends_what_waits() -> None:
     await outbox.close(SECONDS)
     assert scheduler.log("1") == "1\n"
     assert scheduler.statuses("2") == [S.RUNNING]
+
+
+async def test_a_run_that_floods_waits_for_room_and_the_others_do_not() -> None:
+    scheduler, room = Scheduler(), asyncio.Event()
+    asked: list[str] = []
+
+    async def wait_for_room(job_id: str) -> bool:
+        asked.append(job_id)
+        if len(asked) == 1:
+            raise OSError("no scheduler")
+        await room.wait()
+        return True
+
+    outbox = Outbox(
+        scheduler.send, interval=0.0, log_capacity=1 << 23, worker=WORKER, room=wait_for_room
+    )
+    flood, other = outlet(outbox, "flood"), outlet(outbox, "other")
+    text = "x" * (6 << 20)
+    flood.write(text)
+    await soon(lambda: len(asked) == 2)
+    assert 4 << 20 <= len(scheduler.log("flood")) < 6 << 20
+    other.write("y\n")
+    flood.progress({"current": 1})
+    await soon(lambda: scheduler.log("other") == "y\n")
+    await soon(lambda: any(e.progress for e in scheduler.events))
+    assert len(scheduler.log("flood")) < 6 << 20
+    assert asked == ["flood", "flood"]
+    room.set()
+    await soon(lambda: len(scheduler.log("flood")) == 6 << 20)
+    flood.finish(S.SUCCESS)
+    await soon(lambda: scheduler.statuses("flood"))
+    assert scheduler.log("flood") == text
+    await outbox.close(SECONDS)
+
+
+async def test_the_end_of_a_run_waits_for_no_room_and_comes_in_parts() -> None:
+    scheduler = Scheduler()
+
+    async def no_room(job_id: str) -> bool:
+        return False
+
+    outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 23, worker=WORKER, room=no_room)
+    out = outlet(outbox)
+    text = "".join(f"line {n}\n" for n in range(600_000))
+    out.write(text)
+    await in_thread(out.finish, S.ERROR)
+    await soon(lambda: scheduler.statuses("a"))
+    assert scheduler.log("a") == text
+    assert all(len(e.log or "") <= 1 << 20 for e in scheduler.events)
+    assert scheduler.events[-1].status == S.ERROR
+    assert all(len(events) <= 2 for _, _, events in scheduler.batches)
+    await outbox.close(SECONDS)
+
+
+async def test_output_that_waits_for_room_is_sent_when_the_worker_closes() -> None:
+    scheduler = Scheduler()
+    asked = asyncio.Event()
+
+    async def never(job_id: str) -> bool:
+        asked.set()
+        await asyncio.Event().wait()
+        return True
+
+    outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 23, worker=WORKER, room=never)
+    outlet(outbox).write("x" * (6 << 20))
+    await asyncio.wait_for(asked.wait(), SECONDS)
+    await outbox.close(SECONDS)
+    assert len(scheduler.log("a")) == 6 << 20
+
+
+async def test_output_that_is_forced_all_the_time_does_not_keep_the_sender_busy() -> None:
+    scheduler = Scheduler()
+    async with opened(scheduler, interval=A_WHILE) as outbox:
+        out = outlet(outbox)
+        begun = time.monotonic()
+
+        def flood() -> None:
+            for n in range(20_000):
+                out.progress({"current": n})
+                out.flush()
+
+        await in_thread(flood)
+        elapsed = time.monotonic() - begun
+        assert len(scheduler.batches) <= elapsed / module._FLUSH_PAUSE + 2
 
 
 async def test_closing_has_a_limit() -> None:

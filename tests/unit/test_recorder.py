@@ -278,6 +278,48 @@ async def test_bytes_are_counted_until_they_are_acknowledged() -> None:
             await asyncio.wait_for(recorder.room(), SECONDS)
 
 
+async def test_a_job_that_floods_does_not_hold_up_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("girder_dask.recorder._MOST_BYTES", 1000)
+    girder = Girder()
+    girder.gate.clear()
+    async with recording(girder) as recorder:
+        recorder.record(event("flood", log="x" * 100))
+        await soon(lambda: girder.requests)
+        for _ in range(100):
+            recorder.record(event("flood", log="x" * 100))
+        recorder.record(event("small", status=int(S.SUCCESS)))
+        girder.gate.set()
+        await soon(lambda: ("small", "done") in girder.verdicts)
+        told = [n for n, r in enumerate(girder.requests) for u in r if u.id == "small"]
+        assert told == [1]
+        assert await recorder.flush(SECONDS)
+    assert girder.log("flood") == "x" * 10_100
+
+
+async def test_room_for_a_job_is_there_when_girder_has_taken_its_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("girder_dask.recorder._MOST_WAITING_OF_A_JOB", 1000)
+    girder = Girder()
+    girder.gate.clear()
+    async with recording(girder) as recorder:
+        recorder.record(event("a", log="x"))
+        await soon(lambda: girder.requests)
+        recorder.record(event("a", log="x" * 2000))
+        await asyncio.wait_for(recorder.room_for("b"), SECONDS)
+        waiting = asyncio.create_task(recorder.room_for("a"))
+        await asyncio.wait([waiting], timeout=0.05)
+        assert not waiting.done()
+        girder.gate.set()
+        await asyncio.wait_for(waiting, SECONDS)
+        recorder.record(event("a", log="x" * 2000))
+        recorder.forget("a", 1)
+        await asyncio.wait_for(recorder.room_for("a"), SECONDS)
+        assert not recorder._bytes_of
+
+
 async def test_a_log_that_is_too_long_for_a_request_is_sent_in_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

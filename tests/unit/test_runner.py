@@ -237,6 +237,9 @@ class Output:
     def __init__(self, name: str, error: Exception | None = None, deaf: bool = False) -> None:
         self.name, self.error, self.deaf = name, error, deaf
 
+    def __repr__(self) -> str:
+        return f"Output({self.name!r})"
+
     def transform(self, data: Any) -> str:
         did.append(f"push {self.name} {data} of {self.job['_id']} {self.job['title']}")
         if self.error is not None:
@@ -268,7 +271,7 @@ def test_an_input_that_fails_ends_the_run_and_what_was_fetched_is_cleaned_up(
 ) -> None:
     broken = Input("b", TransformError("GirderFileId('5f'): there is no such file."))
     worker.outcome(lambda *_: do("work"), Input("a"), broken, Input("c"))
-    assert did == ["fetch a", "fetch b", "clean b", "clean a"]
+    assert did == ["fetch a", "fetch b", "clean c", "clean b", "clean a"]
     assert worker.statuses() == [S.FETCHING_INPUT, S.ERROR]
     assert worker.log() == "GirderFileId('5f'): there is no such file.\n"
 
@@ -323,7 +326,7 @@ def test_everything_is_cleaned_up_whatever_happens(worker: Worker, error: BaseEx
 
 def test_a_single_result_goes_to_the_first_hook(worker: Worker) -> None:
     assert worker.outcome(lambda: 1, hooks=[Output("x"), Output("y")]) == "x(1)"
-    assert did == ["push x 1 of a Count", "clean x"]
+    assert did == ["push x 1 of a Count", "clean y", "clean x"]
     assert worker.statuses() == [S.RUNNING, S.PUSHING_OUTPUT, S.SUCCESS]
     assert worker.end.result is not None
     assert open_value(worker.end.result or b"", unpickle=False) == "x(1)"
@@ -351,8 +354,69 @@ def test_hooks_hear_that_the_function_raised(worker: Worker) -> None:
         raise ValueError("no coins")
 
     worker.outcome(work, hooks=[Output("x", deaf=True), None, Output("y")])
-    assert did == ["exception x", "exception y"]
+    assert did == ["exception x", "exception y", "clean y", "clean x"]
     assert worker.end.error == "ValueError: no coins"
+    assert "exception() of Output('x') failed: OSError: no ears\n" in worker.log()
+
+
+def test_hooks_hear_that_an_input_failed(worker: Worker) -> None:
+    broken = Input("a", TransformError("There is no such file."))
+    worker.outcome(lambda *_: do("work"), broken, hooks=[Output("x"), [Output("y")]])
+    assert did == ["fetch a", "exception x", "exception y", "clean y", "clean x", "clean a"]
+    assert worker.end.error is not None
+    assert worker.end.error.endswith("There is no such file.")
+
+
+def test_hooks_hear_that_a_task_is_missing(worker: Worker) -> None:
+    worker.outcome(None, task=f"{__name__}:no_such_task", hooks=[Output("x")])
+    assert did == ["exception x", "clean x"]
+    assert "no task 'no_such_task'" in worker.log()
+
+
+def test_hooks_hear_that_another_hook_failed(worker: Worker) -> None:
+    worker.outcome(lambda: (1, 2), hooks=[Output("x"), Output("y", OSError("no disk"))])
+    assert did[2:] == ["exception x", "exception y", "clean y", "clean x"]
+    assert worker.end.error == "OSError: no disk"
+
+
+class Exiting(Output):
+    def exception(self) -> None:
+        raise SystemExit(3)
+
+
+def test_the_first_error_is_kept_whatever_a_hook_raises(worker: Worker) -> None:
+    def work() -> None:
+        raise ValueError("no coins")
+
+    worker.outcome(work, hooks=[Exiting("x"), Output("y")])
+    assert did == ["exception y", "clean y", "clean x"]
+    assert worker.end.error == "ValueError: no coins"
+    assert "exception() of Output('x') failed: SystemExit: 3\n" in worker.log()
+
+
+def test_hooks_in_containers_get_what_is_at_their_place(worker: Worker) -> None:
+    hooks: list[Any] = [[Output("x"), None], (Output("y"),), {"a": {"b": Output("z")}}]
+    value = worker.outcome(lambda: ([1, 2, 3], (4, 5), {"a": {"b": 6, "c": 7}}), hooks=hooks)
+    assert value == (["x(1)", 2, 3], ("y(4)", 5), {"a": {"b": "z(6)", "c": 7}})
+    value = worker.outcome(lambda: {"a": 1}, hooks=[{"a": Output("x")}], job_id="b")
+    assert value == {"a": "x(1)"}
+
+
+@pytest.mark.parametrize(
+    ("hooks", "value", "wanted"),
+    [
+        ([[Output("x"), Output("y")]], ([1],), "a list or tuple of 2 or more elements"),
+        ([[Output("x")]], 1, "a list or tuple of 1 or more elements"),
+        ([{"a": Output("x")}], {"b": 1}, "a dict with 'a'"),
+    ],
+)
+def test_hooks_that_do_not_fit_the_result_are_an_error(
+    worker: Worker, hooks: Any, value: Any, wanted: str
+) -> None:
+    worker.outcome(lambda: value, hooks=hooks)
+    assert worker.statuses()[-1] == S.ERROR
+    assert f"hooks for what is in {wanted}" in worker.log()
+    assert "exception x" in did
 
 
 def test_a_run_that_is_no_longer_heard_pushes_nothing(worker: Worker) -> None:
@@ -360,7 +424,33 @@ def test_a_run_that_is_no_longer_heard_pushes_nothing(worker: Worker) -> None:
     worker.dropped.add(run._outlet.run)
     error = worker.begin(run).exception(SECONDS)
     assert isinstance(error, JobCanceled)
-    assert did == []
+    assert did == ["clean x"]
+
+
+thaws: list[Callable[[], None]] = []
+
+
+class Frozen(Output):
+    """Stands still in the middle, while others go on."""
+
+    def transform(self, data: Any) -> Any:
+        thaws.pop()()
+        return super().transform(data)
+
+
+def test_a_run_that_is_no_longer_heard_pushes_nothing_more(worker: Worker) -> None:
+    """As when it was frozen between two uploads."""
+
+    def thaw() -> None:
+        worker.dropped.add(run._outlet.run)
+        run._outlet.write("thawed\n")
+        until(lambda: run._outlet.is_dropped)
+
+    thaws.append(thaw)
+    run = worker.run(lambda: (1, 2), hooks=[Frozen("x"), Output("y")])
+    error = worker.begin(run).exception(SECONDS)
+    assert isinstance(error, JobCanceled)
+    assert [line for line in did if "push" in line] == ["push x 1 of a Count"]
 
 
 # -- what is kept of the value -------------------------------------------------------------
@@ -376,8 +466,8 @@ def test_a_value_that_cannot_be_pickled_is_not_kept_but_is_no_error(worker: Work
 
 
 def test_a_value_that_is_too_large_is_not_kept_but_is_no_error(worker: Worker) -> None:
-    size = len(pack_value(b"x" * 2000))
-    assert worker.outcome(lambda: b"x" * 2000) == b"x" * 2000
+    size = len(pack_value(b"x" * 6000))
+    assert worker.outcome(lambda: b"x" * 6000) == b"x" * 2000
     assert worker.statuses()[-1] == S.SUCCESS
     assert worker.end.result is None
     assert worker.end.error == (
@@ -440,6 +530,16 @@ def test_afterwards_nothing_is_left(worker: Worker) -> None:
     assert list(worker.station.directory.iterdir()) == []
     left = worker.threads.submit(lambda: (current_job().id, logs.current.get())).result(SECONDS)
     assert left == (None, None)
+
+
+def test_a_work_directory_that_stays_is_told(worker: Worker, monkeypatch: Any) -> None:
+    def fails(_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("girder_dask.runner.remove", fails)
+    assert worker.outcome(lambda: 1) == 1
+    assert worker.statuses()[-1] == S.SUCCESS
+    assert "Cleaning up after the job failed: OSError: the disk is gone\n" in worker.log()
 
 
 def test_output_progress_and_state_are_told(worker: Worker) -> None:

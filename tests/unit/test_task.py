@@ -13,6 +13,7 @@ from typing import Any
 
 import dask
 import pytest
+from girder_worker_utils.transforms.girder_io import GirderUploadToItem as WorkerUpload
 from recording_backend import RecordingBackend
 
 from girder_dask import NotConnectedError, Task, app, current_job, girder_job, submit, task
@@ -273,6 +274,71 @@ def test_an_option_that_does_not_exist_makes_no_job(backend: RecordingBackend, o
 
 @task(isolation="process")
 def in_a_process() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"retries": "x"}, "retries is a whole number, not 'x'"),
+        ({"retries": True}, "retries is a whole number, not True"),
+        ({"priority": 1.5}, "priority is a whole number, not 1.5"),
+        ({"timeout": -1}, "timeout: -1 is no positive number"),
+        ({"resources": {"GPU": 0}}, "resource GPU: 0 is no positive number"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_named(
+    backend: RecordingBackend, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SubmissionError, match=said):
+        count.options(**changes)
+    with pytest.raises(SubmissionError, match=said):
+        count.apply_async(("a",), **changes)
+    assert not backend.submissions
+
+
+def test_a_title_is_a_text(backend: RecordingBackend) -> None:
+    with pytest.raises(SubmissionError, match="the title 7, which is no text"):
+        count.options(title=7)
+    with pytest.raises(SubmissionError, match="the type 7, which is no text"):
+        count.delay("a", girder_job_type=7)
+    assert not backend.submissions
+
+
+def test_hooks_may_be_nested_as_the_result_is(backend: RecordingBackend) -> None:
+    hook = GirderItemMetadata("5f")
+    for hooks, packed in (
+        ([[hook], (hook, None)], "([GirderItemMetadata('5f')], (GirderItemMetadata('5f'), None))"),
+        ({"a": hook}, "({'a': GirderItemMetadata('5f')},)"),
+        (None, "()"),
+    ):
+        count.delay("a", girder_result_hooks=hooks)
+        assert repr(open_call(backend.submissions[-1].payload).hooks) == packed
+
+
+def test_a_client_in_a_nested_hook_does_not_travel(backend: RecordingBackend) -> None:
+    hook = WorkerUpload("5f", gc=Unpicklable())
+    count.delay("a", girder_result_hooks=[[hook]])
+    assert len(backend.submissions) == 1
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise TypeError("it holds a token")
+
+
+@pytest.mark.parametrize(
+    ("hooks", "said"),
+    [
+        (GirderItemMetadata("5f"), "Give a list of hooks"),
+        (7, "Give a list of hooks"),
+        (["5f"], "'5f' among its girder_result_hooks, which is no hook"),
+        ([[{"a": GirderItemMetadata}]], "among its girder_result_hooks, which is no hook"),
+    ],
+)
+def test_what_is_no_hook_makes_no_job(backend: RecordingBackend, hooks: Any, said: str) -> None:
+    with pytest.raises(SubmissionError, match=said):
+        count.delay("a", girder_result_hooks=hooks)
+    assert not backend.submissions
 
 
 @pytest.mark.parametrize("started", [in_a_process, count])

@@ -255,6 +255,14 @@ def answer(status: int, body: Any, reason: str = "Because") -> requests.HTTPErro
         (answer(401, b""), "The owner of the job may not do this (access denied)."),
         (answer(502, b"<html>"), "Girder answered 502: Because"),
         (answer(500, {"message": "Disk full"}), "Girder answered 500: Disk full"),
+        (
+            answer(400, {"message": "Invalid key a.b: keys must not contain dots."}),
+            "Girder answered 400: Invalid key a.b: keys must not contain dots.",
+        ),
+        (
+            answer(400, {"message": "Invalid ObjectId: 5f"}),
+            "There is no such file in Girder (Invalid ObjectId: 5f).",
+        ),
         (answer(400, {"message": "Too many"}), "Girder answered 400: Too many"),
         (answer(404, b""), "There is no such file in Girder (not found)."),
         (answer(500, {}), "Girder answered 500: Because"),
@@ -288,6 +296,12 @@ def test_a_worker_without_girder_says_so() -> None:
     for transform, data in ((GirderFileId("5f"), ()), (GirderItemMetadata("5f"), ({},))):
         with pytest.raises(TransformError, match=r"\('5f'\): there is no Girder.*girder.api-url"):
             transform.transform(*data)
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_id_is_said(empty: str) -> None:
+    with pytest.raises(TransformError, match="the id of the file is empty"):
+        GirderFileId(empty, gc=girder_client.GirderClient(apiUrl="http://x/api/v1")).transform()
 
 
 def closed_port() -> int:

@@ -13,7 +13,12 @@ import requests
 
 from girder_dask import config
 from girder_dask.errors import TransformError
-from girder_dask.transforms import GirderUploadToItem
+from girder_dask.transforms import (
+    GirderItemMetadata,
+    GirderUploadJobArtifact,
+    GirderUploadToFolder,
+    GirderUploadToItem,
+)
 from girder_dask.uploads import send_artifact, upload
 from tests.unit.file_girder import Cut, FileGirder, serving_files
 from tests.unit.local_girder import serving
@@ -177,3 +182,83 @@ def test_an_artifact_is_sent_again_as_a_whole(tmp_path: Path) -> None:
         send_artifact(client, "5f", tmp_path / "empty")
         assert peer.bodies == [CONTENT, CONTENT, b""]
     assert told[-1] == (len(CONTENT), len(CONTENT), "my plot")
+
+
+def away(peer: Any, route: str, answer: Any) -> None:
+    """Let Girder be away twice, then answer."""
+    answers = [(503, {"message": "away"}), (502, {}), (200, answer)]
+    peer.answers[route] = lambda _: answers.pop(0)
+
+
+def test_a_girder_that_is_away_when_an_item_is_asked_for_its_files(
+    girder: FileGirder, gc: Any, source: Path
+) -> None:
+    faults = [503, 502]
+    girder.fault = lambda what: faults.pop(0) if faults and what.startswith("GET item") else None
+    assert GirderUploadToItem("item1", gc=gc).transform(source) == "item1"
+    assert faults == []
+    assert list(girder.contents.values()) == [CONTENT]
+
+
+def test_a_girder_that_is_away_when_metadata_is_set(girder: FileGirder) -> None:
+    with serving() as peer:
+        peer.answers["PUT item/5f/metadata"] = (200, {})
+        away(peer, "PUT item/5f/metadata", {})
+        client = girder_client.GirderClient(apiUrl=peer.url)
+        GirderItemMetadata("5f", gc=client).transform({"a": 1})
+        assert peer.bodies == [b'{"a": 1}'] * 3
+
+
+def test_a_girder_that_is_away_when_a_folder_is_made(girder: FileGirder, tmp_path: Path) -> None:
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    with serving() as peer:
+
+        class Client(girder_client.GirderClient):
+            def createFolder(self, *_args: Any, **_more: Any) -> Any:
+                return self.post("folder")
+
+        away(peer, "POST folder", {"_id": "f2"})
+        transform = GirderUploadToFolder("f1", gc=Client(apiUrl=peer.url))
+        assert transform.transform(tmp_path / "out") == "f1"
+        assert peer.asked == ["POST folder"] * 3
+
+
+def test_what_is_not_plain_is_no_metadata() -> None:
+    client = girder_client.GirderClient(apiUrl="http://127.0.0.1:1/api/v1")
+    with pytest.raises(TransformError, match=r"cannot be metadata.*plain values"):
+        GirderItemMetadata("5f", gc=client).transform({"a": object()})
+
+
+@pytest.mark.parametrize("value", [None, 7])
+def test_an_artifact_is_a_path(value: Any) -> None:
+    with pytest.raises(TransformError, match=f"returned {value}, which is no path"):
+        GirderUploadJobArtifact("5f", gc=object()).transform(value)
+
+
+@pytest.mark.parametrize("kind", [GirderUploadJobArtifact, GirderUploadToFolder])
+def test_a_name_that_is_no_utf8_is_said_before_anything_is_sent(tmp_path: Path, kind: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").touch()
+    (tmp_path / "out" / "b\udcff").touch()
+    with serving() as peer:
+        client = girder_client.GirderClient(apiUrl=peer.url)
+        with pytest.raises(TransformError, match=r"the name 'b\\udcff' is not UTF-8"):
+            kind("5f", gc=client).transform(tmp_path / "out")
+        assert peer.asked == []
+
+
+def test_a_file_that_cannot_be_attached_holds_no_other_up(tmp_path: Path) -> None:
+    for name in ("a", "b\n", "c"):
+        (tmp_path / name).touch()
+    with serving() as peer:
+        for name in "ac":
+            peer.answers[f"POST job/5f/artifact?name={name}&size=0"] = (200, {})
+        peer.answers["POST job/5f/artifact?name=b%0A&size=0"] = (400, {"message": "no name"})
+        client = girder_client.GirderClient(apiUrl=peer.url)
+        with pytest.raises(TransformError, match=r"cannot be attached: 'b\\n'\..*no name"):
+            GirderUploadJobArtifact("5f", gc=client).transform(tmp_path)
+        assert [asked.split("name=")[1] for asked in peer.asked] == [
+            "a&size=0",
+            "b%0A&size=0",
+            "c&size=0",
+        ]
