@@ -179,22 +179,23 @@ def _refuse_hidden(name: str, value: Any) -> None:
 
 
 def _hooks(name: str, given: Any) -> tuple[Any, ...]:
-    """Return the result hooks of a call: one for each result, or what is nested as the result is."""
+    """Return the result hooks of a call, one for each result, or nested as the result is."""
     if given is None:
         return ()
     if not isinstance(given, (list, tuple, dict)):
         raise SubmissionError(
-            f"{name} was started with girder_result_hooks={given!r:.200}. Give a list of hooks, one "
-            "for each result. No job was made.",
+            f"{name} was started with girder_result_hooks={given!r:.200}. Give a list of hooks, "
+            "one for each result. No job was made.",
             task=name,
         )
     for hook in leaves_of(given):
         usable = callable(getattr(hook, "transform", None)) and not isinstance(hook, type)
         if hook is not None and not usable:
             raise SubmissionError(
-                f"{name} was started with {hook!r:.200} among its girder_result_hooks, which is no "
-                "hook: it has no transform(). Give objects such as GirderUploadToFolder(folder_id), "
-                "or None where nothing is to be done. No job was made.",
+                f"{name} was started with {hook!r:.200} among its girder_result_hooks, which is "
+                "no hook: it has no transform(). Give objects such as "
+                "GirderUploadToFolder(folder_id), or None where nothing is to be done. "
+                "No job was made.",
                 task=name,
             )
     return (given,) if isinstance(given, dict) else tuple(given)
@@ -271,8 +272,8 @@ def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:
         value = fields.get(field_name)
         if value is not None and not isinstance(value, str):
             raise SubmissionError(
-                f"{name} was started with the {field_name} {value!r:.200}, which is no text. No job "
-                "was made.",
+                f"{name} was started with the {field_name} {value!r:.200}, which is no text. "
+                "No job was made.",
                 task=name,
             )
 

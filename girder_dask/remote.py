@@ -110,6 +110,7 @@ class RestBackend:
         GirderError
             If Girder does not answer.
         """
+        _check_owner([*submissions, *([] if group is None else [group])])
         _check_size(submissions)
         body = {
             "submissions": [to_json(submission.to_wire()) for submission in submissions],
@@ -252,6 +253,17 @@ def _check_reached(address: str) -> None:
     if scheme in ("tcp", "tls"):
         name, _, port = host.rpartition(":")
         socket.create_connection((name.strip("[]"), int(port)), timeout=_REACH_TIME).close()
+
+
+def _check_owner(given: Sequence[Submission | Group]) -> None:
+    for call in given:
+        if call.user is not None:
+            task = call.task if isinstance(call, Submission) else None
+            raise SubmissionError(
+                f"{task or call.title} was started with girder_user=, which is for code inside "
+                "Girder. Here the owner of a job is the user who is signed in. No job was made.",
+                task=task,
+            )
 
 
 def _check_size(submissions: Sequence[Submission]) -> None:

@@ -91,7 +91,8 @@ class Task(Generic[P, R]):
         girder_user
             The user document of the owner, by default the user of the Girder request.
         girder_result_hooks
-            Transforms of the result: the first for the first element of a tuple, and so on.
+            Transforms of the result: the first for the first element of a tuple, and so on,
+            or nested as the result is.
         girder_client_token
             A Girder token that the job uses in place of one of its own.
         girder_client_session_kwargs

@@ -195,7 +195,7 @@ class ResultTransform(_Bound, abc.ABC):
         """Take the result; what is returned replaces it."""
 
     def exception(self) -> None:
-        """Hear that the function raised, so that there is no result."""
+        """Hear that there is no result: the function, an input or another hook failed."""
 
 
 class OfResource(_Bound):

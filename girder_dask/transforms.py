@@ -2,8 +2,8 @@
 
 A transform is given to ``delay()`` in place of a value. On the worker it becomes the
 value: ``GirderFileId(id)`` the path of a file. A result transform is given in
-``girder_result_hooks`` and gets what the function returned. Both are found in nested
-lists, tuples and dicts.
+``girder_result_hooks`` and gets what the function returned, or the element at its place.
+Both are found in nested lists, tuples and dicts; hooks have to be nested as the result is.
 
 Those of ``girder_worker`` and ``girder_worker_utils``, and anything else with
 ``transform()`` and ``cleanup()``, work too.

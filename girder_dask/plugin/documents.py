@@ -49,6 +49,12 @@ def build(
         If the fields given for it are more than a job document can hold, or if a handler of
         ``model.job.save`` refuses it.
     """
+    if user is not None and not (isinstance(user, Mapping) and "_id" in user):
+        raise SubmissionError(
+            f"{submission.task} was started with girder_user={user!r:.100}, which is no document of "
+            "a user. Give one, for example User().load(id, force=True). No job was made.",
+            task=submission.task,
+        )
     job: dict[str, Any] = {
         "title": submission.title,
         "type": submission.type,
@@ -70,6 +76,8 @@ def build(
     job.update((k, plain(v)) for k, v in submission.other_fields.items() if k not in _OURS)
     if parent is not None:
         job["parentId"] = parent
+    elif isinstance(job["parentId"], str) and ObjectId.is_valid(job["parentId"]):
+        job["parentId"] = ObjectId(job["parentId"])  # as Girder looks for it
     job["dask"] = dict(dask)
     Job().setPublic(job, public=bool(submission.public))
     if user is None:

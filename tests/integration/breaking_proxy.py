@@ -24,6 +24,18 @@ class BreakingProxy:
     done: int = 0
     requests: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    held_at: float = float("inf")
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    def hold(self, passed: int) -> None:
+        """Hold each connection that has passed so many bytes, until it may go on."""
+        self.gate.clear()
+        self.held_at = passed
+
+    def go_on(self) -> None:
+        """Hold nothing any more."""
+        self.held_at = float("inf")
+        self.gate.set()
 
     def serve(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # closed at the end
@@ -41,6 +53,8 @@ class BreakingProxy:
                 if asks and b" HTTP/1.1\r\n" in data:
                     self.requests.append(data.partition(b"\r\n\r\n")[0].decode("latin-1"))
                 passed += len(data)
+                if passed >= self.held_at:
+                    self.gate.wait(60)
                 if self.cut(passed):
                     sink.sendall(data[: len(data) // 2])
                     break
@@ -64,6 +78,7 @@ def breaking_proxy(api: str) -> Iterator[BreakingProxy]:
     url = urlsplit(api)
     proxy = BreakingProxy(target=(str(url.hostname), int(url.port or 80)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # so that hold() holds
         proxy.url = f"http://127.0.0.1:{listener.getsockname()[1]}{url.path}"
         thread = threading.Thread(target=proxy.serve, args=(listener,), daemon=True)
         thread.start()

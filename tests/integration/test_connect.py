@@ -399,7 +399,7 @@ def test_the_parent_of_a_map_has_the_values_of_its_jobs(connected):
     assert again.get(timeout=60) == list(range(1, 13))
     with pytest.raises(SubmissionError, match="parent job of a map"):
         add.delay(JobResult(mapped.id))
-    assert task(lambda v: sum(v)).delay(mapped).get(timeout=60) == sum(range(1, 13))
+    assert task(lambda values: sum(values) + 0).delay(mapped).get(timeout=60) == sum(range(1, 13))
 
 
 def test_an_exit_of_a_task_does_not_end_the_script(connected):

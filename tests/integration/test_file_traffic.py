@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import signal
 import threading
 import time
@@ -256,38 +257,7 @@ def test_a_directory_keeps_its_structure_there_and_back(girder_stack, girder_use
     assert value(girder_stack, girder_user, "read_tree", GirderFolderId(folder)) == TREE
 
 
-@pytest.fixture
-def progress(girder_stack: Any) -> Iterator[Any]:
-    """Collect in Girder what jobs show of their progress; called, it returns the messages."""
-
-    def begin() -> None:
-        import girder
-        from girder import events
-
-        girder.shown = []  # type: ignore[attr-defined]
-
-        def note(event: Any) -> None:
-            shown = event.info["job"].get("progress") or {}
-            girder.shown.append((str(event.info["job"]["_id"]), dict(shown)))  # type: ignore[attr-defined]
-
-        events.bind("jobs.job.update.after", "test_file_traffic.shown", note)
-
-    def shown() -> list[Any]:
-        import girder
-
-        return list(girder.shown)  # type: ignore[attr-defined]
-
-    def end() -> None:
-        from girder import events
-
-        events.unbind("jobs.job.update.after", "test_file_traffic.shown")
-
-    girder_stack.call(begin)
-    yield lambda: girder_stack.call(shown)
-    girder_stack.call(end)
-
-
-def test_states_and_bytes_are_shown(girder_stack, girder_user):
+def test_states_are_shown(girder_stack, girder_user):
     file = girder_stack.upload(b"x" * 1000, "a.txt", client=girder_user.client)
     hook = GirderUploadToFolder(girder_user.folder["_id"])
     job_id = girder_stack.call(
@@ -330,6 +300,45 @@ def test_a_file_that_rotted_in_girder_is_not_taken_for_good(girder_stack, girder
 def proxy(girder_stack: Any) -> Iterator[BreakingProxy]:
     with breaking_proxy(girder_stack.api) as proxy:
         yield proxy
+
+
+def shows(stack: Any, job_id: str, message: str) -> bool:
+    """Say whether the progress of a job has such a message, within a few seconds."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if re.fullmatch(message, (stack.job(job_id).get("progress") or {}).get("message") or ""):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_bytes_are_shown(girder_stack, girder_user, proxy):
+    file = girder_stack.upload(b"x" * 4 * MB, "a.bin", client=girder_user.client)
+    proxy.hold(1 * MB)
+    job_id = girder_stack.call(
+        start, "file_size", GirderFileId(file["_id"]), user=girder_user, girder_api_url=proxy.url
+    )
+    assert shows(girder_stack, job_id, r"Fetching a\.bin, [01](\.\d+)? of 4 MB")
+    shown = girder_stack.job(job_id)["progress"]
+    assert 0 < shown["current"] < shown["total"] == 4 * MB
+    proxy.go_on()
+    girder_stack.wait(job_id, status=JobStatus.SUCCESS)
+
+    hook = GirderUploadToFolder(girder_user.folder["_id"])
+    proxy.hold(3 * MB)
+    job_id = girder_stack.call(
+        start,
+        "make_tree",
+        {"b.bin": "y" * 12 * MB},
+        user=girder_user,
+        girder_result_hooks=[hook],
+        girder_api_url=proxy.url,
+    )
+    assert shows(girder_stack, job_id, r"Uploading b\.bin, \d+(\.\d+)? of 12 MB")
+    shown = girder_stack.job(job_id)["progress"]
+    assert 0 < shown["current"] < shown["total"] == 12 * MB
+    proxy.go_on()
+    girder_stack.wait(job_id, status=JobStatus.SUCCESS)
 
 
 def test_a_job_resumes_a_download_that_broke(girder_stack, girder_user, proxy, downloads):

@@ -51,6 +51,7 @@ TITLES = {
     "own_transforms": ["Echo"],
     "fails": ["Fails"],
     "missing": ["Missing"],
+    "hook_fails": ["Hook fails"],
     "waits": ["Waits"],
     "parent": ["Parent", "Child"],
     "described": ["Scale"],
@@ -59,6 +60,7 @@ TITLES = {
     "a_group": ["Member 0", "Member 1", "Member 2"],
 }
 
+_UNHEARD = r"Hook fails returned .*\nthere is nothing to announce\nnothing was announced\n"
 _SAID = r"about to fail\nthere is nothing to announce\n"
 _FRAME = r'  File "\S+/tasks\.py", line \d+, in fails\n    raise ValueError\(message\)\n'
 
@@ -83,9 +85,14 @@ DIFFERENCES = {
         "girder_worker puts the error first, and shows Celery's own frames",
     ),
     ("Missing", "log"): (
-        r"GirderFileId\(\S+\): the file cannot be fetched\. There is no such file .*",
-        r"HTTPError: HTTP error 400: GET \S+\n.*",
+        r"there is nothing to announce\nGirderFileId\(\S+\): .* There is no such file .*",
+        r"there is nothing to announce\nHTTPError: HTTP error 400: GET \S+\n.*",
         "girder_worker shows the traceback of the request, with Girder's address",
+    ),
+    ("Hook fails", "log"): (
+        f"{_UNHEARD}Traceback.*ValueError: nobody listens\\nthe stage is empty\\n",
+        f"{_UNHEARD}the stage is empty\\nValueError: nobody listens\\n.*",
+        "girder_worker tells the error last",
     ),
     ("Waits", "log"): (
         "waiting\nstopped\nThe job was canceled\\.\n",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from girder_dask.errors import SubmissionError
 from girder_dask.jobs import JobStatus, from_json
 from girder_dask.payload import open_value, pack_call
 from girder_dask.submit import Group
@@ -232,3 +233,29 @@ def test_without_a_scheduler_there_is_no_dask_client(girder_stack):
     told = girder_stack.call(use).splitlines()
     assert "Set dask.scheduler_address" in told[0]
     assert "tcp://127.0.0.1:1 does not answer" in told[1]
+
+
+@pytest.mark.parametrize("user", ["admin", {}, 5])
+def test_an_owner_that_is_no_user_is_refused(girder_stack, user):
+    def start(owner: Any) -> str:
+        from my_worker_tasks import noop
+
+        return str(noop.delay(girder_user=owner).id)
+
+    with pytest.raises(SubmissionError, match="no document of a user"):
+        girder_stack.call(start, user or {"login": "ada"})
+
+
+def test_a_parent_given_as_text_is_found_by_its_id(girder_stack):
+    def start() -> bool:
+        from bson import ObjectId
+        from girder_jobs.models.job import Job
+        from my_worker_tasks import noop
+
+        parent = noop.delay().job
+        fields = {"parentId": str(parent["_id"])}
+        child = noop.delay(girder_job_other_fields=fields).job
+        found = Job().findOne({"parentId": ObjectId(parent["_id"])})
+        return found is not None and str(found["_id"]) == str(child["_id"])
+
+    assert girder_stack.call(start)

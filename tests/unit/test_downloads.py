@@ -260,9 +260,9 @@ def test_a_place_that_is_down_is_not_girder_and_its_address_is_not_told(
     file = girder.put("a.bin", CONTENT)
     transform = GirderFileId(file["_id"], gc=gc)
     transform.work_dir = tmp_path
-    with dask.config.set({"girder.worker.retry-time": 0.1}):
-        with pytest.raises(TransformError) as caught:
-            transform.transform()
+    setting = dask.config.set({"girder.worker.retry-time": 0.1})
+    with setting, pytest.raises(TransformError) as caught:
+        transform.transform()
     assert str(caught.value) == (
         "GirderFileId('id0'): the file cannot be fetched. Girder says that the file is at "
         "127.0.0.1, which did not answer (ConnectionError). Ask whoever keeps files there."

@@ -22,7 +22,7 @@ from girder_dask.submit import Group, Submission
 
 SUBMIT = "POST dask/job"
 STATES = "POST dask/job/states"
-CALL = Submission(task="coins:count", payload=b"\x00call", title="Count", user={"_id": "u"})
+CALL = Submission(task="coins:count", payload=b"\x00call", title="Count")
 
 
 @pytest.fixture
@@ -41,6 +41,14 @@ def backend(peer: Peer) -> Iterator[RestBackend]:
 
 def sent(peer: Peer) -> Any:
     return json.loads(peer.bodies[-1])
+
+
+def test_nobody_else_can_be_named_as_the_owner(peer: Peer, backend: RestBackend) -> None:
+    with pytest.raises(SubmissionError, match=r"pkg:f was started with girder_user="):
+        backend.submit([Submission(task="pkg:f", payload=b"j", user={"_id": "u"})])
+    with pytest.raises(SubmissionError, match=r"All was started with girder_user="):
+        backend.submit([CALL], Group(title="All", user={"_id": "u"}))
+    assert not peer.bodies
 
 
 def test_a_submission_travels_without_its_user(peer: Peer, backend: RestBackend) -> None:

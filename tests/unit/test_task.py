@@ -321,11 +321,6 @@ def test_a_client_in_a_nested_hook_does_not_travel(backend: RecordingBackend) ->
     assert len(backend.submissions) == 1
 
 
-class Unpicklable:
-    def __reduce__(self) -> Any:
-        raise TypeError("it holds a token")
-
-
 @pytest.mark.parametrize(
     ("hooks", "said"),
     [

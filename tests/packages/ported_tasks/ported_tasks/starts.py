@@ -15,7 +15,7 @@ from girder_dask.transforms import (
     TemporaryDirectory,
 )
 from ported_tasks import tasks
-from ported_tasks.transforms import Announced, Shouted
+from ported_tasks.transforms import Announced, Shouted, Unannounced
 
 
 def add(file, item, folder):
@@ -139,7 +139,17 @@ def fails(file, item, folder):
 
 def missing(file, item, folder):
     return tasks.file_size.delay(
-        GirderFileId("0123456789abcdef01234567"), girder_job_title="Missing"
+        GirderFileId("0123456789abcdef01234567"),
+        girder_job_title="Missing",
+        girder_result_hooks=[Announced()],
+    )
+
+
+def hook_fails(file, item, folder):
+    return tasks.both.delay(
+        TemporaryDirectory(),
+        girder_job_title="Hook fails",
+        girder_result_hooks=[Announced(), Unannounced()],
     )
 
 
@@ -197,6 +207,7 @@ STARTS = {
         own_transforms,
         fails,
         missing,
+        hook_fails,
         waits,
         parent,
         described,

@@ -29,3 +29,16 @@ class Announced(ResultTransform):
 
     def exception(self):
         print("there is nothing to announce")
+
+
+class Unannounced(ResultTransform):
+    """Fails, hears of it, and cleans up."""
+
+    def transform(self, data):
+        raise ValueError("nobody listens" if data else "nothing to hear")
+
+    def exception(self):
+        print("nothing was announced")
+
+    def cleanup(self):
+        print("the stage is empty")
