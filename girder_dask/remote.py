@@ -154,14 +154,17 @@ class RestBackend:
 
     def load_result(self, job_id: str) -> StoredResult:
         """Return what is kept of the end of a job."""
-        answer = from_json(self._web.ask("GET", f"dask/job/{_checked(job_id)}/result"))
-        return StoredResult(
-            value=answer.get("value"),
-            error=answer.get("error"),
-            exception=answer.get("exception"),
-            status=answer.get("status"),
-            parts=answer.get("parts"),
-        )
+        return _stored(self._web.ask("GET", f"dask/job/{_checked(job_id)}/result"))
+
+    def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
+        """Return what is kept of the ends of many jobs, by their ids, of those to be read."""
+        found: dict[str, StoredResult] = {}
+        left = list(job_ids)
+        while left:
+            answer = self._web.ask("POST", "dask/job/results", {"ids": left[:_MOST_JOBS]})
+            found |= {job_id: _stored(kept) for job_id, kept in answer["results"].items()}
+            left = [*answer["left"], *left[_MOST_JOBS:]]
+        return found
 
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job."""
@@ -253,6 +256,12 @@ def _check_reached(address: str) -> None:
     if scheme in ("tcp", "tls"):
         name, _, port = host.rpartition(":")
         socket.create_connection((name.strip("[]"), int(port)), timeout=_REACH_TIME).close()
+
+
+def _stored(wire: Mapping[str, Any]) -> StoredResult:
+    kept = from_json(wire)
+    names = ("value", "error", "exception", "status", "parts")
+    return StoredResult(**{name: kept.get(name) for name in names})
 
 
 def _check_owner(given: Sequence[Submission | Group]) -> None:

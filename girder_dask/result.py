@@ -20,7 +20,9 @@ from girder_dask.remote_errors import failure
 if TYPE_CHECKING:
     from distributed import Future
 
-__all__ = ["JobResult", "MapResult"]
+    from girder_dask.submit import StoredResult
+
+__all__ = ["JobResult", "MapResult", "fetch"]
 
 
 class JobResult:
@@ -45,6 +47,7 @@ class JobResult:
         self._complete = isinstance(job, Mapping)
         self._job: dict[str, Any] = dict(job) if self._complete else {"_id": str(job)}
         self._future: Future[Any] | None = None
+        self._stored: StoredResult | None = None
 
     @property
     def id(self) -> str:
@@ -113,6 +116,17 @@ class JobResult:
             # The rest of the document is asked for when it is wanted: it comes with the log.
             self._complete = self._complete and self._job.get("status") == state["status"]
             self._job.update(state)
+
+    def _has_ended(self) -> bool:
+        """Say whether it is known here that the job has ended."""
+        return self._job.get("status") in FINAL
+
+    def _fetched(self, state: Mapping[str, Any] | None, stored: StoredResult | None) -> None:
+        """Take note of what was asked for of many jobs at once."""
+        if state is not None:
+            self._heard(state)
+        if self._has_ended():  # else there is nothing yet
+            self._stored = stored
 
     @property
     def state(self) -> str:
@@ -183,7 +197,7 @@ class JobResult:
         if self.status == JobStatus.CANCELED:
             raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
         backend = submit.backend()
-        stored = backend.load_result(self.id)
+        stored, self._stored = self._stored or backend.load_result(self.id), None
         if stored.parts is not None:
             return MapResult(self.job, map(JobResult, stored.parts)).get()
         unpickle = backend.unpickles(self._job)
@@ -297,6 +311,7 @@ class MapResult(JobResult):
             self._raise_first()
         if self.status == JobStatus.CANCELED:
             raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
+        fetch(self.results)
         return [result.get() for result in self.results]
 
     def _raise_first(self) -> None:
@@ -308,3 +323,17 @@ class MapResult(JobResult):
             if status.get(result.id) == JobStatus.ERROR:
                 result.get()
         raise GirderDaskError(f"Job {self.id} failed; see its log.")
+
+
+def fetch(results: Iterable[JobResult]) -> None:
+    """Ask for the ends of many jobs at once, so that their ``get()`` need not ask."""
+    jobs = list(results)
+    if len(jobs) < 2:
+        return
+    backend = submit.backend()
+    unknown = [job.id for job in jobs if not job._has_ended()]  # noqa: SLF001
+    states = backend.load_jobs(unknown) if unknown else []
+    told = {str(state["_id"]): state for state in states}
+    stored = backend.load_results([job.id for job in jobs])
+    for job in jobs:
+        job._fetched(told.get(job.id), stored.get(job.id))  # noqa: SLF001

@@ -132,6 +132,9 @@ class Backend(Protocol):
     def load_result(self, job_id: str) -> StoredResult:
         """Return what is kept of the end of a job."""
 
+    def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
+        """Return what is kept of the ends of many jobs, by their ids, of those to be read."""
+
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job."""
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from girder_dask import bar, submit
 from girder_dask.jobs import FINAL
-from girder_dask.result import JobResult
+from girder_dask.result import JobResult, fetch
 
 __all__ = ["as_completed", "gather"]
 
@@ -92,9 +92,11 @@ def gather(
     values: dict[int, Any] = {}
     drawn = bar.draw(len(watch.jobs), "jobs", show=progress)
     try:
-        for result in watch.ended(timeout):
-            values[id(result)] = _value(result, errors)
-            drawn.update(1)
+        for batch in watch.batches(timeout):
+            fetch([result for result in batch if isinstance(result, JobResult)])
+            for result in batch:
+                values[id(result)] = _value(result, errors)
+                drawn.update(1)
     except KeyboardInterrupt:
         _say_they_go_on(watch)
         raise
@@ -167,13 +169,19 @@ class _Watch:
 
     def ended(self, timeout: float | None) -> Iterator[Any]:
         """Yield jobs as they end."""
+        for batch in self.batches(timeout):
+            yield from batch
+
+    def batches(self, timeout: float | None) -> Iterator[list[Any]]:
+        """Yield the jobs that have ended between one look and the next."""
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while self.left:
             found = self._look()
             for job in found:
                 del self.left[id(job)]
-                yield job
+            if found:
+                yield found
             if not self.left:
                 return
             left = None if deadline is None else deadline - time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -92,6 +93,14 @@ class GirderBackend:
             return replace(stored, status=int(job["status"]), parts=groups.parts(job))
         except PyMongoError as e:
             raise GirderError(f"The result of job {job_id} cannot be read: {e}.") from e
+
+    def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
+        """Return what is kept of the ends of many jobs, of those that the user may read."""
+        found = {}
+        for job_id in job_ids:
+            with contextlib.suppress(GirderError):
+                found[job_id] = self.load_result(job_id)
+        return found
 
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job, if the user of the request may change it."""

@@ -51,8 +51,8 @@ def build(
     """
     if user is not None and not (isinstance(user, Mapping) and "_id" in user):
         raise SubmissionError(
-            f"{submission.task} was started with girder_user={user!r:.100}, which is no document of "
-            "a user. Give one, for example User().load(id, force=True). No job was made.",
+            f"{submission.task} was started with girder_user={user!r:.100}, which is no document "
+            "of a user. Give one, for example User().load(id, force=True). No job was made.",
             task=submission.task,
         )
     job: dict[str, Any] = {

@@ -298,8 +298,9 @@ def running_job(token: str) -> dict[str, Any] | None:
 def states(job_ids: Iterable[str]) -> list[dict[str, Any]]:
     """Return where jobs stand, with what tells who may read them."""
     ids = [ObjectId(job_id) for job_id in job_ids if ObjectId.is_valid(job_id)]
-    fields = ("title", "status", "progress", "updated", "userId", "access", "public", "publicFlags")
-    return list(collection(Job()).find({"_id": {"$in": ids}}, dict.fromkeys(fields, True)))
+    fields = ("title", "status", "progress", "updated", "dask.group")
+    rights = ("userId", "access", "public", "publicFlags")
+    return list(collection(Job()).find({"_id": {"$in": ids}}, dict.fromkeys(fields + rights, True)))
 
 
 def status(job_id: ObjectId) -> JobStatus | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from girder.api import access
@@ -21,12 +21,14 @@ from girder_dask.plugin.body import read_body
 from girder_dask.plugin.dependencies import DependencyRefused
 from girder_dask.plugin.requester import Requester, identify
 from girder_dask.plugin.tokens import SUBMIT_SCOPE
-from girder_dask.submit import Group, Submission
+from girder_dask.submit import Group, StoredResult, Submission
 
 __all__ = ["Submissions", "mount"]
 
 _MOST_IDS = 100_000
-_SHOWN = ("_id", "title", "status", "progress", "updated", "userId")
+# Most bytes of values and exceptions in one answer; one job is always in it.
+_MOST_VALUES = 16 * 1024**2
+_STATE = ("_id", "title", "status", "progress", "updated", "userId")
 
 
 def mount(resource: Resource, backend: GirderBackend) -> None:
@@ -35,6 +37,7 @@ def mount(resource: Resource, backend: GirderBackend) -> None:
     resource.route("POST", ("job",), routes.submit)
     resource.route("POST", ("job", "states"), routes.states)
     resource.route("GET", ("job", ":id", "result"), routes.result)
+    resource.route("POST", ("job", "results"), routes.results)
     resource.route("PUT", ("job", ":id", "cancel"), routes.cancel)
 
 
@@ -104,16 +107,12 @@ class Submissions:
     def states(self) -> dict[str, list[dict[str, Any]]]:
         """Tell where many jobs stand, in one request."""
         requester = identify()
-        ids = read_body().get("ids")
-        if not isinstance(ids, list) or not all(isinstance(job_id, str) for job_id in ids):
-            raise RestException("The body has no list of ids of jobs.")
-        if len(ids) > _MOST_IDS:
-            raise RestException(f"The body has more than {_MOST_IDS:,} ids. Ask in parts.")
+        ids = _ids()
         # What a job depends on was checked when it was recorded.
         allowed = _dependencies(requester)
         return {
             "jobs": [
-                {name: job.get(name) for name in _SHOWN}
+                {name: job.get(name) for name in _STATE}
                 for job in records.states(ids)
                 if requester.is_scheduler
                 or str(job["_id"]) in allowed
@@ -138,14 +137,35 @@ class Submissions:
         requester = identify()
         if str(job["_id"]) not in _dependencies(requester):
             requester.require(job, AccessType.READ)
-        kept = store.result(job["_id"])
-        return {
-            "status": job["status"],
-            "value": to_json(kept.value),
-            "error": kept.error,
-            "exception": to_json(kept.exception),
-            "parts": groups.parts(job),
-        }
+        return _shown(job, store.result(job["_id"]))
+
+    @access.public(scope=TokenScope.DATA_READ)
+    @autoDescribeRoute(
+        Description("Return what many jobs returned or raised.")
+        .notes(
+            "`results` has for each job what `GET dask/job/:id/result` returns. It leaves out the "
+            "jobs that do not exist and those that you may not read; `left` names those for "
+            "which this answer has no room."
+        )
+        .param("body", 'A JSON object: {"ids": [job id, …]}.', paramType="body", required=False)
+        .errorResponse("The body cannot be read.")
+    )
+    def results(self) -> dict[str, Any]:
+        """Return what is kept of the ends of many jobs, in one request."""
+        requester = identify()
+        ids = _ids()
+        allowed = _dependencies(requester)
+        shown: dict[str, Any] = {}
+        size = 0
+        for job in records.states(ids):
+            if str(job["_id"]) not in allowed and not requester.may(job, AccessType.READ):
+                continue
+            kept = store.result(job["_id"])
+            size += len(kept.value or b"") + len(kept.exception or b"")
+            if shown and size > _MOST_VALUES:
+                return {"results": shown, "left": [i for i in ids if i not in shown]}
+            shown[str(job["_id"])] = _shown(job, kept)
+        return {"results": shown, "left": []}
 
     @access.public(scope=SUBMIT_SCOPE)
     @autoDescribeRoute(
@@ -170,6 +190,25 @@ class Submissions:
             )
         canceled = Job().cancelJob(job)
         return {"_id": canceled["_id"], "status": canceled["status"]}
+
+
+def _ids() -> list[str]:
+    ids = read_body().get("ids")
+    if not isinstance(ids, list) or not all(isinstance(job_id, str) for job_id in ids):
+        raise RestException("The body has no list of ids of jobs.")
+    if len(ids) > _MOST_IDS:
+        raise RestException(f"The body has more than {_MOST_IDS:,} ids. Ask in parts.")
+    return ids
+
+
+def _shown(job: Mapping[str, Any], kept: StoredResult) -> dict[str, Any]:
+    return {
+        "status": job["status"],
+        "value": to_json(kept.value),
+        "error": kept.error,
+        "exception": to_json(kept.exception),
+        "parts": groups.parts(job),
+    }
 
 
 def _owner(requester: Requester) -> dict[str, Any] | None:

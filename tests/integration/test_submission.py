@@ -32,7 +32,7 @@ def test_a_job_is_recorded_runs_and_its_result_is_read(girder_stack, girder_admi
     assert str(document["userId"]) == girder_admin.get("user/me")["_id"]
     assert girder_stack.wait(job["_id"])["status"] == JobStatus.SUCCESS
     kept = ask(girder_stack, "GET", f"dask/job/{job['_id']}/result", by=girder_admin).json()
-    assert kept.keys() == {"status", "value", "error", "exception"}
+    assert kept.keys() == {"status", "value", "error", "exception", "parts"}
     value = open_value(from_json(kept["value"]), unpickle=False)
     assert value == {"args": [7], "kwargs": {}}
     assert (kept["status"], kept["error"], kept["exception"]) == (JobStatus.SUCCESS, None, None)
@@ -259,3 +259,24 @@ def test_a_parent_given_as_text_is_found_by_its_id(girder_stack):
         return found is not None and str(found["_id"]) == str(child["_id"])
 
     assert girder_stack.call(start)
+
+
+def test_what_many_jobs_returned_is_read_at_once(girder_stack, girder_user):
+    own = start(girder_stack, call("my_worker_tasks:my_task", 1), by=girder_stack.admin)
+    jobs = own + start(
+        girder_stack, *(call("my_worker_tasks:make_bytes", 900_000) for _ in range(20))
+    )
+    ids = [job["_id"] for job in jobs]
+    for job_id in ids:
+        girder_stack.wait(job_id)
+    body = {"ids": [*ids, "5f3c00000000000000000000", "none"]}
+    first = ask(girder_stack, "POST", "dask/job/results", by=girder_stack.admin, json=body).json()
+    assert 1 < len(first["results"]) < 21
+    body = {"ids": first["left"]}
+    rest = ask(girder_stack, "POST", "dask/job/results", by=girder_stack.admin, json=body).json()
+    assert rest["left"] == []
+    found = first["results"] | rest["results"]
+    assert found.keys() == set(ids)
+    assert all(kept["status"] == JobStatus.SUCCESS and kept["value"] for kept in found.values())
+    others = ask(girder_stack, "POST", "dask/job/results", by=girder_user, json={"ids": ids}).json()
+    assert others == {"results": {}, "left": []}

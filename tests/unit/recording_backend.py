@@ -66,6 +66,9 @@ class RecordingBackend:
     def load_result(self, job_id: str) -> StoredResult:
         return self.results.get(job_id, StoredResult())
 
+    def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
+        return {job_id: self.load_result(job_id) for job_id in job_ids}
+
     def cancel(self, job_id: str) -> None:
         self.canceled.append(job_id)
 

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,6 @@ from pathlib import Path
 root = Path(sys.argv[1])
 if os.getuid() == 0:
     os.chown(root, 65534, 65534)
-    for parent in root.parents:
-        if not os.stat(parent).st_mode & 1:
-            os.chmod(parent, os.stat(parent).st_mode | 0o11)
 from girder_dask.removal import remove
 if os.getuid() == 0:
     os.setgroups([])
@@ -49,11 +47,10 @@ print("all gone")
 """
 
 
-def test_modes_keep_nothing_from_being_removed(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    root.mkdir()
-    command = [sys.executable, "-c", _AS_SOMEBODY, str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_modes_keep_nothing_from_being_removed() -> None:
+    with tempfile.TemporaryDirectory() as root:  # those of pytest are closed to others
+        command = [sys.executable, "-c", _AS_SOMEBODY, root]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "all gone\n"), done.stderr
 
 
