@@ -164,7 +164,7 @@ class _Child:
 
     def _function(self) -> Callable[..., Any]:
         if self._setup.function is None:
-            return find_task(self._setup.spec.task)
+            return find_task(self._setup.spec.task, strictly=not self._setup.spec.trusted)
         function: Callable[..., Any] = pickle.loads(self._setup.function)
         return function
 

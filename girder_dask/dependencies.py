@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 import requests
 
@@ -72,7 +73,7 @@ def _fetch(job_id: str, job: RunningJob) -> Any:
             "that is. The operator sets dask.api_url in Girder, or girder.api-url here."
         )
     try:
-        answer = from_json(job.girder_client.get(f"dask/job/{job_id}/result"))
+        answer = from_json(job.girder_client.get(f"dask/job/{quote(job_id, safe='')}/result"))
     except requests.HTTPError as e:
         status = e.response.status_code if e.response is not None else None
         raise TransformError(_refusal(job_id, status)) from e

@@ -49,10 +49,14 @@ def of(job_id: str) -> Future[Any]:
     SchedulerError
         If no Dask scheduler is known here, or it does not answer.
     ResultUnavailable
-        If the value is not on the cluster, and Girder does not have it.
+        If the value is not on the cluster, and Girder does not have it; or if it is that of
+        another user's job, as a future unpickles it.
+    GirderError
+        If the user may not read the job.
     """
     backend = submit.backend()
     client = backend.dask_client()
+    _check_access(backend, job_id)
     try:
         keys: dict[str, str] = cast("Any", client.sync)(_keys, client, [job_id])
     except (OSError, asyncio.TimeoutError, ValueError, AttributeError, RuntimeError) as e:
@@ -64,6 +68,17 @@ def of(job_id: str) -> Future[Any]:
     if job_id in keys:
         return _bound(client, keys[job_id])
     return _brought_back(backend, client, job_id)
+
+
+def _check_access(backend: submit.Backend, job_id: str) -> None:
+    # The scheduler itself gives any value to any client.
+    known = backend.load_jobs([job_id]) or [backend.load_job(job_id)]
+    if getattr(backend, "holds", False) and not backend.unpickles(known[0]):
+        raise ResultUnavailable(
+            f"Job {job_id} is not one of yours, and a future would unpickle its value, which can "
+            "run code of its owner. get() returns it if it is plain.",
+            job_id=job_id,
+        )
 
 
 def hold(backend: submit.Backend, results: Sequence[Holder]) -> None:

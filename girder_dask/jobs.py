@@ -172,6 +172,9 @@ class JobSpec(Wire):
         ``'thread'`` or ``'process'``.
     dependencies
         The ids of the jobs whose values are among the arguments.
+    trusted
+        Whether who started it may run code of their own on the cluster. Others start
+        installed tasks alone, and send to Girder nothing but what is in the job's directory.
     """
 
     id: str
@@ -188,6 +191,7 @@ class JobSpec(Wire):
     priority: int = 0
     isolation: str = "thread"
     dependencies: Sequence[str] | None = None
+    trusted: bool = True
 
     @property
     def key(self) -> str:

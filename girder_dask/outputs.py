@@ -89,8 +89,21 @@ class _Sent(OfResource, ResultTransform):
                 "the task."
             ) from e
 
+    def _check_place(self, path: Path) -> None:
+        """Refuse what is outside of the job's directory, for those who may start no code."""
+        if not self.confined:
+            return
+        own = None if self.work_dir is None else self.work_dir.resolve()
+        if own is None or own not in path.resolve().parents:
+            raise self.failed(
+                f"{str(path)!r:.200} is not in the directory of the job, and who started it may "
+                "not run code of their own, so nothing else is sent. Have the task write into "
+                "girder_dask.current_job().work_dir."
+            )
+
     def _count(self, files: list[Path]) -> None:
         for file in files:
+            self._check_place(file)
             self._check_name(file)
         self._done, self._total = 0, sum(file.stat().st_size for file in files)
 
@@ -131,8 +144,10 @@ class _Upload(_Sent):
 
     def transform(self, data: Any) -> Any:
         try:
-            self.output_file_path = os.fspath(data)
-            there = Path(self.output_file_path).exists()
+            path = os.fspath(data)
+            self._check_place(Path(path))
+            self.output_file_path = path
+            there = Path(path).exists()
         except TypeError:
             there = False
         if not there:
@@ -224,7 +239,7 @@ class GirderUploadToFolder(_Upload):
         return {**super().arguments(), "must_exist": self.must_exist}
 
     def transform(self, data: Any) -> Any:
-        if not self.must_exist and not Path(data).exists():
+        if not self.must_exist and not self.confined and not Path(data).exists():
             return None
         return super().transform(data)
 
@@ -297,6 +312,7 @@ class GirderUploadJobArtifact(_Sent):
         source = self._source(data)
         if source is None:
             return
+        self._check_place(source)
         if self.job_id is None:
             if self.job is None:
                 raise self.failed("there is no job to attach the result to. Give its id.")

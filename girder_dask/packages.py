@@ -11,6 +11,7 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "WORKER_ENTRY_POINT_GROUP",
     "extensions",
+    "is_of_tasks",
     "modules_of",
     "modules_of_tasks",
     "package_of",
@@ -62,6 +63,11 @@ def modules_of_tasks() -> list[str]:
     """Return the modules of all packages with tasks, none of them imported."""
     modules = [name for point in extensions().values() for name in modules_of(point)]
     return list(dict.fromkeys(modules))
+
+
+def is_of_tasks(module: str) -> bool:
+    """Say whether a module is one that a package names for its tasks, or is below one."""
+    return any(module == name or module.startswith(f"{name}.") for name in modules_of_tasks())
 
 
 @functools.lru_cache(maxsize=1024)

@@ -178,7 +178,9 @@ class Run:
                 f"Another task has GPUs in this worker's process, so this one, with GPU "
                 f"{', '.join(ids)}, runs in a process of its own.\n"
             )
-        self._transfers = transfers = Transfers(job, self.station.cache, self._stop_if_canceled)
+        self._transfers = transfers = Transfers(
+            job, self.station.cache, self._stop_if_canceled, confined=not self.spec.trusted
+        )
         self._interruption.attach()
         return self._work(job, transfers, own_process=own_process)
 
@@ -230,7 +232,7 @@ class Run:
         return limited
 
     def _function(self, call: Call) -> Callable[..., Any]:
-        return call.function or find_task(self.spec.task)
+        return call.function or find_task(self.spec.task, strictly=not self.spec.trusted)
 
     def _in_process(self, job: RunningJob, call: Call) -> Callable[..., Any]:
         """Return what calls the function in a process of its own, which waits for its inputs."""

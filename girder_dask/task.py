@@ -17,6 +17,7 @@ from girder_dask.calls import TaskSettings
 from girder_dask.composition import Signature
 from girder_dask.context import current_job
 from girder_dask.errors import SubmissionError, TaskNotFoundError
+from girder_dask.packages import is_of_tasks
 from girder_dask.result import JobResult, MapResult
 
 __all__ = ["Task", "find_task", "task"]
@@ -363,8 +364,14 @@ def _decorate(function: Callable[P, R], settings: TaskSettings) -> Task[P, R]:
     return Task(function, settings)
 
 
-def find_task(name: str) -> Task[Any, Any]:
+def find_task(name: str, *, strictly: bool = False) -> Task[Any, Any]:
     """Import the task of this name, as ``package.module:qualified_name``.
+
+    Parameters
+    ----------
+    strictly
+        Whether nothing is imported but modules of packages that name their tasks in the
+        entry point group ``girder_dask.tasks``, and other names of a task do not count.
 
     Raises
     ------
@@ -374,13 +381,19 @@ def find_task(name: str) -> Task[Any, Any]:
         If the module holds no such task.
     """
     module_name, _, qualname = name.partition(":")
+    if strictly and not is_of_tasks(module_name):
+        raise TaskNotFoundError(
+            f"No installed package names {module_name}, or a package that it is in, as holding "
+            "tasks (the entry point group girder_dask.tasks), so it is not imported for users who "
+            "may not run code of their own."
+        )
     found: Any = importlib.import_module(module_name)
     try:
         for part in qualname.split("."):
             found = getattr(found, part)
     except AttributeError:
         found = None
-    if not isinstance(found, Task):
+    if not isinstance(found, Task) or (strictly and found.name != name):
         raise TaskNotFoundError(
             f"The module {module_name} is installed here, but holds no task {qualname!r}. "
             "Install the same version of its package here as in Girder."

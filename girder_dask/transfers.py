@@ -13,7 +13,7 @@ from girder_dask.errors import TransformError
 from girder_dask.failures import name_of, summary
 from girder_dask.leaves import leaves_of, map_leaves
 from girder_dask.payload import Call
-from girder_dask.transform import explain, is_transform
+from girder_dask.transform import ResultTransform, explain, is_transform
 
 __all__ = ["Transfers", "amount"]
 
@@ -50,9 +50,19 @@ class Transfers:
         The host's cache of files, or None.
     check
         Called before each; raises to end the run.
+    confined
+        Whether hooks send and delete nothing but what is in the job's directory.
     """
 
-    def __init__(self, job: RunningJob, cache: Any, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        job: RunningJob,
+        cache: Any,
+        check: Callable[[], None],
+        *,
+        confined: bool = False,
+    ) -> None:
+        self._confined = confined
         self._job = job
         self._cache = cache
         self._check = check
@@ -144,6 +154,8 @@ class Transfers:
         ):
             if hasattr(transform, name):
                 setattr(transform, name, value)
+        if isinstance(transform, ResultTransform):
+            transform.confined = self._confined
         for name, value in (
             ("cache", self._cache),
             ("report", functools.partial(self._report, self._runs)),

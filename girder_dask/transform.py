@@ -37,6 +37,7 @@ _OF_A_RUN = {
 }  # fmt: skip
 #: What Girder says of an id that nothing has.
 _INVALID_ID = re.compile(r"\bInvalid (?:\w+ )?(?:id|ObjectId)\b", re.IGNORECASE)
+_ID = re.compile(r"[\w -]*", re.ASCII)
 _LONGEST_NAME = 255  # bytes, on the file systems of today
 _LONGEST_EXTENSION = 40
 
@@ -189,6 +190,8 @@ class ResultTransform(_Bound, abc.ABC):
     """What is done with a result. ``job`` is the job document's id and title."""
 
     job: Mapping[str, Any] | None = None
+    #: Whether it is to send and delete nothing but what is in ``work_dir``.
+    confined: bool = False
 
     @abc.abstractmethod
     def transform(self, data: Any) -> Any:
@@ -207,6 +210,12 @@ class OfResource(_Bound):
     def __init__(self, _id: Any, *, gc: Any = None) -> None:
         super().__init__(gc=gc)
         self._id = str(_id)
+        # It becomes a part of addresses, in which other characters lead elsewhere.
+        if not _ID.fullmatch(self._id):
+            raise TransformError(
+                f"{type(self).__name__}({self._id!r:.100}): that is no id of a {self.kind} in "
+                "Girder, which is 24 letters and digits."
+            )
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments that make this transform anew, all plain values."""

@@ -23,7 +23,7 @@ from girder_jobs.models.job import Job
 from girder_dask import config
 from girder_dask.jobs import JobStatus, from_json
 from girder_dask.payload import is_plain
-from girder_dask.plugin import settings
+from girder_dask.plugin import records, settings
 from girder_dask.plugin.requester import Requester
 from girder_dask.submit import Group, Submission
 
@@ -46,32 +46,35 @@ _STOPPING = (JobStatus.CANCELING, JobStatus.CANCELED)
 # -- who --------------------------------------------------------------------------------------
 
 
-def admit(requester: Requester, submissions: Iterable[Submission]) -> None:
+def admit(requester: Requester, submissions: Iterable[Submission]) -> bool:
     """Raise AccessException unless the one who asks may start all of some calls.
 
-    A job at work may start anything for its owner: who started it was trusted with that.
+    A job at work may start for its owner what those may who started it.
+
+    Returns
+    -------
+    bool
+        Whether they may run code of their own, so that any call will do.
     """
     if requester.job is not None:
         if requester.job["status"] in _STOPPING:
             raise AccessException(
                 f"Job {requester.job['_id']} is being canceled, so it can start no more jobs."
             )
-        return
-    user = requester.user
-    if user is None:
+        trusted, who = records.is_trusted(requester.job["_id"]), f"Job {requester.job['_id']}"
+    elif requester.user is None:
         raise AccessException(
             "You must be logged in to start jobs on Dask, with an API key or a token that has all "
             "rights or the scope dask.jobs.submit, for example girder_dask.connect(api_url, "
             "api_key=…)."
         )
-    if may_submit_code(user):
-        return
-    for submission in submissions:
+    else:
+        trusted, who = may_submit_code(requester.user), f"User '{requester.user['login']}'"
+    for submission in () if trusted else submissions:
         reason = _refusal(submission)
         if reason is not None:
-            raise AccessException(
-                f"User '{user['login']}' may not start {submission.task} on Dask: {reason}"
-            )
+            raise AccessException(f"{who} may not start {submission.task} on Dask: {reason}")
+    return trusted
 
 
 def may_submit_code(user: Mapping[str, Any]) -> bool:

@@ -126,13 +126,20 @@ class GirderBackend:
         parent: ObjectId | None,
         submissions: Sequence[Submission],
         group: Group | None,
+        *,
+        trusted: bool = True,
     ) -> list[dict[str, Any]]:
-        """Do as :meth:`submit` does, for a user and a job that starts them."""
+        """Do as :meth:`submit` does, for a user and a job that starts them.
+
+        ``trusted`` says whether who starts them may run code of their own.
+        """
         if group is None:
-            recorded = store.record(submissions, user, _api_url(), parent)
+            recorded = store.record(submissions, user, _api_url(), parent, trusted=trusted)
             jobs = [r.job for r in recorded]
         else:
-            job, recorded = store.record_group(group, submissions, user, _api_url(), parent)
+            job, recorded = store.record_group(
+                group, submissions, user, _api_url(), parent, trusted=trusted
+            )
             jobs = [job, *(r.job for r in recorded)]
         self._send([r.spec for r in recorded])
         # They may have been canceled while these were recorded.

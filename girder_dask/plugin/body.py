@@ -20,8 +20,14 @@ def read_body() -> dict[str, Any]:
     Raises
     ------
     RestException
-        If there is none, or it is too large.
+        If there is none, it is too large, or it is not said to be JSON: what a browser's
+        form or somebody's file upload sends is not taken for a request.
     """
+    kind = cherrypy.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RestException(
+            f"The body is {kind or 'of no type'}. Send it as application/json.", code=415
+        )
     data = cherrypy.request.body.read(MOST_BODY + 1)
     if len(data) > MOST_BODY:
         raise RestException(

@@ -82,6 +82,7 @@ _OPTIONS = (
     "priority",
     "isolation",
     "dependencies",
+    "trusted",
 )
 
 
@@ -282,6 +283,12 @@ def dependencies(job_id: ObjectId) -> list[str]:
     """Return the ids of the jobs whose values are among the arguments of a job."""
     record = collection(DaskJob()).find_one({"_id": job_id}, {"dependencies": 1}) or {}
     return list(record.get("dependencies") or ())
+
+
+def is_trusted(job_id: ObjectId) -> bool:
+    """Say whether who started a job may run code of their own."""
+    record = collection(DaskJob()).find_one({"_id": job_id}, {"trusted": 1}) or {}
+    return bool(record.get("trusted"))
 
 
 def running_job(token: str) -> dict[str, Any] | None:

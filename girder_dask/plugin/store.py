@@ -77,6 +77,8 @@ def record(
     user: Mapping[str, Any] | None = None,
     api_url: str | None = None,
     parent: ObjectId | None = None,
+    *,
+    trusted: bool = True,
 ) -> list[Recorded]:
     """Record a job for each call: all of them at once, or none.
 
@@ -90,6 +92,8 @@ def record(
         Girder's REST API, for those that name none.
     parent
         The id of the job that starts them.
+    trusted
+        Whether who starts them may run code of their own.
 
     Raises
     ------
@@ -98,7 +102,7 @@ def record(
     GirderError
         If the database does not take them.
     """
-    drafts = _drafts(submissions, user, api_url, parent)
+    drafts = _drafts(submissions, user, api_url, parent, trusted)
     _write(drafts)
     return _announced(drafts)
 
@@ -109,6 +113,8 @@ def record_group(
     user: Mapping[str, Any] | None = None,
     api_url: str | None = None,
     parent: ObjectId | None = None,
+    *,
+    trusted: bool = True,
 ) -> tuple[dict[str, Any], list[Recorded]]:
     """Record a job for each call, and one that they all belong to.
 
@@ -121,7 +127,7 @@ def record_group(
     """
     owner = group.user if group.user is not None else user
     job = groups.build(group, submissions, owner, datetime.now(timezone.utc), parent)
-    drafts = _drafts(submissions, owner, api_url, job["_id"])
+    drafts = _drafts(submissions, owner, api_url, job["_id"], trusted)
     try:
         groups.begin(job)
         _write(drafts)
@@ -155,9 +161,10 @@ def _drafts(
     user: Mapping[str, Any] | None,
     api_url: str | None,
     parent: ObjectId | None,
+    trusted: bool,
 ) -> list[_Draft]:
     now = datetime.now(timezone.utc)
-    drafts = [_draft(submission, user, api_url, now, parent) for submission in submissions]
+    drafts = [_draft(submission, user, api_url, now, parent, trusted) for submission in submissions]
     check_dependencies([(draft.spec, draft.user) for draft in drafts])
     return drafts
 
@@ -180,6 +187,7 @@ def _draft(
     api_url: str | None,
     now: datetime,
     parent: ObjectId | None,
+    trusted: bool,
 ) -> _Draft:
     owner = submission.user if submission.user is not None else user
     dask = {**_NEW, "task": submission.task, "package": submission.package}
@@ -196,6 +204,7 @@ def _draft(
         package=submission.package,
         title=str(job["title"]),
         dependencies=list(submission.dependencies) or None,
+        trusted=trusted,
         **{name: getattr(submission, name) for name in _OPTIONS},
     )
     return _Draft(job, spec, owner, own)

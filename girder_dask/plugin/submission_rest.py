@@ -74,19 +74,26 @@ class Submissions:
         body = read_body()
         submissions = admission.read_submissions(body.get("submissions"), requester)
         group = admission.read_group(body.get("group"), requester)
-        admission.admit(requester, submissions)
-        jobs = self._record(requester, submissions, group)
+        trusted = admission.admit(requester, submissions)
+        jobs = self._record(requester, submissions, group, trusted=trusted)
         shown = [Job().filter(job, requester.user) for job in jobs]
         for job in shown:
             job.pop("log", None)
         return {"jobs": shown}
 
     def _record(
-        self, requester: Requester, submissions: Sequence[Submission], group: Group | None
+        self,
+        requester: Requester,
+        submissions: Sequence[Submission],
+        group: Group | None,
+        *,
+        trusted: bool,
     ) -> list[dict[str, Any]]:
         parent = requester.job["_id"] if requester.job is not None else None
         try:
-            return self._backend.submit_for(_owner(requester), parent, submissions, group)
+            return self._backend.submit_for(
+                _owner(requester), parent, submissions, group, trusted=trusted
+            )
         except DependencyRefused as e:
             raise AccessException(str(e)) from e
         except SubmissionError as e:
