@@ -130,7 +130,10 @@ def test_modules_without_tasks_are_not_imported(girder_stack, girder_user, girde
 def test_a_future_is_for_those_who_may_read_the_job(girder_stack, girder_user, girder_admin):
     with connect(girder_stack.girder, token=girder_admin.token, scheduler=girder_stack.scheduler):
         result = task(lambda: b"x" * (2 << 20)).delay().wait(timeout=30)
-    with connect(
-        girder_stack.girder, token=girder_user.client.token, scheduler=girder_stack.scheduler
-    ), pytest.raises(GirderError, match="denied"):
+    with (
+        connect(
+            girder_stack.girder, token=girder_user.client.token, scheduler=girder_stack.scheduler
+        ),
+        pytest.raises(GirderError, match="denied"),
+    ):
         _ = JobResult(result.id).future
