@@ -35,7 +35,7 @@ def read_body() -> dict[str, Any]:
         )
     try:
         body = json.loads(data)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise RestException(f"The body is not JSON: {e}.") from e
     if not isinstance(body, dict):
         raise RestException("The body is not a JSON object.")

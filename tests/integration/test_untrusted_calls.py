@@ -62,6 +62,10 @@ def test_a_body_must_be_said_to_be_json(girder_stack, girder_admin):
     answer = ask(girder_stack, "POST", "dask/job", by=girder_admin, data=b'{"submissions": []}')
     assert answer.status_code == 415
     assert "application/json" in answer.json()["message"]
+    kind = {"Content-Type": "application/json"}
+    deep = b"[" * 200_000
+    answer = ask(girder_stack, "POST", "dask/job", by=girder_admin, data=deep, headers=kind)
+    assert answer.status_code == 400
 
 
 def test_a_job_has_no_more_trust_than_who_started_it(girder_stack, girder_user):
