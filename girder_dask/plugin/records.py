@@ -219,8 +219,7 @@ def _spec(record: Mapping[str, Any], payload: bytes, attempt: int) -> JobSpec:
         token=record["token"],
         resources=dict(record["resources"]) if record["resources"] else None,
         # A job that was recorded by an older version has not all of them.
-        **{name: record[name] for name in _OPTIONS if name in record},
-        **({} if "trusted" in record else {"trusted": False}),
+        **{"trusted": False, **{name: record[name] for name in _OPTIONS if name in record}},
     )
 
 
