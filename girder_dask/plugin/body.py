@@ -8,7 +8,7 @@ from typing import Any
 import cherrypy
 from girder.exceptions import RestException
 
-__all__ = ["MOST_BODY", "read_body"]
+__all__ = ["MOST_BODY", "read_body", "require_json"]
 
 #: The most bytes in the body of a request. A scheduler sends about half of it at most.
 MOST_BODY = 64 * 1024**2
@@ -20,14 +20,8 @@ def read_body() -> dict[str, Any]:
     Raises
     ------
     RestException
-        If there is none, it is too large, or it is not said to be JSON: what a browser's
-        form or somebody's file upload sends is not taken for a request.
+        If there is none, or it is too large.
     """
-    kind = cherrypy.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise RestException(
-            f"The body is {kind or 'of no type'}. Send it as application/json.", code=415
-        )
     data = cherrypy.request.body.read(MOST_BODY + 1)
     if len(data) > MOST_BODY:
         raise RestException(
@@ -40,3 +34,18 @@ def read_body() -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RestException("The body is not a JSON object.")
     return body
+
+
+def require_json() -> None:
+    """Refuse a body that is not said to be JSON, such as what an upload of a file sends.
+
+    Raises
+    ------
+    RestException
+        With the status 415.
+    """
+    kind = cherrypy.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RestException(
+            f"The body is {kind or 'of no type'}. Send it as application/json.", code=415
+        )

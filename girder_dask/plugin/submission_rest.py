@@ -17,7 +17,7 @@ from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import to_json
 from girder_dask.plugin import admission, groups, records, store
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.body import read_body
+from girder_dask.plugin.body import read_body, require_json
 from girder_dask.plugin.dependencies import DependencyRefused
 from girder_dask.plugin.requester import Requester, identify
 from girder_dask.plugin.tokens import SUBMIT_SCOPE
@@ -71,6 +71,7 @@ class Submissions:
         """Record calls as jobs, and hand them to the scheduler."""
         requester = identify()
         admission.admit(requester, ())  # before anything large is read
+        require_json()
         body = read_body()
         submissions = admission.read_submissions(body.get("submissions"), requester)
         group = admission.read_group(body.get("group"), requester)
