@@ -1,4 +1,4 @@
-"""What the scheduler's account of jobs asks of Dask. None of the methods waits."""
+"""What the scheduler's account of jobs asks of Dask. No method waits that is not async."""
 
 from __future__ import annotations
 
@@ -46,8 +46,17 @@ class Cluster(Holder, Protocol):
     def stop(self, worker: str, jobs: Sequence[str]) -> None:
         """Tell the runs of jobs on a worker to stop."""
 
+    def end_run(self, worker: str, run: str) -> None:
+        """Tell a run on a worker that nobody hears it any more."""
+
+    async def flush(self, worker: str) -> None:
+        """Wait until what runs on a worker have said is here, if that does not take long."""
+
     def renumber(self, key: str, attempt: int) -> None:
         """Tell the next run of a key which attempt it is."""
+
+    def stuck(self) -> Mapping[str, str]:
+        """Return why keys wait for which there is no worker, by key."""
 
     def why_lost(self, worker: str) -> str:
         """Say why a worker was lost; empty if that is not known."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from girder_dask.errors import GirderDaskError
 
-__all__ = ["credential", "get", "nbytes", "seconds"]
+__all__ = ["credential", "get", "nbytes", "seconds", "seconds_or_none"]
 
 
 @functools.cache
@@ -46,6 +46,15 @@ def seconds(key: str) -> float:
     from dask.utils import parse_timedelta
 
     return float(parse_timedelta(get(key), default="s"))
+
+
+def seconds_or_none(key: str) -> float | None:
+    """Return a time span of the configuration in seconds, None where it is null.
+
+    >>> seconds_or_none("scheduler.no-worker-timeout") is None
+    True
+    """
+    return None if get(key) is None else seconds(key)
 
 
 def nbytes(key: str) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from distributed import Client, Future, Scheduler
@@ -13,6 +14,7 @@ from distributed import Client, Future, Scheduler
 from girder_dask.cluster import ATTEMPT
 from girder_dask.jobs import JobSpec
 from girder_dask.losses import Losses
+from girder_dask.shortage import shortage
 
 __all__ = ["DaskCluster"]
 
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 _KEEPER = "girder-dask-keeper"
 # How often it is looked whether the scheduler has taken jobs with inputs.
 _LOOK = 1.0
+# How long a worker may take to send what its runs have said.
+_FLUSH_TIME = 3.0
 _CONNECT_PAUSE, _CONNECT_PAUSE_MAX = 0.5, 15.0
 
 
@@ -59,7 +63,7 @@ class DaskCluster:
         self._look: asyncio.TimerHandle | None = None
         self._dropping: list[str] = []
         self._pins: dict[str, set[str]] = {}
-        self._stops: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
         #: Why workers were lost.
         self.losses = Losses()
 
@@ -220,21 +224,52 @@ class DaskCluster:
 
     def stop(self, worker: str, jobs: Sequence[str]) -> None:
         """Tell the runs of jobs on a worker to stop."""
-        task = self._loop.create_task(self._stop(worker, list(jobs)))
-        self._stops.add(task)
-        task.add_done_callback(self._stops.discard)
+        self._later(self._tell(worker, "girder_cancel", jobs=list(jobs)))
 
-    async def _stop(self, worker: str, jobs: list[str]) -> None:
+    def end_run(self, worker: str, run: str) -> None:
+        """Tell a run on a worker that nobody hears it any more."""
+        self._later(self._tell(worker, "girder_drop", runs=[run]))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, worker: str, what: str, **whom: list[str]) -> None:
         try:
-            await self._scheduler.rpc(worker).girder_cancel(jobs=jobs)
+            await getattr(self._scheduler.rpc(worker), what)(**whom)
         except Exception as e:  # noqa: BLE001 - whatever the worker raised comes back here
-            logger.warning("Worker %s was not told to stop %s: %r", worker, ", ".join(jobs), e)
+            named = ", ".join(itertools.chain(*whom.values()))
+            logger.warning("Worker %s was not told to stop %s: %r", worker, named, e)
+
+    async def flush(self, worker: str) -> None:
+        """Wait until what runs on a worker have said is here, if that does not take long."""
+        try:
+            flushed = self._scheduler.rpc(worker).girder_flush()
+            await asyncio.wait_for(flushed, _FLUSH_TIME)
+        except Exception as e:  # noqa: BLE001 - as above
+            logger.warning("Worker %s may have said more than has arrived here: %r", worker, e)
 
     def renumber(self, key: str, attempt: int) -> None:
         """Tell the next run of a key which attempt it is. This is within a transition."""
         ts = self._scheduler.tasks.get(key)
         if ts is not None:
             ts.annotations = {**(ts.annotations or {}), ATTEMPT: attempt}
+
+    def stuck(self) -> dict[str, str]:
+        """Return why keys wait for which there is no worker, by key."""
+        scheduler = self._scheduler
+        # Without any worker, tasks are queued as they are when all are busy.
+        queued = () if scheduler.running else scheduler.queued
+        reasons: dict[Any, str] = {}
+        found = {}
+        for ts in itertools.chain(queued, scheduler.unrunnable):
+            needs = tuple(sorted((ts.resource_restrictions or {}).items()))
+            if needs not in reasons:
+                reasons[needs] = shortage(scheduler, dict(needs))
+            if reasons[needs]:
+                found[str(ts.key)] = reasons[needs]
+        return found
 
     def why_lost(self, worker: str) -> str:
         """Say why a worker was lost; empty if that is not known."""

@@ -5,9 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["descendants", "send_signal"]
+__all__ = ["Process", "descendants", "living", "send_signal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as it was seen. ``born`` tells it from a later one with the same ``pid``."""
+
+    pid: int
+    parent: int
+    group: int
+    born: int
 
 
 def send_signal(pid: int, number: int) -> None:
@@ -22,7 +33,7 @@ def descendants(root: int) -> list[int]:
     >>> os.getpid() in descendants(os.getppid())
     True
     """
-    parents = dict(_living())
+    parents = {process.pid: process.parent for process in living()}
     found, grown = {root}, True
     while grown:
         more = {pid for pid, parent in parents.items() if parent in found} - found
@@ -31,8 +42,12 @@ def descendants(root: int) -> list[int]:
     return sorted(found - {root})
 
 
-def _living() -> Iterator[tuple[int, int]]:
-    """Yield each process with its parent."""
+def living() -> Iterator[Process]:
+    """Yield each process that has not ended.
+
+    >>> os.getpid() in {process.pid for process in living()}
+    True
+    """
     try:
         entries = list(Path("/proc").iterdir())
     except OSError:
@@ -42,8 +57,9 @@ def _living() -> Iterator[tuple[int, int]]:
             continue
         try:
             # The name of the program, in parentheses, may hold anything.
-            state, parent = (entry / "stat").read_bytes().rpartition(b")")[2].split()[:2]
-        except (OSError, ValueError):  # it has just ended
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            state, parent, group, born = fields[0], fields[1], fields[2], fields[19]
+        except (OSError, IndexError):  # it has just ended
             continue
         if state != b"Z":
-            yield int(entry.name), int(parent)
+            yield Process(int(entry.name), int(parent), int(group), int(born))

@@ -28,6 +28,7 @@ from girder_dask.gate import Gate, Needs, Outcome
 from girder_dask.hand import Backoff, Hand
 from girder_dask.jobs import FINAL, JobEvent, JobSpec, JobStatus
 from girder_dask.kept import Kept
+from girder_dask.waits import Waits
 
 __all__ = ["Dispatcher"]
 
@@ -75,7 +76,8 @@ class Dispatcher:
         self._forget = forget
         self._backoff = backoff or Backoff()
         self._by_id: dict[str, Hand] = {}
-        self._by_key: dict[str, Hand] = {}
+        #: The jobs in hand, by the keys under which Dask has them.
+        self.hands = self._by_key = dict[str, Hand]()
         self._needs = Needs()
         #: The values that stay on the cluster.
         self.kept = Kept(
@@ -83,6 +85,8 @@ class Dispatcher:
         )
         #: What jobs that need values of others pass.
         self.gate = Gate(self._by_id, self._needs, self.kept, cluster.submit, self._refuse, ask)
+        #: Why jobs wait.
+        self.waits = Waits(self._by_key, self.gate, cluster, record, self._refuse, clock)
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -135,11 +139,6 @@ class Dispatcher:
     def has(self, job_id: str) -> bool:
         """Say whether a job is in hand."""
         return job_id in self._by_id
-
-    def worker_of(self, key: str) -> str | None:
-        """Return the address of the worker on which a job is, or was last."""
-        hand = self._by_key.get(key)
-        return None if hand is None else hand.worker
 
     def key_of(self, job_id: str) -> str | None:
         """Return the key under which Dask has, or will have, the value of a job."""
@@ -227,28 +226,35 @@ class Dispatcher:
         if hand.told:
             self._after_both_ends(hand)
 
-    def taken_away(self, key: str, worker: str | None, *, alive: bool) -> None:
+    def taken_away(
+        self, key: str, worker: str | None, *, alive: bool, leaving: bool = False
+    ) -> None:
         """Take note that a key is on its worker no longer, but wanted: it will run again.
 
-        A worker that is ``alive`` was not lost; Dask had another reason.
+        A worker that is ``alive`` or ``leaving`` was not lost; Dask had another reason.
         """
         hand = self._by_key.get(key)
         if hand is None:
             return
         hand.ended_on = None
+        where = worker or hand.worker or "its worker"
         if hand.told:  # a job whose end is told does not run again
             self._after_both_ends(hand)
         elif hand.run is None:
-            if not alive and hand.worker:
+            if hand.worker and not (alive or leaving):
                 hand.lost_on.append(hand.worker)
             hand.worker = None
-        elif alive and hand.canceled:
+        elif not alive and (hand.canceled or not leaving):
+            self._lost(hand, where)
+        elif hand.canceled:
             self._cluster.drop([key])
-        elif alive:
-            where = worker or hand.worker
-            self._next_attempt(hand, f"Dask took the job from worker {where}; it is tried again")
         else:
-            self._lost(hand, worker or hand.worker or "its worker")
+            self._cluster.end_run(where, hand.run)
+            left, took = (
+                f"Worker {where} is leaving; the job",
+                f"Dask took the job from worker {where}; it",
+            )
+            self._next_attempt(hand, f"{left if leaving else took} is tried again")
 
     def _lost(self, hand: Hand, worker: str) -> None:
         hand.lost_on.append(worker)
@@ -286,11 +292,7 @@ class Dispatcher:
             return
         if worker is not None:
             hand.lost_on.append(worker)
-        if hand.lost_on:
-            lost = [(name, self._cluster.why_lost(name)) for name in hand.lost_on]
-            named = ", ".join(f"{name} ({why})" if why else name for name, why in lost)
-            reason = f"{reason} Workers lost: {named}."
-        self._refuse(hand, reason)
+        self._refuse(hand, reason + hand.losses(self._cluster.why_lost))
 
     def is_open(self, key: str) -> bool:
         """Say whether the end of the job under this key is not known yet."""

@@ -11,11 +11,12 @@ from typing import Any
 
 from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundError, TransformError
 from girder_dask.jobs import JobSpec, JobStatus, shortened
-from girder_dask.remote_errors import pack_exception
+from girder_dask.remote_errors import open_exception, pack_exception
 
 __all__ = [
     "Failure",
     "Place",
+    "exception_of",
     "failure_of",
     "name_of",
     "own_traceback",
@@ -185,3 +186,15 @@ def tell_missing(spec: JobSpec, error: ImportError, place: Place) -> str:
         f"{trace}The task {spec.task} cannot run on {place}. {what} Install it in the "
         f"environment of the workers and start the job again:\n    pip install '{install}'\n"
     )
+
+
+def exception_of(failure: Failure, job_id: str) -> Exception:
+    """Return what Dask is given in place of a value."""
+    cause = failure.cause
+    if cause is None and failure.exception is not None:
+        cause, _ = open_exception(failure.exception, unpickle=True)
+    if isinstance(cause, Exception):
+        return cause
+    if failure.status == JobStatus.CANCELED:
+        return JobCanceled(job_id=job_id)
+    return JobFailed(f"Job {job_id} failed: {failure.error}", job_id=job_id)

@@ -7,7 +7,7 @@ each of them has ended well. Girder is asked for those that are not in hand here
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,10 @@ class Needs:
         self._inputs[job_id] = tuple(inputs)
         for each in inputs:
             self._dependents.setdefault(each, {})[job_id] = None
+
+    def all(self) -> Iterable[str]:
+        """Return the ids of all jobs that need others."""
+        return self._inputs
 
     def remove(self, job_id: str) -> list[str]:
         """Take note that a job needs nothing any more; return the inputs that nobody needs now."""
@@ -186,6 +190,21 @@ class Gate:
             # Without its key, the value can be had when Girder has acknowledged it.
             return key
         return self._needs.outcome(job_id)
+
+    def parked(self) -> Iterator[tuple[Hand, str]]:
+        """Yield the jobs that wait for inputs, each with why."""
+        for job_id in self._needs.all():
+            hand = self._hands.get(job_id)
+            if hand is not None and hand.parked:
+                yield hand, self._why(hand.spec.dependencies or ())
+
+    def _why(self, inputs: Sequence[str]) -> str:
+        if len(inputs) > 1:
+            return f"it needs the values of {len(inputs):,} other jobs, which have not all ended"
+        (job_id,) = inputs
+        known = self._hands.get(job_id)
+        title = f" ('{known.spec.title}')" if known is not None and known.spec.title else ""
+        return f"it needs the value of job {job_id}{title}, which has not ended"
 
     def unknown(self) -> list[str]:
         """Return the ids of jobs that others wait for and of which nothing is known here."""

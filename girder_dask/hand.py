@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from girder_dask.cluster import Timer
@@ -83,6 +84,11 @@ class Hand:
     nbytes: int | None = None
     over: bool = False
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether no run of it has begun, and it is not to end."""
+        return self.run is None and not self.told and not self.canceled
+
     def admits(self, event: JobEvent, place: str | None) -> bool:
         """Say whether what a run says is heard; ``place`` is where Dask has placed the job."""
         if event.run is None or event.run == self.run:
@@ -102,6 +108,14 @@ class Hand:
         self.run = self.worker = None
         self.attempt += 1
         self.status = JobStatus.QUEUED
+
+    def losses(self, why: Callable[[str], str]) -> str:
+        """Name the workers that were lost, each with why; empty if there are none."""
+        if not self.lost_on:
+            return ""
+        lost = [(name, why(name)) for name in self.lost_on]
+        named = ", ".join(f"{name} ({reason})" if reason else name for name, reason in lost)
+        return f" Workers lost: {named}."
 
     def stop_waiting(self) -> None:
         """Wait neither for inputs nor for the next try."""

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import signal
 import threading
 from collections.abc import Iterator
 
-from girder_dask.descendants import descendants, send_signal
 from girder_dask.errors import JobTimeout
-from girder_dask.logs import JobLog, inherit
+from girder_dask.offspring import Offspring
 
 __all__ = ["Interruption"]
 
@@ -26,8 +24,8 @@ class Interruption:
 
     Parameters
     ----------
-    log
-        The log of the run, by which its subprocesses are known.
+    offspring
+        The processes of the run.
 
     Attributes
     ----------
@@ -35,10 +33,9 @@ class Interruption:
         Whether the time limit was reached.
     """
 
-    def __init__(self, log: JobLog) -> None:
-        self._log = log
+    def __init__(self, offspring: Offspring) -> None:
+        self._offspring = offspring
         self._lock = threading.Lock()
-        self._asked: set[int] = set()
         self._thread: int | None = None
         self.timed_out = False
 
@@ -62,14 +59,7 @@ class Interruption:
         with self._lock:
             if self._thread is not None:
                 _raise_in(self._thread, exception)
-                self._end_subprocesses()
-
-    def _end_subprocesses(self) -> None:
-        for process in inherit.subprocesses(self._log):
-            # The parents first, so that they do not start anything more.
-            for pid in (process.pid, *descendants(process.pid)):
-                send_signal(pid, signal.SIGKILL if pid in self._asked else signal.SIGTERM)
-                self._asked.add(pid)
+                self._offspring.stop()
 
     @contextlib.contextmanager
     def time_limit(self, seconds: float | None, job_id: str) -> Iterator[None]:
@@ -95,7 +85,7 @@ class Interruption:
                 if self._thread is not None and not over.is_set():
                     self.timed_out = True
                     _raise_in(self._thread, JobTimeout)
-                    self._end_subprocesses()
+                    self._offspring.stop()
             pause = _PAUSE
 
 

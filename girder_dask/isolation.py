@@ -128,6 +128,11 @@ class TaskProcess:
         return self._popen.returncode if self._popen is not None else None
 
     @property
+    def pids(self) -> set[int]:
+        """The process that sees to the end of all that the task starts."""
+        return set() if self._popen is None else {self._popen.pid}
+
+    @property
     def timed_out(self) -> bool:
         """Whether the task reached its time limit."""
         return self._stopping == "timeout"

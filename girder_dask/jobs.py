@@ -29,6 +29,7 @@ __all__ = [
     "from_json",
     "shortened",
     "to_json",
+    "waits_for",
 ]
 
 #: The ``handler`` of a job document that this package runs.
@@ -103,6 +104,19 @@ def can_follow(current: int, new: int) -> bool:
     False
     """
     return current in PREDECESSORS[JobStatus(new)]
+
+
+def waits_for(job: Mapping[str, Any]) -> str:
+    """Return why a job waits in the queue, from its document; empty if there is no reason.
+
+    >>> waits_for({'status': 1, 'dask': {'waits': 'no worker is connected to the scheduler'}})
+    'no worker is connected to the scheduler'
+    >>> waits_for({'status': 1})
+    ''
+    """
+    if job.get("status") != JobStatus.QUEUED:
+        return ""
+    return str((job.get("dask") or {}).get("waits") or "")
 
 
 class Wire:
@@ -207,8 +221,9 @@ class JobEvent(Wire):
     ``time`` is in seconds since the epoch, when it happened. ``log`` is text to append,
     ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the packed
     return value, and ``error`` one line that says why a job ended in ERROR, with
-    ``exception`` packed by :func:`girder_dask.remote_errors.pack_exception`. An event of a run
-    names that execution and the address of its worker.
+    ``exception`` packed by :func:`girder_dask.remote_errors.pack_exception`. ``waits`` is why a
+    job waits in the queue, empty if it waits for its turn alone. An event of a run names that
+    execution and the address of its worker.
     """
 
     id: str
@@ -220,6 +235,7 @@ class JobEvent(Wire):
     result: bytes | None = field(default=None, repr=False)
     error: str | None = None
     exception: bytes | None = field(default=None, repr=False)
+    waits: str | None = None
     run: str | None = None
     worker: str | None = None
 
@@ -241,6 +257,7 @@ class JobUpdate(Wire):
     result: bytes | None = field(default=None, repr=False)
     error: str | None = None
     exception: bytes | None = field(default=None, repr=False)
+    waits: str | None = None
 
 
 #: The most characters of one line that is shown of a job: its progress, or why it failed.

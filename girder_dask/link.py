@@ -18,13 +18,19 @@ from typing import Any
 
 from girder_dask.jobs import JobSpec
 
-__all__ = ["SchedulerLink"]
+__all__ = ["News", "SchedulerLink"]
 
 logger = logging.getLogger(__name__)
 
 _CONNECT_TIME = 3.0
 _ANSWER_TIME = 10.0
 _MOST_AT_ONCE = 500
+# How often it is tried whether the scheduler is there.
+_TRY_TIME = 15.0
+
+#: Takes why the scheduler is not reached, None if it is, and the ids of jobs that it did not
+#: take.
+News = Callable[[str | None, Sequence[str]], None]
 
 
 class SchedulerLink:
@@ -35,10 +41,16 @@ class SchedulerLink:
     address
         Returns the scheduler's address, None while there is none. Asked before each
         delivery, so a changed setting takes effect.
+    news
+        Called when the scheduler is reached or not reached, and for jobs that it does not take,
+        from any thread. It returns at once.
     """
 
-    def __init__(self, address: Callable[[], str | None]) -> None:
+    def __init__(
+        self, address: Callable[[], str | None], news: News = lambda _reason, _ids: None
+    ) -> None:
         self._address = address
+        self._news = news
         self._lock = threading.Lock()
         self._thread: _LinkThread | None = None
 
@@ -76,7 +88,7 @@ class SchedulerLink:
         with self._lock:
             # A thread does not survive a fork; the child starts its own.
             if self._thread is None or self._thread.pid != os.getpid():
-                self._thread = _LinkThread(self._address)
+                self._thread = _LinkThread(self._address, self._news)
             return self._thread
 
 
@@ -87,10 +99,12 @@ def _unknown() -> dict[str, Any]:
 class _LinkThread:
     """An event loop in a thread, with a queue of what to deliver."""
 
-    def __init__(self, address: Callable[[], str | None]) -> None:
+    def __init__(self, address: Callable[[], str | None], news: News) -> None:
         self.pid = os.getpid()
         self.state = _unknown()
         self._address = address
+        self._news = news
+        self._reason: str | None = None  # why it is not reached, for users
         self._lock = threading.Lock()
         self._specs: list[JobSpec] = []
         self._cancels: list[str] = []
@@ -106,6 +120,9 @@ class _LinkThread:
             idle = not self._specs and not self._cancels
             self._specs.extend(specs)
             self._cancels.extend(cancels)
+        if self._reason is not None and specs:
+            # Not after the next try, which takes seconds.
+            self._news(self._reason, [spec.id for spec in specs])
         if idle:
             self._loop.call_soon_threadsafe(self._wake.set)
 
@@ -129,7 +146,10 @@ class _LinkThread:
     async def _run(self) -> None:
         await self._call("girder_cancel", jobs=[])  # connects
         while not self._stopping:
-            await self._wake.wait()
+            try:
+                await asyncio.wait_for(self._wake.wait(), _TRY_TIME)
+            except asyncio.TimeoutError:
+                await self._call("girder_cancel", jobs=[])
             self._wake.clear()
             while await self._deliver():
                 pass
@@ -141,6 +161,8 @@ class _LinkThread:
             cancels, self._cancels = self._cancels, []
         if specs:
             await self._call("girder_submit", specs=[spec.to_wire() for spec in specs])
+            if self._reason is not None:
+                self._news(self._reason, [spec.id for spec in specs])
         if cancels:
             await self._call("girder_cancel", jobs=cancels)
         return bool(specs or cancels)
@@ -152,7 +174,10 @@ class _LinkThread:
             self._failed(f"the address of the scheduler cannot be looked up ({e!r})")
             return
         if not address:
-            self._failed("no scheduler is set (the setting dask.scheduler_address)")
+            self._failed(
+                "no scheduler is set (the setting dask.scheduler_address)",
+                "no Dask scheduler is set in Girder (dask.scheduler_address)",
+            )
             return
         # The second try is for a connection that the scheduler has closed since.
         for is_last in (False, True):
@@ -161,7 +186,13 @@ class _LinkThread:
             except Exception as e:  # noqa: BLE001 - a remote error is raised as what it was
                 self._disconnect()
                 if is_last or isinstance(e, asyncio.TimeoutError):
-                    self._failed(f"the scheduler at {address} does not take jobs ({e!r})")
+                    is_away = isinstance(e, OSError | asyncio.TimeoutError)
+                    self._failed(
+                        f"the scheduler at {address} does not take jobs ({e!r})",
+                        f"Girder does not reach the Dask scheduler at {address}"
+                        if is_away
+                        else f"the Dask scheduler at {address} does not take jobs of this Girder",
+                    )
                     return
             else:
                 self._succeeded(address)
@@ -187,8 +218,16 @@ class _LinkThread:
         if not self.state["reachable"]:
             logger.info("Connected to the Dask scheduler at %s", address)
             self.state = {"reachable": True, "error": None, "since": time.time()}
+        self._tell(None)
 
-    def _failed(self, error: str) -> None:
+    def _failed(self, error: str, reason: str | None = None) -> None:
         if self.state["error"] != error:
             logger.warning("Jobs stay queued: %s", error)
             self.state = {"reachable": False, "error": error, "since": time.time()}
+        if reason is not None:
+            self._tell(reason)
+
+    def _tell(self, reason: str | None) -> None:
+        if self._reason != reason:
+            self._reason = reason
+            self._news(reason, [])

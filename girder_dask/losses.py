@@ -50,6 +50,10 @@ class Losses:
             return self._explain(map(str, message.get("workers", ())), silent)
         return []
 
+    def is_known(self, address: str | None) -> bool:
+        """Say whether somebody has said why a worker was lost."""
+        return address in self._reasons
+
     def why(self, address: str) -> str:
         """Say why a worker was lost; empty if that is not known.
 

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from html import escape
 from typing import Any
 
-from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.jobs import FINAL, JobStatus, waits_for
 
 __all__ = ["render", "tail"]
 
@@ -180,6 +180,9 @@ def _message(job: Mapping[str, Any]) -> str:
             + (f", {failed:,} failed" if failed else "")
             + (f", {canceled:,} canceled" if canceled else "")
         )
+    why = waits_for(job)
+    if why:
+        return why[:_WIDTH]
     progress = job.get("progress") or {}
     text = str(progress.get("message") or "")[:_WIDTH]
     total, current = _number(progress.get("total")), _number(progress.get("current"))

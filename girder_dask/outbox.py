@@ -184,6 +184,8 @@ class Outbox:
     room
         Coroutine function that waits until the scheduler has room for more output of a job.
         By default it always has.
+    on_dropped
+        Called with the runs that the scheduler does not listen to any more.
     """
 
     def __init__(
@@ -195,11 +197,13 @@ class Outbox:
         worker: str,
         max_log: float = math.inf,
         room: Room | None = None,
+        on_dropped: Callable[[Collection[str]], None] = lambda _runs: None,
     ) -> None:
         self.lock = threading.RLock()
         self.worker = worker
         self._send = send
         self._room = room
+        self._on_dropped = on_dropped
         self._asking: dict[RunOutlet, asyncio.Task[None]] = {}
         self._log = {"capacity": log_capacity, "most": max_log}
         self._name = uuid.uuid4().hex
@@ -248,6 +252,10 @@ class Outbox:
                 barrier.set()
         self.wake(urgent=True)
         return barrier
+
+    async def flushed(self) -> None:
+        """Wait until all that waits now is acknowledged."""
+        await asyncio.to_thread(self.barrier().wait)
 
     def is_dropped(self, run: str) -> bool:
         """Say whether the scheduler no longer listens to a run."""
@@ -345,7 +353,7 @@ class Outbox:
         delay = _RETRY_DELAY
         while True:
             try:
-                self._dropped.update(await self._send(self._name, self._batch, batch))
+                dropped = await self._send(self._name, self._batch, batch)
             except (TypeError, ValueError, OverflowError):  # it will never be sent
                 raise
             except Exception as e:  # noqa: BLE001 - whatever else it is, the events are kept
@@ -353,6 +361,8 @@ class Outbox:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _RETRY_DELAY_MOST)
             else:
+                self._dropped.update(dropped)
+                self._on_dropped(dropped)
                 return
 
     async def close(self, timeout: float) -> None:

@@ -14,6 +14,7 @@ import requests
 
 from girder_dask.intake import is_client
 from girder_dask.patience import again
+from girder_dask.traces import Traces
 from girder_dask.transform import OfResource, ResultTransform
 from girder_dask.uploads import send_artifact, upload
 
@@ -114,6 +115,8 @@ class _Sent(OfResource, ResultTransform):
 class _Upload(_Sent):
     """What is put into an item or a folder.
 
+    ``traces`` tells of earlier attempts (:class:`girder_dask.traces.Traces`), while a job runs.
+
     Parameters
     ----------
     _id
@@ -134,6 +137,7 @@ class _Upload(_Sent):
         gc: Any = None,
     ) -> None:
         super().__init__(_id, gc=gc)
+        self.traces: Traces | None = None
         self.delete_file = delete_file
         self.upload_kwargs = dict(upload_kwargs or {})
 
@@ -166,7 +170,7 @@ class _Upload(_Sent):
     def _put(self, parent: str, file: Path) -> None:
         gc = self.client()
         if is_client(gc):
-            upload(gc, (self.kind, parent), file, self.upload_kwargs, self._tell)
+            upload(gc, (self.kind, parent), file, self.upload_kwargs, self._tell, self.traces)
             self._done += file.stat().st_size
         else:  # a stand-in of somebody's test
             method = gc.uploadFileToItem if self.kind == "item" else gc.uploadFileToFolder

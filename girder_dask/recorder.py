@@ -54,6 +54,7 @@ class _Account:
     result: bytes | None = None
     error: str | None = None
     exception: bytes | None = None
+    waits: str | None = None
     size: int = 0
 
     def add(self, event: JobEvent) -> int:
@@ -74,6 +75,9 @@ class _Account:
         if event.exception is not None:
             self.exception = event.exception
             grown += len(event.exception)
+        if event.waits is not None:
+            self.waits = event.waits
+            grown += len(event.waits)
         self.size += grown
         return grown
 
@@ -102,6 +106,7 @@ class _Account:
             result=self.result,
             error=self.error,
             exception=self.exception,
+            waits=self.waits,
         )
 
 

@@ -13,7 +13,7 @@ from girder_dask.errors import (
     ResultUnavailable,
     SchedulerError,
 )
-from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.jobs import FINAL, JobStatus, waits_for
 from girder_dask.payload import open_value
 from girder_dask.remote_errors import failure
 
@@ -96,8 +96,12 @@ class JobResult:
     def __repr__(self) -> str:
         if "status" not in self._job:
             return f"<JobResult {self.id}>"
-        status = JobStatus(self._job["status"]).name
-        return f"<JobResult {self.id} {self._job.get('title', '')!r} {status}>"
+        return f"<JobResult {self.id} {self._job.get('title', '')!r} {self._where()}>"
+
+    def _where(self) -> str:
+        """Return the name of the state that is known here, and why the job waits in it."""
+        why = waits_for(self._job)
+        return JobStatus(self._job["status"]).name + (f", waiting: {why}" if why else "")
 
     @property
     def status(self) -> JobStatus:
@@ -115,7 +119,8 @@ class JobResult:
         if self._job.get("status") not in FINAL:
             # The rest of the document is asked for when it is wanted: it comes with the log.
             self._complete = self._complete and self._job.get("status") == state["status"]
-            self._job.update(state)
+            dask = {**(self._job.get("dask") or {}), "waits": None, **(state.get("dask") or {})}
+            self._job.update({**state, "dask": dask})
 
     def _has_ended(self) -> bool:
         """Say whether it is known here that the job has ended."""
@@ -169,7 +174,9 @@ class JobResult:
         pause = 0.01
         while not self.ready():
             if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"Job {self.id} is {self.state} after {timeout} s; it goes on.")
+                raise TimeoutError(
+                    f"Job {self.id} is {self._where()} after {timeout} s; it goes on."
+                )
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
         return self

@@ -21,14 +21,14 @@ from girder_dask.child import Setup
 from girder_dask.context import JobManager, RunningJob
 from girder_dask.dependencies import NotKept, resolved
 from girder_dask.errors import JobCanceled, JobFailed
-from girder_dask.failures import Failure, Place, failure_of, summary
+from girder_dask.failures import Failure, Place, exception_of, failure_of, summary
 from girder_dask.gpus import Gpus
 from girder_dask.interruption import Interruption
 from girder_dask.isolation import ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.offspring import Offspring
 from girder_dask.outbox import Outbox, RunOutlet
 from girder_dask.payload import PACKING, Call, open_call, pack_value
-from girder_dask.remote_errors import open_exception
 from girder_dask.removal import remove
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
@@ -49,6 +49,7 @@ class Station:
     ``api_url`` is Girder's REST API as this worker reaches it, None to use what Girder
     says of itself. ``max_result`` is in bytes. ``cache`` holds files of this host.
     ``grace`` is in seconds, between asking a task in a process of its own to stop and killing it.
+    ``runs`` are those that go on, by their ids.
     ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
     what a client needs to be let in.
     """
@@ -108,7 +109,8 @@ class Run:
         self._values = values
         self._outlet: RunOutlet = station.outbox.open(spec)
         self._manager = JobManager(self._outlet, JobStatus.QUEUED)
-        self._interruption = Interruption(self._outlet.log)
+        self._offspring = Offspring(self._outlet.log)
+        self._interruption = Interruption(self._offspring)
         self._transfers: Transfers | None = None
         self._process: TaskProcess | None = None
         self._work_dir: Path | None = None
@@ -116,6 +118,11 @@ class Run:
         self._started = False
         self._heard = True
         self._lock = threading.Lock()
+
+    @property
+    def id(self) -> str:
+        """What tells this execution from any other."""
+        return self._outlet.run
 
     def __call__(self) -> Any:
         """Run, and return what the function returned.
@@ -126,19 +133,18 @@ class Run:
             What the function raised; JobFailed where that is no ``Exception``, JobCanceled
             when the job was canceled.
         """
-        self.station.runs[self.spec.id] = self
+        self.station.runs[self.id] = self
         try:
             with logs.capturing(self._outlet.log):
                 end = self._end()
         finally:
-            if self.station.runs.get(self.spec.id) is self:
-                del self.station.runs[self.spec.id]
+            del self.station.runs[self.id]
         failure = end.failure
         exception = failure.exception if failure is not None else None
         self._outlet.finish(end.status, result=end.result, error=end.error, exception=exception)
         if failure is None:
             return end.value
-        raise _for_dask(failure, self.spec.id)
+        raise exception_of(failure, self.spec.id)
 
     def _end(self) -> _End:
         """Run to the end, whatever that is."""
@@ -259,6 +265,7 @@ class Run:
             directory=station.directory,
             grace=station.grace,
         )
+        self._offspring.spared |= process.pids
         with self._lock:
             self._process = process
             if self._manager.status == JobStatus.CANCELING:
@@ -331,13 +338,25 @@ class Run:
                     ending.callback(remove, self._work_dir)
                 if self._transfers is not None:
                     ending.callback(self._transfers.clean_up, self._outlet.write)
+                if self._is_stopped:
+                    ending.callback(self._end_offspring)
                 if self._process is not None:
                     ending.callback(self._process.close)
         except BaseException as e:
             logger.exception("Cleaning up after job %s", self.spec.id)
             self._outlet.write(f"Cleaning up after the job failed: {summary(e)}\n")
 
+    def _end_offspring(self) -> None:
+        if not self._offspring.end(self.station.grace):
+            pids = ", ".join(str(process.pid) for process in self._offspring.left())
+            self._outlet.write(f"Processes of the job do not end, although killed: {pids}.\n")
+
     # -- being stopped, from other threads -----------------------------------------------------
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether the run was to end before its function did."""
+        return self._manager.status == JobStatus.CANCELING or self._interruption.timed_out
 
     def _enter(self, status: JobStatus) -> None:
         with self._lock:
@@ -351,7 +370,7 @@ class Run:
             raise self._superseded()
 
     def _superseded(self) -> JobCanceled:
-        self._heard = False  # what hooks hear is the matter of the other run
+        self._heard = False
         return JobCanceled("The job was given to another worker.", job_id=self.spec.id)
 
     def cancel(self) -> None:
@@ -361,20 +380,17 @@ class Run:
             if self._process is not None:
                 self._process.cancel()
 
+    def drop(self) -> None:
+        """Take note that nobody hears this run any more. It is to end, as if it were canceled."""
+        self._heard = False  # what hooks hear is the matter of the other run
+        self.cancel()
+
+    def write(self, text: str) -> None:
+        """Append text to the log."""
+        self._outlet.write(text)
+
     def interrupt(self) -> None:
         """Raise JobCanceled in the task, at its next Python instruction; end its process."""
         process = self._process
         if process is None or not process.interrupt():
             self._interruption.interrupt(JobCanceled)
-
-
-def _for_dask(failure: Failure, job_id: str) -> Exception:
-    """Return what Dask is given in place of a value."""
-    cause = failure.cause
-    if cause is None and failure.exception is not None:
-        cause, _ = open_exception(failure.exception, unpickle=True)
-    if isinstance(cause, Exception):
-        return cause
-    if failure.status == JobStatus.CANCELED:
-        return JobCanceled(job_id=job_id)
-    return JobFailed(f"Job {job_id} failed: {failure.error}", job_id=job_id)

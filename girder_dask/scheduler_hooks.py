@@ -14,7 +14,7 @@ import logging
 import pickle
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -24,12 +24,15 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from girder_dask import config
 from girder_dask._version import __version__
+from girder_dask.accounts import Accounts
 from girder_dask.dask_cluster import DaskCluster
 from girder_dask.dispatch import Dispatcher
 from girder_dask.errors import GirderError
 from girder_dask.girder_api import GirderApi
 from girder_dask.hand import Backoff
 from girder_dask.jobs import JobEvent, JobSpec
+from girder_dask.leaving import Leaving
+from girder_dask.nanny_hooks import GirderNannyPlugin
 from girder_dask.recorder import Recorder
 from girder_dask.worker_hooks import PLUGIN_NAME, GirderWorkerPlugin, run_job
 
@@ -39,10 +42,6 @@ logger = logging.getLogger(__name__)
 
 _CLOSING_TIME = 10.0
 _CLAIM_LIMIT = 500
-# How long the account of a run is waited for when Dask has seen its end, and how often
-# it is looked whether its worker is still there.
-_ACCOUNT_TIME = 30.0
-_ACCOUNT_PAUSE = 0.5
 # How many workers' outboxes are remembered, by the number of their last batch.
 _MOST_OUTBOXES = 10_000
 # How long a worker is kept waiting that asks for room.
@@ -69,7 +68,6 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._api_url = api_url or config.get("api-url")
         self._credential = credential or config.credential()
         self._tasks: list[asyncio.Task[None]] = []
-        self._accounts: set[asyncio.Task[None]] = set()
         self._batches: OrderedDict[str, int] = OrderedDict()
         self._unknown = asyncio.Event()
 
@@ -99,6 +97,10 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             keep_seconds=config.seconds("scheduler.keep-values"),
             keep_bytes=config.nbytes("scheduler.keep-values-bytes"),
         )
+        self.dispatcher.waits.timeout = config.seconds_or_none("scheduler.no-worker-timeout")
+        self._accounts = Accounts(self.dispatcher.is_open, scheduler.workers.__contains__)
+        grace = config.seconds("scheduler.leave-grace")
+        self.leaving = Leaving(scheduler, self.dispatcher, self._cluster, grace)
         # Each connection is used by one thread, so each has one.
         self._threads = {
             name: ThreadPoolExecutor(1, thread_name_prefix=f"girder-dask-{name}")
@@ -106,6 +108,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         }
         self._apis = {name: self._api() for name in self._threads}
         scheduler.handlers |= {
+            **self.leaving.handlers,
             "girder_submit": self.girder_submit,
             "girder_cancel": self.girder_cancel,
             "girder_events": self.girder_events,
@@ -116,11 +119,15 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         await scheduler.register_worker_plugin(
             comm=None, plugin=pickle.dumps(GirderWorkerPlugin()), name=PLUGIN_NAME, idempotent=False
         )
+        await scheduler.register_nanny_plugin(
+            comm=None, plugin=pickle.dumps(GirderNannyPlugin()), name=PLUGIN_NAME, idempotent=False
+        )
         self._tasks = [
             self._loop.create_task(self._cluster.connect(), name="girder-dask client"),
             self._loop.create_task(self.recorder.run(), name="girder-dask recorder"),
             self._loop.create_task(self._pull(), name="girder-dask pull"),
             self._loop.create_task(self._inquire(), name="girder-dask inputs"),
+            self._loop.create_task(self._watch_queue(), name="girder-dask queue"),
         ]
         logger.info("girder_dask %s runs the jobs of %s", __version__, self._api_url)
 
@@ -129,13 +136,15 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         return GirderApi(self._api_url or "", self._credential, timeout=timeout)
 
     async def before_close(self) -> None:
-        """Tell Girder what it has not heard, for a limited time, and stop."""
+        """Give runs their time, tell Girder what it has not heard, and stop."""
+        await self.leaving.close()
         if not await self.recorder.flush(_CLOSING_TIME):
             logger.warning(
                 "The scheduler closes with %d jobs of which Girder has not heard all",
                 self.recorder.waiting,
             )
-        for task in (*self._tasks, *self._accounts):
+        self._accounts.close()
+        for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._cluster.close()
@@ -148,6 +157,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Take note of a worker."""
         self._cluster.losses.joined(worker, scheduler.workers[worker])
+        self.leaving.joined(worker)
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Take in what Dask says of workers that are lost."""
@@ -166,21 +176,26 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             self.dispatcher.placed(key, self._cluster.placed_on(key) or "")
         elif finish == "memory":
             self.dispatcher.ended(key, worker, self._cluster.in_memory(key))
-            self._unless_told(key, worker, self.dispatcher.forgotten, key)
+            self._accounts.unless_told(key, worker, partial(self.dispatcher.forgotten, key))
         elif finish == "erred":
             self.dispatcher.ended(key, worker)
             raised = bool(details.get("exception_text"))
             lost = None if raised else worker
-            failed = partial(self.dispatcher.failed, raised=raised, worker=lost)
-            self._unless_told(key, worker, failed, key, _reason(details))
+            failed = self.dispatcher.failed
+            failed = partial(failed, key, _reason(details), raised=raised, worker=lost)
+            self._accounts.unless_told(key, worker, failed)
         elif finish == "forgotten":
             self._was_forgotten(key, start)
         elif start == "processing" and finish == "released":
             self._was_taken_away(key, worker)
 
     def _was_taken_away(self, key: str, worker: str | None) -> None:
-        address = worker or self.dispatcher.worker_of(key)
-        self.dispatcher.taken_away(key, worker, alive=address in self._scheduler.workers)
+        hand = self.dispatcher.hands.get(key)
+        address = worker or (hand.worker if hand is not None else None)
+        alive = address in self._scheduler.workers
+        # A worker may have been ended for its memory while it was leaving.
+        leaving = address in self.leaving and not self._cluster.losses.is_known(address)
+        self.dispatcher.taken_away(key, worker, alive=alive, leaving=leaving)
 
     def _was_forgotten(self, key: str, start: str) -> None:
         self.dispatcher.kept.lose(key)
@@ -191,33 +206,6 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     def _forgotten(self, key: str) -> None:
         self.dispatcher.forgotten(key)
-
-    def _unless_told(
-        self, key: str, worker: str | None, then: Callable[..., None], *arguments: Any
-    ) -> None:
-        """Act on an end that Dask saw, unless the run's own account of it still comes.
-
-        The account travels beside Dask's message, so it may be a moment later; it can no
-        longer come when the worker is gone.
-        """
-        if not self.dispatcher.is_open(key):
-            return
-        task = self._loop.create_task(self._await_account(key, worker))
-        self._accounts.add(task)
-
-        def act(finished: asyncio.Task[None]) -> None:
-            self._accounts.discard(finished)
-            if not finished.cancelled() and self.dispatcher.is_open(key):
-                then(*arguments)
-
-        task.add_done_callback(act)
-
-    async def _await_account(self, key: str, worker: str | None) -> None:
-        deadline = self._loop.time() + _ACCOUNT_TIME
-        while self.dispatcher.is_open(key) and self._loop.time() < deadline:
-            await asyncio.sleep(_ACCOUNT_PAUSE)
-            if worker is not None and worker not in self._scheduler.workers:
-                return
 
     # -- Girder -------------------------------------------------------------------------------
 
@@ -256,6 +244,18 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             logger.info("Girder had %d unfinished jobs for this scheduler", len(specs))
             self.dispatcher.accept(specs)
         return len(specs)
+
+    async def _watch_queue(self) -> None:
+        """Look why jobs wait, and end those that wait for too long."""
+        pause = 0.0
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                pause = self.dispatcher.waits.look()
+            except Exception:
+                # Else nobody would be told any more, of any job.
+                logger.exception("It could not be seen why jobs wait")
+                pause = config.seconds("scheduler.pull-interval")
 
     async def _inquire(self) -> None:
         """Ask Girder for jobs that others wait for and that are not in hand."""

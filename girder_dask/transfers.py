@@ -13,6 +13,7 @@ from girder_dask.errors import TransformError
 from girder_dask.failures import name_of, summary
 from girder_dask.leaves import leaves_of, map_leaves
 from girder_dask.payload import Call
+from girder_dask.traces import Traces
 from girder_dask.transform import ResultTransform, explain, is_transform
 
 __all__ = ["Transfers", "amount"]
@@ -68,6 +69,7 @@ class Transfers:
         self._check = check
         self._all: dict[int, Any] = {}
         self._ran: set[int] = set()
+        self._traces = Traces(job.id or "", job.request.attempt)
         self._lock = threading.Lock()
         self._runs = 0
         self._counts: dict[int, tuple[int, int | None]] = {}
@@ -158,6 +160,7 @@ class Transfers:
             transform.confined = self._confined
         for name, value in (
             ("cache", self._cache),
+            ("traces", self._traces),
             ("report", functools.partial(self._report, self._runs)),
         ):
             if getattr(transform, name, 0) is None:  # a foreign one may mean something else

@@ -32,7 +32,7 @@ __all__ = [
 
 #: What belongs to one run, and so does not travel.
 _OF_A_RUN = {
-    "gc", "work_dir", "job", "cache", "report",
+    "gc", "work_dir", "job", "cache", "report", "traces",
     "temp_dir_path", "file_path", "item_path", "folder_path", "output_file_path", "_stock",
 }  # fmt: skip
 #: What Girder says of an id that nothing has.

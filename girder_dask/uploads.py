@@ -13,6 +13,7 @@ import requests
 
 from girder_dask.downloads import Report
 from girder_dask.patience import Patience, again, ask, was_not_sent
+from girder_dask.traces import Traces
 
 __all__ = ["send_artifact", "upload"]
 
@@ -54,7 +55,13 @@ class _Upload:
     """A file on its way into an item or a folder."""
 
     def __init__(
-        self, gc: Any, parent: tuple[str, str], source: Path, options: dict[str, Any], tell: Report
+        self,
+        gc: Any,
+        parent: tuple[str, str],
+        source: Path,
+        options: dict[str, Any],
+        tell: Report,
+        traces: Traces | None,
     ) -> None:
         self._gc = gc
         self._parent = parent
@@ -66,6 +73,8 @@ class _Upload:
         if options:
             raise TypeError(f"upload_kwargs has {', '.join(options)}, which uploads do not take")
         self._tell = tell
+        self._traces = traces
+        self._headers = {} if traces is None else traces.headers
         self._size = source.stat().st_size
 
     def run(self) -> None:
@@ -85,10 +94,13 @@ class _Upload:
                 patience.wait(e.error)
 
     def _file_to_replace(self) -> Mapping[str, Any] | None:
-        """Return the file of this name in the item. In a folder, each upload is a new item."""
+        """Return the file of this name in the item, or of an earlier attempt in the folder.
+
+        Else each upload into a folder is a new item.
+        """
         kind, parent = self._parent
         if kind != "item":
-            return None
+            return None if self._traces is None else self._traces.take(self._gc, parent, self._name)
         for file in again(lambda: list(self._gc.listFile(parent))):
             if file["name"] == self._name:
                 return dict(file)
@@ -116,7 +128,9 @@ class _Upload:
         patience = Patience()
         while True:
             try:
-                return dict(self._gc.sendRestRequest(method, path, parameters))
+                return dict(
+                    self._gc.sendRestRequest(method, path, parameters, headers=self._headers)
+                )
             except requests.RequestException as e:
                 # An empty file that was made must not be made twice.
                 if self._size == 0 and not was_not_sent(e):
@@ -131,7 +145,8 @@ class _Upload:
                     source, offset, min(self._gc.MAX_CHUNK_SIZE, self._size - offset), self._sent
                 )
                 try:
-                    self._gc.post(f"file/chunk?offset={offset}&uploadId={upload}", data=span)
+                    chunk = f"file/chunk?offset={offset}&uploadId={upload}"
+                    self._gc.post(chunk, data=span, headers=self._headers)
                 except requests.RequestException as e:
                     if self._arrived(upload, offset, len(span), e):
                         return
@@ -190,11 +205,13 @@ def upload(
     source: Path,
     options: Mapping[str, Any] | None = None,
     report: Report = lambda *_: None,
+    traces: Traces | None = None,
 ) -> None:
     """Upload a file.
 
     In an item it replaces the file of its name, if there is one. In a folder it becomes a new
-    item. What Girder has with the same checksum is not sent.
+    item, unless an earlier attempt of the job has left it there. What Girder has with the same
+    checksum is not sent.
 
     Parameters
     ----------
@@ -209,13 +226,15 @@ def upload(
         methods of ``girder_client`` take them.
     report
         Called with the bytes that are sent, all bytes and the name.
+    traces
+        What earlier attempts of the job have left.
 
     Raises
     ------
     requests.RequestException
         If Girder refuses, or stays away for ``girder.worker.retry-time``.
     """
-    _Upload(gc, parent, source, dict(options or {}), report).run()
+    _Upload(gc, parent, source, dict(options or {}), report, traces).run()
 
 
 def send_artifact(

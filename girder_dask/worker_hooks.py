@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from girder_dask.jobs import JobSpec
 from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
 from girder_dask.runner import Run, Station
+from girder_dask.signals import Signals
+from girder_dask.stopping import Stopper
 
 __all__ = ["PLUGIN_NAME", "GirderWorkerPlugin", "run_job"]
 
@@ -31,7 +33,10 @@ logger = logging.getLogger(__name__)
 
 PLUGIN_NAME = "girder-dask"
 
-_CLOSING_TIME = 5.0
+# Together they must be less than the eight seconds that nannies give a worker.
+_LEAVING, _STOPPING_TIME, _CLOSING_TIME = 0.5, 2.0, 4.0
+# How long a process that is to be restarted may take to end.
+_EXIT_TIME = 10.0
 
 # Several workers may live in one process; the capture is the process's.
 _capture_lock = threading.Lock()
@@ -73,6 +78,7 @@ class GirderWorkerPlugin(WorkerPlugin):
 
     def __init__(self) -> None:
         self.station: Station | None = None
+        self._restart: asyncio.Task[None] | None = None
 
     async def setup(self, worker: Worker) -> None:
         """Start to capture; called on the worker's event loop when it joins."""
@@ -85,6 +91,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             worker=worker.address,
             max_log=config.nbytes("max-log"),
             room=self._room,
+            on_dropped=self._drop,
         )
         total = worker.state.total_resources.get(gpus.RESOURCE, 0)
         self.station = Station(
@@ -100,16 +107,72 @@ class GirderWorkerPlugin(WorkerPlugin):
             dask_client=worker._get_client,  # noqa: SLF001 - get_client() needs its own thread
             scheduler=(worker.scheduler.address, worker.security),
         )
-        worker.handlers["girder_cancel"] = self.cancel
-        worker.handlers["girder_facts"] = self.facts
+        self._stopper = Stopper(
+            self.station.runs,
+            self.station.grace,
+            config.seconds_or_none("worker.restart-stuck"),
+            self._give_up,
+        )
+        self._signals = Signals(self._asked_to_end, child=bool(worker.nanny))
+        worker.handlers |= {
+            "girder_cancel": self.cancel,
+            "girder_drop": self.drop,
+            "girder_flush": self.flush,
+            "girder_facts": self.facts,
+        }
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
-        """Send what waits, and stop to capture."""
-        if self.station is not None:
-            station, self.station = self.station, None
-            await station.outbox.close(_CLOSING_TIME)
-            _stop_capture()
+        """Stop what runs, send what waits, and stop to capture."""
+        if self.station is None:
+            return
+        station, self.station = self.station, None
+        self._signals.close()
+        if station.runs:
+            await self._leave(stuck=[run.spec.id for run in station.runs.values()], limit=_LEAVING)
+            await self._stopper.close(_STOPPING_TIME)
+        await station.outbox.close(_CLOSING_TIME)
+        _stop_capture()
+
+    # -- the end ------------------------------------------------------------------------------
+
+    async def _asked_to_end(self) -> None:
+        """End the worker in good order."""
+        await self._leave()
+        await self._worker.close(nanny=False, reason="girder-dask-leave")
+
+    async def _leave(
+        self, stuck: Sequence[str] = (), *, remove: bool = True, limit: float | None = None
+    ) -> None:
+        """Have the scheduler send nothing more, and give what runs here its time."""
+        address = self._worker.address
+        try:
+            leave = self._worker.scheduler.girder_leave(
+                worker=address, stuck=list(stuck), remove=remove
+            )
+            await asyncio.wait_for(leave, limit)
+        except Exception as e:  # noqa: BLE001 - whatever it is, the worker is to end
+            logger.warning("Worker %s ends and cannot tell the scheduler: %r", address, e)
+
+    def _give_up(self, run: Run) -> None:
+        if self._restart is None:
+            self._restart = asyncio.get_running_loop().create_task(self._restarted(run))
+
+    async def _restarted(self, run: Run) -> None:
+        """End the process because of a run that cannot be stopped; a nanny starts another."""
+        worker = self._worker
+        logger.warning("A run of job %s cannot be stopped; the worker ends", run.spec.id)
+        run.write(f"Worker {worker.address} is restarted, as the job does not stop.\n")
+        # Until the process ends it is the scheduler's, so that nobody takes the job for ended.
+        await self._leave([run.spec.id], remove=False)
+        if worker.nanny:
+            # A thread that the task has started may hold the process up.
+            end = threading.Timer(_EXIT_TIME, os._exit, (1,))
+            end.daemon = True
+            end.start()
+        await worker.close(nanny=False, executor_wait=False, reason="girder-dask-restart-stuck")
+
+    # -- the scheduler ------------------------------------------------------------------------
 
     async def _send(self, outbox: str, batch: int, events: list[dict[str, Any]]) -> Collection[str]:
         answer = await self._worker.scheduler.girder_events(
@@ -120,20 +183,23 @@ class GirderWorkerPlugin(WorkerPlugin):
     async def _room(self, job_id: str) -> bool:
         return bool(await self._worker.scheduler.girder_room(job=job_id))
 
-    async def cancel(self, jobs: list[str]) -> None:
-        """Stop runs: tell them, and interrupt them when their grace is over."""
-        for job_id in jobs:
-            run = self.station.runs.get(job_id) if self.station is not None else None
-            if run is not None:
-                run.cancel()
-                asyncio.get_running_loop().create_task(self._interrupt(run))
+    # -- remote procedures --------------------------------------------------------------------
 
-    async def _interrupt(self, run: Run) -> None:
-        grace = config.seconds("worker.cancel-grace")
-        await asyncio.sleep(grace)
-        while self.station is not None and self.station.runs.get(run.spec.id) is run:
-            run.interrupt()
-            await asyncio.sleep(max(grace, 1.0))
+    async def cancel(self, jobs: list[str]) -> None:
+        """Stop the runs of jobs: tell them, and interrupt them when their grace is over."""
+        self._stopper.cancel(jobs)
+
+    async def drop(self, runs: list[str]) -> None:
+        """Stop runs that the scheduler does not listen to any more."""
+        self._drop(runs)
+
+    def _drop(self, runs: Collection[str]) -> None:
+        self._stopper.drop(runs)
+
+    async def flush(self) -> None:
+        """Return when the scheduler has what was said until now."""
+        if self.station is not None:
+            await self.station.outbox.flushed()
 
     async def facts(self, api_url: str | None = None) -> Mapping[str, Any]:
         """Return what ``girder-dask doctor`` asks of a worker.

@@ -8,6 +8,12 @@ from typing import TypeVar
 
 import pytest
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of tests/faults/test_chaos.py. Only a conftest that is found first may."""
+    parser.addoption("--chaos-seed", type=int, help="deal the blows of an earlier run again")
+
+
 R = TypeVar("R", pytest.TestReport, pytest.CollectReport)
 
 

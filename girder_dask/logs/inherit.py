@@ -36,7 +36,7 @@ from girder_dask.logs import joblog
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.streams import RoutingBuffer, RoutingStream
 
-__all__ = ["install", "subprocesses", "uninstall"]
+__all__ = ["install", "pipe_of", "subprocesses", "uninstall"]
 
 _POSIX = os.name == "posix"
 
@@ -87,6 +87,15 @@ def subprocesses(log: JobLog) -> list[Any]:
         running = [] if pipe is None else pipe.children()
     # Some are in the making, and some stand for a process that has a warden.
     return [process for process in running if getattr(process, "pid", None)]
+
+
+def pipe_of(log: JobLog) -> tuple[int, int] | None:
+    """Return what tells the pipe that a job's subprocesses write to: its device and inode."""
+    with log._lock:  # noqa: SLF001 - it guards the pipe
+        pipe = log._pipe  # noqa: SLF001
+        if pipe is None or pipe.write_fd is None:
+            return None
+        return _identity(pipe.write_fd)
 
 
 def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:

@@ -24,6 +24,7 @@ from girder_dask.plugin import (
     records,
     submission_rest,
     testing_rest,
+    uploads,
 )
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import Dask
@@ -43,16 +44,19 @@ class DaskPlugin(GirderPlugin):
         records.ensure_indices()
         artifacts.ensure()
         chunks.DaskLog()
+        uploads.ensure()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
         # So that workers can check what they fetch, and know when a copy is still good.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
 
         backend = GirderBackend()
         events.bind(backend)
+        uploads.bind()
         info["apiRoot"].dask = Dask(backend)
         submission_rest.mount(info["apiRoot"].dask, backend)
         file_rest.mount(info["apiRoot"].dask)
         log_rest.mount(info["apiRoot"].dask)
+        uploads.mount(info["apiRoot"].dask)
         artifact_rest.mount(info["apiRoot"].job)
         testing_rest.mount(info["apiRoot"].dask)
 

@@ -22,6 +22,7 @@ from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
 from girder_dask.plugin import chunks, groups, records, settings, store
 from girder_dask.plugin.cluster import Cluster
+from girder_dask.plugin.unreached import Unreached
 from girder_dask.submit import Group, StoredResult, Submission
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class GirderBackend:
     def __init__(self) -> None:
         self._cluster = Cluster(settings.scheduler_address)
         self._link: SchedulerLink | None = None
+        #: Says in jobs that the scheduler cannot be reached.
+        self.unreached = Unreached()
         self._lock = threading.Lock()
 
     # -- the interface of submit.Backend --------------------------------------------------
@@ -197,7 +200,7 @@ class GirderBackend:
 
         with self._lock:
             if self._link is None:
-                self._link = SchedulerLink(settings.scheduler_address)
+                self._link = SchedulerLink(settings.scheduler_address, self.unreached.hear)
             return self._link
 
     def _load(self, job_id: str, level: int, **options: Any) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from bson import ObjectId
@@ -17,9 +17,20 @@ from girder_dask.plugin import groups, records
 from girder_dask.plugin.history import History
 from girder_dask.plugin.updates import MOST_ROUNDS, publish, save, without_log
 
-__all__ = ["cancel", "cancel_children", "ended_by_others"]
+__all__ = [
+    "REMIND_TIME",
+    "cancel",
+    "cancel_children",
+    "cancel_of_user",
+    "ended_by_others",
+    "remember",
+    "removed",
+]
 
 logger = logging.getLogger(__name__)
+
+#: How long a scheduler is reminded that a job was canceled.
+REMIND_TIME = timedelta(minutes=10)
 
 #: The most jobs that are read at once.
 _MOST_AT_ONCE = 1_000
@@ -94,6 +105,25 @@ def cancel_children(job_id: ObjectId) -> list[str]:
     return told
 
 
+def cancel_of_user(user: Mapping[str, Any]) -> list[str]:
+    """Cancel the unfinished jobs of a user who is deleted.
+
+    Returns
+    -------
+    list of str
+        The ids of those that the scheduler is to stop.
+    """
+    unfinished: list[dict[str, Any]] = [{"dask.open": True}, {"dask.group.open": True}]
+    jobs = records.collection(Job()).find(
+        {"userId": user["_id"], "$or": unfinished}, {"dask.open": True, "dask.group": True}
+    )
+    ours = _stop_others(jobs)
+    left = _cancel_all(ours, f"The owner of this job, {user['login']}, was deleted.\n")
+    for job_id in left:
+        logger.warning("Job %s, whose owner was deleted, is not canceled; cancel it", job_id)
+    return [str(job_id) for job_id in ours]
+
+
 def _stop_others(children: Iterable[dict[str, Any]]) -> list[ObjectId]:
     """Stop parents of maps and jobs of other handlers. Return the ids of the rest."""
     ours = []
@@ -116,8 +146,14 @@ def _cancel_foreign(job_id: ObjectId) -> None:
         logger.warning("Job %s, which another one has started, is not canceled: %s", job_id, e)
 
 
-def _cancel_all(ids: Sequence[ObjectId]) -> set[ObjectId]:
-    """Cancel jobs, many in one request. Return those that others change all the time."""
+def _cancel_all(ids: Sequence[ObjectId], why: str = "") -> set[ObjectId]:
+    """Cancel jobs, many in one request, and say why in their logs.
+
+    Returns
+    -------
+    set
+        Those that others change all the time.
+    """
     left = set(ids)
     for _ in range(MOST_ROUNDS):
         if not left:
@@ -125,19 +161,21 @@ def _cancel_all(ids: Sequence[ObjectId]) -> set[ObjectId]:
         found = records.collection(Job()).find(
             {"_id": {"$in": list(left)}, "status": {"$in": _UNFINISHED}}, without_log
         )
-        histories = [history for job in found if _end(history := History(job))]
+        histories = [history for job in found if _end(history := History(job), why)]
         held, _ = save(histories)
         publish(held)
         left = {history.id for history in histories} - {history.id for history in held}
     return left
 
 
-def _end(history: History) -> bool:
+def _end(history: History, why: str) -> bool:
     """Cancel one job. Say whether there is anything to write."""
     status = history.job["status"]
     if status == JobStatus.CANCELING:
         return False
     waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED)
+    if why:
+        history.write(why)
     history.advance(
         JobStatus.CANCELED if waits else JobStatus.CANCELING, datetime.now(timezone.utc)
     )
@@ -158,9 +196,29 @@ def ended_by_others(job: dict[str, Any]) -> bool:
         return False
     Job().collection.update_one(
         {"_id": job["_id"]},
-        {"$unset": {"dask.open": True}, "$set": {"dask.remind": True}},
+        {
+            "$unset": {"dask.open": True, "dask.waits": True, "dask.unreached": True},
+            "$set": {"dask.remind": True},
+        },
     )
     job["dask"].pop("open", None)
     records.clean([job["_id"]])
     groups.follow([job])
     return True
+
+
+def remember(job_id: ObjectId) -> None:
+    """Note that an unfinished job is deleted, in case the scheduler is not there to be told."""
+    records.DaskJob().collection.replace_one(
+        {"_id": job_id}, {"removed": datetime.now(timezone.utc)}, upsert=True
+    )
+
+
+def removed(now: datetime) -> list[str]:
+    """Return jobs that were deleted before they had ended, each for as long as is needed."""
+    jobs = records.collection(records.DaskJob())
+    found = list(jobs.find({"removed": {"$exists": True}}, {"removed": True}))
+    old = [job["_id"] for job in found if job["removed"] < now - REMIND_TIME]
+    if old:
+        jobs.delete_many({"_id": {"$in": old}})
+    return [str(job["_id"]) for job in found]

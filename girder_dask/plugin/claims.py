@@ -14,6 +14,7 @@ from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
 from girder_dask.plugin import groups, records, tokens
+from girder_dask.plugin.cancellation import REMIND_TIME, removed
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import owners
 from girder_dask.plugin.updates import publish, save, without_log
@@ -31,9 +32,6 @@ PUSH_TIME = timedelta(seconds=2)
 #: How long a scheduler has to say that it has a job that was handed to it, before the
 #: answer is taken for lost and the job is handed over again.
 ANSWER_TIME = timedelta(seconds=60)
-
-#: How long a scheduler is reminded that a job was canceled.
-REMIND_TIME = timedelta(minutes=10)
 
 #: How often the tokens of unfinished jobs are looked after, in seconds, and when one is
 #: renewed.
@@ -152,6 +150,7 @@ def _take(
         return _give_up(history, now)
     if dask["scheduler"] not in (None, scheduler):
         dask.update(attempt=dask["attempt"] + 1, sequence=0)
+        history.wait("")
         history.write(f"The scheduler was restarted; this is attempt {dask['attempt']}.\n")
     if status != JobStatus.QUEUED:
         history.advance(JobStatus.QUEUED, now)
@@ -173,7 +172,10 @@ def _give_up(history: History, now: datetime) -> bool:
 def _specs(
     taken: Sequence[History], known: dict[Any, dict[str, Any]], now: datetime
 ) -> list[JobSpec]:
-    _ensure_tokens(taken, known, now)
+    orphans = _ensure_tokens(taken, known, now)
+    if orphans:
+        _end_orphans(orphans, now)
+        taken = [history for history in taken if history not in orphans]
     attempts = {history.id: history.dask["attempt"] for history in taken}
     specs = records.load_specs([known[job_id] for job_id in attempts], attempts)
     if len(specs) != len(taken):
@@ -193,16 +195,25 @@ def _specs(
 
 def _ensure_tokens(
     taken: Sequence[History], known: dict[Any, dict[str, Any]], now: datetime
-) -> None:
-    """See to it that each job has a token that is good for a while."""
+) -> list[History]:
+    """See to it that each job has a token that is good for a while.
+
+    Returns
+    -------
+    list
+        Those that can have none, as their owner was deleted.
+    """
     own = {history.id: history for history in taken if known[history.id]["own_token"]}
     expiry = tokens.valid_until(known[job_id]["token"] or "" for job_id in own)
     users = owners(history.job for history in own.values())
-    renewed, made = [], {}
+    renewed, made, orphans = [], {}, []
     for job_id, history in own.items():
         expires = expiry.get(known[job_id]["token"])
-        if expires is None:
-            made[job_id] = tokens.build(users.get(history.job["userId"]), now)
+        user_id = history.job["userId"]
+        if expires is None and user_id is not None and user_id not in users:
+            orphans.append(history)
+        elif expires is None:
+            made[job_id] = tokens.build(users.get(user_id), now)
             known[job_id]["token"] = made[job_id]["_id"]
         elif expires < now + tokens.LIFETIME - RENEW_AFTER:
             renewed.append(known[job_id]["token"])
@@ -210,6 +221,16 @@ def _ensure_tokens(
     if made:
         tokens.store(list(made.values()))
         records.set_tokens({job_id: token["_id"] for job_id, token in made.items()})
+    return orphans
+
+
+def _end_orphans(histories: Sequence[History], now: datetime) -> None:
+    """Cancel jobs whose owner was deleted."""
+    fresh = [History(history.job) for history in histories]
+    for history in fresh:
+        history.write("The owner of this job was deleted.\n", ends=True)
+        history.advance(JobStatus.CANCELED, now)
+    publish(save(fresh)[0])
 
 
 def _renew_tokens(scheduler: str, now: datetime) -> None:
@@ -230,7 +251,7 @@ def _renew_tokens(scheduler: str, now: datetime) -> None:
 
 
 def _to_stop(scheduler: str, now: datetime) -> list[str]:
-    """Return jobs that were canceled, in case the scheduler was not there to be told."""
+    """Return jobs that were canceled or deleted, in case nobody was there to be told."""
     jobs = list(
         records.collection(Job()).find(
             {
@@ -248,4 +269,4 @@ def _to_stop(scheduler: str, now: datetime) -> list[str]:
     ]
     if old:
         Job().collection.update_many({"_id": {"$in": old}}, {"$unset": {"dask.remind": True}})
-    return [str(job["_id"]) for job in jobs if job["_id"] not in set(old)]
+    return [*(str(job["_id"]) for job in jobs), *removed(now)]

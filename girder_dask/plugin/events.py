@@ -34,6 +34,7 @@ def bind(backend: GirderBackend) -> None:
         "jobs.job.update": _keep_tokens_out,
         "jobs.job.update.after": _Updated(backend),
         "model.job.remove": _Removed(backend),
+        "model.user.remove": _UserRemoved(backend),
         "model.setting.save.after": settings.forget_cached,
         "model.setting.remove": settings.forget_cached,
     }
@@ -103,8 +104,19 @@ class _Removed:
             store.forget([ObjectId(job["_id"])])
             chunks.forget([ObjectId(job["_id"])])
             if job.get("status") not in FINAL:
+                store.remember(ObjectId(job["_id"]))
                 children = store.cancel_children(ObjectId(job["_id"]))
                 self._backend.tell_canceled([str(job["_id"]), *children])
+
+
+class _UserRemoved:
+    """Ends the jobs of a user who is deleted."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        self._backend.tell_canceled(store.cancel_of_user(event.info))
 
 
 class _Updated:

@@ -56,6 +56,7 @@ class History:
         # Not left in the document, which users are told of.
         self.log = LogBook(job["_id"], self.dask, job.pop(FIELD, None))
         self.progressed = False
+        self.restated = False
         self.ended = False
         self.outcome: tuple[int, bytes | None, str | None, bytes | None] | None = None
         self._allow = allow
@@ -65,6 +66,7 @@ class History:
             "dask.attempt": self.dask["attempt"],
             "dask.sequence": self.dask["sequence"],
             "dask.scheduler": self.dask["scheduler"],
+            "dask.waits": self.dask.get("waits"),
         }
         self._timestamps: list[dict[str, Any]] = []
 
@@ -106,8 +108,9 @@ class History:
         """
         statuses = [(JobStatus(int(s)), _moment(t)) for s, t in update.statuses or ()]
         progress = _checked_progress(update.progress)
-        if not isinstance(update.log, (str, type(None))):
-            raise TypeError("its log is no text")
+        for text in (update.log, update.waits):
+            if not isinstance(text, (str, type(None))):
+                raise TypeError(f"{text!r:.100} in it is no text")
         attempt, sequence = int(update.attempt), int(update.sequence)
 
         if not self._is_current(attempt, scheduler):
@@ -120,6 +123,8 @@ class History:
             self.dask.update(sequence=sequence, scheduler=scheduler)
             self.acknowledge()
             self._apply(statuses, update, progress)
+            if update.waits is not None:
+                self.wait(update.waits)
         if ends and self.final:
             # Also for what came twice: the first time may have died before it cleaned up.
             self.ended = True
@@ -201,6 +206,8 @@ class History:
         self._timestamps.append(stamp)
         self.job["status"] = int(status)
         self.steps.append((int(status), len(self.job["timestamps"])))
+        if status != JobStatus.QUEUED:
+            self._wait_no_more()
         if status in FINAL:
             self.ended = True
             self.dask.pop("open", None)
@@ -210,6 +217,28 @@ class History:
         """Note that the scheduler has the job that it claimed, or need not have it."""
         self.dask.pop("claim", None)
         self.dask.pop("claimed", None)
+        if "unreached" in self.dask:
+            self.wait("")
+
+    def wait(self, reason: str, *, unreached: bool = False) -> None:
+        """Note why the job waits in the queue; empty if it waits for its turn alone.
+
+        ``unreached`` marks a reason that holds until a scheduler says that it has the job.
+        """
+        reason = utf8(shortened(reason))
+        if self.job["status"] != JobStatus.QUEUED or reason == self.dask.get("waits", ""):
+            return
+        self._wait_no_more()
+        self.restated = True
+        if reason:
+            self.dask["waits"] = reason
+            self.write(f"Waiting: {reason}.\n")
+        if unreached:
+            self.dask["unreached"] = True
+
+    def _wait_no_more(self) -> None:
+        self.dask.pop("waits", None)
+        self.dask.pop("unreached", None)
 
     def write(self, text: str, *, ends: bool = False) -> None:
         """Add text to the log, as :meth:`girder_dask.plugin.logbook.LogBook.write` does."""

@@ -33,12 +33,13 @@ class Change(Protocol):
     """What was written to a job: a :class:`~girder_dask.plugin.history.History`, for example.
 
     ``steps`` are the states that it went through, each with how many timestamps the job had
-    then.
+    then. ``restated`` says that there is other news of the state that it is in.
     """
 
     job: dict[str, Any]
     steps: list[tuple[int, int]]
     progressed: bool
+    restated: bool
 
     @property
     def text(self) -> Sequence[str]:
@@ -60,7 +61,10 @@ def publish(changes: Iterable[Change]) -> None:
             notices.log(change.job, user, text)
         if change.progressed:
             notices.progress(change.job, user)
-        notices.status(change.job, user, change.steps)
+        steps = change.steps
+        if change.restated and not steps:
+            steps = [(change.job["status"], len(change.job["timestamps"]))]
+        notices.status(change.job, user, steps)
     notices.send()
     _tell_handlers(changes)
 

@@ -28,7 +28,9 @@ __all__ = [
     "MOST_RESULT",
     "OPEN_INDEX",
     "REMIND_INDEX",
+    "REMOVED_INDEX",
     "TOKEN_INDEX",
+    "UNREACHED_INDEX",
     "DaskJob",
     "DaskPayload",
     "clean",
@@ -57,12 +59,14 @@ CHUNK_BYTES = 8 * 1024**2
 #: ``girder.worker.max-result`` is.
 MOST_RESULT = 6 * 1024**2
 
-#: The names of the indices on jobs: over the unfinished ones, over those that were canceled
-#: and over those that were handed over and not yet acknowledged. Each holds these alone, so
+#: The names of the indices on jobs: over the unfinished ones, over those that were canceled,
+#: over those that were handed over and not yet acknowledged, and over those that say that no
+#: scheduler is reached. Each holds these alone, so
 #: that it stays small however many jobs there were.
 OPEN_INDEX = "dask_open"
 REMIND_INDEX = "dask_remind"
 CLAIM_INDEX = "dask_claimed"
+UNREACHED_INDEX = "dask_unreached"
 
 #: The index over the jobs that another one has started, by their states.
 CHILDREN_INDEX = "dask_children"
@@ -72,6 +76,9 @@ GROUP_INDEX = "dask_groups"
 
 #: The index over the tokens that belong to a job.
 TOKEN_INDEX = "dask_token"  # noqa: S105
+
+#: The index over the jobs that were deleted before they had ended.
+REMOVED_INDEX = "dask_removed"
 
 _OPTIONS = (
     "api_url",
@@ -98,6 +105,7 @@ class DaskJob(Model):
                 {"name": TOKEN_INDEX, "partialFilterExpression": {"own_token": True}},
             )
         )
+        self.ensureIndex(([("removed", 1)], {"name": REMOVED_INDEX, "sparse": True}))
 
     def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
         """Accept the document: only this package writes it."""
@@ -144,6 +152,12 @@ def ensure_indices() -> None:
         (
             [("dask.claimed", 1)],
             {"name": CLAIM_INDEX, "partialFilterExpression": {"dask.claimed": {"$exists": True}}},
+        )
+    )
+    Job().ensureIndex(
+        (
+            [("dask.scheduler", 1)],
+            {"name": UNREACHED_INDEX, "partialFilterExpression": {"dask.unreached": True}},
         )
     )
     Job().ensureIndex(
@@ -305,7 +319,7 @@ def running_job(token: str) -> dict[str, Any] | None:
 def states(job_ids: Iterable[str]) -> list[dict[str, Any]]:
     """Return where jobs stand, with what tells who may read them."""
     ids = [ObjectId(job_id) for job_id in job_ids if ObjectId.is_valid(job_id)]
-    fields = ("title", "status", "progress", "updated", "dask.group")
+    fields = ("title", "status", "progress", "updated", "dask.group", "dask.waits")
     rights = ("userId", "access", "public", "publicFlags")
     return list(collection(Job()).find({"_id": {"$in": ids}}, dict.fromkeys(fields + rights, True)))
 

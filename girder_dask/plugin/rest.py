@@ -20,6 +20,7 @@ from girder_dask.jobs import JobUpdate, from_json, to_json
 from girder_dask.plugin import settings, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body
+from girder_dask.plugin.unreached import unmark
 
 __all__ = ["Dask"]
 
@@ -110,6 +111,7 @@ class Dask(Resource):
         """Apply a batch of updates."""
         self._require_scheduler()
         body = read_body()
+        self._backend.unreached.heard(_scheduler(body))
         wires = body.get("updates")
         if not isinstance(wires, list):
             raise RestException("The body has no list of updates.")
@@ -151,6 +153,8 @@ class Dask(Resource):
         limit = body.get("limit")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise RestException("The limit must be a number of jobs, 1 or more.")
+        self._backend.unreached.heard(_scheduler(body))
+        unmark(_scheduler(body))
         claim = store.claim(_scheduler(body), min(limit, _MOST_JOBS))
         return {
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],

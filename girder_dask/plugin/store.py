@@ -21,7 +21,13 @@ from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.payload import pack_call
 from girder_dask.plugin import documents, groups, records, tokens
-from girder_dask.plugin.cancellation import cancel, cancel_children, ended_by_others
+from girder_dask.plugin.cancellation import (
+    cancel,
+    cancel_children,
+    cancel_of_user,
+    ended_by_others,
+    remember,
+)
 from girder_dask.plugin.claims import Claim, claim
 from girder_dask.plugin.dependencies import check as check_dependencies
 from girder_dask.plugin.history import History
@@ -38,11 +44,13 @@ __all__ = [
     "apply",
     "cancel",
     "cancel_children",
+    "cancel_of_user",
     "claim",
     "ended_by_others",
     "forget",
     "record",
     "record_group",
+    "remember",
     "result",
 ]
 

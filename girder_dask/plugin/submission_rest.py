@@ -106,6 +106,7 @@ class Submissions:
     @autoDescribeRoute(
         Description("Tell where jobs stand.")
         .notes(
+            "`dask.waits` is why a job waits in the queue, null if it waits for its turn alone. "
             "The answer leaves out the jobs that do not exist and those that you may not read. "
             "A scheduler is told of all."
         )
@@ -120,7 +121,7 @@ class Submissions:
         allowed = _dependencies(requester)
         return {
             "jobs": [
-                {name: job.get(name) for name in _STATE}
+                _state(job)
                 for job in records.states(ids)
                 if requester.is_scheduler
                 or str(job["_id"]) in allowed
@@ -207,6 +208,11 @@ def _ids() -> list[str]:
     if len(ids) > _MOST_IDS:
         raise RestException(f"The body has more than {_MOST_IDS:,} ids. Ask in parts.")
     return ids
+
+
+def _state(job: Mapping[str, Any]) -> dict[str, Any]:
+    waits = (job.get("dask") or {}).get("waits")
+    return {**{name: job.get(name) for name in _STATE}, "dask": {"waits": waits}}
 
 
 def _shown(job: Mapping[str, Any], kept: StoredResult) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Change:
     steps: list[tuple[int, int]] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     progressed: bool = False
+    restated: bool = False
     changed: bool = True
 
 

@@ -223,7 +223,7 @@ def _that_hold(tried: list[History]) -> list[History]:
         and (job["dask"]["attempt"], job["dask"]["sequence"]) == history.position
         and job["status"] == history.job["status"]
         and job["dask"]["scheduler"] == history.dask["scheduler"]
-        and job["dask"].get("claim") == history.dask.get("claim")
+        and all(job["dask"].get(key) == history.dask.get(key) for key in ("claim", "waits"))
     ]
 
 

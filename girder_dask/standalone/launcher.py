@@ -14,6 +14,7 @@ from typing import Any
 
 from girder_dask.standalone.report import Reporter, reporter_for
 from girder_dask.standalone.stack import Stack
+from girder_dask.standalone.supervisor import Supervisor
 
 __all__ = ["run_standalone", "stopping_on_signals", "watch"]
 
@@ -50,11 +51,12 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def watch(stack: Stack, stopped: threading.Event | None = None) -> None:
-    """Report each part that ends, until ``stopped`` is set or KeyboardInterrupt is raised."""
+    """Start each part again that ends, until ``stopped`` is set or KeyboardInterrupt is raised."""
     stopped = stopped or threading.Event()
+    supervisor = Supervisor(stack.parts, stack.reporter, start=stack.start_again, clear=stack.clear)
     while not stopped.wait(_WATCH_SECONDS):
-        for message in stack.poll():
-            stack.reporter.failed(message)
+        if supervisor.poll():
+            stack.save()
 
 
 def run_standalone(directory: Path, **options: Any) -> int:

@@ -33,7 +33,8 @@ class Part:
     directory
         Its working directory.
     log
-        The file that gets its output. That of the run before is kept beside it, as ``.1``.
+        The file that gets its output. That of the run before is kept beside it, as ``.1``;
+        what is started again within a run goes on in the same file.
     check
         Says whether the part does its work. Called again and again until it does.
     timeout
@@ -68,6 +69,7 @@ class Part:
         self.started_at = 0.0
         self._check = check
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_cleared = False
 
     def __repr__(self) -> str:
         return f"<Part {self.name} pid={self.pid}>"
@@ -87,17 +89,32 @@ class Part:
         """Whether its process runs."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self, guard: Guard | None = None) -> None:
+    @property
+    def is_worker(self) -> bool:
+        """Whether this is one of the workers."""
+        return self.name.startswith("worker-")
+
+    def start(self, guard: Guard | None = None, *, again: bool = False) -> None:
         """Start the process, as the leader of a session and process group of its own.
 
         A Ctrl-C on the terminal then reaches the launcher alone, which stops the parts in
         their order.
+
+        Parameters
+        ----------
+        guard
+            Told of the process.
+        again
+            Go on in the log of the process before, after a line that says so.
         """
-        if self.log.exists():
+        if self.log.exists() and not again:
             self.log.replace(self.log.with_name(self.log.name + ".1"))
         self.started_at = time.monotonic()
         try:
-            with self.log.open("wb") as log:
+            with self.log.open("ab") as log:
+                if again:
+                    log.write(f"--- {self.name} is started again\n".encode())
+                    log.flush()
                 self._process = subprocess.Popen(
                     self.command,
                     env=self.env,
@@ -111,6 +128,7 @@ class Part:
             raise StackError(
                 f"{self.name} cannot be started: {self.command[0]}: {e.strerror}."
             ) from e
+        self._is_cleared = False
         if guard is not None:
             guard.watch(self._process.pid)
 
@@ -137,12 +155,14 @@ class Part:
 
     def kill(self) -> None:
         """Kill what is left of the process group, and reap the process."""
-        if self._process is None:
+        if self._process is None or self._is_cleared:
             return
         # The group outlives its leader while a member is left, so its number is still ours.
+        # Once the group is gone it may be another's, so this is done once.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._is_cleared = True
 
     def describe_end(self, what: str) -> str:
         """Return a message with the end of the log, and a hint where one is known."""

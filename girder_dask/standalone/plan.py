@@ -135,15 +135,18 @@ class Plan:
 
     def worker_parts(self, count: int, threads: int) -> list[Part]:
         """Return the workers, each a process of its own."""
+        parts: list[Part] = []
 
         def registered() -> bool:
-            return (checks.registered_workers(self.dashboard) or 0) >= count
+            # A worker need not wait for another that has ended meanwhile.
+            running = sum(part.running for part in parts)
+            return (checks.registered_workers(self.dashboard) or 0) >= running
 
         directory = self._directory.part("workers")
         # Not the directory that all stacks of this user would share.
         cache = {"DASK_GIRDER__WORKER__CACHE_DIRECTORY": str(self._directory.path / "cache")}
         cache = {k: self._env.get(k, v) for k, v in cache.items()}
-        return [
+        parts += [
             self._part(
                 f"worker-{n}",
                 programs.worker(self.scheduler, f"worker-{n}", threads, directory),
@@ -152,6 +155,7 @@ class Plan:
             )
             for n in range(count)
         ]
+        return parts
 
     def _mongod(self) -> Part:
         return self._part(

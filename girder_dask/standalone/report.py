@@ -30,8 +30,8 @@ class Reporter:
     def note(self, text: str) -> None:
         """Something else that a person should know."""
 
-    def failed(self, text: str) -> None:
-        """A part that had been ready has ended."""
+    def failed(self, part: str, text: str) -> None:
+        """A part has ended. The text says how, and what becomes of it."""
 
 
 class PlainReporter(Reporter):
@@ -55,7 +55,7 @@ class PlainReporter(Reporter):
     def note(self, text: str) -> None:
         self._write(text)
 
-    def failed(self, text: str) -> None:
+    def failed(self, part: str, text: str) -> None:  # noqa: ARG002 - the text names it
         self._write(text)
 
     def _write(self, line: str) -> None:
@@ -92,7 +92,10 @@ class RichReporter(Reporter):
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
 
-    def failed(self, text: str) -> None:
+    def failed(self, part: str, text: str) -> None:
+        if part in self._pending:
+            self._pending.remove(part)
+            self._show("Starting")
         self._console.print("✗ " + text, style="red", highlight=False, markup=False)
 
     def _show(self, verb: str) -> None:

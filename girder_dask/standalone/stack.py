@@ -232,8 +232,8 @@ class Stack:
 
     def stop(self) -> None:
         """Stop every part in reverse order, and return when no process is left."""
-        workers = [p for p in self.parts if p.name.startswith("worker-")]
-        others = [p for p in self.parts if not p.name.startswith("worker-")]
+        workers = [p for p in self.parts if p.is_worker]
+        others = [p for p in self.parts if not p.is_worker]
         try:
             self._stop_together(workers)
             for part in reversed(others):
@@ -252,9 +252,27 @@ class Stack:
             if not part.running and part.name not in self._ended:
                 self._ended.add(part.name)
                 messages.append(part.describe_end("has ended"))
-        if messages and self.stack_file.exists():
-            self._directory.save_stack(self.describe())
+        if messages:
+            self.save()
         return messages
+
+    # What a supervisor needs
+
+    def start_again(self, part: Part) -> None:
+        """Start a part that has ended, as it was started before."""
+        part.start(self._guard, again=True)
+        self._ended.discard(part.name)
+
+    def clear(self, part: Part) -> None:
+        """Kill what is left of a part that has ended."""
+        part.kill()
+        if self._guard is not None and part.pid is not None:
+            self._guard.forget(part.pid)
+
+    def save(self) -> None:
+        """Write down in ``stack.json``, if it is there, which processes run now."""
+        if self.stack_file.exists():
+            self._directory.save_stack(self.describe())
 
     # Starting
 
@@ -322,16 +340,13 @@ class Stack:
             deadline = time.monotonic() + part.grace
             while part.running and time.monotonic() < deadline:
                 time.sleep(_POLL)
-            part.kill()
-            if self._guard is not None and part.pid is not None:
-                self._guard.forget(part.pid)
+            self.clear(part)
 
     def _close(self) -> None:
         if self._guard is not None:
             self._guard.close()
             self._guard = None
-            if self.stack_file.exists():
-                self._directory.save_stack(self.describe())
+            self.save()
             self._tell(self.reporter.stopped)
         self._directory.unlock()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,22 @@ def test_page_can_cancel_and_names_the_state(
     page.locator(".g-job-cancel").click()
     expect(badge).to_contain_text("Cancel", timeout=_LIVE)
     expect(badge).to_contain_text("Canceled", timeout=2 * _LIVE)
+
+
+def test_page_says_why_a_job_waits(girder_stack: Any, girder_user: Any, page: Page) -> None:
+    def start() -> str:
+        from my_worker_tasks import noop
+
+        return str(noop.apply_async(resources={"gpu": 9}).id)
+
+    job_id = girder_stack.call(start, user=girder_user)
+    page.goto(f"{girder_stack.girder}/#job/{job_id}")
+    why = re.compile("Waiting: .* the resources gpu=9")
+    expect(page.locator(".g-dask-waits")).to_have_text(why, timeout=_LIVE)
+    expect(page.locator(".g-job-log-container")).to_have_text(why)
+    girder_user.client.put(f"job/{job_id}/cancel")
+    expect(page.locator(".g-job-status-badge")).to_contain_text("Canceled", timeout=_LIVE)
+    expect(page.locator(".g-dask-waits")).to_have_count(0)
 
 
 def test_page_lists_the_artifacts(girder_stack: Any, girder_user: Any, page: Page) -> None:

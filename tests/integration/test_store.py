@@ -825,7 +825,7 @@ def test_a_job_whose_call_is_lost_ends_in_error(girder):
 
 
 def test_claims_use_an_index(girder, monkeypatch):
-    from girder_dask.plugin import claims, records
+    from girder_dask.plugin import claims, records, unreached
 
     recorded = girder.record(300)
     girder.store.claim("old", 100)
@@ -849,15 +849,123 @@ def test_claims_use_an_index(girder, monkeypatch):
     monkeypatch.setattr(claims.records, "collection", lambda model: Spy(real(model)))
     monkeypatch.setattr(claims, "_next_renewal", {})
     girder.store.claim("new", 400)
+    unreached.mark("nobody is there")
+    unreached.unmark("new")
     names = {
         *(records.OPEN_INDEX, records.REMIND_INDEX, records.CLAIM_INDEX, records.GROUP_INDEX),
+        records.UNREACHED_INDEX,
     }
     asked = [plan for plan in plans if "girder.job" in plan]
-    assert len(asked) == 6
+    assert len(asked) == 8
     for plan in asked:
         winner = plan[: plan.index('"rejectedPlans"')]
         assert "COLLSCAN" not in winner
         assert any(name in winner for name in names), winner
+
+
+# -- why jobs wait ----------------------------------------------------------------------------
+
+
+def waits(girder, recorded) -> str | None:
+    return girder.load(recorded.spec.id)["dask"].get("waits")
+
+
+def test_a_job_in_the_queue_says_why_it_waits(girder):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, waits="no worker is there")])
+    assert waits(girder, recorded) == "no worker is there"
+    girder.store.apply("s", [update(job_id, 2, waits="no worker is there")])
+    girder.store.apply("s", [update(job_id, 3)])
+    assert waits(girder, recorded) == "no worker is there"
+    girder.store.apply("s", [update(job_id, 4, waits="none has a GPU")])
+    girder.store.apply("s", [update(job_id, 5, waits="")])
+    assert waits(girder, recorded) is None
+    girder.store.apply("s", [update(job_id, 6, waits="none has a GPU")])
+    girder.store.apply("s", [update(job_id, 7, JobStatus.RUNNING)])
+    assert waits(girder, recorded) is None
+    assert girder.log(job_id).splitlines() == [
+        "Waiting: no worker is there.",
+        *["Waiting: none has a GPU."] * 2,
+    ]
+
+
+def test_only_a_job_in_the_queue_waits(girder):
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING, waits="no worker is there")])
+    assert waits(girder, recorded) is None
+    girder.store.apply("s", [update(job_id, 2, JobStatus.QUEUED, waits="no worker is there")])
+    assert waits(girder, recorded) == "no worker is there"
+    girder.store.cancel(recorded.job["_id"])
+    assert girder.load(job_id)["dask"].keys().isdisjoint({"waits", "unreached"})
+    assert girder.store.apply("s", [update(job_id, 3, waits=5)]).stale == [job_id]
+
+
+def test_a_scheduler_that_is_restarted_looks_anew(girder):
+    (recorded,) = girder.record()
+    girder.store.apply("old", [update(recorded.spec.id, 1, waits="no worker is there")])
+    girder.store.claim("new", 10)
+    assert waits(girder, recorded) is None
+
+
+def test_that_no_scheduler_is_reached_holds_until_one_has_the_job(girder):
+    from girder_dask.plugin.unreached import mark, unmark
+
+    new, held, speaking, running, ended = girder.record(5)
+    girder.store.apply("silent", [update(held.spec.id, 1, waits="none has a GPU")])
+    girder.store.apply("loud", [update(speaking.spec.id, 1)])
+    girder.store.apply("loud", [update(running.spec.id, 1, JobStatus.RUNNING)])
+    girder.store.apply("loud", [update(ended.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS)])
+    assert mark("nobody is there", besides=["loud"]) == 2
+    assert mark("nobody is there", besides=["loud"]) == 0
+    everybody = (new, held, speaking, running, ended)
+    said = "nobody is there"
+    assert [waits(girder, job) for job in everybody] == [said, said, None, None, None]
+
+    assert unmark("loud") == 0
+    assert unmark("silent") == 1
+    assert waits(girder, held) is None
+    # A claim alone is not enough: its answer may be lost.
+    assert [spec.id for spec in girder.store.claim("loud", 1).specs] == [new.spec.id]
+    assert waits(girder, new) == said
+    girder.store.apply("loud", [update(new.spec.id, 1)])
+    assert girder.load(new.spec.id)["dask"].keys().isdisjoint({"waits", "unreached"})
+
+
+def test_a_mark_made_meanwhile_is_not_lost_sight_of(girder, monkeypatch):
+    """An update that was computed before it is computed again, so that it takes it away."""
+    from girder_dask.plugin import unreached, updates
+
+    (recorded,) = girder.record()
+    real, marked = updates.chunks.store, []
+
+    def mark_first(chunks):
+        if not marked:
+            marked.append(True)  # the marking itself comes here too
+            assert unreached.mark("nobody is there", [recorded.spec.id]) == 1
+        real(chunks)
+
+    monkeypatch.setattr(updates.chunks, "store", mark_first)
+    girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING)])
+    job = girder.load(recorded.spec.id)
+    assert marked
+    assert job["status"] == JobStatus.RUNNING
+    assert job["dask"].keys().isdisjoint({"waits", "unreached"})
+
+
+def test_users_are_told_why_jobs_wait(girder, monkeypatch):
+    from girder_dask.plugin.notices import Notices
+
+    told = []
+    monkeypatch.setattr(Notices, "send", lambda self: told.extend(m for _, m in self._waiting))
+    (recorded,) = girder.record()
+    told.clear()
+    girder.store.apply("s", [update(recorded.spec.id, 1, waits="no worker is there")])
+    messages = [json.loads(message) for message in told]
+    assert [m["type"] for m in messages] == ["job_log", "job_status"]
+    assert messages[1]["data"]["dask"]["waits"] == "no worker is there"
+    assert messages[1]["data"]["status"] == JobStatus.QUEUED
 
 
 # -- the end ----------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_states_of_many_jobs(girder_stack, girder_user, girder_admin):
     asked = {"ids": [*ids, "5f3c00000000000000000000", "nonsense"]}
     seen = ask(girder_stack, "POST", "dask/job/states", by=girder_user, json=asked).json()["jobs"]
     assert {job["_id"] for job in seen} == set(ids[:2])
-    assert seen[0].keys() == {"_id", "title", "status", "progress", "updated", "userId"}
+    assert seen[0].keys() == {"_id", "title", "status", "progress", "updated", "userId", "dask"}
     seen = ask(girder_stack, "POST", "dask/job/states", by=girder_admin, json=asked).json()["jobs"]
     assert {job["_id"] for job in seen} == set(ids)
     wrong = ask(girder_stack, "POST", "dask/job/states", by=girder_user, json={"ids": [5]})

@@ -34,8 +34,10 @@ class MemoryCluster:
         self.specs: dict[str, JobSpec] = {}
         self.dropped: list[str] = []
         self.stopped: list[tuple[str, str]] = []
+        self.ended: list[tuple[str, str]] = []
         self.places: dict[str, str] = {}
         self.reasons: dict[str, str] = {}  # why workers were lost
+        self.lacking: dict[str, str] = {}  # why there is no worker for keys
         self.attempts: dict[str, int] = {}  # what keys that run again were told
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
@@ -75,8 +77,17 @@ class MemoryCluster:
     def stop(self, worker: str, jobs: Sequence[str]) -> None:
         self.stopped += [(worker, job) for job in jobs]
 
+    def end_run(self, worker: str, run: str) -> None:
+        self.ended.append((worker, run))
+
+    async def flush(self, worker: str) -> None:
+        """There is nothing on its way."""
+
     def renumber(self, key: str, attempt: int) -> None:
         self.attempts[key] = attempt
+
+    def stuck(self) -> dict[str, str]:
+        return self.lacking
 
     def why_lost(self, worker: str) -> str:
         return self.reasons.get(worker, "")

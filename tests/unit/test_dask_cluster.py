@@ -194,5 +194,36 @@ async def test_a_worker_that_cannot_stop_a_job_is_no_error(
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1) as worker:
         worker.handlers["girder_cancel"] = cancel
         dask.cluster.stop(worker.address, ["a"])
-        await soon(lambda: not dask.cluster._stops)
+        await soon(lambda: not dask.cluster._telling)
     assert f"Worker {worker.address} was not told to stop a: " in caplog.text
+
+
+async def test_it_says_for_which_keys_there_is_no_worker() -> None:
+    none = "no worker is connected to the Dask scheduler"
+    async with site() as dask:
+        keys = [dask.submit(str(n)) for n in range(3)]
+        gpu = dask.submit("gpu", resources={"gpu": 2, "disk": 0.5})
+        await soon(lambda: len(dask.cluster.stuck()) == 4)
+        assert dask.cluster.stuck() == dict.fromkeys([*keys, gpu], none)
+        async with Worker(dask.scheduler.address, nthreads=1, resources={"gpu": 1, "disk": 1}) as w:
+            await soon(lambda: all(dask.state(key) == "memory" for key in keys))
+            why = "the one worker does not have the resources disk=0.5 and gpu=2"
+            assert dask.cluster.stuck() == {gpu: f"{why} (dask worker --resources)"}
+            async with Worker(dask.scheduler.address, nthreads=1):
+                why = why.replace("the one worker does not have", "none of the 2 workers has")
+                assert dask.cluster.stuck() == {gpu: f"{why} (dask worker --resources)"}
+            dask.scheduler.handle_worker_status_change("paused", w.address, "test")
+            late = dask.submit("late")
+            await soon(lambda: late in dask.cluster.stuck())
+            assert dask.cluster.stuck()[late].startswith("no worker that could run it takes tasks")
+            dask.scheduler.handle_worker_status_change("running", w.address, "test")
+            await soon(lambda: dask.state(late) == "memory")
+            assert list(dask.cluster.stuck()) == [gpu]
+
+
+async def test_of_keys_that_wait_for_their_turn_nothing_is_said() -> None:
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
+        for n in range(50):
+            dask.submit(str(n))
+        await soon(lambda: dask.scheduler.queued)
+        assert dask.cluster.stuck() == {}

@@ -23,8 +23,8 @@ ROOT = Path(girder_dask.__file__).parent
 ORDER = [
     "_version", "errors", "config", "jobs",
     "leaves", "removal",
-    "patience", "transform", "downloads", "uploads", "locks", "entry", "files", "intake", "inputs",
-    "outputs", "transforms",
+    "patience", "transform", "downloads", "traces", "uploads", "locks", "entry", "files", "intake",
+    "inputs", "outputs", "transforms",
     "plain", "remote_errors", "payload", "submit",
     "web", "remote", "futures", "bar", "markup", "card", "result", "waiting", "context", "progress",
     "packages", "without_job", "calls", "composition", "describing", "task", "discovery",
@@ -32,11 +32,12 @@ ORDER = [
     "girder_dask",
     "logs",
     "pace", "failures", "outbox",
-    "gpus", "descendants", "interruption", "surroundings", "dependencies", "transfers",
-    "child", "warden", "isolation", "runner",
-    "cluster", "kept", "hand", "gate", "dispatch", "recorder", "losses",
+    "gpus", "descendants", "offspring", "interruption", "surroundings", "dependencies", "transfers",
+    "child", "warden", "isolation", "runner", "stopping",
+    "cluster", "kept", "hand", "gate", "waits", "dispatch", "recorder", "losses", "shortage",
     "credential", "girder_api", "facts", "link",
-    "dask_cluster", "worker_hooks", "scheduler_hooks",
+    "dask_cluster", "accounts", "leaving", "signals",
+    "nanny_hooks", "worker_hooks", "scheduler_hooks",
     "doctor",
     "standalone", "demo",
     "testing", "plugin",
@@ -47,6 +48,7 @@ ORDER = [
 #: The processes: they stand beside each other, so they do not import each other, but for
 #: these.
 PROCESSES = [
+    "nanny_hooks",
     "worker_hooks",
     "scheduler_hooks",
     "doctor",
@@ -58,6 +60,7 @@ PROCESSES = [
 ]
 BETWEEN_PROCESSES = {
     ("scheduler_hooks", "worker_hooks"): "the scheduler sends the worker plugin to the workers",
+    ("scheduler_hooks", "nanny_hooks"): "the scheduler sends the nanny plugin to the nannies",
     ("cli", "doctor"): "a command",
     ("cli", "demo"): "a command",
     ("cli", "standalone"): "a command",

@@ -184,10 +184,51 @@ def test_a_refusal_is_told_and_the_next_job_is_delivered(
     until(lambda: scheduler.got == ["b"])
 
 
+def test_what_is_not_delivered_is_told_with_why(scheduler: LocalScheduler) -> None:
+    news: list[tuple[str | None, list[str]]] = []
+    link = SchedulerLink(lambda: scheduler.address, lambda why, ids: news.append((why, list(ids))))
+    try:
+        link.submit([spec("a")])
+        until(lambda: link.status()["reachable"])
+        assert news == []
+        scheduler.stop()
+        link.submit([spec("b"), spec("c")])
+        until(lambda: len(news) == 2)
+        why = f"Girder does not reach the Dask scheduler at {scheduler.address}"
+        assert news == [(why, []), (why, ["b", "c"])]
+        link.submit([spec("d")])
+        assert news[2] == (why, ["d"]), "at once, now that it is known"
+        scheduler.start(scheduler.address)
+        until(lambda: news[-1] == (None, []))
+    finally:
+        link.close()
+
+
+def test_a_scheduler_that_goes_and_comes_is_noticed_without_jobs(
+    scheduler: LocalScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("girder_dask.link._TRY_TIME", 0.05)
+    news: list[str | None] = []
+    link = SchedulerLink(lambda: scheduler.address, lambda why, _ids: news.append(why))
+    try:
+        link.connect()
+        until(lambda: link.status()["reachable"])
+        scheduler.stop()
+        until(lambda: news)
+        assert link.status()["reachable"] is False
+        scheduler.start(scheduler.address)
+        until(lambda: news[-1] is None)
+        assert link.status()["reachable"] is True
+    finally:
+        link.close()
+
+
 def test_while_no_scheduler_is_set_that_is_said() -> None:
-    link = SchedulerLink(lambda: None)
+    news: list[str | None] = []
+    link = SchedulerLink(lambda: None, lambda why, _ids: news.append(why))
     link.submit([spec("a")])
     until(lambda: link.status()["error"])
+    assert news[0] == "no Dask scheduler is set in Girder (dask.scheduler_address)"
     assert link.status()["address"] is None
     assert "dask.scheduler_address" in link.status()["error"]
     link.close()

@@ -55,6 +55,13 @@ def test_a_waiting_job_says_how_long_it_waits() -> None:
     assert page.words == ["Count", "queued", "waits for 4.0 s", f"job {ID}"]
 
 
+def test_a_waiting_job_says_why_it_waits() -> None:
+    why = {"dask": {"waits": "no worker has <gpu>=1"}, "progress": {"message": "of the try before"}}
+    page = shown(job(JobStatus.QUEUED, **why))
+    assert page.words == ["Count", "queued", "no worker has <gpu>=1", f"job {ID}"]
+    assert "no worker has <gpu>=1" not in shown(job(JobStatus.RUNNING, **why)).words
+
+
 def test_a_job_at_work_counts_from_its_last_time_in_the_queue() -> None:
     stamps = [(JobStatus.QUEUED, 500), (JobStatus.RUNNING, 400)]
     stamps += [(JobStatus.QUEUED, 80), (JobStatus.FETCHING_INPUT, 75), (JobStatus.RUNNING, 70)]

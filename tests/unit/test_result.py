@@ -52,6 +52,19 @@ def test_of_an_id_alone_the_document_is_asked_for_once(backend: RecordingBackend
     assert repr(result) == "<JobResult a 'Count' QUEUED>"
 
 
+def test_it_says_why_the_job_waits(backend: RecordingBackend) -> None:
+    result = job(backend, dask={"task": "m:count", "waits": "no worker is there"})
+    told = "<JobResult a 'Count' QUEUED, waiting: no worker is there>"
+    assert repr(result) == told
+    with pytest.raises(TimeoutError, match="QUEUED, waiting: no worker is there after"):
+        result.wait(0)
+    # Of what is asked for the state of, the rest of the document is still known.
+    backend.jobs["a"]["dask"] = {"waits": None}
+    assert not result.ready()
+    assert repr(result) == "<JobResult a 'Count' QUEUED>"
+    assert result["dask"]["task"] == "m:count"
+
+
 def test_results_of_the_same_job_are_equal(backend: RecordingBackend) -> None:
     assert job(backend) == JobResult("a")
     assert JobResult("a") != JobResult("b")

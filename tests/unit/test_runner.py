@@ -626,7 +626,7 @@ def test_a_task_may_stop_by_itself(worker: Worker) -> None:
     run = worker.run(None, task=patient.name)
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    assert worker.station.runs == {"a": run}
+    assert worker.station.runs == {run.id: run}
     run.cancel()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
@@ -725,7 +725,7 @@ def test_the_end_of_one_run_of_a_job_does_not_hide_another(worker: Worker) -> No
     old.cancel()
     assert isinstance(old_future.exception(SECONDS), JobCanceled)
     try:
-        assert worker.station.runs.get("a") is new
+        assert worker.station.runs == {new.id: new}
     finally:
         new.cancel()
         new_future.exception(SECONDS)

@@ -43,6 +43,7 @@
             const render = page.render;
             page.render = function (...args) {
                 render.apply(this, args);
+                showWait(this);
                 showArtifacts(this);
                 return this;
             };
@@ -50,6 +51,17 @@
     });
 
     const { restRequest } = girder.rest;
+
+    /* Says beside the state of a job in the queue why it waits, if it does not for its turn. */
+    function showWait(page) {
+        const dask = page.job.get('dask');
+        if (dask && dask.waits && page.job.get('status') === girder.plugins.jobs.JobStatus.QUEUED) {
+            const note = document.createElement('span');
+            note.className = 'g-dask-waits';
+            note.textContent = ` Waiting: ${dask.waits}.`;
+            page.$('.g-job-status-badge').after(note);
+        }
+    }
 
     /* Lists the files that a job has left below the rest of its page, if there are any. */
     function showArtifacts(page) {

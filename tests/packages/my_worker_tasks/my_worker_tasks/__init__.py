@@ -12,12 +12,14 @@ from my_worker_tasks.files import file_size, make_files
 from my_worker_tasks.isolated import parents, process, speaks, starts_children, which_gpus
 from my_worker_tasks.output import chatty, warns, writes_bytes
 from my_worker_tasks.steady import does, steady
+from my_worker_tasks.stubborn import breeds, frozen
 from my_worker_tasks.surroundings import env
 from my_worker_tasks.tallies import tally
 from my_worker_tasks.values import add_one, fails_once, hold, make_bytes, meet, sizes
 
 __all__ = [
     "add_one",
+    "breeds",
     "chatty",
     "does",
     "env",
@@ -25,6 +27,7 @@ __all__ = [
     "fails",
     "fails_once",
     "file_size",
+    "frozen",
     "hold",
     "interrupts",
     "make_bytes",

@@ -1,0 +1,128 @@
+"""How runs on a worker are stopped: told, then interrupted, and what is said if that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from girder_dask.runner import Run
+
+__all__ = ["Stopper"]
+
+logger = logging.getLogger(__name__)
+
+# A run that ignores an interruption is interrupted again after the grace, or after this.
+_LEAST_PAUSE = 1.0
+# After so many interruptions it is said that they do not help.
+_MANY = 3
+
+
+class Stopper:
+    """Stops runs. To be used on the worker's event loop.
+
+    Parameters
+    ----------
+    runs
+        Those that go on, by their ids.
+    grace
+        Seconds that a run which is told to stop has before it is interrupted.
+    restart_after
+        Seconds after which a run that does not end is given up, None for never.
+    give_up
+        Called with such a run.
+    """
+
+    def __init__(
+        self,
+        runs: Mapping[str, Run],
+        grace: float,
+        restart_after: float | None = None,
+        give_up: Callable[[Run], None] = lambda _run: None,
+    ) -> None:
+        self._runs = runs
+        self._grace = grace
+        self._restart_after = restart_after
+        self._give_up = give_up
+        self._tasks: dict[Run, asyncio.Task[None]] = {}
+
+    def cancel(self, jobs: Iterable[str]) -> None:
+        """Stop the runs of jobs. They have their grace; to ask twice does not shorten it."""
+        wanted = set(jobs)
+        for run in list(self._runs.values()):
+            if run.spec.id in wanted:
+                run.cancel()
+                self._begin(run, self._grace)
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Stop runs that nobody hears any more, at once."""
+        for run_id in ids:
+            run = self._runs.get(run_id)
+            if run is not None:
+                run.drop()
+                self._begin(run, 0.0)
+
+    async def close(self, timeout: float) -> None:
+        """Stop all runs, and wait for their ends for at most ``timeout`` seconds."""
+        self._restart_after = None
+        self.drop(list(self._runs))
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()), timeout=timeout)
+        for task in list(self._tasks.values()):
+            task.cancel()
+
+    def _begin(self, run: Run, grace: float) -> None:
+        known = self._tasks.get(run)
+        if known is not None:
+            if grace > 0:
+                return
+            known.cancel()
+        task = asyncio.get_running_loop().create_task(self._insist(run, grace))
+        self._tasks[run] = task
+        task.add_done_callback(lambda done: self._forget(run, done))
+
+    def _forget(self, run: Run, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(run) is task:
+            del self._tasks[run]
+
+    async def _insist(self, run: Run, grace: float) -> None:
+        """Interrupt a run until it ends."""
+        loop = asyncio.get_running_loop()
+        if not await self._goes_on(run, grace):
+            return
+        start, pause = loop.time(), max(self._grace, _LEAST_PAUSE)
+        count = 0
+        while True:
+            run.interrupt()
+            count += 1
+            if not await self._goes_on(run, pause):
+                return
+            if count == _MANY:
+                self._complain(run)
+            limit = self._restart_after
+            if limit is not None and loop.time() - start >= limit:
+                self._give_up(run)
+                return
+
+    async def _goes_on(self, run: Run, seconds: float) -> bool:
+        """Wait for the end of a run. Say whether it still goes on."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while run.id in self._runs:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return True
+            await asyncio.sleep(min(left, 0.05))
+        return False
+
+    def _complain(self, run: Run) -> None:
+        logger.warning("A run of job %s was interrupted %d times and goes on", run.spec.id, _MANY)
+        then = (
+            f"Its worker is restarted after {self._restart_after:g} s "
+            "(girder.worker.restart-stuck)."
+            if self._restart_after is not None
+            else "The job ends when that returns; girder.worker.restart-stuck can be set for it."
+        )
+        run.write(
+            "The job is to end, but its thread cannot be interrupted: it waits in C code, as in "
+            f"time.sleep() or a call of a library, or catches JobCanceled. {then}\n"
+        )

@@ -1,0 +1,106 @@
+"""A job that uploads again: what it leaves is what one attempt leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from girder_dask.jobs import JobStatus
+from girder_dask.traces import HEADER
+from girder_dask.transforms import GirderUploadToFolder, GirderUploadToItem
+from tests.integration.rest_site import ask, start_waiting
+
+WRITES = """
+paths = []
+for n in range(count):
+    path = self.work_dir / str(n) / "made.txt"
+    path.parent.mkdir()
+    path.write_text(f"{n} of attempt {self.request.attempt}")
+    paths.append(str(path))
+result = tuple(paths)
+"""
+# The last hook of a job, which fails after the others have uploaded.
+NOWHERE = GirderUploadToItem("0" * 24)
+
+
+def run(stack: Any, user: Any, *hooks: Any) -> None:
+    """Run a job with a file for each hook, which is tried twice."""
+
+    def start() -> str:
+        from my_worker_tasks import does
+
+        options = {"girder_result_hooks": [*hooks, NOWHERE], "retries": 1}
+        return str(does.apply_async((WRITES,), {"count": len(hooks) + 1}, **options).id)
+
+    job = stack.wait(stack.call(start, user=user))
+    assert job["status"] == JobStatus.ERROR
+    assert job["dask"]["attempt"] == 2
+
+
+def contents(user: Any, folder: str) -> dict[str, str]:
+    """Return what is in the files of a folder, by the names of their items."""
+    found = {}
+    for item in user.client.listItem(folder):
+        (file,) = user.client.listFile(item["_id"])
+        data = b"".join(user.client.downloadFileAsIterator(file["_id"]))
+        found[item["name"]] = data.decode()
+    return found
+
+
+def test_a_new_attempt_replaces_what_the_one_before_has_uploaded(girder_stack, girder_user):
+    folder = girder_user.folder["_id"]
+    girder_stack.upload(b"of somebody", "made.txt", client=girder_user.client)
+    run(girder_stack, girder_user, GirderUploadToFolder(folder))
+    assert contents(girder_user, folder) == {
+        "made.txt": "of somebody",
+        "made.txt (1)": "0 of attempt 2",
+    }
+
+
+def test_each_file_of_one_name_is_replaced_once(girder_stack, girder_user):
+    folder = girder_user.folder["_id"]
+    run(girder_stack, girder_user, GirderUploadToFolder(folder), GirderUploadToFolder(folder))
+    assert contents(girder_user, folder) == {
+        "made.txt": "0 of attempt 2",
+        "made.txt (1)": "1 of attempt 2",
+    }
+
+
+def test_an_attempt_that_is_over_uploads_nothing(girder_stack, girder_user):
+    def begin(job_id: str, attempt: int) -> None:
+        from bson import ObjectId
+        from girder_jobs.models.job import Job
+
+        Job().collection.update_one(
+            {"_id": ObjectId(job_id)}, {"$set": {"dask.attempt": attempt, "progress": None}}
+        )
+
+    def put(name: str, size: int = 0, **headers: str) -> Any:
+        query = f"parentType=folder&parentId={folder}&name={name}&size={size}"
+        return ask(girder_stack, "POST", f"file?{query}", token=token, headers=headers)
+
+    def listed(**query: int) -> list[str]:
+        path = f"dask/job/{job_id}/uploads"
+        answer = ask(girder_stack, "GET", path, token=token, params=query)
+        return [file["name"] for file in answer.json()]
+
+    folder = girder_user.folder["_id"]
+    waiting = girder_stack.call(start_waiting, user=girder_user)
+    job_id, token = waiting["id"], waiting["token"]
+    assert put("first.txt", **{HEADER: "1"}).status_code == 200
+    girder_stack.call(begin, job_id, 2)
+    refused = put("late.txt", **{HEADER: "1"})
+    assert refused.status_code == 409
+    assert f"Attempt 1 of job {job_id} is over" in refused.json()["message"]
+    assert put("second.txt", **{HEADER: "2"}).status_code == 200
+    assert put("plain.txt").status_code == 200, "what a task uploads itself is its own affair"
+    assert put("odd.txt", **{HEADER: "many"}).status_code == 200
+
+    assert contents(girder_user, folder).keys() == {
+        *("first.txt", "second.txt", "plain.txt", "odd.txt"),
+    }
+    assert listed() == ["first.txt", "second.txt"]
+    assert listed(before=2) == ["first.txt"]
+    stranger = girder_stack.create_user()
+    hidden = ask(girder_stack, "GET", f"dask/job/{job_id}/uploads", by=stranger)
+    assert hidden.status_code == 403
+    girder_user.client.put(f"job/{job_id}/cancel")
