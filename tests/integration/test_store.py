@@ -1021,12 +1021,21 @@ def test_cancel_and_start_at_once_agree(girder):
         assert states in ([1, 5], [1, 2, 824])
 
 
-def test_removal_leaves_nothing(girder):
+def test_removal_leaves_only_a_reminder_for_a_while(girder):
+    from girder_dask.plugin.cancellation import REMIND_TIME, removed
+
     (recorded,) = girder.record()
     girder.job.remove(girder.job.load(recorded.spec.id, force=True))
-    assert girder.left(recorded.spec.id) == {"record": False, "payload": 0, "tokens": 0}
+    assert girder.left(recorded.spec.id) == {"record": True, "payload": 0, "tokens": 0}
     assert girder.store.claim("s", 10).specs == []
     assert girder.store.apply("s", [update(recorded.spec.id, 1)]).gone == [recorded.spec.id]
+    # What is left says to schedulers that come later that the job is gone, and goes itself.
+    record = girder.dask_job.collection.find_one({"_id": girder.object_id(recorded.spec.id)})
+    assert set(record) == {"_id", "removed"}
+    later = datetime.now(timezone.utc) + REMIND_TIME
+    assert recorded.spec.id in removed(later - timedelta(minutes=1))
+    removed(later + timedelta(minutes=1))
+    assert girder.left(recorded.spec.id) == {"record": False, "payload": 0, "tokens": 0}
 
 
 def test_a_job_that_somebody_else_ends_is_cleaned_up(girder):
