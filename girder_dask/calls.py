@@ -45,6 +45,7 @@ class TaskSettings:
     resources: Mapping[str, float] | None = None
     priority: int = 0
     isolation: str = "thread"
+    at_most_once: bool = False
 
     def changed(self, name: str, changes: Mapping[str, Any]) -> TaskSettings:
         """Return the settings with changes.
@@ -74,7 +75,7 @@ CALL_OPTIONS = {
     "girder_result_hooks": "hooks",
     "girder_job_disable": "disable",
 }
-_PLACEMENT = ("retries", "timeout", "resources", "priority", "isolation")
+_PLACEMENT = ("retries", "timeout", "resources", "priority", "isolation", "at_most_once")
 _ISOLATIONS = ("thread", "process")
 
 #: Options of Celery's ``apply_async``, and what there is in their place.
@@ -294,6 +295,10 @@ def _checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
             raise ValueError("retries is less than 0")
         if plain.get("isolation", "thread") not in _ISOLATIONS:
             raise ValueError(f"isolation is 'thread' or 'process', not {plain['isolation']!r}")
+        if not isinstance(plain.get("at_most_once", False), bool):
+            raise ValueError(f"at_most_once is True or False, not {plain['at_most_once']!r}")
+        if plain.get("at_most_once") and plain.get("retries"):
+            raise ValueError("a task that runs at most once has no retries")
     except (TypeError, ValueError, AttributeError) as e:
         raise SubmissionError(
             f"{name} was started with options that make no sense ({e}). No job was made.",

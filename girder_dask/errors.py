@@ -11,6 +11,7 @@
     ├── SchedulerError             the Dask scheduler refused, or could not be reached
     ├── JobError                   a job did not end in SUCCESS
     │   ├── JobFailed              the task raised
+    │   ├── AlreadyBegun           it may run at most once, and was begun before it was lost
     │   ├── JobCanceled            the job was canceled (also raised inside the task)
     │   ├── JobTimeout             the task ran longer than it may
     │   └── ResultUnavailable      the job succeeded, but its value is no longer kept
@@ -26,6 +27,7 @@ job: they end up in its log and hold no address or secret that the owner may not
 from __future__ import annotations
 
 __all__ = [
+    "AlreadyBegun",
     "ArgumentError",
     "GirderDaskError",
     "GirderError",
@@ -93,6 +95,10 @@ class JobError(GirderDaskError):
 
 class JobFailed(JobError):
     """A task raised. The message has the error in one line, the job's log the traceback."""
+
+
+class AlreadyBegun(JobError):
+    """A task that may run at most once was begun before, and it is not known how that ended."""
 
 
 class JobCanceled(JobError):

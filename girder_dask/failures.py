@@ -9,7 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from girder_dask.errors import JobCanceled, JobFailed, JobTimeout, TaskNotFoundError, TransformError
+from girder_dask.errors import (
+    AlreadyBegun,
+    JobCanceled,
+    JobFailed,
+    JobTimeout,
+    TaskNotFoundError,
+    TransformError,
+)
 from girder_dask.jobs import JobSpec, JobStatus, shortened
 from girder_dask.remote_errors import open_exception, pack_exception
 
@@ -143,7 +150,7 @@ def name_of(value: Any) -> str:
 
 def tell(error: BaseException) -> str:
     """Return what the log says of an error that ended a run."""
-    if isinstance(error, TransformError):
+    if isinstance(error, (TransformError, AlreadyBegun)):
         return f"{error}\n"
     if isinstance(error, SystemExit):
         return _tell_exit(error)

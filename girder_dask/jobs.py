@@ -184,6 +184,8 @@ class JobSpec(Wire):
         Larger runs earlier.
     isolation
         ``'thread'`` or ``'process'``.
+    at_most_once
+        Whether a second run must not begin the function, also if the first one was lost.
     dependencies
         The ids of the jobs whose values are among the arguments.
     trusted
@@ -204,6 +206,7 @@ class JobSpec(Wire):
     resources: Mapping[str, float] | None = None
     priority: int = 0
     isolation: str = "thread"
+    at_most_once: bool = False
     dependencies: Sequence[str] | None = None
     trusted: bool = True
 

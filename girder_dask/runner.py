@@ -30,6 +30,7 @@ from girder_dask.offspring import Offspring
 from girder_dask.outbox import Outbox, RunOutlet
 from girder_dask.payload import PACKING, Call, open_call, pack_value
 from girder_dask.removal import remove
+from girder_dask.starts import begin
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 from girder_dask.transfers import Transfers
@@ -219,6 +220,9 @@ class Run:
         function = self._in_process(job, call) if own_process else self._in_thread(call)
         call = resolved(call, self._values, job)
         args, kwargs = self._fetch(transfers, call)
+        if self.spec.at_most_once:
+            place, attempt = str(self.station.place), self.spec.attempt
+            begin(job.girder_client, self.spec.id, attempt=attempt, run=self.id, worker=place)
         self._enter(JobStatus.RUNNING)
         self._started = True
         value = function(*args, **kwargs)

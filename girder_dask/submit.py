@@ -63,6 +63,7 @@ class Submission(Wire):
     resources: Mapping[str, float] | None = None
     priority: int = 0
     isolation: str = "thread"
+    at_most_once: bool = False
     dependencies: Sequence[str] = ()
 
     def to_wire(self) -> dict[str, Any]:

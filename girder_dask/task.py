@@ -129,7 +129,8 @@ class Task(Generic[P, R]):
         """Do what :meth:`delay` does, with the arguments as a sequence and a mapping.
 
         The options may be those of :meth:`delay`, and ``retries``, ``timeout``,
-        ``resources``, ``priority`` and ``isolation`` in place of what ``@task`` was given.
+        ``resources``, ``priority``, ``isolation`` and ``at_most_once`` in place of what
+        ``@task`` was given.
         """
         arguments, among = calls.split(kwargs or {})
         options = among | options
@@ -296,6 +297,7 @@ def task(
     resources: Mapping[str, float] | None = ...,
     priority: int = ...,
     isolation: str = ...,
+    at_most_once: bool = ...,
 ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
 
 
@@ -312,6 +314,7 @@ def task(
     resources: Mapping[str, float] | None = ...,
     priority: int = ...,
     isolation: str = ...,
+    at_most_once: bool = ...,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
 
@@ -344,6 +347,9 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
     isolation
         ``'thread'``, for a thread of the worker, or ``'process'``, for a process of its own:
         what C code prints lands in the log, its memory is given back, and it can be killed.
+    at_most_once
+        Whether a call whose worker or scheduler is lost ends in ERROR, in place of running
+        again, if it may have begun. It must have no ``retries``.
 
     Examples
     --------

@@ -22,6 +22,7 @@ from girder_dask.plugin import (
     file_rest,
     log_rest,
     records,
+    starts,
     submission_rest,
     testing_rest,
     uploads,
@@ -57,6 +58,7 @@ class DaskPlugin(GirderPlugin):
         file_rest.mount(info["apiRoot"].dask)
         log_rest.mount(info["apiRoot"].dask)
         uploads.mount(info["apiRoot"].dask)
+        starts.mount(info["apiRoot"].dask)
         artifact_rest.mount(info["apiRoot"].job)
         testing_rest.mount(info["apiRoot"].dask)
 

@@ -203,6 +203,10 @@ def _is_task(value: Any) -> bool:
     return isinstance(value, str) and len(value) < 1_000 and all(value.partition(":"))
 
 
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -225,7 +229,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "kwargs": (lambda v: isinstance(v, dict), "an object"),
     "title": (_is_text, "text"),
     "type": (_is_text, "text"),
-    "public": (lambda v: isinstance(v, bool), "true or false"),
+    "public": (_is_truth, "true or false"),
     "handler": (_is_optional_text, "text or null"),
     "other_fields": (lambda v: isinstance(v, dict), "an object"),
     "token": (_is_optional_text, "text or null"),
@@ -238,6 +242,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number",
     ),
     "isolation": (lambda v: v in ("thread", "process"), "'thread' or 'process'"),
+    "at_most_once": (_is_truth, "true or false"),
     "dependencies": (
         lambda v: isinstance(v, (list, tuple)) and all(_is_id(job_id) for job_id in v),
         "a list of ids of jobs",

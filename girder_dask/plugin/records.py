@@ -88,6 +88,7 @@ _OPTIONS = (
     "timeout",
     "priority",
     "isolation",
+    "at_most_once",
     "dependencies",
     "trusted",
 )

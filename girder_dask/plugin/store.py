@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 #: What a new job's subdocument ``dask`` holds besides its task.
 _NEW = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 0, "open": True}
 
-_OPTIONS = ("retries", "timeout", "resources", "priority", "isolation")
+_OPTIONS = ("retries", "timeout", "resources", "priority", "isolation", "at_most_once")
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,15 @@ def test_the_members_of_a_running_job_exist() -> None:
 
 
 def test_the_routes_are_those_of_the_plugin() -> None:
-    from girder_dask.plugin import artifact_rest, file_rest, log_rest, rest, submission_rest
+    from girder_dask.plugin import (
+        artifact_rest,
+        file_rest,
+        log_rest,
+        rest,
+        starts,
+        submission_rest,
+        uploads,
+    )
     from girder_dask.plugin.backend import GirderBackend
 
     class Mounted:
@@ -202,6 +210,8 @@ def test_the_routes_are_those_of_the_plugin() -> None:
     submission_rest.mount(dask, GirderBackend())  # type: ignore[arg-type]
     file_rest.mount(dask)  # type: ignore[arg-type]
     log_rest.mount(dask)  # type: ignore[arg-type]
+    starts.mount(dask)  # type: ignore[arg-type]
+    uploads.mount(dask)  # type: ignore[arg-type]
     artifact_rest.mount(job)  # type: ignore[arg-type]
     real = {route.replace(":part0", ":name") for route in dask.made | job.made}
     rows = table(DOCS / "plugin-authors.md", "route", "who", "what")

@@ -174,6 +174,8 @@ def test_options_return_another_task(backend: RecordingBackend) -> None:
         ({"queue": "local"}, "resources="),
         ({"timeout": -1}, "no positive number"),
         ({"bind": True}, "do not exist"),
+        ({"at_most_once": 1}, "True or False"),
+        ({"at_most_once": True, "retries": 1}, "has no retries"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
