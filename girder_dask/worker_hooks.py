@@ -35,8 +35,8 @@ PLUGIN_NAME = "girder-dask"
 
 # Together they must be less than the eight seconds that nannies give a worker.
 _LEAVING, _STOPPING_TIME, _CLOSING_TIME = 0.5, 2.0, 4.0
-# How long a process that is to be restarted may take to end.
-_EXIT_TIME = 10.0
+# With what a process ends that is to be restarted.
+_RESTART = 1
 
 # Several workers may live in one process; the capture is the process's.
 _capture_lock = threading.Lock()
@@ -165,11 +165,10 @@ class GirderWorkerPlugin(WorkerPlugin):
         run.write(f"Worker {worker.address} is restarted, as the job does not stop.\n")
         # Until the process ends it is the scheduler's, so that nobody takes the job for ended.
         await self._leave([run.spec.id], remove=False)
-        if worker.nanny:
-            # A thread that the task has started may hold the process up.
-            end = threading.Timer(_EXIT_TIME, os._exit, (1,))
-            end.daemon = True
-            end.start()
+        if worker.nanny and self.station is not None:
+            # The scheduler learns of it by the end of the process, when nothing runs any more.
+            await self.station.outbox.close(_CLOSING_TIME)
+            os._exit(_RESTART)
         await worker.close(nanny=False, executor_wait=False, reason="girder-dask-restart-stuck")
 
     # -- the scheduler ------------------------------------------------------------------------
