@@ -1,0 +1,218 @@
+"""Workers and schedulers that leave in good order: what runs there ends, or is tried elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import Client
+from fault_site import FaultStack, states, until
+
+from girder_dask.jobs import JobStatus
+
+S = JobStatus
+Start = Callable[..., FaultStack]
+
+ENV = {
+    "DASK_GIRDER__SCHEDULER__LEAVE_GRACE": "3s",
+    # One that leaves is not lost: no job may end for it.
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
+}
+ONCE = ["QUEUED", "RUNNING", "SUCCESS"]
+TWICE = ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCESS"]
+
+
+class Shift:
+    """Two jobs at work on the one worker that there is, and one that waits for it.
+
+    The one ends within the grace, the other goes on for longer.
+    """
+
+    def __init__(self, stack: FaultStack, tally: Path) -> None:
+        self.stack = stack
+        self.short = stack.start_task("steady", 20, 2.0)
+        self.long = stack.start_task("tally", str(tally), 1, [60.0, 0.5])
+        until(lambda: all(stack.job(i)["status"] == S.RUNNING for i in (self.short, self.long)))
+        self.waiting = stack.start_task("steady", 5)
+
+    def ends(self) -> None:
+        """Check what has become of them."""
+        short, long, waiting = self.stack.wait_all([self.short, self.long, self.waiting], 40)
+        self.short_is_whole(short)
+        assert states(waiting) == ONCE
+        assert self.stack.numbered(self.waiting) == list(range(5))
+        assert states(long) == TWICE
+        log = self.stack.log(self.long)
+        first, _, second = log.partition("is tried again as attempt 2.\n")
+        assert first.splitlines()[-1].startswith("Worker tcp://")
+        assert first.endswith(" is leaving; the job ")
+        lines = [line for line in first.splitlines() if line.startswith("attempt 1 line")]
+        assert lines == [f"attempt 1 line {i}" for i in range(len(lines))]
+        assert len(lines) > 20, "all that it said in its grace"
+        assert second == "".join(f"attempt 2 line {i}\n" for i in range(5))
+
+    def short_is_whole(self, job: dict[str, object]) -> None:
+        """Check the job that had the time to end."""
+        assert states(job) == ONCE
+        assert self.stack.numbered(self.short) == list(range(20))
+
+
+def test_workers_that_are_told_to_end(fault_stack: Start, tmp_path: Path) -> None:
+    """SIGTERM, to one with a nanny, to its nanny, and to one without; and its time of life."""
+    stack = fault_stack(workers=2, threads=2, env=ENV)
+    stack.kill("worker-1")
+    old, new = stack.part("worker-0"), stack.part("worker-1")
+
+    def change() -> None:
+        nonlocal old, new
+        old, new = new, old
+
+    def shift() -> Shift:
+        made = Shift(stack, tmp_path / "tally")
+        stack.restart(new.name)
+        return made
+
+    # The worker itself: its nanny starts another.
+    jobs = shift()
+    process = stack.worker_process(old.name)
+    process.terminate()
+    jobs.ends()
+    until(lambda: not process.is_running())
+    assert old.running
+
+    # The nanny.
+    stack.kill(old.name)
+    change()
+    jobs = shift()
+    psutil.Process(old.pid).terminate()
+    jobs.ends()
+    until(lambda: not old.running)
+    assert old.exit_code == 0
+
+    # One that has no nanny.
+    change()
+    stack.restart_with(old.name, "--no-nanny")
+    stack.kill(new.name)
+    jobs = shift()
+    psutil.Process(old.pid).terminate()
+    jobs.ends()
+    until(lambda: not old.running)
+    assert old.exit_code == 0
+
+    # One whose time is over.
+    change()
+    stack.kill(old.name)
+    old.command += ("--lifetime", "4s")
+    stack.restart(old.name)
+    jobs = shift()
+    jobs.ends()
+    until(lambda: not old.running)
+    assert old.exit_code == 0
+
+
+def test_workers_that_are_retired(fault_stack: Start, tmp_path: Path) -> None:
+    """By a client, and by the adaptive scaling of a cluster."""
+    stack = fault_stack(workers=2, threads=2, env=ENV)
+    stack.kill("worker-1")
+    jobs = Shift(stack, tmp_path / "tally")
+    stack.restart("worker-1")
+    with Client(stack.scheduler) as client:
+        (address,) = (
+            a for a, w in client.scheduler_info()["workers"].items() if w["name"] == "worker-0"
+        )
+        retired = client.retire_workers([address])
+        assert list(retired) == [address]
+    jobs.ends()
+
+
+ADAPTIVE = """
+import sys, time
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    port, directory, signal = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    cluster = LocalCluster(
+        n_workers=0, threads_per_worker=1, scheduler_port=port, dashboard_address=None,
+        local_directory=directory, scheduler_kwargs={"preload": "girder_dask.scheduler_hooks"},
+    )
+    adaptive = cluster.adapt(minimum=3, maximum=3, interval="0.2s", wait_count=1)
+    import os
+    while not os.path.exists(signal):
+        time.sleep(0.1)
+    adaptive = cluster.adapt(minimum=0, maximum=1, interval="0.2s", wait_count=1)
+    while True:
+        time.sleep(1)
+"""
+
+
+def test_workers_that_an_adaptive_cluster_gives_up(fault_stack: Start, tmp_path: Path) -> None:
+    stack = fault_stack(workers=1, threads=1, env=ENV)
+    scheduler = stack.part("scheduler")
+    stack.kill("worker-0")
+    stack.kill("scheduler")
+    program, told = tmp_path / "adaptive.py", tmp_path / "told"
+    program.write_text(ADAPTIVE)
+    port = stack.scheduler.rpartition(":")[2]
+    with (tmp_path / "adaptive.log").open("w") as log:
+        cluster = subprocess.Popen(
+            [sys.executable, str(program), port, str(tmp_path), str(told)],
+            env=scheduler.env,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        short = stack.start_tasks("steady", [(20, 2.0, n) for n in range(2)])
+        long = stack.start_task("tally", str(tmp_path / "tally"), 1, [7.0, 0.5])
+        until(lambda: {j["status"] for j in stack.all_jobs([*short, long])} == {S.RUNNING})
+        queued = stack.start_tasks("steady", [(5, 0.0, n) for n in range(20)])
+        told.touch()
+        jobs = stack.wait_all([*short, *queued, long], 60)
+        assert [states(job) for job in jobs[:-1]] == [ONCE] * 22
+        for job_id in short:
+            assert stack.numbered(job_id) == list(range(20))
+        assert states(jobs[-1]) in (ONCE, TWICE)
+
+        def workers() -> int:
+            with Client(stack.scheduler) as client:
+                return len(client.scheduler_info()["workers"])
+
+        until(lambda: workers() <= 1)
+    finally:
+        cluster.send_signal(signal.SIGINT)
+        try:
+            cluster.wait(20)
+        except subprocess.TimeoutExpired:
+            cluster.kill()
+            raise
+    assert (
+        "Traceback" not in (tmp_path / "adaptive.log").read_text().replace("KeyboardInterrupt", "")
+        or cluster.returncode is not None
+    )
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_a_scheduler_that_is_told_to_end(fault_stack: Start, tmp_path: Path, by: int) -> None:
+    stack = fault_stack(workers=1, threads=2, env=ENV)
+    jobs = Shift(stack, tmp_path / "tally")
+    scheduler = stack.part("scheduler")
+    psutil.Process(scheduler.pid).send_signal(by)
+    until(lambda: not scheduler.running, 20)
+    assert scheduler.exit_code == 0
+    # Girder has heard all of it, with no scheduler there.
+    jobs.short_is_whole(stack.job(jobs.short))
+    assert stack.job(jobs.waiting)["status"] == S.QUEUED
+    said = stack.numbered(jobs.long, "attempt 1 line")
+    assert said == list(range(len(said)))
+    assert len(said) > 20
+
+    stack.kill("worker-0")
+    stack.restart("scheduler", "worker-0")
+    long, waiting = stack.wait_all([jobs.long, jobs.waiting], 40)
+    assert states(long) == TWICE
+    assert states(waiting) == ONCE
+    assert "attempt 2" in stack.log(jobs.long)
