@@ -18,6 +18,7 @@ from typing import Any
 
 from girder_dask import transforms
 from girder_dask.errors import ArgumentError, PayloadTooLargeError
+from girder_dask.imports import settled
 from girder_dask.leaves import map_leaves
 from girder_dask.plain import dump_plain, load_plain
 from girder_dask.transforms import detached, is_transform
@@ -194,11 +195,11 @@ def open_call(payload: bytes) -> Call:
     kind, rest = payload[:1], payload[1:]
     if kind == _PLAIN:
         special = {_TRANSFORM: _build_transform, _JOB: lambda job_id: Dependency(str(job_id))}
-        args, kwargs, hooks = load_plain(rest, special)
+        args, kwargs, hooks = settled(lambda: load_plain(rest, special))
         return Call(args=tuple(args), kwargs=dict(kwargs), hooks=tuple(hooks))
     if kind != _PICKLED:
         raise ValueError("This is no call that girder_dask has packed.")
-    function, args, kwargs, hooks, session = pickle.loads(rest)
+    function, args, kwargs, hooks, session = settled(lambda: pickle.loads(rest))
     return Call(args, kwargs, hooks, function, session)
 
 
@@ -245,7 +246,7 @@ def open_value(data: bytes, *, unpickle: bool) -> Any:
         return load_plain(rest)
     if not unpickle:
         raise ValueError("the value is pickled")
-    return pickle.loads(rest)
+    return settled(lambda: pickle.loads(rest))
 
 
 class _Short(reprlib.Repr):

@@ -7,7 +7,6 @@ connects to nothing. All else happens in ``delay()``.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
@@ -17,6 +16,7 @@ from girder_dask.calls import TaskSettings
 from girder_dask.composition import Signature
 from girder_dask.context import current_job
 from girder_dask.errors import SubmissionError, TaskNotFoundError
+from girder_dask.imports import load_module
 from girder_dask.packages import is_of_tasks
 from girder_dask.result import JobResult, MapResult
 
@@ -393,7 +393,7 @@ def find_task(name: str, *, strictly: bool = False) -> Task[Any, Any]:
             "tasks (the entry point group girder_dask.tasks), so it is not imported for users who "
             "may not run code of their own."
         )
-    found: Any = importlib.import_module(module_name)
+    found: Any = load_module(module_name)
     try:
         for part in qualname.split("."):
             found = getattr(found, part)

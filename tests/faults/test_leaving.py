@@ -33,10 +33,13 @@ class Shift:
     The one ends within the grace, the other goes on for longer.
     """
 
-    def __init__(self, stack: FaultStack, tally: Path) -> None:
+    def __init__(
+        self, stack: FaultStack, tally: Path, begin: Callable[[], None] = lambda: None
+    ) -> None:
         self.stack = stack
         self.short = stack.start_task("steady", 20, 2.0)
         self.long = stack.start_task("tally", str(tally), 1, [60.0, 0.5])
+        begin()
         until(lambda: all(stack.job(i)["status"] == S.RUNNING for i in (self.short, self.long)))
         self.waiting = stack.start_task("steady", 5)
 
@@ -44,9 +47,9 @@ class Shift:
         """Check what has become of them."""
         short, long, waiting = self.stack.wait_all([self.short, self.long, self.waiting], 40)
         self.short_is_whole(short)
-        assert states(waiting) == ONCE
+        assert states(waiting) == ONCE, self.stack.log(self.waiting)
         assert self.stack.numbered(self.waiting) == list(range(5))
-        assert states(long) == TWICE
+        assert states(long) == TWICE, self.stack.log(self.long)
         log = self.stack.log(self.long)
         first, _, second = log.partition("is tried again as attempt 2.\n")
         assert first.splitlines()[-1].startswith("Worker tcp://")
@@ -72,8 +75,8 @@ def test_workers_that_are_told_to_end(fault_stack: Start, tmp_path: Path) -> Non
         nonlocal old, new
         old, new = new, old
 
-    def shift() -> Shift:
-        made = Shift(stack, tmp_path / "tally")
+    def shift(begin: Callable[[], None] = lambda: None) -> Shift:
+        made = Shift(stack, tmp_path / "tally", begin)
         stack.restart(new.name)
         return made
 
@@ -108,8 +111,7 @@ def test_workers_that_are_told_to_end(fault_stack: Start, tmp_path: Path) -> Non
     change()
     stack.kill(old.name)
     old.command += ("--lifetime", "4s")
-    stack.restart(old.name)
-    jobs = shift()
+    jobs = shift(lambda: stack.restart(old.name))
     jobs.ends()
     until(lambda: not old.running)
     assert old.exit_code == 0
@@ -131,7 +133,7 @@ def test_workers_that_are_retired(fault_stack: Start, tmp_path: Path) -> None:
 
 
 ADAPTIVE = """
-import sys, time
+import os, sys, time
 from distributed import LocalCluster
 
 if __name__ == "__main__":
@@ -140,11 +142,10 @@ if __name__ == "__main__":
         n_workers=0, threads_per_worker=1, scheduler_port=port, dashboard_address=None,
         local_directory=directory, scheduler_kwargs={"preload": "girder_dask.scheduler_hooks"},
     )
-    adaptive = cluster.adapt(minimum=3, maximum=3, interval="0.2s", wait_count=1)
-    import os
+    cluster.adapt(minimum=3, maximum=3, interval="0.2s", wait_count=1)
     while not os.path.exists(signal):
         time.sleep(0.1)
-    adaptive = cluster.adapt(minimum=0, maximum=1, interval="0.2s", wait_count=1)
+    cluster.adapt(minimum=0, maximum=1, interval="0.2s", wait_count=1)
     while True:
         time.sleep(1)
 """
@@ -189,10 +190,6 @@ def test_workers_that_an_adaptive_cluster_gives_up(fault_stack: Start, tmp_path:
         except subprocess.TimeoutExpired:
             cluster.kill()
             raise
-    assert (
-        "Traceback" not in (tmp_path / "adaptive.log").read_text().replace("KeyboardInterrupt", "")
-        or cluster.returncode is not None
-    )
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
@@ -213,6 +210,6 @@ def test_a_scheduler_that_is_told_to_end(fault_stack: Start, tmp_path: Path, by:
     stack.kill("worker-0")
     stack.restart("scheduler", "worker-0")
     long, waiting = stack.wait_all([jobs.long, jobs.waiting], 40)
-    assert states(long) == TWICE
-    assert states(waiting) == ONCE
+    assert states(long) == TWICE, stack.log(jobs.long)
+    assert states(waiting) == ONCE, stack.log(jobs.waiting)
     assert "attempt 2" in stack.log(jobs.long)

@@ -21,7 +21,7 @@ ROOT = Path(girder_dask.__file__).parent
 #: A module imports only modules that stand before it. A directory stands for all in it.
 # fmt: off
 ORDER = [
-    "_version", "errors", "config", "jobs",
+    "_version", "errors", "config", "imports", "jobs",
     "leaves", "removal",
     "patience", "starts", "transform", "downloads", "traces", "uploads", "locks", "entry", "files",
     "intake", "inputs", "outputs", "transforms",
