@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,13 +13,18 @@ from girder_dask import config
 
 __all__ = ["TIMEOUT", "Elsewhere", "Patience", "again", "ask", "is_transient", "was_not_sent"]
 
+logger = logging.getLogger(__name__)
+
 #: Seconds that a connection may take, and that Girder may be silent.
 TIMEOUT = (10, 60)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
 _NAP = 0.2  # an interruption comes through between two naps
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-_MOST_500 = 3  # Girder says 500 when it is short of its database, but also for what stays broken
+_MOST_500 = 3  # by a Girder that is well otherwise: then something stays broken
+_QUIET = 5.0  # seconds before the log says that Girder is away
+_API = "/api/v1/"
+_SERVER_ERROR = 500
 
 _T = TypeVar("_T")
 
@@ -65,6 +71,7 @@ class Patience:
         self._since: float | None = None
         self._pause = _FIRST_PAUSE
         self._internal = 0
+        self._is_told = False
 
     def wait(self, error: Exception) -> None:
         """Wait before the next try.
@@ -78,10 +85,13 @@ class Patience:
         self._since = now if self._since is None else self._since
         if not is_transient(error) or now - self._since + self._pause > self._limit:
             raise error
-        if _status(error) == 500:
+        if _status(error) == 500 and not _is_away(error):
             self._internal += 1
             if self._internal >= _MOST_500:
                 raise error
+        if now - self._since > _QUIET and not self._is_told:
+            self._is_told = True
+            logger.warning("Girder is away (%s). It is asked again for %g s.", error, self._limit)
         until = now + self._pause
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _NAP))
@@ -103,6 +113,20 @@ def is_transient(error: Exception) -> bool:
         requests.exceptions.ChunkedEncodingError,
     )
     return isinstance(error, broken)
+
+
+def _is_away(error: Exception) -> bool:
+    """Say whether Girder has internal errors also where nothing but its database is asked."""
+    request = getattr(getattr(error, "response", None), "request", None)
+    place, found, _ = str(getattr(request, "url", None)).partition(_API)
+    if request is None or not found:
+        return False
+    headers = {"Girder-Token": request.headers.get("Girder-Token", "")}
+    try:
+        answer = requests.get(f"{place}{_API}user/me", headers=headers, timeout=TIMEOUT)
+    except requests.RequestException:
+        return True
+    return int(answer.status_code) >= _SERVER_ERROR
 
 
 def was_not_sent(error: Exception) -> bool:

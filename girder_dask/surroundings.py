@@ -54,16 +54,13 @@ def running_job(
 
 
 def open_session(job: RunningJob, attributes: Mapping[str, Any] | None) -> None:
-    """Give the job's client a ``requests.Session`` with these attributes, if there are any."""
-    if not attributes or job.girder_client is None:
+    """Give the job's client a session that waits for Girder, with these attributes."""
+    if job.girder_client is None:
         return
-    import requests
+    from girder_dask.session import make_session
 
-    session = requests.Session()
-    for name, value in attributes.items():
-        setattr(session, name, value)
     # Not with its session(), whose session ends before the run.
-    job.girder_client._session = session  # noqa: SLF001
+    job.girder_client._session = make_session(attributes)  # noqa: SLF001
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ ROOT = Path(girder_dask.__file__).parent
 ORDER = [
     "_version", "errors", "config", "imports", "jobs",
     "leaves", "removal",
-    "patience", "starts", "transform", "downloads", "traces", "uploads", "locks", "entry", "files",
-    "intake", "inputs", "outputs", "transforms",
+    "patience", "session", "starts", "transform", "downloads", "traces", "uploads", "locks",
+    "entry", "files", "intake", "inputs", "outputs", "transforms",
     "plain", "remote_errors", "payload", "submit",
     "web", "remote", "futures", "bar", "markup", "card", "result", "waiting", "context", "progress",
     "packages", "without_job", "calls", "composition", "describing", "task", "discovery",
