@@ -260,7 +260,7 @@ def test_outputs_are_not_pushed_and_files_are_gone(lasting_stack: FaultStack, at
         from girder_dask.transforms import GirderFileId, GirderUploadToFolder
 
         class Waits(ResultTransform):
-            def transform(self, data: Any) -> Any:
+            def transform(self, data: Any) -> Any:  # noqa: ARG002 - it has no time for that
                 import time
 
                 print("hook begun", flush=True)
@@ -286,9 +286,6 @@ def test_outputs_are_not_pushed_and_files_are_gone(lasting_stack: FaultStack, at
     fetched = ["QUEUED", "FETCHING_INPUT", "RUNNING"]
     assert_history(job, [*fetched, *reached, *CANCELED[2:]])
     assert [path for path in paths if path.exists()] == []
-    assert [path.parent for path in paths[:1] if path.parent.name.startswith("job-")] == [
-        path.parent for path in paths[:1] if path.parent.name.startswith("job-")
-    ]
     assert [item["name"] for item in user.client.listItem(folder)] == ["given.txt"]
     assert stack.admin.get("system/uploads") == []
 
@@ -298,8 +295,7 @@ def test_worker_killed_while_its_job_is_canceling(fault_stack: Start, tmp_path: 
     stack = fault_stack(workers=1, threads=1)
     for what in ("worker", "scheduler"):
         tally = tmp_path / what
-        job_id = stack.start_task("breeds", str(tmp_path / "none"), isolation="thread")
-        assert stack.wait(job_id)["status"] == S.ERROR  # the stack works
+        assert stack.wait(stack.start_task("noop"))["status"] == S.SUCCESS
         code = "open(path, 'a').write('run\\n'); print('begun'); import time; time.sleep(600)"
         job_id = running_does(stack, code, path=str(tally))
         worker = stack.worker_process("worker-0")
@@ -312,7 +308,7 @@ def test_worker_killed_while_its_job_is_canceling(fault_stack: Start, tmp_path: 
             assert stack.job(job_id)["status"] in (S.CANCELING, S.CANCELED)
         job = stack.wait(job_id)
         assert_history(job)
-        until(lambda: not is_alive(worker.pid))
+        until(lambda pid=worker.pid: not is_alive(pid))
         if what == "scheduler":
             stack.kill("worker-0")
             stack.restart("worker-0")

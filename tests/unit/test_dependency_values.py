@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from local_girder import Peer, serving
 from run_worker import Worker
@@ -104,7 +105,9 @@ def test_without_a_girder_the_operator_is_asked(worker: Worker) -> None:
 
 
 def test_a_girder_that_does_not_answer_is_named(worker: Worker, girder: Peer) -> None:
-    error = outcome(worker, None, Dependency(ONE), api_url="http://127.0.0.1:9/api/v1", token="T")
+    nobody = {"api_url": "http://127.0.0.1:9/api/v1", "token": "T"}
+    with dask.config.set({"girder.worker.retry-time": "1 s"}):
+        error = outcome(worker, None, Dependency(ONE), **nobody)
     assert "Girder did not answer" in str(error)
 
 
