@@ -1,6 +1,7 @@
 """What users' browsers are told of their jobs, exactly as ``girder_jobs`` tells it.
 
-Each notice of ``girder_jobs`` is a request to Redis; those of a batch go in one here.
+Each notice of ``girder_jobs`` is a request to Redis, which its sender waits for. Here those of
+a batch go in one, and nobody waits (:mod:`girder_dask.plugin.courier`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-import redis
 from girder import events
 from girder.models.user import User
-from girder.notification import ProgressState, _redis_client_sync
+from girder.notification import ProgressState
 from girder_jobs.constants import JobStatus as GirderJobStatus
 from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.plugin.courier import Courier
 from girder_dask.plugin.documents import is_bound
 
 __all__ = ["EVENT_HANDLER", "Change", "Notices", "owners", "publish"]
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: The name under which this plugin binds events.
 EVENT_HANDLER = "dask"
+
+_courier = Courier()
 
 
 class Change(Protocol):
@@ -152,17 +155,10 @@ class Notices:
             self._waiting.append((f"user_{user['_id']}", message))
 
     def send(self) -> None:
-        """Send what was collected. A Redis that is not there is logged, never raised."""
+        """Send what was collected. Returns at once, and never raises."""
         waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
-        try:
-            pipeline = _redis_client_sync().pipeline(transaction=False)
-            for channel, message in waiting:
-                pipeline.publish(channel, message)
-            pipeline.execute()
-        except redis.RedisError as e:
-            logger.warning("%d notices about jobs were not sent: %s", len(waiting), e)
+        if waiting:
+            _courier.post(waiting)
 
 
 def _progress_state(status: int) -> str:

@@ -1146,9 +1146,10 @@ def test_without_redis_jobs_are_recorded_and_updated(girder, monkeypatch):
     import redis
 
     from girder_dask.plugin import notices
+    from girder_dask.plugin.courier import Courier
 
     nobody = redis.Redis(port=free_port())
-    monkeypatch.setattr(notices, "_redis_client_sync", lambda: nobody)
+    monkeypatch.setattr(notices, "_courier", Courier(lambda: nobody))
     (recorded,) = girder.record()
     girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING)])
     assert girder.status(recorded.spec.id) == JobStatus.RUNNING
