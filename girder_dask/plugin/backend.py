@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
 from girder_dask.plugin import chunks, groups, records, settings, store
 from girder_dask.plugin.cluster import Cluster
+from girder_dask.plugin.database import explained
 from girder_dask.plugin.unreached import Unreached
 from girder_dask.submit import Group, StoredResult, Submission
 
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from girder_dask.link import SchedulerLink
 
 __all__ = ["GirderBackend"]
+
+logger = logging.getLogger(__name__)
+
+_NOTHING_MADE = "No job was made, as Girder's database does not answer"
 
 # Seconds that a look at the scheduler may take.
 _CHECK_TIME = 8.0
@@ -58,7 +64,9 @@ class GirderBackend:
 
         With a group, the document of its parent job comes first.
         """
-        return self.submit_for(_request_user(), None, submissions, group)
+        with explained(_NOTHING_MADE):
+            user = _request_user()
+        return self.submit_for(user, None, submissions, group)
 
     def unpickles(self, job: Mapping[str, Any]) -> bool:  # noqa: ARG002 - it is part of Backend
         """Say no: a pickle could do with Girder what it likes."""
@@ -71,10 +79,8 @@ class GirderBackend:
 
     def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return where jobs stand, those that the user of the request may read."""
-        try:
+        with explained(f"The states of {len(job_ids)} jobs cannot be read"):
             jobs = records.states(job_ids)
-        except PyMongoError as e:
-            raise GirderError(f"The states of {len(job_ids)} jobs cannot be read: {e}.") from e
         if not _in_request():
             return jobs
         user = _request_user()
@@ -83,19 +89,15 @@ class GirderBackend:
     def load_log(self, job_id: str) -> str:
         """Return the whole log of a job, if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
-        try:
+        with explained(f"The log of job {job_id} cannot be read"):
             return b"".join(chunks.load(job["_id"]).read()).decode("utf-8", "replace")
-        except PyMongoError as e:
-            raise GirderError(f"The log of job {job_id} cannot be read: {e}.") from e
 
     def load_result(self, job_id: str) -> StoredResult:
         """Return what is kept of the end of a job, if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
-        try:
+        with explained(f"The result of job {job_id} cannot be read"):
             stored = store.result(job_id)
             return replace(stored, status=int(job["status"]), parts=groups.parts(job))
-        except PyMongoError as e:
-            raise GirderError(f"The result of job {job_id} cannot be read: {e}.") from e
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
         """Return what is kept of the ends of many jobs, of those that the user may read."""
@@ -108,10 +110,11 @@ class GirderBackend:
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job, if the user of the request may change it."""
         job = self._load(job_id, AccessType.WRITE)
-        try:
-            Job().cancelJob(job)
-        except (PyMongoError, GirderException) as e:
-            raise GirderError(f"Job {job_id} cannot be canceled: {e}.") from e
+        with explained(f"Job {job_id} cannot be canceled"):
+            try:
+                Job().cancelJob(job)
+            except GirderException as e:
+                raise GirderError(f"Job {job_id} cannot be canceled: {e}.") from e
 
     def scheduler_address(self) -> str | None:
         """Return the address of the Dask scheduler, if one is set."""
@@ -136,20 +139,29 @@ class GirderBackend:
 
         ``trusted`` says whether who starts them may run code of their own.
         """
-        if group is None:
-            recorded = store.record(submissions, user, _api_url(), parent, trusted=trusted)
-            jobs = [r.job for r in recorded]
-        else:
-            job, recorded = store.record_group(
-                group, submissions, user, _api_url(), parent, trusted=trusted
-            )
-            jobs = [job, *(r.job for r in recorded)]
+        with explained(_NOTHING_MADE):
+            api_url = _api_url()
+            if group is None:
+                recorded = store.record(submissions, user, api_url, parent, trusted=trusted)
+                jobs = [r.job for r in recorded]
+            else:
+                job, recorded = store.record_group(
+                    group, submissions, user, api_url, parent, trusted=trusted
+                )
+                jobs = [job, *(r.job for r in recorded)]
         self._send([r.spec for r in recorded])
-        # They may have been canceled while these were recorded.
-        for above in [parent, *(job["_id"] for job in jobs[:1] if groups.is_group(job))]:
+        try:
+            self._stop_late([parent, *(job["_id"] for job in jobs[:1] if groups.is_group(job))])
+        except PyMongoError:
+            # They are recorded and will run: whoever started them must be given them.
+            logger.exception("It could not be seen whether new jobs were canceled meanwhile")
+        return jobs
+
+    def _stop_late(self, parents: Sequence[ObjectId | None]) -> None:
+        """Cancel what jobs have started that were canceled while this was recorded."""
+        for above in parents:
             if above is not None and records.is_stopping(above):
                 self.tell_canceled(store.cancel_children(above))
-        return jobs
 
     def schedule(self, job: dict[str, Any]) -> None:
         """Queue an INACTIVE job that Girder's own model made, and hand it to the scheduler."""
@@ -206,9 +218,10 @@ class GirderBackend:
     def _load(self, job_id: str, level: int, **options: Any) -> Any:
         user = _request_user()
         try:
-            job = Job().load(
-                ObjectId(job_id), user=user, level=level, force=not _in_request(), **options
-            )
+            with explained(f"Job {job_id} cannot be read"):
+                job = Job().load(
+                    ObjectId(job_id), user=user, level=level, force=not _in_request(), **options
+                )
         except InvalidId as e:
             raise GirderError(f"{job_id!r} is not the id of a job.", status=400) from e
         except AccessException as e:
@@ -216,8 +229,6 @@ class GirderBackend:
                 f"The user {user['login'] if user else None} has no access to job {job_id}: {e}",
                 status=403,
             ) from e
-        except PyMongoError as e:
-            raise GirderError(f"Job {job_id} cannot be read: {e}.") from e
         if job is None:
             raise GirderError(f"There is no job {job_id}.", status=404)
         return job

@@ -12,9 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+import pymongo
 from bson import ObjectId, json_util
 from girder_jobs.models.job import Job
-from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    DuplicateKeyError,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
 
 from girder_dask import config
 from girder_dask.errors import GirderError, SubmissionError
@@ -29,6 +35,7 @@ from girder_dask.plugin.cancellation import (
     remember,
 )
 from girder_dask.plugin.claims import Claim, claim
+from girder_dask.plugin.database import reason
 from girder_dask.plugin.dependencies import check as check_dependencies
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import Notices
@@ -58,6 +65,15 @@ logger = logging.getLogger(__name__)
 
 #: What a new job's subdocument ``dask`` holds besides its task.
 _NEW = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 0, "open": True}
+
+# Seconds that it may take to delete what was not recorded as a whole.
+_UNDO_TIME = 2.0
+
+_NONE = "None of them was recorded."
+_NOT_KNOWN = (
+    "Whether they were recorded is not known: look in Girder's list of jobs before you start them "
+    "again."
+)
 
 _OPTIONS = ("retries", "timeout", "resources", "priority", "isolation", "at_most_once")
 
@@ -142,8 +158,8 @@ def record_group(
     except PyMongoError as e:
         _abandon(job)
         raise GirderError(
-            f"Girder's database did not take the job '{group.title}' of {len(drafts)} jobs: {e}. "
-            "None of them was recorded."
+            f"Girder's database did not take the job '{group.title}' of {len(drafts)} jobs: "
+            f"{reason(e)}. {_NONE}"
         ) from e
     except GirderError:
         _abandon(job)
@@ -153,13 +169,18 @@ def record_group(
     notices.send()
     _announce(job)
     recorded = _announced(drafts)
-    groups.complete(job)
+    try:
+        groups.complete(job)
+    except PyMongoError:
+        # It is recorded and counted later: whoever started it must be given it.
+        logger.exception("It is not noted that all jobs of %s are recorded", job["_id"])
     return job, recorded
 
 
 def _abandon(job: dict[str, Any]) -> None:
     try:
-        groups.abandon(job)
+        with pymongo.timeout(_UNDO_TIME):
+            groups.abandon(job)
     except PyMongoError:
         logger.exception("The job %s, of which no parts were recorded, may be left", job["_id"])
 
@@ -226,23 +247,33 @@ def _write(drafts: Sequence[_Draft]) -> None:
     """Write the drafts. The job documents come last: a job that exists can be run."""
     if not drafts:
         return
-    jobs = Job().collection
+    may_exist = False
     try:
         _write_records(drafts)
-        jobs.insert_many([draft.job for draft in drafts], ordered=False)
+        may_exist = True
+        Job().collection.insert_many([draft.job for draft in drafts], ordered=False)
     except Exception as e:
         # Whatever it is (BSON refuses some values with errors of its own), nothing may be left.
-        ids = [draft.job["_id"] for draft in drafts]
-        try:
-            jobs.delete_many({"_id": {"$in": ids}})
+        may_exist = may_exist and not isinstance(e, ServerSelectionTimeoutError)
+        may_exist = not _undo(drafts) and may_exist
+        raise GirderError(
+            f"Girder's database did not take {len(drafts)} new jobs, the first of "
+            f"{drafts[0].spec.task}: {reason(e)}. {_NOT_KNOWN if may_exist else _NONE}"
+        ) from e
+
+
+def _undo(drafts: Sequence[_Draft]) -> bool:
+    """Delete what is there of jobs that were not recorded, and say whether that worked."""
+    ids = [draft.job["_id"] for draft in drafts]
+    try:
+        with pymongo.timeout(_UNDO_TIME):
+            Job().collection.delete_many({"_id": {"$in": ids}})
             tokens.delete(draft.token["_id"] for draft in drafts if draft.token)
             forget(ids)
-        except PyMongoError:
-            logger.exception("Parts of %d jobs that were not recorded may be left", len(ids))
-        raise GirderError(
-            f"Girder's database did not take {len(ids)} new jobs, the first of "
-            f"{drafts[0].spec.task}: {e}. None of them was recorded."
-        ) from e
+    except PyMongoError:
+        logger.exception("Parts of %d jobs that were not recorded may be left", len(ids))
+        return False
+    return True
 
 
 def _write_records(drafts: Sequence[_Draft]) -> None:
@@ -324,7 +355,7 @@ def _queue(draft: _Draft, now: datetime) -> None:
         tokens.delete([str(draft.spec.token)])
         raise SubmissionError(taken, task=draft.spec.task) from e
     except PyMongoError as e:
-        raise GirderError(f"Girder's database did not take job {job['_id']}: {e}.") from e
+        raise GirderError(f"Girder's database did not take job {job['_id']}: {reason(e)}.") from e
     if not held:
         forget([job["_id"]])
         raise SubmissionError(taken, task=draft.spec.task)
