@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +14,7 @@ import requests
 
 from girder_dask.downloads import Report
 from girder_dask.patience import Patience, again, ask, was_not_sent
-from girder_dask.traces import Traces
+from girder_dask.traces import Broken, Traces
 
 __all__ = ["send_artifact", "upload"]
 
@@ -74,7 +75,9 @@ class _Upload:
             raise TypeError(f"upload_kwargs has {', '.join(options)}, which uploads do not take")
         self._tell = tell
         self._traces = traces
-        self._headers = {} if traces is None else traces.headers
+        # The same for each time that it begins anew, so that Girder knows what was left of it.
+        self._own_name = uuid.uuid4().hex
+        self._headers = {} if traces is None else traces.headers(self._own_name)
         self._size = source.stat().st_size
 
     def run(self) -> None:
@@ -133,9 +136,12 @@ class _Upload:
                 )
             except requests.RequestException as e:
                 # An empty file that was made must not be made twice.
-                if self._size == 0 and not was_not_sent(e):
+                may_be_made = self._size == 0 and not was_not_sent(e)
+                if may_be_made and self._traces is None:
                     raise
                 patience.wait(e)
+                if may_be_made and self._settle() == Broken.COMPLETE:
+                    return {}
 
     def _send(self, upload: str, patience: Patience) -> None:
         offset = 0
@@ -173,6 +179,11 @@ class _Upload:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None and status < 500:
             raise error
+        if self._traces is not None:
+            state = self._settle((upload, offset))
+            if state == Broken.NOTHING:
+                raise _Broken(error) from error
+            return state == Broken.COMPLETE
         try:
             has = ask(self._gc, "file/offset", {"uploadId": upload})["offset"]
         except requests.HTTPError as e:
@@ -186,6 +197,10 @@ class _Upload:
             return False
         self._drop(upload)
         raise _Broken(error) from error
+
+    def _settle(self, begun: tuple[str, int] | None = None) -> Broken:
+        assert self._traces is not None  # noqa: S101 - it was asked for above
+        return self._traces.settle(self._gc, self._own_name, self._parent, begun)
 
     def _drop(self, upload: str) -> None:
         patience = Patience()

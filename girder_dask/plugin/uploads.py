@@ -3,6 +3,10 @@
 The worker names its attempt in a header. A file that comes with it is marked with the job and
 the attempt, and is refused if Girder knows of a later one: a worker that was thought dead, and
 comes back in the middle of an upload, must not add to what the new attempt leaves.
+
+Another header names the upload. By that a worker that got no answer can ask what became of it:
+Girder makes an item, moves the content, makes the file, and forgets the upload, and it may die,
+or lose its database, between any two of these steps.
 """
 
 from __future__ import annotations
@@ -10,20 +14,23 @@ from __future__ import annotations
 from typing import Any
 
 import cherrypy
+from bson import ObjectId
+from bson.errors import InvalidId
 from girder import events
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
 from girder.api.rest import Resource, getCurrentToken
 from girder.constants import AccessType, TokenScope
-from girder.exceptions import RestException
+from girder.exceptions import AccessException, GirderException, RestException
 from girder.models.file import File
 from girder.models.item import Item
+from girder.models.upload import Upload
 from girder_jobs.models.job import Job
 
 from girder_dask.plugin import records
 from girder_dask.plugin.notices import EVENT_HANDLER
 from girder_dask.plugin.requester import identify
-from girder_dask.traces import HEADER
+from girder_dask.traces import ATTEMPT_HEADER, UPLOAD_HEADER, Broken
 
 __all__ = ["UPLOAD_INDEX", "bind", "ensure", "mount"]
 
@@ -47,16 +54,18 @@ def bind() -> None:
     """Bind the events."""
     events.bind("model.upload.finalize", EVENT_HANDLER, _check)
     events.bind("model.file.finalizeUpload.before", EVENT_HANDLER, _mark)
+    events.bind("model.item.save", EVENT_HANDLER, _mark_item)
 
 
 def mount(resource: Resource) -> None:
     """Add the route to the resource ``dask``."""
     resource.route("GET", ("job", ":id", "uploads"), list_uploads)
+    resource.route("POST", ("job", ":id", "upload"), settle)
 
 
 def _uploader() -> tuple[dict[str, Any], int] | None:
     """Return the job at work that makes this request to upload a result, and its attempt."""
-    named = cherrypy.request.headers.get(HEADER, "")
+    named = cherrypy.request.headers.get(ATTEMPT_HEADER, "")
     if not named.isdigit():
         return None
     token = getCurrentToken()
@@ -80,10 +89,22 @@ def _check(event: Any) -> None:
 
 
 def _mark(event: Any) -> None:
+    _mark_document(event.info["file"])
+
+
+def _mark_item(event: Any) -> None:
+    if "_id" not in event.info:
+        _mark_document(event.info)
+
+
+def _mark_document(document: dict[str, Any]) -> None:
     uploader = _uploader()
     if uploader is not None:
         job, attempt = uploader
-        event.info["file"]["dask"] = {"job": job["_id"], "attempt": attempt}
+        document["dask"] = {"job": job["_id"], "attempt": attempt}
+        name = cherrypy.request.headers.get(UPLOAD_HEADER)
+        if name:
+            document["dask"]["upload"] = name
 
 
 @access.public(scope=TokenScope.DATA_READ)
@@ -123,3 +144,65 @@ def list_uploads(job: dict[str, Any], before: int | None) -> list[dict[str, Any]
         for file in files
         if file.get("itemId") in folders
     ]
+
+
+@access.public(scope=TokenScope.DATA_WRITE)
+@autoDescribeRoute(
+    Description("Tell what became of an upload of a result whose answer did not come.")
+    .notes(
+        "For the job at work itself. `state` is `complete` if there is the file, `unchanged` if "
+        "nothing has come of what was sent from the offset on, and else `nothing`: then all that "
+        "there was of it is removed, and it has to begin anew."
+    )
+    .modelParam("id", "The id of the job.", model=Job, force=True)
+    .param("name", "What its requests have in the header Girder-Dask-Upload.")
+    .param("folderId", "The folder that it is put into.", required=False)
+    .param("uploadId", "The id of the upload, if it was begun.", required=False)
+    .param("offset", "Where its last request began.", dataType="integer", required=False)
+    .errorResponse("The request is not made by the job at work.", 403)
+)
+def settle(
+    job: dict[str, Any], name: str, folderId: str | None, uploadId: str | None, offset: int | None
+) -> dict[str, str]:
+    """Settle an upload that broke."""
+    if not identify().runs(job):
+        raise AccessException(f"Job {job['_id']} alone, while it is at work, settles its uploads.")
+    mark = {"dask.job": job["_id"], "dask.upload": name}
+    upload = None
+    if uploadId:
+        upload = Upload().findOne({"_id": _object_id(uploadId), "userId": job["userId"]})
+    state = Broken.NOTHING
+    if File().findOne(mark) is not None:
+        state = Broken.COMPLETE
+        if upload is not None:
+            Upload().remove(upload)
+    elif upload is not None and offset is not None and _offset(upload) == offset:
+        state = Broken.UNCHANGED
+    else:
+        if upload is not None:
+            Upload().cancelUpload(upload)
+        if folderId:
+            _remove_items({"folderId": _object_id(folderId), **mark})
+    return {"state": state.value}
+
+
+def _object_id(text: str) -> ObjectId:
+    try:
+        return ObjectId(text)
+    except InvalidId as e:
+        raise RestException(f"{text!r} is no id.") from e
+
+
+def _offset(upload: dict[str, Any]) -> int | None:
+    """Return how much of an upload Girder has, None if its content was moved already."""
+    try:
+        return int(Upload().requestOffset(upload))
+    except (OSError, GirderException):
+        return None
+
+
+def _remove_items(query: dict[str, Any]) -> None:
+    """Remove items that were made for a file, and have none."""
+    for item in Item().find(query):
+        if File().findOne({"itemId": item["_id"]}) is None:
+            Item().remove(item)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from girder_dask.jobs import JobStatus
-from girder_dask.traces import HEADER
+from girder_dask.traces import ATTEMPT_HEADER, UPLOAD_HEADER
 from girder_dask.transforms import GirderUploadToFolder, GirderUploadToItem
 from tests.integration.rest_site import ask, start_waiting
 
@@ -86,14 +88,14 @@ def test_an_attempt_that_is_over_uploads_nothing(girder_stack, girder_user):
     folder = girder_user.folder["_id"]
     waiting = girder_stack.call(start_waiting, user=girder_user)
     job_id, token = waiting["id"], waiting["token"]
-    assert put("first.txt", **{HEADER: "1"}).status_code == 200
+    assert put("first.txt", **{ATTEMPT_HEADER: "1"}).status_code == 200
     girder_stack.call(begin, job_id, 2)
-    refused = put("late.txt", **{HEADER: "1"})
+    refused = put("late.txt", **{ATTEMPT_HEADER: "1"})
     assert refused.status_code == 409
     assert f"Attempt 1 of job {job_id} is over" in refused.json()["message"]
-    assert put("second.txt", **{HEADER: "2"}).status_code == 200
+    assert put("second.txt", **{ATTEMPT_HEADER: "2"}).status_code == 200
     assert put("plain.txt").status_code == 200, "what a task uploads itself is its own affair"
-    assert put("odd.txt", **{HEADER: "many"}).status_code == 200
+    assert put("odd.txt", **{ATTEMPT_HEADER: "many"}).status_code == 200
 
     assert contents(girder_user, folder).keys() == {
         *("first.txt", "second.txt", "plain.txt", "odd.txt"),
@@ -103,4 +105,82 @@ def test_an_attempt_that_is_over_uploads_nothing(girder_stack, girder_user):
     stranger = girder_stack.create_user()
     hidden = ask(girder_stack, "GET", f"dask/job/{job_id}/uploads", by=stranger)
     assert hidden.status_code == 403
+    girder_user.client.put(f"job/{job_id}/cancel")
+
+
+# -- uploads that break within Girder ----------------------------------------------------------
+
+STEPS = [
+    "model.upload.save.after",
+    "model.upload.finalize",
+    "model.item.save.after",
+    "model.file.finalizeUpload.before",
+    "model.file.finalizeUpload.after",
+    "data.process",
+]
+
+
+def raise_at(event: str) -> None:
+    """Have the next request fail in which this happens. Run it in Girder."""
+    from girder import events
+
+    def fail(_event: object) -> None:
+        events.unbind(event, "test")
+        raise RuntimeError("as it was told to")
+
+    events.bind(event, "test", fail)
+
+
+@pytest.mark.parametrize("content", ["content", ""], ids=["content", "empty"])
+def test_an_upload_that_fails_at_any_step_is_there_once(girder_stack, girder_user, content):
+    def start(folder: str) -> str:
+        from my_worker_tasks.files import make_tree
+
+        hooks = [GirderUploadToFolder(folder)]
+        return str(make_tree.apply_async(({"out": content},), girder_result_hooks=hooks).id)
+
+    for step in STEPS:
+        parent = girder_user.folder["_id"]
+        folder = girder_user.client.createFolder(parent, step)["_id"]
+        girder_stack.call(raise_at, step)
+        job_id = girder_stack.call(start, folder, user=girder_user)
+        girder_stack.wait(job_id, status=JobStatus.SUCCESS)
+        assert contents(girder_user, folder) == {"out": content}, step
+
+
+def test_what_became_of_an_upload_is_told_to_its_job(girder_stack, girder_user):
+    folder = girder_user.folder["_id"]
+    waiting = girder_stack.call(start_waiting, user=girder_user)
+    job_id, token = waiting["id"], waiting["token"]
+    named = {ATTEMPT_HEADER: "1", UPLOAD_HEADER: "mine"}
+
+    def put(method: str, path: str, data: bytes = b"", **query: Any) -> Any:
+        options = {"params": query, "data": data, "headers": named, "token": token}
+        return ask(girder_stack, method, path, **options).json()
+
+    def settle(upload: str = "", offset: int = 0, **who: Any) -> Any:
+        query = {"name": "mine", "folderId": folder, "uploadId": upload, "offset": offset}
+        return ask(girder_stack, "POST", f"dask/job/{job_id}/upload", params=query, **who)
+
+    def state(*given: Any) -> str:
+        return str(settle(*given, token=token).json()["state"])
+
+    about = {"parentType": "folder", "parentId": folder, "name": "out"}
+    piece = 5 * 1024**2  # the least that Girder takes but for the last
+    first = put("POST", "file", size=piece + 1, **about)["_id"]
+    assert state(first) == "unchanged"
+    put("POST", "file/chunk", bytes(piece), uploadId=first, offset=0)
+    assert state(first, piece) == "unchanged"
+    assert state(first, 0) == "nothing", "a part of the piece is there"
+    assert state(first, piece) == "nothing", "it was removed"
+
+    second = put("POST", "file", size=4, **about)["_id"]
+    assert put("POST", "file/chunk", b"abcd", uploadId=second, offset=0)["name"] == "out"
+    assert state(second) == "complete"
+    assert contents(girder_user, folder) == {"out": "abcd"}
+
+    assert settle(by=girder_user).status_code == 403
+    assert settle("nothing", token=token).status_code == 400
+    strange = girder_stack.upload(b"x", client=girder_stack.admin)["_id"]
+    assert state(strange) == "complete", "it is not asked for what others have"
     girder_user.client.put(f"job/{job_id}/cancel")
