@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import psutil
 
-from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.jobs import FINAL, JobStatus, can_follow
 from girder_dask.testing.stack import TestStack
 
-__all__ = ["FaultStack", "states", "until"]
+__all__ = ["FaultStack", "check_history", "states", "until"]
 
 
 def until(condition: Callable[[], Any], seconds: float = 30, pause: float = 0.05) -> Any:
@@ -27,6 +28,16 @@ def until(condition: Callable[[], Any], seconds: float = 30, pause: float = 0.05
 def states(job: dict[str, Any]) -> list[str]:
     """Return the names of the states that a job went through."""
     return [JobStatus(stamp["status"]).name for stamp in job["timestamps"]]
+
+
+def check_history(job: dict[str, Any], expected: list[str]) -> None:
+    """Check the states that an ended job went through, and their times."""
+    stamps = job["timestamps"]
+    assert states(job) == expected
+    assert all(can_follow(a["status"], b["status"]) for a, b in pairwise(stamps))
+    assert all(a["time"] <= b["time"] for a, b in pairwise(stamps))
+    assert [JobStatus(stamp["status"]) in FINAL for stamp in stamps].count(True) == 1
+    assert job["status"] == stamps[-1]["status"]
 
 
 class FaultStack(TestStack):
@@ -103,3 +114,15 @@ class FaultStack(TestStack):
     def numbered(self, job_id: str, tag: str = "line") -> list[int]:
         """Return the numbers of the lines ``line 0``, ``line 1``, … in the log of a job."""
         return [int(n) for n in re.findall(rf"^{tag} (\d+)$", self.log(job_id), re.MULTILINE)]
+
+    def outputs(self, folder: str) -> dict[str, list[str]]:
+        """Return the contents of all files of a folder by the names of the files."""
+        found: dict[str, list[str]] = {}
+        for item in self.admin.listItem(folder):
+            files = list(self.admin.listFile(item["_id"]))
+            if not files:
+                found.setdefault(item["name"], []).append("no file")
+            for file in files:
+                content = b"".join(self.admin.downloadFileAsIterator(file["_id"])).decode()
+                found.setdefault(file["name"], []).append(content)
+        return found

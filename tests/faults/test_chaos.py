@@ -64,7 +64,7 @@ def test_parts_killed_at_random(
     finally:
         print(f"seed {seed}", *monkey.diary, sep="\n")
     wrong = {}
-    outputs = read_outputs(stack, folder)
+    outputs = stack.outputs(folder)
     for number, (job_id, job) in enumerate(zip(ids, stack.all_jobs(ids), strict=True)):
         found = [*check_states(job), *check_log(stack.log(job_id), job["dask"]["attempt"])]
         made = outputs.pop(f"out-{number}.txt", [])
@@ -107,16 +107,3 @@ def check_log(log: str, last: int) -> list[str]:
     if told and told[-1] > last:
         wrong.append(f"it has lines of attempt {told[-1]}, after the last")
     return wrong
-
-
-def read_outputs(stack: FaultStack, folder: str) -> dict[str, list[str]]:
-    """Return the contents of all files of a folder by the names of the files."""
-    found: dict[str, list[str]] = {}
-    for item in stack.admin.listItem(folder):
-        files = list(stack.admin.listFile(item["_id"]))
-        if not files:
-            found.setdefault(item["name"], []).append("no file")
-        for file in files:
-            content = b"".join(stack.admin.downloadFileAsIterator(file["_id"])).decode()
-            found.setdefault(file["name"], []).append(content)
-    return found

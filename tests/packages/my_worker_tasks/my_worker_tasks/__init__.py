@@ -16,6 +16,7 @@ from my_worker_tasks.stubborn import breeds, frozen
 from my_worker_tasks.surroundings import env
 from my_worker_tasks.tallies import tally
 from my_worker_tasks.values import add_one, fails_once, hold, make_bytes, meet, sizes
+from my_worker_tasks.witness import witness
 
 __all__ = [
     "add_one",
@@ -45,6 +46,7 @@ __all__ = [
     "tally",
     "warns",
     "which_gpus",
+    "witness",
     "writes_bytes",
 ]
 

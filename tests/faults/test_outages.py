@@ -1,0 +1,287 @@
+"""Girder, its database or its broker is away while jobs begin, go on and end."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import girder_client
+import pytest
+import requests
+from fault_site import FaultStack, check_history, until
+from outage_site import JournaledStack, Outage, Witnesses, killed, misbehaving, stopped
+
+from girder_dask.jobs import JobStatus
+
+S = JobStatus
+
+NO_ANSWER = "Girder does not answer at "
+OUTAGES = {
+    "girder killed": Outage(partial(killed, name="girder"), NO_ANSWER),
+    "girder fails": Outage(partial(misbehaving, how="fails"), " answered 500 to "),
+    "girder stopped": Outage(partial(stopped, name="girder"), NO_ANSWER),
+    "mongo killed": Outage(partial(killed, name="mongod"), " answered 500 to "),
+}
+SLOW = Outage(partial(misbehaving, how="is slow"), blocks=None)
+LONG = [pytest.mark.long, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def journaled_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JournaledStack]:
+    env = {
+        "DASK_GIRDER__SCHEDULER__PULL_INTERVAL": "1s",
+        "DASK_GIRDER__SCHEDULER__RETRY_DELAY_MAX": "1s",
+        # Less than a short outage lasts, so that some requests are made again.
+        "DASK_GIRDER__SCHEDULER__REQUEST_TIMEOUT": "5s",
+    }
+    directory = tmp_path_factory.mktemp("outages") / "stack"
+    with JournaledStack(directory, workers=2, threads=3, env=env) as stack:
+        yield stack
+
+
+@pytest.fixture
+def stack(
+    journaled_stack: JournaledStack, request: pytest.FixtureRequest
+) -> Iterator[JournaledStack]:
+    """One for all tests here, which is whole again after each."""
+    yield journaled_stack
+    if getattr(request.node, "failed", False):
+        print(journaled_stack.recent_logs(40))
+
+
+@pytest.mark.parametrize(
+    ("outage", "seconds"),
+    [
+        *(pytest.param(outage, 10, id=f"{name}, short") for name, outage in OUTAGES.items()),
+        *(pytest.param(OUTAGES[n], 300, id=f"{n}, long", marks=LONG) for n in OUTAGES),
+        pytest.param(SLOW, 60, id="girder is slow", marks=LONG),
+    ],
+)
+def test_jobs_go_on(stack: FaultStack, tmp_path: Path, outage: Outage, seconds: float) -> None:
+    jobs = Witnesses(stack, tmp_path)
+    with outage.of(stack):
+        jobs.go_on(seconds)
+    jobs.check(outage)
+
+
+@pytest.mark.parametrize("how", [killed, stopped])
+def test_redis_is_away(stack: FaultStack, tmp_path: Path, how: Any) -> None:
+    """Nobody is told at once of what happens; nothing else changes."""
+    outage = Outage(partial(how, name="redis"), blocks=False)
+    jobs = Witnesses(stack, tmp_path)
+    with outage.of(stack):
+        began = time.monotonic()
+        jobs.start_one()
+        assert time.monotonic() - began < 2
+        jobs.go_on(0)
+        jobs.all_end()
+    jobs.check(outage)
+
+
+# -- jobs that are started ---------------------------------------------------------------------
+
+
+def by_route(stack: FaultStack, user: Any, diary: str) -> None:
+    """Start a witness with ``delay()``, in the route of a plugin."""
+    given = json.dumps({"diary": diary, "lines": 3})
+    user.client.post("my_plugin/task/witness", {"kwargs": given})
+
+
+def by_model(stack: FaultStack, user: Any, diary: str) -> None:
+    """Start one as Girder's own model does."""
+
+    def start() -> None:
+        from girder.api.rest import getCurrentUser
+        from girder_jobs.models.job import Job
+
+        task = {"task": "my_worker_tasks:witness"}
+        kwargs = {"diary": diary, "lines": 3}
+        more = {"handler": "dask_handler", "kwargs": kwargs, "otherFields": {"dask": task}}
+        Job().scheduleJob(Job().createJob("witness", "", user=getCurrentUser(), **more))
+
+    stack.call(start, user=user)
+
+
+def by_map(stack: FaultStack, user: Any, diary: str) -> None:
+    """Start three, under a job that shows how many of them are done."""
+
+    def start() -> None:
+        from my_worker_tasks import witness
+
+        witness.map([diary] * 3, lines=3)
+
+    stack.call(start, user=user)
+
+
+def die_at(event: str) -> None:
+    """Have this Girder killed by what happens next. Run it in Girder."""
+    from girder import events
+
+    def die(_event: object) -> None:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    events.bind(event, "test", die)
+
+
+def restart_killed(stack: FaultStack, holds: Callable[[], bool] = lambda: True) -> None:
+    """Wait until Girder was killed, look that something holds then, and start it again."""
+    part = stack.part("girder")
+    until(lambda: not part.running)
+    assert part.exit_code == -signal.SIGKILL
+    assert holds()
+    stack.kill("girder")
+    stack.restart("girder")
+
+
+def let_time_pass(group: Any) -> None:
+    """Have the jobs of a map have been recorded for three minutes. Run it in Girder."""
+    from datetime import datetime, timedelta, timezone
+
+    from girder_jobs.models.job import Job
+
+    moment = datetime.now(timezone.utc) - timedelta(minutes=3)
+    Job().collection.update_one({"_id": group}, {"$set": {"dask.group.recording": moment}})
+
+
+@pytest.mark.parametrize(
+    ("start", "event", "count"),
+    [
+        (by_route, "model.job.save.after", 1),
+        (by_model, "jobs.job.update.after", 1),
+        (by_map, "model.job.save.after", 3),
+    ],
+)
+def test_girder_killed_between_recording_a_job_and_handing_it_over(
+    stack: FaultStack, tmp_path: Path, start: Callable[..., None], event: str, count: int
+) -> None:
+    """The scheduler asks for it."""
+    user = stack.create_user()
+    stack.call(die_at, event)
+    with pytest.raises(requests.ConnectionError):
+        start(stack, user, str(tmp_path))
+    restart_killed(stack, lambda: not list(tmp_path.iterdir()))
+
+    ids = [job["_id"] for job in user.client.get("job", {"limit": 0})]
+    for job in stack.all_jobs(ids):
+        if "group" in job["dask"]:
+            stack.call(let_time_pass, job["_id"])
+    jobs = stack.wait_all(ids)
+    for job in jobs:
+        check_history(job, ["QUEUED", "RUNNING", "SUCCESS"])
+    said = [stack.numbered(job["_id"]) for job in jobs if "group" not in job["dask"]]
+    assert said == [[0, 1, 2]] * count
+    assert len(list(tmp_path.iterdir())) == count
+
+
+def start_until_it_fails(path: str) -> dict[str, tuple[float, str, bool]]:
+    """Start jobs in some threads until an error, and make a file when each has one.
+
+    Returns for each title the seconds that it took, the id or what was said, and whether a job
+    was made. Run it in Girder.
+    """
+    import itertools
+    import time
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+
+    from my_worker_tasks import noop
+
+    from girder_dask.errors import GirderError
+
+    found: dict[str, tuple[float, str, bool]] = {}
+
+    def start(name: str) -> None:
+        for n in itertools.count():
+            title, began = f"{name}-{n}", time.monotonic()
+            try:
+                said, is_made = str(noop.delay(girder_job_title=title).id), True
+            except GirderError as e:
+                said, is_made = str(e), False
+            found[title] = (time.monotonic() - began, said, is_made)
+            if not is_made:
+                return
+            Path(path, name).touch()
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(start, ("a", "b", "c")))
+    return found
+
+
+def test_jobs_started_while_mongo_is_away(stack: FaultStack, tmp_path: Path) -> None:
+    """There is an error that says so, soon, and no half job."""
+    user = stack.create_user()
+    with ThreadPoolExecutor(1) as thread:
+        started = thread.submit(stack.call, start_until_it_fails, str(tmp_path))
+        until(lambda: started.done() or len(list(tmp_path.iterdir())) == 3)
+        assert not started.done(), started.result()
+        with killed(stack, "mongod"):
+            found = started.result(60)
+            began = time.monotonic()
+            with pytest.raises(girder_client.HttpError) as raised:
+                user.client.post("my_plugin/task/noop")
+            assert raised.value.status == 500
+            assert time.monotonic() - began < 20
+    assert max(took for took, _, _ in found.values()) < 20, "it waits for 3 s, and cleans up"
+    errors = {title: said for title, (_, said, is_made) in found.items() if not is_made}
+    assert len(errors) == 3
+    nothing = re.compile(r"No job was made, as Girder's database|None of them was recorded\.$")
+    unsure = re.compile(r"Whether they were recorded is not known: .* start them again\.$")
+    assert all(nothing.search(said) or unsure.search(said) for said in errors.values())
+
+    def titles(names: list[str], user_id: str) -> list[tuple[str, str]]:
+        from bson import ObjectId
+        from girder_jobs.models.job import Job
+
+        query = {"$or": [{"title": {"$in": names}}, {"userId": ObjectId(user_id)}]}
+        return [(job["title"], str(job["_id"])) for job in Job().collection.find(query)]
+
+    made = dict(there := stack.call(titles, list(found), user.id))
+    assert len(made) == len(there), "each once"
+    for title, (_, said, is_made) in found.items():
+        if is_made:
+            assert made[title] == said
+        elif nothing.search(said):
+            assert title not in made
+    assert made.keys() <= found.keys(), "none of the user"
+    assert {job["status"] for job in stack.wait_all(made.values())} == {S.SUCCESS}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "model.item.save.after",
+        pytest.param("model.file.finalizeUpload.before", marks=pytest.mark.long),
+        pytest.param("model.file.finalizeUpload.after", marks=pytest.mark.long),
+    ],
+)
+def test_girder_killed_while_it_makes_a_file_of_an_output(
+    stack: FaultStack, tmp_path: Path, event: str
+) -> None:
+    """The output is there once."""
+    user = stack.create_user()
+    folder = str(user.folder["_id"])
+
+    def start(diary: str) -> str:
+        from my_worker_tasks import witness
+
+        from girder_dask.transforms import GirderUploadToFolder
+
+        hooks = [GirderUploadToFolder(folder)]
+        given = {"diary": diary, "lines": 1, "ends": "out"}
+        return str(witness.apply_async((), given, girder_result_hooks=hooks).id)
+
+    stack.call(die_at, event)
+    job_id = stack.call(start, str(tmp_path), user=user)
+    restart_killed(stack)
+    check_history(stack.wait(job_id), ["QUEUED", "RUNNING", "PUSHING_OUTPUT", "SUCCESS"])
+    assert stack.outputs(folder) == {"out": ["out of attempt 1\n"]}
