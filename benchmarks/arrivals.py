@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.side import SUCCESS, Side
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Arrivals"]
 
@@ -36,7 +39,7 @@ class Arrivals:
         newest = side.jobs.find_one({}, {"_id": 1}, sort=[("_id", -1)])
         self._low = newest["_id"] if newest else None
 
-    def __enter__(self) -> Arrivals:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

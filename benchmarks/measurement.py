@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from benchmarks.raw import RawDask
     from benchmarks.side import Side
     from benchmarks.stack import BenchmarkStack
 
@@ -47,14 +48,24 @@ class Measurement:
 
     def rounds(self) -> Iterator[int]:
         """Go through the rounds. In each, all systems are measured once, in turn."""
-        for self._round in range(1, self.number + 1):
-            yield self._round
+        for n in range(1, self.number + 1):
+            self._round = n
+            yield n
 
     def sides(self) -> Iterator[Side]:
-        """Go through the Girders that are measured."""
+        """Go through the Girders that are measured, each while the other systems rest."""
         for name in ("girder_dask", "girder_worker"):
             if name in self.systems:
-                yield getattr(self.stack, name)
+                side: Side = getattr(self.stack, name)
+                self.stack.turn(name)
+                yield side
+
+    def dask(self) -> Iterator[RawDask]:
+        """Give Dask alone, if it is measured, while the other systems rest."""
+        if "dask" in self.systems:
+            alone = self.stack.dask
+            self.stack.turn("dask")
+            yield alone
 
     def record(
         self, system: str, what: str, value: float, unit: str, **details: Any

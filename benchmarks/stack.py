@@ -6,12 +6,15 @@ girder_worker's and Dask's are started when a case first asks for them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from benchmarks import packages, rabbitmq
 from benchmarks.rabbitmq import Rabbit
@@ -27,6 +30,10 @@ __all__ = ["BenchmarkStack"]
 ROOT = Path(__file__).parents[1]
 _POLL = 0.05
 _HOST = "127.0.0.1"
+#: Seconds until a system that was held has caught up.
+_SETTLE = 1.0
+#: A scheduler is not to give up workers that were held.
+_PATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1 hour"}
 #: Both systems run two jobs at once, in two processes.
 _WORKERS = 2
 
@@ -52,11 +59,13 @@ class BenchmarkStack(Stack):
             env={
                 "PYTHONPATH": _path(packages.write(directory / "girder_dask", ported=False)),
                 "TMPDIR": str(temporary),
+                **_PATIENT,
             },
             girder_env={"BENCHMARK_PLUGIN": "dask"},
         )
         self._sides: dict[str, Side] = {}
         self._raw: RawDask | None = None
+        self._held: list[psutil.Process] = []
         #: What carries girder_worker's messages, once it is started.
         self.broker: str | None = None
 
@@ -86,11 +95,28 @@ class BenchmarkStack(Stack):
 
     def stop(self) -> None:
         """Stop everything."""
+        self._let_go()
         if self._raw is not None:
             self._raw.close()
         for side in self._sides.values():
             side.close()
         super().stop()
+
+    def turn(self, system: str) -> None:
+        """Have one system at work, while the Dask processes of the others are held.
+
+        A scheduler and workers that have nothing to do take some percent of a core each. The
+        processes of girder_worker take next to nothing, and its broker drops connections that
+        are silent for a while, so they are not held.
+        """
+        self._let_go()
+        for other, names in self._of_dask().items():
+            for name in names if other != system else ():
+                process = psutil.Process(self.part(name).pid)
+                for each in (process, *process.children(recursive=True)):
+                    each.suspend()
+                    self._held.append(each)
+        time.sleep(_SETTLE)
 
     def check(self) -> None:
         """Raise StackError if a part has ended."""
@@ -120,6 +146,19 @@ class BenchmarkStack(Stack):
             command = self.part(name).command
             command[command.index("--nthreads") + 1] = str(threads)
         self.start_parts(names)
+
+    def _of_dask(self) -> dict[str, list[str]]:
+        """Return the names of the parts of each system that are Dask's."""
+        names = [part.name for part in self.parts if part.running]
+        alone = [name for name in names if name.startswith(("dask-", "worker-dask-"))]
+        ours = [name for name in names if name.startswith(("scheduler", "worker-"))]
+        return {"dask": alone, "girder_dask": [name for name in ours if name not in alone]}
+
+    def _let_go(self) -> None:
+        for process in self._held:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._held.clear()
 
     # Starting
 
@@ -183,6 +222,7 @@ class BenchmarkStack(Stack):
         dashboard = ports.choose(None, taken=[port])
         address = f"tcp://{_HOST}:{port}"
         env = {**os.environ, processes.MARK: str(self.directory), "PYTHONPATH": _path()}
+        env |= _PATIENT
         directory = self._directory.part("dask-workers")
 
         def registered() -> bool:
@@ -220,5 +260,5 @@ def _serve(plugin: str, port: int) -> list[str]:
 
 
 def _wait(parts: Sequence[Part]) -> None:
-    while not all([part.is_ready() for part in parts]):
+    while not all(part.is_ready() for part in parts):
         time.sleep(_POLL)

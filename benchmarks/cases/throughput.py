@@ -24,8 +24,8 @@ def by_map(m: Measurement) -> dict[str, float | None]:
             m.record(side.name, _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
             m.record(side.name, _REQUESTS, requests / m.size, "requests/job", requests=requests)
             side.clear()
-        if "dask" in m.systems:
-            seconds = m.stack.dask.map_noop(m.size)
+        for dask in m.dask():
+            seconds = dask.map_noop(m.size)
             m.record("dask", _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
     return {
         "map_vs_girder_worker": m.ratio(_RATE, "girder_dask", "girder_worker"),
