@@ -62,6 +62,7 @@ class Runner:
     def __init__(self, options: argparse.Namespace) -> None:
         self.ratios: dict[str, float] = {}
         self.results: list[dict[str, Any]] = []
+        self.failures: dict[str, str] = {}
         self.failed: list[str] = []
         self.broker: str | None = None
         self._options = options
@@ -90,6 +91,7 @@ class Runner:
             return
         self.broker = measured.stack.broker or self.broker
         self.results += measured.results
+        self.failures |= measured.failures
         for name, value in ratios.items():
             if value is not None:
                 self.ratios[name] = round(value, 4)
@@ -129,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             runner.close()
     about = {**machine.describe(), "broker_of_girder_worker": runner.broker}
-    found = report.build(runner.ratios, runner.results, about)
+    found = report.build(runner.ratios, runner.failures, runner.results, about)
     report.write(found, options.output)
     print(f"\n{report.tables(found)}")
     if runner.failed:

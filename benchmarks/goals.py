@@ -23,7 +23,7 @@ class Goal:
     bound
         The bound.
     condition
-        What must hold besides, empty if nothing.
+        What must hold besides, empty if nothing. The case says so if it does not.
     """
 
     case: str
@@ -35,9 +35,9 @@ class Goal:
         text = f"{self.relation} {self.bound:g}"
         return f"{text}, {self.condition}" if self.condition else text
 
-    def met(self, measured: float, lost: int = 0) -> bool:
-        """Say whether what was measured is within the bound, and nothing was lost."""
-        return bool(_RELATIONS[self.relation](measured, self.bound)) and not lost
+    def met(self, measured: float) -> bool:
+        """Say whether what was measured is within the bound."""
+        return bool(_RELATIONS[self.relation](measured, self.bound))
 
 
 #: The goals by the names of the ratios.

@@ -44,6 +44,8 @@ class Measurement:
         self.number = rounds
         self.size = size
         self.results: list[dict[str, Any]] = []
+        #: Why the goals of some ratios are missed, besides what the ratios are.
+        self.failures: dict[str, str] = {}
         self._round = 0
 
     def rounds(self) -> Iterator[int]:
@@ -52,9 +54,9 @@ class Measurement:
             self._round = n
             yield n
 
-    def sides(self) -> Iterator[Side]:
+    def sides(self, *only: str) -> Iterator[Side]:
         """Go through the Girders that are measured, each while the other systems rest."""
-        for name in ("girder_dask", "girder_worker"):
+        for name in only or ("girder_dask", "girder_worker"):
             if name in self.systems:
                 side: Side = getattr(self.stack, name)
                 self.stack.turn(name)
@@ -83,6 +85,11 @@ class Measurement:
         self.results.append(result)
         print(f"  {self._round}  {system:<24} {what:<32} {value:>12,.4g} {unit}", flush=True)
         return result
+
+    def fail(self, ratio: str, why: str) -> None:
+        """Say that the goal of a ratio is missed, whatever the ratio is."""
+        self.failures[ratio] = why
+        print(f"  {ratio}: {why}")
 
     def values(self, system: str, what: str) -> list[float]:
         """Return what was found of a system in all rounds."""

@@ -18,19 +18,23 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def build(
-    ratios: Mapping[str, float], results: list[dict[str, Any]], machine: Mapping[str, Any]
+    ratios: Mapping[str, float],
+    failures: Mapping[str, str],
+    results: list[dict[str, Any]],
+    machine: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what ``latest.json`` holds."""
-    goals = {}
-    for name, goal in GOALS.items():
-        if name in ratios:
-            lost = sum(r.get("lost", 0) for r in results if name in r.get("ratios", ()))
-            goals[name] = {
-                "case": goal.case,
-                "goal": str(goal),
-                "measured": ratios[name],
-                "met": goal.met(ratios[name], lost),
-            }
+    goals = {
+        name: {
+            "case": goal.case,
+            "goal": str(goal),
+            "measured": ratios[name],
+            "met": goal.met(ratios[name]) and name not in failures,
+            "failure": failures.get(name),
+        }
+        for name, goal in GOALS.items()
+        if name in ratios
+    }
     return {
         "taken": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "ratios": dict(ratios),
@@ -66,7 +70,7 @@ def goals_table(report: Mapping[str, Any]) -> str:
     for name, goal in GOALS.items():
         found = report["goals"].get(name)
         measured = _number(found["measured"]) if found else "not measured"
-        met = ("yes" if found["met"] else "no") if found else ""
+        met = ("yes" if found["met"] else found["failure"] or "no") if found else ""
         rows.append((goal.case, str(goal), measured, met))
     return _table(("case", "goal", "measured", "met"), rows)
 

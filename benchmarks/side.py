@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,24 @@ class Side:
         for name in ("job", "dask_job", "dask_log"):
             self._database[name].delete_many({})
         time.sleep(_IDLE)
+
+    def abandon(self) -> None:
+        """Cancel what has not ended, and clear."""
+        for parent in self.jobs.find({"status": {"$in": UNFINISHED}, "parentId": None}, {"_id": 1}):
+            self.client.put(f"job/{parent['_id']}/cancel")
+        self.wait(timeout=300)
+        self.clear()
+
+    def log(self, job_id: Any) -> str:
+        """Return the log of a job, as a client of Girder gets it."""
+        if self.name == "girder_dask":
+            return str(self.client.get(f"dask/job/{job_id}/log", jsonResp=False).text)
+        return "".join(self.client.get(f"job/{job_id}")["log"])
+
+    def make_folder(self) -> dict[str, Any]:
+        """Make a folder of the administrator, with a name that no other has."""
+        me = self.client.get("user/me")["_id"]
+        return dict(self.client.createFolder(me, secrets.token_hex(8), parentType="user"))
 
     def stop_workers(self) -> None:
         """Have nothing that runs jobs."""

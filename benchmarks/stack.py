@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -30,6 +30,8 @@ __all__ = ["BenchmarkStack"]
 ROOT = Path(__file__).parents[1]
 _POLL = 0.05
 _HOST = "127.0.0.1"
+#: What ``girder-dask standalone`` takes.
+_DEFAULT_THREADS = 2
 #: Seconds until a system that was held has caught up.
 _SETTLE = 1.0
 #: A scheduler is not to give up workers that were held.
@@ -73,7 +75,7 @@ class BenchmarkStack(Stack):
     def girder_dask(self) -> Side:
         """The system that this project is."""
         if "girder_dask" not in self._sides:
-            workers = [f"worker-{n}" for n in range(_WORKERS)]
+            workers = self._of_ours()
             side = Side("girder_dask", self, self.client(), self.mongo, ["girder"], workers)
             self._sides["girder_dask"] = side
             side.warm_up()
@@ -135,12 +137,20 @@ class BenchmarkStack(Stack):
             self.start_again(part)
         _wait(parts)
 
-    def set_threads(self, threads: int) -> None:
-        """Have each of girder_dask's workers run so many jobs at once from now on."""
-        if threads == self.threads:
-            return
-        self.threads = threads
-        names = [f"worker-{n}" for n in range(_WORKERS)]
+    @contextlib.contextmanager
+    def default_threads(self) -> Iterator[None]:
+        """Have girder_dask's workers run as many jobs as those of the standalone stack."""
+        self._set_threads(_DEFAULT_THREADS)
+        try:
+            yield
+        finally:
+            self._set_threads(self.threads)
+
+    def _of_ours(self) -> list[str]:
+        return [f"worker-{n}" for n in range(_WORKERS)]
+
+    def _set_threads(self, threads: int) -> None:
+        names = self._of_ours()
         self.stop_parts(names)
         for name in names:
             command = self.part(name).command

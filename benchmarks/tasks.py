@@ -48,7 +48,7 @@ def delay(task, jobs, *args, **options):
         function.delay(n, *args, **options)
 
 
-def each(task, jobs, *args):
+def each(task, jobs, args):
     """Start jobs that all get the same arguments."""
     function = globals()[task]
     for _ in range(jobs):
@@ -63,7 +63,7 @@ def map_all(task, jobs):
 def paced(task, moments):
     """Start a job at each of these seconds from now, with its number as the title.
 
-    Returns the times on the clock of the machine at which they were due.
+    Return the times on the clock of the machine at which they were due.
     """
     function = globals()[task]
     start = time.monotonic() + 0.01
@@ -75,7 +75,7 @@ def paced(task, moments):
 
 def read_file(file, jobs):
     """Start jobs that all read the same file of Girder."""
-    each("size", jobs, GirderFileId(file))
+    each("size", jobs, [GirderFileId(file)])
 
 
 def push_files(folder, jobs, nbytes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.cases import latency, throughput
+from benchmarks.cases import growth, latency, throughput, transfers
 from benchmarks.measurement import Measurement
 
 __all__ = ["CASES", "Case", "find"]
@@ -68,6 +68,72 @@ CASES = (
         latency.idle,
         50,
         ratios=("latency_vs_girder_worker",),
+    ),
+    Case(
+        "log_lines",
+        "numbered lines that a task prints, until all are in Girder",
+        transfers.log_lines,
+        200_000,
+        ratios=("log_lines_vs_girder_worker",),
+        unit="lines",
+    ),
+    Case(
+        "files",
+        "jobs over the same file of 100 MB",
+        transfers.files,
+        40,
+        ratios=("files_vs_girder_worker",),
+    ),
+    Case(
+        "upload",
+        "jobs that each push a file of 20 MB",
+        transfers.uploads,
+        20,
+        ratios=("upload_vs_girder_worker",),
+    ),
+    Case(
+        "queue",
+        "throughput while many jobs wait, and while 500 do",
+        growth.long_queues,
+        20_000,
+        ratios=("queue_growth",),
+    ),
+    Case(
+        "scheduler",
+        "CPU time of the scheduler for each job, with our hooks and without",
+        growth.scheduler_time,
+        2000,
+        ratios=("scheduler_overhead",),
+    ),
+    Case(
+        "memory",
+        "memory that processes keep for each finished job",
+        growth.memory,
+        20_000,
+        rounds=1,
+        ratios=("memory_per_job",),
+    ),
+    Case(
+        "standalone",
+        "map and delay with 2 workers of 2 threads, the default of girder-dask standalone",
+        throughput.with_default_threads,
+        1000,
+    ),
+    Case(
+        "load",
+        "latency at more and more jobs a second, each rate for some seconds",
+        latency.under_load,
+        8,
+        rounds=1,
+        unit="seconds",
+    ),
+    Case("sizes", "throughput with more and more jobs", growth.sizes, 20_000, rounds=1),
+    Case(
+        "long_run",
+        "jobs from one map, with the memory of every process meanwhile",
+        growth.long_run,
+        50_000,
+        rounds=1,
     ),
 )
 

@@ -62,15 +62,13 @@ def submissions(m: Measurement) -> dict[str, float | None]:
 
 def with_default_threads(m: Measurement) -> dict[str, float | None]:
     """Measure map and delay on what ``girder-dask standalone`` starts by default."""
-    side = m.stack.girder_dask
-    threads = m.stack.threads
-    m.stack.set_threads(2)
-    side.warm_up()
-    for _ in m.rounds():
-        for way in ("map_all", "delay"):
-            seconds = side.timed(way, m.size, task="noop")
-            what = f"{_RATE} of {way.removesuffix('_all')}"
-            m.record("girder_dask", what, m.size / seconds, "jobs/s", seconds=seconds)
-            side.clear()
-    m.stack.set_threads(threads)
+    for side in m.sides("girder_dask"):
+        with m.stack.default_threads():
+            side.warm_up()
+            for _ in m.rounds():
+                for way in ("map_all", "delay"):
+                    seconds = side.timed(way, m.size, task="noop")
+                    what = f"{_RATE} of {way.removesuffix('_all')}"
+                    m.record(side.name, what, m.size / seconds, "jobs/s", seconds=seconds)
+                    side.clear()
     return {}
