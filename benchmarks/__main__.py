@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, report
+from benchmarks import machine, plots, report
 from benchmarks.cases import CASES, Case, find
 from benchmarks.measurement import SYSTEMS, Measurement
 from benchmarks.stack import BenchmarkStack
@@ -133,6 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     about = {**machine.describe(), "broker_of_girder_worker": runner.broker}
     found = report.build(runner.ratios, runner.failures, runner.results, about)
     report.write(found, options.output)
+    plots.draw(found, options.output)
     print(f"\n{report.tables(found)}")
     if runner.failed:
         print(f"These failed: {', '.join(runner.failed)}.", file=sys.stderr)

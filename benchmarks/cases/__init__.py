@@ -96,6 +96,7 @@ CASES = (
         "throughput while many jobs wait, and while 500 do",
         growth.long_queues,
         20_000,
+        rounds=2,
         ratios=("queue_growth",),
     ),
     Case(

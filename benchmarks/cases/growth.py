@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from benchmarks.measurement import Measurement
 from benchmarks.side import Side
 from benchmarks.usage import Watch, cpu_seconds, unique_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["long_queues", "long_run", "memory", "scheduler_time", "sizes"]
 
@@ -21,42 +25,70 @@ _REFILL = 100
 def long_queues(m: Measurement) -> dict[str, float | None]:
     """Measure how fast jobs end while many or few wait. Both queues are kept full."""
     queues = (min(_SHORT_QUEUE, m.size), m.size)
-    window = max(8, m.size // 10)
     for _ in m.rounds():
         for side in m.sides("girder_dask"):
             for queue in queues:
-                rate = _rate_with(side, queue, window)
+                with _Queue(side, queue) as kept:
+                    first = kept.until(m.size // 20)
+                    m.record(side.name, f"first {m.size // 20:,} of {queue:,} queued", first, "s")
+                    # What was held up by the submission is over after a while.
+                    part = min(1.0, max(0.1, m.size / 20_000))
+                    kept.rate(part * _SETTLE)
+                    rate = kept.rate(part * _WINDOW)
                 m.record(side.name, f"{_RATE} with {queue:,} queued", rate, "jobs/s")
+                side.abandon()
     short, long = (m.median("girder_dask", f"{_RATE} with {queue:,} queued") for queue in queues)
     return {"queue_growth": long / short if long and short else None}
 
 
-def _rate_with(side: Side, queue: int, window: int) -> float:
-    """Return the rate at which ``window`` jobs end while about ``queue`` jobs wait."""
-    side.start("map_all", task="noop", jobs=queue)
-    more = min(_REFILL, queue)
-    started, ended = queue, 0
-    refill = threading.Thread()
-    # The first ones are not counted: a system has to take in the jobs.
-    begin, first, wanted = 0.0, 0, window // 4
-    deadline = time.monotonic() + 120 + window
-    while ended < wanted:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{ended} of {wanted} jobs have ended while {queue} wait")
-        if not refill.is_alive() and started - ended <= queue - more // 2:
-            arguments = {"task": "noop", "jobs": more}
-            refill = threading.Thread(target=side.start, args=("map_all",), kwargs=arguments)
-            refill.start()
-            started += more
-        time.sleep(0.05)
-        ended = side.count()
-        if not begin and ended >= wanted:
-            begin, first, wanted = time.perf_counter(), ended, ended + window
-    rate = (ended - first) / (time.perf_counter() - begin)
-    if refill.ident is not None:
-        refill.join()
-    side.abandon()
-    return rate
+# Seconds for which a queue is left to itself, and for which its rate is then measured.
+_SETTLE, _WINDOW = 8.0, 12.0
+_PAUSE = 0.1
+
+
+class _Queue:
+    """Jobs that wait, about as many all the time: a thread starts more as others end."""
+
+    def __init__(self, side: Side, length: int) -> None:
+        self._side = side
+        self._length = length
+        self._more = min(_REFILL, length)
+        self._began = time.perf_counter()
+        self._stopped = threading.Event()
+        self._ended = 0
+        self._thread = threading.Thread(target=self._refill, name="refill", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._side.start("map_all", task="noop", jobs=self._length)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _refill(self) -> None:
+        started = self._length
+        while not self._stopped.wait(_PAUSE):
+            # The entries of an index that are counted are those of few jobs, not of the queue.
+            self._ended = self._side.count()
+            while started - self._ended <= self._length - self._more:
+                self._side.start("map_all", task="noop", jobs=self._more)
+                started += self._more
+
+    def until(self, count: int) -> float:
+        """Return the seconds from the first submission until so many jobs had ended."""
+        deadline = time.perf_counter() + 300
+        while self._ended < count:
+            assert time.perf_counter() < deadline, f"{self._ended} of {count} jobs have ended"
+            time.sleep(_PAUSE)
+        return time.perf_counter() - self._began
+
+    def rate(self, seconds: float) -> float:
+        """Return how many jobs end in a second, for this time or a little longer."""
+        begin, before = time.perf_counter(), self._side.count()
+        time.sleep(seconds)
+        return (self._side.count() - before) / (time.perf_counter() - begin)
 
 
 def scheduler_time(m: Measurement) -> dict[str, float | None]:
