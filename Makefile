@@ -24,8 +24,8 @@ lint: .venv/.dev ## Check the style and the types
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench: .venv/.dev ## Measure, and write benchmarks/results/
-	$(PYTHON) -m benchmarks.latency $(ARGS)
+bench: .venv/.bench ## Measure beside girder_worker and Dask, and write benchmarks/results/
+	$(PYTHON) -m benchmarks $(ARGS)
 
 docs: .venv/.dev ## Build the documentation in docs/_build/html
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -37,6 +37,9 @@ clean: ## Remove what these targets made
 # A larger set-up holds what a smaller one does, so that none of them undoes another.
 .venv/.run: $(METADATA)
 	scripts/bootstrap run
+
+.venv/.bench: $(METADATA)
+	scripts/bootstrap bench
 
 .venv/.dev: $(METADATA)
 	scripts/bootstrap dev

@@ -1,0 +1,144 @@
+"""Runs the cases that are named, or all, and writes what was found."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, plots, report
+from benchmarks.cases import CASES, Case, find
+from benchmarks.measurement import SYSTEMS, Measurement
+from benchmarks.stack import BenchmarkStack
+from girder_dask.standalone.launcher import stopping_on_signals
+
+__all__ = ["main", "parser"]
+
+_INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    made.add_argument("cases", nargs="*", metavar="CASE", help="a case or a ratio; default: all")
+    made.add_argument("--list", action="store_true", help="show the cases, and end")
+    made.add_argument("--rounds", type=_positive, help="how often each is measured")
+    made.add_argument("--jobs", type=_positive, help="how many jobs, for each case")
+    made.add_argument(
+        "--systems",
+        type=_systems,
+        default=SYSTEMS,
+        help=f"which are measured, with commas between; default: {','.join(SYSTEMS)}",
+    )
+    made.add_argument(
+        "--output", type=Path, default=report.RESULTS, help="where the results are written"
+    )
+    return made
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _systems(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = set(names) - set(SYSTEMS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}")
+    return names
+
+
+class Runner:
+    """Runs cases on one stack, and on a new one after a case that failed."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.ratios: dict[str, float] = {}
+        self.results: list[dict[str, Any]] = []
+        self.failures: dict[str, str] = {}
+        self.failed: list[str] = []
+        self.broker: str | None = None
+        self._options = options
+        self._open = ExitStack()
+        self._stack: BenchmarkStack | None = None
+
+    def close(self) -> None:
+        """Stop all processes."""
+        self._stack = None
+        self._open.close()
+
+    def run(self, case: Case) -> None:
+        """Run a case. One that fails is shown, and does not keep others from running."""
+        rounds = self._options.rounds or case.rounds
+        size = self._options.jobs or case.size
+        print(f"{case.name}: {case.about} ({size:,} {case.unit}, rounds: {rounds})", flush=True)
+        start = time.monotonic()
+        try:
+            measured = Measurement(case.name, self._ready(), self._options.systems, rounds, size)
+            ratios = case.measure(measured)
+            measured.stack.check()
+        except Exception:  # noqa: BLE001 - whatever it is, the next case may work
+            traceback.print_exc()
+            self.failed.append(case.name)
+            self.close()
+            return
+        self.broker = measured.stack.broker or self.broker
+        self.results += measured.results
+        self.failures |= measured.failures
+        for name, value in ratios.items():
+            if value is not None:
+                self.ratios[name] = round(value, 4)
+                print(f"  {name} = {value:.4g}")
+        print(f"  ({time.monotonic() - start:.0f} s)", flush=True)
+
+    def _ready(self) -> BenchmarkStack:
+        if self._stack is None:
+            name = tempfile.TemporaryDirectory(prefix="girder-dask-benchmarks-")
+            directory = Path(self._open.enter_context(name))
+            self._stack = self._open.enter_context(BenchmarkStack(directory / "stack"))
+        return self._stack
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line, and return the exit code."""
+    made = parser()
+    options = made.parse_args(arguments)
+    if options.list:
+        for case in CASES:
+            print(f"{case.name:<12} {case.about}")
+            for name in case.ratios:
+                print(f"{'':<12}   gives {name}")
+        return 0
+    try:
+        chosen = dict.fromkeys(map(find, options.cases)) or CASES
+    except KeyError as e:
+        made.error(f"there is no case {e.args[0]!r}; --list shows those that there are")
+    runner = Runner(options)
+    with stopping_on_signals():
+        try:
+            for case in chosen:
+                runner.run(case)
+        except KeyboardInterrupt:
+            print("Interrupted; nothing was written.", file=sys.stderr)
+            return _INTERRUPTED
+        finally:
+            runner.close()
+    about = {**machine.describe(), "broker_of_girder_worker": runner.broker}
+    found = report.build(runner.ratios, runner.failures, runner.results, about)
+    report.write(found, options.output)
+    plots.draw(found, options.output)
+    print(f"\n{report.tables(found)}")
+    if runner.failed:
+        print(f"These failed: {', '.join(runner.failed)}.", file=sys.stderr)
+    return 1 if runner.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

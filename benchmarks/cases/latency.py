@@ -1,0 +1,79 @@
+"""How long one job takes: from the call of ``delay()`` in Girder to SUCCESS in MongoDB."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+
+from benchmarks.arrivals import Arrivals
+from benchmarks.measurement import Measurement
+from benchmarks.side import Side
+
+__all__ = ["idle", "under_load"]
+
+_LATENCY = "latency"
+# Seconds for which a system rests before it is given one job.
+_REST = 0.2
+# Seconds between two looks for the end: of a single job, and of many.
+_CLOSELY, _NORMALLY = 0.001, 0.005
+
+
+def idle(m: Measurement) -> dict[str, float | None]:
+    """Give each system one job at a time. The jobs are shared out to the rounds."""
+    jobs = -(-m.size // m.number)
+    found: dict[str, list[float]] = {}
+    for _ in m.rounds():
+        for side in m.sides():
+            ms = [1000 * s for s in _one_by_one(side, jobs)]
+            found.setdefault(side.name, []).extend(ms)
+            m.record(side.name, _LATENCY, statistics.median(ms), "ms", p95=_high(ms), all=ms)
+            side.clear()
+    if len(found) < 2:
+        return {"latency_vs_girder_worker": None}
+    ours, theirs = (statistics.median(found[name]) for name in ("girder_dask", "girder_worker"))
+    return {"latency_vs_girder_worker": ours / theirs}
+
+
+def _one_by_one(side: Side, jobs: int) -> list[float]:
+    seconds = []
+    for _ in range(jobs):
+        time.sleep(_REST)
+        with Arrivals(side, _CLOSELY) as arrivals:
+            (due,) = side.start("paced", task="noop", moments=[0])
+            arrivals.wait(1, timeout=60)
+        seconds.append(arrivals.at[0] - due)
+    return seconds
+
+
+def under_load(m: Measurement) -> dict[str, float | None]:
+    """Give each system jobs at random moments, more and more of them a second."""
+    for _ in m.rounds():
+        for side in m.sides():
+            for rate in _RATES[side.name]:
+                _load(m, side, rate)
+    return {}
+
+
+# Jobs a second; the last ones are about what the system can do.
+_RATES = {"girder_dask": (1, 5, 10, 20, 40, 80, 160), "girder_worker": (1, 5, 10, 20, 30, 40)}
+
+
+def _load(m: Measurement, side: Side, rate: int) -> None:
+    """Measure for ``m.size`` seconds at a rate."""
+    chance = random.Random(rate)  # noqa: S311 - the same moments for both systems
+    moments = [chance.expovariate(rate)]
+    while moments[-1] < m.size:
+        moments.append(moments[-1] + chance.expovariate(rate))
+    with Arrivals(side, _NORMALLY) as arrivals:
+        due = side.start("paced", task="noop", moments=moments)
+        arrivals.wait(len(due), timeout=120)
+    ms = [1000 * (arrivals.at[n] - moment) for n, moment in enumerate(due)]
+    side.clear()
+    what = f"{_LATENCY} at {rate} jobs/s"
+    m.record(side.name, what, statistics.median(ms), "ms", p95=_high(ms), rate=rate)
+
+
+def _high(ms: list[float]) -> float:
+    """Return the 95th percentile."""
+    return sorted(ms)[int(0.95 * (len(ms) - 1))]

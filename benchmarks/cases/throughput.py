@@ -1,0 +1,74 @@
+"""Many jobs that do nothing: how many a second, from the request until the last is in SUCCESS."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.measurement import Measurement
+
+__all__ = ["by_delay", "by_map", "submissions", "with_default_threads"]
+
+_RATE = "throughput"
+_REQUESTS = "requests to Girder"
+
+
+def by_map(m: Measurement) -> dict[str, float | None]:
+    """Measure one call that starts all, where there is one, and requests to Girder meanwhile."""
+    for _ in m.rounds():
+        for side in m.sides():
+            before = side.requests()
+            # What girder_worker has in place of it is a loop.
+            way = "map_all" if side.name == "girder_dask" else "delay"
+            seconds = side.timed(way, m.size, task="noop")
+            requests = side.requests() - before
+            m.record(side.name, _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
+            m.record(side.name, _REQUESTS, requests / m.size, "requests/job", requests=requests)
+            side.clear()
+        for dask in m.dask():
+            seconds = dask.map_noop(m.size)
+            m.record("dask", _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
+    return {
+        "map_vs_girder_worker": m.ratio(_RATE, "girder_dask", "girder_worker"),
+        "map_vs_dask": m.ratio(_RATE, "girder_dask", "dask"),
+        "http_per_job": m.median("girder_dask", _REQUESTS),
+    }
+
+
+def by_delay(m: Measurement) -> dict[str, float | None]:
+    """Measure a loop of ``delay()`` in one request."""
+    for _ in m.rounds():
+        for side in m.sides():
+            seconds = side.timed("delay", m.size, task="noop")
+            m.record(side.name, _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
+            side.clear()
+    return {"delay_vs_girder_worker": m.ratio(_RATE, "girder_dask", "girder_worker")}
+
+
+def submissions(m: Measurement) -> dict[str, float | None]:
+    """Measure the loop of ``delay()`` alone, while nothing runs jobs."""
+    for _ in m.rounds():
+        for side in m.sides():
+            side.stop_workers()
+            start = time.perf_counter()
+            side.start("delay", task="noop", jobs=m.size)
+            seconds = time.perf_counter() - start
+            side.start_workers()
+            side.wait(120 + m.size / 4)
+            side.check(m.size)
+            side.clear()
+            m.record(side.name, _RATE, m.size / seconds, "submissions/s", seconds=seconds)
+    return {"submit_vs_girder_worker": m.ratio(_RATE, "girder_dask", "girder_worker")}
+
+
+def with_default_threads(m: Measurement) -> dict[str, float | None]:
+    """Measure map and delay on what ``girder-dask standalone`` starts by default."""
+    for side in m.sides("girder_dask"):
+        with m.stack.default_threads():
+            side.warm_up()
+            for _ in m.rounds():
+                for way in ("map_all", "delay"):
+                    seconds = side.timed(way, m.size, task="noop")
+                    what = f"{_RATE} of {way.removesuffix('_all')}"
+                    m.record(side.name, what, m.size / seconds, "jobs/s", seconds=seconds)
+                    side.clear()
+    return {}

@@ -1,0 +1,87 @@
+"""What jobs print, read and push: from the request until it is in Girder."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.measurement import Measurement
+from benchmarks.side import Side
+
+__all__ = ["files", "log_lines", "uploads"]
+
+_RATE = "throughput"
+#: The sizes of the file that is read, and of each that is pushed.
+INPUT_BYTES, OUTPUT_BYTES = 100 * 10**6, 20 * 10**6
+# Seconds for which lines that are not there at the end of the job are waited for.
+_LATE = 30.0
+
+
+def log_lines(m: Measurement) -> dict[str, float | None]:
+    """Have a task print numbered lines, and see that each of them is in Girder."""
+    name = "log_lines_vs_girder_worker"
+    for _ in m.rounds():
+        for side in m.sides():
+            start = time.perf_counter()
+            side.start("each", task="lines", jobs=1, args=[m.size])
+            side.wait(timeout=120 + m.size / 200)
+            seconds = time.perf_counter() - start
+            side.check(1)
+            lost = _lost(side, m.size)
+            if lost:
+                seconds += _LATE
+            if lost and side.name == "girder_dask":
+                m.fail(name, f"{lost:,} lines were lost")
+            rate = (m.size - lost) / seconds
+            m.record(side.name, _RATE, rate, "lines/s", seconds=seconds, lost=lost)
+            side.clear()
+    return {name: m.ratio(_RATE, "girder_dask", "girder_worker")}
+
+
+def _lost(side: Side, count: int) -> int:
+    """Return how many of the lines are not in the log of the one job there is."""
+    wanted = {f"line {n}" for n in range(count)}
+    job = side.jobs.find_one({}, {"_id": 1})
+    deadline = time.monotonic() + _LATE
+    while wanted and time.monotonic() < deadline:
+        lines = side.log(job["_id"]).splitlines()
+        assert len(lines) <= count, f"{side.name}: {len(lines)} lines of {count}"
+        wanted.difference_update(lines)
+    return len(wanted)
+
+
+def files(m: Measurement) -> dict[str, float | None]:
+    """Have jobs that all read one file, which is another one in each round."""
+    for _ in m.rounds():
+        data = os.urandom(INPUT_BYTES)
+        for side in m.sides():
+            file = _upload(side, data)
+            seconds = side.timed("read_file", m.size, file=file["_id"])
+            m.record(side.name, _RATE, m.size / seconds, "jobs/s", seconds=seconds)
+            side.client.delete(f"item/{file['itemId']}")
+            side.clear()
+    return {"files_vs_girder_worker": m.ratio(_RATE, "girder_dask", "girder_worker")}
+
+
+def _upload(side: Side, data: bytes) -> dict[str, Any]:
+    folder = side.make_folder()
+    stream = io.BytesIO(data)
+    return dict(side.client.uploadStreamToFolder(folder["_id"], stream, "input.bin", len(data)))
+
+
+def uploads(m: Measurement) -> dict[str, float | None]:
+    """Have jobs that each push a file of their own."""
+    for _ in m.rounds():
+        for side in m.sides():
+            folder = side.make_folder()
+            seconds = side.timed("push_files", m.size, folder=folder["_id"], nbytes=OUTPUT_BYTES)
+            found: Sequence[dict[str, Any]] = list(side.client.listItem(folder["_id"]))
+            assert [item["size"] for item in found] == [OUTPUT_BYTES] * m.size, side.name
+            m.record(side.name, _RATE, m.size / seconds, "jobs/s", seconds=seconds)
+            for item in found:
+                side.client.delete(f"item/{item['_id']}")
+            side.clear()
+    return {"upload_vs_girder_worker": m.ratio(_RATE, "girder_dask", "girder_worker")}

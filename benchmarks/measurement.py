@@ -1,0 +1,106 @@
+"""One case as it is measured: its size, its rounds, and what was found."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.raw import RawDask
+    from benchmarks.side import Side
+    from benchmarks.stack import BenchmarkStack
+
+__all__ = ["SYSTEMS", "Measurement"]
+
+#: All that can be measured.
+SYSTEMS = ("girder_dask", "girder_worker", "dask")
+
+
+class Measurement:
+    """What the function of a case is given, and what it reports to.
+
+    Parameters
+    ----------
+    case
+        The name of the case.
+    stack
+        The systems.
+    systems
+        The names of those that are to be measured.
+    rounds
+        How often.
+    size
+        How many jobs, or whatever the case counts.
+    """
+
+    def __init__(
+        self, case: str, stack: BenchmarkStack, systems: tuple[str, ...], rounds: int, size: int
+    ) -> None:
+        self.case = case
+        self.stack = stack
+        self.systems = systems
+        #: How many rounds there are.
+        self.number = rounds
+        self.size = size
+        self.results: list[dict[str, Any]] = []
+        #: Why the goals of some ratios are missed, besides what the ratios are.
+        self.failures: dict[str, str] = {}
+        self._round = 0
+
+    def rounds(self) -> Iterator[int]:
+        """Go through the rounds. In each, all systems are measured once, in turn."""
+        for n in range(1, self.number + 1):
+            self._round = n
+            yield n
+
+    def sides(self, *only: str) -> Iterator[Side]:
+        """Go through the Girders that are measured, each while the other systems rest."""
+        for name in only or ("girder_dask", "girder_worker"):
+            if name in self.systems:
+                side: Side = getattr(self.stack, name)
+                self.stack.turn(name)
+                yield side
+
+    def dask(self) -> Iterator[RawDask]:
+        """Give Dask alone, if it is measured, while the other systems rest."""
+        if "dask" in self.systems:
+            alone = self.stack.dask
+            self.stack.turn("dask")
+            yield alone
+
+    def record(
+        self, system: str, what: str, value: float, unit: str, **details: Any
+    ) -> dict[str, Any]:
+        """Keep a result of this round, and show it."""
+        result = {
+            "case": self.case,
+            "round": self._round,
+            "system": system,
+            "what": what,
+            "value": round(float(value), 6),
+            "unit": unit,
+            **details,
+        }
+        self.results.append(result)
+        print(f"  {self._round}  {system:<24} {what:<32} {value:>12,.4g} {unit}", flush=True)
+        return result
+
+    def fail(self, ratio: str, why: str) -> None:
+        """Say that the goal of a ratio is missed, whatever the ratio is."""
+        self.failures[ratio] = why
+        print(f"  {ratio}: {why}")
+
+    def values(self, system: str, what: str) -> list[float]:
+        """Return what was found of a system in all rounds."""
+        return [r["value"] for r in self.results if (r["system"], r["what"]) == (system, what)]
+
+    def median(self, system: str, what: str) -> float | None:
+        """Return the median over the rounds, None if the system was not measured."""
+        values = self.values(system, what)
+        return statistics.median(values) if values else None
+
+    def ratio(self, what: str, over: str, under: str) -> float | None:
+        """Return the median of one system over that of another, None if one is missing."""
+        above, below = self.median(over, what), self.median(under, what)
+        return above / below if above is not None and below else None

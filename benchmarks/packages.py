@@ -1,0 +1,35 @@
+"""The package that a system under measurement has: the tasks, and the plugin of Girder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.integration.ported_source import rewrite
+
+__all__ = ["NAME", "write"]
+
+#: By this name both systems import the tasks.
+NAME = "benchmark_tasks"
+
+_TASKS = Path(__file__).with_name("tasks.py")
+_METADATA = "Metadata-Version: 2.1\nName: benchmark-tasks\nVersion: 1\n"
+_ENTRY_POINTS = "[girder.plugin]\nbenchmark = benchmarks.plugin:BenchmarkPlugin\n"
+
+
+def write(directory: Path, *, ported: bool) -> Path:
+    """Write the package into a directory that is to stand in PYTHONPATH, and return that.
+
+    Parameters
+    ----------
+    directory
+        A directory, made if it is missing.
+    ported
+        Whether the tasks import from girder_worker in place of girder_dask.
+    """
+    source = _TASKS.read_text()
+    distribution = directory / f"{NAME}-1.dist-info"
+    distribution.mkdir(parents=True, exist_ok=True)
+    (directory / f"{NAME}.py").write_text(rewrite(source) if ported else source)
+    (distribution / "METADATA").write_text(_METADATA)
+    (distribution / "entry_points.txt").write_text(_ENTRY_POINTS)
+    return directory

@@ -1,0 +1,43 @@
+"""Dask alone, as the limit of what a system on Dask can do."""
+
+from __future__ import annotations
+
+import time
+
+from distributed import Client, wait
+
+__all__ = ["RawDask"]
+
+
+class RawDask:
+    """A client of a scheduler that has no hooks of ours.
+
+    Parameters
+    ----------
+    address
+        The address of the scheduler.
+    """
+
+    name = "dask"
+
+    def __init__(self, address: str) -> None:
+        self._client = Client(address, set_as_default=False)
+        self.map_noop(20)  # warm
+
+    def map_noop(self, tasks: int) -> float:
+        """Run tasks that do nothing, and return how many seconds it took."""
+        start = time.perf_counter()
+        futures = self._client.map(_noop, range(tasks), pure=False)
+        with self._client.as_current():
+            wait(futures)
+        seconds = time.perf_counter() - start
+        assert all(future.status == "finished" for future in futures)
+        return seconds
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.close(timeout=5)
+
+
+def _noop(n: int) -> None:
+    """Do nothing, like the task that the other systems run."""

@@ -1,0 +1,109 @@
+"""What a run leaves: ``latest.json``, and the same as tables in ``latest.md``."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.goals import GOALS
+
+__all__ = ["RESULTS", "build", "goals_table", "tables", "write"]
+
+#: Where results are kept.
+RESULTS = Path(__file__).parent / "results"
+
+
+def build(
+    ratios: Mapping[str, float],
+    failures: Mapping[str, str],
+    results: list[dict[str, Any]],
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what ``latest.json`` holds."""
+    goals = {
+        name: {
+            "case": goal.case,
+            "goal": str(goal),
+            "measured": ratios[name],
+            "met": goal.met(ratios[name]) and name not in failures,
+            "failure": failures.get(name),
+        }
+        for name, goal in GOALS.items()
+        if name in ratios
+    }
+    return {
+        "taken": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "ratios": dict(ratios),
+        "goals": goals,
+        "machine": dict(machine),
+        "results": results,
+    }
+
+
+def write(report: Mapping[str, Any], directory: Path) -> None:
+    """Write ``latest.json`` and ``latest.md``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "latest.json").write_text(json.dumps(report, indent=1) + "\n")
+    (directory / "latest.md").write_text(tables(report))
+
+
+def tables(report: Mapping[str, Any]) -> str:
+    """Return the goals, the medians and the machine as Markdown."""
+    machine = report["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    about = (
+        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, "
+        f"{machine['os']}, Python {machine['python']}; {packages}."
+    )
+    return "\n".join(
+        [goals_table(report), f"Taken on {report['taken']}: {about}", "", _medians(report), ""]
+    )
+
+
+def goals_table(report: Mapping[str, Any]) -> str:
+    """Return a row for each goal. What was not measured says so."""
+    rows = []
+    for name, goal in GOALS.items():
+        found = report["goals"].get(name)
+        measured = _number(found["measured"]) if found else "not measured"
+        met = ("yes" if found["met"] else found["failure"] or "no") if found else ""
+        rows.append((goal.case, str(goal), measured, met))
+    return _table(("case", "goal", "measured", "met"), rows)
+
+
+def _medians(report: Mapping[str, Any]) -> str:
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for r in report["results"]:
+        key = (r["case"], r["system"], r["what"], r["unit"])
+        groups.setdefault(key, []).append(r["value"])
+    rows = [
+        (case, system, what, f"{_number(statistics.median(values))} {unit}", _span(values))
+        for (case, system, what, unit), values in groups.items()
+    ]
+    return _table(("case", "system", "what", "median", "rounds"), rows)
+
+
+def _span(values: list[float]) -> str:
+    if len(values) == 1:
+        return "1"
+    return f"{len(values)}: {_number(min(values))} to {_number(max(values))}"
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _number(value: float) -> str:
+    """Return three digits that count, and no exponent.
+
+    >>> [_number(v) for v in (12345.6, 123.4, 1.2345, 0.012345, 0)]
+    ['12,346', '123', '1.23', '0.0123', '0']
+    """
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{float(f'{value:.3g}'):.10g}"

@@ -1,0 +1,274 @@
+"""All processes of a measurement: girder_dask, girder_worker and Dask alone.
+
+One launcher starts and stops them all, so that none is left behind however a run ends.
+girder_worker's and Dask's are started when a case first asks for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from benchmarks import packages, rabbitmq
+from benchmarks.rabbitmq import Rabbit
+from benchmarks.raw import RawDask
+from benchmarks.side import Side
+from girder_dask.errors import StackError
+from girder_dask.standalone import accounts, checks, ports, processes, programs
+from girder_dask.standalone.part import Part
+from girder_dask.standalone.stack import Stack
+
+__all__ = ["BenchmarkStack"]
+
+ROOT = Path(__file__).parents[1]
+_POLL = 0.05
+_HOST = "127.0.0.1"
+#: What ``girder-dask standalone`` takes.
+_DEFAULT_THREADS = 2
+#: Seconds until a system that was held has caught up.
+_SETTLE = 1.0
+#: A scheduler is not to give up workers that were held.
+_PATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1 hour"}
+#: Both systems run two jobs at once, in two processes.
+_WORKERS = 2
+
+
+class BenchmarkStack(Stack):
+    """The stack of girder_dask with, beside it, the systems that it is compared with.
+
+    Parameters
+    ----------
+    directory
+        Where data and logs are kept.
+    threads
+        How many jobs each of girder_dask's workers runs at once.
+    """
+
+    def __init__(self, directory: Path, threads: int = 1) -> None:
+        temporary = directory / "tmp"
+        temporary.mkdir(parents=True)
+        super().__init__(
+            directory,
+            workers=_WORKERS,
+            threads=threads,
+            env={
+                "PYTHONPATH": _path(packages.write(directory / "girder_dask", ported=False)),
+                "TMPDIR": str(temporary),
+                **_PATIENT,
+            },
+            girder_env={"BENCHMARK_PLUGIN": "dask"},
+        )
+        self._sides: dict[str, Side] = {}
+        self._raw: RawDask | None = None
+        self._held: list[psutil.Process] = []
+        #: What carries girder_worker's messages, once it is started.
+        self.broker: str | None = None
+
+    @property
+    def girder_dask(self) -> Side:
+        """The system that this project is."""
+        if "girder_dask" not in self._sides:
+            workers = self._of_ours()
+            side = Side("girder_dask", self, self.client(), self.mongo, ["girder"], workers)
+            self._sides["girder_dask"] = side
+            side.warm_up()
+        return self._sides["girder_dask"]
+
+    @property
+    def girder_worker(self) -> Side:
+        """The system that sites have today, in its default setting."""
+        if "girder_worker" not in self._sides:
+            self._sides["girder_worker"] = self._start_girder_worker()
+        return self._sides["girder_worker"]
+
+    @property
+    def dask(self) -> RawDask:
+        """Dask without Girder, with as many workers and threads."""
+        if self._raw is None:
+            self._raw = self._start_dask()
+        return self._raw
+
+    def stop(self) -> None:
+        """Stop everything."""
+        self._let_go()
+        if self._raw is not None:
+            self._raw.close()
+        for side in self._sides.values():
+            side.close()
+        super().stop()
+
+    def turn(self, system: str) -> None:
+        """Have one system at work, while the Dask processes of the others are held.
+
+        A scheduler and workers that have nothing to do take some percent of a core each. The
+        processes of girder_worker take next to nothing, and its broker drops connections that
+        are silent for a while, so they are not held.
+        """
+        self._let_go()
+        for other, names in self._of_dask().items():
+            for name in names if other != system else ():
+                process = psutil.Process(self.part(name).pid)
+                for each in (process, *process.children(recursive=True)):
+                    each.suspend()
+                    self._held.append(each)
+        time.sleep(_SETTLE)
+
+    def check(self) -> None:
+        """Raise StackError if a part has ended."""
+        for message in self.poll():
+            raise StackError(message)
+
+    def stop_parts(self, names: Sequence[str]) -> None:
+        """Stop some parts for a while."""
+        self._ended |= set(names)
+        self._stop_together([self.part(name) for name in names])
+
+    def start_parts(self, names: Sequence[str]) -> None:
+        """Start parts again that were stopped, and return when they do their work."""
+        parts = [self.part(name) for name in names]
+        for part in parts:
+            self.start_again(part)
+        _wait(parts)
+
+    @contextlib.contextmanager
+    def default_threads(self) -> Iterator[None]:
+        """Have girder_dask's workers run as many jobs as those of the standalone stack."""
+        self._set_threads(_DEFAULT_THREADS)
+        try:
+            yield
+        finally:
+            self._set_threads(self.threads)
+
+    def _of_ours(self) -> list[str]:
+        return [f"worker-{n}" for n in range(_WORKERS)]
+
+    def _set_threads(self, threads: int) -> None:
+        names = self._of_ours()
+        self.stop_parts(names)
+        for name in names:
+            command = self.part(name).command
+            command[command.index("--nthreads") + 1] = str(threads)
+        self.start_parts(names)
+
+    def _of_dask(self) -> dict[str, list[str]]:
+        """Return the names of the parts of each system that are Dask's."""
+        names = [part.name for part in self.parts if part.running]
+        alone = [name for name in names if name.startswith(("dask-", "worker-dask-"))]
+        ours = [name for name in names if name.startswith(("scheduler", "worker-"))]
+        return {"dask": alone, "girder_dask": [name for name in ours if name not in alone]}
+
+    def _let_go(self) -> None:
+        for process in self._held:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._held.clear()
+
+    # Starting
+
+    def _launch(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            if part.name == "girder":
+                part.command = _serve("dask", self._plan.ports["girder"])
+        super()._launch(parts)
+
+    def _start_girder_worker(self) -> Side:
+        directory = self._directory.part("girder_worker")
+        package = packages.write(directory / "package", ported=True)
+        env = {
+            **os.environ,
+            processes.MARK: str(self.directory),
+            "PYTHONPATH": _path(package),
+            "TMPDIR": str(self.directory / "tmp"),
+        }
+        broker, backend = self._start_broker(env)
+        port = ports.choose(None)
+        api = f"http://{_HOST}:{port}/api/v1"
+        mongo = urllib.parse.urlsplit(self.mongo)._replace(path="/girder_worker").geturl()
+        env |= {
+            "BENCHMARK_PLUGIN": "worker",
+            "GIRDER_MONGO_URI": mongo,
+            "GIRDER_NOTIFICATION_REDIS_URL": self.redis,
+            "GIRDER_SETTING_WORKER_API_URL": api,
+            "GIRDER_WORKER_BROKER": broker,
+            "GIRDER_WORKER_BACKEND": backend,
+            "C_FORCE_ROOT": "1",
+        }
+        celery = [sys.executable, "-m", "celery", "-A", "girder_worker.app", "worker"]
+        celery += ["-c", str(_WORKERS), "--include", packages.NAME]
+        self._launch(
+            [
+                self._peer("girder_worker-girder", _serve("worker", port), env, api),
+                self._peer("celery", celery, env),
+            ]
+        )
+        state: dict[str, str] = {}
+        client = accounts.ensure_administrator(api, state)
+        accounts.ensure_assetstore(client, directory / "assetstore")
+        side = Side("girder_worker", self, client, mongo, ["girder_worker-girder"], ["celery"])
+        side.warm_up()  # which also waits until Celery listens
+        return side
+
+    def _start_broker(self, env: dict[str, str]) -> tuple[str, str]:
+        """Start what carries girder_worker's messages, and return the addresses for Celery."""
+        if rabbitmq.program() is None:
+            self.broker = "Redis"
+            address = f"{self.redis.rstrip('/')}/7"
+            return address, address
+        self.broker = "RabbitMQ"
+        rabbit = Rabbit(self._directory.part("rabbitmq"), env)
+        for part in rabbit.parts(self._directory.part("logs")):
+            self._launch([part])
+        return rabbit.broker, rabbit.backend
+
+    def _start_dask(self) -> RawDask:
+        port = ports.choose(None)
+        dashboard = ports.choose(None, taken=[port])
+        address = f"tcp://{_HOST}:{port}"
+        env = {**os.environ, processes.MARK: str(self.directory), "PYTHONPATH": _path()}
+        env |= _PATIENT
+        directory = self._directory.part("dask-workers")
+
+        def registered() -> bool:
+            url = f"http://{_HOST}:{dashboard}"
+            return (checks.registered_workers(url) or 0) >= _WORKERS
+
+        commands = {"dask-scheduler": programs.scheduler(_HOST, port, dashboard)}
+        for n in range(_WORKERS):
+            name = f"worker-dask-{n}"
+            commands[name] = programs.worker(address, name, self.threads, directory)
+        self._launch([self._peer(name, command, env) for name, command in commands.items()])
+        while not registered():
+            time.sleep(_POLL)
+        return RawDask(address)
+
+    def _peer(self, name: str, command: list[str], env: dict[str, str], api: str = "") -> Part:
+        return Part(
+            name,
+            command,
+            env=env,
+            directory=self._directory.part("scratch"),
+            log=self._directory.log(name),
+            check=lambda: not api or checks.get_json(f"{api}/system/version") is not None,
+        )
+
+
+def _path(*directories: Path) -> str:
+    before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    return os.pathsep.join([*map(str, directories), str(ROOT), *before])
+
+
+def _serve(plugin: str, port: int) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.serve", f"jobs,{plugin},benchmark"]
+    return [*command, "--mode", "production", "-H", _HOST, "-p", str(port)]
+
+
+def _wait(parts: Sequence[Part]) -> None:
+    while not all(part.is_ready() for part in parts):
+        time.sleep(_POLL)
