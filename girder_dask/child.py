@@ -58,7 +58,7 @@ class Setup:
 
     spec: JobSpec
     place: Place
-    work_dir: Path | None
+    work_dir: Path
     function: bytes | None = field(default=None, repr=False)
     api_url: str | None = None
     gpus: tuple[str, ...] = ()
@@ -144,7 +144,7 @@ class _Child:
         job = running_job(
             setup.spec,
             manager=self._manager,
-            work_dir=setup.work_dir,
+            work_dir=lambda: setup.work_dir,
             hostname=setup.place.hostname,
             api_url=setup.api_url,
             gpus=setup.gpus,

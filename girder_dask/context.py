@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,8 +174,6 @@ class RunningJob:
     girder_client
         A ``girder_client.GirderClient`` with the rights of the job's owner, limited to
         reading and writing data. None when there is no job.
-    work_dir
-        A directory for this run alone. It is removed when the run ends.
     request
         A :class:`Request`.
     """
@@ -187,16 +185,21 @@ class RunningJob:
         title: str = "",
         job_manager: JobManager | None = None,
         girder_client: Any = None,
-        work_dir: Path | None = None,
+        work_dir: Callable[[], Path] | None = None,
         request: Request | None = None,
     ) -> None:
         self.id = id
         self.title = title
         self.job_manager = job_manager or JobManager()
         self.girder_client = girder_client
-        self.work_dir = work_dir
+        self._work_dir = work_dir
         self.request = request or Request()
         self._task: Any = None
+
+    @property
+    def work_dir(self) -> Path | None:
+        """A directory for this run alone, removed when the run ends. None when there is no job."""
+        return None if self._work_dir is None else self._work_dir()
 
     @property
     def canceled(self) -> bool:

@@ -43,6 +43,10 @@ _MOST_UNASKED = 4 << 20
 _FLUSH_PAUSE = 0.02
 # What can be sent of any event.
 _BARE = {"version", "id", "attempt", "time", "status", "run", "worker"}
+# Requests that may follow each other at once, and the seconds after which a busy worker may
+# send the next one: what it costs to send is more than what most tasks that last so short cost.
+_BURST = 4
+_SPACING = 0.05
 _RETRY_DELAY = 0.2
 _RETRY_DELAY_MOST = 5.0
 
@@ -215,7 +219,8 @@ class Outbox:
         self.closed = False
         self._dropped: set[str] = set()
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(interval)
+        self._pace = Pace(interval, burst=_BURST, spacing=min(interval, _SPACING))
+        self._woken: bool | None = None  # None: no wake-up is under way; else whether it is urgent
         self._idle = asyncio.Event()
         self._idle.set()
         self._task = asyncio.create_task(self._run(), name="girder-dask outbox")
@@ -263,8 +268,17 @@ class Outbox:
 
     def wake(self, *, urgent: bool) -> None:
         """Tell the sender that there is something to send."""
+        with self.lock:
+            if self._woken is not None and self._woken >= urgent:
+                return
+            self._woken = urgent
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(functools.partial(self._pace.poke, urgent=urgent))
+            self._loop.call_soon_threadsafe(functools.partial(self._wake_up, urgent=urgent))
+
+    def _wake_up(self, *, urgent: bool) -> None:
+        with self.lock:
+            self._woken = None
+        self._pace.poke(urgent=urgent)
 
     async def _run(self) -> None:
         while True:

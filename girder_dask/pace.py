@@ -21,11 +21,16 @@ class Pace:
         nothing is urgent.
     burst
         How many urgent sendings may follow each other at once. When they are used up, one
-        is given back in each interval. None for any number.
+        is given back in each ``spacing``. None for any number.
+    spacing
+        Seconds, by default ``interval``.
     """
 
-    def __init__(self, interval: float, burst: int | None = None) -> None:
+    def __init__(
+        self, interval: float, burst: int | None = None, spacing: float | None = None
+    ) -> None:
         self._interval = interval
+        self._spacing = interval if spacing is None else spacing
         self._burst = burst
         self._credit = float(burst or 0)
         self._last = float("-inf")
@@ -45,7 +50,7 @@ class Pace:
         if remaining > 0 and not self._urgent.is_set():
             await _wait(self._urgent, remaining)
         if self._urgent.is_set():
-            await asyncio.sleep((1.0 - self._credit_now()) * self._interval)
+            await asyncio.sleep((1.0 - self._credit_now()) * self._spacing)
         self._something.clear()
         self._urgent.clear()
 
@@ -56,9 +61,9 @@ class Pace:
 
     def _credit_now(self) -> float:
         """Return how many urgent sendings may follow each other now."""
-        if self._burst is None or self._interval <= 0:
+        if self._burst is None or self._spacing <= 0:
             return 1.0
-        gained = (asyncio.get_running_loop().time() - self._last) / self._interval
+        gained = (asyncio.get_running_loop().time() - self._last) / self._spacing
         return min(self._credit + gained, float(self._burst))
 
 

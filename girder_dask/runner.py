@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,11 +28,11 @@ from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.offspring import Offspring
 from girder_dask.outbox import Outbox, RunOutlet
 from girder_dask.payload import PACKING, Call, open_call, pack_value
-from girder_dask.removal import remove
 from girder_dask.starts import begin
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 from girder_dask.transfers import Transfers
+from girder_dask.workspace import Workspace
 
 __all__ = ["Run", "Station"]
 
@@ -114,7 +113,7 @@ class Run:
         self._interruption = Interruption(self._offspring)
         self._transfers: Transfers | None = None
         self._process: TaskProcess | None = None
-        self._work_dir: Path | None = None
+        self._workspace = Workspace(station.directory, f"job-{spec.id}-")
         self._surroundings = contextlib.ExitStack()
         self._started = False
         self._heard = True
@@ -163,7 +162,6 @@ class Run:
             context.current.reset(token)
 
     def _run(self) -> _End:
-        self._work_dir = self._make_directory()
         wanted = float((self.spec.resources or {}).get(gpus.RESOURCE, 0))
         within = self._surroundings.enter_context
         ids = within(self.station.gpus.lent(wanted))
@@ -171,7 +169,7 @@ class Run:
         job = running_job(
             self.spec,
             manager=self._manager,
-            work_dir=self._work_dir,
+            work_dir=self._workspace.path,
             hostname=self.station.place.hostname,
             api_url=api_url,
             gpus=ids,
@@ -190,11 +188,6 @@ class Run:
         )
         self._interruption.attach()
         return self._work(job, transfers, own_process=own_process)
-
-    def _make_directory(self) -> Path:
-        self.station.directory.mkdir(parents=True, exist_ok=True)
-        prefix = f"job-{self.spec.id}-"
-        return Path(tempfile.mkdtemp(prefix=prefix, dir=self.station.directory))
 
     def _work(self, job: RunningJob, transfers: Transfers, *, own_process: bool) -> _End:
         self._stop_if_canceled()
@@ -253,7 +246,7 @@ class Run:
         setup = Setup(
             spec=replace(self.spec, payload=b""),
             place=station.place,
-            work_dir=job.work_dir,
+            work_dir=self._workspace.path(),
             function=function,
             api_url=job.request.girder_api_url,
             gpus=job.request.gpus,
@@ -338,8 +331,7 @@ class Run:
         """End the process, let transforms clean up, remove the directory: all, whatever happens."""
         try:
             with self._surroundings as ending:
-                if self._work_dir is not None:
-                    ending.callback(remove, self._work_dir)
+                ending.callback(self._workspace.remove)
                 if self._transfers is not None:
                     ending.callback(self._transfers.clean_up, self._outlet.write)
                 if self._is_stopped:

@@ -18,7 +18,7 @@ def running_job(
     spec: JobSpec,
     *,
     manager: JobManager,
-    work_dir: Path | None,
+    work_dir: Callable[[], Path],
     hostname: str,
     api_url: str | None,
     gpus: Sequence[str] = (),
@@ -27,6 +27,8 @@ def running_job(
 
     Parameters
     ----------
+    work_dir
+        Returns the directory of the run.
     api_url
         Girder's REST API as it is reached from here, None where nobody knows it.
     """
@@ -57,10 +59,14 @@ def open_session(job: RunningJob, attributes: Mapping[str, Any] | None) -> None:
     """Give the job's client a session that waits for Girder, with these attributes."""
     if job.girder_client is None:
         return
-    from girder_dask.session import make_session
+
+    def make() -> Any:
+        from girder_dask.session import make_session
+
+        return make_session(attributes)
 
     # Not with its session(), whose session ends before the run.
-    job.girder_client._session = make_session(attributes)  # noqa: SLF001
+    job.girder_client._session = _WhenNeeded(make)  # noqa: SLF001
 
 
 @contextlib.contextmanager
@@ -71,7 +77,13 @@ def child_jobs(
     if api_url is None or token is None:
         yield
         return
-    backend = _WhenNeeded(api_url, token, dask_client)
+
+    def make() -> Any:
+        from girder_dask.remote import RestBackend
+
+        return RestBackend(api_url, token=token, dask_client=dask_client)
+
+    backend = _WhenNeeded(make)
     try:
         with submit.using(cast("submit.Backend", backend)):
             yield
@@ -80,20 +92,17 @@ def child_jobs(
 
 
 class _WhenNeeded:
-    """A backend that is made with its first use: few tasks start others."""
+    """Stands for what is made with its first use: few tasks ask Girder or start other jobs."""
 
-    def __init__(self, api_url: str, token: str, dask_client: Callable[[], Any] | None) -> None:
-        self._arguments = api_url, token, dask_client
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
         self._made: Any = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if self._made is None:
-            from girder_dask.remote import RestBackend
-
-            api_url, token, dask_client = self._arguments
-            self._made = RestBackend(api_url, token=token, dask_client=dask_client)
+            self._made = self._make()
         return getattr(self._made, name)
 
     def close(self) -> None:

@@ -1,0 +1,70 @@
+"""The directory of one run. Few tasks need one, so it is made when somebody asks for it."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from pathlib import Path
+
+from girder_dask.removal import remove
+
+__all__ = ["Workspace"]
+
+
+class Workspace:
+    """A directory that is made with its first use. Any thread may use it.
+
+    Parameters
+    ----------
+    parent
+        Where it is made. That is made too, if it is not there.
+    prefix
+        How its name begins.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> workspace = Workspace(Path(mkdtemp()), 'job-7-')
+    >>> path = workspace.path()
+    >>> path.is_dir(), path == workspace.path()
+    (True, True)
+    >>> workspace.remove()
+    >>> path.exists()
+    False
+    """
+
+    def __init__(self, parent: Path, prefix: str) -> None:
+        self._parent = parent
+        self._prefix = prefix
+        self._lock = threading.Lock()
+        self._path: Path | None = None
+        self._is_over = False
+
+    def path(self) -> Path:
+        """Return the directory.
+
+        Raises
+        ------
+        OSError
+            If it cannot be made, or if it was removed.
+        """
+        with self._lock:
+            if self._is_over:
+                raise FileNotFoundError("The run has ended, and with it its directory.")
+            if self._path is None:
+                self._parent.mkdir(parents=True, exist_ok=True)
+                self._path = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._parent))
+            return self._path
+
+    def remove(self) -> None:
+        """Remove it with all that is in it, if it was made. There is none afterwards.
+
+        Raises
+        ------
+        OSError
+            If something is left.
+        """
+        with self._lock:
+            self._is_over = True
+        if self._path is not None:
+            remove(self._path)
