@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 _CONNECT_TIME = 3.0
 _ANSWER_TIME = 10.0
 _MOST_AT_ONCE = 500
+# Seconds between two deliveries. A job that comes alone is delivered at once.
+_SPACING = 0.02
 # How often it is tried whether the scheduler is there.
 _TRY_TIME = 15.0
 
@@ -151,9 +153,13 @@ class _LinkThread:
             except asyncio.TimeoutError:
                 await self._call("girder_cancel", jobs=[])
             self._wake.clear()
-            while await self._deliver():
-                pass
+            await self._deliver_all()
         self._disconnect()
+
+    async def _deliver_all(self) -> None:
+        # What comes during a pause goes together.
+        while await self._deliver():  # noqa: ASYNC110
+            await asyncio.sleep(_SPACING)
 
     async def _deliver(self) -> bool:
         with self._lock:

@@ -18,6 +18,7 @@ from girder_jobs.models.job import Job
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin import documents, notices, records
+from girder_dask.plugin.recount import Recount
 from girder_dask.plugin.tally import Change, Count, Parent, progress
 from girder_dask.submit import Group, Submission
 
@@ -38,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 #: A group that was not counted for this long is counted when a scheduler asks for jobs.
 QUIET_TIME = timedelta(seconds=5)
+
+#: The most jobs of a group that is counted with each change of one of them.
+MOST_COUNTED = 1000
 
 #: How many failed jobs the log of their parent names.
 MOST_NAMED = 10
@@ -134,7 +138,7 @@ def follow(jobs: Iterable[Mapping[str, Any]]) -> None:
     """Count the groups that some jobs, whose states have changed, belong to."""
     parents = {job["parentId"] for job in jobs if job.get("parentId")}
     if parents:
-        _recount(list(parents))
+        _recounts.ask(parents)
 
 
 def look_after(now: datetime) -> None:
@@ -172,9 +176,15 @@ def stop(job_id: ObjectId) -> JobStatus | None:
     raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
 
 
-def _recount(ids: Sequence[ObjectId]) -> None:
-    """Count groups, and write what has changed. Ids of other jobs do no harm."""
-    left = list(ids)
+def _recount(ids: Sequence[ObjectId]) -> set[ObjectId]:
+    """Count groups, and write what has changed. Ids of other jobs do no harm.
+
+    Returns
+    -------
+    set
+        Those with so many jobs that they need not be counted each time.
+    """
+    left, large = list(ids), set()
     for _ in range(_MOST_ROUNDS):
         now = datetime.now(timezone.utc)
         # Read before the jobs are counted: a write holds only if nobody has written since,
@@ -183,6 +193,9 @@ def _recount(ids: Sequence[ObjectId]) -> None:
             records.collection(Job()).find({"_id": {"$in": left}, "dask.group.open": True}, _NO_LOG)
         )
         counts = _count([group["_id"] for group in groups])
+        large |= {
+            group["_id"] for group in groups if group["dask"]["group"]["total"] > MOST_COUNTED
+        }
         changes = [
             change for group in groups if (change := _tally(group, counts[group["_id"]], now))
         ]
@@ -194,8 +207,12 @@ def _recount(ids: Sequence[ObjectId]) -> None:
         held = {change.job["_id"] for change in written}
         left = [change.job["_id"] for change in changes if change.job["_id"] not in held]
         if not left:
-            return
+            return large
     logger.warning("%d groups of jobs are counted later: others change them", len(left))
+    return large
+
+
+_recounts = Recount(_recount)
 
 
 def _count(ids: Sequence[ObjectId]) -> dict[ObjectId, Count]:

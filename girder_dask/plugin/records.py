@@ -1,8 +1,9 @@
 """What is kept of a job besides its job document.
 
 ``dask_job`` holds one document a job, with the same id: how to run it, the id of its
-token, and in the end its result. The pickled call is in ``dask_payload``, in pieces,
-because a MongoDB document holds 16 MiB at most. Neither is reachable through REST.
+token, the pickled call if that is small, and in the end its result. A larger call is in
+``dask_payload``, in pieces, because a MongoDB document holds 16 MiB at most. Neither is
+reachable through REST.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "CHUNK_BYTES",
     "CLAIM_INDEX",
     "GROUP_INDEX",
+    "INLINE_BYTES",
     "MOST_RESULT",
     "OPEN_INDEX",
     "REMIND_INDEX",
@@ -51,6 +53,9 @@ __all__ = [
     "status",
     "store_records",
 ]
+
+#: The most bytes of a pickled call that is kept in the document of its job.
+INLINE_BYTES = 16 * 1024
 
 #: The most bytes in one document of ``dask_payload``.
 CHUNK_BYTES = 8 * 1024**2
@@ -183,8 +188,10 @@ def store_records(specs: Sequence[JobSpec], own_tokens: Sequence[bool]) -> None:
 
 
 def payload_pieces(spec: JobSpec) -> list[dict[str, Any]]:
-    """Cut the pickled call of a job into documents."""
+    """Cut the pickled call of a job into documents; none for a small one."""
     job, data = ObjectId(spec.id), spec.payload
+    if len(data) <= INLINE_BYTES:
+        return []
     return [
         {"job": job, "n": n, "data": data[start : start + CHUNK_BYTES]}
         for n, start in enumerate(range(0, len(data), CHUNK_BYTES))
@@ -199,6 +206,7 @@ def _record(spec: JobSpec, own_token: bool) -> dict[str, Any]:
         "token": spec.token,
         "own_token": own_token,
         "payload_bytes": len(spec.payload),
+        **({"payload": spec.payload} if len(spec.payload) <= INLINE_BYTES else {}),
         # Pairs, since the name of a resource may hold what a key of MongoDB may not.
         "resources": list(spec.resources.items()) if spec.resources else None,
         **record,
@@ -212,14 +220,13 @@ def load_specs(records: Iterable[Mapping[str, Any]], attempts: Mapping[Any, int]
     """
     records = list(records)
     payloads: dict[Any, list[bytes]] = {}
-    pieces = collection(DaskPayload()).find(
-        {"job": {"$in": [r["_id"] for r in records]}}, sort=[("job", 1), ("n", 1)]
-    )
-    for piece in pieces:
+    apart = [record["_id"] for record in records if "payload" not in record]
+    pieces = collection(DaskPayload()).find({"job": {"$in": apart}}, sort=[("job", 1), ("n", 1)])
+    for piece in pieces if apart else ():
         payloads.setdefault(piece["job"], []).append(piece["data"])
     specs = []
     for record in records:
-        payload = b"".join(payloads.get(record["_id"], ()))
+        payload = record.get("payload") or b"".join(payloads.get(record["_id"], ()))
         if payload and len(payload) == record["payload_bytes"]:
             specs.append(_spec(record, payload, attempts[record["_id"]]))
     return specs
@@ -350,10 +357,15 @@ def clean(job_ids: Sequence[ObjectId]) -> None:
     """Delete the tokens and calls of jobs that have ended. What came of them stays."""
     if not job_ids:
         return
-    tokens.delete(own_tokens(job_ids))
-    DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
+    these = {"_id": {"$in": list(job_ids)}}
+    fields = {"token": 1, "own_token": 1, "payload_bytes": 1, "inline": {"$gt": ["$payload", None]}}
+    found = list(collection(DaskJob()).find(these, fields))
+    tokens.delete(record["token"] for record in found if record["own_token"] and record["token"])
+    apart = [record["_id"] for record in found if record["payload_bytes"] and not record["inline"]]
+    if apart:
+        DaskPayload().collection.delete_many({"job": {"$in": apart}})
     DaskJob().collection.update_many(
-        {"_id": {"$in": list(job_ids)}}, {"$set": {"token": None, "payload_bytes": 0}}
+        these, {"$set": {"token": None, "payload_bytes": 0}, "$unset": {"payload": True}}
     )
 
 

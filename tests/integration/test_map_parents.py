@@ -182,13 +182,13 @@ def test_what_was_not_counted_is_counted_when_a_scheduler_asks(inside):
 
         made = Site.record(2)
         # As if the process had died after it wrote the jobs.
-        counted = groups._recount
-        groups._recount = lambda _: None
+        ask = groups._recounts.ask
+        groups._recounts.ask = lambda _: None
         try:
             for child in made["children"]:
                 Site.tell(child, RUN, OK)
         finally:
-            groups._recount = counted
+            groups._recounts.ask = ask
         before = Site.states(made["id"])
         long_ago = datetime.now(timezone.utc) - timedelta(seconds=10)
         Job().collection.update_one(
