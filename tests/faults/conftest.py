@@ -38,14 +38,6 @@ def fault_stack(
                 print(stack.recent_logs(40))
 
 
-@pytest.fixture(scope="module")
-def lasting_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultStack]:
-    """One stack for the tests of a module that leave it whole."""
-    directory = tmp_path_factory.mktemp("lasting") / "stack"
-    with FaultStack(directory, workers=2, threads=4, env=_QUICK) as stack:
-        yield stack
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield

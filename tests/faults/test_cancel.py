@@ -1,317 +1,327 @@
-"""Jobs that are canceled: how what runs of them is stopped, and what is left."""
+"""Jobs that are canceled: nothing of them runs any more, and nothing of them is left."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
-from cancel_site import CANCELED, assert_history, is_alive, running_does
-from fault_site import FaultStack, until
+from fault_site import FaultStack, states, until
 
 from girder_dask.jobs import JobStatus
+from girder_dask.transforms import GirderFileId, GirderUploadToFolder
 
 S = JobStatus
 Start = Callable[..., FaultStack]
 
-WELL_BEHAVED = """
+QUEUED_ONLY = ["QUEUED", "CANCELED"]
+AT_WORK = ["QUEUED", "RUNNING", "CANCELING", "CANCELED"]
+
+POLITE = """
 import time
 print("begun")
 while not self.canceled:
     time.sleep(0.02)
-print("stops by itself")
-result = "partial"
+print("it saw that")
 """
-
-# Each swallows the interruption in its own way, ``times`` times.
-SWALLOWS = """
+BUSY = """
+import time
+from girder_dask import JobCanceled
+print("begun")
+try:
+    while True:
+        time.sleep(0.02)
+except JobCanceled:
+    print("interrupted")
+    raise
+"""
+DEAF = """
 import time
 print("begun")
-for n in range(times):
+caught = 0
+while True:
     try:
         while True:
-            time.sleep(0.01)
-    except {what}:
-        print("swallowed", n, self.canceled)
-{then}
+            time.sleep(0.02)
+    except:
+        caught += 1
+        print("caught", caught)
+        if caught == 3:
+            break
+result = "a value that nobody wants"
 """
-LOOP = "while True: time.sleep(0.01)"
+SILENT = """
+import os, time
+open({path!r}, "w").write(str(os.getpid()))
+try:
+    while True:
+        time.sleep(0.02)
+finally:
+    os.remove({path!r})
+"""
+PUSHES = """
+import time
+path = self.work_dir / "partial.txt"
+path.write_text("half of it")
+print("begun", given)
+while True:
+    time.sleep(0.02)
+result = str(path)
+"""
 
-NO_END = "it waits in C code, as in time.sleep() or a call of a library, or catches JobCanceled."
+
+def cancel(stack: FaultStack, job_id: str) -> None:
+    """Cancel as Girder's page does."""
+    stack.admin.put(f"job/{job_id}/cancel")
 
 
-def cancel(stack: FaultStack, job_id: str, status: JobStatus = S.CANCELING) -> None:
-    """Cancel a job as Girder's page does, and check what it shows then."""
-    assert stack.admin.put(f"job/{job_id}/cancel")["status"] == status
+def begin(stack: FaultStack, code: str, **options: str) -> str:
+    """Start a task and return when it is at work."""
+    job_id = stack.start_task("does", code, **options)
+    until(lambda: "begun" in stack.log(job_id))
+    return job_id
 
 
-def test_queued_job_is_canceled_at_once(fault_stack: Start, tmp_path: Path) -> None:
-    """Behind another job, with no worker, and with no scheduler."""
-    stack = fault_stack(workers=1, threads=1)
+def gone(process: psutil.Process) -> bool:
+    """Say whether a process has ended."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_queued_jobs_are_canceled_with_nobody_there(fault_stack: Start, tmp_path: Path) -> None:
+    """First with no worker, then with no scheduler either. They never run afterwards."""
+    stack = fault_stack(workers=1, threads=2)
     tally = tmp_path / "tally"
 
-    def queued(number: int) -> str:
+    def start(number: int) -> str:
         return stack.start_task("tally", str(tally), number)
 
-    busy = stack.start_task("steady", 100, 600.0)
-    stack.wait(busy, status=S.RUNNING)
-    canceled = [queued(1)]
-    until(lambda: stack.job(canceled[0])["dask"].get("scheduler"))
-    cancel(stack, canceled[0], S.CANCELED)
-    later = queued(2)
-    until(lambda: stack.job(later)["dask"].get("scheduler"))
-    cancel(stack, busy)
-    assert stack.wait(busy, 5, S.CANCELED) or True
-    stack.wait(later)
-    assert tally.read_text().startswith("2 1 ")
-
     stack.kill("worker-0")
-    canceled.append(queued(3))
-    until(lambda: stack.job(canceled[-1])["dask"].get("waits"))
-    cancel(stack, canceled[-1], S.CANCELED)
-    known = queued(4)
-    until(lambda: stack.job(known)["dask"].get("scheduler"))
+    first = start(1)
+    cancel(stack, first)
+    assert stack.job(first)["status"] == S.CANCELED
+    before = start(2)
     stack.kill("scheduler")
-    canceled += [known, queued(5)]
-    for job_id in canceled[-2:]:
-        begun = time.monotonic()
-        cancel(stack, job_id, S.CANCELED)
-        assert time.monotonic() - begun < 1
+    cancel(stack, before)
+    after = start(3)
+    cancel(stack, after)
+    assert {stack.job(job_id)["status"] for job_id in (before, after)} == {S.CANCELED}
+    wanted = start(4)
 
     stack.restart("scheduler", "worker-0")
-    stack.wait(queued(6))
-    assert [line.split()[0] for line in tally.read_text().splitlines()] == ["2", "6"]
-    for job_id in canceled:
-        assert_history(stack.job(job_id), ["QUEUED", "CANCELED"])
+    assert stack.wait(wanted)["status"] == S.SUCCESS
+    assert stack.wait(start(5))["status"] == S.SUCCESS
+    assert [line.split()[0] for line in tally.read_text().splitlines()] == ["4", "5"]
+    for job_id in (first, before, after):
+        assert states(stack.job(job_id)) == QUEUED_ONLY
 
 
-def test_task_that_looks_ends_by_itself(lasting_stack: FaultStack) -> None:
-    job_id = running_does(lasting_stack, WELL_BEHAVED)
-    begun = time.monotonic()
-    cancel(lasting_stack, job_id)
-    job = lasting_stack.wait(job_id)
-    assert time.monotonic() - begun < 1, "it was not interrupted"
-    assert_history(job)
-    assert "result" not in job["dask"]
-    assert "".join(job["log"]) == "begun\nstops by itself\nThe job was canceled.\n"
+def test_jobs_at_work_are_told_interrupted_and_ended(fault_stack: Start, tmp_path: Path) -> None:
+    """Whatever they do about it, with nothing left of them, and others go on."""
+    stack = fault_stack(workers=1, threads=12)
+    user = stack.create_user()
+    folder = user.folder["_id"]
+    file = stack.upload(b"x" * 1000, "input.bin", client=user.client)
+    other = stack.start_task("steady", 100, 6.0)
+    polite, busy, deaf = (begin(stack, code) for code in (POLITE, BUSY, DEAF))
+    apart = [begin(stack, code, isolation="process") for code in (BUSY, DEAF)]
 
+    def start_transfers() -> str:
+        from my_worker_tasks import does
 
-@pytest.mark.parametrize(
-    ("what", "times", "then"),
-    [
-        pytest.param("Exception", 0, LOOP, id="none"),
-        pytest.param("Exception", 2, LOOP, id="exception"),
-        pytest.param("", 2, LOOP, id="bare"),
-        pytest.param("BaseException", 1, "result = 'partial'", id="returns"),
-    ],
-)
-def test_python_code_is_interrupted_until_it_ends(
-    lasting_stack: FaultStack, what: str, times: int, then: str
-) -> None:
-    job_id = running_does(lasting_stack, SWALLOWS.format(what=what, then=then), times=times)
-    begun = time.monotonic()
-    cancel(lasting_stack, job_id)
-    job = lasting_stack.wait(job_id)
-    assert time.monotonic() - begun > 0.9, "it had its grace"
-    assert_history(job)
-    swallowed = "".join(f"swallowed {n} True\n" for n in range(times))
-    assert "".join(job["log"]) == f"begun\n{swallowed}The job was canceled.\n"
+        return str(
+            does.apply_async(
+                (PUSHES,),
+                {"given": GirderFileId(file["_id"])},
+                girder_result_hooks=[GirderUploadToFolder(folder)],
+            ).id
+        )
+
+    pushes = stack.call(start_transfers, user=user)
+    until(lambda: "begun" in stack.log(pushes))
+    # In the worker's scratch directory, and gone with the job.
+    (place,) = [Path(line.split()[1]) for line in stack.log(pushes).splitlines()[-1:]]
+    assert place.exists()
+
+    jobs = [polite, busy, deaf, *apart, pushes]
+    for job_id in jobs:
+        cancel(stack, job_id)
+    ended = [stack.wait(job_id) for job_id in jobs]
+    assert [states(job) for job in ended[:-1]] == [AT_WORK] * len(ended[:-1])
+    assert states(ended[-1]) == ["QUEUED", "FETCHING_INPUT", *AT_WORK[1:]]
+
+    assert "it saw that\n" in stack.log(polite)
+    assert "interrupted\n" in stack.log(busy)
+    assert "caught 3\n" in stack.log(deaf)
+    assert "interrupted\n" in stack.log(apart[0])
+    for job_id in jobs:
+        log = stack.log(job_id)
+        assert log.startswith("begun")
+        assert log.endswith("The job was canceled.\n")
+        assert "Traceback" not in log
+        assert not list(stack.directory.rglob(f"job-{job_id}-*"))
+    assert not place.exists()
+    assert [item["name"] for item in user.client.listItem(folder)] == ["input.bin"]
+    assert stack.wait(other)["status"] == S.SUCCESS
+    assert stack.numbered(other) == list(range(100))
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
-def test_no_process_of_a_canceled_job_is_left(
-    lasting_stack: FaultStack, tmp_path: Path, isolation: str
+def test_subprocesses_end_with_their_groups(
+    fault_stack: Start, tmp_path: Path, isolation: str
 ) -> None:
-    """Its children and theirs, in other groups and sessions, and those that ignore SIGTERM."""
-    job_id = lasting_stack.start_task("breeds", str(tmp_path), isolation=isolation)
-
-    def pids() -> list[int]:
-        return [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
-
-    until(lambda: len(pids()) == 3)
-    workers = {lasting_stack.worker_process(f"worker-{n}").pid for n in (0, 1)}
-    bred = set(pids()) - workers
-    assert len(bred) == (2 if isolation == "thread" else 3)
-    assert all(is_alive(pid) for pid in bred)
-    cancel(lasting_stack, job_id)
-    job = lasting_stack.wait(job_id)
-    assert [pid for pid in bred if is_alive(pid)] == [], "CANCELED is said when all have ended"
-    assert_history(job)
-    assert "".join(job["log"]) == "The job was canceled.\n"
-    assert all(is_alive(pid) for pid in workers)
-
-
-@pytest.mark.parametrize("sleep", ["time.sleep(600)", "ctypes.CDLL(None).sleep(600)"])
-def test_process_of_a_canceled_job_is_killed(
-    lasting_stack: FaultStack, tmp_path: Path, sleep: str
-) -> None:
-    """It swallows whatever is raised and waits in C code."""
-    path = tmp_path / "pid"
-    code = f"""
-import ctypes, os, time
-open(path, "w").write(str(os.getpid()))
-print("begun")
-while True:
-    try:
-        {sleep}
-    except:
-        pass
-"""
-
-    def start() -> str:
-        from my_worker_tasks import does
-
-        return str(does.apply_async((code,), {"path": str(path)}, isolation="process").id)
-
-    job_id = lasting_stack.call(start)
-    until(lambda: lasting_stack.log(job_id))
-    pid = int(path.read_text())
-    cancel(lasting_stack, job_id)
-    job = lasting_stack.wait(job_id)
-    assert not is_alive(pid)
-    assert_history(job)
-    assert "".join(job["log"]) == "begun\nThe job was canceled.\n"
-
-
-def test_code_in_c_is_canceled_when_it_ends(lasting_stack: FaultStack) -> None:
-    job_id = lasting_stack.start_task("frozen", 6.0)
-    until(lambda: lasting_stack.log(job_id))
-    begun = time.monotonic()
-    cancel(lasting_stack, job_id)
-    until(lambda: NO_END in lasting_stack.log(job_id), 10)
-    assert lasting_stack.job(job_id)["status"] == S.CANCELING
-    job = lasting_stack.wait(job_id)
-    assert time.monotonic() - begun > 4
-    assert_history(job)
-    log = "".join(job["log"])
-    assert log.startswith("frozen\nThe job is to end, but its thread cannot be interrupted: ")
-    assert "The job ends when that returns; girder.worker.restart-stuck can be set" in log
-    assert log.endswith("\nThe job was canceled.\n")
-
-
-@pytest.mark.parametrize("kind", ["in C", "swallows"])
-def test_worker_of_a_stuck_job_is_restarted(fault_stack: Start, tmp_path: Path, kind: str) -> None:
-    """Of its other jobs one ends in time, and one is tried again."""
-    env = {
-        "DASK_GIRDER__WORKER__RESTART_STUCK": "4s",
-        "DASK_GIRDER__SCHEDULER__LEAVE_GRACE": "2s",
-    }
-    stack = fault_stack(workers=1, threads=3, env=env)
-    if kind == "in C":
-        stuck = stack.start_task("frozen", 600.0)
-        until(lambda: stack.log(stuck))
-    else:
-        code = (
-            SWALLOWS.format(what="", then="").replace("print(", "id(").replace("id(", "print(", 1)
-        )
-        stuck = running_does(stack, code, times=1_000_000)
+    stack = fault_stack(workers=1, threads=2)
+    (tmp_path / "pids").mkdir()
     worker = stack.worker_process("worker-0").pid
-    tally = tmp_path / "tally"
-    long = stack.start_task("tally", str(tally), 2, [600.0, 0.2])
-    until(tally.exists)
-    cancel(stack, stuck)
-    short = stack.start_task("tally", str(tally), 1, [5.0])
+    job_id = stack.start_task("breeds", str(tmp_path / "pids"), isolation=isolation)
+    made = until(lambda: len(pids := list((tmp_path / "pids").iterdir())) == 3 and pids)
+    family = [psutil.Process(int(path.name)) for path in made if int(path.name) != worker]
+    assert len(family) == (2 if isolation == "thread" else 3)
 
-    job = stack.wait(stuck)
-    assert not is_alive(worker), "CANCELED is said when nothing of it runs any more"
-    assert_history(job)
-    log = "".join(job["log"])
-    assert NO_END in log
-    assert re.search(r"^Worker tcp\S+ is restarted, as the job does not stop\.$", log, re.MULTILINE)
-    assert_history(stack.wait(short), ["QUEUED", "RUNNING", "SUCCESS"])
-    assert_history(stack.wait(long), ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCESS"])
-    assert "is leaving; the job is tried again as attempt 2." in stack.log(long)
-    runs = sorted(line.split()[:2] for line in tally.read_text().splitlines())
-    assert runs == [["1", "1"], ["2", "1"], ["2", "2"]]
-
-
-PARTIAL = """
-import time, pathlib
-made = self.work_dir / "made.txt"
-made.write_text("partial")
-print(given)
-print(self.work_dir, flush=True)
-while not self.canceled:
-    time.sleep(0.02)
-result = str(made)
-"""
-
-
-@pytest.mark.parametrize("at", ["function", "hooks", "upload"])
-def test_outputs_are_not_pushed_and_files_are_gone(lasting_stack: FaultStack, at: str) -> None:
-    stack = lasting_stack
-    user = stack.create_user()
-    folder = user.folder["_id"]
-    given = stack.upload(b"given", "given.txt", client=user.client)
-    # In the third way a large file is under way when the job is canceled.
-    code = PARTIAL if at == "function" else PARTIAL.replace("while not", "while False and not")
-    if at == "hooks":
-        code = code.replace("result = str(made)", "result = (1, str(made))")
-    if at == "upload":
-        code = code.replace('made.write_text("partial")', 'made.open("wb").truncate(3 << 29)')
-
-    def start() -> str:
-        from my_worker_tasks import does
-
-        from girder_dask.transform import ResultTransform
-        from girder_dask.transforms import GirderFileId, GirderUploadToFolder
-
-        class Waits(ResultTransform):
-            def transform(self, data: Any) -> Any:  # noqa: ARG002 - it has no time for that
-                import time
-
-                print("hook begun", flush=True)
-                while True:
-                    time.sleep(0.01)
-
-        hooks: list[Any] = [GirderUploadToFolder(folder)]
-        if at == "hooks":
-            hooks.insert(0, Waits())
-        kwargs = {"given": GirderFileId(given["_id"])}
-        return str(does.apply_async((code,), kwargs, girder_result_hooks=hooks).id)
-
-    job_id = stack.call(start, user=user)
-    until(lambda: len(stack.log(job_id).splitlines()) >= (3 if at == "hooks" else 2))
-    paths = [Path(line) for line in stack.log(job_id).splitlines()[:2]]
-    assert all(path.exists() for path in paths)
-    if at == "upload":
-        until(lambda: stack.admin.get("system/uploads"), pause=0.01)
+    start = time.monotonic()
     cancel(stack, job_id)
     job = stack.wait(job_id)
-    assert "".join(job["log"]).endswith("\nThe job was canceled.\n")
-    reached = [] if at == "function" else ["PUSHING_OUTPUT"]
-    fetched = ["QUEUED", "FETCHING_INPUT", "RUNNING"]
-    assert_history(job, [*fetched, *reached, *CANCELED[2:]])
-    assert [path for path in paths if path.exists()] == []
-    assert [item["name"] for item in user.client.listItem(folder)] == ["given.txt"]
-    assert stack.admin.get("system/uploads") == []
+    assert states(job) == AT_WORK
+    assert [process.pid for process in family if not gone(process)] == []
+    assert time.monotonic() - start < 15
+    assert stack.wait(stack.start_task("noop"))["status"] == S.SUCCESS
 
 
-def test_worker_killed_while_its_job_is_canceling(fault_stack: Start, tmp_path: Path) -> None:
-    """And a scheduler that is started again."""
-    stack = fault_stack(workers=1, threads=1)
-    for what in ("worker", "scheduler"):
-        tally = tmp_path / what
-        assert stack.wait(stack.start_task("noop"))["status"] == S.SUCCESS
-        code = "open(path, 'a').write('run\\n'); print('begun'); import time; time.sleep(600)"
-        job_id = running_does(stack, code, path=str(tally))
-        worker = stack.worker_process("worker-0")
-        cancel(stack, job_id)
-        if what == "worker":
-            worker.kill()
+def test_a_thread_that_cannot_be_interrupted(fault_stack: Start) -> None:
+    """The job is CANCELING until it ends, and its log says so."""
+    stack = fault_stack(workers=1, threads=2, env={"DASK_GIRDER__WORKER__CANCEL_GRACE": "0.2s"})
+    job_id = stack.start_task("frozen", 8.0)
+    until(lambda: "frozen" in stack.log(job_id))
+    cancel(stack, job_id)
+    until(lambda: "its thread cannot be interrupted" in stack.log(job_id))
+    assert stack.job(job_id)["status"] == S.CANCELING
+    assert "girder.worker.restart-stuck can be set for it" in stack.log(job_id)
+    assert states(stack.wait(job_id)) == AT_WORK
+
+
+def test_a_worker_that_is_restarted_for_it(fault_stack: Start) -> None:
+    """What else ran there runs again, without a loss that counts."""
+    env = {
+        "DASK_GIRDER__WORKER__CANCEL_GRACE": "0.2s",
+        "DASK_GIRDER__WORKER__RESTART_STUCK": "2s",
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
+    }
+    stack = fault_stack(workers=1, threads=2, env=env)
+    job_id = stack.start_task("frozen", 600.0)
+    until(lambda: "frozen" in stack.log(job_id))
+    other = stack.start_task("steady", 10, 5.0)
+    until(partial(stack.numbered, other))
+    worker = stack.worker_process("worker-0")
+    cancel(stack, job_id)
+    job = stack.wait(job_id, 40)
+    assert states(job) == AT_WORK
+    assert gone(worker)
+    assert not list(stack.directory.rglob(f"job-{job_id}-*"))
+    assert " is restarted, as the job does not stop.\n" in stack.log(job_id)
+    job = stack.wait(other, 40)
+    assert job["status"] == S.SUCCESS
+    assert stack.numbered(other)[-10:] == list(range(10))
+
+
+@pytest.mark.parametrize("part", ["worker", "scheduler"])
+def test_what_dies_while_a_job_is_canceling(fault_stack: Start, part: str) -> None:
+    """The job is CANCELED, and does not run again."""
+    stack = fault_stack(workers=2, threads=1, env={"DASK_GIRDER__WORKER__CANCEL_GRACE": "60s"})
+    job_id = begin(stack, BUSY)
+    cancel(stack, job_id)
+    assert stack.job(job_id)["status"] == S.CANCELING
+    if part == "worker":
+        for name in ("worker-0", "worker-1"):
+            stack.worker_process(name).kill()
+    else:
+        stack.kill("scheduler")
+        stack.restart("scheduler")
+        for name in ("worker-0", "worker-1"):
+            stack.kill(name)
+        stack.restart("worker-0", "worker-1")
+    job = stack.wait(job_id, 40)
+    assert states(job) == AT_WORK
+    assert stack.log(job_id).count("begun") == 1
+    assert stack.wait(stack.start_task("noop"), 40)["status"] == S.SUCCESS
+
+
+# -- the ways to ask for it ------------------------------------------------------------------
+
+
+def by_page(stack: FaultStack, job_id: str, owner: str) -> None:
+    """Use the route of Girder's page."""
+    stack.admin.put(f"job/{job_id}/cancel")
+
+
+def by_result(stack: FaultStack, job_id: str, owner: str) -> None:
+    """Call ``JobResult.cancel()`` inside Girder."""
+
+    def call() -> None:
+        from girder_dask import JobResult
+
+        JobResult(job_id).cancel()
+
+    stack.call(call)
+
+
+def by_parent(stack: FaultStack, job_id: str, owner: str) -> None:
+    """Cancel the job that has started it."""
+    stack.admin.put(f"job/{stack.job(job_id)['parentId']}/cancel")
+
+
+def by_deletion(stack: FaultStack, job_id: str, owner: str) -> None:
+    """Delete the job's document."""
+    stack.admin.delete(f"job/{job_id}")
+
+
+def by_owner(stack: FaultStack, job_id: str, owner: str) -> None:
+    """Delete the user whose job it is."""
+    stack.admin.delete(f"user/{owner}")
+
+
+def test_each_way_to_cancel_stops_a_silent_task(fault_stack: Start, tmp_path: Path) -> None:
+    """One at work that prints nothing, and one that waits behind it, which never runs."""
+    stack = fault_stack(workers=1, threads=3)
+    for way in (by_page, by_result, by_parent, by_deletion, by_owner):
+        user = stack.create_user()
+        silent = SILENT.format(path=str(tmp_path / f"{way.__name__}-runs"))
+        never = tmp_path / f"{way.__name__}-never"
+        if way is by_parent:
+            starts = (
+                "from my_worker_tasks import does, tally\n"
+                f"first = does.delay({silent!r})\n"
+                f"second = tally.options(resources={{'none': 1}}).delay({str(never)!r}, 1)\n"
+                "result = [first.id, second.id]\n"
+                "import time\nprint('begun', *result)\nwhile True: time.sleep(0.02)\n"
+            )
+            parent = stack.start_task("does", starts, user=user)
+            until(partial(_begun, stack, parent))
+            running, waiting = stack.log(parent).split()[1:]
         else:
-            stack.kill("scheduler")
-            stack.restart("scheduler")
-            assert stack.job(job_id)["status"] in (S.CANCELING, S.CANCELED)
-        job = stack.wait(job_id)
-        assert_history(job)
-        until(lambda pid=worker.pid: not is_alive(pid))
-        if what == "scheduler":
-            stack.kill("worker-0")
-            stack.restart("worker-0")
-        assert stack.wait(stack.start_task("noop"))["status"] == S.SUCCESS
-        assert tally.read_text() == "run\n", "it did not run again"
-        assert stack.job(job_id)["timestamps"] == job["timestamps"]
+            running = stack.start_task("does", silent, user=user)
+            waiting = stack.start_task("tally", str(never), 1, user=user, resources={"none": 1})
+        until((tmp_path / f"{way.__name__}-runs").exists)
+        way(stack, running, user.id)
+        if way is not by_owner:
+            way(stack, waiting, user.id)
+        until(lambda path=tmp_path / f"{way.__name__}-runs": not path.exists(), 15)
+        if way is by_deletion:
+            assert stack.admin.get("job/all", parameters={"limit": 0}) is not None
+            left = {job["_id"] for job in stack.admin.get("job/all", parameters={"limit": 0})}
+            assert not left & {running, waiting}
+        else:
+            assert states(stack.wait(running)) == AT_WORK
+            assert states(stack.wait(waiting)) == QUEUED_ONLY
+        if way is by_owner:
+            assert f"The owner of this job, {user.login}, was deleted." in stack.log(running)
+    stack.restart_with("worker-0", "--resources", "none=1")
+    assert stack.wait(stack.start_task("noop", resources={"none": 1}))["status"] == S.SUCCESS
+    assert not list(tmp_path.glob("*-never"))
+    log = stack.recent_logs(2000)
+    assert "Traceback" not in log, "nothing crashes"
+
+
+def _begun(stack: FaultStack, job_id: str) -> bool:
+    return stack.log(job_id).endswith("\n") and "begun" in stack.log(job_id)

@@ -368,9 +368,7 @@ def test_a_thousand_children_are_canceled_quickly_and_told_in_one_call(inside):
 
         from girder_dask import submit
 
-        started = time.monotonic()
         made = Site.record(1000)
-        recorded = time.monotonic() - started
         backend = submit.backend()
         link, calls = backend._scheduler_link(), []
         cancel = link.cancel
@@ -382,13 +380,12 @@ def test_a_thousand_children_are_canceled_quickly_and_told_in_one_call(inside):
             del link.cancel
         spent = time.monotonic() - started
         left = Job().collection.count_documents({"parentId": job["_id"], "status": {"$ne": 5}})
-        return recorded, spent, calls, left, Site.states(made["id"])
+        return spent, calls, left, Site.states(made["id"])
 
-    recorded, spent, calls, left, states = inside(run)
+    spent, calls, left, states = inside(run)
     assert calls == [1001]
     assert left == 0
     assert states[-1] == "CANCELED"
-    assert recorded < 10
     assert spent < 5
 
 
