@@ -18,6 +18,7 @@ _LINES = {
     ("girder_dask", "throughput of delay"): "girder_dask, a loop of delay()",
     ("girder_worker", "throughput of delay"): "girder_worker, a loop of delay()",
 }
+_PLAIN = "{x:,.10g}"  # not as powers of ten
 _COLORS = {"girder_dask": "tab:blue", "girder_worker": "tab:orange", "dask": "tab:gray"}
 
 
@@ -60,6 +61,7 @@ def _throughput(axes: Axes, results: list[dict[str, Any]]) -> None:
             style = "--" if system == "girder_dask" and "delay" in what else "-"
             axes.plot(jobs, rates, f"o{style}", color=_COLORS[system], label=label)
     axes.set(xscale="log", xlabel="jobs", ylabel="jobs a second", title="Throughput")
+    axes.xaxis.set_major_formatter(_PLAIN)
     axes.set_ylim(bottom=0)
 
 
@@ -74,6 +76,8 @@ def _latency(axes: Axes, results: list[dict[str, Any]]) -> None:
         )
     axes.set(xscale="log", yscale="log", title="From delay() to SUCCESS, under load")
     axes.set(xlabel="jobs started a second", ylabel="milliseconds")
+    axes.xaxis.set_major_formatter(_PLAIN)
+    axes.yaxis.set_major_formatter(_PLAIN)
 
 
 def _memory(axes: Axes, results: list[dict[str, Any]]) -> None:
