@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
+__all__ = ["PICTURES", "draw"]
 
 #: For each system and what it was measured in, how its line is named.
 _LINES = {
@@ -34,7 +34,7 @@ def draw(report: Mapping[str, Any], directory: Path) -> list[Path]:
     from matplotlib import pyplot
 
     drawn = []
-    for name, (case, plot) in _PICTURES.items():
+    for name, (case, plot) in PICTURES.items():
         path = directory / f"{name}.svg"
         path.unlink(missing_ok=True)
         results = [r for r in report["results"] if r["case"] == case]
@@ -90,7 +90,8 @@ def _memory(axes: Axes, results: list[dict[str, Any]]) -> None:
     axes.set_ylim(bottom=0)
 
 
-_PICTURES = {
+#: For the name of each picture, the case whose results it shows, and what draws it.
+PICTURES = {
     "throughput": ("sizes", _throughput),
     "latency": ("load", _latency),
     "memory": ("long_run", _memory),

@@ -68,6 +68,7 @@ class BenchmarkStack(Stack):
         self._sides: dict[str, Side] = {}
         self._raw: RawDask | None = None
         self._held: list[psutil.Process] = []
+        self._turn: str | None = None
         #: What carries girder_worker's messages, once it is started.
         self.broker: str | None = None
 
@@ -111,7 +112,10 @@ class BenchmarkStack(Stack):
         processes of girder_worker take next to nothing, and its broker drops connections that
         are silent for a while, so they are not held.
         """
+        if system == self._turn:
+            return
         self._let_go()
+        self._turn = system
         for other, names in self._of_dask().items():
             for name in names if other != system else ():
                 process = psutil.Process(self.part(name).pid)
@@ -169,6 +173,7 @@ class BenchmarkStack(Stack):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
         self._held.clear()
+        self._turn = None
 
     # Starting
 
