@@ -186,12 +186,7 @@ class BenchmarkStack(Stack):
     def _start_girder_worker(self) -> Side:
         directory = self._directory.part("girder_worker")
         package = packages.write(directory / "package", ported=True)
-        env = {
-            **os.environ,
-            processes.MARK: str(self.directory),
-            "PYTHONPATH": _path(package),
-            "TMPDIR": str(self.directory / "tmp"),
-        }
+        env = self._environment(package)
         broker, backend = self._start_broker(env)
         port = ports.choose(None)
         api = f"http://{_HOST}:{port}/api/v1"
@@ -236,8 +231,7 @@ class BenchmarkStack(Stack):
         port = ports.choose(None)
         dashboard = ports.choose(None, taken=[port])
         address = f"tcp://{_HOST}:{port}"
-        env = {**os.environ, processes.MARK: str(self.directory), "PYTHONPATH": _path()}
-        env |= _PATIENT
+        env = {**self._environment(), **_PATIENT}
         directory = self._directory.part("dask-workers")
 
         def registered() -> bool:
@@ -252,6 +246,15 @@ class BenchmarkStack(Stack):
         while not registered():
             time.sleep(_POLL)
         return RawDask(address)
+
+    def _environment(self, *packages: Path) -> dict[str, str]:
+        """Return the environment of a process of another system."""
+        return {
+            **os.environ,
+            processes.MARK: str(self.directory),
+            "PYTHONPATH": _path(*packages),
+            "TMPDIR": str(self.directory / "tmp"),
+        }
 
     def _peer(self, name: str, command: list[str], env: dict[str, str], api: str = "") -> Part:
         return Part(
