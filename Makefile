@@ -5,7 +5,7 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyp
 	examples/*/setup.cfg tests/packages/*/pyproject.toml tests/packages/*/setup.cfg)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint bench docs clean
+.PHONY: help demo test faults lint bench figures docs clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -26,6 +26,9 @@ lint: .venv/.dev ## Check the style and the types
 
 bench: .venv/.bench ## Measure beside girder_worker and Dask, and write benchmarks/results/
 	$(PYTHON) -m benchmarks $(ARGS)
+
+figures: .venv/.bench ## Put the last measurements into README.md and docs/performance.md
+	$(PYTHON) -m benchmarks.pages
 
 docs: .venv/.dev ## Build the documentation in docs/_build/html
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -131,7 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             runner.close()
     about = {**machine.describe(), "broker_of_girder_worker": runner.broker}
-    found = report.build(runner.ratios, runner.failures, runner.results, about)
+    settings = {name: getattr(options, name) for name in ("jobs", "rounds", "systems")}
+    found = report.build(runner.ratios, runner.failures, runner.results, about, settings)
     report.write(found, options.output)
     plots.draw(found, options.output)
     print(f"\n{report.tables(found)}")

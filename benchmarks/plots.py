@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
+__all__ = ["PICTURES", "draw"]
 
 #: For each system and what it was measured in, how its line is named.
 _LINES = {
@@ -18,6 +18,7 @@ _LINES = {
     ("girder_dask", "throughput of delay"): "girder_dask, a loop of delay()",
     ("girder_worker", "throughput of delay"): "girder_worker, a loop of delay()",
 }
+_PLAIN = "{x:,.10g}"  # not as powers of ten
 _COLORS = {"girder_dask": "tab:blue", "girder_worker": "tab:orange", "dask": "tab:gray"}
 
 
@@ -33,7 +34,7 @@ def draw(report: Mapping[str, Any], directory: Path) -> list[Path]:
     from matplotlib import pyplot
 
     drawn = []
-    for name, (case, plot) in _PICTURES.items():
+    for name, (case, plot) in PICTURES.items():
         path = directory / f"{name}.svg"
         path.unlink(missing_ok=True)
         results = [r for r in report["results"] if r["case"] == case]
@@ -60,6 +61,7 @@ def _throughput(axes: Axes, results: list[dict[str, Any]]) -> None:
             style = "--" if system == "girder_dask" and "delay" in what else "-"
             axes.plot(jobs, rates, f"o{style}", color=_COLORS[system], label=label)
     axes.set(xscale="log", xlabel="jobs", ylabel="jobs a second", title="Throughput")
+    axes.xaxis.set_major_formatter(_PLAIN)
     axes.set_ylim(bottom=0)
 
 
@@ -74,6 +76,8 @@ def _latency(axes: Axes, results: list[dict[str, Any]]) -> None:
         )
     axes.set(xscale="log", yscale="log", title="From delay() to SUCCESS, under load")
     axes.set(xlabel="jobs started a second", ylabel="milliseconds")
+    axes.xaxis.set_major_formatter(_PLAIN)
+    axes.yaxis.set_major_formatter(_PLAIN)
 
 
 def _memory(axes: Axes, results: list[dict[str, Any]]) -> None:
@@ -86,7 +90,8 @@ def _memory(axes: Axes, results: list[dict[str, Any]]) -> None:
     axes.set_ylim(bottom=0)
 
 
-_PICTURES = {
+#: For the name of each picture, the case whose results it shows, and what draws it.
+PICTURES = {
     "throughput": ("sizes", _throughput),
     "latency": ("load", _latency),
     "memory": ("long_run", _memory),

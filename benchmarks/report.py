@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.goals import GOALS
 
-__all__ = ["RESULTS", "build", "goals_table", "tables", "write"]
+__all__ = ["RESULTS", "about", "build", "goals_table", "medians_table", "tables", "write"]
 
 #: Where results are kept.
 RESULTS = Path(__file__).parent / "results"
@@ -22,6 +22,7 @@ def build(
     failures: Mapping[str, str],
     results: list[dict[str, Any]],
     machine: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what ``latest.json`` holds."""
     goals = {
@@ -40,6 +41,7 @@ def build(
         "ratios": dict(ratios),
         "goals": goals,
         "machine": dict(machine),
+        "settings": dict(settings),
         "results": results,
     }
 
@@ -53,14 +55,22 @@ def write(report: Mapping[str, Any], directory: Path) -> None:
 
 def tables(report: Mapping[str, Any]) -> str:
     """Return the goals, the medians and the machine as Markdown."""
+    return "\n".join([goals_table(report), about(report), "", medians_table(report)])
+
+
+def about(report: Mapping[str, Any]) -> str:
+    """Return a sentence on when and where it was measured."""
+    if not report["results"]:
+        return "Nothing was measured yet."
     machine = report["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    about = (
-        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, "
-        f"{machine['os']}, Python {machine['python']}; {packages}."
-    )
-    return "\n".join(
-        [goals_table(report), f"Taken on {report['taken']}: {about}", "", _medians(report), ""]
+    broker = machine["broker_of_girder_worker"]
+    jobs = report["settings"]["jobs"]
+    other = f" The cases had {jobs:,} jobs, and not those that are named." if jobs else ""
+    return (
+        f"Measured on {report['taken']} on {machine['cores']} cores ({machine['cpu']}) with "
+        f"{machine['memory_gib']} GiB, {machine['os']}, Python {machine['python']}, with {packages}"
+        f"{f' and {broker}' if broker else ''}; all systems in turn in the same run.{other}"
     )
 
 
@@ -75,7 +85,8 @@ def goals_table(report: Mapping[str, Any]) -> str:
     return _table(("case", "goal", "measured", "met"), rows)
 
 
-def _medians(report: Mapping[str, Any]) -> str:
+def medians_table(report: Mapping[str, Any]) -> str:
+    """Return a row for each thing that was measured, with the median over the rounds."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for r in report["results"]:
         key = (r["case"], r["system"], r["what"], r["unit"])

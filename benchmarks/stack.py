@@ -68,6 +68,7 @@ class BenchmarkStack(Stack):
         self._sides: dict[str, Side] = {}
         self._raw: RawDask | None = None
         self._held: list[psutil.Process] = []
+        self._turn: str | None = None
         #: What carries girder_worker's messages, once it is started.
         self.broker: str | None = None
 
@@ -111,7 +112,10 @@ class BenchmarkStack(Stack):
         processes of girder_worker take next to nothing, and its broker drops connections that
         are silent for a while, so they are not held.
         """
+        if system == self._turn:
+            return
         self._let_go()
+        self._turn = system
         for other, names in self._of_dask().items():
             for name in names if other != system else ():
                 process = psutil.Process(self.part(name).pid)
@@ -169,6 +173,7 @@ class BenchmarkStack(Stack):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
         self._held.clear()
+        self._turn = None
 
     # Starting
 
@@ -181,12 +186,7 @@ class BenchmarkStack(Stack):
     def _start_girder_worker(self) -> Side:
         directory = self._directory.part("girder_worker")
         package = packages.write(directory / "package", ported=True)
-        env = {
-            **os.environ,
-            processes.MARK: str(self.directory),
-            "PYTHONPATH": _path(package),
-            "TMPDIR": str(self.directory / "tmp"),
-        }
+        env = self._environment(package)
         broker, backend = self._start_broker(env)
         port = ports.choose(None)
         api = f"http://{_HOST}:{port}/api/v1"
@@ -231,8 +231,7 @@ class BenchmarkStack(Stack):
         port = ports.choose(None)
         dashboard = ports.choose(None, taken=[port])
         address = f"tcp://{_HOST}:{port}"
-        env = {**os.environ, processes.MARK: str(self.directory), "PYTHONPATH": _path()}
-        env |= _PATIENT
+        env = {**self._environment(), **_PATIENT}
         directory = self._directory.part("dask-workers")
 
         def registered() -> bool:
@@ -247,6 +246,15 @@ class BenchmarkStack(Stack):
         while not registered():
             time.sleep(_POLL)
         return RawDask(address)
+
+    def _environment(self, *packages: Path) -> dict[str, str]:
+        """Return the environment of a process of another system."""
+        return {
+            **os.environ,
+            processes.MARK: str(self.directory),
+            "PYTHONPATH": _path(*packages),
+            "TMPDIR": str(self.directory / "tmp"),
+        }
 
     def _peer(self, name: str, command: list[str], env: dict[str, str], api: str = "") -> Part:
         return Part(

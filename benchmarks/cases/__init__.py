@@ -74,6 +74,7 @@ CASES = (
         "numbered lines that a task prints, until all are in Girder",
         transfers.log_lines,
         200_000,
+        rounds=5,
         ratios=("log_lines_vs_girder_worker",),
         unit="lines",
     ),

@@ -73,8 +73,21 @@ def _settings() -> set[str]:
 def _check_make(arguments: Sequence[str]) -> None:
     makefile = (_ROOT / "Makefile").read_text()
     for target in arguments:
-        if "=" not in target:
+        if target.startswith("ARGS=") and "bench" in arguments:
+            _check_benchmarks(shlex.split(target.removeprefix("ARGS=")))
+        elif "=" not in target:
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make has no {target!r}"
+
+
+def _check_benchmarks(arguments: Sequence[str]) -> None:
+    from benchmarks.__main__ import parser
+    from benchmarks.cases import find
+
+    try:
+        for name in parser().parse_args(arguments).cases:
+            find(name)
+    except (SystemExit, KeyError) as e:
+        raise AssertionError(f"There is no such measurement: {' '.join(arguments)}") from e
 
 
 def _check_pip(arguments: Sequence[str]) -> None:

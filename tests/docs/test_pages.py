@@ -7,6 +7,7 @@ import doctest
 import importlib
 import inspect
 import io
+import json
 import pkgutil
 import re
 import runpy
@@ -19,6 +20,8 @@ import pytest
 from sybil import Document
 
 import girder_dask
+from benchmarks import pages, plots, report
+from benchmarks.cases import CASES
 from tests.docs import commands, dask_keys
 from tests.docs.snippets import ROOT, blocks, read_blocks
 
@@ -300,6 +303,27 @@ def test_the_picture_is_a_picture() -> None:
     assert (DOCS / "images" / "job-page.png").read_bytes().startswith(b"\x89PNG")
 
 
+# -- measurements ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_the_pages_show_what_was_measured_last(page: Path) -> None:
+    assert page.read_text() == pages.filled(page)
+
+
+def test_the_tables_beside_the_results_are_made_of_them() -> None:
+    measured = json.loads((report.RESULTS / "latest.json").read_text())
+    assert (report.RESULTS / "latest.md").read_text() == report.tables(measured)
+
+
+def test_every_case_and_every_file_of_results_is_in_the_tables() -> None:
+    page = DOCS / "performance.md"
+    rows = table(page, "case", "what is measured")
+    assert [code(row[0])[0] for row in rows] == [case.name for case in CASES]
+    files = {name for row in table(page, "file", "what it is") for name in code(row[0])}
+    assert files == {"latest.json", "latest.md", *(f"{name}.svg" for name in plots.PICTURES)}
+
+
 # -- all pages -------------------------------------------------------------------------------
 
 
@@ -317,6 +341,8 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
         "girder-dask bake",
         "dask worker tcp://host:8786 --frobnicate",
         "make coffee",
+        "make bench ARGS='map --loops 3'",
+        "make bench ARGS=coffee",
         "pip install 'girder_dask[bar]'",
         "DASK_GIRDER__API_ULR=x dask scheduler",
         "frobnicate",

@@ -1,0 +1,67 @@
+"""Puts the last measurements into the pages that show them: ``python -m benchmarks.pages``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import RESULTS, about, goals_table, medians_table
+
+__all__ = ["PAGES", "filled", "main"]
+
+ROOT = Path(__file__).parents[1]
+_BEGIN = "<!-- measured: begin, written by `make figures` -->"
+_END = "<!-- measured: end -->"
+_CAPTIONS = {
+    "throughput": (
+        "Jobs a second against the number of jobs. girder_worker and loops of `delay()` end at "
+        "5,000 jobs, which take it two minutes."
+    ),
+    "latency": "The time of a job while jobs are started at random moments, so many a second.",
+    "memory": "The resident memory of each process during the long run.",
+}
+
+
+def _short(report: Mapping[str, Any]) -> str:
+    return f"{goals_table(report)}\n{about(report)}"
+
+
+def _long(report: Mapping[str, Any]) -> str:
+    pictures = [
+        f"![{caption}](../{RESULTS.relative_to(ROOT)}/{name}.svg)\n\n{caption}\n"
+        for name, caption in _CAPTIONS.items()
+        if (RESULTS / f"{name}.svg").exists()
+    ]
+    return "\n".join([_short(report), "", *pictures, medians_table(report)]).rstrip()
+
+
+#: What stands between the marks of each page.
+PAGES = {ROOT / "README.md": _short, ROOT / "docs" / "performance.md": _long}
+
+
+def filled(page: Path) -> str:
+    """Return a page with the last measurements between its marks.
+
+    Raises
+    ------
+    ValueError
+        If it has no such marks.
+    """
+    report = json.loads((RESULTS / "latest.json").read_text())
+    before, begin, rest = page.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"{page.name} has no place that is marked for the measurements.")
+    return f"{before}{_BEGIN}\n\n{PAGES[page](report)}\n\n{_END}{after}"
+
+
+def main() -> None:
+    """Write the pages anew."""
+    for page in PAGES:
+        page.write_text(filled(page))
+
+
+if __name__ == "__main__":
+    main()

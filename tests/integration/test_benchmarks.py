@@ -1,0 +1,133 @@
+"""The harness of the benchmarks, with sizes that say nothing of any speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks.cases import CASES
+from benchmarks.goals import GOALS
+from girder_dask.standalone import processes
+
+ROOT = Path(__file__).parents[2]
+#: For each case that is tried here, what is measured of which systems.
+TRIED = {
+    "map": {
+        ("girder_dask", "throughput", "jobs/s"),
+        ("girder_dask", "requests to Girder", "requests/job"),
+        ("dask", "throughput", "jobs/s"),
+    },
+    "latency": {("girder_dask", "latency", "ms")},
+    "log_lines": {("girder_dask", "throughput", "lines/s")},
+    "queue": {
+        ("girder_dask", "throughput with 5 queued", "jobs/s"),
+        ("girder_dask", "first 0 of 5 queued", "s"),
+    },
+    "sizes": {
+        ("girder_dask", "throughput of map", "jobs/s"),
+        ("girder_dask", "throughput of delay", "jobs/s"),
+        ("dask", "throughput of map", "jobs/s"),
+    },
+}
+
+
+def run(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def test_every_goal_is_measured_by_one_case():
+    assert Counter(name for case in CASES for name in case.ratios) == Counter(list(GOALS))
+
+
+def test_a_case_and_a_ratio_are_known_by_their_names(capsys: pytest.CaptureFixture[str]):
+    assert command.main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{case.name} " in shown for case in CASES)
+    assert all(f"gives {name}\n" in shown for name in GOALS)
+    with pytest.raises(SystemExit):
+        command.main(["coffee"])
+
+
+def test_what_a_run_leaves(tmp_path: Path):
+    arguments = ["--systems", "girder_dask,dask", "--rounds", "1", "--jobs", "5"]
+    process = run(*TRIED, *arguments, "--output", str(tmp_path))
+    printed, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, printed
+    found = json.loads((tmp_path / "latest.json").read_text())
+
+    # The systems that were left out leave out their ratios.
+    assert found["ratios"].keys() == {"map_vs_dask", "http_per_job", "queue_growth"}
+    for name, goal in found["goals"].items():
+        assert goal["measured"] == found["ratios"][name] > 0
+        assert goal["met"] == GOALS[name].met(goal["measured"])
+        assert goal["failure"] is None
+    assert found["goals"].keys() == found["ratios"].keys()
+
+    for case, wanted in TRIED.items():
+        results = [r for r in found["results"] if r["case"] == case]
+        assert {(r["system"], r["what"], r["unit"]) for r in results} == wanted
+        assert {r["round"] for r in results} == {1}
+        assert all(r["value"] >= 0 for r in results)
+    assert [r["lost"] for r in found["results"] if r["case"] == "log_lines"] == [0]
+
+    assert found["settings"] == {"jobs": 5, "rounds": 1, "systems": ["girder_dask", "dask"]}
+    machine = found["machine"]
+    assert machine["cores"] == os.cpu_count()
+    assert machine["broker_of_girder_worker"] is None
+    assert {"girder_dask", "dask", "distributed", "girder"} <= machine["packages"].keys()
+    assert str(ROOT) not in json.dumps(found)
+    assert os.uname().nodename not in json.dumps(machine)
+
+    tables = (tmp_path / "latest.md").read_text()
+    assert tables in printed
+    assert all(str(goal) in tables for goal in GOALS.values())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "latest.json",
+        "latest.md",
+        "throughput.svg",
+    }
+
+
+def test_an_interrupt_stops_everything(tmp_path: Path):
+    process = run(
+        *("map", "--systems", "girder_dask", "--rounds", "1000", "--jobs", "5"),
+        *("--output", str(tmp_path / "results")),
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    while "throughput" not in (line := process.stdout.readline()):
+        assert line, "it has ended"
+    (directory,) = tmp_path.glob("*/stack")
+    parts = processes.marked(str(directory))
+    assert len(parts) >= 6
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert psutil.wait_procs(parts, timeout=10)[1] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_case_that_fails_is_shown_and_makes_the_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("GIRDER_MONGO_URI", "mongodb://127.0.0.1:9/girder")
+    assert command.main(["map", "--output", str(tmp_path)]) == 1
+    assert "These failed: map." in capsys.readouterr().err
+    assert json.loads((tmp_path / "latest.json").read_text())["ratios"] == {}
