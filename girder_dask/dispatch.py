@@ -242,7 +242,7 @@ class Dispatcher:
             self._after_both_ends(hand)
         elif hand.run is None:
             if hand.worker and not (alive or leaving):
-                hand.lost_on.append(hand.worker)
+                self._lost_unheard(hand, hand.worker)
             hand.worker = None
         elif not alive and (hand.canceled or not leaving):
             self._lost(hand, where)
@@ -265,6 +265,11 @@ class Dispatcher:
             why = f" ({reason})" if reason else ""
             what = f"Worker {worker} was lost while the job ran{why}; it is tried again"
             self._next_attempt(hand, what)
+
+    def _lost_unheard(self, hand: Hand, worker: str) -> None:
+        """See to a job of which the worker had not said that it runs. It may have begun."""
+        hand.lost_on.append(worker)
+        self._next_attempt(hand, f"Worker {worker} was lost with the job; it is tried again")
 
     def explain(self, worker: str) -> None:
         """Tell the jobs that were on a worker why it was lost, when that is known only now."""

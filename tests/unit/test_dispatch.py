@@ -127,13 +127,13 @@ def test_a_quick_job_that_was_stolen_is_heard_from_where_it_ended(site: Site) ->
     site.end(spec, "w2")
     assert run.says(S.RUNNING)
     assert run.says(S.SUCCESS)
-    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+    assert site.history() == [(2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
 
 
 # -- lost workers --------------------------------------------------------------------------
 
 
-def test_a_worker_lost_before_the_start_costs_no_attempt(site: Site) -> None:
+def test_a_worker_lost_before_it_was_heard_may_have_begun(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.lose(spec)
