@@ -79,7 +79,8 @@ def claim(scheduler: str, limit: int) -> Claim:
     if taken:
         answer.specs = _specs(taken, known, now)
     _renew_tokens(scheduler, now)
-    groups.look_after(now)
+    if len(jobs) < limit:  # else the scheduler asks again at once, as it lacks many
+        groups.look_after(now)
     return answer
 
 
