@@ -19,7 +19,7 @@ from girder_dask.jobs import FINAL, JobStatus
 S = JobStatus
 
 # What a process may grow by for each job that waits, in bytes, and besides.
-OF_A_JOB = 20_000
+OF_A_JOB = 12_000
 SLACK = 16 << 20
 # By how much more it may grow for the second half of the jobs than for the first.
 OUT_OF_PROPORTION = 1.6
