@@ -63,7 +63,12 @@ class GirderApi:
         """
         return self._signed("GET", "dask/credential")
 
-    def update(self, scheduler: str, updates: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    def update(
+        self,
+        scheduler: str,
+        updates: Sequence[Mapping[str, Any]],
+        received: Sequence[tuple[str, int]] = (),
+    ) -> dict[str, list[str]]:
         """Apply updates of many jobs.
 
         Parameters
@@ -72,6 +77,8 @@ class GirderApi:
             The id of this run of the scheduler.
         updates
             Values of :meth:`girder_dask.jobs.JobUpdate.to_wire`.
+        received
+            Job ids with the number of the attempt that the scheduler has in hand.
 
         Returns
         -------
@@ -85,7 +92,7 @@ class GirderApi:
         TypeError, ValueError
             If an update is no JSON.
         """
-        body = {"scheduler": scheduler, "updates": to_json(updates)}
+        body = {"scheduler": scheduler, "updates": to_json(updates), "received": list(received)}
         # Not left to requests, which takes what is no JSON for a failure of the connection.
         text = json.dumps(body, allow_nan=False, ensure_ascii=False)
         headers = {"Content-Type": "application/json"}

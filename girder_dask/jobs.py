@@ -242,6 +242,12 @@ class JobEvent(Wire):
     run: str | None = None
     worker: str | None = None
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it says nothing but that the job is there."""
+        told = (self.status, self.log, self.progress, self.result, self.error, self.exception)
+        return self.waits is None and not any(value is not None for value in told)
+
 
 @dataclass(frozen=True, slots=True)
 class JobUpdate(Wire):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ __all__ = ["Recorder"]
 
 logger = logging.getLogger(__name__)
 
-Post = Callable[[list[dict[str, Any]]], Awaitable[Mapping[str, list[str]]]]
+#: Delivers updates, and which attempts this scheduler has in hand; returns Girder's verdicts.
+Post = Callable[[list[dict[str, Any]], list[tuple[str, int]]], Awaitable[Mapping[str, list[str]]]]
 Verdict = Callable[[str, str], None]
 
 # In characters of logs; as JSON they take up to six times as many bytes.
@@ -33,8 +35,10 @@ _MOST_BYTES = 8 << 20
 _SHARE = 4
 # What may wait of a job before its worker is made to wait with more output of it.
 _MOST_WAITING_OF_A_JOB = 4 << 20
-# Seconds that a sign of life waits for something to say besides: most jobs begin by then.
-_SIGN_DELAY = 0.05
+# Seconds that a receipt waits: of a job that has begun by then, another update says it, too.
+_RECEIPT_DELAY = 0.5
+# Most receipts in one request. They are short, and cost Girder next to nothing.
+_MOST_RECEIPTS = 5000
 # Requests that may follow each other at once: a job on an idle system takes two or three.
 _BURST = 4
 _TOO_LARGE = 413
@@ -116,8 +120,9 @@ class Recorder:
     Parameters
     ----------
     post
-        Coroutine function that delivers updates and returns Girder's verdicts. GirderError
-        means that they were not delivered, and they are tried again.
+        Coroutine function that delivers updates, and the ``(id, attempt)`` of jobs of which
+        there is no more to say than that they have arrived; it returns Girder's verdicts.
+        GirderError means that they were not delivered, and they are tried again.
     verdict
         Called with a job id and one of ``'done'``, ``'stale'``, ``'gone'`` or ``'cancel'``.
     interval
@@ -152,8 +157,9 @@ class Recorder:
         self._bytes = 0
         self._bytes_of: Counter[str] = Counter()
         self._under_way: list[_Account] = []
+        self._receipts: dict[tuple[str, int], float] = {}
+        self._receipts_under_way: list[tuple[str, int]] = []
         self._pace = Pace(interval, burst=_BURST)
-        self._interval = interval
         self._reminder: asyncio.TimerHandle | None = None
         self._settled = asyncio.Condition()
         #: Why the last request failed, or None if it did not.
@@ -162,24 +168,30 @@ class Recorder:
         self.updates = 0
 
     def record(self, event: JobEvent) -> None:
-        """Take note of an event. Cheap: dictionary look-ups and appends."""
+        """Take note of an event. Cheap: dictionary look-ups and appends.
+
+        One that says nothing is the receipt of a job.
+        """
         key = (event.id, event.attempt)
         account = self._waiting.get(key)
+        if event.is_bare:
+            if account is None:
+                self._receipts[key] = asyncio.get_running_loop().time()
+                self._soon()
+            return
+        self._receipts.pop(key, None)
         if account is None:
             account = self._waiting[key] = _Account(event.id, event.attempt)
         grown = account.add(event)
         self._bytes += grown
         self._bytes_of[event.id] += grown
-        if event.status is None and not event.log and not event.progress:
-            self._soon()
-        else:
-            self._pace.poke(urgent=event.status is not None)
+        self._pace.poke(urgent=event.status is not None)
 
     def _soon(self) -> None:
-        """See to it that a mere sign of life is sent, with whatever comes until then."""
+        """See to it that receipts are sent when they have waited for long enough."""
         if self._reminder is None:
             loop = asyncio.get_running_loop()
-            self._reminder = loop.call_later(max(self._interval, _SIGN_DELAY), self._remind)
+            self._reminder = loop.call_later(_RECEIPT_DELAY, self._remind)
 
     def _remind(self) -> None:
         self._reminder = None
@@ -191,6 +203,7 @@ class Recorder:
         if account is not None:
             self._bytes -= account.size
             self._taken(account)
+        self._receipts.pop((job_id, attempt), None)
         self._sequences.pop((job_id, attempt), None)
 
     async def room(self) -> None:
@@ -207,18 +220,22 @@ class Recorder:
     def waiting(self) -> int:
         """How many jobs have something that Girder has not heard."""
         ids = {account.id for account in self._under_way}
-        return len(ids | {job_id for job_id, _ in self._waiting})
+        for keys in (self._waiting, self._receipts, self._receipts_under_way):
+            ids.update(job_id for job_id, _ in keys)
+        return len(ids)
 
     async def run(self) -> None:
         """Deliver until cancelled."""
         while True:
             await self._pace.turn()
             # What comes meanwhile has its own turn.
-            left = len(self._waiting)
+            left = len(self._waiting) - await self._deliver()
             while left > 0 and self._waiting:
                 left -= await self._deliver()
             if self._waiting:
                 self._pace.poke(urgent=left > 0 or self._bytes > _MOST_BYTES)
+            if self._receipts:
+                self._soon()
             self._pace.sent()
             async with self._settled:
                 self._settled.notify_all()
@@ -233,9 +250,14 @@ class Recorder:
 
     async def _all_delivered(self) -> None:
         async with self._settled:
-            while self._waiting or self._under_way:
+            while self._waiting or self._receipts or self._is_under_way:
+                self._receipts = dict.fromkeys(self._receipts, -math.inf)
                 self._pace.poke(urgent=True)
                 await self._settled.wait()
+
+    @property
+    def _is_under_way(self) -> bool:
+        return bool(self._under_way or self._receipts_under_way)
 
     def _take(self) -> list[_Account]:
         """Take accounts out of those that wait, oldest first, up to the size of a request."""
@@ -256,6 +278,15 @@ class Recorder:
             self._taken(part)
         return taken
 
+    def _take_receipts(self) -> list[tuple[str, int]]:
+        """Take receipts that have waited for long enough."""
+        before = asyncio.get_running_loop().time() - _RECEIPT_DELAY
+        oldest = itertools.islice(self._receipts.items(), _MOST_RECEIPTS)
+        due = [key for key, _ in itertools.takewhile(lambda item: item[1] <= before, oldest)]
+        for key in due:
+            del self._receipts[key]
+        return due
+
     def _taken(self, account: _Account) -> None:
         self._bytes_of[account.id] -= account.size
         if self._bytes_of[account.id] <= 0:
@@ -264,22 +295,31 @@ class Recorder:
     async def _deliver(self) -> int:
         """Deliver what fits into one request; return how many accounts that were."""
         accounts = self._under_way = self._take()
+        receipts = self._receipts_under_way = self._take_receipts()
+        if not accounts and not receipts:
+            return 0
         wire = []
         for account in accounts:
             key = (account.id, account.attempt)
             self._sequences[key] = sequence = self._sequences.get(key, 0) + 1
             wire.append(account.update(sequence).to_wire())
-        verdicts = await self._insist(wire)
-        self._under_way = []
+        verdicts = await self._insist(wire, receipts)
+        self._under_way, self._receipts_under_way = [], []
         self._bytes -= sum(account.size for account in accounts)
         self.updates += len(wire)
-        self._pass_on(accounts, verdicts)
+        self._pass_on(accounts, receipts, verdicts)
         async with self._settled:
             self._settled.notify_all()
         return len(accounts)
 
-    def _pass_on(self, accounts: Sequence[_Account], verdicts: Mapping[str, Sequence[str]]) -> None:
+    def _pass_on(
+        self,
+        accounts: Sequence[_Account],
+        receipts: Sequence[tuple[str, int]],
+        verdicts: Mapping[str, Sequence[str]],
+    ) -> None:
         attempts = Counter(account.id for account in accounts)
+        attempts.update(job_id for job_id, _ in receipts)
         for kind, ids in verdicts.items():
             for job_id in ids:
                 # With two attempts in one request it is the older one that is stale.
@@ -290,15 +330,17 @@ class Recorder:
                 self._sequences.pop((account.id, account.attempt), None)
                 self._verdict(account.id, "done")
 
-    async def _insist(self, wire: list[dict[str, Any]]) -> Mapping[str, list[str]]:
+    async def _insist(
+        self, wire: list[dict[str, Any]], receipts: list[tuple[str, int]]
+    ) -> Mapping[str, list[str]]:
         delay = self._retry_delay
         while True:
             self.requests += 1
             try:
-                verdicts = await self._post(wire)
+                verdicts = await self._post(wire, receipts)
             except Exception as e:
                 if _is_permanent(e):
-                    return await self._divide(wire, e)
+                    return await self._divide(wire, receipts, e)
                 # Whatever it is, the updates are kept.
                 text = str(e) if isinstance(e, GirderError) else repr(e)
                 if text != self.error:
@@ -314,20 +356,23 @@ class Recorder:
                 return verdicts
 
     async def _divide(
-        self, wire: list[dict[str, Any]], error: Exception
+        self, wire: list[dict[str, Any]], receipts: list[tuple[str, int]], error: Exception
     ) -> Mapping[str, list[str]]:
         """Deliver apart what cannot be delivered together, so that one job holds up no other."""
+        if not wire:
+            logger.error("Girder cannot be told that %d jobs are here: %s", len(receipts), error)
+            return {}
         if len(wire) > 1:
             half = len(wire) // 2
-            parts = [await self._insist(wire[:half]), await self._insist(wire[half:])]
+            parts = [await self._insist(wire[:half], receipts), await self._insist(wire[half:], [])]
             kinds = {kind for part in parts for kind in part}
             return {kind: [i for part in parts for i in part.get(kind, ())] for kind in kinds}
         (update,) = wire
         bare = {k: v for k, v in update.items() if k in _BARE}
         logger.error("Part of an update of job %s cannot be delivered: %s", update["id"], error)
         if bare == update:
-            return {}
-        return await self._insist([bare])
+            return await self._insist([], receipts) if receipts else {}
+        return await self._insist([bare], receipts)
 
 
 def _is_permanent(error: Exception) -> bool:

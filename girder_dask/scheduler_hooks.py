@@ -209,9 +209,11 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     # -- Girder -------------------------------------------------------------------------------
 
-    async def _post(self, updates: list[dict[str, Any]]) -> Mapping[str, list[str]]:
+    async def _post(
+        self, updates: list[dict[str, Any]], received: list[tuple[str, int]]
+    ) -> Mapping[str, list[str]]:
         return await self._loop.run_in_executor(
-            self._threads["updates"], self._apis["updates"].update, self.id, updates
+            self._threads["updates"], self._apis["updates"].update, self.id, updates, received
         )
 
     def _verdict(self, job_id: str, kind: str) -> None:

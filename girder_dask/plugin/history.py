@@ -99,7 +99,7 @@ class History:
     # -- updates ------------------------------------------------------------------------------
 
     def take(self, update: JobUpdate, scheduler: str) -> Verdict:
-        """Apply an update of a scheduler.
+        """Apply an update of a scheduler. One with the sequence 0 says that it has the job.
 
         Raises
         ------
@@ -125,6 +125,9 @@ class History:
             self._apply(statuses, update, progress)
             if update.waits is not None:
                 self.wait(update.waits)
+        elif sequence == 0:
+            self.dask["scheduler"] = scheduler
+            self.acknowledge()
         if ends and self.final:
             # Also for what came twice: the first time may have died before it cleaned up.
             self.ended = True

@@ -100,7 +100,8 @@ class Dask(Resource):
         )
         .param(
             "body",
-            'A JSON object: {"scheduler": id, "updates": [update, …]}.',
+            'A JSON object: {"scheduler": id, "updates": [update, …], '
+            '"received": [[job id, attempt], …]}.',
             paramType="body",
             required=False,
         )
@@ -123,6 +124,7 @@ class Dask(Resource):
             raise RestException(str(unreadable[0][1]))
         try:
             verdicts = store.apply(_scheduler(body), updates)
+            store.receive(_scheduler(body), _receipts(body), verdicts)
         except GirderError as e:
             raise RestException(str(e), code=e.status or 500) from e
         for wire, error in unreadable:
@@ -172,6 +174,14 @@ def _read(wire: Any) -> JobUpdate | Exception:
     except (ValueError, TypeError, AttributeError) as e:
         return e
     return update
+
+
+def _receipts(body: dict[str, Any]) -> list[tuple[str, int]]:
+    receipts = body.get("received", [])
+    try:
+        return [(str(job_id), int(attempt)) for job_id, attempt in receipts]
+    except (ValueError, TypeError) as e:
+        raise RestException("What was received is no list of job ids and attempts.") from e
 
 
 def _scheduler(body: dict[str, Any]) -> str:

@@ -44,6 +44,12 @@ class Verdicts:
     gone: list[str] = field(default_factory=list)
     cancel: list[str] = field(default_factory=list)
 
+    def merge(self, others: Verdicts) -> None:
+        """Take over other verdicts."""
+        self.stale.extend(job_id for job_id in others.stale if job_id not in self.stale)
+        self.gone.extend(job_id for job_id in others.gone if job_id not in self.gone)
+        self.cancel.extend(job_id for job_id in others.cancel if job_id not in self.cancel)
+
     def add(self, job_id: str, verdict: Verdict) -> None:
         """Note the verdict on an update."""
         ids = {Verdict.STALE: self.stale, Verdict.CANCEL: self.cancel}.get(verdict)

@@ -536,6 +536,7 @@ def test_a_log_that_others_wrote_to_is_whole(girder, monkeypatch):
 
 def test_a_document_that_takes_no_more_log_has_it_beside(girder):
     (recorded,) = girder.record()
+    girder.store.claim("s", 1)  # else it may say meanwhile that it waits for a scheduler
     job_id = recorded.spec.id
     girder.job.collection.update_one(
         {"_id": girder.object_id(job_id)}, {"$set": {"meta": {"large": "m" * (15 << 20)}}}
@@ -782,6 +783,63 @@ def test_a_claim_whose_answer_was_lost_is_made_again(girder):
     girder.store.apply("s", [update(spec.id, 1)])
     assert "claimed" not in girder.load(spec.id)["dask"]
     assert girder.store.claim("s", 10).specs == []
+
+
+def receive(girder, scheduler: str, *receipts: tuple[str, int]):
+    verdicts = girder.store.Verdicts()
+    girder.store.receive(scheduler, receipts, verdicts)
+    return verdicts
+
+
+def test_a_receipt_says_that_a_scheduler_has_a_job(girder):
+    pushed, claimed = girder.record(2)
+    girder.job.collection.update_one(
+        {"_id": pushed.job["_id"]}, {"$set": {"created": datetime.now(timezone.utc)}}
+    )
+    assert [spec.id for spec in girder.store.claim("s", 10).specs] == [claimed.spec.id]
+    verdicts = receive(girder, "s", (pushed.spec.id, 1), (claimed.spec.id, 1))
+    assert verdicts == girder.store.Verdicts()
+    for recorded in (pushed, claimed):
+        dask = girder.load(recorded.spec.id)["dask"]
+        assert dask["scheduler"] == "s"
+        assert dask.keys().isdisjoint({"claim", "claimed"})
+    long_ago = datetime.now(timezone.utc) - timedelta(minutes=5)
+    girder.job.collection.update_many({}, {"$set": {"created": long_ago}})
+    assert girder.store.claim("s", 10).specs == []
+    # What comes after it is as before.
+    girder.store.apply("s", [update(pushed.spec.id, 1, JobStatus.RUNNING)])
+    assert receive(girder, "s", (pushed.spec.id, 1)) == girder.store.Verdicts()
+    assert girder.status(pushed.spec.id) == JobStatus.RUNNING
+
+
+def test_a_receipt_is_answered_with_what_the_scheduler_should_know(girder):
+    mine, others, stopped, canceled, newer, deleted = girder.record(6)
+    girder.store.apply("other", [update(others.spec.id, 1)])
+    girder.store.apply("s", [update(stopped.spec.id, 1, JobStatus.RUNNING)])
+    girder.store.cancel(stopped.job["_id"])
+    girder.store.cancel(canceled.job["_id"])
+    girder.store.apply("other", [update(newer.spec.id, 1, attempt=2)])
+    girder.job.collection.delete_one({"_id": deleted.job["_id"]})
+    everybody = (mine, others, stopped, canceled, newer, deleted)
+    verdicts = receive(girder, "s", *((job.spec.id, 1) for job in everybody), ("nonsense", 1))
+    assert sorted(verdicts.stale) == sorted([others.spec.id, newer.spec.id, "nonsense"])
+    assert verdicts.gone == [deleted.spec.id]
+    assert sorted(verdicts.cancel) == sorted([stopped.spec.id, canceled.spec.id])
+    assert girder.load(mine.spec.id)["dask"]["scheduler"] == "s"
+    assert girder.load(others.spec.id)["dask"]["scheduler"] == "other"
+
+
+def test_a_receipt_takes_back_that_no_scheduler_is_reached(girder):
+    from girder_dask.plugin.unreached import mark
+
+    waiting, plain = girder.record(2)
+    assert mark("nobody is there", [waiting.spec.id]) == 1
+    assert waits(girder, waiting) == "nobody is there"
+    verdicts = receive(girder, "s", (waiting.spec.id, 1), (plain.spec.id, 1))
+    assert verdicts == girder.store.Verdicts()
+    dask = girder.load(waiting.spec.id)["dask"]
+    assert dask["scheduler"] == "s"
+    assert dask.keys().isdisjoint({"waits", "unreached"})
 
 
 def test_claims_are_limited_by_bytes(girder):
@@ -1256,9 +1314,11 @@ def test_a_scheduler_claims_and_updates_over_http(girder, web, credential):
     body = {
         "scheduler": "s",
         "updates": [to_json(news.to_wire()), {"version": 99, "id": recorded.spec.id}],
+        "received": [["5c0ffee5c0ffee5c0ffee5c0", 1]],
     }
     answer = web("POST", "dask/job/updates", credential, json=body).json()
-    assert answer == {"stale": [recorded.spec.id], "gone": [], "cancel": []}
+    gone = ["5c0ffee5c0ffee5c0ffee5c0"]
+    assert answer == {"stale": [recorded.spec.id], "gone": gone, "cancel": []}
     assert girder.status(recorded.spec.id) == JobStatus.SUCCESS
     assert girder.store.result(recorded.spec.id).value == b"\0r"
     told = web("GET", "dask/credential", credential).json()

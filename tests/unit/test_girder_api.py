@@ -109,12 +109,13 @@ def test_without_a_key_nothing_is_asked(peer: Peer) -> None:
 
 def test_updates_are_sent_with_their_bytes(peer: Peer, api: GirderApi) -> None:
     update = JobUpdate(id="a", attempt=1, sequence=2, log="ü", result=b"\x00\xff")
-    verdicts = api.update("s1", [update.to_wire()])
+    verdicts = api.update("s1", [update.to_wire()], [("b", 3)])
     assert verdicts == {"stale": ["a"], "gone": [], "cancel": []}
     body = json.loads(peer.bodies[-1])
     assert body["scheduler"] == "s1"
     assert body["updates"][0]["result"] == {"b64": "AP8="}
     assert body["updates"][0]["log"] == "ü"
+    assert body["received"] == [["b", 3]]
 
 
 def test_claimed_jobs_come_with_their_bytes(peer: Peer, api: GirderApi) -> None:

@@ -26,6 +26,7 @@ class Girder:
 
     def __init__(self) -> None:
         self.requests: list[list[JobUpdate]] = []
+        self.receipts: list[list[tuple[str, int]]] = []
         self.times: list[float] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -33,9 +34,12 @@ class Girder:
         self.answer: Callable[[list[JobUpdate]], Mapping[str, list[str]]] = lambda _: {}
         self.verdicts: list[tuple[str, str]] = []
 
-    async def post(self, wire: list[dict[str, Any]]) -> Mapping[str, list[str]]:
+    async def post(
+        self, wire: list[dict[str, Any]], receipts: list[tuple[str, int]]
+    ) -> Mapping[str, list[str]]:
         updates = [JobUpdate.from_wire(each) for each in wire]
         self.requests.append(updates)
+        self.receipts.append(receipts)
         self.times.append(asyncio.get_running_loop().time())
         await self.gate.wait()
         if self.failures:
@@ -93,9 +97,11 @@ async def test_output_alone_keeps_to_the_interval_however_much_there_is() -> Non
     girder = Girder()
     original = girder.post
 
-    async def slow(wire: list[dict[str, Any]]) -> Mapping[str, list[str]]:
+    async def slow(
+        wire: list[dict[str, Any]], receipts: list[tuple[str, int]]
+    ) -> Mapping[str, list[str]]:
         await asyncio.sleep(0.002)  # as long as a request takes
-        return await original(wire)
+        return await original(wire, receipts)
 
     girder.post = slow  # type: ignore[method-assign]
     async with recording(girder, interval=0.2) as recorder:
@@ -447,6 +453,99 @@ async def test_a_lost_answer_does_not_make_a_job_stale() -> None:
     assert girder.verdicts == [], "the scheduler would let go of a job that is its own"
 
 
+# -- receipts -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("girder_dask.recorder._RECEIPT_DELAY", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_receipts_of_many_jobs_are_one_request_and_no_updates() -> None:
+    girder = Girder()
+    async with recording(girder, batch_size=10) as recorder:
+        for n in range(1000):
+            recorder.record(event(str(n), attempt=1 + n % 2))
+        assert recorder.waiting == 1000
+        await soon(lambda: girder.requests)
+        await soon(lambda: recorder.waiting == 0)
+    assert girder.requests == [[]]
+    assert girder.receipts == [[(str(n), 1 + n % 2) for n in range(1000)]]
+    assert girder.verdicts == []
+
+
+async def test_a_job_that_begins_soon_needs_no_receipt() -> None:
+    girder = Girder()
+    async with recording(girder) as recorder:
+        recorder.record(event("a"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not girder.requests
+        recorder.record(event("a", status=int(S.RUNNING)))
+        assert await recorder.flush(SECONDS)
+    assert girder.receipts == [[]]
+    assert [u.id for r in girder.requests for u in r] == ["a"]
+
+
+async def test_an_end_does_not_wait_behind_receipts() -> None:
+    girder = Girder()
+    async with recording(girder) as recorder:
+        for n in range(1000):
+            recorder.record(event(str(n)))
+        recorder.record(event("b", status=int(S.SUCCESS)))
+        await soon(lambda: girder.requests)
+        assert [u.id for u in girder.requests[0]] == ["b"]
+        assert await recorder.flush(SECONDS), "which waits for the receipts, too"
+    assert len({key for some in girder.receipts for key in some}) == 1000
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_receipts_are_sent_again_and_what_girder_says_is_passed_on() -> None:
+    girder = Girder()
+    girder.failures = [GirderError("Girder is away.")]
+    girder.answer = lambda _: {"stale": ["a"], "gone": ["b"], "cancel": ["c"]}
+    async with recording(girder) as recorder:
+        for job in "abc":
+            recorder.record(event(job))
+        assert await recorder.flush(SECONDS)
+    assert girder.receipts == [[("a", 1), ("b", 1), ("c", 1)]] * 2
+    assert girder.verdicts == [("a", "stale"), ("b", "gone"), ("c", "cancel")]
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_receipts_arrive_beside_an_update_that_is_never_taken() -> None:
+    girder = Girder()
+
+    def answer(updates: list[JobUpdate]) -> Mapping[str, list[str]]:
+        if updates:
+            raise GirderError("too large", status=413)
+        return {}
+
+    girder.answer = answer
+    async with recording(girder) as recorder:
+        girder.gate.clear()
+        recorder.record(event("a", log="x"))
+        recorder.record(event("b", log="x"))
+        recorder.record(event("c"))
+        girder.gate.set()
+        assert await recorder.flush(SECONDS)
+    assert [("c", 1)] in [
+        some for r, some in zip(girder.requests, girder.receipts, strict=True) if not r
+    ]
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_what_is_forgotten_needs_no_receipt() -> None:
+    girder = Girder()
+    async with recording(girder) as recorder:
+        recorder.record(event("a"))
+        recorder.forget("a", 1)
+        assert await recorder.flush(SECONDS)
+        assert recorder.waiting == 0
+    assert girder.requests == []
+
+
 # -- any sequence --------------------------------------------------------------------------
 
 
@@ -459,7 +558,9 @@ class Receiver:
         self.log: dict[tuple[str, int], str] = defaultdict(str)
         self.statuses: dict[tuple[str, int], list[int]] = defaultdict(list)
 
-    async def post(self, wire: list[dict[str, Any]]) -> Mapping[str, list[str]]:
+    async def post(
+        self, wire: list[dict[str, Any]], receipts: list[tuple[str, int]]
+    ) -> Mapping[str, list[str]]:
         await asyncio.sleep(0)
         outcome = self.outcomes.pop() if self.outcomes else "works"
         if outcome == "fails before":
