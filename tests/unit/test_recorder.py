@@ -559,7 +559,9 @@ class Receiver:
         self.statuses: dict[tuple[str, int], list[int]] = defaultdict(list)
 
     async def post(
-        self, wire: list[dict[str, Any]], receipts: list[tuple[str, int]]
+        self,
+        wire: list[dict[str, Any]],
+        receipts: list[tuple[str, int]],  # noqa: ARG002
     ) -> Mapping[str, list[str]]:
         await asyncio.sleep(0)
         outcome = self.outcomes.pop() if self.outcomes else "works"
