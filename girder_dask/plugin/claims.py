@@ -17,6 +17,7 @@ from girder_dask.plugin import groups, records, tokens
 from girder_dask.plugin.cancellation import REMIND_TIME, removed
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import owners
+from girder_dask.plugin.outcomes import Outcome
 from girder_dask.plugin.updates import publish, save, without_log
 
 __all__ = ["Claim", "claim"]
@@ -166,7 +167,7 @@ def _give_up(history: History, now: datetime) -> bool:
     logger.error("Job %s: %s", history.id, error)
     history.write(f"{error}\n", ends=True)
     history.advance(JobStatus.ERROR, now)
-    history.outcome = (history.dask["attempt"], None, error, None)
+    history.outcome = Outcome(history.dask["attempt"], error=error)
     return True
 
 

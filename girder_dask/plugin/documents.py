@@ -27,7 +27,7 @@ MOST_BYTES = 4 * 1024**2
 MOST_LEVELS = 50
 
 #: What ``other_fields`` never sets: what we rely on, and what grants access.
-_OURS = ("_id", "status", "dask", "dask_log", "access", "timestamps")
+_OURS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
 
 _PLAIN = (type(None), bool, float, bytes, datetime, ObjectId)
 _short = reprlib.Repr()

@@ -17,7 +17,8 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.plugin import documents, notices, records
+from girder_dask.plugin import documents, notices, outcomes, records
+from girder_dask.plugin.outcomes import Outcome
 from girder_dask.plugin.recount import Recount
 from girder_dask.plugin.tally import Change, Count, Parent, progress
 from girder_dask.submit import Group, Submission
@@ -247,8 +248,8 @@ def _write(changes: Sequence[Change]) -> list[Change]:
 def _keep_errors(changes: Sequence[Change], now: datetime) -> None:
     # Before the jobs are seen to have ended, so that who sees it finds the error.
     failed = [change for change in changes if change.job["status"] == JobStatus.ERROR]
-    records.keep_results(
-        [(c.job["_id"], 1, None, "".join(c.text).partition("\n")[0], None, now) for c in failed]
+    outcomes.keep(
+        [(c.job["_id"], Outcome(1, error="".join(c.text).partition("\n")[0])) for c in failed], now
     )
 
 
@@ -265,10 +266,7 @@ def _failures(group_id: ObjectId, count: Count) -> str:
             limit=MOST_NAMED,
         )
     )
-    found = records.collection(records.DaskJob()).find(
-        {"_id": {"$in": [job["_id"] for job in failed]}}, {"error": True}
-    )
-    errors = {record["_id"]: record.get("error") for record in found}
+    errors = outcomes.errors([job["_id"] for job in failed])
     lines = [f"{count.failed} of {count.total} jobs failed:"]
     for job in failed:
         error = (errors.get(job["_id"]) or "see its log").splitlines()[0]

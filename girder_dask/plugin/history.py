@@ -18,6 +18,8 @@ from pymongo import UpdateOne
 from girder_dask.jobs import FINAL, JobStatus, JobUpdate, can_follow, shortened
 from girder_dask.plugin.documents import utf8
 from girder_dask.plugin.logbook import FIELD, LogBook
+from girder_dask.plugin.outcomes import FIELD as OUTCOME
+from girder_dask.plugin.outcomes import Outcome
 
 __all__ = ["History", "Verdict"]
 
@@ -58,7 +60,7 @@ class History:
         self.progressed = False
         self.restated = False
         self.ended = False
-        self.outcome: tuple[int, bytes | None, str | None, bytes | None] | None = None
+        self.outcome: Outcome | None = None
         self._allow = allow
         self._read = {
             "_id": job["_id"],
@@ -162,8 +164,9 @@ class History:
                     continue
                 self.advance(status, moment)
                 if status in FINAL:
-                    attempt = self.dask["attempt"]
-                    self.outcome = (attempt, update.result, update.error, update.exception)
+                    self.outcome = Outcome(
+                        self.dask["attempt"], update.result, update.error, update.exception
+                    )
             self._note(log, reached, ends=status in FINAL)
 
     def _legal(
@@ -270,6 +273,8 @@ class History:
             change["$set"]["status"] = self.job["status"]
             change.setdefault("$push", {})["timestamps"] = {"$each": self._timestamps}
         self.log.add_to(change)
+        if self.outcome is not None and self.outcome.is_small:
+            change["$set"][OUTCOME] = self.outcome.document()
         if self.progressed:
             change["$set"]["progress"] = self.job["progress"]
         return UpdateOne(self._read, change)

@@ -1,15 +1,14 @@
 """What is kept of a job besides its job document.
 
 ``dask_job`` holds one document a job, with the same id: how to run it, the id of its
-token, the pickled call if that is small, and in the end its result. A larger call is in
-``dask_payload``, in pieces, because a MongoDB document holds 16 MiB at most. Neither is
-reachable through REST.
+token, the pickled call if that is small, and in the end what came of it, if that is large
+(:mod:`girder_dask.plugin.outcomes`). A larger call is in ``dask_payload``, in pieces, because
+a MongoDB document holds 16 MiB at most. Neither is reachable through REST.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
@@ -17,9 +16,8 @@ from girder.models.model_base import Model
 from girder_jobs.models.job import Job
 from pymongo import ReadPreference, UpdateOne
 
-from girder_dask.jobs import JobSpec, JobStatus, shortened
+from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.plugin import tokens
-from girder_dask.submit import StoredResult
 
 __all__ = [
     "CHILDREN_INDEX",
@@ -27,7 +25,6 @@ __all__ = [
     "CLAIM_INDEX",
     "GROUP_INDEX",
     "INLINE_BYTES",
-    "MOST_RESULT",
     "OPEN_INDEX",
     "REMIND_INDEX",
     "REMOVED_INDEX",
@@ -42,11 +39,9 @@ __all__ = [
     "forget",
     "is_descendant",
     "is_stopping",
-    "keep_results",
     "load_specs",
     "own_tokens",
     "payload_pieces",
-    "result",
     "running_job",
     "set_tokens",
     "states",
@@ -59,10 +54,6 @@ INLINE_BYTES = 16 * 1024
 
 #: The most bytes in one document of ``dask_payload``.
 CHUNK_BYTES = 8 * 1024**2
-
-#: The most bytes of a value, or of an exception, that are kept with a job, whatever
-#: ``girder.worker.max-result`` is.
-MOST_RESULT = 6 * 1024**2
 
 #: The names of the indices on jobs: over the unfinished ones, over those that were canceled,
 #: over those that were handed over and not yet acknowledged, and over those that say that no
@@ -242,62 +233,6 @@ def _spec(record: Mapping[str, Any], payload: bytes, attempt: int) -> JobSpec:
         resources=dict(record["resources"]) if record["resources"] else None,
         # A job that was recorded by an older version has not all of them.
         **{"trusted": False, **{name: record[name] for name in _OPTIONS if name in record}},
-    )
-
-
-def keep_results(
-    results: Sequence[tuple[ObjectId, int, bytes | None, str | None, bytes | None, datetime]],
-) -> None:
-    """Keep what came of jobs, given as ``(id, attempt, value, error, exception, time)``.
-
-    The result of an older attempt never replaces that of a newer one. A value that a document
-    cannot hold is not kept, and the error says so.
-    """
-    if results:
-        DaskJob().collection.bulk_write(
-            [
-                UpdateOne(
-                    {
-                        "_id": job_id,
-                        "$or": [
-                            {"result_attempt": {"$exists": False}},
-                            {"result_attempt": {"$lte": attempt}},
-                        ],
-                    },
-                    {
-                        "$set": {
-                            **_fitting(value, error, exception),
-                            "result_attempt": attempt,
-                            "ended": time,
-                        }
-                    },
-                )
-                for job_id, attempt, value, error, exception, time in results
-            ],
-            ordered=False,
-        )
-
-
-def _fitting(value: bytes | None, error: str | None, exception: bytes | None) -> dict[str, Any]:
-    """Return what is kept of the end of a job, no more than a document holds."""
-    if value is not None and len(value) > MOST_RESULT:
-        error = f"it takes {len(value):,} bytes, more than the {MOST_RESULT:,} that Girder keeps"
-        value = None
-    if exception is not None and len(exception) > MOST_RESULT:
-        exception = None
-    return {
-        "result": value,
-        "error": error if error is None else shortened(error),
-        "exception": exception,
-    }
-
-
-def result(job_id: Any) -> StoredResult:
-    """Return what is kept of the end of a job, empty where there is nothing."""
-    fields = {"result": 1, "error": 1, "exception": 1}
-    record = collection(DaskJob()).find_one({"_id": ObjectId(job_id)}, fields) or {}
-    return StoredResult(
-        value=record.get("result"), error=record.get("error"), exception=record.get("exception")
     )
 
 

@@ -39,8 +39,9 @@ from girder_dask.plugin.database import reason
 from girder_dask.plugin.dependencies import check as check_dependencies
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import Notices
+from girder_dask.plugin.outcomes import result
 from girder_dask.plugin.receipts import receive
-from girder_dask.plugin.records import forget, result
+from girder_dask.plugin.records import forget
 from girder_dask.plugin.updates import Verdicts, apply, publish, save
 from girder_dask.submit import Group, Submission
 

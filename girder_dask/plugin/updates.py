@@ -16,7 +16,7 @@ from pymongo.errors import BulkWriteError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobUpdate
-from girder_dask.plugin import chunks, groups, notices, records
+from girder_dask.plugin import chunks, groups, notices, outcomes, records
 from girder_dask.plugin.documents import is_bound
 from girder_dask.plugin.history import History, Verdict
 from girder_dask.plugin.logbook import FIELD
@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 #: How often a job is read again because somebody else changed it in between.
 MOST_ROUNDS = 5
 
-#: A projection of job documents: the log can be long and is never needed to add to it.
-without_log = {"log": False, f"{FIELD}.chunks": False}
+#: A projection of job documents: the log can be long and is never needed to add to it. What
+#: came of a job is nobody's but its owner's.
+without_log = {"log": False, f"{FIELD}.chunks": False, outcomes.FIELD: False}
 
 
 @dataclass
@@ -178,8 +179,9 @@ def save(histories: Sequence[History]) -> tuple[list[History], list[History]]:
     now = datetime.now(timezone.utc)
     changed = [history for history in histories if history.changed]
     # Before the jobs are seen to have ended, so that who sees it finds the results.
-    records.keep_results(
-        [(history.id, *history.outcome, now) for history in changed if history.outcome is not None]
+    outcomes.keep(
+        [(h.id, h.outcome) for h in changed if h.outcome is not None and not h.outcome.is_small],
+        now,
     )
     chunks.store([chunk for history in changed for chunk in history.log.chunks])
     written, refused = _write(changed, now)

@@ -420,6 +420,41 @@ def test_a_job_that_is_not_there_is_gone(girder):
     assert girder.store.apply("s", [update(nowhere, 1, JobStatus.RUNNING)]).gone == [nowhere]
 
 
+def test_what_came_of_a_job_is_one_write_with_its_end_if_it_is_small(girder, monkeypatch):
+    from girder_dask.plugin import outcomes
+
+    small, large, failed = girder.record(3)
+    value = b"v" * (2 * outcomes.MOST_WITHIN)
+    kept = []
+    monkeypatch.setattr(
+        outcomes,
+        "keep",
+        lambda given, now, keep=outcomes.keep: kept.append(given) or keep(given, now),
+    )
+    girder.store.apply(
+        "s",
+        [
+            update(small.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS, result=b"small"),
+            update(large.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS, result=value),
+            update(
+                failed.spec.id, 1, JobStatus.RUNNING, JobStatus.ERROR, error="no", exception=b"e"
+            ),
+        ],
+    )
+    assert [[str(job_id) for job_id, _ in given] for given in kept] == [[large.spec.id]]
+    found = [girder.store.result(job.spec.id) for job in (small, large, failed)]
+    assert [(f.value, f.error, f.exception) for f in found] == [
+        (b"small", None, None),
+        (value, None, None),
+        (None, "no", b"e"),
+    ]
+    ids = [girder.object_id(job.spec.id) for job in (small, large, failed)]
+    assert outcomes.errors(ids) == dict(zip(ids, (None, None, "no"), strict=True))
+    job = girder.load(small.spec.id)
+    assert job["dask_outcome"]["result"] == b"small"
+    assert "dask_outcome" not in girder.job.filter(job, girder.user)
+
+
 def test_illegal_states_are_left_out_and_their_log_is_kept(girder):
     (recorded,) = girder.record()
     job_id = recorded.spec.id
