@@ -34,6 +34,9 @@ _TRY_TIME = 15.0
 #: take.
 News = Callable[[str | None, Sequence[str]], None]
 
+#: Sees to what jobs need before they are delivered.
+Prepare = Callable[[Sequence[JobSpec]], None]
+
 
 class SchedulerLink:
     """Delivers jobs and cancellations to the scheduler. Its methods return at once.
@@ -46,13 +49,20 @@ class SchedulerLink:
     news
         Called when the scheduler is reached or not reached, and for jobs that it does not take,
         from any thread. It returns at once.
+    prepare
+        Called with jobs before they are delivered, in a thread. If it raises they are not
+        delivered.
     """
 
     def __init__(
-        self, address: Callable[[], str | None], news: News = lambda _reason, _ids: None
+        self,
+        address: Callable[[], str | None],
+        news: News = lambda _reason, _ids: None,
+        prepare: Prepare = lambda _specs: None,
     ) -> None:
         self._address = address
         self._news = news
+        self._prepare = prepare
         self._lock = threading.Lock()
         self._thread: _LinkThread | None = None
 
@@ -90,7 +100,7 @@ class SchedulerLink:
         with self._lock:
             # A thread does not survive a fork; the child starts its own.
             if self._thread is None or self._thread.pid != os.getpid():
-                self._thread = _LinkThread(self._address, self._news)
+                self._thread = _LinkThread(self._address, self._news, self._prepare)
             return self._thread
 
 
@@ -101,11 +111,12 @@ def _unknown() -> dict[str, Any]:
 class _LinkThread:
     """An event loop in a thread, with a queue of what to deliver."""
 
-    def __init__(self, address: Callable[[], str | None], news: News) -> None:
+    def __init__(self, address: Callable[[], str | None], news: News, prepare: Prepare) -> None:
         self.pid = os.getpid()
         self.state = _unknown()
         self._address = address
         self._news = news
+        self._prepare = prepare
         self._reason: str | None = None  # why it is not reached, for users
         self._lock = threading.Lock()
         self._specs: list[JobSpec] = []
@@ -166,12 +177,21 @@ class _LinkThread:
             specs, self._specs = self._specs[:_MOST_AT_ONCE], self._specs[_MOST_AT_ONCE:]
             cancels, self._cancels = self._cancels, []
         if specs:
-            await self._call("girder_submit", specs=[spec.to_wire() for spec in specs])
-            if self._reason is not None:
-                self._news(self._reason, [spec.id for spec in specs])
+            await self._submit(specs)
         if cancels:
             await self._call("girder_cancel", jobs=cancels)
         return bool(specs or cancels)
+
+    async def _submit(self, specs: list[JobSpec]) -> None:
+        try:
+            await asyncio.to_thread(self._prepare, specs)
+        except Exception:
+            # Whatever it is, the scheduler asks for them.
+            logger.exception("%d new jobs are not sent to the scheduler", len(specs))
+            return
+        await self._call("girder_submit", specs=[spec.to_wire() for spec in specs])
+        if self._reason is not None:
+            self._news(self._reason, [spec.id for spec in specs])
 
     async def _call(self, operation: str, **arguments: Any) -> None:
         try:

@@ -21,7 +21,7 @@ from pymongo.errors import PyMongoError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
-from girder_dask.plugin import chunks, groups, records, settings, store
+from girder_dask.plugin import chunks, groups, records, settings, store, tokens
 from girder_dask.plugin.cluster import Cluster
 from girder_dask.plugin.database import explained
 from girder_dask.plugin.unreached import Unreached
@@ -142,11 +142,19 @@ class GirderBackend:
         with explained(_NOTHING_MADE):
             api_url = _api_url()
             if group is None:
-                recorded = store.record(submissions, user, api_url, parent, trusted=trusted)
+                recorded = store.record(
+                    submissions, user, api_url, parent, trusted=trusted, tokens_later=True
+                )
                 jobs = [r.job for r in recorded]
             else:
                 job, recorded = store.record_group(
-                    group, submissions, user, api_url, parent, trusted=trusted
+                    group,
+                    submissions,
+                    user,
+                    api_url,
+                    parent,
+                    trusted=trusted,
+                    tokens_later=True,
                 )
                 jobs = [job, *(r.job for r in recorded)]
         self._send([r.spec for r in recorded])
@@ -212,7 +220,9 @@ class GirderBackend:
 
         with self._lock:
             if self._link is None:
-                self._link = SchedulerLink(settings.scheduler_address, self.unreached.hear)
+                self._link = SchedulerLink(
+                    settings.scheduler_address, self.unreached.hear, _store_tokens
+                )
             return self._link
 
     def _load(self, job_id: str, level: int, **options: Any) -> Any:
@@ -232,6 +242,10 @@ class GirderBackend:
         if job is None:
             raise GirderError(f"There is no job {job_id}.", status=404)
         return job
+
+
+def _store_tokens(specs: Sequence[JobSpec]) -> None:
+    tokens.store(tokens.pending.take(spec.id for spec in specs))
 
 
 def _in_request() -> bool:

@@ -30,6 +30,9 @@ MOST_PAYLOAD = 32 * 1024**2
 #: How long a new job is left to be delivered by the process that recorded it.
 PUSH_TIME = timedelta(seconds=2)
 
+#: How long it is left to that process if it is known that it is about to deliver it.
+SEND_TIME = timedelta(seconds=30)
+
 #: How long a scheduler has to say that it has a job that was handed to it, before the
 #: answer is taken for lost and the job is handed over again.
 ANSWER_TIME = timedelta(seconds=60)
@@ -109,7 +112,12 @@ def _candidates(scheduler: str, limit: int, now: datetime) -> list[dict[str, Any
                 sort=[("dask.scheduler", 1), ("status", 1), ("created", 1)],
                 limit=limit - len(jobs),
             )
-    return jobs
+    return [job for job in jobs if not _is_on_its_way(job, now)]
+
+
+def _is_on_its_way(job: Mapping[str, Any], now: datetime) -> bool:
+    """Say whether this process is about to deliver a new job."""
+    return job["_id"] in tokens.pending and job["created"] > now - SEND_TIME
 
 
 def _records(jobs: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
@@ -205,6 +213,7 @@ def _ensure_tokens(
     list
         Those that can have none, as their owner was deleted.
     """
+    tokens.store(tokens.pending.take(history.id for history in taken))
     own = {history.id: history for history in taken if known[history.id]["own_token"]}
     expiry = tokens.valid_until(known[job_id]["token"] or "" for job_id in own)
     users = owners(history.job for history in own.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import redis
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that Redis may take. Girder itself would wait for ever.
 _PATIENCE = 5.0
+
+#: Seconds between two requests. What comes alone is published at once.
+_SPACING = 0.02
 
 #: Most characters of notices that wait.
 _MOST_CHARACTERS = 16 * 1024**2
@@ -74,6 +78,7 @@ class Courier:
                 self._news.wait_for(lambda: self._waiting)
                 messages, self._waiting, self._size = self._waiting, [], 0
             self._publish(client, messages)
+            time.sleep(_SPACING)  # what comes meanwhile goes together
 
     def _publish(self, client: redis.Redis, messages: Sequence[tuple[str, str]]) -> None:
         try:

@@ -292,6 +292,7 @@ def clean(job_ids: Sequence[ObjectId]) -> None:
     """Delete the tokens and calls of jobs that have ended. What came of them stays."""
     if not job_ids:
         return
+    tokens.pending.take(job_ids)
     these = {"_id": {"$in": list(job_ids)}}
     fields = {"token": 1, "own_token": 1, "payload_bytes": 1, "inline": {"$gt": ["$payload", None]}}
     found = list(collection(DaskJob()).find(these, fields))
@@ -306,6 +307,7 @@ def clean(job_ids: Sequence[ObjectId]) -> None:
 
 def forget(job_ids: Sequence[ObjectId]) -> None:
     """Delete all that is kept of jobs besides their job documents."""
+    tokens.pending.take(job_ids)
     tokens.delete(own_tokens(job_ids))
     DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
     DaskJob().collection.delete_many({"_id": {"$in": list(job_ids)}})

@@ -106,6 +106,7 @@ def record(
     parent: ObjectId | None = None,
     *,
     trusted: bool = True,
+    tokens_later: bool = False,
 ) -> list[Recorded]:
     """Record a job for each call: all of them at once, or none.
 
@@ -121,6 +122,9 @@ def record(
         The id of the job that starts them.
     trusted
         Whether who starts them may run code of their own.
+    tokens_later
+        Whether their tokens go to :data:`girder_dask.plugin.tokens.pending`, and are stored by
+        who sends the jobs.
 
     Raises
     ------
@@ -130,7 +134,7 @@ def record(
         If the database does not take them.
     """
     drafts = _drafts(submissions, user, api_url, parent, trusted)
-    _write(drafts)
+    _write(drafts, tokens_later=tokens_later)
     return _announced(drafts)
 
 
@@ -142,6 +146,7 @@ def record_group(
     parent: ObjectId | None = None,
     *,
     trusted: bool = True,
+    tokens_later: bool = False,
 ) -> tuple[dict[str, Any], list[Recorded]]:
     """Record a job for each call, and one that they all belong to.
 
@@ -157,7 +162,7 @@ def record_group(
     drafts = _drafts(submissions, owner, api_url, job["_id"], trusted)
     try:
         groups.begin(job)
-        _write(drafts)
+        _write(drafts, tokens_later=tokens_later)
     except PyMongoError as e:
         _abandon(job)
         raise GirderError(
@@ -246,12 +251,14 @@ def _token_id(token: Any) -> str:
     return str(token["_id"] if isinstance(token, Mapping) else token)
 
 
-def _write(drafts: Sequence[_Draft]) -> None:
+def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
     """Write the drafts. The job documents come last: a job that exists can be run."""
     if not drafts:
         return
     may_exist = False
     try:
+        if not tokens_later:
+            _write_tokens(drafts)
         _write_records(drafts)
         may_exist = True
         Job().collection.insert_many([draft.job for draft in drafts], ordered=False)
@@ -263,6 +270,10 @@ def _write(drafts: Sequence[_Draft]) -> None:
             f"Girder's database did not take {len(drafts)} new jobs, the first of "
             f"{drafts[0].spec.task}: {reason(e)}. {_NOT_KNOWN if may_exist else _NONE}"
         ) from e
+    if tokens_later:
+        tokens.pending.put(
+            {draft.spec.id: draft.token for draft in drafts if draft.token is not None}
+        )
 
 
 def _undo(drafts: Sequence[_Draft]) -> bool:
@@ -279,8 +290,11 @@ def _undo(drafts: Sequence[_Draft]) -> bool:
     return True
 
 
-def _write_records(drafts: Sequence[_Draft]) -> None:
+def _write_tokens(drafts: Sequence[_Draft]) -> None:
     tokens.store([draft.token for draft in drafts if draft.token is not None])
+
+
+def _write_records(drafts: Sequence[_Draft]) -> None:
     records.store_records(
         [draft.spec for draft in drafts], [draft.token is not None for draft in drafts]
     )
@@ -351,6 +365,7 @@ def _queue(draft: _Draft, now: datetime) -> None:
     history.advance(JobStatus.QUEUED, now)
     taken = f"Job {job['_id']} was scheduled or changed by somebody else."
     try:
+        _write_tokens([draft])
         _write_records([draft])
         held, _ = save([history])
     except (DuplicateKeyError, BulkWriteError) as e:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import secrets
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from girder.constants import AccessType, TokenScope
 from girder.models.token import Token
-from girder.utility import genToken
 from girder_jobs.constants import REST_CREATE_JOB_TOKEN_SCOPE, REST_LIST_JOB_TOKEN_SCOPE
 
-__all__ = ["LIFETIME", "SUBMIT_SCOPE", "build", "delete", "renew", "store", "valid_until"]
+__all__ = [
+    "LIFETIME",
+    "SUBMIT_SCOPE",
+    "Pending",
+    "build",
+    "delete",
+    "pending",
+    "renew",
+    "store",
+    "valid_until",
+]
 
 #: How long a token is valid without being renewed.
 LIFETIME = timedelta(days=7)
@@ -39,7 +50,8 @@ TokenScope.describeScope(
 def build(user: Mapping[str, Any] | None, now: datetime) -> dict[str, Any]:
     """Return a new token document as ``Token().createToken`` makes it, not yet stored."""
     token: dict[str, Any] = {
-        "_id": genToken(),
+        # As long as Girder's own. Those take a call of the system for each character.
+        "_id": secrets.token_hex(32),
         "created": now,
         "expires": now + LIFETIME,
         "scope": list(SCOPES),
@@ -56,6 +68,40 @@ def store(documents: Sequence[Mapping[str, Any]]) -> None:
     """Store new token documents, all at once."""
     if documents:
         Token().collection.insert_many(documents, ordered=False)
+
+
+class Pending:
+    """Tokens of new jobs that are stored when the jobs are sent, many at once.
+
+    Who starts a job need not wait for that: no one uses the token before. One that is never
+    stored, since this process has ended, is made again when a scheduler claims the job. Any
+    thread may use it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._documents: dict[str, Mapping[str, Any]] = {}
+
+    def put(self, documents: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep token documents, by the ids of their jobs."""
+        with self._lock:
+            self._documents |= documents
+
+    def take(self, job_ids: Iterable[Any]) -> list[Mapping[str, Any]]:
+        """Return the documents that are kept for jobs, and keep them no more."""
+        with self._lock:
+            return [
+                document
+                for job_id in job_ids
+                if (document := self._documents.pop(str(job_id), None)) is not None
+            ]
+
+    def __contains__(self, job_id: Any) -> bool:
+        return str(job_id) in self._documents
+
+
+#: Those of the jobs that this process has recorded and not sent yet.
+pending = Pending()
 
 
 def delete(ids: Iterable[str]) -> None:

@@ -151,6 +151,12 @@ class Girder:
         )
         return recorded
 
+    def record_taken(self) -> Any:
+        """Record a job that scheduler ``s`` has, so that it never says that it lacks one."""
+        (recorded,) = self.record()
+        self.store.claim("s", 1)
+        return recorded
+
     def load(self, job_id: Any) -> dict[str, Any]:
         return self.job.collection.find_one({"_id": self.object_id(job_id)})
 
@@ -509,7 +515,7 @@ def test_a_log_is_cut_with_a_mark(girder, monkeypatch):
 
     monkeypatch.setattr(logbook, "LOG_LIMIT", 10_000)
     monkeypatch.setattr(logbook, "_CHUNK_LEAST", 1000)
-    (recorded,) = girder.record()
+    recorded = girder.record_taken()
     job_id = recorded.spec.id
     mark = logbook.mark(job_id)
     for n in range(1, 40):
@@ -534,7 +540,7 @@ def test_the_chunks_of_an_update_that_is_not_applied_are_deleted(girder, monkeyp
     from girder_dask.plugin import chunks, logbook
 
     monkeypatch.setattr(logbook, "LOG_LIMIT", 100)
-    (recorded,) = girder.record()
+    recorded = girder.record_taken()
     job_id = recorded.spec.id
     girder.store.apply("s", [update(job_id, 1, log="x" * 200_000)])
     store, kept = chunks.store, []
@@ -561,7 +567,7 @@ def test_a_log_that_others_wrote_to_is_whole(girder, monkeypatch):
     from girder_dask.plugin import logbook
 
     monkeypatch.setattr(logbook, "LOG_LIMIT", 100)
-    (recorded,) = girder.record()
+    recorded = girder.record_taken()
     job_id = recorded.spec.id
     girder.store.apply("s", [update(job_id, 1, log="1\n")])
     girder.job.updateJob(girder.job.load(job_id, force=True), log="of Girder\n")
@@ -570,8 +576,7 @@ def test_a_log_that_others_wrote_to_is_whole(girder, monkeypatch):
 
 
 def test_a_document_that_takes_no_more_log_has_it_beside(girder):
-    (recorded,) = girder.record()
-    girder.store.claim("s", 1)  # else it may say meanwhile that it waits for a scheduler
+    recorded = girder.record_taken()
     job_id = recorded.spec.id
     girder.job.collection.update_one(
         {"_id": girder.object_id(job_id)}, {"$set": {"meta": {"large": "m" * (15 << 20)}}}
@@ -751,6 +756,33 @@ def test_a_claim_hands_over_all_that_is_needed(girder):
 def test_a_job_that_was_just_recorded_is_left_to_its_sender(girder):
     girder.store.record([Submission("pkg.mod:work", b"x")])
     assert girder.store.claim("s", 10).specs == []
+
+
+def test_a_job_whose_token_is_stored_when_it_is_sent(girder):
+    from girder_dask.plugin import tokens
+
+    call = Submission("pkg.mod:work", b"x", user=girder.user)
+    sent, claimed, ended = girder.store.record([call] * 3, tokens_later=True)
+
+    def is_stored(recorded) -> bool:
+        return girder.token.collection.find_one({"_id": recorded.spec.token}) is not None
+
+    def age(**by: int) -> None:
+        created = datetime.now(timezone.utc) - timedelta(**by)
+        girder.job.collection.update_many({}, {"$set": {"created": created}})
+
+    assert not any(is_stored(recorded) for recorded in (sent, claimed, ended))
+    age(seconds=10)
+    assert girder.store.claim("s", 10).specs == [], "they are about to be sent"
+    tokens.store(tokens.pending.take([sent.spec.id]))
+    assert girder.store.claim("s", 10).specs == [sent.spec]
+    girder.store.cancel(ended.job["_id"])
+    age(seconds=60)  # the scheduler is not reached from here, and asks
+    assert girder.store.claim("s", 10).specs == [claimed.spec]
+    assert is_stored(sent)
+    assert is_stored(claimed)
+    assert tokens.pending.take(recorded.spec.id for recorded in (sent, claimed, ended)) == []
+    assert not is_stored(ended)
 
 
 def test_a_job_of_a_scheduler_that_was_restarted_is_a_new_attempt(girder):

@@ -6,9 +6,10 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import signal
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -300,13 +301,39 @@ def test_a_forked_process_delivers_too(scheduler: LocalScheduler, link: Schedule
     until(lambda: scheduler.got == ["a"])
     pid = os.fork()
     if pid == 0:
-        code = 1
         try:
             link.submit([spec("child")])
-            until(lambda: link.status()["reachable"])
-            code = 0
+            time.sleep(60)
         finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+            os._exit(1)
+    try:
+        until(lambda: len(scheduler.got) == 2)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     assert scheduler.got == ["a", "child"]
+
+
+def test_jobs_are_prepared_before_they_are_delivered(
+    scheduler: LocalScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared: list[tuple[str, bool]] = []
+
+    def prepare(specs: Sequence[JobSpec]) -> None:
+        prepared.extend((spec.id, spec.id in scheduler.got) for spec in specs)
+        if any(spec.id == "b" for spec in specs):
+            raise RuntimeError("the database is away")
+
+    opened = SchedulerLink(lambda: scheduler.address, prepare=prepare)
+    try:
+        opened.submit([spec("a")])
+        until(lambda: "a" in scheduler.got)
+        opened.submit([spec("b")])
+        until(lambda: len(prepared) == 2)
+        opened.submit([spec("c")])
+        until(lambda: "c" in scheduler.got)
+    finally:
+        opened.close()
+    assert prepared == [("a", False), ("b", False), ("c", False)]
+    assert scheduler.got == ["a", "c"], "the scheduler asks for the other"
+    assert "1 new jobs are not sent" in caplog.text
