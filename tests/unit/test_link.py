@@ -143,7 +143,7 @@ def test_a_scheduler_that_is_away_holds_up_nobody_and_is_found_again(
 ) -> None:
     caplog.set_level(logging.INFO, "girder_dask.link")
     link.submit([spec("a")])
-    until(lambda: link.status()["reachable"])
+    until(lambda: scheduler.got == ["a"])
     scheduler.stop()
     begun = time.monotonic()
     link.submit([spec("lost")])
