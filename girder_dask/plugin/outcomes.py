@@ -2,6 +2,10 @@
 
 A small one is in the job document, so that the end of a job is one write; it is not among the
 fields that Girder shows. A larger one is in ``dask_job``.
+
+Job documents can be made by others, through Girder's own routes, with any fields. So what is
+in one counts only for a job that this package has recorded, and when it takes over one that
+was made by others, that field goes.
 """
 
 from __future__ import annotations
@@ -62,6 +66,7 @@ class Outcome:
             "result": value,
             "error": error if error is None else shortened(error),
             "exception": exception,
+            "result_attempt": self.attempt,
         }
 
 
@@ -82,13 +87,7 @@ def keep(outcomes: Sequence[tuple[ObjectId, Outcome]], now: datetime) -> None:
                             {"result_attempt": {"$lte": outcome.attempt}},
                         ],
                     },
-                    {
-                        "$set": {
-                            **outcome.document(),
-                            "result_attempt": outcome.attempt,
-                            "ended": now,
-                        }
-                    },
+                    {"$set": {**outcome.document(), "ended": now}},
                 )
                 for job_id, outcome in outcomes
             ],
@@ -110,16 +109,17 @@ def errors(job_ids: Sequence[ObjectId]) -> dict[ObjectId, str | None]:
 
 
 def _kept(job_ids: Sequence[ObjectId], names: Iterable[str]) -> dict[ObjectId, Mapping[str, Any]]:
-    names = list(names)
+    """Return fields of what is kept of the newest attempt of jobs."""
+    names = [*names, "result_attempt"]
+    beside = records.collection(records.DaskJob()).find(
+        {"_id": {"$in": list(job_ids)}}, dict.fromkeys(names, True)
+    )
+    found: dict[ObjectId, Mapping[str, Any]] = {record["_id"]: record for record in beside}
     within = records.collection(Job()).find(
-        {"_id": {"$in": list(job_ids)}, FIELD: {"$exists": True}},
+        {"_id": {"$in": list(found)}, FIELD: {"$exists": True}},
         {f"{FIELD}.{name}": True for name in names},
     )
-    found = {job["_id"]: job[FIELD] for job in within}
-    left = [job_id for job_id in job_ids if job_id not in found]
-    if left:
-        beside = records.collection(records.DaskJob()).find(
-            {"_id": {"$in": left}}, dict.fromkeys(names, True)
-        )
-        found |= {record["_id"]: record for record in beside}
+    for job in within:
+        if job[FIELD].get("result_attempt", 0) >= found[job["_id"]].get("result_attempt", 0):
+            found[job["_id"]] = job[FIELD]
     return found

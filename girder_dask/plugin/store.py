@@ -39,7 +39,7 @@ from girder_dask.plugin.database import reason
 from girder_dask.plugin.dependencies import check as check_dependencies
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import Notices
-from girder_dask.plugin.outcomes import result
+from girder_dask.plugin.outcomes import Outcome, result
 from girder_dask.plugin.receipts import receive
 from girder_dask.plugin.records import forget
 from girder_dask.plugin.updates import Verdicts, apply, publish, save
@@ -362,6 +362,7 @@ def _queue(draft: _Draft, now: datetime) -> None:
     job = draft.job
     history = History(dict(job))
     history.dask.update(_NEW, package=draft.spec.package)
+    history.outcome = Outcome(0)  # instead of what its maker may have put there
     history.advance(JobStatus.QUEUED, now)
     taken = f"Job {job['_id']} was scheduled or changed by somebody else."
     try:

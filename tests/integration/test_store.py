@@ -28,7 +28,7 @@ from girder_dask._version import __version__
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import FINAL, HANDLER, JobStatus, JobUpdate, can_follow, to_json
 from girder_dask.payload import open_call, pack_call
-from girder_dask.submit import Submission
+from girder_dask.submit import StoredResult, Submission
 
 SERVE = "import sys; from girder.cli.serve import main; sys.exit(main())"
 
@@ -459,6 +459,22 @@ def test_what_came_of_a_job_is_one_write_with_its_end_if_it_is_small(girder, mon
     job = girder.load(small.spec.id)
     assert job["dask_outcome"]["result"] == b"small"
     assert "dask_outcome" not in girder.job.filter(job, girder.user)
+
+
+def test_what_came_of_the_newest_attempt_counts(girder):
+    from girder_dask.plugin import outcomes
+
+    first, second = girder.record(2)
+    now = datetime.now(timezone.utc)
+    outcomes.keep(
+        [(recorded.job["_id"], outcomes.Outcome(1, b"one")) for recorded in (first, second)], now
+    )
+    for recorded, value in ((first, b"two"), (second, b"v" * 10_000)):
+        ends = (JobStatus.RUNNING, JobStatus.SUCCESS)
+        news = update(recorded.spec.id, 1, *ends, attempt=2, result=value)
+        girder.store.apply("s", [news])
+        outcomes.keep([(recorded.job["_id"], outcomes.Outcome(1, b"one, late"))], now)
+        assert girder.store.result(recorded.spec.id).value == value
 
 
 def test_illegal_states_are_left_out_and_their_log_is_kept(girder):
@@ -1176,6 +1192,7 @@ def test_a_job_that_somebody_else_ends_is_cleaned_up(girder):
 
 
 def test_a_job_made_by_girders_model_is_scheduled(girder):
+    forged = {"result": b"forged", "error": None, "exception": None, "result_attempt": 9}
     job = girder.job.createJob(
         "Own",
         "dask",
@@ -1183,10 +1200,12 @@ def test_a_job_made_by_girders_model_is_scheduled(girder):
         kwargs={"c": 3},
         user=girder.user,
         handler=HANDLER,
-        otherFields={"dask": {"task": "pkg.mod:work"}},
+        otherFields={"dask": {"task": "pkg.mod:work"}, "dask_outcome": forged},
     )
     assert "jobInfoSpec" not in girder.load(job["_id"])
+    assert girder.store.result(job["_id"]) == StoredResult()
     girder.job.scheduleJob(job)
+    assert girder.store.result(job["_id"]) == StoredResult()
     assert job["status"] == girder.status(job["_id"]) == JobStatus.QUEUED
     old = {"$set": {"created": datetime.now(timezone.utc) - timedelta(seconds=10)}}
     girder.job.collection.update_one({"_id": job["_id"]}, old)
