@@ -166,8 +166,10 @@ class Dispatcher:
             return True
         if status is not None:
             hand.status = status
-        exception = event.exception if status == JobStatus.ERROR else None
-        self._record(replace(event, attempt=hand.attempt, exception=exception))
+        if event.attempt != hand.attempt or (event.exception and status != JobStatus.ERROR):
+            exception = event.exception if status == JobStatus.ERROR else None
+            event = replace(event, attempt=hand.attempt, exception=exception)
+        self._record(event)
         if status in FINAL:
             hand.stored = event.result is not None
             self._after_end(hand)
