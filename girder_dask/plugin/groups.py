@@ -8,6 +8,7 @@ from the jobs in the database, so that nothing can be counted twice or be forgot
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 QUIET_TIME = timedelta(seconds=5)
 
 #: The most jobs of a group that is counted with each change of one of them.
-MOST_COUNTED = 1000
+MOST_COUNTED = 100
 
 #: How many failed jobs the log of their parent names.
 MOST_NAMED = 10
@@ -137,9 +138,12 @@ def parts(job: Mapping[str, Any]) -> list[str] | None:
 
 def follow(jobs: Iterable[Mapping[str, Any]]) -> None:
     """Count the groups that some jobs, whose states have changed, belong to."""
-    parents = {job["parentId"] for job in jobs if job.get("parentId")}
-    if parents:
-        _recounts.ask(parents)
+    ended: Counter[Any] = Counter()
+    for job in jobs:
+        if job.get("parentId"):
+            ended[job["parentId"]] += job.get("status") in FINAL
+    if ended:
+        _recounts.ask(ended)
 
 
 def look_after(now: datetime) -> None:
@@ -177,15 +181,17 @@ def stop(job_id: ObjectId) -> JobStatus | None:
     raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
 
 
-def _recount(ids: Sequence[ObjectId]) -> set[ObjectId]:
+def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
     """Count groups, and write what has changed. Ids of other jobs do no harm.
 
     Returns
     -------
-    set
-        Those with so many jobs that they need not be counted each time.
+    dict
+        Those with so many jobs that they need not be counted each time, and how many of these
+        have not ended.
     """
-    left, large = list(ids), set()
+    left = list(ids)
+    large: dict[ObjectId, int] = {}
     for _ in range(_MOST_ROUNDS):
         now = datetime.now(timezone.utc)
         # Read before the jobs are counted: a write holds only if nobody has written since,
@@ -195,7 +201,9 @@ def _recount(ids: Sequence[ObjectId]) -> set[ObjectId]:
         )
         counts = _count([group["_id"] for group in groups])
         large |= {
-            group["_id"] for group in groups if group["dask"]["group"]["total"] > MOST_COUNTED
+            group_id: count.total - count.ended
+            for group_id, count in counts.items()
+            if count.total > MOST_COUNTED
         }
         changes = [
             change for group in groups if (change := _tally(group, counts[group["_id"]], now))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Recount"]
@@ -13,7 +15,15 @@ __all__ = ["Recount"]
 logger = logging.getLogger(__name__)
 
 # The share of the time that may be spent on counting one large parent.
-_SHARE = 0.1
+_SHARE = 0.03
+
+
+@dataclass(slots=True)
+class _Rest:
+    """That a large parent is not counted for a while, unless as many jobs end as were left."""
+
+    until: float
+    left: int
 
 
 class Recount:
@@ -22,44 +32,58 @@ class Recount:
     Parameters
     ----------
     count
-        Counts some of them, and returns those that are too large to be counted each time.
+        Counts some of them. For those that are too large to be counted each time, it returns
+        how many jobs have not ended.
 
     Examples
     --------
     >>> counted = []
-    >>> recount = Recount(lambda ids: counted.extend(ids) or ())
-    >>> recount.ask(['5f3c'])
+    >>> recount = Recount(lambda ids: counted.extend(ids) or {})
+    >>> recount.ask({'5f3c': 1})
     >>> counted
     ['5f3c']
     """
 
-    def __init__(self, count: Callable[[Sequence[Any]], Collection[Any]]) -> None:
+    def __init__(self, count: Callable[[Sequence[Any]], Mapping[Any, int]]) -> None:
         self._count = count
         self._lock = threading.Lock()
-        self._resting: dict[Any, float] = {}  # until when
+        self._resting: dict[Any, _Rest] = {}
         self._later: set[Any] = set()
+        self._ended: Counter[Any] = Counter()  # since the last count began
 
-    def ask(self, ids: Iterable[Any]) -> None:
-        """Count parents, or see to it that they are counted soon."""
+    def ask(self, changed: Mapping[Any, int]) -> None:
+        """Count parents, or see to it that they are counted soon.
+
+        Parameters
+        ----------
+        changed
+            Ids of parents, and how many of their jobs have ended since they were asked for.
+        """
         now = time.monotonic()
         with self._lock:
-            self._resting = {i: until for i, until in self._resting.items() if until > now}
+            self._forget(now)
+            self._ended.update(changed)
             due = []
-            for i in ids:
-                if i not in self._resting:
-                    due.append(i)
-                elif i not in self._later:
-                    self._later.add(i)
-                    timer = threading.Timer(self._resting[i] - now, self._come_back, [i])
+            for parent in changed:
+                rest = self._resting.get(parent)
+                if rest is None or self._ended[parent] >= rest.left:
+                    due.append(parent)
+                elif parent not in self._later:
+                    self._later.add(parent)
+                    timer = threading.Timer(rest.until - now, self._come_back, [parent])
                     timer.daemon = True
                     timer.start()
         if due:
             self._count_now(due)
 
+    def _forget(self, now: float) -> None:
+        for parent in [p for p, rest in self._resting.items() if rest.until <= now]:
+            del self._resting[parent]
+            del self._ended[parent]
+
     def _come_back(self, parent: Any) -> None:
         with self._lock:
             self._later.discard(parent)
-            self._resting.pop(parent, None)
         try:
             self._count_now([parent])
         except Exception:
@@ -68,8 +92,16 @@ class Recount:
 
     def _count_now(self, parents: Sequence[Any]) -> None:
         start = time.monotonic()
-        large = self._count(parents)
-        if large:
-            end = time.monotonic()
-            with self._lock:
-                self._resting |= dict.fromkeys(large, end + (end - start) / _SHARE)
+        with self._lock:
+            for parent in parents:
+                self._ended[parent] = 0
+        left = self._count(parents)
+        end = time.monotonic()
+        until = end + (end - start) / _SHARE
+        with self._lock:
+            for parent in parents:
+                if parent in left:
+                    self._resting[parent] = _Rest(until, left[parent])
+                else:
+                    self._resting.pop(parent, None)
+                    del self._ended[parent]
