@@ -9,7 +9,8 @@ from girder_dask.jobs import JobSpec
 
 __all__ = ["ATTEMPT", "Cluster", "Holder", "Timer"]
 
-#: The annotation of a Dask task that runs again, with the number of its attempt.
+#: The annotation of a Dask task that runs again, with the number of its attempt; 0 if no run of
+#: it is to begin any more.
 ATTEMPT = "girder_attempt"
 
 
@@ -24,7 +25,10 @@ class Holder(Protocol):
     """What holds values: Dask."""
 
     def drop(self, keys: Sequence[str]) -> None:
-        """Want keys no more, so that they are forgotten unless somebody else wants them."""
+        """Want keys no more, so that they are forgotten unless somebody else wants them.
+
+        No run of them begins any more, also if somebody does and Dask places them again.
+        """
 
     def is_wanted(self, key: str) -> bool:
         """Say whether somebody else wants a key."""
@@ -51,6 +55,9 @@ class Cluster(Holder, Protocol):
 
     async def flush(self, worker: str) -> None:
         """Wait until what runs on a worker have said is here, if that does not take long."""
+
+    async def not_begun(self, worker: str) -> Sequence[str]:
+        """Return the keys with which a worker that is to begin nothing more has not begun."""
 
     def renumber(self, key: str, attempt: int) -> None:
         """Tell the next run of a key which attempt it is."""

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _KEEPER = "girder-dask-keeper"
 # How often it is looked whether the scheduler has taken jobs with inputs.
 _LOOK = 1.0
-# How long a worker may take to send what its runs have said.
+# How long a worker may take to send what its runs have said, or to say what it has not begun.
 _FLUSH_TIME = 3.0
 _CONNECT_PAUSE, _CONNECT_PAUSE_MAX = 0.5, 15.0
 
@@ -171,7 +171,12 @@ class DaskCluster:
         return int(ts.get_nbytes())
 
     def drop(self, keys: Sequence[str]) -> None:
-        """Want keys no more. Not at once: this may be within a transition."""
+        """Want keys no more. Not at once: this may be within a transition.
+
+        Until then Dask may place them again, as it may if another client wants them.
+        """
+        for key in keys:
+            self.renumber(key, 0)
         if not self._dropping:
             self._loop.call_soon(self._release)
         self._dropping += keys
@@ -249,6 +254,19 @@ class DaskCluster:
             await asyncio.wait_for(flushed, _FLUSH_TIME)
         except Exception as e:  # noqa: BLE001 - as above
             logger.warning("Worker %s may have said more than has arrived here: %r", worker, e)
+
+    async def not_begun(self, worker: str) -> Sequence[str]:
+        """Return the keys with which a worker that is to begin nothing more has not begun.
+
+        If it does not answer that is not known of any.
+        """
+        try:
+            asked = self._scheduler.rpc(worker).girder_not_begun()
+            keys: Sequence[str] = await asyncio.wait_for(asked, _FLUSH_TIME)
+        except Exception as e:  # noqa: BLE001 - as above
+            logger.warning("Worker %s does not say what it has not begun: %r", worker, e)
+            return ()
+        return keys
 
     def renumber(self, key: str, attempt: int) -> None:
         """Tell the next run of a key which attempt it is. This is within a transition."""

@@ -207,13 +207,20 @@ class Dispatcher:
     # -- from Dask ----------------------------------------------------------------------------
 
     def placed(self, key: str, worker: str) -> None:
-        """Take note that Dask has placed a key on a worker."""
+        """Take note that a key is on a worker, where a run of it may begin unheard."""
         hand = self._by_key.get(key)
         if hand is None:
             return
         hand.ended_on = None
+        hand.placed = True
         if hand.run is None:
             hand.worker = worker
+
+    def given_back(self, key: str) -> None:
+        """Take note that a worker has not begun with a key, and will not."""
+        hand = self._by_key.get(key)
+        if hand is not None and hand.run is None:
+            hand.placed, hand.worker = False, None
 
     def ended(self, key: str, worker: str | None, nbytes: int | None = None) -> None:
         """Take note that a key has ended on a worker, which may be another than it began on.
@@ -233,7 +240,8 @@ class Dispatcher:
     ) -> None:
         """Take note that a key is on its worker no longer, but wanted: it will run again.
 
-        A worker that is ``alive`` or ``leaving`` was not lost; Dask had another reason.
+        A worker that is ``alive`` or ``leaving`` was not lost; Dask had another reason. Unless
+        it has given the key back, a run may have begun there, so the next is another attempt.
         """
         hand = self._by_key.get(key)
         if hand is None:
@@ -242,16 +250,15 @@ class Dispatcher:
         where = worker or hand.worker or "its worker"
         if hand.told:  # a job whose end is told does not run again
             self._after_both_ends(hand)
-        elif hand.run is None:
-            if hand.worker and not (alive or leaving):
-                self._lost_unheard(hand, hand.worker)
+        elif not hand.placed:
             hand.worker = None
         elif not alive and (hand.canceled or not leaving):
             self._lost(hand, where)
         elif hand.canceled:
             self._cluster.drop([key])
         else:
-            self._cluster.end_run(where, hand.run)
+            if hand.run is not None:
+                self._cluster.end_run(where, hand.run)
             left, took = (
                 f"Worker {where} is leaving; the job",
                 f"Dask took the job from worker {where}; it",
@@ -262,16 +269,11 @@ class Dispatcher:
         hand.lost_on.append(worker)
         if hand.canceled:
             self._end(hand, JobStatus.CANCELED)
-        else:
-            reason = self._cluster.why_lost(worker)
-            why = f" ({reason})" if reason else ""
-            what = f"Worker {worker} was lost while the job ran{why}; it is tried again"
-            self._next_attempt(hand, what)
-
-    def _lost_unheard(self, hand: Hand, worker: str) -> None:
-        """See to a job of which the worker had not said that it runs. It may have begun."""
-        hand.lost_on.append(worker)
-        self._next_attempt(hand, f"Worker {worker} was lost with the job; it is tried again")
+            return
+        reason = self._cluster.why_lost(worker)
+        why = f" ({reason})" if reason else ""
+        when = "while the job ran" if hand.run is not None else "with the job"
+        self._next_attempt(hand, f"Worker {worker} was lost {when}{why}; it is tried again")
 
     def explain(self, worker: str) -> None:
         """Tell the jobs that were on a worker why it was lost, when that is known only now."""
@@ -327,7 +329,7 @@ class Dispatcher:
             )
             self._refuse(hand, reason)
             return
-        if hand.attempt == hand.spec.attempt:  # else the run before was closed already
+        if hand.placed or hand.attempt == hand.spec.attempt:
             self._next_attempt(hand, "Dask forgot the task before it told its end; it runs again")
         self._fresh_key(hand)
         self.gate.start([hand])

@@ -39,6 +39,8 @@ class Hand:
         Runs that raised.
     run
         The run that is heard.
+    placed
+        Whether Dask has placed it in this attempt, so that a run of it may have begun.
     worker
         The worker where it is, or was last.
     ended_on
@@ -70,6 +72,7 @@ class Hand:
     tries: int = 0
     status: JobStatus = JobStatus.QUEUED
     run: str | None = None
+    placed: bool = False
     worker: str | None = None
     ended_on: str | None = None
     closed: set[str] = field(default_factory=set)
@@ -106,6 +109,7 @@ class Hand:
         if self.run is not None:
             self.closed.add(self.run)
         self.run = self.worker = None
+        self.placed = False
         self.attempt += 1
         self.status = JobStatus.QUEUED
 

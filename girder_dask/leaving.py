@@ -131,7 +131,7 @@ class Leaving:
         """Give all runs their time, as the scheduler itself ends. No new one begins."""
         self._open = False
         workers = list(self._scheduler.workers)
-        self._mark(workers)
+        await self._mark(workers)
         await self._drain(workers, self._grace)
         await self._flush(workers)
 
@@ -155,17 +155,18 @@ class Leaving:
         if not workers:
             return
         logger.info("Workers are leaving: %s", ", ".join(workers))
-        self._mark(workers)
-        self._release(workers, begun=False)
+        await self._mark(workers)
         await self._drain(workers, self._grace if grace is None else grace, stuck)
         await self._flush(workers)
-        self._release(workers, begun=True)
+        for worker in workers:
+            self._release([str(ts.key) for ts in self._processing(worker)])
 
-    def _mark(self, workers: Iterable[str]) -> None:
-        """Have workers begin nothing more."""
+    async def _mark(self, workers: Collection[str]) -> None:
+        """Have workers begin nothing more. What is left with them then has begun."""
         self._workers.update(workers)
         for address in workers:
             self._set_status(address, Status.closing_gracefully)
+        await asyncio.gather(*(self._take_back(address) for address in workers))
 
     def _set_status(self, address: str, status: Status) -> None:
         ws = self._scheduler.workers.get(address)
@@ -176,18 +177,26 @@ class Leaving:
         message = {"op": "worker-status-change", "status": status.name, "stimulus_id": _STIMULUS}
         self._scheduler.worker_send(address, message)
 
-    def _release(self, workers: Iterable[str], *, begun: bool) -> None:
-        """Take jobs from workers, so that they run elsewhere: those that have begun, or not."""
-        for address in workers:
-            ws = self._scheduler.workers.get(address)
-            placed = [ts.key for ts in ws.processing] if ws is not None else []
-            hands = [hand for key in placed if (hand := self._dispatcher.hands.get(str(key)))]
-            keys = [
-                hand.spec.key
-                for hand in hands
-                if (hand.run is not None) is begun and not hand.canceled and not hand.told
-            ]
-            self._scheduler.transitions(dict.fromkeys(keys, "released"), _STIMULUS)
+    async def _take_back(self, worker: str) -> None:
+        """Take from a worker what it has not begun, and will not, so that it runs elsewhere."""
+        if not self._processing(worker):
+            return
+        not_begun = set(await self._cluster.not_begun(worker))
+        keys = not_begun.intersection(str(ts.key) for ts in self._processing(worker))
+        for key in keys:
+            self._dispatcher.given_back(key)
+        self._release(keys)
+
+    def _processing(self, worker: str) -> Collection[Any]:
+        """Return Dask's accounts of the tasks that it has placed on a worker."""
+        ws = self._scheduler.workers.get(worker)
+        return ws.processing if ws is not None else ()
+
+    def _release(self, keys: Iterable[str]) -> None:
+        """Have jobs run elsewhere that are placed on a worker which leaves."""
+        hands = [hand for key in keys if (hand := self._dispatcher.hands.get(key))]
+        free = [hand.spec.key for hand in hands if not hand.canceled and not hand.told]
+        self._scheduler.transitions(dict.fromkeys(free, "released"), _STIMULUS)
 
     async def _drain(
         self, workers: Collection[str], grace: float, stuck: Collection[str] = ()
@@ -206,10 +215,11 @@ class Leaving:
         await asyncio.gather(*(self._cluster.flush(worker) for worker in busy))
 
     def _at_work(self, workers: Collection[str]) -> set[str]:
-        """Return the jobs of which something runs on workers that are still there."""
+        """Return the jobs of which something may run on workers that are still there."""
         there = {worker for worker in workers if worker in self._scheduler.workers}
+        placed = {str(ts.key) for worker in there for ts in self._processing(worker)}
         return {
             hand.spec.id
-            for hand in self._dispatcher.hands.values()
-            if hand.run is not None and hand.worker in there and not hand.over
+            for key, hand in self._dispatcher.hands.items()
+            if (key in placed or (hand.run is not None and hand.worker in there)) and not hand.over
         }

@@ -161,6 +161,10 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Take in what Dask says of workers that are lost."""
+        if topic == "all" and isinstance(msg, Mapping) and msg.get("action") == "remove-worker":
+            # It may have stolen some of them, of which no transition has told.
+            for key in msg.get("processing-tasks", ()):
+                self.dispatcher.placed(key, msg["worker"])
         for worker in self._cluster.losses.heard(topic, msg):
             if worker not in self._scheduler.workers:
                 self.dispatcher.explain(worker)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed import Worker, get_worker
+from distributed import Status, Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from girder_dask import config, gpus, logs
@@ -35,6 +35,11 @@ PLUGIN_NAME = "girder-dask"
 
 # Together they must be less than the eight seconds that nannies give a worker.
 _LEAVING, _STOPPING_TIME, _CLOSING_TIME = 0.5, 2.0, 4.0
+# The states of a worker that may begin with tasks, now or later, and of tasks that may be begun.
+_BEGINNING = (Status.running, Status.paused)
+_NOT_BEGUN = ("waiting", "ready", "constrained")
+# How long the scheduler's message that a worker leaves may take, and how often it is looked.
+_MESSAGE_TIME, _PAUSE = 2.0, 0.01
 # With what a process ends that is to be restarted.
 _RESTART = 1
 
@@ -61,7 +66,13 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
             f"Worker {worker.address} has no girder_dask plugin, so job {spec.id} cannot run "
             "there. Start the scheduler with --preload girder_dask.scheduler_hooks."
         )
-    return Run(spec, plugin.station, values, attempt=_attempt(worker, spec))()
+    attempt = _attempt(worker, spec)
+    if not attempt:
+        raise GirderDaskError(
+            f"Job {spec.id} has ended, or its next attempt has another key than {spec.key}. "
+            "See its log."
+        )
+    return Run(spec, plugin.station, values, attempt=attempt)()
 
 
 def _attempt(worker: Worker, spec: JobSpec) -> int:
@@ -118,6 +129,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             "girder_cancel": self.cancel,
             "girder_drop": self.drop,
             "girder_flush": self.flush,
+            "girder_not_begun": self.not_begun,
             "girder_facts": self.facts,
         }
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)
@@ -199,6 +211,20 @@ class GirderWorkerPlugin(WorkerPlugin):
         """Return when the scheduler has what was said until now."""
         if self.station is not None:
             await self.station.outbox.flushed()
+
+    async def not_begun(self) -> list[str]:
+        """Return the keys with which this worker has not begun, and will not, as it leaves.
+
+        It leaves when the scheduler's message has arrived, and with it all tasks before it.
+        """
+        worker, loop = self._worker, asyncio.get_running_loop()
+        deadline = loop.time() + _MESSAGE_TIME
+        while worker.status in _BEGINNING:
+            if loop.time() > deadline:
+                return []
+            await asyncio.sleep(_PAUSE)
+        tasks = worker.state.tasks.values()
+        return [str(task.key) for task in tasks if task.state in _NOT_BEGUN]
 
     async def facts(self, api_url: str | None = None) -> Mapping[str, Any]:
         """Return what ``girder-dask doctor`` asks of a worker.

@@ -39,6 +39,7 @@ class MemoryCluster:
         self.reasons: dict[str, str] = {}  # why workers were lost
         self.lacking: dict[str, str] = {}  # why there is no worker for keys
         self.attempts: dict[str, int] = {}  # what keys that run again were told
+        self.unbegun: dict[str, list[str]] = {}  # the keys that workers have not begun
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
         for spec in specs:
@@ -49,6 +50,7 @@ class MemoryCluster:
 
     def drop(self, keys: Sequence[str]) -> None:
         self.dropped += keys
+        self.attempts |= dict.fromkeys(keys, 0)
         for key in keys:
             self.places.pop(key, None)
 
@@ -82,6 +84,9 @@ class MemoryCluster:
 
     async def flush(self, worker: str) -> None:
         """There is nothing on its way."""
+
+    async def not_begun(self, worker: str) -> Sequence[str]:
+        return self.unbegun.get(worker, [])
 
     def renumber(self, key: str, attempt: int) -> None:
         self.attempts[key] = attempt

@@ -12,6 +12,7 @@ from deadline import soon
 from distributed import CancelledError, Client, Future, Scheduler, Worker
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from girder_dask.cluster import ATTEMPT
 from girder_dask.dask_cluster import DaskCluster
 from girder_dask.jobs import JobSpec
 
@@ -183,6 +184,31 @@ async def test_who_wants_a_job_that_never_runs_is_told() -> None:
         dask.cluster.drop(["count-a-1"])
         with pytest.raises(CancelledError):
             await asyncio.wait_for(future.result(), 10)
+
+
+async def test_what_is_dropped_is_marked_before_dask_can_place_it_again() -> None:
+    async with site() as dask:
+        address = dask.scheduler.address
+        async with Client(address, asynchronous=True, set_as_default=False) as client:
+            dask.cluster.pin("count-a-1", client.id)
+            key = dask.submit("a")
+            await soon(lambda: dask.state(key) is not None)
+            dask.cluster.renumber(key, 3)
+            assert dask.scheduler.tasks[key].annotations[ATTEMPT] == 3
+            dask.cluster.drop([key, "unknown"])
+            assert dask.scheduler.tasks[key].annotations[ATTEMPT] == 0
+
+
+async def test_a_worker_that_does_not_answer_has_perhaps_begun_with_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def not_begun() -> list[str]:
+        raise LookupError("no tasks")
+
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1) as worker:
+        worker.handlers["girder_not_begun"] = not_begun
+        assert await dask.cluster.not_begun(worker.address) == ()
+    assert "does not say what it has not begun" in caplog.text
 
 
 async def test_a_worker_that_cannot_stop_a_job_is_no_error(

@@ -144,6 +144,51 @@ def test_a_worker_lost_before_it_was_heard_may_have_begun(site: Site) -> None:
     assert "was lost with the job; it is tried again as attempt 2.\n" in site.log()
 
 
+@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize("leaving", [True, False])
+def test_what_is_taken_from_a_worker_unheard_may_have_begun(
+    site: Site, alive: bool, leaving: bool
+) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.cluster.places.clear()
+    site.dispatcher.taken_away(spec.key, "w1", alive=alive, leaving=leaving)
+    assert site.history() == [(2, S.QUEUED)]
+    assert site.cluster.attempts == {spec.key: 2}
+    assert site.log().startswith(("Worker w1 ", "Dask took the job from worker w1;"))
+    assert site.cluster.ended == [], "nobody knows its run"
+
+
+def test_what_a_worker_gives_back_keeps_its_number(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.dispatcher.given_back(spec.key)
+    site.cluster.places.clear()
+    site.dispatcher.taken_away(spec.key, "w1", alive=True, leaving=True)
+    assert site.history() == []
+    assert site.cluster.attempts == {}
+    assert site.running(spec, "w2").says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+    assert site.log() == ""
+
+
+def test_a_run_that_is_heard_is_not_given_back(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec, "w1")
+    for key in (spec.key, "x"):
+        site.dispatcher.given_back(key)
+    site.lose(spec)
+    assert site.log() == LOST
+
+
+def test_a_job_that_was_stolen_unheard_is_lost_with_the_worker_that_had_it_last(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.place(spec, "w2")
+    site.lose(spec)
+    assert site.log() == "Worker w2 was lost with the job; it is tried again as attempt 2.\n"
+
+
 def test_a_worker_lost_after_the_start_costs_an_attempt(site: Site) -> None:
     spec = site.accept()
     old = site.running(spec, "w1")
@@ -487,6 +532,19 @@ def test_a_run_that_dask_took_away_and_forgot_costs_one_attempt(site: Site) -> N
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
     assert site.log() == ("Dask took the job from worker w1; it is tried again as attempt 2.\n")
     assert site.cluster.submitted == [spec.key, "count-a-2"]
+
+
+def test_a_run_that_ended_unheard_and_was_forgotten_has_its_number_for_itself(site: Site) -> None:
+    """The worker of the first run is lost, then that of the second, with the value."""
+    spec = site.accept()
+    site.running(spec)
+    site.lose(spec)
+    site.place(spec, "w2")
+    site.end(spec, "w2")
+    site.dispatcher.forgotten(spec.key)
+    assert site.cluster.attempts == {spec.key: 0}, "of the old key no run begins"
+    assert site.cluster.submitted == [spec.key, "count-a-3"]
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (3, S.QUEUED)]
 
 
 def test_a_run_that_was_never_heard_is_not_heard_for_the_attempt_after(site: Site) -> None:

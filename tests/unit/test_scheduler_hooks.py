@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -47,6 +49,9 @@ class Girder:
     def updates(self, job_id: str) -> list[dict[str, Any]]:
         bodies = [json.loads(b) for b in list(self.peer.bodies) if b'"updates"' in b]
         return [u for body in bodies for u in body["updates"] if u["id"] == job_id]
+
+    def log(self, job_id: str) -> str:
+        return "".join(update.get("log") or "" for update in self.updates(job_id))
 
     def ended(self, job_id: str) -> int | None:
         statuses = [s for u in self.updates(job_id) for s, _ in u.get("statuses") or ()]
@@ -109,10 +114,79 @@ async def test_a_job_that_raises_is_tried_again_under_another_key(girder: Girder
     async with running(girder) as plugin, Nanny(plugin._scheduler.address, nthreads=1):
         await soon(lambda: girder.ended("a") == S.ERROR)
         await soon(lambda: not plugin._scheduler.tasks)
-    log = "".join(update.get("log") or "" for update in girder.updates("a"))
+    log = girder.log("a")
     assert log.count("ValueError: no\n") == 3
     assert "Try 2 of 3 failed; the job is tried again in 0.1 s as attempt 3.\n" in log
     assert {update["attempt"] for update in girder.updates("a")} == {1, 2, 3}
+
+
+@contextlib.asynccontextmanager
+async def deaf(plugin: GirderSchedulerPlugin) -> AsyncIterator[None]:
+    """Hear nothing of what runs say, until the end."""
+    handlers, end = plugin._scheduler.handlers, asyncio.Event()
+    hear = handlers["girder_events"]
+
+    async def hear_later(**events: Any) -> Any:
+        await end.wait()
+        return await hear(**events)
+
+    handlers["girder_events"] = hear_later
+    try:
+        yield
+    finally:
+        handlers["girder_events"] = hear
+        end.set()
+
+
+def numbers(tally: Path) -> list[str]:
+    """Return ``number attempt`` of each run that has begun, sorted."""
+    lines = tally.read_text().splitlines() if tally.exists() else []
+    return sorted(line.rpartition(" ")[0] for line in lines)
+
+
+async def test_what_began_unheard_on_a_worker_that_leaves_is_another_attempt_elsewhere(
+    girder: Girder, tmp_path: Path
+) -> None:
+    """What that worker has not begun keeps its number."""
+    tally = tmp_path / "tally"
+    girder.specs = [
+        spec("a", "tally", str(tally), 1, [60.0, 0.0]),
+        spec("b", "tally", str(tally), 2),
+    ]
+    async with running(girder) as plugin:
+        async with Nanny(plugin._scheduler.address, nthreads=1) as nanny, deaf(plugin):
+            await soon(lambda: numbers(tally) == ["1 1"])
+            worker = plugin._scheduler.workers[nanny.worker_address]
+            assert {ts.key for ts in worker.processing} == {"tally-a-1", "tally-b-1"}
+            await plugin.leaving.girder_leave(worker.address, grace=0.1)
+        async with Nanny(plugin._scheduler.address, nthreads=1):
+            await soon(lambda: girder.ended("a") == girder.ended("b") == S.SUCCESS)
+    assert numbers(tally) == ["1 1", "1 2", "2 1"]
+    assert f"Worker {worker.address} is leaving; the job is tried again as attempt 2.\n" in (
+        girder.log("a")
+    )
+    assert girder.log("b") == "attempt 1 line 0\n"
+
+
+async def test_what_began_unheard_on_a_worker_that_had_stolen_it_is_another_attempt_elsewhere(
+    girder: Girder, tmp_path: Path
+) -> None:
+    tally = tmp_path / "tally"
+    girder.specs = [spec("a", "tally", str(tally), 1, [60.0, 0.0])]
+    async with running(girder) as plugin:
+        address = plugin._scheduler.address
+        async with contextlib.AsyncExitStack() as nannies:
+            async with deaf(plugin):
+                nanny = await nannies.enter_async_context(Nanny(address, nthreads=1))
+                await soon(lambda: numbers(tally) == ["1 1"])
+                other = await nannies.enter_async_context(Nanny(address, nthreads=1))
+                plugin.dispatcher.hands["tally-a-1"].worker = other.worker_address
+                thief = nanny.worker_address
+                await plugin._scheduler.remove_worker(thief, stimulus_id="lost")
+            await soon(lambda: girder.ended("a") == S.SUCCESS)
+    assert numbers(tally) == ["1 1", "1 2"]
+    lost = f"Worker {thief} was lost with the job; it is tried again as attempt 2.\n"
+    assert lost in girder.log("a")
 
 
 async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
