@@ -1,15 +1,16 @@
-"""What is said of a database that does not answer."""
+"""Girder's database: what is said of one that does not answer, and how documents get there."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from girder_dask.errors import GirderError
 
-__all__ = ["explained", "reason"]
+__all__ = ["explained", "insert", "reason"]
 
 
 def reason(error: Exception) -> str:
@@ -39,3 +40,11 @@ def explained(what: str) -> Iterator[None]:
         yield
     except PyMongoError as e:
         raise GirderError(f"{what}: {reason(e)}.") from e
+
+
+def insert(collection: Any, documents: Sequence[Mapping[str, Any]]) -> None:
+    """Insert documents of one collection, all at once. One alone takes half as long that way."""
+    if len(documents) == 1:
+        collection.insert_one(documents[0])
+    elif documents:
+        collection.insert_many(documents, ordered=False)

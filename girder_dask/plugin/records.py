@@ -18,6 +18,7 @@ from pymongo import ReadPreference, UpdateOne
 
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.plugin import tokens
+from girder_dask.plugin.database import insert
 
 __all__ = [
     "CHILDREN_INDEX",
@@ -170,11 +171,10 @@ def ensure_indices() -> None:
 
 def store_records(specs: Sequence[JobSpec], own_tokens: Sequence[bool]) -> None:
     """Store how to run new jobs. ``own_tokens`` says which tokens end with their job."""
-    payloads = [piece for spec in specs for piece in payload_pieces(spec)]
-    if payloads:
-        DaskPayload().collection.insert_many(payloads, ordered=False)
-    DaskJob().collection.insert_many(
-        [_record(spec, own) for spec, own in zip(specs, own_tokens, strict=True)], ordered=False
+    insert(DaskPayload().collection, [piece for spec in specs for piece in payload_pieces(spec)])
+    insert(
+        DaskJob().collection,
+        [_record(spec, own) for spec, own in zip(specs, own_tokens, strict=True)],
     )
 
 

@@ -35,7 +35,7 @@ from girder_dask.plugin.cancellation import (
     remember,
 )
 from girder_dask.plugin.claims import Claim, claim
-from girder_dask.plugin.database import reason
+from girder_dask.plugin.database import insert, reason
 from girder_dask.plugin.dependencies import check as check_dependencies
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import Notices
@@ -261,7 +261,7 @@ def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
             _write_tokens(drafts)
         _write_records(drafts)
         may_exist = True
-        Job().collection.insert_many([draft.job for draft in drafts], ordered=False)
+        insert(Job().collection, [draft.job for draft in drafts])
     except Exception as e:
         # Whatever it is (BSON refuses some values with errors of its own), nothing may be left.
         may_exist = may_exist and not isinstance(e, ServerSelectionTimeoutError)

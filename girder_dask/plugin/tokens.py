@@ -12,6 +12,8 @@ from girder.constants import AccessType, TokenScope
 from girder.models.token import Token
 from girder_jobs.constants import REST_CREATE_JOB_TOKEN_SCOPE, REST_LIST_JOB_TOKEN_SCOPE
 
+from girder_dask.plugin.database import insert
+
 __all__ = [
     "LIFETIME",
     "SUBMIT_SCOPE",
@@ -66,8 +68,7 @@ def build(user: Mapping[str, Any] | None, now: datetime) -> dict[str, Any]:
 
 def store(documents: Sequence[Mapping[str, Any]]) -> None:
     """Store new token documents, all at once."""
-    if documents:
-        Token().collection.insert_many(documents, ordered=False)
+    insert(Token().collection, documents)
 
 
 class Pending:
