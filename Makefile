@@ -4,6 +4,9 @@ PYTHON := .venv/bin/python
 METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyproject.toml \
 	examples/*/setup.cfg tests/packages/*/pyproject.toml tests/packages/*/setup.cfg)
 
+# Two files of tests at a time: most of them wait for something.
+SIDE_BY_SIDE := -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults lint bench figures docs clean
 
@@ -14,7 +17,7 @@ demo: .venv/.run ## Start a whole stack and count the coins of a picture in a jo
 	.venv/bin/girder-dask demo
 
 test: .venv/.test ## Run all tests, with real services
-	$(PYTHON) -m pytest -m 'not long' $(ARGS)
+	$(PYTHON) -m pytest -m 'not long' $(SIDE_BY_SIDE) $(ARGS)
 
 faults: .venv/.test ## Kill, stop and cut off parts of a stack, for a longer time
 	$(PYTHON) -m pytest tests/faults $(ARGS)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from girder_dask.attempts import Attempts
 from girder_dask.cluster import Cluster
 from girder_dask.gate import Gate, Needs, Outcome
 from girder_dask.hand import Backoff, Hand
@@ -78,6 +79,8 @@ class Dispatcher:
         self._by_id: dict[str, Hand] = {}
         #: The jobs in hand, by the keys under which Dask has them.
         self.hands = self._by_key = dict[str, Hand]()
+        #: Their attempts.
+        self.attempts = Attempts(self._by_id, self._by_key, cluster, self._say)
         self._needs = Needs()
         #: The values that stay on the cluster.
         self.kept = Kept(
@@ -113,7 +116,8 @@ class Dispatcher:
                 if known.spec.attempt >= spec.attempt:
                     continue
                 self._let_go(known, drop=True)
-            hand = self._by_id[spec.id] = self._by_key[spec.key] = Hand(spec, spec.attempt)
+            hand = Hand(spec, spec.attempt, spec.attempt)
+            self._by_id[spec.id] = self._by_key[spec.key] = hand
             if spec.dependencies:
                 self._needs.add(spec.id, spec.dependencies)
             new.append(hand)
@@ -182,27 +186,14 @@ class Dispatcher:
         hand.tries += 1
         pause = self._backoff.pause(hand.tries)
         what = f"Try {hand.tries} of {hand.spec.retries + 1} failed; the job is tried again"
-        self._next_attempt(hand, f"{what} in {pause:g} s" if pause else what)
-        self._fresh_key(hand)
+        self.attempts.next(hand, f"{what} in {pause:g} s" if pause else what)
+        self.attempts.take_fresh_key(hand)
 
         def resume() -> None:
             hand.pause = None
             self.gate.start([hand])
 
         hand.pause = self._cluster.call_later(pause, resume)
-
-    def _next_attempt(self, hand: Hand, why: str) -> None:
-        hand.close_run()
-        self._cluster.renumber(hand.spec.key, hand.attempt)
-        self._say(hand, status=int(JobStatus.QUEUED), log=f"{why} as attempt {hand.attempt}.\n")
-
-    def _fresh_key(self, hand: Hand) -> None:
-        """Leave the present key to Dask; the next run has another one."""
-        self._by_key.pop(hand.spec.key, None)
-        self._cluster.drop([hand.spec.key])
-        hand.spec = replace(hand.spec, attempt=hand.attempt)
-        hand.ended_on = hand.nbytes = None
-        self._by_key[hand.spec.key] = hand
 
     # -- from Dask ----------------------------------------------------------------------------
 
@@ -263,7 +254,7 @@ class Dispatcher:
                 f"Worker {where} is leaving; the job",
                 f"Dask took the job from worker {where}; it",
             )
-            self._next_attempt(hand, f"{left if leaving else took} is tried again")
+            self.attempts.next(hand, f"{left if leaving else took} is tried again")
 
     def _lost(self, hand: Hand, worker: str) -> None:
         hand.lost_on.append(worker)
@@ -273,7 +264,7 @@ class Dispatcher:
         reason = self._cluster.why_lost(worker)
         why = f" ({reason})" if reason else ""
         when = "while the job ran" if hand.run is not None else "with the job"
-        self._next_attempt(hand, f"Worker {worker} was lost {when}{why}; it is tried again")
+        self.attempts.next(hand, f"Worker {worker} was lost {when}{why}; it is tried again")
 
     def explain(self, worker: str) -> None:
         """Tell the jobs that were on a worker why it was lost, when that is known only now."""
@@ -330,8 +321,8 @@ class Dispatcher:
             self._refuse(hand, reason)
             return
         if hand.placed or hand.attempt == hand.spec.attempt:
-            self._next_attempt(hand, "Dask forgot the task before it told its end; it runs again")
-        self._fresh_key(hand)
+            self.attempts.next(hand, "Dask forgot the task before it told its end; it runs again")
+        self.attempts.take_fresh_key(hand)
         self.gate.start([hand])
 
     # -- from Girder --------------------------------------------------------------------------

@@ -35,6 +35,8 @@ class Hand:
     ----------
     attempt
         The attempt as Girder counts, which is at least that of ``spec``.
+    known
+        The last attempt of which Girder has the number.
     tries
         Runs that raised.
     run
@@ -69,6 +71,7 @@ class Hand:
 
     spec: JobSpec
     attempt: int
+    known: int
     tries: int = 0
     status: JobStatus = JobStatus.QUEUED
     run: str | None = None

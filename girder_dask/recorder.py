@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 #: Delivers updates, and which attempts this scheduler has in hand; returns Girder's verdicts.
 Post = Callable[[list[dict[str, Any]], list[tuple[str, int]]], Awaitable[Mapping[str, list[str]]]]
 Verdict = Callable[[str, str], None]
+Heard = Callable[[str, int], None]
 
 # In characters of logs; as JSON they take up to six times as many bytes.
 _MOST_BYTES = 8 << 20
@@ -125,6 +126,8 @@ class Recorder:
         GirderError means that they were not delivered, and they are tried again.
     verdict
         Called with a job id and one of ``'done'``, ``'stale'``, ``'gone'`` or ``'cancel'``.
+    heard
+        Called with the job id and the attempt of each update that Girder has taken.
     interval
         Least seconds between two requests, but for a few that hold a change of state.
     batch_size
@@ -139,6 +142,7 @@ class Recorder:
         self,
         post: Post,
         verdict: Verdict,
+        heard: Heard = lambda _job_id, _attempt: None,
         *,
         interval: float = 0.1,
         batch_size: int = 500,
@@ -148,6 +152,7 @@ class Recorder:
     ) -> None:
         self._post = post
         self._verdict = verdict
+        self._heard = heard
         self._batch_size = batch_size
         self._buffer = buffer
         self._retry_delay = retry_delay
@@ -208,13 +213,16 @@ class Recorder:
 
     async def room(self) -> None:
         """Wait until less waits for Girder than the buffer may hold."""
-        async with self._settled:
-            await self._settled.wait_for(lambda: self._bytes < self._buffer)
+        await self.until(lambda: self._bytes < self._buffer)
 
     async def room_for(self, job_id: str) -> None:
         """Wait until less of one job waits for Girder than a job may have waiting."""
+        await self.until(lambda: self._bytes_of[job_id] < _MOST_WAITING_OF_A_JOB)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what comes true when something was delivered."""
         async with self._settled:
-            await self._settled.wait_for(lambda: self._bytes_of[job_id] < _MOST_WAITING_OF_A_JOB)
+            await self._settled.wait_for(condition)
 
     @property
     def waiting(self) -> int:
@@ -312,6 +320,7 @@ class Recorder:
             self._settled.notify_all()
         return len(accounts)
 
+<<<<<<< HEAD
     def _pass_on(
         self,
         accounts: Sequence[_Account],
@@ -320,12 +329,16 @@ class Recorder:
     ) -> None:
         attempts = Counter(account.id for account in accounts)
         attempts.update(job_id for job_id, _ in receipts)
+=======
+    def _pass_on(self, accounts: Sequence[_Account], verdicts: Mapping[str, Sequence[str]]) -> None:
+>>>>>>> 3774bdb441f1061aabb85c19ee0eb1992f98416f
         for kind, ids in verdicts.items():
             for job_id in ids:
-                # With two attempts in one request it is the older one that is stale.
-                if kind != "stale" or attempts[job_id] <= 1:
-                    self._verdict(job_id, kind)
+                self._verdict(job_id, kind)
+        refused = {*verdicts.get("stale", ()), *verdicts.get("gone", ())}
         for account in accounts:
+            if account.id not in refused:
+                self._heard(account.id, account.attempt)
             if account.final:
                 self._sequences.pop((account.id, account.attempt), None)
                 self._verdict(account.id, "done")

@@ -28,7 +28,7 @@ from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.offspring import Offspring
 from girder_dask.outbox import Outbox, RunOutlet
 from girder_dask.payload import PACKING, Call, open_call, pack_value
-from girder_dask.starts import begin
+from girder_dask.starts import Answer, await_number, begin
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 from girder_dask.transfers import Transfers
@@ -51,7 +51,7 @@ class Station:
     ``grace`` is in seconds, between asking a task in a process of its own to stop and killing it.
     ``runs`` are those that go on, by their ids.
     ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
-    what a client needs to be let in.
+    what a client needs to be let in. ``may_begin`` asks it about an attempt.
     """
 
     place: Place
@@ -65,6 +65,7 @@ class Station:
     log_level: int | str = "INFO"
     dask_client: Callable[[], Any] | None = None
     scheduler: tuple[str, Any] | None = None
+    may_begin: Callable[[str, int], Answer] | None = None
     runs: dict[str, Run] = field(default_factory=dict)
 
 
@@ -213,6 +214,7 @@ class Run:
         function = self._in_process(job, call) if own_process else self._in_thread(call)
         call = resolved(call, self._values, job)
         args, kwargs = self._fetch(transfers, call)
+        self._await_number()
         if self.spec.at_most_once:
             place, attempt = str(self.station.place), self.spec.attempt
             begin(job.girder_client, self.spec.id, attempt=attempt, run=self.id, worker=place)
@@ -221,6 +223,13 @@ class Run:
         value = function(*args, **kwargs)
         self._stop_if_canceled()
         return value
+
+    def _await_number(self) -> None:
+        ask, key, attempt = self.station.may_begin, self._outlet.spec.key, self.spec.attempt
+        if attempt == 1 or ask is None:
+            return
+        if not await_number(lambda: ask(key, attempt), self._stop_if_canceled):
+            raise self._superseded()
 
     # -- the function --------------------------------------------------------------------------
 

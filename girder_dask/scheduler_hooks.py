@@ -44,8 +44,8 @@ _CLOSING_TIME = 10.0
 _CLAIM_LIMIT = 500
 # How many workers' outboxes are remembered, by the number of their last batch.
 _MOST_OUTBOXES = 10_000
-# How long a worker is kept waiting that asks for room.
-_ROOM_TIME = 20.0
+# How long a worker is kept waiting that asks for something.
+_ANSWER_TIME = 20.0
 # How long a job that is to be pinned may take to arrive here.
 _PIN_TIME = 5.0
 _PIN_PAUSE = 0.05
@@ -79,6 +79,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self.recorder = Recorder(
             self._post,
             self._verdict,
+            self._heard,
             interval=config.seconds("scheduler.flush-interval"),
             batch_size=int(config.get("scheduler.batch-size")),
             buffer=config.nbytes("scheduler.buffer"),
@@ -113,6 +114,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             "girder_cancel": self.girder_cancel,
             "girder_events": self.girder_events,
             "girder_room": self.girder_room,
+            "girder_may_begin": self.girder_may_begin,
             "girder_pin": self.girder_pin,
             "girder_status": self.girder_status,
         }
@@ -223,6 +225,9 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     def _verdict(self, job_id: str, kind: str) -> None:
         self.dispatcher.verdict(job_id, kind)
 
+    def _heard(self, job_id: str, attempt: int) -> None:
+        self.dispatcher.attempts.heard(job_id, attempt)
+
     async def _pull(self) -> None:
         """Ask Girder for jobs that this scheduler lacks: at start, and on a period."""
         interval = config.seconds("scheduler.pull-interval")
@@ -321,10 +326,18 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     async def girder_room(self, job: str) -> bool:
         """Wait until Girder has taken most of the output of a job. False if that takes long."""
         try:
-            await asyncio.wait_for(self.recorder.room_for(job), _ROOM_TIME)
+            await asyncio.wait_for(self.recorder.room_for(job), _ANSWER_TIME)
         except asyncio.TimeoutError:
             return False
         return True
+
+    async def girder_may_begin(self, key: str, attempt: int) -> bool | None:
+        """Wait until it is known whether an attempt may begin. None if that takes long."""
+        may_begin = partial(self.dispatcher.attempts.may_begin, key, attempt)
+        known = self.recorder.until(lambda: may_begin() is not None)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(known, _ANSWER_TIME)
+        return may_begin()
 
     async def girder_pin(self, jobs: list[str], client: str) -> dict[str, str]:
         """Make a Dask client want the values of jobs; return the keys of those known here.

@@ -1,7 +1,11 @@
-"""The one start of a task that may run at most once."""
+"""What a run asks before it calls its function."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
 import requests
@@ -9,9 +13,54 @@ import requests
 from girder_dask.errors import AlreadyBegun
 from girder_dask.patience import TIMEOUT, again
 
-__all__ = ["begin"]
+__all__ = ["Answer", "await_number", "begin"]
+
+logger = logging.getLogger(__name__)
+
+#: What the scheduler says: the attempt may begin, or is over; None: ask again.
+Answer = concurrent.futures.Future[bool | None]
 
 _CONFLICT = 409
+# Seconds between two looks whether a run that waits is to end, and before it asks again.
+_LOOK = 0.1
+_PAUSE = 0.5
+
+
+def await_number(ask: Callable[[], Answer], check: Callable[[], None]) -> bool:
+    """Wait until Girder has the number of an attempt, so that no other run is given it.
+
+    The first attempt has its number from Girder. The scheduler counts those that follow, and
+    if it is lost before Girder has heard of one, the next scheduler counts from there.
+
+    Parameters
+    ----------
+    ask
+        Asks the scheduler.
+    check
+        Called now and then; raises when the run is to end.
+
+    Returns
+    -------
+    bool
+        False if the attempt is over.
+    """
+    while True:
+        asked = ask()
+        try:
+            while not asked.done():
+                check()
+                concurrent.futures.wait([asked], _LOOK)
+        finally:
+            asked.cancel()
+        check()
+        try:
+            answer = asked.result()
+        except Exception as e:  # noqa: BLE001 - whatever it is, the scheduler is asked again
+            logger.debug("The scheduler was not asked (%r); trying again", e)
+            time.sleep(_PAUSE)
+        else:
+            if answer is not None:
+                return answer
 
 
 def begin(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -> None:

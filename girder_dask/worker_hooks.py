@@ -25,6 +25,7 @@ from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
 from girder_dask.runner import Run, Station
 from girder_dask.signals import Signals
+from girder_dask.starts import Answer
 from girder_dask.stopping import Stopper
 
 __all__ = ["PLUGIN_NAME", "GirderWorkerPlugin", "run_job"]
@@ -95,6 +96,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         """Start to capture; called on the worker's event loop when it joins."""
         _start_capture()
         self._worker = worker
+        self._loop = asyncio.get_running_loop()
         outbox = Outbox(
             self._send,
             interval=config.seconds("worker.flush-interval"),
@@ -117,6 +119,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             log_level=config.get("worker.log-level"),
             dask_client=worker._get_client,  # noqa: SLF001 - get_client() needs its own thread
             scheduler=(worker.scheduler.address, worker.security),
+            may_begin=self._may_begin,
         )
         self._stopper = Stopper(
             self.station.runs,
@@ -190,6 +193,10 @@ class GirderWorkerPlugin(WorkerPlugin):
             outbox=outbox, batch=batch, events=events
         )
         return set(answer["dropped"])
+
+    def _may_begin(self, key: str, attempt: int) -> Answer:
+        asked = self._worker.scheduler.girder_may_begin(key=key, attempt=attempt)
+        return asyncio.run_coroutine_threadsafe(asked, self._loop)
 
     async def _room(self, job_id: str) -> bool:
         return bool(await self._worker.scheduler.girder_room(job=job_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Generator
 from typing import TypeVar
 
@@ -12,6 +13,17 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option of tests/faults/test_chaos.py. Only a conftest that is found first may."""
     parser.addoption("--chaos-seed", type=int, help="deal the blows of an earlier run again")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the seed here, for all processes of pytest-xdist."""
+    if config.option.chaos_seed is None:
+        config.option.chaos_seed = random.SystemRandom().randrange(10**6)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Print the seed, which a process of pytest-xdist cannot."""
+    return f"chaos: --chaos-seed={config.option.chaos_seed}"
 
 
 R = TypeVar("R", pytest.TestReport, pytest.CollectReport)

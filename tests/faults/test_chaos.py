@@ -6,7 +6,6 @@ blows again.
 
 from __future__ import annotations
 
-import random
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -39,14 +38,10 @@ def test_parts_killed_at_random(
     fault_stack: Callable[..., FaultStack],
     tmp_path: Path,
     request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
     seconds: float,
     count: int,
 ) -> None:
-    given = request.config.getoption("--chaos-seed")
-    seed = random.SystemRandom().randrange(10**6) if given is None else given
-    with capsys.disabled():
-        print(f"\nchaos: --chaos-seed={seed}", flush=True)
+    seed = request.config.getoption("--chaos-seed")
     stack = fault_stack(workers=WORKERS, threads=2, env=ENV)
     user = stack.create_user()
     folder = str(user.folder["_id"])

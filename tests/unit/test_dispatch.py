@@ -273,6 +273,42 @@ def test_a_run_is_told_which_attempt_it_is(site: Site) -> None:
         assert site.cluster.attempts == {spec.key: attempt}
 
 
+def test_a_run_with_a_number_of_the_schedulers_own_begins_when_girder_has_heard_of_it(
+    site: Site,
+) -> None:
+    spec = site.accept(attempt=3)
+    may_begin = site.dispatcher.attempts.may_begin
+    assert may_begin(spec.key, 3), "Girder has given it"
+    site.place(spec, "w1")
+    site.lose(spec)
+    assert may_begin(spec.key, 3) is False
+    assert may_begin(spec.key, 4) is None
+    site.dispatcher.attempts.heard("a", 3)
+    site.dispatcher.attempts.heard("unknown", 4)
+    assert may_begin(spec.key, 4) is None
+    site.dispatcher.attempts.heard("a", 4)
+    site.dispatcher.attempts.heard("a", 3)
+    assert may_begin(spec.key, 4) is True
+    assert may_begin("unknown", 4) is False
+
+
+def test_a_run_does_not_begin_with_a_number_that_girder_has_given_to_another(site: Site) -> None:
+    """Another scheduler had the job in between."""
+    old = site.accept()
+    site.running(old)
+    site.lose(old)
+    new = site.accept(attempt=2)
+    assert site.dispatcher.attempts.may_begin(old.key, 2) is False
+    assert site.dispatcher.attempts.may_begin(new.key, 2) is True
+
+
+def test_a_run_does_not_begin_when_the_job_has_ended(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.dispatcher.cancel(["a"])
+    assert site.dispatcher.attempts.may_begin(spec.key, 1) is False
+
+
 # -- retries -------------------------------------------------------------------------------
 
 FAILED = "Try 1 of 2 failed; the job is tried again in 1 s as attempt 2.\n"

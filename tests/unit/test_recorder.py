@@ -431,26 +431,26 @@ async def test_after_its_end_nothing_is_remembered_of_a_job() -> None:
         assert not recorder._waiting
 
 
-async def test_a_lost_answer_does_not_make_a_job_stale() -> None:
-    """A worker was lost: both attempts are in one request, which arrives but seems to fail."""
+async def test_it_is_told_which_attempts_girder_has_heard_of() -> None:
     girder = Girder()
-    known: dict[str, tuple[int, int]] = {}
+    heard: list[tuple[str, int]] = []
 
-    def answer(updates: list[JobUpdate]) -> Mapping[str, list[str]]:
-        stale = [u.id for u in updates if u.attempt < known.get(u.id, (0, 0))[0]]
-        for u in updates:
-            known[u.id] = max(known.get(u.id, (0, 0)), (u.attempt, u.sequence))
+    def answer(_: list[JobUpdate]) -> Mapping[str, list[str]]:
+        assert heard == [], "the first answer is lost"
         if len(girder.requests) == 1:
             raise GirderError("The answer was lost.")
-        return {"stale": stale, "gone": [], "cancel": []}
+        return {"stale": ["b"], "gone": ["c"], "cancel": ["d"]}
 
     girder.answer = answer
-    async with recording(girder) as recorder:
-        recorder.record(event("a", 1, status=int(S.RUNNING)))
-        recorder.record(event("a", 2, status=int(S.QUEUED)))
+    async with recording(girder, heard=lambda *what: heard.append(what)) as recorder:
+        for job in "abcd":
+            recorder.record(event(job, 1, status=int(S.RUNNING)))
+            recorder.record(event(job, 2, status=int(S.QUEUED)))
+        waiting = asyncio.create_task(recorder.until(lambda: ("a", 2) in heard))
         assert await recorder.flush(SECONDS)
-        assert recorder.requests == 2
-    assert girder.verdicts == [], "the scheduler would let go of a job that is its own"
+        await asyncio.wait_for(waiting, SECONDS)
+    assert heard == [("a", 1), ("a", 2), ("d", 1), ("d", 2)]
+    assert girder.verdicts == [("b", "stale"), ("c", "gone"), ("d", "cancel")]
 
 
 # -- receipts -------------------------------------------------------------------------------

@@ -189,6 +189,30 @@ async def test_what_began_unheard_on_a_worker_that_had_stolen_it_is_another_atte
     assert lost in girder.log("a")
 
 
+async def test_another_attempt_begins_when_girder_has_heard_of_it(
+    girder: Girder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another scheduler would give its number to another run."""
+    monkeypatch.setattr("girder_dask.scheduler_hooks._ANSWER_TIME", 0.1)
+    tally, girder_path = tmp_path / "tally", "POST dask/job/updates"
+    girder.specs = [spec("a", "tally", str(tally), 1, [60.0, 0.0])]
+    async with running(girder) as plugin:
+        address = plugin._scheduler.address
+        async with Nanny(address, nthreads=1) as nanny:
+            await soon(lambda: girder.ended("a") is None and numbers(tally) == ["1 1"])
+            answer = girder.peer.answers[girder_path]
+            girder.peer.answers[girder_path] = (503, {"message": "away"})
+            async with Nanny(address, nthreads=1):
+                await plugin._scheduler.remove_worker(nanny.worker_address, stimulus_id="lost")
+                await soon(lambda: plugin._cluster.placed_on("tally-a-1"))
+                assert await plugin.girder_may_begin("tally-a-1", 2) is None
+                await asyncio.sleep(0.5)
+                assert numbers(tally) == ["1 1"]
+                girder.peer.answers[girder_path] = answer
+                await soon(lambda: girder.ended("a") == S.SUCCESS)
+    assert numbers(tally) == ["1 1", "1 2"]
+
+
 async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
     async with running(girder) as plugin:
         plugin._loop.call_later(0.2, lambda: plugin.dispatcher.accept([spec("a", "add_one", 1)]))
