@@ -315,23 +315,12 @@ class Recorder:
         self._under_way, self._receipts_under_way = [], []
         self._bytes -= sum(account.size for account in accounts)
         self.updates += len(wire)
-        self._pass_on(accounts, receipts, verdicts)
+        self._pass_on(accounts, verdicts)
         async with self._settled:
             self._settled.notify_all()
         return len(accounts)
 
-<<<<<<< HEAD
-    def _pass_on(
-        self,
-        accounts: Sequence[_Account],
-        receipts: Sequence[tuple[str, int]],
-        verdicts: Mapping[str, Sequence[str]],
-    ) -> None:
-        attempts = Counter(account.id for account in accounts)
-        attempts.update(job_id for job_id, _ in receipts)
-=======
     def _pass_on(self, accounts: Sequence[_Account], verdicts: Mapping[str, Sequence[str]]) -> None:
->>>>>>> 3774bdb441f1061aabb85c19ee0eb1992f98416f
         for kind, ids in verdicts.items():
             for job_id in ids:
                 self._verdict(job_id, kind)
