@@ -212,7 +212,9 @@ class GirderBackend:
 
         with self._lock:
             if self._link is None:
-                self._link = SchedulerLink(settings.scheduler_address, self.unreached.hear)
+                self._link = SchedulerLink(
+                    settings.scheduler_address, self.unreached.hear, store.hand_over
+                )
             return self._link
 
     def _load(self, job_id: str, level: int, **options: Any) -> Any:

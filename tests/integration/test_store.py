@@ -784,6 +784,57 @@ def test_a_claim_whose_answer_was_lost_is_made_again(girder):
     assert girder.store.claim("s", 10).specs == []
 
 
+def test_a_job_goes_to_one_scheduler_before_it_is_sent(girder):
+    sent, claimed, ended, gone = (r.spec.id for r in girder.record(4))
+    girder.store.apply("s", [update(ended, 1, JobStatus.RUNNING, JobStatus.SUCCESS)])
+    girder.job.collection.delete_one({"_id": girder.object_id(gone)})
+    later = datetime.now(timezone.utc)
+    girder.job.collection.update_one({"_id": girder.object_id(sent)}, {"$set": {"created": later}})
+    assert [spec.id for spec in girder.store.claim("s", 10).specs] == [claimed]
+    # A claim came first: the scheduler may have run it, and let go of it, by the time it is sent.
+    assert girder.store.hand_over("s", [sent, claimed, ended, gone]) == {sent}
+    assert girder.store.hand_over("t", [sent]) == set()
+    assert girder.load(sent)["dask"]["scheduler"] == "s"
+    assert girder.store.claim("s", 10).specs == []
+    girder.store.apply("s", [update(sent, 1, JobStatus.RUNNING)])
+    assert girder.load(sent)["dask"].keys() & {"claim", "claimed"} == set()
+
+
+def test_a_job_that_was_sent_to_a_scheduler_that_is_lost_is_a_new_attempt(girder):
+    """A run of it may have begun before the scheduler could say that it has the job."""
+    (recorded,) = girder.record()
+    assert girder.store.hand_over("old", [recorded.spec.id]) == {recorded.spec.id}
+    (spec,) = girder.store.claim("new", 10).specs
+    assert (spec.id, spec.attempt) == (recorded.spec.id, 2)
+
+
+def test_a_job_that_was_not_sent_after_all_is_handed_over_again(girder):
+    (recorded,) = girder.record()
+    girder.store.hand_over("s", [recorded.spec.id])
+    assert girder.store.claim("s", 10).specs == []
+    long_ago = datetime.now(timezone.utc) - timedelta(minutes=5)
+    girder.job.collection.update_many({}, {"$set": {"dask.claimed": long_ago}})
+    (spec,) = girder.store.claim("s", 10).specs
+    assert (spec.id, spec.attempt) == (recorded.spec.id, 1)
+
+
+def test_a_job_is_claimed_or_sent_and_never_both(girder):
+    jobs = [r.spec.id for r in girder.record(300)]
+
+    def send(start: int) -> list[str]:
+        return [
+            i for n in range(start, 300, 30) for i in girder.store.hand_over("s", jobs[n:][:10])
+        ]
+
+    with ThreadPoolExecutor(4) as pool:
+        sent = [pool.submit(send, start) for start in (0, 10, 20)]
+        claimed = pool.submit(
+            lambda: [s.id for _ in range(9) for s in girder.store.claim("s", 40).specs]
+        )
+        taken = [i for each in [*sent, claimed] for i in each.result()]
+    assert Counter(taken) == dict.fromkeys(jobs, 1)
+
+
 def test_claims_are_limited_by_bytes(girder):
     big = Submission("pkg.mod:work", b"x" * 12 * 1024**2, user=girder.user)
     girder.store.record([big] * 4)
