@@ -1,8 +1,9 @@
 """The way from a process that submits to the scheduler.
 
 Recording a job must never wait for the cluster, so a thread of its own carries new jobs
-and cancellations over. What cannot be delivered is dropped, with a word in the log: the
-scheduler asks Girder for what it lacks as soon as it is there.
+and cancellations over. Before a job is sent it is noted which scheduler it goes to, so that no
+other one runs it as the same attempt. What cannot be delivered is dropped, with a word in the
+log: the scheduler asks Girder for what it lacks as soon as it is there.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 from girder_dask.jobs import JobSpec
 
-__all__ = ["News", "SchedulerLink"]
+__all__ = ["HandOver", "News", "SchedulerLink"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,9 @@ _TRY_TIME = 15.0
 #: take.
 News = Callable[[str | None, Sequence[str]], None]
 
-#: Sees to what jobs need before they are delivered.
-Prepare = Callable[[Sequence[JobSpec]], None]
+#: Takes the id of a scheduler's run, None if it is not reached, and those of new jobs; notes that
+#: they go to it, and returns the ids of those that go to no other one.
+HandOver = Callable[[str | None, Sequence[str]], Collection[str]]
 
 
 class SchedulerLink:
@@ -49,20 +51,19 @@ class SchedulerLink:
     news
         Called when the scheduler is reached or not reached, and for jobs that it does not take,
         from any thread. It returns at once.
-    prepare
-        Called with jobs before they are delivered, in a thread. If it raises they are not
-        delivered.
+    hand_over
+        Called before jobs are sent, from a thread of the link.
     """
 
     def __init__(
         self,
         address: Callable[[], str | None],
         news: News = lambda _reason, _ids: None,
-        prepare: Prepare = lambda _specs: None,
+        hand_over: HandOver = lambda _scheduler, ids: ids,
     ) -> None:
         self._address = address
         self._news = news
-        self._prepare = prepare
+        self._hand_over = hand_over
         self._lock = threading.Lock()
         self._thread: _LinkThread | None = None
 
@@ -100,7 +101,7 @@ class SchedulerLink:
         with self._lock:
             # A thread does not survive a fork; the child starts its own.
             if self._thread is None or self._thread.pid != os.getpid():
-                self._thread = _LinkThread(self._address, self._news, self._prepare)
+                self._thread = _LinkThread(self._address, self._news, self._hand_over)
             return self._thread
 
 
@@ -111,12 +112,12 @@ def _unknown() -> dict[str, Any]:
 class _LinkThread:
     """An event loop in a thread, with a queue of what to deliver."""
 
-    def __init__(self, address: Callable[[], str | None], news: News, prepare: Prepare) -> None:
+    def __init__(self, address: Callable[[], str | None], news: News, hand_over: HandOver) -> None:
         self.pid = os.getpid()
         self.state = _unknown()
         self._address = address
         self._news = news
-        self._prepare = prepare
+        self._hand_over = hand_over
         self._reason: str | None = None  # why it is not reached, for users
         self._lock = threading.Lock()
         self._specs: list[JobSpec] = []
@@ -140,7 +141,7 @@ class _LinkThread:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def check(self, timeout: float) -> None:
-        call = asyncio.run_coroutine_threadsafe(self._call("girder_cancel", jobs=[]), self._loop)
+        call = asyncio.run_coroutine_threadsafe(self._greet(), self._loop)
         try:
             call.result(timeout)
         except FutureTimeoutError:
@@ -157,12 +158,12 @@ class _LinkThread:
         self._loop.close()
 
     async def _run(self) -> None:
-        await self._call("girder_cancel", jobs=[])  # connects
+        await self._greet()
         while not self._stopping:
             try:
                 await asyncio.wait_for(self._wake.wait(), _TRY_TIME)
             except asyncio.TimeoutError:
-                await self._call("girder_cancel", jobs=[])
+                await self._greet()
             self._wake.clear()
             await self._deliver_all()
         self._disconnect()
@@ -178,40 +179,52 @@ class _LinkThread:
             cancels, self._cancels = self._cancels, []
         if specs:
             await self._submit(specs)
+            if self._reason is not None:
+                self._news(self._reason, [spec.id for spec in specs])
         if cancels:
             await self._call("girder_cancel", jobs=cancels)
         return bool(specs or cancels)
 
-    async def _submit(self, specs: list[JobSpec]) -> None:
+    async def _submit(self, specs: Sequence[JobSpec]) -> None:
+        scheduler = await self._greet()
         try:
-            await asyncio.to_thread(self._prepare, specs)
-        except Exception:
-            # Whatever it is, the scheduler asks for them.
-            logger.exception("%d new jobs are not sent to the scheduler", len(specs))
+            taken = set(self._hand_over(scheduler, [spec.id for spec in specs]))
+        except Exception as e:  # noqa: BLE001 - it writes to the database, which may be away
+            logger.warning("It cannot be noted that jobs go to the scheduler: %r", e)
             return
-        await self._call("girder_submit", specs=[spec.to_wire() for spec in specs])
-        if self._reason is not None:
-            self._news(self._reason, [spec.id for spec in specs])
+        wires = [spec.to_wire() for spec in specs if spec.id in taken]
+        if wires and scheduler is not None:
+            # Once: a scheduler that has got it may have run what it holds by now.
+            await self._call("girder_submit", tries=1, scheduler=scheduler, specs=wires)
 
-    async def _call(self, operation: str, **arguments: Any) -> None:
+    async def _greet(self) -> str | None:
+        """Connect, and return the id of this run of the scheduler if it takes jobs."""
+        answer = await self._call("girder_hello")
+        return str(answer["scheduler"]) if answer is not None else None
+
+    async def _call(
+        self, operation: str, tries: int = 2, **arguments: Any
+    ) -> Mapping[str, Any] | None:
+        """Call a remote procedure, and return its answer, None if there is none."""
         try:
             address = self._address()
         except Exception as e:  # noqa: BLE001 - in Girder it asks the database, which may be away
             self._failed(f"the address of the scheduler cannot be looked up ({e!r})")
-            return
+            return None
         if not address:
             self._failed(
                 "no scheduler is set (the setting dask.scheduler_address)",
                 "no Dask scheduler is set in Girder (dask.scheduler_address)",
             )
-            return
+            return None
         # The second try is for a connection that the scheduler has closed since.
-        for is_last in (False, True):
+        for left in reversed(range(tries)):
             try:
-                await asyncio.wait_for(self._send(address, operation, arguments), _ANSWER_TIME)
+                sent = self._send(address, operation, arguments)
+                answer = await asyncio.wait_for(sent, _ANSWER_TIME)
             except Exception as e:  # noqa: BLE001 - a remote error is raised as what it was
                 self._disconnect()
-                if is_last or isinstance(e, asyncio.TimeoutError):
+                if not left or isinstance(e, asyncio.TimeoutError):
                     is_away = isinstance(e, OSError | asyncio.TimeoutError)
                     self._failed(
                         f"the scheduler at {address} does not take jobs ({e!r})",
@@ -219,12 +232,15 @@ class _LinkThread:
                         if is_away
                         else f"the Dask scheduler at {address} does not take jobs of this Girder",
                     )
-                    return
+                    return None
             else:
                 self._succeeded(address)
-                return
+                return answer
+        return None
 
-    async def _send(self, address: str, operation: str, arguments: dict[str, Any]) -> None:
+    async def _send(
+        self, address: str, operation: str, arguments: dict[str, Any]
+    ) -> Mapping[str, Any]:
         from distributed import rpc
         from distributed.security import Security
 
@@ -233,7 +249,10 @@ class _LinkThread:
         if self._rpc is None:
             security = Security().get_connection_args("client")
             self._rpc = rpc(address, timeout=_CONNECT_TIME, connection_args=security)
-        await getattr(self._rpc, operation)(**arguments)
+        answer = await getattr(self._rpc, operation)(**arguments)
+        if not isinstance(answer, Mapping):
+            raise LookupError(f"it knows no {operation}; is girder_dask.scheduler_hooks loaded?")
+        return answer
 
     def _disconnect(self) -> None:
         if self._rpc is not None:

@@ -110,6 +110,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._apis = {name: self._api() for name in self._threads}
         scheduler.handlers |= {
             **self.leaving.handlers,
+            "girder_hello": self.girder_hello,
             "girder_submit": self.girder_submit,
             "girder_cancel": self.girder_cancel,
             "girder_events": self.girder_events,
@@ -295,8 +296,14 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     # -- remote procedures --------------------------------------------------------------------
 
-    async def girder_submit(self, specs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Take jobs in hand. The answer is the acknowledgement."""
+    async def girder_hello(self) -> dict[str, Any]:
+        """Say which run of a scheduler this is."""
+        return {"scheduler": self.id}
+
+    async def girder_submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Take jobs in hand that are this scheduler's. The answer is the acknowledgement."""
+        if scheduler != self.id:
+            return {"accepted": []}
         return {"accepted": self.dispatcher.accept([JobSpec.from_wire(wire) for wire in specs])}
 
     async def girder_cancel(self, jobs: list[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +221,7 @@ class GirderBackend:
         with self._lock:
             if self._link is None:
                 self._link = SchedulerLink(
-                    settings.scheduler_address, self.unreached.hear, _store_tokens
+                    settings.scheduler_address, self.unreached.hear, _hand_over
                 )
             return self._link
 
@@ -244,8 +244,9 @@ class GirderBackend:
         return job
 
 
-def _store_tokens(specs: Sequence[JobSpec]) -> None:
-    tokens.store(tokens.pending.take(spec.id for spec in specs))
+def _hand_over(scheduler: str | None, job_ids: Sequence[str]) -> Collection[str]:
+    tokens.store(tokens.pending.take(job_ids))
+    return () if scheduler is None else store.hand_over(scheduler, job_ids)
 
 
 def _in_request() -> bool:

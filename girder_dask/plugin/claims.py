@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from bson import ObjectId
 from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
@@ -20,7 +21,7 @@ from girder_dask.plugin.notices import owners
 from girder_dask.plugin.outcomes import Outcome
 from girder_dask.plugin.updates import publish, save, without_log
 
-__all__ = ["Claim", "claim"]
+__all__ = ["Claim", "claim", "hand_over"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,41 @@ def claim(scheduler: str, limit: int) -> Claim:
     if len(jobs) < limit:  # else the scheduler asks again at once, as it lacks many
         groups.look_after(now)
     return answer
+
+
+def hand_over(scheduler: str, job_ids: Sequence[str]) -> set[str]:
+    """Note of new jobs that they are sent to a scheduler. This comes before they are sent.
+
+    If it is lost then, the next one knows that a run of them may have begun.
+
+    Parameters
+    ----------
+    scheduler
+        The id of this run of the scheduler.
+    job_ids
+        The jobs.
+
+    Returns
+    -------
+    set of str
+        Those that are to be sent. The others were claimed meanwhile, or have ended.
+    """
+    jobs, ids = records.collection(Job()), [ObjectId(job_id) for job_id in job_ids]
+    claim_id = uuid.uuid4().hex
+    taken = jobs.update_many(
+        {"_id": {"$in": ids}, "dask.open": True, "dask.scheduler": None},
+        {
+            "$set": {
+                "dask.scheduler": scheduler,
+                "dask.claimed": datetime.now(timezone.utc),
+                "dask.claim": claim_id,
+            }
+        },
+    )
+    if taken.modified_count == len(ids):
+        return set(job_ids)
+    found = jobs.find({"_id": {"$in": ids}, "dask.claim": claim_id}, {"_id": True})
+    return {str(job["_id"]) for job in found}
 
 
 # -- what there is ----------------------------------------------------------------------------

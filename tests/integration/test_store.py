@@ -151,10 +151,12 @@ class Girder:
         )
         return recorded
 
-    def record_taken(self) -> Any:
-        """Record a job that scheduler ``s`` has, so that it never says that it lacks one."""
+    def record_running(self) -> Any:
+        """Record a job that runs, so that it never says that it waits for a scheduler."""
         (recorded,) = self.record()
-        self.store.claim("s", 1)
+        self.job.collection.update_one(
+            {"_id": recorded.job["_id"]}, {"$set": {"status": int(JobStatus.RUNNING)}}
+        )
         return recorded
 
     def load(self, job_id: Any) -> dict[str, Any]:
@@ -531,7 +533,7 @@ def test_a_log_is_cut_with_a_mark(girder, monkeypatch):
 
     monkeypatch.setattr(logbook, "LOG_LIMIT", 10_000)
     monkeypatch.setattr(logbook, "_CHUNK_LEAST", 1000)
-    recorded = girder.record_taken()
+    recorded = girder.record_running()
     job_id = recorded.spec.id
     mark = logbook.mark(job_id)
     for n in range(1, 40):
@@ -556,7 +558,7 @@ def test_the_chunks_of_an_update_that_is_not_applied_are_deleted(girder, monkeyp
     from girder_dask.plugin import chunks, logbook
 
     monkeypatch.setattr(logbook, "LOG_LIMIT", 100)
-    recorded = girder.record_taken()
+    recorded = girder.record_running()
     job_id = recorded.spec.id
     girder.store.apply("s", [update(job_id, 1, log="x" * 200_000)])
     store, kept = chunks.store, []
@@ -583,7 +585,7 @@ def test_a_log_that_others_wrote_to_is_whole(girder, monkeypatch):
     from girder_dask.plugin import logbook
 
     monkeypatch.setattr(logbook, "LOG_LIMIT", 100)
-    recorded = girder.record_taken()
+    recorded = girder.record_running()
     job_id = recorded.spec.id
     girder.store.apply("s", [update(job_id, 1, log="1\n")])
     girder.job.updateJob(girder.job.load(job_id, force=True), log="of Girder\n")
@@ -592,7 +594,7 @@ def test_a_log_that_others_wrote_to_is_whole(girder, monkeypatch):
 
 
 def test_a_document_that_takes_no_more_log_has_it_beside(girder):
-    recorded = girder.record_taken()
+    recorded = girder.record_running()
     job_id = recorded.spec.id
     girder.job.collection.update_one(
         {"_id": girder.object_id(job_id)}, {"$set": {"meta": {"large": "m" * (15 << 20)}}}
@@ -923,6 +925,57 @@ def test_a_receipt_takes_back_that_no_scheduler_is_reached(girder):
     dask = girder.load(waiting.spec.id)["dask"]
     assert dask["scheduler"] == "s"
     assert dask.keys().isdisjoint({"waits", "unreached"})
+
+
+def test_a_job_goes_to_one_scheduler_before_it_is_sent(girder):
+    sent, claimed, ended, gone = (r.spec.id for r in girder.record(4))
+    girder.store.apply("s", [update(ended, 1, JobStatus.RUNNING, JobStatus.SUCCESS)])
+    girder.job.collection.delete_one({"_id": girder.object_id(gone)})
+    later = datetime.now(timezone.utc)
+    girder.job.collection.update_one({"_id": girder.object_id(sent)}, {"$set": {"created": later}})
+    assert [spec.id for spec in girder.store.claim("s", 10).specs] == [claimed]
+    # A claim came first: the scheduler may have run it, and let go of it, by the time it is sent.
+    assert girder.store.hand_over("s", [sent, claimed, ended, gone]) == {sent}
+    assert girder.store.hand_over("t", [sent]) == set()
+    assert girder.load(sent)["dask"]["scheduler"] == "s"
+    assert girder.store.claim("s", 10).specs == []
+    girder.store.apply("s", [update(sent, 1, JobStatus.RUNNING)])
+    assert girder.load(sent)["dask"].keys() & {"claim", "claimed"} == set()
+
+
+def test_a_job_that_was_sent_to_a_scheduler_that_is_lost_is_a_new_attempt(girder):
+    """A run of it may have begun before the scheduler could say that it has the job."""
+    (recorded,) = girder.record()
+    assert girder.store.hand_over("old", [recorded.spec.id]) == {recorded.spec.id}
+    (spec,) = girder.store.claim("new", 10).specs
+    assert (spec.id, spec.attempt) == (recorded.spec.id, 2)
+
+
+def test_a_job_that_was_not_sent_after_all_is_handed_over_again(girder):
+    (recorded,) = girder.record()
+    girder.store.hand_over("s", [recorded.spec.id])
+    assert girder.store.claim("s", 10).specs == []
+    long_ago = datetime.now(timezone.utc) - timedelta(minutes=5)
+    girder.job.collection.update_many({}, {"$set": {"dask.claimed": long_ago}})
+    (spec,) = girder.store.claim("s", 10).specs
+    assert (spec.id, spec.attempt) == (recorded.spec.id, 1)
+
+
+def test_a_job_is_claimed_or_sent_and_never_both(girder):
+    jobs = [r.spec.id for r in girder.record(300)]
+
+    def send(start: int) -> list[str]:
+        return [
+            i for n in range(start, 300, 30) for i in girder.store.hand_over("s", jobs[n:][:10])
+        ]
+
+    with ThreadPoolExecutor(4) as pool:
+        sent = [pool.submit(send, start) for start in (0, 10, 20)]
+        claimed = pool.submit(
+            lambda: [s.id for _ in range(9) for s in girder.store.claim("s", 40).specs]
+        )
+        taken = [i for each in [*sent, claimed] for i in each.result()]
+    assert Counter(taken) == dict.fromkeys(jobs, 1)
 
 
 def test_claims_are_limited_by_bytes(girder):

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from deadline import until
+from distributed.comm.core import CommClosedError
 from distributed.core import Server
 
 from girder_dask.jobs import JobSpec
@@ -28,6 +28,9 @@ class LocalScheduler:
         self.batches: list[int] = []
         self.specs: list[JobSpec] = []
         self.refuse: Exception | None = None
+        self.refused = 0
+        self.runs = 0
+        self.loaded = True  # whether our plugin is
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -39,17 +42,26 @@ class LocalScheduler:
 
     def start(self, address: str) -> str:
         async def listen() -> str:
-            self._server = Server(
-                {"girder_submit": self._submit, "girder_cancel": self._cancel}, needs_workdir=False
-            )
+            handlers = {
+                "girder_hello": self._hello,
+                "girder_submit": self._submit,
+                "girder_cancel": self._cancel,
+            }
+            self.runs += 1
+            self._server = Server(handlers if self.loaded else {}, needs_workdir=False)
             await self._server.listen(address)
             return str(self._server.address)
 
         return str(self._run(listen()))
 
-    async def _submit(self, specs: list[dict[str, Any]]) -> dict[str, Any]:
+    async def _hello(self) -> dict[str, Any]:
+        return {"scheduler": f"run {self.runs}"}
+
+    async def _submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.refuse is not None:
+            self.refused += 1
             raise self.refuse
+        assert scheduler == f"run {self.runs}"
         self.specs += [JobSpec.from_wire(wire) for wire in specs]
         self.got += [wire["id"] for wire in specs]
         self.batches.append(len(specs))
@@ -183,6 +195,62 @@ def test_a_refusal_is_told_and_the_next_job_is_delivered(
     scheduler.refuse = None
     link.submit([spec("b")])
     until(lambda: scheduler.got == ["b"])
+    assert scheduler.refused == 1
+
+
+def test_a_job_is_sent_once_though_the_connection_ends_before_the_answer(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    """The scheduler may have got it, and may have run it by now."""
+    scheduler.refuse = CommClosedError("the end of the connection")
+    link.submit([spec("a")])
+    until(lambda: link.status()["error"])
+    assert scheduler.refused == 1
+
+
+def test_a_scheduler_without_our_plugin_is_told(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    scheduler.stop()
+    scheduler.loaded = False
+    scheduler.start(scheduler.address)
+    link.submit([spec("a")])
+    until(lambda: link.status()["error"])
+    assert "is girder_dask.scheduler_hooks loaded?" in link.status()["error"]
+
+
+def test_jobs_are_handed_over_before_they_are_sent(scheduler: LocalScheduler) -> None:
+    handed: list[tuple[str | None, list[str]]] = []
+
+    def hand_over(run: str | None, ids: Sequence[str]) -> list[str]:
+        assert not set(ids) & set(scheduler.got)
+        handed.append((run, list(ids)))
+        if "away" in ids:
+            raise LookupError("the database is away")
+        return [i for i in ids if i != "claimed"]
+
+    link = SchedulerLink(lambda: scheduler.address, hand_over=hand_over)
+    try:
+        link.submit([spec("a"), spec("claimed"), spec("b")])
+        until(lambda: scheduler.got == ["a", "b"])
+        for job_id in ("claimed", "away"):
+            link.submit([spec(job_id)])
+            until(lambda job_id=job_id: handed[-1][1] == [job_id])  # type: ignore[misc]
+        scheduler.stop()
+        link.submit([spec("unreached")])
+        until(lambda: handed[-1] == (None, ["unreached"]))
+        scheduler.start(scheduler.address)
+        link.submit([spec("c")])
+        until(lambda: scheduler.got == ["a", "b", "c"])
+        assert handed == [
+            ("run 1", ["a", "claimed", "b"]),
+            ("run 1", ["claimed"]),
+            ("run 1", ["away"]),
+            (None, ["unreached"]),
+            ("run 2", ["c"]),
+        ]
+    finally:
+        link.close()
 
 
 def test_what_is_not_delivered_is_told_with_why(scheduler: LocalScheduler) -> None:
@@ -299,41 +367,18 @@ def test_a_forked_process_delivers_too(scheduler: LocalScheduler, link: Schedule
     """Girder's servers fork; threads do not come along."""
     link.submit([spec("a")])
     until(lambda: scheduler.got == ["a"])
+    read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             link.submit([spec("child")])
-            time.sleep(60)
+            os.close(write)
+            os.read(read, 1)  # until this process closes it
         finally:
-            os._exit(1)
+            os._exit(0)
     try:
-        until(lambda: len(scheduler.got) == 2)
+        until(lambda: scheduler.got == ["a", "child"])
     finally:
-        os.kill(pid, signal.SIGKILL)
+        os.close(write)
+        os.close(read)
         os.waitpid(pid, 0)
-    assert scheduler.got == ["a", "child"]
-
-
-def test_jobs_are_prepared_before_they_are_delivered(
-    scheduler: LocalScheduler, caplog: pytest.LogCaptureFixture
-) -> None:
-    prepared: list[tuple[str, bool]] = []
-
-    def prepare(specs: Sequence[JobSpec]) -> None:
-        prepared.extend((spec.id, spec.id in scheduler.got) for spec in specs)
-        if any(spec.id == "b" for spec in specs):
-            raise RuntimeError("the database is away")
-
-    opened = SchedulerLink(lambda: scheduler.address, prepare=prepare)
-    try:
-        opened.submit([spec("a")])
-        until(lambda: "a" in scheduler.got)
-        opened.submit([spec("b")])
-        until(lambda: len(prepared) == 2)
-        opened.submit([spec("c")])
-        until(lambda: "c" in scheduler.got)
-    finally:
-        opened.close()
-    assert prepared == [("a", False), ("b", False), ("c", False)]
-    assert scheduler.got == ["a", "c"], "the scheduler asks for the other"
-    assert "1 new jobs are not sent" in caplog.text

@@ -213,6 +213,16 @@ async def test_another_attempt_begins_when_girder_has_heard_of_it(
     assert numbers(tally) == ["1 1", "1 2"]
 
 
+async def test_a_job_that_goes_to_another_scheduler_is_not_taken(girder: Girder) -> None:
+    async with running(girder) as plugin:
+        assert await plugin.girder_hello() == {"scheduler": plugin.id}
+        wire = spec("a", "add_one", 1).to_wire()
+        assert await plugin.girder_submit("before", [wire]) == {"accepted": []}
+        assert not plugin.dispatcher.has("a")
+        assert await plugin.girder_submit(plugin.id, [wire]) == {"accepted": ["a"]}
+        assert plugin.dispatcher.has("a")
+
+
 async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
     async with running(girder) as plugin:
         plugin._loop.call_later(0.2, lambda: plugin.dispatcher.accept([spec("a", "add_one", 1)]))

@@ -212,7 +212,7 @@ def test_each_of_ours_is_tried_here() -> None:
     assert {type(t) for t in OURS} == classes - {Transform, ResultTransform}
 
 
-@pytest.mark.parametrize("transform", OURS, ids=str)
+@pytest.mark.parametrize("transform", OURS, ids=lambda transform: type(transform).__name__)
 def test_a_transform_can_be_built_anew_from_its_arguments(transform: Any) -> None:
     arguments = json.loads(json.dumps(transform.arguments()))
     again = type(transform)(**arguments)
