@@ -37,7 +37,7 @@ _SHARE = 4
 # What may wait of a job before its worker is made to wait with more output of it.
 _MOST_WAITING_OF_A_JOB = 4 << 20
 # Seconds that a receipt waits: of a job that has begun by then, another update says it, too.
-_RECEIPT_DELAY = 0.5
+_RECEIPT_DELAY = 1.0
 # Most receipts in one request. They are short, and cost Girder next to nothing.
 _MOST_RECEIPTS = 5000
 # Requests that may follow each other at once: a job on an idle system takes two or three.

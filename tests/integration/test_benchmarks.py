@@ -26,6 +26,12 @@ TRIED = {
         ("girder_dask", "throughput", "jobs/s"),
         ("girder_dask", "requests to Girder", "requests/job"),
         ("dask", "throughput", "jobs/s"),
+        *(("girder_dask", f"CPU time of {part}", "ms/job") for part in ("Girder", "MongoDB")),
+        *(
+            (system, f"CPU time of {part}", "ms/job")
+            for system in ("girder_dask", "dask")
+            for part in ("the scheduler", "the workers")
+        ),
     },
     "latency": {("girder_dask", "latency", "ms")},
     "log_lines": {("girder_dask", "throughput", "lines/s")},
