@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import math
 import threading
@@ -57,7 +58,7 @@ class RunOutlet:
     def __init__(self, outbox: Outbox, spec: JobSpec, log: Mapping[str, Any]) -> None:
         self._outbox = outbox
         self.spec = spec
-        self.run = uuid.uuid4().hex
+        self.run = outbox.next_name()
         self.log = JobLog(on_text=self._mark, **log)
         self._progress: dict[str, Any] = {}
         self._flushed = float("-inf")
@@ -211,6 +212,7 @@ class Outbox:
         self._asking: dict[RunOutlet, asyncio.Task[None]] = {}
         self._log = {"capacity": log_capacity, "most": max_log}
         self._name = uuid.uuid4().hex
+        self._count = itertools.count(1)
         self._batch = 0
         self._queue: deque[JobEvent] = deque()
         self._dirty: dict[RunOutlet, None] = {}
@@ -220,10 +222,14 @@ class Outbox:
         self._dropped: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(interval, burst=_BURST, spacing=min(interval, _SPACING))
-        self._woken: bool | None = None  # None: no wake-up is under way; else whether it is urgent
+        self._woken: bool | None = None  # None: it was not told; else whether of something urgent
         self._idle = asyncio.Event()
         self._idle.set()
         self._task = asyncio.create_task(self._run(), name="girder-dask outbox")
+
+    def next_name(self) -> str:
+        """Return a name for a run, which no other run has."""
+        return f"{self._name}-{next(self._count)}"
 
     def open(self, spec: JobSpec) -> RunOutlet:
         """Return the way out of a new run."""
@@ -267,24 +273,24 @@ class Outbox:
         return run in self._dropped
 
     def wake(self, *, urgent: bool) -> None:
-        """Tell the sender that there is something to send."""
+        """Tell the sender that there is something to send, unless it was told since it last looked.
+
+        To wake an event loop costs more than most of what runs have to say.
+        """
         with self.lock:
             if self._woken is not None and self._woken >= urgent:
                 return
             self._woken = urgent
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(functools.partial(self._wake_up, urgent=urgent))
-
-    def _wake_up(self, *, urgent: bool) -> None:
-        with self.lock:
-            self._woken = None
-        self._pace.poke(urgent=urgent)
+            self._loop.call_soon_threadsafe(functools.partial(self._pace.poke, urgent=urgent))
 
     async def _run(self) -> None:
         while True:
             await self._pace.turn()
             self._idle.clear()
-            count = len(self._barriers)
+            with self.lock:
+                self._woken = None
+                count = len(self._barriers)
             self._gather()
             while batch := self._next_batch():
                 await self._deliver(batch)

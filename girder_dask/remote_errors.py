@@ -177,25 +177,32 @@ def _as_failure(original: BaseException, job_id: str) -> JobFailed | None:
         return original
     if not issubclass(kind, Exception) or issubclass(kind, _STEER):
         return None
+    # Not pickled as it is: what the class makes of its arguments may not be what it takes.
+    parts = (kind, _arguments_of(original), dict(vars(original)))
     names = {
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
         "__str__": kind.__str__,
         "__repr__": kind.__repr__,
-        "__reduce__": lambda self: (_again, (original, job_id, self.__cause__)),
+        "__reduce__": lambda self: (_again, (parts, job_id, self.__cause__)),
     }
     try:
         both: Any = type(kind.__name__, (JobFailed, kind), names)
-        failed: JobFailed = _rebuilt(both, _arguments_of(original), vars(original))
+        failed: JobFailed = _rebuilt(both, *parts[1:])
     except (TypeError, ValueError):
         return None
     failed.job_id = job_id
     return failed
 
 
-def _again(original: BaseException, job_id: str, cause: BaseException | None) -> BaseException:
+def _again(
+    parts: tuple[type[Any], tuple[Any, ...], Mapping[str, Any]],
+    job_id: str,
+    cause: BaseException | None,
+) -> BaseException:
     """Make the exception anew in a process that it was pickled for."""
+    original = _rebuilt(*parts)
     failed = _as_failure(original, job_id) or original
     failed.__cause__ = cause
     return failed

@@ -346,7 +346,13 @@ def until_held(result: JobResult) -> str:
 
 def test_a_value_is_held_as_long_as_its_result(with_cluster):
     client = with_cluster.dask_client
-    result = task(lambda: [1, 2]).delay().wait(30)
+
+    @task
+    def late() -> list[int]:
+        time.sleep(1)  # it is held from when it is known, which is not at once
+        return [1, 2]
+
+    result = late.delay().wait(30)
     key = until_held(result)
     assert client.id in wanted(client, key)
     assert result.future.result(timeout=20) == [1, 2]

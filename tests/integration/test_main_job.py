@@ -156,25 +156,28 @@ def test_no_token_is_in_the_job_document(girder_stack, girder_user):
 
 
 def test_token_of_a_job_is_deleted_when_it_ends(girder_stack, girder_user):
-    def use_token() -> int:
+    def use_token() -> None:
         import time
 
         from bson import ObjectId
         from girder.models.token import Token
-        from my_worker_tasks import noop
+        from my_worker_tasks import slow
 
         from girder_dask.plugin.records import DaskJob
 
-        result = noop.delay()
-        token = DaskJob().collection.find_one({"_id": ObjectId(result.id)})["token"]
-        assert Token().collection.count_documents({"_id": token}) == 1
-        result.wait(30)
-        deadline = time.monotonic() + 5  # the state is written first
-        while Token().collection.count_documents({"_id": token}) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return Token().collection.count_documents({"_id": token})
+        def until_there_are(count: int) -> None:
+            deadline = time.monotonic() + 5
+            while Token().collection.count_documents({"_id": token}) != count:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
 
-    assert girder_stack.call(use_token, user=girder_user) == 0
+        result = slow.delay(1.0, 1)
+        token = DaskJob().collection.find_one({"_id": ObjectId(result.id)})["token"]
+        until_there_are(1)  # it is stored when the job is sent
+        result.wait(30)
+        until_there_are(0)  # the state is written first
+
+    girder_stack.call(use_token, user=girder_user)
 
 
 def test_scheduled_job_document_runs(girder_stack, girder_user):

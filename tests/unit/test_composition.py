@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from recording_backend import RecordingBackend
+from tblib.pickling_support import pickle_exception
 
 from girder_dask import JobFailed, JobResult, MapResult, chain, chord, group, submit, task
 from girder_dask.errors import SubmissionError
@@ -206,6 +208,16 @@ class Odd(Exception):
         self.one = one
 
 
+@pytest.fixture(params=[True, False], ids=["known to tblib", "not known to tblib"])
+def with_tblib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask has tblib pickle the exceptions that there are when it is imported, and no others."""
+    if request.param:
+        monkeypatch.setitem(copyreg.dispatch_table, Odd, pickle_exception)
+    else:
+        monkeypatch.delitem(copyreg.dispatch_table, Odd, raising=False)
+
+
+@pytest.mark.usefixtures("with_tblib")
 @pytest.mark.parametrize(
     "error",
     [
