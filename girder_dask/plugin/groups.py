@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -199,7 +200,7 @@ def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
         groups = list(
             records.collection(Job()).find({"_id": {"$in": left}, "dask.group.open": True}, _NO_LOG)
         )
-        counts = _count([group["_id"] for group in groups])
+        counts = _counts(groups)
         large |= {
             group_id: count.total - count.ended
             for group_id, count in counts.items()
@@ -222,6 +223,27 @@ def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
 
 
 _recounts = Recount(_recount)
+
+
+def _counts(groups: Sequence[Mapping[str, Any]]) -> dict[ObjectId, Count]:
+    """Count groups, with totals that do not change while jobs go from one state to another.
+
+    The index that is counted is ordered by states, so that a job may be passed twice, or not at
+    all, if it moves meanwhile. None that has ended does, so those are counted once each. A total
+    other than the known one, as of a group of which jobs were deleted, holds if all that are
+    there have ended, and that is counted twice running.
+    """
+    known = {
+        group["_id"]: group["dask"]["group"]["total"]
+        for group in groups
+        if "recording" not in group["dask"]["group"]
+    }
+    counts = _count([group["_id"] for group in groups])
+    doubtful = [i for i, total in known.items() if counts[i].total != total]
+    for i, again in _count(doubtful).items():
+        is_settled = again == counts[i] and again.ended == again.total
+        counts[i] = again if is_settled else replace(again, total=known[i])
+    return counts
 
 
 def _count(ids: Sequence[ObjectId]) -> dict[ObjectId, Count]:
