@@ -280,9 +280,10 @@ class Outbox:
         with self.lock:
             if self._woken is not None and self._woken >= urgent:
                 return
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(functools.partial(self._pace.poke, urgent=urgent))
+            # Last: who is interrupted before it has woken nobody.
             self._woken = urgent
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(functools.partial(self._pace.poke, urgent=urgent))
 
     async def _run(self) -> None:
         while True:

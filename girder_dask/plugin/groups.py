@@ -241,7 +241,8 @@ def _counts(groups: Sequence[Mapping[str, Any]]) -> dict[ObjectId, Count]:
     counts = _count([group["_id"] for group in groups])
     doubtful = [i for i, total in known.items() if counts[i].total != total]
     for i, again in _count(doubtful).items():
-        is_settled = again == counts[i] and again.ended == again.total
+        # With more than are known, as somebody has started one under the same parent, it waits.
+        is_settled = again.ended == again.total == counts[i].total or again.ended >= known[i]
         counts[i] = again if is_settled else replace(again, total=known[i])
     return counts
 
