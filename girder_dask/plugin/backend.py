@@ -245,8 +245,10 @@ class GirderBackend:
 
 
 def _hand_over(scheduler: str | None, job_ids: Sequence[str]) -> Collection[str]:
+    # First: then nobody else makes tokens for them.
+    taken = () if scheduler is None else store.hand_over(scheduler, job_ids)
     tokens.store(tokens.pending.take(job_ids))
-    return () if scheduler is None else store.hand_over(scheduler, job_ids)
+    return taken
 
 
 def _in_request() -> bool:

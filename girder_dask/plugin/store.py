@@ -258,7 +258,10 @@ def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
         return
     may_exist = False
     try:
-        if not tokens_later:
+        if tokens_later:
+            # Before the jobs are there: who claims one finds its token.
+            tokens.pending.put({draft.spec.id: draft.token for draft in drafts if draft.token})
+        else:
             _write_tokens(drafts)
         _write_records(drafts)
         may_exist = True
@@ -271,10 +274,6 @@ def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
             f"Girder's database did not take {len(drafts)} new jobs, the first of "
             f"{drafts[0].spec.task}: {reason(e)}. {_NOT_KNOWN if may_exist else _NONE}"
         ) from e
-    if tokens_later:
-        tokens.pending.put(
-            {draft.spec.id: draft.token for draft in drafts if draft.token is not None}
-        )
 
 
 def _undo(drafts: Sequence[_Draft]) -> bool:

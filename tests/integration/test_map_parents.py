@@ -17,10 +17,8 @@ class Site:
 
     @staticmethod
     def record(count: int, **options: Any) -> dict[str, Any]:
-        """Record a map whose jobs no real worker runs, and no real scheduler takes."""
-        from bson import ObjectId
+        """Record a map whose jobs no real worker runs."""
         from girder.api.rest import getCurrentUser
-        from girder_jobs.models.job import Job
 
         from girder_dask.payload import pack_call
         from girder_dask.plugin import store
@@ -37,11 +35,7 @@ class Site:
         ]
         group = Group("Many", **options)
         parent, children = store.record_group(group, calls, getCurrentUser())
-        ids = [r.spec.id for r in children]
-        Job().collection.update_many(
-            {"_id": {"$in": [ObjectId(i) for i in ids]}}, {"$unset": {"dask.open": True}}
-        )
-        return {"id": str(parent["_id"]), "children": ids}
+        return {"id": str(parent["_id"]), "children": [r.spec.id for r in children]}
 
     @staticmethod
     def tell(job_id: str, *statuses: int, sequence: int = 1, **fields: Any) -> None:
