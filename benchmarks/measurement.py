@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.usage import cpu_seconds
 
 if TYPE_CHECKING:
     from benchmarks.raw import RawDask
@@ -85,6 +88,27 @@ class Measurement:
         self.results.append(result)
         print(f"  {self._round}  {system:<24} {what:<32} {value:>12,.4g} {unit}", flush=True)
         return result
+
+    @contextlib.contextmanager
+    def cpu_time(self, system: str, groups: Mapping[str, Sequence[str]]) -> Iterator[None]:
+        """Record the CPU time of what is run within for each job, in ms.
+
+        Parameters
+        ----------
+        system
+            What is measured.
+        groups
+            The names of processes, by what the results call them together.
+        """
+
+        def used(name: str) -> float:
+            return sum(cpu_seconds(self.stack.part(part)) for part in groups[name])
+
+        before = {name: used(name) for name in groups}
+        yield
+        for name, start in before.items():
+            spent = 1000 * (used(name) - start) / self.size
+            self.record(system, f"CPU time of {name}", spent, "ms/job")
 
     def fail(self, ratio: str, why: str) -> None:
         """Say that the goal of a ratio is missed, whatever the ratio is."""

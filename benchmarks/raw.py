@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from distributed import Client, wait
 
@@ -16,11 +17,14 @@ class RawDask:
     ----------
     address
         The address of the scheduler.
+    parts
+        The names of its processes, by what the results call them together.
     """
 
     name = "dask"
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, parts: Mapping[str, list[str]]) -> None:
+        self.parts = parts
         self._client = Client(address, set_as_default=False)
         self.map_noop(20)  # warm
 

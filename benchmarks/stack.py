@@ -245,7 +245,8 @@ class BenchmarkStack(Stack):
         self._launch([self._peer(name, command, env) for name, command in commands.items()])
         while not registered():
             time.sleep(_POLL)
-        return RawDask(address)
+        scheduler, *workers = commands
+        return RawDask(address, {"the scheduler": [scheduler], "the workers": workers})
 
     def _environment(self, *packages: Path) -> dict[str, str]:
         """Return the environment of a process of another system."""

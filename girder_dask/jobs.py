@@ -245,8 +245,9 @@ class JobEvent(Wire):
     @property
     def is_bare(self) -> bool:
         """Whether it says nothing but that the job is there."""
-        told = (self.status, self.log, self.progress, self.result, self.error, self.exception)
-        return self.waits is None and not any(value is not None for value in told)
+        told = (self.status, self.log, self.progress, self.result)
+        why = (self.error, self.exception, self.waits)
+        return all(value is None for value in (*told, *why))
 
 
 @dataclass(frozen=True, slots=True)

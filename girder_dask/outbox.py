@@ -55,10 +55,10 @@ _RETRY_DELAY_MOST = 5.0
 class RunOutlet:
     """The way out of one run. Its methods may be called from any thread."""
 
-    def __init__(self, outbox: Outbox, spec: JobSpec, log: Mapping[str, Any]) -> None:
+    def __init__(self, outbox: Outbox, spec: JobSpec, run: str, log: Mapping[str, Any]) -> None:
         self._outbox = outbox
         self.spec = spec
-        self.run = outbox.next_name()
+        self.run = run
         self.log = JobLog(on_text=self._mark, **log)
         self._progress: dict[str, Any] = {}
         self._flushed = float("-inf")
@@ -212,7 +212,7 @@ class Outbox:
         self._asking: dict[RunOutlet, asyncio.Task[None]] = {}
         self._log = {"capacity": log_capacity, "most": max_log}
         self._name = uuid.uuid4().hex
-        self._count = itertools.count(1)
+        self._runs = itertools.count(1)
         self._batch = 0
         self._queue: deque[JobEvent] = deque()
         self._dirty: dict[RunOutlet, None] = {}
@@ -227,13 +227,9 @@ class Outbox:
         self._idle.set()
         self._task = asyncio.create_task(self._run(), name="girder-dask outbox")
 
-    def next_name(self) -> str:
-        """Return a name for a run, which no other run has."""
-        return f"{self._name}-{next(self._count)}"
-
     def open(self, spec: JobSpec) -> RunOutlet:
         """Return the way out of a new run."""
-        return RunOutlet(self, spec, self._log)
+        return RunOutlet(self, spec, f"{self._name}-{next(self._runs)}", self._log)
 
     def post(self, event: JobEvent) -> None:
         """Queue an event that is to be sent at once."""

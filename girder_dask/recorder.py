@@ -260,14 +260,10 @@ class Recorder:
 
     async def _all_delivered(self) -> None:
         async with self._settled:
-            while self._waiting or self._receipts or self._is_under_way:
+            while self._waiting or self._receipts or self._under_way or self._receipts_under_way:
                 self._receipts = dict.fromkeys(self._receipts, -math.inf)
                 self._pace.poke(urgent=True)
                 await self._settled.wait()
-
-    @property
-    def _is_under_way(self) -> bool:
-        return bool(self._under_way or self._receipts_under_way)
 
     def _take(self) -> list[_Account]:
         """Take accounts out of those that wait, oldest first, up to the size of a request."""

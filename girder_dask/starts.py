@@ -57,10 +57,10 @@ def await_number(ask: Callable[[], Answer], check: Callable[[], None]) -> bool:
             answer = asked.result()
         except Exception as e:  # noqa: BLE001 - whatever it is, the scheduler is asked again
             logger.debug("The scheduler was not asked (%r); trying again", e)
-            time.sleep(_PAUSE)
         else:
             if answer is not None:
                 return answer
+        time.sleep(_PAUSE)
 
 
 def begin(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.measurement import Measurement
 from benchmarks.side import Side
-from benchmarks.usage import Watch, cpu_seconds, unique_bytes
+from benchmarks.usage import Watch, unique_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["long_queues", "long_run", "memory", "scheduler_time", "sizes"]
 
 _RATE = "throughput"
-_CPU = "CPU time of the scheduler"
+_SCHEDULER = "the scheduler"
 _SHORT_QUEUE = 500
 # Jobs that are started at once to keep a queue as long as it is.
 _REFILL = 100
@@ -95,17 +95,13 @@ def scheduler_time(m: Measurement) -> dict[str, float | None]:
     """Measure the CPU time of the scheduler for each job, with and without our hooks."""
     for _ in m.rounds():
         for side in m.sides("girder_dask"):
-            scheduler = m.stack.part("scheduler")
-            before = cpu_seconds(scheduler)
-            side.timed("map_all", m.size, task="noop")
-            m.record(side.name, _CPU, 1000 * (cpu_seconds(scheduler) - before) / m.size, "ms/job")
+            with m.cpu_time(side.name, {_SCHEDULER: ["scheduler"]}):
+                side.timed("map_all", m.size, task="noop")
             side.clear()
         for dask in m.dask():
-            scheduler = m.stack.part("dask-scheduler")
-            before = cpu_seconds(scheduler)
-            dask.map_noop(m.size)
-            m.record("dask", _CPU, 1000 * (cpu_seconds(scheduler) - before) / m.size, "ms/job")
-    return {"scheduler_overhead": m.ratio(_CPU, "girder_dask", "dask")}
+            with m.cpu_time("dask", {_SCHEDULER: dask.parts[_SCHEDULER]}):
+                dask.map_noop(m.size)
+    return {"scheduler_overhead": m.ratio(f"CPU time of {_SCHEDULER}", "girder_dask", "dask")}
 
 
 def memory(m: Measurement) -> dict[str, float | None]:

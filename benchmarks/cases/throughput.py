@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.measurement import Measurement
-from benchmarks.usage import cpu_seconds
+from benchmarks.side import Side
 
 __all__ = ["by_delay", "by_map", "submissions", "with_default_threads"]
 
 _RATE = "throughput"
 _REQUESTS = "requests to Girder"
-_CPU = "CPU time"
-
-# The processes whose time is taken, by what the results call them.
-_PARTS = {
-    "girder_dask": {
-        "Girder": ["girder"],
-        "MongoDB": ["mongod"],
-        "the scheduler": ["scheduler"],
-        "the workers": ["worker-0", "worker-1"],
-    },
-    "girder_worker": {
-        "Girder": ["girder_worker-girder"],
-        "MongoDB": ["mongod"],
-        "the workers": ["celery"],
-    },
-    "dask": {
-        "the scheduler": ["dask-scheduler"],
-        "the workers": ["worker-dask-0", "worker-dask-1"],
-    },
-}
 
 
 def by_map(m: Measurement) -> dict[str, float | None]:
@@ -42,14 +20,14 @@ def by_map(m: Measurement) -> dict[str, float | None]:
             before = side.requests()
             # What girder_worker has in place of it is a loop.
             way = "map_all" if side.name == "girder_dask" else "delay"
-            with _cpu(m, side.name, _PARTS[side.name]):
+            with m.cpu_time(side.name, _processes(side)):
                 seconds = side.timed(way, m.size, task="noop")
             requests = side.requests() - before
             m.record(side.name, _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
             m.record(side.name, _REQUESTS, requests / m.size, "requests/job", requests=requests)
             side.clear()
         for dask in m.dask():
-            with _cpu(m, "dask", _PARTS["dask"]):
+            with m.cpu_time("dask", dask.parts):
                 seconds = dask.map_noop(m.size)
             m.record("dask", _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
     return {
@@ -59,17 +37,9 @@ def by_map(m: Measurement) -> dict[str, float | None]:
     }
 
 
-@contextlib.contextmanager
-def _cpu(m: Measurement, system: str, groups: Mapping[str, Sequence[str]]) -> Iterator[None]:
-    """Record the CPU time of groups of processes for each job of what is run within."""
-
-    def used(name: str) -> float:
-        return sum(cpu_seconds(m.stack.part(part)) for part in groups[name])
-
-    before = {name: used(name) for name in groups}
-    yield
-    for name in groups:
-        m.record(system, f"{_CPU} of {name}", 1000 * (used(name) - before[name]) / m.size, "ms/job")
+def _processes(side: Side) -> dict[str, list[str]]:
+    scheduler = {"the scheduler": ["scheduler"]} if side.name == "girder_dask" else {}
+    return {"Girder": side.girder, "MongoDB": ["mongod"], **scheduler, "the workers": side.workers}
 
 
 def by_delay(m: Measurement) -> dict[str, float | None]:

@@ -24,6 +24,7 @@ from girder_dask import config
 from girder_dask.jobs import JobStatus, from_json
 from girder_dask.payload import is_plain
 from girder_dask.plugin import records, settings
+from girder_dask.plugin.documents import OURS
 from girder_dask.plugin.requester import Requester
 from girder_dask.submit import Group, Submission
 
@@ -33,9 +34,9 @@ __all__ = ["admit", "read_group", "read_submissions"]
 #: because other parts rely on them or because they grant something.
 RESERVED = frozenset(
     {
-        *("_id", "access", "args", "created", "dask", "dask_log", "handler", "kwargs", "log"),
-        "parentId",
-        *("progress", "public", "publicFlags", "status", "timestamps", "title", "type"),
+        *OURS,
+        *("args", "created", "handler", "kwargs", "log", "parentId"),
+        *("progress", "public", "publicFlags", "title", "type"),
         *("updated", "userId", "when", "interval", "asynchronous", "jobInfoSpec"),
     }
 )

@@ -16,6 +16,7 @@ from girder.models.model_base import Model
 from girder_jobs.models.job import Job
 
 from girder_dask.plugin import records
+from girder_dask.plugin.database import insert
 from girder_dask.plugin.logbook import FIELD, mark
 
 __all__ = ["DaskLog", "WholeLog", "discard", "forget", "load", "store"]
@@ -39,8 +40,7 @@ class DaskLog(Model):
 
 def store(chunks: Sequence[Mapping[str, Any]]) -> None:
     """Store chunks that job documents are about to name."""
-    if chunks:
-        DaskLog().collection.insert_many(chunks, ordered=False)
+    insert(DaskLog().collection, chunks)
 
 
 def discard(chunks: Iterable[Mapping[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from girder_dask.plugin import groups, records, tokens
 from girder_dask.plugin.cancellation import REMIND_TIME, removed
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import owners
-from girder_dask.plugin.outcomes import Outcome
+from girder_dask.plugin.outcome import Outcome
 from girder_dask.plugin.updates import publish, save, without_log
 
 __all__ = ["Claim", "claim", "hand_over"]
@@ -142,13 +142,14 @@ def _candidates(scheduler: str, limit: int, now: datetime) -> list[dict[str, Any
     jobs: list[dict[str, Any]] = []
     for question in questions:
         if len(jobs) < limit:
-            jobs += records.collection(Job()).find(
+            found = records.collection(Job()).find(
                 {"dask.open": True, **question},
                 without_log,
                 sort=[("dask.scheduler", 1), ("status", 1), ("created", 1)],
                 limit=limit - len(jobs),
             )
-    return [job for job in jobs if not _is_on_its_way(job, now)]
+            jobs += (job for job in found if not _is_on_its_way(job, now))
+    return jobs
 
 
 def _is_on_its_way(job: Mapping[str, Any], now: datetime) -> bool:

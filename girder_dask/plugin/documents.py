@@ -18,7 +18,7 @@ from girder_dask.errors import SubmissionError
 from girder_dask.jobs import HANDLER, JobStatus
 from girder_dask.submit import Submission
 
-__all__ = ["announce_saved", "build", "is_bound", "plain", "utf8"]
+__all__ = ["OURS", "announce_saved", "build", "is_bound", "plain", "utf8"]
 
 #: The most bytes of a new job document; the log comes on top, and MongoDB takes 16 MiB.
 MOST_BYTES = 4 * 1024**2
@@ -27,7 +27,7 @@ MOST_BYTES = 4 * 1024**2
 MOST_LEVELS = 50
 
 #: What ``other_fields`` never sets: what we rely on, and what grants access.
-_OURS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
+OURS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
 
 _PLAIN = (type(None), bool, float, bytes, datetime, ObjectId)
 _short = reprlib.Repr()
@@ -73,7 +73,7 @@ def build(
         "timestamps": [{"status": int(JobStatus.QUEUED), "time": now}],
         "parentId": None,
     }
-    job.update((k, plain(v)) for k, v in submission.other_fields.items() if k not in _OURS)
+    job.update((k, plain(v)) for k, v in submission.other_fields.items() if k not in OURS)
     if parent is not None:
         job["parentId"] = parent
     elif isinstance(job["parentId"], str) and ObjectId.is_valid(job["parentId"]):

@@ -20,7 +20,7 @@ from girder_jobs.models.job import Job
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin import documents, notices, outcomes, records
-from girder_dask.plugin.outcomes import Outcome
+from girder_dask.plugin.outcome import Outcome
 from girder_dask.plugin.recount import Recount
 from girder_dask.plugin.tally import Change, Count, Parent, progress
 from girder_dask.submit import Group, Submission

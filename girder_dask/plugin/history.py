@@ -18,8 +18,8 @@ from pymongo import UpdateOne
 from girder_dask.jobs import FINAL, JobStatus, JobUpdate, can_follow, shortened
 from girder_dask.plugin.documents import utf8
 from girder_dask.plugin.logbook import FIELD, LogBook
-from girder_dask.plugin.outcomes import FIELD as OUTCOME
-from girder_dask.plugin.outcomes import Outcome
+from girder_dask.plugin.outcome import FIELD as OUTCOME
+from girder_dask.plugin.outcome import Outcome
 
 __all__ = ["History", "Verdict"]
 

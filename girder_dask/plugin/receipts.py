@@ -20,7 +20,7 @@ from girder_dask.plugin.updates import Verdicts, apply
 __all__ = ["receive"]
 
 
-def receive(scheduler: str, receipts: Iterable[tuple[str, int]], verdicts: Verdicts) -> None:
+def receive(scheduler: str, receipts: Iterable[tuple[str, int]]) -> Verdicts:
     """Note that a scheduler has jobs in hand, so that they are not handed over once more.
 
     Parameters
@@ -29,14 +29,18 @@ def receive(scheduler: str, receipts: Iterable[tuple[str, int]], verdicts: Verdi
         The id of this run of the scheduler.
     receipts
         Ids of jobs, and the attempts that it has.
-    verdicts
-        What the scheduler should know is added to them.
+
+    Returns
+    -------
+    Verdicts
+        What the scheduler should know.
 
     Raises
     ------
     GirderError
         As :func:`girder_dask.plugin.updates.apply` does.
     """
+    verdicts = Verdicts()
     by_attempt: defaultdict[int, list[str]] = defaultdict(list)
     for job_id, attempt in receipts:
         by_attempt[attempt].append(job_id)
@@ -44,6 +48,7 @@ def receive(scheduler: str, receipts: Iterable[tuple[str, int]], verdicts: Verdi
         others = _receive(scheduler, attempt, job_ids)
         updates = [JobUpdate(id=job_id, attempt=attempt, sequence=0) for job_id in others]
         verdicts.merge(apply(scheduler, updates))
+    return verdicts
 
 
 def _receive(scheduler: str, attempt: int, job_ids: list[str]) -> list[str]:

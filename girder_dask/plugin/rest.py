@@ -124,7 +124,7 @@ class Dask(Resource):
             raise RestException(str(unreadable[0][1]))
         try:
             verdicts = store.apply(_scheduler(body), updates)
-            store.receive(_scheduler(body), _receipts(body), verdicts)
+            verdicts.merge(store.receive(_scheduler(body), _receipts(body)))
         except GirderError as e:
             raise RestException(str(e), code=e.status or 500) from e
         for wire, error in unreadable:

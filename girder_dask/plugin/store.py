@@ -39,7 +39,8 @@ from girder_dask.plugin.database import insert, reason
 from girder_dask.plugin.dependencies import check as check_dependencies
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import Notices
-from girder_dask.plugin.outcomes import Outcome, result
+from girder_dask.plugin.outcome import Outcome
+from girder_dask.plugin.outcomes import result
 from girder_dask.plugin.receipts import receive
 from girder_dask.plugin.records import forget
 from girder_dask.plugin.updates import Verdicts, apply, publish, save

@@ -20,6 +20,7 @@ from girder_dask.plugin import chunks, groups, notices, outcomes, records
 from girder_dask.plugin.documents import is_bound
 from girder_dask.plugin.history import History, Verdict
 from girder_dask.plugin.logbook import FIELD
+from girder_dask.plugin.outcome import FIELD as OUTCOME
 
 __all__ = ["Verdicts", "apply", "publish", "save", "without_log"]
 
@@ -30,7 +31,7 @@ MOST_ROUNDS = 5
 
 #: A projection of job documents: the log can be long and is never needed to add to it. What
 #: came of a job is nobody's but its owner's.
-without_log = {"log": False, f"{FIELD}.chunks": False, outcomes.FIELD: False}
+without_log = {"log": False, f"{FIELD}.chunks": False, OUTCOME: False}
 
 
 @dataclass

@@ -429,10 +429,10 @@ def test_a_job_that_is_not_there_is_gone(girder):
 
 
 def test_what_came_of_a_job_is_one_write_with_its_end_if_it_is_small(girder, monkeypatch):
-    from girder_dask.plugin import outcomes
+    from girder_dask.plugin import outcome, outcomes
 
     small, large, failed = girder.record(3)
-    value = b"v" * (2 * outcomes.MOST_WITHIN)
+    value = b"v" * (2 * outcome.MOST_WITHIN)
     kept = []
     monkeypatch.setattr(
         outcomes,
@@ -464,18 +464,18 @@ def test_what_came_of_a_job_is_one_write_with_its_end_if_it_is_small(girder, mon
 
 
 def test_what_came_of_the_newest_attempt_counts(girder):
-    from girder_dask.plugin import outcomes
+    from girder_dask.plugin import outcome, outcomes
 
     first, second = girder.record(2)
     now = datetime.now(timezone.utc)
     outcomes.keep(
-        [(recorded.job["_id"], outcomes.Outcome(1, b"one")) for recorded in (first, second)], now
+        [(recorded.job["_id"], outcome.Outcome(1, b"one")) for recorded in (first, second)], now
     )
     for recorded, value in ((first, b"two"), (second, b"v" * 10_000)):
         ends = (JobStatus.RUNNING, JobStatus.SUCCESS)
         news = update(recorded.spec.id, 1, *ends, attempt=2, result=value)
         girder.store.apply("s", [news])
-        outcomes.keep([(recorded.job["_id"], outcomes.Outcome(1, b"one, late"))], now)
+        outcomes.keep([(recorded.job["_id"], outcome.Outcome(1, b"one, late"))], now)
         assert girder.store.result(recorded.spec.id).value == value
 
 
@@ -871,9 +871,7 @@ def test_a_claim_whose_answer_was_lost_is_made_again(girder):
 
 
 def receive(girder, scheduler: str, *receipts: tuple[str, int]):
-    verdicts = girder.store.Verdicts()
-    girder.store.receive(scheduler, receipts, verdicts)
-    return verdicts
+    return girder.store.receive(scheduler, receipts)
 
 
 def test_a_receipt_says_that_a_scheduler_has_a_job(girder):
