@@ -74,7 +74,11 @@ def _uploader() -> tuple[dict[str, Any], int] | None:
 
 
 def _check(event: Any) -> None:
-    """Refuse an upload of an attempt that is over, before anything comes of it."""
+    """Refuse an upload of an attempt that is over, before anything comes of it.
+
+    Else remove what broken uploads of earlier attempts have left where it goes: if their worker
+    was lost as well as Girder, nobody has settled them.
+    """
     uploader = _uploader()
     if uploader is None:
         return
@@ -86,6 +90,9 @@ def _check(event: Any) -> None:
             f"attempt {now} uploads {event.info['name']!r} in its place.",
             code=_CONFLICT,
         )
+    if attempt > 1 and event.info.get("parentType") == "folder":
+        earlier = {"dask.job": job["_id"], "dask.attempt": {"$lt": attempt}}
+        _remove_items({"folderId": event.info["parentId"], **earlier})
 
 
 def _mark(event: Any) -> None:

@@ -108,6 +108,34 @@ def test_an_attempt_that_is_over_uploads_nothing(girder_stack, girder_user):
     girder_user.client.put(f"job/{job_id}/cancel")
 
 
+def test_what_a_broken_upload_of_a_lost_attempt_has_left_is_removed(girder_stack, girder_user):
+    """Girder died after it had made an item, and the worker before it could ask for that."""
+
+    def begin(job_id: str) -> None:
+        from bson import ObjectId
+        from girder_jobs.models.job import Job
+
+        Job().collection.update_one({"_id": ObjectId(job_id)}, {"$set": {"dask.attempt": 2}})
+
+    def put(name: str, attempt: int) -> int:
+        query = f"parentType=folder&parentId={folder}&name={name}&size=0"
+        headers = {ATTEMPT_HEADER: str(attempt)}
+        return ask(girder_stack, "POST", f"file?{query}", token=token, headers=headers).status_code
+
+    folder = girder_user.folder["_id"]
+    waiting = girder_stack.call(start_waiting, user=girder_user)
+    job_id, token = waiting["id"], waiting["token"]
+    assert put("whole", 1) == 200
+    girder_stack.call(raise_at, "model.file.finalizeUpload.before")
+    assert put("broken", 1) == 500
+    mine = girder_user.client.createItem(folder, "mine")["_id"]
+    girder_stack.call(begin, job_id)
+    assert put("broken", 2) == 200
+    girder_user.client.delete(f"item/{mine}")  # it was not taken for one that was left
+    assert contents(girder_user, folder).keys() == {"whole", "broken"}
+    girder_user.client.put(f"job/{job_id}/cancel")
+
+
 # -- uploads that break within Girder ----------------------------------------------------------
 
 STEPS = [
