@@ -177,7 +177,7 @@ def test_a_connection_that_the_scheduler_closed_meanwhile_costs_no_job(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     link.submit([spec("a")])
-    until(lambda: link.status()["reachable"])
+    until(lambda: scheduler.got == ["a"])
     scheduler.stop()
     scheduler.start(scheduler.address)
     link.submit([spec("b")])
