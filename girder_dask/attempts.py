@@ -66,6 +66,6 @@ class Attempts:
     def may_begin(self, key: str, attempt: int) -> bool | None:
         """Say whether a run may call its function; None while Girder has not heard of it."""
         hand = self._by_key.get(key)
-        if hand is None or hand.told or hand.attempt != attempt:
+        if hand is None or hand.told or hand.canceled or hand.attempt != attempt:
             return False
         return True if hand.known >= attempt else None

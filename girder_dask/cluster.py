@@ -47,8 +47,12 @@ class Cluster(Holder, Protocol):
         ids of the jobs that made them.
         """
 
-    def stop(self, worker: str, jobs: Sequence[str]) -> None:
-        """Tell the runs of jobs on a worker to stop."""
+    def stop(self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]) -> None:
+        """Tell the runs of keys on a worker to stop.
+
+        ``not_begun`` is called with each key, and the worker, that it has not begun with, and
+        will not, when all is here that runs of them have said there.
+        """
 
     def end_run(self, worker: str, run: str) -> None:
         """Tell a run on a worker that nobody hears it any more."""

@@ -227,9 +227,15 @@ class DaskCluster:
         """Call a function in ``delay`` seconds."""
         return self._loop.call_later(delay, function)
 
-    def stop(self, worker: str, jobs: Sequence[str]) -> None:
-        """Tell the runs of jobs on a worker to stop."""
-        self._later(self._tell(worker, "girder_cancel", jobs=list(jobs)))
+    def stop(self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]) -> None:
+        """Tell the runs of keys on a worker to stop, and hear with which it has not begun."""
+        self._later(self._stop(worker, keys, not_begun))
+
+    async def _stop(
+        self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]
+    ) -> None:
+        for key in await self._tell(worker, "girder_cancel", keys=list(keys)) or ():
+            not_begun(key, worker)
 
     def end_run(self, worker: str, run: str) -> None:
         """Tell a run on a worker that nobody hears it any more."""
@@ -240,12 +246,13 @@ class DaskCluster:
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
-    async def _tell(self, worker: str, what: str, **whom: list[str]) -> None:
+    async def _tell(self, worker: str, what: str, **whom: list[str]) -> Any:
         try:
-            await getattr(self._scheduler.rpc(worker), what)(**whom)
+            return await getattr(self._scheduler.rpc(worker), what)(**whom)
         except Exception as e:  # noqa: BLE001 - whatever the worker raised comes back here
             named = ", ".join(itertools.chain(*whom.values()))
             logger.warning("Worker %s was not told to stop %s: %r", worker, named, e)
+            return None
 
     async def flush(self, worker: str) -> None:
         """Wait until what runs on a worker have said is here, if that does not take long."""

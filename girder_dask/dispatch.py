@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # How often Dask may forget a job before it is given up.
 _MOST_FORGOTTEN = 5
+# How many jobs are known to be canceled that are not in hand.
+_MOST_CANCELED_BEFORE = 10_000
 
 
 class Dispatcher:
@@ -77,6 +79,7 @@ class Dispatcher:
         self._forget = forget
         self._backoff = backoff or Backoff()
         self._by_id: dict[str, Hand] = {}
+        self._canceled_before: dict[str, None] = {}
         #: The jobs in hand, by the keys under which Dask has them.
         self.hands = self._by_key = dict[str, Hand]()
         #: Their attempts.
@@ -117,6 +120,7 @@ class Dispatcher:
                     continue
                 self._let_go(known, drop=True)
             hand = Hand(spec, spec.attempt, spec.attempt)
+            hand.canceled = spec.id in self._canceled_before
             self._by_id[spec.id] = self._by_key[spec.key] = hand
             if spec.dependencies:
                 self._needs.add(spec.id, spec.dependencies)
@@ -124,21 +128,57 @@ class Dispatcher:
         now = time.time()
         for hand in new:  # tells Girder who has the job
             self._record(JobEvent(id=hand.spec.id, attempt=hand.spec.attempt, time=now))
-        self.gate.start(new)
+            if hand.canceled:
+                self._end(hand, JobStatus.CANCELED)
+        self.gate.start([hand for hand in new if not hand.canceled])
         return ids
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """End jobs: those that run are told to stop, the others are dropped."""
+        """End jobs: those that run are told to stop, the others are dropped.
+
+        With a job that is placed on a worker, that may have begun and nobody have heard of it. So
+        it is asked.
+        """
+        placed: dict[str, list[str]] = {}
         for job_id in ids:
             hand = self._by_id.get(job_id)
+            if hand is None:
+                self._cancel_before(job_id)
             if hand is None or hand.told:
                 continue
             hand.canceled = True
             worker = self._cluster.placed_on(hand.spec.key)
             if worker is not None:
-                self._cluster.stop(worker, [job_id])
-            if hand.run is None:
+                placed.setdefault(worker, []).append(hand.spec.key)
+            elif hand.run is None and hand.ended_on is None:
                 self._end(hand, JobStatus.CANCELED)
+        for worker, keys in placed.items():
+            self._cluster.stop(worker, keys, self._not_begun)
+
+    def _cancel_before(self, job_id: str) -> None:
+        """Take note that a job is canceled which may be on its way to here."""
+        self._canceled_before[job_id] = None
+        if len(self._canceled_before) > _MOST_CANCELED_BEFORE:
+            del self._canceled_before[next(iter(self._canceled_before))]
+
+    def _not_begun(self, key: str, worker: str) -> None:
+        hand = self._by_key.get(key)
+        if hand is None or hand.told or hand.run is not None or not hand.canceled:
+            return
+        if self._cluster.placed_on(key) in (None, worker):
+            self._end(hand, JobStatus.CANCELED)
+        else:  # Dask has moved it meanwhile
+            self.cancel([hand.spec.id])
+
+    def in_doubt(self, ids: Iterable[str]) -> list[str]:
+        """Return those of canceled jobs of which it is not known whether they have begun."""
+        hands = [hand for job_id in ids if (hand := self._by_id.get(job_id))]
+        return [hand.spec.id for hand in hands if hand.run is None and not hand.told]
+
+    def begun(self, ids: Iterable[str]) -> dict[str, int]:
+        """Return the attempts of those jobs in hand that have begun, or may have, by their ids."""
+        hands = [hand for job_id in ids if (hand := self._by_id.get(job_id))]
+        return {h.spec.id: h.attempt for h in hands if h.run is not None or not h.told}
 
     def has(self, job_id: str) -> bool:
         """Say whether a job is in hand."""
@@ -338,7 +378,7 @@ class Dispatcher:
             logger.info("Girder says that job %s is %s; it is stopped", job_id, kind)
             worker = self._cluster.placed_on(hand.spec.key)
             if worker is not None:
-                self._cluster.stop(worker, [job_id])
+                self._cluster.stop(worker, [hand.spec.key], lambda _key, _worker: None)
             self._let_go(hand, drop=True)
         elif hand.told:
             hand.acknowledged = True

@@ -13,9 +13,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any
+from typing import Any, TypeVar
 
 from girder_dask.jobs import JobSpec
 
@@ -30,6 +30,8 @@ _MOST_AT_ONCE = 500
 _SPACING = 0.02
 # How often it is tried whether the scheduler is there.
 _TRY_TIME = 15.0
+
+_T = TypeVar("_T")
 
 #: Takes why the scheduler is not reached, None if it is, and the ids of jobs that it did not
 #: take.
@@ -74,6 +76,14 @@ class SchedulerLink:
     def cancel(self, ids: Sequence[str]) -> None:
         """Deliver the wish to end jobs."""
         self._running().put(cancels=ids)
+
+    def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str]:
+        """Have the scheduler end jobs, and return the ids of those that have begun.
+
+        None are known if the scheduler is not there, or does not answer for ``timeout`` seconds.
+        """
+        thread = self._running()
+        return () if thread.state["reachable"] is False else thread.cancel_now(ids, timeout)
 
     def status(self) -> dict[str, Any]:
         """Return ``address``, ``reachable`` (None: not tried yet), ``error`` and ``since``."""
@@ -141,11 +151,19 @@ class _LinkThread:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def check(self, timeout: float) -> None:
-        call = asyncio.run_coroutine_threadsafe(self._greet(), self._loop)
+        self._wait_for(self._greet(), timeout)
+
+    def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str]:
+        answer = self._wait_for(self._call("girder_cancel", jobs=list(ids)), timeout)
+        return () if answer is None else answer.get("begun", ())
+
+    def _wait_for(self, work: Coroutine[Any, Any, _T], timeout: float) -> _T | None:
+        call = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            call.result(timeout)
+            return call.result(timeout)
         except FutureTimeoutError:
             call.cancel()
+            return None
 
     def stop(self) -> None:
         self._stopping = True

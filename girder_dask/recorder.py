@@ -221,6 +221,12 @@ class Recorder:
         """Wait until less of one job waits for Girder than a job may have waiting."""
         await self.until(lambda: self._bytes_of[job_id] < _MOST_WAITING_OF_A_JOB)
 
+    def tells_state(self, job_id: str, attempt: int) -> bool:
+        """Say whether Girder has yet to hear of a change of state of an attempt."""
+        waiting = self._waiting.get((job_id, attempt))
+        under_way = [a for a in self._under_way if (a.id, a.attempt) == (job_id, attempt)]
+        return any(account.statuses for account in [*under_way, *([waiting] if waiting else [])])
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what comes true when something was delivered."""
         async with self._settled:

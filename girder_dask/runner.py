@@ -49,7 +49,7 @@ class Station:
     ``api_url`` is Girder's REST API as this worker reaches it, None to use what Girder
     says of itself. ``max_result`` is in bytes. ``cache`` holds files of this host.
     ``grace`` is in seconds, between asking a task in a process of its own to stop and killing it.
-    ``runs`` are those that go on, by their ids.
+    ``runs`` are those that go on, by their ids; ``refused`` are keys that are not to be begun with.
     ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
     what a client needs to be let in. ``may_begin`` asks it about an attempt.
     """
@@ -67,6 +67,7 @@ class Station:
     scheduler: tuple[str, Any] | None = None
     may_begin: Callable[[str, int], Answer] | None = None
     runs: dict[str, Run] = field(default_factory=dict)
+    refused: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,11 @@ class Run:
         """What tells this execution from any other."""
         return self._outlet.run
 
+    @property
+    def key(self) -> str:
+        """The key under which Dask has it."""
+        return self._outlet.spec.key
+
     def __call__(self) -> Any:
         """Run, and return what the function returned.
 
@@ -136,13 +142,15 @@ class Run:
         """
         self.station.runs[self.id] = self
         try:
+            if self.key in self.station.refused:
+                self.cancel()
             with logs.capturing(self._outlet.log):
                 end = self._end()
+            failure = end.failure
+            exception = failure.exception if failure is not None else None
+            self._outlet.finish(end.status, result=end.result, error=end.error, exception=exception)
         finally:
             del self.station.runs[self.id]
-        failure = end.failure
-        exception = failure.exception if failure is not None else None
-        self._outlet.finish(end.status, result=end.result, error=end.error, exception=exception)
         if failure is None:
             return end.value
         raise exception_of(failure, self.spec.id)

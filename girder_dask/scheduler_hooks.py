@@ -49,6 +49,9 @@ _ANSWER_TIME = 20.0
 # How long a job that is to be pinned may take to arrive here.
 _PIN_TIME = 5.0
 _PIN_PAUSE = 0.05
+# How long it may take to see what of canceled jobs has begun, and how often that is looked at.
+_CANCEL_TIME = 1.0
+_LOOK = 0.01
 
 
 class GirderSchedulerPlugin(SchedulerPlugin):
@@ -307,9 +310,20 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         return {"accepted": self.dispatcher.accept([JobSpec.from_wire(wire) for wire in specs])}
 
     async def girder_cancel(self, jobs: list[str]) -> dict[str, Any]:
-        """End jobs."""
+        """End jobs. Return those that have begun, when Girder has heard of that if that is soon."""
         self.dispatcher.cancel(jobs)
-        return {}
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._settled(jobs), _CANCEL_TIME)
+        return {"begun": list(self.dispatcher.begun(jobs))}
+
+    async def _settled(self, jobs: Sequence[str]) -> None:
+        """Wait until it is known which of canceled jobs have begun, and Girder knows that too."""
+        doubtful = self.dispatcher.in_doubt(jobs)
+        while doubtful:
+            await asyncio.sleep(_LOOK)
+            doubtful = self.dispatcher.in_doubt(doubtful)
+        begun = self.dispatcher.begun(jobs).items()
+        await self.recorder.until(lambda: not any(self.recorder.tells_state(*b) for b in begun))
 
     async def girder_events(
         self, outbox: str, batch: int, events: list[dict[str, Any]]

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 _LEAST_PAUSE = 1.0
 # After so many interruptions it is said that they do not help.
 _MANY = 3
+# How many keys are remembered that are not to be begun with.
+_MOST_REFUSED = 10_000
 
 
 class Stopper:
@@ -25,6 +27,8 @@ class Stopper:
     ----------
     runs
         Those that go on, by their ids.
+    refused
+        The keys that are not to be begun with any more.
     grace
         Seconds that a run which is told to stop has before it is interrupted.
     restart_after
@@ -36,23 +40,36 @@ class Stopper:
     def __init__(
         self,
         runs: Mapping[str, Run],
+        refused: dict[str, None],
         grace: float,
         restart_after: float | None = None,
         give_up: Callable[[Run], None] = lambda _run: None,
     ) -> None:
         self._runs = runs
+        self._refused = refused
         self._grace = grace
         self._restart_after = restart_after
         self._give_up = give_up
         self._tasks: dict[Run, asyncio.Task[None]] = {}
 
-    def cancel(self, jobs: Iterable[str]) -> None:
-        """Stop the runs of jobs. They have their grace; to ask twice does not shorten it."""
-        wanted = set(jobs)
+    def cancel(self, keys: Iterable[str]) -> set[str]:
+        """Stop the runs of keys. They have their grace; to ask twice does not shorten it.
+
+        Returns
+        -------
+        set of str
+            The keys that have no run. One that begins later stops by itself.
+        """
+        wanted = set(keys)
+        self._refused.update(dict.fromkeys(wanted))  # first: a run looks when it is among the runs
+        while len(self._refused) > _MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
         for run in list(self._runs.values()):
-            if run.spec.id in wanted:
+            if run.key in wanted:
                 run.cancel()
                 self._begin(run, self._grace)
+                wanted.discard(run.key)
+        return wanted
 
     def drop(self, ids: Iterable[str]) -> None:
         """Stop runs that nobody hears any more, at once."""

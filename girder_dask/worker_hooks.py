@@ -123,6 +123,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         )
         self._stopper = Stopper(
             self.station.runs,
+            self.station.refused,
             self.station.grace,
             config.seconds_or_none("worker.restart-stuck"),
             self._give_up,
@@ -203,9 +204,16 @@ class GirderWorkerPlugin(WorkerPlugin):
 
     # -- remote procedures --------------------------------------------------------------------
 
-    async def cancel(self, jobs: list[str]) -> None:
-        """Stop the runs of jobs: tell them, and interrupt them when their grace is over."""
-        self._stopper.cancel(jobs)
+    async def cancel(self, keys: list[str]) -> list[str]:
+        """Stop the runs of keys: tell them, and interrupt them when their grace is over.
+
+        Return the keys with which this worker has not begun, and will not.
+        """
+        without_run = self._stopper.cancel(keys)
+        tasks = (self._worker.state.tasks.get(key) for key in without_run)
+        if not all(task is not None and task.state in _NOT_BEGUN for task in tasks):
+            await self.flush()  # a run may have ended, and the scheduler not have heard of it
+        return sorted(without_run)
 
     async def drop(self, runs: list[str]) -> None:
         """Stop runs that the scheduler does not listen to any more."""

@@ -40,6 +40,8 @@ _NOTHING_MADE = "No job was made, as Girder's database does not answer"
 
 # Seconds that a look at the scheduler may take.
 _CHECK_TIME = 8.0
+# A little more than the scheduler takes to see which jobs have begun.
+_CANCEL_TIME = 2.0
 
 
 class GirderBackend:
@@ -169,7 +171,7 @@ class GirderBackend:
         """Cancel what jobs have started that were canceled while this was recorded."""
         for above in parents:
             if above is not None and records.is_stopping(above):
-                self.tell_canceled(store.cancel_children(above))
+                self.tell_canceled(store.cancel_children(above, self.ask_scheduler))
 
     def schedule(self, job: dict[str, Any]) -> None:
         """Queue an INACTIVE job that Girder's own model made, and hand it to the scheduler."""
@@ -178,11 +180,11 @@ class GirderBackend:
 
     def stop(self, job_id: ObjectId) -> JobStatus | None:
         """Cancel a job and all that it has started, and return the state that it is in now."""
-        status = store.cancel(job_id)
+        status = store.cancel(job_id, self.ask_scheduler)
         told = []
         if status is not None and (status not in FINAL or status == JobStatus.CANCELED):
             told = [str(job_id)]
-        self.tell_canceled(told + store.cancel_children(job_id))
+        self.tell_canceled(told + store.cancel_children(job_id, self.ask_scheduler))
         # A parent of a map has ended with its jobs.
         return records.status(job_id)
 
@@ -190,6 +192,10 @@ class GirderBackend:
         """Tell the scheduler to stop jobs, all in one call. Returns at once."""
         if job_ids:
             self._scheduler_link().cancel(list(job_ids))
+
+    def ask_scheduler(self, job_ids: Sequence[str]) -> Collection[str]:
+        """Have the scheduler end jobs, and return the ids of those that have begun."""
+        return self._scheduler_link().cancel_now(job_ids, _CANCEL_TIME)
 
     def connect(self) -> None:
         """Begin to connect to the scheduler. Returns at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -19,6 +19,7 @@ from girder_dask.plugin.updates import MOST_ROUNDS, publish, save, without_log
 
 __all__ = [
     "REMIND_TIME",
+    "Ask",
     "cancel",
     "cancel_children",
     "cancel_of_user",
@@ -38,12 +39,28 @@ _MOST_AT_ONCE = 1_000
 _UNFINISHED = [int(s) for s in JobStatus if s not in FINAL]
 
 
-def cancel(job_id: ObjectId) -> JobStatus | None:
+#: Tells the scheduler to end jobs, and returns the ids of those that have begun. Of those that
+#: are queued here, Girder may not have heard yet that they are at work.
+Ask = Callable[[Sequence[str]], Collection[str]]
+
+
+def _nobody(_ids: Sequence[str]) -> Collection[str]:
+    return ()
+
+
+def cancel(job_id: ObjectId, ask: Ask = _nobody) -> JobStatus | None:
     """Cancel a job, but none that it has started; see :func:`cancel_children`.
 
     One that has not started is CANCELED at once, whether there is a scheduler or not. One
     that is at work is CANCELING until nothing of it runs any more. One that has ended
     stays as it is.
+
+    Parameters
+    ----------
+    job_id
+        The id of the job.
+    ask
+        Asks the scheduler about a job that it has and that is queued.
 
     Returns
     -------
@@ -58,14 +75,16 @@ def cancel(job_id: ObjectId) -> JobStatus | None:
     job = records.collection(Job()).find_one({"_id": job_id}, {"dask.group": True})
     if job is not None and groups.is_group(job):
         return groups.stop(job_id)
-    left = _cancel_all([job_id])
+    left = _cancel_all([job_id], ask)
     if left:
         raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
     return records.status(job_id)
 
 
-def cancel_children(job_id: ObjectId) -> list[str]:
+def cancel_children(job_id: ObjectId, ask: Ask = _nobody) -> list[str]:
     """Cancel the unfinished jobs that a job has started, and those that these have started.
+
+    It takes what :func:`cancel` does.
 
     Returns
     -------
@@ -93,7 +112,7 @@ def cancel_children(job_id: ObjectId) -> list[str]:
         seen.update(child["_id"] for child in fresh)
         parents += [child["_id"] for child in fresh]
         ours = _stop_others([child for child in fresh if child["status"] not in FINAL])
-        left |= _cancel_all(ours)
+        left |= _cancel_all(ours, ask)
         told += [str(child_id) for child_id in ours]
     # Once more, for groups whose jobs have all ended meanwhile.
     groups.follow([{"parentId": parent} for parent in seen])
@@ -105,7 +124,7 @@ def cancel_children(job_id: ObjectId) -> list[str]:
     return told
 
 
-def cancel_of_user(user: Mapping[str, Any]) -> list[str]:
+def cancel_of_user(user: Mapping[str, Any], ask: Ask = _nobody) -> list[str]:
     """Cancel the unfinished jobs of a user who is deleted.
 
     Returns
@@ -118,7 +137,7 @@ def cancel_of_user(user: Mapping[str, Any]) -> list[str]:
         {"userId": user["_id"], "$or": unfinished}, {"dask.open": True, "dask.group": True}
     )
     ours = _stop_others(jobs)
-    left = _cancel_all(ours, f"The owner of this job, {user['login']}, was deleted.\n")
+    left = _cancel_all(ours, ask, f"The owner of this job, {user['login']}, was deleted.\n")
     for job_id in left:
         logger.warning("Job %s, whose owner was deleted, is not canceled; cancel it", job_id)
     return [str(job_id) for job_id in ours]
@@ -146,7 +165,7 @@ def _cancel_foreign(job_id: ObjectId) -> None:
         logger.warning("Job %s, which another one has started, is not canceled: %s", job_id, e)
 
 
-def _cancel_all(ids: Sequence[ObjectId], why: str = "") -> set[ObjectId]:
+def _cancel_all(ids: Sequence[ObjectId], ask: Ask, why: str = "") -> set[ObjectId]:
     """Cancel jobs, many in one request, and say why in their logs.
 
     Returns
@@ -155,25 +174,42 @@ def _cancel_all(ids: Sequence[ObjectId], why: str = "") -> set[ObjectId]:
         Those that others change all the time.
     """
     left = set(ids)
+    begun, asked = set[str](), set[ObjectId]()
     for _ in range(MOST_ROUNDS):
         if not left:
             break
-        found = records.collection(Job()).find(
-            {"_id": {"$in": list(left)}, "status": {"$in": _UNFINISHED}}, without_log
-        )
-        histories = [history for job in found if _end(history := History(job), why)]
+        found = _unfinished(left)
+        doubtful = [job["_id"] for job in found if _may_have_begun(job)]
+        if not asked.issuperset(doubtful):
+            begun |= set(ask([str(job_id) for job_id in doubtful]))
+            asked.update(doubtful)
+            found = _unfinished(left)  # what has begun is known by now
+        histories = [history for job in found if _end(history := History(job), begun, why)]
         held, _ = save(histories)
         publish(held)
         left = {history.id for history in histories} - {history.id for history in held}
     return left
 
 
-def _end(history: History, why: str) -> bool:
+def _unfinished(ids: Iterable[ObjectId]) -> list[dict[str, Any]]:
+    return list(
+        records.collection(Job()).find(
+            {"_id": {"$in": list(ids)}, "status": {"$in": _UNFINISHED}}, without_log
+        )
+    )
+
+
+def _may_have_begun(job: Mapping[str, Any]) -> bool:
+    """Say whether a job may be at work that is queued, as far as is known here."""
+    return job["status"] == JobStatus.QUEUED and job["dask"]["scheduler"] is not None
+
+
+def _end(history: History, begun: Collection[str], why: str) -> bool:
     """Cancel one job. Say whether there is anything to write."""
     status = history.job["status"]
     if status == JobStatus.CANCELING:
         return False
-    waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED)
+    waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED) and str(history.id) not in begun
     if why:
         history.write(why)
     history.advance(

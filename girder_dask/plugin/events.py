@@ -105,7 +105,7 @@ class _Removed:
             chunks.forget([ObjectId(job["_id"])])
             if job.get("status") not in FINAL:
                 store.remember(ObjectId(job["_id"]))
-                children = store.cancel_children(ObjectId(job["_id"]))
+                children = store.cancel_children(ObjectId(job["_id"]), self._backend.ask_scheduler)
                 self._backend.tell_canceled([str(job["_id"]), *children])
 
 
@@ -116,7 +116,7 @@ class _UserRemoved:
         self._backend = backend
 
     def __call__(self, event: Any) -> None:
-        self._backend.tell_canceled(store.cancel_of_user(event.info))
+        self._backend.tell_canceled(store.cancel_of_user(event.info, self._backend.ask_scheduler))
 
 
 class _Updated:

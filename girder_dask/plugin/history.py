@@ -98,6 +98,12 @@ class History:
         """What is added to the log in the job document."""
         return self.log.text
 
+    @property
+    def log_sizes(self) -> tuple[int, int] | None:
+        """From which size of that log to which it goes, None when it is as long as it can be."""
+        sizes = self._was_dask.get("log_bytes", 0), self.dask.get("log_bytes", 0)
+        return sizes if sizes[0] < sizes[1] else None
+
     # -- updates ------------------------------------------------------------------------------
 
     def take(self, update: JobUpdate, scheduler: str) -> Verdict:

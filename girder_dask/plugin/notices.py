@@ -49,6 +49,10 @@ class Change(Protocol):
         """What was added to the log."""
 
     @property
+    def log_sizes(self) -> tuple[int, int] | None:
+        """From which size of the log to which it goes; None if the sizes do not tell."""
+
+    @property
     def changed(self) -> bool:
         """Whether anything was written at all."""
 
@@ -60,8 +64,8 @@ def publish(changes: Iterable[Change]) -> None:
     notices = Notices()
     for change in changes:
         user = users.get(change.job.get("userId"))
-        for text in change.text:
-            notices.log(change.job, user, text)
+        if change.text:
+            notices.log(change.job, user, "".join(change.text), change.log_sizes)
         if change.progressed:
             notices.progress(change.job, user)
         steps = change.steps
@@ -118,9 +122,19 @@ class Notices:
             data = {**filtered, "status": status, "timestamps": job["timestamps"][:length]}
             self._add("job_status", data, user)
 
-    def log(self, job: Mapping[str, Any], user: Mapping[str, Any] | None, text: str) -> None:
-        """Tell of text that was added to a log."""
-        self._add("job_log", {"_id": job["_id"], "overwrite": False, "text": text}, user)
+    def log(
+        self,
+        job: Mapping[str, Any],
+        user: Mapping[str, Any] | None,
+        text: str,
+        sizes: tuple[int, int] | None = None,
+    ) -> None:
+        """Tell of text that was added to a log, and from which size of it to which it goes.
+
+        So a page knows whether what it has fetched holds the text.
+        """
+        data: dict[str, Any] = {"_id": job["_id"], "overwrite": False, "text": text}
+        self._add("job_log", data if sizes is None else {**data, "sizes": sizes}, user)
 
     def progress(self, job: Mapping[str, Any], user: Mapping[str, Any] | None) -> None:
         """Tell how far a job is."""

@@ -62,6 +62,7 @@ class Change:
     progressed: bool = False
     restated: bool = False
     changed: bool = True
+    log_sizes: tuple[int, int] | None = None
 
 
 class Parent:

@@ -74,6 +74,33 @@ def test_status_and_log_change_without_a_reload(
     assert log.inner_text().split() == [word for i in range(1, 9) for word in ("step", str(i))]
 
 
+def test_log_is_whole_whatever_the_page_hears_of_it(
+    girder_stack: Any, girder_user: Any, page: Page
+) -> None:
+    """What it has fetched it may hear again, and it may have missed something."""
+    job_id = start_slow(girder_user.client, 0.1, 2)
+    girder_stack.wait(job_id)
+    page.goto(f"{girder_stack.girder}/#job/{job_id}")
+    log = page.locator(".g-job-log-container")
+    whole = "step 1\nstep 2\n"
+    expect(log).to_have_text(whole, timeout=_LIVE, use_inner_text=True)
+    size = girder_user.client.get(f"job/{job_id}")["dask"]["log_bytes"]
+
+    def hear(text: str, *sizes: int) -> None:
+        data = {"_id": job_id, "overwrite": False, "text": text, "sizes": sizes}
+        trigger = "data => girder.utilities.eventStream.trigger('g:event.job_log', { data })"
+        page.evaluate(trigger, data)
+
+    hear("step 1\n", 0, size // 2)
+    assert log.inner_text() == whole
+    hear("<b>more</b>\n", size, size + 9)
+    assert log.inner_text() == whole + "<b>more</b>\n"
+    # The page has missed what is between: it fetches the log, to which nothing was added in truth.
+    with page.expect_response(re.compile(f"/job/{job_id}$")):
+        hear("step 4\n", size + 20, size + 30)
+    expect(log).to_have_text(whole, timeout=_LIVE, use_inner_text=True)
+
+
 def test_page_can_cancel_and_names_the_state(
     girder_stack: Any, girder_user: Any, page: Page
 ) -> None:

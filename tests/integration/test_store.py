@@ -1178,6 +1178,29 @@ def test_a_queued_job_is_canceled_at_once(girder):
     assert girder.status(recorded.spec.id) == JobStatus.CANCELED
 
 
+def test_the_scheduler_is_asked_about_a_queued_job_that_it_has(girder):
+    """Girder may not have heard yet that it is at work."""
+    begins, waits, arrives, unsent = girder.record(4)
+    for recorded in (begins, waits, arrives):
+        girder.store.receive("s", [(recorded.spec.id, 1)])
+    asked = []
+
+    def ask(ids):
+        asked.append(list(ids))
+        if ids == [begins.spec.id]:
+            girder.store.apply("s", [update(ids[0], 1, JobStatus.RUNNING)])
+        return [] if ids == [waits.spec.id] else ids
+
+    cancel = girder.store.cancel
+    assert cancel(begins.job["_id"], ask) == JobStatus.CANCELING
+    assert cancel(waits.job["_id"], ask) == JobStatus.CANCELED
+    assert cancel(arrives.job["_id"], ask) == JobStatus.CANCELING
+    assert cancel(unsent.job["_id"], ask) == JobStatus.CANCELED
+    assert asked == [[begins.spec.id], [waits.spec.id], [arrives.spec.id]]
+    states = [t["status"] for t in girder.load(begins.spec.id)["timestamps"]]
+    assert states == [JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELING]
+
+
 def test_a_job_at_work_is_canceling_until_nothing_of_it_runs(girder):
     (recorded,) = girder.record()
     job_id = recorded.spec.id
@@ -1327,7 +1350,9 @@ def test_notices_are_those_of_girder(girder, services):
     assert kinds == ["job_created", "job_log", "progress", "job_status", "job_status"]
     created, log, progress, status, ended = received
     assert created["data"]["_id"] == recorded.spec.id
+    sizes = log["data"].pop("sizes")
     assert log["data"] == {"_id": recorded.spec.id, "overwrite": False, "text": "line\n"}
+    assert sizes == [0, girder.load(recorded.spec.id)["dask"]["log_bytes"]]
     assert progress["_id"] == recorded.spec.id
     assert progress["data"]["resourceName"] == "job"
     assert (progress["data"]["current"], progress["data"]["state"]) == (1.0, "active")

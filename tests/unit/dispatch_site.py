@@ -34,6 +34,7 @@ class MemoryCluster:
         self.specs: dict[str, JobSpec] = {}
         self.dropped: list[str] = []
         self.stopped: list[tuple[str, str]] = []
+        self.questions: dict[tuple[str, str], Callable[[str, str], None]] = {}
         self.ended: list[tuple[str, str]] = []
         self.places: dict[str, str] = {}
         self.reasons: dict[str, str] = {}  # why workers were lost
@@ -76,8 +77,13 @@ class MemoryCluster:
             timer.function()
         self.now = until
 
-    def stop(self, worker: str, jobs: Sequence[str]) -> None:
-        self.stopped += [(worker, job) for job in jobs]
+    def stop(self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]) -> None:
+        self.stopped += [(worker, key) for key in keys]
+        self.questions.update({(worker, key): not_begun for key in keys})
+
+    def answer(self, worker: str, key: str) -> None:
+        """Let a worker that was told to stop a key say that it has not begun with it."""
+        self.questions.pop((worker, key))(key, worker)
 
     def end_run(self, worker: str, run: str) -> None:
         self.ended.append((worker, run))

@@ -214,14 +214,16 @@ async def test_a_worker_that_does_not_answer_has_perhaps_begun_with_all(
 async def test_a_worker_that_cannot_stop_a_job_is_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def cancel(jobs: list[str]) -> None:
-        raise LookupError(f"no {jobs}")
+    async def cancel(keys: list[str]) -> list[str]:
+        raise LookupError(f"no {keys}")
 
+    answers: list[str] = []
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1) as worker:
         worker.handlers["girder_cancel"] = cancel
-        dask.cluster.stop(worker.address, ["a"])
+        dask.cluster.stop(worker.address, ["a"], lambda key, _worker: answers.append(key))
         await soon(lambda: not dask.cluster._telling)
     assert f"Worker {worker.address} was not told to stop a: " in caplog.text
+    assert answers == []
 
 
 async def test_it_says_for_which_keys_there_is_no_worker() -> None:

@@ -420,19 +420,81 @@ def test_a_job_that_waits_is_canceled_at_once(site: Site) -> None:
     assert not site.run(spec).says(S.RUNNING)
 
 
-def test_a_job_that_is_placed_is_stopped_there_too(site: Site) -> None:
+def test_a_job_that_is_placed_is_canceled_when_its_worker_says_that_it_has_not_begun(
+    site: Site,
+) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.dispatcher.cancel(["a"])
-    assert site.cluster.stopped == [("w1", "a")]
+    assert site.cluster.stopped == [("w1", spec.key)]
+    assert site.history() == []
+    assert site.dispatcher.in_doubt(["a"]) == ["a"]
+    assert site.dispatcher.begun(["a"]) == {"a": 1}
+    site.cluster.answer("w1", spec.key)
     assert site.history() == [(1, S.CANCELED)]
+    assert site.dispatcher.in_doubt(["a"]) == []
+    assert site.dispatcher.begun(["a"]) == {}
     assert site.cluster.dropped == [spec.key]
 
 
-def test_a_job_that_runs_is_canceled_when_its_run_has_ended(site: Site) -> None:
-    run = site.running(site.accept())
+def test_a_job_of_whose_start_nobody_has_heard_is_canceled_when_its_run_has_ended(
+    site: Site,
+) -> None:
+    run = site.run(site.accept())
     site.dispatcher.cancel(["a"])
-    assert site.cluster.stopped == [("w1", "a")]
+    assert run.says(S.RUNNING)
+    assert site.dispatcher.in_doubt(["a"]) == []
+    assert site.dispatcher.begun(["a"]) == {"a": 1}
+    assert run.says(S.CANCELED)
+    assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
+
+
+def test_a_job_of_which_nobody_has_heard_that_has_ended_ends_as_it_did(site: Site) -> None:
+    spec = site.accept()
+    run = site.run(spec)
+    site.end(spec, "w1")
+    site.dispatcher.cancel(["a"])
+    assert run.says(S.RUNNING)
+    assert run.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+
+
+def test_a_job_that_dask_has_moved_is_stopped_where_it_is(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.dispatcher.cancel(["a"])
+    site.place(spec, "w2")
+    site.cluster.answer("w1", spec.key)
+    assert site.history() == []
+    assert site.cluster.stopped == [("w1", spec.key), ("w2", spec.key)]
+    site.cluster.answer("w2", spec.key)
+    assert site.history() == [(1, S.CANCELED)]
+
+
+def test_a_job_that_is_canceled_before_it_arrives_does_not_run(site: Site) -> None:
+    site.dispatcher.cancel(["a"])
+    site.accept()
+    assert site.history() == [(1, S.CANCELED)]
+    assert site.cluster.submitted == []
+    site.accept("b")
+    assert len(site.cluster.submitted) == 1
+
+
+def test_jobs_on_one_worker_are_stopped_with_one_question(site: Site) -> None:
+    specs = [site.accept(job_id) for job_id in "abc"]
+    for spec, worker in zip(specs, ("w1", "w2", "w1"), strict=True):
+        site.place(spec, worker)
+    site.dispatcher.cancel("abc")
+    a, b, c = (spec.key for spec in specs)
+    assert site.cluster.stopped == [("w1", a), ("w1", c), ("w2", b)]
+
+
+def test_a_job_that_runs_is_canceled_when_its_run_has_ended(site: Site) -> None:
+    spec = site.accept()
+    run = site.running(spec)
+    site.dispatcher.cancel(["a"])
+    assert site.cluster.stopped == [("w1", spec.key)]
+    assert site.dispatcher.begun(["a"]) == {"a": 1}
     assert site.cluster.dropped == []
     assert site.history() == [(1, S.RUNNING)]
     assert run.says(S.CANCELED, log="stopped\n")
@@ -628,7 +690,8 @@ def test_a_job_that_is_ours_no_longer_is_stopped_and_let_go(site: Site, kind: st
     run = site.running(spec)
     said = len(site.events)
     site.dispatcher.verdict("a", kind)
-    assert site.cluster.stopped == [("w1", "a")]
+    assert site.cluster.stopped == [("w1", spec.key)]
+    site.cluster.answer("w1", spec.key)
     assert site.cluster.dropped == [spec.key]
     assert site.forgotten == [("a", 1)]
     assert len(site.dispatcher) == 0
@@ -637,10 +700,11 @@ def test_a_job_that_is_ours_no_longer_is_stopped_and_let_go(site: Site, kind: st
 
 
 def test_girder_may_remind_of_a_cancellation(site: Site) -> None:
-    site.running(site.accept())
+    spec = site.accept()
+    site.running(spec)
     site.dispatcher.verdict("a", "cancel")
     site.dispatcher.verdict("unknown", "cancel")
-    assert site.cluster.stopped == [("w1", "a")]
+    assert site.cluster.stopped == [("w1", spec.key)]
 
 
 def test_what_is_forgotten_names_the_attempt_that_was_recorded_last(site: Site) -> None:

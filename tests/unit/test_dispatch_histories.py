@@ -48,6 +48,10 @@ class Doing:
     def over(self) -> bool:
         return self.status in FINAL
 
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.run.worker, self.run.spec.key
+
     def go_to(self, status: JobStatus) -> None:
         self.status = status
         self.words += 1
@@ -82,6 +86,7 @@ class Histories(RuleBasedStateMachine):
         self.specs: dict[str, JobSpec] = {}
         self.claims = dict.fromkeys(JOBS, 0)
         self.asked = False
+        self.refused: set[tuple[str, str]] = set()  # what workers do not begin with any more
 
     # -- what the cluster sees ---------------------------------------------------------------
 
@@ -97,9 +102,10 @@ class Histories(RuleBasedStateMachine):
                 self.keys[name].over = True
                 self.keys[name].holder = None
         self.site.cluster.dropped.clear()
-        for worker, job in self.site.cluster.stopped:
+        for place in self.site.cluster.stopped:
+            self.refused.add(place)
             for doing in self.doings:
-                if doing.run.worker == worker and doing.run.spec.id == job:
+                if doing.place == place:
                     doing.told_to_stop = True
         self.site.cluster.stopped.clear()
 
@@ -172,6 +178,7 @@ class Histories(RuleBasedStateMachine):
             self.site.cluster.places[key.spec.key] = key.worker
         assert key.worker is not None
         key.run = Doing(SimulatedRun(self.site, key.spec, key.worker), key)
+        key.run.told_to_stop = key.run.place in self.refused
         self.doings.append(key.run)
 
     @precondition(lambda self: any(not d.over for d in self.doings))
@@ -234,6 +241,20 @@ class Histories(RuleBasedStateMachine):
     @rule(job=st.sampled_from(JOBS))
     def cancel(self, job: str) -> None:
         self.site.dispatcher.cancel([job])
+
+    def questions(self) -> list[tuple[str, str]]:
+        """Return what a worker that was told to stop a key may answer: it has not begun with it.
+
+        By then all is heard that runs of it have said there.
+        """
+        begun = {doing.place for doing in self.doings if not doing.over or doing.unsent}
+        asked = self.site.cluster.questions
+        return [place for place in asked if place not in begun and place[0] in self.workers]
+
+    @precondition(lambda self: self.questions())
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        self.site.cluster.answer(*data.draw(st.sampled_from(self.questions())))
 
     @precondition(lambda self: self.placed())
     @rule(data=st.data())
@@ -325,6 +346,12 @@ class Histories(RuleBasedStateMachine):
 
     def step(self) -> bool:
         """Do one thing of those that are left to do. Say whether there was any."""
+        if questions := self.questions():
+            self.site.cluster.answer(*questions[0])
+            return True
+        return self.proceed()
+
+    def proceed(self) -> bool:
         for doing in self.doings:
             if doing.unsent:
                 self.site.dispatcher.hear(doing.unsent.popleft())

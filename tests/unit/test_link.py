@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
-from deadline import until
+from deadline import SECONDS, until
 from distributed.comm.core import CommClosedError
 from distributed.core import Server
 
@@ -30,6 +30,8 @@ class LocalScheduler:
         self.refuse: Exception | None = None
         self.refused = 0
         self.runs = 0
+        self.begun: set[str] = set()
+        self.thinks = 0.0  # seconds that it takes to say which jobs have begun
         self.loaded = True  # whether our plugin is
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -69,7 +71,8 @@ class LocalScheduler:
 
     async def _cancel(self, jobs: list[str]) -> dict[str, Any]:
         self.got += [f"cancel {job}" for job in jobs]
-        return {}
+        await asyncio.sleep(self.thinks)
+        return {"begun": [job for job in jobs if job in self.begun]}
 
     def stop(self) -> None:
         server, self._server = self._server, None
@@ -95,6 +98,28 @@ def link(scheduler: LocalScheduler) -> Iterator[SchedulerLink]:
     opened = SchedulerLink(lambda: scheduler.address)
     yield opened
     opened.close()
+
+
+def test_the_scheduler_says_which_jobs_have_begun_that_are_to_end(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    scheduler.begun = {"b"}
+    assert list(link.cancel_now(["a", "b"], SECONDS)) == ["b"]
+    assert scheduler.got == ["cancel a", "cancel b"]
+
+
+def test_a_scheduler_that_is_silent_or_away_holds_up_no_cancellation(
+    scheduler: LocalScheduler, link: SchedulerLink
+) -> None:
+    scheduler.begun = {"b"}
+    scheduler.thinks = 60.0
+    assert not link.cancel_now(["b"], 0.2)
+    scheduler.stop()
+    link.submit([spec("c")])
+    until(lambda: link.status()["reachable"] is False)
+    start = time.monotonic()
+    assert not link.cancel_now(["b"], SECONDS)
+    assert time.monotonic() - start < 1.0
 
 
 def spec(job_id: str) -> JobSpec:

@@ -29,6 +29,7 @@ from girder_dask.errors import (
 from girder_dask.jobs import JobStatus
 from girder_dask.payload import open_value, pack_call, pack_value
 from girder_dask.remote_errors import open_exception
+from girder_dask.stopping import Stopper
 
 S = JobStatus
 
@@ -614,6 +615,18 @@ def test_a_job_canceled_before_it_begins_does_not_run(worker: Worker) -> None:
     assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
     assert not started.is_set()
     until(lambda: worker.statuses() == [S.CANCELED])
+    assert worker.log() == "The job was canceled.\n"
+
+
+def test_a_key_that_was_refused_is_not_begun_with(worker: Worker) -> None:
+    """Its cancellation came while it waited on this worker."""
+    called: list[int] = []
+    run = worker.run(called.append, 1)
+    stopper = Stopper(worker.station.runs, worker.station.refused, grace=0.0)
+    assert stopper.cancel([run.key]) == {run.key}
+    assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
+    until(lambda: worker.statuses() == [S.CANCELED])
+    assert called == []
     assert worker.log() == "The job was canceled.\n"
 
 

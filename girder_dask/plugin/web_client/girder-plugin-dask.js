@@ -40,6 +40,13 @@
         };
         if (jobs.views && jobs.views.JobDetailsWidget) {
             const page = jobs.views.JobDetailsWidget.prototype;
+            const initialize = page.initialize;
+            page.initialize = function (...args) {
+                initialize.apply(this, args);
+                if (this.job.get('handler') === 'dask_handler') {
+                    followLog(this);
+                }
+            };
             const render = page.render;
             page.render = function (...args) {
                 render.apply(this, args);
@@ -51,6 +58,60 @@
     });
 
     const { restRequest } = girder.rest;
+
+    /*
+     * Adds to the log what is heard of it, once. What was fetched may hold it already, or there
+     * may be a gap: each notice says from which size of the log to which its text goes.
+     */
+    function followLog(page) {
+        const { eventStream } = girder.utilities;
+        const size = () => (page.job.get('dask') || {}).log_bytes || 0;
+        let shown = size();
+        let heard = shown;
+        let fetching = false;
+
+        function fetch() {
+            const goal = heard;
+            fetching = true;
+            page.job.fetch().always(() => {
+                fetching = false;
+            }).done(() => {
+                page.render();
+                if (heard > goal && heard > shown) {
+                    fetch(); // more was heard of it meanwhile
+                }
+            });
+        }
+
+        page.listenTo(page.job, 'g:fetched', () => {
+            shown = size();
+        });
+        page.stopListening(eventStream, 'g:event.job_log');
+        page.listenTo(eventStream, 'g:event.job_log', ({ data }) => {
+            if (data._id !== page.job.id) {
+                return;
+            }
+            const [from, to] = data.sizes || [shown, shown];
+            heard = Math.max(heard, to);
+            if (data.sizes && to <= shown) {
+                return;
+            }
+            if (from !== shown) {
+                if (!fetching) {
+                    fetch();
+                }
+                return;
+            }
+            shown = to;
+            page.job.set('log', [...(page.job.get('log') || []), data.text]);
+            const box = page.$('.g-job-log-container');
+            if (box.length) {
+                box.append(document.createTextNode(data.text));
+            } else {
+                page.render();
+            }
+        });
+    }
 
     /* Says beside the state of a job in the queue why it waits, if it does not for its turn. */
     function showWait(page) {
