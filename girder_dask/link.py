@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 _CONNECT_TIME = 3.0
 _ANSWER_TIME = 10.0
 _MOST_AT_ONCE = 500
-# Seconds between two deliveries. A job that comes alone is delivered at once.
-_SPACING = 0.02
+# Seconds between two deliveries, at least and at most, and how often the time that one has taken. A
+# job that comes alone is delivered at once; a request that starts many is not held up.
+_SPACING, _LONGEST_PAUSE, _REST = 0.02, 0.1, 9.0
 # How often it is tried whether the scheduler is there.
 _TRY_TIME = 15.0
 
@@ -187,9 +188,13 @@ class _LinkThread:
         self._disconnect()
 
     async def _deliver_all(self) -> None:
-        # What comes during a pause goes together.
-        while await self._deliver():  # noqa: ASYNC110
-            await asyncio.sleep(_SPACING)
+        while True:
+            start = time.monotonic()
+            if not await self._deliver():
+                return
+            # What comes during the pause goes together.
+            pause = min(_REST * (time.monotonic() - start), _LONGEST_PAUSE)
+            await asyncio.sleep(0.0 if len(self._specs) > _MOST_AT_ONCE else max(pause, _SPACING))
 
     async def _deliver(self) -> bool:
         with self._lock:
