@@ -197,19 +197,23 @@ class _LinkThread:
             await asyncio.sleep(0.0 if len(self._specs) > _MOST_AT_ONCE else max(pause, _SPACING))
 
     async def _deliver(self) -> bool:
-        with self._lock:
-            specs, self._specs = self._specs[:_MOST_AT_ONCE], self._specs[_MOST_AT_ONCE:]
-            cancels, self._cancels = self._cancels, []
-        if specs:
-            await self._submit(specs)
+        specs = []
+        if self._specs:
+            scheduler = await self._greet()
+            with self._lock:
+                # If it is not reached none goes there, and the first that asks may have them all.
+                most = len(self._specs) if scheduler is None else _MOST_AT_ONCE
+                specs, self._specs = self._specs[:most], self._specs[most:]
+            await self._submit(scheduler, specs)
             if self._reason is not None:
                 self._news(self._reason, [spec.id for spec in specs])
+        with self._lock:
+            cancels, self._cancels = self._cancels, []
         if cancels:
             await self._call("girder_cancel", jobs=cancels)
         return bool(specs or cancels)
 
-    async def _submit(self, specs: Sequence[JobSpec]) -> None:
-        scheduler = await self._greet()
+    async def _submit(self, scheduler: str | None, specs: Sequence[JobSpec]) -> None:
         try:
             taken = set(self._hand_over(scheduler, [spec.id for spec in specs]))
         except Exception as e:  # noqa: BLE001 - it writes to the database, which may be away

@@ -262,8 +262,9 @@ def test_jobs_are_handed_over_before_they_are_sent(scheduler: LocalScheduler) ->
             link.submit([spec(job_id)])
             until(lambda job_id=job_id: handed[-1][1] == [job_id])  # type: ignore[misc]
         scheduler.stop()
-        link.submit([spec("unreached")])
-        until(lambda: handed[-1] == (None, ["unreached"]))
+        many = [f"unreached {n}" for n in range(1200)]
+        link.submit([spec(job_id) for job_id in many])
+        until(lambda: handed[-1] == (None, many))
         scheduler.start(scheduler.address)
         link.submit([spec("c")])
         until(lambda: scheduler.got == ["a", "b", "c"])
@@ -271,7 +272,7 @@ def test_jobs_are_handed_over_before_they_are_sent(scheduler: LocalScheduler) ->
             ("run 1", ["a", "claimed", "b"]),
             ("run 1", ["claimed"]),
             ("run 1", ["away"]),
-            (None, ["unreached"]),
+            (None, many),
             ("run 2", ["c"]),
         ]
     finally:
