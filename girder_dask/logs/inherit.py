@@ -19,8 +19,8 @@ Known limits
 ``multiprocessing`` with ``spawn`` or ``forkserver``, ``os.posix_spawn`` and threads started
 with ``_thread`` write to the worker's own log. The threads of a ``multiprocessing.pool.ThreadPool``
 belong to the job that made the pool; so does a thread that a library keeps for later jobs to the
-one that needed it first. The ``initializer`` of a pool is not interrupted with its job. Nothing but
-threads is carried on Windows.
+one that needed it first. What runs in a pool's ``initializer``, or in an event loop that has a
+thread of its own, is not interrupted with its job. Nothing but threads is carried on Windows.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ _POSIX = os.name == "posix"
 #: Where Popen's stdout and stderr stand among its positional arguments.
 _POSITIONS = {"stdout": 4, "stderr": 5}
 
-#: Threads of Dask outlive the job that happened to need them first, and so do those of a pool,
-#: which are the job's while they work for it.
+#: Threads of Dask outlive the job that happened to need them first. So may those of a pool, which
+#: are the job's while they work for it, and one that runs an event loop.
 _DASK = "distributed"
-_POOLS = ("concurrent.futures.thread",)
+_POOLS = "concurrent.futures.thread"
+_LOOP = "run_forever"
 
 _patches: list[tuple[Any, str, Any, Any]] = []
 _install_lock = threading.Lock()
@@ -125,7 +126,7 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
             original(self)
             return
         context, run = copy_context(), self.run
-        owner = None if _is_of(self, *_POOLS) else threads.threads_of(log)
+        owner = None if _serves_others(self) else threads.threads_of(log)
 
         def run_in_job() -> None:
             # Set rather than run in the context, so that an exception that ends the thread
@@ -154,10 +155,16 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
     return start
 
 
-def _is_of(code: Any, *modules: str) -> bool:
-    """Say whether a function, or what a thread runs, is defined in modules or below them."""
+def _is_of(code: Any, package: str) -> bool:
+    """Say whether a function, or what a thread runs, is defined in a package or module."""
     module = getattr(getattr(code, "_target", code), "__module__", None) or ""
-    return f"{module}.".startswith(tuple(f"{name}." for name in modules))
+    return f"{module}.".startswith(f"{package}.")
+
+
+def _serves_others(thread: threading.Thread) -> bool:
+    """Say whether a thread may do something for other jobs too."""
+    target = getattr(thread, "_target", None)
+    return _is_of(thread, _POOLS) or getattr(target, "__name__", None) == _LOOP
 
 
 def _submit(original: Callable[..., Any]) -> Callable[..., Any]:

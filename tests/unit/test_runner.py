@@ -1000,6 +1000,24 @@ def test_pools_that_have_nothing_to_do_are_left_to_the_next_job(worker: Worker) 
         kept.pop().shutdown()
 
 
+@task
+def has_event_loop() -> None:
+    """Start a loop that stays, as fsspec and zarr do."""
+    kept.append(asyncio.new_event_loop())
+    threading.Thread(target=kept[0].run_forever, daemon=True).start()
+    started.set()
+    deaf()
+
+
+@pytest.mark.usefixtures("inherited")
+def test_an_event_loop_in_a_thread_is_left_to_the_next_job(worker: Worker) -> None:
+    stopped(worker, "has_event_loop")
+    loop = kept.pop()
+    waiting = asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01, "slept"), loop)
+    assert waiting.result(SECONDS) == "slept"
+    loop.call_soon_threadsafe(loop.stop)
+
+
 @pytest.mark.usefixtures("inherited")
 def test_a_job_ends_when_its_thread_in_c_code_has(worker: Worker) -> None:
     run = worker.run(None, ["held"], task=leaves.name)
