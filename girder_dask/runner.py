@@ -22,9 +22,10 @@ from girder_dask.dependencies import NotKept, resolved
 from girder_dask.errors import JobCanceled, JobFailed
 from girder_dask.failures import Failure, Place, exception_of, failure_of, summary
 from girder_dask.gpus import Gpus
-from girder_dask.interruption import Interruption
+from girder_dask.interruption import MANY, Interruption
 from girder_dask.isolation import ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.logs.threads import JobThreads
 from girder_dask.offspring import Offspring
 from girder_dask.outbox import Outbox, RunOutlet
 from girder_dask.payload import PACKING, Call, open_call, pack_value
@@ -112,7 +113,7 @@ class Run:
         self._outlet: RunOutlet = station.outbox.open(spec)
         self._manager = JobManager(self._outlet, JobStatus.QUEUED)
         self._offspring = Offspring(self._outlet.log)
-        self._interruption = Interruption(self._offspring)
+        self._interruption = Interruption(JobThreads(self._outlet.log), self._offspring)
         self._transfers: Transfers | None = None
         self._process: TaskProcess | None = None
         self._workspace = Workspace(station.directory, f"job-{spec.id}-")
@@ -353,11 +354,25 @@ class Run:
                     ending.callback(self._transfers.clean_up, self._outlet.write)
                 if self._is_stopped:
                     ending.callback(self._end_offspring)
+                    ending.callback(self._end_threads)
+                else:
+                    ending.callback(self._interruption.release)
                 if self._process is not None:
                     ending.callback(self._process.close)
         except BaseException as e:
             logger.exception("Cleaning up after job %s", self.spec.id)
             self._outlet.write(f"Cleaning up after the job failed: {summary(e)}\n")
+
+    def _end_threads(self) -> None:
+        """Wait for the threads that the task has left. Whoever cancels a run interrupts them."""
+        tries = 0
+        while not self._interruption.end_threads():
+            tries += 1
+            if tries == MANY and self._interruption.timed_out:
+                self._outlet.write(
+                    f"The time of the job is over, but {self.stuck}. The job ends when that "
+                    "returns.\n"
+                )
 
     def _end_offspring(self) -> None:
         if not self._offspring.end(self.station.grace):
@@ -401,6 +416,11 @@ class Run:
     def write(self, text: str) -> None:
         """Append text to the log."""
         self._outlet.write(text)
+
+    @property
+    def stuck(self) -> str:
+        """What is said of a run that does not end although it is interrupted."""
+        return self._interruption.stuck
 
     def interrupt(self) -> None:
         """Raise JobCanceled in the task, at its next Python instruction; end its process."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from girder_dask.interruption import MANY
 from girder_dask.runner import Run
 
 __all__ = ["Stopper"]
@@ -14,8 +15,6 @@ logger = logging.getLogger(__name__)
 
 # A run that ignores an interruption is interrupted again after the grace, or after this.
 _LEAST_PAUSE = 1.0
-# After so many interruptions it is said that they do not help.
-_MANY = 3
 # How many keys are remembered that are not to be begun with.
 _MOST_REFUSED = 10_000
 
@@ -114,7 +113,7 @@ class Stopper:
             count += 1
             if not await self._goes_on(run, pause):
                 return
-            if count == _MANY:
+            if count == MANY:
                 self._complain(run)
             limit = self._restart_after
             if limit is not None and loop.time() - start >= limit:
@@ -132,14 +131,11 @@ class Stopper:
         return False
 
     def _complain(self, run: Run) -> None:
-        logger.warning("A run of job %s was interrupted %d times and goes on", run.spec.id, _MANY)
+        logger.warning("A run of job %s was interrupted %d times and goes on", run.spec.id, MANY)
         then = (
             f"Its worker is restarted after {self._restart_after:g} s "
             "(girder.worker.restart-stuck)."
             if self._restart_after is not None
             else "The job ends when that returns; girder.worker.restart-stuck can be set for it."
         )
-        run.write(
-            "The job is to end, but its thread cannot be interrupted: it waits in C code, as in "
-            f"time.sleep() or a call of a library, or catches JobCanceled. {then}\n"
-        )
+        run.write(f"The job is to end, but {run.stuck}. {then}\n")

@@ -2,9 +2,11 @@
 
 While installed, and only for code that runs in a job:
 
-* ``threading.Thread.start``: the thread runs with the context of the one that starts it.
+* ``threading.Thread.start``: the thread runs with the context of the one that starts it, and
+  is one of the job's threads (see :mod:`girder_dask.logs.threads`).
 * ``ThreadPoolExecutor.submit``: the work runs in a copy of the context of the submitter,
-  also outside of jobs, as the pool's threads may have been started by another job.
+  also outside of jobs, as the pool's threads may have been started by another job. The
+  pool's thread is one of the job's meanwhile.
 * ``subprocess.Popen``: a stream that the child would inherit from the worker becomes the
   job's pipe; so does one that is named as ``sys.stdout``, ``sys.stderr`` or their
   descriptors. Others are left alone. ``os.popen`` and asyncio use it too.
@@ -16,7 +18,9 @@ Known limits
 ------------
 ``multiprocessing`` with ``spawn`` or ``forkserver``, ``os.posix_spawn`` and threads started
 with ``_thread`` write to the worker's own log. The threads of a ``multiprocessing.pool.ThreadPool``
-belong to the job that made the pool. Nothing but threads is carried on Windows.
+belong to the job that made the pool; so does a thread that a library keeps for later jobs to the
+one that needed it first. What runs in a pool's ``initializer``, or in an event loop that has a
+thread of its own, is not interrupted with its job. Nothing but threads is carried on Windows.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
-from girder_dask.logs import joblog
+from girder_dask.errors import JobCanceled, JobTimeout
+from girder_dask.logs import joblog, threads
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.streams import RoutingBuffer, RoutingStream
 
@@ -42,6 +47,12 @@ _POSIX = os.name == "posix"
 
 #: Where Popen's stdout and stderr stand among its positional arguments.
 _POSITIONS = {"stdout": 4, "stderr": 5}
+
+#: Threads of Dask outlive the job that happened to need them first. So may those of a pool, which
+#: are the job's while they work for it, and one that runs an event loop.
+_DASK = "distributed"
+_POOLS = "concurrent.futures.thread"
+_LOOP = "run_forever"
 
 _patches: list[tuple[Any, str, Any, Any]] = []
 _install_lock = threading.Lock()
@@ -111,10 +122,11 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
     def start(self: threading.Thread) -> None:
         log = current.get() if _active else None
-        if log is None or _is_dasks(self):
+        if log is None or _is_of(self, _DASK):
             original(self)
             return
         context, run = copy_context(), self.run
+        owner = None if _serves_others(self) else threads.threads_of(log)
 
         def run_in_job() -> None:
             # Set rather than run in the context, so that an exception that ends the thread
@@ -122,27 +134,45 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
             for variable, value in context.items():
                 variable.set(value)
             self.__dict__.pop("run", None)  # the thread is as it was, and no cycle is left
-            run()
+            if owner is None:
+                run()
+            else:
+                owner.run_thread(run)
 
         self.run = run_in_job  # type: ignore[method-assign]
+        if owner is not None:
+            owner.expect(self)
         try:
             original(self)
+        except (JobCanceled, JobTimeout):  # this thread was interrupted; the other may run
+            raise
         except BaseException:
             self.__dict__.pop("run", None)
+            if owner is not None:
+                owner.expect_no_more(self)
             raise
 
     return start
 
 
-def _is_dasks(thread: threading.Thread) -> bool:
-    """Say whether Dask runs the thread: it outlives the job that happened to need it first."""
-    module = getattr(getattr(thread, "_target", None), "__module__", None) or ""
-    return module.startswith("distributed.")
+def _is_of(code: Any, package: str) -> bool:
+    """Say whether a function, or what a thread runs, is defined in a package or module."""
+    module = getattr(getattr(code, "_target", code), "__module__", None) or ""
+    return f"{module}.".startswith(f"{package}.")
+
+
+def _serves_others(thread: threading.Thread) -> bool:
+    """Say whether a thread may do something for other jobs too."""
+    target = getattr(thread, "_target", None)
+    return _is_of(thread, _POOLS) or getattr(target, "__name__", None) == _LOOP
 
 
 def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
     def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        return original(self, copy_context().run, fn, *args, **kwargs)
+        log = current.get() if _active else None
+        owner = None if log is None or _is_of(fn, _DASK) else threads.threads_of(log)
+        run = copy_context().run
+        return original(self, run if owner is None else owner.for_pool(run), fn, *args, **kwargs)
 
     return submit
 
@@ -216,6 +246,7 @@ def _after_fork_in_child() -> None:
     if not _active:
         return
     joblog.after_fork_in_child()
+    threads.after_fork_in_child()
     log = current.get()
     if log is not None:
         _redirect_descriptors(log)

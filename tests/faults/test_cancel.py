@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -70,6 +71,51 @@ print("begun", given)
 while True:
     time.sleep(0.02)
 result = str(path)
+"""
+
+THREADS = """
+import threading, time
+def write(path):
+    while True:
+        with open(path, "a") as file:
+            file.write("x")
+        time.sleep(0.02)
+threads = [threading.Thread(target=write, args=(path,)) for path in paths]
+for thread in threads:
+    thread.start()
+print("begun")
+if joins:
+    for thread in threads:
+        thread.join()
+else:
+    while not self.canceled:
+        time.sleep(0.02)
+"""
+TIMED = """
+import threading, time
+from girder_dask import JobCanceled
+def work(name):
+    seen = None
+    try:
+        while True:
+            if seen is None and self.canceled:
+                seen = time.monotonic()
+            time.sleep(0.01)
+    except JobCanceled:
+        print(name, "had", time.monotonic() - seen, flush=True)
+        raise
+threading.Thread(target=work, args=("thread",)).start()
+print("begun")
+work("task")
+"""
+TRAPS = """
+import subprocess, threading
+script = "trap 'date +%s.%N >> $0; test $1 = goes && exit' TERM; echo up; "
+script += "while :; do sleep 0.05; done"
+def shell(path, what):
+    subprocess.run(["sh", "-c", script, path, what])
+threading.Thread(target=shell, args=(paths[0], "goes")).start()
+shell(paths[1], "stays")
 """
 
 
@@ -187,6 +233,66 @@ def test_subprocesses_end_with_their_groups(
     assert [process.pid for process in family if not gone(process)] == []
     assert time.monotonic() - start < 15
     assert stack.wait(stack.start_task("noop"))["status"] == S.SUCCESS
+
+
+def size(paths: list[str]) -> int:
+    return sum(Path(path).stat().st_size for path in paths)
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["waited for", "left"])
+def test_threads_end_with_their_job(fault_stack: Start, tmp_path: Path, joins: bool) -> None:
+    """When it is CANCELED nothing of it runs; what other jobs have started goes on."""
+    stack = fault_stack(workers=1, threads=2)
+    paths = [str(tmp_path / name) for name in ("one", "two")]
+    others = [str(tmp_path / name) for name in ("three", "four")]
+    jobs = [
+        stack.start_task("does", f"paths, joins = {files!r}, {joins}\n{THREADS}")
+        for files in (paths, others)
+    ]
+    for job_id in jobs:
+        until(lambda job_id=job_id: "begun" in stack.log(job_id))
+    before = size(paths)
+    until(lambda: size(paths) > before + 10)
+
+    cancel(stack, jobs[0])
+    assert states(stack.wait(jobs[0])) == AT_WORK
+    at_the_end, of_the_other = size(paths), size(others)
+    until(lambda: size(others) > of_the_other + 10)
+    assert size(paths) == at_the_end
+    assert stack.log(jobs[0]) == "begun\nThe job was canceled.\n"
+    cancel(stack, jobs[1])
+    assert states(stack.wait(jobs[1])) == AT_WORK
+
+
+def test_a_task_and_its_threads_have_their_grace(fault_stack: Start) -> None:
+    stack = fault_stack(workers=1, threads=2, env={"DASK_GIRDER__WORKER__CANCEL_GRACE": "2s"})
+    job_id = begin(stack, TIMED)
+    cancel(stack, job_id)
+    assert states(stack.wait(job_id)) == AT_WORK
+    had = re.findall(r"^(task|thread) had ([\d.]+)$", stack.log(job_id), re.MULTILINE)
+    assert {name for name, _ in had} == {"task", "thread"}
+    assert all(1.8 <= float(seconds) < 10 for _, seconds in had), had
+
+
+def test_subprocesses_are_asked_to_end_and_killed_when_they_do_not(
+    fault_stack: Start, tmp_path: Path
+) -> None:
+    """Those of the task's thread and those of another that it has started."""
+    stack = fault_stack(workers=1, threads=2)
+    goes, stays = (tmp_path / name for name in ("goes", "stays"))
+    job_id = stack.start_task("does", f"paths = {[str(goes), str(stays)]!r}\n{TRAPS}")
+    until(lambda: stack.log(job_id).count("up") == 2)
+    worker = stack.worker_process("worker-0")
+    shells = [process for process in worker.children() if process.name() == "sh"]
+    assert len(shells) == 2
+    start = time.time()
+    cancel(stack, job_id)
+    until(stays.exists)
+    assert float(stays.read_text().split()[0]) - start >= 0.9, "the grace is a second"
+    assert states(stack.wait(job_id)) == AT_WORK
+    assert [process.pid for process in shells if not gone(process)] == []
+    assert len(goes.read_text().splitlines()) == 1
+    assert len(stays.read_text().splitlines()) == 1, "it was asked once, and then killed"
 
 
 def test_a_thread_that_cannot_be_interrupted(fault_stack: Start) -> None:

@@ -1,0 +1,245 @@
+"""The threads in which the code of a job runs, and how they are interrupted.
+
+They are the thread of its run, those that it has started, until they end, and the threads of
+pools while they do something for the job. A pool may serve other jobs before and after.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+from girder_dask.errors import JobCanceled, JobTimeout
+from girder_dask.logs.joblog import JobLog
+
+__all__ = ["JobThreads", "after_fork_in_child", "threads_of"]
+
+T = TypeVar("T")
+
+#: The module whose threads serve a pool of ``multiprocessing``, those functions of it that call
+#: others, and what it waits with for something to do.
+_POOL = "multiprocessing.pool"
+_CALLERS = ("mapstar", "starmapstar")
+_WAITS = ("multiprocessing", "selectors", "threading", "queue")
+
+_threads: weakref.WeakKeyDictionary[JobLog, JobThreads] = weakref.WeakKeyDictionary()
+
+
+class JobThreads:
+    """The threads of one run of a job.
+
+    Parameters
+    ----------
+    log
+        The log of the run, by which a thread is known to be the job's.
+    """
+
+    def __init__(self, log: JobLog) -> None:
+        # Reentrant: the garbage collector may run a __del__ that starts a thread while it is held.
+        self._lock = threading.RLock()
+        self._inside: dict[int, threading.Thread] = {}
+        self._starting: set[threading.Thread] = set()
+        self._exception: type[Exception] | None = None
+        self._interruptions = 0
+        self._is_over = False
+        self._is_closed = False
+        _threads[log] = self
+
+    # -- threads come and go ---------------------------------------------------------------
+
+    def expect(self, thread: threading.Thread) -> None:
+        """Take note of a thread that is about to be started and will call :meth:`run_thread`."""
+        with self._lock:
+            self._starting.add(thread)
+
+    def expect_no_more(self, thread: threading.Thread) -> None:
+        """Forget a thread that could not be started."""
+        with self._lock:
+            self._starting.discard(thread)
+
+    def run_thread(self, run: Callable[[], None]) -> None:
+        """Do the work of a thread of the job. An interruption ends it without a word."""
+        try:
+            self._run(run)
+        except (JobCanceled, JobTimeout):
+            if self._exception is None:
+                raise
+
+    def for_pool(self, work: Callable[..., T]) -> Callable[..., T]:
+        """Return what does ``work`` in a thread that is the job's only meanwhile.
+
+        It is not begun if the job was interrupted after this call.
+        """
+        since = self._interruptions
+
+        def run(*args: Any, **kwargs: Any) -> T:
+            return self._run(functools.partial(work, *args, **kwargs), since)
+
+        return run
+
+    def _run(self, work: Callable[[], T], since: int | None = None) -> T:
+        if self.has_this:
+            return work()
+        try:
+            try:
+                self.enter(since)
+                return work()
+            finally:
+                self.leave()
+        except BaseException:
+            self.leave()  # an interruption may have come just before
+            raise
+
+    @property
+    def has_this(self) -> bool:
+        """Whether the calling thread is one of the job's."""
+        return threading.get_ident() in self._inside
+
+    def enter(self, since: int | None = None) -> None:
+        """Let the calling thread be interrupted from now on.
+
+        Parameters
+        ----------
+        since
+            The number of interruptions when its work was given to it.
+
+        Raises
+        ------
+        JobCanceled, JobTimeout
+            If the job was interrupted since, or has ended because of it.
+        """
+        thread = threading.current_thread()
+        with self._lock:
+            self._starting.discard(thread)
+            is_late = since is not None and since < self._interruptions
+            if (self._is_closed or is_late) and not _serves_pool(thread):
+                raise self._exception or JobCanceled
+            if not self._is_over:
+                self._inside[threading.get_ident()] = thread
+
+    def leave(self) -> None:
+        """Let it be interrupted no more, and take back what has not happened yet."""
+        with self._lock:
+            self.spare()
+            self._inside.pop(threading.get_ident(), None)
+
+    def spare(self) -> None:
+        """Take back an interruption of the calling thread that has not happened yet."""
+        with self._lock:
+            if self.has_this:
+                _raise_in(threading.get_ident(), None)
+
+    # -- from other threads ----------------------------------------------------------------
+
+    def interrupt(self, exception: type[Exception]) -> bool:
+        """Raise ``exception`` in each at its next Python instruction. Say whether there is one."""
+        with self._lock:
+            if self._is_over:
+                return False
+            self._exception = exception
+            self._interruptions += 1
+            busy = self._busy()
+            for ident in busy:
+                _raise_in(ident, exception)
+            frames = sys._current_frames()  # noqa: SLF001 - the only way to them
+            for ident in busy:
+                _wake(frames.get(ident))
+            return bool(busy)
+
+    def names(self) -> list[str]:
+        """Return the names of those in which code of the job runs."""
+        with self._lock:
+            return [thread.name for thread in self._busy().values()]
+
+    def close(self) -> bool:
+        """End the job's account if no code of it runs any more: then none will. Say so."""
+        with self._lock:
+            if self._busy() or any(thread.is_alive() for thread in self._starting):
+                return False
+            self._is_closed = True
+            self.release()
+            return True
+
+    def release(self) -> None:
+        """Let go of them: they are interrupted no more."""
+        with self._lock:
+            self._is_over = True
+            self._inside.clear()
+            self._starting.clear()
+
+    def become_forked(self) -> None:
+        """Let go of them in a forked child, which ends as a process does."""
+        self._lock = threading.RLock()
+        self.release()
+
+    def _busy(self) -> dict[int, threading.Thread]:
+        frames = sys._current_frames()  # noqa: SLF001 - the only way to them
+        return {
+            ident: thread
+            for ident, thread in self._inside.items()
+            if thread.is_alive() and not _is_idle(thread, frames.get(ident))
+        }
+
+
+def threads_of(log: JobLog) -> JobThreads | None:
+    """Return the threads of a job, if the calling one is among them.
+
+    Dask's event loop is not, though it may run a callback in the context of a job.
+    """
+    threads = _threads.get(log)
+    return threads if threads is not None and threads.has_this else None
+
+
+def after_fork_in_child() -> None:
+    """Make what there is of the parent fit for a forked child."""
+    for threads in list(_threads.values()):
+        threads.become_forked()
+
+
+def _serves_pool(thread: threading.Thread) -> bool:
+    return getattr(getattr(thread, "_target", None), "__module__", None) == _POOL
+
+
+def _is_idle(thread: threading.Thread, frame: FrameType | None) -> bool:
+    """Say whether a thread of a pool waits for something to do. Others may give it something."""
+    if not _serves_pool(thread):
+        return False
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module == _POOL:
+            return frame.f_code.co_name not in _CALLERS
+        if module.partition(".")[0] not in _WAITS:
+            return False
+        frame = frame.f_back
+    return True
+
+
+def _raise_in(ident: int, exception: type[BaseException] | None) -> None:
+    """Have a thread raise an exception at its next Python instruction; None takes it back."""
+    target = None if exception is None else ctypes.py_object(exception)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), target)
+
+
+def _wake(frame: FrameType | None) -> None:
+    """Wake a thread that waits for an event, a queue or a future, as ``Condition.notify`` does.
+
+    Whoever would have done that may have been interrupted.
+    """
+    if frame is None or frame.f_code is not threading.Condition.wait.__code__:
+        return
+    condition: Any = frame.f_locals["self"]
+    waiter: Any = frame.f_locals.get("waiter")
+    if not condition.acquire(False):
+        return  # somebody notifies it just now, or has just begun to wait
+    try:
+        if waiter in condition._waiters:  # noqa: SLF001 - notify() cannot name one
+            condition._waiters.remove(waiter)  # noqa: SLF001
+            waiter.release()
+    finally:
+        condition.release()
