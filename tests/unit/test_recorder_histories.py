@@ -133,13 +133,13 @@ class Deliveries(RuleBasedStateMachine):
         self.girder = Girder()
         self.jobs = {job: Job(job) for job in JOBS}
         self.words = 0
-        # What was said, and how often only that a job is there.
         self.said: defaultdict[Key, Account] = defaultdict(Account)
-        self.bare: Counter[Key] = Counter()
         # What went out, and what of it was acknowledged.
         self.request: Request | None = None
         self.sent: dict[tuple[str, int, int], JobUpdate] = {}
         self.acknowledged: dict[tuple[str, int, int], JobUpdate] = {}
+        self.unsent: set[Key] = set()  # receipts
+        self.unanswered: set[Key] = set()
         self.receipts: Counter[Key] = Counter()
         self.again: tuple[list[JobUpdate], list[Key]] | None = None  # what comes once more
         # What was handed on, and what should be.
@@ -181,10 +181,14 @@ class Deliveries(RuleBasedStateMachine):
     def record(self, job: Job, **fields: Any) -> None:
         self.words += 1
         event = JobEvent(id=job.id, attempt=job.attempt, time=float(self.words), **fields)
-        self.said[job.id, job.attempt].add(event)
-        self.bare[job.id, job.attempt] += event.is_bare
+        key = (job.id, job.attempt)
 
         async def record() -> None:
+            self.said[key].add(event)
+            if event.is_bare:
+                self.unsent.add(key)
+            else:
+                self.unsent.discard(key)
             self.recorder.record(event)
 
         self.loop.run_until_complete(record())
@@ -205,22 +209,34 @@ class Deliveries(RuleBasedStateMachine):
     def say(self, data: st.DataObject, what: str, times: int, spin: bool) -> None:
         job = self.speaker(data)
         for _ in range(times):
-            said = {
-                "line": {"log": self.line()},
-                "long": {"log": self.line(300)},
-                "status": {"status": int(S.RUNNING), "log": self.line()},
-                "progress": {"progress": {"current": self.words}},
-                "waits": {"waits": f"for {self.words}"},
-                "bare": {},
-            }[what]
-            self.record(job, **said)
+            self.say_one(job, what)
         if spin:
             self.spin()
 
+    @rule(words=st.lists(st.sampled_from(["line", "long", "status", "bare"]), min_size=4))
+    def all_say(self, words: list[str]) -> None:
+        """Say much at once, so that it goes in one request."""
+        for job, what in zip(self.jobs.values(), words, strict=False):
+            if job.speaks:
+                self.say_one(job, what)
+
+    def say_one(self, job: Job, what: str) -> None:
+        said: dict[str, Any] = {
+            "line": {"log": self.line()},
+            "long": {"log": self.line(300)},
+            "status": {"status": int(S.RUNNING), "log": self.line()},
+            "progress": {"progress": {"current": self.words}},
+            "waits": {"waits": f"for {self.words}"},
+            "bare": {},
+        }[what]
+        self.record(job, **said)
+
     @precondition(lambda self: any(job.speaks for job in self.jobs.values()))
-    @rule(data=st.data())
-    def lose_a_worker(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), words=st.integers(0, 4))
+    def lose_a_worker(self, data: st.DataObject, words: int) -> None:
         job = self.speaker(data)
+        for _ in range(words):
+            self.say_one(job, "long")
         job.attempt += 1
         self.record(job, status=int(S.QUEUED), log=self.line())
 
@@ -311,10 +327,18 @@ class Deliveries(RuleBasedStateMachine):
             self.sent[number] = update
         for job, attempt in receipts:
             assert not self.jobs[job].acknowledged, "a receipt after its end"
-            assert self.again or attempt not in self.jobs[job].lost, "it was forgotten"
+            key = (job, attempt)
+            assert key in self.unsent | self.unanswered, "a receipt that says nothing"
+            assert key in self.unanswered or attempt not in self.jobs[job].lost, "it was forgotten"
+        self.unsent -= set(receipts)
+        self.unanswered |= set(receipts)
 
     @precondition(lambda self: self.request is not None)
-    @rule(how=st.sampled_from(["works", "works", "is lost", "answer is lost", "too large", "bug"]))
+    @rule(
+        how=st.sampled_from(
+            ["works", "works", "is lost", "answer is lost", "too large", "too large", "bug"]
+        )
+    )
     def answer(self, how: str) -> None:
         request = self.request
         assert request is not None
@@ -341,6 +365,7 @@ class Deliveries(RuleBasedStateMachine):
             self.acknowledged[update.id, update.attempt, update.sequence] = update
         refused = {*answer.get("stale", ()), *answer.get("gone", ())}
         self.may_hear.update((u.id, u.attempt) for u in request.updates if u.id not in refused)
+        self.unanswered -= set(request.receipts)
         self.receipts.update(request.receipts)
         self.due += [(job, kind) for kind, ids in answer.items() for job in ids]
         self.due += [(update.id, "done") for update in request.updates if is_end(update)]
@@ -379,7 +404,7 @@ class Deliveries(RuleBasedStateMachine):
                 assert self.girder.accounts[key] == said, f"repeated requests change nothing: {key}"
                 assert self.heard[key] == self.may_hear[key]
                 assert self.heard[key] or self.receipts[key], f"Girder does not know of {key}"
-        assert not self.receipts - self.bare, "a receipt that was not given, or twice"
+        assert not self.unanswered, "receipts that did not come again"
 
     def teardown(self) -> None:
         try:
