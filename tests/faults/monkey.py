@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import psutil
 from fault_site import FaultStack
 
+from girder_dask.errors import StackError
 from girder_dask.standalone.report import Reporter
 from girder_dask.standalone.supervisor import Supervisor
 
@@ -101,10 +102,13 @@ class Monkey:
         self._note(f"{'killed' if ours else 'came too late for'} {blow}, process {process.pid}")
 
     def process(self, blow: Blow) -> psutil.Process | None:
-        """Return the process that a blow would end now, if it runs."""
+        """Return the process that a blow would end now, if it runs.
+
+        A nanny whose first worker is killed ends, so the worker alone is no victim before it works.
+        """
         part = self._stack.part(blow.victim)
-        with contextlib.suppress(psutil.NoSuchProcess, StopIteration):
-            if not part.running:
+        with contextlib.suppress(psutil.NoSuchProcess, StopIteration, StackError):
+            if not part.running or not (blow.whole or part.is_ready()):
                 return None
             if not blow.whole:
                 found = self._stack.worker_process(blow.victim)

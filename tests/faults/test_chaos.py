@@ -38,11 +38,15 @@ ENV = {
 }
 
 
+# How long parts are killed, how many jobs run, and whether a machine that is too slow for all of
+# the planned blows takes more time for them. If not, each part is still killed once.
 @pytest.mark.parametrize(
-    ("seconds", "count"),
+    ("seconds", "count", "is_whole"),
     [
-        pytest.param(25, 60, id="short", marks=pytest.mark.timeout(300)),
-        pytest.param(120, 300, id="long", marks=[pytest.mark.timeout(900), pytest.mark.long]),
+        pytest.param(25, 60, True, id="short", marks=pytest.mark.timeout(300)),
+        pytest.param(
+            120, 300, False, id="long", marks=[pytest.mark.timeout(900), pytest.mark.long]
+        ),
     ],
 )
 def test_parts_killed_at_random(
@@ -51,6 +55,7 @@ def test_parts_killed_at_random(
     request: pytest.FixtureRequest,
     seconds: float,
     count: int,
+    is_whole: bool,
 ) -> None:
     seed = request.config.getoption("--chaos-seed")
     plan = blows(seed, seconds, WORKERS)
@@ -60,7 +65,11 @@ def test_parts_killed_at_random(
     try:
         calls.start_at_once(count // 3)
         with calls.started_meanwhile(count) as allow:
+            over = time.monotonic() + seconds
             for share, blow in zip(shares(count - count // 3, plan), plan, strict=True):
+                is_over = time.monotonic() > over and victims(monkey) == {b.victim for b in plan}
+                if is_over and not is_whole:
+                    break
                 allow(share // 2)
                 monkey.tend(blow.pause)
                 allow(share - share // 2)  # so that some are on their way
@@ -75,10 +84,12 @@ def test_parts_killed_at_random(
     assert len(calls.accepted) == count
     assert calls.accepted.items() <= jobs.items(), "what was accepted is there"
     documents = dict(zip(jobs, stack.all_jobs(jobs.values()), strict=True))
-    assert landed(monkey, documents.values()) == plan
+    found = landed(monkey, documents.values())
+    assert found == (plan if is_whole else plan[: len(monkey.hits)])
+    assert victims(monkey) == {blow.victim for blow in plan}
     begun = [job["created"].timestamp() for job in documents.values()]
     meanwhile = sum(monkey.hits[0].time < moment < monkey.hits[-1].time for moment in begun)
-    assert meanwhile >= count // 3, "jobs are started while parts are killed"
+    assert meanwhile >= len(found), "jobs are started while parts are killed"
     check_jobs(stack, documents, calls)
 
 
@@ -123,7 +134,7 @@ class Calls:
     def started_meanwhile(self, count: int) -> Iterator[Callable[[int], None]]:
         """Start jobs in two ways until so many are accepted: inside Girder, and from outside.
 
-        What is returned lets some of them be started. At the end the others are started.
+        What is returned lets some of them be started. At the end the others may be, too.
         """
         allowed = threading.Semaphore(0)
         over = threading.Event()
@@ -148,8 +159,9 @@ class Calls:
             started = [threads.submit(start_all, n, way) for n, way in enumerate(ways)]
             try:
                 yield allow
+                allow(count)
                 for thread in started:
-                    thread.result(60)
+                    thread.result(120)
             finally:
                 over.set()
                 allow(count)
@@ -198,6 +210,11 @@ class Calls:
             f"{len(self.accepted)} calls were accepted, {len(self.refused)} were not:",
             *(f"  {times} of {text}" for text, times in said.most_common()),
         ]
+
+
+def victims(monkey: Monkey) -> set[str]:
+    """Return what was killed."""
+    return {hit.blow.victim for hit in monkey.hits}
 
 
 def has_ended(stack: FaultStack, ids: Iterable[str]) -> bool:

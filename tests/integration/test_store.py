@@ -720,22 +720,24 @@ def test_the_same_batch_from_two_requests_at_once_is_applied_once(girder):
         assert [t["status"] for t in job["timestamps"]] == [1, 2, 3]
 
 
+_states = st.sampled_from([*JobStatus, *(status for status in JobStatus if status not in FINAL)])
 _news = st.tuples(
-    st.none() | st.sampled_from(list(JobStatus)),
-    st.integers(1, 4),  # attempt
-    st.integers(0, 6),  # sequence
-    st.floats(1.7e9, 1.8e9),
+    st.lists(st.tuples(_states, st.floats(1.7e9, 1.8e9)), max_size=3),
+    st.sampled_from([0, 0, 0, 0, 1, -1]),  # attempt, from the present one on
+    st.sampled_from([1, 1, 1, 2, 0, -1]),  # sequence
 )
-_schedulers = st.sampled_from(["s", "s", "s", "t"])
+_schedulers = st.sampled_from(["s", "s", "t"])
+_applied = st.tuples(st.just("apply"), _schedulers, st.lists(_news, min_size=1, max_size=3))
 _happenings = st.lists(
     st.one_of(
-        st.tuples(st.just("apply"), _schedulers, st.lists(_news, min_size=1, max_size=3)),
-        st.tuples(st.just("apply"), _schedulers, st.lists(_news, min_size=1, max_size=3)),
+        _applied,
+        _applied,
         st.tuples(st.just("repeat"), st.integers(0, 20), st.none()),
-        st.tuples(st.just("receive"), _schedulers, st.integers(1, 4)),
+        st.tuples(st.just("receive"), _schedulers, st.sampled_from([0, 0, 1, -1])),
         st.tuples(st.just("claim"), _schedulers, st.none()),
         st.tuples(st.just("cancel"), st.none(), st.none()),
     ),
+    min_size=3,
     max_size=15,
 )
 
@@ -754,17 +756,23 @@ class Promised:
         self.states = [JobStatus.QUEUED]
         self.log: list[str] = []
 
-    def apply(self, scheduler: str, news: JobUpdate) -> None:
+    def apply(self, scheduler: str, news: JobUpdate) -> str | None:
+        """Return what the scheduler is told."""
         is_new = news.attempt > self.position[0]
         if self.scheduler not in (None, scheduler) or (is_new and self.states[-1] in FINAL):
-            return
+            return None if self.scheduler == scheduler else "stale"
+        if news.attempt < self.position[0]:
+            return None
         if (news.attempt, news.sequence) > self.position:
             self.scheduler, self.position = scheduler, (news.attempt, news.sequence)
             self.log += [news.log] if news.log else []
             for status, _ in news.statuses or ():
                 self.reach(JobStatus(status))
-        elif news.sequence == 0 and news.attempt == self.position[0]:
+        elif news.sequence == 0:
             self.scheduler = scheduler
+        ends = any(status in FINAL for status, _ in news.statuses or ())
+        stops = self.states[-1] in (JobStatus.CANCELING, JobStatus.CANCELED)
+        return "cancel" if stops and not ends else None
 
     def reach(self, status: JobStatus) -> None:
         if can_follow(self.states[-1], status):
@@ -801,29 +809,34 @@ def test_any_order_and_repetition_of_updates_gives_a_legal_history(girder, monke
     batches = []
 
     def apply(scheduler: str, batch: list[JobUpdate]) -> None:
-        girder.store.apply(scheduler, batch)
-        for news in batch:
-            promised.apply(scheduler, news)
+        check(girder.store.apply(scheduler, batch), scheduler, batch)
+
+    def check(verdicts: Any, scheduler: str, batch: list[JobUpdate]) -> None:
+        said = {promised.apply(scheduler, news) for news in batch}
+        told = {kind: [job_id] if kind in said else [] for kind in ("stale", "cancel")}
+        assert verdicts == girder.store.Verdicts(**told)
 
     for n, (what, who, more) in enumerate(happenings):
+        attempt, sequence = promised.position
         if what == "apply":
             batch = [
                 update(
                     job_id,
-                    sequence,
-                    *([] if status is None else [(status, moment)]),
-                    attempt=attempt,
+                    max(sequence + k, 0),
+                    *statuses,
+                    attempt=max(attempt + later, 1),
                     log=f"{n}.{m}\n",
                 )
-                for m, (status, attempt, sequence, moment) in enumerate(more)
+                for m, (statuses, later, k) in enumerate(more)
             ]
             batches.append((who, batch))
             apply(who, batch)
         elif what == "repeat" and batches:
             apply(*batches[who % len(batches)])
         elif what == "receive":
-            girder.store.receive(who, [(job_id, more)])
-            promised.apply(who, update(job_id, 0, attempt=more))
+            receipt = (job_id, max(attempt + more, 1))
+            answer = girder.store.receive(who, [receipt])
+            check(answer, who, [update(job_id, 0, attempt=receipt[1])])
         elif what == "claim":
             handed = [(spec.id, spec.attempt) for spec in girder.store.claim(who, 10).specs]
             wanted = [job_id] * promised.claim(who)
