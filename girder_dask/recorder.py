@@ -205,13 +205,14 @@ class Recorder:
         self._pace.poke(urgent=False)
 
     def forget(self, job_id: str, attempt: int) -> None:
-        """Drop what waits of an attempt, and its place in the sequence."""
-        account = self._waiting.pop((job_id, attempt), None)
-        if account is not None:
-            self._bytes -= account.size
-            self._taken(account)
-        self._receipts.pop((job_id, attempt), None)
-        self._sequences.pop((job_id, attempt), None)
+        """Drop what waits of an attempt and of those before it, and their sequences."""
+        for key in ((job_id, number) for number in range(1, attempt + 1)):
+            account = self._waiting.pop(key, None)
+            if account is not None:
+                self._bytes -= account.size
+                self._taken(account)
+            self._receipts.pop(key, None)
+            self._sequences.pop(key, None)
 
     async def room(self) -> None:
         """Wait until less waits for Girder than the buffer may hold."""
@@ -275,8 +276,11 @@ class Recorder:
         """Take accounts out of those that wait, oldest first, up to the size of a request."""
         taken: list[_Account] = []
         size, share = 0, _MOST_BYTES // _SHARE
+        halved: set[str] = set()
         for key in list(itertools.islice(self._waiting, self._batch_size)):
             account = self._waiting[key]
+            if account.id in halved:
+                continue  # Girder would not hear the rest of the attempt before any more
             is_long = account.size > share and len(account.log) > 1
             if taken and size + (share if is_long else account.size) > _MOST_BYTES:
                 break
@@ -284,11 +288,19 @@ class Recorder:
             part = account
             if is_long:
                 part = account.head(share)
-                self._waiting[key] = account  # the rest waits for its next turn
+                halved.add(account.id)
+                self._wait_again(account)
             taken.append(part)
             size += part.size
             self._taken(part)
         return taken
+
+    def _wait_again(self, account: _Account) -> None:
+        """Have the rest of an account wait for its next turn, before later attempts of its job."""
+        later = [key for key in self._waiting if key[0] == account.id]
+        self._waiting[account.id, account.attempt] = account
+        for key in later:
+            self._waiting[key] = self._waiting.pop(key)
 
     def _take_receipts(self) -> list[tuple[str, int]]:
         """Take receipts that have waited for long enough."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,17 +12,20 @@ from dataclasses import dataclass
 import psutil
 from fault_site import FaultStack
 
+from girder_dask.errors import StackError
 from girder_dask.standalone.report import Reporter
 from girder_dask.standalone.supervisor import Supervisor
 
-__all__ = ["Blow", "Monkey", "blows"]
+__all__ = ["Blow", "Hit", "Monkey", "blows"]
 
 _POLL = 0.05
+# Seconds for which a victim that is down may take to be there again.
+_MOST_WAIT = 60.0
 
 
 @dataclass(frozen=True)
 class Blow:
-    """What is killed, and how many seconds after the blow before.
+    """What is killed, and at least how many seconds after the blow before.
 
     ``whole`` tells for a worker whether its nanny is killed, too.
     """
@@ -34,13 +38,26 @@ class Blow:
         return f"{self.victim}{'' if self.whole else ' without its nanny'}"
 
 
+@dataclass(frozen=True)
+class Hit:
+    """A process that has ended by a blow, and when, in seconds since the epoch."""
+
+    blow: Blow
+    pid: int
+    time: float
+
+
 def blows(seed: int, seconds: float, workers: int) -> list[Blow]:
-    """Return what is killed within so many seconds; the same for the same seed."""
+    """Return what is killed within so many seconds; the same for the same seed.
+
+    Each part is killed at least once.
+    """
     chance = random.Random(seed)  # noqa: S311 - to be dealt again
     victims = ["scheduler", "girder", *(f"worker-{n}" for n in range(workers))]
+    left = chance.sample(victims, len(victims))
     made: list[Blow] = []
-    while sum(blow.pause for blow in made) < seconds:
-        victim = chance.choice(victims)
+    while left or sum(blow.pause for blow in made) < seconds:
+        victim = left.pop() if left else chance.choice(victims)
         whole = not victim.startswith("worker") or chance.random() < 0.5
         made.append(Blow(chance.uniform(0.2, 4.0), victim, whole))
     return made
@@ -52,6 +69,7 @@ class Monkey:
     def __init__(self, stack: FaultStack) -> None:
         self._stack = stack
         self.diary: list[str] = []
+        self.hits: list[Hit] = []
         self._began = time.monotonic()
         # Parts are killed far more often than in life, so none is given up for that.
         self._supervisor = Supervisor(
@@ -65,17 +83,38 @@ class Monkey:
         )
 
     def deal(self, blow: Blow) -> None:
-        """Wait for the moment of a blow, and deal it to the victim, if it runs."""
-        self.tend(blow.pause)
+        """Kill the victim of a blow; one that is down is waited for."""
+        deadline = time.monotonic() + _MOST_WAIT
+        while (process := self.process(blow)) is None:
+            assert time.monotonic() < deadline, f"{blow} does not come back to be killed"
+            self.tend(_POLL)
         part = self._stack.part(blow.victim)
-        # One that is down is down; the next blow has another victim.
-        with contextlib.suppress(psutil.NoSuchProcess, StopIteration):
-            if part.running and blow.whole:
-                part.kill()
-                self._note(f"killed {blow}")
-            elif part.running:
-                self._stack.worker_process(blow.victim).kill()
-                self._note(f"killed {blow}")
+        now = time.time()
+        if blow.whole:
+            part.kill()
+            ours = part.exit_code == -signal.SIGKILL
+        else:
+            process.kill()
+            process.wait(10)
+            ours = not process.is_running()
+        if ours:
+            self.hits.append(Hit(blow, process.pid, now))
+        self._note(f"{'killed' if ours else 'came too late for'} {blow}, process {process.pid}")
+
+    def process(self, blow: Blow) -> psutil.Process | None:
+        """Return the process that a blow would end now, if it runs.
+
+        A nanny whose first worker is killed ends, so the worker alone is no victim before it works.
+        """
+        part = self._stack.part(blow.victim)
+        with contextlib.suppress(psutil.NoSuchProcess, StopIteration, StackError):
+            if not part.running or not (blow.whole or part.is_ready()):
+                return None
+            if not blow.whole:
+                found = self._stack.worker_process(blow.victim)
+                return None if found.status() == psutil.STATUS_ZOMBIE else found
+            return psutil.Process(part.pid)
+        return None
 
     def tend(self, seconds: float) -> None:
         """Start again what has ended, for so long."""

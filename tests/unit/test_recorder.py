@@ -352,6 +352,28 @@ async def test_a_log_that_is_too_long_for_a_request_is_sent_in_parts(
     assert numbers == sorted(set(numbers))
 
 
+async def test_the_rest_of_a_long_log_arrives_before_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Girder takes nothing of an attempt when it has heard of a later one."""
+    monkeypatch.setattr("girder_dask.recorder._MOST_BYTES", 4000)
+    girder = Girder()
+    async with recording(girder) as recorder:
+        for n in range(20):
+            recorder.record(event("a", 1, log=f"{n:03}" * 100))
+        recorder.record(event("a", 2, status=int(S.QUEUED)))
+        recorder.record(event("b", log="b"))
+        recorder.record(event("a", 3, status=int(S.SUCCESS)))
+        assert await recorder.flush(SECONDS)
+        recorder.forget("a", 3)
+        recorder.forget("b", 1)
+        assert not recorder._sequences, "nor of its earlier attempts"
+    assert girder.log("a") == "".join(f"{n:03}" * 100 for n in range(20))
+    attempts = [u.attempt for r in girder.requests for u in r if u.id == "a"]
+    assert attempts == sorted(attempts)
+    assert "b" in [u.id for u in girder.requests[0]], "others have their turns"
+
+
 async def test_dropping_what_waits_makes_room() -> None:
     girder = Girder()
     async with recording(girder, buffer=1000) as recorder:
