@@ -1035,8 +1035,8 @@ def test_a_job_ends_when_its_thread_in_c_code_has(worker: Worker) -> None:
     run = worker.run(None, ["held"], task=leaves.name)
 
     async def stop() -> float:
-        stopper = Stopper(worker.station.runs, grace=0.2)
-        stopper.cancel(["a"])
+        stopper = Stopper(worker.station.runs, worker.station.refused, grace=0.2)
+        stopper.cancel([run.key])
         return time.monotonic()
 
     future = worker.begin(run)
