@@ -13,7 +13,6 @@ import contextlib
 import logging
 import pickle
 import uuid
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,9 +29,10 @@ from girder_dask.dispatch import Dispatcher
 from girder_dask.errors import GirderError
 from girder_dask.girder_api import GirderApi
 from girder_dask.hand import Backoff
-from girder_dask.jobs import JobEvent, JobSpec
+from girder_dask.jobs import JobSpec
 from girder_dask.leaving import Leaving
 from girder_dask.nanny_hooks import GirderNannyPlugin
+from girder_dask.procedures import Procedures
 from girder_dask.recorder import Recorder
 from girder_dask.worker_hooks import PLUGIN_NAME, GirderWorkerPlugin, run_job
 
@@ -42,16 +42,6 @@ logger = logging.getLogger(__name__)
 
 _CLOSING_TIME = 10.0
 _CLAIM_LIMIT = 500
-# How many workers' outboxes are remembered, by the number of their last batch.
-_MOST_OUTBOXES = 10_000
-# How long a worker is kept waiting that asks for something.
-_ANSWER_TIME = 20.0
-# How long a job that is to be pinned may take to arrive here.
-_PIN_TIME = 5.0
-_PIN_PAUSE = 0.05
-# How long it may take to see what of canceled jobs has begun, and how often that is looked at.
-_CANCEL_TIME = 1.0
-_LOOK = 0.01
 
 
 class GirderSchedulerPlugin(SchedulerPlugin):
@@ -71,7 +61,6 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._api_url = api_url or config.get("api-url")
         self._credential = credential or config.credential()
         self._tasks: list[asyncio.Task[None]] = []
-        self._batches: OrderedDict[str, int] = OrderedDict()
         self._unknown = asyncio.Event()
 
     async def start(self, scheduler: Scheduler) -> None:
@@ -111,17 +100,15 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             for name in ("updates", "claims")
         }
         self._apis = {name: self._api() for name in self._threads}
-        scheduler.handlers |= {
-            **self.leaving.handlers,
-            "girder_hello": self.girder_hello,
-            "girder_submit": self.girder_submit,
-            "girder_cancel": self.girder_cancel,
-            "girder_events": self.girder_events,
-            "girder_room": self.girder_room,
-            "girder_may_begin": self.girder_may_begin,
-            "girder_pin": self.girder_pin,
-            "girder_status": self.girder_status,
-        }
+        self.procedures = Procedures(
+            self.id,
+            self.dispatcher,
+            self.recorder,
+            self._cluster,
+            self._api_url,
+            partial(self._ask_girder, "check_credential"),
+        )
+        scheduler.handlers |= {**self.leaving.handlers, **self.procedures.handlers}
         await scheduler.register_worker_plugin(
             comm=None, plugin=pickle.dumps(GirderWorkerPlugin()), name=PLUGIN_NAME, idempotent=False
         )
@@ -250,9 +237,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             await asyncio.sleep(wait)
 
     async def _claim(self) -> int:
-        answer = await self._loop.run_in_executor(
-            self._threads["claims"], self._apis["claims"].claim, self.id, _CLAIM_LIMIT
-        )
+        answer = await self._ask_girder("claim", self.id, _CLAIM_LIMIT)
         self.dispatcher.cancel(answer["cancel"])
         specs = [JobSpec.from_wire(wire) for wire in answer["specs"]]
         if specs:
@@ -292,116 +277,11 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     async def _ask(self, ids: Sequence[str]) -> None:
         for i in range(0, len(ids), _CLAIM_LIMIT):
             some = ids[i : i + _CLAIM_LIMIT]
-            jobs = await self._loop.run_in_executor(
-                self._threads["claims"], self._apis["claims"].states, some
-            )
-            self.dispatcher.gate.learn(some, jobs)
+            self.dispatcher.gate.learn(some, await self._ask_girder("states", some))
 
-    # -- remote procedures --------------------------------------------------------------------
-
-    async def girder_hello(self) -> dict[str, Any]:
-        """Say which run of a scheduler this is."""
-        return {"scheduler": self.id}
-
-    async def girder_submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Take jobs in hand that are this scheduler's. The answer is the acknowledgement."""
-        if scheduler != self.id:
-            return {"accepted": []}
-        return {"accepted": self.dispatcher.accept([JobSpec.from_wire(wire) for wire in specs])}
-
-    async def girder_cancel(self, jobs: list[str]) -> dict[str, Any]:
-        """End jobs. Return those that have begun, when Girder has heard of that if that is soon."""
-        self.dispatcher.cancel(jobs)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._settled(jobs), _CANCEL_TIME)
-        return {"begun": list(self.dispatcher.begun(jobs))}
-
-    async def _settled(self, jobs: Sequence[str]) -> None:
-        """Wait until it is known which of canceled jobs have begun, and Girder knows that too."""
-        doubtful = self.dispatcher.in_doubt(jobs)
-        while doubtful:
-            await asyncio.sleep(_LOOK)
-            doubtful = self.dispatcher.in_doubt(doubtful)
-        begun = self.dispatcher.begun(jobs).items()
-        await self.recorder.until(lambda: not any(self.recorder.tells_state(*b) for b in begun))
-
-    async def girder_events(
-        self, outbox: str, batch: int, events: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Take in events of runs. A batch that comes again is acknowledged again, and no more."""
-        dropped: list[str] = []
-        if batch > self._batches.get(outbox, 0):
-            read = [JobEvent.from_wire(wire) for wire in events]
-            self._batches[outbox] = batch
-            self._batches.move_to_end(outbox)
-            if len(self._batches) > _MOST_OUTBOXES:
-                self._batches.popitem(last=False)
-            dropped = [
-                event.run
-                for event in read
-                if not self.dispatcher.hear(event) and event.run is not None
-            ]
-        await self.recorder.room()
-        return {"dropped": dropped}
-
-    async def girder_room(self, job: str) -> bool:
-        """Wait until Girder has taken most of the output of a job. False if that takes long."""
-        try:
-            await asyncio.wait_for(self.recorder.room_for(job), _ANSWER_TIME)
-        except asyncio.TimeoutError:
-            return False
-        return True
-
-    async def girder_may_begin(self, key: str, attempt: int) -> bool | None:
-        """Wait until it is known whether an attempt may begin. None if that takes long."""
-        may_begin = partial(self.dispatcher.attempts.may_begin, key, attempt)
-        known = self.recorder.until(lambda: may_begin() is not None)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(known, _ANSWER_TIME)
-        return may_begin()
-
-    async def girder_pin(self, jobs: list[str], client: str) -> dict[str, str]:
-        """Make a Dask client want the values of jobs; return the keys of those known here.
-
-        A job that was just submitted may not have arrived, so it is waited for a little.
-        """
-        deadline = self._loop.time() + _PIN_TIME
-        while True:
-            keys = {job_id: self.dispatcher.key_of(job_id) for job_id in jobs}
-            found = {job_id: key for job_id, key in keys.items() if key is not None}
-            missing = [i for i in jobs if i not in found and not self.dispatcher.has(i)]
-            if not missing or self._loop.time() > deadline:
-                break
-            await asyncio.sleep(_PIN_PAUSE)
-        for key in found.values():
-            self._cluster.pin(key, client)
-        return found
-
-    async def girder_status(self) -> dict[str, Any]:
-        """Return what ``girder-dask doctor`` asks of a scheduler."""
-        from girder_dask.facts import gather
-
-        facts = await asyncio.to_thread(gather, self._api_url)
-        girder = credential = None
-        try:
-            girder = await self._loop.run_in_executor(
-                self._threads["claims"], self._apis["claims"].check_credential
-            )
-        except GirderError as e:
-            credential = str(e)
-        return {
-            **facts,
-            "id": self.id,
-            "jobs": len(self.dispatcher),
-            "waiting": self.recorder.waiting,
-            "kept": len(self.dispatcher.kept),
-            "kept_bytes": self.dispatcher.kept.nbytes,
-            "requests": self.recorder.requests,
-            "updates": self.recorder.updates,
-            "error": self.recorder.error,
-            "credential_error": credential,
-            "girder": girder,
-        }
+    async def _ask_girder(self, what: str, *arguments: Any) -> Any:
+        ask = getattr(self._apis["claims"], what)
+        return await self._loop.run_in_executor(self._threads["claims"], ask, *arguments)
 
 
 def _reason(details: Mapping[str, Any]) -> str:

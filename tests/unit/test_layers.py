@@ -37,7 +37,7 @@ ORDER = [
     "cluster", "kept", "hand", "attempts", "gate", "waits", "dispatch", "recorder",
     "losses", "shortage",
     "credential", "girder_api", "facts", "link",
-    "dask_cluster", "accounts", "leaving", "signals",
+    "dask_cluster", "procedures", "accounts", "leaving", "signals",
     "nanny_hooks", "worker_hooks", "scheduler_hooks",
     "doctor",
     "standalone", "demo",

@@ -193,7 +193,7 @@ async def test_another_attempt_begins_when_girder_has_heard_of_it(
     girder: Girder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else another scheduler would give its number to another run."""
-    monkeypatch.setattr("girder_dask.scheduler_hooks._ANSWER_TIME", 0.1)
+    monkeypatch.setattr("girder_dask.procedures._ANSWER_TIME", 0.1)
     tally, girder_path = tmp_path / "tally", "POST dask/job/updates"
     girder.specs = [spec("a", "tally", str(tally), 1, [60.0, 0.0])]
     async with running(girder) as plugin:
@@ -205,7 +205,7 @@ async def test_another_attempt_begins_when_girder_has_heard_of_it(
             async with Nanny(address, nthreads=1):
                 await plugin._scheduler.remove_worker(nanny.worker_address, stimulus_id="lost")
                 await soon(lambda: plugin._cluster.placed_on("tally-a-1"))
-                assert await plugin.girder_may_begin("tally-a-1", 2) is None
+                assert await plugin.procedures.girder_may_begin("tally-a-1", 2) is None
                 await asyncio.sleep(0.5)
                 assert numbers(tally) == ["1 1"]
                 girder.peer.answers[girder_path] = answer
@@ -215,35 +215,35 @@ async def test_another_attempt_begins_when_girder_has_heard_of_it(
 
 async def test_a_job_that_goes_to_another_scheduler_is_not_taken(girder: Girder) -> None:
     async with running(girder) as plugin:
-        assert await plugin.girder_hello() == {"scheduler": plugin.id}
+        assert await plugin.procedures.girder_hello() == {"scheduler": plugin.id}
         wire = spec("a", "add_one", 1).to_wire()
-        assert await plugin.girder_submit("before", [wire]) == {"accepted": []}
+        assert await plugin.procedures.girder_submit("before", [wire]) == {"accepted": []}
         assert not plugin.dispatcher.has("a")
-        assert await plugin.girder_submit(plugin.id, [wire]) == {"accepted": ["a"]}
+        assert await plugin.procedures.girder_submit(plugin.id, [wire]) == {"accepted": ["a"]}
         assert plugin.dispatcher.has("a")
 
 
 async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
     async with running(girder) as plugin:
         plugin._loop.call_later(0.2, lambda: plugin.dispatcher.accept([spec("a", "add_one", 1)]))
-        assert await plugin.girder_pin(["a"], "nobody") == {"a": "add_one-a-1"}
-        assert (await plugin.girder_status())["kept"] == 0
+        assert await plugin.procedures.girder_pin(["a"], "nobody") == {"a": "add_one-a-1"}
+        assert (await plugin.procedures.girder_status())["kept"] == 0
 
 
 async def test_what_never_arrives_has_no_key(
     girder: Girder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("girder_dask.scheduler_hooks._PIN_TIME", 0.1)
+    monkeypatch.setattr("girder_dask.procedures._PIN_TIME", 0.1)
     async with running(girder) as plugin:
-        assert await plugin.girder_pin(["a"], "nobody") == {}
+        assert await plugin.procedures.girder_pin(["a"], "nobody") == {}
 
 
 async def test_workers_that_are_gone_are_not_remembered_for_ever(
     girder: Girder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("girder_dask.scheduler_hooks._MOST_OUTBOXES", 3)
+    monkeypatch.setattr("girder_dask.procedures._MOST_OUTBOXES", 3)
     async with running(girder) as plugin:
         for n in range(10):
-            await plugin.girder_events(f"outbox{n}", 1, [])
-            await plugin.girder_events("busy", n + 1, [])
-        assert list(plugin._batches) == ["outbox8", "outbox9", "busy"]
+            await plugin.procedures.girder_events(f"outbox{n}", 1, [])
+            await plugin.procedures.girder_events("busy", n + 1, [])
+        assert list(plugin.procedures._batches) == ["outbox8", "outbox9", "busy"]
