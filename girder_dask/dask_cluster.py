@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+import dask
 from distributed import Client, Future, Scheduler
 
 from girder_dask.cluster import ATTEMPT
@@ -80,13 +81,7 @@ class DaskCluster:
         pause = _CONNECT_PAUSE
         while self._client is None:
             try:
-                self._client = await Client(
-                    self._scheduler.address,
-                    asynchronous=True,
-                    security=self._scheduler.security,
-                    set_as_default=False,
-                    name="girder-dask",
-                )
+                self._client = await self._new_client()
             except Exception:
                 logger.exception(
                     "The scheduler cannot connect to itself at %s, so %d jobs wait; it tries "
@@ -98,6 +93,18 @@ class DaskCluster:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _CONNECT_PAUSE_MAX)
         self._send(self._client)
+
+    async def _new_client(self) -> Client:
+        # A connection remembers the last messages. Here each may hold hundreds of jobs.
+        with dask.config.set({"distributed.admin.low-level-log-length": 1}):
+            client: Client = await Client(
+                self._scheduler.address,
+                asynchronous=True,
+                security=self._scheduler.security,
+                set_as_default=False,
+                name="girder-dask",
+            )
+        return client
 
     def _send(self, client: Client) -> None:
         jobs, self._waiting = self._waiting, {}

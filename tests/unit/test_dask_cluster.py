@@ -150,6 +150,16 @@ async def test_it_connects_again_when_that_fails(monkeypatch: pytest.MonkeyPatch
     assert failures == []
 
 
+async def test_the_connection_does_not_remember_jobs() -> None:
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
+        for n in range(5):
+            key = dask.submit(str(n))
+            await soon(lambda key=key: dask.state(key) == "memory")
+        client = dask.cluster._client
+        assert client is not None
+        assert len(client.scheduler_comm.recent_message_log) <= 1
+
+
 async def test_a_key_may_be_wanted_before_and_after_dask_has_it() -> None:
     async with site() as dask:
         address = dask.scheduler.address
