@@ -40,6 +40,10 @@ def check_history(job: dict[str, Any], expected: list[str]) -> None:
     assert job["status"] == stamps[-1]["status"]
 
 
+def _family(pid: int | None) -> list[psutil.Process]:
+    return list(psutil.Process(pid).children(recursive=True))
+
+
 class FaultStack(TestStack):
     """A stack of its own for a test that breaks it."""
 
@@ -50,10 +54,13 @@ class FaultStack(TestStack):
         self.part(name).kill()
 
     def restart(self, *names: str) -> None:
-        """Start parts again that were killed, and return when they do their work."""
+        """Start parts again that were killed, and return when they do their work.
+
+        Each goes on in its log, so that what a test reads there is all that was said.
+        """
         parts = [self.part(name) for name in names]
         for part in parts:
-            part.start(self._guard)
+            part.start(self._guard, again=True)
         until(lambda: all(part.is_ready() for part in parts), 60)
         self._ended -= set(names)
 
@@ -67,6 +74,29 @@ class FaultStack(TestStack):
         """Return the process in which a worker runs its jobs: the child of its nanny."""
         nanny = psutil.Process(self.part(name).pid)
         return next(p for p in nanny.children() if "spawn_main" in " ".join(p.cmdline()))
+
+    def has_nanny(self, name: str, pid: int) -> bool:
+        """Say whether a process that runs jobs of a worker is the child of a nanny.
+
+        Else it is the very process that was started as the worker.
+        """
+        first = self.part(name).pid
+        if pid == first:
+            assert not any("spawn_main" in " ".join(p.cmdline()) for p in _family(first))
+            return False
+        assert psutil.Process(pid).ppid() == first
+        assert pid == self.worker_process(name).pid
+        return True
+
+    def home_of(self, pid: int) -> str:
+        """Return the name of the worker to which a process belongs."""
+        workers = [part for part in self.parts if part.is_worker and part.running]
+        (name,) = [
+            part.name
+            for part in workers
+            if part.pid == pid or pid in {child.pid for child in _family(part.pid)}
+        ]
+        return name
 
     def start_task(self, name: str, *args: Any, user: Any = None, **options: Any) -> str:
         """Start a task of my_worker_tasks inside Girder, and return the id of its job."""
