@@ -44,6 +44,14 @@ def _family(pid: int | None) -> list[psutil.Process]:
     return list(psutil.Process(pid).children(recursive=True))
 
 
+def _is_spawned(process: psutil.Process) -> bool:
+    """Say whether it is one that a nanny has started as its worker."""
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 class FaultStack(TestStack):
     """A stack of its own for a test that breaks it."""
 
@@ -72,8 +80,8 @@ class FaultStack(TestStack):
 
     def worker_process(self, name: str) -> psutil.Process:
         """Return the process in which a worker runs its jobs: the child of its nanny."""
-        nanny = psutil.Process(self.part(name).pid)
-        return next(p for p in nanny.children() if "spawn_main" in " ".join(p.cmdline()))
+        pid = self.part(name).pid
+        return until(lambda: next(filter(_is_spawned, psutil.Process(pid).children()), None))
 
     def has_nanny(self, name: str, pid: int) -> bool:
         """Say whether a process that runs jobs of a worker is the child of a nanny.
@@ -82,7 +90,7 @@ class FaultStack(TestStack):
         """
         first = self.part(name).pid
         if pid == first:
-            assert not any("spawn_main" in " ".join(p.cmdline()) for p in _family(first))
+            assert not any(map(_is_spawned, _family(first)))
             return False
         assert psutil.Process(pid).ppid() == first
         assert pid == self.worker_process(name).pid
@@ -97,6 +105,34 @@ class FaultStack(TestStack):
             if part.pid == pid or pid in {child.pid for child in _family(part.pid)}
         ]
         return name
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """Return the processes of Girder, of the scheduler, and of each worker."""
+        found = {n: psutil.Process(self.part(n).pid) for n in ("girder", "scheduler")}
+        workers = [part.name for part in self.parts if part.is_worker]
+        return {**found, **{name: self.worker_process(name) for name in workers}}
+
+    def count_requests(self, ending: str) -> Callable[[], int]:
+        """Have Girder count the requests for paths with an ending; return how to ask for them."""
+
+        def begin(ending: str) -> None:
+            import cherrypy
+
+            def count() -> None:
+                if cherrypy.request.path_info.endswith(ending):
+                    cherrypy.counted_requests.append(ending)
+
+            cherrypy.counted_requests = []
+            cherrypy.tools.counted = cherrypy.Tool("before_handler", count)
+            cherrypy.config["tools.counted.on"] = True
+
+        def counted() -> int:
+            import cherrypy
+
+            return len(cherrypy.counted_requests)
+
+        self.call(begin, ending)
+        return lambda: int(self.call(counted))
 
     def start_task(self, name: str, *args: Any, user: Any = None, **options: Any) -> str:
         """Start a task of my_worker_tasks inside Girder, and return the id of its job."""

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -76,7 +75,9 @@ def test_scheduler_killed_with_jobs_queued_and_running(fault_stack: Start, tmp_p
     assert Counter(number for number, _, _ in runs(tally)) == expected
     again = [(number, attempt) for number, attempt, _ in runs(tally) if number in range(100, 104)]
     assert sorted(again) == [(100 + n, attempt) for n in range(4) for attempt in (1, 2)]
-    assert Counter(tuple(states(job)) for job in jobs[4:]) == {("QUEUED", "RUNNING", "SUCCESS"): 200}
+    assert Counter(tuple(states(job)) for job in jobs[4:]) == {
+        ("QUEUED", "RUNNING", "SUCCESS"): 200
+    }
     for job_id, job in zip(running, jobs, strict=False):
         names = states(job)
         assert names == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCESS"]
