@@ -72,6 +72,14 @@ class FaultStack(TestStack):
         until(lambda: all(part.is_ready() for part in parts), 60)
         self._ended -= set(names)
 
+    def recent_logs(self, lines: int = 15) -> str:
+        """Return the last log lines of each part, without those tracebacks that Dask repeats.
+
+        It does that for each task that raises. So one that is there is that of a crash.
+        """
+        said = super().recent_logs(lines).splitlines()
+        return "\n".join(line for line in said if not line.startswith("Traceback: '"))
+
     def restart_with(self, name: str, *options: str) -> None:
         """Start a part again with more options on its command line."""
         self.kill(name)

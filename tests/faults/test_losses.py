@@ -130,9 +130,11 @@ def test_worker_killed_in_the_middle_of_a_task(fault_stack: Start, tmp_path: Pat
     assert stack.numbered(job_id, "attempt 4 line") == list(range(10))
 
 
-def process_of(stack: FaultStack, tally: Path, job_id: str, attempt: int) -> psutil.Process:
+def process_of(
+    stack: FaultStack, tally: Path, job_id: str, attempt: int, seconds: float = 30
+) -> psutil.Process:
     """Wait until an attempt is known to run, and return the process in which it does."""
-    until(lambda: stack.numbered(job_id, f"attempt {attempt} line"))
+    until(lambda: stack.numbered(job_id, f"attempt {attempt} line"), seconds)
     (pid,) = [pid for _, number, pid in runs(tally) if number == attempt]
     return psutil.Process(pid)
 
@@ -210,7 +212,7 @@ def test_worker_stopped_and_continued(
     os.killpg(stack.part(frozen).pid or 0, signal.SIGSTOP)
     seen = stack.numbered(job_id, "attempt 1 line")[-1]
 
-    new = process_of_later(stack, tally, job_id)
+    new = process_of(stack, tally, job_id, 2, 60)  # when its worker is given up
     assert stack.home_of(new.pid) != frozen
     if not during:
         Path(f"{gate}-2").touch()
@@ -243,12 +245,6 @@ def test_worker_stopped_and_continued(
     assert re.search(r"was lost while the job ran \(it was silent for more than \d+ s\)", log)
     assert "attempt 1 returns" not in log
     assert log.count("attempt 2 returns\n") == 1
-
-
-def process_of_later(stack: FaultStack, tally: Path, job_id: str) -> psutil.Process:
-    """Wait for a second attempt, which begins when its worker is given up, see above."""
-    until(lambda: stack.numbered(job_id, "attempt 2 line"), 60)
-    return process_of(stack, tally, job_id, 2)
 
 
 def value_of(stack: FaultStack, job_id: str) -> list[object]:
