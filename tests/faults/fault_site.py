@@ -40,6 +40,18 @@ def check_history(job: dict[str, Any], expected: list[str]) -> None:
     assert job["status"] == stamps[-1]["status"]
 
 
+def _family(pid: int | None) -> list[psutil.Process]:
+    return list(psutil.Process(pid).children(recursive=True))
+
+
+def _is_spawned(process: psutil.Process) -> bool:
+    """Say whether it is one that a nanny has started as its worker."""
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 class FaultStack(TestStack):
     """A stack of its own for a test that breaks it."""
 
@@ -50,12 +62,23 @@ class FaultStack(TestStack):
         self.part(name).kill()
 
     def restart(self, *names: str) -> None:
-        """Start parts again that were killed, and return when they do their work."""
+        """Start parts again that were killed, and return when they do their work.
+
+        Each goes on in its log, so that what a test reads there is all that was said.
+        """
         parts = [self.part(name) for name in names]
         for part in parts:
-            part.start(self._guard)
+            part.start(self._guard, again=True)
         until(lambda: all(part.is_ready() for part in parts), 60)
         self._ended -= set(names)
+
+    def recent_logs(self, lines: int = 15) -> str:
+        """Return the last log lines of each part, without those tracebacks that Dask repeats.
+
+        It does that for each task that raises. So one that is there is that of a crash.
+        """
+        said = super().recent_logs(lines).splitlines()
+        return "\n".join(line for line in said if not line.startswith("Traceback: '"))
 
     def restart_with(self, name: str, *options: str) -> None:
         """Start a part again with more options on its command line."""
@@ -65,8 +88,59 @@ class FaultStack(TestStack):
 
     def worker_process(self, name: str) -> psutil.Process:
         """Return the process in which a worker runs its jobs: the child of its nanny."""
-        nanny = psutil.Process(self.part(name).pid)
-        return next(p for p in nanny.children() if "spawn_main" in " ".join(p.cmdline()))
+        pid = self.part(name).pid
+        return until(lambda: next(filter(_is_spawned, psutil.Process(pid).children()), None))
+
+    def has_nanny(self, name: str, pid: int) -> bool:
+        """Say whether a process that runs jobs of a worker is the child of a nanny.
+
+        Else it is the very process that was started as the worker.
+        """
+        first = self.part(name).pid
+        if pid == first:
+            assert not any(map(_is_spawned, _family(first)))
+            return False
+        assert psutil.Process(pid).ppid() == first
+        assert pid == self.worker_process(name).pid
+        return True
+
+    def home_of(self, pid: int) -> str:
+        """Return the name of the worker to which a process belongs."""
+        workers = [part for part in self.parts if part.is_worker and part.running]
+        (name,) = [
+            part.name
+            for part in workers
+            if part.pid == pid or pid in {child.pid for child in _family(part.pid)}
+        ]
+        return name
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """Return the processes of Girder, of the scheduler, and of each worker."""
+        found = {n: psutil.Process(self.part(n).pid) for n in ("girder", "scheduler")}
+        workers = [part.name for part in self.parts if part.is_worker]
+        return {**found, **{name: self.worker_process(name) for name in workers}}
+
+    def count_requests(self, ending: str) -> Callable[[], int]:
+        """Have Girder count the requests for paths with an ending; return how to ask for them."""
+
+        def begin(ending: str) -> None:
+            import cherrypy
+
+            def count() -> None:
+                if cherrypy.request.path_info.endswith(ending):
+                    cherrypy.counted_requests.append(ending)
+
+            cherrypy.counted_requests = []
+            cherrypy.tools.counted = cherrypy.Tool("before_handler", count)
+            cherrypy.config["tools.counted.on"] = True
+
+        def counted() -> int:
+            import cherrypy
+
+            return len(cherrypy.counted_requests)
+
+        self.call(begin, ending)
+        return lambda: int(self.call(counted))
 
     def start_task(self, name: str, *args: Any, user: Any = None, **options: Any) -> str:
         """Start a task of my_worker_tasks inside Girder, and return the id of its job."""

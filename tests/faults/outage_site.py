@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,47 +68,58 @@ def stopped(stack: FaultStack, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def misbehaving(stack: FaultStack, how: str) -> Iterator[None]:
-    """Have Girder answer 500 to everything but to this test; or let each request wait."""
+def misbehaving(stack: FaultStack, pause: float | None) -> Iterator[None]:
+    """Have Girder answer 500 to everything but to this test; or let each request wait so long.
 
-    def begin(how: str) -> None:
+    At the end, look that the scheduler has asked for something, and was treated like that.
+    """
+
+    def begin(pause: float | None) -> None:
         import time
 
         import cherrypy
 
         def misbehave() -> None:
-            if cherrypy.request.path_info.endswith("/dask/testing/call"):
+            path = cherrypy.request.path_info
+            if path.endswith("/dask/testing/call"):
                 return
-            if how == "fails":
+            if pause is None:
+                cherrypy.misbehaved.append(path)
                 raise cherrypy.HTTPError(500, "as it was told to")
-            time.sleep(2)
+            time.sleep(pause)
+            cherrypy.misbehaved.append(path)
 
+        cherrypy.misbehaved = []
         cherrypy.tools.misbehave = cherrypy.Tool("before_handler", misbehave)
         cherrypy.config["tools.misbehave.on"] = True
 
-    def end() -> None:
+    def end() -> list[str]:
         import cherrypy
 
         cherrypy.config["tools.misbehave.on"] = False
+        return list(cherrypy.misbehaved)
 
-    stack.call(begin, how)
+    stack.call(begin, pause)
+    paths: list[str] = []
     try:
         yield
     finally:
-        stack.call(end)
+        paths += stack.call(end)
+    assert any(path.endswith("/dask/job/updates") for path in paths), paths
 
 
 @dataclass
 class Outage:
     """Something that is away for a while.
 
-    ``complaint`` is what the log of the scheduler says of it. ``blocks`` tells whether Girder
+    ``complaint`` is what the log of the scheduler says of it, None if it says nothing of Girder:
+    that it has no complaint at all is then looked at. ``blocks`` tells whether Girder
     does nothing meanwhile, None that it may do something. The times are those of the epoch:
     when it began, when its end began, and when it was over.
     """
 
     happens: Callable[[FaultStack], AbstractContextManager[None]]
-    complaint: str = ""
+    complaint: str | None
     blocks: bool | None = True
     began: float = field(default=0.0, init=False)
     ending: float = field(default=0.0, init=False)
@@ -123,7 +135,11 @@ class Outage:
             yield
             self.ending = time.time()
         self.over = time.time()
-        assert self.complaint in log.read_text()[known:]
+        said = log.read_bytes()[known:].decode()
+        if self.complaint is None:
+            assert not re.search(r"does not answer| answered 5\d\d", said), said
+        else:
+            assert self.complaint in said
 
 
 # -- jobs --------------------------------------------------------------------------------------
@@ -232,6 +248,9 @@ class Witnesses:
         ended = self.at_work + self.ends + self.raises + self.uploads
         until(lambda: all(map(self._has_ended, ended)), 60)
         until(lambda: all(map(self._has_begun, self.fetches)))
+        # The end is noted in the diary first, and then it is that of the job.
+        last = max(diary.ended or 0 for diary in map(self.diary, ended) if diary)
+        until(lambda: time.time() > last + LAG, LAG + 1)
         until(lambda: time.monotonic() > over, seconds + 1)
 
     def _has_ended(self, job_id: str) -> bool:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Callable
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 from fault_site import FaultStack, states
 
 from girder_dask.jobs import JobStatus
+from girder_dask.standalone.part import Part
 
 S = JobStatus
 Start = Callable[..., FaultStack]
+SHARED = "/dev/shm"  # noqa: S108 - it is asked how large it is
 
 # At most 2 GiB, if nobody ends it.
 EATS = """
@@ -54,7 +63,9 @@ def test_worker_out_of_memory(fault_stack: Start, pause: float) -> None:
     assert stack.wait(stack.start_task("noop", resources={"small": 1}))["status"] == S.SUCCESS
 
 
-def test_disk_full_during_a_download(fault_stack: Start) -> None:
+@pytest.mark.parametrize("limited", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_disk_full_during_a_download(fault_stack: Start, limited: bool) -> None:
+    """The disk is full, or the system lets the worker write no larger files."""
     stack = fault_stack(workers=1, threads=2)
     user = stack.create_user()
     folder = user.folder["_id"]
@@ -71,25 +82,129 @@ def test_disk_full_during_a_download(fault_stack: Start) -> None:
 
         return str(stack.call(start, user=user))
 
-    worker = stack.worker_process("worker-0")
-    # What the worker writes into one file beyond 1 MiB fails like that on a full disk.
-    worker.rlimit(psutil.RLIMIT_FSIZE, (1 << 20, psutil.RLIM_INFINITY))
-    other = stack.start_task("steady", 10, 1.0)
-    job_id = fetch(large["_id"])
-    job = stack.wait(job_id)
-    assert states(job) == ["QUEUED", "FETCHING_INPUT", "ERROR"]
-    assert stack.log(job_id).endswith(
-        f"GirderFileId('{large['_id']}'): The disk of the worker is full: there was no room for "
-        "large.bin (4,194,304 bytes). Ask the operator for space, or use a smaller file.\n"
-    )
-    assert list(stack.directory.rglob("large.bin")) == []
-    assert list((stack.directory / "workers").rglob(f"job-{job_id}-*")) == []
-    cache = stack.directory / "cache"
-    assert [e.name for e in cache.iterdir() if e.name.endswith(f"-{4 << 20}")] == []
-    assert (cache / "bytes").read_text() == "0"
+    with contextlib.ExitStack() as over:
+        disk = limited_files(stack) if limited else over.enter_context(small_disk(stack))
+        worker = stack.worker_process("worker-0")
+        other = stack.start_task("steady", 10, 1.0)
+        # First there is room for a part of it, then for nothing.
+        for room in (1 << 20, 0):
+            disk.leave(room)
+            job_id = fetch(large["_id"])
+            job = stack.wait(job_id)
+            assert states(job) == ["QUEUED", "FETCHING_INPUT", "ERROR"], stack.log(job_id)
+            assert stack.log(job_id).endswith(
+                f"GirderFileId('{large['_id']}'): The disk of the worker is full: there was no "
+                "room for large.bin (4,194,304 bytes). Ask the operator for space, or use a "
+                "smaller file.\n"
+            )
+            assert list(disk.path.rglob("large.bin")) == []
+            assert list(disk.path.rglob(f"job-{job_id}-*")) == []
+            assert list(disk.path.glob(f"cache/*-{4 << 20}")) == []
+            assert disk.free > room - 64 * 1024  # what keeps the accounts
 
-    assert stack.wait(other)["status"] == S.SUCCESS
-    assert stack.wait(fetch(small["_id"]))["status"] == S.SUCCESS
-    worker.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
-    assert stack.wait(fetch(large["_id"]))["status"] == S.SUCCESS
-    assert stack.worker_process("worker-0") == worker
+        assert stack.wait(other)["status"] == S.SUCCESS
+        disk.leave(1 << 20)
+        assert stack.wait(fetch(small["_id"]))["status"] == S.SUCCESS
+        disk.leave(None)
+        assert stack.wait(fetch(large["_id"]))["status"] == S.SUCCESS
+        assert (disk.path / "cache" / "bytes").read_text() == str((4 << 20) + 1000)
+        assert stack.worker_process("worker-0") == worker
+
+
+class Disk:
+    """Where a worker has its files: a file system of a few MiB.
+
+    ``path`` is where the test sees it, which need not be where the worker does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def free(self) -> int:
+        """The bytes that can still be written."""
+        found = os.statvfs(self.path)
+        return found.f_bavail * found.f_frsize
+
+    def leave(self, room: int | None) -> None:
+        """Fill it up until so much is left, None for all that the worker does not take."""
+        ballast = self.path / "ballast"
+        ballast.unlink(missing_ok=True)
+        if room is not None:
+            with ballast.open("wb") as out:
+                os.posix_fallocate(out.fileno(), 0, self.free - room)
+            assert self.free == room
+
+
+class LimitedFiles(Disk):
+    """The directory of a stack, where a process may make no file larger than 1 MiB.
+
+    It is told of that when it writes, as on a disk that is full, in another word.
+    """
+
+    def __init__(self, path: Path, process: psutil.Process) -> None:
+        super().__init__(path)
+        self._process = process
+
+    def leave(self, room: int | None) -> None:
+        """Set the limit, or take it away."""
+        most = psutil.RLIM_INFINITY if room is None else 1 << 20
+        self._process.rlimit(psutil.RLIMIT_FSIZE, (most, psutil.RLIM_INFINITY))
+
+
+def limited_files(stack: FaultStack) -> Disk:
+    return LimitedFiles(stack.directory, stack.worker_process("worker-0"))
+
+
+@contextlib.contextmanager
+def small_disk(stack: FaultStack) -> Iterator[Disk]:
+    """Start the worker again with all of its files on a small disk, a tmpfs.
+
+    It is mounted for the worker alone, in a namespace, for which no privileges are needed on
+    most systems. Where that is forbidden, root or sudo mounts it for all to see. In a container
+    that may do neither, it is the small one that it has for shared memory.
+    """
+    place = stack.directory / "disk"
+    place.mkdir()
+    tmpfs = ["mount", "-t", "tmpfs", "-o"]
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    script = f'{" ".join(tmpfs)} size=6m tmpfs "$0" && exec "$@"'
+    sudo = [] if os.getuid() == 0 else ["sudo", "-n"]
+    options = f"size=6m,mode=700,uid={os.getuid()},gid={os.getgid()}"
+    if works(*alone, "sh", "-c", script, place, "true"):
+        part = move_worker(stack, place, *alone, "sh", "-c", script, str(place))
+        yield Disk(Path(f"/proc/{part.pid}/root{place}"))
+    elif works(*sudo, *tmpfs, options, "tmpfs", place):
+        try:
+            move_worker(stack, place)
+            yield Disk(place)
+        finally:
+            stack.kill("worker-0")
+            assert works(*sudo, "umount", place)
+    elif shutil.disk_usage(SHARED).total <= 256 << 20:
+        with tempfile.TemporaryDirectory(dir=SHARED) as shared:
+            move_worker(stack, Path(shared))
+            yield Disk(Path(shared))
+            stack.kill("worker-0")
+    else:
+        warnings.warn("no small disk can be had here: a limit for files is taken", stacklevel=2)
+        yield limited_files(stack)
+
+
+def works(*command: str | Path) -> bool:
+    """Run a command, and say whether it worked."""
+    try:
+        return subprocess.run(command).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def move_worker(stack: FaultStack, place: Path, *prefix: str) -> Part:
+    """Start the worker again with its files in a place."""
+    part = stack.part("worker-0")
+    part.env["DASK_GIRDER__WORKER__CACHE_DIRECTORY"] = str(place / "cache")
+    part.command[part.command.index("--local-directory") + 1] = str(place / "workers")
+    part.command = [*prefix, *part.command]
+    stack.kill("worker-0")
+    stack.restart("worker-0")
+    return part

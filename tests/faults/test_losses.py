@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -26,6 +25,23 @@ Start = Callable[..., FaultStack]
 SILENCE = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1s"}
 # It waits until it is known to run.
 KILLED = "import os, signal, time; time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)"
+
+# An attempt says that it has begun, and goes on until there is a file for it.
+GATED = """
+import os, time
+attempt, n = self.request.attempt, 0
+with open(tally, "a") as out:
+    print(1, attempt, os.getpid(), file=out)
+while not os.path.exists(f"{gate}-{attempt}"):
+    print(f"attempt {attempt} line {n}")
+    n += 1
+    time.sleep(0.1)
+made = self.work_dir / "made.txt"
+made.write_text(f"made by attempt {attempt}\\n")
+open(f"{gate}-{attempt}-returns", "w").close()
+print(f"attempt {attempt} returns")
+result = (str(made), f"attempt {attempt}")
+"""
 
 
 def runs(tally: Path) -> list[tuple[int, int, int]]:
@@ -45,16 +61,23 @@ def test_scheduler_killed_with_jobs_queued_and_running(fault_stack: Start, tmp_p
     queued = stack.start_tasks("tally", [(path, 1000 + n) for n in range(200)])
 
     stack.kill("scheduler")
-    stack.restart("scheduler")
+    # Before there is another, so that they take no job of its queue with them.
     for name in ("worker-0", "worker-1"):
         stack.kill(name)
-    stack.restart("worker-0", "worker-1")
+    assert len(runs(tally)) == 24, "none of the queue has begun"
+    stack.restart("scheduler", "worker-0", "worker-1")
 
     jobs = stack.wait_all(running + queued, 60)
     assert Counter(job["status"] for job in jobs) == {S.SUCCESS: 204}
-    began = Counter(number for number, _, _ in runs(tally))
-    assert all(began[n] == 1 for n in range(20)), "what had finished did not run again"
-    assert all(began[1000 + n] >= 1 for n in range(200))
+    # What had finished did not run again, what ran did so once more, and the rest once.
+    once = [*range(20), *range(1000, 1200)]
+    expected = {**dict.fromkeys(once, 1), **dict.fromkeys(range(100, 104), 2)}
+    assert Counter(number for number, _, _ in runs(tally)) == expected
+    again = [(number, attempt) for number, attempt, _ in runs(tally) if number in range(100, 104)]
+    assert sorted(again) == [(100 + n, attempt) for n in range(4) for attempt in (1, 2)]
+    assert Counter(tuple(states(job)) for job in jobs[4:]) == {
+        ("QUEUED", "RUNNING", "SUCCESS"): 200
+    }
     for job_id, job in zip(running, jobs, strict=False):
         names = states(job)
         assert names == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCESS"]
@@ -66,50 +89,89 @@ def test_scheduler_killed_with_jobs_queued_and_running(fault_stack: Start, tmp_p
 
 
 def test_worker_killed_in_the_middle_of_a_task(fault_stack: Start, tmp_path: Path) -> None:
-    """One that has a nanny, and one that has none."""
+    """One together with its nanny, one that has none, and one whose nanny starts it again."""
     stack = fault_stack(workers=2, threads=1)
-    stack.restart_with("worker-1", "--no-nanny")
+    stack.kill("worker-1")
+    stack.part("worker-1").command.append("--no-nanny")
     tally = tmp_path / "tally"
-    job_id = stack.start_task("tally", str(tally), 1, [60.0, 60.0, 1.0])
-    for attempt in (1, 2):  # the second is on the other worker
-        until(partial(stack.numbered, job_id, f"attempt {attempt} line"))
-        psutil.Process(runs(tally)[-1][2]).kill()
-        if not stack.part("worker-1").running:
-            stack.restart("worker-1")
+    job_id = stack.start_task("tally", str(tally), 1, [60.0, 60.0, 60.0, 1.0])
+
+    first = process_of(stack, tally, job_id, 1)
+    assert stack.has_nanny("worker-0", first.pid)
+    stack.restart("worker-1")
+    stack.kill("worker-0")  # its whole group
+    second = process_of(stack, tally, job_id, 2)
+    assert not stack.has_nanny("worker-1", second.pid)
+    stack.restart("worker-0")
+    second.kill()
+    third = process_of(stack, tally, job_id, 3)
+    assert stack.has_nanny("worker-0", third.pid)
+    nanny = third.parent()
+    third.kill()
     job = stack.wait(job_id)
 
-    assert states(job) == ["QUEUED", *["RUNNING", "QUEUED"] * 2, "RUNNING", "SUCCESS"]
-    assert [attempt for _, attempt, _ in runs(tally)] == [1, 2, 3]
+    assert not stack.part("worker-1").running, "nobody starts it again"
+    assert stack.part("worker-0").pid == nanny.pid
+    assert nanny.is_running()
+    fourth = stack.worker_process("worker-0")
+    assert [run for run in runs(tally) if run[1] == 4] == [(1, 4, fourth.pid)]
+    assert fourth.pid != third.pid
+
+    assert states(job) == ["QUEUED", *["RUNNING", "QUEUED"] * 3, "RUNNING", "SUCCESS"]
+    assert [attempt for _, attempt, _ in runs(tally)] == [1, 2, 3, 4]
     log = stack.log(job_id)
     lost = re.findall(
         r"^Worker (tcp\S+) was lost while the job ran; it is tried again as attempt (\d)\.$",
         log,
         re.MULTILINE,
     )
-    assert [attempt for _, attempt in lost] == ["2", "3"]
-    assert lost[0][0] != lost[1][0], "it ran on another worker"
-    assert stack.numbered(job_id, "attempt 3 line") == list(range(10))
+    assert [attempt for _, attempt in lost] == ["2", "3", "4"]
+    assert len({address for address, _ in lost}) == 3, "each was another worker"
+    assert stack.numbered(job_id, "attempt 4 line") == list(range(10))
 
 
-def test_worker_killed_by_its_task(fault_stack: Start) -> None:
+def process_of(
+    stack: FaultStack, tally: Path, job_id: str, attempt: int, seconds: float = 30
+) -> psutil.Process:
+    """Wait until an attempt is known to run, and return the process in which it does."""
+    until(lambda: stack.numbered(job_id, f"attempt {attempt} line"), seconds)
+    (pid,) = [pid for _, number, pid in runs(tally) if number == attempt]
+    return psutil.Process(pid)
+
+
+@pytest.mark.parametrize("nannies", [True, False], ids=["nannies", "none"])
+def test_worker_killed_by_its_task(fault_stack: Start, nannies: bool) -> None:
     """Until it is enough."""
-    stack = fault_stack(workers=2, threads=2)
+    names = ["worker-0", "worker-1"]
+    allowed = 3 if nannies else 1
+    env = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed)}
+    stack = fault_stack(workers=2, threads=2, env=env)
+    if not nannies:
+        for name in names:
+            stack.restart_with(name, "--no-nanny")
+    before = [stack.part(name).pid for name in names]
     job_id = stack.start_task("does", KILLED)
     job = stack.wait(job_id, 60)
 
-    assert states(job) == ["QUEUED", *["RUNNING", "QUEUED"] * 3, "RUNNING", "ERROR"]
+    assert states(job) == ["QUEUED", *["RUNNING", "QUEUED"] * allowed, "RUNNING", "ERROR"]
     log = stack.log(job_id)
     lost = re.findall(r"^Worker (tcp\S+) was lost while the job ran; it", log, re.MULTILINE)
-    assert len(lost) == 3
+    assert len(lost) == allowed
     told = re.search(r"more workers than (\S+) allows.*Workers lost: (.*)\.$", log, re.MULTILINE)
     assert told is not None
     assert told[1] == "distributed.scheduler.allowed-failures"
     named = told[2].split(", ")
     assert named[:-1] == lost
-    assert len(set(named)) == 4, "each worker that was started again has another address"
+    assert len(set(named)) == allowed + 1, "each worker that was started again has another address"
+    assert [stack.part(name).running for name in names] == [nannies] * 2
+    assert [stack.part(name).pid for name in names] == before
+    if not nannies:
+        assert [stack.part(name).exit_code for name in names] == [-signal.SIGKILL] * 2
+        stack.restart("worker-0")
     assert stack.wait(stack.start_task("noop"))["status"] == S.SUCCESS
 
 
+@pytest.mark.parametrize("during", [False, True], ids=["after the end", "before the end"])
 @pytest.mark.parametrize(
     "whole",
     [
@@ -118,54 +180,82 @@ def test_worker_killed_by_its_task(fault_stack: Start) -> None:
         pytest.param(True, id="host", marks=pytest.mark.long),
     ],
 )
-def test_worker_stopped_and_continued(fault_stack: Start, tmp_path: Path, whole: bool) -> None:
-    """The process of a worker without a nanny is frozen, or all of a host."""
+def test_worker_stopped_and_continued(
+    fault_stack: Start, tmp_path: Path, whole: bool, during: bool
+) -> None:
+    """The process of a worker without a nanny is frozen, or all of a host.
+
+    It comes back when the new attempt has ended, or while that is at work. The old one then
+    returns at once, with a value and an output of its own.
+    """
     stack = fault_stack(workers=2, threads=1, env=SILENCE)
     if not whole:
         for name in ("worker-0", "worker-1"):
             stack.restart_with(name, "--no-nanny")
     user = stack.create_user()
-    folder = user.folder["_id"]
-    tally = tmp_path / "tally"
+    folder = str(user.folder["_id"])
+    tally, gate = tmp_path / "tally", tmp_path / "gate"
+    given = {"tally": str(tally), "gate": str(gate)}
 
     def start() -> str:
-        from my_worker_tasks import tally as task
+        from my_worker_tasks import does
 
         from girder_dask.transforms import GirderUploadToFolder
 
         hooks = [GirderUploadToFolder(folder)]
-        args = (str(tally), 1, [4.0, 1.0], "made.txt")
-        return str(task.apply_async(args, girder_result_hooks=hooks).id)
+        return str(does.apply_async((GATED,), given, girder_result_hooks=hooks).id)
 
     job_id = stack.call(start, user=user)
-    until(lambda: stack.numbered(job_id, "attempt 1 line"))
-    pid = runs(tally)[0][2]
-    (frozen,) = [name for name in ("worker-0", "worker-1") if pid in pids_of(stack, name)]
+    old = process_of(stack, tally, job_id, 1)
+    frozen = stack.home_of(old.pid)
+    assert stack.has_nanny(frozen, old.pid) == whole
     os.killpg(stack.part(frozen).pid or 0, signal.SIGSTOP)
     seen = stack.numbered(job_id, "attempt 1 line")[-1]
-    job = stack.wait(job_id, 60)
-    assert job["status"] == S.SUCCESS
-    log = stack.log(job_id)
 
+    new = process_of(stack, tally, job_id, 2, 60)  # when its worker is given up
+    assert stack.home_of(new.pid) != frozen
+    if not during:
+        Path(f"{gate}-2").touch()
+        stack.wait(job_id, status=S.SUCCESS)
+    before = stack.job(job_id)
+    Path(f"{gate}-1").touch()
     os.killpg(stack.part(frozen).pid or 0, signal.SIGCONT)
-    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+    until(lambda: not old.is_running() or old.status() == psutil.STATUS_ZOMBIE)
+    assert Path(f"{gate}-1-returns").exists(), "the old attempt came to its end"
+    after = stack.job(job_id)
+    assert after["timestamps"] == before["timestamps"]
+    assert after["dask"]["attempt"] == 2
+    if during:
+        assert new.is_running()
+        assert list(stack.admin.listItem(folder)) == []
+        Path(f"{gate}-2").touch()
+    else:
+        assert after["log"] == before["log"], "what the old attempt says is not recorded"
+    job = stack.wait(job_id)
+
     at_work = ["RUNNING", "PUSHING_OUTPUT", "SUCCESS"]
     assert states(job) == ["QUEUED", "RUNNING", "QUEUED", *at_work]
-    after = stack.job(job_id)
-    assert after["timestamps"] == job["timestamps"]
-    assert "".join(after["log"]) == log, "what the old attempt says is not recorded"
+    assert value_of(stack, job_id) == [folder, "attempt 2"]
+    assert stack.outputs(folder) == {"made.txt": ["made by attempt 2\n"]}
+    assert [(number, attempt) for number, attempt, _ in runs(tally)] == [(1, 1), (1, 2)]
     assert stack.numbered(job_id, "attempt 1 line")[-1] <= seen + 1
-    assert stack.numbered(job_id, "attempt 2 line") == list(range(10))
+    said = stack.numbered(job_id, "attempt 2 line")
+    assert said == list(range(len(said)))
+    log = stack.log(job_id)
     assert re.search(r"was lost while the job ran \(it was silent for more than \d+ s\)", log)
-    (item,) = stack.admin.listItem(folder)
-    (file,) = stack.admin.listFile(item["_id"])
-    assert b"".join(stack.admin.downloadFileAsIterator(file["_id"])) == b"made by attempt 2\n"
+    assert "attempt 1 returns" not in log
+    assert log.count("attempt 2 returns\n") == 1
 
 
-def pids_of(stack: FaultStack, name: str) -> set[int]:
-    """Return the processes of a part."""
-    first = psutil.Process(stack.part(name).pid)
-    return {first.pid, *(child.pid for child in first.children(recursive=True))}
+def value_of(stack: FaultStack, job_id: str) -> list[object]:
+    """Return the value of a job as ``get()`` does inside Girder."""
+
+    def get() -> list[object]:
+        from girder_dask import JobResult
+
+        return list(JobResult(job_id).get(timeout=30))
+
+    return list(stack.call(get))
 
 
 def test_client_killed(fault_stack: Start, tmp_path: Path) -> None:
