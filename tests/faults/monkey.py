@@ -20,7 +20,7 @@ __all__ = ["Blow", "Hit", "Monkey", "blows"]
 
 _POLL = 0.05
 # Seconds for which a victim that is down may take to be there again.
-_MOST_WAIT = 60.0
+_MOST_WAIT = 120.0
 
 
 @dataclass(frozen=True)

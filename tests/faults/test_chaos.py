@@ -43,7 +43,7 @@ ENV = {
 @pytest.mark.parametrize(
     ("seconds", "count", "is_whole"),
     [
-        pytest.param(25, 60, True, id="short", marks=pytest.mark.timeout(300)),
+        pytest.param(25, 60, True, id="short", marks=pytest.mark.timeout(400)),
         pytest.param(
             120, 300, False, id="long", marks=[pytest.mark.timeout(900), pytest.mark.long]
         ),
@@ -74,7 +74,7 @@ def test_parts_killed_at_random(
                 monkey.tend(blow.pause)
                 allow(share - share // 2)  # so that some are on their way
                 monkey.deal(blow)
-            until(monkey.whole, 60)
+            until(monkey.whole, 120)
         jobs = calls.made()
         until(lambda: monkey.whole() and has_ended(stack, jobs.values()), 60 + 3 * seconds, 0.3)
     finally:
