@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import profiles
 from benchmarks.report import RESULTS, about, goals_table, medians_table
 
 __all__ = ["PAGES", "filled", "main"]
@@ -22,6 +23,10 @@ _CAPTIONS = {
     "latency": "The time of a job while jobs are started at random moments, so many a second.",
     "memory": "The resident memory of each process during the long run.",
 }
+_PROFILED = (
+    "Where the processes spend the time in which they hold the interpreter, by the module of "
+    "girder_dask, or else by the package (`python -m benchmarks.profiles`):"
+)
 
 
 def _short(report: Mapping[str, Any]) -> str:
@@ -34,7 +39,10 @@ def _long(report: Mapping[str, Any]) -> str:
         for name, caption in _CAPTIONS.items()
         if (RESULTS / f"{name}.svg").exists()
     ]
-    return "\n".join([_short(report), "", *pictures, medians_table(report)]).rstrip()
+    shown = [_short(report), "", *pictures, medians_table(report)]
+    if profiles.FILE.exists():
+        shown += ["", _PROFILED, "", profiles.tables(json.loads(profiles.FILE.read_text()))]
+    return "\n".join(shown).rstrip()
 
 
 #: What stands between the marks of each page.
