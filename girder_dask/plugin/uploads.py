@@ -68,8 +68,11 @@ def _uploader() -> tuple[dict[str, Any], int] | None:
     named = cherrypy.request.headers.get(ATTEMPT_HEADER, "")
     if not named.isdigit():
         return None
-    token = getCurrentToken()
-    job = None if token is None else records.running_job(token["_id"])
+    request = cherrypy.request
+    if not hasattr(request, "dask_uploader"):  # several events of one request ask
+        token = getCurrentToken()
+        request.dask_uploader = None if token is None else records.running_job(token["_id"])
+    job = request.dask_uploader
     return None if job is None else (job, int(named))
 
 
