@@ -24,13 +24,21 @@ class Pace:
         is given back in each ``spacing``. None for any number.
     spacing
         Seconds, by default ``interval``.
+    rest
+        How many times as long as the last sending took ``spacing`` is, if that is less.
     """
 
     def __init__(
-        self, interval: float, burst: int | None = None, spacing: float | None = None
+        self,
+        interval: float,
+        burst: int | None = None,
+        spacing: float | None = None,
+        rest: float | None = None,
     ) -> None:
         self._interval = interval
-        self._spacing = interval if spacing is None else spacing
+        self._spacing = self._most = interval if spacing is None else spacing
+        self._rest = rest
+        self._begun = 0.0
         self._burst = burst
         self._credit = float(burst or 0)
         self._last = float("-inf")
@@ -53,11 +61,14 @@ class Pace:
             await asyncio.sleep((1.0 - self._credit_now()) * self._spacing)
         self._something.clear()
         self._urgent.clear()
+        self._begun = asyncio.get_running_loop().time()
 
     def sent(self) -> None:
         """Say that a sending has ended."""
         self._credit = self._credit_now() - 1
         self._last = asyncio.get_running_loop().time()
+        if self._rest is not None:
+            self._spacing = min(self._most, self._rest * (self._last - self._begun))
 
     def _credit_now(self) -> float:
         """Return how many urgent sendings may follow each other now."""

@@ -41,9 +41,11 @@ _RECEIPT_DELAY = 1.0
 # Most receipts in one request. They are short, and cost Girder next to nothing.
 _MOST_RECEIPTS = 5000
 # Requests that may follow each other at once: a job on an idle system takes two or three. When
-# they are used up, one more may go in so many intervals: a request costs as much as ten jobs.
+# they are used up, one more may go in so many intervals, or when the recorder has rested so many
+# times as long as the last one took: a request costs as much as ten jobs.
 _BURST = 4
 _SPACING = 2.0
+_REST = 9.0
 _TOO_LARGE = 413
 # What can be delivered of any update.
 _BARE = {"version", "id", "attempt", "sequence", "statuses"}
@@ -166,7 +168,7 @@ class Recorder:
         self._under_way: list[_Account] = []
         self._receipts: dict[tuple[str, int], float] = {}
         self._receipts_under_way: list[tuple[str, int]] = []
-        self._pace = Pace(interval, burst=_BURST, spacing=_SPACING * interval)
+        self._pace = Pace(interval, burst=_BURST, spacing=_SPACING * interval, rest=_REST)
         self._reminder: asyncio.TimerHandle | None = None
         self._settled = asyncio.Condition()
         #: Why the last request failed, or None if it did not.

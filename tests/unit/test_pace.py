@@ -89,3 +89,19 @@ async def test_a_burst_is_no_larger_after_a_long_rest() -> None:
         pace.sent()
         taken += 1
     assert taken <= 2 + 0.1 / 0.02 + 1
+
+
+async def test_a_sender_rests_in_proportion_to_what_a_sending_took() -> None:
+    pace = Pace(LONG, burst=1, spacing=LONG, rest=5.0)
+    loop = asyncio.get_running_loop()
+    for took in (0.02, 0.1):
+        pace.poke(urgent=True)
+        assert await turned(pace)
+        await asyncio.sleep(took)
+        pace.sent()
+        begun = loop.time()
+        pace.poke(urgent=True)
+        assert await turned(pace)
+        assert 4 * took < loop.time() - begun < 1.0
+        pace.sent()
+        await asyncio.sleep(0.1)
