@@ -63,17 +63,19 @@ def test_many_jobs_wait(
         assert first + second < OF_A_JOB * count + SLACK, f"{part} grew by {first + second}"
 
     stack.kill("scheduler")
-    begun = time.monotonic()
+    begun, used = time.monotonic(), processor(stack, "girder", "mongod")
     stack.restart("scheduler")
     returns = [time.monotonic() - begun]  # it is there
     for number in (half, count):
         until(lambda n=number: in_hand(stack) >= n, 300, 0.2)
         returns.append(time.monotonic() - begun)
     assert in_hand(stack) == count
+    used = processor(stack, "girder", "mongod", "scheduler") - used
     grown = [{p: (b[p] - a[p]) // half for p in a} for a, b in pairwise(sizes)]
     with capsys.disabled():
         print(f"\n{count} jobs: the halves were started in {seconds_of(starts)} s. A new scheduler")
-        print(f"was there, had half of them, and all, after {seconds_of(returns)} s.")
+        print(f"was there, had half of them, and all, after {seconds_of(returns)} s, of which the")
+        print(f"processors worked {used:.1f} s for it, for Girder and for the database.")
         print(f"Bytes a job, by halves: {grown}")
     assert starts[1] < OUT_OF_PROPORTION * starts[0] + DELAY
     assert returns[2] - returns[1] < OUT_OF_PROPORTION * (returns[1] - returns[0]) + DELAY
@@ -172,6 +174,12 @@ def jobs_under(stack: FaultStack, parent: str) -> list[str]:
         return parts(Job().load(parent, force=True)) or []
 
     return list(stack.call(find))
+
+
+def processor(stack: FaultStack, *names: str) -> float:
+    """Return the seconds of processors that parts have taken."""
+    times = [psutil.Process(stack.part(name).pid).cpu_times() for name in names]
+    return sum(time.user + time.system for time in times)
 
 
 def memory(stack: FaultStack) -> dict[str, int]:
