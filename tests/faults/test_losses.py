@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -130,6 +130,14 @@ def test_worker_killed_in_the_middle_of_a_task(fault_stack: Start, tmp_path: Pat
     assert stack.numbered(job_id, "attempt 4 line") == list(range(10))
 
 
+def take_nannies(stack: FaultStack, names: Sequence[str]) -> None:
+    """Start workers again without a nanny, all at a time."""
+    for name in names:
+        stack.kill(name)
+        stack.part(name).command.append("--no-nanny")
+    stack.restart(*names)
+
+
 def process_of(
     stack: FaultStack, tally: Path, job_id: str, attempt: int, seconds: float = 30
 ) -> psutil.Process:
@@ -147,8 +155,7 @@ def test_worker_killed_by_its_task(fault_stack: Start, nannies: bool) -> None:
     env = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed)}
     stack = fault_stack(workers=2, threads=2, env=env)
     if not nannies:
-        for name in names:
-            stack.restart_with(name, "--no-nanny")
+        take_nannies(stack, names)
     before = [stack.part(name).pid for name in names]
     job_id = stack.start_task("does", KILLED)
     job = stack.wait(job_id, 60)
@@ -190,8 +197,7 @@ def test_worker_stopped_and_continued(
     """
     stack = fault_stack(workers=2, threads=1, env=SILENCE)
     if not whole:
-        for name in ("worker-0", "worker-1"):
-            stack.restart_with(name, "--no-nanny")
+        take_nannies(stack, ["worker-0", "worker-1"])
     user = stack.create_user()
     folder = str(user.folder["_id"])
     tally, gate = tmp_path / "tally", tmp_path / "gate"

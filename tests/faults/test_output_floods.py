@@ -219,7 +219,7 @@ def test_floods_while_girder_is_down_fill_no_memory(
     fault_stack: Callable[..., FaultStack], tmp_path: Path
 ) -> None:
     """The scheduler keeps what its buffer holds, the workers little, and then tasks wait."""
-    buffer, jobs, lines = 8 * MIB, 12, 16_000
+    buffer, jobs, lines = 8 * MIB, 8, 16_000
     env = {"DASK_GIRDER__SCHEDULER__BUFFER": str(buffer)}
     stack, signal = fault_stack(workers=2, threads=jobs // 2, env=env), tmp_path / "signal"
     floods = []
