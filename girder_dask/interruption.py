@@ -117,8 +117,10 @@ class Interruption:
     def _enforce(self, over: threading.Event, pause: float) -> None:
         while not over.wait(pause):
             with self._lock:
-                if not over.is_set():
-                    self.timed_out = True
-                    self._threads.interrupt(JobTimeout)
-                    self._offspring.stop()
+                if over.is_set():
+                    return
+                self.timed_out = True
+                if not self._threads.interrupt(JobTimeout):
+                    return  # the run has ended
+                self._offspring.stop()
             pause = _PAUSE

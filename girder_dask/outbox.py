@@ -107,13 +107,16 @@ class RunOutlet:
 
     def finish(
         self,
-        status: JobStatus,
+        status: JobStatus | None,
         *,
         result: bytes | None = None,
         error: str | None = None,
         exception: bytes | None = None,
     ) -> None:
-        """Say how the run ended, together with the rest of its log. Nothing comes after."""
+        """Say how the run ended, together with the rest of its log. Nothing comes after.
+
+        ``None``: it is not for this run to say how the job ended.
+        """
         now = time.time()
         self.log.close()
         with self._outbox.lock:
@@ -124,7 +127,7 @@ class RunOutlet:
                 self._outbox.post(self._event(time=now, log=text))
             event = self._event(
                 time=now,
-                status=int(status),
+                status=None if status is None else int(status),
                 log=texts[-1] if texts else None,
                 progress=self._take_progress(),
                 result=result,

@@ -65,7 +65,8 @@ class Pace:
 
     def sent(self) -> None:
         """Say that a sending has ended."""
-        self._credit = self._credit_now() - 1
+        # What is not urgent never waits for credit, and makes no debt.
+        self._credit = max(self._credit_now() - 1.0, 0.0)
         self._last = asyncio.get_running_loop().time()
         if self._rest is not None:
             self._spacing = min(self._most, self._rest * (self._last - self._begun))

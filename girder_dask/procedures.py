@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -16,6 +17,8 @@ from girder_dask.jobs import JobEvent, JobSpec
 from girder_dask.recorder import Recorder
 
 __all__ = ["Procedures"]
+
+logger = logging.getLogger(__name__)
 
 # How many workers' outboxes are remembered, by the number of their last batch.
 _MOST_OUTBOXES = 10_000
@@ -117,13 +120,17 @@ class Procedures:
             self._batches.move_to_end(outbox)
             if len(self._batches) > _MOST_OUTBOXES:
                 self._batches.popitem(last=False)
-            dropped = [
-                event.run
-                for event in read
-                if not self._dispatcher.hear(event) and event.run is not None
-            ]
+            dropped = [e.run for e in read if not self._hear(e) and e.run is not None]
         await self._recorder.room()
         return {"dropped": dropped}
+
+    def _hear(self, event: JobEvent) -> bool:
+        try:
+            return self._dispatcher.hear(event)
+        except Exception:
+            # Else all that came with it would be lost.
+            logger.exception("An event of job %s could not be taken in: %r", event.id, event)
+            return True
 
     async def girder_room(self, job: str) -> bool:
         """Wait until Girder has taken most of the output of a job. False if that takes long."""

@@ -119,7 +119,8 @@ class Run:
         self._workspace = Workspace(station.directory, f"job-{spec.id}-")
         self._surroundings = contextlib.ExitStack()
         self._started = False
-        self._heard = True
+        #: Whether what becomes of the job is for this run to say.
+        self.is_heard = True
         self._lock = threading.Lock()
 
     @property
@@ -149,7 +150,8 @@ class Run:
                 end = self._end()
             failure = end.failure
             exception = failure.exception if failure is not None else None
-            self._outlet.finish(end.status, result=end.result, error=end.error, exception=exception)
+            status = end.status if self.is_heard else None
+            self._outlet.finish(status, result=end.result, error=end.error, exception=exception)
         finally:
             del self.station.runs[self.id]
         if failure is None:
@@ -210,7 +212,7 @@ class Run:
                 value = self._push(transfers, call, value)
                 kept, note = self._keep(value)
         except BaseException:
-            if self._heard:
+            if self.is_heard:
                 transfers.tell_hooks(call, self._outlet.write)
             raise
         return _End(JobStatus.SUCCESS, value=value, result=kept, error=note)
@@ -333,16 +335,18 @@ class Run:
         if isinstance(error, ProcessFailed):
             failure = error.failure
         else:
-            process = self._process
-            timed_out = process.timed_out if process is not None else self._interruption.timed_out
             failure = failure_of(
                 error,
                 self.spec,
                 self.station.place,
                 started=self._started,
-                timed_out=timed_out,
+                timed_out=self._timed_out,
             )
         self._outlet.write(failure.text)
+        if self._is_canceled and failure.status == JobStatus.ERROR and not self._timed_out:
+            # Its answer to JobCanceled, or to what was taken from it.
+            self._outlet.write("The job was canceled.\n")
+            return _End(JobStatus.CANCELED, failure=replace(failure, status=JobStatus.CANCELED))
         return _End(failure.status, error=failure.error, failure=failure)
 
     def _clean_up(self) -> None:
@@ -384,7 +388,16 @@ class Run:
     @property
     def _is_stopped(self) -> bool:
         """Whether the run was to end before its function did."""
-        return self._manager.status == JobStatus.CANCELING or self._interruption.timed_out
+        return self._is_canceled or self._interruption.timed_out
+
+    @property
+    def _is_canceled(self) -> bool:
+        return self._manager.status == JobStatus.CANCELING
+
+    @property
+    def _timed_out(self) -> bool:
+        process = self._process
+        return process.timed_out if process is not None else self._interruption.timed_out
 
     def _enter(self, status: JobStatus) -> None:
         with self._lock:
@@ -398,7 +411,7 @@ class Run:
             raise self._superseded()
 
     def _superseded(self) -> JobCanceled:
-        self._heard = False
+        self.is_heard = False
         return JobCanceled("The job was given to another worker.", job_id=self.spec.id)
 
     def cancel(self) -> None:
@@ -410,7 +423,7 @@ class Run:
 
     def drop(self) -> None:
         """Take note that nobody hears this run any more. It is to end, as if it were canceled."""
-        self._heard = False  # what hooks hear is the matter of the other run
+        self.is_heard = False  # what hooks hear is the matter of the other run
         self.cancel()
 
     def write(self, text: str) -> None:

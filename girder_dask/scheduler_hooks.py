@@ -229,7 +229,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
                 count = await self._claim()
                 wait = 0.0 if count else interval
                 delay, complaint = config.seconds("scheduler.retry-delay"), None
-            except GirderError as e:
+            except (GirderError, ValueError) as e:  # also a Girder of another version
                 if str(e) != complaint:
                     logger.warning("Cannot ask Girder for unfinished jobs: %s", e)
                     complaint = str(e)
@@ -268,7 +268,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             try:
                 await self._ask(self.dispatcher.gate.unknown())
                 complaint = None
-            except GirderError as e:
+            except (GirderError, ValueError) as e:  # also a Girder of another version
                 if str(e) != complaint:
                     logger.warning("Cannot ask Girder for the inputs of jobs: %s", e)
                     complaint = str(e)

@@ -61,7 +61,7 @@ class Stopper:
         """
         wanted = set(keys)
         self._refused.update(dict.fromkeys(wanted))  # first: a run looks when it is among the runs
-        while len(self._refused) > _MOST_REFUSED:
+        while len(self._refused) > max(_MOST_REFUSED, len(wanted)):
             del self._refused[next(iter(self._refused))]
         for run in list(self._runs.values()):
             if run.key in wanted:
@@ -71,7 +71,7 @@ class Stopper:
         return wanted
 
     def drop(self, ids: Iterable[str]) -> None:
-        """Stop runs that nobody hears any more, at once."""
+        """Stop runs that nobody hears any more, at once, but for the grace of canceled ones."""
         for run_id in ids:
             run = self._runs.get(run_id)
             if run is not None:
@@ -81,6 +81,9 @@ class Stopper:
     async def close(self, timeout: float) -> None:
         """Stop all runs, and wait for their ends for at most ``timeout`` seconds."""
         self._restart_after = None
+        for task in list(self._tasks.values()):
+            task.cancel()
+        self._tasks.clear()
         self.drop(list(self._runs))
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()), timeout=timeout)
@@ -88,11 +91,8 @@ class Stopper:
             task.cancel()
 
     def _begin(self, run: Run, grace: float) -> None:
-        known = self._tasks.get(run)
-        if known is not None:
-            if grace > 0:
-                return
-            known.cancel()
+        if run in self._tasks:  # it is being stopped, and to ask again changes nothing
+            return
         task = asyncio.get_running_loop().create_task(self._insist(run, grace))
         self._tasks[run] = task
         task.add_done_callback(lambda done: self._forget(run, done))

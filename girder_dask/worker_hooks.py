@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed import Status, Worker, get_worker
+from distributed import Reschedule, Status, Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from girder_dask import config, gpus, logs
@@ -73,7 +73,14 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
             f"Job {spec.id} has ended, or its next attempt has another key than {spec.key}. "
             "See its log."
         )
-    return Run(spec, plugin.station, values, attempt=attempt)()
+    run = Run(spec, plugin.station, values, attempt=attempt)
+    try:
+        return run()
+    except Exception as e:
+        if run.is_heard:
+            raise
+        # It was stopped since it is another's, or since the worker ends: Dask knows where it goes.
+        raise Reschedule from e
 
 
 def _attempt(worker: Worker, spec: JobSpec) -> int:

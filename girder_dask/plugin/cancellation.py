@@ -179,15 +179,18 @@ def _cancel_all(ids: Sequence[ObjectId], ask: Ask, why: str = "") -> set[ObjectI
         if not left:
             break
         found = _unfinished(left)
-        doubtful = [job["_id"] for job in found if _may_have_begun(job)]
-        if not asked.issuperset(doubtful):
+        doubtful = {job["_id"] for job in found if _may_have_begun(job)} - asked
+        if doubtful:
             begun |= set(ask([str(job_id) for job_id in doubtful]))
-            asked.update(doubtful)
-            found = _unfinished(left)  # what has begun is known by now
-        histories = [history for job in found if _end(history := History(job), begun, why)]
+            asked |= doubtful
+            found = _unfinished(left)
+        # Those that a scheduler was given while it was asked have the next turn.
+        late = {job["_id"] for job in found if _may_have_begun(job)} - asked
+        ready = [History(job) for job in found if job["_id"] not in late]
+        histories = [history for history in ready if _end(history, begun, why)]
         held, _ = save(histories)
         publish(held)
-        left = {history.id for history in histories} - {history.id for history in held}
+        left = late | {h.id for h in histories} - {h.id for h in held}
     return left
 
 

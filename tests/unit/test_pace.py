@@ -105,3 +105,15 @@ async def test_a_sender_rests_in_proportion_to_what_a_sending_took() -> None:
         assert 4 * took < loop.time() - begun < 1.0
         pace.sent()
         await asyncio.sleep(0.1)
+
+
+async def test_what_is_not_urgent_makes_no_debt() -> None:
+    pace = Pace(0.0, burst=2, spacing=0.2)
+    for _ in range(50):
+        pace.poke(urgent=False)
+        assert await turned(pace)
+        pace.sent()
+    begun = asyncio.get_running_loop().time()
+    pace.poke(urgent=True)
+    assert await turned(pace)
+    assert asyncio.get_running_loop().time() - begun < 0.5
