@@ -94,7 +94,10 @@ class Procedures:
         return {"accepted": self._dispatcher.accept([JobSpec.from_wire(wire) for wire in specs])}
 
     async def girder_cancel(self, jobs: list[str]) -> dict[str, Any]:
-        """End jobs. Return those that have begun, when Girder has heard of that if that is soon."""
+        """End jobs. Return those that have begun, and those of which nobody can say it in a second.
+
+        If it does not take longer, Girder has heard by then that they have begun.
+        """
         self._dispatcher.cancel(jobs)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._settled(jobs), _CANCEL_TIME)

@@ -39,8 +39,8 @@ _MOST_AT_ONCE = 1_000
 _UNFINISHED = [int(s) for s in JobStatus if s not in FINAL]
 
 
-#: Tells the scheduler to end jobs, and returns the ids of those that have begun. Of those that
-#: are queued here, Girder may not have heard yet that they are at work.
+#: Tells the scheduler to end jobs, and returns the ids of those that have begun, or may have.
+#: Girder may not have heard yet that they are at work.
 Ask = Callable[[Sequence[str]], Collection[str]]
 
 

@@ -1298,6 +1298,24 @@ def test_the_scheduler_is_asked_about_a_queued_job_that_it_has(girder):
     assert states == [JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELING]
 
 
+def test_a_job_that_is_handed_over_meanwhile_is_asked_about_as_well(girder):
+    parent = girder.job.createJob(title="parent", type="t", user=girder.user)
+    call = Submission("pkg.mod:work", pack_call((), {}))
+    first, second = girder.store.record([call] * 2, girder.user, parent=parent["_id"])
+    girder.store.hand_over("s", [first.spec.id])
+    asked = []
+
+    def ask(ids):
+        asked.append(list(ids))
+        girder.store.hand_over("s", [second.spec.id])
+        return [second.spec.id]
+
+    girder.store.cancel_children(parent["_id"], ask)
+    assert asked == [[first.spec.id], [second.spec.id]]
+    assert girder.status(first.spec.id) == JobStatus.CANCELED
+    assert girder.status(second.spec.id) == JobStatus.CANCELING
+
+
 def test_a_job_at_work_is_canceling_until_nothing_of_it_runs(girder):
     (recorded,) = girder.record()
     job_id = recorded.spec.id

@@ -635,6 +635,76 @@ def test_a_key_that_was_refused_is_not_begun_with(worker: Worker) -> None:
     assert worker.log() == "The job was canceled.\n"
 
 
+interrupted: list[float] = []
+
+
+@task
+def counts() -> None:
+    interrupted.clear()
+    started.set()
+    while not go_on.is_set():
+        try:
+            while not go_on.wait(0.002):
+                pass
+        except JobCanceled:
+            interrupted.append(time.monotonic())
+
+
+@task
+def answers() -> None:
+    started.set()
+    try:
+        while not go_on.wait(0.002):
+            pass
+    except JobCanceled as e:
+        raise ValueError("in an answer of its own") from e
+
+
+def test_a_canceled_job_that_answers_with_an_error_is_canceled(worker: Worker) -> None:
+    run = worker.run(None, task=answers.name, retries=3)
+    future = worker.begin(run)
+    assert started.wait(SECONDS)
+    run.cancel()
+    run.interrupt()
+    assert isinstance(future.exception(SECONDS), ValueError)
+    until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
+    assert "ValueError: in an answer of its own\n" in worker.log()
+    assert worker.log().endswith("The job was canceled.\n")
+    assert worker.end.error is None
+
+
+def test_a_run_that_nobody_hears_does_not_say_how_the_job_ended(worker: Worker) -> None:
+    run = worker.run(None, task=patient.name)
+    future = worker.begin(run)
+    assert started.wait(SECONDS)
+    run.drop()
+    future.exception(SECONDS)
+    assert not run.is_heard
+    until(lambda: run.id not in worker.station.runs)
+    assert worker.statuses() == [S.RUNNING]
+
+
+def test_to_be_stopped_again_changes_neither_grace_nor_count(worker: Worker) -> None:
+    """As when each batch of what a run prints brings the answer that nobody hears it."""
+    run = worker.run(None, task=counts.name)
+
+    async def stop() -> None:
+        stopper = Stopper(worker.station.runs, worker.station.refused, grace=0.5)
+        stopper.cancel([run.key])
+        for _ in range(60):
+            stopper.drop([run.id])
+            await asyncio.sleep(0.02)
+
+    future = worker.begin(run)
+    assert started.wait(SECONDS)
+    begun = time.monotonic()
+    asyncio.run(stop())
+    go_on.set()
+    future.exception(SECONDS)
+    assert len(interrupted) == 1, "within 1.2 s: once, after the grace"
+    assert interrupted[0] - begun >= 0.45
+
+
 def test_a_job_canceled_before_it_begins_fetches_nothing(worker: Worker) -> None:
     run = worker.run(lambda _: None, Input("a"))
     run.cancel()

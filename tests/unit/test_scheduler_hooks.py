@@ -189,6 +189,35 @@ async def test_what_began_unheard_on_a_worker_that_had_stolen_it_is_another_atte
     assert lost in girder.log("a")
 
 
+async def test_a_job_on_a_worker_that_ends_runs_again_if_the_scheduler_is_slow(
+    girder: Girder, tmp_path: Path
+) -> None:
+    """The worker stops what runs on it, which is no word about the job."""
+    mark = tmp_path / "mark"
+    code = f"""
+import pathlib, time
+mark = pathlib.Path({str(mark)!r})
+if not mark.exists():
+    mark.touch()
+    while True:
+        time.sleep(0.02)
+"""
+
+    async def silent(**_asked: Any) -> None:
+        await asyncio.sleep(60)
+
+    girder.specs = [spec("a", "does", code)]
+    async with running(girder) as plugin:
+        plugin._scheduler.handlers["girder_leave"] = silent
+        async with Nanny(plugin._scheduler.address, nthreads=1) as nanny:
+            await soon(mark.exists)
+            await nanny.kill(timeout=20, reason="test")
+            await nanny.instantiate()
+            await soon(lambda: girder.ended("a") is not None)
+    statuses = [s for u in girder.updates("a") for s, _ in u.get("statuses") or ()]
+    assert statuses == [S.RUNNING, S.QUEUED, S.RUNNING, S.SUCCESS]
+
+
 async def test_another_attempt_begins_when_girder_has_heard_of_it(
     girder: Girder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
