@@ -8,7 +8,7 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyp
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint bench figures docs clean
+.PHONY: help demo test faults lint bench profile figures docs clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -29,6 +29,9 @@ lint: .venv/.dev ## Check the style and the types
 
 bench: .venv/.bench ## Measure beside girder_worker and Dask, and write benchmarks/results/
 	$(PYTHON) -m benchmarks $(ARGS)
+
+profile: .venv/.bench ## Look where Girder, the scheduler and a worker spend their time
+	$(PYTHON) -m benchmarks.profiles $(ARGS)
 
 figures: .venv/.bench ## Put the last measurements into README.md and docs/performance.md
 	$(PYTHON) -m benchmarks.pages

@@ -25,7 +25,7 @@ _CAPTIONS = {
 }
 _PROFILED = (
     "Where the processes spend the time in which they hold the interpreter, by the module of "
-    "girder_dask, or else by the package (`python -m benchmarks.profiles`):"
+    "girder_dask, or else by the package (`make profile`):"
 )
 
 

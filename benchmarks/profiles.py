@@ -1,4 +1,4 @@
-"""Shows what processes do while jobs run: ``python -m benchmarks.profiles``.
+"""Shows what processes do while jobs run: ``make profile``.
 
 py-spy looks at the stacks of a process a hundred times a second, and only at the thread that
 holds the interpreter. Each look counts for the innermost module of girder_dask on the stack, or,
