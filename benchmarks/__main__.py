@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -37,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--output", type=Path, default=report.RESULTS, help="where the results are written"
+    )
+    made.add_argument(
+        "--update",
+        action="store_true",
+        help="keep what the results there have of cases that are not measured now",
     )
     return made
 
@@ -133,6 +139,9 @@ def main(arguments: list[str] | None = None) -> int:
     about = {**machine.describe(), "broker_of_girder_worker": runner.broker}
     settings = {name: getattr(options, name) for name in ("jobs", "rounds", "systems")}
     found = report.build(runner.ratios, runner.failures, runner.results, about, settings)
+    if options.update:
+        before = json.loads((options.output / "latest.json").read_text())
+        found = report.updated(found, before, [case.name for case in chosen])
     report.write(found, options.output)
     plots.draw(found, options.output)
     print(f"\n{report.tables(found)}")

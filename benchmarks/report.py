@@ -5,13 +5,22 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import GOALS
 
-__all__ = ["RESULTS", "about", "build", "goals_table", "medians_table", "tables", "write"]
+__all__ = [
+    "RESULTS",
+    "about",
+    "build",
+    "goals_table",
+    "medians_table",
+    "tables",
+    "updated",
+    "write",
+]
 
 #: Where results are kept.
 RESULTS = Path(__file__).parent / "results"
@@ -46,6 +55,22 @@ def build(
     }
 
 
+def updated(
+    report: Mapping[str, Any], before: Mapping[str, Any], cases: Collection[str]
+) -> dict[str, Any]:
+    """Return a report that has of other cases than ``cases`` what the one before it has."""
+    rest = [r for r in before["results"] if r["case"] not in cases]
+    names = {r["case"] for r in rest}
+    goals = {n: g for n, g in before["goals"].items() if n not in report["goals"]}
+    return {
+        **report,
+        "ratios": {**{name: before["ratios"][name] for name in goals}, **report["ratios"]},
+        "goals": {**goals, **report["goals"]},
+        "results": [*report["results"], *rest],
+        "before": {"taken": before["taken"], "cases": sorted(names)},
+    }
+
+
 def write(report: Mapping[str, Any], directory: Path) -> None:
     """Write ``latest.json`` and ``latest.md``."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,6 +92,9 @@ def about(report: Mapping[str, Any]) -> str:
     broker = machine["broker_of_girder_worker"]
     jobs = report["settings"]["jobs"]
     other = f" The cases had {jobs:,} jobs, and not those that are named." if jobs else ""
+    if before := report.get("before"):
+        named = ", ".join(f"`{name}`" for name in before["cases"])
+        other += f" The cases {named} were measured in a run before it, on {before['taken']}."
     return (
         f"Measured on {report['taken']} on {machine['cores']} cores ({machine['cpu']}) with "
         f"{machine['memory_gib']} GiB, {machine['os']}, Python {machine['python']}, with {packages}"

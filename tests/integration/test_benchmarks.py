@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import profiles
+from benchmarks import profiles, report
 from benchmarks.cases import CASES
 from benchmarks.goals import GOALS
 from girder_dask.standalone import processes
@@ -110,6 +110,24 @@ def test_what_a_run_leaves(tmp_path: Path):
         "latest.md",
         "throughput.svg",
     }
+
+
+def test_a_run_of_some_cases_keeps_what_there_is_of_others():
+    def found(taken: str, case: str, ratio: str, value: float) -> dict[str, Any]:
+        results = [{"case": case, "system": "s", "what": "w", "unit": "u", "value": value}]
+        built = report.build({ratio: value}, {}, results, {}, {})
+        return {**built, "taken": taken}
+
+    before = found("2026-01-01", "map", "map_vs_dask", 0.5)
+    now = found("2026-02-01", "submit", "submit_vs_girder_worker", 5.0)
+    both = report.updated(now, before, ["submit"])
+    assert both["ratios"] == {"map_vs_dask": 0.5, "submit_vs_girder_worker": 5.0}
+    assert [both["goals"][name]["met"] for name in both["ratios"]] == [False, True]
+    assert {r["case"] for r in both["results"]} == {"map", "submit"}
+    assert both["before"] == {"taken": "2026-01-01", "cases": ["map"]}
+    again = report.updated(found("2026-03-01", "map", "map_vs_dask", 0.7), both, ["map"])
+    assert again["ratios"] == {"map_vs_dask": 0.7, "submit_vs_girder_worker": 5.0}
+    assert [r["value"] for r in again["results"] if r["case"] == "map"] == [0.7]
 
 
 def test_time_counts_for_the_innermost_module_of_ours_or_for_the_package():
