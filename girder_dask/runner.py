@@ -11,8 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from girder_dask import context, gpus, logs
@@ -20,55 +19,27 @@ from girder_dask.child import Setup
 from girder_dask.context import JobManager, RunningJob
 from girder_dask.dependencies import NotKept, resolved
 from girder_dask.errors import JobCanceled, JobFailed
-from girder_dask.failures import Failure, Place, exception_of, failure_of, summary
-from girder_dask.gpus import Gpus
+from girder_dask.failures import Failure, exception_of, failure_of, summary
 from girder_dask.interruption import MANY, Interruption
 from girder_dask.isolation import ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs.threads import JobThreads
 from girder_dask.offspring import Offspring
-from girder_dask.outbox import Outbox, RunOutlet
+from girder_dask.outbox import RunOutlet
 from girder_dask.payload import PACKING, Call, open_call, pack_value
-from girder_dask.starts import Answer, await_number, begin
+from girder_dask.starts import await_number, begin
+from girder_dask.station import Station
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 from girder_dask.transfers import Transfers
 from girder_dask.workspace import Workspace
 
-__all__ = ["Run", "Station"]
+__all__ = ["Run"]
 
 logger = logging.getLogger(__name__)
 
 # A run that the scheduler does not hear for this long must not push outputs.
 _CONFIRM_TIME = 300.0
-
-
-@dataclass(slots=True)
-class Station:
-    """What a worker gives to the runs on it.
-
-    ``api_url`` is Girder's REST API as this worker reaches it, None to use what Girder
-    says of itself. ``max_result`` is in bytes. ``cache`` holds files of this host.
-    ``grace`` is in seconds, between asking a task in a process of its own to stop and killing it.
-    ``runs`` are those that go on, by their ids; ``refused`` are keys that are not to be begun with.
-    ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
-    what a client needs to be let in. ``may_begin`` asks it about an attempt.
-    """
-
-    place: Place
-    outbox: Outbox
-    directory: Path
-    api_url: str | None
-    max_result: int
-    cache: Any = None
-    gpus: Gpus = field(default_factory=Gpus)
-    grace: float = 5.0
-    log_level: int | str = "INFO"
-    dask_client: Callable[[], Any] | None = None
-    scheduler: tuple[str, Any] | None = None
-    may_begin: Callable[[str, int], Answer] | None = None
-    runs: dict[str, Run] = field(default_factory=dict)
-    refused: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,10 @@ from girder_dask.files import open_cache
 from girder_dask.jobs import JobSpec
 from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
-from girder_dask.runner import Run, Station
+from girder_dask.runner import Run
 from girder_dask.signals import Signals
 from girder_dask.starts import Answer
+from girder_dask.station import Station
 from girder_dask.stopping import Stopper
 
 __all__ = ["PLUGIN_NAME", "GirderWorkerPlugin", "run_job"]

@@ -18,7 +18,8 @@ from girder_dask.jobs import JobEvent, JobSpec, JobStatus
 from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
 from girder_dask.payload import pack_call
-from girder_dask.runner import Run, Station
+from girder_dask.runner import Run
+from girder_dask.station import Station
 
 WORKER = "tcp://10.0.0.7:4312"
 

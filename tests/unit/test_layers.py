@@ -33,7 +33,7 @@ ORDER = [
     "logs",
     "pace", "failures", "outbox",
     "gpus", "descendants", "offspring", "interruption", "surroundings", "dependencies", "transfers",
-    "child", "warden", "isolation", "runner", "stopping",
+    "child", "warden", "isolation", "station", "runner", "stopping",
     "cluster", "kept", "hand", "attempts", "gate", "waits", "dispatch", "recorder",
     "losses", "shortage",
     "credential", "girder_api", "facts", "link",

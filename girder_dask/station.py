@@ -1,0 +1,46 @@
+"""What a worker gives to the runs on it, and which runs there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from girder_dask.failures import Place
+from girder_dask.gpus import Gpus
+from girder_dask.outbox import Outbox
+from girder_dask.starts import Answer
+
+if TYPE_CHECKING:
+    from girder_dask.runner import Run
+
+__all__ = ["Station"]
+
+
+@dataclass(slots=True)
+class Station:
+    """What a worker gives to the runs on it.
+
+    ``api_url`` is Girder's REST API as this worker reaches it, None to use what Girder
+    says of itself. ``max_result`` is in bytes. ``cache`` holds files of this host.
+    ``grace`` is in seconds, between asking a task in a process of its own to stop and killing it.
+    ``runs`` are those that go on, by their ids; ``refused`` are keys that are not to be begun with.
+    ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
+    what a client needs to be let in. ``may_begin`` asks it about an attempt.
+    """
+
+    place: Place
+    outbox: Outbox
+    directory: Path
+    api_url: str | None
+    max_result: int
+    cache: Any = None
+    gpus: Gpus = field(default_factory=Gpus)
+    grace: float = 5.0
+    log_level: int | str = "INFO"
+    dask_client: Callable[[], Any] | None = None
+    scheduler: tuple[str, Any] | None = None
+    may_begin: Callable[[str, int], Answer] | None = None
+    runs: dict[str, Run] = field(default_factory=dict)
+    refused: dict[str, None] = field(default_factory=dict)
