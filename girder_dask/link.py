@@ -78,13 +78,13 @@ class SchedulerLink:
         """Deliver the wish to end jobs."""
         self._running().put(cancels=ids)
 
-    def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str]:
+    def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str] | None:
         """Have the scheduler end jobs, and return the ids of those that have begun.
 
-        None are known if the scheduler is not there, or does not answer for ``timeout`` seconds.
+        None if the scheduler is not there, or does not answer for ``timeout`` seconds.
         """
         thread = self._running()
-        return () if thread.state["reachable"] is False else thread.cancel_now(ids, timeout)
+        return None if thread.state["reachable"] is False else thread.cancel_now(ids, timeout)
 
     def status(self) -> dict[str, Any]:
         """Return ``address``, ``reachable`` (None: not tried yet), ``error`` and ``since``."""
@@ -154,9 +154,9 @@ class _LinkThread:
     def check(self, timeout: float) -> None:
         self._wait_for(self._greet(), timeout)
 
-    def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str]:
+    def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str] | None:
         answer = self._wait_for(self._call("girder_cancel", jobs=list(ids)), timeout)
-        return () if answer is None else answer.get("begun", ())
+        return None if answer is None else answer.get("begun")
 
     def _wait_for(self, work: Coroutine[Any, Any, _T], timeout: float) -> _T | None:
         call = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -193,8 +193,11 @@ class GirderBackend:
         if job_ids:
             self._scheduler_link().cancel(list(job_ids))
 
-    def ask_scheduler(self, job_ids: Sequence[str]) -> Collection[str]:
-        """Have the scheduler end jobs, and return the ids of those that have begun."""
+    def ask_scheduler(self, job_ids: Sequence[str]) -> Collection[str] | None:
+        """Have the scheduler end jobs, and return the ids of those that have begun.
+
+        None if it does not answer.
+        """
         return self._scheduler_link().cancel_now(job_ids, _CANCEL_TIME)
 
     def connect(self) -> None:

@@ -39,13 +39,13 @@ _MOST_AT_ONCE = 1_000
 _UNFINISHED = [int(s) for s in JobStatus if s not in FINAL]
 
 
-#: Tells the scheduler to end jobs, and returns the ids of those that have begun, or may have.
-#: Girder may not have heard yet that they are at work.
-Ask = Callable[[Sequence[str]], Collection[str]]
+#: Tells the scheduler to end jobs, and returns the ids of those that have begun, or may have; None
+#: if it does not answer. Girder may not have heard yet that they are at work.
+Ask = Callable[[Sequence[str]], Collection[str] | None]
 
 
-def _nobody(_ids: Sequence[str]) -> Collection[str]:
-    return ()
+def _nobody(_ids: Sequence[str]) -> None:
+    return None
 
 
 def cancel(job_id: ObjectId, ask: Ask = _nobody) -> JobStatus | None:
@@ -174,20 +174,23 @@ def _cancel_all(ids: Sequence[ObjectId], ask: Ask, why: str = "") -> set[ObjectI
         Those that others change all the time.
     """
     left = set(ids)
-    begun, asked = set[str](), set[ObjectId]()
+    begun, asked, told = set[str](), set[ObjectId](), set[ObjectId]()
     for _ in range(MOST_ROUNDS):
         if not left:
             break
         found = _unfinished(left)
         doubtful = {job["_id"] for job in found if _may_have_begun(job)} - asked
         if doubtful:
-            begun |= set(ask([str(job_id) for job_id in doubtful]))
+            answer = ask([str(job_id) for job_id in doubtful])
+            if answer is not None:
+                begun |= set(answer)
+                told |= doubtful
             asked |= doubtful
             found = _unfinished(left)
         # Those that a scheduler was given while it was asked have the next turn.
         late = {job["_id"] for job in found if _may_have_begun(job)} - asked
         ready = [History(job) for job in found if job["_id"] not in late]
-        histories = [history for history in ready if _end(history, begun, why)]
+        histories = [history for history in ready if _end(history, begun, told, why)]
         held, _ = save(histories)
         publish(held)
         left = late | {h.id for h in histories} - {h.id for h in held}
@@ -207,7 +210,7 @@ def _may_have_begun(job: Mapping[str, Any]) -> bool:
     return job["status"] == JobStatus.QUEUED and job["dask"]["scheduler"] is not None
 
 
-def _end(history: History, begun: Collection[str], why: str) -> bool:
+def _end(history: History, begun: Collection[str], told: Collection[ObjectId], why: str) -> bool:
     """Cancel one job. Say whether there is anything to write."""
     status = history.job["status"]
     if status == JobStatus.CANCELING:
@@ -218,8 +221,9 @@ def _end(history: History, begun: Collection[str], why: str) -> bool:
     history.advance(
         JobStatus.CANCELED if waits else JobStatus.CANCELING, datetime.now(timezone.utc)
     )
-    # Until the scheduler surely knows, each claim of it is told again.
-    history.dask["remind"] = True
+    if not waits or history.id not in told:
+        # Until the scheduler surely knows, each claim of it is told again.
+        history.dask["remind"] = True
     return True
 
 

@@ -1294,6 +1294,9 @@ def test_the_scheduler_is_asked_about_a_queued_job_that_it_has(girder):
     assert cancel(arrives.job["_id"], ask) == JobStatus.CANCELING
     assert cancel(unsent.job["_id"], ask) == JobStatus.CANCELED
     assert asked == [[begins.spec.id], [waits.spec.id], [arrives.spec.id]]
+    # It is reminded of what it has to do, but not of what it has done.
+    reminded = {begins.spec.id, arrives.spec.id, unsent.spec.id}
+    assert set(girder.store.claim("s", 10).cancel) == reminded
     states = [t["status"] for t in girder.load(begins.spec.id)["timestamps"]]
     assert states == [JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELING]
 

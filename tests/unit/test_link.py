@@ -104,7 +104,7 @@ def test_the_scheduler_says_which_jobs_have_begun_that_are_to_end(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     scheduler.begun = {"b"}
-    assert list(link.cancel_now(["a", "b"], SECONDS)) == ["b"]
+    assert list(link.cancel_now(["a", "b"], SECONDS) or ()) == ["b"]
     assert scheduler.got == ["cancel a", "cancel b"]
 
 
@@ -113,12 +113,12 @@ def test_a_scheduler_that_is_silent_or_away_holds_up_no_cancellation(
 ) -> None:
     scheduler.begun = {"b"}
     scheduler.thinks = 60.0
-    assert not link.cancel_now(["b"], 0.2)
+    assert link.cancel_now(["b"], 0.2) is None
     scheduler.stop()
     link.submit([spec("c")])
     until(lambda: link.status()["reachable"] is False)
     start = time.monotonic()
-    assert not link.cancel_now(["b"], SECONDS)
+    assert link.cancel_now(["b"], SECONDS) is None
     assert time.monotonic() - start < 1.0
 
 
