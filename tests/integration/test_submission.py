@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -168,8 +169,12 @@ def test_dependencies_are_kept_and_handed_over(girder_stack, girder_admin):
     (job,) = start(girder_stack, call(dependencies=[first["id"]], resources={"nowhere": 1}))
     record = girder_stack.call(read, "dask_job", job["_id"])
     assert record["dependencies"] == [first["id"]]
-    # The token of the job reads the result, whoever owns it.
-    answer = ask(girder_stack, "GET", f"dask/job/{first['id']}/result", token=record["token"])
+    # The token of the job reads the result, whoever owns it. It is stored when the job is sent.
+    deadline = time.monotonic() + 20
+    result = f"dask/job/{first['id']}/result"
+    while (answer := ask(girder_stack, "GET", result, token=record["token"])).status_code != 200:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.02)
     assert answer.json()["status"] == JobStatus.QUEUED
     ask(girder_stack, "PUT", f"job/{job['_id']}/cancel", by=girder_admin)
 
