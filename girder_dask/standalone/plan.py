@@ -205,8 +205,7 @@ def _environment(extra: Mapping[str, str], directory: Path) -> dict[str, str]:
     env = {**os.environ, **extra}
     env[processes.MARK] = str(directory)
     env["PYTHONUNBUFFERED"] = "1"
-    # As Dask's nannies have it for workers: what many jobs at once have needed is given back.
-    env.setdefault("MALLOC_TRIM_THRESHOLD_", "65536")
+    # Else each thread of Girder keeps what many jobs at once have needed.
     env.setdefault("MALLOC_ARENA_MAX", "2")
     # Girder would prefer it to the database that we name.
     env.pop("GIRDER_TEST_DB", None)
