@@ -20,7 +20,7 @@ import pytest
 from sybil import Document
 
 import girder_dask
-from benchmarks import pages, plots, report
+from benchmarks import pages, plots, profiles, report
 from benchmarks.cases import CASES
 from tests.docs import commands, dask_keys
 from tests.docs.snippets import ROOT, blocks, read_blocks
@@ -321,7 +321,8 @@ def test_every_case_and_every_file_of_results_is_in_the_tables() -> None:
     rows = table(page, "case", "what is measured")
     assert [code(row[0])[0] for row in rows] == [case.name for case in CASES]
     files = {name for row in table(page, "file", "what it is") for name in code(row[0])}
-    assert files == {"latest.json", "latest.md", *(f"{name}.svg" for name in plots.PICTURES)}
+    pictures = {f"{name}.svg" for name in plots.PICTURES}
+    assert files == {"latest.json", "latest.md", profiles.FILE.name, *pictures}
 
 
 # -- all pages -------------------------------------------------------------------------------
