@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ _MOST_SHOWN = 12
 _FRAME = re.compile(r"\((?P<path>[^()]*?)(:\d+)?\)$")
 #: Where one only waits: py-spy takes some of these threads for busy ones.
 _WAITS = ("(selectors.py", "wait (threading.py", "Connection._recv (", "accept (socket.py")
+_STANDARD = {*sys.stdlib_module_names, "<frozen importlib._bootstrap>"}
 
 
 def owner(stack: Sequence[str]) -> str:
@@ -64,9 +66,6 @@ def owner(stack: Sequence[str]) -> str:
         if slash and package and package not in _STANDARD:
             return package
     return "Python"
-
-
-_STANDARD = {*sys.stdlib_module_names, "", "<frozen importlib._bootstrap>"}
 
 
 def shares(lines: Iterable[str]) -> dict[str, float]:
@@ -98,15 +97,14 @@ def _profile(stack: BenchmarkStack, side: Side, part: str, way: str, jobs: int) 
         process = max(process.children(recursive=True), key=lambda p: sum(p.cpu_times()[:2]))
     with tempfile.TemporaryDirectory() as directory:
         raw = Path(directory) / "raw"
-        command = ["py-spy", "record", "--pid", str(process.pid), "--gil", "--rate", str(_RATE)]
+        program = str(Path(sys.executable).parent / "py-spy")
+        command = [program, "record", "--pid", str(process.pid), "--gil", "--rate", str(_RATE)]
         command += ["--format", "raw", "--output", str(raw), "--duration", "3600"]
-        program = Path(sys.executable).parent / "py-spy"
-        command[0] = str(program)
         spy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
             side.timed(way, jobs, task="noop")
         finally:
-            spy.send_signal(2)
+            spy.send_signal(signal.SIGINT)
             _, said = spy.communicate(timeout=60)
         side.clear()
         if not raw.exists():

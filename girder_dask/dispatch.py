@@ -172,13 +172,16 @@ class Dispatcher:
 
     def in_doubt(self, ids: Iterable[str]) -> list[str]:
         """Return those of canceled jobs of which it is not known whether they have begun."""
-        hands = [hand for job_id in ids if (hand := self._by_id.get(job_id))]
+        hands = self._hands_of(ids)
         return [hand.spec.id for hand in hands if hand.run is None and not hand.told]
 
     def begun(self, ids: Iterable[str]) -> dict[str, int]:
         """Return the attempts of those jobs in hand that have begun, or may have, by their ids."""
-        hands = [hand for job_id in ids if (hand := self._by_id.get(job_id))]
+        hands = self._hands_of(ids)
         return {h.spec.id: h.attempt for h in hands if h.run is not None or not h.told}
+
+    def _hands_of(self, ids: Iterable[str]) -> list[Hand]:
+        return [hand for job_id in ids if (hand := self._by_id.get(job_id))]
 
     def has(self, job_id: str) -> bool:
         """Say whether a job is in hand."""
