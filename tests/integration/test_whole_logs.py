@@ -20,17 +20,15 @@ def job(girder_stack, girder_user) -> dict[str, str]:
 
 
 def keep_from_schedulers(job_id: str) -> None:
-    """Have no scheduler take the job, which would write why it waits. Run it in Girder.
+    """Have no scheduler claim the job, which would write into its log. Run it in Girder.
 
-    They leave new jobs for a while to those who have made them.
+    A job that runs elsewhere is claimed at once, since its scheduler is taken for lost.
     """
-    from datetime import timedelta
-
     from girder_dask.plugin import store
 
-    jobs, query = store.Job().collection, {"_id": store.ObjectId(job_id)}
-    created = jobs.find_one(query)["created"] + timedelta(hours=1)
-    jobs.update_one(query, {"$set": {"created": created}})
+    store.Job().collection.update_one(
+        {"_id": store.ObjectId(job_id)}, {"$unset": {"dask.open": True}}
+    )
 
 
 def write(job_id: str, *texts: str) -> None:
@@ -39,10 +37,9 @@ def write(job_id: str, *texts: str) -> None:
     from girder_dask.plugin import records, store
 
     job = records.collection(store.Job()).find_one({"_id": store.ObjectId(job_id)})
-    scheduler, attempt = job["dask"]["scheduler"] or "test", job["dask"]["attempt"]
-    begin = job["dask"]["sequence"] + 1000  # whatever the scheduler itself says meanwhile
+    begin = job["dask"]["sequence"] + 1
     for sequence, text in enumerate(texts, begin):
-        store.apply(scheduler, [JobUpdate(job_id, attempt, sequence, log=text)])
+        store.apply("test", [JobUpdate(job_id, job["dask"]["attempt"], sequence, log=text)])
 
 
 def get(stack: Any, job: dict[str, str], by: Any = None, **options: Any) -> Any:
