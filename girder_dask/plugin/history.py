@@ -61,6 +61,8 @@ class History:
         self.restated = False
         self.ended = False
         self.outcome: Outcome | None = None
+        self.abandoned = False
+        self._spilled = False
         self._allow = allow
         self._read = {
             "_id": job["_id"],
@@ -92,6 +94,11 @@ class History:
         """Whether there is anything to write."""
         told = self._timestamps or self.log.changed or self.progressed
         return bool(told or self.dask != self._was_dask)
+
+    @property
+    def outcome_beside(self) -> bool:
+        """Whether what came of the job is kept beside its document."""
+        return self.outcome is not None and (self._spilled or not self.outcome.is_small)
 
     @property
     def text(self) -> list[str]:
@@ -225,6 +232,30 @@ class History:
             self.dask.pop("open", None)
             self.acknowledge()
 
+    def spill(self) -> None:
+        """Write what is large beside the job's document, as that cannot take it."""
+        self._spilled = True
+        self.log.spill()
+
+    def abandon(self, error: str, moment: datetime) -> None:
+        """End the job, and write nothing else: its document can take nothing more.
+
+        It ends in ERROR, or as it was about to be canceled. One that had ended stays as it is.
+        """
+        canceled = self.job["status"] == JobStatus.CANCELED
+        stamps = self.job["timestamps"]
+        self.job["status"] = self._read["status"]
+        self.job["timestamps"] = stamps[: len(stamps) - len(self._timestamps)]
+        self.steps, self._timestamps, self.progressed, self.restated = [], [], False, False
+        self.dask.clear()
+        self.dask.update(self._was_dask)
+        self.log.drop()
+        self.outcome = None
+        self.abandoned = self._spilled = True
+        if not self.final:
+            self.advance(JobStatus.CANCELED if canceled else JobStatus.ERROR, moment)
+            self.outcome = Outcome(self.dask["attempt"], error=error)
+
     def acknowledge(self) -> None:
         """Note that the scheduler has the job that it claimed, or need not have it."""
         self.dask.pop("claim", None)
@@ -277,9 +308,10 @@ class History:
                 change["$set"][f"dask.{key}"] = self.dask[key]
         if self._timestamps:
             change["$set"]["status"] = self.job["status"]
+        if self._timestamps and not self.abandoned:
             change.setdefault("$push", {})["timestamps"] = {"$each": self._timestamps}
         self.log.add_to(change)
-        if self.outcome is not None and self.outcome.is_small:
+        if self.outcome is not None and not self.outcome_beside:
             change["$set"][OUTCOME] = self.outcome.document()
         if self.progressed:
             change["$set"]["progress"] = self.job["progress"]

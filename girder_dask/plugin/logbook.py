@@ -157,7 +157,7 @@ class LogBook:
     def _add(self, data: bytes) -> None:
         self._size += len(data)
         self._tail += data
-        if len(self._tail) < _CHUNK_LEAST:
+        if len(self._tail) < _CHUNK_LEAST and not self._is_spilled:
             return
         for start in range(0, len(self._tail), _CHUNK_MOST):
             piece = self._tail[start : start + _CHUNK_MOST]
@@ -179,6 +179,11 @@ class LogBook:
         self._begin()
         for text, ends in written:
             self.write(text, ends=ends)
+
+    def drop(self) -> None:
+        """Write nothing of what was added."""
+        self._written = []
+        self._begin()
 
     def add_to(self, change: dict[str, Any]) -> None:
         """Add what is to be written to an update of the job document."""

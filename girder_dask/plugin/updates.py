@@ -84,24 +84,16 @@ def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
     """
     verdicts = Verdicts()
     pending = _by_job(updates, verdicts)
-    unloggable: set[ObjectId] = set()
     for _ in range(MOST_ROUNDS):
         if not pending:
             return verdicts
         histories = _read(scheduler, pending, verdicts)
-        for history in histories:
-            if history.id in unloggable:
-                history.log.spill()
         written, refused = save(histories)
         publish(written)
-        for history in refused:
-            if history.id in unloggable:
-                logger.error("Job %s takes no updates; this one is dropped", history.id)
+        for history in [*written, *refused]:
+            if history.abandoned:
                 verdicts.add(str(history.id), Verdict.STALE)
-        refused_ids = {history.id for history in refused}
-        given_up = refused_ids & unloggable
-        unloggable |= refused_ids
-        done = {history.id for history in written} | given_up
+        done = {history.id for history in [*written, *refused]}
         left = {history.id for history in histories} - done
         pending = {job_id: pending[job_id] for job_id in left}
     if pending:
@@ -171,50 +163,71 @@ def _ask_others(info: dict[str, Any]) -> bool:
 def save(histories: Sequence[History]) -> tuple[list[History], list[History]]:
     """Write what is to be written, in one request.
 
+    Where the database refuses to let a job document grow, the log goes elsewhere, and if that
+    does not help, the job ends.
+
     Returns
     -------
     tuple
-        The histories that hold now, and those that the database refuses. Those that are in
-        neither were changed by somebody else since they were read.
+        The histories that hold now, and those of which the database refuses even the end. Those
+        that are in neither were changed by somebody else since they were read.
     """
     now = datetime.now(timezone.utc)
-    changed = [history for history in histories if history.changed]
-    # Before the jobs are seen to have ended, so that who sees it finds the results.
-    outcomes.keep(
-        [(h.id, h.outcome) for h in changed if h.outcome is not None and not h.outcome.is_small],
-        now,
-    )
-    chunks.store([chunk for history in changed for chunk in history.log.chunks])
-    written, refused = _write(changed, now)
-    unchanged = [history for history in histories if not history.changed]
-    held = unchanged + written
-    holds = {history.id for history in written}
-    chunks.discard(c for h in changed if h.id not in holds for c in h.log.chunks)
+    held = [history for history in histories if not history.changed]
+    written, refused = _write([history for history in histories if history.changed], now)
+    held += written
+    for is_last in (False, True):
+        for history, message in refused:
+            logger.error("Job %s cannot be updated: %s", history.id, message)
+            if is_last:
+                history.abandon(
+                    f"Girder's database takes no more of what happens to it: {message}", now
+                )
+            else:
+                history.spill()
+        written, refused = _write([history for history, _ in refused], now)
+        held += written
     records.clean([history.id for history in held if history.ended])
-    return held, refused
+    return held, [history for history, _ in refused]
 
 
-def _write(changed: list[History], now: datetime) -> tuple[list[History], list[History]]:
+def _write(
+    changed: Sequence[History], now: datetime
+) -> tuple[list[History], list[tuple[History, str]]]:
+    """Write histories. Return those that hold now, and those that are refused, each with why."""
     if not changed:
         return [], []
+    # Before the jobs are seen to have ended, so that who sees it finds the results.
+    outcomes.keep(
+        [(h.id, h.outcome) for h in changed if h.outcome is not None and h.outcome_beside], now
+    )
+    chunks.store([chunk for history in changed for chunk in history.log.chunks])
+    written, refused = _write_jobs(changed, now)
+    holds = {history.id for history in written}
+    chunks.discard(c for h in changed if h.id not in holds for c in h.log.chunks)
+    return written, refused
+
+
+def _write_jobs(
+    changed: Sequence[History], now: datetime
+) -> tuple[list[History], list[tuple[History, str]]]:
     refused: dict[int, str] = {}
-    jobs = Job().collection
     try:
-        matched = jobs.bulk_write(
-            [history.operation(now) for history in changed], ordered=False
-        ).matched_count
+        matched = (
+            Job()
+            .collection.bulk_write([history.operation(now) for history in changed], ordered=False)
+            .matched_count
+        )
     except BulkWriteError as e:
         errors = e.details.get("writeErrors", [])
         if not errors:
             raise
         refused = {error["index"]: error["errmsg"] for error in errors}
         matched = e.details.get("nMatched", 0)
-        for index, message in refused.items():
-            logger.error("Job %s cannot be updated: %s", changed[index].id, message)
     tried = [history for index, history in enumerate(changed) if index not in refused]
     if matched != len(tried):
         tried = _that_hold(tried)
-    return tried, [changed[index] for index in refused]
+    return tried, [(changed[index], message) for index, message in refused.items()]
 
 
 def _that_hold(tried: list[History]) -> list[History]:

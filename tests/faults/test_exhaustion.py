@@ -26,6 +26,10 @@ SHARED = "/dev/shm"  # noqa: S108 - it is asked how large it is
 # At most 2 GiB, if nobody ends it.
 EATS = """
 import time
+path = self.work_dir / "half.txt"
+path.write_text("of a result")
+print("wrote", path)
+time.sleep(1.0)
 eaten = []
 for i in range(200):
     eaten.append(bytes([i]) * (10 << 20))
@@ -61,6 +65,11 @@ def test_worker_out_of_memory(fault_stack: Start, pause: float) -> None:
     assert stack.wait(other)["status"] == S.SUCCESS
     assert stack.numbered(other) == list(range(40))
     assert stack.wait(stack.start_task("noop", resources={"small": 1}))["status"] == S.SUCCESS
+    # No file is left of either attempt.
+    wrote = [Path(path) for path in re.findall(r"^wrote (\S+)$", log, re.MULTILINE)]
+    assert len(set(wrote)) == 2, log
+    assert not any(path.exists() for path in wrote)
+    assert list(stack.directory.rglob(f"job-{job_id}-*")) == []
 
 
 @pytest.mark.parametrize("limited", [False, pytest.param(True, marks=pytest.mark.long)])

@@ -606,6 +606,48 @@ def test_a_document_that_takes_no_more_log_has_it_beside(girder):
     assert whole_log(job_id) == "1" * (1 << 20) + "2" * (1 << 20) + "end\n"
 
 
+def fill(girder, job_id: str) -> None:
+    """Make the document of a job as large as the database takes it, but for a few bytes."""
+    import bson
+
+    jobs, query = girder.job.collection, {"_id": girder.object_id(job_id)}
+    jobs.update_one(query, {"$set": {"filler": ""}})
+    room = 16 * 1024**2 - len(bson.encode(jobs.find_one(query)))
+    jobs.update_one(query, {"$set": {"filler": "f" * (room - 4)}})
+
+
+def test_a_job_whose_document_takes_nothing_more_ends(girder):
+    full, other, ended = (girder.record_running().spec.id for _ in range(3))
+    girder.store.apply("s", [update(ended, 1, JobStatus.SUCCESS, result=b"r")])
+    fill(girder, full)
+    fill(girder, ended)
+    verdicts = girder.store.apply(
+        "s",
+        [
+            update(full, 1, JobStatus.SUCCESS, log="x" * 100_000, result=b"r"),
+            update(other, 1, JobStatus.SUCCESS),
+            update(ended, 2, log="late\n"),
+        ],
+    )
+    assert sorted(verdicts.stale) == sorted([full, ended])
+    assert girder.status(full) == JobStatus.ERROR
+    assert girder.status(other) == JobStatus.SUCCESS
+    assert girder.status(ended) == JobStatus.SUCCESS
+    assert "takes no more of what happens to it" in girder.store.result(full).error
+    assert girder.store.result(full).value is None
+    assert girder.store.result(ended).value == b"r"
+    assert count_chunks(full) == count_chunks(ended) == 0
+    assert girder.left(full) == girder.left(other)
+
+
+def test_a_job_whose_document_takes_nothing_more_is_not_claimed_for_ever(girder):
+    full = girder.record_running().spec.id
+    fill(girder, full)
+    assert girder.store.claim("another", 10).specs == []
+    assert girder.status(full) == JobStatus.ERROR
+    assert "takes no more of what happens to it" in girder.store.result(full).error
+
+
 def test_an_end_that_no_document_holds_does_not_hold_up_the_others(girder):
     long, other = girder.record(2)
     large = update(
