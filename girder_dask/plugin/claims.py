@@ -253,7 +253,7 @@ def _ensure_tokens(
     tokens.store(tokens.pending.take(history.id for history in taken))
     own = {history.id: history for history in taken if known[history.id]["own_token"]}
     expiry = tokens.valid_until(known[job_id]["token"] or "" for job_id in own)
-    users = owners(history.job for history in own.values())
+    users = owners(history.job["userId"] for history in own.values())
     renewed, made, orphans = [], {}, []
     for job_id, history in own.items():
         expires = expiry.get(known[job_id]["token"])

