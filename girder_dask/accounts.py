@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 __all__ = ["Accounts"]
+
+logger = logging.getLogger(__name__)
 
 # How long the account of a run is waited for when Dask has seen its end, and how often
 # it is looked whether its worker is still there.
@@ -13,8 +17,18 @@ _ACCOUNT_TIME = 30.0
 _PAUSE = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    key: str
+    worker: str | None
+    since: float
+    then: Callable[[], None]
+
+
 class Accounts:
     """Accounts of runs that are waited for. To be used on the scheduler's event loop.
+
+    Each job is waited for, most for less than a tenth of a second. So one timer looks after all.
 
     Parameters
     ----------
@@ -27,7 +41,8 @@ class Accounts:
     def __init__(self, is_open: Callable[[str], bool], is_there: Callable[[str], bool]) -> None:
         self._is_open = is_open
         self._is_there = is_there
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._awaited: list[_Awaited] = []
+        self._look: asyncio.TimerHandle | None = None
 
     def unless_told(self, key: str, worker: str | None, then: Callable[[], None]) -> None:
         """Act on an end that Dask saw, unless the run's own account of it still comes.
@@ -37,25 +52,38 @@ class Accounts:
         """
         if not self._is_open(key):
             return
-        task = asyncio.get_running_loop().create_task(self._wait(key, worker))
-        self._waiting.add(task)
+        self._awaited.append(_Awaited(key, worker, asyncio.get_running_loop().time(), then))
+        self._look_later()
 
-        def act(finished: asyncio.Task[None]) -> None:
-            self._waiting.discard(finished)
-            if not finished.cancelled() and self._is_open(key):
-                then()
+    def _look_later(self) -> None:
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(_PAUSE, self._look_now)
 
-        task.add_done_callback(act)
+    def _look_now(self) -> None:
+        self._look = None
+        awaited, self._awaited = self._awaited, []
+        for one in awaited:
+            if not self._is_open(one.key):
+                continue
+            if not self._is_lost(one):
+                self._awaited.append(one)
+                continue
+            try:
+                one.then()
+            except Exception:
+                # Else the others would be waited for in vain.
+                logger.exception("The end of %s that Dask saw could not be acted on", one.key)
+        if self._awaited:
+            self._look_later()
 
-    async def _wait(self, key: str, worker: str | None) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _ACCOUNT_TIME
-        while self._is_open(key) and loop.time() < deadline:
-            await asyncio.sleep(_PAUSE)
-            if worker is not None and not self._is_there(worker):
-                return
+    def _is_lost(self, one: _Awaited) -> bool:
+        """Say whether an account comes no more."""
+        waited = asyncio.get_running_loop().time() - one.since
+        gone = one.worker is not None and not self._is_there(one.worker)
+        return waited >= _ACCOUNT_TIME or (gone and waited >= _PAUSE)
 
     def close(self) -> None:
         """Wait no more."""
-        for task in self._waiting:
-            task.cancel()
+        self._awaited.clear()
+        if self._look is not None:
+            self._look.cancel()

@@ -44,10 +44,12 @@ _MOST_UNASKED = 4 << 20
 _FLUSH_PAUSE = 0.02
 # What can be sent of any event.
 _BARE = {"version", "id", "attempt", "time", "status", "run", "worker"}
-# Requests that may follow each other at once, and the seconds after which a busy worker may
-# send the next one: what it costs to send is more than what most tasks that last so short cost.
+# Requests that may follow each other at once. When they are used up, one more may go in so many
+# seconds, or when the worker has rested so many times as long as the last one took: what it costs
+# to send is more than what most tasks cost that end so soon.
 _BURST = 4
-_SPACING = 0.05
+_SPACING = 0.1
+_REST = 9.0
 _RETRY_DELAY = 0.2
 _RETRY_DELAY_MOST = 5.0
 
@@ -224,7 +226,7 @@ class Outbox:
         self.closed = False
         self._dropped: set[str] = set()
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(interval, burst=_BURST, spacing=min(interval, _SPACING))
+        self._pace = Pace(interval, burst=_BURST, spacing=min(interval, _SPACING), rest=_REST)
         self._woken: bool | None = None  # None: it was not told; else whether of something urgent
         self._idle = asyncio.Event()
         self._idle.set()
