@@ -49,7 +49,7 @@ _BARE = {"version", "id", "attempt", "time", "status", "run", "worker"}
 # to send is more than what most tasks cost that end so soon.
 _BURST = 4
 _SPACING = 0.1
-_REST = 9.0
+_REST = 20.0
 _RETRY_DELAY = 0.2
 _RETRY_DELAY_MOST = 5.0
 
