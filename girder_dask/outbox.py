@@ -3,7 +3,8 @@
 Runs write from their own threads and never wait for the network. One coroutine on the
 worker's event loop sends batches and keeps each until the scheduler has acknowledged it.
 An idle outbox sends at once. While a batch is under way the next one gathers, and output
-and progress wait for the flush interval; a change of state does not.
+and progress wait for the flush interval; a change of state does not, and what a run waits for
+goes at once.
 """
 
 from __future__ import annotations
@@ -227,7 +228,8 @@ class Outbox:
         self._dropped: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(interval, burst=_BURST, spacing=min(interval, _SPACING), rest=_REST)
-        self._woken: bool | None = None  # None: it was not told; else whether of something urgent
+        # What the sender was told since it last looked: of something urgent, that goes at once.
+        self._woken: tuple[bool, bool] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._task = asyncio.create_task(self._run(), name="girder-dask outbox")
@@ -262,7 +264,7 @@ class Outbox:
             self._barriers.append(barrier)
             if self.closed:
                 barrier.set()
-        self.wake(urgent=True)
+        self.wake(urgent=True, at_once=True)
         return barrier
 
     async def flushed(self) -> None:
@@ -273,18 +275,19 @@ class Outbox:
         """Say whether the scheduler no longer listens to a run."""
         return run in self._dropped
 
-    def wake(self, *, urgent: bool) -> None:
+    def wake(self, *, urgent: bool, at_once: bool = False) -> None:
         """Tell the sender that there is something to send, unless it was told since it last looked.
 
         To wake an event loop costs more than most of what runs have to say.
         """
         with self.lock:
-            if self._woken is not None and self._woken >= urgent:
+            if self._woken is not None and self._woken >= (urgent, at_once):
                 return
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(functools.partial(self._pace.poke, urgent=urgent))
+                poke = functools.partial(self._pace.poke, urgent=urgent, at_once=at_once)
+                self._loop.call_soon_threadsafe(poke)
             # Last: who is interrupted before it has woken nobody.
-            self._woken = urgent
+            self._woken = (urgent, at_once)
 
     async def _run(self) -> None:
         while True:
@@ -407,6 +410,6 @@ class Outbox:
 
     async def _drained(self) -> None:
         while self._queue or self._dirty or not self._idle.is_set():
-            self._pace.poke(urgent=True)
+            self._pace.poke(urgent=True, at_once=True)
             await asyncio.sleep(0)
             await self._idle.wait()

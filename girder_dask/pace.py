@@ -1,7 +1,8 @@
 """When to send what has gathered.
 
 A sender that is idle sends at once. One that is busy sends once in an interval. Something
-urgent need not wait for that, as long as there is little of it.
+urgent need not wait for that, as long as there is little of it. What somebody waits for never
+does.
 """
 
 from __future__ import annotations
@@ -44,12 +45,16 @@ class Pace:
         self._last = float("-inf")
         self._something = asyncio.Event()
         self._urgent = asyncio.Event()
+        self._at_once = asyncio.Event()
 
-    def poke(self, *, urgent: bool) -> None:
-        """Say that there is something to send."""
+    def poke(self, *, urgent: bool, at_once: bool = False) -> None:
+        """Say that there is something to send, and whether it is urgent, or waited for."""
         self._something.set()
         if urgent:
             self._urgent.set()
+        if at_once:
+            self._urgent.set()
+            self._at_once.set()
 
     async def turn(self) -> None:
         """Wait until there is something to send and it is time to send it."""
@@ -57,10 +62,13 @@ class Pace:
         remaining = self._last + self._interval - asyncio.get_running_loop().time()
         if remaining > 0 and not self._urgent.is_set():
             await _wait(self._urgent, remaining)
-        if self._urgent.is_set():
-            await asyncio.sleep((1.0 - self._credit_now()) * self._spacing)
-        self._something.clear()
-        self._urgent.clear()
+        remaining = (1.0 - self._credit_now()) * self._spacing
+        if remaining > 0 and self._urgent.is_set() and not self._at_once.is_set():
+            await _wait(self._at_once, remaining)
+        else:
+            await asyncio.sleep(0)  # what comes in the same moment goes with it
+        for event in (self._something, self._urgent, self._at_once):
+            event.clear()
         self._begun = asyncio.get_running_loop().time()
 
     def sent(self) -> None:

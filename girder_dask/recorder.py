@@ -271,7 +271,7 @@ class Recorder:
         async with self._settled:
             while self._waiting or self._receipts or self._under_way or self._receipts_under_way:
                 self._receipts = dict.fromkeys(self._receipts, -math.inf)
-                self._pace.poke(urgent=True)
+                self._pace.poke(urgent=True, at_once=True)
                 await self._settled.wait()
 
     def _take(self) -> list[_Account]:

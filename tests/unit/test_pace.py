@@ -78,6 +78,22 @@ async def test_what_is_urgent_uses_up_its_burst_and_gets_it_back() -> None:
     pace.sent()
 
 
+async def test_what_somebody_waits_for_does_not_wait_for_credit() -> None:
+    pace = Pace(LONG, burst=1)
+    pace.poke(urgent=True)
+    assert await turned(pace)
+    pace.sent()
+    pace.poke(urgent=True)
+    waiting = asyncio.create_task(pace.turn())
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    pace.poke(urgent=True, at_once=True)
+    await asyncio.wait_for(waiting, 1.0)
+    pace.sent()
+    pace.poke(urgent=True)
+    assert not await turned(pace, within=0.05)
+
+
 async def test_a_burst_is_no_larger_after_a_long_rest() -> None:
     pace = Pace(0.02, burst=2)
     await asyncio.sleep(0.2)
