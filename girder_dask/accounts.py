@@ -36,11 +36,20 @@ class Accounts:
         Says whether the end of the job under a key is not known yet.
     is_there
         Says whether a worker is there.
+    is_held_up
+        Says whether workers are made to wait with what their runs say. Then no account is late.
     """
 
-    def __init__(self, is_open: Callable[[str], bool], is_there: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        is_open: Callable[[str], bool],
+        is_there: Callable[[str], bool],
+        is_held_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._is_open = is_open
         self._is_there = is_there
+        self._is_held_up = is_held_up
+        self._held_up_until = float("-inf")
         self._awaited: list[_Awaited] = []
         self._look: asyncio.TimerHandle | None = None
 
@@ -61,6 +70,8 @@ class Accounts:
 
     def _look_now(self) -> None:
         self._look = None
+        if self._is_held_up():
+            self._held_up_until = asyncio.get_running_loop().time()
         awaited, self._awaited = self._awaited, []
         for one in awaited:
             if not self._is_open(one.key):
@@ -78,9 +89,11 @@ class Accounts:
 
     def _is_lost(self, one: _Awaited) -> bool:
         """Say whether an account comes no more."""
-        waited = asyncio.get_running_loop().time() - one.since
+        now = asyncio.get_running_loop().time()
         gone = one.worker is not None and not self._is_there(one.worker)
-        return waited >= _ACCOUNT_TIME or (gone and waited >= _PAUSE)
+        if gone:
+            return now - one.since >= _PAUSE
+        return now - max(one.since, self._held_up_until) >= _ACCOUNT_TIME
 
     def close(self) -> None:
         """Wait no more."""

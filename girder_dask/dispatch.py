@@ -29,6 +29,7 @@ from girder_dask.gate import Gate, Needs, Outcome
 from girder_dask.hand import Backoff, Hand
 from girder_dask.jobs import FINAL, JobEvent, JobSpec, JobStatus
 from girder_dask.kept import Kept
+from girder_dask.newest import Newest
 from girder_dask.waits import Waits
 
 __all__ = ["Dispatcher"]
@@ -37,8 +38,10 @@ logger = logging.getLogger(__name__)
 
 # How often Dask may forget a job before it is given up.
 _MOST_FORGOTTEN = 5
-# How many jobs are known to be canceled that are not in hand.
-_MOST_CANCELED_BEFORE = 10_000
+# How many jobs are known to be canceled, or to have ended, that are not in hand.
+_MOST_KNOWN = 10_000
+# For how long a job that has ended may be on its way to here once more: as long as a request lasts.
+_LATE = 60.0
 
 
 class Dispatcher:
@@ -78,8 +81,10 @@ class Dispatcher:
         self._record = record
         self._forget = forget
         self._backoff = backoff or Backoff()
+        self._clock = clock
         self._by_id: dict[str, Hand] = {}
-        self._canceled_before: dict[str, None] = {}
+        self._canceled_before = Newest[str, None](_MOST_KNOWN)
+        self._ended_before = Newest[str, tuple[int, float]](_MOST_KNOWN)
         #: The jobs in hand, by the keys under which Dask has them.
         self.hands = self._by_key = dict[str, Hand]()
         #: Their attempts.
@@ -105,6 +110,8 @@ class Dispatcher:
     def accept(self, specs: Iterable[JobSpec]) -> list[str]:
         """Take jobs in hand; those that are already in hand stay as they are.
 
+        So do those that have just ended: Girder may have sent them before it heard of that.
+
         Returns
         -------
         list of str
@@ -114,6 +121,8 @@ class Dispatcher:
         ids = []
         for spec in specs:
             ids.append(spec.id)
+            if self._has_just_ended(spec):
+                continue
             known = self._by_id.get(spec.id)
             if known is not None:
                 if known.spec.attempt >= spec.attempt:
@@ -133,6 +142,10 @@ class Dispatcher:
         self.gate.start([hand for hand in new if not hand.canceled])
         return ids
 
+    def _has_just_ended(self, spec: JobSpec) -> bool:
+        attempt, when = self._ended_before.get(spec.id, (0, 0.0))
+        return spec.attempt <= attempt and self._clock() - when < _LATE
+
     def cancel(self, ids: Iterable[str]) -> None:
         """End jobs: those that run are told to stop, the others are dropped.
 
@@ -142,8 +155,8 @@ class Dispatcher:
         placed: dict[str, list[str]] = {}
         for job_id in ids:
             hand = self._by_id.get(job_id)
-            if hand is None:
-                self._cancel_before(job_id)
+            if hand is None:  # it may be on its way to here
+                self._canceled_before[job_id] = None
             if hand is None or hand.told:
                 continue
             hand.canceled = True
@@ -154,12 +167,6 @@ class Dispatcher:
                 self._end(hand, JobStatus.CANCELED)
         for worker, keys in placed.items():
             self._cluster.stop(worker, keys, self._not_begun)
-
-    def _cancel_before(self, job_id: str) -> None:
-        """Take note that a job is canceled which may be on its way to here."""
-        self._canceled_before[job_id] = None
-        if len(self._canceled_before) > _MOST_CANCELED_BEFORE:
-            del self._canceled_before[next(iter(self._canceled_before))]
 
     def _not_begun(self, key: str, worker: str) -> None:
         hand = self._by_key.get(key)
@@ -437,5 +444,6 @@ class Dispatcher:
             self.kept.let_go(job_id)
             self._cluster.drop([hand.spec.key])
         elif hand.told:
+            self._ended_before[job_id] = hand.attempt, self._clock()
             self._needs.learn(Outcome(job_id, hand.status, hand.spec.title))
         self.gate.tell(job_id)

@@ -94,9 +94,11 @@ class GirderApi:
         """
         body = {"scheduler": scheduler, "updates": to_json(updates), "received": list(received)}
         # Not left to requests, which takes what is no JSON for a failure of the connection.
-        text = json.dumps(body, allow_nan=False, ensure_ascii=False)
+        # Nor is the text kept besides its bytes: it can be large, and Girder away for long.
+        data = json.dumps(body, allow_nan=False, ensure_ascii=False).encode(
+            "utf-8", "backslashreplace"
+        )
         headers = {"Content-Type": "application/json"}
-        data = text.encode("utf-8", "backslashreplace")
         return self._signed("POST", "dask/job/updates", data=data, headers=headers)
 
     def claim(self, scheduler: str, limit: int) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 Runs write from their own threads and never wait for the network. One coroutine on the
 worker's event loop sends batches and keeps each until the scheduler has acknowledged it.
 An idle outbox sends at once. While a batch is under way the next one gathers, and output
-and progress wait for the flush interval; a change of state does not, and what a run waits for
-goes at once.
+and progress wait for the flush interval. Changes of state do not, but a worker with many of them
+sends no more than about ten times a second. What a run waits for goes at once.
 """
 
 from __future__ import annotations
@@ -297,17 +297,21 @@ class Outbox:
                 self._woken = None
                 count = len(self._barriers)
             self._gather()
-            while batch := self._next_batch():
+            # What comes meanwhile has its own turn.
+            left = size = len(self._queue)
+            while left > 0 and (batch := self._next_batch()):
+                left -= len(batch)
                 await self._deliver(batch)
             with self.lock:
                 passed, self._barriers = self._barriers[:count], self._barriers[count:]
             for barrier in passed:
                 barrier.set()
-            self._pace.sent()
+            if size:
+                self._pace.sent()
             self._idle.set()
 
     def _gather(self) -> None:
-        """Queue the output and progress that wait now. What comes meanwhile has its own turn."""
+        """Queue the output and progress that wait now."""
         with self.lock:
             dirty, self._dirty = self._dirty, {}
             for outlet in dirty:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from girder_dask.dask_cluster import DaskCluster
 from girder_dask.dispatch import Dispatcher
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobEvent, JobSpec
+from girder_dask.newest import Newest
 from girder_dask.recorder import Recorder
 
 __all__ = ["Procedures"]
@@ -66,7 +66,7 @@ class Procedures:
         self._cluster = cluster
         self._api_url = api_url
         self._check_credential = check_credential
-        self._batches: OrderedDict[str, int] = OrderedDict()
+        self._batches = Newest[str, int](_MOST_OUTBOXES)
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -120,9 +120,6 @@ class Procedures:
         if batch > self._batches.get(outbox, 0):
             read = [JobEvent.from_wire(wire) for wire in events]
             self._batches[outbox] = batch
-            self._batches.move_to_end(outbox)
-            if len(self._batches) > _MOST_OUTBOXES:
-                self._batches.popitem(last=False)
             dropped = [e.run for e in read if not self._hear(e) and e.run is not None]
         await self._recorder.room()
         return {"dropped": dropped}

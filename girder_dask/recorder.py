@@ -216,9 +216,14 @@ class Recorder:
             self._receipts.pop(key, None)
             self._sequences.pop(key, None)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as much waits for Girder as the buffer may hold."""
+        return self._bytes >= self._buffer
+
     async def room(self) -> None:
         """Wait until less waits for Girder than the buffer may hold."""
-        await self.until(lambda: self._bytes < self._buffer)
+        await self.until(lambda: not self.is_full)
 
     async def room_for(self, job_id: str) -> None:
         """Wait until less of one job waits for Girder than a job may have waiting."""

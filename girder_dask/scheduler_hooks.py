@@ -91,7 +91,11 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             keep_bytes=config.nbytes("scheduler.keep-values-bytes"),
         )
         self.dispatcher.waits.timeout = config.seconds_or_none("scheduler.no-worker-timeout")
-        self._accounts = Accounts(self.dispatcher.is_open, scheduler.workers.__contains__)
+        self._accounts = Accounts(
+            self.dispatcher.is_open,
+            scheduler.workers.__contains__,
+            lambda: self.recorder.is_full,
+        )
         grace = config.seconds("scheduler.leave-grace")
         self.leaving = Leaving(scheduler, self.dispatcher, self._cluster, grace)
         # Each connection is used by one thread, so each has one.

@@ -20,7 +20,7 @@ from girder_jobs.models.job import Job
 from pymongo.errors import PyMongoError
 
 from girder_dask.errors import GirderError
-from girder_dask.jobs import FINAL, JobSpec, JobStatus
+from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.plugin import chunks, groups, records, settings, store, tokens
 from girder_dask.plugin.cluster import Cluster
 from girder_dask.plugin.database import explained
@@ -182,8 +182,8 @@ class GirderBackend:
         """Cancel a job and all that it has started, and return the state that it is in now."""
         status = store.cancel(job_id, self.ask_scheduler)
         told = []
-        if status is not None and (status not in FINAL or status == JobStatus.CANCELED):
-            told = [str(job_id)]
+        if status is not None and status != JobStatus.SUCCESS:
+            told = [str(job_id)]  # also of one that was ended since its document is full
         self.tell_canceled(told + store.cancel_children(job_id, self.ask_scheduler))
         # A parent of a map has ended with its jobs.
         return records.status(job_id)

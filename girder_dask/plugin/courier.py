@@ -26,6 +26,9 @@ _PATIENCE = 5.0
 #: Seconds between two requests. What comes alone is published at once.
 _SPACING = 0.02
 
+#: Seconds for which a Redis is taken for the only one, as it says.
+_ALONE_TIME = 60.0
+
 #: Most bytes of notices that wait, about.
 _MOST_BYTES = 16 * 1024**2
 
@@ -71,6 +74,7 @@ class Courier:
         self._waiting: list[Batch] = []
         self._size = 0
         self._dropped = 0
+        self._alone_until = 0.0
         self._pid: int | None = None
         self._complaint: str | None = None
 
@@ -100,7 +104,9 @@ class Courier:
 
     def _publish(self, client: redis.Redis, batches: Sequence[Batch]) -> None:
         try:
-            heard = _listened_to(client, {name for batch in batches for name in batch.channels})
+            heard = self._listened_to(
+                client, {name for batch in batches for name in batch.channels}
+            )
             messages = [
                 message
                 for batch in batches
@@ -112,31 +118,44 @@ class Courier:
                 for channel, text in messages:
                     pipeline.publish(channel, text)
                 pipeline.execute()
-        except redis.RedisError as e:
+        except Exception as e:  # noqa: BLE001 - else nobody would be told of anything any more
             if str(e) != self._complaint:
-                logger.warning("Notices about jobs are not sent: %s", e)
+                logger.warning("Notices about jobs are not sent: %r", e)
             self._complaint = str(e)
             return
         with self._news:
             dropped, self._dropped = self._dropped, 0
         if self._complaint is not None or dropped:
-            logger.info("Notices about jobs are sent again; %d were too many meanwhile", dropped)
+            logger.info(
+                "Notices about jobs are sent again; %d batches of them were too many", dropped
+            )
         self._complaint = None
 
+    def _listened_to(self, client: redis.Redis, channels: set[str]) -> set[str]:
+        """Return those of some channels that somebody listens to, as far as Redis tells."""
+        names = sorted(channels)
+        now = time.monotonic()
+        try:
+            if now >= self._alone_until:
+                if not _is_alone(client):
+                    return channels
+                self._alone_until = now + _ALONE_TIME
+            pipeline = client.pipeline(transaction=False)
+            pipeline.pubsub_numpat()
+            pipeline.pubsub_numsub(*names)
+            patterns, counts = pipeline.execute()
+        except redis.ResponseError:  # a user of Redis who may not ask
+            return channels
+        if patterns:
+            return channels
+        return {name for name, (_, count) in zip(names, counts, strict=True) if count}
 
-def _listened_to(client: redis.Redis, channels: set[str]) -> set[str]:
-    """Return those of some channels that somebody listens to, as far as Redis tells."""
-    names = sorted(channels)
-    pipeline = client.pipeline(transaction=False)
-    pipeline.pubsub_numpat()
-    pipeline.pubsub_numsub(*names)
-    try:
-        patterns, counts = pipeline.execute()
-    except redis.ResponseError:  # a user of Redis who may not ask
-        return channels
-    if patterns:
-        return channels
-    return {name for name, (_, count) in zip(names, counts, strict=True) if count}
+
+def _is_alone(client: redis.Redis) -> bool:
+    """Say whether nobody can listen at another server, to what is published at this one."""
+    info = client.info()
+    is_cluster = bool(info.get("cluster_enabled"))
+    return not is_cluster and info.get("role") == "master" and not info.get("connected_slaves")
 
 
 def _made(batch: Batch, heard: Collection[str]) -> list[tuple[str, str]]:

@@ -187,6 +187,11 @@ class History:
     ) -> list[tuple[JobStatus, datetime]]:
         current, legal = self.job["status"], []
         for status, moment in statuses:
+            is_gap = status in FINAL and not can_follow(current, status)
+            if is_gap and can_follow(current, JobStatus.RUNNING):
+                # An end is never left out. What led to it was not told.
+                legal.append((JobStatus.RUNNING, moment))
+                current = JobStatus.RUNNING
             if can_follow(current, status):
                 legal.append((status, moment))
                 current = status
@@ -242,19 +247,19 @@ class History:
 
         It ends in ERROR, or as it was about to be canceled. One that had ended stays as it is.
         """
-        canceled = self.job["status"] == JobStatus.CANCELED
+        canceled, attempt = self.job["status"] == JobStatus.CANCELED, self.dask["attempt"] or 0
         stamps = self.job["timestamps"]
         self.job["status"] = self._read["status"]
         self.job["timestamps"] = stamps[: len(stamps) - len(self._timestamps)]
         self.steps, self._timestamps, self.progressed, self.restated = [], [], False, False
         self.dask.clear()
-        self.dask.update(self._was_dask)
+        self.dask.update({**_UNSET, **self._was_dask})
         self.log.drop()
         self.outcome = None
         self.abandoned = self._spilled = True
         if not self.final:
             self.advance(JobStatus.CANCELED if canceled else JobStatus.ERROR, moment)
-            self.outcome = Outcome(self.dask["attempt"], error=error)
+            self.outcome = Outcome(attempt, error=error)
 
     def acknowledge(self) -> None:
         """Note that the scheduler has the job that it claimed, or need not have it."""
@@ -301,7 +306,8 @@ class History:
         """Return the write, which does nothing if the job is no longer as it was read."""
         self.job["updated"] = now
         change: dict[str, Any] = {"$set": {"updated": now}}
-        for key in self._was_dask.keys() | self.dask.keys():
+        new = () if self.abandoned else self.dask.keys()
+        for key in self._was_dask.keys() | new:
             if key not in self.dask:
                 change.setdefault("$unset", {})[f"dask.{key}"] = True
             elif key not in self._was_dask or self.dask[key] != self._was_dask[key]:

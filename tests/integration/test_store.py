@@ -521,6 +521,15 @@ def test_illegal_states_are_left_out_and_their_log_is_kept(girder):
     assert girder.store.result(job_id).error == "why"
 
 
+def test_an_end_is_never_left_out(girder):
+    recorded = girder.record_running()
+    back = update(recorded.spec.id, 1, JobStatus.QUEUED)
+    girder.store.apply("s", [back, update(recorded.spec.id, 2, JobStatus.SUCCESS)])
+    states = [stamp["status"] for stamp in girder.load(recorded.spec.id)["timestamps"]]
+    assert states[-3:] == [JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCESS]
+    assert girder.status(recorded.spec.id) == JobStatus.SUCCESS
+
+
 def test_a_bad_update_does_not_spoil_the_others(girder):
     bad, good = girder.record(2)
     nonsense = [
@@ -670,6 +679,53 @@ def test_a_job_whose_document_takes_nothing_more_ends(girder):
     assert girder.store.result(ended).value == b"r"
     assert count_chunks(full) == count_chunks(ended) == 0
     assert girder.left(full) == girder.left(other)
+
+
+def test_a_job_whose_document_takes_nothing_more_can_be_canceled(girder):
+    from girder_dask import submit
+
+    running, queued = girder.record_running().spec.id, girder.record()[0].spec.id
+    made = girder.job.createJob("x", "t", handler=HANDLER, user=girder.user)
+    for job_id in (running, queued, made["_id"]):
+        fill(girder, job_id)
+    backend, told = submit.backend(), []
+    backend.tell_canceled = told.extend
+    try:
+        for job_id in (running, queued, str(made["_id"])):
+            backend.stop(girder.object_id(job_id))
+    finally:
+        del backend.tell_canceled
+    assert girder.status(running) == JobStatus.ERROR  # and it is told to stop
+    assert girder.status(queued) == girder.status(made["_id"]) == JobStatus.CANCELED
+    assert told == [running, queued, str(made["_id"])]
+
+
+def test_what_the_database_does_not_take_in_this_moment_is_taken_later(girder, monkeypatch):
+    from pymongo.collection import Collection
+    from pymongo.errors import BulkWriteError
+
+    full, other = (girder.record_running().spec.id for _ in range(2))
+    write, failures = Collection.bulk_write, []
+
+    def unreached(self, operations, **options):
+        if self.name == "job" and len(failures) < most:
+            failures.append(len(operations))
+            error = {"index": 0, "code": 365, "errmsg": "TemporarilyUnavailable"}
+            matched = write(self, operations[1:], **options).matched_count if operations[1:] else 0
+            raise BulkWriteError({"writeErrors": [error], "nMatched": matched})
+        return write(self, operations, **options)
+
+    monkeypatch.setattr(Collection, "bulk_write", unreached)
+    updates = [update(job_id, 1, JobStatus.SUCCESS, log="1\n") for job_id in (full, other)]
+    most = 2
+    girder.store.apply("s", updates)
+    assert [girder.status(job_id) for job_id in (full, other)] == [JobStatus.SUCCESS] * 2
+    assert girder.log(full) == girder.log(other) == "1\n"
+    queued = girder.record()[0].spec.id
+    most, failures[:] = 100, []
+    with pytest.raises(GirderError, match="Send the updates again"):
+        girder.store.apply("s", [update(queued, 1, JobStatus.RUNNING)])
+    assert girder.status(queued) == JobStatus.QUEUED
 
 
 def test_a_job_whose_document_takes_nothing_more_is_not_claimed_for_ever(girder):

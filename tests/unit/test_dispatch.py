@@ -36,6 +36,26 @@ def test_accepting_again_changes_nothing(site: Site) -> None:
     assert not site.cluster.dropped
 
 
+def test_a_job_that_has_just_ended_does_not_run_again(site: Site) -> None:
+    spec = site.accept()
+    site.succeed(spec)
+    site.dispatcher.verdict("a", "done")
+    assert not site.dispatcher.has("a")
+    # Girder had sent it once more before it heard of the end.
+    assert site.dispatcher.accept([spec]) == ["a"]
+    assert site.cluster.submitted == [spec.key]
+    # Another attempt is another matter, and so is what Girder still says after a while.
+    site.accept(attempt=2)
+    assert len(site.cluster.submitted) == 2
+    other = site.accept("b")
+    site.running(other).says(S.ERROR)
+    site.dispatcher.verdict("b", "done")
+    site.cluster.advance(61)
+    site.cluster.submitted.remove(other.key)
+    site.dispatcher.accept([other])
+    assert site.dispatcher.has("b")
+
+
 def test_a_higher_attempt_takes_the_place_of_the_one_before(site: Site) -> None:
     old = site.accept(attempt=1)
     run = site.running(old)

@@ -501,6 +501,49 @@ async def test_output_that_is_forced_all_the_time_does_not_keep_the_sender_busy(
         assert len(scheduler.batches) <= elapsed / module._FLUSH_PAUSE + 2
 
 
+async def test_who_waits_does_not_wait_for_what_comes_meanwhile() -> None:
+    scheduler = Scheduler()
+    scheduler.takes = 0.005
+    async with opened(scheduler, interval=A_WHILE) as outbox:
+        busy, waits = outlet(outbox, "a"), outlet(outbox, "b")
+        over = threading.Event()
+
+        def speak() -> None:
+            while not over.wait(0.001):
+                busy.status(S.RUNNING)
+
+        speaking = asyncio.create_task(asyncio.to_thread(speak))
+        try:
+            await soon(lambda: len(scheduler.batches) > 10)
+            begun = time.monotonic()
+            for _ in range(5):
+                assert await in_thread(waits.confirm, SECONDS)
+            # Neither for the end of what is said, nor for the rest of a busy sender.
+            assert time.monotonic() - begun < 5 * module._SPACING
+        finally:
+            over.set()
+            await speaking
+
+
+async def test_a_busy_sender_rests_also_when_more_comes_while_it_sends() -> None:
+    scheduler = Scheduler()
+    scheduler.takes = 0.01
+    async with opened(scheduler, interval=A_WHILE) as outbox:
+        out = outlet(outbox)
+
+        def speak() -> None:
+            for _ in range(40):
+                out.status(S.RUNNING)
+                time.sleep(0.005)
+                out.status(S.RUNNING)
+                time.sleep(0.02)
+
+        begun = time.monotonic()
+        await in_thread(speak)
+        elapsed = time.monotonic() - begun
+        assert len(scheduler.batches) <= module._BURST + elapsed / module._SPACING + 2
+
+
 async def test_closing_has_a_limit() -> None:
     scheduler = Scheduler()
     scheduler.gate.clear()
