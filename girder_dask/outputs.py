@@ -16,7 +16,7 @@ from girder_dask.intake import is_client
 from girder_dask.patience import again
 from girder_dask.traces import Traces
 from girder_dask.transform import OfResource, ResultTransform
-from girder_dask.uploads import send_artifact, upload
+from girder_dask.uploads import attempt_headers, send_artifact, upload
 
 __all__ = [
     "GirderItemMetadata",
@@ -28,7 +28,19 @@ __all__ = [
 _BAD_REQUEST = 400
 
 
-class GirderItemMetadata(OfResource, ResultTransform):
+class _OfAttempt(OfResource, ResultTransform):
+    """What is done in Girder by one attempt of a job, and by none that is over.
+
+    ``traces`` tells of earlier attempts (:class:`girder_dask.traces.Traces`), while a job runs.
+    """
+
+    traces: Traces | None = None
+
+    def _headers(self) -> dict[str, str]:
+        return attempt_headers(self.traces, self.job)
+
+
+class GirderItemMetadata(_OfAttempt):
     """Set the result, a dict, as metadata of a Girder item.
 
     Parameters
@@ -47,7 +59,7 @@ class GirderItemMetadata(OfResource, ResultTransform):
     def transform(self, data: Any) -> Any:
         gc = self.client()
         try:
-            again(lambda: gc.addMetadataToItem(self._id, data))
+            again(lambda: self._set(gc, data))
         except requests.RequestException as e:
             raise self.failed("the metadata cannot be set.", e) from e
         except (TypeError, ValueError) as e:
@@ -57,8 +69,15 @@ class GirderItemMetadata(OfResource, ResultTransform):
             ) from e
         return data
 
+    def _set(self, gc: Any, data: Any) -> None:
+        if is_client(gc) and self.traces is not None:
+            path = f"item/{self._id}/metadata"
+            gc.sendRestRequest("PUT", path, json=data, headers=self._headers())
+        else:
+            gc.addMetadataToItem(self._id, data)
 
-class _Sent(OfResource, ResultTransform):
+
+class _Sent(_OfAttempt):
     """The result is a path; what is there is sent to Girder."""
 
     output_file_path: str | None = None
@@ -115,8 +134,6 @@ class _Sent(OfResource, ResultTransform):
 class _Upload(_Sent):
     """What is put into an item or a folder.
 
-    ``traces`` tells of earlier attempts (:class:`girder_dask.traces.Traces`), while a job runs.
-
     Parameters
     ----------
     _id
@@ -137,7 +154,6 @@ class _Upload(_Sent):
         gc: Any = None,
     ) -> None:
         super().__init__(_id, gc=gc)
-        self.traces: Traces | None = None
         self.delete_file = delete_file
         self.upload_kwargs = dict(upload_kwargs or {})
 
@@ -170,7 +186,8 @@ class _Upload(_Sent):
     def _put(self, parent: str, file: Path) -> None:
         gc = self.client()
         if is_client(gc):
-            upload(gc, (self.kind, parent), file, self.upload_kwargs, self._tell, self.traces)
+            options, parent_id = self.upload_kwargs, (self.kind, parent)
+            upload(gc, parent_id, file, options, self._tell, self.traces, self.job)
             self._done += file.stat().st_size
         else:  # a stand-in of somebody's test
             method = gc.uploadFileToItem if self.kind == "item" else gc.uploadFileToFolder
@@ -333,7 +350,7 @@ class GirderUploadJobArtifact(_Sent):
         gc, refused = self.client(), []
         for file in files:
             try:
-                send_artifact(gc, self._id, file, name, self._tell)
+                send_artifact(gc, self._id, file, name, self._tell, self._headers())
             except requests.HTTPError as e:
                 if e.response is None or e.response.status_code != _BAD_REQUEST:
                     raise

@@ -16,9 +16,32 @@ from girder_dask.downloads import Report
 from girder_dask.patience import Patience, again, ask, was_not_sent
 from girder_dask.traces import Broken, Traces
 
-__all__ = ["send_artifact", "upload"]
+__all__ = ["JOB_HEADER", "attempt_headers", "send_artifact", "upload"]
+
+#: The header that names the job of the attempt. Its token may be one that other jobs have too.
+JOB_HEADER = "Girder-Dask-Job"
 
 _PIECE = 1 << 20
+
+
+def attempt_headers(
+    traces: Traces | None, job: Mapping[str, Any] | None, upload: str | None = None
+) -> dict[str, str]:
+    """Return what a request says of the attempt that makes it, so that one that is over is refused.
+
+    Parameters
+    ----------
+    traces
+        Those of the attempt. Without them there are no headers.
+    job
+        What ``ResultTransform.job`` is.
+    upload
+        The name of the upload. By default a new one.
+    """
+    if traces is None:
+        return {}
+    named = {JOB_HEADER: str(job["_id"])} if job and job.get("_id") else {}
+    return named | traces.headers(upload or uuid.uuid4().hex)
 
 
 class _Span:
@@ -63,6 +86,7 @@ class _Upload:
         options: dict[str, Any],
         tell: Report,
         traces: Traces | None,
+        job: Mapping[str, Any] | None,
     ) -> None:
         self._gc = gc
         self._parent = parent
@@ -77,7 +101,7 @@ class _Upload:
         self._traces = traces
         # The same for each time that it begins anew, so that Girder knows what was left of it.
         self._own_name = uuid.uuid4().hex
-        self._headers = {} if traces is None else traces.headers(self._own_name)
+        self._headers = attempt_headers(traces, job, self._own_name)
         self._size = source.stat().st_size
 
     def run(self) -> None:
@@ -221,6 +245,7 @@ def upload(
     options: Mapping[str, Any] | None = None,
     report: Report = lambda *_: None,
     traces: Traces | None = None,
+    job: Mapping[str, Any] | None = None,
 ) -> None:
     """Upload a file.
 
@@ -243,17 +268,24 @@ def upload(
         Called with the bytes that are sent, all bytes and the name.
     traces
         What earlier attempts of the job have left.
+    job
+        The id and title of the job.
 
     Raises
     ------
     requests.RequestException
         If Girder refuses, or stays away for ``girder.worker.retry-time``.
     """
-    _Upload(gc, parent, source, dict(options or {}), report, traces).run()
+    _Upload(gc, parent, source, dict(options or {}), report, traces, job).run()
 
 
 def send_artifact(
-    gc: Any, job_id: str, source: Path, name: str | None = None, report: Report = lambda *_: None
+    gc: Any,
+    job_id: str,
+    source: Path,
+    name: str | None = None,
+    report: Report = lambda *_: None,
+    headers: Mapping[str, str] | None = None,
 ) -> None:
     """Attach a file to a job, in place of what it has of that name.
 
@@ -269,6 +301,8 @@ def send_artifact(
         What it is called there; by default as here.
     report
         Called with the bytes that are sent, all bytes and the name.
+    headers
+        What :func:`attempt_headers` returns.
 
     Raises
     ------
@@ -283,7 +317,7 @@ def send_artifact(
         with source.open("rb") as f:
             body = _Span(f, 0, size, lambda sent: report(sent, size, shown)) if size else b""
             try:
-                gc.post(path, data=body)
+                gc.post(path, data=body, headers=dict(headers or {}))
                 return
             except requests.RequestException as e:
                 patience.wait(e)

@@ -63,7 +63,8 @@ def _shown(artifact: dict[str, Any]) -> dict[str, Any]:
     Description("Add a file to a job.")
     .notes(
         "The body of the request is the file. It replaces one of the same name. A job at work may "
-        "add to itself."
+        "add to itself. An attempt names itself in the headers Girder-Dask-Job and "
+        "Girder-Dask-Attempt."
     )
     .modelParam("id", "The id of the job.", model=Job, force=True)
     .param("name", "The name of the file, with / between directories.")
@@ -76,6 +77,7 @@ def _shown(artifact: dict[str, Any]) -> dict[str, Any]:
     .param("mimeType", "Its media type.", required=False)
     .errorResponse("The name is none, or fewer bytes came than were announced.")
     .errorResponse("Write access was denied for the job.", 403)
+    .errorResponse("The attempt that sends it is over.", 409)
 )
 def add(job: dict[str, Any], name: str, size: int | None, mimeType: str | None) -> dict[str, Any]:
     """Store the body of the request as an artifact."""

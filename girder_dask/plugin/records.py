@@ -248,9 +248,13 @@ def is_trusted(job_id: ObjectId) -> bool:
     return bool(record.get("trusted"))
 
 
-def running_job(token: str) -> dict[str, Any] | None:
-    """Return the unfinished job, without its log, that a token was made for."""
-    record = collection(DaskJob()).find_one({"token": token, "own_token": True}, {"_id": 1})
+def running_job(token: str, job_id: ObjectId | None = None) -> dict[str, Any] | None:
+    """Return the unfinished job, without its log, that a token was made for.
+
+    With ``job_id`` it is that job, also if it was started with a token that was there before.
+    """
+    which = {"own_token": True} if job_id is None else {"_id": job_id}
+    record = collection(DaskJob()).find_one({"token": token, **which}, {"_id": 1})
     if record is None:
         return None
     job: dict[str, Any] | None = collection(Job()).find_one(

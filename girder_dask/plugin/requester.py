@@ -34,11 +34,14 @@ class Requester:
         The job that runs, if the token is its own.
     is_scheduler
         Whether the token is that of a scheduler's credential.
+    token
+        The id of the token, if it is valid.
     """
 
     user: dict[str, Any] | None = field(default=None, repr=False)
     job: dict[str, Any] | None = field(default=None, repr=False)
     is_scheduler: bool = False
+    token: str | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -48,6 +51,16 @@ class Requester:
     def runs(self, job: dict[str, Any]) -> bool:
         """Say whether this is the job itself, at work."""
         return self.job is not None and self.job["_id"] == job["_id"]
+
+    def has_token_of(self, job: dict[str, Any]) -> bool:
+        """Say whether the token is that of the job at work, its own or one that it was given.
+
+        One that it was given lets it speak of its own attempt. Anything else is up to the
+        user of the token.
+        """
+        if self.runs(job):
+            return True
+        return self.token is not None and records.running_job(self.token, job["_id"]) is not None
 
     def may(self, job: dict[str, Any], level: int) -> bool:
         """Say whether they have some access to a job."""
@@ -68,7 +81,8 @@ def identify() -> Requester:
     # Girder's own look-up of tokens takes those that have expired as well.
     if token is None or token["expires"] < datetime.now(timezone.utc):
         return Requester(user)
-    return Requester(user, records.running_job(token["_id"]), _is_scheduler(token))
+    job = records.running_job(token["_id"])
+    return Requester(user, job, _is_scheduler(token), token["_id"])
 
 
 def _is_scheduler(token: dict[str, Any]) -> bool:

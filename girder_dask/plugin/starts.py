@@ -38,7 +38,7 @@ def mount(resource: Resource) -> None:
 )
 def begin(job: dict[str, Any], attempt: int, run: str, worker: str) -> dict[str, Any]:
     """Note the start of a run, once for a job."""
-    if not identify().runs(job):
+    if not identify().has_token_of(job):
         raise AccessException(f"Job {job['_id']} alone, while it is at work, begins its runs.")
     begun = {"run": run, "attempt": attempt, "worker": worker, "time": datetime.now(timezone.utc)}
     jobs = records.collection(Job())

@@ -1,8 +1,9 @@
-"""What jobs have uploaded into folders, so that a new attempt replaces it.
+"""What attempts of jobs leave in Girder, so that a new one replaces it.
 
-The worker names its attempt in a header. A file that comes with it is marked with the job and
-the attempt, and is refused if Girder knows of a later one: a worker that was thought dead, and
-comes back in the middle of an upload, must not add to what the new attempt leaves.
+The worker names its job and its attempt in headers. A file that comes with them is marked with
+both. Files, artifacts and metadata are refused if Girder knows of a later attempt: a worker that
+was thought dead, and comes back in the middle of an upload, must not add to what the new attempt
+leaves.
 
 Another header names the upload. By that a worker that got no answer can ask what became of it:
 Girder makes an item, moves the content, makes the file, and forgets the upload, and it may die,
@@ -11,6 +12,7 @@ or lose its database, between any two of these steps.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import cherrypy
@@ -31,6 +33,7 @@ from girder_dask.plugin import records
 from girder_dask.plugin.notices import EVENT_HANDLER
 from girder_dask.plugin.requester import identify
 from girder_dask.traces import ATTEMPT_HEADER, UPLOAD_HEADER, Broken
+from girder_dask.uploads import JOB_HEADER
 
 __all__ = ["UPLOAD_INDEX", "bind", "ensure", "mount"]
 
@@ -53,6 +56,7 @@ def ensure() -> None:
 def bind() -> None:
     """Bind the events."""
     events.bind("model.upload.finalize", EVENT_HANDLER, _check)
+    events.bind("rest.put.item/:id/metadata.before", EVENT_HANDLER, _check_metadata)
     events.bind("model.file.finalizeUpload.before", EVENT_HANDLER, _mark)
     events.bind("model.item.save", EVENT_HANDLER, _mark_item)
 
@@ -63,17 +67,53 @@ def mount(resource: Resource) -> None:
     resource.route("POST", ("job", ":id", "upload"), settle)
 
 
+def _named() -> tuple[ObjectId | None, int] | None:
+    """Return the job and the attempt that this request names. Old workers name no job."""
+    attempt = cherrypy.request.headers.get(ATTEMPT_HEADER, "")
+    job = cherrypy.request.headers.get(JOB_HEADER, "")
+    if not attempt.isdecimal():
+        return None
+    return ObjectId(job) if ObjectId.is_valid(job) else None, int(attempt)
+
+
 def _uploader() -> tuple[dict[str, Any], int] | None:
     """Return the job at work that makes this request to upload a result, and its attempt."""
-    named = cherrypy.request.headers.get(ATTEMPT_HEADER, "")
-    if not named.isdigit():
+    named = _named()
+    if named is None:
         return None
+    job_id, attempt = named
     request = cherrypy.request
     if not hasattr(request, "dask_uploader"):  # several events of one request ask
         token = getCurrentToken()
-        request.dask_uploader = None if token is None else records.running_job(token["_id"])
+        request.dask_uploader = None if token is None else records.running_job(token["_id"], job_id)
     job = request.dask_uploader
-    return None if job is None else (job, int(named))
+    return None if job is None else (job, attempt)
+
+
+def _refuse_if_over(what: str) -> None:
+    """Refuse what an attempt does that is over.
+
+    The token proves nothing here: that of a job which has ended is known no more, and who names
+    an attempt can only lose by it.
+    """
+    named = _named()
+    if named is None:
+        return
+    job_id, attempt = named
+    uploader = _uploader()
+    job: dict[str, Any] | None = None if uploader is None else uploader[0]
+    if job is None and job_id is not None:
+        fields = {"dask.attempt": True, "dask.open": True}
+        job = records.collection(Job()).find_one({"_id": job_id}, fields)
+    if job is None or not job.get("dask"):
+        return  # perhaps one of another Girder
+    if attempt < job["dask"].get("attempt", 1):
+        why = f"its worker was taken for dead, and a later attempt {what} in its place"
+    elif not job["dask"].get("open"):
+        why = f"the job has ended, so it {what} no more"
+    else:
+        return
+    raise RestException(f"Attempt {attempt} of job {job['_id']} is over: {why}.", code=_CONFLICT)
 
 
 def _check(event: Any) -> None:
@@ -82,20 +122,20 @@ def _check(event: Any) -> None:
     Else remove what broken uploads of earlier attempts have left where it goes: if their worker
     was lost as well as Girder, nobody has settled them.
     """
+    _refuse_if_over(f"uploads {event.info['name']!r}")
     uploader = _uploader()
     if uploader is None:
         return
     job, attempt = uploader
-    now = job["dask"].get("attempt", 1)
-    if attempt < now:
-        raise RestException(
-            f"Attempt {attempt} of job {job['_id']} is over, since its worker was taken for dead; "
-            f"attempt {now} uploads {event.info['name']!r} in its place.",
-            code=_CONFLICT,
-        )
     if attempt > 1 and event.info.get("parentType") == "folder":
         earlier = {"dask.job": job["_id"], "dask.attempt": {"$lt": attempt}}
-        _remove_items({"folderId": event.info["parentId"], **earlier})
+        _remove_empty(Item().find({"folderId": event.info["parentId"], **earlier}))
+
+
+@access.public  # the route itself asks for rights
+def _check_metadata(_event: Any) -> None:
+    """Refuse metadata of an attempt that is over."""
+    _refuse_if_over("sets the metadata")
 
 
 def _mark(event: Any) -> None:
@@ -133,14 +173,17 @@ def _mark_document(document: dict[str, Any]) -> None:
 def list_uploads(job: dict[str, Any], before: int | None) -> list[dict[str, Any]]:
     """List what a job has uploaded, as far as it is still there."""
     requester = identify()
-    if not requester.runs(job):
+    if not requester.has_token_of(job):
         requester.require(job, AccessType.READ)
     query: dict[str, Any] = {"dask.job": job["_id"]}
     if before is not None:
         query["dask.attempt"] = {"$lt": before}
     files = list(File().find(query, sort=[("created", 1), ("_id", 1)]))
     wanted = {"_id": {"$in": [file.get("itemId") for file in files]}}
-    folders = {item["_id"]: item["folderId"] for item in Item().find(wanted, fields=["folderId"])}
+    items: Any = Item().find(wanted, fields=["folderId"])
+    if not requester.runs(job) and not requester.may(job, AccessType.READ):
+        items = Item().filterResultsByPermission(items, requester.user, AccessType.READ)
+    folders = {item["_id"]: item["folderId"] for item in items}
     return [
         {
             "_id": file["_id"],
@@ -175,12 +218,14 @@ def settle(
     job: dict[str, Any], name: str, folderId: str | None, uploadId: str | None, offset: int | None
 ) -> dict[str, str]:
     """Settle an upload that broke."""
-    if not identify().runs(job):
+    requester = identify()
+    if not requester.has_token_of(job):
         raise AccessException(f"Job {job['_id']} alone, while it is at work, settles its uploads.")
     mark = {"dask.job": job["_id"], "dask.upload": name}
     upload = None
     if uploadId:
-        upload = Upload().findOne({"_id": _object_id(uploadId), "userId": job["userId"]})
+        sender = requester.user["_id"] if requester.user else None
+        upload = Upload().findOne({"_id": _object_id(uploadId), "userId": sender})
     state = Broken.NOTHING
     if File().findOne(mark) is not None:
         state = Broken.COMPLETE
@@ -192,7 +237,9 @@ def settle(
         if upload is not None:
             Upload().cancelUpload(upload)
         if folderId:
-            _remove_items({"folderId": _object_id(folderId), **mark})
+            left = Item().find({"folderId": _object_id(folderId), **mark})
+            theirs = Item().filterResultsByPermission(left, requester.user, AccessType.WRITE)
+            _remove_empty(theirs)
     return {"state": state.value}
 
 
@@ -211,8 +258,8 @@ def _offset(upload: dict[str, Any]) -> int | None:
         return None
 
 
-def _remove_items(query: dict[str, Any]) -> None:
+def _remove_empty(items: Iterable[dict[str, Any]]) -> None:
     """Remove items that were made for a file, and have none."""
-    for item in Item().find(query):
+    for item in items:
         if File().findOne({"itemId": item["_id"]}) is None:
             Item().remove(item)

@@ -9,8 +9,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from girder_client import HttpError
+from girder_client import GirderClient, HttpError
 
+from girder_dask.errors import TransformError
+from girder_dask.traces import ATTEMPT_HEADER, Traces
+from girder_dask.transforms import GirderUploadJobArtifact
+from girder_dask.uploads import JOB_HEADER
 from tests.integration.rest_site import ask, start_waiting
 
 
@@ -65,8 +69,7 @@ def test_a_running_job_adds_to_itself_and_its_owner_reads(girder_stack, girder_u
 
 
 def test_the_transform_of_girder_worker_works(girder_stack, girder_user, job, tmp_path):
-    from girder_client import GirderClient
-    from girder_worker_utils.transforms.girder_io import GirderUploadJobArtifact
+    from girder_worker_utils.transforms import girder_io
 
     (tmp_path / "inner").mkdir()
     (tmp_path / "plot.png").write_bytes(b"png")
@@ -74,8 +77,8 @@ def test_the_transform_of_girder_worker_works(girder_stack, girder_user, job, tm
     (tmp_path / "empty.txt").write_bytes(b"")
     client = GirderClient(apiUrl=girder_stack.api)
     client.token = job["token"]
-    GirderUploadJobArtifact(job_id=job["id"], gc=client).transform(str(tmp_path))
-    GirderUploadJobArtifact(job_id=job["id"], name="other.png", gc=client).transform(
+    girder_io.GirderUploadJobArtifact(job_id=job["id"], gc=client).transform(str(tmp_path))
+    girder_io.GirderUploadJobArtifact(job_id=job["id"], name="other.png", gc=client).transform(
         str(tmp_path / "plot.png")
     )
     listed = {a["name"]: a for a in girder_user.client.get(f"job/{job['id']}/artifact")}
@@ -115,6 +118,70 @@ def test_one_of_the_same_name_is_replaced(girder_stack, girder_user, job):
     answer = ask(girder_stack, "GET", f"job/{job['id']}/artifact/report.txt", by=girder_user)
     assert answer.content == b"second"
     assert girder_stack.call(files_in_database) == before + 1
+
+
+def begin_second_attempt(job_id: str) -> None:
+    from bson import ObjectId
+    from girder_jobs.models.job import Job
+
+    Job().collection.update_one({"_id": ObjectId(job_id)}, {"$set": {"dask.attempt": 2}})
+
+
+def headers_of(job: dict[str, str], attempt: int) -> dict[str, str]:
+    return {ATTEMPT_HEADER: str(attempt), JOB_HEADER: job["id"]}
+
+
+def test_an_attempt_that_is_over_adds_and_replaces_nothing(girder_stack, girder_user, job):
+    """It began to send one before it was over, as a worker that was frozen meanwhile."""
+
+    def attempted(attempt: int, name: str, data: Any, **more: Any) -> Any:
+        return add(girder_stack, job, name, data, headers=headers_of(job, attempt), **more)
+
+    def frozen():
+        yield b"of the "
+        girder_stack.call(begin_second_attempt, job["id"])
+        assert attempted(2, "a", b"of the second").status_code == 200
+        yield b"first"
+
+    files, uploads = girder_stack.call(files_in_database), girder_stack.call(uploads_in_database)
+    refused = [attempted(1, "a", frozen(), params={"size": 12})]
+    refused += [attempted(1, name, data) for name, data in (("a", b"late"), ("b", b""))]
+    for answer in refused:
+        assert answer.status_code == 409
+        assert f"Attempt 1 of job {job['id']} is over" in answer.json()["message"]
+    assert names(girder_stack, job) == ["a"]
+    kept = ask(girder_stack, "GET", f"job/{job['id']}/artifact/a", by=girder_user)
+    assert kept.content == b"of the second"
+    assert girder_stack.call(files_in_database) == files + 1
+    assert girder_stack.call(uploads_in_database) == uploads
+    assert add(girder_stack, job, "own", b"x").status_code == 200, "a task's own affair"
+
+
+def test_a_hook_of_an_attempt_that_is_over_adds_nothing(girder_stack, job, tmp_path):
+    client = GirderClient(apiUrl=girder_stack.api)
+    client.token = job["token"]
+    girder_stack.call(begin_second_attempt, job["id"])
+
+    def push(attempt: int) -> None:
+        (tmp_path / "a").write_text(f"of attempt {attempt}")
+        hook = GirderUploadJobArtifact(gc=client)
+        hook.job, hook.traces = {"_id": job["id"]}, Traces(job["id"], attempt)
+        hook.transform(tmp_path / "a")
+
+    push(2)
+    with pytest.raises(TransformError, match=f"Attempt 1 of job {job['id']} is over"):
+        push(1)
+    kept = ask(girder_stack, "GET", f"job/{job['id']}/artifact/a", token=job["token"])
+    assert kept.content == b"of attempt 2"
+
+
+def test_an_attempt_that_is_over_adds_nothing_to_another_job(girder_stack, girder_user, job):
+    other = girder_stack.call(start_waiting, user=girder_user)
+    girder_stack.call(begin_second_attempt, job["id"])
+    for attempt, status in ((1, 409), (2, 200)):
+        headers, token = headers_of(job, attempt), job["token"]
+        answer = add(girder_stack, other, "a", b"a", headers=headers, token=token)
+        assert answer.status_code == status, answer.text
 
 
 def test_a_large_one_is_streamed(girder_stack, girder_user, job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import requests
 
 from girder_dask.jobs import JobStatus
 from girder_dask.payload import pack_call
+from girder_dask.traces import ATTEMPT_HEADER, UPLOAD_HEADER
+from girder_dask.uploads import JOB_HEADER
 from tests.integration.rest_site import ask, call, count_jobs, start_waiting, submit
 
 TASK = "my_worker_tasks:my_task"
@@ -28,8 +31,6 @@ def defaults(girder_admin) -> Iterator[None]:
 
 
 def configure(admin: Any, key: str, value: Any) -> None:
-    import json
-
     text = value if isinstance(value, str) else json.dumps(value)
     admin.put("system/setting", parameters={"key": key, "value": text})
 
@@ -233,6 +234,89 @@ def test_the_token_of_a_job_reads_what_its_owner_reads_and_no_more(girder_stack,
     assert ask(girder_stack, "PUT", f"job/{job['id']}/cancel", **sees).status_code == 401
 
 
+def start_with_token_of(user_id: str) -> dict[str, str]:
+    """Record a job with a token of a user, which is not made for it. Run it in Girder."""
+    from girder.api.rest import getCurrentUser
+    from girder.models.token import Token
+    from girder.models.user import User
+
+    from girder_dask.plugin import store
+    from girder_dask.submit import Submission
+
+    token = str(Token().createToken(User().load(user_id, force=True), days=1)["_id"])
+    waiting = Submission(
+        TASK, pack_call((), {}), title="Waits", token=token, resources={"nowhere": 1}
+    )
+    (recorded,) = store.record([waiting], getCurrentUser())
+    return {"id": recorded.spec.id, "token": token}
+
+
+def test_a_token_that_a_job_was_given_has_no_more_rights_than_before(
+    girder_stack, girder_user, girder_admin
+):
+    """It may speak of the attempts of exactly that job, while it is at work."""
+
+    def tried(job_id: str, token: str = "") -> dict[str, int]:
+        routes = {
+            "begin": ("POST", "dask/job/{}/begin?attempt=1&run=r&worker=w"),
+            "settle": ("POST", "dask/job/{}/upload?name=none"),
+            "uploads": ("GET", "dask/job/{}/uploads"),
+            "artifact": ("POST", "job/{}/artifact?name=x&size=0"),
+            "artifacts": ("GET", "job/{}/artifact"),
+            "log": ("GET", "dask/job/{}/log"),
+            "result": ("GET", "dask/job/{}/result"),
+            "job": ("GET", "job/{}"),
+            "cancel": ("PUT", "dask/job/{}/cancel"),
+        }
+        return {
+            name: ask(
+                girder_stack, method, path.format(job_id), token=token or job["token"]
+            ).status_code
+            for name, (method, path) in routes.items()
+        }
+
+    owner = girder_stack.create_user()
+    job = girder_stack.call(start_with_token_of, girder_user.id, user=owner)
+    theirs = girder_stack.call(start_waiting, user=owner)
+    nothing = dict.fromkeys(tried(theirs["id"]), 403)
+    assert tried(theirs["id"]) == nothing
+    assert tried(job["id"]) == {**nothing, "begin": 200, "settle": 200, "uploads": 200}
+    # Another token of the same user is not the one of the job.
+    assert tried(job["id"], girder_user.client.token) == nothing
+    ask(girder_stack, "PUT", f"dask/job/{job['id']}/cancel", by=owner)
+    assert tried(job["id"]) == nothing
+
+
+def test_a_token_that_a_job_was_given_lists_and_removes_what_its_user_may(
+    girder_stack, girder_user, girder_admin
+):
+    def share(*users: str) -> None:
+        rights = [{"id": user, "level": 1, "flags": []} for user in users]
+        access = json.dumps({"users": rights, "groups": []})
+        girder_admin.put(f"folder/{folder}/access", parameters={"access": access})
+
+    def send(method: str, path: str) -> Any:
+        headers = {ATTEMPT_HEADER: "1", JOB_HEADER: job["id"], UPLOAD_HEADER: "mine"}
+        return ask(girder_stack, method, path, token=job["token"], headers=headers).json()
+
+    job = girder_stack.call(start_with_token_of, girder_user.id, user=girder_stack.create_user())
+    boss = girder_admin.get("user/me")["_id"]
+    folder = girder_admin.createFolder(boss, job["id"], parentType="user", public=False)["_id"]
+    share(girder_user.id)
+    made = send("POST", f"file?parentType=folder&parentId={folder}&name=out&size=0")
+    listed = f"dask/job/{job['id']}/uploads"
+    assert [file["_id"] for file in send("GET", listed)] == [made["_id"]]
+    share()
+    assert send("GET", listed) == []
+
+    girder_admin.delete(f"file/{made['_id']}")  # as if Girder had died before it was made
+    settle = f"dask/job/{job['id']}/upload?name=mine&folderId={folder}"
+    for users, items in (((), 1), ((girder_user.id,), 0)):
+        share(*users)
+        assert send("POST", settle) == {"state": "nothing"}
+        assert len(list(girder_admin.listItem(folder))) == items
+
+
 def test_a_job_cancels_what_it_has_started_and_nothing_else(girder_stack, girder_user):
     job = girder_stack.call(start_waiting, user=girder_user)
     other = girder_stack.call(start_waiting, user=girder_user)
@@ -274,8 +358,6 @@ def test_results_are_private(girder_stack, girder_user):
     ],
 )
 def test_settings_that_make_no_sense_are_refused(girder_stack, girder_admin, key, value, told):
-    import json
-
     text = value if isinstance(value, str) else json.dumps(value)
     answer = ask(
         girder_stack,

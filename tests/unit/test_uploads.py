@@ -13,13 +13,14 @@ import requests
 
 from girder_dask import config
 from girder_dask.errors import TransformError
+from girder_dask.traces import ATTEMPT_HEADER, Traces
 from girder_dask.transforms import (
     GirderItemMetadata,
     GirderUploadJobArtifact,
     GirderUploadToFolder,
     GirderUploadToItem,
 )
-from girder_dask.uploads import send_artifact, upload
+from girder_dask.uploads import JOB_HEADER, send_artifact, upload
 from tests.unit.file_girder import Cut, FileGirder, serving_files
 from tests.unit.local_girder import serving
 
@@ -207,6 +208,32 @@ def test_a_girder_that_is_away_when_metadata_is_set(girder: FileGirder) -> None:
         client = girder_client.GirderClient(apiUrl=peer.url)
         GirderItemMetadata("5f", gc=client).transform({"a": 1})
         assert peer.bodies == [b'{"a": 1}'] * 3
+
+
+def test_each_hook_says_of_which_attempt_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with serving() as peer:
+        peer.answers["POST job/5f/artifact?name=a&size=0"] = (200, {})
+        peer.answers["PUT item/5f/metadata"] = (200, {})
+        new = "POST file?parentType=folder&parentId=5f&name=a&size=0"
+        peer.answers[new] = (200, {"_id": "1"})
+        peer.answers["GET dask/job/5e/uploads?before=2"] = (200, [])
+        client = girder_client.GirderClient(apiUrl=peer.url)
+        hooks: list[tuple[Any, Any]] = [
+            (GirderUploadJobArtifact("5f", gc=client), tmp_path / "a"),
+            (GirderItemMetadata("5f", gc=client), {"a": 1}),
+            (GirderUploadToFolder("5f", gc=client), tmp_path / "a"),
+        ]
+        for hook, value in hooks:
+            hook.job = {"_id": "5e", "title": "Count"}
+            hook.traces = Traces("5e", 2)
+            hook.transform(value)
+        named = [
+            (headers.get(JOB_HEADER), headers.get(ATTEMPT_HEADER))
+            for asked, headers in zip(peer.asked, peer.headers, strict=True)
+            if not asked.startswith("GET")
+        ]
+        assert named == [("5e", "2")] * 3
 
 
 def test_a_girder_that_is_away_when_a_folder_is_made(girder: FileGirder, tmp_path: Path) -> None:
