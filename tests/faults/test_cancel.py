@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -307,7 +308,7 @@ def test_a_thread_that_cannot_be_interrupted(fault_stack: Start) -> None:
     assert "girder.worker.restart-stuck can be set for it" in stack.log(job_id)
     job = stack.wait(job_id)
     assert states(job) == AT_WORK
-    times = {S(stamp["status"]): stamp["time"] for stamp in job["timestamps"]}
+    times = {S(s["status"]): datetime.fromisoformat(s["time"]) for s in job["timestamps"]}
     took = (times[S.CANCELED] - times[S.RUNNING]).total_seconds()
     assert took >= seconds - 0.001, "the database keeps whole milliseconds"
 
