@@ -17,10 +17,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from girder_dask.errors import GirderDaskError, JobCanceled
-from girder_dask.jobs import FINAL, JobStatus, clean_text, shortened
+from girder_dask.jobs import JobStatus, clean_text, shortened
 from girder_dask.result import JobResult
 
 __all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
+
+
+# The states of a job at work, between which a task may move it.
+_SETTABLE = (
+    JobStatus.FETCHING_INPUT,
+    JobStatus.CONVERTING_INPUT,
+    JobStatus.RUNNING,
+    JobStatus.CONVERTING_OUTPUT,
+    JobStatus.PUSHING_OUTPUT,
+)
 
 
 class Outlet(Protocol):
@@ -112,17 +122,19 @@ class JobManager:
         Raises
         ------
         ValueError
-            For SUCCESS and ERROR: a task ends by returning or raising.
+            For SUCCESS and ERROR, as a task ends by returning or raising, and for INACTIVE,
+            QUEUED and CANCELING, which are not the task's to tell.
         JobCanceled
             For CANCELED, which ends the task.
         """
         status = JobStatus(status)
         if status == JobStatus.CANCELED:
             raise JobCanceled
-        if status in FINAL:
+        if status not in _SETTABLE and not status == self.status == JobStatus.CANCELING:
             raise ValueError(
-                f"A task cannot set its job to {status.name}. Return from the function to end in "
-                "SUCCESS, raise to end in ERROR."
+                f"A task cannot set its job to {status.name}, only to "
+                f"{', '.join(settable.name for settable in _SETTABLE)}. Return from the function "
+                "to end in SUCCESS, raise to end in ERROR."
             )
         if self.status != JobStatus.CANCELING:
             self.status = status

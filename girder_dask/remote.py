@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -57,6 +58,9 @@ class RestBackend:
         Whether what jobs return is held on the cluster for as long as their ``JobResult``.
     patience
         Seconds for which Girder may be away before what is asked of it fails.
+    endures
+        Whether it may have internal errors for as long, and the answer to a submission may be
+        lost: within a job.
 
     Examples
     --------
@@ -76,12 +80,14 @@ class RestBackend:
         unpickles: bool | str = True,
         holds: bool = False,
         patience: float = 30.0,
+        endures: bool = False,
     ) -> None:
         self.api_url = api_url.rstrip("/")
         self.ships_code = ships_code
         self.holds = holds
         self._unpickles = unpickles
-        self._web = Web(api_url, token=token, api_key=api_key, patience=patience)
+        self._endures = endures
+        self._web = Web(api_url, token=token, api_key=api_key, patience=patience, endures=endures)
         self._lock = threading.Lock()
         self._open_client = dask_client
         self._address = dask_address
@@ -112,12 +118,14 @@ class RestBackend:
         """
         _check_owner([*submissions, *([] if group is None else [group])])
         _check_size(submissions)
-        body = {
+        body: dict[str, Any] = {
             "submissions": [to_json(submission.to_wire()) for submission in submissions],
             "group": None if group is None else to_json(group.to_wire()),
         }
+        if self._endures:
+            body["key"] = uuid.uuid4().hex  # by which Girder knows a request that comes again
         try:
-            answer = self._web.ask("POST", "dask/job", body, repeat=False)
+            answer = self._web.ask("POST", "dask/job", body, repeat=self._endures)
         except GirderError as e:
             raise _refusal(e, submissions) from e
         return [dict(job) for job in answer["jobs"]]

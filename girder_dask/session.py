@@ -14,11 +14,12 @@ __all__ = ["make_session"]
 
 # Seconds that a connection may take, and that Girder may work at a request, if nobody says.
 _TIMEOUT = (10, 600)
-_SAFE = {"GET", "HEAD", "OPTIONS"}
+# What HTTP lets a client make again, since it does the same twice as once.
+_IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}
 
 
 class _PatientAdapter(HTTPAdapter):
-    """Makes requests again that have done nothing.
+    """Makes requests again that do the same twice as once, or have done nothing.
 
     One that has a timeout of its own is made once: whoever set that looks after what is then.
     """
@@ -32,7 +33,7 @@ class _PatientAdapter(HTTPAdapter):
             error, response = self._failed(request, *args, **kwargs)
             if error is None:
                 return response
-            may_repeat = request.method in _SAFE or was_not_sent(error)
+            may_repeat = request.method in _IDEMPOTENT or was_not_sent(error)
             if not may_repeat or not is_transient(error) or not _is_rewound(request):
                 return _outcome(error, response)
             try:
@@ -67,7 +68,7 @@ def _is_rewound(request: requests.PreparedRequest) -> bool:
 def make_session(attributes: Mapping[str, Any] | None = None) -> requests.Session:
     """Return a session whose requests wait for Girder, for ``girder.worker.retry-time``.
 
-    Those that only read are made again, and others if Girder surely has not seen them.
+    Those that read, PUT and DELETE are made again, and others if Girder surely has not seen them.
 
     Parameters
     ----------

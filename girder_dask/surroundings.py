@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from girder_dask import submit
+from girder_dask import config, submit
 from girder_dask.context import JobManager, Request, RunningJob
 from girder_dask.jobs import JobSpec
 
@@ -81,7 +81,10 @@ def child_jobs(
     def make() -> Any:
         from girder_dask.remote import RestBackend
 
-        return RestBackend(api_url, token=token, dask_client=dask_client)
+        patience = config.seconds("worker.retry-time")
+        return RestBackend(
+            api_url, token=token, dask_client=dask_client, patience=patience, endures=True
+        )
 
     backend = _WhenNeeded(make)
     try:

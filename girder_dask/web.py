@@ -20,6 +20,7 @@ import requests
 
 from girder_dask._version import __version__
 from girder_dask.errors import GirderError, NotConnectedError
+from girder_dask.patience import Patience
 
 __all__ = ["Answer", "Probe", "Web", "cause", "document", "message"]
 
@@ -30,6 +31,9 @@ _IDLE = 2.0
 # What a proxy answers while Girder restarts behind it.
 _NOT_NOW = {502, 503, 504}
 
+# What is waited out besides, within a job.
+_PASSES = {408, 425, 429, 500}
+
 # Errors after which the same request may succeed.
 _PASSING = (
     requests.ConnectionError,
@@ -38,6 +42,7 @@ _PASSING = (
 )
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
+_NAP = 0.2  # an interruption comes through between two naps
 
 
 class Web:
@@ -55,6 +60,8 @@ class Web:
         Seconds that an answer may take.
     patience
         Seconds for which a request that may be repeated is, while Girder does not answer.
+    endures
+        Whether it also is while Girder has internal errors, as transfers of files are.
     """
 
     def __init__(
@@ -65,12 +72,14 @@ class Web:
         api_key: str | None = None,
         timeout: float = 60.0,
         patience: float = 30.0,
+        endures: bool = False,
     ) -> None:
         self.url = url.rstrip("/")
         self._api_key = api_key
         self._token = token
         self._timeout = timeout
         self._patience = patience
+        self._endures = endures
         self._lock = threading.Lock()
         self._used = 0.0
         self._is_closed = False
@@ -121,17 +130,19 @@ class Web:
         if self._is_closed:
             raise NotConnectedError(f"The connection to Girder at {self.url} was closed.")
         data = None if body is None else _dumped(body)
-        deadline = time.monotonic() + (self._patience if patience is None else patience)
-        pause = _FIRST_PAUSE
+        limit = self._patience if patience is None else patience
+        waits = Patience(limit) if self._endures else _Deadline(limit)
         while True:
             try:
                 return (read or document)(self._signed(method, path, data, repeat=repeat))
             except _Unanswered as e:
-                left = deadline - time.monotonic()
-                if left <= 0 or not (repeat or e.unsent):
-                    raise GirderError(str(e), status=e.status) from e.__cause__
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+                unanswered = e
+            try:
+                if not (repeat or unanswered.unsent):
+                    raise unanswered.error
+                waits.wait(unanswered.error)
+            except requests.RequestException as e:
+                raise GirderError(str(unanswered), status=unanswered.status) from e
 
     def text(self, path: str) -> str:
         """Return the text that Girder has at a path; raises what :meth:`ask` does."""
@@ -191,7 +202,7 @@ class Web:
             text = f"Girder does not answer at {self.url} ({cause(e)})."
             if not isinstance(e, _PASSING) or isinstance(e, requests.exceptions.SSLError):
                 raise GirderError(text) from e
-            raise _Unanswered(text, unsent=_is_unsent(e)) from e
+            raise _Unanswered(text, e, unsent=_is_unsent(e)) from e
         self._used = time.monotonic()
         return self._answer(method, path, response)
 
@@ -216,8 +227,8 @@ class Web:
             f"Girder at {self.url} answered {response.status_code} to {method} {path}: "
             f"{message(response)}"
         )
-        if response.status_code in _NOT_NOW:
-            raise _Unanswered(text, unsent=False, status=response.status_code)
+        if response.status_code in (_NOT_NOW | _PASSES if self._endures else _NOT_NOW):
+            raise _Unanswered(text, requests.HTTPError(text, response=response), unsent=False)
         raise GirderError(text, status=response.status_code)
 
 
@@ -286,10 +297,29 @@ def _session() -> requests.Session:
 class _Unanswered(Exception):
     """A request to which Girder gave no answer. ``unsent``: it cannot have seen it."""
 
-    def __init__(self, text: str, *, unsent: bool, status: int | None = None) -> None:
+    def __init__(self, text: str, error: requests.RequestException, *, unsent: bool) -> None:
         super().__init__(text)
+        self.error = error
         self.unsent = unsent
-        self.status = status
+        self.status = None if error.response is None else int(error.response.status_code)
+
+
+class _Deadline:
+    """The time until which a request is made again."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        self._pause = _FIRST_PAUSE
+
+    def wait(self, error: Exception) -> None:
+        """Wait before the next try, or raise the error if the time is over."""
+        now = time.monotonic()
+        if now >= self._end:
+            raise error
+        until = min(now + self._pause, self._end)
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _NAP))
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
 
 def _is_unsent(error: BaseException | None) -> bool:

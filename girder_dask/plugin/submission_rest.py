@@ -19,6 +19,7 @@ from girder_dask.plugin import admission, groups, records, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body, require_json
 from girder_dask.plugin.dependencies import DependencyRefused
+from girder_dask.plugin.repeats import Repeatable, ensure_index
 from girder_dask.plugin.requester import Requester, identify
 from girder_dask.plugin.tokens import SUBMIT_SCOPE
 from girder_dask.submit import Group, StoredResult, Submission
@@ -33,6 +34,7 @@ _STATE = ("_id", "title", "status", "progress", "updated", "userId")
 
 def mount(resource: Resource, backend: GirderBackend) -> None:
     """Add the routes to the resource ``dask``."""
+    ensure_index()
     routes = Submissions(backend)
     resource.route("POST", ("job",), routes.submit)
     resource.route("POST", ("job", "states"), routes.states)
@@ -55,11 +57,12 @@ class Submissions:
             "by site administrators, by members of the group `dask.submitters`, and by a job at "
             "work. Other users may start the tasks of `dask.allow_tasks`, with plain arguments. "
             "Girder never opens a call. The answer has the documents of the jobs, that of the "
-            "group first."
+            "group first. A request with a `key`, 32 hexadecimal digits, may be sent again when "
+            "its answer was lost: it starts its jobs once."
         )
         .param(
             "body",
-            'A JSON object: {"submissions": [submission, …], "group": group or null}.',
+            'A JSON object: {"submissions": [submission, …], "group": group or null, "key": …}.',
             paramType="body",
             required=False,
         )
@@ -76,7 +79,8 @@ class Submissions:
         submissions = admission.read_submissions(body.get("submissions"), requester)
         group = admission.read_group(body.get("group"), requester)
         trusted = admission.admit(requester, submissions)
-        jobs = self._record(requester, submissions, group, trusted=trusted)
+        repeatable = _repeatable(body.get("key"), requester)
+        jobs = self._record(requester, submissions, group, repeatable, trusted=trusted)
         shown = [Job().filter(job, requester.user) for job in jobs]
         for job in shown:
             job.pop("log", None)
@@ -87,14 +91,24 @@ class Submissions:
         requester: Requester,
         submissions: Sequence[Submission],
         group: Group | None,
+        repeatable: Repeatable | None,
         *,
         trusted: bool,
     ) -> list[dict[str, Any]]:
         parent = requester.job["_id"] if requester.job is not None else None
+        if repeatable is not None:
+            submissions, group = repeatable.marked(submissions, group)
         try:
-            return self._backend.submit_for(
-                _owner(requester), parent, submissions, group, trusted=trusted
-            )
+            try:
+                return self._backend.submit_for(
+                    _owner(requester), parent, submissions, group, trusted=trusted
+                )
+            except GirderError:
+                # So it is as well if they were recorded before.
+                known = repeatable.recorded(submissions, group) if repeatable is not None else []
+                if not known:
+                    raise
+                return known
         except DependencyRefused as e:
             raise AccessException(str(e)) from e
         except SubmissionError as e:
@@ -231,6 +245,11 @@ def _owner(requester: Requester) -> dict[str, Any] | None:
         return requester.user
     owner_id = requester.job.get("userId")
     return User().load(owner_id, force=True) if owner_id else None
+
+
+def _repeatable(key: Any, requester: Requester) -> Repeatable | None:
+    sender = requester.job or requester.user
+    return None if key is None or sender is None else Repeatable(key, sender["_id"])
 
 
 def _dependencies(requester: Requester) -> set[str]:

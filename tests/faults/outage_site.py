@@ -19,7 +19,7 @@ from girder_dask.jobs import JobStatus
 from girder_dask.standalone.part import Part
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder
 
-__all__ = ["JournaledStack", "Outage", "Witnesses", "killed", "misbehaving", "stopped"]
+__all__ = ["JournaledStack", "Leaders", "Outage", "Witnesses", "killed", "misbehaving", "stopped"]
 
 S = JobStatus
 Call = tuple[dict[str, Any], dict[str, Any]]
@@ -313,6 +313,43 @@ class Witnesses:
         ended = job["timestamps"][states(job).index("RUNNING") + 1]["time"].timestamp()
         assert -LAG < began - diary.began < 0.001
         assert -0.001 < ended - diary.ended < LAG
+
+
+class Leaders:
+    """Two tasks that start a job each and wait for what it returns: one before, one during.
+
+    Parameters
+    ----------
+    stack
+        The stack. Nothing else runs there.
+    directory
+        Where there is a sign of what happens.
+    """
+
+    def __init__(self, stack: FaultStack, directory: Path) -> None:
+        self._stack, self._signs = stack, directory
+        self.user = stack.create_user()
+        self.ids = stack.start_tasks("leads", [(str(directory), n) for n in (1, 2)], self.user)
+        (directory / "start-1").touch()
+        until(lambda: [p for p in directory.iterdir() if p.name.startswith("began-1")])
+
+    def go_on(self, seconds: float) -> None:
+        """Have the other one start its job, and wait."""
+        time.sleep(LAG)
+        (self._signs / "start-2").touch()
+        time.sleep(seconds)
+
+    def check(self) -> None:
+        """Wait for the ends, and check that each has started one job."""
+        (self._signs / "end").touch()
+        for job in self._stack.wait_all(self.ids, 90):
+            assert job["status"] == S.SUCCESS, self._stack.log(str(job["_id"]))
+            check_history(job, ["QUEUED", "RUNNING", "SUCCESS"])
+        values = [line for job_id in self.ids for line in self._stack.log(job_id).splitlines()]
+        assert [value for value in values if value.startswith("had")] == ["had 10", "had 20"]
+        began = [path.name for path in self._signs.iterdir() if path.name.startswith("began-")]
+        assert len(began) == 2, "each of the others ran once"
+        assert len(self.user.client.get("job", {"limit": 0})) == 4
 
 
 def _times(job: dict[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -298,13 +299,18 @@ def test_subprocesses_are_asked_to_end_and_killed_when_they_do_not(
 def test_a_thread_that_cannot_be_interrupted(fault_stack: Start) -> None:
     """The job is CANCELING until it ends, and its log says so."""
     stack = fault_stack(workers=1, threads=2, env={"DASK_GIRDER__WORKER__CANCEL_GRACE": "0.2s"})
-    job_id = stack.start_task("frozen", 8.0)
+    seconds = 8.0
+    job_id = stack.start_task("frozen", seconds)
     until(lambda: "frozen" in stack.log(job_id))
     cancel(stack, job_id)
     until(lambda: "its thread cannot be interrupted" in stack.log(job_id))
     assert stack.job(job_id)["status"] == S.CANCELING
     assert "girder.worker.restart-stuck can be set for it" in stack.log(job_id)
-    assert states(stack.wait(job_id)) == AT_WORK
+    job = stack.wait(job_id)
+    assert states(job) == AT_WORK
+    times = {S(s["status"]): datetime.fromisoformat(s["time"]) for s in job["timestamps"]}
+    took = (times[S.CANCELED] - times[S.RUNNING]).total_seconds()
+    assert took >= seconds - 0.001, "the database keeps whole milliseconds"
 
 
 def test_a_worker_that_is_restarted_for_it(fault_stack: Start) -> None:

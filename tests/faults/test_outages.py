@@ -16,7 +16,15 @@ import girder_client
 import pytest
 import requests
 from fault_site import FaultStack, check_history, until
-from outage_site import JournaledStack, Outage, Witnesses, killed, misbehaving, stopped
+from outage_site import (
+    JournaledStack,
+    Leaders,
+    Outage,
+    Witnesses,
+    killed,
+    misbehaving,
+    stopped,
+)
 
 from girder_dask.jobs import JobStatus
 
@@ -71,6 +79,26 @@ def test_jobs_go_on(stack: FaultStack, tmp_path: Path, outage: Outage, seconds: 
     with outage.of(stack):
         jobs.go_on(seconds)
     jobs.check(outage)
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        *((name, 40) for name in ("girder killed", "girder fails")),
+        # Longer than a worker waits for an answer, so that a request that was taken is made again.
+        pytest.param("girder stopped", 70, marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+        *(pytest.param(n, 300, marks=LONG) for n in ("girder killed", "girder fails")),
+        pytest.param("mongo killed", 300, marks=LONG),
+    ],
+)
+def test_tasks_that_start_others(
+    stack: FaultStack, tmp_path: Path, name: str, seconds: float
+) -> None:
+    """One waits for what it has started all the while, the other starts something meanwhile."""
+    leaders, outage = Leaders(stack, tmp_path), OUTAGES[name]
+    with outage.of(stack):
+        leaders.go_on(seconds)
+    leaders.check()
 
 
 @pytest.mark.parametrize("how", [killed, stopped])

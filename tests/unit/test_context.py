@@ -108,6 +108,29 @@ def test_the_end_is_not_the_tasks_to_tell(
     assert manager.status is JobStatus.RUNNING
 
 
+@pytest.mark.parametrize("status", [JobStatus.INACTIVE, JobStatus.QUEUED, JobStatus.CANCELING])
+def test_what_others_decide_is_not_the_tasks_to_tell(
+    manager: JobManager, outlet: Outlet, status: JobStatus
+) -> None:
+    """A job that was QUEUED could not end any more."""
+    with pytest.raises(ValueError, match=f"to {status.name}, only to FETCHING_INPUT, .*PUSHING_"):
+        manager.updateStatus(status)
+    assert outlet.said == []
+    assert manager.status is JobStatus.RUNNING
+
+
+@pytest.mark.parametrize("status", [820, 821, 2, 822, 823])
+def test_a_job_at_work_can_be_moved(manager: JobManager, outlet: Outlet, status: int) -> None:
+    manager.updateStatus(status)
+    assert outlet.said == [status]
+
+
+def test_what_is_known_can_be_told_again(manager: JobManager, outlet: Outlet) -> None:
+    manager.status = JobStatus.CANCELING
+    manager.updateStatus(manager.refreshStatus())
+    assert outlet.said == []
+
+
 def test_another_state_does_not_make_a_task_forget_that_it_is_to_stop(manager: JobManager) -> None:
     job = RunningJob(job_manager=manager)
     manager.status = JobStatus.CANCELING

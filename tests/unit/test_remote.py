@@ -7,9 +7,11 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import dask
 import pytest
 from local_girder import Peer, serving
 
+from girder_dask import config, submit
 from girder_dask.errors import (
     GirderError,
     PayloadTooLargeError,
@@ -19,6 +21,7 @@ from girder_dask.errors import (
 from girder_dask.jobs import JobStatus
 from girder_dask.remote import RestBackend
 from girder_dask.submit import Group, Submission
+from girder_dask.surroundings import child_jobs
 
 SUBMIT = "POST dask/job"
 STATES = "POST dask/job/states"
@@ -81,6 +84,35 @@ def test_a_failure_leaves_open_whether_there_is_a_job(peer: Peer, backend: RestB
     with pytest.raises(GirderError, match="Internal error Whether jobs of coins:count were"):
         backend.submit([CALL])
     assert peer.asked == [SUBMIT]
+
+
+def test_a_job_submits_again_by_the_same_key(peer: Peer) -> None:
+    answers: list[Any] = [(500, {}), (504, b""), (200, {"jobs": [{"_id": "a"}]})]
+    peer.answers[SUBMIT] = lambda _: answers.pop(0)
+    backend = RestBackend(peer.url, token="t", patience=20, endures=True)
+    assert backend.submit([CALL]) == [{"_id": "a"}]
+    keys = [json.loads(body)["key"] for body in peer.bodies if body]
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+    peer.answers[SUBMIT] = (200, {"jobs": [{"_id": "b"}]})
+    backend.submit([CALL])
+    assert sent(peer)["key"] not in keys
+
+
+def test_a_job_waits_for_the_states_of_others(peer: Peer) -> None:
+    answers: list[Any] = [(500, {}), (200, {"jobs": [{"_id": "a"}]})]
+    peer.answers[STATES] = lambda _: answers.pop(0)
+    config.get("worker.retry-time")  # or the defaults end with this block
+    with dask.config.set({"girder.worker.retry-time": "20 s"}), child_jobs(peer.url, "t", None):
+        assert submit.backend().load_jobs(["a"]) == [{"_id": "a"}]
+
+
+def test_outside_of_jobs_a_submission_is_sent_once(peer: Peer, backend: RestBackend) -> None:
+    peer.answers[SUBMIT] = (504, b"")
+    with pytest.raises(GirderError, match="is not known"):
+        backend.submit([CALL])
+    assert peer.asked == [SUBMIT]
+    assert "key" not in sent(peer)
 
 
 def test_a_girder_that_is_not_there_has_no_job() -> None:

@@ -40,6 +40,15 @@ def test_what_only_reads_is_asked_again(girder: FileGirder, gc: Any) -> None:
     assert len(girder.asked) == 4
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_what_does_the_same_twice_is_sent_again(girder: FileGirder, gc: Any, method: str) -> None:
+    faults: list[int] = [500, 502]
+    girder.fault = lambda _: faults.pop() if faults else 403
+    with pytest.raises(requests.HTTPError, match="403"):
+        gc.sendRestRequest(method, "item/a")
+    assert girder.asked.count(f"{method} item/a") == 3
+
+
 def test_what_writes_is_sent_once(girder: FileGirder, gc: Any) -> None:
     girder.fault = lambda _: 502
     with pytest.raises(requests.HTTPError):

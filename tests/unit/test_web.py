@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from local_girder import Answer, Peer, serving
 
-from girder_dask.errors import GirderError
+from girder_dask.errors import GirderError, JobCanceled
 from girder_dask.web import Probe, Web
 
 SIGN_IN = "POST api_key/token"
@@ -150,6 +151,50 @@ def test_an_error_of_girder_is_not_repeated(peer: Peer) -> None:
         Web(peer.url, token="t").ask("GET", "job/1")
     assert caught.value.status == 500
     assert peer.asked == [GET]
+
+
+def test_a_job_waits_until_girder_has_no_errors_any_more(peer: Peer) -> None:
+    answers: list[Answer] = [(500, {"message": "No database"}), (429, b""), (200, {"n": 9})]
+    peer.answers[POST] = lambda _: answers.pop(0)
+    web = Web(peer.url, token="t", patience=20, endures=True)
+    assert web.ask("POST", "dask/job", {}) == {"n": 9}
+    assert peer.asked.count(POST) == 3
+
+
+def test_a_job_waits_while_girder_has_errors_everywhere(peer: Peer) -> None:
+    answers: list[Answer] = [(500, {})] * 4 + [(200, {"n": 9})]
+    peer.answers |= {GET: lambda _: answers.pop(0), "GET user/me": (500, {})}
+    assert Web(peer.url, token="t", patience=20, endures=True).ask("GET", "job/1") == {"n": 9}
+
+
+def test_a_job_does_not_wait_for_what_stays_broken(peer: Peer) -> None:
+    peer.answers |= {GET: (500, {"message": "Internal error"}), "GET user/me": (200, {})}
+    with pytest.raises(GirderError, match="Internal error") as caught:
+        Web(peer.url, token="t", patience=60, endures=True).ask("GET", "job/1")
+    assert caught.value.status == 500
+    assert peer.asked.count(GET) == 3
+
+
+@pytest.mark.parametrize("endures", [True, False])
+def test_a_wait_is_interrupted_soon(free_port: int, endures: bool) -> None:
+    web = Web(f"http://127.0.0.1:{free_port}/api/v1", token="t", patience=60, endures=endures)
+    ended: list[float] = []
+
+    def wait() -> None:
+        try:
+            web.ask("GET", "job/1")
+        except JobCanceled:
+            ended.append(time.monotonic())
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    time.sleep(1.8)  # a pause lasts for more than another second then
+    asked = time.monotonic()
+    exception = ctypes.py_object(JobCanceled)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), exception)
+    thread.join(10)
+    assert ended
+    assert ended[0] - asked < 1
 
 
 def test_the_token_does_not_follow_a_redirect(peer: Peer) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from girder_dask import task
 from my_worker_tasks.endings import exits, fails, interrupts, slow
 from my_worker_tasks.files import file_size, make_files
+from my_worker_tasks.following import follows, leads
 from my_worker_tasks.isolated import parents, process, speaks, starts_children, which_gpus
 from my_worker_tasks.output import chatty, warns, writes_bytes
 from my_worker_tasks.steady import does, steady
@@ -28,9 +29,11 @@ __all__ = [
     "fails",
     "fails_once",
     "file_size",
+    "follows",
     "frozen",
     "hold",
     "interrupts",
+    "leads",
     "make_bytes",
     "make_files",
     "meet",
