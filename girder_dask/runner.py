@@ -83,7 +83,7 @@ class Run:
         self._values = values
         self._outlet: RunOutlet = station.outbox.open(spec)
         self._manager = JobManager(self._outlet, JobStatus.QUEUED)
-        self._offspring = Offspring(self._outlet.log)
+        self._offspring = Offspring(self._outlet.log, self._outlet.run)
         self._interruption = Interruption(JobThreads(self._outlet.log), self._offspring)
         self._transfers: Transfers | None = None
         self._process: TaskProcess | None = None
@@ -411,3 +411,7 @@ class Run:
         process = self._process
         if process is None or not process.interrupt():
             self._interruption.interrupt(JobCanceled)
+
+    def kill_offspring(self) -> None:
+        """Kill the processes that the task has started in this worker."""
+        self._offspring.kill()

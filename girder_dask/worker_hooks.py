@@ -192,6 +192,8 @@ class GirderWorkerPlugin(WorkerPlugin):
         if worker.nanny and self.station is not None:
             # The scheduler learns of it by the end of the process, when nothing runs any more.
             await self.station.outbox.close(_CLOSING_TIME)
+            for each in list(self.station.runs.values()):
+                each.kill_offspring()
             os._exit(_RESTART)
         await worker.close(nanny=False, executor_wait=False, reason="girder-dask-restart-stuck")
 
