@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Process", "descendants", "living", "send_signal"]
+__all__ = ["Process", "descendants", "has_variable", "living", "send_signal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,18 @@ def descendants(root: int) -> list[int]:
         found |= more
         grown = bool(more)
     return sorted(found - {root})
+
+
+def has_variable(pid: int, name: str, value: str) -> bool:
+    """Say whether a process was started with a variable in its environment.
+
+    That of another user's process cannot be read, so it has none.
+    """
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it is somebody else's, or has ended
+        return False
+    return os.fsencode(f"{name}={value}") in environment.split(b"\0")
 
 
 def living() -> Iterator[Process]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import CalledProcessError
 from types import TracebackType
 from typing import Any
 
@@ -30,12 +32,20 @@ __all__ = [
     "summary",
     "tell",
     "tell_missing",
+    "was_killed",
 ]
 
 _HERE = str(Path(__file__).parent) + os.sep
 
 # What is kept of an exception with a job, in bytes.
 _MOST_KEPT = 256 * 1024
+
+#: The signals by which all processes of a worker may be asked, or made, to end.
+ENDING = frozenset(
+    {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)}  # none on Windows
+)
+# A shell adds it to the signal that has ended what it ran.
+_SHELL = 128
 
 
 class Place:
@@ -69,6 +79,8 @@ class Failure:
         What was raised, packed by :func:`girder_dask.remote_errors.pack_exception`.
     cause
         What was raised, where it is at hand.
+    killed
+        Whether a signal has ended the task's process, or one that it waited for.
     """
 
     status: JobStatus
@@ -76,6 +88,7 @@ class Failure:
     error: str | None = None
     exception: bytes | None = field(default=None, repr=False)
     cause: BaseException | None = None
+    killed: bool = False
 
 
 def failure_of(
@@ -101,7 +114,34 @@ def failure_of(
         text = f"The task cannot run on {place}. {error}\n"
     else:
         text = tell(error)
-    return Failure(JobStatus.ERROR, text, summary(error), _packed(error, text), error)
+    packed = _packed(error, text)
+    killed = was_killed(error)
+    return Failure(JobStatus.ERROR, text, summary(error), packed, error, killed=killed)
+
+
+def was_killed(error: BaseException) -> bool:
+    """Say whether an error comes of a signal that asked, or made, a process to end.
+
+    That is one which the task waited for, or its own, where SIGINT raises KeyboardInterrupt.
+
+    >>> was_killed(CalledProcessError(-signal.SIGTERM, 'count')), was_killed(ValueError())
+    (True, False)
+    """
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        if isinstance(each, KeyboardInterrupt):
+            return True
+        if isinstance(each, CalledProcessError) and _number(each.returncode) in ENDING:
+            return True
+        seen.add(id(each))
+        each = each.__cause__ or each.__context__
+    return False
+
+
+def _number(code: int) -> int:
+    """Return the signal that an exit code stands for, as ``Popen`` or a shell says it."""
+    return -code if code < 0 else code - _SHELL
 
 
 def _packed(error: BaseException, text: str) -> bytes | None:

@@ -27,7 +27,7 @@ from girder_dask.child import MESSAGE_SIZE, Setup, reading, writing
 from girder_dask.context import JobManager
 from girder_dask.dependencies import NotKept
 from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
-from girder_dask.failures import Failure, summary
+from girder_dask.failures import ENDING, Failure, summary
 from girder_dask.jobs import JobStatus
 from girder_dask.logs import JobLog
 
@@ -250,6 +250,7 @@ class TaskProcess:
         """Say how the process ended, that did not come to the end of the function."""
         host = self._setup.place.hostname
         status = self._status
+        killed = status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in ENDING)
         if status is None:
             line = f"The task's process on {host} was lost. Start the job again."
         elif os.WIFSIGNALED(status):
@@ -268,7 +269,7 @@ class TaskProcess:
                 f"The task's process ended with the exit code {code} before the function "
                 "returned, as os._exit() does. Return from the function to end in SUCCESS."
             )
-        return Failure(JobStatus.ERROR, f"{line}\n", line)
+        return Failure(JobStatus.ERROR, f"{line}\n", line, killed=killed)
 
     # -- messages ------------------------------------------------------------------------------
 

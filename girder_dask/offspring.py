@@ -1,18 +1,20 @@
 """The processes that a run has started, and how they are ended: SIGTERM, then SIGKILL.
 
 They are those that its Python code waits for, what these have started, who is in a process
-group of theirs, and who writes to the run's log. So one is found whose parent has gone.
+group of theirs, who writes to the run's log, and who has the name of the run in its
+environment. So one is found whose parent has gone.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from girder_dask.descendants import Process, living, send_signal
+from girder_dask.descendants import Process, has_variable, living, send_signal
 from girder_dask.logs import JobLog, inherit
 
 __all__ = ["Offspring"]
@@ -23,12 +25,14 @@ _GONE_TIME = 30.0
 
 
 class Offspring:
-    """The processes of one run.
+    """The processes of one run. For any number of threads.
 
     Parameters
     ----------
     log
         The log of the run, by which its processes are known.
+    run
+        The name of the run, which its subprocesses carry in their environment.
 
     Attributes
     ----------
@@ -37,19 +41,30 @@ class Offspring:
         to their end.
     """
 
-    def __init__(self, log: JobLog) -> None:
+    def __init__(self, log: JobLog, run: str) -> None:
         self._log = log
+        self._run = run
+        self._lock = threading.RLock()
         self._asked: set[Process] = set()
         self._groups: set[int] = set()
         self.spared: set[int] = set()
+        inherit.name_run(log, run)
 
     def stop(self) -> None:
         """Send SIGTERM to each, and SIGKILL to those that had it before."""
-        # The parents first, so that they do not start anything more.
-        for process in self.left():
-            is_known = any(process.born == p.born and process.pid == p.pid for p in self._asked)
-            send_signal(process.pid, signal.SIGKILL if is_known else signal.SIGTERM)
-            self._asked.add(process)
+        with self._lock:
+            # The parents first, so that they do not start anything more.
+            for process in self.left():
+                is_known = any(process.born == p.born and process.pid == p.pid for p in self._asked)
+                send_signal(process.pid, signal.SIGKILL if is_known else signal.SIGTERM)
+                self._asked.add(process)
+
+    def kill(self) -> None:
+        """Send SIGKILL to each."""
+        with self._lock:
+            for process in self.left():
+                send_signal(process.pid, signal.SIGKILL)
+                self._asked.add(process)
 
     def end(self, grace: float) -> bool:
         """Stop them, and return when none is left. Say whether that is so.
@@ -74,11 +89,16 @@ class Offspring:
 
     def left(self) -> list[Process]:
         """Return those that have not ended, parents first."""
+        with self._lock:
+            return self._left()
+
+    def _left(self) -> list[Process]:
         everybody = {process.pid: process for process in living()}
         subprocesses = inherit.subprocesses(self._log)
         if not everybody:  # there is no /proc
             return [Process(p.pid, 0, 0, 0) for p in subprocesses if p.poll() is None]
         writers = _writers(inherit.pipe_of(self._log), everybody)
+        named = self._named(everybody)
         started = {process.pid for process in subprocesses}
         asked = {p.pid for p in self._asked if _is_same(p, everybody.get(p.pid))}
         spared = _closure(self.spared, everybody.values(), lambda p, found: p.parent in found)
@@ -87,13 +107,23 @@ class Offspring:
         def belongs(process: Process, found: set[int]) -> bool:
             return process.parent in found or process.group in self._groups
 
-        found = (started | asked | writers) & everybody.keys() - spared - {os.getpid()}
+        found = (started | asked | writers | named) & everybody.keys() - spared - {os.getpid()}
         while True:
             self._groups |= {everybody[pid].group for pid in found} - {own}
             grown = _closure(found, everybody.values(), belongs) - spared - {os.getpid()}
             if grown == found:
                 return [everybody[pid] for pid in sorted(found, key=lambda i: everybody[i].born)]
             found = grown
+
+    def _named(self, everybody: dict[int, Process]) -> set[int]:
+        """Return the processes with the name of the run. They are younger than this one."""
+        own = everybody.get(os.getpid())
+        first = 0 if own is None else own.born
+        return {
+            p.pid
+            for p in everybody.values()
+            if p.born >= first and has_variable(p.pid, inherit.VARIABLE, self._run)
+        }
 
 
 def _is_same(one: Process, other: Process | None) -> bool:

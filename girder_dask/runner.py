@@ -19,7 +19,7 @@ from girder_dask.child import Setup
 from girder_dask.context import JobManager, RunningJob
 from girder_dask.dependencies import NotKept, resolved
 from girder_dask.errors import JobCanceled, JobFailed
-from girder_dask.failures import Failure, exception_of, failure_of, summary
+from girder_dask.failures import Failure, exception_of, failure_of, summary, tell, was_killed
 from girder_dask.interruption import MANY, Interruption
 from girder_dask.isolation import ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # A run that the scheduler does not hear for this long must not push outputs.
 _CONFIRM_TIME = 300.0
+# How long a run that leaves its job to another waits until the scheduler has what it said.
+_LAST_WORDS_TIME = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,9 @@ class Run:
     attempt
         Which attempt it is, if that is not the one of the spec: Dask runs a task again with
         the same spec when its worker was lost.
+    is_leaving
+        Says whether the worker is about to end. It may take a moment, and is asked when a
+        signal has ended a process of the task: it may have been for all processes there.
     """
 
     def __init__(
@@ -76,14 +81,16 @@ class Run:
         values: Mapping[str, Any] | None = None,
         *,
         attempt: int | None = None,
+        is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         # What the run says has the attempt of the spec, by which the scheduler knows it.
         self.spec = replace(spec, attempt=attempt or spec.attempt)
         self.station = station
         self._values = values
+        self._is_leaving = is_leaving
         self._outlet: RunOutlet = station.outbox.open(spec)
         self._manager = JobManager(self._outlet, JobStatus.QUEUED)
-        self._offspring = Offspring(self._outlet.log)
+        self._offspring = Offspring(self._outlet.log, self._outlet.run)
         self._interruption = Interruption(JobThreads(self._outlet.log), self._offspring)
         self._transfers: Transfers | None = None
         self._process: TaskProcess | None = None
@@ -182,7 +189,8 @@ class Run:
             if call.hooks:
                 value = self._push(transfers, call, value)
                 kept, note = self._keep(value)
-        except BaseException:
+        except BaseException as e:
+            self._leave_to_another(e)
             if self.is_heard:
                 transfers.tell_hooks(call, self._outlet.write)
             raise
@@ -313,12 +321,26 @@ class Run:
                 started=self._started,
                 timed_out=self._timed_out,
             )
+        if not self.is_heard:  # the next attempt has its own end
+            return _End(failure.status, error=failure.error, failure=failure)
         self._outlet.write(failure.text)
         if self._is_canceled and failure.status == JobStatus.ERROR and not self._timed_out:
             # Its answer to JobCanceled, or to what was taken from it.
             self._outlet.write("The job was canceled.\n")
             return _End(JobStatus.CANCELED, failure=replace(failure, status=JobStatus.CANCELED))
         return _End(failure.status, error=failure.error, failure=failure)
+
+    def _leave_to_another(self, error: BaseException) -> None:
+        """End unheard, so that the job is tried again, if the worker's end has led to an error."""
+        failure = error.failure if isinstance(error, ProcessFailed) else None
+        killed = was_killed(error) if failure is None else failure.killed
+        if not killed or self._is_canceled or self._timed_out or not self._is_leaving():
+            return
+        if failure is None or failure.exception is not None:
+            self._outlet.write(tell(error) if failure is None else failure.text)
+        self._outlet.write("A process of the task was ended together with its worker.\n")
+        self._outlet.confirm(_LAST_WORDS_TIME)
+        self.drop()
 
     def _clean_up(self) -> None:
         """End the process, let transforms clean up, remove the directory: all, whatever happens."""
@@ -411,3 +433,7 @@ class Run:
         process = self._process
         if process is None or not process.interrupt():
             self._interruption.interrupt(JobCanceled)
+
+    def kill_offspring(self) -> None:
+        """Kill the processes that the task has started in this worker."""
+        self._offspring.kill()

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 # A run that ignores an interruption is interrupted again after the grace, or after this.
 _LEAST_PAUSE = 1.0
+# At the end of the worker: how long before the last moment the processes of runs are killed.
+_KILL_TIME = 0.5
 # How many keys are remembered that are not to be begun with.
 _MOST_REFUSED = 10_000
 
@@ -79,14 +81,23 @@ class Stopper:
                 self._begin(run, 0.0)
 
     async def close(self, timeout: float) -> None:
-        """Stop all runs, and wait for their ends for at most ``timeout`` seconds."""
+        """Stop all runs, and wait for their ends for at most ``timeout`` seconds.
+
+        Processes of theirs that are left shortly before are killed, as their grace is that of
+        the worker, which ends.
+        """
         self._restart_after = None
         for task in list(self._tasks.values()):
             task.cancel()
         self._tasks.clear()
         self.drop(list(self._runs))
         if self._tasks:
-            await asyncio.wait(list(self._tasks.values()), timeout=timeout)
+            tasks = list(self._tasks.values())
+            _, left = await asyncio.wait(tasks, timeout=max(timeout - _KILL_TIME, 0.0))
+            for run in list(self._runs.values()):
+                run.kill_offspring()
+            if left:
+                await asyncio.wait(left, timeout=min(timeout, _KILL_TIME))
         for task in list(self._tasks.values()):
             task.cancel()
 

@@ -7,7 +7,9 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,8 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
             f"Job {spec.id} has ended, or its next attempt has another key than {spec.key}. "
             "See its log."
         )
-    run = Run(spec, plugin.station, values, attempt=attempt)
+    leaving = partial(_is_leaving, worker)
+    run = Run(spec, plugin.station, values, attempt=attempt, is_leaving=leaving)
     try:
         return run()
     except Exception as e:
@@ -82,6 +85,16 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
             raise
         # It was stopped since it is another's, or since the worker ends: Dask knows where it goes.
         raise Reschedule from e
+
+
+def _is_leaving(worker: Worker) -> bool:
+    """Say whether a worker ends. A task may hear of that first, as of a signal to a whole group."""
+    deadline = time.monotonic() + _MESSAGE_TIME
+    while worker.status in _BEGINNING:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True
 
 
 def _attempt(worker: Worker, spec: JobSpec) -> int:
@@ -192,6 +205,8 @@ class GirderWorkerPlugin(WorkerPlugin):
         if worker.nanny and self.station is not None:
             # The scheduler learns of it by the end of the process, when nothing runs any more.
             await self.station.outbox.close(_CLOSING_TIME)
+            for each in list(self.station.runs.values()):
+                each.kill_offspring()
             os._exit(_RESTART)
         await worker.close(nanny=False, executor_wait=False, reason="girder-dask-restart-stuck")
 

@@ -9,7 +9,8 @@ While installed, and only for code that runs in a job:
   pool's thread is one of the job's meanwhile.
 * ``subprocess.Popen``: a stream that the child would inherit from the worker becomes the
   job's pipe; so does one that is named as ``sys.stdout``, ``sys.stderr`` or their
-  descriptors. Others are left alone. ``os.popen`` and asyncio use it too.
+  descriptors. Others are left alone. ``os.popen`` and asyncio use it too. The child's
+  environment has the name of the run, so that what comes of it is known (see :func:`name_run`).
 * ``os.system``: runs the shell through ``subprocess``.
 * ``os.fork``, and ``multiprocessing`` with the start method ``fork``: the child's streams and
   its descriptors 1 and 2 become the job's pipe.
@@ -20,7 +21,9 @@ Known limits
 with ``_thread`` write to the worker's own log. The threads of a ``multiprocessing.pool.ThreadPool``
 belong to the job that made the pool; so does a thread that a library keeps for later jobs to the
 one that needed it first. What runs in a pool's ``initializer``, or in an event loop that has a
-thread of its own, is not interrupted with its job. Nothing but threads is carried on Windows.
+thread of its own, is not interrupted with its job. What C code has put into the environment of
+the process without Python is not in that of a subprocess. Nothing but threads is carried on
+Windows.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -41,12 +45,16 @@ from girder_dask.logs import joblog, threads
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.streams import RoutingBuffer, RoutingStream
 
-__all__ = ["install", "pipe_of", "subprocesses", "uninstall"]
+__all__ = ["VARIABLE", "install", "name_run", "pipe_of", "subprocesses", "uninstall"]
+
+#: The variable that holds the name of the run to which a process belongs.
+VARIABLE = "GIRDER_DASK_RUN"
 
 _POSIX = os.name == "posix"
 
 #: Where Popen's stdout and stderr stand among its positional arguments.
 _POSITIONS = {"stdout": 4, "stderr": 5}
+_ENV_POSITION = 10
 
 #: Threads of Dask outlive the job that happened to need them first. So may those of a pool, which
 #: are the job's while they work for it, and one that runs an event loop.
@@ -58,6 +66,7 @@ _patches: list[tuple[Any, str, Any, Any]] = []
 _install_lock = threading.Lock()
 _hooked = False
 _active = False
+_run_names: weakref.WeakKeyDictionary[JobLog, str] = weakref.WeakKeyDictionary()
 #: What descriptors 1 and 2 were when the worker forked.
 _standard: dict[int, tuple[int, int]] = {}
 
@@ -89,6 +98,11 @@ def uninstall() -> None:
             owner, name, original, replacement = _patches.pop()
             if getattr(owner, name) is replacement:
                 setattr(owner, name, original)
+
+
+def name_run(log: JobLog, name: str) -> None:
+    """Have each subprocess that a job starts from now on carry a name in its environment."""
+    _run_names[log] = name
 
 
 def subprocesses(log: JobLog) -> list[Any]:
@@ -186,12 +200,31 @@ def _popen_init(original: Callable[..., None]) -> Callable[..., None]:
         if log is None:
             original(self, *args, **kwargs)
             return
+        name = _run_names.get(log)
+        if name is not None:
+            args = _add_name(name, args, kwargs)
         with log.lend_pipe(self) as fd:
             if fd is not None:
                 args = _redirect(fd, args, kwargs)
             original(self, *args, **kwargs)
 
     return init
+
+
+def _add_name(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Put the name of a run into a copy of the environment that a child is to have."""
+    if len(args) > _ENV_POSITION:
+        env = _with_name(name, args[_ENV_POSITION])
+        return (*args[:_ENV_POSITION], env, *args[_ENV_POSITION + 1 :])
+    kwargs["env"] = _with_name(name, kwargs.get("env"))
+    return args
+
+
+def _with_name(name: str, env: Mapping[Any, Any] | None) -> dict[Any, Any]:
+    if env is None:
+        # Another thread may take a variable away meanwhile.
+        env = {key: value for key in os.environ if (value := os.environ.get(key)) is not None}
+    return {**env, VARIABLE: name}
 
 
 def _redirect(fd: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

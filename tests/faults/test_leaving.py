@@ -117,6 +117,75 @@ def test_workers_that_are_told_to_end(fault_stack: Start, tmp_path: Path) -> Non
     assert old.exit_code == 0
 
 
+def gone(process: psutil.Process) -> bool:
+    """Say whether a process has ended."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+WAITS = """
+import subprocess
+print("begun")
+if self.request.attempt == 1:
+    subprocess.run(["sleep", "600"], check=True)
+"""
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_worker(
+    fault_stack: Start, tmp_path: Path, by: signal.Signals
+) -> None:
+    """As a service manager, or Ctrl-C in a terminal, sends it. It is no fault of the tasks."""
+    stack = fault_stack(workers=1, threads=4, env=ENV)
+    apart = stack.start_task("tally", str(tmp_path / "tally"), 1, [60.0, 0.5], isolation="process")
+    jobs = [apart, *(stack.start_task("does", WAITS, isolation=i) for i in ("process", "thread"))]
+    until(lambda: all("begun" in stack.log(i) for i in jobs[1:]))
+    until(lambda: len(stack.numbered(apart, "attempt 1 line")) > 5)
+    worker = stack.part("worker-0")
+    main = psutil.Process(worker.pid)
+    processes = [main, *main.children(recursive=True)]
+    sleeping = [process for process in processes if process.name() == "sleep"]
+    assert len(sleeping) == 2
+    for process in processes:
+        process.send_signal(by)
+    until(lambda: not worker.running)
+    until(lambda: all(map(gone, sleeping)))
+    assert [stack.job(job_id)["status"] for job_id in jobs] == [S.QUEUED] * 3
+
+    stack.restart("worker-0")
+    for job_id, job in zip(jobs, stack.wait_all(jobs, 40), strict=True):
+        log = stack.log(job_id)
+        assert states(job) == TWICE, log
+        assert "A process of the task was ended together with its worker.\n" in log
+        assert "is tried again as attempt 2.\n" in log
+    assert stack.numbered(apart, "attempt 2 line") == list(range(5))
+
+
+DEAF = """
+import subprocess
+if self.request.attempt == 1:
+    subprocess.run(["sh", "-c", "trap '' TERM; echo $$ begun; while :; do sleep 0.1; done"])
+"""
+
+
+def test_a_process_that_ignores_sigterm_ends_with_its_worker(fault_stack: Start) -> None:
+    """The worker ends since its scheduler is lost, sooner than the grace is over."""
+    env = {**ENV, "DASK_GIRDER__WORKER__CANCEL_GRACE": "60s"}
+    stack = fault_stack(workers=1, threads=1, env=env)
+    job_id = stack.start_task("does", DEAF)
+    until(lambda: "begun" in stack.log(job_id))
+    shell = psutil.Process(int(stack.log(job_id).split()[0]))
+    worker = stack.part("worker-0")
+    try:
+        stack.kill("scheduler")
+        until(lambda: not worker.running)
+        until(lambda: gone(shell), 2)
+    finally:
+        if not gone(shell):
+            shell.kill()
+    stack.restart("scheduler", "worker-0")
+    assert states(stack.wait(job_id, 40)) == TWICE
+
+
 def test_workers_that_are_retired(fault_stack: Start, tmp_path: Path) -> None:
     """By a client, and by the adaptive scaling of a cluster."""
     stack = fault_stack(workers=2, threads=2, env=ENV)

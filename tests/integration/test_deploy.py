@@ -205,6 +205,11 @@ def test_stack_uses_the_very_file() -> None:
     assert config["distributed"]["scheduler"]["preload"] == ["girder_dask.scheduler_hooks"]
 
 
+def test_service_asks_no_process_of_a_task_to_end() -> None:
+    (unit,) = blocks("ini")["As"]
+    assert re.findall(r"^KillMode=(.*)$", unit, re.MULTILINE) == ["mixed"]
+
+
 def test_service_runs_a_command_of_the_recipe() -> None:
     (unit,) = blocks("ini")["As"]
     (command,) = re.findall(r"^ExecStart=/opt/girder_dask/bin/(.*)$", unit, re.MULTILINE)

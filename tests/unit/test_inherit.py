@@ -319,6 +319,25 @@ def test_descriptors_are_not_leaked():
         wait_until(lambda: number_of_descriptors() <= before, "descriptors stay open")
 
 
+def test_a_subprocess_of_a_run_carries_its_name_in_its_environment():
+    command, given = 'printf "$GIRDER_DASK_RUN $OWN|"', {"OWN": "kept"}
+    positional = [["sh", "-c", command], -1, None, None, None, None, None, True, False, None]
+    with in_job() as job:
+        subprocess.run(["sh", "-c", command], check=True)
+        inherit.name_run(job, "run-7")
+        subprocess.run(["sh", "-c", command], check=True)
+        subprocess.run(["sh", "-c", command], check=True, env=given)
+        subprocess.run(["sh", "-c", command], check=True, env={b"OWN": b"bytes"})
+        assert subprocess.Popen(*positional, given).wait() == 0
+        os.system(command)
+        process = multiprocessing.get_context("fork").Process(target=os.system, args=(command,))
+        process.start()
+        process.join(DEADLINE)
+        assert job.take() == " |run-7 |run-7 kept|run-7 bytes|run-7 kept|run-7 |run-7 |"
+    assert given == {"OWN": "kept"}
+    assert inherit.VARIABLE not in os.environ
+
+
 # -- forks ---------------------------------------------------------------------------------
 
 

@@ -284,6 +284,40 @@ def test_a_crash_in_c_is_an_error_with_a_traceback(worker: Worker) -> None:
     assert "Fatal Python error: Segmentation fault" in worker.log()
 
 
+@pytest.mark.parametrize(
+    "death",
+    [
+        lambda: os.kill(os.getpid(), signal.SIGKILL),
+        lambda: os.kill(os.getpid(), signal.SIGINT),
+        lambda: os.kill(os.getppid(), signal.SIGTERM) or time.sleep(1000),
+        lambda: subprocess.run(["sh", "-c", "kill $$"], check=True),
+        lambda: subprocess.run(["sh", "-c", "sh -c 'kill $$'; exit $?"], check=True),
+    ],
+    ids=["killed", "interrupted", "warden", "subprocess", "in a shell"],
+)
+def test_what_is_ended_with_its_worker_is_left_to_another_attempt(
+    worker: Worker, death: Callable[[], Any]
+) -> None:
+    run = begin(worker, death)
+    run._is_leaving = lambda: True
+    assert worker.begin(run).exception(SECONDS) is not None
+    assert not run.is_heard
+    until(lambda: worker.log().endswith("was ended together with its worker.\n"))
+    assert worker.statuses() == [S.RUNNING]
+
+
+@pytest.mark.parametrize(
+    "failure", [lambda: ctypes.string_at(0), lambda: 1 / 0, lambda: os._exit(3)]
+)
+def test_an_error_of_its_own_is_one_though_the_worker_ends(
+    worker: Worker, failure: Callable[[], Any]
+) -> None:
+    run = begin(worker, failure)
+    run._is_leaving = lambda: True
+    assert worker.begin(run).exception(SECONDS) is not None
+    until(lambda: worker.statuses() == [S.RUNNING, S.ERROR])
+
+
 def test_an_exit_of_the_process_is_an_error_with_its_code(worker: Worker) -> None:
     outcome(worker, lambda: os._exit(3))
     assert "exit code 3" in (worker.end.error or "")

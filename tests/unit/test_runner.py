@@ -9,6 +9,7 @@ import gc
 import multiprocessing.pool
 import os
 import queue
+import signal
 import sys
 import textwrap
 import threading
@@ -878,6 +879,71 @@ def test_subprocesses_that_a_task_waits_for_are_ended(
         assert isinstance(future.exception(SECONDS), JobCanceled if how == "cancel" else JobTimeout)
     until(lambda: not running(seconds))
     assert not Path(f"/proc/{int(path.read_text())}").exists()
+
+
+# It starts one, goes on itself and leaves it without a parent, in the worker's group.
+BACKGROUND = "sleep {seconds} >/dev/null 2>&1 &"
+
+
+@pytest.mark.parametrize("env", [None, {"PATH": os.environ["PATH"]}], ids=["worker's", "own"])
+def test_a_subprocess_in_the_background_is_ended(
+    worker: Worker, env: dict[str, str] | None
+) -> None:
+    def work(command: str) -> None:
+        import subprocess
+
+        subprocess.run(["sh", "-c", command], check=True, env=env)
+        print("begun")
+        while True:
+            time.sleep(0.01)
+
+    seconds, others = (f"{n}.{os.getpid()}" for n in (1001, 1002))
+    run, other = (
+        worker.run(work, BACKGROUND.format(seconds=s), job_id=s) for s in (seconds, others)
+    )
+    with captured():
+        futures = [worker.begin(each) for each in (run, other)]
+        until(lambda: all("begun" in worker.log(each) for each in (seconds, others)))
+        run.cancel()
+        run.interrupt()
+        assert isinstance(futures[0].exception(SECONDS), JobCanceled)
+        left = running(seconds), running(others)
+        other.cancel()
+        other.interrupt()
+        futures[1].exception(SECONDS)
+        for pid in [*running(seconds), *running(others)]:  # where this fails
+            os.kill(int(pid), signal.SIGKILL)
+    assert left[0] == []
+    assert len(left[1]) == 1, "another run's goes on"
+
+
+def test_a_subprocess_that_ignores_sigterm_does_not_outlive_its_worker(
+    worker: Worker, tmp_path: Path
+) -> None:
+    path, seconds = tmp_path / "pid", f"1003.{os.getpid()}"
+
+    def work(command: str) -> None:
+        import subprocess
+
+        subprocess.run(["sh", "-c", command], check=False)
+
+    run = worker.run(work, SHELL.format(path=path, seconds=seconds))
+
+    async def close() -> None:
+        await Stopper(worker.station.runs, worker.station.refused, grace=60.0).close(1.0)
+
+    with captured():
+        future = worker.begin(run)
+        until(lambda: running(seconds))
+        begun = time.monotonic()
+        asyncio.run_coroutine_threadsafe(close(), worker._loop).result(SECONDS)
+        took, left = time.monotonic() - begun, running(seconds)
+        for pid in [path.read_text().strip(), *running(seconds)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        future.exception(SECONDS)
+    assert left == []
+    assert took < 2
 
 
 # -- the threads of a task -----------------------------------------------------------------
