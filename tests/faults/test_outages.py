@@ -84,7 +84,8 @@ def test_jobs_go_on(stack: FaultStack, tmp_path: Path, outage: Outage, seconds: 
 @pytest.mark.parametrize(
     ("name", "seconds"),
     [
-        *((name, 40) for name in ("girder killed", "girder fails")),
+        ("girder killed", 40),
+        pytest.param("girder fails", 40, marks=[pytest.mark.long, pytest.mark.timeout(600)]),
         # Longer than a worker waits for an answer, so that a request that was taken is made again.
         pytest.param("girder stopped", 70, marks=[pytest.mark.long, pytest.mark.timeout(600)]),
         *(pytest.param(n, 300, marks=LONG) for n in ("girder killed", "girder fails")),
