@@ -22,6 +22,7 @@ from girder_dask.plugin import (
     file_rest,
     log_rest,
     records,
+    repeats,
     starts,
     submission_rest,
     testing_rest,
@@ -46,6 +47,7 @@ class DaskPlugin(GirderPlugin):
         artifacts.ensure()
         chunks.DaskLog()
         uploads.ensure()
+        repeats.ensure()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
         # So that workers can check what they fetch, and know when a copy is still good.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})

@@ -18,7 +18,7 @@ from girder_dask.errors import GirderError
 from girder_dask.plugin import records
 from girder_dask.submit import Group, Submission
 
-__all__ = ["FIELD", "Repeatable", "ensure_index"]
+__all__ = ["FIELD", "Repeatable", "ensure"]
 
 #: The field of a job with its mark.
 FIELD = "dask_request"
@@ -26,7 +26,7 @@ FIELD = "dask_request"
 _KEY = re.compile("[0-9a-f]{32}")
 
 
-def ensure_index() -> None:
+def ensure() -> None:
     """Make the index that lets a mark be there once only."""
     there = {FIELD: {"$exists": True}}
     Job().ensureIndex(

@@ -19,7 +19,7 @@ from girder_dask.plugin import admission, groups, records, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body, require_json
 from girder_dask.plugin.dependencies import DependencyRefused
-from girder_dask.plugin.repeats import Repeatable, ensure_index
+from girder_dask.plugin.repeats import Repeatable
 from girder_dask.plugin.requester import Requester, identify
 from girder_dask.plugin.tokens import SUBMIT_SCOPE
 from girder_dask.submit import Group, StoredResult, Submission
@@ -34,7 +34,6 @@ _STATE = ("_id", "title", "status", "progress", "updated", "userId")
 
 def mount(resource: Resource, backend: GirderBackend) -> None:
     """Add the routes to the resource ``dask``."""
-    ensure_index()
     routes = Submissions(backend)
     resource.route("POST", ("job",), routes.submit)
     resource.route("POST", ("job", "states"), routes.states)

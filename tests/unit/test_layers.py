@@ -34,7 +34,7 @@ ORDER = [
     "pace", "failures", "outbox",
     "gpus", "descendants", "offspring", "interruption", "surroundings", "dependencies", "transfers",
     "child", "warden", "isolation", "station", "runner", "stopping",
-    "cluster", "kept", "hand", "attempts", "gate", "waits", "dispatch", "recorder",
+    "newest", "cluster", "kept", "hand", "attempts", "gate", "waits", "dispatch", "recorder",
     "losses", "shortage",
     "credential", "girder_api", "facts", "link",
     "dask_cluster", "procedures", "accounts", "leaving", "signals",
