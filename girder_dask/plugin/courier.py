@@ -10,13 +10,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 from girder.notification import _redis_client_sync
 
-__all__ = ["Batch", "Courier"]
+__all__ = ["Batch", "Courier", "is_alone"]
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class Courier:
         now = time.monotonic()
         try:
             if now >= self._alone_until:
-                if not _is_alone(client):
+                if not is_alone(client.info()):
                     return channels
                 self._alone_until = now + _ALONE_TIME
             pipeline = client.pipeline(transaction=False)
@@ -151,9 +152,12 @@ class Courier:
         return {name for name, (_, count) in zip(names, counts, strict=True) if count}
 
 
-def _is_alone(client: redis.Redis) -> bool:
-    """Say whether nobody can listen at another server, to what is published at this one."""
-    info = client.info()
+def is_alone(info: Mapping[str, Any]) -> bool:
+    """Say whether nobody can listen at another server to what is published at the one of this info.
+
+    >>> is_alone({'role': 'master', 'connected_slaves': 2})
+    False
+    """
     is_cluster = bool(info.get("cluster_enabled"))
     return not is_cluster and info.get("role") == "master" and not info.get("connected_slaves")
 

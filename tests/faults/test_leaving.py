@@ -57,7 +57,9 @@ class Shift:
         lines = [line for line in first.splitlines() if line.startswith("attempt 1 line")]
         assert lines == [f"attempt 1 line {i}" for i in range(len(lines))]
         assert len(lines) > 20, "all that it said in its grace"
-        assert second == "".join(f"attempt 2 line {i}\n" for i in range(5))
+        # There may be no worker for a moment, and the log says so.
+        told = [line for line in second.splitlines() if not line.startswith("Waiting: no worker")]
+        assert told == [f"attempt 2 line {i}" for i in range(5)]
 
     def short_is_whole(self, job: dict[str, object]) -> None:
         """Check the job that had the time to end."""

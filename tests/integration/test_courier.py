@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from girder_dask.plugin.courier import Batch, Courier
+from girder_dask.plugin.courier import Batch, Courier, is_alone
 
 Connect = Callable[..., redis.Redis]
 
@@ -33,16 +33,18 @@ def redis_server(place: Path, *options: str) -> Iterator[int]:
         port = int(s.getsockname()[1])
     base = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(place)]
     with subprocess.Popen([str(program), *base, *options], stdout=sys.stderr) as process:
-        client = redis.Redis(port=port)
-        for attempt in itertools.count():
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                assert attempt < 100
-                time.sleep(0.1)
-        yield port
-        process.terminate()
+        try:
+            client = redis.Redis(port=port)
+            for attempt in itertools.count():
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    assert attempt < 100
+                    time.sleep(0.1)
+            yield port
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -125,20 +127,24 @@ def test_who_may_not_ask_who_listens_tells_everybody(connect: Connect) -> None:
     assert made == [{"silent", "listens"}]
 
 
-def test_who_listens_at_a_replica_hears_it(tmp_path: Path) -> None:
-    (tmp_path / "replica").mkdir()
-    with (
-        redis_server(tmp_path) as master,
-        redis_server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {master}") as replica,
-    ):
-        client = redis.Redis(port=replica)
-        for _ in range(200):
-            if client.info("replication")["master_link_status"] == "up":
-                break
-            time.sleep(0.1)
-        listener, courier = Listener(client, "listens"), Courier(lambda: redis.Redis(port=master))
-        courier.post(batch([], "listens"))
-        assert listener.texts(1) == ["for listens"]
+@pytest.mark.parametrize(
+    ("info", "alone"),
+    [
+        ({"role": "master", "connected_slaves": 0, "cluster_enabled": 0}, True),
+        ({"role": "master", "connected_slaves": 1, "cluster_enabled": 0}, False),
+        ({"role": "slave", "connected_slaves": 0, "cluster_enabled": 0}, False),
+        ({"role": "master", "connected_slaves": 0, "cluster_enabled": 1}, False),
+        ({}, False),
+    ],
+)
+def test_a_redis_says_whether_others_may_listen_elsewhere(
+    info: dict[str, Any], alone: bool
+) -> None:
+    assert is_alone(info) is alone
+
+
+def test_this_redis_is_alone(connect: Connect) -> None:
+    assert is_alone(connect().info())
 
 
 def test_the_order_is_that_of_the_posts(connect: Connect) -> None:

@@ -901,6 +901,9 @@ class Promised:
         return "cancel" if stops and not ends else None
 
     def reach(self, status: JobStatus) -> None:
+        is_gap = status in FINAL and not can_follow(self.states[-1], status)
+        if is_gap and can_follow(self.states[-1], JobStatus.RUNNING):
+            self.states.append(JobStatus.RUNNING)
         if can_follow(self.states[-1], status):
             self.states.append(status)
 
