@@ -101,16 +101,34 @@ class GirderApi:
         headers = {"Content-Type": "application/json"}
         return self._signed("POST", "dask/job/updates", data=data, headers=headers)
 
-    def claim(self, scheduler: str, limit: int) -> dict[str, Any]:
+    def claim(
+        self,
+        scheduler: str,
+        limit: int,
+        after: str | None = None,
+        lacking: Sequence[str] = (),
+    ) -> dict[str, Any]:
         """Take over unfinished jobs that this scheduler does not have.
+
+        Parameters
+        ----------
+        scheduler
+            The id of this run of the scheduler.
+        limit
+            The most jobs.
+        after
+            Where the page begins that is asked for of the jobs that Girder takes this scheduler
+            to have, None for no page.
+        lacking
+            Ids of such jobs that it does not have.
 
         Returns
         -------
         dict
-            ``specs``, values of :meth:`girder_dask.jobs.JobSpec.to_wire`, and ``cancel``,
-            job ids.
+            ``specs``, values of :meth:`girder_dask.jobs.JobSpec.to_wire`, ``cancel``, job ids,
+            and ``held``, the ids of the page, or None.
         """
-        body = {"scheduler": scheduler, "limit": limit}
+        body = {"scheduler": scheduler, "limit": limit, "after": after, "lacking": list(lacking)}
         return dict(from_json(self._signed("POST", "dask/job/claim", json=body)))
 
     def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -13,11 +13,11 @@ import itertools
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from girder_dask.errors import GirderError
+from girder_dask.delivery import Delivery, Post, Verdicts
 from girder_dask.jobs import FINAL, JobEvent, JobUpdate
 from girder_dask.pace import Pace
 
@@ -25,8 +25,6 @@ __all__ = ["Recorder"]
 
 logger = logging.getLogger(__name__)
 
-#: Delivers updates, and which attempts this scheduler has in hand; returns Girder's verdicts.
-Post = Callable[[list[dict[str, Any]], list[tuple[str, int]]], Awaitable[Mapping[str, list[str]]]]
 Verdict = Callable[[str, str], None]
 Heard = Callable[[str, int], None]
 
@@ -46,9 +44,6 @@ _MOST_RECEIPTS = 5000
 _BURST = 4
 _SPACING = 2.0
 _REST = 9.0
-_TOO_LARGE = 413
-# What can be delivered of any update.
-_BARE = {"version", "id", "attempt", "sequence", "statuses"}
 
 
 @dataclass(slots=True)
@@ -154,13 +149,10 @@ class Recorder:
         retry_delay: float = 0.5,
         retry_delay_max: float = 15.0,
     ) -> None:
-        self._post = post
         self._verdict = verdict
         self._heard = heard
         self._batch_size = batch_size
         self._buffer = buffer
-        self._retry_delay = retry_delay
-        self._retry_delay_max = retry_delay_max
         self._waiting: dict[tuple[str, int], _Account] = {}
         self._sequences: dict[tuple[str, int], int] = {}
         self._bytes = 0
@@ -171,9 +163,13 @@ class Recorder:
         self._pace = Pace(interval, burst=_BURST, spacing=_SPACING * interval, rest=_REST)
         self._reminder: asyncio.TimerHandle | None = None
         self._settled = asyncio.Condition()
-        #: Why the last request failed, or None if it did not.
-        self.error: str | None = None
-        self.requests = 0
+        self._delivery = Delivery(
+            post,
+            self._number,
+            lambda: self.waiting,
+            retry_delay=retry_delay,
+            retry_delay_max=retry_delay_max,
+        )
         self.updates = 0
 
     def record(self, event: JobEvent) -> None:
@@ -239,6 +235,16 @@ class Recorder:
         """Wait for what comes true when something was delivered."""
         async with self._settled:
             await self._settled.wait_for(condition)
+
+    @property
+    def error(self) -> str | None:
+        """Why the last request failed, or None if it did not."""
+        return self._delivery.error
+
+    @property
+    def requests(self) -> int:
+        """How many requests were made."""
+        return self._delivery.requests
 
     @property
     def waiting(self) -> int:
@@ -331,10 +337,9 @@ class Recorder:
             return 0
         wire = []
         for account in accounts:
-            key = (account.id, account.attempt)
-            self._sequences[key] = sequence = self._sequences.get(key, 0) + 1
+            sequence = self._number(account.id, account.attempt)
             wire.append(account.update(sequence).to_wire())
-        verdicts = await self._insist(wire, receipts)
+        verdicts = await self._delivery.insist(wire, receipts)
         self._under_way, self._receipts_under_way = [], []
         self._bytes -= sum(account.size for account in accounts)
         self.updates += len(wire)
@@ -343,7 +348,13 @@ class Recorder:
             self._settled.notify_all()
         return len(accounts)
 
-    def _pass_on(self, accounts: Sequence[_Account], verdicts: Mapping[str, Sequence[str]]) -> None:
+    def _number(self, job_id: str, attempt: int) -> int:
+        """Return the number of the next update of an attempt."""
+        key = (job_id, attempt)
+        self._sequences[key] = sequence = self._sequences.get(key, 0) + 1
+        return sequence
+
+    def _pass_on(self, accounts: Sequence[_Account], verdicts: Verdicts) -> None:
         for kind, ids in verdicts.items():
             for job_id in ids:
                 self._verdict(job_id, kind)
@@ -354,54 +365,3 @@ class Recorder:
             if account.final:
                 self._sequences.pop((account.id, account.attempt), None)
                 self._verdict(account.id, "done")
-
-    async def _insist(
-        self, wire: list[dict[str, Any]], receipts: list[tuple[str, int]]
-    ) -> Mapping[str, list[str]]:
-        delay = self._retry_delay
-        while True:
-            self.requests += 1
-            try:
-                verdicts = await self._post(wire, receipts)
-            except Exception as e:
-                if _is_permanent(e):
-                    return await self._divide(wire, receipts, e)
-                # Whatever it is, the updates are kept.
-                text = str(e) if isinstance(e, GirderError) else repr(e)
-                if text != self.error:
-                    unexpected = None if isinstance(e, GirderError) else e
-                    logger.warning("%s %d jobs wait.", text, self.waiting, exc_info=unexpected)
-                self.error = text
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, self._retry_delay_max)
-            else:
-                if self.error is not None:
-                    logger.info("Girder takes job updates again")
-                self.error = None
-                return verdicts
-
-    async def _divide(
-        self, wire: list[dict[str, Any]], receipts: list[tuple[str, int]], error: Exception
-    ) -> Mapping[str, list[str]]:
-        """Deliver apart what cannot be delivered together, so that one job holds up no other."""
-        if not wire:
-            logger.error("Girder cannot be told that %d jobs are here: %s", len(receipts), error)
-            return {}
-        if len(wire) > 1:
-            half = len(wire) // 2
-            parts = [await self._insist(wire[:half], receipts), await self._insist(wire[half:], [])]
-            kinds = {kind for part in parts for kind in part}
-            return {kind: [i for part in parts for i in part.get(kind, ())] for kind in kinds}
-        (update,) = wire
-        bare = {k: v for k, v in update.items() if k in _BARE}
-        logger.error("Part of an update of job %s cannot be delivered: %s", update["id"], error)
-        if bare == update:
-            return await self._insist([], receipts) if receipts else {}
-        return await self._insist([bare], receipts)
-
-
-def _is_permanent(error: Exception) -> bool:
-    """Say whether the same request will never be taken."""
-    if isinstance(error, GirderError):
-        return error.status == _TOO_LARGE
-    return isinstance(error, (TypeError, ValueError, OverflowError))

@@ -24,6 +24,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from girder_dask import config
 from girder_dask._version import __version__
 from girder_dask.accounts import Accounts
+from girder_dask.audit import Audit
 from girder_dask.dask_cluster import DaskCluster
 from girder_dask.dispatch import Dispatcher
 from girder_dask.errors import GirderError
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 _CLOSING_TIME = 10.0
 _CLAIM_LIMIT = 500
+# How often Girder is asked for jobs that this scheduler lacks between two turns of the audit.
+_PULLS_PER_AUDIT = 6
 
 
 class GirderSchedulerPlugin(SchedulerPlugin):
@@ -96,6 +99,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             scheduler.workers.__contains__,
             lambda: self.recorder.is_full,
         )
+        pull_interval = config.seconds("scheduler.pull-interval")
+        self._audit = Audit(self.dispatcher.has, interval=_PULLS_PER_AUDIT * pull_interval)
         grace = config.seconds("scheduler.leave-grace")
         self.leaving = Leaving(scheduler, self.dispatcher, self._cluster, grace)
         # Each connection is used by one thread, so each has one.
@@ -230,8 +235,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         complaint = None
         while True:
             try:
-                count = await self._claim()
-                wait = 0.0 if count else interval
+                is_all = await self._claim()
+                wait = interval if is_all else 0.0
                 delay, complaint = config.seconds("scheduler.retry-delay"), None
             except (GirderError, ValueError) as e:  # also a Girder of another version
                 if str(e) != complaint:
@@ -240,14 +245,17 @@ class GirderSchedulerPlugin(SchedulerPlugin):
                 wait, delay = delay, min(delay * 2, interval)
             await asyncio.sleep(wait)
 
-    async def _claim(self) -> int:
-        answer = await self._ask_girder("claim", self.id, _CLAIM_LIMIT)
+    async def _claim(self) -> bool:
+        """Take over jobs. Say whether there is no more to ask for now."""
+        lacking = self._audit.lacking()
+        answer = await self._ask_girder("claim", self.id, _CLAIM_LIMIT, self._audit.after, lacking)
         self.dispatcher.cancel(answer["cancel"])
+        self._audit.hear(answer.get("held"))
         specs = [JobSpec.from_wire(wire) for wire in answer["specs"]]
         if specs:
             logger.info("Girder had %d unfinished jobs for this scheduler", len(specs))
             self.dispatcher.accept(specs)
-        return len(specs)
+        return not specs and not self._audit.lacking()
 
     async def _watch_queue(self) -> None:
         """Look why jobs wait, and end those that wait for too long."""

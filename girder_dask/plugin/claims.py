@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from bson import ObjectId
+from bson import MinKey, ObjectId
 from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
@@ -21,7 +21,7 @@ from girder_dask.plugin.notices import owners
 from girder_dask.plugin.outcome import Outcome
 from girder_dask.plugin.updates import publish, save, without_log
 
-__all__ = ["Claim", "claim", "hand_over"]
+__all__ = ["Claim", "claim", "hand_over", "held"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Claim:
     cancel: list[str] = field(default_factory=list)
 
 
-def claim(scheduler: str, limit: int) -> Claim:
+def claim(scheduler: str, limit: int, lacking: Collection[ObjectId] = ()) -> Claim:
     """Hand unfinished jobs over to a scheduler that does not have them.
 
     What another run of a scheduler had taken in hand becomes a new attempt. No job is
@@ -67,16 +67,26 @@ def claim(scheduler: str, limit: int) -> Claim:
         The id of this run of the scheduler.
     limit
         The most jobs to hand over; their pickled calls take 32 MiB at most.
+    lacking
+        Jobs out of :func:`held` that it does not have. Those that are still to be had by it
+        become new attempts.
     """
     now = datetime.now(timezone.utc)
     answer = Claim(cancel=_to_stop(scheduler, now))
     claim_id = uuid.uuid4().hex
-    jobs = _candidates(scheduler, limit, now)
+    jobs = _candidates(scheduler, limit, lacking, now)
     known = _records(jobs)
     histories = [
         history
         for job in _that_fit(jobs, known)
-        if _take(history := History(job), scheduler, known.get(job["_id"]), claim_id, now)
+        if _take(
+            history := History(job),
+            scheduler,
+            known.get(job["_id"]),
+            claim_id,
+            now,
+            is_lacking=job["_id"] in lacking,
+        )
     ]
     held, _ = save(histories)
     publish(held)
@@ -127,8 +137,37 @@ def hand_over(scheduler: str, job_ids: Sequence[str]) -> set[str]:
 # -- what there is ----------------------------------------------------------------------------
 
 
-def _candidates(scheduler: str, limit: int, now: datetime) -> list[dict[str, Any]]:
-    """Find jobs that nobody has, then those that another scheduler had, then lost answers."""
+def held(scheduler: str, after: str, limit: int) -> list[str]:
+    """Return the ids of jobs that a scheduler has said it has, and that have not ended.
+
+    Parameters
+    ----------
+    scheduler
+        The id of this run of the scheduler.
+    after
+        The id after which they begin, empty for the first.
+    limit
+        The most of them.
+    """
+    found = records.collection(Job()).find(
+        {
+            "dask.open": True,
+            "dask.scheduler": scheduler,
+            "dask.claimed": None,
+            "_id": {"$gt": ObjectId(after) if ObjectId.is_valid(after) else MinKey()},
+        },
+        {"_id": True},
+        sort=[("_id", 1)],
+        limit=limit,
+        hint=records.OPEN_INDEX,  # not that of the ids, which goes over all jobs that there were
+    )
+    return [str(job["_id"]) for job in found]
+
+
+def _candidates(
+    scheduler: str, limit: int, lacking: Collection[ObjectId], now: datetime
+) -> list[dict[str, Any]]:
+    """Find jobs that nobody has, those another scheduler had, lost answers, and lost jobs."""
     unfinished = {"$in": _UNFINISHED}
     questions: list[dict[str, Any]] = [
         {"dask.scheduler": None, "status": unfinished, "created": {"$lt": now - PUSH_TIME}},
@@ -139,6 +178,16 @@ def _candidates(scheduler: str, limit: int, now: datetime) -> list[dict[str, Any
             "dask.claimed": {"$lt": now - ANSWER_TIME},
         },
     ]
+    if lacking:
+        ids = {"$in": list(lacking)}
+        questions.append(
+            {
+                "_id": ids,
+                "dask.scheduler": scheduler,
+                "dask.claimed": None,
+                "status": unfinished,
+            }
+        )
     jobs: list[dict[str, Any]] = []
     for question in questions:
         if len(jobs) < limit:
@@ -186,19 +235,22 @@ def _take(
     record: Mapping[str, Any] | None,
     claim_id: str,
     now: datetime,
+    *,
+    is_lacking: bool = False,
 ) -> bool:
     """Make a job one of a scheduler. Say whether there is anything to write."""
     dask, status = history.dask, history.job["status"]
-    if status == JobStatus.CANCELING and dask["scheduler"] != scheduler:
+    if status == JobStatus.CANCELING and (is_lacking or dask["scheduler"] != scheduler):
         # Who was to stop it is gone, and with it what ran of it.
         history.advance(JobStatus.CANCELED, now)
         return True
     if record is None or not record["payload_bytes"]:
         return _give_up(history, now)
-    if dask["scheduler"] not in (None, scheduler):
+    if is_lacking or dask["scheduler"] not in (None, scheduler):
+        why = "did not have the job any more" if is_lacking else "was restarted"
         dask.update(attempt=dask["attempt"] + 1, sequence=0)
         history.wait("")
-        history.write(f"The scheduler was restarted; this is attempt {dask['attempt']}.\n")
+        history.write(f"The scheduler {why}; this is attempt {dask['attempt']}.\n")
     if status != JobStatus.QUEUED:
         history.advance(JobStatus.QUEUED, now)
     # Removed by the first update of the scheduler, which says that it has the job.

@@ -240,7 +240,10 @@ def _counts(groups: Sequence[Mapping[str, Any]]) -> dict[ObjectId, Count]:
     }
     counts = _count([group["_id"] for group in groups])
     doubtful = [i for i, total in known.items() if counts[i].total != total]
-    for i, again in _count(doubtful).items():
+    recounted = _count(doubtful)
+    # The last of them may have been passed twice while they ended. They move no more.
+    recounted |= _count([i for i, c in recounted.items() if known[i] <= c.ended < c.total])
+    for i, again in recounted.items():
         # With more than are known, as somebody has started one under the same parent, it waits.
         is_settled = again.ended == again.total == counts[i].total or again.ended >= known[i]
         counts[i] = again if is_settled else replace(again, total=known[i])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from bson import ObjectId
+from bson.errors import InvalidId
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
 from girder.api.rest import Resource
@@ -138,11 +140,14 @@ class Dask(Resource):
         Description("Hand over Dask jobs that a scheduler lacks.")
         .notes(
             "For Dask schedulers. The answer has what is needed to run the jobs (`specs`) and "
-            "the ids of jobs that are to be stopped (`cancel`)."
+            "the ids of jobs that are to be stopped (`cancel`). If `after` is given, it also has "
+            "a page of ids of jobs that this scheduler should have (`held`): the first ones, or "
+            "those after an id. `lacking` are ids out of such a page that it does not have."
         )
         .param(
             "body",
-            'A JSON object: {"scheduler": id, "limit": most jobs}.',
+            'A JSON object: {"scheduler": id, "limit": most jobs, "after": id or "" or null, '
+            '"lacking": [job id, …]}.',
             paramType="body",
             required=False,
         )
@@ -157,10 +162,15 @@ class Dask(Resource):
             raise RestException("The limit must be a number of jobs, 1 or more.")
         self._backend.unreached.heard(_scheduler(body))
         unmark(_scheduler(body))
-        claim = store.claim(_scheduler(body), min(limit, _MOST_JOBS))
+        after = body.get("after")
+        if not isinstance(after, (str, type(None))):
+            raise RestException("What the page comes after must be a job id, or empty.")
+        limit = min(limit, _MOST_JOBS)
+        claim = store.claim(_scheduler(body), limit, _lacking(body))
         return {
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],
             "cancel": claim.cancel,
+            "held": None if after is None else store.held(_scheduler(body), after, limit),
         }
 
     def _require_scheduler(self) -> None:
@@ -182,6 +192,13 @@ def _receipts(body: dict[str, Any]) -> list[tuple[str, int]]:
         return [(str(job_id), int(attempt)) for job_id, attempt in receipts]
     except (ValueError, TypeError) as e:
         raise RestException("What was received is no list of job ids and attempts.") from e
+
+
+def _lacking(body: dict[str, Any]) -> list[ObjectId]:
+    try:
+        return [ObjectId(job_id) for job_id in body.get("lacking", [])]
+    except (InvalidId, TypeError) as e:
+        raise RestException("What is lacking is no list of job ids.") from e
 
 
 def _scheduler(body: dict[str, Any]) -> str:

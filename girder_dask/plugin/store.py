@@ -34,7 +34,7 @@ from girder_dask.plugin.cancellation import (
     ended_by_others,
     remember,
 )
-from girder_dask.plugin.claims import Claim, claim, hand_over
+from girder_dask.plugin.claims import Claim, claim, hand_over, held
 from girder_dask.plugin.database import insert, reason
 from girder_dask.plugin.dependencies import check as check_dependencies
 from girder_dask.plugin.history import History
@@ -59,6 +59,7 @@ __all__ = [
     "ended_by_others",
     "forget",
     "hand_over",
+    "held",
     "receive",
     "record",
     "record_group",

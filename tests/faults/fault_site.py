@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import psutil
+from distributed import Client
 
 from girder_dask.jobs import FINAL, JobStatus, can_follow
 from girder_dask.testing.stack import TestStack
@@ -79,6 +80,12 @@ class FaultStack(TestStack):
         """
         said = super().recent_logs(lines).splitlines()
         return "\n".join(line for line in said if not line.startswith("Traceback: '"))
+
+    def what_dask_does(self) -> str:
+        """Return which keys the workers have, and the stacks of those that they are at."""
+        with Client(self.scheduler, timeout=5) as client:
+            stacks = {key: frames[-1:] for key, frames in client.call_stack().items()}
+            return f"placed: {dict(client.processing())}\nat work: {stacks}"
 
     def restart_with(self, name: str, *options: str) -> None:
         """Start a part again with more options on its command line."""

@@ -246,7 +246,12 @@ class Witnesses:
         over = time.monotonic() + seconds
         self._gate.touch()
         ended = self.at_work + self.ends + self.raises + self.uploads
-        until(lambda: all(map(self._has_ended, ended)), 60)
+        try:
+            until(lambda: all(map(self._has_ended, ended)), 60)
+        except AssertionError:
+            print("not ended:", [job_id for job_id in ended if not self._has_ended(job_id)])
+            print(self._stack.what_dask_does())
+            raise
         until(lambda: all(map(self._has_begun, self.fetches)))
         # The end is noted in the diary first, and then it is that of the job.
         last = max(diary.ended or 0 for diary in map(self.diary, ended) if diary)

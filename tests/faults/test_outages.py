@@ -287,6 +287,31 @@ def test_jobs_started_while_mongo_is_away(stack: FaultStack, tmp_path: Path) -> 
     assert {job["status"] for job in stack.wait_all(made.values())} == {S.SUCCESS}
 
 
+def test_the_database_forgets_the_end_of_a_job(stack: FaultStack, tmp_path: Path) -> None:
+    """As in a crash, which takes along what was not in the journal yet. The job runs again."""
+    gate = tmp_path / "gate"
+    job_id = stack.start_task("hold", str(gate))
+
+    def document() -> Any:
+        from bson import ObjectId
+        from girder_jobs.models.job import Job
+
+        return Job().collection.find_one({"_id": ObjectId(job_id)})
+
+    def put_back(job: Any) -> None:
+        from girder_jobs.models.job import Job
+
+        Job().collection.replace_one({"_id": job["_id"]}, job)
+
+    until(lambda: stack.job(job_id)["status"] == S.RUNNING)
+    at_work = stack.call(document)
+    gate.touch()
+    stack.wait(job_id)
+    stack.call(put_back, at_work)
+    check_history(stack.wait(job_id), ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCESS"])
+    assert "The scheduler did not have the job any more; this is attempt 2." in stack.log(job_id)
+
+
 @pytest.mark.parametrize(
     "event",
     [

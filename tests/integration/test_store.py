@@ -1100,6 +1100,41 @@ def test_a_claim_whose_answer_was_lost_is_made_again(girder):
     assert girder.store.claim("s", 10).specs == []
 
 
+def test_a_job_that_its_scheduler_lacks_is_a_new_attempt(girder):
+    """As after a crash of the database, which has forgotten what it had acknowledged."""
+    ended, stopped, running, handed = girder.record(4)
+    girder.store.claim("s", 3)
+    ids = [recorded.spec.id for recorded in (ended, stopped, running)]
+    girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING) for job_id in ids])
+    girder.store.cancel(stopped.job["_id"])
+    girder.store.claim("s", 10)  # of this one the scheduler has not said that it has it
+    before = girder.load(ended.spec.id)
+    girder.store.apply("s", [update(ended.spec.id, 2, JobStatus.SUCCESS)])
+    assert sorted(girder.store.held("s", "", 10)) == sorted(ids[1:])
+    girder.job.collection.replace_one({"_id": before["_id"]}, before)
+
+    pages = [girder.store.held("s", "", 2)]
+    pages.append(girder.store.held("s", pages[0][-1], 2))
+    assert [job_id for page in pages for job_id in page] == sorted(ids)
+    assert girder.store.held("s", pages[1][-1], 2) == []
+    assert girder.store.held("another", "", 10) == []
+
+    lacking = [girder.object_id(job_id) for job_id in (*ids[:2], handed.spec.id)]
+    (spec,) = girder.store.claim("s", 10, lacking).specs
+    assert (spec.id, spec.attempt) == (ended.spec.id, 2)
+    assert "The scheduler did not have the job any more; this is attempt 2.\n" in girder.log(
+        spec.id
+    )
+    assert girder.status(stopped.spec.id) == JobStatus.CANCELED
+    assert girder.status(running.spec.id) == JobStatus.RUNNING
+    # Who says so twice, as the answer was lost, gets it once.
+    assert girder.store.claim("s", 10, lacking).specs == []
+    # Nor does it open what has ended.
+    girder.store.apply("s", [update(running.spec.id, 2, JobStatus.SUCCESS)])
+    assert girder.store.claim("s", 10, [running.job["_id"]]).specs == []
+    assert girder.status(running.spec.id) == JobStatus.SUCCESS
+
+
 def receive(girder, scheduler: str, *receipts: tuple[str, int]):
     return girder.store.receive(scheduler, receipts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from girder_dask.errors import GirderError
-from girder_dask.jobs import JobEvent, JobStatus, JobUpdate
+from girder_dask.jobs import JobEvent, JobStatus, JobUpdate, to_json
 from girder_dask.recorder import Recorder
 
 S = JobStatus
@@ -673,3 +674,46 @@ async def test_an_update_that_is_never_taken_holds_up_no_other(error: Exception)
     taken = [u for r in girder.requests for u in r]
     assert {u.id for u in taken if u.log != "poison" and u.statuses} == set("abcde")
     assert sorted(i for i, kind in girder.verdicts if kind == "done") == list("abcde")
+
+
+class Proxy(Girder):
+    """A Girder behind a proxy that refuses what is too large."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.taken: list[JobUpdate] = []
+
+        def answer(updates: list[JobUpdate]) -> Mapping[str, list[str]]:
+            if len(json.dumps([to_json(u.to_wire()) for u in updates])) > most:
+                raise GirderError("Request Entity Too Large", status=413)
+            self.taken += updates
+            return {}
+
+        self.answer = answer
+
+
+async def test_a_proxy_that_takes_little_gets_a_long_log_in_pieces() -> None:
+    girder = Proxy(most=10_000)
+    lines = "".join(f"line {n}\n" for n in range(9000))
+    async with recording(girder) as recorder:
+        recorder.record(event("a", status=int(S.RUNNING), log=lines))
+        recorder.record(event("b", log="b"))
+        recorder.record(event("a", status=int(S.SUCCESS), log="end", result=b"r"))
+        assert await recorder.flush(SECONDS)
+    parts = [u for u in girder.taken if u.id == "a"]
+    assert "".join(u.log or "" for u in parts) == lines + "end"
+    numbers = [u.sequence for u in parts]
+    assert numbers == sorted(set(numbers))
+    assert [s for u in parts for s, _ in u.statuses or ()] == [int(S.RUNNING), int(S.SUCCESS)]
+    assert parts[-1].result == b"r"
+    assert [u.log for u in girder.taken if u.id == "b"] == ["b"]
+
+
+async def test_a_value_that_a_proxy_never_takes_is_left_out_and_that_is_said() -> None:
+    girder = Proxy(most=10_000)
+    async with recording(girder) as recorder:
+        recorder.record(event("a", status=int(S.SUCCESS), log="all\n", result=b"r" * 10_000))
+        assert await recorder.flush(SECONDS)
+    (update,) = girder.taken
+    assert (update.log, update.result) == ("all\n", None)
+    assert update.error == "it could not be sent to Girder: Request Entity Too Large"
