@@ -292,22 +292,27 @@ def test_the_database_forgets_the_end_of_a_job(stack: FaultStack, tmp_path: Path
     gate = tmp_path / "gate"
     job_id = stack.start_task("hold", str(gate))
 
-    def document() -> Any:
+    def documents() -> Any:
         from bson import ObjectId
         from girder_jobs.models.job import Job
 
-        return Job().collection.find_one({"_id": ObjectId(job_id)})
+        from girder_dask.plugin.records import DaskJob
 
-    def put_back(job: Any) -> None:
+        return [m().collection.find_one({"_id": ObjectId(job_id)}) for m in (DaskJob, Job)]
+
+    def put_back(record: Any, job: Any) -> None:
         from girder_jobs.models.job import Job
 
+        from girder_dask.plugin.records import DaskJob
+
+        DaskJob().collection.replace_one({"_id": record["_id"]}, record)
         Job().collection.replace_one({"_id": job["_id"]}, job)
 
     until(lambda: stack.job(job_id)["status"] == S.RUNNING)
-    at_work = stack.call(document)
+    at_work = stack.call(documents)
     gate.touch()
     stack.wait(job_id)
-    stack.call(put_back, at_work)
+    stack.call(put_back, *at_work)
     check_history(stack.wait(job_id), ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCESS"])
     assert "The scheduler did not have the job any more; this is attempt 2." in stack.log(job_id)
 

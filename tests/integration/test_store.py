@@ -1108,10 +1108,13 @@ def test_a_job_that_its_scheduler_lacks_is_a_new_attempt(girder):
     girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING) for job_id in ids])
     girder.store.cancel(stopped.job["_id"])
     girder.store.claim("s", 10)  # of this one the scheduler has not said that it has it
-    before = girder.load(ended.spec.id)
+    query = {"_id": ended.job["_id"]}
+    kept = [(girder.job.collection, query), (girder.dask_job.collection, query)]
+    before = [collection.find_one(query) for collection, query in kept]
     girder.store.apply("s", [update(ended.spec.id, 2, JobStatus.SUCCESS)])
     assert sorted(girder.store.held("s", "", 10)) == sorted(ids[1:])
-    girder.job.collection.replace_one({"_id": before["_id"]}, before)
+    for (collection, query), document in zip(kept, before, strict=True):
+        collection.replace_one(query, document, upsert=True)
 
     pages = [girder.store.held("s", "", 2)]
     pages.append(girder.store.held("s", pages[0][-1], 2))
@@ -1750,7 +1753,8 @@ def test_a_scheduler_claims_and_updates_over_http(girder, web, credential):
     (recorded,) = girder.record()
     claim = {"scheduler": "s", "limit": 10}
     answer = web("POST", "dask/job/claim", credential, json=claim).json()
-    assert answer == {"specs": [to_json(recorded.spec.to_wire())], "cancel": []}
+    wire = to_json(recorded.spec.to_wire())
+    assert answer == {"specs": [wire], "cancel": [], "held": None}
     news = update(
         recorded.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS, log="done\n", result=b"\0r"
     )

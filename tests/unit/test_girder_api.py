@@ -119,9 +119,14 @@ def test_updates_are_sent_with_their_bytes(peer: Peer, api: GirderApi) -> None:
 
 
 def test_claimed_jobs_come_with_their_bytes(peer: Peer, api: GirderApi) -> None:
-    claimed = api.claim("s1", 5)
+    claimed = api.claim("s1", 5, "c", ["d"])
     assert claimed == {"specs": [{"id": "a", "payload": b"x"}], "cancel": ["b"]}
-    assert json.loads(peer.bodies[-1]) == {"scheduler": "s1", "limit": 5}
+    assert json.loads(peer.bodies[-1]) == {
+        "scheduler": "s1",
+        "limit": 5,
+        "after": "c",
+        "lacking": ["d"],
+    }
 
 
 def test_states_are_asked_by_id(peer: Peer, api: GirderApi) -> None:
