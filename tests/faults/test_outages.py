@@ -116,6 +116,32 @@ def test_redis_is_away(stack: FaultStack, tmp_path: Path, how: Any) -> None:
     jobs.check(outage)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_the_scheduler_holds_as_much_as_it_may(
+    fault_stack: Callable[..., FaultStack],
+) -> None:
+    """Jobs wait with what they say, for longer than their ends are waited for. None runs twice."""
+    stack = fault_stack(workers=2, threads=2, env={"DASK_GIRDER__SCHEDULER__BUFFER": "1 MiB"})
+    stack.wait(stack.start_task("steady", 1))
+    lines = 20_000  # a fifth of the buffer
+    ids = stack.start_tasks("steady", [(lines, 0.1, number) for number in range(40)])
+    with killed(stack, "girder"):
+        time.sleep(45)
+    for number, job in enumerate(stack.wait_all(ids)):
+        check_history(job, ["QUEUED", "RUNNING", "SUCCESS"])
+        assert job["dask"]["attempt"] == 1
+        assert stack.numbered(str(job["_id"])) == list(range(lines))
+        assert stack.call(result, str(job["_id"])) == number
+
+
+def result(job_id: str) -> Any:
+    """Return the value of a job. Run it in Girder."""
+    from girder_dask import JobResult
+
+    return JobResult(job_id).get()
+
+
 # -- jobs that are started ---------------------------------------------------------------------
 
 
