@@ -33,6 +33,7 @@ from girder_dask.hand import Backoff
 from girder_dask.jobs import JobSpec
 from girder_dask.leaving import Leaving
 from girder_dask.nanny_hooks import GirderNannyPlugin
+from girder_dask.placement import Placement
 from girder_dask.procedures import Procedures
 from girder_dask.recorder import Recorder
 from girder_dask.worker_hooks import PLUGIN_NAME, GirderWorkerPlugin, run_job
@@ -124,7 +125,9 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         await scheduler.register_nanny_plugin(
             comm=None, plugin=pickle.dumps(GirderNannyPlugin()), name=PLUGIN_NAME, idempotent=False
         )
+        placement = Placement(scheduler, self.dispatcher.has_not_begun)
         self._tasks = [
+            self._loop.create_task(placement.run(), name="girder-dask placement"),
             self._loop.create_task(self._cluster.connect(), name="girder-dask client"),
             self._loop.create_task(self.recorder.run(), name="girder-dask recorder"),
             self._loop.create_task(self._pull(), name="girder-dask pull"),

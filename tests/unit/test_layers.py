@@ -38,7 +38,7 @@ ORDER = [
     "delivery", "recorder",
     "losses", "shortage",
     "credential", "girder_api", "facts", "link",
-    "dask_cluster", "procedures", "accounts", "leaving", "signals",
+    "dask_cluster", "placement", "procedures", "accounts", "leaving", "signals",
     "nanny_hooks", "worker_hooks", "scheduler_hooks",
     "doctor",
     "standalone", "demo",

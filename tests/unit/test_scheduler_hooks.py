@@ -65,12 +65,13 @@ def girder() -> Iterator[Girder]:
 
 
 @contextlib.asynccontextmanager
-async def running(girder: Girder) -> AsyncIterator[GirderSchedulerPlugin]:
+async def running(girder: Girder, **more: Any) -> AsyncIterator[GirderSchedulerPlugin]:
     config.get("scheduler")  # loads the defaults, or they are gone with the changes
     changes = {
         "girder.scheduler.pull-interval": "100 ms",
         "girder.scheduler.retry-delay": "20 ms",
         "girder.scheduler.retry-backoff": "50 ms",
+        **more,
     }
     with dask.config.set(changes):
         async with Scheduler(port=0, dashboard_address=":0") as scheduler:
@@ -276,3 +277,27 @@ async def test_workers_that_are_gone_are_not_remembered_for_ever(
             await plugin.procedures.girder_events(f"outbox{n}", 1, [])
             await plugin.procedures.girder_events("busy", n + 1, [])
         assert list(plugin.procedures._batches) == ["outbox8", "outbox9", "busy"]
+
+
+async def test_a_job_does_not_wait_behind_a_long_one_while_a_thread_is_free(
+    girder: Girder, tmp_path: Path
+) -> None:
+    """Dask moves none of a task that takes a few milliseconds on average; here it moves nothing."""
+    gates = [tmp_path / "a", tmp_path / "b"]
+    seldom = {"distributed.scheduler.work-stealing-interval": "1 hour"}
+    async with running(girder, **seldom) as plugin:
+        address, place = plugin._scheduler.address, plugin._cluster.placed_on
+        async with Nanny(address, nthreads=1), Nanny(address, nthreads=1):
+            long = [spec(gate.name, "hold", str(gate)) for gate in gates]
+            plugin.dispatcher.accept(long)
+            await soon(lambda: all(plugin.dispatcher.hands[s.key].run for s in long))
+            late = [spec(f"late{n}", "hold", str(tmp_path)) for n in range(2)]
+            plugin.dispatcher.accept(late)
+            await soon(lambda: all(place(s.key) for s in late))
+            assert {place(s.key) for s in late} == {place(s.key) for s in long}
+            gates[0].touch()
+            await soon(lambda: all(girder.ended(s.id) == S.SUCCESS for s in late))
+            assert girder.ended("b") is None
+            gates[1].touch()
+            await soon(lambda: girder.ended("b") == S.SUCCESS)
+        assert {u["attempt"] for s in late for u in girder.updates(s.id)} == {1}
