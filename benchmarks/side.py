@@ -59,6 +59,17 @@ class Side:
         #: The documents of jobs. Read here, so that Girder is not asked.
         self.jobs = self._database["job"]
 
+    @property
+    def processes(self) -> dict[str, list[str]]:
+        """The names of its processes, by what the results call them together."""
+        scheduler = {"the scheduler": ["scheduler"]} if self.name == "girder_dask" else {}
+        return {
+            "Girder": self.girder,
+            "MongoDB": ["mongod"],
+            **scheduler,
+            "the workers": self.workers,
+        }
+
     def close(self) -> None:
         """Disconnect from the database."""
         self._mongo.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from benchmarks.measurement import Measurement
-from benchmarks.side import Side
 
 __all__ = ["by_delay", "by_map", "submissions", "with_default_threads"]
 
@@ -20,7 +19,7 @@ def by_map(m: Measurement) -> dict[str, float | None]:
             before = side.requests()
             # What girder_worker has in place of it is a loop.
             way = "map_all" if side.name == "girder_dask" else "delay"
-            with m.cpu_time(side.name, _processes(side)):
+            with m.cpu_time(side.name, side.processes):
                 seconds = side.timed(way, m.size, task="noop")
             requests = side.requests() - before
             m.record(side.name, _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
@@ -35,11 +34,6 @@ def by_map(m: Measurement) -> dict[str, float | None]:
         "map_vs_dask": m.ratio(_RATE, "girder_dask", "dask"),
         "http_per_job": m.median("girder_dask", _REQUESTS),
     }
-
-
-def _processes(side: Side) -> dict[str, list[str]]:
-    scheduler = {"the scheduler": ["scheduler"]} if side.name == "girder_dask" else {}
-    return {"Girder": side.girder, "MongoDB": ["mongod"], **scheduler, "the workers": side.workers}
 
 
 def by_delay(m: Measurement) -> dict[str, float | None]:

@@ -21,7 +21,7 @@ from pymongo.errors import PyMongoError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobSpec, JobStatus
-from girder_dask.plugin import chunks, groups, records, settings, store, tokens
+from girder_dask.plugin import chunks, groups, memory, records, settings, store, tokens
 from girder_dask.plugin.cluster import Cluster
 from girder_dask.plugin.database import explained
 from girder_dask.plugin.unreached import Unreached
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 _NOTHING_MADE = "No job was made, as Girder's database does not answer"
 
+# So many jobs in one request need memory that is worth to be given back.
+_MANY = 1000
 # Seconds that a look at the scheduler may take.
 _CHECK_TIME = 8.0
 # A little more than the scheduler takes to see which jobs have begun.
@@ -160,6 +162,8 @@ class GirderBackend:
                 )
                 jobs = [job, *(r.job for r in recorded)]
         self._send([r.spec for r in recorded])
+        if len(recorded) >= _MANY:
+            memory.give_back_later()
         try:
             self._stop_late([parent, *(job["_id"] for job in jobs[:1] if groups.is_group(job))])
         except PyMongoError:
