@@ -24,7 +24,14 @@ from girder_dask.logs.bound import Bound
 from girder_dask.logs.characters import Characters
 from girder_dask.logs.lines import RETRY, Lines
 from girder_dask.logs.pipe import ChildOutput, JobPipe
-from girder_dask.logs.printing import calling, in_event_loop, is_writing, writing_code
+from girder_dask.logs.printing import (
+    caller,
+    calling,
+    in_event_loop,
+    is_there,
+    is_writing,
+    writing_code,
+)
 from girder_dask.logs.pump import abandon_pump, pump
 
 __all__ = ["JobLog", "capturing", "current"]
@@ -105,6 +112,8 @@ class JobLog:
         self._size = 0
         self._characters = Characters()
         self._pipe: JobPipe | None = None
+        # By threads, where they were when they last wrote a part of a line.
+        self._places: dict[int, tuple[int, int]] = {}
         self._last_call: tuple[int, ...] = ()
         self._same_call = False
         self._announced = False
@@ -148,7 +157,10 @@ class JobLog:
             plain = isinstance(text, str) and not self._characters.pending
             decoded = str(text) if plain else self._to_text(source, text)
             if not self._closed:
-                self._add(threading.get_ident(), decoded)
+                writer = threading.get_ident()
+                if decoded[-1:] != "\n":
+                    self._places[writer] = caller()
+                self._add(writer, decoded)
                 decoded = ""
             announce = not self._announced and self._must_announce()
         if decoded:
@@ -204,7 +216,7 @@ class JobLog:
             # line, if it belongs to another call of print than the last part.
             return self._same_call
         if writer != _PIPE:
-            return is_writing(writer)
+            return is_writing(writer) or is_there(writer, self._places.get(writer))
         running = self._pipe is not None and self._pipe.has_children()
         return running and time.monotonic() - since < _PIPE_PATIENCE
 

@@ -84,8 +84,7 @@ class FaultStack(TestStack):
     def what_dask_does(self) -> str:
         """Return which keys the workers have, and the stacks of those that they are at."""
         with Client(self.scheduler, timeout=5) as client:
-            stacks = {key: frames[-1:] for key, frames in client.call_stack().items()}
-            return f"placed: {dict(client.processing())}\nat work: {stacks}"
+            return f"placed: {dict(client.processing())}\nat work: {client.call_stack()}"
 
     def restart_with(self, name: str, *options: str) -> None:
         """Start a part again with more options on its command line."""

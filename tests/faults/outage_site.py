@@ -222,8 +222,11 @@ class Witnesses:
 
     def _wait_for(self, ids: Sequence[str], status: JobStatus) -> None:
         def is_so() -> bool:
+            # What is handed over bears the name of the scheduler before it is sent. Then the
+            # scheduler has to say that it has it.
             jobs = self._stack.all_jobs(ids)
-            return all(job["status"] == status and job["dask"]["scheduler"] for job in jobs)
+            here = [j for j in jobs if j["dask"]["scheduler"] and "claimed" not in j["dask"]]
+            return len(here) == len(jobs) and all(job["status"] == status for job in jobs)
 
         until(is_so)
 

@@ -472,6 +472,30 @@ def test_a_level_is_a_number_or_a_name():
     assert log.take() == "yes\n"
 
 
+def test_a_line_stays_whole_while_python_makes_a_part_of_it():
+    """The interpreter turns to another thread in ``__str__``, and in what the collector calls."""
+
+    class Slow:
+        def __str__(self):
+            time.sleep(0.002)
+            return "slow"
+
+    def say(log, number):
+        with capturing(log):
+            for i in range(50):
+                print(number, Slow(), i)
+
+    log = JobLog()
+    with installed():
+        threads = [threading.Thread(target=say, args=(log, n)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = log.take().splitlines()
+    assert sorted(lines) == sorted(f"{n} slow {i}" for n in range(4) for i in range(50))
+
+
 # -- warnings ------------------------------------------------------------------------------
 
 WARNINGS = """
