@@ -12,7 +12,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-__all__ = ["Audit"]
+__all__ = ["Audit", "Held"]
+
+#: The id of a job, and its attempt and sequence as Girder has them.
+Held = tuple[str, int, int]
 
 
 class Audit:
@@ -32,9 +35,9 @@ class Audit:
     >>> audit = Audit({'a', 'b'}.__contains__, interval=60.0)
     >>> audit.after, audit.lacking()
     ('', [])
-    >>> audit.hear(['a', 'c'])
+    >>> audit.hear([('a', 1, 5), ('c', 2, 7)])
     >>> audit.after, audit.lacking()
-    ('c', ['c'])
+    ('c', [('c', 2, 7)])
     """
 
     def __init__(
@@ -49,24 +52,24 @@ class Audit:
         self._clock = clock
         self._last = ""
         self._begin = clock()
-        self._doubtful: list[str] = []
+        self._doubtful: list[Held] = []
 
     @property
     def after(self) -> str | None:
         """The id after which Girder's next page of jobs begins, None while there is no turn."""
         return self._last if self._clock() >= self._begin else None
 
-    def lacking(self) -> list[str]:
-        """Return the ids of the last page of which the scheduler does not have the jobs now."""
-        return [job_id for job_id in self._doubtful if not self._has(job_id)]
+    def lacking(self) -> list[Held]:
+        """Return those of the last page that the scheduler does not have now."""
+        return [held for held in self._doubtful if not self._has(held[0])]
 
-    def hear(self, page: Sequence[str] | None) -> None:
-        """Take in the ids of a page. An empty one ends a turn, and None is no page."""
+    def hear(self, page: Sequence[Held] | None) -> None:
+        """Take in a page. An empty one ends a turn, and None is no page."""
         self._doubtful = []
         if page is None:
             return
-        self._doubtful = list(page)
+        self._doubtful = [(job_id, attempt, sequence) for job_id, attempt, sequence in page]
         self._doubtful = self.lacking()
-        self._last = max(page, default="")
+        self._last = max((job_id for job_id, _, _ in page), default="")
         if not page:
             self._begin = self._clock() + self._interval

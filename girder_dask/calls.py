@@ -22,6 +22,7 @@ __all__ = [
     "CALL_OPTIONS",
     "TaskSettings",
     "check",
+    "checked_placement",
     "group",
     "pack",
     "placement",
@@ -58,7 +59,7 @@ class TaskSettings:
         possible = set(_PLACEMENT) | {"title", "type", "public", "other_fields"}
         _refuse_unknown(name, changes.keys(), possible)
         _refuse_no_text(name, changes)
-        return replace(self, **{**changes, **_checked_placement(changes, name)})
+        return replace(self, **{**changes, **checked_placement(changes, name)})
 
 
 #: The names that girder_worker gave to the options of a call, and what they set.
@@ -237,7 +238,7 @@ def submission(
         dependencies=dependencies,
         args=readable(list(args)),
         kwargs=readable(kwargs),
-        **_checked_placement(chosen, name),
+        **checked_placement(chosen, name),
         **_fields(name, settings, options, "user", "token", "api_url"),
     )
 
@@ -250,7 +251,7 @@ def group(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> subm
 def placement(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of placement of a call, checked."""
     chosen = {n: options.get(n, getattr(settings, n)) for n in _PLACEMENT}
-    return _checked_placement(chosen, name)
+    return checked_placement(chosen, name)
 
 
 def _fields(
@@ -279,7 +280,7 @@ def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:
             )
 
 
-def _checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+def checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return options of placement as plain numbers, which any database takes."""
     plain: dict[str, Any] = {k: v for k, v in options.items() if k in _PLACEMENT}
     try:

@@ -15,6 +15,7 @@ from distributed import Client, Future, Scheduler
 from girder_dask.cluster import ATTEMPT
 from girder_dask.jobs import JobSpec
 from girder_dask.losses import Losses
+from girder_dask.newest import Newest
 from girder_dask.shortage import shortage
 
 __all__ = ["DaskCluster"]
@@ -29,6 +30,8 @@ _LOOK = 1.0
 # How long a worker may take to send what its runs have said, or to say what it has not begun.
 _FLUSH_TIME = 3.0
 _CONNECT_PAUSE, _CONNECT_PAUSE_MAX = 0.5, 15.0
+# How many keys are known that were dropped before the scheduler had them.
+_MOST_KNOWN = 10_000
 
 
 class DaskCluster:
@@ -63,6 +66,7 @@ class DaskCluster:
         self._sent: dict[str, Future[Any]] = {}  # jobs with inputs which were not seen yet
         self._look: asyncio.TimerHandle | None = None
         self._dropping: list[str] = []
+        self._dropped_early = Newest[str, None](_MOST_KNOWN)
         self._pins: dict[str, set[str]] = {}
         self._telling: set[asyncio.Task[None]] = set()
         #: Why workers were lost.
@@ -72,7 +76,9 @@ class DaskCluster:
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
         """Have jobs run; before there is a connection they wait for it."""
-        self._waiting.update({spec.key: (spec, values.get(spec.id, {})) for spec in specs})
+        for spec in specs:
+            self._waiting[spec.key] = spec, values.get(spec.id, {})
+            self._dropped_early.pop(spec.key, None)
         if self._client is not None:
             self._send(self._client)
 
@@ -183,10 +189,21 @@ class DaskCluster:
         Until then Dask may place them again, as it may if another client wants them.
         """
         for key in keys:
-            self.renumber(key, 0)
+            if key in self._scheduler.tasks:
+                self.renumber(key, 0)
+            else:
+                self._dropped_early[key] = None
         if not self._dropping:
             self._loop.call_soon(self._release)
         self._dropping += keys
+
+    def came_late(self, key: str) -> None:
+        """Have nothing begin of a key that was on its way here when it was dropped.
+
+        This is within the transition by which the scheduler takes it.
+        """
+        if key in self._dropped_early:
+            self.renumber(key, 0)
 
     def _release(self) -> None:
         keys, self._dropping = self._dropping, []
@@ -306,6 +323,10 @@ class DaskCluster:
     def why_lost(self, worker: str) -> str:
         """Say why a worker was lost; empty if that is not known."""
         return self.losses.why(worker)
+
+    def has(self, key: str) -> bool:
+        """Say whether the scheduler has a key, or is about to be sent it."""
+        return key in self._scheduler.tasks or key in self._waiting
 
     def placed_on(self, key: str) -> str | None:
         """Return the address of the worker that a key is placed on."""

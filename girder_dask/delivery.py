@@ -99,28 +99,33 @@ class Delivery:
     async def _divide(
         self, updates: list[dict[str, Any]], receipts: list[Receipt], error: Exception
     ) -> Verdicts:
+        if updates and receipts:
+            first = await self.insist(updates, [])
+            return _merged(first, await self.insist([], receipts))
+        if len(receipts) > 1:
+            half = len(receipts) // 2
+            first = await self.insist([], receipts[:half])
+            return _merged(first, await self.insist([], receipts[half:]))
         if not updates:
-            logger.error("Girder cannot be told that %d jobs are here: %s", len(receipts), error)
+            logger.error("Girder cannot be told that a job is here: %s", error)
             return {}
         if len(updates) > 1:
             half = len(updates) // 2
-            first = await self.insist(updates[:half], receipts)
+            first = await self.insist(updates[:half], [])
             return _merged(first, await self.insist(updates[half:], []))
         (update,) = updates
         log = update.get("log") or ""
         if _is_too_large(error) and len(log) > _SHORT:
             half = len(log) // 2
             head = {k: v for k, v in update.items() if k in _BARE - {"statuses"}}
-            first = await self.insist([{**head, "log": log[:half]}], receipts)
+            first = await self.insist([{**head, "log": log[:half]}], [])
             # Only now, since the head may have been divided as well.
             number = self._number(update["id"], update["attempt"])
             rest = {**update, "log": log[half:], "sequence": number}
             return _merged(first, await self.insist([rest], []))
         logger.error("Part of an update of job %s cannot be delivered: %s", update["id"], error)
         less = _less(update, error)
-        if less is not None:
-            return await self.insist([less], receipts)
-        return await self.insist([], receipts) if receipts else {}
+        return {} if less is None else await self.insist([less], [])
 
 
 def _merged(first: Verdicts, second: Verdicts) -> Verdicts:

@@ -106,7 +106,7 @@ class GirderApi:
         scheduler: str,
         limit: int,
         after: str | None = None,
-        lacking: Sequence[str] = (),
+        lacking: Sequence[tuple[str, int, int]] = (),
     ) -> dict[str, Any]:
         """Take over unfinished jobs that this scheduler does not have.
 
@@ -120,13 +120,13 @@ class GirderApi:
             Where the page begins that is asked for of the jobs that Girder takes this scheduler
             to have, None for no page.
         lacking
-            Ids of such jobs that it does not have.
+            Those of such a page that it does not have, as they are there.
 
         Returns
         -------
         dict
             ``specs``, values of :meth:`girder_dask.jobs.JobSpec.to_wire`, ``cancel``, job ids,
-            and ``held``, the ids of the page, or None.
+            and ``held``, the page, or None: lists of an id, an attempt and a sequence.
         """
         body = {"scheduler": scheduler, "limit": limit, "after": after, "lacking": list(lacking)}
         return dict(from_json(self._signed("POST", "dask/job/claim", json=body)))

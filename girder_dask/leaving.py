@@ -159,7 +159,10 @@ class Leaving:
         await self._drain(workers, self._grace if grace is None else grace, stuck)
         await self._flush(workers)
         for worker in workers:
-            self._release([str(ts.key) for ts in self._processing(worker)])
+            keys = [str(ts.key) for ts in self._processing(worker)]
+            for key in keys:  # it may have stolen some of them, of which no transition has told
+                self._dispatcher.placed(key, worker)
+            self._release(keys)
 
     async def _mark(self, workers: Collection[str]) -> None:
         """Have workers begin nothing more. What is left with them then has begun."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from distributed import Scheduler
@@ -61,21 +62,27 @@ class Placement:
         free = {ws: _free(ws) for ws in self._scheduler.running if _free(ws) > 0}
         if stealing is None or not free:
             return
-        for busy in [ws for ws in self._scheduler.workers.values() if _free(ws) < 0]:
+        used = {ws: _used(ws) for ws in self._scheduler.workers.values()}
+        for busy in [ws for ws, these in used.items() if _free(ws) < 0 or _is_short(ws, these)]:
             waiting = (ts for ts in busy.processing if self._waits(str(ts.key)))
             for ts in itertools.islice(waiting, _MOST):
-                thief = self._thief(ts, free)
-                if thief is None:
+                thief = self._thief(ts, free, used)
+                if thief is None or thief is busy:
                     continue
                 self._waiting.add(ts)
-                if ts in before:
-                    stealing.move_task_request(ts, busy, thief)
+                if ts in before and stealing.move_task_request(ts, busy, thief) != "in-flight":
                     free[thief] -= 1
+                    used[thief].update(ts.resource_restrictions or {})
 
-    def _thief(self, ts: TaskState, free: dict[WorkerState, int]) -> WorkerState | None:
+    def _thief(
+        self,
+        ts: TaskState,
+        free: Mapping[WorkerState, int],
+        used: Mapping[WorkerState, Counter[str]],
+    ) -> WorkerState | None:
         allowed = self._scheduler.valid_workers(ts)
         for ws, threads in free.items():
-            if threads > 0 and (allowed is None or ws in allowed) and _has_resources(ws, ts):
+            if threads > 0 and (allowed is None or ws in allowed) and _has(ws, used[ws], ts):
                 return ws
         return None
 
@@ -85,7 +92,24 @@ def _free(ws: WorkerState) -> int:
     return ws.nthreads - (len(ws.processing) - len(ws.long_running))
 
 
-def _has_resources(ws: WorkerState, ts: TaskState) -> bool:
+def _used(ws: WorkerState) -> Counter[str]:
+    """Return what the tasks on a worker ask for together.
+
+    What Dask itself keeps of it, ``used_resources``, is not changed when it moves a task.
+    """
+    used: Counter[str] = Counter()
+    if ws.resources:
+        for ts in ws.processing:
+            used.update(ts.resource_restrictions or {})
+    return used
+
+
+def _is_short(ws: WorkerState, used: Counter[str]) -> bool:
+    """Say whether tasks on a worker wait for what others there use."""
+    return any(amount > ws.resources.get(name, 0) for name, amount in used.items())
+
+
+def _has(ws: WorkerState, used: Counter[str], ts: TaskState) -> bool:
     """Say whether what a task asks for is not in use on a worker."""
     asked = ts.resource_restrictions or {}
-    return all(ws.used_resources[r] + n <= ws.resources[r] for r, n in asked.items())
+    return all(used[name] + n <= ws.resources.get(name, 0) for name, n in asked.items())

@@ -20,7 +20,7 @@ __all__ = ["Procedures"]
 
 logger = logging.getLogger(__name__)
 
-# How many workers' outboxes are remembered, by the number of their last batch.
+# How many workers' outboxes are remembered, by the number of their last batch and its answer.
 _MOST_OUTBOXES = 10_000
 # How long a worker is kept waiting that asks for something.
 _ANSWER_TIME = 20.0
@@ -66,7 +66,7 @@ class Procedures:
         self._cluster = cluster
         self._api_url = api_url
         self._check_credential = check_credential
-        self._batches = Newest[str, int](_MOST_OUTBOXES)
+        self._batches = Newest[str, tuple[int, list[str]]](_MOST_OUTBOXES)
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -116,11 +116,11 @@ class Procedures:
         self, outbox: str, batch: int, events: list[dict[str, Any]]
     ) -> dict[str, Any]:
         """Take in events of runs. A batch that comes again is acknowledged again, and no more."""
-        dropped: list[str] = []
-        if batch > self._batches.get(outbox, 0):
+        last, dropped = self._batches.get(outbox, (0, []))
+        if batch > last:
             read = [JobEvent.from_wire(wire) for wire in events]
-            self._batches[outbox] = batch
             dropped = [e.run for e in read if not self._hear(e) and e.run is not None]
+            self._batches[outbox] = batch, dropped
         await self._recorder.room()
         return {"dropped": dropped}
 

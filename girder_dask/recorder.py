@@ -357,11 +357,18 @@ class Recorder:
     def _pass_on(self, accounts: Sequence[_Account], verdicts: Verdicts) -> None:
         for kind, ids in verdicts.items():
             for job_id in ids:
-                self._verdict(job_id, kind)
+                self._judge(job_id, kind)
         refused = {*verdicts.get("stale", ()), *verdicts.get("gone", ())}
         for account in accounts:
             if account.id not in refused:
                 self._heard(account.id, account.attempt)
             if account.final:
                 self._sequences.pop((account.id, account.attempt), None)
-                self._verdict(account.id, "done")
+                self._judge(account.id, "done")
+
+    def _judge(self, job_id: str, kind: str) -> None:
+        try:
+            self._verdict(job_id, kind)
+        except Exception:
+            # Else nothing of any job would be delivered any more.
+            logger.exception("What Girder says of job %s could not be taken in: %s", job_id, kind)

@@ -177,6 +177,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **details: Any) -> None:
         """Pass what Dask does with our keys on. Only look-ups for keys that are not ours."""
         if key not in self.dispatcher:
+            if start == "released":
+                self._cluster.came_late(key)
             return
         worker = details.get("worker")
         if start == "released" and self.dispatcher.is_open(key):
@@ -241,9 +243,13 @@ class GirderSchedulerPlugin(SchedulerPlugin):
                 is_all = await self._claim()
                 wait = interval if is_all else 0.0
                 delay, complaint = config.seconds("scheduler.retry-delay"), None
-            except (GirderError, ValueError) as e:  # also a Girder of another version
+            except Exception as e:
+                # Whatever it is, also a Girder of another version: it asks again.
                 if str(e) != complaint:
-                    logger.warning("Cannot ask Girder for unfinished jobs: %s", e)
+                    unexpected = None if isinstance(e, GirderError) else e
+                    logger.warning(
+                        "Cannot ask Girder for unfinished jobs: %s", e, exc_info=unexpected
+                    )
                     complaint = str(e)
                 wait, delay = delay, min(delay * 2, interval)
             await asyncio.sleep(wait)
@@ -283,9 +289,13 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             try:
                 await self._ask(self.dispatcher.gate.unknown())
                 complaint = None
-            except (GirderError, ValueError) as e:  # also a Girder of another version
+            except Exception as e:
+                # As above.
                 if str(e) != complaint:
-                    logger.warning("Cannot ask Girder for the inputs of jobs: %s", e)
+                    unexpected = None if isinstance(e, GirderError) else e
+                    logger.warning(
+                        "Cannot ask Girder for the inputs of jobs: %s", e, exc_info=unexpected
+                    )
                     complaint = str(e)
                 await asyncio.sleep(config.seconds("scheduler.retry-delay"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -55,7 +55,9 @@ class Claim:
     cancel: list[str] = field(default_factory=list)
 
 
-def claim(scheduler: str, limit: int, lacking: Collection[ObjectId] = ()) -> Claim:
+def claim(
+    scheduler: str, limit: int, lacking: Mapping[ObjectId, tuple[int, int]] | None = None
+) -> Claim:
     """Hand unfinished jobs over to a scheduler that does not have them.
 
     What another run of a scheduler had taken in hand becomes a new attempt. No job is
@@ -68,9 +70,10 @@ def claim(scheduler: str, limit: int, lacking: Collection[ObjectId] = ()) -> Cla
     limit
         The most jobs to hand over; their pickled calls take 32 MiB at most.
     lacking
-        Jobs out of :func:`held` that it does not have. Those that are still to be had by it
-        become new attempts.
+        Jobs out of :func:`held` that it does not have, with their attempts and sequences there.
+        Those that are still so become new attempts.
     """
+    lacking = lacking or {}
     now = datetime.now(timezone.utc)
     answer = Claim(cancel=_to_stop(scheduler, now))
     claim_id = uuid.uuid4().hex
@@ -85,7 +88,7 @@ def claim(scheduler: str, limit: int, lacking: Collection[ObjectId] = ()) -> Cla
             known.get(job["_id"]),
             claim_id,
             now,
-            is_lacking=job["_id"] in lacking,
+            is_lacking=_is_lacking(job, scheduler, lacking),
         )
     ]
     held, _ = save(histories)
@@ -137,8 +140,8 @@ def hand_over(scheduler: str, job_ids: Sequence[str]) -> set[str]:
 # -- what there is ----------------------------------------------------------------------------
 
 
-def held(scheduler: str, after: str, limit: int) -> list[str]:
-    """Return the ids of jobs that a scheduler has said it has, and that have not ended.
+def held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, int]]:
+    """Return jobs that a scheduler has said it has, and that have not ended.
 
     Parameters
     ----------
@@ -148,6 +151,11 @@ def held(scheduler: str, after: str, limit: int) -> list[str]:
         The id after which they begin, empty for the first.
     limit
         The most of them.
+
+    Returns
+    -------
+    list of tuple
+        Ids in order, each with the attempt and the sequence of the job.
     """
     found = records.collection(Job()).find(
         {
@@ -156,16 +164,16 @@ def held(scheduler: str, after: str, limit: int) -> list[str]:
             "dask.claimed": None,
             "_id": {"$gt": ObjectId(after) if ObjectId.is_valid(after) else MinKey()},
         },
-        {"_id": True},
+        {"dask.attempt": True, "dask.sequence": True},
         sort=[("_id", 1)],
         limit=limit,
         hint=records.OPEN_INDEX,  # not that of the ids, which goes over all jobs that there were
     )
-    return [str(job["_id"]) for job in found]
+    return [(str(job["_id"]), job["dask"]["attempt"], job["dask"]["sequence"]) for job in found]
 
 
 def _candidates(
-    scheduler: str, limit: int, lacking: Collection[ObjectId], now: datetime
+    scheduler: str, limit: int, lacking: Mapping[ObjectId, tuple[int, int]], now: datetime
 ) -> list[dict[str, Any]]:
     """Find jobs that nobody has, those another scheduler had, lost answers, and lost jobs."""
     unfinished = {"$in": _UNFINISHED}
@@ -178,16 +186,6 @@ def _candidates(
             "dask.claimed": {"$lt": now - ANSWER_TIME},
         },
     ]
-    if lacking:
-        ids = {"$in": list(lacking)}
-        questions.append(
-            {
-                "_id": ids,
-                "dask.scheduler": scheduler,
-                "dask.claimed": None,
-                "status": unfinished,
-            }
-        )
     jobs: list[dict[str, Any]] = []
     for question in questions:
         if len(jobs) < limit:
@@ -198,7 +196,23 @@ def _candidates(
                 limit=limit - len(jobs),
             )
             jobs += (job for job in found if not _is_on_its_way(job, now))
-    return jobs
+    if lacking:
+        some = {"_id": {"$in": list(lacking)}, "dask.open": True, "status": unfinished}
+        found = records.collection(Job()).find(some, without_log)
+        jobs += (job for job in found if _is_lacking(job, scheduler, lacking))
+    return jobs[:limit]
+
+
+def _is_lacking(
+    job: Mapping[str, Any], scheduler: str, lacking: Mapping[ObjectId, tuple[int, int]]
+) -> bool:
+    """Say whether a scheduler lacks a job as it is now: the word of it may have come late."""
+    dask = job["dask"]
+    return (
+        dask["scheduler"] == scheduler
+        and "claimed" not in dask
+        and lacking.get(job["_id"]) == (dask["attempt"], dask["sequence"])
+    )
 
 
 def _is_on_its_way(job: Mapping[str, Any], now: datetime) -> bool:

@@ -22,7 +22,7 @@ from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin import documents, notices, outcomes, records
 from girder_dask.plugin.outcome import Outcome
 from girder_dask.plugin.recount import Recount
-from girder_dask.plugin.tally import Change, Count, Parent, progress
+from girder_dask.plugin.tally import Change, Count, Parent, is_overdue, progress
 from girder_dask.submit import Group, Submission
 
 __all__ = [
@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 #: A group that was not counted for this long is counted when a scheduler asks for jobs.
 QUIET_TIME = timedelta(seconds=5)
+
+# By how much the clock that makes ids may go back while a group is recorded.
+_CLOCKS = timedelta(minutes=1)
 
 #: The most jobs of a group that is counted with each change of one of them.
 MOST_COUNTED = 100
@@ -200,7 +203,7 @@ def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
         groups = list(
             records.collection(Job()).find({"_id": {"$in": left}, "dask.group.open": True}, _NO_LOG)
         )
-        counts = _counts(groups)
+        counts = _counts(groups, now)
         large |= {
             group_id: count.total - count.ended
             for group_id, count in counts.items()
@@ -225,7 +228,14 @@ def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
 _recounts = Recount(_recount)
 
 
-def _counts(groups: Sequence[Mapping[str, Any]]) -> dict[ObjectId, Count]:
+def _exact_total(group: Mapping[str, Any]) -> int:
+    """Count the jobs of a group by their ids, which do not change. This takes its time."""
+    ids = {"$gt": ObjectId.from_datetime(group["created"] - _CLOCKS)}
+    query = {"_id": ids, "parentId": group["_id"]}
+    return int(records.collection(Job()).count_documents(query, hint=[("_id", 1)]))
+
+
+def _counts(groups: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectId, Count]:
     """Count groups, with totals that do not change while jobs go from one state to another.
 
     The index that is counted is ordered by states, so that a job may be passed twice, or not at
@@ -239,6 +249,10 @@ def _counts(groups: Sequence[Mapping[str, Any]]) -> dict[ObjectId, Count]:
         if "recording" not in group["dask"]["group"]
     }
     counts = _count([group["_id"] for group in groups])
+    for group in groups:
+        if group["_id"] not in known and is_overdue(group, now):
+            # What is missing is said once and for all.
+            counts[group["_id"]].total = _exact_total(group)
     doubtful = [i for i, total in known.items() if counts[i].total != total]
     recounted = _count(doubtful)
     # The last of them may have been passed twice while they ended. They move no more.

@@ -128,10 +128,13 @@ class History:
                 raise TypeError(f"{text!r:.100} in it is no text")
         attempt, sequence = int(update.attempt), int(update.sequence)
 
-        if not self._is_current(attempt, scheduler):
-            # Its own older attempt, which comes twice, does not make a job another's.
-            return Verdict.TAKEN if self.dask["scheduler"] == scheduler else Verdict.STALE
         ends = any(status in FINAL for status, _ in statuses)
+        if not self._is_current(attempt, scheduler):
+            if self.dask["scheduler"] != scheduler:
+                return Verdict.STALE
+            # Its own older attempt, which comes twice, does not make a job another's. A newer one
+            # of a job that has ended is to stop if it was canceled.
+            return self._verdict(ends) if attempt > self.dask["attempt"] else Verdict.TAKEN
         if (attempt, sequence) > self.position:
             if attempt > self.dask["attempt"]:
                 self.dask["attempt"] = attempt

@@ -141,13 +141,14 @@ class Dask(Resource):
         .notes(
             "For Dask schedulers. The answer has what is needed to run the jobs (`specs`) and "
             "the ids of jobs that are to be stopped (`cancel`). If `after` is given, it also has "
-            "a page of ids of jobs that this scheduler should have (`held`): the first ones, or "
-            "those after an id. `lacking` are ids out of such a page that it does not have."
+            "a page of jobs that this scheduler should have (`held`), each with its attempt and "
+            "sequence: the first ones, or those after an id. `lacking` are those out of such a "
+            "page that it does not have."
         )
         .param(
             "body",
             'A JSON object: {"scheduler": id, "limit": most jobs, "after": id or "" or null, '
-            '"lacking": [job id, …]}.',
+            '"lacking": [[job id, attempt, sequence], …]}.',
             paramType="body",
             required=False,
         )
@@ -194,11 +195,14 @@ def _receipts(body: dict[str, Any]) -> list[tuple[str, int]]:
         raise RestException("What was received is no list of job ids and attempts.") from e
 
 
-def _lacking(body: dict[str, Any]) -> list[ObjectId]:
+def _lacking(body: dict[str, Any]) -> dict[ObjectId, tuple[int, int]]:
     try:
-        return [ObjectId(job_id) for job_id in body.get("lacking", [])]
-    except (InvalidId, TypeError) as e:
-        raise RestException("What is lacking is no list of job ids.") from e
+        return {
+            ObjectId(job_id): (int(attempt), int(sequence))
+            for job_id, attempt, sequence in body.get("lacking", [])
+        }
+    except (InvalidId, ValueError, TypeError) as e:
+        raise RestException("What is lacking is no list of ids, attempts and sequences.") from e
 
 
 def _scheduler(body: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from pymongo.errors import (
 )
 
 from girder_dask import config
+from girder_dask.calls import checked_placement
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.payload import pack_call
@@ -354,7 +355,7 @@ def adopt(job: dict[str, Any], user: Mapping[str, Any] | None, api_url: str | No
         api_url=api_url,
         package=given.get("package"),
         title=str(job["title"]),
-        **{name: given[name] for name in _OPTIONS if name in given},
+        **checked_placement({n: given[n] for n in _OPTIONS if n in given}, task),
     )
     _queue(_Draft(job, spec, user, token), now)
     return Recorded(job, spec)

@@ -13,13 +13,19 @@ from typing import Any
 
 from girder_dask.jobs import FINAL, JobStatus
 
-__all__ = ["Change", "Count", "Parent", "progress"]
+__all__ = ["Change", "Count", "Parent", "is_overdue", "progress"]
 
 #: How long a group is left alone while its jobs are being recorded. Who records them has
 #: died if it takes longer.
 RECORD_TIME = timedelta(minutes=2)
 
 _WAITING = (JobStatus.INACTIVE, JobStatus.QUEUED)
+
+
+def is_overdue(job: Mapping[str, Any], now: datetime) -> bool:
+    """Say whether who records the jobs of a parent must have died, as that takes so long."""
+    began: datetime | None = job["dask"]["group"].get("recording")
+    return began is not None and now - began >= RECORD_TIME
 
 
 @dataclass(slots=True)
@@ -109,7 +115,7 @@ class Parent:
         """Note what was counted. Say whether it is worth anything yet."""
         began = self._group.pop("recording", None)
         if began is not None:
-            if self._now - began < RECORD_TIME:
+            if not is_overdue(self._job, self._now):
                 return False
             missing = self._group["total"] - count.total
             if missing > 0:

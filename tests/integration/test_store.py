@@ -1112,17 +1112,19 @@ def test_a_job_that_its_scheduler_lacks_is_a_new_attempt(girder):
     kept = [(girder.job.collection, query), (girder.dask_job.collection, query)]
     before = [collection.find_one(query) for collection, query in kept]
     girder.store.apply("s", [update(ended.spec.id, 2, JobStatus.SUCCESS)])
-    assert sorted(girder.store.held("s", "", 10)) == sorted(ids[1:])
+    assert [job_id for job_id, _, _ in girder.store.held("s", "", 10)] == sorted(ids[1:])
     for (collection, query), document in zip(kept, before, strict=True):
         collection.replace_one(query, document, upsert=True)
 
     pages = [girder.store.held("s", "", 2)]
-    pages.append(girder.store.held("s", pages[0][-1], 2))
-    assert [job_id for page in pages for job_id in page] == sorted(ids)
-    assert girder.store.held("s", pages[1][-1], 2) == []
+    pages.append(girder.store.held("s", pages[0][-1][0], 2))
+    assert [job_id for page in pages for job_id, _, _ in page] == sorted(ids)
+    assert girder.store.held("s", pages[1][-1][0], 2) == []
     assert girder.store.held("another", "", 10) == []
 
-    lacking = [girder.object_id(job_id) for job_id in (*ids[:2], handed.spec.id)]
+    there = {girder.object_id(i): (attempt, n) for page in pages for i, attempt, n in page}
+    lacking = {i: there.get(i, (1, 0)) for i in (ended.job["_id"], stopped.job["_id"])}
+    lacking[handed.job["_id"]] = (1, 0)
     (spec,) = girder.store.claim("s", 10, lacking).specs
     assert (spec.id, spec.attempt) == (ended.spec.id, 2)
     assert "The scheduler did not have the job any more; this is attempt 2.\n" in girder.log(
@@ -1130,11 +1132,14 @@ def test_a_job_that_its_scheduler_lacks_is_a_new_attempt(girder):
     )
     assert girder.status(stopped.spec.id) == JobStatus.CANCELED
     assert girder.status(running.spec.id) == JobStatus.RUNNING
-    # Who says so twice, as the answer was lost, gets it once.
+    # Who says so twice, as the answer was lost, gets it once. So does who says it late.
+    assert girder.store.claim("s", 10, lacking).specs == []
+    attempt = update(spec.id, 1, JobStatus.RUNNING, attempt=2)
+    assert girder.store.apply("s", [attempt]) == girder.store.Verdicts()
     assert girder.store.claim("s", 10, lacking).specs == []
     # Nor does it open what has ended.
     girder.store.apply("s", [update(running.spec.id, 2, JobStatus.SUCCESS)])
-    assert girder.store.claim("s", 10, [running.job["_id"]]).specs == []
+    assert girder.store.claim("s", 10, {running.job["_id"]: (1, 1)}).specs == []
     assert girder.status(running.spec.id) == JobStatus.SUCCESS
 
 

@@ -16,10 +16,13 @@ class Site:
         self.there = ["a", "b", "c", "d", "e"]
         self.audit = Audit(self.here.__contains__, interval=60.0, clock=lambda: self.now)
 
+    def lacking(self) -> list[str]:
+        return [job_id for job_id, attempt, sequence in self.audit.lacking() if attempt < sequence]
+
     def pull(self) -> tuple[str | None, list[str]]:
         """Ask Girder as the scheduler does. Return what was asked and what was told."""
-        after, lacking = self.audit.after, self.audit.lacking()
-        page = None if after is None else [i for i in self.there if i > after][:2]
+        after, lacking = self.audit.after, self.lacking()
+        page = None if after is None else [(i, 1, 7) for i in self.there if i > after][:2]
         self.audit.hear(page)
         return after, lacking
 
@@ -45,7 +48,7 @@ def test_what_is_not_here_is_told_once(site: Site) -> None:
 def test_what_came_here_meanwhile_is_not_lacking(site: Site) -> None:
     site.here.discard("a")
     site.pull()
-    assert site.audit.lacking() == ["a"]
+    assert site.lacking() == ["a"]
     site.here.add("a")
     assert site.pull()[1] == []
 
@@ -53,10 +56,10 @@ def test_what_came_here_meanwhile_is_not_lacking(site: Site) -> None:
 def test_without_an_answer_the_same_is_asked_and_told_again(site: Site) -> None:
     site.here.discard("a")
     site.pull()
-    assert (site.audit.after, site.audit.lacking()) == ("b", ["a"])
+    assert (site.audit.after, site.lacking()) == ("b", ["a"])
     assert site.pull() == ("b", ["a"])
 
 
 def test_a_girder_that_knows_no_pages_is_asked_again_and_told_nothing(site: Site) -> None:
     site.audit.hear(None)
-    assert (site.audit.after, site.audit.lacking()) == ("", [])
+    assert (site.audit.after, site.lacking()) == ("", [])

@@ -32,10 +32,16 @@ class Plugin(SchedulerPlugin):
         self.cluster: DaskCluster
         self.open: set[str] = set()
         self.refused: list[str] = []
+        self.numbers: dict[str, Any] = {}  # those that workers were told, by keys
 
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **_details: Any) -> None:
         if start == "released" and key in self.open:
             self.cluster.taken(key)
+        elif start == "released":
+            self.cluster.came_late(key)
+        if finish == "processing":
+            annotations = self.scheduler.tasks[key].annotations or {}
+            self.numbers[key] = annotations.get(ATTEMPT)
         if finish == "memory" and key in self.open:
             assert self.cluster.in_memory(key) > 0
 
@@ -131,6 +137,19 @@ async def test_what_is_closed_before_dask_has_taken_it_is_forgotten() -> None:
         dask.open.clear()
         await soon(lambda: any(a == t.key for t in dask.scheduler.transition_log))
         await soon(lambda: dask.state(a) is None)
+
+
+async def test_what_is_closed_before_dask_has_taken_it_begins_nowhere() -> None:
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
+        first = dask.submit("first")
+        await soon(lambda: dask.state(first) == "memory")
+        a, b = dask.submit("a"), dask.submit("b")
+        assert dask.state(a) is None, "it is on its way"
+        dask.open.discard(a)
+        dask.cluster.drop([a])
+        await soon(lambda: dask.state(b) == "memory")
+        await soon(lambda: dask.state(a) is None)
+        assert dask.numbers == {first: None, a: 0, b: None}
 
 
 async def test_it_connects_again_when_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,13 +119,13 @@ def test_updates_are_sent_with_their_bytes(peer: Peer, api: GirderApi) -> None:
 
 
 def test_claimed_jobs_come_with_their_bytes(peer: Peer, api: GirderApi) -> None:
-    claimed = api.claim("s1", 5, "c", ["d"])
+    claimed = api.claim("s1", 5, "c", [("d", 2, 7)])
     assert claimed == {"specs": [{"id": "a", "payload": b"x"}], "cancel": ["b"]}
     assert json.loads(peer.bodies[-1]) == {
         "scheduler": "s1",
         "limit": 5,
         "after": "c",
-        "lacking": ["d"],
+        "lacking": [["d", 2, 7]],
     }
 
 

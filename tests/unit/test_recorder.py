@@ -717,3 +717,28 @@ async def test_a_value_that_a_proxy_never_takes_is_left_out_and_that_is_said() -
     (update,) = girder.taken
     assert (update.log, update.result) == ("all\n", None)
     assert update.error == "it could not be sent to Girder: Request Entity Too Large"
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_receipts_that_are_too_many_for_a_proxy_take_nothing_along() -> None:
+    girder, post = Girder(), None
+    post = girder.post
+
+    async def refuse_many(wire: list[dict[str, Any]], receipts: list[tuple[str, int]]) -> Any:
+        answer = await post(wire, receipts)
+        if len(receipts) > 3:
+            raise GirderError("Request Entity Too Large", status=413)
+        return answer
+
+    girder.post = refuse_many  # type: ignore[method-assign]
+    async with recording(girder) as recorder:
+        girder.gate.clear()
+        recorder.record(event("a", status=int(S.SUCCESS), log="a", result=b"r"))
+        for n in range(10):
+            recorder.record(event(f"b{n}"))
+        girder.gate.set()
+        assert await recorder.flush(SECONDS)
+    taken = [some for some in girder.receipts if len(some) <= 3]
+    assert sorted(job for some in taken for job, _ in some) == [f"b{n}" for n in range(10)]
+    last = [u for r in girder.requests for u in r][-1]
+    assert (last.log, last.result) == ("a", b"r")
