@@ -95,6 +95,12 @@ class Hand:
         """Whether no run of it has begun, and it is not to end."""
         return self.run is None and not self.told and not self.canceled
 
+    @property
+    def is_with_dask(self) -> bool:
+        """Whether Dask should have it: it neither waits for something nor is to end."""
+        waits = self.parked or self.pause is not None
+        return not (waits or self.told or self.canceled)
+
     def admits(self, event: JobEvent, place: str | None) -> bool:
         """Say whether what a run says is heard; ``place`` is where Dask has placed the job."""
         if event.run is None or event.run == self.run:

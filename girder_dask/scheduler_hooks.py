@@ -32,6 +32,7 @@ from girder_dask.girder_api import GirderApi
 from girder_dask.hand import Backoff
 from girder_dask.jobs import JobSpec
 from girder_dask.leaving import Leaving
+from girder_dask.missing import Missing
 from girder_dask.nanny_hooks import GirderNannyPlugin
 from girder_dask.placement import Placement
 from girder_dask.procedures import Procedures
@@ -100,8 +101,9 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             scheduler.workers.__contains__,
             lambda: self.recorder.is_full,
         )
-        pull_interval = config.seconds("scheduler.pull-interval")
-        self._audit = Audit(self.dispatcher.has, interval=_PULLS_PER_AUDIT * pull_interval)
+        self._missing = Missing(self.dispatcher.hands, self._cluster.has, self._forgotten)
+        self._audit_interval = _PULLS_PER_AUDIT * config.seconds("scheduler.pull-interval")
+        self._audit = Audit(self.dispatcher.has, interval=self._audit_interval)
         grace = config.seconds("scheduler.leave-grace")
         self.leaving = Leaving(scheduler, self.dispatcher, self._cluster, grace)
         # Each connection is used by one thread, so each has one.
@@ -128,6 +130,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         placement = Placement(scheduler, self.dispatcher.has_not_begun)
         self._tasks = [
             self._loop.create_task(placement.run(), name="girder-dask placement"),
+            self._loop.create_task(self._look_for_missing(), name="girder-dask missing"),
             self._loop.create_task(self._cluster.connect(), name="girder-dask client"),
             self._loop.create_task(self.recorder.run(), name="girder-dask recorder"),
             self._loop.create_task(self._pull(), name="girder-dask pull"),
@@ -277,6 +280,16 @@ class GirderSchedulerPlugin(SchedulerPlugin):
                 # Else nobody would be told any more, of any job.
                 logger.exception("It could not be seen why jobs wait")
                 pause = config.seconds("scheduler.pull-interval")
+
+    async def _look_for_missing(self) -> None:
+        """Look for jobs that were lost on their way to Dask."""
+        while True:
+            await asyncio.sleep(self._audit_interval)
+            try:
+                self._missing.look()
+            except Exception:
+                # As above.
+                logger.exception("It could not be seen which jobs Dask has")
 
     async def _inquire(self) -> None:
         """Ask Girder for jobs that others wait for and that are not in hand."""

@@ -35,7 +35,7 @@ ORDER = [
     "gpus", "descendants", "offspring", "interruption", "surroundings", "dependencies", "transfers",
     "child", "warden", "isolation", "station", "runner", "stopping",
     "newest", "cluster", "kept", "hand", "attempts", "gate", "waits", "dispatch", "audit",
-    "delivery", "recorder",
+    "missing", "delivery", "recorder",
     "losses", "shortage",
     "credential", "girder_api", "facts", "link",
     "dask_cluster", "placement", "procedures", "accounts", "leaving", "signals",

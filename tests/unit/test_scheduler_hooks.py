@@ -301,3 +301,15 @@ async def test_a_job_does_not_wait_behind_a_long_one_while_a_thread_is_free(
             gates[1].touch()
             await soon(lambda: girder.ended("b") == S.SUCCESS)
         assert {u["attempt"] for s in late for u in girder.updates(s.id)} == {1}
+
+
+async def test_a_job_that_was_lost_on_its_way_to_dask_is_sent_again(
+    girder: Girder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(girder) as plugin, Nanny(plugin._scheduler.address, nthreads=1):
+        client = await soon(lambda: plugin._cluster._client)
+        with monkeypatch.context() as context:
+            context.setattr(client, "_send_to_scheduler", lambda _message: None)
+            plugin.dispatcher.accept([spec("a", "add_one", 1)])
+        await soon(lambda: girder.ended("a") == S.SUCCESS)
+    assert "Dask forgot the task before it told its end; it runs again" in girder.log("a")
