@@ -31,7 +31,7 @@ _LOOK = 1.0
 _FLUSH_TIME = 3.0
 _CONNECT_PAUSE, _CONNECT_PAUSE_MAX = 0.5, 15.0
 # How many keys are known that were dropped before the scheduler had them.
-_MOST_KNOWN = 10_000
+_MOST_KNOWN = 100_000
 
 
 class DaskCluster:
@@ -79,7 +79,11 @@ class DaskCluster:
         for spec in specs:
             self._waiting[spec.key] = spec, values.get(spec.id, {})
             self._dropped_early.pop(spec.key, None)
-        if self._client is not None:
+        if self._client is not None and self._client.status == "closed":
+            # It does that when it has lost the scheduler for some time.
+            self._client = None
+            self._later(self.connect())
+        elif self._client is not None:
             self._send(self._client)
 
     async def connect(self) -> None:
@@ -203,6 +207,7 @@ class DaskCluster:
         This is within the transition by which the scheduler takes it.
         """
         if key in self._dropped_early:
+            del self._dropped_early[key]
             self.renumber(key, 0)
 
     def _release(self) -> None:
@@ -325,7 +330,7 @@ class DaskCluster:
         return self.losses.why(worker)
 
     def has(self, key: str) -> bool:
-        """Say whether the scheduler has a key, or is about to be sent it."""
+        """Say whether the scheduler has a key, or it waits for a connection."""
         return key in self._scheduler.tasks or key in self._waiting
 
     def placed_on(self, key: str) -> str | None:

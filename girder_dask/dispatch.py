@@ -345,9 +345,9 @@ class Dispatcher:
         self._refuse(hand, reason + hand.losses(self._cluster.why_lost))
 
     def has_not_begun(self, key: str) -> bool:
-        """Say whether a key is that of a job of which no run is known."""
+        """Say whether a key is that of a job that is to run, and of which no run is known."""
         hand = self._by_key.get(key)
-        return hand is not None and hand.run is None and not hand.told
+        return hand is not None and hand.is_queued
 
     def is_open(self, key: str) -> bool:
         """Say whether the end of the job under this key is not known yet."""

@@ -96,10 +96,10 @@ class Hand:
         return self.run is None and not self.told and not self.canceled
 
     @property
-    def is_with_dask(self) -> bool:
-        """Whether Dask should have it: it neither waits for something nor is to end."""
+    def is_on_its_way(self) -> bool:
+        """Whether Dask was given it, and has not placed it anywhere in this attempt."""
         waits = self.parked or self.pause is not None
-        return not (waits or self.told or self.canceled)
+        return self.is_queued and not (waits or self.placed or self.ended_on)
 
     def admits(self, event: JobEvent, place: str | None) -> bool:
         """Say whether what a run says is heard; ``place`` is where Dask has placed the job."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from distributed import Scheduler
@@ -27,6 +26,8 @@ logger = logging.getLogger(__name__)
 _PAUSE = 1.0
 # How many jobs of a worker are looked at: it may have thousands.
 _MOST = 100
+# By how much sums of resources, such as 0.1, may be off.
+_ROUNDING = 1e-9
 
 
 class Placement:
@@ -59,57 +60,61 @@ class Placement:
         """Move jobs that have waited since the last look."""
         before, self._waiting = self._waiting, set()
         stealing: Any = self._scheduler.extensions.get("stealing")
-        free = {ws: _free(ws) for ws in self._scheduler.running if _free(ws) > 0}
-        if stealing is None or not free:
+        if stealing is None:
             return
-        used = {ws: _used(ws) for ws in self._scheduler.workers.values()}
-        for busy in [ws for ws, these in used.items() if _free(ws) < 0 or _is_short(ws, these)]:
+
+        def spare(ws: WorkerState) -> int:
+            """Return how many threads are free; less than 0 if tasks wait for one."""
+            coming: int = stealing.in_flight_tasks.get(ws, 0)
+            return ws.nthreads - (len(ws.processing) - len(ws.long_running) + coming)
+
+        free = [_Free(ws, n) for ws in self._scheduler.running if (n := spare(ws)) > 0]
+        if not free:
+            return
+        for busy in list(self._scheduler.workers.values()):
+            if spare(busy) >= 0 and not _Free(busy, 0).is_short:
+                continue
             waiting = (ts for ts in busy.processing if self._waits(str(ts.key)))
             for ts in itertools.islice(waiting, _MOST):
-                thief = self._thief(ts, free, used)
-                if thief is None or thief is busy:
+                thief = next((f for f in free if f.takes(ts) and f.worker is not busy), None)
+                if thief is None or ts in stealing.in_flight:
                     continue
                 self._waiting.add(ts)
-                if ts in before and stealing.move_task_request(ts, busy, thief) != "in-flight":
-                    free[thief] -= 1
-                    used[thief].update(ts.resource_restrictions or {})
-
-    def _thief(
-        self,
-        ts: TaskState,
-        free: Mapping[WorkerState, int],
-        used: Mapping[WorkerState, Counter[str]],
-    ) -> WorkerState | None:
-        allowed = self._scheduler.valid_workers(ts)
-        for ws, threads in free.items():
-            if threads > 0 and (allowed is None or ws in allowed) and _has(ws, used[ws], ts):
-                return ws
-        return None
+                if ts in before:
+                    stealing.move_task_request(ts, busy, thief.worker)
+                    thief.add(ts)
 
 
-def _free(ws: WorkerState) -> int:
-    """Return how many threads of a worker are free; less than 0 if tasks wait there."""
-    return ws.nthreads - (len(ws.processing) - len(ws.long_running))
+class _Free:
+    """What is free on a worker.
 
-
-def _used(ws: WorkerState) -> Counter[str]:
-    """Return what the tasks on a worker ask for together.
-
-    What Dask itself keeps of it, ``used_resources``, is not changed when it moves a task.
+    What Dask itself keeps of resources, ``used_resources``, is not changed when it moves a task.
     """
-    used: Counter[str] = Counter()
-    if ws.resources:
-        for ts in ws.processing:
-            used.update(ts.resource_restrictions or {})
-    return used
 
+    def __init__(self, worker: WorkerState, threads: int) -> None:
+        self.worker = worker
+        self.is_short = False  # whether tasks wait for a resource
+        self._threads = threads
+        self._resources = dict(worker.resources)
+        if self._resources:
+            for ts in worker.processing:
+                self._use(ts)
+                if self.is_short:
+                    return  # there may be thousands that wait
 
-def _is_short(ws: WorkerState, used: Counter[str]) -> bool:
-    """Say whether tasks on a worker wait for what others there use."""
-    return any(amount > ws.resources.get(name, 0) for name, amount in used.items())
+    def _use(self, ts: TaskState) -> None:
+        for name, amount in (ts.resource_restrictions or {}).items():
+            self._resources[name] = self._resources.get(name, 0) - amount
+            self.is_short |= self._resources[name] < -_ROUNDING
 
+    def takes(self, ts: TaskState) -> bool:
+        """Say whether a task could begin at once."""
+        if self._threads < 1 or ts.worker_restrictions or ts.host_restrictions:
+            return False
+        asked = (ts.resource_restrictions or {}).items()
+        return all(self._resources.get(name, 0) + _ROUNDING >= n for name, n in asked)
 
-def _has(ws: WorkerState, used: Counter[str], ts: TaskState) -> bool:
-    """Say whether what a task asks for is not in use on a worker."""
-    asked = ts.resource_restrictions or {}
-    return all(used[name] + n <= ws.resources.get(name, 0) for name, n in asked.items())
+    def add(self, ts: TaskState) -> None:
+        """Count a task that is to come."""
+        self._threads -= 1
+        self._use(ts)

@@ -101,7 +101,9 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             scheduler.workers.__contains__,
             lambda: self.recorder.is_full,
         )
-        self._missing = Missing(self.dispatcher.hands, self._cluster.has, self._forgotten)
+        self._missing = Missing(
+            self.dispatcher.hands, self._cluster.has, self.dispatcher.gate.start
+        )
         self._audit_interval = _PULLS_PER_AUDIT * config.seconds("scheduler.pull-interval")
         self._audit = Audit(self.dispatcher.has, interval=self._audit_interval)
         grace = config.seconds("scheduler.leave-grace")
@@ -179,9 +181,9 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **details: Any) -> None:
         """Pass what Dask does with our keys on. Only look-ups for keys that are not ours."""
+        if start == "released" and not self.dispatcher.is_open(key):
+            self._cluster.came_late(key)
         if key not in self.dispatcher:
-            if start == "released":
-                self._cluster.came_late(key)
             return
         worker = details.get("worker")
         if start == "released" and self.dispatcher.is_open(key):

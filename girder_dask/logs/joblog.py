@@ -44,7 +44,7 @@ current: ContextVar[JobLog | None] = ContextVar("girder_dask_log", default=None)
 _LOOP_PATIENCE = 1.0
 
 #: Seconds in which a subprocess is expected to end a line, which the pipe may have cut.
-_PIPE_PATIENCE = 0.1
+_PIPE_PATIENCE = 0.5
 
 #: The pipe and the end of a long log, as writers of lines. The numbers of threads are positive.
 _PIPE, _END = -1, -2
@@ -160,6 +160,8 @@ class JobLog:
                 writer = threading.get_ident()
                 if decoded[-1:] != "\n":
                     self._places[writer] = caller()
+                elif self._places:
+                    self._places.pop(writer, None)
                 self._add(writer, decoded)
                 decoded = ""
             announce = not self._announced and self._must_announce()

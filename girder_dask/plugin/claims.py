@@ -38,6 +38,17 @@ SEND_TIME = timedelta(seconds=30)
 #: answer is taken for lost and the job is handed over again.
 ANSWER_TIME = timedelta(seconds=60)
 
+#: How often a job begins anew that its scheduler lacks, though it had taken it. One whose updates
+#: Girder cannot apply would do so for ever.
+MOST_LACKED = 5
+
+NO_CALL = "What is needed to run this job is no longer in the database."
+LACKED = (
+    f"The scheduler has let go of this job {MOST_LACKED + 1} times before Girder knew of its end, "
+    "so it is not run again. Look in the logs of Girder and the scheduler for updates of it that "
+    "were refused."
+)
+
 #: How often the tokens of unfinished jobs are looked after, in seconds, and when one is
 #: renewed.
 RENEW_INTERVAL = 600.0
@@ -260,6 +271,10 @@ def _take(
         return True
     if record is None or not record["payload_bytes"]:
         return _give_up(history, now)
+    if is_lacking:
+        dask["lacked"] = dask.get("lacked", 0) + 1
+        if dask["lacked"] > MOST_LACKED:
+            return _give_up(history, now, LACKED)
     if is_lacking or dask["scheduler"] not in (None, scheduler):
         why = "did not have the job any more" if is_lacking else "was restarted"
         dask.update(attempt=dask["attempt"] + 1, sequence=0)
@@ -273,8 +288,7 @@ def _take(
     return True
 
 
-def _give_up(history: History, now: datetime) -> bool:
-    error = "What is needed to run this job is no longer in the database."
+def _give_up(history: History, now: datetime, error: str = NO_CALL) -> bool:
     logger.error("Job %s: %s", history.id, error)
     history.write(f"{error}\n", ends=True)
     history.advance(JobStatus.ERROR, now)

@@ -29,6 +29,8 @@ __all__ = ["Dask"]
 logger = logging.getLogger(__name__)
 
 _MOST_JOBS = 10_000
+# Jobs in one page of those that a scheduler should have. Each page goes over all of them.
+_PAGE = 5_000
 
 TokenScope.describeScope(
     SCOPE,
@@ -171,7 +173,7 @@ class Dask(Resource):
         return {
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],
             "cancel": claim.cancel,
-            "held": None if after is None else store.held(_scheduler(body), after, limit),
+            "held": None if after is None else store.held(_scheduler(body), after, _PAGE),
         }
 
     def _require_scheduler(self) -> None:

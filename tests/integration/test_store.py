@@ -885,8 +885,11 @@ class Promised:
     def apply(self, scheduler: str, news: JobUpdate) -> str | None:
         """Return what the scheduler is told."""
         is_new = news.attempt > self.position[0]
+        ends = any(status in FINAL for status, _ in news.statuses or ())
         if self.scheduler not in (None, scheduler) or (is_new and self.states[-1] in FINAL):
-            return None if self.scheduler == scheduler else "stale"
+            if self.scheduler != scheduler:
+                return "stale"
+            return "cancel" if self.states[-1] == JobStatus.CANCELED and not ends else None
         if news.attempt < self.position[0]:
             return None
         if (news.attempt, news.sequence) > self.position:
@@ -896,7 +899,6 @@ class Promised:
                 self.reach(JobStatus(status))
         elif news.sequence == 0:
             self.scheduler = scheduler
-        ends = any(status in FINAL for status, _ in news.statuses or ())
         stops = self.states[-1] in (JobStatus.CANCELING, JobStatus.CANCELED)
         return "cancel" if stops and not ends else None
 
