@@ -16,7 +16,9 @@ from girder_dask.patience import TIMEOUT, Elsewhere, Patience, ask
 
 __all__ = ["DiskFull", "FileChanged", "download", "version"]
 
-_PIECE = 1 << 17  # what has come of a piece is lost when the connection breaks
+# What has come of a piece is lost when the connection breaks. The memory of one of 128 KiB would
+# come from the system each time: M_MMAP_THRESHOLD of mallopt(3), which stays so in Dask's workers.
+_PIECE = 124 << 10
 _MOST_REDIRECTS = 5
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

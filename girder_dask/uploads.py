@@ -6,8 +6,9 @@ import hashlib
 import mimetypes
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urlencode
 
 import requests
@@ -48,7 +49,7 @@ class _Span:
     """A part of a file as the body of a request. It is read while it is sent."""
 
     def __init__(
-        self, source: BinaryIO, offset: int, size: int, sent: Callable[[int], None]
+        self, source: BufferedReader, offset: int, size: int, sent: Callable[[int], None]
     ) -> None:
         self._source = source
         self._offset = offset
@@ -58,12 +59,15 @@ class _Span:
     def __len__(self) -> int:
         return self._size
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[memoryview]:
+        # One buffer for all pieces. In a worker of Dask the memory of each new one would come
+        # from the system and go back to it, which takes longer than to read and to send it.
+        buffer = memoryview(bytearray(min(self._size, _PIECE)))
         self._source.seek(self._offset)
         left = self._size
-        while left and (piece := self._source.read(min(left, _PIECE))):
-            left -= len(piece)
-            yield piece
+        while left and (count := self._source.readinto(buffer[: min(left, _PIECE)])):
+            left -= count
+            yield buffer[:count]
             self._sent(self._offset + self._size - left)
 
 
