@@ -67,7 +67,9 @@ def updated(
         "ratios": {**{name: before["ratios"][name] for name in goals}, **report["ratios"]},
         "goals": {**goals, **report["goals"]},
         "results": [*report["results"], *rest],
-        "before": {"taken": before["taken"], "cases": sorted(names)},
+        "before": {
+            name: before.get("before", {}).get(name, before["taken"]) for name in sorted(names)
+        },
     }
 
 
@@ -93,8 +95,9 @@ def about(report: Mapping[str, Any]) -> str:
     jobs = report["settings"]["jobs"]
     other = f" The cases had {jobs:,} jobs, and not those that are named." if jobs else ""
     if before := report.get("before"):
-        named = ", ".join(f"`{name}`" for name in before["cases"])
-        other += f" The cases {named} were measured in a run before it, on {before['taken']}."
+        for day in sorted(set(before.values())):
+            named = ", ".join(f"`{name}`" for name, taken in before.items() if taken == day)
+            other += f" The cases {named} were measured in a run before it, on {day}."
     return (
         f"Measured on {report['taken']} on {machine['cores']} cores ({machine['cpu']}) with "
         f"{machine['memory_gib']} GiB, {machine['os']}, Python {machine['python']}, with {packages}"

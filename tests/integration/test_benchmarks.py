@@ -124,7 +124,7 @@ def test_a_run_of_some_cases_keeps_what_there_is_of_others():
     assert both["ratios"] == {"map_vs_dask": 0.5, "submit_vs_girder_worker": 5.0}
     assert [both["goals"][name]["met"] for name in both["ratios"]] == [False, True]
     assert {r["case"] for r in both["results"]} == {"map", "submit"}
-    assert both["before"] == {"taken": "2026-01-01", "cases": ["map"]}
+    assert both["before"] == {"map": "2026-01-01"}
     again = report.updated(found("2026-03-01", "map", "map_vs_dask", 0.7), both, ["map"])
     assert again["ratios"] == {"map_vs_dask": 0.7, "submit_vs_girder_worker": 5.0}
     assert [r["value"] for r in again["results"] if r["case"] == "map"] == [0.7]
