@@ -181,13 +181,12 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **details: Any) -> None:
         """Pass what Dask does with our keys on. Only look-ups for keys that are not ours."""
-        if start == "released" and not self.dispatcher.is_open(key):
-            self._cluster.came_late(key)
+        if start == "released":
+            is_open = self.dispatcher.is_open(key)
+            (self._cluster.taken if is_open else self._cluster.came_late)(key)
         if key not in self.dispatcher:
             return
         worker = details.get("worker")
-        if start == "released" and self.dispatcher.is_open(key):
-            self._cluster.taken(key)
         if finish == "processing":
             self.dispatcher.placed(key, self._cluster.placed_on(key) or "")
         elif finish == "memory":
