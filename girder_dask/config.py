@@ -1,13 +1,15 @@
 """Reads of the ``girder:`` part of Dask's configuration.
 
-The defaults, with a comment on each, are in ``girder_dask.yaml`` beside this module.
-Nothing is read at import: call :func:`get`, :func:`seconds` or :func:`nbytes` where a
-value is needed. Dask itself is imported then, so that importing tasks stays quick.
+The defaults, with a comment on each, are in ``girder_dask.yaml`` beside this module. They are
+registered with Dask when this module is imported after Dask, else at the first read, so that
+importing tasks stays quick. A value that is not in Dask's configuration, because
+``dask.config.set`` or ``dask.config.refresh`` has taken it out, is read from the defaults.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +17,51 @@ from girder_dask.errors import GirderDaskError
 
 __all__ = ["credential", "get", "nbytes", "seconds", "seconds_or_none"]
 
+_NAMESPACE = "girder"
+_UNSET = object()
+
 
 @functools.cache
-def _load_defaults() -> None:
-    import dask.config
+def _defaults() -> dict[str, Any]:
     import yaml
 
-    with (Path(__file__).parent / "girder_dask.yaml").open() as f:
-        dask.config.update_defaults(yaml.safe_load(f))
+    defaults: dict[str, Any] = yaml.safe_load(
+        (Path(__file__).parent / "girder_dask.yaml").read_text(encoding="utf-8")
+    )
+    return defaults
+
+
+def _register_defaults() -> None:
+    """Add the defaults to Dask's own, once, and to its configuration where they are missing."""
+    import dask.config
+
+    if not any(registered is _defaults() for registered in dask.config.defaults):
+        dask.config.update_defaults(_defaults())
+    elif _NAMESPACE not in dask.config.config:
+        # The end of a `dask.config.set` that was the first to name the namespace removes all of it.
+        dask.config.update(dask.config.config, _defaults(), priority="old")
 
 
 def get(key: str) -> Any:
     """Return the value of ``girder.<key>``.
 
+    Raises
+    ------
+    KeyError
+        If there is no such setting.
+
+    Examples
+    --------
     >>> get("worker.log-level")
     'INFO'
     """
     import dask.config
 
-    _load_defaults()
-    return dask.config.get(f"girder.{key}")
+    _register_defaults()
+    name = f"{_NAMESPACE}.{key}"
+    value = dask.config.get(name, default=_UNSET)
+    # A mapping that was set as a whole, {"girder": {"worker": {…}}}, lacks what it does not name.
+    return dask.config.get(name, config=_defaults()) if value is _UNSET else value
 
 
 def seconds(key: str) -> float:
@@ -89,3 +116,7 @@ def credential() -> str | None:
             f"The scheduler's credential cannot be read from {path} ({e.strerror}). Make one "
             "with 'girder-dask credential --output FILE' and point girder.credential-file at it."
         ) from e
+
+
+if "dask" in sys.modules:
+    _register_defaults()

@@ -44,6 +44,54 @@ def test_what_is_set_comes_first_and_plain_numbers_are_seconds_and_bytes() -> No
     assert config.seconds("worker.cancel-grace") == 5.0
 
 
+NEW_PROCESS = """
+import dask.config
+from girder_dask import config
+
+dask.config.defaults[:] = [d for d in dask.config.defaults if "girder" not in d]
+dask.config.config.pop("girder", None)  # as before the first use
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["{'girder.worker.log-level': 'DEBUG'}", "{'girder': {'worker': {'log-level': 'DEBUG'}}}"],
+)
+def test_the_defaults_survive_a_first_use_within_set(change: str) -> None:
+    shown = run(
+        f"{NEW_PROCESS}"
+        f"with dask.config.set({change}):\n"
+        "    print(config.get('worker.log-level'), config.get('max-log'), end=' ')\n"
+        "    print(config.get('worker.max-result'))\n"
+        "print(config.get('worker.log-level'), config.get('max-log'))\n"
+        "print(dask.config.get('girder.scheduler.pull-interval'))\n"
+    )
+    assert shown.splitlines() == ["DEBUG 256 MiB 1 MiB", "INFO 256 MiB", "10 s"]
+
+
+def test_the_defaults_survive_refresh() -> None:
+    shown = run(
+        "import dask.config; from girder_dask import config;"
+        "dask.config.set({'girder.max-log': 1}); print(config.get('max-log'));"
+        "dask.config.refresh(); print(config.get('max-log'));"
+        "print(dask.config.get('girder.worker.log-level'))"
+    )
+    assert shown.split("\n") == ["1", "256 MiB", "INFO"]
+
+
+def test_dask_knows_the_defaults_once_both_are_imported() -> None:
+    shown = run(
+        "import dask.config, girder_dask.config; print(dask.config.get('girder.worker.log-level'))"
+    )
+    assert shown == "INFO"
+
+
+def test_the_defaults_are_registered_once() -> None:
+    config.get("max-log")
+    config.get("max-log")
+    assert sum("girder" in defaults for defaults in dask.config.defaults) == 1
+
+
 def test_a_setting_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(KeyError):
         config.get("worker.colour")

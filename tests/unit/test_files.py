@@ -17,7 +17,6 @@ from typing import Any
 import dask
 import pytest
 
-from girder_dask import config
 from girder_dask.downloads import DiskFull
 from girder_dask.files import FileCache, open_cache
 from tests.unit import cache_process
@@ -386,12 +385,6 @@ def test_processes_that_want_more_than_there_is_room_for(start: Any, cache: File
 
 
 # -- configuration ---------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def defaults() -> None:
-    """Read the defaults now: those read within ``dask.config.set`` end with it."""
-    config.get("worker.cache-size")
 
 
 @pytest.mark.parametrize("value", [False, "", "false", " False "])
