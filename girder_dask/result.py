@@ -114,6 +114,15 @@ class JobResult:
                 self.refresh()  # which says why there is none
         return JobStatus(self._job["status"])
 
+    @property
+    def waits_for(self) -> str:
+        """Why the job waits in the queue, asked for now; empty if it waits for its turn alone.
+
+        The same sentence stands beside the state on the job's page.
+        """
+        _ = self.status
+        return waits_for(self._job)
+
     def _heard(self, state: Mapping[str, Any]) -> None:
         """Take note of a state that Girder has told, perhaps of many jobs at once."""
         if self._job.get("status") not in FINAL:

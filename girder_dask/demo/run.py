@@ -231,12 +231,12 @@ def _find_image(name: str) -> Path:
     if importlib.util.find_spec("girder_coins") is None:
         raise GirderDaskError(
             "The demo's task is in the example package girder_coins, which is not installed. In "
-            "the directory of girder_dask's source: pip install './examples/coins[girder,worker]'"
+            "the directory of girder_dask's source: pip install . './examples/coins[girder,worker]'"
         )
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise GirderDaskError(
-            "The demo's task needs scikit-image: pip install './examples/coins[worker]'"
+            "The demo's task needs scikit-image: pip install . './examples/coins[worker]'"
         )
     path = Path(spec.submodule_search_locations[0]) / "data" / name
     if not path.is_file():

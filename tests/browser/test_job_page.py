@@ -146,6 +146,55 @@ def test_page_lists_the_artifacts(girder_stack: Any, girder_user: Any, page: Pag
     assert answer.body() == b"24 coins"
 
 
+def test_page_of_a_map_shows_its_bar_and_its_children(
+    girder_stack: Any, girder_user: Any, page: Page, tmp_path: Path
+) -> None:
+    def start() -> list[str]:
+        from my_worker_tasks import slow
+
+        jobs = slow.map([0.5] * 30, [1] * 30, girder_job_title="<b>thirty")
+        return [str(jobs.id), *(str(job.id) for job in jobs)]
+
+    parent, *children = girder_stack.call(start, user=girder_user)
+    page.goto(f"{girder_stack.girder}/#job/{parent}")
+    page.evaluate("window.notReloaded = true")
+    bar = page.locator(".g-dask-progress .progress-bar")
+    expect(bar).to_be_visible(timeout=_LIVE)
+    expect(page.locator(".g-dask-progress")).to_contain_text("of 30 jobs have ended")
+    links = page.locator(".g-dask-children a")
+    expect(links).to_have_count(20, timeout=_LIVE)
+    expect(page.locator(".g-dask-children li").last).to_have_text("and 10 more")
+    expect(bar).to_have_text("100%", timeout=3 * _LIVE)
+    expect(page.locator(".g-dask-children")).to_contain_text("Success", timeout=_LIVE)
+    assert page.evaluate("window.notReloaded") is True
+    page.screenshot(path=str(tmp_path / "map.png"))
+
+    links.first.click()
+    expect(page.locator(".g-dask-parent a")).to_have_text("<b>thirty", timeout=_LIVE)
+    assert page.url.endswith(f"#job/{children[0]}")
+    page.locator(".g-dask-parent a").click()
+    expect(links).to_have_count(20, timeout=_LIVE)
+
+
+def test_page_shows_the_progress_of_a_job(girder_stack: Any, girder_user: Any, page: Page) -> None:
+    job_id = start_slow(girder_user.client, 0.1, 1)
+    girder_stack.wait(job_id)
+
+    def report(job_id: str) -> None:
+        from girder_jobs.models.job import Job
+
+        job = Job().load(job_id, force=True)
+        Job().collection.update_one(
+            {"_id": job["_id"]},
+            {"$set": {"progress": {"total": 8.0, "current": 2.0, "message": "<i>Reading"}}},
+        )
+
+    girder_stack.call(report, job_id)
+    page.goto(f"{girder_stack.girder}/#job/{job_id}")
+    expect(page.locator(".g-dask-progress .progress-bar")).to_have_text("25%", timeout=_LIVE)
+    expect(page.locator(".g-dask-progress")).to_contain_text("<i>Reading")
+
+
 def test_page_names_the_states_of_our_own(girder_stack: Any, girder_user: Any, page: Page) -> None:
     job_id = start_slow(girder_user.client, 0.1, 1)
     girder_stack.wait(job_id)

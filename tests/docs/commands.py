@@ -92,6 +92,9 @@ def _check_benchmarks(arguments: Sequence[str]) -> None:
 
 def _check_pip(arguments: Sequence[str]) -> None:
     assert arguments[0] == "install", arguments
+    names = [found["name"] for a in arguments[1:] if (found := _REQUIREMENT.fullmatch(a))]
+    if any(name.startswith("./") for name in names):
+        assert "." in names, "the package needs girder_dask, which no index of packages has: name ."
     for argument in arguments[1:]:
         if argument in ("-e", "-U"):
             continue

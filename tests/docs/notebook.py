@@ -42,7 +42,7 @@ def _environment(stack: Any, names: dict[str, Any]) -> Iterator[None]:
         made = stack.admin.post("api_key", parameters={"name": "page", "active": "true"})
         names["_key"] = made["key"]
     variables = {"GIRDER_URL": stack.girder, "GIRDER_API_KEY": names["_key"]}
-    with mock.patch.dict(os.environ, {**variables, "DASK_SCHEDULER": stack.scheduler}):
+    with mock.patch.dict(os.environ, {**variables, "DASK_SCHEDULER_ADDRESS": stack.scheduler}):
         yield
 
 

@@ -28,7 +28,7 @@ def executed(girder_stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Any
             **os.environ,
             "GIRDER_URL": girder_stack.girder,
             "GIRDER_API_KEY": key["key"],
-            "DASK_SCHEDULER": girder_stack.scheduler,
+            "DASK_SCHEDULER_ADDRESS": girder_stack.scheduler,
         }
     )
     client.nb.metadata["key"] = key["key"]

@@ -52,6 +52,15 @@ def test_of_an_id_alone_the_document_is_asked_for_once(backend: RecordingBackend
     assert repr(result) == "<JobResult a 'Count' QUEUED>"
 
 
+def test_waits_for_is_asked_for_now(backend: RecordingBackend) -> None:
+    result = job(backend)
+    assert result.waits_for == ""
+    backend.jobs["a"]["dask"] = {"waits": "no worker is there"}
+    assert result.waits_for == "no worker is there"
+    backend.jobs["a"]["status"] = int(S.RUNNING)
+    assert result.waits_for == ""
+
+
 def test_it_says_why_the_job_waits(backend: RecordingBackend) -> None:
     result = job(backend, dask={"task": "m:count", "waits": "no worker is there"})
     told = "<JobResult a 'Count' QUEUED, waiting: no worker is there>"

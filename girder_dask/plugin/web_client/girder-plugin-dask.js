@@ -1,6 +1,12 @@
-/* The states and artifacts of jobs on Girder's job page, and the settings of the plugin. */
+/*
+ * What this plugin adds to Girder's pages: on that of a job its states, progress, parent,
+ * children and artifacts, and a page for the settings.
+ */
 (function () {
     'use strict';
+
+    const MOST_CHILDREN = 20;
+    const CHILDREN_INTERVAL = 2000; // ms between two looks at the children of a running job
 
     // The numbers are those of girder_worker. Where its plugin is there too, either may
     // come first: both say the same.
@@ -45,12 +51,18 @@
                 initialize.apply(this, args);
                 if (this.job.get('handler') === 'dask_handler') {
                     followLog(this);
+                    followProgress(this);
                 }
             };
             const render = page.render;
             page.render = function (...args) {
                 render.apply(this, args);
                 showWait(this);
+                if (this.job.get('handler') === 'dask_handler') {
+                    showProgress(this);
+                    showParent(this);
+                    showChildren(this);
+                }
                 showArtifacts(this);
                 return this;
             };
@@ -122,6 +134,105 @@
             note.textContent = ` Waiting: ${dask.waits}.`;
             page.$('.g-job-status-badge').after(note);
         }
+    }
+
+    /* Draws the progress of a job below its state: the bar is that of Bootstrap. */
+    function showProgress(page) {
+        page.$('.g-dask-progress').remove();
+        const { total, current, message } = page.job.get('progress') || {};
+        if (!(total > 0)) {
+            return;
+        }
+        const percent = Math.round(100 * Math.min(1, Math.max(0, current / total)));
+        const bar = make('div', 'progress-bar', `${percent}%`);
+        bar.setAttribute('role', 'progressbar');
+        bar.setAttribute('aria-valuenow', percent);
+        bar.style.width = `${percent}%`;
+        bar.style.minWidth = '3em';
+        const frame = make('div', 'progress');
+        frame.style.marginBottom = '0';
+        frame.append(bar);
+        const box = make('div', 'g-field-container g-dask-progress');
+        box.append(make('div', 'g-job-info-key', 'Progress:'), frame, message || '');
+        page.$('.g-job-status-badge').closest('.g-field-container').after(box);
+    }
+
+    /* Moves the bar when the job or one of its children says how far it is. */
+    function followProgress(page) {
+        const refresh = girder._.throttle(() => showChildren(page), CHILDREN_INTERVAL);
+        page.listenTo(girder.utilities.eventStream, 'g:event.progress', ({ data }) => {
+            if (((data || {}).resource || {})._id === page.job.id) {
+                const { total, current, message } = data;
+                page.job.set('progress', { total, current, message });
+                showProgress(page);
+                refresh();
+            }
+        });
+    }
+
+    /* Links the job that has started this one. */
+    function showParent(page) {
+        const id = page.job.get('parentId');
+        if (!id) {
+            return;
+        }
+        const link = linkTo({ _id: id, title: id });
+        const box = make('div', 'g-field-container g-dask-parent');
+        box.append(make('div', 'g-job-info-key inline', 'Parent job: '), ' ', link);
+        page.$('.g-job-status-badge').closest('.g-field-container').before(box);
+        restRequest({ url: `job/${id}`, error: null }).done((parent) => {
+            link.textContent = parent.title;
+        });
+    }
+
+    /* Lists the first of the jobs that this one has started, and says how many more there are. */
+    function showChildren(page) {
+        const owner = page.job.get('userId'); // shown to site administrators alone
+        restRequest({
+            url: 'job',
+            data: {
+                parentId: page.job.id,
+                limit: MOST_CHILDREN + 1,
+                sort: '_id',
+                sortdir: 1,
+                ...(owner ? { userId: owner } : {})
+            },
+            error: null // only who administers the job may list its children
+        }).done((children) => {
+            page.$('.g-dask-children').remove();
+            if (!children.length) {
+                return;
+            }
+            const list = make('ul');
+            for (const child of children.slice(0, MOST_CHILDREN)) {
+                const state = girder.plugins.jobs.JobStatus.text(child.status);
+                const entry = make('li');
+                entry.append(linkTo(child), ` ${state}`);
+                list.append(entry);
+            }
+            const { total } = (page.job.get('dask') || {}).group || {};
+            if (children.length > MOST_CHILDREN) {
+                const left = total ? (total - MOST_CHILDREN).toLocaleString() : '';
+                list.append(make('li', '', `and ${left} more`.replace('  ', ' ')));
+            }
+            const box = make('div', 'g-dask-children');
+            box.append(make('div', 'g-job-info-key', 'Child jobs:'), list);
+            page.$('.g-job-status-badge').closest('.g-field-container').after(box);
+            page.$('.g-dask-progress').after(box);
+        });
+    }
+
+    function make(tag, className = '', text = '') {
+        const element = document.createElement(tag);
+        element.className = className;
+        element.textContent = text;
+        return element;
+    }
+
+    function linkTo(job) {
+        const link = make('a', '', job.title);
+        link.href = `#job/${encodeURIComponent(job._id)}`;
+        return link;
     }
 
     /* Lists the files that a job has left below the rest of its page, if there are any. */
