@@ -149,6 +149,7 @@ class Run:
             return self._failed(e)
         finally:
             self._clean_up()
+            self._outlet.log.own.end()
             context.current.reset(token)
 
     def _run(self) -> _End:

@@ -23,6 +23,7 @@ from girder_dask.logs import leftovers
 from girder_dask.logs.bound import Bound
 from girder_dask.logs.characters import Characters
 from girder_dask.logs.lines import RETRY, Lines
+from girder_dask.logs.overlay import Overlay
 from girder_dask.logs.pipe import ChildOutput, JobPipe
 from girder_dask.logs.printing import (
     caller,
@@ -102,6 +103,8 @@ class JobLog:
     ) -> None:
         #: The warnings that this job has shown, see :mod:`girder_dask.logs`.
         self.warned: set[Hashable] = set()
+        #: What the job has set of the process's state for itself alone.
+        self.own = Overlay()
         self._on_text = on_text
         self._capacity = capacity
         # Reentrant: the garbage collector may run a __del__ that prints while it is held.
