@@ -25,6 +25,7 @@ from girder_dask.plugin import (
     repeats,
     starts,
     submission_rest,
+    sweeper,
     testing_rest,
     uploads,
 )
@@ -73,3 +74,4 @@ class DaskPlugin(GirderPlugin):
         )
         submit.install(backend)
         backend.connect()
+        sweeper.start()

@@ -258,9 +258,11 @@ class GirderBackend:
 
 
 def _hand_over(scheduler: str | None, job_ids: Sequence[str]) -> Collection[str]:
-    # First: then nobody else makes tokens for them.
-    taken = () if scheduler is None else store.hand_over(scheduler, job_ids)
+    # Before the jobs are looked at: what is handed over has not ended, so that its end deletes the
+    # token. Of the rest, some may have ended before their tokens were there.
     tokens.store(tokens.pending.take(job_ids))
+    taken = set() if scheduler is None else store.hand_over(scheduler, job_ids)
+    tokens.drop_ended([ObjectId(job_id) for job_id in job_ids if job_id not in taken])
     return taken
 
 

@@ -12,7 +12,7 @@ from girder.exceptions import GirderException
 from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
-from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.jobs import FINAL, HANDLER, JobStatus
 from girder_dask.plugin import groups, records
 from girder_dask.plugin.history import History
 from girder_dask.plugin.updates import MOST_ROUNDS, publish, save, without_log
@@ -235,16 +235,19 @@ def ended_by_others(job: dict[str, Any]) -> bool:
     bool
         Whether the scheduler is to be told.
     """
-    if job["status"] not in FINAL or not job.get("dask", {}).get("open"):
+    if job["status"] not in FINAL or (job.get("handler") != HANDLER and not job.get("dask")):
         return False
-    Job().collection.update_one(
-        {"_id": job["_id"]},
+    # The document that is given may have been read before the job was queued.
+    ended = Job().collection.update_one(
+        {"_id": job["_id"], "dask.open": True, "status": job["status"]},
         {
             "$unset": {"dask.open": True, "dask.waits": True, "dask.unreached": True},
             "$set": {"dask.remind": True},
         },
     )
-    job["dask"].pop("open", None)
+    if not ended.modified_count:
+        return False
+    (job.get("dask") or {}).pop("open", None)
     records.clean([job["_id"]])
     groups.follow([job])
     return True

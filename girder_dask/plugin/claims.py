@@ -330,7 +330,7 @@ def _ensure_tokens(
     list
         Those that can have none, as their owner was deleted.
     """
-    tokens.store(tokens.pending.take(history.id for history in taken))
+    tokens.store_of_existing(tokens.pending.take(history.id for history in taken))
     own = {history.id: history for history in taken if known[history.id]["own_token"]}
     expiry = tokens.valid_until(known[job_id]["token"] or "" for job_id in own)
     users = owners(history.job["userId"] for history in own.values())
@@ -341,13 +341,13 @@ def _ensure_tokens(
         if expires is None and user_id is not None and user_id not in users:
             orphans.append(history)
         elif expires is None:
-            made[job_id] = tokens.build(users.get(user_id), now)
+            made[job_id] = tokens.build(users.get(user_id), now, job_id)
             known[job_id]["token"] = made[job_id]["_id"]
         elif expires < now + tokens.LIFETIME - RENEW_AFTER:
             renewed.append(known[job_id]["token"])
     tokens.renew(renewed)
     if made:
-        tokens.store(list(made.values()))
+        tokens.store_of_existing(list(made.values()))
         records.set_tokens({job_id: token["_id"] for job_id, token in made.items()})
     return orphans
 

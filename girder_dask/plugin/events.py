@@ -13,7 +13,7 @@ from girder.models.token import Token
 
 from girder_dask.errors import GirderDaskError
 from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
-from girder_dask.plugin import artifacts, chunks, groups, settings, store
+from girder_dask.plugin import artifacts, chunks, groups, records, settings, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.notices import EVENT_HANDLER
 
@@ -101,6 +101,9 @@ class _Removed:
         job = event.info
         artifacts.remove_all(ObjectId(job["_id"]))
         if _is_ours(job) or job.get("dask"):
+            if not groups.is_group(job):
+                # First: a token that is stored from now on is not kept.
+                records.close(ObjectId(job["_id"]))
             store.forget([ObjectId(job["_id"])])
             chunks.forget([ObjectId(job["_id"])])
             if job.get("status") not in FINAL:

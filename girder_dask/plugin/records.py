@@ -16,7 +16,7 @@ from girder.models.model_base import Model
 from girder_jobs.models.job import Job
 from pymongo import ReadPreference, UpdateOne
 
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import FINAL, JobSpec, JobStatus
 from girder_dask.plugin import tokens
 from girder_dask.plugin.database import insert
 
@@ -34,6 +34,7 @@ __all__ = [
     "DaskJob",
     "DaskPayload",
     "clean",
+    "close",
     "collection",
     "dependencies",
     "ensure_indices",
@@ -167,6 +168,7 @@ def ensure_indices() -> None:
     Job().ensureIndex(([("parentId", 1), ("status", 1)], {"name": CHILDREN_INDEX}))
     DaskJob()
     DaskPayload()
+    tokens.ensure_index()
 
 
 def store_records(specs: Sequence[JobSpec], own_tokens: Sequence[bool]) -> None:
@@ -300,7 +302,9 @@ def clean(job_ids: Sequence[ObjectId]) -> None:
     these = {"_id": {"$in": list(job_ids)}}
     fields = {"token": 1, "own_token": 1, "payload_bytes": 1, "inline": {"$gt": ["$payload", None]}}
     found = list(collection(DaskJob()).find(these, fields))
-    tokens.delete(record["token"] for record in found if record["own_token"] and record["token"])
+    # By both: tokens of an earlier version do not name their job.
+    own = (record["token"] for record in found if record["own_token"] and record["token"])
+    tokens.delete(own, of=job_ids)
     apart = [record["_id"] for record in found if record["payload_bytes"] and not record["inline"]]
     if apart:
         DaskPayload().collection.delete_many({"job": {"$in": apart}})
@@ -312,9 +316,17 @@ def clean(job_ids: Sequence[ObjectId]) -> None:
 def forget(job_ids: Sequence[ObjectId]) -> None:
     """Delete all that is kept of jobs besides their job documents."""
     tokens.pending.take(job_ids)
-    tokens.delete(own_tokens(job_ids))
+    tokens.delete(own_tokens(job_ids), of=job_ids)
     DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
     DaskJob().collection.delete_many({"_id": {"$in": list(job_ids)}})
+
+
+def close(job_id: ObjectId) -> None:
+    """End an unfinished job that is about to be deleted, so that nobody hands or queues it now."""
+    Job().collection.update_one(
+        {"_id": job_id, "status": {"$nin": [int(status) for status in FINAL]}},
+        {"$set": {"status": int(JobStatus.CANCELED)}, "$unset": {"dask.open": True}},
+    )
 
 
 def set_tokens(ids: Mapping[Any, str]) -> None:

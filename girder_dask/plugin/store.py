@@ -233,7 +233,7 @@ def _draft(
     owner = submission.user if submission.user is not None else user
     dask = {**_NEW, "task": submission.task, "package": submission.package}
     job = documents.build(submission, owner, now, dask, parent)
-    own = None if submission.token else tokens.build(owner, now)
+    own = None if submission.token else tokens.build(owner, now, job["_id"])
     token = own["_id"] if own else _token_id(submission.token)
     spec = JobSpec(
         id=str(job["_id"]),
@@ -345,7 +345,7 @@ def adopt(job: dict[str, Any], user: Mapping[str, Any] | None, api_url: str | No
         job["args"], job["kwargs"], (), task=task, limit=config.nbytes("max-payload")
     )
     now = datetime.now(timezone.utc)
-    token = tokens.build(user, now)
+    token = tokens.build(user, now, job["_id"])
     spec = JobSpec(
         id=str(job["_id"]),
         attempt=1,

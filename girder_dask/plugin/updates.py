@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -254,12 +254,19 @@ def _that_hold(tried: list[History]) -> list[History]:
     return [
         history
         for history in tried
-        if (job := positions.get(history.id)) is not None
-        and (job["dask"]["attempt"], job["dask"]["sequence"]) == history.position
-        and job["status"] == history.job["status"]
-        and job["dask"]["scheduler"] == history.dask["scheduler"]
-        and all(job["dask"].get(key) == history.dask.get(key) for key in ("claim", "waits"))
+        if (job := positions.get(history.id)) is not None and _is_at(history, job)
     ]
+
+
+def _is_at(history: History, job: Mapping[str, Any]) -> bool:
+    # One that was never queued has but the name of its task.
+    dask = job.get("dask") or {}
+    return (
+        (dask.get("attempt"), dask.get("sequence")) == history.position
+        and job["status"] == history.job["status"]
+        and dask.get("scheduler") == history.dask["scheduler"]
+        and all(dask.get(key) == history.dask.get(key) for key in ("claim", "waits"))
+    )
 
 
 def publish(histories: Iterable[History]) -> None:
