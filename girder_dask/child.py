@@ -160,7 +160,8 @@ class _Child:
             self._started = True
             if self._manager.status != JobStatus.CANCELING:
                 self._manager.status = JobStatus.RUNNING
-            return function(*args, **kwargs)
+            with logs.finishing():
+                return function(*args, **kwargs)
 
     def _function(self) -> Callable[..., Any]:
         if self._setup.function is None:

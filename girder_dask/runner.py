@@ -124,7 +124,7 @@ class Run:
         try:
             if self.key in self.station.refused:
                 self.cancel()
-            with logs.capturing(self._outlet.log):
+            with logs.running(self._outlet.log):
                 end = self._end()
             failure = end.failure
             exception = failure.exception if failure is not None else None
@@ -149,7 +149,6 @@ class Run:
             return self._failed(e)
         finally:
             self._clean_up()
-            self._outlet.log.own.end()
             context.current.reset(token)
 
     def _run(self) -> _End:
@@ -229,7 +228,8 @@ class Run:
         function = self._function(call)
 
         def limited(*args: Any, **kwargs: Any) -> Any:
-            with self._interruption.time_limit(self.spec.timeout, self.spec.id):
+            limit = self._interruption.time_limit(self.spec.timeout, self.spec.id)
+            with limit, logs.finishing():
                 return function(*args, **kwargs)
 
         return limited

@@ -32,10 +32,10 @@ def running_job(
     api_url
         Girder's REST API as it is reached from here, None where nobody knows it.
     """
-    import girder_client
-
     client = None
     if api_url is not None:
+        import girder_client
+
         client = girder_client.GirderClient(apiUrl=api_url)
         client.token = spec.token
     request = Request(

@@ -5,6 +5,22 @@ job's thread writes there, :mod:`~girder_dask.logs.inherit` what its child threa
 subprocesses and forks write.
 """
 
-from girder_dask.logs.capture import JobLog, capturing, current, install, uninstall
+from girder_dask.logs.capture import (
+    JobLog,
+    capturing,
+    current,
+    finishing,
+    install,
+    running,
+    uninstall,
+)
 
-__all__ = ["JobLog", "capturing", "current", "install", "uninstall"]
+__all__ = [
+    "JobLog",
+    "capturing",
+    "current",
+    "finishing",
+    "install",
+    "running",
+    "uninstall",
+]

@@ -23,19 +23,28 @@ time in one process see those of each other.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import sys
 import threading
 import warnings
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TextIO, cast
 
-from girder_dask.logs import leftovers
+from girder_dask.logs import descriptors, leftovers, standard
 from girder_dask.logs.joblog import JobLog, capturing, current
-from girder_dask.logs.streams import RoutingStream
 
-__all__ = ["JobLog", "capturing", "current", "install", "uninstall"]
+__all__ = [
+    "JobLog",
+    "capturing",
+    "current",
+    "finishing",
+    "install",
+    "running",
+    "uninstall",
+]
 
 #: The filter that lets every warning through to :func:`_show_warning`, after all others.
 _ALWAYS = ("always", None, Warning, None, 0)
@@ -48,8 +57,6 @@ _MAX_WARNED = 10_000
 class _Installation:
     """What was there before, and what has been put in its place."""
 
-    stdout: RoutingStream | None
-    stderr: RoutingStream | None
     root_handler: _JobHandler | None
     new_last_resort: _JobHandler
     last_resort: logging.Handler | None
@@ -87,8 +94,6 @@ def install(log_level: int | str = logging.INFO) -> None:
         level = _level(log_level)
         root = logging.getLogger()
         state = _Installation(
-            stdout=_route(sys.stdout, "stdout"),
-            stderr=_route(sys.stderr, "stderr"),
             root_handler=None,
             new_last_resort=_JobHandler(level),
             last_resort=logging.lastResort,
@@ -97,9 +102,9 @@ def install(log_level: int | str = logging.INFO) -> None:
             show_warning=warnings.showwarning,
             added_filter=_ALWAYS not in warnings.filters,
         )
-        sys.stdout = state.stdout or sys.stdout
-        sys.stderr = state.stderr or sys.stderr
-        leftovers.set_stream(state.stderr.original if state.stderr else None)
+        leftovers.set_stream(sys.stderr)
+        standard.install()
+        descriptors.install()
         _install_logging(state, root, level)
         warnings.simplefilter("always", append=True)
         warnings.showwarning = _show_warning
@@ -113,21 +118,14 @@ def uninstall() -> None:
         state, _installed = _installed, None
         if state is None:
             return
-        if state.stdout is not None and sys.stdout is state.stdout:
-            sys.stdout = state.stdout.original
-        if state.stderr is not None and sys.stderr is state.stderr:
-            sys.stderr = state.stderr.original
+        descriptors.uninstall()
+        standard.uninstall()
         leftovers.set_stream(None)
         _uninstall_logging(state)
         if warnings.showwarning is _show_warning:
             warnings.showwarning = state.show_warning
         if state.added_filter and _ALWAYS in warnings.filters:
             cast("list[Any]", warnings.filters).remove(_ALWAYS)
-
-
-def _route(stream: TextIO | None, name: str) -> RoutingStream | None:
-    # A process without a console (a service) may have no streams.
-    return None if stream is None else RoutingStream(stream, name)
 
 
 def _level(level: int | str) -> int:
@@ -137,6 +135,40 @@ def _level(level: int | str) -> int:
     if not isinstance(number, int):
         raise ValueError(f"{level!r} is not the name of a logging level. Use one such as 'INFO'.")
     return number
+
+
+@contextlib.contextmanager
+def running(log: JobLog) -> Iterator[JobLog]:
+    """Have the calling thread run the job whose log this is, to its end.
+
+    What the job has set for itself is dropped at the end, and what it has changed for the process
+    is put back, with a line in its log.
+    """
+    with capturing(log):
+        descriptors.begin(log)
+        log.own.at_end(functools.partial(descriptors.end, log))
+        log.own.at_end(functools.partial(_put_streams_back, log))
+        try:
+            yield log
+        finally:
+            log.own.end()
+
+
+def _put_streams_back(log: JobLog) -> None:
+    for name in standard.put_back():
+        log.write(
+            f"Something has replaced {name} in sys.__dict__, which holds for all jobs of the "
+            f"worker; it was put back. Assign to sys.{name} instead.\n"
+        )
+
+
+@contextlib.contextmanager
+def finishing() -> Iterator[None]:
+    """Have what a function has written in the log of the current job when it ends."""
+    try:
+        yield
+    finally:
+        standard.flush_assigned()
 
 
 # -- logging -------------------------------------------------------------------------------

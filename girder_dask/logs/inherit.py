@@ -33,7 +33,6 @@ import contextlib
 import functools
 import os
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -41,7 +40,7 @@ from contextvars import copy_context
 from typing import Any
 
 from girder_dask.errors import JobCanceled, JobTimeout
-from girder_dask.logs import joblog, threads
+from girder_dask.logs import joblog, standard, threads
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.streams import RoutingBuffer, RoutingStream
 
@@ -242,6 +241,8 @@ def _redirect(fd: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
 def _is_workers(stream: Any) -> bool:
     if stream is None or isinstance(stream, (RoutingStream, RoutingBuffer)):
         return True
+    if standard.is_workers(stream):
+        return True
     return isinstance(stream, int) and stream in (1, 2)
 
 
@@ -262,11 +263,8 @@ def _before_fork() -> None:
     log = current.get() if _active else None
     if log is None:
         return
-    for stream in (sys.stdout, sys.stderr):
-        # The child would write what the worker's own stream still holds once more.
-        if isinstance(stream, RoutingStream):
-            with contextlib.suppress(OSError, ValueError):
-                stream.original.flush()
+    # The child would write what the worker's own streams still hold once more.
+    standard.flush_originals()
     with contextlib.suppress(ValueError):  # closed: the child writes to the worker's stderr
         log.pipe_for_fork()
     _standard.clear()

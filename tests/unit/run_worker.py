@@ -105,6 +105,11 @@ class Worker:
         return "".join(e.log or "" for e in self.events if e.id == job_id)
 
     @property
+    def ended(self) -> list[str]:
+        """The ids of the jobs whose end has arrived."""
+        return [e.id for e in self.events if e.status in (3, 4, 5)]
+
+    @property
     def end(self) -> JobEvent:
         return next(e for e in self.events if e.status in (3, 4, 5))
 
