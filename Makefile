@@ -8,7 +8,7 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyp
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint bench profile figures docs clean
+.PHONY: help demo test faults lint versions bench profile figures docs clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -26,6 +26,9 @@ lint: .venv/.dev ## Check the style and the types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+versions: ## Try each Python on the PATH with the oldest and the newest Dask
+	scripts/try_versions $(ARGS)
 
 bench: .venv/.bench ## Measure beside girder_worker and Dask, and write benchmarks/results/
 	$(PYTHON) -m benchmarks $(ARGS)

@@ -13,7 +13,14 @@ from girder_dask.standalone import checks, ports, processes, programs
 from girder_dask.standalone.directory import StackDirectory
 from girder_dask.standalone.part import Part
 
-__all__ = ["Plan"]
+__all__ = ["NO_REDIS", "Plan"]
+
+#: What is said where no Redis can be started.
+NO_REDIS = (
+    "There is no Redis here, so Girder's pages do not change by themselves: reload them. Install "
+    "one and start again: apt-get install redis-server (or valkey-server); or let "
+    "GIRDER_NOTIFICATION_REDIS_URL name one that runs already."
+)
 
 _LOCAL = "127.0.0.1"
 _ALL_INTERFACES = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
@@ -76,6 +83,8 @@ class Plan:
         here = _LOCAL if host in _ALL_INTERFACES else host
         mongo = f"mongodb://{_LOCAL}:{self.ports['mongod']}/girder"
         redis = f"redis://{_LOCAL}:{self.ports['redis']}"
+        #: What a person should know of this stack.
+        self.notes: list[str] = []
         self.mongo = self._env.get("GIRDER_MONGO_URI") or mongo
         self.redis = self._env.get("GIRDER_NOTIFICATION_REDIS_URL") or redis
         self.girder = f"http://{here}:{self.ports['girder']}"
@@ -85,6 +94,8 @@ class Plan:
 
     def storage_parts(self) -> list[Part]:
         """Return the database and the broker, without those that the environment names.
+
+        Where no Redis is installed there is no broker, and ``notes`` says what that means.
 
         Raises
         ------
@@ -97,7 +108,7 @@ class Plan:
         elif not checks.mongo_answers(self.mongo, timeout=5):
             raise StackError(_no_answer("database", "GIRDER_MONGO_URI"))
         if not self._env.get("GIRDER_NOTIFICATION_REDIS_URL"):
-            parts.append(self._redis())
+            parts += self._redis()
         elif not checks.redis_answers(self.redis):
             raise StackError(_no_answer("Redis", "GIRDER_NOTIFICATION_REDIS_URL"))
         return parts
@@ -166,12 +177,12 @@ class Plan:
             hints=_MONGO_HINTS,
         )
 
-    def _redis(self) -> Part:
-        return self._part(
-            "redis",
-            programs.redis_server(self._directory.part("redis"), self.ports["redis"]),
-            check=lambda: checks.redis_answers(self.redis),
-        )
+    def _redis(self) -> list[Part]:
+        command = programs.redis_server(self._directory.part("redis"), self.ports["redis"])
+        if command is None:
+            self.notes.append(NO_REDIS)
+            return []
+        return [self._part("redis", command, check=lambda: checks.redis_answers(self.redis))]
 
     def _part(
         self, name: str, command: Sequence[str], *, env: Mapping[str, str] | None = None, **kw: Any

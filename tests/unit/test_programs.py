@@ -12,28 +12,85 @@ from girder_dask.errors import StackError
 from girder_dask.standalone import ports, programs
 
 
-@pytest.mark.parametrize(("command", "version"), [("mongod", "db version"), ("redis", "Redis")])
-def test_programs_of_the_wheels_run(command: str, version: str, tmp_path: Path) -> None:
-    commands = {"mongod": programs.mongod, "redis": programs.redis_server}
-    program = commands[command](tmp_path, 1)[0]
-    shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+def script(path: Path, text: str = "") -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def bin_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a directory that alone is on the PATH."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    monkeypatch.setenv("PATH", str(directory))
+    return directory
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    directory = tmp_path / "mongo"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def no_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_in_wheel", lambda *_: None)
+
+
+@pytest.mark.parametrize(("command", "version"), [("mongod", "db version"), ("redis", "v=")])
+def test_programs_run(command: str, version: str, data: Path) -> None:
+    found = {"mongod": programs.mongod, "redis": programs.redis_server}[command](data, 1)
+    assert found is not None
+    shown = subprocess.run([found[0], "--version"], capture_output=True, text=True, check=True)
     assert version in shown.stdout
 
 
-def test_program_is_looked_up_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program = tmp_path / "mongod"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert programs._program("mongod", "no-such-wheel", "bin/mongod") == str(program)
+def test_mongod_of_the_system_comes_first(bin_: Path, data: Path) -> None:
+    program = script(bin_ / "mongod")
+    assert programs.mongod(data, 1)[0] == program
 
 
-def test_missing_program_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(StackError, match=r"pip install 'girder_dask\[standalone\]'"):
-        programs._program("mongod", "no-such-wheel", "bin/mongod")
+def test_mongod_that_made_the_data_is_used_again(bin_: Path, data: Path) -> None:
+    first = programs.mongod(data, 1)[0]
+    assert "fiftyone" in first
+    script(bin_ / "mongod")
+    assert programs.mongod(data, 1)[0] == first
+
+
+def test_mongod_of_the_wheel_is_used_for_data_without_a_note(bin_: Path, data: Path) -> None:
+    script(bin_ / "mongod")
+    (data / "WiredTiger").touch()
+    assert "fiftyone" in programs.mongod(data, 1)[0]
+
+
+def test_mongod_that_is_gone_is_replaced(bin_: Path, data: Path, no_wheels: None) -> None:
+    first = script(bin_ / "mongod")
+    assert programs.mongod(data, 1)[0] == first
+    other = bin_.parent / "other"
+    other.mkdir()
+    (bin_ / "mongod").rename(other / "mongod")
+    with pytest.raises(StackError, match=r"no mongod.*GIRDER_MONGO_URI") as caught:
+        programs.mongod(data, 1)
+    assert "pip install 'girder_dask[standalone]'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["redis-server", "valkey-server"])
+def test_redis_of_the_system_comes_first(name: str, bin_: Path, tmp_path: Path) -> None:
+    program = script(bin_ / name, "echo 'Server v=7.0.15 sha=0 bits=64'")
+    command = programs.redis_server(tmp_path, 1)
+    assert command is not None
+    assert command[0] == program
+
+
+def test_redis_that_is_too_old_is_passed_over(bin_: Path, tmp_path: Path, no_wheels: None) -> None:
+    script(bin_ / "redis-server", "echo 'Redis server v=6.0.16 sha=0'")
+    assert programs.redis_server(tmp_path, 1) is None
+
+
+def test_there_may_be_no_redis(bin_: Path, tmp_path: Path, no_wheels: None) -> None:
+    assert programs.redis_server(tmp_path, 1) is None
 
 
 def test_ports() -> None:
