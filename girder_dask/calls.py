@@ -45,7 +45,7 @@ class TaskSettings:
     timeout: float | None = None
     resources: Mapping[str, float] | None = None
     priority: int = 0
-    isolation: str = "thread"
+    isolation: str | None = None
     at_most_once: bool = False
 
     def changed(self, name: str, changes: Mapping[str, Any]) -> TaskSettings:
@@ -77,7 +77,7 @@ CALL_OPTIONS = {
     "girder_job_disable": "disable",
 }
 _PLACEMENT = ("retries", "timeout", "resources", "priority", "isolation", "at_most_once")
-_ISOLATIONS = ("thread", "process")
+_ISOLATIONS = (None, "thread", "process")
 
 #: Options of Celery's ``apply_async``, and what there is in their place.
 _OF_CELERY = {
@@ -294,8 +294,10 @@ def checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
             plain["resources"] = {str(k): _positive(f"resource {k}", v) for k, v in wanted}
         if plain.get("retries", 0) < 0:
             raise ValueError("retries is less than 0")
-        if plain.get("isolation", "thread") not in _ISOLATIONS:
-            raise ValueError(f"isolation is 'thread' or 'process', not {plain['isolation']!r}")
+        if plain.get("isolation") not in _ISOLATIONS:
+            raise ValueError(
+                f"isolation is 'thread', 'process' or None, not {plain['isolation']!r}"
+            )
         if not isinstance(plain.get("at_most_once", False), bool):
             raise ValueError(f"at_most_once is True or False, not {plain['at_most_once']!r}")
         if plain.get("at_most_once") and plain.get("retries"):

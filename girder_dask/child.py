@@ -7,7 +7,9 @@ outcome through a file without a name that both sides have open.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import faulthandler
 import os
 import pickle
@@ -20,7 +22,7 @@ from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from girder_dask import context, logs
 from girder_dask.context import JobManager
@@ -33,7 +35,7 @@ from girder_dask.logs.pump import pump
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 
-__all__ = ["MESSAGE_SIZE", "Setup", "main", "reading", "writing"]
+__all__ = ["MESSAGE_SIZE", "Setup", "leave", "main", "reading", "writing"]
 
 #: Most bytes of a message; a socket takes about 200 kB at once.
 MESSAGE_SIZE = 128 * 1024
@@ -53,7 +55,8 @@ class Setup:
     """What a task's process is told before its inputs are there.
 
     ``function`` is pickled, None for the task that ``spec`` names. ``scheduler`` is the
-    address of Dask's scheduler and what a client of it needs to be let in.
+    address of Dask's scheduler and what a client of it needs to be let in, pickled, as few tasks
+    need it and opening it imports Dask. ``environment`` is None for a process that has its own.
     """
 
     spec: JobSpec
@@ -63,9 +66,10 @@ class Setup:
     api_url: str | None = None
     gpus: tuple[str, ...] = ()
     log_level: int | str = "INFO"
-    scheduler: tuple[str, Any] | None = None
+    scheduler: bytes | None = field(default=None, repr=False)
     path: tuple[str, ...] = ()
     session: Mapping[str, Any] | None = field(default=None, repr=False)
+    environment: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 def reading(file: int) -> BinaryIO:
@@ -82,7 +86,7 @@ def writing(file: int) -> BinaryIO:
 
 
 def main(control: int, file: int) -> None:
-    """Run one task. Its process ends when this returns.
+    """Run one task.
 
     Parameters
     ----------
@@ -97,12 +101,42 @@ def main(control: int, file: int) -> None:
     buffer_lines()
     with reading(file) as f:
         setup: Setup = pickle.load(f)
+    if setup.environment is not None:
+        _take(setup.environment)
     sys.path[:] = setup.path
     log = ProcessLog()
     logs.install(setup.log_level)
     inherit.install()
     with logs.capturing(log):
         _Child(setup, socket.socket(fileno=control), file, log).work()
+
+
+def leave() -> NoReturn:
+    """End this process as Python does, but for taking its modules apart.
+
+    That would write to nearly all of the memory that a fork shares, which takes longer than all
+    the rest of it. Python does not promise to call ``__del__`` for what is left at the exit.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - waits for threads
+    atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(Exception):  # they may be of any kind, or closed
+            stream.flush()  # type: ignore[union-attr]
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.PyDLL(None).exit(0)  # holds the GIL: what C has registered runs alone
+    os._exit(0)
+
+
+def _take(environment: Mapping[str, str]) -> None:
+    """Make the environment of this fork what it would be in a process that was started anew."""
+    zone = os.environ.get("TZ")
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+    if os.environ.get("TZ") != zone:
+        time.tzset()
 
 
 class _Child:
@@ -178,7 +212,7 @@ class _Child:
             raise SchedulerError(
                 f"Job {self._setup.spec.id} does not know the address of its Dask scheduler."
             )
-        address, security = self._setup.scheduler
+        address, security = pickle.loads(self._setup.scheduler)
         return Client(address, security=security, set_as_default=False)
 
     def _failure(self, error: BaseException) -> Failure:

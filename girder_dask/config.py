@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from girder_dask.errors import GirderDaskError
 
-__all__ = ["credential", "get", "nbytes", "seconds", "seconds_or_none"]
+__all__ = ["choice", "credential", "get", "names", "nbytes", "seconds", "seconds_or_none"]
 
 _NAMESPACE = "girder"
 _UNSET = object()
@@ -82,6 +83,53 @@ def seconds_or_none(key: str) -> float | None:
     True
     """
     return None if get(key) is None else seconds(key)
+
+
+def choice(key: str, among: Sequence[str]) -> str:
+    """Return a value of the configuration that has to be one of some words.
+
+    Raises
+    ------
+    GirderDaskError
+        If it is none of them.
+
+    Examples
+    --------
+    >>> choice("worker.isolation", ["thread", "process"])
+    'thread'
+    """
+    value = get(key)
+    if value not in among:
+        raise GirderDaskError(
+            f"girder.{key} is {value!r:.100} in Dask's configuration, and can be "
+            f"{' or '.join(among)}. Set it to one of these."
+        )
+    return str(value)
+
+
+def names(key: str) -> list[str]:
+    """Return a list of names of the configuration; one of them, or a text with commas, will do.
+
+    Raises
+    ------
+    GirderDaskError
+        If it is no list of names.
+
+    Examples
+    --------
+    >>> names("worker.preimport")
+    []
+    """
+    value = get(key)
+    if value is None:
+        return []
+    found = value.split(",") if isinstance(value, str) else value
+    if not isinstance(found, (list, tuple)) or not all(isinstance(name, str) for name in found):
+        raise GirderDaskError(
+            f"girder.{key} is {value!r:.100} in Dask's configuration. Give a list of names, such "
+            "as [numpy, my_tasks]."
+        )
+    return [name.strip() for name in found if name.strip()]
 
 
 def nbytes(key: str) -> int:

@@ -13,27 +13,30 @@ import pickle
 import selectors
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from girder_dask import gpus
 from girder_dask.child import MESSAGE_SIZE, Setup, reading, writing
 from girder_dask.context import JobManager
 from girder_dask.dependencies import NotKept
 from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
 from girder_dask.failures import ENDING, Failure, summary
 from girder_dask.jobs import JobStatus
+from girder_dask.launcher import Warden, launch
 from girder_dask.logs import JobLog
+from girder_dask.standby import Standby
 
-__all__ = ["ProcessFailed", "TaskProcess"]
+__all__ = ["IN_A_THREAD", "ProcessFailed", "TaskProcess"]
 
 logger = logging.getLogger(__name__)
+
+#: What to do with a task that needs the worker's process.
+IN_A_THREAD = (
+    "run it with isolation='thread' on a worker that allows it (girder.worker.isolation: thread)"
+)
 
 # How long the process may take to end by itself once the function has returned.
 _LEAVING_TIME = 5.0
@@ -56,6 +59,8 @@ class TaskProcess:
     ----------
     setup
         What it is told.
+    standby
+        The fork server of the worker.
     log
         The job's log.
     manager
@@ -67,7 +72,14 @@ class TaskProcess:
     """
 
     def __init__(
-        self, setup: Setup, *, log: JobLog, manager: JobManager, directory: Path, grace: float
+        self,
+        setup: Setup,
+        standby: Standby,
+        *,
+        log: JobLog,
+        manager: JobManager,
+        directory: Path,
+        grace: float,
     ) -> None:
         self._setup = setup
         self._manager = manager
@@ -81,56 +93,31 @@ class TaskProcess:
         self._status: int | None = None
         self._gone = False
         self._closing = contextlib.ExitStack()
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._warden: Warden | None = None
         with self._closing:
-            file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - it stays open
-            self._file = self._closing.enter_context(file)
-            self._control, control = self._sockets()
-            self._lifeline, lifeline = self._sockets()
-            self._nudge, nudged = self._sockets()
+            launched = launch(
+                setup, standby, self._closing, log=log, writer=self, directory=directory
+            )
+            self._warden, self._file = launched.warden, launched.file
+            self._control, self._lifeline = launched.control, launched.lifeline
+            self._nudge, nudged = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._closing.callback(self._nudge.close)
             self._closing.callback(nudged.close)
             self._selector = self._closing.enter_context(selectors.DefaultSelector())
             self._selector.register(self._control, selectors.EVENT_READ, self._on_message)
             self._selector.register(self._lifeline, selectors.EVENT_READ, self._on_lifeline)
             self._selector.register(nudged, selectors.EVENT_READ, lambda: nudged.recv(1))
-            self._write(setup)
-            with control, lifeline:
-                self._start(log, lifeline.fileno(), control.fileno())
             self._closing = self._closing.pop_all()
-
-    def _sockets(self) -> tuple[socket.socket, socket.socket]:
-        # Sequenced packets keep messages apart, also those of the task's forks.
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._closing.callback(ours.close)
-        return ours, theirs
-
-    def _start(self, log: JobLog, lifeline: int, control: int) -> None:
-        fds = lifeline, control, self._file.fileno()
-        with log.lend_pipe(self) as output:
-            self._popen = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "girder_dask.warden",
-                    *(str(fd) for fd in (*fds, os.getpid())),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=gpus.environment(self._setup.gpus),
-                pass_fds=fds,
-                start_new_session=True,
-            )
 
     @property
     def returncode(self) -> int | None:
         """None while something of it may still write to the log, for :mod:`girder_dask.logs`."""
-        return self._popen.returncode if self._popen is not None else None
+        return self._warden.returncode if self._warden is not None else None
 
     @property
     def pids(self) -> set[int]:
         """The process that sees to the end of all that the task starts."""
-        return set() if self._popen is None else {self._popen.pid}
+        return set() if self._warden is None else {self._warden.pid}
 
     @property
     def timed_out(self) -> bool:
@@ -171,8 +158,7 @@ class TaskProcess:
             except Exception as e:
                 raise ArgumentError(
                     f"An argument of {self._setup.spec.task} cannot be handed to a process of its "
-                    f"own, as it cannot be pickled: {summary(e)}. Run it with isolation='thread', "
-                    "or pass a path.",
+                    f"own, as it cannot be pickled: {summary(e)}. Pass a path, or {IN_A_THREAD}.",
                     task=self._setup.spec.task,
                 ) from e
             self._send("run")
@@ -316,12 +302,12 @@ class TaskProcess:
 
     def _end_warden(self, *, lost: bool) -> None:
         """Wait for the warden, whose last word was heard. ``lost``: it was killed itself."""
-        if self._popen is None:
+        if self._warden is None:
             return
         if lost and self._task_pid is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self._task_pid, signal.SIGKILL)
-        self._popen.wait()
+        self._warden.wait()
         self._gone = True
 
     def _send(self, kind: str, what: Any = None) -> None:
@@ -369,7 +355,7 @@ class TaskProcess:
     def close(self) -> None:
         """End whatever is left, and let go of it. May be called at any time, and twice."""
         with self._closing:
-            if not self._gone and self._popen is not None:
+            if not self._gone and self._warden is not None:
                 with self._waiting():
                     self._kill_at = time.monotonic()
                     self._leave()

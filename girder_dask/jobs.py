@@ -196,7 +196,7 @@ class JobSpec(Wire):
     priority
         Larger runs earlier.
     isolation
-        ``'thread'`` or ``'process'``.
+        ``'thread'`` or ``'process'``, None for what the worker does by default.
     at_most_once
         Whether a second run must not begin the function, also if the first one was lost.
     dependencies
@@ -218,7 +218,7 @@ class JobSpec(Wire):
     timeout: float | None = None
     resources: Mapping[str, float] | None = None
     priority: int = 0
-    isolation: str = "thread"
+    isolation: str | None = None
     at_most_once: bool = False
     dependencies: Sequence[str] | None = None
     trusted: bool = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from girder_dask.dependencies import NotKept, resolved
 from girder_dask.errors import JobCanceled, JobFailed
 from girder_dask.failures import Failure, exception_of, failure_of, summary, tell, was_killed
 from girder_dask.interruption import MANY, Interruption
-from girder_dask.isolation import ProcessFailed, TaskProcess
+from girder_dask.isolation import IN_A_THREAD, ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs.threads import JobThreads
 from girder_dask.offspring import Offspring
@@ -166,7 +167,12 @@ class Run:
         )
         context.current.set(job)
         within(child_jobs(api_url, self.spec.token, self.station.dask_client))
-        own_process = self.spec.isolation == "process"
+        own_process = "process" in (self.spec.isolation, self.station.isolation)
+        if own_process and self.spec.isolation == "thread":
+            self._outlet.write(
+                "This worker gives each job a process of its own (girder.worker.isolation), "
+                "also one with isolation='thread'.\n"
+            )
         if ids and not own_process and not within(gpus.exposed(ids)):
             own_process = True
             self._outlet.write(
@@ -251,12 +257,13 @@ class Run:
             api_url=job.request.girder_api_url,
             gpus=job.request.gpus,
             log_level=station.log_level,
-            scheduler=station.scheduler,
+            scheduler=pickle.dumps(station.scheduler) if station.scheduler else None,
             path=tuple(sys.path),
             session=call.session,
         )
         process = TaskProcess(
             setup,
+            station.standby,
             log=self._outlet.log,
             manager=self._manager,
             directory=station.directory,
@@ -289,7 +296,7 @@ class Run:
         if isinstance(value, NotKept):
             raise JobFailed(
                 f"What the task returned cannot be given to its result hooks: {value.reason}. "
-                "Return a path or plain values, or run it with isolation='thread'.",
+                f"Return a path or plain values, or {IN_A_THREAD}.",
                 job_id=self.spec.id,
             )
         return transfers.push(call, value)

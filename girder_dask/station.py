@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from girder_dask.failures import Place
 from girder_dask.gpus import Gpus
 from girder_dask.outbox import Outbox
+from girder_dask.standby import Standby
 from girder_dask.starts import Answer
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class Station:
 
     ``api_url`` is Girder's REST API as this worker reaches it, None to use what Girder
     says of itself. ``max_result`` is in bytes. ``cache`` holds files of this host.
-    ``grace`` is in seconds, between asking a task in a process of its own to stop and killing it.
+    ``standby`` is what forks the processes of tasks that have one of their own, and ``isolation``
+    is ``'process'`` if all have. ``grace`` is in seconds, between asking such a task to stop and
+    killing it.
     ``runs`` are those that go on, by their ids; ``refused`` are keys that are not to be begun with.
     ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
     what a client needs to be let in. ``may_begin`` asks it about an attempt.
@@ -37,6 +40,8 @@ class Station:
     max_result: int
     cache: Any = None
     gpus: Gpus = field(default_factory=Gpus)
+    standby: Standby = field(default_factory=Standby)
+    isolation: str = "thread"
     grace: float = 5.0
     log_level: int | str = "INFO"
     dask_client: Callable[[], Any] | None = None

@@ -62,7 +62,7 @@ class Submission(Wire):
     timeout: float | None = None
     resources: Mapping[str, float] | None = None
     priority: int = 0
-    isolation: str = "thread"
+    isolation: str | None = None
     at_most_once: bool = False
     dependencies: Sequence[str] = ()
 

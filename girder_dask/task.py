@@ -296,7 +296,7 @@ def task(
     timeout: float | None = ...,
     resources: Mapping[str, float] | None = ...,
     priority: int = ...,
-    isolation: str = ...,
+    isolation: str | None = ...,
     at_most_once: bool = ...,
 ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
 
@@ -313,7 +313,7 @@ def task(
     timeout: float | None = ...,
     resources: Mapping[str, float] | None = ...,
     priority: int = ...,
-    isolation: str = ...,
+    isolation: str | None = ...,
     at_most_once: bool = ...,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
@@ -345,8 +345,9 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
     priority
         Larger runs earlier.
     isolation
-        ``'thread'``, for a thread of the worker, or ``'process'``, for a process of its own:
-        what C code prints lands in the log, its memory is given back, and it can be killed.
+        ``'process'``, for a process of its own: what C code prints lands in the log, its memory
+        is given back, and it can be killed. ``'thread'`` and None: a thread of the worker, unless
+        the worker gives each job a process (``girder.worker.isolation``).
     at_most_once
         Whether a call whose worker or scheduler is lost ends in ERROR, in place of running
         again, if it may have begun. It must have no ``retries``.

@@ -5,8 +5,8 @@ behind, whatever happens: the task ends, crashes or is killed, or the worker die
 Linux it adopts processes whose parents are gone, so none of them escapes. It runs no code of the
 task and stays small.
 
-Run by :mod:`girder_dask.isolation` as ``python -m girder_dask.warden LIFELINE CONTROL FILE
-PARENT``: three descriptors, and the process id of the worker.
+Forked by a :mod:`~girder_dask.forkserver`, or run by :mod:`girder_dask.launcher` as ``python -m
+girder_dask.warden LIFELINE CONTROL FILE PARENT``: three descriptors, and the worker's process id.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import signal
 import socket
 import sys
 import time
+from typing import NoReturn
 
 from girder_dask.descendants import descendants, send_signal
 
-__all__ = ["main"]
+__all__ = ["greet", "guard", "main"]
 
 # From Linux's sys/prctl.h.
 _PR_SET_PDEATHSIG = 1
@@ -38,15 +39,48 @@ def _prctl(option: int, value: int) -> None:
 
 
 def main() -> None:
-    """Fork the task's process and watch over it until nothing of it is left."""
-    lifeline_fd, control, file, parent = map(int, sys.argv[1:5])
+    """Watch over a task for the worker that has started this process."""
+    lifeline, control, file, parent = map(int, sys.argv[1:5])
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    guard(lifeline, control, file, parent=parent)
+
+
+def greet(lifeline: int) -> None:
+    """Tell the worker, which has not started this process itself, which one it is."""
+    me = os.getpid()
+    pidfd = os.pidfd_open(me)
+    with socket.socket(fileno=os.dup(lifeline)) as channel, contextlib.suppress(OSError):
+        socket.send_fds(channel, [f"warden {me}".encode()], [pidfd])
+    os.close(pidfd)
+
+
+def guard(
+    lifeline_fd: int,
+    control: int,
+    file: int,
+    *,
+    parent: int | None = None,
+    worker: int | None = None,
+) -> NoReturn:
+    """Fork the task's process and watch over it until nothing of it is left. Both end in here.
+
+    Parameters
+    ----------
+    lifeline_fd, control, file
+        The descriptors of the two sockets and the file that the worker has the other ends of.
+    parent
+        The process id of the worker, if that is the parent.
+    worker
+        A descriptor that tells of the worker's end (a pidfd), if it is not.
+    """
     lifeline = socket.socket(fileno=lifeline_fd)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     me = os.getpid()
     task = os.fork()
     if task == 0:
         lifeline.close()
+        if worker is not None:
+            os.close(worker)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setpgid(0, 0)
         if os.getppid() != me:  # it died before
@@ -54,17 +88,21 @@ def main() -> None:
         from girder_dask import child
 
         child.main(control, file)
-        return
+        child.leave()
     os.close(control)
     os.close(file)
-    _Warden(lifeline, task, parent).watch()
+    _Warden(lifeline, task, parent, worker).watch()
+    os._exit(0)  # without what modules have registered for the exit: it concerns the task
 
 
 class _Warden:
-    def __init__(self, lifeline: socket.socket, task: int, parent: int) -> None:
+    def __init__(
+        self, lifeline: socket.socket, task: int, parent: int | None, worker: int | None
+    ) -> None:
         self._lifeline = lifeline
         self._task = task
         self._parent = parent
+        self._worker = worker
         self._status: int | None = None
         self._doomed = False
         self._wake, wake_write = os.pipe()
@@ -84,7 +122,7 @@ class _Warden:
         self._reap()
         while self._status is None:
             self._wait(None)
-            if self._doomed or os.getppid() != self._parent:
+            if self._doomed or self._parent not in (None, os.getppid()):
                 self._end_all()
                 return
             self._reap()
@@ -98,7 +136,10 @@ class _Warden:
     def _wait(self, timeout: float | None) -> None:
         """Wait for a signal or a message, and do what the message says."""
         lifeline = self._lifeline.fileno()
-        ready, _, _ = select.select([self._wake, lifeline], [], [], timeout)
+        worker = [] if self._worker is None else [self._worker]
+        ready, _, _ = select.select([self._wake, lifeline, *worker], [], [], timeout)
+        if self._worker in ready:
+            self._doomed = True
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake, 4096)
@@ -119,31 +160,37 @@ class _Warden:
         else:  # the worker is gone
             self._doomed = True
 
-    def _reap(self) -> None:
-        """Take note of processes that have ended."""
+    def _reap(self) -> bool:
+        """Take note of processes that have ended, and say whether there are others.
+
+        Where there is no child there is no descendant either, as each would have become one.
+        """
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if pid == 0:
-                return
+                return True
             if pid == self._task:
                 self._status = status
 
     def _end_leftovers(self) -> int:
         """End what the task left behind, and return how many processes had to be ended."""
         deadline = time.monotonic() + _PATIENCE
-        while (left := descendants(os.getpid())) and not self._doomed:
+        left: list[int] = []
+        while self._reap():
             remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            if remaining <= 0 or self._doomed:
+                left = descendants(os.getpid())
                 break
             self._wait(min(remaining, 0.05))
-            self._reap()
         self._end_all()
         return len(left)
 
     def _end_all(self) -> None:
+        if not self._reap():
+            return
         with contextlib.suppress(OSError):  # where there is no /proc
             os.killpg(self._task, signal.SIGKILL)
         while True:

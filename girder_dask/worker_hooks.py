@@ -27,6 +27,7 @@ from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
 from girder_dask.runner import Run
 from girder_dask.signals import Signals
+from girder_dask.standby import Standby
 from girder_dask.starts import Answer
 from girder_dask.station import Station
 from girder_dask.stopping import Stopper
@@ -136,6 +137,8 @@ class GirderWorkerPlugin(WorkerPlugin):
             max_result=config.nbytes("worker.max-result"),
             cache=open_cache(),
             gpus=gpus.Gpus(gpus.visible_ids(total) if total else ()),
+            standby=Standby(config.names("worker.preimport")),
+            isolation=config.choice("worker.isolation", ("thread", "process")),
             grace=config.seconds("worker.cancel-grace"),
             log_level=config.get("worker.log-level"),
             dask_client=worker._get_client,  # noqa: SLF001 - get_client() needs its own thread
@@ -157,6 +160,8 @@ class GirderWorkerPlugin(WorkerPlugin):
             "girder_not_begun": self.not_begun,
             "girder_facts": self.facts,
         }
+        if self.station.isolation == "process":
+            self.station.standby.begin()
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
@@ -168,7 +173,9 @@ class GirderWorkerPlugin(WorkerPlugin):
         if station.runs:
             await self._leave(stuck=[run.spec.id for run in station.runs.values()], limit=_LEAVING)
             await self._stopper.close(_STOPPING_TIME)
-        await station.outbox.close(_CLOSING_TIME)
+        await asyncio.gather(
+            station.outbox.close(_CLOSING_TIME), asyncio.to_thread(station.standby.close)
+        )
         _stop_capture()
 
     # -- the end ------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from girder_dask.logs import joblog, standard, threads
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.streams import RoutingBuffer, RoutingStream
 
-__all__ = ["VARIABLE", "install", "name_run", "pipe_of", "subprocesses", "uninstall"]
+__all__ = ["VARIABLE", "install", "name_run", "named", "pipe_of", "subprocesses", "uninstall"]
 
 #: The variable that holds the name of the run to which a process belongs.
 VARIABLE = "GIRDER_DASK_RUN"
@@ -102,6 +102,12 @@ def uninstall() -> None:
 def name_run(log: JobLog, name: str) -> None:
     """Have each subprocess that a job starts from now on carry a name in its environment."""
     _run_names[log] = name
+
+
+def named(log: JobLog, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a process that a job's run starts, with the name of the run."""
+    name = _run_names.get(log)
+    return dict(environment) if name is None else _with_name(name, environment)
 
 
 def subprocesses(log: JobLog) -> list[Any]:

@@ -242,7 +242,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**31,
         "a whole number",
     ),
-    "isolation": (lambda v: v in ("thread", "process"), "'thread' or 'process'"),
+    "isolation": (lambda v: v in (None, "thread", "process"), "'thread', 'process' or null"),
     "at_most_once": (_is_truth, "true or false"),
     "dependencies": (
         lambda v: isinstance(v, (list, tuple)) and all(_is_id(job_id) for job_id in v),

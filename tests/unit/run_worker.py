@@ -19,6 +19,7 @@ from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
 from girder_dask.payload import pack_call
 from girder_dask.runner import Run
+from girder_dask.standby import Standby
 from girder_dask.station import Station
 
 WORKER = "tcp://10.0.0.7:4312"
@@ -27,7 +28,7 @@ WORKER = "tcp://10.0.0.7:4312"
 class Worker:
     """A station with an outbox on an event loop of its own, and threads that run jobs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, standby: Standby | None = None) -> None:
         self.events: list[JobEvent] = []
         self.sends = 0  # requests that were begun
         self.dropped: set[str] = set()
@@ -44,7 +45,9 @@ class Worker:
             directory=directory / "scratch",
             api_url=None,
             max_result=1000,
+            standby=standby or Standby(),
         )
+        self._owns_standby = standby is None
 
     def make_outbox(self, capacity: int) -> Outbox:
         async def make() -> Outbox:
@@ -64,6 +67,8 @@ class Worker:
     def close(self) -> None:
         self.open.set()
         self.threads.shutdown()
+        if self._owns_standby:
+            self.station.standby.close()
         for outbox in self._outboxes:
             asyncio.run_coroutine_threadsafe(outbox.close(SECONDS), self._loop).result(SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -117,7 +117,7 @@ specs = st.builds(
     timeout=st.none() | numbers,
     resources=st.none() | st.dictionaries(text, numbers, max_size=2),
     priority=st.integers(-5, 5),
-    isolation=st.sampled_from(["thread", "process"]),
+    isolation=st.sampled_from([None, "thread", "process"]),
 )
 progress = st.fixed_dictionaries({}, optional={"total": numbers, "message": text})
 happened = st.builds(

@@ -23,13 +23,22 @@ from girder_dask.jobs import JobStatus
 from girder_dask.payload import open_value
 from girder_dask.remote_errors import open_exception
 from girder_dask.runner import Run
+from girder_dask.standby import Standby
 
 S = JobStatus
 
 
+@pytest.fixture(scope="module")
+def standby() -> Iterator[Standby]:
+    """The fork server of all tests here."""
+    kept = Standby()
+    yield kept
+    kept.close()
+
+
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    opened = Worker(tmp_path)
+def worker(tmp_path: Path, standby: Standby) -> Iterator[Worker]:
+    opened = Worker(tmp_path, standby)
     opened.station.grace = 0.3
     yield opened
     for run in list(opened.station.runs.values()):  # of a test that has failed

@@ -158,7 +158,7 @@ def test_a_call_becomes_a_submission(backend: RecordingBackend) -> None:
     assert (made.task, made.title, made.type) == ("test_task:add", "add", "dask")
     assert made.public is False
     assert (made.args, made.kwargs, made.handler) == ([1], {"scale": 3}, HANDLER)
-    assert (made.user, made.token, made.api_url, made.isolation) == (None, None, None, "thread")
+    assert (made.user, made.token, made.api_url, made.isolation) == (None, None, None, None)
     call = open_call(made.payload)
     assert (call.args, call.kwargs, call.hooks, call.function) == ((1,), {"scale": 3}, (), None)
 
@@ -169,7 +169,7 @@ def test_the_fields_of_the_decorator_are_those_of_the_job(backend: RecordingBack
     assert (made.title, made.type, made.public) == ("Count coins", "segmentation", True)
     assert made.other_fields == {"study": 7}
     assert (made.retries, made.timeout, made.resources) == (2, 60, {"GPU": 1})
-    assert (made.priority, made.isolation) == (3, "thread")
+    assert (made.priority, made.isolation) == (3, None)
 
 
 def test_the_call_overrides_the_fields_and_the_function_does_not_see_it(
@@ -340,7 +340,7 @@ def test_what_is_no_hook_makes_no_job(backend: RecordingBackend, hooks: Any, sai
 def test_the_isolation_of_a_call(backend: RecordingBackend, started: Any) -> None:
     args = ("a",) if started is count else ()
     started.apply_async(args, isolation="process")
-    with pytest.raises(SubmissionError, match="'thread' or 'process', not 'prison'"):
+    with pytest.raises(SubmissionError, match="'thread', 'process' or None, not 'prison'"):
         started.apply_async(args, isolation="prison")
     assert [s.isolation for s in backend.submissions] == ["process"]
 

@@ -1,0 +1,142 @@
+"""The fork server of a worker: a process that has imported what tasks need, and forks theirs.
+
+A process that begins with a fork has its imports already, so a task with a process of its own
+starts in some milliseconds. What is forked is the :mod:`~girder_dask.warden`, which speaks with the
+worker as one that was started anew does. Each fork runs one task. The server runs no code of
+tasks but the imports that the operator names, opens no call and holds nothing of any job.
+
+Run by :mod:`girder_dask.standby` as ``python -m girder_dask.forkserver CHANNEL WORKER``: a
+descriptor and a process id. On the channel come, once, what to import, and then the descriptors for
+each warden. The server has one thread, as a lock that another thread holds stays held in a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from girder_dask import warden
+from girder_dask.logs.processlog import flush_c
+
+__all__ = ["DESCRIPTORS", "FORK", "MESSAGE_SIZE", "OWN", "main"]
+
+#: The message that asks for a warden, and how many descriptors come with it: its lifeline, the
+#: control socket, the file of the call, its streams, its error stream, and its directory.
+FORK = b"fork"
+DESCRIPTORS = 6
+
+#: Most bytes of a message.
+MESSAGE_SIZE = 128 * 1024
+
+#: What the process of each task imports.
+OWN = (
+    "girder_dask.child",
+    "girder_dask.remote",
+    "girder_dask.session",
+    "girder_client",
+    "cloudpickle",
+    "concurrent.futures.thread",
+)
+
+# Ends of these processes are of no interest, and who ends the worker ends this with it.
+_IGNORED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+
+
+def main() -> None:
+    """Serve until the worker is gone."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    worker = os.pidfd_open(int(sys.argv[2]))
+    if os.getppid() != int(sys.argv[2]):  # it died before
+        return
+    handlers: dict[int, Any] = {
+        number: signal.signal(number, signal.SIG_IGN) for number in _IGNORED
+    }
+    told = json.loads(channel.recv(MESSAGE_SIZE) or b"{}")
+    if not told:
+        return
+    sys.path[:] = told["path"]
+    report = _import_all(OWN)
+    if report["threads"] is None:
+        report = _import_all(told["modules"])
+    for stream in (sys.stdout, sys.stderr):  # else each fork writes once more what they hold
+        stream.flush()
+    flush_c()
+    channel.send(json.dumps(report).encode())
+    if report["threads"] is None:
+        gc.collect()
+        gc.freeze()  # so that the collector of a fork does not write to all of this memory
+        _serve(channel, worker, handlers)
+
+
+def _import_all(modules: Iterable[str]) -> dict[str, Any]:
+    """Import modules. Say which could not be, with why, and which one has started threads."""
+    failed: list[tuple[str, str]] = []
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except (Exception, SystemExit) as e:  # noqa: BLE001 - a foreign module may raise anything
+            failed.append((module, f"{type(e).__name__}: {e}"[:500]))
+        if _threads() > 1:
+            return {"failed": failed, "threads": module}
+    return {"failed": failed, "threads": None}
+
+
+def _threads() -> int:
+    try:
+        return len(list(Path("/proc/self/task").iterdir()))  # also those that Python does not know
+    except OSError:
+        return threading.active_count()
+
+
+def _serve(channel: socket.socket, worker: int, handlers: Mapping[int, Any]) -> None:
+    while True:
+        ready, _, _ = select.select([channel.fileno(), worker], [], [])
+        if worker in ready:
+            return
+        message, fds, _, _ = socket.recv_fds(
+            channel, MESSAGE_SIZE, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+        if message != FORK or len(fds) != DESCRIPTORS:  # the worker wants no more of them
+            return
+        pid = -1
+        with contextlib.suppress(OSError):  # the worker hears that nobody has the lifeline
+            pid = os.fork()
+        if pid == 0:
+            channel.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            _become_warden(fds, worker)
+        for fd in fds:
+            os.close(fd)
+
+
+def _become_warden(fds: Sequence[int], worker: int) -> NoReturn:
+    """Make this fork what a process is that was started anew, and watch over a task."""
+    lifeline, control, file, output, errors, directory = fds
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
+    os.fchdir(directory)
+    for fd in (output, errors, directory):
+        os.close(fd)
+    importlib.invalidate_caches()
+    random = sys.modules.get("numpy.random")
+    if random is not None:  # unlike Python's own it gives the same numbers in each fork
+        random.seed()
+    warden.greet(lifeline)
+    warden.guard(lifeline, control, file, worker=worker)
+
+
+if __name__ == "__main__":
+    main()
