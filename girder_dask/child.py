@@ -32,6 +32,7 @@ from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs import inherit
 from girder_dask.logs.processlog import ProcessLog, buffer_lines, flush_c
 from girder_dask.logs.pump import pump
+from girder_dask.redaction import Secrets, secrets_in
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 
@@ -107,7 +108,7 @@ def main(control: int, file: int) -> None:
     log = ProcessLog()
     logs.install(setup.log_level)
     inherit.install()
-    with logs.capturing(log):
+    with logs.capturing(log), Secrets(setup.spec.token, *secrets_in(setup.session)):
         _Child(setup, socket.socket(fileno=control), file, log).work()
 
 

@@ -19,7 +19,9 @@ from girder_dask.errors import (
     TaskNotFoundError,
     TransformError,
 )
+from girder_dask.http_objects import chain, strip_headers
 from girder_dask.jobs import JobSpec, JobStatus, shortened
+from girder_dask.redaction import clean_data, clean_text, clean_urls
 from girder_dask.remote_errors import open_exception, pack_exception
 
 __all__ = [
@@ -103,6 +105,7 @@ def failure_of(
     timed_out
         Whether the run reached its time limit.
     """
+    strip_headers(error)
     if isinstance(error, JobCanceled):
         return Failure(JobStatus.CANCELED, "The job was canceled.\n", cause=error)
     if isinstance(error, JobTimeout) and timed_out:
@@ -114,6 +117,7 @@ def failure_of(
         text = f"The task cannot run on {place}. {error}\n"
     else:
         text = tell(error)
+    text = clean_text(clean_urls(text))
     packed = _packed(error, text)
     killed = was_killed(error)
     return Failure(JobStatus.ERROR, text, summary(error), packed, error, killed=killed)
@@ -174,7 +178,7 @@ def summary(error: BaseException) -> str:
     if kind.__module__ not in ("builtins", "__main__"):
         name = f"{kind.__module__}.{name}"
     try:
-        text = shortened(" ".join(str(error).split()))
+        text = clean_text(clean_urls(shortened(" ".join(str(error).split()))))
     except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
         text = ""
     return f"{name}: {text}" if text else name
@@ -236,8 +240,10 @@ def tell_missing(spec: JobSpec, error: ImportError, place: Place) -> str:
 
 
 def exception_of(failure: Failure, job_id: str) -> Exception:
-    """Return what Dask is given in place of a value."""
+    """Return what Dask is given in place of a value. It holds no secrets of runs."""
     cause = failure.cause
+    if cause is not None and _holds_secrets(cause):
+        cause = None
     if cause is None and failure.exception is not None:
         cause, _ = open_exception(failure.exception, unpickle=True)
     if isinstance(cause, Exception):
@@ -245,3 +251,18 @@ def exception_of(failure: Failure, job_id: str) -> Exception:
     if failure.status == JobStatus.CANCELED:
         return JobCanceled(job_id=job_id)
     return JobFailed(f"Job {job_id} failed: {failure.error}", job_id=job_id)
+
+
+def _holds_secrets(error: BaseException) -> bool:
+    """Say whether there are secrets in an error, or in those that led to it."""
+    import cloudpickle
+
+    for each in chain(error):
+        try:
+            data = cloudpickle.dumps((each.args, vars(each)))
+            text = f"{each!r} {each}"
+        except Exception:  # noqa: BLE001 - what cannot be pickled does not travel
+            data, text = b"", name_of(each)
+        if clean_data(data) != data or clean_urls(clean_text(text)) != text:
+            return True
+    return False

@@ -24,6 +24,7 @@ from typing import Any
 from girder_dask.jobs import JobEvent, JobSpec, JobStatus, clean_text
 from girder_dask.logs import JobLog
 from girder_dask.pace import Pace
+from girder_dask.redaction import Secrets, clean_data
 
 __all__ = ["Outbox", "RunOutlet"]
 
@@ -63,10 +64,25 @@ class RunOutlet:
         self.spec = spec
         self.run = run
         self.log = JobLog(on_text=self._mark, **log)
+        #: What is blanked in all that the run says. Whoever ends the run closes it.
+        self.secrets = Secrets(spec.token)
         self._progress: dict[str, Any] = {}
         self._flushed = float("-inf")
         self._unasked = 0
         self.ended = False
+
+        self._cleaning: dict[str, Callable[[Any], Any]] = {
+            "log": lambda text: clean_text(self.secrets.clean_log(text)),
+            "error": lambda text: clean_text(self.secrets.clean_text(text)),
+            "progress": self._clean_progress,
+            "exception": clean_data,
+        }
+
+    def _clean_progress(self, progress: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: self.secrets.clean_text(value) if isinstance(value, str) else value
+            for name, value in progress.items()
+        }
 
     def _mark(self) -> None:
         self._outbox.mark(self)
@@ -165,9 +181,9 @@ class RunOutlet:
 
     def _event(self, **fields: Any) -> JobEvent:
         fields.setdefault("time", time.time())
-        for name in ("log", "error"):
+        for name, clean in self._cleaning.items():
             if fields.get(name) is not None:
-                fields[name] = clean_text(fields[name])
+                fields[name] = clean(fields[name])
         return JobEvent(
             id=self.spec.id,
             attempt=self.spec.attempt,

@@ -21,6 +21,7 @@ from girder_dask.errors import ArgumentError, PayloadTooLargeError
 from girder_dask.imports import settled
 from girder_dask.leaves import map_leaves
 from girder_dask.plain import dump_plain, load_plain
+from girder_dask.redaction import clean_text
 from girder_dask.transforms import detached, is_transform
 
 __all__ = [
@@ -292,11 +293,12 @@ def _readable_leaf(value: Any) -> Any:
         return f"JobResult('{value.job_id}')"
     if is_transform(value):
         describe = getattr(value, "_repr_model_", None)
-        return str(describe() if callable(describe) else type(value).__name__)
-    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
-        return value[:_MOST_CHARACTERS] + "…"
+        return clean_text(str(describe() if callable(describe) else type(value).__name__))
+    if isinstance(value, str):
+        text = clean_text(value)
+        return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
     if isinstance(value, int) and abs(value) >= _MOST_INT:
         return repr(value)
     if type(value) in _SHOWN_AS_IS:
         return value
-    return _short.repr(value)
+    return clean_text(_short.repr(value))

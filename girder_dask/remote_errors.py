@@ -9,6 +9,7 @@ from typing import Any
 
 from girder_dask.errors import JobFailed
 from girder_dask.plain import dump_plain, load_plain
+from girder_dask.redaction import clean_data
 
 __all__ = ["RemoteTraceback", "failure", "open_exception", "pack_exception"]
 
@@ -24,6 +25,8 @@ _STEER = (StopIteration, StopAsyncIteration)
 
 def pack_exception(error: BaseException, text: str) -> bytes:
     """Return what a task raised as bytes, to raise it again elsewhere.
+
+    The secrets of runs in this process are blanked in it.
 
     Parameters
     ----------
@@ -51,12 +54,12 @@ def pack_exception(error: BaseException, text: str) -> bytes:
     try:
         # Not the exception itself: many cannot be unpickled, as their __init__ takes other
         # arguments than it hands on.
-        pickled = cloudpickle.dumps((kind, args, vars(error)))
+        pickled = clean_data(cloudpickle.dumps((kind, args, vars(error))))
         if len(pickled) <= _MOST_EXCEPTION:
             known["pickled"] = pickled
     except Exception as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
         known["unpicklable"] = repr(e)[:1000]
-    return dump_plain(known)
+    return clean_data(dump_plain(known))
 
 
 def _arguments_of(error: BaseException) -> tuple[Any, ...]:

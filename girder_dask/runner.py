@@ -27,7 +27,8 @@ from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs.threads import JobThreads
 from girder_dask.offspring import Offspring
 from girder_dask.outbox import RunOutlet
-from girder_dask.payload import PACKING, Call, open_call, pack_value
+from girder_dask.payload import PACKING, Call, open_call, open_value, pack_value
+from girder_dask.redaction import secrets_in
 from girder_dask.starts import await_number, begin
 from girder_dask.station import Station
 from girder_dask.surroundings import child_jobs, open_session, running_job
@@ -131,11 +132,13 @@ class Run:
             exception = failure.exception if failure is not None else None
             status = end.status if self.is_heard else None
             self._outlet.finish(status, result=end.result, error=end.error, exception=exception)
+            error = None if failure is None else exception_of(failure, self.spec.id)
         finally:
             del self.station.runs[self.id]
-        if failure is None:
+            self._outlet.secrets.close()
+        if error is None:
             return end.value
-        raise exception_of(failure, self.spec.id)
+        raise error
 
     def _end(self) -> _End:
         """Run to the end, whatever that is."""
@@ -188,19 +191,19 @@ class Run:
     def _work(self, job: RunningJob, transfers: Transfers, *, own_process: bool) -> _End:
         self._stop_if_canceled()
         call = open_call(self.spec.payload)
+        self._outlet.secrets.add(*secrets_in(call.session))
         transfers.take_on(call)
         try:
             value = self._called(job, transfers, call, own_process=own_process)
-            kept, note = self._keep(value)
+            shown, kept, note = self._keep(value)
             if call.hooks:
-                value = self._push(transfers, call, value)
-                kept, note = self._keep(value)
+                shown, kept, note = self._keep(self._push(transfers, call, value))
         except BaseException as e:
             self._leave_to_another(e)
             if self.is_heard:
                 transfers.tell_hooks(call, self._outlet.write)
             raise
-        return _End(JobStatus.SUCCESS, value=value, result=kept, error=note)
+        return _End(JobStatus.SUCCESS, value=shown, result=kept, error=note)
 
     def _called(
         self, job: RunningJob, transfers: Transfers, call: Call, *, own_process: bool
@@ -301,20 +304,22 @@ class Run:
             )
         return transfers.push(call, value)
 
-    def _keep(self, value: Any) -> tuple[bytes | None, str | None]:
-        """Return the packed value, or None and why it is not kept."""
+    def _keep(self, value: Any) -> tuple[Any, bytes | None, str | None]:
+        """Return the value for Dask, and the packed value, or None and why it is not kept."""
         if isinstance(value, NotKept):
-            return None, value.reason
+            return value, None, value.reason
         try:
             data = pack_value(value)
         except Exception as e:  # noqa: BLE001 - any error of a foreign __reduce__
-            return None, f"it cannot be pickled ({summary(e)})"
+            return value, None, f"it cannot be pickled ({summary(e)})"
         if len(data) > self.station.max_result + PACKING:
-            return None, (
+            note = (
                 f"it takes {len(data):,} bytes, more than the {self.station.max_result:,} that "
                 "are kept with a job (girder.worker.max-result)"
             )
-        return data, None
+            return value, None, note
+        kept = self._outlet.secrets.clean_data(data)
+        return value if kept == data else open_value(kept, unpickle=True), kept, None
 
     # -- the end -------------------------------------------------------------------------------
 

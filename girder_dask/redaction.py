@@ -1,0 +1,242 @@
+"""Secrets of runs, blanked in what leaves them.
+
+A run knows its :class:`Secrets`: the token of its job, and what else it was given to sign in with.
+They are replaced by asterisks, one for each character, so that JSON and pickles that hold them
+stay what they are. Parts of one that was cut are blanked as well, from 31 characters on: what is
+left leaves more than half of a token unknown.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Secrets", "clean_data", "clean_text", "clean_urls", "secrets_in"]
+
+# A shorter one is found in ordinary text, and guessed anyway.
+_LEAST = 12
+# Parts by which a secret is found that was cut. Shorter ones take longer to look for.
+_PIECE = 16
+# Under these names a session has what signs its requests.
+_SIGNS = ("auth", "headers", "cookies", "params", "proxies")
+
+# What signs a request in its URL: parameters, and a user's password. The characters are those of
+# URLs alone, so that nothing else of a pickle is taken for a part of one.
+_SIGNATURE = re.compile(
+    r"(?i)([?&;](?:(?:access_?|auth_?)?token|api_?key|password|passwd|secret|sig|signature"
+    r"|x-amz-(?:credential|signature|security-token))=|api_key/token\?(?:[\w.~%&=-]*&)?key=)"
+    r"([\w.~%+/=-]+)|(://[\w.~%-]*:)([\w.~%!$&'()*+,;=-]+)(?=@)",
+    re.ASCII,
+)
+
+_lock = threading.Lock()
+_known: tuple[Secrets, ...] = ()
+
+
+class _Form:
+    """One way in which a secret is written, as text or as bytes."""
+
+    __slots__ = ("_pieces", "blank", "fill", "whole")
+
+    def __init__(self, whole: Any, fill: Any) -> None:
+        self.whole = whole
+        self.fill = fill
+        self.blank = fill * len(whole)
+        self._pieces: list[tuple[int, Any]] | None = None
+
+    @property
+    def pieces(self) -> list[tuple[int, Any]]:
+        """Parts of the secret, each with its place there."""
+        if self._pieces is None:
+            last = max(1, len(self.whole) - _PIECE + 1)
+            self._pieces = [(at, self.whole[at : at + _PIECE]) for at in range(0, last, _PIECE)]
+        return self._pieces
+
+    def clean(self, value: Any, *, cut: bool) -> Any:
+        """Blank the form, and with ``cut`` also parts of it."""
+        value = value.replace(self.whole, self.blank)
+        if cut and len(self.whole) > _PIECE:
+            for at, piece in self.pieces:
+                if piece in value:
+                    value = self._without(value, at, piece)
+        return value
+
+    def _without(self, value: Any, at: int, piece: Any) -> Any:
+        kept, done = [], 0
+        start = value.find(piece)
+        while start >= 0:
+            begin, end = self._extent(value, start, at)
+            kept += [value[done : max(begin, done)], self.fill * (end - max(begin, done))]
+            done = end
+            start = value.find(piece, done)
+        return value[:0].join([*kept, value[done:]])
+
+    def _extent(self, value: Any, start: int, at: int) -> tuple[int, int]:
+        """Return from where to where a part of the secret stands around a piece of it."""
+        begin, first = start, at
+        while begin and first and value[begin - 1] == self.whole[first - 1]:
+            begin, first = begin - 1, first - 1
+        end, last = start, at
+        while end < len(value) and last < len(self.whole) and value[end] == self.whole[last]:
+            end, last = end + 1, last + 1
+        return begin, end
+
+
+def _texts(secret: str) -> Iterator[tuple[str, str]]:
+    """Return how a secret may be written, and what stands for each of its characters then."""
+    yield secret, "*"
+    if (quoted := quote(secret, safe="")) != secret:
+        yield quoted, "*"
+    for shift in range(3):  # in base64 it depends on how many bytes stand before
+        code = base64.b64encode(b"\0" * shift + secret.encode("utf-8", "surrogatepass")).decode()
+        # Without the characters that also hold bits of what stands before and after.
+        yield code[(0, 2, 3)[shift] : (len(secret) + shift) * 8 // 6], "A"
+
+
+class Secrets:
+    """The secrets of one run, known to this process until they are closed.
+
+    Examples
+    --------
+    >>> with Secrets('0123456789abcdef') as secrets:
+    ...     secrets.clean_text('token=0123456789abcdef&limit=1')
+    'token=****************&limit=1'
+    """
+
+    def __init__(self, *secrets: str | None) -> None:
+        self._values: set[str] = set()
+        self._texts: list[_Form] = []
+        self._datas: list[_Form] = []
+        self._before = ""
+        self.add(*secrets)
+        _register(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {len(self._values)}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, *secrets: str | None) -> None:
+        """Know more secrets. Those that are too short to be any are left out."""
+        for secret in secrets:
+            if secret is None or len(secret) < _LEAST or secret in self._values:
+                continue
+            self._values.add(secret)
+            for whole, fill in _texts(secret):
+                data = whole.encode("utf-8", "surrogatepass")
+                self._texts.append(_Form(whole, fill))
+                self._datas.append(_Form(data, fill.encode()))
+
+    def close(self) -> None:
+        """Let the secrets go: they are no longer looked for in what others say."""
+        _unregister(self)
+
+    def clean_text(self, text: str) -> str:
+        """Return text of the run without its secrets, and without those of others."""
+        for other in _known:
+            text = other.blank_text(text, cut=other is self)
+        return text if self in _known else self.blank_text(text, cut=True)
+
+    def clean_data(self, data: bytes) -> bytes:
+        """Return a packed value of the run without secrets."""
+        for other in _known:
+            data = other.blank_data(data, cut=False)
+        return data
+
+    def clean_log(self, text: str) -> str:
+        """Return the next piece of the run's log without secrets, also where one was cut in two."""
+        before, self._before = self._before, (self._before + text)[-self._reach :]
+        return self.clean_text(before + text)[len(before) :]
+
+    @property
+    def _reach(self) -> int:
+        return max((len(form.whole) for form in self._texts), default=1)
+
+    def blank_text(self, text: str, *, cut: bool) -> str:
+        """Blank these secrets in text; with ``cut`` also parts of them."""
+        for form in self._texts:
+            text = form.clean(text, cut=cut and form.fill == "*")
+        return text
+
+    def blank_data(self, data: bytes, *, cut: bool) -> bytes:
+        """Blank these secrets in bytes; with ``cut`` also parts of them."""
+        for form in self._datas:
+            data = form.clean(data, cut=cut and form.fill == b"*")
+        return data
+
+
+def _register(secrets: Secrets) -> None:
+    global _known
+    with _lock:
+        _known = (*_known, secrets)
+
+
+def _unregister(secrets: Secrets) -> None:
+    global _known
+    with _lock:
+        _known = tuple(other for other in _known if other is not secrets)
+
+
+def clean_text(text: str) -> str:
+    """Return text without the secrets of the runs in this process.
+
+    >>> clean_text('nothing runs here')
+    'nothing runs here'
+    """
+    for secrets in _known:
+        text = secrets.blank_text(text, cut=True)
+    return text
+
+
+def clean_data(data: bytes) -> bytes:
+    """Return bytes, such as a pickle, without the secrets of the runs in this process.
+
+    It is meant for small ones, and looks for the signatures in addresses as well.
+    """
+    for secrets in _known:
+        data = secrets.blank_data(data, cut=True)
+    return clean_urls(data.decode("latin-1")).encode("latin-1")
+
+
+def clean_urls(text: str) -> str:
+    """Blank what signs a request in the addresses that stand in a text.
+
+    >>> clean_urls('GET http://me:secret@girder/user/me?token=abc&limit=5')
+    'GET http://me:******@girder/user/me?token=***&limit=5'
+    """
+    return _SIGNATURE.sub(_blanked, text)
+
+
+def _blanked(found: re.Match[str]) -> str:
+    name, value = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return name + "*" * len(value)
+
+
+def secrets_in(session: Mapping[str, Any] | None) -> list[str]:
+    """Return what the attributes of a session hold that signs its requests.
+
+    >>> secrets_in({'verify': '/etc/ca.pem', 'headers': {'X-Key': 'abcdefghijklm'}})
+    ['abcdefghijklm']
+    """
+    return [text for name in _SIGNS for text in _strings((session or {}).get(name))]
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for each in value.values() for text in _strings(each)]
+    if isinstance(value, (list, tuple)):
+        return [text for each in value for text in _strings(each)]
+    return []
