@@ -84,7 +84,7 @@ def _raises_with_response(job: Any) -> None:
 
 
 def _starts_child(job: Any) -> None:
-    leaks.delay("returns 7", job.girder_client.token, girder_job_title=f"{job.id} child")
+    leaks.delay("returns 7", job.girder_client.token, girder_job_title=f"child of {job.id}")
 
 
 def _returns_7(_job: Any) -> int:
