@@ -126,7 +126,7 @@ class Run:
         try:
             if self.key in self.station.refused:
                 self.cancel()
-            with logs.running(self._outlet.log):
+            with logs.running(self._outlet.log, self.spec.task.partition(":")[0]):
                 end = self._end()
             failure = end.failure
             exception = failure.exception if failure is not None else None
@@ -235,6 +235,7 @@ class Run:
     def _in_thread(self, call: Call) -> Callable[..., Any]:
         """Return the function, within its time limit."""
         function = self._function(call)
+        logs.loaded(self._outlet.log)
 
         def limited(*args: Any, **kwargs: Any) -> Any:
             limit = self._interruption.time_limit(self.spec.timeout, self.spec.id)

@@ -11,6 +11,7 @@ from girder_dask.logs.capture import (
     current,
     finishing,
     install,
+    loaded,
     running,
     uninstall,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "current",
     "finishing",
     "install",
+    "loaded",
     "running",
     "uninstall",
 ]

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
 from typing import Any
 
@@ -35,7 +35,7 @@ from girder_dask.logs.printing import (
 )
 from girder_dask.logs.pump import abandon_pump, pump
 
-__all__ = ["JobLog", "capturing", "current"]
+__all__ = ["JobLog", "as_bytes", "capturing", "current", "living"]
 
 #: The log of the job that the running code belongs to, or None outside of jobs.
 current: ContextVar[JobLog | None] = ContextVar("girder_dask_log", default=None)
@@ -101,10 +101,14 @@ class JobLog:
         capacity: int = 4 * 1024 * 1024,
         most: float = math.inf,
     ) -> None:
-        #: The warnings that this job has shown, see :mod:`girder_dask.logs`.
-        self.warned: set[Hashable] = set()
+        #: The package of the job's function, if that is known.
+        self.package: str | None = None
         #: What the job has set of the process's state for itself alone.
         self.own = Overlay()
+        #: For which levels loggers are enabled in the job, as far as that was asked.
+        self.enabled: dict[tuple[Any, int], bool] = {}
+        #: The threads that a log record is passed on in, and whether they have written meanwhile.
+        self.watched: dict[int, bool] = {}
         self._on_text = on_text
         self._capacity = capacity
         # Reentrant: the garbage collector may run a __del__ that prints while it is held.
@@ -148,10 +152,10 @@ class JobLog:
             If it is neither, as the ``write`` of every file does.
         """
         if not isinstance(text, (str, bytes)):
-            if not isinstance(text, (bytearray, memoryview)):
-                raise TypeError(f"write() argument must be str or bytes, not {type(text).__name__}")
-            text = bytes(text)
+            text = as_bytes(text)
         with self._lock:
+            if self.watched:
+                self.mark_written()
             if self._child_output is not None:
                 self._child_output.write(text)
                 return len(text)
@@ -173,6 +177,12 @@ class JobLog:
         if announce:
             self._announce()
         return len(text)
+
+    def mark_written(self) -> None:
+        """Note that the calling thread has written, if it is watched."""
+        thread = threading.get_ident()
+        if thread in self.watched:
+            self.watched[thread] = True
 
     def flush(self) -> None:
         """Do nothing: what is written can be taken at once. A forked child sends its line."""
@@ -405,6 +415,22 @@ class JobLog:
 writing_code.update((JobLog.write.__code__, JobLog._prepare.__code__))  # noqa: SLF001
 
 
+def as_bytes(data: bytearray | memoryview) -> bytes:
+    """Return what is no text as bytes, or raise TypeError as the ``write`` of a file does."""
+    if not isinstance(data, (bytearray, memoryview)):
+        raise TypeError(f"write() argument must be str or bytes, not {type(data).__name__}")
+    return bytes(data)
+
+
+def living() -> list[JobLog]:
+    """Return all logs that somebody has."""
+    while True:
+        try:
+            return list(_logs)
+        except RuntimeError:  # another thread has made one meanwhile
+            continue
+
+
 def after_fork_in_child() -> None:
     """Make the logs of the parent fit for a forked child.
 
@@ -412,5 +438,5 @@ def after_fork_in_child() -> None:
     """
     abandon_pump()
     log = current.get()
-    for other in list(_logs):
+    for other in living():
         other.become_forked(keep_pipe=other is log)

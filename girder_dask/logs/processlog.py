@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from girder_dask.logs.joblog import JobLog
+from girder_dask.logs.joblog import JobLog, as_bytes
 from girder_dask.logs.printing import is_writing
 from girder_dask.logs.pump import pump
 
@@ -39,12 +39,11 @@ class ProcessLog(JobLog):
     def write(self, text: str | bytes | bytearray | memoryview, source: str = "") -> int:
         """Write text, or bytes in UTF-8, to the descriptor of ``source``."""
         if not isinstance(text, (str, bytes)):
-            if not isinstance(text, (bytearray, memoryview)):
-                raise TypeError(f"write() argument must be str or bytes, not {type(text).__name__}")
-            text = bytes(text)
+            text = as_bytes(text)
         data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
         fd, thread = 2 if source == "stderr" else 1, threading.get_ident()
         with self._lock:
+            self.mark_written()
             before, begun, _ = self._begun.pop(thread, (fd, b"", 0.0))
             if before != fd:
                 _send(before, begun)

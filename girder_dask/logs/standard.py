@@ -59,7 +59,7 @@ class _Front:
     def write(self, text: str) -> int:
         """Write to the stream of the current job."""
         log = current.get()
-        if log is not None and self.base is not None:
+        if log is not None:
             own = log.own
             if not own or self.name_in_sys not in own:
                 return log.write(text, self.name_in_sys)
