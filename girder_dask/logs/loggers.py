@@ -196,7 +196,11 @@ def is_of_logging(key: Hashable) -> bool:
 def _is_enabled_for(self: logging.Logger, level: int) -> bool:
     log = current.get()
     if log is None:
-        return is_enabled_in_process(self, level)
+        state = self.__dict__
+        try:
+            return bool(not state["disabled"] and state["_cache"][level])
+        except KeyError:
+            return is_enabled_in_process(self, level)
     try:
         return log.enabled[self, level]
     except KeyError:

@@ -67,7 +67,11 @@ def _handle(original: Callable[..., None]) -> Callable[..., None]:
     def handle(self: logging.Logger, record: logging.LogRecord) -> None:
         log = current.get()
         if log is None:
-            original(self, record)
+            state = self.__dict__
+            if state["filters"] or state["disabled"]:
+                original(self, record)
+            else:
+                self.callHandlers(record)
         elif not loggers.is_disabled(log, self):
             filters = log.own.get((self, "filters")) or self.__dict__["filters"]
             passed: Any = self.filter(record) if filters else True
@@ -111,13 +115,18 @@ def _call_handlers(original: Callable[..., None]) -> Callable[..., None]:
     def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
         log = current.get()
         if log is None:
-            original(self, record)
+            if not _call_all(self, record):
+                original(self, record)  # which goes to the last resort
             return
         for handler in _handlers(log, self):
             if record.levelno >= handler.level:
                 handler.handle(record)
         if loggers.is_enabled_in_process(self, record.levelno):
-            _call_workers_handlers(self, record)
+            token = current.set(None)  # the worker's handlers are no part of the job
+            try:
+                _call_all(self, record, workers=True)
+            finally:
+                current.reset(token)
 
     return call_handlers
 
@@ -134,18 +143,19 @@ def _handlers(log: JobLog, logger: logging.Logger) -> Iterator[Any]:
         at = at.parent if loggers.propagates(log, at) else None
 
 
-def _call_workers_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
-    """Pass a record to the handlers of the worker, which are no part of the job."""
-    token = current.set(None)
-    try:
-        at: Any = logger
-        while at is not None:
-            for handler in at.__dict__["handlers"]:
-                if not loggers.is_made_in_job(handler) and record.levelno >= handler.level:
-                    handler.handle(record)
-            at = at.parent if at.__dict__["propagate"] else None
-    finally:
-        current.reset(token)
+def _call_all(logger: Any, record: logging.LogRecord, *, workers: bool = False) -> bool:
+    """Pass a record to the process's handlers, or only to the worker's. Return if there is one."""
+    found = False
+    while logger is not None:
+        state = logger.__dict__
+        for handler in state["handlers"]:
+            found = True
+            if record.levelno >= handler.level and not (
+                workers and loggers.is_made_in_job(handler)
+            ):
+                handler.handle(record)
+        logger = logger.parent if state["propagate"] else None
+    return found
 
 
 # -- what no handler has shown -------------------------------------------------------------
