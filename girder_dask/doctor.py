@@ -261,6 +261,8 @@ def _examine_workers(facts: Facts) -> Iterator[Check]:
             remedy="Set dask.api_url in Girder, or girder.api-url (DASK_GIRDER__API_URL) on "
             f"{worker['hostname']}, to an address that the worker reaches.",
         )
+        if worker.get("cache_error"):
+            yield Check(f"Worker {address} keeps input files", problem=worker["cache_error"])
 
 
 def _known(facts: Facts) -> dict[str, Mapping[str, Any]]:

@@ -17,7 +17,6 @@ import random
 import re
 import secrets
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,13 +26,18 @@ from typing import Any
 from girder_dask import config
 from girder_dask.entry import Entry, key_of, pauses
 from girder_dask.locks import FileLock, try_lock
+from girder_dask.private_directory import make_private
 
-__all__ = ["FileCache", "Use", "open_cache"]
+__all__ = ["CacheUnusable", "FileCache", "Use", "open_cache"]
 
 logger = logging.getLogger(__name__)
 
 _ENTRY = re.compile(r"[0-9a-f]{40}-(\d+)")
 _TRASH = "trash-"
+
+
+class CacheUnusable(Exception):
+    """The directory of the cache cannot be used; the message says why, and what to set."""
 
 
 class FileCache:
@@ -42,7 +46,8 @@ class FileCache:
     Parameters
     ----------
     directory
-        Where it is. It is made if it is missing, for the user of this process alone.
+        Where it is. It is made if it is missing, for the user of this process alone. A directory
+        that another user could change is refused with an OSError.
     max_bytes
         What all files in it may take together.
 
@@ -62,8 +67,8 @@ class FileCache:
         self._make()
 
     def _make(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self.directory / "users").mkdir(mode=0o700, exist_ok=True)
+        make_private(self.directory)
+        make_private(self.directory / "users")
 
     def use(self) -> Use:
         """Begin to use files. What is got through it stays until it is closed."""
@@ -282,32 +287,25 @@ def open_cache() -> FileCache | None:
     Returns
     -------
     FileCache or None
-        None, with a word in the log, also if its directory cannot be used: without a cache
-        all works, but more slowly.
+        None if the configuration asks for none.
+
+    Raises
+    ------
+    CacheUnusable
+        If its directory cannot be used. Without a cache all works, but more slowly.
     """
     where, size = config.get("worker.cache-directory"), config.nbytes("worker.cache-size")
     if size <= 0 or where is False or str(where).strip().lower() in ("", "false"):
         return None
     directory = Path(tempfile.gettempdir(), f"girder-dask-{_user()}") if where is None else where
     try:
-        cache = FileCache(Path(directory).expanduser(), size)
-        _check_owner(cache.directory)
+        return FileCache(Path(directory).expanduser().absolute(), size)
     except OSError as e:
-        logger.warning("No cache of files (girder.worker.cache-directory): %s", e)
-        return None
-    return cache
+        raise CacheUnusable(
+            f"The cache of input files is off: {e}. Let girder.worker.cache-directory name a "
+            "directory that this worker's user alone may change, or set it to false."
+        ) from e
 
 
 def _user() -> str:
     return str(os.getuid()) if hasattr(os, "getuid") else "cache"
-
-
-def _check_owner(directory: Path) -> None:
-    """Refuse a directory in which others may put files in place of Girder's."""
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(f"{directory} is a link, not a directory")
-    if hasattr(os, "getuid") and found.st_uid != os.getuid():
-        raise PermissionError(f"{directory} belongs to another user")
-    if found.st_mode & 0o077:
-        raise PermissionError(f"others may use {directory}; run 'chmod 700' on it")

@@ -55,9 +55,18 @@ class Intake:
     def __init__(self, owner: OfResource) -> None:
         self._owner = owner
         self._gc = owner.client()
-        self._use = None if owner.cache is None else owner.cache.use()
+        self._use = self._begin_use()
         self._done = 0
         self._total: int | None = 0
+
+    def _begin_use(self) -> Any:
+        if self._owner.cache is None:
+            return None
+        try:
+            return self._owner.cache.use()
+        except OSError as e:
+            logger.warning("The cache of files cannot be used: %s", e)
+            return None
 
     def put(self, wanted: Sequence[Wanted]) -> None:
         """Put files where they are to go, from the cache if that is possible.
@@ -108,8 +117,19 @@ class Intake:
             logger.warning("The cache of files cannot be used: %s", e)
             return False
         if cached is not None:
-            _link(cached, path)
+            self._link(cached, path)
         return cached is not None
+
+    def _link(self, cached: Path, path: Path) -> None:
+        """Give a task a file of the cache under a name of its own."""
+        try:
+            os.link(cached, path)  # also to be seen where only the work directory is
+        except OSError:
+            path.symlink_to(cached)  # another disk, or one that has no such links
+            return
+        if self._owner.links is not None:
+            found = path.stat()
+            self._owner.links.add((found.st_dev, found.st_ino))
 
     def _with_time(self, file: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the document, for an imported file with the time that it has on its disk."""
@@ -128,11 +148,3 @@ class Intake:
 
     def _tell(self, current: int, _total: int | None, name: str) -> None:
         self._owner.tell(self._done + current, self._total, name)
-
-
-def _link(cached: Path, path: Path) -> None:
-    """Give a task a file of the cache under a name of its own."""
-    try:
-        os.link(cached, path)  # also to be seen where only the work directory is
-    except OSError:
-        path.symlink_to(cached)  # another disk, or one that has no such links

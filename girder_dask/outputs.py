@@ -6,6 +6,7 @@ import abc
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,13 @@ class _Sent(_OfAttempt):
                 f"{str(path)!r:.200} is not in the directory of the job, and who started it may "
                 "not run code of their own, so nothing else is sent. Have the task write into "
                 "girder_dask.current_job().work_dir."
+            )
+        found = path.stat()
+        is_fetched = (found.st_dev, found.st_ino) in (self.links or ())
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 and not is_fetched:
+            raise self.failed(
+                f"{str(path)!r:.200} has another name as well (a hard link), so it may be a file "
+                "that the task did not make. Have the task write a copy of it, as shutil.copy does."
             )
 
     def _count(self, files: list[Path]) -> None:

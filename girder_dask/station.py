@@ -24,7 +24,8 @@ class Station:
     """What a worker gives to the runs on it.
 
     ``api_url`` is Girder's REST API as this worker reaches it, None to use what Girder
-    says of itself. ``max_result`` is in bytes. ``cache`` holds files of this host.
+    says of itself. ``max_result`` is in bytes. ``cache`` holds files of this host, and
+    ``cache_error`` is why there is none although one is asked for.
     ``standby`` is what forks the processes of tasks that have one of their own, and ``isolation``
     is ``'process'`` if all have. ``grace`` is in seconds, between asking such a task to stop and
     killing it.
@@ -39,6 +40,7 @@ class Station:
     api_url: str | None
     max_result: int
     cache: Any = None
+    cache_error: str | None = None
     gpus: Gpus = field(default_factory=Gpus)
     standby: Standby = field(default_factory=Standby)
     isolation: str = "thread"

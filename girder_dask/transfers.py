@@ -69,6 +69,7 @@ class Transfers:
         self._check = check
         self._all: dict[int, Any] = {}
         self._ran: set[int] = set()
+        self._links: set[tuple[int, int]] = set()
         self._traces = Traces(job.id or "", job.request.attempt)
         self._lock = threading.Lock()
         self._runs = 0
@@ -160,6 +161,7 @@ class Transfers:
             transform.confined = self._confined
         for name, value in (
             ("cache", self._cache),
+            ("links", self._links),
             ("traces", self._traces),
             ("report", functools.partial(self._report, self._runs)),
         ):

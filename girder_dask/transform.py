@@ -32,7 +32,7 @@ __all__ = [
 
 #: What belongs to one run, and so does not travel.
 _OF_A_RUN = {
-    "gc", "work_dir", "job", "cache", "report", "traces",
+    "gc", "work_dir", "job", "cache", "links", "report", "traces",
     "temp_dir_path", "file_path", "item_path", "folder_path", "output_file_path", "_stock",
 }  # fmt: skip
 #: What Girder says of an id that nothing has.
@@ -145,6 +145,9 @@ class _Bound:
     work_dir: Path | None = None
     #: The host's cache of files (:class:`girder_dask.files.FileCache`), or None.
     cache: Any = None
+    #: The files of the cache that inputs of this run have put into ``work_dir`` under another
+    #: name: the device and inode of each.
+    links: set[tuple[int, int]] | None = None
     #: Called with the bytes that are through, all bytes (None if unknown) and a message.
     report: Callable[[int, int | None, str], None] | None = None
 

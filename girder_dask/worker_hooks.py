@@ -21,10 +21,11 @@ from girder_dask._version import __version__
 from girder_dask.cluster import ATTEMPT
 from girder_dask.errors import GirderDaskError
 from girder_dask.failures import Place
-from girder_dask.files import open_cache
+from girder_dask.files import CacheUnusable, FileCache, open_cache
 from girder_dask.jobs import JobSpec
 from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
+from girder_dask.private_directory import require_unchangeable
 from girder_dask.runner import Run
 from girder_dask.signals import Signals
 from girder_dask.standby import Standby
@@ -47,6 +48,7 @@ _NOT_BEGUN = ("waiting", "ready", "constrained")
 _MESSAGE_TIME, _PAUSE = 2.0, 0.01
 # With what a process ends that is to be restarted.
 _RESTART = 1
+_UNSAFE = "girder-dask-unsafe-directory"
 
 # Several workers may live in one process; the capture is the process's.
 _capture_lock = threading.Lock()
@@ -66,11 +68,13 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
     """
     worker = get_worker()
     plugin = worker.plugins.get(PLUGIN_NAME)
-    if not isinstance(plugin, GirderWorkerPlugin) or plugin.station is None:
+    if not isinstance(plugin, GirderWorkerPlugin):
         raise GirderDaskError(
             f"Worker {worker.address} has no girder_dask plugin, so job {spec.id} cannot run "
             "there. Start the scheduler with --preload girder_dask.scheduler_hooks."
         )
+    if plugin.station is None:
+        raise Reschedule(f"Worker {worker.address} ends; job {spec.id} runs elsewhere.")
     attempt = _attempt(worker, spec)
     if not attempt:
         raise GirderDaskError(
@@ -113,9 +117,19 @@ class GirderWorkerPlugin(WorkerPlugin):
     def __init__(self) -> None:
         self.station: Station | None = None
         self._restart: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[Any] | None = None
 
     async def setup(self, worker: Worker) -> None:
-        """Start to capture; called on the worker's event loop when it joins."""
+        """Start to capture; called on the worker's event loop when it joins.
+
+        A worker whose directory another user of the host could change ends instead.
+        """
+        unsafe = _unsafe_directory(worker)
+        if unsafe is not None:
+            logger.error("%s", unsafe)
+            # Dask goes on with a worker whose plugin has failed. Nothing is to run on this one.
+            self._closing = asyncio.create_task(worker.close(nanny=True, reason=_UNSAFE))
+            return
         _start_capture()
         self._worker = worker
         self._loop = asyncio.get_running_loop()
@@ -128,6 +142,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             room=self._room,
             on_dropped=self._drop,
         )
+        cache, cache_error = _open_cache()
         total = worker.state.total_resources.get(gpus.RESOURCE, 0)
         self.station = Station(
             place=Place(worker.address, socket.gethostname()),
@@ -135,7 +150,8 @@ class GirderWorkerPlugin(WorkerPlugin):
             directory=Path(worker.local_directory),
             api_url=config.get("api-url") or os.environ.get("GIRDER_WORKER_API_URL"),
             max_result=config.nbytes("worker.max-result"),
-            cache=open_cache(),
+            cache=cache,
+            cache_error=cache_error,
             gpus=gpus.Gpus(gpus.visible_ids(total) if total else ()),
             standby=Standby(config.names("worker.preimport")),
             isolation=config.choice("worker.isolation", ("thread", "process")),
@@ -279,7 +295,29 @@ class GirderWorkerPlugin(WorkerPlugin):
         from girder_dask.facts import gather
 
         own = self.station.api_url if self.station is not None else None
-        return await asyncio.to_thread(gather, own or api_url)
+        error = self.station.cache_error if self.station is not None else None
+        return {**await asyncio.to_thread(gather, own or api_url), "cache_error": error}
+
+
+def _unsafe_directory(worker: Worker) -> str | None:
+    """Return why others could change what jobs, or Dask itself, keep in a worker's directory."""
+    try:
+        require_unchangeable(Path(worker.local_directory))
+    except OSError as e:
+        return (
+            f"Worker {worker.address} ends, as its directory is not safe: {e}. Start it with a "
+            "--local-directory that its own user alone may change."
+        )
+    return None
+
+
+def _open_cache() -> tuple[FileCache | None, str | None]:
+    """Return the cache of input files, or why there is none although one is asked for."""
+    try:
+        return open_cache(), None
+    except CacheUnusable as e:
+        logger.warning("%s", e)
+        return None, str(e)
 
 
 def _start_capture() -> None:

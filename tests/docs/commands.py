@@ -19,7 +19,7 @@ _ASSIGNMENT = re.compile(r"(?P<name>[A-Z][A-Z0-9_]*)=(?P<value>.*)")
 _REQUIREMENT = re.compile(r"(?P<name>[\w./-]+?)(\[(?P<extras>[\w,]+)\])?(==.*)?")
 
 #: Commands of the system. What they are given is not looked at, but for paths of ours.
-_SYSTEM = {"cd", "cp", "git", "mkdir", "chmod", "apt-get", "systemctl"}
+_SYSTEM = {"cd", "cp", "git", "mkdir", "chmod", "chown", "apt-get", "systemctl"}
 
 
 def check(block: str) -> None:

@@ -105,6 +105,19 @@ def test_files_of_the_worker_are_neither_sent_nor_deleted(girder_stack, girder_u
     assert list(girder_user.client.listItem(folder)) == []
 
 
+def test_hard_links_to_files_of_the_worker_are_not_sent(girder_stack, girder_user, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    folder = girder_user.folder["_id"]
+    for hook in (GirderUploadToFolder(folder), GirderUploadJobArtifact()):
+        job = run(
+            girder_stack, girder_user, str(secret), hook, task="my_worker_tasks.files:hard_link"
+        )
+        assert job["status"] == JobStatus.ERROR
+        assert "a hard link" in girder_stack.log(job["_id"])
+    assert list(girder_user.client.listItem(folder)) == []
+
+
 def test_what_a_job_has_fetched_may_be_sent(girder_stack, girder_user):
     file = girder_stack.upload(b"own", "own.txt", client=girder_user.client)
     folder = girder_user.client.createFolder(girder_user.folder["_id"], "out")["_id"]

@@ -112,6 +112,13 @@ def test_a_girder_that_does_not_reach_the_scheduler(link: dict[str, Any], said: 
     assert said in str(check.problem)
 
 
+def test_a_worker_whose_cache_is_off() -> None:
+    error = "The cache of input files is off: others may use /tmp/girder-dask-7. Let …"
+    (check,) = broken(whole(workers={"tcp://w:1": {**WORKER, "cache_error": error}}))
+    assert check.name == "Worker tcp://w:1 keeps input files"
+    assert check.problem == error
+
+
 def test_versions_that_differ_are_told_with_who_has_which() -> None:
     other = {**WORKER, "versions": {**VERSIONS, "dask": "2025.4.0"}}
     (check,) = broken(whole(workers={"tcp://w:1": WORKER, "tcp://w:2": other}))

@@ -18,7 +18,7 @@ import dask
 import pytest
 
 from girder_dask.downloads import DiskFull
-from girder_dask.files import FileCache, open_cache
+from girder_dask.files import CacheUnusable, FileCache, open_cache
 from tests.unit import cache_process
 from tests.unit.cache_process import URL
 
@@ -414,30 +414,77 @@ def test_its_place_and_size_are_configured(tmp_path: Path) -> None:
     assert (cache.directory, cache.max_bytes) == (tmp_path / "new" / "cache", 2000)
 
 
-def test_a_directory_that_others_may_use_is_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def refusal(directory: Path) -> str:
+    """Return why a directory is refused; nothing is put into it, or where a link leads."""
+    with (
+        dask.config.set({"girder.worker.cache-directory": str(directory)}),
+        pytest.raises(CacheUnusable, match=r"girder\.worker\.cache-directory") as refused,
+    ):
+        open_cache()
+    assert not directory.is_dir() or not list(directory.iterdir())
+    return str(refused.value)
+
+
+def give_away(path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can make a directory of another user")
+    os.chown(path, 12345, 12345, follow_symlinks=False)
+
+
+def test_a_directory_that_others_may_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
     (tmp_path / "private").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "private")
     (tmp_path / "file").touch()
-    for name in ("shared", "link", "file"):
-        with dask.config.set({"girder.worker.cache-directory": str(tmp_path / name)}):
-            assert open_cache() is None
-    assert "run 'chmod 700'" in caplog.text
-    assert "is a link" in caplog.text
+    assert "run 'chmod 700'" in refusal(tmp_path / "shared")
+    assert "is a link" in refusal(tmp_path / "link")
+    assert "a file, not a directory" in refusal(tmp_path / "file")
 
 
-def test_a_directory_of_another_user_is_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir(mode=0o700)
-    if os.getuid() == 0:
-        os.chown(theirs, 12345, 12345)
-    else:
-        theirs = Path("/")
-    with dask.config.set({"girder.worker.cache-directory": str(theirs)}):
-        assert open_cache() is None
-    assert "No cache of files" in caplog.text
+    give_away(theirs)
+    assert "belongs to another user (uid 12345)" in refusal(theirs)
+
+
+def test_a_directory_that_another_user_could_replace_is_refused(tmp_path: Path) -> None:
+    above = tmp_path / "girder_dask"
+    (above / "cache").mkdir(mode=0o700, parents=True)
+    above.chmod(0o777)
+    assert f"others may write into {above}" in refusal(above / "cache")
+    above.chmod(0o1777)  # as /tmp: nobody can replace what is another's
+    with dask.config.set({"girder.worker.cache-directory": str(above / "cache")}):
+        assert open_cache() is not None
+    (above / "other").mkdir(mode=0o700)
+    give_away(above)
+    assert "who could replace" in refusal(above / "other")
+
+
+def test_a_link_of_another_user_above_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    give_away(link)
+    assert f"{link} belongs to another user" in refusal(link / "cache")
+
+
+def test_users_is_not_made_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    refusal(tmp_path / "link")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    own = tmp_path / "own"
+    own.mkdir(mode=0o700)
+    (own / "users").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotADirectoryError):
+        FileCache(own, 10)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_directory_that_changes_hands_is_not_used_again(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "cache", 10)
+    give_away(tmp_path / "cache")
+    with pytest.raises(PermissionError):
+        cache.use()

@@ -22,7 +22,7 @@ ROOT = Path(girder_dask.__file__).parent
 # fmt: off
 ORDER = [
     "_version", "errors", "config", "imports", "jobs",
-    "redaction", "http_objects", "leaves", "removal", "workspace",
+    "redaction", "http_objects", "leaves", "removal", "private_directory", "workspace",
     "patience", "session", "starts", "transform", "downloads", "traces", "uploads", "locks",
     "entry", "files", "intake", "inputs", "outputs", "transforms",
     "plain", "remote_errors", "payload", "submit",

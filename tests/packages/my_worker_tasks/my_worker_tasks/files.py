@@ -32,6 +32,14 @@ def make_files(n: int) -> str:
 
 
 @task
+def hard_link(path: str) -> str:
+    """Give a file a second name in the directory of the job, and return that."""
+    link = current_job().work_dir / "link.txt"
+    os.link(path, link)
+    return str(link)
+
+
+@task
 def file_facts(path: str) -> dict[str, Any]:
     """Return ``name``, ``size``, ``crc`` and ``mode`` of a file, and the ``pid`` of the worker."""
     crc = 0
