@@ -122,6 +122,13 @@ CASES = (
         1000,
     ),
     Case(
+        "isolation",
+        "one job at a time, in a thread and in a process of its own",
+        latency.isolation,
+        50,
+        rounds=1,
+    ),
+    Case(
         "load",
         "latency at more and more jobs a second, each rate for some seconds",
         latency.under_load,

@@ -10,7 +10,7 @@ from benchmarks.arrivals import Arrivals
 from benchmarks.measurement import Measurement
 from benchmarks.side import Side
 
-__all__ = ["idle", "under_load"]
+__all__ = ["idle", "isolation", "under_load"]
 
 _LATENCY = "latency"
 # Seconds for which a system rests before it is given one job.
@@ -44,6 +44,31 @@ def _one_by_one(side: Side, jobs: int) -> list[float]:
             arrivals.wait(1, timeout=60)
         seconds.append(arrivals.at[0] - due)
     return seconds
+
+
+def isolation(m: Measurement) -> dict[str, float | None]:
+    """Give girder_dask one job at a time, in a thread and in a process of its own in turn."""
+    for _ in m.rounds():
+        for side in m.sides("girder_dask"):
+            found: dict[str, list[float]] = {"thread": [], "process": []}
+            for n in range(-1, m.size):
+                for where, ms in found.items():
+                    seconds = _isolated(side, where)
+                    if n >= 0:  # the first process waits until the worker's fork server is there
+                        ms.append(1000 * seconds)
+            for where, ms in found.items():
+                what = f"{_LATENCY} of a job in a {where}"
+                m.record(side.name, what, statistics.median(ms), "ms", p95=_high(ms), all=ms)
+            side.clear()
+    return {}
+
+
+def _isolated(side: Side, where: str) -> float:
+    time.sleep(_REST)
+    with Arrivals(side, _CLOSELY) as arrivals:
+        start = side.start("isolated", task="noop", isolation=where)
+        arrivals.wait(1, timeout=60)
+    return float(arrivals.at[0] - start)
 
 
 def under_load(m: Measurement) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from girder_dask.jobs import JobStatus
@@ -256,3 +258,79 @@ def test_a_worker_that_is_killed_leaves_no_directory_and_no_process(
     finally:
         successor.terminate()
         successor.wait(20)
+
+
+# -- a worker that gives each job a process ------------------------------------------------
+
+
+@pytest.fixture
+def apart_worker(girder_stack: Any, tmp_path: Path) -> Iterator[psutil.Process]:
+    """Start a nanny whose worker gives each job a process, and return that worker."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", girder_stack.scheduler]
+    command += ["--nthreads", "4", "--resources", "APART=4", "--no-dashboard"]
+    command += ["--local-directory", str(tmp_path / "scratch"), "--name", "apart"]
+    env = {**os.environ, "DASK_GIRDER__WORKER__ISOLATION": "process"}
+    env["DASK_GIRDER__WORKER__PREIMPORT"] = "['my_worker_tasks']"
+    with (tmp_path / "worker.log").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    nanny = psutil.Process(process.pid)
+
+    def ready() -> list[psutil.Process]:
+        return [child for child in nanny.children() if server_of(child) is not None]
+
+    (worker,) = until(ready)
+    yield worker
+    if nanny.is_running():
+        process.terminate()
+    process.wait(20)
+
+
+def server_of(worker: psutil.Process) -> int | None:
+    """Return the fork server of a worker."""
+    for child in worker.children():
+        with contextlib.suppress(psutil.Error):
+            if "girder_dask.forkserver" in child.cmdline():
+                return int(child.pid)
+    return None
+
+
+WHERE = """
+import os, sys, time
+deadline = time.monotonic() + 20
+open(f'PATH/{self.id}', 'w').close()
+while len(os.listdir('PATH')) < 4 and time.monotonic() < deadline:
+    time.sleep(0.01)
+with open(f'/proc/{os.getppid()}/stat') as f:
+    server = int(f.read().rpartition(')')[2].split()[1])
+loaded = [m for m in ('distributed', 'my_worker_tasks') if m in sys.modules]
+result = [os.getpid(), server, loaded, os.environ['OMP_NUM_THREADS'], len(os.listdir('PATH'))]
+"""
+
+
+def test_a_worker_can_give_a_process_to_each_job(girder_stack, apart_worker, tmp_path):
+    """Whatever was asked for; all at once, under a nanny, none left when all of it is killed."""
+    meets = tmp_path / "meets"
+    meets.mkdir()
+    code = WHERE.replace("PATH", str(meets))
+    jobs = [
+        start(girder_stack, "does", code, resources={"APART": 1}, **options)
+        for options in ({}, {"isolation": "thread"}, {"isolation": "process"}, {})
+    ]
+    found = [value_of(girder_stack, job_id) for job_id in jobs]
+    assert len({pid for pid, *_ in found} - {apart_worker.pid}) == 4
+    assert {server for _, server, *_ in found} == {server_of(apart_worker)}
+    # What opens a client of Dask's costs more than all the rest, so it is loaded when it is needed.
+    assert [rest for _, _, *rest in found] == [[["my_worker_tasks"], "1", 4]] * 4
+    logs = [girder_stack.log(job_id) for job_id in jobs]
+    assert ["girder.worker.isolation" in log for log in logs] == [False, True, False, False]
+
+    path = tmp_path / "pids"
+    job_id = start(girder_stack, "parents", str(path), resources={"APART": 1})
+    pids = [int(pid) for pid in until(lambda: path.exists() and path.read_text()).split()]
+    family = [*pids, server_of(apart_worker), psutil.Process(pids[0]).ppid()]
+    assert all(alive(pid) for pid in family)
+    apart_worker.parent().kill()
+    apart_worker.kill()
+    until(lambda: not any(alive(pid) for pid in family))
+    girder_stack.admin.put(f"job/{job_id}/cancel")
+    girder_stack.wait(job_id, status=JobStatus.CANCELED)
