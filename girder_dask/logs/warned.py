@@ -123,7 +123,7 @@ def _property(name: str) -> property:
             module.__dict__[name] = value
         elif name == "filters":
             log.own[key] = value if isinstance(value, _Filters) else _Filters(value)
-        elif value is _OF_JOBS.get(name) or value is module.__dict__.get(f"{name}_orig"):
+        elif value is _OF_JOBS.get(name) or value is module.__dict__.get(f"_{name}_orig"):
             log.own.pop(key, None)
         else:
             log.own[key] = value

@@ -5,6 +5,7 @@ Each habit logs the records that the test names: by the function ``say``, at INF
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import logging
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import unittest
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -397,3 +399,145 @@ def test_four_at_once_keep_out_of_each_others_way(worker, habit):
         assert counts(worker.log(name), f"job-{name}") == ({1} if each in HEARD else {0})
         assert not any(f"job-{other} " in worker.log(name) for other in habits if other != name)
     assert worker.log("d").splitlines()[0] == "INFO|job-d info 0"
+
+
+# -- what modules set while they are imported ----------------------------------------------
+
+LIBRARY = """
+import logging, warnings
+logging.getLogger(__name__).setLevel(logging.ERROR)
+logging.getLogger("NAME_other").setLevel(logging.CRITICAL)
+logging.basicConfig(format="first job|%(message)s")
+class OwnWarning(UserWarning): pass
+warnings.simplefilter("ignore", OwnWarning)
+warnings.filterwarnings("ignore")
+def speak():
+    logging.getLogger(__name__).warning("library warning")
+    logging.getLogger(__name__).error("library error")
+    warnings.warn("own", OwnWarning)
+"""
+
+TASKS = """
+import logging, warnings
+from girder_dask import task
+logging.basicConfig(level=logging.DEBUG, format="<%(levelname)s %(message)s>")
+warnings.filterwarnings("ignore", message="known")
+logger = logging.getLogger(__name__)
+@task
+def speak():
+    logger.debug("fine")
+    logger.info("said")
+    warnings.warn("known")
+"""
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make a library and a package of tasks, which are not imported yet, and return their name."""
+    name = f"habits_{tmp_path.name.rpartition('_')[2]}"
+    for package, text in ((f"{name}_lib", LIBRARY), (f"{name}_tasks", TASKS)):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(text.replace("NAME", name))
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_what_the_module_of_a_task_sets_at_import_holds_for_its_jobs(worker, packages):
+    before = state_of_logging()
+    task = f"{packages}_tasks:speak"
+    for n in range(5):
+        assert worker.outcome(None, task=task, job_id=f"job{n}") is None
+        assert worker.log(f"job{n}") == "<DEBUG fine>\n<INFO said>\n"
+    assert state_of_logging() == before
+    worker.outcome(warn_as_others, job_id="other")
+    assert worker.log("other").startswith("others log\n")
+    assert "UserWarning: known" in worker.log("other")
+
+
+def warn_as_others() -> None:
+    logging.getLogger("others").info("others log")
+    warnings.warn("known", stacklevel=1)
+
+
+def use_library(name: str) -> None:
+    importlib.import_module(f"{name}_lib").speak()
+    logging.getLogger(f"{name}_other").info("%s other", name)
+
+
+def test_what_a_library_sets_at_import_for_itself_holds_for_all_jobs(worker, packages):
+    for n in range(5):
+        assert worker.outcome(use_library, packages, job_id=f"job{n}") is None
+    first = worker.log("job0")
+    assert "library warning" not in first
+    assert "OwnWarning" not in first
+    for n in range(1, 5):  # what it has set for others did not outlive the job that imported it
+        assert worker.log(f"job{n}") == f"library error\n{packages} other\n"
+    worker.outcome(warn_as_others, job_id="other")
+    assert "UserWarning: known" in worker.log("other")
+
+
+# -- the worker's own log ------------------------------------------------------------------
+
+
+def closes_all_handlers() -> None:
+    for each in logging.getLogger().handlers[:]:
+        logging.getLogger().removeHandler(each)
+        each.close()
+    logging.basicConfig(level=logging.DEBUG, force=True)
+    logging.getLogger("of.task").warning("for both")
+    logging.getLogger("of.task").info("for the job")
+
+
+def test_the_log_of_the_worker_stays_as_it_was(tmp_path):
+    handler = logging.FileHandler(tmp_path / "worker.log", mode="w")
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.addHandler(handler)
+    worker = Worker(tmp_path)
+    try:
+        with captured():
+            assert root.level == level
+            worker.outcome(closes_all_handlers)
+            logging.getLogger("of.worker").warning("later")
+            logging.getLogger("of.worker").info("too fine")
+            worker.close()
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+    assert (tmp_path / "worker.log").read_text() == "WARNING for both\nWARNING later\n"
+    assert worker.log() == "WARNING:of.task:for both\nINFO:of.task:for the job\n"
+
+
+def opens_a_file(path: str) -> None:
+    logging.basicConfig(filename=path)
+    say("own")
+
+
+def test_files_that_a_job_logs_to_are_closed_with_it(worker, tmp_path):
+    path = tmp_path / "job.log"
+    worker.outcome(opens_a_file, str(path))
+    assert counts(path.read_text(), "own") == {1}
+    assert not [fd for fd in Path("/proc/self/fd").iterdir() if same(fd, path)]
+
+
+def same(fd: Path, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return fd.resolve() == path
+    return False
+
+
+def redirects_while_logging() -> str:
+    with contextlib.redirect_stderr(io.StringIO()) as text:
+        handler = logging.StreamHandler()
+        logger.addHandler(handler)
+        logger.warning("to the redirected stream")
+        logger.removeHandler(handler)
+        logger.propagate = False
+        logger.warning("without a handler")
+    return text.getvalue()
+
+
+def test_a_redirection_takes_what_is_written_there(worker):
+    value = worker.outcome(redirects_while_logging)
+    assert value == "to the redirected stream\nwithout a handler\n"
+    assert worker.log() == ""
