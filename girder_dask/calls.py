@@ -78,6 +78,8 @@ CALL_OPTIONS = {
 }
 _PLACEMENT = ("retries", "timeout", "resources", "priority", "isolation", "at_most_once")
 _ISOLATIONS = (None, "thread", "process")
+# More than any of the numbers can be.
+_MOST = 2**31
 
 #: Options of Celery's ``apply_async``, and what there is in their place.
 _OF_CELERY = {
@@ -288,10 +290,10 @@ def checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
             if option in plain:
                 plain[option] = _whole(option, plain[option])
         if plain.get("timeout") is not None:
-            plain["timeout"] = _positive("timeout", plain["timeout"])
+            plain["timeout"] = _positive("timeout", plain["timeout"], _MOST)
         if plain.get("resources") is not None:
             wanted = plain["resources"].items()
-            plain["resources"] = {str(k): _positive(f"resource {k}", v) for k, v in wanted}
+            plain["resources"] = {_name(k): _positive(f"resource {k}", v) for k, v in wanted}
         if plain.get("retries", 0) < 0:
             raise ValueError("retries is less than 0")
         if plain.get("isolation") not in _ISOLATIONS:
@@ -302,7 +304,7 @@ def checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
             raise ValueError(f"at_most_once is True or False, not {plain['at_most_once']!r}")
         if plain.get("at_most_once") and plain.get("retries"):
             raise ValueError("a task that runs at most once has no retries")
-    except (TypeError, ValueError, AttributeError) as e:
+    except (TypeError, ValueError, AttributeError, OverflowError) as e:
         raise SubmissionError(
             f"{name} was started with options that make no sense ({e}). No job was made.",
             task=name,
@@ -313,13 +315,25 @@ def checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _whole(option: str, value: Any) -> int:
     try:
         if not isinstance(value, bool):
-            return operator.index(value)
+            whole = operator.index(value)
+            if abs(whole) >= _MOST:
+                raise ValueError(f"{option} is not between -{_MOST:,} and {_MOST:,}")
+            return whole
     except TypeError:
         pass
     raise ValueError(f"{option} is a whole number, not {value!r:.200}")
 
 
-def _positive(option: str, value: Any) -> float:
-    if isinstance(value, str) or not 0 < float(value) < float("inf"):
-        raise ValueError(f"{option}: {value!r} is no positive number")
+def _positive(option: str, value: Any, most: float = float("inf")) -> float:
+    if isinstance(value, (str, bool)) or not 0 < float(value) < float("inf"):
+        raise ValueError(f"{option}: {value!r:.200} is no positive number")
+    if float(value) >= most:
+        raise ValueError(f"{option}: {value!r:.200} is not below {most:,}")
     return float(value)
+
+
+def _name(resource: Any) -> str:
+    name = str(resource)
+    if not name.strip() or not name.isprintable():
+        raise ValueError(f"resource {name!r:.200}: that is no name")
+    return name

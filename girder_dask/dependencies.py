@@ -70,7 +70,8 @@ def _fetch(job_id: str, job: RunningJob) -> Any:
     if job.girder_client is None:
         raise TransformError(
             f"The value of input job {job_id} is in Girder, and this worker does not know where "
-            "that is. The operator sets dask.api_url in Girder, or girder.api-url here."
+            "that is. The operator sets girder.api-url for the scheduler or here, or dask.api_url "
+            "in Girder."
         )
     try:
         answer = from_json(job.girder_client.get(f"dask/job/{quote(job_id, safe='')}/result"))

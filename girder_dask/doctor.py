@@ -105,7 +105,7 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
     status, workers, error = None, None, "no address of a scheduler is known"
     if address:
         try:
-            status, workers = await asyncio.wait_for(_ask(address, api_url), _ANSWER_TIME)
+            status, workers = await asyncio.wait_for(_ask(address), _ANSWER_TIME)
             error = ""
         except asyncio.TimeoutError:
             error = f"it does not answer within {_ANSWER_TIME:.0f} s"
@@ -125,7 +125,7 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
 
 
 async def _ask(
-    address: str, api_url: str | None
+    address: str,
 ) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
     from distributed import rpc
     from distributed.security import Security
@@ -137,7 +137,7 @@ async def _ask(
         status = await remote.girder_status()
         status = status if isinstance(status, dict) and "versions" in status else None
         told = (status or {}).get("girder") or {}
-        message = {"op": "girder_facts", "api_url": told.get("worker_api_url") or api_url}
+        message = {"op": "girder_facts", "api_url": told.get("worker_api_url")}
         answers = await remote.broadcast(msg=message, on_error="return")
     finally:
         remote.close_comms()
@@ -257,9 +257,10 @@ def _examine_workers(facts: Facts) -> Iterator[Check]:
         yield Check(
             f"Worker {address} reaches Girder",
             detail=worker["api_url"] or "",
-            problem=worker["girder_error"],
-            remedy="Set dask.api_url in Girder, or girder.api-url (DASK_GIRDER__API_URL) on "
-            f"{worker['hostname']}, to an address that the worker reaches.",
+            problem=worker["girder_error"] if worker["api_url"] else "nobody tells it where it is",
+            remedy="Set girder.api-url (DASK_GIRDER__API_URL) for the scheduler, or for the worker "
+            f"on {worker['hostname']} alone, to an address that the worker reaches. Where neither "
+            "is set, dask.api_url and core.server_root in Girder count.",
         )
         if worker.get("cache_error"):
             yield Check(f"Worker {address} keeps input files", problem=worker["cache_error"])

@@ -180,9 +180,11 @@ class JobSpec(Wire):
         The pickled call (see :mod:`girder_dask.payload`). Only a worker opens it.
     token
         A Girder token that belongs to this job alone.
-    api_url
-        Where Girder's REST API is, as Girder sees itself. A worker's own configuration
-        comes first.
+    girder_api_url
+        Girder's REST API as code inside Girder gave it for this call. A worker's own
+        configuration comes first.
+    default_api_url
+        Girder's REST API as Girder's settings have it, for who knows no other.
     package
         The distribution that holds the task, with its version, for error messages.
     title
@@ -202,8 +204,9 @@ class JobSpec(Wire):
     dependencies
         The ids of the jobs whose values are among the arguments.
     trusted
-        Whether who started it may run code of their own on the cluster. Others start
-        installed tasks alone, and send to Girder nothing but what is in the job's directory.
+        Whether who made the call may run code of their own on the cluster. Others start
+        installed tasks alone, with plain arguments, and send to Girder nothing but what is in
+        the job's directory. It says nothing of what the token of the job may do.
     """
 
     id: str
@@ -211,7 +214,8 @@ class JobSpec(Wire):
     task: str
     payload: bytes = field(default=b"", repr=False)
     token: str | None = field(default=None, repr=False)
-    api_url: str | None = None
+    girder_api_url: str | None = None
+    default_api_url: str | None = None
     package: str | None = None
     title: str = ""
     retries: int = 0
@@ -221,7 +225,14 @@ class JobSpec(Wire):
     isolation: str | None = None
     at_most_once: bool = False
     dependencies: Sequence[str] | None = None
-    trusted: bool = True
+    trusted: bool = False
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, and who is trusted, always.
+
+        Not that another version takes the lack of a word for trust.
+        """
+        return {**Wire.to_wire(self), "trusted": self.trusted}
 
     @property
     def key(self) -> str:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import logging
 import re
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint
 
 __all__ = [
     "ENTRY_POINT_GROUP",
     "WORKER_ENTRY_POINT_GROUP",
     "extensions",
+    "is_among",
     "is_of_tasks",
+    "modules_beside",
     "modules_of",
     "modules_of_tasks",
     "package_of",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: Distributions that hold tasks name their modules in this entry point group.
 ENTRY_POINT_GROUP = "girder_dask.tasks"
@@ -67,7 +73,33 @@ def modules_of_tasks() -> list[str]:
 
 def is_of_tasks(module: str) -> bool:
     """Say whether a module is one that a package names for its tasks, or is below one."""
-    return any(module == name or module.startswith(f"{name}.") for name in modules_of_tasks())
+    return is_among(module, modules_of_tasks())
+
+
+def is_among(module: str, modules: Iterable[str]) -> bool:
+    """Say whether a module is one of some, or below one.
+
+    >>> is_among("coins.tasks.sizes", ["coins.tasks"]), is_among("coins.tasks2", ["coins.tasks"])
+    (True, False)
+    """
+    return any(module == name or module.startswith(f"{name}.") for name in modules)
+
+
+@functools.lru_cache(maxsize=1024)
+def modules_beside(module: str) -> frozenset[str]:
+    """Return the modules of tasks of the distribution that names this one for its tasks.
+
+    Empty for a module that no distribution names.
+    """
+    named: dict[str, set[str]] = {}
+    for point in extensions().values():
+        try:
+            modules = modules_of(point)
+        except Exception:
+            logger.exception("The tasks of the package %s cannot be found out", point.name)
+            continue
+        named.setdefault(point.dist.name if point.dist else "", set()).update(modules)
+    return frozenset().union(*(its for its in named.values() if is_among(module, its)))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -184,8 +184,13 @@ def is_plain(payload: bytes) -> bool:
     return payload[:1] == _PLAIN
 
 
-def open_call(payload: bytes) -> Call:
+def open_call(payload: bytes, *, unpickle: bool = True) -> Call:
     """Open a packed call. Only a worker does this.
+
+    Parameters
+    ----------
+    unpickle
+        Whether a pickled call may be opened, which can run code of whoever made it.
 
     Raises
     ------
@@ -200,6 +205,11 @@ def open_call(payload: bytes) -> Call:
         return Call(args=tuple(args), kwargs=dict(kwargs), hooks=tuple(hooks))
     if kind != _PICKLED:
         raise ValueError("This is no call that girder_dask has packed.")
+    if not unpickle:
+        raise ArgumentError(
+            "The call is pickled, and who started this job may not run code of their own, so it is "
+            "not opened. Pass plain values."
+        )
     function, args, kwargs, hooks, session = settled(lambda: pickle.loads(rest))
     return Call(args, kwargs, hooks, function, session)
 

@@ -117,6 +117,7 @@ class RestBackend:
             If Girder does not answer.
         """
         _check_owner([*submissions, *([] if group is None else [group])])
+        _check_address(submissions)
         _check_size(submissions)
         body: dict[str, Any] = {
             "submissions": [to_json(submission.to_wire()) for submission in submissions],
@@ -280,6 +281,18 @@ def _check_owner(given: Sequence[Submission | Group]) -> None:
                 f"{task or call.title} was started with girder_user=, which is for code inside "
                 "Girder. Here the owner of a job is the user who is signed in. No job was made.",
                 task=task,
+            )
+
+
+def _check_address(submissions: Sequence[Submission]) -> None:
+    for call in submissions:
+        if call.api_url is not None:
+            raise SubmissionError(
+                f"{call.task} was started with girder_api_url=, which is for code inside Girder. "
+                "The token of a job is sent there, so no request says where that is. Leave it out; "
+                "the operator sets girder.api-url for the scheduler or for the workers. No job was "
+                "made.",
+                task=call.task,
             )
 
 

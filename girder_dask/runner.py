@@ -31,7 +31,7 @@ from girder_dask.payload import PACKING, Call, open_call, open_value, pack_value
 from girder_dask.redaction import secrets_in
 from girder_dask.starts import await_number, begin
 from girder_dask.station import Station
-from girder_dask.surroundings import child_jobs, open_session, running_job
+from girder_dask.surroundings import NO_ADDRESS, child_jobs, open_session, running_job
 from girder_dask.task import find_task
 from girder_dask.transfers import Transfers
 from girder_dask.workspace import Workspace
@@ -159,7 +159,9 @@ class Run:
         wanted = float((self.spec.resources or {}).get(gpus.RESOURCE, 0))
         within = self._surroundings.enter_context
         ids = within(self.station.gpus.lent(wanted))
-        api_url = self.station.api_url or self.spec.api_url
+        api_url = self.station.girder_of(self.spec)
+        if api_url is None and self.spec.token is not None:
+            self._outlet.write(f"{NO_ADDRESS}\n")
         job = running_job(
             self.spec,
             manager=self._manager,
@@ -190,7 +192,7 @@ class Run:
 
     def _work(self, job: RunningJob, transfers: Transfers, *, own_process: bool) -> _End:
         self._stop_if_canceled()
-        call = open_call(self.spec.payload)
+        call = open_call(self.spec.payload, unpickle=self.spec.trusted)
         self._outlet.secrets.add(*secrets_in(call.session))
         transfers.take_on(call)
         try:

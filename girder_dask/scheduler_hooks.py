@@ -124,7 +124,10 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         )
         scheduler.handlers |= {**self.leaving.handlers, **self.procedures.handlers}
         await scheduler.register_worker_plugin(
-            comm=None, plugin=pickle.dumps(GirderWorkerPlugin()), name=PLUGIN_NAME, idempotent=False
+            comm=None,
+            plugin=pickle.dumps(GirderWorkerPlugin(self._api_url)),
+            name=PLUGIN_NAME,
+            idempotent=False,
         )
         await scheduler.register_nanny_plugin(
             comm=None, plugin=pickle.dumps(GirderNannyPlugin()), name=PLUGIN_NAME, idempotent=False

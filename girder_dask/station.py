@@ -14,6 +14,7 @@ from girder_dask.standby import Standby
 from girder_dask.starts import Answer
 
 if TYPE_CHECKING:
+    from girder_dask.jobs import JobSpec
     from girder_dask.runner import Run
 
 __all__ = ["Station"]
@@ -23,8 +24,9 @@ __all__ = ["Station"]
 class Station:
     """What a worker gives to the runs on it.
 
-    ``api_url`` is Girder's REST API as this worker reaches it, None to use what Girder
-    says of itself. ``max_result`` is in bytes. ``cache`` holds files of this host, and
+    ``api_url`` is Girder's REST API as this worker is configured to reach it, and
+    ``scheduler_api_url`` as the scheduler is; None where there is no such setting.
+    ``max_result`` is in bytes. ``cache`` holds files of this host, and
     ``cache_error`` is why there is none although one is asked for.
     ``standby`` is what forks the processes of tasks that have one of their own, and ``isolation``
     is ``'process'`` if all have. ``grace`` is in seconds, between asking such a task to stop and
@@ -39,6 +41,7 @@ class Station:
     directory: Path
     api_url: str | None
     max_result: int
+    scheduler_api_url: str | None = None
     cache: Any = None
     cache_error: str | None = None
     gpus: Gpus = field(default_factory=Gpus)
@@ -51,3 +54,11 @@ class Station:
     may_begin: Callable[[str, int], Answer] | None = None
     runs: dict[str, Run] = field(default_factory=dict)
     refused: dict[str, None] = field(default_factory=dict)
+
+    def girder_of(self, spec: JobSpec) -> str | None:
+        """Return where Girder is for a job, to which its token is sent, None if nobody knows it.
+
+        This worker's own setting comes first, then what code inside Girder gave for the call,
+        the scheduler's setting, and those of Girder. Nothing of it comes with a request.
+        """
+        return self.api_url or spec.girder_api_url or self.scheduler_api_url or spec.default_api_url

@@ -31,6 +31,7 @@ __all__ = [
     "is_installed",
     "uninstall",
     "using",
+    "without",
 ]
 
 
@@ -146,8 +147,17 @@ class Backend(Protocol):
         """Return a client of the Dask scheduler. Raises SchedulerError where none is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Nowhere:
+    """Stands for the way to Girder in a run that knows none."""
+
+    why: str
+
+
 _backend: Backend | None = None
-_of_this_run: ContextVar[Backend | None] = ContextVar("girder_dask_backend", default=None)
+_of_this_run: ContextVar[Backend | _Nowhere | None] = ContextVar(
+    "girder_dask_backend", default=None
+)
 
 
 def install(new: Backend | None) -> None:
@@ -162,8 +172,8 @@ def is_installed() -> bool:
 
 
 def in_run() -> bool:
-    """Say whether this code is part of the run of a job."""
-    return _of_this_run.get() is not None
+    """Say whether this code is part of the run of a job, which has a way to Girder."""
+    return not isinstance(_of_this_run.get(), (_Nowhere, type(None)))
 
 
 def uninstall(old: Backend) -> None:
@@ -182,6 +192,16 @@ def using(new: Backend) -> Iterator[None]:
         _of_this_run.reset(token)
 
 
+@contextlib.contextmanager
+def without(why: str) -> Iterator[None]:
+    """Record no jobs of what runs within, and say why."""
+    token = _of_this_run.set(_Nowhere(why))
+    try:
+        yield
+    finally:
+        _of_this_run.reset(token)
+
+
 def backend() -> Backend:
     """Return the backend of this run, or of this process.
 
@@ -191,7 +211,12 @@ def backend() -> Backend:
         If there is none: this is no Girder with the dask plugin, no task that runs as a
         job, and no process that called :func:`girder_dask.connect`.
     """
-    found = _of_this_run.get() or _backend
+    of_this_run = _of_this_run.get()
+    if isinstance(of_this_run, _Nowhere):
+        if _backend is None:
+            raise NotConnectedError(of_this_run.why)
+        of_this_run = None
+    found = of_this_run or _backend
     if found is None:
         raise NotConnectedError(
             "No Girder is known here, so no job can be recorded. In a notebook or a script, call "

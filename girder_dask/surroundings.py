@@ -11,7 +11,14 @@ from girder_dask import config, submit
 from girder_dask.context import JobManager, Request, RunningJob
 from girder_dask.jobs import JobSpec
 
-__all__ = ["child_jobs", "open_session", "running_job"]
+__all__ = ["NO_ADDRESS", "child_jobs", "open_session", "running_job"]
+
+#: What a job is told that has no way to Girder.
+NO_ADDRESS = (
+    "No address of Girder is known to this worker, so the job can neither fetch files, nor send "
+    "any, nor start other jobs. The operator sets girder.api-url (DASK_GIRDER__API_URL) for the "
+    "scheduler or for this worker, or dask.api_url or core.server_root in Girder."
+)
 
 
 def running_job(
@@ -75,7 +82,8 @@ def child_jobs(
 ) -> Iterator[None]:
     """Let ``delay()`` within record child jobs of the one whose token this is."""
     if api_url is None or token is None:
-        yield
+        with submit.without(NO_ADDRESS):
+            yield
         return
 
     def make() -> Any:

@@ -110,11 +110,18 @@ def _attempt(worker: Worker, spec: JobSpec) -> int:
 
 
 class GirderWorkerPlugin(WorkerPlugin):
-    """Captures output, sends job events to the scheduler and stops canceled jobs."""
+    """Captures output, sends job events to the scheduler and stops canceled jobs.
+
+    Parameters
+    ----------
+    api_url
+        Girder's REST API as the scheduler reaches it, for workers that have no setting.
+    """
 
     name = PLUGIN_NAME
 
-    def __init__(self) -> None:
+    def __init__(self, api_url: str | None = None) -> None:
+        self._scheduler_api_url = api_url
         self.station: Station | None = None
         self._restart: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Any] | None = None
@@ -150,6 +157,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             directory=Path(worker.local_directory),
             api_url=config.get("api-url") or os.environ.get("GIRDER_WORKER_API_URL"),
             max_result=config.nbytes("worker.max-result"),
+            scheduler_api_url=self._scheduler_api_url,
             cache=cache,
             cache_error=cache_error,
             gpus=gpus.Gpus(gpus.visible_ids(total) if total else ()),
@@ -296,7 +304,8 @@ class GirderWorkerPlugin(WorkerPlugin):
 
         own = self.station.api_url if self.station is not None else None
         error = self.station.cache_error if self.station is not None else None
-        return {**await asyncio.to_thread(gather, own or api_url), "cache_error": error}
+        facts = await asyncio.to_thread(gather, own or self._scheduler_api_url or api_url)
+        return {**facts, "cache_error": error}
 
 
 def _unsafe_directory(worker: Worker) -> str | None:

@@ -7,7 +7,6 @@ that is installed on the workers, and holds nothing but values.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -17,29 +16,21 @@ from bson import ObjectId
 from bson.errors import InvalidId
 from girder.constants import AccessType
 from girder.exceptions import AccessException, RestException
-from girder.models.group import Group as GirderGroup
 from girder_jobs.models.job import Job
 
 from girder_dask import config
 from girder_dask.jobs import JobStatus, from_json
 from girder_dask.payload import is_plain
-from girder_dask.plugin import records, settings
-from girder_dask.plugin.documents import OURS
+from girder_dask.plugin import bounds, settings
+from girder_dask.plugin.authority import Authority, of_job, of_user, who_may
+from girder_dask.plugin.other_fields import RESERVED, reserved
 from girder_dask.plugin.requester import Requester
 from girder_dask.submit import Group, Submission
 
 __all__ = ["admit", "read_group", "read_submissions"]
 
-#: The fields of a job document that ``other_fields`` of a call over REST does not set,
-#: because other parts rely on them or because they grant something.
-RESERVED = frozenset(
-    {
-        *OURS,
-        *("args", "created", "handler", "kwargs", "log", "parentId"),
-        *("progress", "public", "publicFlags", "title", "type"),
-        *("updated", "userId", "when", "interval", "asynchronous", "jobInfoSpec"),
-    }
-)
+# More than any number is.
+_MOST, _COUNT = 1e300, 2**31
 
 _STOPPING = (JobStatus.CANCELING, JobStatus.CANCELED)
 
@@ -47,60 +38,71 @@ _STOPPING = (JobStatus.CANCELING, JobStatus.CANCELED)
 # -- who --------------------------------------------------------------------------------------
 
 
-def admit(requester: Requester, submissions: Iterable[Submission]) -> bool:
+def admit(
+    requester: Requester, submissions: Iterable[Submission], group: Group | None = None
+) -> Authority:
     """Raise AccessException unless the one who asks may start all of some calls.
 
-    A job at work may start for its owner what those may who started it.
+    The token of a job may start what the owner of the job may, and plain calls of the tasks of
+    its own package if code inside Girder has started it. Who has started it does not matter.
 
     Returns
     -------
-    bool
-        Whether they may run code of their own, so that any call will do.
+    Authority
+        On whose word the calls become jobs.
     """
-    if requester.job is not None:
-        if requester.job["status"] in _STOPPING:
+    authority, who = _authority(requester)
+    if authority.runs_code:
+        return authority
+    for call in (*(() if group is None else (group,)), *submissions):
+        reason = _refusal(call, authority)
+        if reason is not None:
+            what = call.task if isinstance(call, Submission) else f"the map {call.title!r:.100}"
+            raise AccessException(f"{who} may not start {what} on Dask: {reason}")
+    return authority
+
+
+def _authority(requester: Requester) -> tuple[Authority, str]:
+    """Return on whose word a request starts jobs, and what messages call them."""
+    job = requester.job
+    if job is not None:
+        if job["status"] in _STOPPING:
             raise AccessException(
-                f"Job {requester.job['_id']} is being canceled, so it can start no more jobs."
+                f"Job {job['_id']} is being canceled, so it can start no more jobs."
             )
-        trusted, who = records.is_trusted(requester.job["_id"]), f"Job {requester.job['_id']}"
-    elif requester.user is None:
+        return of_job(job), f"Job {job['_id']}"
+    if requester.user is None:
         raise AccessException(
             "You must be logged in to start jobs on Dask, with an API key or a token that has all "
             "rights or the scope dask.jobs.submit, for example girder_dask.connect(api_url, "
             "api_key=…)."
         )
-    else:
-        trusted, who = may_submit_code(requester.user), f"User '{requester.user['login']}'"
-    for submission in () if trusted else submissions:
-        reason = _refusal(submission)
-        if reason is not None:
-            raise AccessException(f"{who} may not start {submission.task} on Dask: {reason}")
-    return trusted
+    return of_user(requester.user), f"User '{requester.user['login']}'"
 
 
-def may_submit_code(user: Mapping[str, Any]) -> bool:
-    """Say whether a user may run code of their own on the cluster."""
-    group = settings.submitters()
-    return bool(user.get("admin")) or (group is not None and group in user.get("groups", ()))
+def _refusal(call: Submission | Group, authority: Authority) -> str | None:
+    """Return why one who may not run code of their own may not submit this call either."""
+    if isinstance(call, Submission):
+        if not (_is_allowed(call.task) or _is_beside(call, authority)):
+            return (
+                f"only {who_may()} may start it from outside Girder. Ask an administrator of this "
+                "Girder to be let in (its setting dask.submitters), or to allow the task to "
+                "everybody (dask.allow_tasks). A job that a plugin of Girder has started may start "
+                "the tasks of its own package, too."
+            )
+        if not is_plain(call.payload):
+            return (
+                "its arguments or its function are pickled, and opening a pickle runs code, which "
+                f"only {who_may()} may do. Pass plain values: numbers, text, lists, mappings, "
+                "dates, and the transforms of girder_dask."
+            )
+    excess = bounds.refusal(call, any_field=_is_beside(call, authority))
+    return None if excess is None else f"{excess}, but to {who_may()}."
 
 
-def _refusal(submission: Submission) -> str | None:
-    """Return why one who may not submit code may not submit this call either."""
-    if not _is_allowed(submission.task):
-        return (
-            f"only {_who()} may start it from outside Girder. Ask an administrator of this Girder "
-            "to be let in (its setting dask.submitters), or to allow the task to everybody "
-            "(dask.allow_tasks)."
-        )
-    if not is_plain(submission.payload):
-        return (
-            "its arguments or its function are pickled, and opening a pickle runs code, which "
-            f"only {_who()} may do. Pass plain values: numbers, text, lists, mappings, dates, "
-            "and the transforms of girder_dask."
-        )
-    if submission.api_url is not None:
-        return f"only {_who()} may name another Girder (girder_api_url). Leave it out."
-    return None
+def _is_beside(call: Submission | Group, authority: Authority) -> bool:
+    """Say whether a call is that of a task of the package of the job that makes it."""
+    return bool(authority.modules) if isinstance(call, Group) else authority.has_beside(call.task)
 
 
 def _is_allowed(task: str) -> bool:
@@ -108,15 +110,6 @@ def _is_allowed(task: str) -> bool:
     if isinstance(allowed, bool):
         return allowed
     return any(fnmatchcase(task, pattern) for pattern in allowed)
-
-
-def _who() -> str:
-    group_id = settings.submitters()
-    group = GirderGroup().load(group_id, force=True) if group_id is not None else None
-    if group is None:
-        return "site administrators"
-    name = f"the group '{group['name']}'" if group.get("public") else "a group of users"
-    return f"site administrators and {name}"
 
 
 # -- what -------------------------------------------------------------------------------------
@@ -160,9 +153,9 @@ def _check(value: Submission | Group) -> None:
     for name, (is_right, expected) in _FIELDS.items():
         if hasattr(value, name) and not is_right(getattr(value, name)):
             raise ValueError(f"its field {name!r} must be {expected}")
-    wrong = sorted(RESERVED.intersection(value.other_fields) - {"parentId"})
+    wrong = reserved(value.other_fields, RESERVED - {"parentId"})
     if wrong:
-        raise ValueError(f"its other_fields must not set {', '.join(wrong)}")
+        raise ValueError(f"its other_fields must not set {', '.join(wrong)[:200]}")
     limit = config.nbytes("max-payload")
     if isinstance(value, Submission) and len(value.payload) > limit:
         raise ValueError(
@@ -193,11 +186,12 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Not with math.isfinite, which an integer of many digits overflows.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _COUNT
 
 
 def _is_task(value: Any) -> bool:
@@ -216,9 +210,15 @@ def _is_optional_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and value.isprintable()
+
+
 def _are_resources(value: Any) -> bool:
     return value is None or (
-        isinstance(value, dict) and all(_is_number(v) and v >= 0 for v in value.values())
+        isinstance(value, dict)
+        and all(map(_is_name, value))
+        and all(_is_number(v) and v > 0 for v in value.values())
     )
 
 
@@ -234,12 +234,19 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "handler": (_is_optional_text, "text or null"),
     "other_fields": (lambda v: isinstance(v, dict), "an object"),
     "token": (_is_optional_text, "text or null"),
-    "api_url": (_is_optional_text, "text or null"),
+    # For code inside Girder: the token of the job is sent there.
+    "api_url": (lambda v: v is None, "null: a request does not say where Girder is"),
     "retries": (_is_count, "a number of tries, 0 or more"),
-    "timeout": (lambda v: v is None or (_is_number(v) and v > 0), "a number of seconds, or null"),
-    "resources": (_are_resources, "an object of numbers, or null"),
+    "timeout": (
+        lambda v: v is None or (_is_number(v) and 0 < v < _COUNT),
+        "a number of seconds above 0, or null",
+    ),
+    "resources": (
+        _are_resources,
+        "an object of numbers above 0 by the names of resources, or null",
+    ),
     "priority": (
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**31,
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and abs(v) < _COUNT,
         "a whole number",
     ),
     "isolation": (lambda v: v in (None, "thread", "process"), "'thread', 'process' or null"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import cherrypy
 from bson import ObjectId
 from bson.errors import InvalidId
-from girder.api.rest import getApiUrl, getCurrentUser
+from girder.api.rest import getCurrentUser
 from girder.constants import AccessType
 from girder.exceptions import AccessException, GirderException
 from girder.models.user import User
@@ -22,6 +22,7 @@ from pymongo.errors import PyMongoError
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.plugin import chunks, groups, memory, records, settings, store, tokens
+from girder_dask.plugin.authority import IN_GIRDER, Authority
 from girder_dask.plugin.cluster import Cluster
 from girder_dask.plugin.database import explained
 from girder_dask.plugin.unreached import Unreached
@@ -137,17 +138,13 @@ class GirderBackend:
         submissions: Sequence[Submission],
         group: Group | None,
         *,
-        trusted: bool = True,
+        authority: Authority = IN_GIRDER,
     ) -> list[dict[str, Any]]:
-        """Do as :meth:`submit` does, for a user and a job that starts them.
-
-        ``trusted`` says whether who starts them may run code of their own.
-        """
+        """Do as :meth:`submit` does, for a user and a job that starts them."""
         with explained(_NOTHING_MADE):
-            api_url = _api_url()
             if group is None:
                 recorded = store.record(
-                    submissions, user, api_url, parent, trusted=trusted, tokens_later=True
+                    submissions, user, parent, authority=authority, tokens_later=True
                 )
                 jobs = [r.job for r in recorded]
             else:
@@ -155,9 +152,8 @@ class GirderBackend:
                     group,
                     submissions,
                     user,
-                    api_url,
                     parent,
-                    trusted=trusted,
+                    authority=authority,
                     tokens_later=True,
                 )
                 jobs = [job, *(r.job for r in recorded)]
@@ -180,7 +176,7 @@ class GirderBackend:
     def schedule(self, job: dict[str, Any]) -> None:
         """Queue an INACTIVE job that Girder's own model made, and hand it to the scheduler."""
         owner = User().load(job["userId"], force=True) if job.get("userId") else None
-        self._send([store.adopt(job, owner, _api_url()).spec])
+        self._send([store.adopt(job, owner).spec])
 
     def stop(self, job_id: ObjectId) -> JobStatus | None:
         """Cancel a job and all that it has started, and return the state that it is in now."""
@@ -272,18 +268,3 @@ def _in_request() -> bool:
 
 def _request_user() -> Any:
     return getCurrentUser() if _in_request() else None
-
-
-def _api_url() -> str | None:
-    """Return Girder's REST API: as it is set, else as the request reached it."""
-    url = settings.api_url()
-    if url or not _in_request():
-        return url
-    root = settings.server_root()
-    if root:
-        return f"{root.rstrip('/')}/api/v1"
-    try:
-        return str(getApiUrl(cherrypy.url()))
-    except GirderException:
-        # The request came in another way than through the REST API.
-        return None

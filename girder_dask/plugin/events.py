@@ -16,6 +16,7 @@ from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
 from girder_dask.plugin import artifacts, chunks, groups, records, settings, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.notices import EVENT_HANDLER
+from girder_dask.plugin.other_fields import refuse_forged
 
 __all__ = ["bind"]
 
@@ -35,6 +36,7 @@ def bind(backend: GirderBackend) -> None:
         "jobs.job.update.after": _Updated(backend),
         "model.job.remove": _Removed(backend),
         "model.user.remove": _UserRemoved(backend),
+        "rest.post.job.before": refuse_forged,
         "model.setting.save.after": settings.forget_cached,
         "model.setting.remove": settings.forget_cached,
     }

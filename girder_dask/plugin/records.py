@@ -9,6 +9,7 @@ a MongoDB document holds 16 MiB at most. Neither is reachable through REST.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bson import ObjectId
@@ -17,7 +18,7 @@ from girder_jobs.models.job import Job
 from pymongo import ReadPreference, UpdateOne
 
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
-from girder_dask.plugin import tokens
+from girder_dask.plugin import settings, tokens
 from girder_dask.plugin.database import insert
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "UNREACHED_INDEX",
     "DaskJob",
     "DaskPayload",
+    "Origin",
     "clean",
     "close",
     "collection",
@@ -42,6 +44,7 @@ __all__ = [
     "is_descendant",
     "is_stopping",
     "load_specs",
+    "origin",
     "own_tokens",
     "payload_pieces",
     "running_job",
@@ -79,7 +82,7 @@ TOKEN_INDEX = "dask_token"  # noqa: S105
 REMOVED_INDEX = "dask_removed"
 
 _OPTIONS = (
-    "api_url",
+    "girder_api_url",
     "package",
     "title",
     "retries",
@@ -171,12 +174,30 @@ def ensure_indices() -> None:
     tokens.ensure_index()
 
 
-def store_records(specs: Sequence[JobSpec], own_tokens: Sequence[bool]) -> None:
-    """Store how to run new jobs. ``own_tokens`` says which tokens end with their job."""
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a job is, and whether code inside Girder has started it.
+
+    ``from_girder`` is true of the jobs of the same package as well that such a job has started.
+    ``girder_api_url`` is Girder's REST API as that code gave it.
+    """
+
+    task: str = ""
+    from_girder: bool = False
+    girder_api_url: str | None = None
+
+
+def store_records(
+    specs: Sequence[JobSpec], own_tokens: Sequence[bool], from_girder: Sequence[bool]
+) -> None:
+    """Store how to run new jobs.
+
+    ``own_tokens`` says which tokens end with their job, ``from_girder`` is as in :class:`Origin`.
+    """
     insert(DaskPayload().collection, [piece for spec in specs for piece in payload_pieces(spec)])
     insert(
         DaskJob().collection,
-        [_record(spec, own) for spec, own in zip(specs, own_tokens, strict=True)],
+        [_record(*each) for each in zip(specs, own_tokens, from_girder, strict=True)],
     )
 
 
@@ -191,13 +212,14 @@ def payload_pieces(spec: JobSpec) -> list[dict[str, Any]]:
     ]
 
 
-def _record(spec: JobSpec, own_token: bool) -> dict[str, Any]:
+def _record(spec: JobSpec, own_token: bool, from_girder: bool) -> dict[str, Any]:
     record = {name: getattr(spec, name) for name in _OPTIONS}
     return {
         "_id": ObjectId(spec.id),
         "task": spec.task,
         "token": spec.token,
         "own_token": own_token,
+        "from_girder": from_girder,
         "payload_bytes": len(spec.payload),
         **({"payload": spec.payload} if len(spec.payload) <= INLINE_BYTES else {}),
         # Pairs, since the name of a resource may hold what a key of MongoDB may not.
@@ -218,22 +240,27 @@ def load_specs(records: Iterable[Mapping[str, Any]], attempts: Mapping[Any, int]
     for piece in pieces if apart else ():
         payloads.setdefault(piece["job"], []).append(piece["data"])
     specs = []
+    default = settings.default_api_url()
     for record in records:
         payload = record.get("payload") or b"".join(payloads.get(record["_id"], ()))
         if payload and len(payload) == record["payload_bytes"]:
-            specs.append(_spec(record, payload, attempts[record["_id"]]))
+            specs.append(_spec(record, payload, attempts[record["_id"]], default))
     return specs
 
 
-def _spec(record: Mapping[str, Any], payload: bytes, attempt: int) -> JobSpec:
+def _spec(
+    record: Mapping[str, Any], payload: bytes, attempt: int, default_api_url: str | None
+) -> JobSpec:
     return JobSpec(
         id=str(record["_id"]),
         attempt=attempt,
         task=record["task"],
         payload=payload,
         token=record["token"],
+        default_api_url=default_api_url,
         resources=dict(record["resources"]) if record["resources"] else None,
-        # A job that was recorded by an older version has not all of them.
+        # A job that was recorded by an older version has not all of them. Its api_url may have
+        # come with a request, and is not among them.
         **{"trusted": False, **{name: record[name] for name in _OPTIONS if name in record}},
     )
 
@@ -244,10 +271,15 @@ def dependencies(job_id: ObjectId) -> list[str]:
     return list(record.get("dependencies") or ())
 
 
-def is_trusted(job_id: ObjectId) -> bool:
-    """Say whether who started a job may run code of their own."""
-    record = collection(DaskJob()).find_one({"_id": job_id}, {"trusted": 1}) or {}
-    return bool(record.get("trusted"))
+def origin(job_id: ObjectId) -> Origin:
+    """Return what a job is, and whether code inside Girder has started it."""
+    fields = ("task", "from_girder", "girder_api_url")
+    record = collection(DaskJob()).find_one({"_id": job_id}, dict.fromkeys(fields, 1)) or {}
+    return Origin(
+        task=str(record.get("task") or ""),
+        from_girder=record.get("from_girder") is True,
+        girder_api_url=record.get("girder_api_url") or None,
+    )
 
 
 def running_job(token: str, job_id: ObjectId | None = None) -> dict[str, Any] | None:

@@ -91,7 +91,7 @@ class Dask(Resource):
         return {
             **facts.gather(None),
             "scheduler": self._backend.check_scheduler(),
-            "worker_api_url": settings.api_url(),
+            "worker_api_url": settings.default_api_url(),
         }
 
     @access.token(scope=SCOPE, required=True)

@@ -21,12 +21,15 @@ __all__ = [
     "ALLOW_TASKS",
     "API_URL",
     "DIRECT_PATH",
+    "MAX_PRIORITY",
     "SCHEDULER_ADDRESS",
     "SUBMITTERS",
     "allow_tasks",
     "api_url",
+    "default_api_url",
     "direct_path",
     "forget_cached",
+    "max_priority",
     "scheduler_address",
     "server_root",
     "submitters",
@@ -34,7 +37,8 @@ __all__ = [
 
 #: The address of the Dask scheduler, for example ``tcp://dask.example.org:8786``.
 SCHEDULER_ADDRESS = "dask.scheduler_address"
-#: Girder's REST API as the workers reach it. Empty: as the user's request reached it.
+#: Girder's REST API as the workers reach it, for those whose own configuration and whose
+#: scheduler's name none. Empty: below Girder's own setting of where it is.
 API_URL = "dask.api_url"
 #: Whether workers that see Girder's file system may read its files in place.
 DIRECT_PATH = "dask.direct_path"
@@ -44,10 +48,14 @@ SUBMITTERS = "dask.submitters"
 #: Which installed tasks any user may start from outside Girder: false, true, or a list of
 #: patterns of their names, for example ``["my_package.*:segment"]``.
 ALLOW_TASKS = "dask.allow_tasks"
+#: The highest priority of calls of those who may not run code of their own.
+MAX_PRIORITY = "dask.max_priority"
 
 #: Seconds that a value read from the database is used. Girder itself reads the database
 #: each time, which would be most of what a ``delay()`` costs.
 CACHE_SECONDS = 1.0
+
+_MOST_PRIORITY = 10**9
 
 _SCHEMES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
 _cache: dict[str, tuple[float, Any]] = {}
@@ -107,6 +115,27 @@ def _validate_allow_tasks(doc: dict[str, Any]) -> None:
         )
 
 
+@setting_utilities.validator(MAX_PRIORITY)
+def _validate_max_priority(doc: dict[str, Any]) -> None:
+    value = _priority(doc["value"])
+    if value is None:
+        raise ValidationException(
+            "The highest priority of users who may not run code of their own is a whole number "
+            f"between -{_MOST_PRIORITY:,} and {_MOST_PRIORITY:,}.",
+            "value",
+        )
+    doc["value"] = value
+
+
+def _priority(value: Any) -> int | None:
+    """Return a priority, which comes as text from the environment; None if it is none."""
+    try:
+        whole = None if isinstance(value, (bool, float)) else int(value)
+    except (TypeError, ValueError):
+        return None
+    return whole if whole is not None and abs(whole) <= _MOST_PRIORITY else None
+
+
 def _is_id(text: str) -> bool:
     try:
         ObjectId(text)
@@ -127,6 +156,11 @@ def _default_submitters() -> str:
 @setting_utilities.default(ALLOW_TASKS)
 def _default_allow_tasks() -> bool:
     return False
+
+
+@setting_utilities.default(MAX_PRIORITY)
+def _default_max_priority() -> int:
+    return 0
 
 
 @setting_utilities.default(SCHEDULER_ADDRESS)
@@ -198,6 +232,20 @@ def allow_tasks() -> bool | list[str]:
     return value if _are_patterns(value) else False
 
 
+def max_priority() -> int:
+    """Return the highest priority of calls of those who may not run code of their own."""
+    return _priority(_get(MAX_PRIORITY)) or 0
+
+
 def server_root() -> str | None:
     """Return Girder's own setting of where it is, None where it is not set."""
     return _get(SettingKey.SERVER_ROOT) or None
+
+
+def default_api_url() -> str | None:
+    """Return Girder's REST API as its settings have it, None where neither of them is set.
+
+    No request has a say in it: tokens are sent there.
+    """
+    root = server_root()
+    return api_url() or (f"{root.rstrip('/')}/api/v1" if root else None)

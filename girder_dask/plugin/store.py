@@ -27,7 +27,8 @@ from girder_dask.calls import checked_placement
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.payload import pack_call
-from girder_dask.plugin import documents, groups, records, tokens
+from girder_dask.plugin import documents, groups, records, settings, tokens
+from girder_dask.plugin.authority import IN_GIRDER, Authority
 from girder_dask.plugin.cancellation import (
     cancel,
     cancel_children,
@@ -101,15 +102,15 @@ class _Draft:
     spec: JobSpec
     user: Mapping[str, Any] | None
     token: dict[str, Any] | None = field(repr=False)
+    from_girder: bool
 
 
 def record(
     submissions: Sequence[Submission],
     user: Mapping[str, Any] | None = None,
-    api_url: str | None = None,
     parent: ObjectId | None = None,
     *,
-    trusted: bool = True,
+    authority: Authority = IN_GIRDER,
     tokens_later: bool = False,
 ) -> list[Recorded]:
     """Record a job for each call: all of them at once, or none.
@@ -120,12 +121,10 @@ def record(
         The calls.
     user
         The owner of those that name none. None: they have no owner, as in Girder.
-    api_url
-        Girder's REST API, for those that name none.
     parent
         The id of the job that starts them.
-    trusted
-        Whether who starts them may run code of their own.
+    authority
+        On whose word.
     tokens_later
         Whether their tokens go to :data:`girder_dask.plugin.tokens.pending`, and are stored by
         who sends the jobs.
@@ -137,7 +136,7 @@ def record(
     GirderError
         If the database does not take them.
     """
-    drafts = _drafts(submissions, user, api_url, parent, trusted)
+    drafts = _drafts(submissions, user, parent, authority)
     _write(drafts, tokens_later=tokens_later)
     return _announced(drafts)
 
@@ -146,10 +145,9 @@ def record_group(
     group: Group,
     submissions: Sequence[Submission],
     user: Mapping[str, Any] | None = None,
-    api_url: str | None = None,
     parent: ObjectId | None = None,
     *,
-    trusted: bool = True,
+    authority: Authority = IN_GIRDER,
     tokens_later: bool = False,
 ) -> tuple[dict[str, Any], list[Recorded]]:
     """Record a job for each call, and one that they all belong to.
@@ -163,7 +161,7 @@ def record_group(
     """
     owner = group.user if group.user is not None else user
     job = groups.build(group, submissions, owner, datetime.now(timezone.utc), parent)
-    drafts = _drafts(submissions, owner, api_url, job["_id"], trusted)
+    drafts = _drafts(submissions, owner, job["_id"], authority)
     try:
         groups.begin(job)
         _write(drafts, tokens_later=tokens_later)
@@ -200,12 +198,14 @@ def _abandon(job: dict[str, Any]) -> None:
 def _drafts(
     submissions: Sequence[Submission],
     user: Mapping[str, Any] | None,
-    api_url: str | None,
     parent: ObjectId | None,
-    trusted: bool,
+    authority: Authority,
 ) -> list[_Draft]:
     now = datetime.now(timezone.utc)
-    drafts = [_draft(submission, user, api_url, now, parent, trusted) for submission in submissions]
+    default = settings.default_api_url()
+    drafts = [
+        _draft(submission, user, now, parent, authority, default) for submission in submissions
+    ]
     check_dependencies([(draft.spec, draft.user) for draft in drafts])
     return drafts
 
@@ -225,10 +225,10 @@ def _announced(drafts: Sequence[_Draft]) -> list[Recorded]:
 def _draft(
     submission: Submission,
     user: Mapping[str, Any] | None,
-    api_url: str | None,
     now: datetime,
     parent: ObjectId | None,
-    trusted: bool,
+    authority: Authority,
+    default_api_url: str | None,
 ) -> _Draft:
     owner = submission.user if submission.user is not None else user
     dask = {**_NEW, "task": submission.task, "package": submission.package}
@@ -241,14 +241,15 @@ def _draft(
         task=submission.task,
         payload=submission.payload,
         token=token,
-        api_url=submission.api_url or api_url,
+        girder_api_url=authority.address(submission.api_url),
+        default_api_url=default_api_url,
         package=submission.package,
         title=str(job["title"]),
         dependencies=list(submission.dependencies) or None,
-        trusted=trusted,
+        trusted=authority.runs_code,
         **{name: getattr(submission, name) for name in _OPTIONS},
     )
-    return _Draft(job, spec, owner, own)
+    return _Draft(job, spec, owner, own, authority.starts_its_package(submission.task))
 
 
 def _token_id(token: Any) -> str:
@@ -299,7 +300,9 @@ def _write_tokens(drafts: Sequence[_Draft]) -> None:
 
 def _write_records(drafts: Sequence[_Draft]) -> None:
     records.store_records(
-        [draft.spec for draft in drafts], [draft.token is not None for draft in drafts]
+        [draft.spec for draft in drafts],
+        [draft.token is not None for draft in drafts],
+        [draft.from_girder for draft in drafts],
     )
 
 
@@ -311,8 +314,8 @@ def _announce(job: dict[str, Any]) -> None:
         logger.exception("A handler of model.job.save.after failed for job %s", job["_id"])
 
 
-def adopt(job: dict[str, Any], user: Mapping[str, Any] | None, api_url: str | None) -> Recorded:
-    """Queue an INACTIVE job that ``Job().createJob`` made.
+def adopt(job: dict[str, Any], user: Mapping[str, Any] | None) -> Recorded:
+    """Queue an INACTIVE job that ``Job().createJob`` made, inside Girder.
 
     Its ``dask.task`` names the task, its ``args`` and ``kwargs`` are those of the call.
 
@@ -322,8 +325,6 @@ def adopt(job: dict[str, Any], user: Mapping[str, Any] | None, api_url: str | No
         The job document, which is updated.
     user
         Its owner.
-    api_url
-        Girder's REST API.
 
     Raises
     ------
@@ -352,12 +353,13 @@ def adopt(job: dict[str, Any], user: Mapping[str, Any] | None, api_url: str | No
         task=task,
         payload=payload,
         token=token["_id"],
-        api_url=api_url,
+        default_api_url=settings.default_api_url(),
         package=given.get("package"),
         title=str(job["title"]),
+        trusted=True,
         **checked_placement({n: given[n] for n in _OPTIONS if n in given}, task),
     )
-    _queue(_Draft(job, spec, user, token), now)
+    _queue(_Draft(job, spec, user, token, from_girder=True), now)
     return Recorded(job, spec)
 
 

@@ -16,6 +16,7 @@ from girder_jobs.models.job import Job
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import to_json
 from girder_dask.plugin import admission, groups, records, store
+from girder_dask.plugin.authority import Authority
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body, require_json
 from girder_dask.plugin.dependencies import DependencyRefused
@@ -53,8 +54,10 @@ class Submissions:
         Description("Start jobs on Dask.")
         .notes(
             "For `girder_dask.connect`, and for tasks that start others. Any call may be started "
-            "by site administrators, by members of the group `dask.submitters`, and by a job at "
-            "work. Other users may start the tasks of `dask.allow_tasks`, with plain arguments. "
+            "by site administrators and by members of the group `dask.submitters`. Other users may "
+            "start the tasks of `dask.allow_tasks`, with plain arguments. A job at work may start "
+            "what its owner may, and if a plugin of Girder has started it, the tasks of its own "
+            "package, with plain arguments. "
             "Girder never opens a call. The answer has the documents of the jobs, that of the "
             "group first. A request with a `key`, 32 hexadecimal digits, may be sent again when "
             "its answer was lost: it starts its jobs once."
@@ -77,9 +80,9 @@ class Submissions:
         body = read_body()
         submissions = admission.read_submissions(body.get("submissions"), requester)
         group = admission.read_group(body.get("group"), requester)
-        trusted = admission.admit(requester, submissions)
+        authority = admission.admit(requester, submissions, group)
         repeatable = _repeatable(body.get("key"), requester)
-        jobs = self._record(requester, submissions, group, repeatable, trusted=trusted)
+        jobs = self._record(requester, submissions, group, repeatable, authority)
         shown = [Job().filter(job, requester.user) for job in jobs]
         for job in shown:
             job.pop("log", None)
@@ -91,8 +94,7 @@ class Submissions:
         submissions: Sequence[Submission],
         group: Group | None,
         repeatable: Repeatable | None,
-        *,
-        trusted: bool,
+        authority: Authority,
     ) -> list[dict[str, Any]]:
         parent = requester.job["_id"] if requester.job is not None else None
         if repeatable is not None:
@@ -100,7 +102,7 @@ class Submissions:
         try:
             try:
                 return self._backend.submit_for(
-                    _owner(requester), parent, submissions, group, trusted=trusted
+                    _owner(requester), parent, submissions, group, authority=authority
                 )
             except GirderError:
                 # So it is as well if they were recorded before.

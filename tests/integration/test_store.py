@@ -145,7 +145,7 @@ class Girder:
         """Record jobs, old enough to be claimed."""
         fields.setdefault("user", self.user)
         call = Submission("pkg.mod:work", pack_call((1,), {"b": 2}), title="Work", **fields)
-        recorded = self.store.record([call] * count, api_url="http://girder.test/api/v1")
+        recorded = self.store.record([call] * count)
         self.job.collection.update_many(
             {}, {"$set": {"created": datetime.now(timezone.utc) - timedelta(seconds=10)}}
         )

@@ -43,7 +43,7 @@ def outcome(worker: Worker, girder: Peer | None, *args: Any, **fields: Any) -> A
     """Run a function that returns its arguments."""
     values = fields.pop("values", None)
     if girder is not None:
-        fields |= {"api_url": girder.url, "token": "SECRET"}
+        fields |= {"girder_api_url": girder.url, "token": "SECRET"}
     run = worker.run(lambda *a: a, *args, dependencies=[ONE], **fields)
     run = Run(run.spec, worker.station, values)
     future = worker.begin(run)
@@ -105,7 +105,7 @@ def test_without_a_girder_the_operator_is_asked(worker: Worker) -> None:
 
 
 def test_a_girder_that_does_not_answer_is_named(worker: Worker, girder: Peer) -> None:
-    nobody = {"api_url": "http://127.0.0.1:9/api/v1", "token": "T"}
+    nobody = {"girder_api_url": "http://127.0.0.1:9/api/v1", "token": "T"}
     with dask.config.set({"girder.worker.retry-time": "1 s"}):
         error = outcome(worker, None, Dependency(ONE), **nobody)
     assert "Girder did not answer" in str(error)

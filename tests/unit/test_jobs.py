@@ -110,7 +110,8 @@ specs = st.builds(
     task=text,
     payload=st.binary(max_size=50),
     token=st.none() | text,
-    api_url=st.none() | text,
+    girder_api_url=st.none() | text,
+    default_api_url=st.none() | text,
     package=st.none() | text,
     title=text,
     retries=st.integers(0, 9),
@@ -118,6 +119,7 @@ specs = st.builds(
     resources=st.none() | st.dictionaries(text, numbers, max_size=2),
     priority=st.integers(-5, 5),
     isolation=st.sampled_from([None, "thread", "process"]),
+    trusted=st.booleans(),
 )
 progress = st.fixed_dictionaries({}, optional={"total": numbers, "message": text})
 happened = st.builds(
@@ -160,6 +162,7 @@ def test_only_what_differs_from_its_default_travels() -> None:
         "id": "a",
         "attempt": 1,
         "task": "m:f",
+        "trusted": False,  # always, so that nobody takes the lack of it for trust
     }
     event = JobEvent(id="a", attempt=1, time=0.0, status=int(S.INACTIVE))
     assert event.to_wire()["status"] == 0, "0 is a state, not the lack of one"

@@ -167,7 +167,7 @@ def test_it_has_its_job_and_says_of_itself_what_it_wants(worker: Worker) -> None
             job.work_dir and job.work_dir.is_dir(), client.urlBase, client.token,
         ]  # fmt: skip
 
-    fields = {"attempt": 3, "token": "SECRET", "api_url": "http://girder/api/v1"}
+    fields = {"attempt": 3, "token": "SECRET", "girder_api_url": "http://girder/api/v1"}
     assert outcome(worker, work, **fields) == [
         ["a"], "a", "Count", 3, "node7", True, "http://girder/api/v1/", "SECRET",
     ]  # fmt: skip

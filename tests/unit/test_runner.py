@@ -515,10 +515,10 @@ def test_the_client_has_the_rights_of_the_job_and_no_more(worker: Worker) -> Non
         client = current_job().girder_client
         return client.urlBase, client.token
 
-    shown = worker.outcome(work, token="SECRET", api_url="http://girder/api/v1")
+    shown = worker.outcome(work, token="SECRET", girder_api_url="http://girder/api/v1")
     assert shown == ("http://girder/api/v1/", "SECRET")
     worker.station.api_url = "http://inside:8080/api/v1"
-    shown = worker.outcome(work, token="SECRET", api_url="http://girder/api/v1", job_id="b")
+    shown = worker.outcome(work, token="SECRET", girder_api_url="http://girder/api/v1", job_id="b")
     assert shown[0] == "http://inside:8080/api/v1/", "the worker's own configuration comes first"
     assert "SECRET" not in worker.log() + repr(worker.run(None, token="SECRET"))
 
