@@ -292,8 +292,7 @@ def checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
         if plain.get("timeout") is not None:
             plain["timeout"] = _positive("timeout", plain["timeout"], _MOST)
         if plain.get("resources") is not None:
-            wanted = plain["resources"].items()
-            plain["resources"] = {_name(k): _positive(f"resource {k}", v) for k, v in wanted}
+            plain["resources"] = _resources(plain["resources"])
         if plain.get("retries", 0) < 0:
             raise ValueError("retries is less than 0")
         if plain.get("isolation") not in _ISOLATIONS:
@@ -304,7 +303,7 @@ def checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
             raise ValueError(f"at_most_once is True or False, not {plain['at_most_once']!r}")
         if plain.get("at_most_once") and plain.get("retries"):
             raise ValueError("a task that runs at most once has no retries")
-    except (TypeError, ValueError, AttributeError, OverflowError) as e:
+    except (TypeError, ValueError, AttributeError) as e:
         raise SubmissionError(
             f"{name} was started with options that make no sense ({e}). No job was made.",
             task=name,
@@ -325,11 +324,21 @@ def _whole(option: str, value: Any) -> int:
 
 
 def _positive(option: str, value: Any, most: float = float("inf")) -> float:
-    if isinstance(value, (str, bool)) or not 0 < float(value) < float("inf"):
+    try:
+        number = 0.0 if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError, OverflowError):  # an integer of many digits is the last
+        number = 0.0
+    if not 0 < number < float("inf"):
         raise ValueError(f"{option}: {value!r:.200} is no positive number")
-    if float(value) >= most:
+    if number >= most:
         raise ValueError(f"{option}: {value!r:.200} is not below {most:,}")
-    return float(value)
+    return number
+
+
+def _resources(wanted: Any) -> dict[str, float]:
+    if not isinstance(wanted, Mapping):
+        raise ValueError(f"resources are a mapping of names to numbers, not {wanted!r:.200}")
+    return {_name(k): _positive(f"resource {k}", v) for k, v in wanted.items()}
 
 
 def _name(resource: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import bson.json_util
+from girder.api import access
 from girder.exceptions import RestException
 
 __all__ = ["CORE", "RESERVED", "refuse_forged", "reserved"]
@@ -51,6 +52,7 @@ def _is_free(name: Any, among: Collection[str]) -> bool:
     )
 
 
+@access.public  # Girder asks of handlers what it asks of routes; the route has its own rules
 def refuse_forged(event: Any) -> None:
     """Refuse ``POST job`` that would write over a job, or make one look like one of ours.
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from deadline import SECONDS, until
-
 from girder_dask import logs
 from girder_dask.failures import Place
 from girder_dask.jobs import JobEvent, JobSpec, JobStatus
@@ -21,6 +19,7 @@ from girder_dask.payload import pack_call
 from girder_dask.runner import Run
 from girder_dask.standby import Standby
 from girder_dask.station import Station
+from tests.unit.deadline import SECONDS, until
 
 WORKER = "tcp://10.0.0.7:4312"
 
