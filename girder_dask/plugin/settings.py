@@ -117,7 +117,8 @@ def _validate_allow_tasks(doc: dict[str, Any]) -> None:
 
 @setting_utilities.validator(MAX_PRIORITY)
 def _validate_max_priority(doc: dict[str, Any]) -> None:
-    value = _priority(doc["value"])
+    given = doc["value"]
+    value = 0 if given is None or given == "" else _priority(given)
     if value is None:
         raise ValidationException(
             "The highest priority of users who may not run code of their own is a whole number "

@@ -352,6 +352,9 @@ def test_results_are_private(girder_stack, girder_user):
         ("dask.allow_tasks", "perhaps", "a list of patterns"),
         ("dask.allow_tasks", [5], "a list of patterns"),
         ("dask.allow_tasks", {"a": 1}, "a list of patterns"),
+        ("dask.max_priority", "high", "a whole number"),
+        ("dask.max_priority", 0.5, "a whole number"),
+        ("dask.max_priority", 10**10, "a whole number"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(girder_stack, girder_admin, key, value, told):

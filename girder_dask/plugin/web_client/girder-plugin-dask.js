@@ -266,7 +266,7 @@
 
     const KEYS = [
         'dask.scheduler_address', 'dask.api_url', 'dask.direct_path', 'dask.submitters',
-        'dask.allow_tasks'
+        'dask.allow_tasks', 'dask.max_priority'
     ];
 
     const FORM = `
@@ -281,7 +281,7 @@
         <div class="form-group">
           <label class="control-label" for="g-dask-api-url">Girder API URL for workers</label>
           <input class="input-sm form-control" id="g-dask-api-url" type="text"
-                 placeholder="API URL (default: as the user's request reached it)"/>
+                 placeholder="API URL (default: the scheduler's, or below core.server_root)"/>
         </div>
         <div class="checkbox">
           <label class="control-label" for="g-dask-direct-path">
@@ -302,6 +302,13 @@
           </label>
           <input class="input-sm form-control" id="g-dask-allow-tasks" type="text"
                  placeholder='false, true, or patterns: ["my_package.*:segment"]'/>
+        </div>
+        <div class="form-group">
+          <label class="control-label" for="g-dask-max-priority">
+            Highest priority of calls of users who may not run code of their own
+          </label>
+          <input class="input-sm form-control" id="g-dask-max-priority" type="text"
+                 placeholder="0"/>
         </div>
         <p class="g-validation-failed-message" id="g-dask-settings-error-message"></p>
         <input class="btn btn-sm btn-primary" type="submit" value="Save"/>
@@ -334,6 +341,7 @@
                 this.$('#g-dask-direct-path').prop('checked', values['dask.direct_path']);
                 this.$('#g-dask-submitters').val(values['dask.submitters']);
                 this.$('#g-dask-allow-tasks').val(JSON.stringify(values['dask.allow_tasks']));
+                this.$('#g-dask-max-priority').val(values['dask.max_priority']);
             });
         },
 
@@ -354,7 +362,8 @@
                 { key: KEYS[1], value: this.$('#g-dask-api-url').val().trim() },
                 { key: KEYS[2], value: this.$('#g-dask-direct-path').is(':checked') },
                 { key: KEYS[3], value: this.$('#g-dask-submitters').val().trim() },
-                { key: KEYS[4], value: read(this.$('#g-dask-allow-tasks').val().trim()) }
+                { key: KEYS[4], value: read(this.$('#g-dask-allow-tasks').val().trim()) },
+                { key: KEYS[5], value: read(this.$('#g-dask-max-priority').val().trim()) }
             ];
             restRequest({
                 method: 'PUT', url: 'system/setting', data: { list: JSON.stringify(list) },
