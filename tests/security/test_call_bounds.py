@@ -50,7 +50,7 @@ SENSELESS = [
     *(("priority", value) for value in (0.5, NAN, True, 2**31, -(2**31), 10**400, "1", None)),
     *(("resources", {"GPU": value}) for value in (0, -1, NAN, INF, 10**400, "1", True, None)),
     *(("resources", value) for value in (5, [1], "GPU", {"": 1}, {" ": 1}, {"a\0b": 1})),
-    *(("isolation", value) for value in ("fork", None, 5)),
+    *(("isolation", value) for value in ("fork", 5)),
     *(("at_most_once", value) for value in (1, "yes", None)),
 ]
 
