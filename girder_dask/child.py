@@ -186,7 +186,7 @@ class _Child:
         )
         open_session(job, setup.session)
         context.current.set(job)
-        with child_jobs(setup.api_url, setup.spec.token, self._dask_client):
+        with child_jobs(setup.api_url, setup.spec.token, self._dask_client, job):
             function = self._function()
             self._send("ready")
             self._inputs.wait()

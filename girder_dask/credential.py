@@ -41,9 +41,9 @@ def connect(
     GirderError
         If Girder does not answer, or refuses the key or the password.
     """
-    import girder_client
+    from girder_dask.apiclient import ApiClient
 
-    client = girder_client.GirderClient(apiUrl=api_url)
+    client = ApiClient(api_url)
 
     def authenticate() -> None:
         if api_key:
@@ -122,8 +122,12 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
     import girder_client
     import requests
 
+    from girder_dask.redirects import Told
+
     try:
         return call()
+    except Told as e:
+        raise GirderError(str(e)) from e
     except girder_client.AuthenticationError as e:
         raise GirderError(f"{refused}.", status=401) from e
     except girder_client.HttpError as e:

@@ -18,6 +18,7 @@ from girder_dask.context import RunningJob
 from girder_dask.errors import TransformError
 from girder_dask.jobs import JobStatus, from_json
 from girder_dask.leaves import map_leaves
+from girder_dask.patience import is_transient
 from girder_dask.payload import Call, Dependency, open_value
 
 __all__ = ["NotKept", "resolved"]
@@ -77,11 +78,12 @@ def _fetch(job_id: str, job: RunningJob) -> Any:
         answer = from_json(job.girder_client.get(f"dask/job/{quote(job_id, safe='')}/result"))
     except requests.HTTPError as e:
         status = e.response.status_code if e.response is not None else None
-        raise TransformError(_refusal(job_id, status)) from e
+        raise TransformError(_refusal(job_id, status), permanent=not is_transient(e)) from e
     except requests.RequestException as e:
         raise TransformError(
             f"The value of input job {job_id} cannot be fetched: Girder did not answer "
-            f"({type(e).__name__}: {e}). Start this job again."
+            f"({type(e).__name__}: {e}). Start this job again.",
+            permanent=not is_transient(e),
         ) from e
     if answer["status"] != JobStatus.SUCCESS:
         state = JobStatus(answer["status"]).name
@@ -108,4 +110,4 @@ def _unavailable(job_id: str, job: RunningJob, what: str) -> TransformError:
     if job.girder_client is not None:
         with contextlib.suppress(requests.RequestException):
             title = f" ({job.girder_client.get(f'job/{job_id}')['title']!r})"
-    return TransformError(f"Input job {job_id}{title} {what}. {_WHAT_TO_DO}")
+    return TransformError(f"Input job {job_id}{title} {what}. {_WHAT_TO_DO}", permanent=True)

@@ -213,7 +213,7 @@ class Dispatcher:
         if not hand.admits(event, self._cluster.placed_on(hand.spec.key)):
             return False
         status = None if event.status is None else JobStatus(event.status)
-        if status == JobStatus.ERROR and self._may_try_again(hand):
+        if status == JobStatus.ERROR and not event.permanent and self._may_try_again(hand):
             bare = replace(event, status=None, error=None, result=None, exception=None)
             self._record(replace(bare, attempt=hand.attempt))
             self._try_again(hand)

@@ -7,19 +7,31 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 import requests
 
+from girder_dask import config
 from girder_dask.errors import TransformError
-from girder_dask.patience import TIMEOUT, Elsewhere, Patience, ask
+from girder_dask.links import follow, host_of, too_large
+from girder_dask.patience import TIMEOUT, Patience, ask, probe_of
+from girder_dask.redirects import (
+    LINK,
+    Elsewhere,
+    LinkRefused,
+    Told,
+    kind_of,
+    refuse_redirect,
+)
 
 __all__ = ["DiskFull", "FileChanged", "download", "version"]
 
 # What has come of a piece is lost when the connection breaks. The memory of one of 128 KiB would
 # come from the system each time: M_MMAP_THRESHOLD of mallopt(3), which stays so in Dask's workers.
 _PIECE = 124 << 10
-_MOST_REDIRECTS = 5
+# Seconds for which a host is asked again that any user may have named.
+_LINK_TIME = 30.0
+# Answers without a byte, after which Girder is taken to have no more of a file.
+_MOST_EMPTY = 4
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Report = Callable[[int, int | None, str], None]
@@ -80,7 +92,7 @@ def download(gc: Any, file: Mapping[str, Any], path: Path, report: Report) -> No
             if fetched.is_right():
                 break
             if last:
-                raise TransformError(fetched.complaint())
+                raise TransformError(fetched.complaint(), permanent=True)
     except OSError as e:
         path.unlink(missing_ok=True)
         if e.errno not in _NO_ROOM:
@@ -107,27 +119,47 @@ class _Fetch:
         self._path = path
         self._report = report
         self._offset = 0
-        self._elsewhere: str | None = None
+        # The host that has the file, and whether a link leads there; None is Girder.
+        self._elsewhere: tuple[str, str] | None = None
         self._digest = hashlib.sha512()
+        self._patience = Patience(probe=probe_of(gc))
+        self._link_patience = Patience(min(config.seconds("worker.retry-time"), _LINK_TIME))
+        self._empty = 0
 
     def run(self) -> _Fetch:
         """Fetch all there is."""
-        patience = Patience()
         with self._path.open("wb") as out:
             while True:
+                before = self._offset
                 try:
-                    self._receive(out, patience)
+                    self._receive(out)
                     return self
+                except requests.exceptions.ChunkedEncodingError as e:
+                    self._empty = self._empty + 1 if self._offset == before else 0
+                    self._wait(e)
                 except requests.RequestException as e:
-                    self._wait(patience, e)
+                    self._empty = 0
+                    self._wait(e)
 
-    def _wait(self, patience: Patience, error: requests.RequestException) -> None:
+    def _wait(self, error: requests.RequestException) -> None:
+        if self._empty >= _MOST_EMPTY and not self._is_link:
+            raise TransformError(
+                f"{self._file['name']} has {_bytes(self._file.get('size'))} in Girder, but what "
+                "comes breaks off before that, each time at the same place. It is shorter where "
+                "Girder keeps it: ask Girder's operator, or upload the file again.",
+                permanent=True,
+            )
+        if self._elsewhere is not None and not isinstance(error, Told):
+            error = Elsewhere(self._elsewhere[0], error, self._elsewhere[1])
+        patience = self._link_patience if self._is_link else self._patience
         try:
             patience.wait(error)
-        except requests.RequestException:
-            if self._elsewhere is None:
-                raise
-            raise Elsewhere(self._elsewhere, error) from None  # the error shows the address
+        except Elsewhere as e:
+            raise e from None  # what it comes of shows the address
+
+    @property
+    def _is_link(self) -> bool:
+        return self._elsewhere is not None and self._elsewhere[1] == LINK
 
     def is_right(self) -> bool:
         """Say whether what has come is what the document says.
@@ -159,12 +191,12 @@ class _Fetch:
             "has to be uploaded again."
         )
 
-    def _receive(self, out: Any, patience: Patience) -> None:
+    def _receive(self, out: Any) -> None:
         size = self._file.get("size")
         if self._offset and self._offset == size:
             return
         headers = {"Accept-Encoding": "identity"}
-        if self._offset:
+        if self._offset and not self._is_link:  # which may be another file by now
             headers["Range"] = f"bytes={self._offset}-"
         with self._open(headers) as response:
             if _first_byte(response) != self._offset:
@@ -173,10 +205,21 @@ class _Fetch:
                 out.write(piece)
                 self._digest.update(piece)
                 self._offset += len(piece)
-                patience.progress()
-                self._report(self._offset, size, str(self._file["name"]))
+                self._note(size)
                 if size is not None and self._offset > size:
                     return  # it has changed; do not fill the disk
+
+    def _note(self, size: int | None) -> None:
+        """Take note of what has come."""
+        if not self._is_link:
+            self._patience.progress()
+        elif too_large(self._offset):
+            raise LinkRefused(
+                f"The file is a link to {self._elsewhere and self._elsewhere[0]}, which sends more "
+                "bytes than are fetched of a link. Upload the file to Girder, or ask the operator "
+                "(girder.worker.link-size)."
+            )
+        self._report(self._offset, size, str(self._file["name"]))
 
     def _start_again(self, out: Any) -> None:
         out.seek(0)
@@ -186,29 +229,35 @@ class _Fetch:
 
     def _open(self, headers: dict[str, str]) -> requests.Response:
         """Begin a download, following redirects without giving the token to strangers."""
-        options: dict[str, Any] = {"stream": True, "timeout": TIMEOUT, "allow_redirects": False}
-        path = f"file/{self._file['_id']}/download"
         self._elsewhere = None
         response: requests.Response = self._gc.sendRestRequest(
-            "GET", path, headers=headers, jsonResp=False, **options
+            "GET",
+            f"file/{self._file['_id']}/download",
+            headers=headers,
+            jsonResp=False,
+            stream=True,
+            timeout=TIMEOUT,
+            allow_redirects=False,
         )
-        for _ in range(_MOST_REDIRECTS):
-            if not response.is_redirect:
-                return response
+        if kind_of(response) is None:
+            refuse_redirect(response)
+            return response
+        self._elsewhere = host_of(response)
+        if self._is_link and not self._file.get("linkUrl"):
             response.close()
-            url = urljoin(response.url, response.headers["Location"])
-            here = self._elsewhere is None and _same_site(url, response.url)
-            more = {"Girder-Token": self._gc.token} if here else {}
-            self._elsewhere = None if here else str(urlsplit(url).hostname)
-            response = requests.get(url, headers={**headers, **more}, **options)  # noqa: S113
-            if not response.ok:
-                # Not in the words of requests, which show the address with what signs it.
-                raise requests.HTTPError("the place of the file refused", response=response)
-        raise requests.TooManyRedirects(f"file {self._file['_id']}")
+            self._refuse_new_link()
+        session = getattr(self._gc, "_session", None)
+        return follow(response, session, stream=True, timeout=TIMEOUT)
 
-
-def _same_site(url: str, other: str) -> bool:
-    return urlsplit(url)[:2] == urlsplit(other)[:2]
+    def _refuse_new_link(self) -> None:
+        """Begin anew with a file that has become a link, which no cache may keep."""
+        now = ask(self._gc, f"file/{self._file['_id']}")
+        if now.get("linkUrl"):
+            raise FileChanged(now)
+        raise TransformError(
+            f"{self._file['name']} is a link, of which Girder tells nothing. Is the girder_dask "
+            "in Girder another one than here?"
+        )
 
 
 def _first_byte(response: requests.Response) -> int:

@@ -128,7 +128,14 @@ class TaskNotFoundError(GirderDaskError):
 
 
 class TransformError(GirderDaskError):
-    """An input could not be fetched from Girder, or an output not pushed to it."""
+    """An input could not be fetched from Girder, or an output not pushed to it.
+
+    ``permanent``: it would fail the same way if it were tried again, so ``retries`` do not count.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
 
 
 class StackError(GirderDaskError):

@@ -83,6 +83,8 @@ class Failure:
         What was raised, where it is at hand.
     killed
         Whether a signal has ended the task's process, or one that it waited for.
+    permanent
+        Whether the job would end so again, so that it is not tried again.
     """
 
     status: JobStatus
@@ -91,6 +93,7 @@ class Failure:
     exception: bytes | None = field(default=None, repr=False)
     cause: BaseException | None = None
     killed: bool = False
+    permanent: bool = False
 
 
 def failure_of(
@@ -119,8 +122,12 @@ def failure_of(
         text = tell(error)
     text = clean_text(clean_urls(text))
     packed = _packed(error, text)
-    killed = was_killed(error)
-    return Failure(JobStatus.ERROR, text, summary(error), packed, error, killed=killed)
+    killed, permanent = was_killed(error), isinstance(error, TransformError) and error.permanent
+    if permanent and spec.retries:
+        text += "The job is not tried again, as this would not change.\n"
+    return Failure(
+        JobStatus.ERROR, text, summary(error), packed, error, killed=killed, permanent=permanent
+    )
 
 
 def was_killed(error: BaseException) -> bool:

@@ -43,8 +43,7 @@ MESSAGE_SIZE = 128 * 1024
 OWN = (
     "girder_dask.child",
     "girder_dask.remote",
-    "girder_dask.session",
-    "girder_client",
+    "girder_dask.apiclient",
     "cloudpickle",
     "concurrent.futures.thread",
 )

@@ -9,9 +9,10 @@ from typing import Any
 
 import requests
 
-from girder_dask._version import __version__
 from girder_dask.errors import GirderError
 from girder_dask.jobs import from_json, to_json
+from girder_dask.redirects import Told
+from girder_dask.session import TOKEN_HEADER, GirderSession
 from girder_dask.web import cause, message
 
 __all__ = ["GirderApi"]
@@ -37,8 +38,7 @@ class GirderApi:
         self.url = url.rstrip("/")
         self._api_key = api_key
         self._timeout = timeout
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"girder_dask/{__version__}"
+        self._session = GirderSession(self.url)
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class GirderApi:
 
     def _signed(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         with self._lock:
-            if "Girder-Token" not in self._session.headers:
+            if TOKEN_HEADER not in self._session.headers:
                 self._sign_in()
             try:
                 return self._request(method, path, **arguments)
@@ -164,10 +164,10 @@ class GirderApi:
                 "credential' and set girder.credential-file (or DASK_GIRDER__CREDENTIAL).",
                 status=401,
             )
-        self._session.headers.pop("Girder-Token", None)
+        self._session.headers.pop(TOKEN_HEADER, None)
         answer = self._request("POST", "api_key/token", data={"key": self._api_key})
         try:
-            self._session.headers["Girder-Token"] = answer["authToken"]["token"]
+            self._session.headers[TOKEN_HEADER] = answer["authToken"]["token"]
         except (KeyError, TypeError) as e:
             raise GirderError(f"{self.url} gave no token for the API key; is it Girder?") from e
 
@@ -176,6 +176,9 @@ class GirderApi:
             response = self._session.request(
                 method, f"{self.url}/{path}", timeout=self._timeout, **arguments
             )
+        except Told as e:
+            status = None if e.response is None else int(e.response.status_code)
+            raise GirderError(str(e), status=status) from e
         except requests.RequestException as e:
             raise GirderError(f"Girder does not answer at {self.url} ({cause(e)}).") from e
         if response.ok:

@@ -144,7 +144,7 @@ class Intake:
         try:
             download(self._gc, file, path, self._tell)
         except TransformError as e:
-            raise type(e)(str(self._owner.failed(str(e)))) from None
+            raise type(e)(str(self._owner.failed(str(e))), permanent=e.permanent) from None
 
     def _tell(self, current: int, _total: int | None, name: str) -> None:
         self._owner.tell(self._done + current, self._total, name)

@@ -252,9 +252,9 @@ class JobEvent(Wire):
     ``time`` is in seconds since the epoch, when it happened. ``log`` is text to append,
     ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the packed
     return value, and ``error`` one line that says why a job ended in ERROR, with
-    ``exception`` packed by :func:`girder_dask.remote_errors.pack_exception`. ``waits`` is why a
-    job waits in the queue, empty if it waits for its turn alone. An event of a run names that
-    execution and the address of its worker.
+    ``exception`` packed by :func:`girder_dask.remote_errors.pack_exception`, and ``permanent``
+    if it would end so again. ``waits`` is why a job waits in the queue, empty if it waits for
+    its turn alone. An event of a run names that execution and the address of its worker.
     """
 
     id: str
@@ -269,6 +269,7 @@ class JobEvent(Wire):
     waits: str | None = None
     run: str | None = None
     worker: str | None = None
+    permanent: bool | None = None
 
     @property
     def is_bare(self) -> bool:

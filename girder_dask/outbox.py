@@ -131,6 +131,7 @@ class RunOutlet:
         result: bytes | None = None,
         error: str | None = None,
         exception: bytes | None = None,
+        permanent: bool = False,
     ) -> None:
         """Say how the run ended, together with the rest of its log. Nothing comes after.
 
@@ -152,6 +153,7 @@ class RunOutlet:
                 result=result,
                 error=error,
                 exception=exception,
+                permanent=permanent or None,
             )
             self._outbox.forget(self)
             self._outbox.post(event)

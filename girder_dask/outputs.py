@@ -60,7 +60,7 @@ class GirderItemMetadata(_OfAttempt):
     def transform(self, data: Any) -> Any:
         gc = self.client()
         try:
-            again(lambda: self._set(gc, data))
+            again(lambda: self._set(gc, data), gc)
         except requests.RequestException as e:
             raise self.failed("the metadata cannot be set.", e) from e
         except (TypeError, ValueError) as e:
@@ -285,8 +285,9 @@ class GirderUploadToFolder(_Upload):
         if place not in made:
             parent = self._folder(place[:-1], made)
             self._check_name(Path(place[-1]))
-            make, name = self.client().createFolder, place[-1]
-            made[place] = again(lambda: make(parent, name, reuseExisting=True))["_id"]
+            gc, name = self.client(), place[-1]
+            make = gc.createFolder
+            made[place] = again(lambda: make(parent, name, reuseExisting=True), gc)["_id"]
         return made[place]
 
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import requests
 
 from girder_dask import config
+from girder_dask.redirects import Elsewhere, Told, refuse_redirect
 
-__all__ = ["TIMEOUT", "Elsewhere", "Patience", "again", "ask", "is_transient", "was_not_sent"]
+__all__ = [
+    "TIMEOUT",
+    "Patience",
+    "again",
+    "ask",
+    "is_transient",
+    "probe_of",
+    "was_not_sent",
+    "why_untrusted",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -23,34 +34,10 @@ _NAP = 0.2  # an interruption comes through between two naps
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 _MOST_500 = 3  # by a Girder that is well otherwise: then something stays broken
 _QUIET = 5.0  # seconds before the log says that Girder is away
-_API = "/api/v1/"
 _SERVER_ERROR = 500
+_GONE = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError, TimeoutError)
 
 _T = TypeVar("_T")
-
-
-class Elsewhere(requests.RequestException):
-    """The place failed to which Girder sends those who want a file.
-
-    The address is not told: it may hold what signs it.
-
-    Parameters
-    ----------
-    host
-        Its host.
-    error
-        What happened.
-    """
-
-    def __init__(self, host: str, error: requests.RequestException) -> None:
-        response = error.response
-        what = f"did not answer ({type(error).__name__})"
-        if response is not None:
-            what = f"answered {response.status_code} {response.reason}"
-        super().__init__(
-            f"Girder says that the file is at {host}, which {what}. Ask whoever keeps files there.",
-            response=response,
-        )
 
 
 class Patience:
@@ -60,10 +47,14 @@ class Patience:
     ----------
     limit
         Seconds. By default ``girder.worker.retry-time``.
+    probe
+        Makes a request that only asks Girder's database, and returns its status: after an
+        internal error it tells whether Girder as a whole is not well.
     """
 
-    def __init__(self, limit: float | None = None) -> None:
+    def __init__(self, limit: float | None = None, probe: Callable[[], int] | None = None) -> None:
         self._limit = config.seconds("worker.retry-time") if limit is None else limit
+        self._probe = probe
         self.progress()
 
     def progress(self) -> None:
@@ -85,17 +76,29 @@ class Patience:
         self._since = now if self._since is None else self._since
         if not is_transient(error) or now - self._since + self._pause > self._limit:
             raise error
-        if _status(error) == 500 and not _is_away(error):
+        if _status(error) == _SERVER_ERROR and not self._is_away(error):
             self._internal += 1
             if self._internal >= _MOST_500:
                 raise error
         if now - self._since > _QUIET and not self._is_told:
             self._is_told = True
-            logger.warning("Girder is away (%s). It is asked again for %g s.", error, self._limit)
+            who = error.host if isinstance(error, Elsewhere) else "Girder"
+            logger.warning("%s is away (%s). It is asked again for %g s.", who, error, self._limit)
         until = now + self._pause
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _NAP))
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    def _is_away(self, error: Exception) -> bool:
+        """Say whether Girder has internal errors also where nothing but its database is asked."""
+        if self._probe is None or isinstance(error, Elsewhere):
+            return False
+        try:
+            return self._probe() >= _SERVER_ERROR
+        except requests.HTTPError as e:
+            return (_status(e) or _SERVER_ERROR) >= _SERVER_ERROR
+        except requests.RequestException:
+            return True
 
 
 def is_transient(error: Exception) -> bool:
@@ -104,9 +107,16 @@ def is_transient(error: Exception) -> bool:
     >>> is_transient(requests.ConnectionError()), is_transient(requests.exceptions.InvalidURL())
     (True, False)
     """
+    if isinstance(error, Elsewhere):
+        return is_transient(error.error)
+    if isinstance(error, Told):
+        return False
     status = _status(error)
     if status is not None:
         return status in _TRANSIENT
+    if isinstance(error, requests.exceptions.SSLError):
+        # Not of a certificate, nor of what is no TLS: the other side has gone.
+        return any(isinstance(each, _GONE) for each in _reasons(error))
     broken = (
         requests.ConnectionError,
         requests.Timeout,
@@ -115,18 +125,25 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, broken)
 
 
-def _is_away(error: Exception) -> bool:
-    """Say whether Girder has internal errors also where nothing but its database is asked."""
-    request = getattr(getattr(error, "response", None), "request", None)
-    place, found, _ = str(getattr(request, "url", None)).partition(_API)
-    if request is None or not found:
-        return False
-    headers = {"Girder-Token": request.headers.get("Girder-Token", "")}
-    try:
-        answer = requests.get(f"{place}{_API}user/me", headers=headers, timeout=TIMEOUT)
-    except requests.RequestException:
-        return True
-    return int(answer.status_code) >= _SERVER_ERROR
+def _reasons(error: BaseException) -> Iterator[BaseException]:
+    """Return an error, and those within that libraries have wrapped."""
+    todo, seen = [error], set()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        inner = [*each.args[:1], getattr(each, "reason", None), each.__cause__, each.__context__]
+        todo += [found for found in inner if isinstance(found, BaseException)]
+
+
+def why_untrusted(error: BaseException) -> str | None:
+    """Return what is wrong with a certificate, None if an error is of something else."""
+    for each in _reasons(error):
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return str(each.verify_message)
+    return None
 
 
 def was_not_sent(error: Exception) -> bool:
@@ -143,20 +160,22 @@ def _status(error: Exception) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def again(request: Callable[[], _T]) -> _T:
+def again(request: Callable[[], _T], gc: Any = None) -> _T:
     """Return what a request returns, and make it again while Girder is away.
 
     Parameters
     ----------
     request
         What may be done twice without harm.
+    gc
+        The client that makes it.
 
     Raises
     ------
     requests.RequestException
         If Girder refuses, or stays away.
     """
-    patience = Patience()
+    patience = Patience(probe=None if gc is None else probe_of(gc))
     while True:
         try:
             return request()
@@ -172,12 +191,30 @@ def ask(gc: Any, path: str, parameters: dict[str, Any] | None = None) -> Any:
     requests.RequestException
         If it refuses, or stays away.
     """
-    patience = Patience()
+    patience = Patience(probe=probe_of(gc))
     while True:
         try:
             answer = gc.sendRestRequest(
-                "GET", path, parameters or {}, jsonResp=False, timeout=TIMEOUT
+                "GET",
+                path,
+                parameters or {},
+                jsonResp=False,
+                timeout=TIMEOUT,
+                allow_redirects=False,
             )
+            refuse_redirect(answer)
             return answer.json()
         except requests.RequestException as e:
             patience.wait(e)
+
+
+def probe_of(gc: Any) -> Callable[[], int]:
+    """Return a request of a client that asks Girder's database alone, and returns its status."""
+
+    def probe() -> int:
+        answer = gc.sendRestRequest(
+            "GET", "user/me", jsonResp=False, timeout=TIMEOUT, allow_redirects=False
+        )
+        return int(answer.status_code)
+
+    return probe

@@ -61,6 +61,8 @@ class RestBackend:
     endures
         Whether it may have internal errors for as long, and the answer to a submission may be
         lost: within a job.
+    session
+        Attributes of the ``requests.Session``, such as ``verify``.
 
     Examples
     --------
@@ -81,13 +83,21 @@ class RestBackend:
         holds: bool = False,
         patience: float = 30.0,
         endures: bool = False,
+        session: Mapping[str, Any] | None = None,
     ) -> None:
         self.api_url = api_url.rstrip("/")
         self.ships_code = ships_code
         self.holds = holds
         self._unpickles = unpickles
         self._endures = endures
-        self._web = Web(api_url, token=token, api_key=api_key, patience=patience, endures=endures)
+        self._web = Web(
+            api_url,
+            token=token,
+            api_key=api_key,
+            patience=patience,
+            endures=endures,
+            session=session,
+        )
         self._lock = threading.Lock()
         self._open_client = dask_client
         self._address = dask_address

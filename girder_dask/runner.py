@@ -131,7 +131,13 @@ class Run:
             failure = end.failure
             exception = failure.exception if failure is not None else None
             status = end.status if self.is_heard else None
-            self._outlet.finish(status, result=end.result, error=end.error, exception=exception)
+            self._outlet.finish(
+                status,
+                result=end.result,
+                error=end.error,
+                exception=exception,
+                permanent=failure is not None and failure.permanent,
+            )
             error = None if failure is None else exception_of(failure, self.spec.id)
         finally:
             del self.station.runs[self.id]
@@ -171,7 +177,7 @@ class Run:
             gpus=ids,
         )
         context.current.set(job)
-        within(child_jobs(api_url, self.spec.token, self.station.dask_client))
+        within(child_jobs(api_url, self.spec.token, self.station.dask_client, job))
         own_process = "process" in (self.spec.isolation, self.station.isolation)
         if own_process and self.spec.isolation == "thread":
             self._outlet.write(

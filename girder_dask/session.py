@@ -1,21 +1,79 @@
-"""The session of a job's client, which waits for a Girder that is away."""
+"""Sessions of clients of Girder: a credential goes to its API alone, and redirects do not lead."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import http.cookiejar
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
 
+from girder_dask._version import __version__
+from girder_dask.links import settle
 from girder_dask.patience import Patience, is_transient, was_not_sent
+from girder_dask.redirects import Elsewhere, is_within
 
-__all__ = ["make_session"]
+__all__ = ["TOKEN_HEADER", "GirderSession", "make_session"]
+
+#: The header that holds a token of Girder.
+TOKEN_HEADER = "Girder-Token"  # noqa: S105 - its name
 
 # Seconds that a connection may take, and that Girder may work at a request, if nobody says.
 _TIMEOUT = (10, 600)
 # What HTTP lets a client make again, since it does the same twice as once.
 _IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}
+
+
+class GirderSession(requests.Session):
+    """A session for the API of one Girder.
+
+    Redirects of the API are errors (:class:`girder_dask.redirects.Redirected`). Those of
+    downloads are followed without the token, and links only to where
+    ``girder.worker.link-hosts`` allows. A token goes nowhere but to the API.
+
+    Parameters
+    ----------
+    api
+        The REST API, for example ``https://girder.example.org/api/v1``.
+    """
+
+    def __init__(self, api: str) -> None:
+        super().__init__()
+        self.api = api
+        self.headers["User-Agent"] = f"girder_dask/{__version__}"
+        # Girder would take a cookie for a token, which would outlive the one that we give.
+        self.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Return where requests itself would follow an answer: not one of the API."""
+        return None if is_within(resp.url, self.api) else super().get_redirect_target(resp)
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        """Send a request, and follow the redirect of a download."""
+        if not is_within(request.url, self.api):
+            request.headers.pop(TOKEN_HEADER, None)
+            return super().send(request, **kwargs)
+        redirects = kwargs.pop("allow_redirects", True)
+        response = super().send(request, allow_redirects=False, **kwargs)
+        more = {name: kwargs.get(name) for name in ("stream", "timeout")}
+        return settle(response, self, redirects=redirects, **more)
+
+
+class _PatientSession(GirderSession):
+    """One that waits for a store of files that is away, as for Girder."""
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        """Send a request; ask again for a file whose store does not answer."""
+        if kwargs.get("timeout") is not None:
+            return super().send(request, **kwargs)
+        patience = None
+        while True:
+            try:
+                return super().send(request, **kwargs)
+            except Elsewhere as e:
+                patience = patience or Patience()
+                patience.wait(e)
 
 
 class _PatientAdapter(HTTPAdapter):
@@ -24,11 +82,15 @@ class _PatientAdapter(HTTPAdapter):
     One that has a timeout of its own is made once: whoever set that looks after what is then.
     """
 
+    def __init__(self, api: str) -> None:
+        self._api = api
+        super().__init__()
+
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("timeout") is not None:
             return super().send(request, *args, **kwargs)
         kwargs["timeout"] = _TIMEOUT
-        patience = Patience()
+        patience = Patience(probe=self._probe(request, *args, **kwargs))
         while True:
             error, response = self._failed(request, *args, **kwargs)
             if error is None:
@@ -53,6 +115,18 @@ class _PatientAdapter(HTTPAdapter):
             return None, response
         return requests.HTTPError(request=request, response=response), response
 
+    def _probe(
+        self, request: requests.PreparedRequest, *args: Any, **kwargs: Any
+    ) -> Callable[[], int]:
+        def probe() -> int:
+            asking = request.copy()
+            asking.prepare_method("GET")
+            asking.prepare_url(f"{self._api.rstrip('/')}/user/me", None)
+            asking.prepare_body(None, None)
+            return int(super(_PatientAdapter, self).send(asking, *args, **kwargs).status_code)
+
+        return probe
+
 
 def _outcome(error: Exception, response: requests.Response | None) -> requests.Response:
     if response is None:
@@ -65,21 +139,23 @@ def _is_rewound(request: requests.PreparedRequest) -> bool:
     return request.body is None or isinstance(request.body, (bytes, str))
 
 
-def make_session(attributes: Mapping[str, Any] | None = None) -> requests.Session:
+def make_session(api: str, attributes: Mapping[str, Any] | None = None) -> requests.Session:
     """Return a session whose requests wait for Girder, for ``girder.worker.retry-time``.
 
     Those that read, PUT and DELETE are made again, and others if Girder surely has not seen them.
 
     Parameters
     ----------
+    api
+        The REST API of the Girder.
     attributes
         Of the session, such as ``verify``.
     """
-    session = requests.Session()
+    session = _PatientSession(api)
     # A kept connection may be closed by Girder just when it is used again.
     session.headers["Connection"] = "close"
     for scheme in ("http://", "https://"):
-        session.mount(scheme, _PatientAdapter())
+        session.mount(scheme, _PatientAdapter(api))
     for name, value in (attributes or {}).items():
         setattr(session, name, value)
     return session

@@ -94,7 +94,8 @@ def begin(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -> None:
         again(
             lambda: gc.sendRestRequest(
                 "POST", f"dask/job/{job_id}/begin", given, jsonResp=False, timeout=TIMEOUT
-            )
+            ),
+            gc,
         )
     except requests.HTTPError as e:
         if e.response is None or e.response.status_code != _CONFLICT:

@@ -32,6 +32,8 @@ def running_job(
 ) -> RunningJob:
     """Return the running job of a task, with a client that has the job's token.
 
+    The client waits for a Girder that is away.
+
     Parameters
     ----------
     work_dir
@@ -41,10 +43,10 @@ def running_job(
     """
     client = None
     if api_url is not None:
-        import girder_client
+        from girder_dask.apiclient import ApiClient
+        from girder_dask.session import make_session
 
-        client = girder_client.GirderClient(apiUrl=api_url)
-        client.token = spec.token
+        client = ApiClient(api_url, spec.token, make_session)
     request = Request(
         id=spec.id,
         attempt=spec.attempt,
@@ -63,24 +65,22 @@ def running_job(
 
 
 def open_session(job: RunningJob, attributes: Mapping[str, Any] | None) -> None:
-    """Give the job's client a session that waits for Girder, with these attributes."""
-    if job.girder_client is None:
-        return
-
-    def make() -> Any:
-        from girder_dask.session import make_session
-
-        return make_session(attributes)
-
-    # Not with its session(), whose session ends before the run.
-    job.girder_client._session = _WhenNeeded(make)  # noqa: SLF001
+    """Give the sessions of the job's client these attributes."""
+    if job.girder_client is not None:
+        job.girder_client.attributes = dict(attributes or {})
 
 
 @contextlib.contextmanager
 def child_jobs(
-    api_url: str | None, token: str | None, dask_client: Callable[[], Any] | None
+    api_url: str | None,
+    token: str | None,
+    dask_client: Callable[[], Any] | None,
+    job: RunningJob | None = None,
 ) -> Iterator[None]:
-    """Let ``delay()`` within record child jobs of the one whose token this is."""
+    """Let ``delay()`` within record child jobs of the one whose token this is.
+
+    They are asked for with sessions that have the attributes of those of the job's client.
+    """
     if api_url is None or token is None:
         with submit.without(NO_ADDRESS):
             yield
@@ -89,9 +89,14 @@ def child_jobs(
     def make() -> Any:
         from girder_dask.remote import RestBackend
 
-        patience = config.seconds("worker.retry-time")
+        client = None if job is None else job.girder_client
         return RestBackend(
-            api_url, token=token, dask_client=dask_client, patience=patience, endures=True
+            api_url,
+            token=token,
+            dask_client=dask_client,
+            patience=config.seconds("worker.retry-time"),
+            endures=True,
+            session=None if client is None else client.attributes,
         )
 
     backend = _WhenNeeded(make)

@@ -87,7 +87,7 @@ class Traces:
             given["uploadId"], given["offset"] = begun
         path = f"dask/job/{self._job_id}/upload"
         answer = again(
-            lambda: gc.sendRestRequest("POST", path, given, jsonResp=False, timeout=TIMEOUT)
+            lambda: gc.sendRestRequest("POST", path, given, jsonResp=False, timeout=TIMEOUT), gc
         )
         return Broken(answer.json()["state"])
 

@@ -14,11 +14,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
 from girder_dask.errors import TransformError
-from girder_dask.patience import Elsewhere
+from girder_dask.patience import is_transient, why_untrusted
+from girder_dask.redirects import Told
 
 __all__ = [
     "OfResource",
@@ -92,7 +94,8 @@ def explain(transform: Any, error: BaseException) -> TransformError | None:
     if isinstance(error, TransformError) or not isinstance(error, requests.RequestException):
         return None
     kind = transform.kind if isinstance(transform, OfResource) else "file, item or folder"
-    return TransformError(f"{_shown(transform)}: {reason(kind, error)}")
+    text = f"{_shown(transform)}: {reason(kind, error)}"
+    return TransformError(text, permanent=not is_transient(error))
 
 
 def _shown(transform: Any) -> str:
@@ -102,11 +105,11 @@ def _shown(transform: Any) -> str:
 
 def reason(kind: str, error: Exception) -> str:
     """Say why a request for something of this kind failed, for the owner of the job."""
-    if isinstance(error, Elsewhere):
+    if isinstance(error, Told):
         return str(error)
     response = getattr(error, "response", None)
     if response is None:
-        return f"Girder did not answer ({type(error).__name__}: {error})."
+        return _silence(error)
     try:
         message = str(response.json()["message"])
     except (ValueError, KeyError, TypeError):
@@ -117,6 +120,23 @@ def reason(kind: str, error: Exception) -> str:
     if status == 404 or (status == 400 and _INVALID_ID.search(message)):
         return f"There is no such {kind} in Girder ({message or 'not found'})."
     return f"Girder answered {status}: {message or response.reason}"
+
+
+def _silence(error: Exception) -> str:
+    """Say why there was no answer that could be read."""
+    host = urlsplit(str(getattr(getattr(error, "request", None), "url", None) or "")).netloc
+    girder = f"Girder at {host.rpartition('@')[2]}" if host else "Girder"
+    if isinstance(error, requests.exceptions.SSLError) and not is_transient(error):
+        untrusted = why_untrusted(error)
+        if untrusted is None:
+            return f"{girder} speaks no TLS that is understood here ({error})."
+        return (
+            f"The certificate of {girder} is not trusted on the worker ({untrusted}). Ask the "
+            "operator to name the authority in REQUESTS_CA_BUNDLE there."
+        )
+    if isinstance(error, requests.exceptions.InvalidJSONError):
+        return f"What answers as {girder} sent no JSON ({error})."
+    return f"Girder did not answer ({type(error).__name__}: {error})."
 
 
 def safe_name(name: str, default: str) -> str:
@@ -233,7 +253,9 @@ class OfResource(_Bound):
     def failed(self, what: str, error: Exception | None = None) -> TransformError:
         """Make the error that says what went wrong with what, and why."""
         why = "" if error is None else f" {reason(self.kind, error)}"
-        return TransformError(f"{self._repr_model_()}: {what}{why}")
+        asked = isinstance(error, requests.RequestException)
+        lasting = asked and error is not None and not is_transient(error)
+        return TransformError(f"{self._repr_model_()}: {what}{why}", permanent=lasting)
 
     def client(self) -> Any:
         """Return the Girder client.
@@ -244,7 +266,9 @@ class OfResource(_Bound):
             If there is none, or nothing to ask for.
         """
         if not self._id.strip():
-            raise self.failed(f"the id of the {self.kind} is empty.")
+            raise TransformError(
+                f"{self._repr_model_()}: the id of the {self.kind} is empty.", permanent=True
+            )
         if self.gc is None:
             raise self.failed(
                 "there is no Girder to ask, as this worker knows no address of it. Ask the "

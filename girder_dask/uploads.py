@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import requests
 
 from girder_dask.downloads import Report
-from girder_dask.patience import Patience, again, ask, was_not_sent
+from girder_dask.patience import Patience, again, ask, probe_of, was_not_sent
 from girder_dask.traces import Broken, Traces
 
 __all__ = ["JOB_HEADER", "attempt_headers", "send_artifact", "upload"]
@@ -113,7 +113,7 @@ class _Upload:
         replaced = self._file_to_replace()
         if replaced is not None and self._is_there(replaced):
             return
-        patience = Patience()
+        patience = Patience(probe=probe_of(self._gc))
         while True:
             document = self._begin(replaced)
             if self._size == 0:
@@ -132,7 +132,7 @@ class _Upload:
         kind, parent = self._parent
         if kind != "item":
             return None if self._traces is None else self._traces.take(self._gc, parent, self._name)
-        for file in again(lambda: list(self._gc.listFile(parent))):
+        for file in again(lambda: list(self._gc.listFile(parent)), self._gc):
             if file["name"] == self._name:
                 return dict(file)
         return None
@@ -156,7 +156,7 @@ class _Upload:
             kind, parent = self._parent
             parameters = {"parentType": kind, "parentId": parent, "name": self._name}
             parameters |= {"size": self._size, "mimeType": self._type, **more}
-        patience = Patience()
+        patience = Patience(probe=probe_of(self._gc))
         while True:
             try:
                 return dict(
@@ -231,7 +231,7 @@ class _Upload:
         return self._traces.settle(self._gc, self._own_name, self._parent, begun)
 
     def _drop(self, upload: str) -> None:
-        patience = Patience()
+        patience = Patience(probe=probe_of(self._gc))
         while True:
             try:
                 self._gc.delete(f"file/upload/{upload}")
@@ -316,7 +316,7 @@ def send_artifact(
     shown, size = name or source.name, source.stat().st_size
     about = {"name": shown, "size": size, "mimeType": mimetypes.guess_type(source)[0]}
     path = f"job/{job_id}/artifact?{urlencode({k: v for k, v in about.items() if v is not None})}"
-    patience = Patience()
+    patience = Patience(probe=probe_of(gc))
     while True:
         with source.open("rb") as f:
             body = _Span(f, 0, size, lambda sent: report(sent, size, shown)) if size else b""

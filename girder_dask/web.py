@@ -20,7 +20,9 @@ import requests
 
 from girder_dask._version import __version__
 from girder_dask.errors import GirderError, NotConnectedError
-from girder_dask.patience import Patience
+from girder_dask.patience import TIMEOUT, Patience, is_transient
+from girder_dask.redirects import Told
+from girder_dask.session import TOKEN_HEADER, GirderSession
 
 __all__ = ["Answer", "Probe", "Web", "cause", "document", "message"]
 
@@ -33,13 +35,6 @@ _NOT_NOW = {502, 503, 504}
 
 # What is waited out besides, within a job.
 _PASSES = {408, 425, 429, 500}
-
-# Errors after which the same request may succeed.
-_PASSING = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
 _NAP = 0.2  # an interruption comes through between two naps
@@ -62,6 +57,8 @@ class Web:
         Seconds for which a request that may be repeated is, while Girder does not answer.
     endures
         Whether it also is while Girder has internal errors, as transfers of files are.
+    session
+        Attributes of the ``requests.Session``, such as ``verify``.
     """
 
     def __init__(
@@ -73,6 +70,7 @@ class Web:
         timeout: float = 60.0,
         patience: float = 30.0,
         endures: bool = False,
+        session: Mapping[str, Any] | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._api_key = api_key
@@ -83,8 +81,15 @@ class Web:
         self._lock = threading.Lock()
         self._used = 0.0
         self._is_closed = False
-        self._session = _session()
+        self._attributes = dict(session or {})
+        self._session = self._made()
         self._pid = os.getpid()
+
+    def _made(self) -> requests.Session:
+        made = GirderSession(self.url)
+        for name, value in self._attributes.items():
+            setattr(made, name, value)
+        return made
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -131,7 +136,7 @@ class Web:
             raise NotConnectedError(f"The connection to Girder at {self.url} was closed.")
         data = None if body is None else _dumped(body)
         limit = self._patience if patience is None else patience
-        waits = Patience(limit) if self._endures else _Deadline(limit)
+        waits = Patience(limit, self._probe) if self._endures else _Deadline(limit)
         while True:
             try:
                 return (read or document)(self._signed(method, path, data, repeat=repeat))
@@ -161,6 +166,12 @@ class Web:
         # Girder has not looked at a request whose token it does not know.
         return self._send(method, path, data, token=self._sign_in(token), repeat=repeat)
 
+    def _probe(self) -> int:
+        """Ask Girder's database alone, and return the status of the answer."""
+        headers = {} if self._token is None else {TOKEN_HEADER: self._token}
+        url = f"{self.url}/user/me"
+        return self._opened(fresh=False).get(url, headers=headers, timeout=TIMEOUT).status_code
+
     def _sign_in(self, stale: str | None) -> str | None:
         """Return a new token, or that which another thread has got since."""
         with self._lock:
@@ -185,7 +196,7 @@ class Web:
     ) -> requests.Response:
         headers = {"Content-Type": "application/json"} if data is not None else {}
         if token is not None:
-            headers["Girder-Token"] = token
+            headers[TOKEN_HEADER] = token
         form: Any = data
         if key is not None:
             form, headers = {"key": key}, {}
@@ -196,11 +207,13 @@ class Web:
                 data=form,
                 headers=headers,
                 timeout=self._timeout,
-                allow_redirects=False,  # the token would go along
             )
+        except Told as e:
+            status = None if e.response is None else int(e.response.status_code)
+            raise GirderError(str(e), status=status) from e
         except requests.RequestException as e:
             text = f"Girder does not answer at {self.url} ({cause(e)})."
-            if not isinstance(e, _PASSING) or isinstance(e, requests.exceptions.SSLError):
+            if not is_transient(e):
                 raise GirderError(text) from e
             raise _Unanswered(text, e, unsent=_is_unsent(e)) from e
         self._used = time.monotonic()
@@ -209,18 +222,12 @@ class Web:
     def _opened(self, *, fresh: bool) -> requests.Session:
         """Return the session, with no connection that may be closing if it is to be fresh."""
         if self._pid != os.getpid():  # a fork: the connections are the parent's
-            self._session, self._pid = _session(), os.getpid()
+            self._session, self._pid = self._made(), os.getpid()
         elif fresh and time.monotonic() - self._used > _IDLE:
             self._session.close()  # it opens others
         return self._session
 
     def _answer(self, method: str, path: str, response: requests.Response) -> requests.Response:
-        if response.is_redirect:
-            raise GirderError(
-                f"{self.url} sends requests on to {response.headers['Location']}. Use the address "
-                "at which Girder itself is.",
-                status=response.status_code,
-            )
         if response.ok:
             return response
         text = (
@@ -251,7 +258,7 @@ class Probe:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._session = _session()
+        self._session = _anonymous()
 
     def close(self) -> None:
         """Close the connections."""
@@ -286,7 +293,7 @@ class Probe:
         return None
 
 
-def _session() -> requests.Session:
+def _anonymous() -> requests.Session:
     session = requests.Session()
     session.headers["User-Agent"] = f"girder_dask/{__version__}"
     # Girder would take a cookie for a token, which would outlive the one that we give.

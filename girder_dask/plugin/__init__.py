@@ -58,6 +58,7 @@ class DaskPlugin(GirderPlugin):
         uploads.bind()
         info["apiRoot"].dask = Dask(backend)
         submission_rest.mount(info["apiRoot"].dask, backend)
+        file_rest.bind()
         file_rest.mount(info["apiRoot"].dask)
         log_rest.mount(info["apiRoot"].dask)
         uploads.mount(info["apiRoot"].dask)

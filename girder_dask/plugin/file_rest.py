@@ -1,22 +1,40 @@
-"""The route that tells a job at work where a file of Girder is on disk."""
+"""What jobs are told of files: where they are on disk, and what a redirect leads to."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from girder import events
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
-from girder.api.rest import Resource
+from girder.api.rest import Resource, setResponseHeader
 from girder.constants import AccessType, AssetstoreType, TokenScope
 from girder.exceptions import FilePathException
 from girder.models.assetstore import Assetstore
 from girder.models.file import File
 
 from girder_dask.plugin import settings
+from girder_dask.plugin.notices import EVENT_HANDLER
 from girder_dask.plugin.requester import identify
+from girder_dask.redirects import ASSETSTORE, KIND_HEADER, LINK
 
-__all__ = ["mount"]
+__all__ = ["bind", "mount"]
+
+
+def bind() -> None:
+    """Have each redirect of a download say what it leads to."""
+    events.bind("model.file.download.complete", EVENT_HANDLER, _name_redirect)
+
+
+def _name_redirect(event: Any) -> None:
+    """Tell a store of the site from a link, which any user may have made, as Girder does.
+
+    With the redirect itself, as the document of the file may be another a moment later.
+    """
+    if event.info["redirect"]:
+        kind = ASSETSTORE if event.info["file"].get("assetstoreId") else LINK
+        setResponseHeader(KIND_HEADER, kind)
 
 
 def mount(resource: Resource) -> None:

@@ -23,13 +23,15 @@ def ensure_administrator(api: str, state: dict[str, Any]) -> Any:
     """
     import girder_client
 
+    from girder_dask.apiclient import ApiClient
+
     if state.get("login"):
         try:
             return credential.connect(api, login=state["login"], password=state["password"])
         except GirderError as e:
             if e.status != 401:
                 raise
-    client = girder_client.GirderClient(apiUrl=api)
+    client = ApiClient(api)
     password = secrets.token_urlsafe(12)
     try:
         user = client.post(

@@ -26,14 +26,18 @@ class FileGirder:
     contents: dict[str, bytes] = field(default_factory=dict)
     uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
     ranges: list[str | None] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     #: Called before each answer with ``METHOD path``. It may return a status, or raise Cut.
     fault: Callable[[str], int | None] = lambda _: None
     #: Bytes after which each of the next downloads breaks.
     cuts: list[int] = field(default_factory=list)
-    #: Where downloads are redirected to.
+    #: Where the files lead that are links.
+    links: dict[str, str] = field(default_factory=dict)
+    #: Where downloads are redirected to, and what Girder says of that.
     elsewhere: str | None = None
+    kind: str | None = "assetstore"
     #: Whether parts of files are given.
     resumes: bool = True
     #: What happens to the next chunks: 'lost' is not heard of, 'unsaid' is not answered.
@@ -96,6 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         what = f"{self.command} {path}"
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.peer.asked.append(what)
+        self.peer.queries.append(url.query)
         self.peer.ranges.append(self.headers.get("Range"))
         self.peer.tokens.append(self.headers.get("Girder-Token"))
         try:
@@ -140,9 +145,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def download(self, file: str) -> None:
         peer = self.peer
-        if peer.elsewhere is not None:
+        if peer.elsewhere is not None or file in peer.links:
             self.send_response(303)
-            self.send_header("Location", f"{peer.elsewhere}/raw/{file}")
+            place = peer.links.get(file) or f"{peer.elsewhere}/raw/{file}"
+            self.send_header("Location", place.encode().decode("latin-1"))
+            if peer.kind is not None:
+                self.send_header("Girder-Dask-Redirect", peer.kind)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

@@ -25,6 +25,7 @@ class Peer:
     clients: list[tuple[str, int]] = field(default_factory=list)
     locations: dict[str, str] = field(default_factory=dict)
     cookie: str | None = None
+    more: dict[str, str] = field(default_factory=dict)
 
     def answer(self, what: str) -> Answer:
         found = self.answers.get(what, (404, {"message": f"No matching route for {what}"}))
@@ -50,12 +51,14 @@ def serving() -> Iterator[Peer]:
             self.send_header("Content-Length", str(len(data)))
             if what in peer.locations:
                 self.send_header("Location", peer.locations[what])
+            for name, value in peer.more.items():
+                self.send_header(name, value)
             if peer.cookie is not None:
                 self.send_header("Set-Cookie", peer.cookie)
             self.end_headers()
             self.wfile.write(data)
 
-        do_POST = do_PUT = do_GET  # noqa: N815 - the names are the base class's
+        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - the names are the base class's
 
         def log_message(self, *_args: Any) -> None:
             pass

@@ -354,6 +354,15 @@ def test_a_run_that_raises_is_tried_again_after_a_pause(site: Site) -> None:
     assert next(e.attempt for e in site.events if e.log == "Traceback\n") == 1
 
 
+def test_what_would_fail_again_is_not_tried_again(site: Site) -> None:
+    spec = site.accept(retries=3)
+    assert site.running(spec).says(S.ERROR, error="TransformError: no file", permanent=True)
+    site.dispatcher.failed(spec.key, "Dask says so too", raised=True)
+    site.cluster.advance(100)
+    assert site.history() == [(1, S.RUNNING), (1, S.ERROR)]
+    assert site.cluster.submitted == [spec.key]
+
+
 def test_what_dask_says_of_the_failed_try_is_nothing_to_the_next(site: Site) -> None:
     spec = site.accept(retries=1)
     old = site.running(spec)

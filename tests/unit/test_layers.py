@@ -23,8 +23,9 @@ ROOT = Path(girder_dask.__file__).parent
 ORDER = [
     "_version", "errors", "config", "imports", "jobs",
     "redaction", "http_objects", "leaves", "removal", "private_directory", "workspace",
-    "patience", "session", "starts", "transform", "downloads", "traces", "uploads", "locks",
-    "entry", "files", "intake", "inputs", "outputs", "transforms",
+    "addresses", "redirects", "patience", "links", "session", "apiclient", "starts", "transform",
+    "downloads", "traces", "uploads", "locks", "entry", "files", "intake", "inputs", "outputs",
+    "transforms",
     "plain", "remote_errors", "payload", "submit",
     "web", "remote", "futures", "bar", "markup", "card", "result", "waiting", "context", "progress",
     "packages", "without_job", "calls", "composition", "describing", "task", "discovery",

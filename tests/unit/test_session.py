@@ -28,7 +28,7 @@ def girder() -> Iterator[FileGirder]:
 @pytest.fixture
 def gc(girder: FileGirder) -> Any:
     client = girder_client.GirderClient(apiUrl=girder.url)
-    client._session = make_session()
+    client._session = make_session(client.urlBase)
     return client
 
 
@@ -60,7 +60,7 @@ def test_what_writes_is_sent_when_somebody_listens(girder: FileGirder) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     client = girder_client.GirderClient(apiUrl=f"http://127.0.0.1:{port}/api/v1")
-    client._session = make_session()
+    client._session = make_session(client.urlBase)
 
     def listen() -> None:
         time.sleep(0.5)
@@ -91,6 +91,6 @@ def test_refusals_come_at_once(girder: FileGirder, gc: Any) -> None:
 
 
 def test_attributes_of_the_session() -> None:
-    session = make_session({"verify": False, "headers": {"X-Site": "7"}})
+    session = make_session("http://girder/api/v1", {"verify": False, "headers": {"X-Site": "7"}})
     assert session.verify is False
     assert session.headers == {"X-Site": "7"}

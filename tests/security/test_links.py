@@ -1,0 +1,601 @@
+"""Link files that lead where workers may not go, and what else might lead them there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import dask
+import girder_client
+import pytest
+
+from girder_dask import addresses, config, links
+from girder_dask.addresses import HostRefused, LinkHosts, is_public
+from girder_dask.apiclient import ApiClient
+from girder_dask.errors import GirderDaskError, TransformError
+from girder_dask.files import FileCache
+from girder_dask.jobs import JobStatus
+from girder_dask.redirects import LinkRefused
+from girder_dask.session import make_session
+from girder_dask.transforms import (
+    GirderFileId,
+    GirderFileIdAllowDirect,
+    GirderItemId,
+)
+from tests.security.authority import Authority
+from tests.unit.file_girder import FileGirder, serving_files
+
+PUBLIC, OTHER = "93.184.215.14", "93.184.215.15"
+
+
+@pytest.fixture
+def girder() -> Iterator[FileGirder]:
+    config.get("worker.retry-time")
+    with dask.config.set({"girder.worker.retry-time": "2 s"}), serving_files() as peer:
+        peer.kind = "link"
+        yield peer
+
+
+@pytest.fixture
+def gc(girder: FileGirder) -> Iterator[ApiClient]:
+    client = ApiClient(girder.url, "TOKEN", make_session)
+    yield client
+    client.close()
+
+
+@dataclass
+class Site:
+    """A server of somebody else, and what it was sent."""
+
+    port: int = 0
+    asked: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    names: list[str | None] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def serving(context: ssl.SSLContext | None = None) -> Iterator[Site]:
+    site = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            site.asked.append(self.path)
+            site.headers.append(dict(self.headers))
+            status, headers, body = site.answers.get(self.path, (200, {}, b"content"))
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(body)
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    if context is not None:
+        context.sni_callback = lambda _, name, __: site.names.append(name)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    site.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield site
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@dataclass
+class Internet:
+    """Names and the addresses that they have, and the servers there."""
+
+    names: dict[str, list[str]] = field(default_factory=dict)
+    servers: dict[tuple[str, int], int] = field(default_factory=dict)
+    looked_up: list[str] = field(default_factory=list)
+    connected: list[tuple[str, int]] = field(default_factory=list)
+
+
+@pytest.fixture
+def internet(monkeypatch: pytest.MonkeyPatch) -> Internet:
+    """Stand in for name servers, and for the network between here and public addresses."""
+    net = Internet()
+    look_up, connect = socket.getaddrinfo, links.create_connection
+
+    def getaddrinfo(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        if host not in net.names:
+            return look_up(host, port, *args, **kwargs)
+        net.looked_up.append(host)
+        # A name server that answers otherwise each time.
+        found = net.names[host]
+        address = found.pop(0) if len(found) > 1 else found[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    def create_connection(address: tuple[str, int], *args: Any, **kwargs: Any) -> socket.socket:
+        net.connected.append(address)
+        if address not in net.servers:
+            raise ConnectionRefusedError(address)
+        return connect(("127.0.0.1", net.servers[address]), *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(links, "create_connection", create_connection)
+    return net
+
+
+def link(girder: FileGirder, url: str, **more: Any) -> dict[str, Any]:
+    file = girder.put("a.bin", b"", linkUrl=url, **more)
+    del file["size"]
+    girder.links[file["_id"]] = url
+    return file
+
+
+def fetched(gc: Any, file: dict[str, Any], tmp_path: Path, **setting: Any) -> bytes:
+    transform = GirderFileId(file["_id"], gc=gc)
+    transform.work_dir = tmp_path
+    with dask.config.set({f"girder.worker.link-{k}": v for k, v in setting.items()}):
+        return Path(transform.transform()).read_bytes()
+
+
+def refusal(gc: Any, file: dict[str, Any], tmp_path: Path, **setting: Any) -> str:
+    with pytest.raises(TransformError) as caught:
+        fetched(gc, file, tmp_path, **setting)
+    return str(caught.value)
+
+
+# -- addresses -----------------------------------------------------------------------------------
+
+
+NOT_PUBLIC = """
+    127.0.0.1 127.8.8.8 0.0.0.0 0.1.2.3 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254
+    100.64.0.1 100.100.100.200 192.0.0.1 192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1
+    233.252.0.1 239.1.1.1 240.0.0.1 255.255.255.255 192.88.99.1 :: ::1 ::7f00:1 ::ffff:127.0.0.1
+    ::ffff:10.0.0.1 ::ffff:169.254.169.254 64:ff9b::7f00:1 64:ff9b::a9fe:a9fe 64:ff9b:1::1
+    2002:7f00:1:: 2002:a00:1:: 2001:0:4136:e378:8000:63bf:3fff:fdd2 fe80::1 fe80::1%1 fec0::1
+    fc00::1 fd00:ec2::254 ff02::1 ff0e::1 2001:db8::1 3fff::1 100::1 5f00::1 4000::1
+"""
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC.split())
+def test_what_is_no_public_address(address: str) -> None:
+    assert not is_public(ipaddress.ip_address(address))
+    assert not LinkHosts.of("public").may_ask("example.org", 80, address)
+
+
+@pytest.mark.parametrize(
+    "address", [PUBLIC, "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101", "2002:101:101::"]
+)
+def test_what_is_a_public_address(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+    assert LinkHosts.of("public").may_ask("example.org", 443, address)
+    for port in (22, 8080, 8786, 27017):
+        assert not LinkHosts.of("public").may_ask("example.org", port, address)
+    for nothing in (False, None, [], "", "false"):
+        assert not LinkHosts.of(nothing).may_ask("example.org", 443, address)
+
+
+def test_the_own_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What listens on all addresses of a host is reached by its public one as well."""
+    monkeypatch.setattr(addresses, "is_public", lambda _: True)
+    assert not LinkHosts.of("public").may_ask("example.org", 80, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("rule", "host", "port", "address", "allowed"),
+    [
+        ("data.example.org", "data.example.org", 443, "10.0.0.1", True),
+        ("data.example.org", "evil-data.example.org", 443, "10.0.0.1", False),
+        ("data.example.org", "data.example.org.evil.net", 443, "10.0.0.1", False),
+        ("data.example.org", "data.example.org", 8080, "10.0.0.1", False),
+        ("data.example.org:8080", "data.example.org", 8080, "10.0.0.1", True),
+        ("data.example.org:8080", "data.example.org", 80, "10.0.0.1", False),
+        ("*.example.org", "a.example.org", 80, "10.0.0.1", True),
+        ("*.example.org", "example.org", 80, "10.0.0.1", False),
+        ("*.example.org", "a.example.org", 80, "169.254.169.254", False),
+        ("*.example.org", "a.example.org", 80, "127.0.0.1", False),
+        ("10.1.0.0/16", "a.example.org", 80, "10.1.2.3", True),
+        ("10.1.0.0/16", "a.example.org", 80, "10.2.2.3", False),
+        ("10.1.0.0/16", "a.example.org", 80, "::ffff:10.1.2.3", True),
+        ("10.1.0.0/16:9000", "a.example.org", 9000, "10.1.2.3", True),
+        ("10.1.2.3", "10.1.2.3", 80, "10.1.2.3", True),
+        ("[fd00::7]:8000", "a.example.org", 8000, "fd00::7", True),
+        ("fd00::/8", "a.example.org", 443, "fd00::7", True),
+        ("127.0.0.0/8", "localhost", 80, "127.0.0.1", True),
+    ],
+)
+def test_a_list_of_hosts(rule: str, host: str, port: int, address: str, allowed: bool) -> None:
+    hosts = LinkHosts.of([rule])
+    assert hosts.may_ask(host, port, address) is allowed
+    assert not hosts.may_ask("other.example.net", 443, PUBLIC), "public has to be listed as well"
+    assert LinkHosts.of([rule, "public"]).may_ask("other.example.net", 443, PUBLIC)
+
+
+@pytest.mark.parametrize("value", [True, 7, {"a": 1}, ["http://a"], ["a:b"], ["a:0"], ["a b"]])
+def test_a_setting_that_makes_no_sense_allows_nothing(
+    girder: FileGirder, gc: Any, tmp_path: Path, value: Any
+) -> None:
+    with pytest.raises(GirderDaskError, match="link-hosts"):
+        LinkHosts.of(value)
+    file = link(girder, f"http://{PUBLIC}/")
+    assert "links are followed nowhere: girder.worker.link-hosts has" in refusal(
+        gc, file, tmp_path, hosts=value
+    )
+
+
+# -- nothing leaves ------------------------------------------------------------------------------
+
+LOOPBACK = """
+    127.0.0.1 localhost 2130706433 0x7f000001 0177.0.0.1 127.1 0x7f.1 [::1]
+    [::ffff:127.0.0.1] [::ffff:7f00:1] 0.0.0.0 0 [::] ①②⑦.⓪.⓪.① localhost. 127.0.0.1.
+"""
+
+
+@pytest.mark.parametrize("hosts", ["public", "*.example.org", False, ["10.0.0.0/8"]])
+@pytest.mark.parametrize("host", LOOPBACK.split())
+def test_a_link_to_this_host_opens_no_connection(
+    girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet, host: str, hosts: Any
+) -> None:
+    family = socket.AF_INET6 if "[" in host else socket.AF_INET
+    # 80 and 443 are the ports that are open to links; here is one that is to be asked for.
+    with socket.create_server(("", 0), family=family, dualstack_ipv6=False) as listener:
+        port = listener.getsockname()[1]
+        listener.settimeout(0)
+        allowed = hosts if hosts is False else [*([hosts] if isinstance(hosts, str) else hosts)]
+        for url in (f"http://{host}/", f"http://{host}:{port}/x", f"https://{host}:{port}/"):
+            said = refusal(gc, link(girder, url), tmp_path, hosts=allowed)
+            assert "The file is a link to" in said
+            assert "girder.worker.link-hosts" in said
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert internet.connected == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://user:secret@{PUBLIC}/",
+        f"http://{PUBLIC}@127.0.0.1/",
+        f"http://{PUBLIC}\\@127.0.0.1/",
+        f"ftp://{PUBLIC}/",
+        "file:///etc/passwd",
+        "gopher://127.0.0.1/",
+        "http:///etc/passwd",
+        "http://[::1",
+        f"http://{PUBLIC}:99999/",
+        "http:",
+    ],
+)
+def test_what_is_no_plain_address_opens_no_connection(
+    girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet, url: str
+) -> None:
+    said = refusal(gc, link(girder, url), tmp_path)
+    assert "girder.worker.link-hosts" in said
+    assert "secret" not in said
+    assert internet.connected == []
+
+
+def test_a_name_that_leads_inside_opens_no_connection(
+    girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet
+) -> None:
+    told = []
+    for address in ("10.0.0.7", "169.254.169.254", "127.0.0.1"):
+        internet.names["evil.example.net"] = [address]
+        told.append(refusal(gc, link(girder, "http://evil.example.net/"), tmp_path))
+        assert address not in told[-1]
+    internet.names["evil.example.net"] = []
+    assert internet.connected == []
+    assert len({said.partition(":")[2] for said in told}) == 1
+
+
+def test_a_host_is_looked_up_once_and_asked_there(
+    girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet
+) -> None:
+    """DNS rebinding: the second answer leads inside."""
+    with serving() as site, serving() as inside:
+        internet.servers = {(PUBLIC, 80): site.port, ("127.0.0.1", 80): inside.port}
+        internet.names["data.example.org"] = [PUBLIC, "127.0.0.1"]
+        file = link(girder, "http://data.example.org/a?b=c")
+        assert fetched(gc, file, tmp_path) == b"content"
+    assert internet.looked_up == ["data.example.org"]
+    assert internet.connected == [(PUBLIC, 80)]
+    assert (site.asked, inside.asked) == (["/a?b=c"], [])
+    assert site.headers[0]["Host"] == "data.example.org"
+
+
+def test_each_redirect_is_checked(
+    girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet
+) -> None:
+    with serving() as site, serving() as inside:
+        internet.servers = {(PUBLIC, 80): site.port, ("127.0.0.1", inside.port): inside.port}
+        internet.names["data.example.org"] = [PUBLIC]
+        for target in (
+            f"http://127.0.0.1:{inside.port}/",
+            f"http://localhost:{inside.port}/",
+            "http://127.0.0.1/",
+            f"//127.0.0.1:{inside.port}/",
+            f"http://u:p@{PUBLIC}/",
+            girder.url,
+            "file:///etc/passwd",
+        ):
+            site.answers["/"] = (302, {"Location": target}, b"")
+            said = refusal(gc, link(girder, "http://data.example.org/"), tmp_path)
+            assert "girder.worker.link-hosts" in said
+        site.answers["/"] = (302, {"Location": "/there"}, b"")
+        assert fetched(gc, link(girder, "http://data.example.org/"), tmp_path) == b"content"
+        before = len(site.asked)
+        site.answers["/"] = (302, {"Location": "/"}, b"")
+        said = refusal(gc, link(girder, "http://data.example.org/"), tmp_path)
+        assert "a link to data.example.org, which leads from one address to the next" in said
+        assert len(site.asked) - before == 6
+    assert inside.asked == []
+    assert {address for address, _ in internet.connected} == {PUBLIC}
+
+
+def test_nothing_of_the_job_goes_to_a_link(
+    girder: FileGirder,
+    tmp_path: Path,
+    internet: Internet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither the token, nor what was set for Girder, nor what a .netrc has, nor cookies."""
+    (tmp_path / "netrc").write_text("default login operator password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    client = ApiClient(girder.url, "TOKEN", make_session)
+    client.attributes = {"headers": {"X-Site": "secret"}, "auth": ("a", "secret")}
+    with serving() as site:
+        internet.servers = {(PUBLIC, 80): site.port}
+        internet.names["data.example.org"] = [PUBLIC]
+        site.answers["/"] = (302, {"Location": "/there", "Set-Cookie": "a=secret"}, b"")
+        assert fetched(client, link(girder, "http://data.example.org/"), tmp_path) == b"content"
+    assert len(site.headers) == 2
+    for headers in site.headers:
+        assert not headers.keys() & {"Girder-Token", "Authorization", "Cookie", "X-Site"}
+        assert "secret" not in str(headers)
+    assert set(girder.tokens) == {"TOKEN"}
+
+
+def test_a_link_to_girder_is_asked_without_the_token(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
+    """Else another user's job would make a request of somebody's choice."""
+    port = girder.url.split(":")[2].split("/")[0]
+    asked = girder.put("private.bin", b"private")["_id"]
+    file = link(girder, f"{girder.url}/raw/{asked}")
+    assert "girder.worker.link-hosts" in refusal(gc, file, tmp_path)
+    assert girder.count(f"GET raw/{asked}") == 0
+    # Also where the operator has allowed it.
+    assert fetched(gc, file, tmp_path, hosts=[f"127.0.0.1:{port}"]) == b"private"
+    at = girder.asked.index(f"GET raw/{asked}")
+    assert girder.tokens[at] is None
+
+
+def test_tls_is_of_the_name_although_the_address_is_asked(
+    girder: FileGirder,
+    gc: Any,
+    tmp_path: Path,
+    internet: Internet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.path))
+    with (
+        serving(authority.server("data.example.org")) as good,
+        serving(authority.server("other.example.org")) as bad,
+    ):
+        internet.servers = {(PUBLIC, 443): good.port, (OTHER, 443): bad.port}
+        internet.names["data.example.org"] = [PUBLIC, OTHER]
+        file = link(girder, "https://data.example.org/a")
+        assert fetched(gc, file, tmp_path) == b"content"
+        assert good.names == ["data.example.org"]
+        assert good.headers[0]["Host"] == "data.example.org"
+        said = refusal(gc, file, tmp_path)
+        assert "a link to data.example.org, which did not answer (SSLError)" in said
+        assert bad.asked == []
+
+
+# -- whichever way a file comes ------------------------------------------------------------------
+
+
+def test_files_in_items_and_folders_are_links_too(
+    girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet
+) -> None:
+    with serving() as inside:
+        link(girder, f"http://127.0.0.1:{inside.port}/", parent="5f")
+        for transform in (GirderItemId("5f", gc=gc), GirderFileIdAllowDirect("id0", gc=gc)):
+            transform.work_dir = tmp_path
+            with pytest.raises(TransformError, match=r"girder\.worker\.link-hosts"):
+                transform.transform()
+        with pytest.raises(LinkRefused):
+            gc.downloadFile("id0", str(tmp_path / "f"))
+        with pytest.raises(LinkRefused):
+            gc.downloadItem("5f", str(tmp_path), "name")
+        assert inside.asked == []
+    assert internet.connected == []
+
+
+@pytest.mark.parametrize("kind", ["link", None, "nonsense"])
+def test_a_file_that_becomes_a_link_is_one(
+    girder: FileGirder, gc: Any, tmp_path: Path, kind: str | None
+) -> None:
+    """The document is that of a file, the redirect one of a link, and the cache keeps nothing."""
+    with serving() as inside:
+        girder.put("a.bin", b"abc")
+        girder.kind = kind
+
+        def fault(what: str) -> None:
+            if what.endswith("download"):
+                girder.links["id0"] = f"http://127.0.0.1:{inside.port}/"
+                girder.documents["id0"]["linkUrl"] = girder.links["id0"]
+
+        girder.fault = fault
+        transform = GirderFileId("id0", gc=gc)
+        transform.work_dir, transform.cache = tmp_path, FileCache(tmp_path / "cache", 10**8)
+        with pytest.raises(TransformError, match=r"girder\.worker\.link-hosts"):
+            transform.transform()
+        assert transform.cache.entries() == []
+        assert inside.asked == []
+
+
+def test_a_link_sends_no_more_than_is_allowed(
+    girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet
+) -> None:
+    with serving() as site:
+        internet.servers = {(PUBLIC, 80): site.port}
+        file = link(girder, f"http://{PUBLIC}/")
+        site.answers["/"] = (200, {}, b"x" * 3000)
+        said = refusal(gc, file, tmp_path, size="1 kB")
+        assert "has 3,000 bytes, more than" in said
+        site.answers["/"] = (200, {"Content-Length": "no"}, b"x" * 3000)
+        assert "sends more bytes than are fetched of a link" in refusal(
+            gc, file, tmp_path, size="1 kB"
+        )
+        assert len(fetched(gc, file, tmp_path, size="3 kB")) == 3000
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_link_that_answers_404_is_no_matter_of_girder(
+    girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet
+) -> None:
+    with serving() as site:
+        internet.servers = {(PUBLIC, 80): site.port}
+        site.answers["/?key=secret"] = (404, {}, b"")
+        said = refusal(gc, link(girder, f"http://{PUBLIC}/?key=secret"), tmp_path)
+    assert said == (
+        "GirderFileId('id0'): the file cannot be fetched. The file is a link to 93.184.215.14, "
+        "which answered 404 Not Found. Correct the link, or upload the file."
+    )
+
+
+def test_a_proxy_for_links_is_not_that_of_the_environment(
+    girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet
+) -> None:
+    with serving() as proxy:
+        setting = {"proxy": f"http://127.0.0.1:{proxy.port}"}
+        file = link(girder, "http://data.example.org/a")
+        assert fetched(gc, file, tmp_path, **setting) == b"content"
+        assert proxy.asked == ["http://data.example.org/a"]
+        for host in LOOPBACK.split():
+            if host[0] in "0123456789[":
+                assert "link-hosts" in refusal(
+                    gc, link(girder, f"http://{host}/"), tmp_path, **setting
+                )
+        assert len(proxy.asked) == 1
+
+
+def test_stand_ins_of_clients_that_are_not_ours_are_held_too(
+    girder: FileGirder, tmp_path: Path, internet: Internet
+) -> None:
+    client = girder_client.GirderClient(apiUrl=girder.url)
+    client.token = "TOKEN"
+    with serving() as inside:
+        file = link(girder, f"http://127.0.0.1:{inside.port}/")
+        assert "girder.worker.link-hosts" in refusal(client, file, tmp_path)
+        assert inside.asked == []
+
+
+def test_lookups_that_fail_for_now_are_no_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(OSError, match="try again"):
+        LinkHosts.of("public").addresses("example.org", 80)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    with pytest.raises(HostRefused):
+        LinkHosts.of("public").addresses("example.org", 80)
+
+
+# -- on a real stack -----------------------------------------------------------------------------
+
+
+def start(_id: str, kind: str = "GirderFileId") -> str:
+    """Start a job over a file; for girder_stack.call."""
+    from my_worker_tasks.files import file_size
+
+    from girder_dask import transforms
+
+    return str(file_size.options(retries=2).delay(getattr(transforms, kind)(_id)).id)
+
+
+def test_a_link_into_the_cluster_ends_the_job(girder_stack: Any, girder_user: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
+        port = listener.getsockname()[1]
+        urls = [f"http://127.0.0.1:{port}/", girder_stack.dashboard, f"{girder_stack.api}/user/me"]
+        jobs = []
+        for n, url in enumerate(urls):
+            parameters = {
+                "parentType": "folder",
+                "parentId": girder_user.folder["_id"],
+                "name": f"link {n}",
+                "linkUrl": url,
+            }
+            item = girder_user.client.post("file", parameters=parameters)
+            file = (
+                item
+                if "linkUrl" in item
+                else girder_user.client.get(f"item/{item['_id']}/files")[0]
+            )
+            jobs.append(girder_stack.call(start, file["_id"], user=girder_user))
+        folder = girder_user.folder["_id"]
+        jobs.append(girder_stack.call(start, folder, "GirderFolderId", user=girder_user))
+        for job in jobs:
+            girder_stack.wait(job, status=JobStatus.ERROR)
+            log = girder_stack.log(job)
+            assert "The file is a link to 127.0.0.1, which workers may not ask" in log
+            assert "The job is not tried again" in log
+            assert "Try 1 of 3" not in log
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_a_store_of_the_site_is_no_link(girder_stack: Any, girder_user: Any) -> None:
+    """S3 on a private net: Girder redirects downloads to it, and it never sees the token."""
+    file = girder_user.client.uploadStreamToFolder(
+        girder_user.folder["_id"], io.BytesIO(b"content"), "a.bin", 7
+    )
+
+    def redirect(file_id: str, url: str) -> None:
+        import cherrypy
+        from girder.utility.filesystem_assetstore_adapter import FilesystemAssetstoreAdapter as A
+
+        original = A.downloadFile
+
+        def download(self: Any, file: Any, *args: Any, **kwargs: Any) -> Any:
+            if str(file["_id"]) == file_id:
+                raise cherrypy.HTTPRedirect(url)
+            return original(self, file, *args, **kwargs)
+
+        A.downloadFile, A.original = download, original  # type: ignore[attr-defined]
+
+    def restore() -> None:
+        from girder.utility.filesystem_assetstore_adapter import FilesystemAssetstoreAdapter as A
+
+        A.downloadFile = A.original  # type: ignore[attr-defined]
+
+    with serving() as store:
+        url = f"http://127.0.0.1:{store.port}/bucket/key?X-Amz-Signature=s"
+        girder_stack.call(redirect, file["_id"], url)
+        try:
+            job = girder_stack.call(start, file["_id"], user=girder_user)
+            girder_stack.wait(job, status=JobStatus.SUCCESS)
+        finally:
+            girder_stack.call(restore)
+    assert "a.bin has 7 bytes" in girder_stack.log(job)
+    assert store.asked == ["/bucket/key?X-Amz-Signature=s"]
+    assert not store.headers[0].keys() & {"Girder-Token", "Authorization", "Cookie"}
