@@ -30,7 +30,16 @@ import threading
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from girder_dask.logs import descriptors, importing, leftovers, loggers, records, standard, warned
+from girder_dask.logs import (
+    descriptors,
+    factories,
+    importing,
+    leftovers,
+    loggers,
+    records,
+    standard,
+    warned,
+)
 from girder_dask.logs.joblog import JobLog, capturing, current
 
 __all__ = [
@@ -81,6 +90,7 @@ def install(log_level: int | str = logging.INFO) -> None:
         descriptors.install()
         loggers.install(level)
         records.install()
+        factories.install()
         warned.install()
         _is_installed = True
 
@@ -93,6 +103,7 @@ def uninstall() -> None:
             return
         _is_installed = False
         warned.uninstall()
+        factories.uninstall()
         records.uninstall()
         loggers.uninstall()
         descriptors.uninstall()

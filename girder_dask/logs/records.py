@@ -29,7 +29,6 @@ __all__ = ["install", "settle_all", "uninstall"]
 
 _LISTENERS = "logging listeners"
 _PENDING = "logging pending"
-_FACTORY = "logging record factory"
 _MOST_PENDING = 10_000
 
 #: Seconds that the listeners of a job get for what is in their queues when its function ends.
@@ -51,8 +50,6 @@ def install() -> None:
     _patches(logging.handlers.QueueListener, "start", _start_listener)
     _patches(logging.handlers.QueueListener, "handle", _listen)
     _patches(logging.handlers.MemoryHandler, "flush", _flush_memory)
-    _patches(logging, "setLogRecordFactory", _set_factory)
-    _patches(logging, "getLogRecordFactory", _get_factory)
 
 
 def uninstall() -> None:
@@ -296,41 +293,3 @@ def _drain(queue: Any) -> None:
             if time.monotonic() > deadline:
                 return
             time.sleep(_LOOK)
-
-
-# -- what makes records --------------------------------------------------------------------
-
-
-def _set_factory(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    def set_log_record_factory(factory: Any) -> None:
-        log = current.get()
-        if log is None:
-            original(factory)
-            return
-        log.own[_FACTORY] = factory
-        if not isinstance(logging._logRecordFactory, _Factory):  # type: ignore[attr-defined]  # noqa: SLF001
-            original(_Factory(logging._logRecordFactory))  # type: ignore[attr-defined]  # noqa: SLF001
-
-    return set_log_record_factory
-
-
-def _get_factory(original: Callable[[], Any]) -> Callable[[], Any]:
-    def get_log_record_factory() -> Any:
-        log, factory = current.get(), original()
-        if isinstance(factory, _Factory):
-            return factory.process if log is None else log.own.get(_FACTORY, factory.process)
-        return factory
-
-    return get_log_record_factory
-
-
-class _Factory:
-    """Makes records as the current job has said, and else as the process does."""
-
-    def __init__(self, process: Any) -> None:
-        self.process = process
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        log = current.get()
-        factory = self.process if log is None else log.own.get(_FACTORY, self.process)
-        return factory(*args, **kwargs)

@@ -236,6 +236,28 @@ def enables_the_root_logger_again(name: str) -> None:
     say(name)
 
 
+def renames_levels(name: str) -> None:
+    logging.addLevelName(logging.WARNING, "[33mWARNING[0m")
+    logging.addLevelName(7, "SEVEN")
+    logging.basicConfig(level="INFO", format="%(levelname)s|%(message)s")
+    assert logging.getLevelName(logging.WARNING).startswith("[33m")
+    logger.setLevel("SEVEN")
+    say(name)
+    logger.log(7, "%s seven", name)
+
+
+class LoudLogger(logging.Logger):
+    def info(self, message: object, *args: object, **_: Any) -> None:
+        super().info(str(message).upper(), *args)
+
+
+def sets_a_logger_class(name: str) -> None:
+    logging.setLoggerClass(LoudLogger)
+    assert logging.getLoggerClass() is LoudLogger
+    assert isinstance(logging.getLogger(f"loud.{name}"), LoudLogger)
+    say(name)
+
+
 #: Habits after which each record is in the job's log once.
 HEARD = [
     configures_nothing,
@@ -263,6 +285,8 @@ HEARD = [
     shuts_logging_down,
     has_a_record_factory,
     sets_constants,
+    renames_levels,
+    sets_a_logger_class,
     has_a_logger_of_its_own,
     enables_the_root_logger_again,
 ]
@@ -371,6 +395,8 @@ def state_of_logging() -> Any:
         logging.raiseExceptions,
         logging.Formatter.converter,
         logging.getLogRecordFactory(),
+        logging.getLoggerClass(),
+        logging.getLevelName(logging.WARNING),
     )
 
 
