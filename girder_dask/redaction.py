@@ -18,7 +18,7 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Secrets", "clean_data", "clean_text", "clean_urls", "secrets_in"]
+__all__ = ["Secrets", "clean_data", "clean_headers", "clean_text", "clean_urls", "secrets_in"]
 
 # A shorter one is found in ordinary text, and guessed anyway.
 _LEAST = 12
@@ -34,6 +34,14 @@ _SIGNATURE = re.compile(
     r"|x-amz-(?:credential|signature|security-token))=|api_key/token\?(?:[\w.~%&=-]*&)?key=)"
     r"([\w.~%+/=-]+)|(://[\w.~%-]*:)([\w.~%!$&'()*+,;=-]+)(?=@)",
     re.ASCII,
+)
+
+_NAME = r"(?:girder-token|(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:token|key|secret))"
+# A header as it is sent, and as it stands in the repr of a mapping or a pair; a cookie by itself.
+_HEADER = re.compile(
+    rf"(?im)(\b{_NAME}[ \t]*[:=][ \t]*)([^\r\n]+)"
+    rf"|(b?[\"']{_NAME}[\"']\s*[:,]\s*b?)(\"[^\"\r\n]*\"|'[^'\r\n]*')"
+    r"|(\bgirderToken=)([\w.~%-]+)"
 )
 
 _lock = threading.Lock()
@@ -216,6 +224,22 @@ def clean_urls(text: str) -> str:
     'GET http://me:******@girder/user/me?token=***&limit=5'
     """
     return _SIGNATURE.sub(_blanked, text)
+
+
+def clean_headers(text: str) -> str:
+    """Blank what signs a request among headers that stand in a text, and in addresses.
+
+    >>> clean_headers("GIRDER-TOKEN: 5f3c\\nHOST: girder")
+    'GIRDER-TOKEN: ***\\nHOST: girder'
+    """
+    return clean_urls(_HEADER.sub(_without_value, text))
+
+
+def _without_value(found: re.Match[str]) -> str:
+    name = found[1] or found[3] or found[5]
+    value = found[2] or found[4] or found[6]
+    quote = value[0] if found[3] else ""
+    return f"{name}{quote}***{quote}"
 
 
 def _blanked(found: re.Match[str]) -> str:

@@ -13,7 +13,7 @@ from girder.models.file import File
 from girder.plugin import GirderPlugin, getPlugin, registerPluginStaticContent
 from girder_jobs.models.job import Job
 
-from girder_dask import submit
+from girder_dask import log_records, submit
 from girder_dask.plugin import (
     artifact_rest,
     artifacts,
@@ -42,6 +42,7 @@ class DaskPlugin(GirderPlugin):
 
     def load(self, info: dict[str, Any]) -> None:
         """Bind the plugin to a Girder that is starting."""
+        log_records.install()
         getPlugin("jobs").load(info)
 
         records.ensure_indices()

