@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from girder_dask._version import __version__
 from girder_dask.errors import GirderDaskError
@@ -87,10 +88,41 @@ def standalone(directory: Path, **options: Any) -> int:
     return run_standalone(directory, **options)
 
 
+# What the option stands for without a value.
+_ASK = "\0"
+
+
+def _key_that_nobody_sees(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | None:
+    """Return an API key that was not on the command line."""
+    if value == _ASK:
+        return str(click.prompt("API key", hide_input=True))
+    if context.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE:
+        raise click.UsageError(
+            "An API key on the command line is shown to every user of this machine, in the list of "
+            "processes. Set the environment variable GIRDER_API_KEY, or give --api-key without a "
+            "value to be asked for it. If others use this machine, replace the key that you gave."
+        )
+    return value
+
+
 @main.command()
 @click.option("--api-url", required=True, help="For example http://girder.example.org/api/v1.")
-@click.option("--api-key", envvar="GIRDER_API_KEY", help="An administrator's API key.")
-@click.option("--login", help="An administrator's login; the password is asked for.")
+@click.option(
+    "--api-key",
+    is_flag=False,
+    flag_value=_ASK,
+    callback=_key_that_nobody_sees,
+    envvar="GIRDER_API_KEY",
+    show_envvar=True,
+    metavar="",
+    help="Ask for an administrator's API key, or take it from the environment variable.",
+)
+@click.option(
+    "--login",
+    help="An administrator's login. The password is asked for, or taken from GIRDER_PASSWORD.",
+)
 @click.option("--name", help="The name of the new key.  [default: girder_dask scheduler]")
 @click.option(
     "--output",
@@ -111,14 +143,16 @@ def credential(
     """Make the scheduler's credential.
 
     It is an API key that may update Dask jobs and do nothing else. Only an administrator
-    of Girder can make it. The password is taken from GIRDER_PASSWORD where that is set.
+    of Girder can make it, with an API key (GIRDER_API_KEY) or a login and its password
+    (GIRDER_PASSWORD). Neither secret is taken from the command line, which every user of the
+    machine can read in the list of processes.
     """
     import os
 
     from girder_dask import credential as credentials
 
     if bool(api_key) == bool(login):
-        raise click.UsageError("Give either --api-key (or GIRDER_API_KEY) or --login.")
+        raise click.UsageError("Give either GIRDER_API_KEY (or --api-key) or --login.")
     password = None
     if login:
         password = os.environ.get("GIRDER_PASSWORD") or click.prompt("Password", hide_input=True)

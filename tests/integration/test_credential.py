@@ -81,23 +81,23 @@ def _fails(*args: str, **env: str) -> str:
 def test_errors_say_what_to_do(girder_stack: TestStack, girder_user: User) -> None:
     api = girder_stack.api
     user_key = girder_user.client.post("api_key", parameters={"name": "mine"})["key"]
-    message = _fails("--api-url", api, "--api-key", user_key)
+    message = _fails("--api-url", api, GIRDER_API_KEY=user_key)
     assert f"{girder_user.login} is not an administrator" in message
 
-    assert "refuses the API key" in _fails("--api-url", api, "--api-key", "wrong")
+    assert "refuses the API key" in _fails("--api-url", api, GIRDER_API_KEY="wrong")
     wrong = _fails("--api-url", api, "--login", "admin", GIRDER_PASSWORD="no")
     assert "refuses the login 'admin'" in wrong
 
-    nowhere = _fails("--api-url", "http://127.0.0.1:1/api/v1", "--api-key", "x")
+    nowhere = _fails("--api-url", "http://127.0.0.1:1/api/v1", GIRDER_API_KEY="x")
     assert "cannot be reached" in nowhere
     assert "refused" in nowhere
 
-    page = _fails("--api-url", girder_stack.girder, "--api-key", "x")
+    page = _fails("--api-url", girder_stack.girder, GIRDER_API_KEY="x")
     assert "is not Girder's REST API" in page
     assert "/api/v1" in page
 
 
 def test_a_key_and_a_login_exclude_each_other(girder_stack: TestStack) -> None:
-    both = run("--api-url", girder_stack.api, "--api-key", "x", "--login", "y")
+    both = run("--api-url", girder_stack.api, "--login", "y", GIRDER_API_KEY="x")
     assert both.returncode == 2
     assert "either" in both.stderr
