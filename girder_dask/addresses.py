@@ -26,7 +26,15 @@ _PUBLIC = "public"
 _NONE = {"", "false", "none", "null"}
 _PATTERN = re.compile(r"[a-z0-9*?._-]+")
 _IPV6_UNICAST = ipaddress.IPv6Network("2000::/3")
-_NOT_GLOBAL = [ipaddress.ip_network(n) for n in ("3fff::/20", "192.88.99.0/24", "2001::/23")]
+_NOT_GLOBAL = [
+    ipaddress.ip_network(network)
+    for network in (
+        "3fff::/20",
+        "2001::/23",
+        "192.88.99.0/24",
+        "168.63.129.16/32",  # where virtual machines of Azure ask their host
+    )
+]
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -78,6 +86,8 @@ class _Rule:
             return False
         if self.network is not None:
             return address.version == self.network.version and address in self.network
+        if isinstance(address, ipaddress.IPv6Address):
+            address = _inner(address) or address
         # Whoever owns an allowed name may have it mean this host, or a metadata service.
         special = address.is_loopback or address.is_link_local or address.is_multicast
         ordinary = not special and not address.is_unspecified
@@ -182,25 +192,46 @@ class LinkHosts:
         OSError
             If it cannot be looked up now.
         """
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except socket.gaierror as e:
-            if e.errno == socket.EAI_AGAIN:
-                raise
-            found = []
-        except UnicodeError:
-            found = []
         name = host.rstrip(".").lower()
-        looked_up = dict.fromkeys(str(each[4][0]) for each in found)
-        allowed = [address for address in looked_up if self.may_ask(name, port, address)]
+        allowed = [a for a in _looked_up(host, port) if self.may_ask(name, port, a)]
         if not allowed:
             raise HostRefused("which is not known, or which workers may not ask")
         return allowed
+
+    def check_name(self, url: str) -> None:
+        """Refuse an address whose host is known here, and may not be asked: a proxy would ask it.
+
+        Raises
+        ------
+        HostRefused
+            If it may not. What is not known here is the proxy's to look up.
+        """
+        parts = urlsplit(url)
+        host, port = str(parts.hostname), port_of(parts)
+        try:
+            known = _looked_up(host, port)
+        except OSError:
+            return
+        if not all(self.may_ask(host.rstrip("."), port, address) for address in known):
+            raise HostRefused("which workers may not ask")
 
 
 def port_of(parts: SplitResult) -> int:
     """Return the port of an address. Raises ValueError if it is none."""
     return parts.port or PORTS.get(parts.scheme, 0)
+
+
+def _looked_up(host: str, port: int) -> list[str]:
+    """Return the addresses of a host, none if it is not known. Raises OSError if nobody says."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as e:
+        if e.errno == socket.EAI_AGAIN:
+            raise
+        return []
+    except UnicodeError:
+        return []
+    return list(dict.fromkeys(str(each[4][0]) for each in found))
 
 
 def _literal(host: str) -> Address | None:

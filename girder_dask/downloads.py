@@ -12,7 +12,7 @@ import requests
 
 from girder_dask import config
 from girder_dask.errors import TransformError
-from girder_dask.links import follow, host_of, too_large
+from girder_dask.links import follow, place_of, too_large
 from girder_dask.patience import TIMEOUT, Patience, ask, probe_of
 from girder_dask.redirects import (
     LINK,
@@ -242,7 +242,7 @@ class _Fetch:
         if kind_of(response) is None:
             refuse_redirect(response)
             return response
-        self._elsewhere = host_of(response)
+        self._elsewhere = place_of(response)
         if self._is_link and not self._file.get("linkUrl"):
             response.close()
             self._refuse_new_link()

@@ -6,7 +6,6 @@ import http.cookiejar
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -27,12 +26,13 @@ from girder_dask.redirects import (
     LINK,
     Elsewhere,
     LinkRefused,
+    host_of,
     kind_of,
     refuse_redirect,
     target_of,
 )
 
-__all__ = ["follow", "host_of", "settle", "too_large"]
+__all__ = ["follow", "place_of", "settle", "too_large"]
 
 _MOST_REDIRECTS = 5
 # What goes along of a request for a file.
@@ -101,9 +101,9 @@ def follow(
         return _answer(lambda: elsewhere.get(url, **options), url, ASSETSTORE)
 
 
-def host_of(response: requests.Response) -> tuple[str, str]:
+def place_of(response: requests.Response) -> tuple[str, str]:
     """Return the host to which Girder redirects a download, and of what kind that is."""
-    return _host(target_of(response)), kind_of(response) or LINK
+    return host_of(target_of(response)), kind_of(response) or LINK
 
 
 def too_large(size: int) -> bool:
@@ -117,18 +117,11 @@ def _answer(get: Callable[[], requests.Response], url: str, kind: str) -> reques
     except requests.RequestException as e:
         if kind == LINK and isinstance(e, (InvalidURL, InvalidSchema)):
             raise
-        raise Elsewhere(_host(url), e, kind) from None  # it shows the address
+        raise Elsewhere(host_of(url), e, kind) from None  # it shows the address
     if response.status_code >= requests.codes.bad_request:
         response.close()
-        raise Elsewhere(_host(url), requests.HTTPError(response=response), kind)
+        raise Elsewhere(host_of(url), requests.HTTPError(response=response), kind)
     return response
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or "no host"
-    except ValueError:
-        return "no host"
 
 
 class _Anonymous(requests.Session):
@@ -179,7 +172,7 @@ def _open_link(url: str, options: Mapping[str, Any]) -> requests.Response:
                 return response
             response.close()
             url = target_of(response)
-    raise Elsewhere(_host(url), requests.TooManyRedirects(), LINK)
+    raise Elsewhere(host_of(url), requests.TooManyRedirects(), LINK)
 
 
 def _one_hop(
@@ -187,11 +180,13 @@ def _one_hop(
 ) -> requests.Response:
     try:
         hosts.check(url)
+        if session.proxies:
+            hosts.check_name(url)
         return _answer(lambda: session.get(url, allow_redirects=False, **options), url, LINK)
     except (HostRefused, InvalidURL, InvalidSchema) as e:
         why = e if isinstance(e, HostRefused) else "which is no address"
         raise LinkRefused(
-            f"The file is a link to {_host(url)}, {why}: links may lead to {hosts}. Upload the "
+            f"The file is a link to {host_of(url)}, {why}: links may lead to {hosts}. Upload the "
             "file to Girder, or ask the operator (girder.worker.link-hosts)."
         ) from None
 
@@ -206,7 +201,7 @@ def _check_size(response: requests.Response, url: str) -> None:
     if said.isdigit() and too_large(int(said)):
         response.close()
         raise LinkRefused(
-            f"The file is a link to {_host(url)}, where it has {int(said):,} bytes, more than "
+            f"The file is a link to {host_of(url)}, where it has {int(said):,} bytes, more than "
             "are fetched of a link. Upload it to Girder, or ask the operator "
             "(girder.worker.link-size)."
         )

@@ -18,6 +18,7 @@ __all__ = [
     "Patience",
     "again",
     "ask",
+    "has_no_content",
     "is_transient",
     "probe_of",
     "was_not_sent",
@@ -35,6 +36,8 @@ _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 _MOST_500 = 3  # by a Girder that is well otherwise: then something stays broken
 _QUIET = 5.0  # seconds before the log says that Girder is away
 _SERVER_ERROR = 500
+_NO_CONTENT = "file-does-not-exist"  # the end of Girder's identifier
+_REFUSED_BY_PROXY = "Tunnel connection failed: 4"
 _GONE = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError, TimeoutError)
 
 _T = TypeVar("_T")
@@ -113,7 +116,9 @@ def is_transient(error: Exception) -> bool:
         return False
     status = _status(error)
     if status is not None:
-        return status in _TRANSIENT
+        return status in _TRANSIENT and not has_no_content(error)
+    if isinstance(error, requests.exceptions.ProxyError):
+        return not any(_REFUSED_BY_PROXY in str(each) for each in _reasons(error))
     if isinstance(error, requests.exceptions.SSLError):
         # Not of a certificate, nor of what is no TLS: the other side has gone.
         return any(isinstance(each, _GONE) for each in _reasons(error))
@@ -123,6 +128,17 @@ def is_transient(error: Exception) -> bool:
         requests.exceptions.ChunkedEncodingError,
     )
     return isinstance(error, broken)
+
+
+def has_no_content(error: Exception) -> bool:
+    """Say whether Girder answers that a file is not where its assetstore should have it."""
+    response = getattr(error, "response", None)
+    try:
+        said = None if response is None else response.json()
+    except (ValueError, RuntimeError, requests.RequestException):
+        return False
+    identifier = said.get("identifier") if isinstance(said, dict) else None
+    return isinstance(identifier, str) and identifier.endswith(_NO_CONTENT)
 
 
 def _reasons(error: BaseException) -> Iterator[BaseException]:

@@ -7,6 +7,7 @@ downloads are followed without the token, and Girder says of each what it leads 
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 import requests
@@ -19,6 +20,7 @@ __all__ = [
     "LinkRefused",
     "Redirected",
     "Told",
+    "host_of",
     "is_within",
     "kind_of",
     "refuse_redirect",
@@ -82,6 +84,10 @@ class Elsewhere(Told):
         super().__init__(text, response=response)
         self.host = host
         self.error = error
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.host, self.error, self.kind)
 
 
 def target_of(response: requests.Response) -> str:
@@ -128,6 +134,11 @@ def refuse_redirect(response: requests.Response) -> None:
         "scheduler and workers, dask.api_url in Girder).",
         response=response,
     )
+
+
+def host_of(url: str) -> str:
+    """Return the name of the host of an address, in words if it has none."""
+    return _split(url).hostname or "no host"
 
 
 def _split(url: str) -> SplitResult:

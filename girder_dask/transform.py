@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import requests
 
 from girder_dask.errors import TransformError
-from girder_dask.patience import is_transient, why_untrusted
+from girder_dask.patience import has_no_content, is_transient, why_untrusted
 from girder_dask.redirects import Told
 
 __all__ = [
@@ -119,6 +119,11 @@ def reason(kind: str, error: Exception) -> str:
         return f"The owner of the job may not do this ({message or 'access denied'})."
     if status == 404 or (status == 400 and _INVALID_ID.search(message)):
         return f"There is no such {kind} in Girder ({message or 'not found'})."
+    if has_no_content(error):
+        return (
+            f"Girder knows the {kind}, but has lost its content: {message} Ask Girder's operator, "
+            "or upload it again."
+        )
     return f"Girder answered {status}: {message or response.reason}"
 
 

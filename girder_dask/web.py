@@ -21,7 +21,7 @@ import requests
 from girder_dask._version import __version__
 from girder_dask.errors import GirderError, NotConnectedError
 from girder_dask.patience import TIMEOUT, Patience, is_transient
-from girder_dask.redirects import Told
+from girder_dask.redirects import Told, host_of, refuse_redirect, target_of
 from girder_dask.session import TOKEN_HEADER, GirderSession
 
 __all__ = ["Answer", "Probe", "Web", "cause", "document", "message"]
@@ -248,7 +248,10 @@ class Answer:
 
 
 class Probe:
-    """Looks for Girder at addresses that may be wrong. It follows redirects, and has no token.
+    """Looks for Girder at addresses that may be wrong, without a token.
+
+    It follows redirects within a host, as from http to https: a key that is sent to where it
+    has led must not go to a host that nobody has named.
 
     Parameters
     ----------
@@ -258,7 +261,7 @@ class Probe:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._session = _anonymous()
+        self._session = _WithinHost()
 
     def close(self) -> None:
         """Close the connections."""
@@ -270,10 +273,13 @@ class Probe:
         Raises
         ------
         GirderError
-            If nothing answers, or the way leads from https to http.
+            If nothing answers, or the way leads to another host, or from https to http.
         """
         try:
             response = self._session.get(f"{url}/{path}", timeout=self._timeout)
+            refuse_redirect(response)
+        except Told as e:
+            raise GirderError(str(e)) from e
         except requests.RequestException as e:
             raise GirderError(f"Girder does not answer at {url} ({cause(e)}).") from e
         if response.status_code in _NOT_NOW:
@@ -293,12 +299,17 @@ class Probe:
         return None
 
 
-def _anonymous() -> requests.Session:
-    session = requests.Session()
-    session.headers["User-Agent"] = f"girder_dask/{__version__}"
-    # Girder would take a cookie for a token, which would outlive the one that we give.
-    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    return session
+class _WithinHost(requests.Session):
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers["User-Agent"] = f"girder_dask/{__version__}"
+        self.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Return where an answer leads if that is the same host."""
+        if not resp.is_redirect or host_of(target_of(resp)) != host_of(resp.url):
+            return None
+        return super().get_redirect_target(resp)
 
 
 class _Unanswered(Exception):

@@ -83,6 +83,56 @@ def failure(stack: Any, user: Any, name: str, *args: Any, **options: Any) -> str
     return str(stack.log(job_id))
 
 
+def lost(stack: Any, user: Any, file_id: str) -> str:
+    """Run a task with an input that fails, and with tries left, and return its log."""
+
+    def start(file_id: str) -> str:
+        from my_worker_tasks.files import file_facts
+
+        from girder_dask.transforms import GirderFileId
+
+        return str(file_facts.options(retries=2).delay(GirderFileId(file_id)).id)
+
+    job_id = stack.call(start, file_id, user=user)
+    stack.wait(job_id, status=JobStatus.ERROR, timeout=60)
+    return str(stack.log(job_id))
+
+
+# -- what does not become better -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (400_000, "data has 1,000,000 bytes in Girder, but what comes breaks off before that"),
+        (None, "Girder knows the file, but has lost its content"),
+    ],
+    ids=["shorter", "gone"],
+)
+def test_what_girder_has_lost_on_disk_is_not_tried_again(girder_stack, girder_user, size, said):
+    def damage(file_id: str, size: int | None) -> None:
+        from pathlib import Path
+
+        from girder.models.file import File
+
+        path = Path(File().getLocalFilePath(File().load(file_id, force=True)))
+        if size is None:
+            path.unlink()
+        else:
+            path.chmod(0o600)
+            os.truncate(path, size)
+
+    content = hashlib.sha512(f"{girder_user.id}{size}".encode()).digest() * 15_625
+    file = girder_stack.upload(content, client=girder_user.client)
+    girder_stack.call(damage, file["_id"], size)
+    began = time.monotonic()
+    log = lost(girder_stack, girder_user, file["_id"])
+    assert said in log
+    assert "The job is not tried again" in log
+    assert "Girder is away" not in log
+    assert time.monotonic() - began < 15, "not for as long as Girder may be away"
+
+
 # -- once ----------------------------------------------------------------------------------------
 
 

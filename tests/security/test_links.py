@@ -161,6 +161,7 @@ NOT_PUBLIC = """
     127.0.0.1 127.8.8.8 0.0.0.0 0.1.2.3 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254
     100.64.0.1 100.100.100.200 192.0.0.1 192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1
     233.252.0.1 239.1.1.1 240.0.0.1 255.255.255.255 192.88.99.1 :: ::1 ::7f00:1 ::ffff:127.0.0.1
+    168.63.129.16
     ::ffff:10.0.0.1 ::ffff:169.254.169.254 64:ff9b::7f00:1 64:ff9b::a9fe:a9fe 64:ff9b:1::1
     2002:7f00:1:: 2002:a00:1:: 2001:0:4136:e378:8000:63bf:3fff:fdd2 fe80::1 fe80::1%1 fec0::1
     fc00::1 fd00:ec2::254 ff02::1 ff0e::1 2001:db8::1 3fff::1 100::1 5f00::1 4000::1
@@ -204,6 +205,8 @@ def test_the_own_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         ("*.example.org", "example.org", 80, "10.0.0.1", False),
         ("*.example.org", "a.example.org", 80, "169.254.169.254", False),
         ("*.example.org", "a.example.org", 80, "127.0.0.1", False),
+        ("*.example.org", "a.example.org", 80, "64:ff9b::7f00:1", False),
+        ("*.example.org", "a.example.org", 80, "2002:a9fe:a9fe::", False),
         ("10.1.0.0/16", "a.example.org", 80, "10.1.2.3", True),
         ("10.1.0.0/16", "a.example.org", 80, "10.2.2.3", False),
         ("10.1.0.0/16", "a.example.org", 80, "::ffff:10.1.2.3", True),
@@ -494,7 +497,14 @@ def test_a_proxy_for_links_is_not_that_of_the_environment(
                 assert "link-hosts" in refusal(
                     gc, link(girder, f"http://{host}/"), tmp_path, **setting
                 )
-        assert len(proxy.asked) == 1
+        internet.names |= {"mongodb": ["10.0.0.7"], "localhost": ["127.0.0.1"]}
+        for host in ("mongodb", "localhost"):
+            file = link(girder, f"http://{host}/")
+            assert "link-hosts" in refusal(gc, file, tmp_path, **setting)
+        proxy.answers["http://data.example.org/b"] = (302, {"Location": "http://mongodb/"}, b"")
+        file = link(girder, "http://data.example.org/b")
+        assert "link-hosts" in refusal(gc, file, tmp_path, **setting)
+        assert proxy.asked == ["http://data.example.org/a", "http://data.example.org/b"]
 
 
 def test_stand_ins_of_clients_that_are_not_ours_are_held_too(

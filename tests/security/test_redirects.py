@@ -14,6 +14,7 @@ import requests
 
 from girder_dask import config, credential
 from girder_dask.apiclient import ApiClient
+from girder_dask.connection import connect
 from girder_dask.doctor import gather_facts
 from girder_dask.errors import GirderError, SubmissionError, TransformError
 from girder_dask.girder_api import GirderApi
@@ -164,6 +165,19 @@ def test_what_to_set_is_said(girder: Peer, other: Peer) -> None:
         f"Use the address at which Girder itself answers: {other.url} in place of {girder.url} "
         "(girder.api-url on scheduler and workers, dask.api_url in Girder)."
     ) in str(caught.value)
+
+
+def test_a_key_goes_to_no_host_that_nobody_has_named(other: Peer) -> None:
+    """connect() looks for Girder first, and sends the key to where it has found it."""
+    with serving() as peer:
+        for path in ("dask/ping", "system/version"):
+            peer.answers[f"GET {path}"] = (301, {})
+            elsewhere = other.url.replace("127.0.0.1", "localhost")
+            peer.locations[f"GET {path}"] = f"{elsewhere}/{path}"
+        with pytest.raises(GirderError, match="leads to http://localhost"):
+            connect(peer.url, api_key=SECRET)
+    assert other.asked == []
+    assert SECRET not in str(peer.headers)
 
 
 async def _doctor(url: str) -> Any:

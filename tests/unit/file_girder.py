@@ -38,6 +38,8 @@ class FileGirder:
     #: Where downloads are redirected to, and what Girder says of that.
     elsewhere: str | None = None
     kind: str | None = "assetstore"
+    #: Whether nothing is on its disk.
+    lost: bool = False
     #: Whether parts of files are given.
     resumes: bool = True
     #: What happens to the next chunks: 'lost' is not heard of, 'unsaid' is not answered.
@@ -153,6 +155,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header("Girder-Dask-Redirect", peer.kind)
             self.send_header("Content-Length", "0")
             self.end_headers()
+            return
+        if peer.lost:
+            identifier = "girder.utility.filesystem_assetstore_adapter.file-does-not-exist"
+            message = {"message": "File /x does not exist.", "identifier": identifier}
+            self.answer(message, 500)
             return
         content = peer.contents[file]
         asked = self.headers.get("Range")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import ssl
 import threading
@@ -170,6 +171,24 @@ def test_a_file_that_is_not_there_is_asked_for_once(girder: FileGirder, tmp_path
     assert girder.asked == ["GET file/id0"]
 
 
+def test_a_file_whose_content_is_lost_is_told_at_once(girder: FileGirder, tmp_path: Path) -> None:
+    girder.put("a.bin", b"abc")
+    girder.lost = True
+    error = fetch(girder.url, tmp_path)
+    assert "Girder knows the file, but has lost its content: File /x does not exist." in str(error)
+    assert error.permanent
+    assert girder.count("GET file/id0/download") == 1
+
+
+def test_a_proxy_that_refuses_is_not_asked_again() -> None:
+    from urllib3.exceptions import MaxRetryError, ProxyError
+
+    for said, transient in (("407 Proxy Authentication Required", False), ("503 Busy", True)):
+        cause = OSError(f"Tunnel connection failed: {said}")
+        wrapped = MaxRetryError(None, "/", ProxyError("Unable to connect", cause))  # type: ignore[arg-type]
+        assert is_transient(requests.exceptions.ProxyError(wrapped)) is transient
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_refusals_are_permanent(girder: FileGirder, tmp_path: Path, status: int) -> None:
     girder.fault = lambda _: status
@@ -244,6 +263,7 @@ def test_an_error_of_another_host_says_whose_it_is() -> None:
         "or upload the file."
     )
     assert not is_transient(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert is_transient(Elsewhere("data.example.org", requests.ConnectionError()))
 
 
