@@ -107,6 +107,7 @@ def main(control: int, file: int) -> None:
     sys.path[:] = setup.path
     log = ProcessLog()
     logs.install(setup.log_level)
+    logs.adopt()  # of modules that were imported ahead
     inherit.install()
     with logs.capturing(log), Secrets(setup.spec.token, *secrets_in(setup.session)):
         _Child(setup, socket.socket(fileno=control), file, log).work()

@@ -7,6 +7,7 @@ subprocesses and forks write.
 
 from girder_dask.logs.capture import (
     JobLog,
+    adopt,
     capturing,
     current,
     finishing,
@@ -18,6 +19,7 @@ from girder_dask.logs.capture import (
 
 __all__ = [
     "JobLog",
+    "adopt",
     "capturing",
     "current",
     "finishing",

@@ -44,6 +44,7 @@ from girder_dask.logs.joblog import JobLog, capturing, current
 
 __all__ = [
     "JobLog",
+    "adopt",
     "capturing",
     "current",
     "finishing",
@@ -93,6 +94,11 @@ def install(log_level: int | str = logging.INFO) -> None:
         factories.install()
         warned.install()
         _is_installed = True
+
+
+def adopt() -> None:
+    """Regard what ``logging`` has as set by the job: in a process that has only one."""
+    loggers.adopt()
 
 
 def uninstall() -> None:

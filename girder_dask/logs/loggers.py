@@ -22,11 +22,13 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
+from girder_dask.logs import standard
 from girder_dask.logs.importing import importing
 from girder_dask.logs.joblog import JobLog, current, living
 
 __all__ = [
     "Patches",
+    "adopt",
     "close_made",
     "effective",
     "handlers_of_job",
@@ -286,6 +288,16 @@ def _clear_cache(original: Callable[[Any], None]) -> Callable[[Any], None]:
 def is_made_in_job(handler: Any) -> bool:
     """Return whether a handler was made in a job: the others are the worker's."""
     return _FLAG in getattr(handler, "__dict__", ())
+
+
+def adopt() -> None:
+    """Regard all handlers that there are as made in jobs: those of a process with one job."""
+    for reference in list(logging._handlerList):  # type: ignore[attr-defined]  # noqa: SLF001
+        handler = reference()
+        if handler is not None:
+            handler.__dict__[_FLAG] = True
+            if "stream" in handler.__dict__:
+                handler.stream = standard.of_jobs(handler.stream)
 
 
 def handlers_of_job(log: JobLog, logger: logging.Logger) -> Sequence[Any]:

@@ -277,7 +277,9 @@ def settle_all() -> None:
         with contextlib.suppress(Exception):  # whatever a foreign handler does
             handler.flush()
     for listener in log.own.get(_LISTENERS, ()):
-        _drain(listener.queue)
+        thread = listener._thread  # noqa: SLF001 - as above
+        if thread is not None and thread.is_alive():
+            _drain(listener.queue)
     with _lock:
         pending = log.own.pop(_PENDING, {})
     for shown, logger, record in pending.values():

@@ -27,7 +27,15 @@ from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.printing import writing_code
 from girder_dask.logs.streams import RoutingStream
 
-__all__ = ["flush_assigned", "flush_originals", "install", "is_workers", "put_back", "uninstall"]
+__all__ = [
+    "flush_assigned",
+    "flush_originals",
+    "install",
+    "is_workers",
+    "of_jobs",
+    "put_back",
+    "uninstall",
+]
 
 _NAMES = ("stdin", "stdout", "stderr")
 
@@ -221,6 +229,14 @@ def flush_originals() -> None:
         if front.base is not None:
             with contextlib.suppress(OSError, ValueError):
                 front.base.original.flush()
+
+
+def of_jobs(stream: Any) -> Any:
+    """Return what stands in jobs for one of the process's own streams, and any other as it is."""
+    for front in _fronts.values():
+        if front.base is not None and stream is front.original:
+            return front.base
+    return stream
 
 
 def is_workers(stream: Any) -> bool:

@@ -12,6 +12,7 @@ import logging
 import logging.config
 import logging.handlers
 import queue
+import subprocess
 import sys
 import threading
 import time
@@ -500,6 +501,25 @@ def test_what_a_library_sets_at_import_for_itself_holds_for_all_jobs(worker, pac
         assert worker.log(f"job{n}") == f"library error\n{packages} other\n"
     worker.outcome(warn_as_others, job_id="other")
     assert "UserWarning: known" in worker.log("other")
+
+
+def test_what_was_configured_before_a_process_got_its_job_is_the_jobs():
+    """Modules that are imported ahead configure logging without a job."""
+    code = """
+import logging
+logging.basicConfig(level=logging.INFO, format="ahead|%(message)s")
+from girder_dask import logs
+logs.install()
+logs.adopt()
+log = logs.JobLog()
+with logs.capturing(log):
+    logging.getLogger("a").info("once")
+assert log.take() == "ahead|once\\n", log.take()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=30, capture_output=True, text=True
+    )
+    assert not done.stderr
 
 
 # -- the worker's own log ------------------------------------------------------------------
