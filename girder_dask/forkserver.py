@@ -41,6 +41,7 @@ MESSAGE_SIZE = 128 * 1024
 
 #: What the process of each task imports.
 OWN = (
+    "girder_dask.apiclient",
     "girder_dask.child",
     "girder_dask.remote",
     "girder_dask.apiclient",
@@ -58,9 +59,7 @@ def main() -> None:
     worker = os.pidfd_open(int(sys.argv[2]))
     if os.getppid() != int(sys.argv[2]):  # it died before
         return
-    handlers: dict[int, Any] = {
-        number: signal.signal(number, signal.SIG_IGN) for number in _IGNORED
-    }
+    handlers = _ignored({})
     told = json.loads(channel.recv(MESSAGE_SIZE) or b"{}")
     if not told:
         return
@@ -68,6 +67,7 @@ def main() -> None:
     report = _import_all(OWN)
     if report["threads"] is None:
         report = _import_all(told["modules"])
+    handlers = _ignored(handlers)
     for stream in (sys.stdout, sys.stderr):  # else each fork writes once more what they hold
         stream.flush()
     flush_c()
@@ -76,6 +76,12 @@ def main() -> None:
         gc.collect()
         gc.freeze()  # so that the collector of a fork does not write to all of this memory
         _serve(channel, worker, handlers)
+
+
+def _ignored(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Ignore signals, and return what handled them: also what an import has set since."""
+    found = {number: signal.signal(number, signal.SIG_IGN) for number in _IGNORED}
+    return {n: handlers.get(n, h) if h == signal.SIG_IGN else h for n, h in found.items()}
 
 
 def _import_all(modules: Iterable[str]) -> dict[str, Any]:

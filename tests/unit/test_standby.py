@@ -17,6 +17,7 @@ import pytest
 from deadline import SECONDS, until
 from run_worker import Worker, captured
 
+from girder_dask import forkserver
 from girder_dask.errors import ArgumentError
 from girder_dask.jobs import JobStatus
 from girder_dask.logs import inherit
@@ -140,6 +141,16 @@ def test_its_environment_and_directory_are_those_that_a_new_process_would_have(
     assert zone == ("XYZ", "XYZ")
     assert path == sys.path
     assert signals == [signal.SIG_DFL, signal.default_int_handler]
+
+
+def test_it_has_all_that_it_needs_from_the_server(worker: Worker) -> None:
+    """An import would take each job longer than all the rest."""
+    worker.station.api_url = "http://girder/api/v1"
+    found = set(outcome(worker, lambda: list(sys.modules), token="SECRET"))
+    modules = ["girder_dask.forkserver", *forkserver.OWN]
+    code = f"import sys, numpy.random, {', '.join(modules)}; print(*sys.modules)"
+    ahead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found - set(ahead.stdout.split()) == {"runpy"}
 
 
 def test_several_threads_launch_at_once(worker: Worker) -> None:
@@ -306,11 +317,14 @@ def test_modules_that_cannot_be_imported_ahead_are_said_and_left_out(
         "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     )
     (tmp_path / "leaves_early.py").write_text("raise SystemExit(3)\n")
-    (tmp_path / "prints.py").write_text("print('said once', end='')\n")
+    (tmp_path / "prints.py").write_text(
+        "import signal\nsignal.signal(signal.SIGCHLD, print)\nprint('said once', end='')\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     worker = open_worker(Standby(["no_such", "has_threads", "leaves_early", "prints"]))
 
     def work() -> list[str]:
+        assert signal.getsignal(signal.SIGCHLD) is print
         return [m for m in ("has_threads", "leaves_early", "prints") if m in sys.modules]
 
     with caplog.at_level(logging.WARNING, "girder_dask.standby"):
@@ -335,7 +349,8 @@ def test_a_module_that_ends_the_server_is_not_imported_again(
     worker = open_worker(Standby(["crashes"]))
     with caplog.at_level(logging.WARNING, "girder_dask.standby"):
         worker.station.standby.begin()
-        assert outcome(worker, grandparent) == pid_of(worker.station.standby)
+        pid = pid_of(worker.station.standby)
+    assert outcome(worker, grandparent) == pid
     (told,) = (record.getMessage() for record in caplog.records)
     assert "has ended (exit code -6) while it imported crashes" in told
 
