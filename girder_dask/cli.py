@@ -199,18 +199,22 @@ def doctor(api_url: str | None, scheduler: str | None, as_json: bool) -> int:
 
 
 @main.command()
-def tasks() -> None:
+def tasks() -> int:
     """List the tasks of the packages that are installed here."""
-    from girder_dask.discovery import discover
+    from girder_dask.discovery import survey
+    from girder_dask.failures import summary
     from girder_dask.packages import ENTRY_POINT_GROUP
 
-    found = discover()
-    if not found:
+    found, failed = survey()
+    if not found and not failed:
         click.echo(
             f"No installed package names tasks in the entry point group {ENTRY_POINT_GROUP}."
         )
     for name in found:
         click.echo(name)
+    for name, error in failed.items():
+        click.echo(f"The tasks of {name} cannot be imported: {summary(error)}", err=True)
+    return 1 if failed else 0
 
 
 def _stopping_on_signals() -> contextlib.AbstractContextManager[Any]:

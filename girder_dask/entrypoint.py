@@ -61,14 +61,19 @@ def get_module_tasks(module_name: str) -> dict[str, Callable[..., Any]]:
     return {
         f"{module_name}.{name}": value
         for name, value in vars(module).items()
-        if callable(value) and (isinstance(value, Task) or _is_described(value))
+        if _is_task_or_described(value)
     }
 
 
-def _is_described(value: Any) -> bool:
+def _is_task_or_described(value: Any) -> bool:
     try:
-        get_description_attribute(value)
+        if not callable(value):
+            return False
+        if not isinstance(value, Task):
+            get_description_attribute(value)
     except MissingDescriptionException:
+        return False
+    except Exception:  # noqa: BLE001 - what stands for another object may not answer
         return False
     return True
 

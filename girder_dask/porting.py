@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from girder_dask.callables import checked
 from girder_dask.calls import TaskSettings
 from girder_dask.jobs import HANDLER
 from girder_dask.task import Task
@@ -44,8 +45,8 @@ class App:
             timeout=options.get("time_limit") or options.get("soft_time_limit"),
         )
         if function is not None:
-            return Task(function, settings)
-        return lambda f: Task(f, settings)
+            return Task(checked(function), settings)
+        return lambda f: Task(checked(f), settings)
 
 
 app = App()

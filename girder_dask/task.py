@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from girder_dask import calls, describing, futures, submit, without_job
+from girder_dask.callables import checked, found_at
 from girder_dask.calls import TaskSettings
 from girder_dask.composition import Signature
 from girder_dask.context import current_job
@@ -75,7 +77,11 @@ class Task(Generic[P, R]):
     @property
     def _travels_by_value(self) -> bool:
         """Whether workers cannot find the function by its name."""
-        return "<" in self.name or self.name.startswith("__main__:")
+        name = self.name
+        if "<" in name or name.startswith("__main__:"):
+            return True
+        module, _, qualname = name.partition(":")
+        return module in sys.modules and not isinstance(found_at(module, qualname), Task)
 
     def delay(self, *args: Any, **kwargs: Any) -> JobResult:
         """Record a job that calls the function with these arguments, and send it to the cluster.
@@ -257,8 +263,8 @@ class Task(Generic[P, R]):
             if not backend.ships_code:
                 raise SubmissionError(
                     f"{self.name} cannot be found by its name on a worker. Define it at the top of "
-                    "a module of a package that is installed in Girder and on the workers. No job "
-                    "was made.",
+                    "a module of a package that is installed in Girder and on the workers, with "
+                    "@task above it. No job was made.",
                     task=self.name,
                 )
             function = self
@@ -319,7 +325,7 @@ def task(
 
 
 def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
-    """Make a function one that can run as a Girder job.
+    """Make a function, which may be ``async``, one that can run as a Girder job.
 
     Parameters
     ----------
@@ -338,8 +344,8 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
         How many more times a call that raised is tried, after a pause that doubles.
     timeout
         Seconds that a call may run. Its Python code is then interrupted, and the job ends
-        in ERROR; code that waits outside of Python is not interrupted before it returns,
-        unless the task runs in a process of its own.
+        in ERROR; C code of a library is not interrupted before it returns, unless the task
+        runs in a process of its own.
     resources
         Dask worker resources that a call needs, such as ``{'GPU': 1}``.
     priority
@@ -362,13 +368,13 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
     3
     """
     if function is not None:
-        return Task(function, TaskSettings())
+        return Task(checked(function), TaskSettings())
     given = {k: v for k, v in settings.items() if not (k == "other_fields" and v is None)}
     return functools.partial(_decorate, settings=TaskSettings(**given))
 
 
 def _decorate(function: Callable[P, R], settings: TaskSettings) -> Task[P, R]:
-    return Task(function, settings)
+    return Task(checked(function), settings)
 
 
 def find_task(name: str, *, strictly: bool = False) -> Task[Any, Any]:

@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from girder_dask import submit
+from girder_dask.completion import completed
 from girder_dask.errors import JobCanceled, NotConnectedError, TransformError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.leaves import map_leaves
@@ -43,7 +44,8 @@ def run(payload: bytes) -> Any:
 
     try:
         function: Callable[..., Any] = call.function  # type: ignore[assignment]
-        return function(*map_leaves(transformed, call.args), **map_leaves(transformed, call.kwargs))
+        args, kwargs = map_leaves(transformed, call.args), map_leaves(transformed, call.kwargs)
+        return completed(function, *args, **kwargs)
     finally:
         for transform in reversed(begun):
             transform.cleanup()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
 from typing_extensions import assert_type
 
 from girder_dask import JobResult, Task, current_job, task
@@ -28,7 +31,14 @@ def bound(self: RunningJob, path: str) -> bool:
 def not_bound(n: int) -> None: ...
 
 
+@task(title="Waits")
+async def waits(n: int) -> str:
+    return "a" * n
+
+
 assert_type(bare("a", scale=2.0), int)
+awaited: Coroutine[Any, Any, str] = waits(2)
+assert_type(waits.delay(2), JobResult)
 assert_type(with_settings("a", 2), list[int])
 assert_type(bound("a"), bool)
 assert_type(bare.delay("a", girder_job_title="One"), JobResult)
@@ -45,5 +55,6 @@ bare()  # E: call-arg
 with_settings("a", "b")  # E: arg-type
 bound(current_job(), "a")  # E: arg-type,call-arg
 word: str = bare("a")  # E: assignment
+awaited = waits("a")  # E: arg-type
 task(colour="blue")  # E: call-overload
 task(retries="two")  # E: call-overload

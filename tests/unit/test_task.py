@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import math
 import pickle
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
+from click.testing import CliRunner
 from girder_worker_utils.transforms.girder_io import GirderUploadToItem as WorkerUpload
 from recording_backend import RecordingBackend
 
 from girder_dask import NotConnectedError, Task, app, current_job, girder_job, submit, task
+from girder_dask.cli import main
 from girder_dask.context import RunningJob, current
 from girder_dask.discovery import discover
+from girder_dask.entrypoint import get_module_tasks
 from girder_dask.errors import (
     ArgumentError,
     PayloadTooLargeError,
@@ -345,6 +351,91 @@ def test_the_isolation_of_a_call(backend: RecordingBackend, started: Any) -> Non
     assert [s.isolation for s in backend.submissions] == ["process"]
 
 
+# -- what is no function that workers find ---------------------------------------------------
+
+
+class Counter:
+    def count(self) -> int:
+        return 1
+
+    def __call__(self) -> int:
+        return 1
+
+
+def _yields() -> Iterator[int]:
+    yield 1
+
+
+async def _yields_async() -> AsyncIterator[int]:
+    yield 1
+
+
+UNFIT = {
+    "a functools.partial": (functools.partial(len, "a"), "is a functools.partial, .*@task"),
+    "a bound method": (Counter().count, "Counter.count is a bound method"),
+    "a callable object": (Counter(), "is an object of Counter"),
+    "a class": (Counter, "Counter is a class"),
+    "a staticmethod": (staticmethod(lambda: 1), "Write @staticmethod first"),
+    "a classmethod": (classmethod(lambda _: 1), "Write @classmethod first"),
+    "a function of Python": (len, "plain function len of the module builtins"),
+    "one of a C library": (math.hypot, "hypot"),
+    "another module's": (statistics.mean, "plain function mean .*def my_mean"),
+    "a generator function": (_yields, "has yield in it.* return that"),
+    "an asynchronous one": (_yields_async, "has yield in it.* return that"),
+    "no function at all": (5, "5, which cannot be called"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_cannot_be_a_task_is_refused_with_what_to_do(kind: str) -> None:
+    unfit, said = UNFIT[kind]
+    for decorate in (task, task(title="T"), app.task, app.task(bind=True)):
+        with pytest.raises(TypeError, match=f"(?s){said}"):
+            decorate(unfit)
+
+
+@task
+@functools.cache
+def cached(n: int) -> int:
+    return n
+
+
+@task
+@functools.wraps(_yields)
+def _collects() -> list[int]:
+    return list(_yields())
+
+
+def test_decorated_functions_are_tasks() -> None:
+    assert cached(2) == 2
+    assert cached.name.endswith("test_task:cached")
+    assert _collects() == [1]
+    assert task(lambda: 1)() == 1
+
+
+plain = add.function
+renamed = Task(plain, add.settings)
+
+
+def _helper() -> int:
+    return 1
+
+
+misnamed = Task(_helper, add.settings)
+
+
+def test_one_that_is_not_where_its_function_is_travels_by_value(backend: RecordingBackend) -> None:
+    assert misnamed._travels_by_value
+    assert not renamed._travels_by_value, "there is a task at that place"
+    with pytest.raises(SubmissionError, match=r"cannot be found by its name .* with @task above"):
+        misnamed.delay()
+    backend.ships_code = True
+    misnamed.delay()
+    function = open_call(backend.submissions[-1].payload).function
+    assert function is not None
+    assert function() == 1
+
+
 # -- packages ------------------------------------------------------------------------------
 
 
@@ -389,6 +480,35 @@ def test_a_package_that_cannot_be_imported_is_an_error(installed: Path) -> None:
     (installed / "mint_tasks" / "__init__.py").write_text("import no_such_module\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         discover()
+
+
+class Aloof:
+    """Stands for an object that is there at other times, as the request of a web server."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("working outside of a request")
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("working outside of a request")
+
+
+def test_an_object_of_a_module_that_does_not_answer_is_left_out(installed: Path) -> None:
+    module = importlib.import_module("mint_tasks")
+    vars(module)["aloof"] = Aloof()
+    assert "mint_tasks:cast" in discover()
+    assert "mint_tasks.cast" in get_module_tasks("mint_tasks")
+
+
+@pytest.mark.parametrize("fault", ["import no_such_module", "import sys; sys.exit(3)", "x ="])
+def test_a_module_that_cannot_be_imported_does_not_end_the_list(
+    installed: Path, fault: str
+) -> None:
+    (installed / "mint_tasks" / "__init__.py").write_text(fault)
+    shown = CliRunner().invoke(main, ["tasks"])
+    assert shown.exit_code == 1
+    assert "my_worker_tasks:my_task\n" in shown.stdout
+    assert "The tasks of mint_tasks cannot be imported: " in shown.stderr
 
 
 @pytest.mark.usefixtures("installed")
@@ -442,8 +562,8 @@ def test_both_decorators_of_girder_worker_make_a_task(backend: RecordingBackend)
 
 
 def test_a_handler_of_ones_own_is_kept() -> None:
-    assert girder_job(handler="mine")(app.task(len)).settings.handler == "mine"
-    assert girder_job(handler="celery_handler")(app.task(len)).settings.handler == HANDLER
+    assert girder_job(handler="mine")(app.task(lambda: 1)).settings.handler == "mine"
+    assert girder_job(handler="celery_handler")(app.task(lambda: 1)).settings.handler == HANDLER
 
 
 def test_a_ported_task_travels_by_its_name() -> None:

@@ -1,0 +1,104 @@
+"""What a task can be made of: a function that workers find by name, and that runs when called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any, TypeVar
+
+__all__ = ["checked", "found_at"]
+
+R = TypeVar("R")
+
+
+def checked(function: Callable[..., R]) -> Callable[..., R]:
+    """Return a function that a task can be made of.
+
+    Raises
+    ------
+    TypeError
+        If it is none; it says what to do.
+    """
+    problem = _problem(function)
+    if problem is not None:
+        raise TypeError(problem)
+    return function
+
+
+def _problem(function: Any) -> str | None:
+    name = _name(function)
+    if isinstance(function, (staticmethod, classmethod)):
+        above = type(function).__name__
+        return f"@task stands above @{above} of {name}. Write @{above} first and @task below it."
+    if not callable(function):
+        return f"@task was given {name}, which cannot be called. Put it right above a function."
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        return (
+            f"{name} has yield in it, so a call of it runs none of its lines, and a job would do "
+            "nothing. Collect the values in a list and return that."
+        )
+    kind = _kind(function)
+    if kind is None:
+        return None
+    own = name.rpartition(".")[2]
+    own = own if own.isidentifier() else "work"
+    return (
+        f"{name} is {kind}, which workers cannot find by a name. Write a function around it:\n"
+        f"    @task\n    def my_{own}(...):\n        return {own}(...)"
+    )
+
+
+def _kind(function: Any) -> str | None:
+    """Return what a callable is that is no function at the place of its name."""
+    if inspect.isclass(function):
+        return "a class"
+    if isinstance(function, MethodType):
+        return "a bound method"
+    if isinstance(function, functools.partial):
+        return "a functools.partial"
+    module, qualname = (getattr(function, n, None) for n in ("__module__", "__qualname__"))
+    if not isinstance(module, str) or not isinstance(qualname, str):
+        return f"an object of {type(function).__qualname__}"
+    if not isinstance(function, FunctionType) and not _has_signature(function):
+        return "a function whose parameters Python does not know"
+    if _is_imported(module) and found_at(module, qualname) is function:
+        # Not what is being decorated, since that has no place yet.
+        return f"the plain function {qualname} of the module {module}"
+    return None
+
+
+def _has_signature(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_imported(module: str) -> bool:
+    """Say whether a module is there, and its own code has run to the end."""
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    return spec is not None and not getattr(spec, "_initializing", False)
+
+
+def found_at(module: str, qualname: str) -> Any:
+    """Return what a module that is imported has under a name, or None."""
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _name(function: Any) -> str:
+    inner = function.func if isinstance(function, functools.partial) else function
+    qualname = getattr(inner, "__qualname__", None)
+    if not isinstance(qualname, str):
+        try:
+            return f"{function!r:.100}"
+        except Exception:  # noqa: BLE001 - a foreign __repr__ may raise anything
+            return f"an object of {type(function).__qualname__}"
+    module = getattr(inner, "__module__", None)
+    return f"{module}.{qualname}" if isinstance(module, str) else qualname
