@@ -8,7 +8,13 @@ from girder_dask._version import __version__
 from girder_dask.composition import chain, chord, group
 from girder_dask.connection import Connection, connect
 from girder_dask.context import current_job
-from girder_dask.errors import GirderDaskError, JobCanceled, JobFailed, NotConnectedError
+from girder_dask.errors import (
+    GirderDaskError,
+    JobCanceled,
+    JobFailed,
+    JobInterrupted,
+    NotConnectedError,
+)
 from girder_dask.porting import app, girder_job
 from girder_dask.progress import progress
 from girder_dask.result import JobResult, MapResult
@@ -39,6 +45,7 @@ __all__ = [  # noqa: RUF022 - grouped by who uses them
     "GirderDaskError",
     "JobCanceled",
     "JobFailed",
+    "JobInterrupted",
     "NotConnectedError",
     "__version__",
 ]

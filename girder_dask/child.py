@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from girder_dask import context, logs
+from girder_dask.completion import completed
 from girder_dask.context import JobManager
-from girder_dask.errors import JobCanceled, JobTimeout
+from girder_dask.errors import CancelInterrupt, JobInterrupted, TimeoutInterrupt
 from girder_dask.failures import Failure, Place, failure_of, summary
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs import inherit
@@ -151,7 +152,7 @@ class _Child:
         self._manager = JobManager(self._outlet, JobStatus.QUEUED)
         self._inputs = threading.Event()
         self._told = threading.Event()
-        self._why: type[BaseException] | None = None
+        self._why: type[JobInterrupted] | None = None
         self._interruptible = True
         self._started = False
 
@@ -197,7 +198,7 @@ class _Child:
             if self._manager.status != JobStatus.CANCELING:
                 self._manager.status = JobStatus.RUNNING
             with logs.finishing():
-                return function(*args, **kwargs)
+                return completed(function, *args, **kwargs)
 
     def _function(self) -> Callable[..., Any]:
         if self._setup.function is None:
@@ -217,13 +218,20 @@ class _Child:
         address, security = pickle.loads(self._setup.scheduler)
         return Client(address, security=security, set_as_default=False)
 
+    @property
+    def _reason(self) -> str | None:
+        """Why the task is to stop."""
+        if self._why is not None:
+            return self._why.reason
+        return "canceled" if self._manager.status == JobStatus.CANCELING else None
+
     def _failure(self, error: BaseException) -> Failure:
         failure = failure_of(
             error,
             self._setup.spec,
             self._setup.place,
             started=self._started,
-            timed_out=self._why is JobTimeout,
+            reason=self._reason,
         )
         return replace(failure, cause=None)  # which may be anything; the packed one travels
 
@@ -264,7 +272,7 @@ class _Child:
             elif kind == "cancel":
                 self._manager.status = JobStatus.CANCELING
             elif kind == "stop":
-                self._why = JobTimeout if what == "timeout" else JobCanceled
+                self._why = TimeoutInterrupt if what == "timeout" else CancelInterrupt
                 self._told.set()
 
     def _on_term(self, *_: Any) -> None:
@@ -274,7 +282,7 @@ class _Child:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         elif self._interruptible:
-            raise self._why(job_id=self._setup.spec.id)  # type: ignore[call-arg]
+            raise self._why(job_id=self._setup.spec.id)
 
 
 class _Outlet:

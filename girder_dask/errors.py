@@ -12,12 +12,16 @@
     ├── JobError                   a job did not end in SUCCESS
     │   ├── JobFailed              the task raised
     │   ├── AlreadyBegun           it may run at most once, and was begun before it was lost
-    │   ├── JobCanceled            the job was canceled (also raised inside the task)
+    │   ├── JobCanceled            the job was canceled
     │   ├── JobTimeout             the task ran longer than it may
     │   └── ResultUnavailable      the job succeeded, but its value is no longer kept
     ├── TaskNotFoundError          a worker cannot import the task
     ├── TransformError             an input could not be fetched, or an output not pushed
     └── StackError                 a part of the embedded stack did not start
+
+    JobInterrupted                 what stops a task from within; no Exception
+    ├── CancelInterrupt            its job was canceled
+    └── TimeoutInterrupt           it ran longer than it may
 
 Each message says what happened, to which job or task, and what to do. Those of
 :class:`TaskNotFoundError` and :class:`TransformError` are written for the owner of a
@@ -29,11 +33,13 @@ from __future__ import annotations
 __all__ = [
     "AlreadyBegun",
     "ArgumentError",
+    "CancelInterrupt",
     "GirderDaskError",
     "GirderError",
     "JobCanceled",
     "JobError",
     "JobFailed",
+    "JobInterrupted",
     "JobTimeout",
     "NotConnectedError",
     "PayloadTooLargeError",
@@ -42,6 +48,7 @@ __all__ = [
     "StackError",
     "SubmissionError",
     "TaskNotFoundError",
+    "TimeoutInterrupt",
     "TransformError",
 ]
 
@@ -102,7 +109,7 @@ class AlreadyBegun(JobError):
 
 
 class JobCanceled(JobError):
-    """A job was canceled. Raised by ``JobResult.get()``, and inside a task that is stopped."""
+    """A job was canceled. Raised by ``JobResult.get()``."""
 
     def __init__(
         self, message: str = "The job was canceled.", *, job_id: str | None = None
@@ -111,7 +118,7 @@ class JobCanceled(JobError):
 
 
 class JobTimeout(JobError):
-    """A task ran longer than its ``timeout``. Raised inside the task, to stop it."""
+    """A task ran longer than its ``timeout``. Raised by ``JobResult.get()``."""
 
     def __init__(
         self, message: str = "The task ran longer than it may.", *, job_id: str | None = None
@@ -140,3 +147,34 @@ class TransformError(GirderDaskError):
 
 class StackError(GirderDaskError):
     """A part of the embedded stack did not start."""
+
+
+class JobInterrupted(BaseException):
+    """Raised inside a task that is to stop, wherever its code is.
+
+    It is no ``Exception``, so that a loop that tries again after any error does not try again
+    after this. Catch it only to clean up, and raise it again.
+
+    Attributes
+    ----------
+    reason
+        ``'canceled'``, or ``'timeout'`` for a task that ran longer than it may.
+    """
+
+    reason = "canceled"
+    _message = "The job was canceled."
+
+    def __init__(self, message: str | None = None, *, job_id: str | None = None) -> None:
+        super().__init__(message or self._message)
+        self.job_id = job_id
+
+
+class CancelInterrupt(JobInterrupted):
+    """A task is interrupted because its job was canceled."""
+
+
+class TimeoutInterrupt(JobInterrupted):
+    """A task is interrupted because it ran longer than its ``timeout``."""
+
+    reason = "timeout"
+    _message = "The task ran longer than it may."

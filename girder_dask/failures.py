@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from girder_dask.errors import (
     AlreadyBegun,
     JobCanceled,
     JobFailed,
+    JobInterrupted,
     JobTimeout,
     TaskNotFoundError,
     TransformError,
@@ -97,7 +99,7 @@ class Failure:
 
 
 def failure_of(
-    error: BaseException, spec: JobSpec, place: Place, *, started: bool, timed_out: bool
+    error: BaseException, spec: JobSpec, place: Place, *, started: bool, reason: str | None
 ) -> Failure:
     """Return what is told of an error that ended a run.
 
@@ -105,15 +107,17 @@ def failure_of(
     ----------
     started
         Whether the function was called, so that what is missing is its own matter.
-    timed_out
-        Whether the run reached its time limit.
+    reason
+        Why the run was stopped, ``'timeout'`` or ``'canceled'``; None if it was not.
     """
     strip_headers(error)
-    if isinstance(error, JobCanceled):
+    is_stop = reason is not None and _is_stop(error)
+    if isinstance(error, JobCanceled) or (is_stop and reason == "canceled"):
         return Failure(JobStatus.CANCELED, "The job was canceled.\n", cause=error)
-    if isinstance(error, JobTimeout) and timed_out:
+    if is_stop:
         line = f"The task ran longer than the {spec.timeout:g} s that it may."
-        return Failure(JobStatus.ERROR, f"{line}\n", line, _packed(error, line), error)
+        timeout = JobTimeout(line, job_id=spec.id).with_traceback(error.__traceback__)
+        return Failure(JobStatus.ERROR, f"{line}\n", line, _packed(timeout, line), timeout)
     if isinstance(error, ImportError) and not started:
         text = tell_missing(spec, error, place)
     elif isinstance(error, TaskNotFoundError):
@@ -127,6 +131,20 @@ def failure_of(
         text += "The job is not tried again, as this would not change.\n"
     return Failure(
         JobStatus.ERROR, text, summary(error), packed, error, killed=killed, permanent=permanent
+    )
+
+
+def _is_stop(error: BaseException) -> bool:
+    """Say whether an error is what a run is stopped with, or what became of that.
+
+    >>> _is_stop(BaseExceptionGroup('', [JobInterrupted()])), _is_stop(ValueError())
+    (True, False)
+    """
+    if isinstance(error, BaseExceptionGroup):  # noqa: F821 - Python has it from 3.11 on
+        return all(map(_is_stop, error.exceptions))
+    asyncio = sys.modules.get("asyncio")
+    return isinstance(error, (JobInterrupted, JobTimeout)) or (
+        asyncio is not None and isinstance(error, asyncio.CancelledError)
     )
 
 

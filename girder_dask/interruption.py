@@ -8,21 +8,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
-from contextvars import Context
+from collections.abc import Callable, Iterator
 
-from girder_dask.errors import JobTimeout
+from girder_dask.errors import CancelInterrupt, JobTimeout, TimeoutInterrupt
 from girder_dask.logs.threads import JobThreads
 from girder_dask.offspring import Offspring
 
-__all__ = ["MANY", "Interruption"]
+__all__ = ["Interruption"]
 
-#: After so many interruptions it is said that they do not help.
-MANY = 3
-
-# A task that swallows an interruption is interrupted again.
+# How long it is waited for threads, and how often it is looked whether one has ended.
 _PAUSE = 1.0
-# How often it is looked whether a thread has ended.
 _LOOK = 0.02
 
 
@@ -47,6 +42,7 @@ class Interruption:
         self._offspring = offspring
         self._lock = threading.Lock()
         self._is_attached = False
+        self._is_limited = False
         self.timed_out = False
 
     def attach(self) -> None:
@@ -59,22 +55,24 @@ class Interruption:
         self._threads.leave()
         self._is_attached = False
 
-    def interrupt(self, exception: type[Exception]) -> None:
-        """Raise ``exception`` in the threads of the run, from another one.
+    def expire(self) -> bool:
+        """Take note that the time of the run is over. False: its function has returned."""
+        with self._lock:
+            self.timed_out = self.timed_out or self._is_limited
+            return self.timed_out
+
+    def interrupt(self) -> None:
+        """Raise in the threads of the run, from another one, what says why it is to end.
 
         Its subprocesses get SIGTERM, and SIGKILL when they are still there the next time.
         """
         with self._lock:
+            exception = TimeoutInterrupt if self.timed_out else CancelInterrupt
             if self._threads.interrupt(exception):
                 self._offspring.stop()
 
     def end_threads(self) -> bool:
-        """Wait a while for the threads that the run has left. Say whether none is left.
-
-        Those of a run that has reached its time limit are interrupted.
-        """
-        if self.timed_out:
-            self.interrupt(JobTimeout)
+        """Wait a while for the threads that the run has left. Say whether none is left."""
         start = time.monotonic()
         while time.monotonic() < start + _PAUSE:
             with self._lock:  # so that nobody stops the processes any more when this returns
@@ -90,37 +88,42 @@ class Interruption:
     @property
     def stuck(self) -> str:
         """What is said of a run that does not end although it is interrupted."""
-        names = [] if self._is_attached else self._threads.names()
+        name, place = next(iter(self._threads.places().items()), ("", ""))
         return (
-            f"its thread{f' {names[0]}' if names else ''} cannot be interrupted: it waits in C "
-            "code, as in time.sleep() or a call of a library, or catches what is raised"
+            f"its thread{f' {name}' if name and not self._is_attached else ''} cannot be "
+            "interrupted: it waits in C code, as in a call of a library, or catches what is raised"
+            f"{f' ({place})' if place else ''}"
         )
 
     @contextlib.contextmanager
-    def time_limit(self, seconds: float | None, job_id: str) -> Iterator[None]:
-        """Raise JobTimeout in what runs within when it takes longer than ``seconds``."""
+    def time_limit(
+        self, limit: Callable[[float | None], None], seconds: float | None, job_id: str
+    ) -> Iterator[None]:
+        """Let what runs within be ended when it takes longer than it may.
+
+        Parameters
+        ----------
+        limit
+            Has :meth:`expire` called after so many seconds, and then :meth:`interrupt` until the
+            run has ended. ``None`` takes that back.
+
+        Raises
+        ------
+        JobTimeout
+            If it took longer, and has swallowed what was raised in it.
+        """
         if seconds is None:
             yield
             return
-        over = threading.Event()
-        watch = threading.Thread(target=self._enforce, args=(over, seconds), daemon=True)
-        Context().run(watch.start)  # it is no part of the job
+        self._is_limited = True
+        limit(seconds)
         try:
             yield
         finally:
-            over.set()
             with self._lock:
+                self._is_limited = False
                 self._threads.spare()
-        if self.timed_out:  # the task has swallowed the interruption
+            if not self.timed_out:
+                limit(None)
+        if self.timed_out:
             raise JobTimeout(job_id=job_id)
-
-    def _enforce(self, over: threading.Event, pause: float) -> None:
-        while not over.wait(pause):
-            with self._lock:
-                if over.is_set():
-                    return
-                self.timed_out = True
-                if not self._threads.interrupt(JobTimeout):
-                    return  # the run has ended
-                self._offspring.stop()
-            pause = _PAUSE

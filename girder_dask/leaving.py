@@ -162,7 +162,7 @@ class Leaving:
             keys = [str(ts.key) for ts in self._processing(worker)]
             for key in keys:  # it may have stolen some of them, of which no transition has told
                 self._dispatcher.placed(key, worker)
-            self._release(keys)
+            self._release(keys, stuck)
 
     async def _mark(self, workers: Collection[str]) -> None:
         """Have workers begin nothing more. What is left with them then has begun."""
@@ -195,10 +195,14 @@ class Leaving:
         ws = self._scheduler.workers.get(worker)
         return ws.processing if ws is not None else ()
 
-    def _release(self, keys: Iterable[str]) -> None:
-        """Have jobs run elsewhere that are placed on a worker which leaves."""
+    def _release(self, keys: Iterable[str], stuck: Collection[str] = ()) -> None:
+        """Have jobs run elsewhere that are placed on a worker which leaves, but those stuck."""
         hands = [hand for key in keys if (hand := self._dispatcher.hands.get(key))]
-        free = [hand.spec.key for hand in hands if not hand.canceled and not hand.told]
+        free = [
+            hand.spec.key
+            for hand in hands
+            if not (hand.canceled or hand.told or hand.spec.id in stuck)
+        ]
         self._scheduler.transitions(dict.fromkeys(free, "released"), _STIMULUS)
 
     async def _drain(

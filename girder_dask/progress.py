@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from girder_dask import bar
 from girder_dask.context import JobManager, RunningJob, current
-from girder_dask.errors import JobCanceled
+from girder_dask.errors import CancelInterrupt
 
 __all__ = ["progress"]
 
@@ -43,7 +43,7 @@ def progress(
 
     Raises
     ------
-    JobCanceled
+    JobInterrupted
         From the loop, between two elements, when the job was asked to stop.
 
     Examples
@@ -79,7 +79,7 @@ def _reported(
     try:
         for element in iterable:
             if job.canceled:
-                raise JobCanceled(
+                raise CancelInterrupt(
                     f"Job {job.id} was canceled after {reporter.count} elements of a loop.",
                     job_id=job.id,
                 )

@@ -7,6 +7,7 @@ missing, or end its process. The end of the run and the rest of its log are one 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import pickle
 import sys
@@ -17,11 +18,12 @@ from typing import Any
 
 from girder_dask import context, gpus, logs
 from girder_dask.child import Setup
+from girder_dask.completion import completed
 from girder_dask.context import JobManager, RunningJob
 from girder_dask.dependencies import NotKept, resolved
-from girder_dask.errors import JobCanceled, JobFailed
+from girder_dask.errors import JobCanceled, JobFailed, JobTimeout
 from girder_dask.failures import Failure, exception_of, failure_of, summary, tell, was_killed
-from girder_dask.interruption import MANY, Interruption
+from girder_dask.interruption import Interruption
 from girder_dask.isolation import IN_A_THREAD, ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs.threads import JobThreads
@@ -207,6 +209,7 @@ class Run:
             if call.hooks:
                 shown, kept, note = self._keep(self._push(transfers, call, value))
         except BaseException as e:
+            self._interruption.detach()  # what hooks do now is no part of the task
             self._leave_to_another(e)
             if self.is_heard:
                 transfers.tell_hooks(call, self._outlet.write)
@@ -244,11 +247,14 @@ class Run:
         """Return the function, within its time limit."""
         function = self._function(call)
         logs.loaded(self._outlet.log)
+        limit = functools.partial(self.station.limit, self)
 
         def limited(*args: Any, **kwargs: Any) -> Any:
-            limit = self._interruption.time_limit(self.spec.timeout, self.spec.id)
-            with limit, logs.finishing():
-                return function(*args, **kwargs)
+            with (
+                self._interruption.time_limit(limit, self.spec.timeout, self.spec.id),
+                logs.finishing(),
+            ):
+                return completed(function, *args, **kwargs)
 
         return limited
 
@@ -333,16 +339,7 @@ class Run:
     # -- the end -------------------------------------------------------------------------------
 
     def _failed(self, error: BaseException) -> _End:
-        if isinstance(error, ProcessFailed):
-            failure = error.failure
-        else:
-            failure = failure_of(
-                error,
-                self.spec,
-                self.station.place,
-                started=self._started,
-                timed_out=self._timed_out,
-            )
+        failure = error.failure if isinstance(error, ProcessFailed) else self._failure_of(error)
         if not self.is_heard:  # the next attempt has its own end
             return _End(failure.status, error=failure.error, failure=failure)
         self._outlet.write(failure.text)
@@ -351,6 +348,12 @@ class Run:
             self._outlet.write("The job was canceled.\n")
             return _End(JobStatus.CANCELED, failure=replace(failure, status=JobStatus.CANCELED))
         return _End(failure.status, error=failure.error, failure=failure)
+
+    def _failure_of(self, error: BaseException) -> Failure:
+        reason = "timeout" if self._timed_out else "canceled" if self._is_canceled else None
+        return failure_of(
+            error, self.spec, self.station.place, started=self._started, reason=reason
+        )
 
     def _leave_to_another(self, error: BaseException) -> None:
         """End unheard, so that the job is tried again, if the worker's end has led to an error."""
@@ -383,15 +386,9 @@ class Run:
             self._outlet.write(f"Cleaning up after the job failed: {summary(e)}\n")
 
     def _end_threads(self) -> None:
-        """Wait for the threads that the task has left. Whoever cancels a run interrupts them."""
-        tries = 0
+        """Wait for the threads that the task has left. Whoever stops a run interrupts them."""
         while not self._interruption.end_threads():
-            tries += 1
-            if tries == MANY and self._interruption.timed_out:
-                self._outlet.write(
-                    f"The time of the job is over, but {self.stuck}. The job ends when that "
-                    "returns.\n"
-                )
+            pass
 
     def _end_offspring(self) -> None:
         if not self._offspring.end(self.station.grace):
@@ -436,6 +433,18 @@ class Run:
             if self._process is not None:
                 self._process.cancel()
 
+    def expire(self) -> bool:
+        """Take note that the time of the task is over. False: it has ended in time."""
+        return self._interruption.expire()
+
+    def give_up(self) -> None:
+        """Say how the job ends if this process does, with the run in it."""
+        if self._timed_out and self.is_heard:
+            failure = self._failure_of(JobTimeout(job_id=self.spec.id))
+            self.is_heard = False  # nothing more is to be said of it
+            self._outlet.write(failure.text)
+            self._outlet.finish(failure.status, error=failure.error, exception=failure.exception)
+
     def drop(self) -> None:
         """Take note that nobody hears this run any more. It is to end, as if it were canceled."""
         self.is_heard = False  # what hooks hear is the matter of the other run
@@ -451,10 +460,10 @@ class Run:
         return self._interruption.stuck
 
     def interrupt(self) -> None:
-        """Raise JobCanceled in the task, at its next Python instruction; end its process."""
+        """Raise JobInterrupted in the task, at its next Python instruction; end its process."""
         process = self._process
         if process is None or not process.interrupt():
-            self._interruption.interrupt(JobCanceled)
+            self._interruption.interrupt()
 
     def kill_offspring(self) -> None:
         """Kill the processes that the task has started in this worker."""

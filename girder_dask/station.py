@@ -33,7 +33,8 @@ class Station:
     killing it.
     ``runs`` are those that go on, by their ids; ``refused`` are keys that are not to be begun with.
     ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
-    what a client needs to be let in. ``may_begin`` asks it about an attempt.
+    what a client needs to be let in. ``may_begin`` asks it about an attempt. ``limit`` has a run
+    stopped after so many seconds, or no more for None.
     """
 
     place: Place
@@ -52,6 +53,7 @@ class Station:
     dask_client: Callable[[], Any] | None = None
     scheduler: tuple[str, Any] | None = None
     may_begin: Callable[[str, int], Answer] | None = None
+    limit: Callable[[Run, float | None], None] = lambda _run, _seconds: None
     runs: dict[str, Run] = field(default_factory=dict)
     refused: dict[str, None] = field(default_factory=dict)
 

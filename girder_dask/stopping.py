@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
-from girder_dask.interruption import MANY
 from girder_dask.runner import Run
 
 __all__ = ["Stopper"]
@@ -52,6 +51,7 @@ class Stopper:
         self._restart_after = restart_after
         self._give_up = give_up
         self._tasks: dict[Run, asyncio.Task[None]] = {}
+        self._limits: dict[Run, asyncio.TimerHandle] = {}
 
     def cancel(self, keys: Iterable[str]) -> set[str]:
         """Stop the runs of keys. They have their grace; to ask twice does not shorten it.
@@ -80,6 +80,20 @@ class Stopper:
                 run.drop()
                 self._begin(run, 0.0)
 
+    def limit(self, run: Run, seconds: float | None) -> None:
+        """Stop a run when it goes on for more than ``seconds``; None takes that back."""
+        timer = self._limits.pop(run, None)
+        if timer is not None:
+            timer.cancel()
+        if seconds is not None:
+            loop = asyncio.get_running_loop()
+            self._limits[run] = loop.call_later(seconds, self._expire, run)
+
+    def _expire(self, run: Run) -> None:
+        self._limits.pop(run, None)
+        if run.expire():
+            self._begin(run, 0.0)
+
     async def close(self, timeout: float) -> None:
         """Stop all runs, and wait for their ends for at most ``timeout`` seconds.
 
@@ -90,6 +104,9 @@ class Stopper:
         for task in list(self._tasks.values()):
             task.cancel()
         self._tasks.clear()
+        for timer in self._limits.values():
+            timer.cancel()
+        self._limits.clear()
         self.drop(list(self._runs))
         if self._tasks:
             tasks = list(self._tasks.values())
@@ -118,14 +135,14 @@ class Stopper:
         if not await self._goes_on(run, grace):
             return
         start, pause = loop.time(), max(self._grace, _LEAST_PAUSE)
-        count = 0
+        has_complained = False
         while True:
             run.interrupt()
-            count += 1
             if not await self._goes_on(run, pause):
                 return
-            if count == MANY:
+            if not has_complained:
                 self._complain(run)
+                has_complained = True
             limit = self._restart_after
             if limit is not None and loop.time() - start >= limit:
                 self._give_up(run)
@@ -142,11 +159,14 @@ class Stopper:
         return False
 
     def _complain(self, run: Run) -> None:
-        logger.warning("A run of job %s was interrupted %d times and goes on", run.spec.id, MANY)
+        logger.warning("A run of job %s was interrupted and goes on", run.spec.id)
         then = (
             f"Its worker is restarted after {self._restart_after:g} s "
             "(girder.worker.restart-stuck)."
             if self._restart_after is not None
             else "The job ends when that returns; girder.worker.restart-stuck can be set for it."
         )
-        run.write(f"The job is to end, but {run.stuck}. {then}\n")
+        run.write(
+            f"The job is to end, but {run.stuck}. {then} A task with isolation='process' can be "
+            "ended at any time.\n"
+        )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextvars import Context
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             config.seconds_or_none("worker.restart-stuck"),
             self._give_up,
         )
+        self.station.limit = self._limit
         self._signals = Signals(self._asked_to_end, child=bool(worker.nanny))
         worker.handlers |= {
             "girder_cancel": self.cancel,
@@ -222,6 +225,11 @@ class GirderWorkerPlugin(WorkerPlugin):
         except Exception as e:  # noqa: BLE001 - whatever it is, the worker is to end
             logger.warning("Worker %s ends and cannot tell the scheduler: %r", address, e)
 
+    def _limit(self, run: Run, seconds: float | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the worker ends
+            # In no job's context: what is logged there is the worker's.
+            self._loop.call_soon_threadsafe(self._stopper.limit, run, seconds, context=Context())
+
     def _give_up(self, run: Run) -> None:
         if self._restart is None:
             self._restart = asyncio.get_running_loop().create_task(self._restarted(run))
@@ -233,6 +241,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         run.write(f"Worker {worker.address} is restarted, as the job does not stop.\n")
         # Until the process ends it is the scheduler's, so that nobody takes the job for ended.
         await self._leave([run.spec.id], remove=False)
+        run.give_up()
         if worker.nanny and self.station is not None:
             # The scheduler learns of it by the end of the process, when nothing runs any more.
             await self.station.outbox.close(_CLOSING_TIME)

@@ -7,6 +7,8 @@ While installed, and only for code that runs in a job:
 * ``ThreadPoolExecutor.submit``: the work runs in a copy of the context of the submitter,
   also outside of jobs, as the pool's threads may have been started by another job. The
   pool's thread is one of the job's meanwhile.
+* ``time.sleep`` and ``Thread.join`` wait for what an interruption can wake (see
+  :mod:`girder_dask.logs.latch`).
 * ``subprocess.Popen``: a stream that the child would inherit from the worker becomes the
   job's pipe; so does one that is named as ``sys.stdout``, ``sys.stderr`` or their
   descriptors. Others are left alone. ``os.popen`` and asyncio use it too. The child's
@@ -34,13 +36,14 @@ import functools
 import os
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from typing import Any
 
-from girder_dask.errors import JobCanceled, JobTimeout
-from girder_dask.logs import joblog, standard, threads
+from girder_dask.errors import JobInterrupted
+from girder_dask.logs import joblog, latch, standard, threads
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.streams import RoutingBuffer, RoutingStream
 
@@ -78,6 +81,8 @@ def install() -> None:
             return
         _patch(threading.Thread, "start", _thread_start)
         _patch(concurrent.futures.ThreadPoolExecutor, "submit", _submit)
+        _patch(threading.Thread, "join", functools.partial(latch.join_in_job, _in_job))
+        _patch(time, "sleep", functools.partial(latch.sleep_in_job, _in_job))
         if _POSIX:
             _patch(subprocess.Popen, "__init__", _popen_init)
             _patch(os, "system", _system)
@@ -144,7 +149,7 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
         if log is None or _is_of(self, _DASK):
             original(self)
             return
-        context, run = copy_context(), self.run
+        context, run, end = copy_context(), self.run, latch.ends_of(self)
         owner = None if _serves_others(self) else threads.threads_of(log)
 
         def run_in_job() -> None:
@@ -153,17 +158,20 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
             for variable, value in context.items():
                 variable.set(value)
             self.__dict__.pop("run", None)  # the thread is as it was, and no cycle is left
-            if owner is None:
-                run()
-            else:
-                owner.run_thread(run)
+            try:
+                if owner is None:
+                    run()
+                else:
+                    owner.run_thread(run)
+            finally:
+                end.open()
 
         self.run = run_in_job  # type: ignore[method-assign]
         if owner is not None:
             owner.expect(self)
         try:
             original(self)
-        except (JobCanceled, JobTimeout):  # this thread was interrupted; the other may run
+        except JobInterrupted:  # this thread was interrupted; the other may run
             raise
         except BaseException:
             self.__dict__.pop("run", None)
@@ -172,6 +180,12 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
             raise
 
     return start
+
+
+def _in_job() -> bool:
+    """Say whether the calling thread is one that may be interrupted with its job."""
+    log = current.get() if _active else None
+    return log is not None and threads.threads_of(log) is not None
 
 
 def _is_of(code: Any, package: str) -> bool:

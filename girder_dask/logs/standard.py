@@ -23,6 +23,7 @@ import types
 from pathlib import Path
 from typing import Any, TextIO
 
+from girder_dask.logs.interrupts import due, meet
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.printing import writing_code
 from girder_dask.logs.streams import RoutingStream
@@ -70,7 +71,10 @@ class _Front:
         if log is not None:
             own = log.own
             if not own or self.name_in_sys not in own:
-                return log.write(text, self.name_in_sys)
+                count = log.write(text, self.name_in_sys)
+                if due:
+                    meet(text)
+                return count
         stream = self.stream()
         if stream is None:  # as print() does
             return len(text)

@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable
 from typing import Any, TextIO
 
+from girder_dask.logs.interrupts import due, meet
 from girder_dask.logs.joblog import current
 from girder_dask.logs.printing import writing_code
 
@@ -91,7 +92,10 @@ class RoutingStream(io.TextIOBase):
         """Write text, or bytes in UTF-8."""
         log = current.get()
         if log is not None:
-            return log.write(text, self._name)
+            count = log.write(text, self._name)
+            if due:
+                meet(text)
+            return count
         if isinstance(text, (bytes, bytearray, memoryview)):
             return self._buffer.write(text)
         return self.original.write(text)

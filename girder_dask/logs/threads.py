@@ -6,7 +6,6 @@ pools while they do something for the job. A pool may serve other jobs before an
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import sys
 import threading
@@ -15,10 +14,14 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-from girder_dask.errors import JobCanceled, JobTimeout
+from girder_dask.errors import CancelInterrupt, JobInterrupted
+from girder_dask.logs.interrupts import Interrupter, calm, deafened, place_of
 from girder_dask.logs.joblog import JobLog
 
-__all__ = ["JobThreads", "after_fork_in_child", "threads_of"]
+__all__ = ["MANY", "JobThreads", "after_fork_in_child", "threads_of"]
+
+#: What goes on after so many interruptions is not only interrupted any more, but cut short.
+MANY = 3
 
 T = TypeVar("T")
 
@@ -45,8 +48,9 @@ class JobThreads:
         self._lock = threading.RLock()
         self._inside: dict[int, threading.Thread] = {}
         self._starting: set[threading.Thread] = set()
-        self._exception: type[Exception] | None = None
+        self._exception: type[JobInterrupted] | None = None
         self._interruptions = 0
+        self._interrupter = Interrupter(self._is_busy, self._lock)
         self._is_over = False
         self._is_closed = False
         _threads[log] = self
@@ -67,7 +71,7 @@ class JobThreads:
         """Do the work of a thread of the job. An interruption ends it without a word."""
         try:
             self._run(run)
-        except (JobCanceled, JobTimeout):
+        except JobInterrupted:
             if self._exception is None:
                 raise
 
@@ -111,7 +115,7 @@ class JobThreads:
 
         Raises
         ------
-        JobCanceled, JobTimeout
+        JobInterrupted
             If the job was interrupted since, or has ended because of it.
         """
         thread = threading.current_thread()
@@ -119,7 +123,7 @@ class JobThreads:
             self._starting.discard(thread)
             is_late = since is not None and since < self._interruptions
             if (self._is_closed or is_late) and not _serves_pool(thread):
-                raise self._exception or JobCanceled
+                raise self._exception or CancelInterrupt
             if not self._is_over:
                 self._inside[threading.get_ident()] = thread
 
@@ -133,29 +137,29 @@ class JobThreads:
         """Take back an interruption of the calling thread that has not happened yet."""
         with self._lock:
             if self.has_this:
-                _raise_in(threading.get_ident(), None)
+                calm()
 
     # -- from other threads ----------------------------------------------------------------
 
-    def interrupt(self, exception: type[Exception]) -> bool:
-        """Raise ``exception`` in each at its next Python instruction. Say whether there is one."""
+    def interrupt(self, exception: type[JobInterrupted]) -> bool:
+        """Raise ``exception`` in each at its next Python instruction. Say whether there is one.
+
+        Those that are where this would harm others are interrupted when they have left there.
+        """
         with self._lock:
             if self._is_over:
                 return False
             self._exception = exception
             self._interruptions += 1
-            busy = self._busy()
-            for ident in busy:
-                _raise_in(ident, exception)
-            frames = sys._current_frames()  # noqa: SLF001 - the only way to them
-            for ident in busy:
-                _wake(frames.get(ident))
+            busy = list(self._busy())
+            raised = deafened(exception) if self._interruptions > MANY else exception
+            self._interrupter.interrupt(busy, raised, first=self._interruptions == 1)
             return bool(busy)
 
-    def names(self) -> list[str]:
-        """Return the names of those in which code of the job runs."""
+    def places(self) -> dict[str, str]:
+        """Return the names of those in which code of the job runs, and where that is."""
         with self._lock:
-            return [thread.name for thread in self._busy().values()]
+            return {thread.name: place_of(ident) for ident, thread in self._busy().items()}
 
     def close(self) -> bool:
         """End the job's account if no code of it runs any more: then none will. Say so."""
@@ -176,7 +180,11 @@ class JobThreads:
     def become_forked(self) -> None:
         """Let go of them in a forked child, which ends as a process does."""
         self._lock = threading.RLock()
+        self._interrupter = Interrupter(self._is_busy, self._lock)
         self.release()
+
+    def _is_busy(self, ident: int) -> bool:
+        return not self._is_over and ident in self._busy()
 
     def _busy(self) -> dict[int, threading.Thread]:
         frames = sys._current_frames()  # noqa: SLF001 - the only way to them
@@ -218,28 +226,3 @@ def _is_idle(thread: threading.Thread, frame: FrameType | None) -> bool:
             return False
         frame = frame.f_back
     return True
-
-
-def _raise_in(ident: int, exception: type[BaseException] | None) -> None:
-    """Have a thread raise an exception at its next Python instruction; None takes it back."""
-    target = None if exception is None else ctypes.py_object(exception)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), target)
-
-
-def _wake(frame: FrameType | None) -> None:
-    """Wake a thread that waits for an event, a queue or a future, as ``Condition.notify`` does.
-
-    Whoever would have done that may have been interrupted.
-    """
-    if frame is None or frame.f_code is not threading.Condition.wait.__code__:
-        return
-    condition: Any = frame.f_locals["self"]
-    waiter: Any = frame.f_locals.get("waiter")
-    if not condition.acquire(False):
-        return  # somebody notifies it just now, or has just begun to wait
-    try:
-        if waiter in condition._waiters:  # noqa: SLF001 - notify() cannot name one
-            condition._waiters.remove(waiter)  # noqa: SLF001
-            waiter.release()
-    finally:
-        condition.release()

@@ -31,12 +31,12 @@ print("it saw that")
 """
 BUSY = """
 import time
-from girder_dask import JobCanceled
+from girder_dask import JobInterrupted
 print("begun")
 try:
     while True:
         time.sleep(0.02)
-except JobCanceled:
+except JobInterrupted:
     print("interrupted")
     raise
 """
@@ -94,7 +94,7 @@ else:
 """
 TIMED = """
 import threading, time
-from girder_dask import JobCanceled
+from girder_dask import JobInterrupted
 def work(name):
     seen = None
     try:
@@ -102,7 +102,7 @@ def work(name):
             if seen is None and self.canceled:
                 seen = time.monotonic()
             time.sleep(0.01)
-    except JobCanceled:
+    except JobInterrupted:
         print(name, "had", time.monotonic() - seen, flush=True)
         raise
 threading.Thread(target=work, args=("thread",)).start()

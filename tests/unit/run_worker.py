@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from girder_dask.payload import pack_call
 from girder_dask.runner import Run
 from girder_dask.standby import Standby
 from girder_dask.station import Station
+from girder_dask.stopping import Stopper
 from tests.unit.deadline import SECONDS, until
 
 WORKER = "tcp://10.0.0.7:4312"
@@ -45,8 +47,14 @@ class Worker:
             api_url=None,
             max_result=1000,
             standby=standby or Standby(),
+            limit=self._limit,
         )
         self._owns_standby = standby is None
+        # For time limits alone: a test cancels by itself, or with a stopper of its own.
+        self._stopper = Stopper(self.station.runs, self.station.refused, grace=1.0)
+
+    def _limit(self, run: Run, seconds: float | None) -> None:
+        self._loop.call_soon_threadsafe(self._stopper.limit, run, seconds, context=Context())
 
     def make_outbox(self, capacity: int) -> Outbox:
         async def make() -> Outbox:
@@ -66,6 +74,7 @@ class Worker:
     def close(self) -> None:
         self.open.set()
         self.threads.shutdown()
+        asyncio.run_coroutine_threadsafe(self._stopper.close(0.0), self._loop).result(SECONDS)
         if self._owns_standby:
             self.station.standby.close()
         for outbox in self._outboxes:

@@ -29,8 +29,8 @@ ORDER = [
     "transforms",
     "plain", "remote_errors", "payload", "submit",
     "web", "remote", "futures", "bar", "markup", "card", "result", "waiting", "context", "progress",
-    "packages", "without_job", "calls", "composition", "describing", "task", "discovery",
-    "connection", "entrypoint", "porting",
+    "packages", "completion", "without_job", "callables", "calls", "composition", "describing",
+    "task", "discovery", "connection", "entrypoint", "porting",
     "girder_dask",
     "logs",
     "pace", "failures", "outbox",
@@ -275,5 +275,6 @@ def test_only_documented_errors_exist() -> None:
         words = line.replace("│", " ").replace("├──", "   ").replace("└──", "   ")
         if line.startswith("    ") and words.split():
             shown.append((words.index(words.strip()) // 4 - 1, words.split()[0]))
-    assert sorted(shown) == sorted(tree(errors.GirderDaskError))
+    roots = errors.GirderDaskError, errors.JobInterrupted
+    assert sorted(shown) == sorted(each for root in roots for each in tree(root))
     assert {name for _, name in shown} == set(errors.__all__)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from girder_dask import JobCanceled, progress
+from girder_dask import JobInterrupted, progress
 from girder_dask.context import JobManager, RunningJob, current
 from girder_dask.jobs import JobStatus
 
@@ -72,7 +72,7 @@ def test_a_canceled_job_leaves_the_loop(outlet: Outlet) -> None:
     loop = progress(range(10))
     assert [next(loop), next(loop)] == [0, 1]
     job().job_manager.status = JobStatus.CANCELING
-    with pytest.raises(JobCanceled, match="after 2 elements"):
+    with pytest.raises(JobInterrupted, match="after 2 elements"):
         next(loop)
     assert outlet.told[-1] == {"current": 2}
 

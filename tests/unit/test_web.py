@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from local_girder import Answer, Peer, serving
 
-from girder_dask.errors import GirderError, JobCanceled
+from girder_dask.errors import CancelInterrupt, GirderError
 from girder_dask.web import Probe, Web
 
 SIGN_IN = "POST api_key/token"
@@ -183,14 +183,14 @@ def test_a_wait_is_interrupted_soon(free_port: int, endures: bool) -> None:
     def wait() -> None:
         try:
             web.ask("GET", "job/1")
-        except JobCanceled:
+        except CancelInterrupt:
             ended.append(time.monotonic())
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     time.sleep(1.8)  # a pause lasts for more than another second then
     asked = time.monotonic()
-    exception = ctypes.py_object(JobCanceled)
+    exception = ctypes.py_object(CancelInterrupt)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), exception)
     thread.join(10)
     assert ended

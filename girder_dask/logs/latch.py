@@ -1,0 +1,110 @@
+"""Waits of a job's threads that an interruption ends at once.
+
+C code that waits is not interrupted before it returns. In a job, ``time.sleep`` and
+``Thread.join`` therefore wait for a :class:`Latch`, which somebody else may wake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+__all__ = ["Latch", "ends_of", "join_in_job", "sleep_in_job", "wake"]
+
+#: A sleep that is shorter ends soon enough by itself, in seconds.
+_SHORT = 0.05
+
+#: What is opened at the end of a thread that a job has started.
+_ends: weakref.WeakKeyDictionary[threading.Thread, Latch] = weakref.WeakKeyDictionary()
+
+
+class Latch:
+    """Shut until it is opened, once and for all.
+
+    It holds no lock while it is used, so one who is interrupted in it leaves none behind.
+    """
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self._waiters: list[Any] = []
+
+    def open(self) -> None:
+        """Let go of all who wait, and of those who will."""
+        self._is_open = True
+        for waiter in list(self._waiters):
+            _release(waiter)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is open, but for at most ``seconds``. Say whether it is."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        try:
+            return _wait(self, waiter, seconds)
+        finally:
+            self._waiters.remove(waiter)
+
+
+def _wait(latch: Latch, waiter: Any, seconds: float | None) -> bool:
+    if seconds is None:
+        while not latch._is_open:  # noqa: SLF001 - it is of the class
+            waiter.acquire()
+        return True
+    deadline = time.monotonic() + seconds
+    while not latch._is_open and (left := deadline - time.monotonic()) > 0:  # noqa: SLF001
+        # One who is woken for nothing waits on.
+        waiter.acquire(True, min(left, threading.TIMEOUT_MAX))
+    return latch._is_open  # noqa: SLF001
+
+
+def _release(waiter: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # somebody else has
+        waiter.release()
+
+
+def wake(frame: FrameType) -> bool:
+    """Wake a thread whose innermost frame is this, if it waits for a latch. Say whether it does."""
+    if frame.f_code is not _wait.__code__:
+        return False
+    _release(frame.f_locals["waiter"])
+    return True
+
+
+def ends_of(thread: threading.Thread) -> Latch:
+    """Return what is to be opened at the end of a thread that a job starts."""
+    return _ends.setdefault(thread, Latch())
+
+
+def sleep_in_job(in_job: Callable[[], bool], original: Callable[[Any], None]) -> Callable[..., Any]:
+    """Return what takes the place of ``time.sleep``."""
+
+    def sleep(seconds: Any, /) -> None:
+        is_plain = isinstance(seconds, (int, float)) and _SHORT <= seconds < threading.TIMEOUT_MAX
+        if is_plain and in_job():
+            Latch().wait(seconds)
+        else:
+            original(seconds)
+
+    return sleep
+
+
+def join_in_job(in_job: Callable[[], bool], original: Callable[..., None]) -> Callable[..., None]:
+    """Return what takes the place of ``Thread.join``."""
+
+    @functools.wraps(original)
+    def join(self: threading.Thread, timeout: float | None = None) -> None:
+        end = _ends.get(self)
+        if end is None or self is threading.current_thread() or not in_job():
+            original(self, timeout)
+            return
+        start = time.monotonic()
+        if end.wait(timeout):  # what is left is the interpreter's, and quick
+            original(self, timeout and max(timeout - (time.monotonic() - start), 0.0))
+
+    return join
