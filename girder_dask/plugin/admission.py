@@ -156,6 +156,8 @@ def _check(value: Submission | Group) -> None:
     wrong = reserved(value.other_fields, RESERVED - {"parentId"})
     if wrong:
         raise ValueError(f"its other_fields must not set {', '.join(wrong)[:200]}")
+    if isinstance(value, Submission) and value.at_most_once and value.retries:
+        raise ValueError("with at_most_once its retries must be 0")
     limit = config.nbytes("max-payload")
     if isinstance(value, Submission) and len(value.payload) > limit:
         raise ValueError(

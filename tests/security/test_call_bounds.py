@@ -127,6 +127,14 @@ def test_what_makes_no_sense_is_refused_by_its_name(girder_stack, girder_user, g
     assert wrong == {}
 
 
+def test_a_call_that_runs_once_is_not_tried_again(girder_stack, girder_admin):
+    once = call("my_worker_tasks:noop", at_most_once=True, retries=1)
+    refused = submit(girder_stack, once, by=girder_admin)
+    assert refused.status_code == 400
+    assert "at_most_once" in refused.json()["message"]
+    assert "retries" in refused.json()["message"]
+
+
 def post(stack: Any, text: str, token: str) -> Any:
     import requests
 

@@ -11,6 +11,7 @@ from bson import ObjectId
 from girder.constants import TokenScope
 from girder_jobs.constants import REST_CREATE_JOB_TOKEN_SCOPE, REST_LIST_JOB_TOKEN_SCOPE
 
+from girder_dask.credential import SCOPE
 from girder_dask.jobs import JobStatus, to_json
 from girder_dask.plugin import tokens
 from girder_dask.plugin.other_fields import CORE, RESERVED, reserved
@@ -116,6 +117,14 @@ def test_the_scope_for_submissions_starts_what_the_user_may(
     configure(girder_admin, "dask.allow_tasks", value=True)
     (job,) = submit(girder_stack, waits, token=token).json()["jobs"]
     assert girder_stack.call(read, "job", job["_id"])["userId"] == ObjectId(girder_user.id)
+
+
+@pytest.mark.parametrize("scope", [REST_CREATE_JOB_TOKEN_SCOPE, SCOPE])
+def test_users_make_no_keys_with_the_scopes_of_services(girder_stack, girder_user, scope):
+    parameters = {"name": "x", "scope": json.dumps([scope])}
+    answer = ask(girder_stack, "POST", "api_key", by=girder_user, params=parameters)
+    assert answer.status_code == 400
+    assert "Invalid scopes" in answer.json()["message"]
 
 
 # -- fields that nobody sets from outside -------------------------------------------------------

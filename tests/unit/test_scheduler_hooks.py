@@ -83,7 +83,8 @@ async def running(girder: Girder, **more: Any) -> AsyncIterator[GirderSchedulerP
 
 def spec(job_id: str, task: str, *args: Any, **fields: Any) -> JobSpec:
     payload = pack_call(args, {})
-    return JobSpec(id=job_id, attempt=1, task=f"my_worker_tasks:{task}", payload=payload, **fields)
+    fields = {"attempt": 1, "trusted": True, **fields}
+    return JobSpec(id=job_id, task=f"my_worker_tasks:{task}", payload=payload, **fields)
 
 
 async def test_a_claimed_job_waits_for_inputs_that_only_girder_knows(girder: Girder) -> None:
