@@ -454,6 +454,25 @@ def test_a_file_that_becomes_a_link_is_one(
         assert inside.asked == []
 
 
+def test_a_link_that_its_document_hides_is_kept_in_no_cache(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
+    """It is a file before and after, and a link while it is fetched, with content as large."""
+    with serving() as site:
+        girder.put("a.bin", b"secrets")
+        girder.links["id0"] = f"http://127.0.0.1:{site.port}/"
+        transform = GirderFileId("id0", gc=gc)
+        transform.work_dir, transform.cache = tmp_path, FileCache(tmp_path / "cache", 10**8)
+        allowed = {"girder.worker.link-hosts": [f"127.0.0.1:{site.port}"]}
+        with (
+            dask.config.set(allowed),
+            pytest.raises(TransformError, match="is a link, of which Girder tells nothing"),
+        ):
+            transform.transform()
+        assert transform.cache.entries() == []
+        assert site.asked == []
+
+
 def test_a_link_sends_no_more_than_is_allowed(
     girder: FileGirder, gc: Any, tmp_path: Path, internet: Internet
 ) -> None:

@@ -224,8 +224,10 @@ def test_a_redirect_to_nowhere(location: str) -> None:
 
 @pytest.mark.parametrize("how", ["own session", "session()", "foreign session", "iterator"])
 def test_a_task_downloads_from_a_store_without_its_token(
-    other: Peer, tmp_path: Path, how: str
+    other: Peer, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "netrc").write_text(f"default login operator password {SECRET}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with serving() as peer:
         peer.answers = {"GET file/1": (200, FILE), "GET file/1/download": (303, {})}
         peer.locations = {"GET file/1/download": f"{other.url}/key?sig=s"}
