@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -41,7 +40,7 @@ class Warden(Protocol):
         """None until somebody has waited for its end."""
 
     def wait(self) -> int:
-        """Return when it is gone."""
+        """Take note of its end, once it has said its last word, or the lifeline has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,6 @@ def launch(
                 server.ask(ends.theirs, output)
             forked = _greeted(ends.lifeline)
             if forked is not None:
-                stack.callback(forked.close)
                 closing.push(stack.pop_all())
                 return Launched(forked, ends.control, ends.lifeline, ends.file)
         # Whatever became of it has lost its lifeline, so the process that follows is the only one.
@@ -148,36 +146,24 @@ def _start(
 
 
 class _Forked:
-    """A warden that is a child of the fork server."""
+    """A warden that is a child of the fork server, which sees to what is left of it."""
 
-    def __init__(self, pid: int, pidfd: int) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._pidfd = pidfd
 
     def wait(self) -> int:
-        if self.returncode is None:
-            poll = select.poll()
-            poll.register(self._pidfd, select.POLLIN)
-            poll.poll()
-            self.returncode = 0
+        self.returncode = 0
         return self.returncode
-
-    def close(self) -> None:
-        """Let go of it."""
-        os.close(self._pidfd)
 
 
 def _greeted(lifeline: socket.socket) -> _Forked | None:
     """Wait until a forked warden has said who it is. None: there is none."""
     lifeline.settimeout(_FORK_TIME)
     try:
-        message, fds, _, _ = socket.recv_fds(lifeline, 100, 1)
+        words = lifeline.recv(100).decode().split()
     except OSError:
         return None
     finally:
         lifeline.settimeout(None)
-    words = message.decode().split()
-    if words[:1] != ["warden"] or len(fds) != 1:
-        return None
-    return _Forked(int(words[1]), fds[0])
+    return _Forked(int(words[1])) if words[:1] == ["warden"] else None

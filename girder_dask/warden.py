@@ -47,11 +47,8 @@ def main() -> None:
 
 def greet(lifeline: int) -> None:
     """Tell the worker, which has not started this process itself, which one it is."""
-    me = os.getpid()
-    pidfd = os.pidfd_open(me)
     with socket.socket(fileno=os.dup(lifeline)) as channel, contextlib.suppress(OSError):
-        socket.send_fds(channel, [f"warden {me}".encode()], [pidfd])
-    os.close(pidfd)
+        channel.send(f"warden {os.getpid()}".encode())
 
 
 def guard(
@@ -127,6 +124,9 @@ class _Warden:
                 return
             self._reap()
         left = self._end_leftovers()
+        for fd in (1, 2):  # so that the job's pipe ends before this does
+            with contextlib.suppress(OSError):
+                os.close(fd)
         self._tell(f"status {self._status} {left}")
 
     def _tell(self, text: str) -> None:
