@@ -218,9 +218,15 @@ def _examine_girder(facts: Facts, scheduler: Mapping[str, Any]) -> Iterator[Chec
         problem=scheduler["error"],
         remedy=f"{scheduler['waiting']} jobs wait and lose nothing; look at Girder's log.",
     )
+    yield Check(
+        "The scheduler gets its jobs from Girder",
+        problem=scheduler.get("claim_error"),
+        remedy="Nothing that Girder has queued is run meanwhile; look at Girder's log.",
+    )
     girder = facts.girder
     if girder is not None:
         yield _girder_knows_scheduler(girder, facts.scheduler_address)
+        yield _girder_jobs_are_sound(girder)
 
 
 def _girder_knows_scheduler(girder: Mapping[str, Any], address: str | None) -> Check:
@@ -235,6 +241,20 @@ def _girder_knows_scheduler(girder: Mapping[str, Any], address: str | None) -> C
         detail=link["address"] or "",
         problem=problem,
         remedy=f"Set dask.scheduler_address in Girder to an address that it reaches ({address}?).",
+    )
+
+
+def _girder_jobs_are_sound(girder: Mapping[str, Any]) -> Check:
+    aside = girder.get("set_aside") or {}
+    number = aside.get("number", 0)
+    return Check(
+        "The documents of jobs in Girder are well-formed",
+        problem=f"{number} malformed ones were set aside in the last day. The last: "
+        f"{aside.get('last')}"
+        if number
+        else None,
+        remedy="These jobs were ended in ERROR, and the others go on. Find out who writes such "
+        "documents; Girder's log names each.",
     )
 
 

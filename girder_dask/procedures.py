@@ -66,6 +66,8 @@ class Procedures:
         self._cluster = cluster
         self._api_url = api_url
         self._check_credential = check_credential
+        #: Why Girder could not be asked for jobs the last time, None if it could.
+        self.claim_error: str | None = None
         self._batches = Newest[str, tuple[int, list[str]]](_MOST_OUTBOXES)
 
     @property
@@ -185,6 +187,7 @@ class Procedures:
             "requests": self._recorder.requests,
             "updates": self._recorder.updates,
             "error": self._recorder.error,
+            "claim_error": self.claim_error,
             "credential_error": credential,
             "girder": girder,
         }

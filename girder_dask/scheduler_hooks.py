@@ -259,6 +259,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
                     )
                     complaint = str(e)
                 wait, delay = delay, min(delay * 2, interval)
+            self.procedures.claim_error = complaint
             await asyncio.sleep(wait)
 
     async def _claim(self) -> bool:

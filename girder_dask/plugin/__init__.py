@@ -17,6 +17,7 @@ from girder_dask import log_records, submit
 from girder_dask.plugin import (
     artifact_rest,
     artifacts,
+    aside,
     chunks,
     events,
     file_rest,
@@ -46,6 +47,7 @@ class DaskPlugin(GirderPlugin):
         getPlugin("jobs").load(info)
 
         records.ensure_indices()
+        aside.ensure()
         artifacts.ensure()
         chunks.DaskLog()
         uploads.ensure()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,40 +12,36 @@ from girder.api.describe import Description, autoDescribeRoute
 from girder.api.rest import Resource
 from girder.constants import AccessType, TokenScope
 from girder.exceptions import RestException
-from girder.models.file import File
-from girder_jobs.models.job import Job
 
-from girder_dask.plugin import artifacts
+from girder_dask.plugin import artifacts, content, ranges, routes
 from girder_dask.plugin.requester import identify
+from girder_dask.plugin.routes import StoredJob
 
 __all__ = ["mount"]
-
-#: The most directories in the name of an artifact, counting the file, that a path may have.
-MOST_LEVELS = 12
 
 
 def mount(resource: Resource) -> None:
     """Add the routes to Girder's resource ``job``."""
-    resource.route("POST", (":id", "artifact"), add)
-    resource.route("GET", (":id", "artifact"), list_all)
+    routes.add(resource, "POST", (":id", "artifact"), add)
+    routes.add(resource, "GET", (":id", "artifact"), list_all)
+    routes.add(resource, "GET", (":id", "artifact", ":name"), download)
+    routes.add(resource, "DELETE", (":id", "artifact", ":name"), delete)
     # The name of an artifact may have directories, and a route has a fixed length.
-    for levels in range(1, MOST_LEVELS + 1):
+    for levels in range(2, artifacts.MOST_LEVELS + 1):
         parts = tuple(f":part{n}" for n in range(levels))
         path = (":id", "artifact", *parts)
-        resource.route("GET", path, _with_name(download, parts), nodoc=levels > 1)
-        resource.route("DELETE", path, _with_name(delete, parts), nodoc=levels > 1)
+        routes.add(resource, "GET", path, _with_name(download, parts), documented=False)
+        routes.add(resource, "DELETE", path, _with_name(delete, parts), documented=False)
 
 
 def _with_name(handler: Callable[..., Any], parts: tuple[str, ...]) -> Callable[..., Any]:
     """Return a handler of a route of which some parts are the name of an artifact."""
 
+    @functools.wraps(handler)
     def named(**given: Any) -> Any:
         name = "/".join(given.pop(part.removeprefix(":")) for part in parts)
         return handler(name=name, **given)
 
-    for attribute in ("accessLevel", "requiredScopes", "cookieAuth", "description"):
-        if hasattr(handler, attribute):
-            setattr(named, attribute, getattr(handler, attribute))
     return named
 
 
@@ -66,8 +63,11 @@ def _shown(artifact: dict[str, Any]) -> dict[str, Any]:
         "add to itself. An attempt names itself in the headers Girder-Dask-Job and "
         "Girder-Dask-Attempt."
     )
-    .modelParam("id", "The id of the job.", model=Job, force=True)
-    .param("name", "The name of the file, with / between directories.")
+    .modelParam("id", "The id of the job.", model=StoredJob, force=True)
+    .param(
+        "name",
+        f"The name of the file, with / between directories, {artifacts.MOST_LEVELS} parts at most.",
+    )
     .param(
         "size",
         "How many bytes it has. Needed where the request has no Content-Length.",
@@ -86,7 +86,9 @@ def add(job: dict[str, Any], name: str, size: int | None, mimeType: str | None) 
         requester.require(job, AccessType.WRITE)
     size = _size(size)
     # Clients that do not know the type send its name in Python.
-    known = mimeType if mimeType != "None" else None
+    known = mimeType if mimeType and mimeType != "None" else None
+    if known is not None and not content.is_media_type(known):
+        raise RestException(f"{known[:100]!r} is no media type, such as image/png.")
     try:
         stored = artifacts.add(
             job, name, size, cherrypy.request.body, user=requester.user, mime_type=known
@@ -112,7 +114,7 @@ def _size(announced: int | None) -> int:
 @access.public(scope=TokenScope.DATA_READ)
 @autoDescribeRoute(
     Description("List the files that a job has left.")
-    .modelParam("id", "The id of the job.", model=Job, force=True)
+    .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .errorResponse("Read access was denied for the job.", 403)
 )
 def list_all(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -124,7 +126,11 @@ def list_all(job: dict[str, Any]) -> list[dict[str, Any]]:
 @access.public(scope=TokenScope.DATA_READ, cookie=True)
 @autoDescribeRoute(
     Description("Download a file that a job has left.")
-    .modelParam("id", "The id of the job.", model=Job, force=True)
+    .notes(
+        "With `contentDisposition=inline` a browser shows pictures (PNG, JPEG, GIF, WebP) and "
+        "plain text. It stores files of all other types. A request may have a header `Range`."
+    )
+    .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param("name", "The name of the file.", paramType="path")
     .param(
         "contentDisposition",
@@ -135,22 +141,20 @@ def list_all(job: dict[str, Any]) -> list[dict[str, Any]]:
     )
     .errorResponse("Read access was denied for the job.", 403)
     .errorResponse("The job has no such file.", 404)
+    .errorResponse("The range is not in the file.", 416)
 )
 def download(job: dict[str, Any], name: str, contentDisposition: str) -> Any:
     """Stream an artifact."""
     _require(job, AccessType.READ)
     artifact = _find(job, name)
-    ranges = cherrypy.lib.httputil.get_ranges(
-        cherrypy.request.headers.get("Range"), artifact["size"]
-    )
-    start, end = ranges[0] if ranges else (0, None)
-    return File().download(artifact, start, endByte=end, contentDisposition=contentDisposition)
+    part = ranges.wanted(artifact["size"], f"The artifact {name!r}")
+    return artifacts.open_stream(artifact, part, contentDisposition)
 
 
 @access.public(scope=TokenScope.DATA_WRITE)
 @autoDescribeRoute(
     Description("Delete a file that a job has left.")
-    .modelParam("id", "The id of the job.", model=Job, force=True)
+    .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param("name", "The name of the file.", paramType="path")
     .errorResponse("Write access was denied for the job.", 403)
     .errorResponse("The job has no such file.", 404)

@@ -10,9 +10,12 @@ import io
 import logging
 from collections.abc import Mapping
 from typing import Any
+from unicodedata import category
 
+import cherrypy
 from bson import ObjectId
-from girder.exceptions import GirderException
+from girder import events
+from girder.exceptions import GirderException, RestException
 from girder.models.file import File
 from girder.models.setting import Setting
 from girder.models.upload import Upload
@@ -21,16 +24,20 @@ from girder.utility import RequestBodyStream
 from girder.utility.model_importer import ModelImporter
 from girder_jobs.models.job import Job
 
-from girder_dask.plugin import records
+from girder_dask.plugin import content, records
+from girder_dask.plugin.notices import EVENT_HANDLER
 
 __all__ = [
     "ARTIFACT_INDEX",
     "ATTACHED_TO",
+    "MOST_LEVELS",
     "add",
     "check_name",
     "ensure",
     "find",
     "list_of",
+    "open_stream",
+    "protect",
     "remove",
     "remove_all",
 ]
@@ -46,14 +53,24 @@ ARTIFACT_INDEX = "dask_artifacts"
 _CHUNK_BYTES = 32 * 1024**2
 _MOST_NAME = 1_000
 
+#: The most parts of a name: the file, and the directories that it is in. There is a route for
+#: each number of them.
+MOST_LEVELS = 12
+
+# Control characters, halves of surrogate pairs, and separators of lines.
+_ODD = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
 
 def ensure() -> None:
     """Make the index, and let Girder find the job that a file is attached to.
+
+    What it serves of such files is protected.
 
     Girder looks for it among its own models when it checks who may read the file, when it
     moves files to another assetstore and when it looks for files that belong to nothing.
     """
     ModelImporter.registerModel(ATTACHED_TO, Job)
+    events.bind("model.file.download.request", EVENT_HANDLER, protect)
     File().ensureIndex(
         (
             [("attachedToId", 1), ("name", 1)],
@@ -72,11 +89,14 @@ def check_name(name: str) -> str:
     """
     parts = name.split("/")
     # A server may take %2F for a slash, wherever it stands.
-    odd = any(ord(character) < 32 for character in name) or "\\" in name or "%2f" in name.lower()
-    if odd or len(name) > _MOST_NAME or any(part.strip() in ("", ".", "..") for part in parts):
+    odd = any(category(character) in _ODD for character in name)
+    odd = odd or "\\" in name or "%2f" in name.lower()
+    too_large = len(name) > _MOST_NAME or len(parts) > MOST_LEVELS
+    if odd or too_large or any(part.strip() in ("", ".", "..") for part in parts):
         raise ValueError(
             f"{name[:200]!r} is no name of an artifact. Give the name of a file, with / between "
-            f"directories if there are any, of {_MOST_NAME:,} characters at most."
+            f"directories if there are any: {MOST_LEVELS} parts and {_MOST_NAME:,} characters at "
+            "most."
         )
     return name
 
@@ -173,6 +193,39 @@ def _discard(upload: dict[str, Any]) -> None:
     except (GirderException, OSError):
         # Girder itself removes uploads that nobody goes on with.
         logger.warning("The broken upload %s is left", upload["_id"], exc_info=True)
+
+
+def open_stream(artifact: Mapping[str, Any], part: tuple[int, int] | None, disposition: str) -> Any:
+    """Return what streams an artifact, or a part of it, and set the headers of the answer.
+
+    Raises
+    ------
+    RestException
+        If its content is not where Girder has put it.
+    """
+    start, end = part or (0, artifact["size"])
+    # Girder makes headers of name and type, and stumbles over some.
+    plain = {**artifact, "name": "artifact", "mimeType": "application/octet-stream"}
+    try:
+        stream = File().download(plain, start, endByte=end, contentDisposition="attachment")
+    except GirderException as e:
+        logger.exception("The artifact %s cannot be read", artifact["_id"])
+        raise RestException(
+            f"The content of the artifact {artifact['name']!r} cannot be read from Girder's "
+            "assetstore. An administrator finds the cause in Girder's log.",
+            code=404,
+        ) from e
+    content.describe(artifact["name"], artifact.get("mimeType"), disposition)
+    if part is None:
+        # Girder would call the whole a part where a range was asked for.
+        cherrypy.response.headers.pop("Content-Range", None)
+    return stream
+
+
+def protect(event: Any) -> None:
+    """Have browsers run nothing of an artifact, whichever route of Girder serves it."""
+    if event.info["file"].get("attachedToType") == ATTACHED_TO and cherrypy.request.app is not None:
+        content.protect()
 
 
 def remove(artifact: dict[str, Any]) -> None:

@@ -25,6 +25,8 @@ from girder_dask.plugin import chunks, groups, memory, records, settings, store,
 from girder_dask.plugin.authority import IN_GIRDER, Authority
 from girder_dask.plugin.cluster import Cluster
 from girder_dask.plugin.database import explained
+from girder_dask.plugin.forms import Malformed
+from girder_dask.plugin.requester import may_access
 from girder_dask.plugin.unreached import Unreached
 from girder_dask.submit import Group, StoredResult, Submission
 
@@ -89,7 +91,7 @@ class GirderBackend:
         if not _in_request():
             return jobs
         user = _request_user()
-        return [job for job in jobs if Job().hasAccess(job, user, AccessType.READ)]
+        return [job for job in jobs if may_access(job, user, AccessType.READ)]
 
     def load_log(self, job_id: str) -> str:
         """Return the whole log of a job, if the user of the request may read it."""
@@ -180,7 +182,13 @@ class GirderBackend:
 
     def stop(self, job_id: ObjectId) -> JobStatus | None:
         """Cancel a job and all that it has started, and return the state that it is in now."""
-        status = store.cancel(job_id, self.ask_scheduler)
+        try:
+            status = store.cancel(job_id, self.ask_scheduler)
+        except Malformed:
+            # It was ended, and so is what it has started.
+            children = store.cancel_children(job_id, self.ask_scheduler)
+            self.tell_canceled([str(job_id), *children])
+            raise
         told = []
         if status is not None and status != JobStatus.SUCCESS:
             told = [str(job_id)]  # also of one that was ended since its document is full

@@ -8,14 +8,21 @@ from typing import Any
 import cherrypy
 from girder.exceptions import RestException
 
+from girder_dask.plugin.answers import MOST_LEVELS, levels
+
 __all__ = ["MOST_BODY", "read_body", "require_json"]
 
 #: The most bytes in the body of a request. A scheduler sends about half of it at most.
 MOST_BODY = 64 * 1024**2
 
 
-def read_body() -> dict[str, Any]:
+def read_body(*, lenient: bool = False) -> dict[str, Any]:
     """Return the JSON object in the body of this request.
+
+    Parameters
+    ----------
+    lenient
+        Whether ``NaN`` and ``Infinity`` become null. They are refused otherwise.
 
     Raises
     ------
@@ -28,12 +35,23 @@ def read_body() -> dict[str, Any]:
             f"The body is larger than the {MOST_BODY:,} bytes that are read.", code=413
         )
     try:
-        body = json.loads(data)
+        body = json.loads(data, parse_constant=_to_null if lenient else _refuse)
     except (ValueError, RecursionError) as e:
         raise RestException(f"The body is not JSON: {e}.") from e
     if not isinstance(body, dict):
         raise RestException("The body is not a JSON object.")
+    if levels(body) > MOST_LEVELS:
+        raise RestException(f"The body has more than {MOST_LEVELS} levels of lists and objects.")
     return body
+
+
+def _to_null(_constant: str) -> None:
+    # One number of one job must not hold up the updates of all others.
+    return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def require_json() -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from bson import ObjectId
-from girder.exceptions import GirderException
 from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, HANDLER, JobStatus
-from girder_dask.plugin import groups, records
+from girder_dask.plugin import aside, groups, records
+from girder_dask.plugin.forms import Malformed
 from girder_dask.plugin.history import History
 from girder_dask.plugin.updates import MOST_ROUNDS, publish, save, without_log
 
@@ -36,7 +37,7 @@ REMIND_TIME = timedelta(minutes=10)
 #: The most jobs that are read at once.
 _MOST_AT_ONCE = 1_000
 
-_UNFINISHED = [int(s) for s in JobStatus if s not in FINAL]
+_FINAL = [int(status) for status in FINAL]
 
 
 #: Tells the scheduler to end jobs, and returns the ids of those that have begun, or may have; None
@@ -71,10 +72,14 @@ def cancel(job_id: ObjectId, ask: Ask = _nobody) -> JobStatus | None:
     ------
     GirderError
         If others change the job all the time.
+    Malformed
+        If its document is malformed. Then it was set aside.
     """
-    job = records.collection(Job()).find_one({"_id": job_id}, {"dask.group": True})
+    job = records.collection(Job()).find_one({"_id": job_id}, without_log)
     if job is not None and groups.is_group(job):
         return groups.stop(job_id)
+    if job is not None and job.get("status") not in _FINAL:
+        aside.require(job)
     left = _cancel_all([job_id], ask)
     if left:
         raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
@@ -111,7 +116,7 @@ def cancel_children(job_id: ObjectId, ask: Ask = _nobody) -> list[str]:
         fresh = [child for child in children if child["_id"] not in seen]
         seen.update(child["_id"] for child in fresh)
         parents += [child["_id"] for child in fresh]
-        ours = _stop_others([child for child in fresh if child["status"] not in FINAL])
+        ours = _stop_others([child for child in fresh if child.get("status") not in _FINAL])
         left |= _cancel_all(ours, ask)
         told += [str(child_id) for child_id in ours]
     # Once more, for groups whose jobs have all ended meanwhile.
@@ -148,8 +153,9 @@ def _stop_others(children: Iterable[dict[str, Any]]) -> list[ObjectId]:
     ours = []
     for child in children:
         if groups.is_group(child):
-            groups.stop(child["_id"])
-        elif (child.get("dask") or {}).get("open"):
+            with contextlib.suppress(Malformed):  # it was ended
+                groups.stop(child["_id"])
+        elif isinstance(child.get("dask"), dict) and child["dask"].get("open"):
             ours.append(child["_id"])
         else:
             _cancel_foreign(child["_id"])
@@ -157,12 +163,13 @@ def _stop_others(children: Iterable[dict[str, Any]]) -> list[ObjectId]:
 
 
 def _cancel_foreign(job_id: ObjectId) -> None:
-    job = Job().load(job_id, force=True)
     try:
+        job = Job().load(job_id, force=True)
         if job is not None:
             Job().cancelJob(job)
-    except GirderException as e:
-        logger.warning("Job %s, which another one has started, is not canceled: %s", job_id, e)
+    except Exception:
+        # Whatever it is: it is the job of another handler, and the others are to be canceled.
+        logger.exception("Job %s, which another one has started, is not canceled", job_id)
 
 
 def _cancel_all(ids: Sequence[ObjectId], ask: Ask, why: str = "") -> set[ObjectId]:
@@ -198,16 +205,16 @@ def _cancel_all(ids: Sequence[ObjectId], ask: Ask, why: str = "") -> set[ObjectI
 
 
 def _unfinished(ids: Iterable[ObjectId]) -> list[dict[str, Any]]:
-    return list(
-        records.collection(Job()).find(
-            {"_id": {"$in": list(ids)}, "status": {"$in": _UNFINISHED}}, without_log
-        )
+    found = records.collection(Job()).find(
+        {"_id": {"$in": list(ids)}, "status": {"$nin": _FINAL}}, without_log
     )
+    return aside.sound(found)
 
 
 def _may_have_begun(job: Mapping[str, Any]) -> bool:
     """Say whether a job may be at work that is queued, as far as is known here."""
-    return job["status"] == JobStatus.QUEUED and job["dask"]["scheduler"] is not None
+    scheduler = (job.get("dask") or {}).get("scheduler")
+    return job["status"] == JobStatus.QUEUED and scheduler is not None
 
 
 def _end(history: History, begun: Collection[str], told: Collection[ObjectId], why: str) -> bool:
@@ -235,7 +242,7 @@ def ended_by_others(job: dict[str, Any]) -> bool:
     bool
         Whether the scheduler is to be told.
     """
-    if job["status"] not in FINAL or (job.get("handler") != HANDLER and not job.get("dask")):
+    if job["status"] not in _FINAL or (job.get("handler") != HANDLER and not job.get("dask")):
         return False
     # The document that is given may have been read before the job was queued.
     ended = Job().collection.update_one(
@@ -247,7 +254,8 @@ def ended_by_others(job: dict[str, Any]) -> bool:
     )
     if not ended.modified_count:
         return False
-    (job.get("dask") or {}).pop("open", None)
+    if isinstance(job.get("dask"), dict):
+        job["dask"].pop("open", None)
     records.clean([job["_id"]])
     groups.follow([job])
     return True
@@ -264,7 +272,11 @@ def removed(now: datetime) -> list[str]:
     """Return jobs that were deleted before they had ended, each for as long as is needed."""
     jobs = records.collection(records.DaskJob())
     found = list(jobs.find({"removed": {"$exists": True}}, {"removed": True}))
-    old = [job["_id"] for job in found if job["removed"] < now - REMIND_TIME]
+    old = [
+        job["_id"]
+        for job in found
+        if not isinstance(job["removed"], datetime) or job["removed"] < now - REMIND_TIME
+    ]
     if old:
         jobs.delete_many({"_id": {"$in": old}})
     return [str(job["_id"]) for job in found]

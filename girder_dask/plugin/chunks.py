@@ -5,6 +5,7 @@ How a log is divided is in :mod:`girder_dask.plugin.logbook`.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from girder_jobs.models.job import Job
 
 from girder_dask.plugin import records
 from girder_dask.plugin.database import insert
+from girder_dask.plugin.forms import Malformed, check_log
 from girder_dask.plugin.logbook import FIELD, mark
 
 __all__ = ["DaskLog", "WholeLog", "discard", "forget", "load", "store"]
+
+logger = logging.getLogger(__name__)
 
 #: Most bytes that are handed out at once: the reader may be slow, and there may be many.
 _PIECE_BYTES = 256 * 1024
@@ -48,13 +52,10 @@ def discard(chunks: Iterable[Mapping[str, Any]]) -> None:
     jobs = {chunk["_id"]: chunk["job"] for chunk in chunks}
     if not jobs:
         return
-    named = {
-        chunk_id
-        for job in records.collection(Job()).find(
-            {"_id": {"$in": list(set(jobs.values()))}}, {f"{FIELD}.chunks": True}
-        )
-        for chunk_id, _ in job.get(FIELD, {}).get("chunks", ())
-    }
+    found = records.collection(Job()).find(
+        {"_id": {"$in": list(set(jobs.values()))}}, {f"{FIELD}.chunks": True}
+    )
+    named = {chunk_id for job in found for chunk_id, _ in _beside(job).get("chunks") or ()}
     DaskLog().collection.delete_many({"_id": {"$in": list(jobs.keys() - named)}})
 
 
@@ -98,7 +99,7 @@ def load(job_id: ObjectId) -> WholeLog:
     """Return the log of a job, which is empty if there is no such job."""
     job = records.collection(Job()).find_one({"_id": job_id}, {"log": True, FIELD: True}) or {}
     parts = [_whole(piece) for piece in _head(job)]
-    beside = job.get(FIELD) or {}
+    beside = _beside(job)
     parts += [(size, partial(_chunk, chunk)) for chunk, size in beside.get("chunks") or ()]
     return WholeLog([*parts, _whole(beside.get("tail") or b"")])
 
@@ -106,10 +107,22 @@ def load(job_id: ObjectId) -> WholeLog:
 def _head(job: Mapping[str, Any]) -> Iterator[bytes]:
     log = job.get("log") or []
     cut = mark(job.get("_id")) if FIELD in job else None
-    for piece in [log] if isinstance(log, str) else log:
+    for piece in log if isinstance(log, list) else [log]:
         if piece == cut:
             return
-        yield piece.encode()
+        yield str(piece).encode()
+
+
+def _beside(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the job says of its pieces, nothing if that is malformed."""
+    beside = job.get(FIELD)
+    try:
+        check_log(job["_id"], beside)
+    except Malformed as e:
+        if beside is not None:
+            logger.warning("What is beside the log of a job is left out: %s", e)
+        return {}
+    return dict(beside or {})
 
 
 def _whole(data: bytes) -> tuple[int, Callable[[], bytes | None]]:

@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from bson import MinKey, ObjectId
+from bson import ObjectId
 from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
-from girder_dask.plugin import groups, records, tokens
+from girder_dask.plugin import aside, groups, records, tokens
 from girder_dask.plugin.cancellation import REMIND_TIME, removed
+from girder_dask.plugin.forms import check_record, check_times
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import owners
 from girder_dask.plugin.outcome import Outcome
 from girder_dask.plugin.updates import publish, save, without_log
 
-__all__ = ["Claim", "claim", "hand_over", "held"]
+__all__ = ["Claim", "claim", "hand_over"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def claim(
     answer = Claim(cancel=_to_stop(scheduler, now))
     claim_id = uuid.uuid4().hex
     jobs = _candidates(scheduler, limit, lacking, now)
-    known = _records(jobs)
+    jobs, known = _with_records(jobs)
     histories = [
         history
         for job in _that_fit(jobs, known)
@@ -109,6 +110,7 @@ def claim(
         answer.specs = _specs(taken, known, now)
     _renew_tokens(scheduler, now)
     if len(jobs) < limit:  # else the scheduler asks again at once, as it lacks many
+        aside.look_after()
         groups.look_after(now)
     return answer
 
@@ -151,38 +153,6 @@ def hand_over(scheduler: str, job_ids: Sequence[str]) -> set[str]:
 # -- what there is ----------------------------------------------------------------------------
 
 
-def held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, int]]:
-    """Return jobs that a scheduler has said it has, and that have not ended.
-
-    Parameters
-    ----------
-    scheduler
-        The id of this run of the scheduler.
-    after
-        The id after which they begin, empty for the first.
-    limit
-        The most of them.
-
-    Returns
-    -------
-    list of tuple
-        Ids in order, each with the attempt and the sequence of the job.
-    """
-    found = records.collection(Job()).find(
-        {
-            "dask.open": True,
-            "dask.scheduler": scheduler,
-            "dask.claimed": None,
-            "_id": {"$gt": ObjectId(after) if ObjectId.is_valid(after) else MinKey()},
-        },
-        {"dask.attempt": True, "dask.sequence": True},
-        sort=[("_id", 1)],
-        limit=limit,
-        hint=records.OPEN_INDEX,  # not that of the ids, which goes over all jobs that there were
-    )
-    return [(str(job["_id"]), job["dask"]["attempt"], job["dask"]["sequence"]) for job in found]
-
-
 def _candidates(
     scheduler: str, limit: int, lacking: Mapping[ObjectId, tuple[int, int]], now: datetime
 ) -> list[dict[str, Any]]:
@@ -206,11 +176,11 @@ def _candidates(
                 sort=[("dask.scheduler", 1), ("status", 1), ("created", 1)],
                 limit=limit - len(jobs),
             )
-            jobs += (job for job in found if not _is_on_its_way(job, now))
+            jobs += (job for job in aside.sound(found) if not _is_on_its_way(job, now))
     if lacking:
         some = {"_id": {"$in": list(lacking)}, "dask.open": True, "status": unfinished}
         found = records.collection(Job()).find(some, without_log)
-        jobs += (job for job in found if _is_lacking(job, scheduler, lacking))
+        jobs += (job for job in aside.sound(found) if _is_lacking(job, scheduler, lacking))
     return jobs[:limit]
 
 
@@ -231,11 +201,17 @@ def _is_on_its_way(job: Mapping[str, Any], now: datetime) -> bool:
     return job["_id"] in tokens.pending and job["created"] > now - SEND_TIME
 
 
-def _records(jobs: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+def _with_records(
+    jobs: Sequence[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[Any, dict[str, Any]]]:
+    """Return jobs, and how to run each. One of which that is malformed is left out."""
     found = records.collection(records.DaskJob()).find(
         {"_id": {"$in": [job["_id"] for job in jobs]}}, {"result": False}
     )
-    return {record["_id"]: record for record in found}
+    there = {record["_id"]: record for record in found}
+    known = {record["_id"]: record for record in aside.sound(there.values(), check_record)}
+    left_out = there.keys() - known.keys()
+    return [job for job in jobs if job["_id"] not in left_out], known
 
 
 def _that_fit(
@@ -370,7 +346,8 @@ def _renew_tokens(scheduler: str, now: datetime) -> None:
     jobs = records.collection(Job()).find(
         {"dask.open": True, "dask.scheduler": scheduler}, {"created": True}
     )
-    old = [job["_id"] for job in jobs if job["created"] < now - RENEW_AFTER]
+    some = aside.sound(jobs, check_times("created"))
+    old = [job["_id"] for job in some if job["created"] < now - RENEW_AFTER]
     if old:
         tokens.renew(records.own_tokens(old))
 
@@ -380,7 +357,7 @@ def _renew_tokens(scheduler: str, now: datetime) -> None:
 
 def _to_stop(scheduler: str, now: datetime) -> list[str]:
     """Return jobs that were canceled or deleted, in case nobody was there to be told."""
-    jobs = list(
+    jobs = aside.sound(
         records.collection(Job()).find(
             {
                 "dask.remind": True,
@@ -388,7 +365,8 @@ def _to_stop(scheduler: str, now: datetime) -> list[str]:
                 "status": {"$in": [int(JobStatus.CANCELING), int(JobStatus.CANCELED)]},
             },
             {"updated": True, "status": True},
-        )
+        ),
+        check_times("updated"),
     )
     old = [
         job["_id"]

@@ -6,11 +6,15 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pymongo.errors import ConnectionFailure, PyMongoError
+from bson.errors import BSONError
+from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError, PyMongoError
 
 from girder_dask.errors import GirderError
 
-__all__ = ["explained", "insert", "reason"]
+__all__ = ["UNFIT", "explained", "insert", "reason"]
+
+#: What the driver raises for a document that cannot be stored, before it is sent.
+UNFIT = (BSONError, OverflowError, UnicodeError, RecursionError)
 
 
 def reason(error: Exception) -> str:
@@ -20,6 +24,9 @@ def reason(error: Exception) -> str:
     >>> reason(ServerSelectionTimeoutError('db:27017: refused, Timeout: 20s, Topology: …'))
     'db:27017: refused'
     """
+    if isinstance(error, (BulkWriteError, DuplicateKeyError)):
+        # What it says holds the document.
+        return "it refused a document, or has one of the same key"
     text = str(error)
     if isinstance(error, ConnectionFailure):
         for more in (" (configured timeouts", ", Timeout: "):

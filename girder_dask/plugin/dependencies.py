@@ -14,6 +14,7 @@ from girder_dask.errors import SubmissionError
 from girder_dask.jobs import JobSpec
 from girder_dask.plugin import records
 from girder_dask.plugin.groups import is_group
+from girder_dask.plugin.requester import may_access
 
 __all__ = ["DependencyRefused", "check"]
 
@@ -89,4 +90,4 @@ def _may_read(job: dict[str, Any], owner: Mapping[str, Any] | None) -> bool:
     # Jobs without an owner, which a plugin has started for nobody, are among themselves.
     if owner is None and job.get("userId") is None:
         return True
-    return bool(Job().hasAccess(job, owner, AccessType.READ))
+    return may_access(job, owner, AccessType.READ)

@@ -13,7 +13,7 @@ from girder.models.token import Token
 
 from girder_dask.errors import GirderDaskError
 from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
-from girder_dask.plugin import artifacts, chunks, groups, records, settings, store
+from girder_dask.plugin import answers, artifacts, chunks, groups, records, settings, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.notices import EVENT_HANDLER
 from girder_dask.plugin.other_fields import refuse_forged
@@ -46,17 +46,18 @@ def bind(backend: GirderBackend) -> None:
 
 def _is_ours(job: dict[str, Any]) -> bool:
     """Say whether we run a job: a call may have given it another handler."""
-    dask = job.get("dask") or {}
-    return job.get("handler") == HANDLER or "open" in dask or groups.is_group(job)
+    is_open = isinstance(dask := job.get("dask"), dict) and "open" in dask
+    return job.get("handler") == HANDLER or is_open or groups.is_group(job)
 
 
 def _validate_status(event: Any) -> None:
-    if event.info in _STATUSES:
+    if isinstance(event.info, int) and event.info in _STATUSES:
         event.preventDefault().addResponse(True)
 
 
 def _valid_transitions(event: Any) -> None:
-    if _is_ours(event.info["job"]) and event.info["status"] in _STATUSES:
+    status = event.info["status"]
+    if _is_ours(event.info["job"]) and isinstance(status, int) and status in _STATUSES:
         before = PREDECESSORS[JobStatus(event.info["status"])]
         event.preventDefault().addResponse([int(status) for status in before])
 
@@ -87,7 +88,8 @@ class _Cancel:
         job = event.info
         if _is_ours(job):
             event.stopPropagation().preventDefault()
-            status = self._backend.stop(job["_id"])
+            with answers.translated():
+                status = self._backend.stop(job["_id"])
             if status is not None:
                 # Girder answers the request with this document.
                 job["status"] = int(status)
@@ -101,6 +103,8 @@ class _Removed:
 
     def __call__(self, event: Any) -> None:
         job = event.info
+        if not isinstance(job["_id"], ObjectId):
+            return  # no job that we could have run
         artifacts.remove_all(ObjectId(job["_id"]))
         if _is_ours(job) or job.get("dask"):
             if not groups.is_group(job):
@@ -145,6 +149,7 @@ def _keep_tokens_out(event: Any) -> None:
     if not fields or "jobInfoSpec" not in fields or not _is_ours(event.info["job"]):
         return
     spec = fields.pop("jobInfoSpec")
-    token = spec.get("headers", {}).get("Girder-Token") if isinstance(spec, dict) else None
-    if token:
+    headers = spec.get("headers") if isinstance(spec, dict) else None
+    token = headers.get("Girder-Token") if isinstance(headers, dict) else None
+    if isinstance(token, str) and token:
         Token().removeWithQuery({"_id": token})

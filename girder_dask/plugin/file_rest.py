@@ -14,7 +14,7 @@ from girder.exceptions import FilePathException
 from girder.models.assetstore import Assetstore
 from girder.models.file import File
 
-from girder_dask.plugin import settings
+from girder_dask.plugin import routes, settings
 from girder_dask.plugin.notices import EVENT_HANDLER
 from girder_dask.plugin.requester import identify
 from girder_dask.redirects import ASSETSTORE, KIND_HEADER, LINK
@@ -39,7 +39,7 @@ def _name_redirect(event: Any) -> None:
 
 def mount(resource: Resource) -> None:
     """Add the route to the resource ``dask``."""
-    resource.route("GET", ("file", ":id", "path"), file_path)
+    routes.add(resource, "GET", ("file", ":id", "path"), file_path)
 
 
 @access.public(scope=TokenScope.DATA_READ)

@@ -19,7 +19,7 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.plugin import documents, notices, outcomes, records
+from girder_dask.plugin import aside, documents, forms, notices, outcomes, records
 from girder_dask.plugin.outcome import Outcome
 from girder_dask.plugin.recount import Recount
 from girder_dask.plugin.tally import Change, Count, Parent, is_overdue, progress
@@ -123,7 +123,7 @@ def complete(job: dict[str, Any]) -> None:
 
 def is_group(job: Mapping[str, Any]) -> bool:
     """Say whether a job is the parent of a map."""
-    return isinstance((job.get("dask") or {}).get("group"), dict)
+    return forms.is_group(job)
 
 
 def parts(job: Mapping[str, Any]) -> list[str] | None:
@@ -144,7 +144,7 @@ def follow(jobs: Iterable[Mapping[str, Any]]) -> None:
     """Count the groups that some jobs, whose states have changed, belong to."""
     ended: Counter[Any] = Counter()
     for job in jobs:
-        if job.get("parentId"):
+        if forms.is_key(job.get("parentId")):
             ended[job["parentId"]] += job.get("status") in FINAL
     if ended:
         _recounts.ask(ended)
@@ -170,11 +170,18 @@ def stop(job_id: ObjectId) -> JobStatus | None:
     """Note that a group is to be canceled, and return the state that it is in now.
 
     It is CANCELED when all its jobs have ended.
+
+    Raises
+    ------
+    Malformed
+        If its document is malformed. Then it was set aside.
     """
     for _ in range(_MOST_ROUNDS):
         job = records.collection(Job()).find_one({"_id": job_id}, _NO_LOG)
         if job is None:
             return None
+        if job.get("status") not in FINAL:
+            aside.require(job, forms.check_group)
         status = JobStatus(job["status"])
         if status in FINAL or status == JobStatus.CANCELING:
             return status
@@ -200,9 +207,10 @@ def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
         now = datetime.now(timezone.utc)
         # Read before the jobs are counted: a write holds only if nobody has written since,
         # so that what was counted first never replaces what was counted later.
-        groups = list(
-            records.collection(Job()).find({"_id": {"$in": left}, "dask.group.open": True}, _NO_LOG)
+        found = records.collection(Job()).find(
+            {"_id": {"$in": left}, "dask.group.open": True}, _NO_LOG
         )
+        groups = aside.sound(found, forms.check_group)
         counts = _counts(groups, now)
         large |= {
             group_id: count.total - count.ended
@@ -268,7 +276,10 @@ def _count(ids: Sequence[ObjectId]) -> dict[ObjectId, Count]:
     counts = {group_id: Count() for group_id in ids}
     if ids:
         for found in records.collection(Job()).aggregate(counting(ids)):
-            counts[found["_id"]["parent"]].add(found["_id"]["status"], found["number"])
+            parent = found["_id"].get("parent")
+            # A list of ids, among which is one of these, is no parent.
+            if isinstance(parent, ObjectId):
+                counts[parent].add(found["_id"].get("status"), found["number"])
     return counts
 
 
@@ -318,7 +329,7 @@ def _failures(group_id: ObjectId, count: Count) -> str:
     lines = [f"{count.failed} of {count.total} jobs failed:"]
     for job in failed:
         error = (errors.get(job["_id"]) or "see its log").splitlines()[0]
-        lines.append(f"  {job['_id']} '{job['title']}': {error}")
+        lines.append(f"  {job['_id']} '{job.get('title')}': {error}")
     if count.failed > len(failed):
         lines.append(f"  and {count.failed - len(failed)} more")
     return "\n".join(lines) + "\n"

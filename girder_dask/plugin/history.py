@@ -23,6 +23,9 @@ from girder_dask.plugin.outcome import Outcome
 
 __all__ = ["History", "Verdict"]
 
+# What the database holds as a whole number.
+_MOST_NUMBER = 2**62
+
 _UNSET = {"attempt": None, "sequence": None, "scheduler": None}
 
 
@@ -123,10 +126,10 @@ class History:
         """
         statuses = [(JobStatus(int(s)), _moment(t)) for s, t in update.statuses or ()]
         progress = _checked_progress(update.progress)
-        for text in (update.log, update.waits):
-            if not isinstance(text, (str, type(None))):
-                raise TypeError(f"{text!r:.100} in it is no text")
+        _check_kinds(update)
         attempt, sequence = int(update.attempt), int(update.sequence)
+        if not (0 <= attempt < _MOST_NUMBER and 0 <= sequence < _MOST_NUMBER):
+            raise ValueError("its attempt or its sequence is no count")
 
         ends = any(status in FINAL for status, _ in statuses)
         if not self._is_current(attempt, scheduler):
@@ -180,8 +183,9 @@ class History:
                     continue
                 self.advance(status, moment)
                 if status in FINAL:
+                    error = None if update.error is None else utf8(update.error)
                     self.outcome = Outcome(
-                        self.dask["attempt"], update.result, update.error, update.exception
+                        self.dask["attempt"], update.result, error, update.exception
                     )
             self._note(log, reached, ends=status in FINAL)
 
@@ -334,9 +338,20 @@ def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(math.floor(seconds * 1000) / 1000, timezone.utc)
 
 
+def _check_kinds(update: JobUpdate) -> None:
+    for text in (update.log, update.waits, update.error):
+        if not isinstance(text, (str, type(None))):
+            raise TypeError(f"{text!r:.100} in it is no text")
+    for data in (update.result, update.exception):
+        if not isinstance(data, (bytes, type(None))):
+            raise TypeError(f"{data!r:.100} in it is no packed value")
+
+
 def _checked_progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not progress:
         return None
+    if not isinstance(progress, Mapping):
+        raise TypeError(f"{progress!r:.100} in it is no progress")
     checked: dict[str, Any] = {
         name: float(progress[name])
         for name in ("total", "current")

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cherrypy
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
-from girder.api.rest import Resource, setContentDisposition, setResponseHeader
+from girder.api.rest import Resource, setResponseHeader
 from girder.constants import AccessType, TokenScope
 from girder.exceptions import RestException
-from girder_jobs.models.job import Job
 
-from girder_dask.plugin import chunks
+from girder_dask.plugin import chunks, content, ranges, routes
 from girder_dask.plugin.requester import identify
+from girder_dask.plugin.routes import StoredJob
 
 __all__ = ["mount"]
 
 
 def mount(resource: Resource) -> None:
     """Add the route to the resource ``dask``."""
-    resource.route("GET", ("job", ":id", "log"), download)
+    routes.add(resource, "GET", ("job", ":id", "log"), download)
 
 
 @access.public(scope=TokenScope.DATA_READ, cookie=True)
@@ -31,7 +30,7 @@ def mount(resource: Resource) -> None:
         "As text in UTF-8. `GET job/:id` has at most the first 8 MiB of a log and, when the job "
         "has ended, its end. A request may have a header `Range`."
     )
-    .modelParam("id", "The id of the job.", model=Job, force=True)
+    .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param("offset", "The byte to begin with.", dataType="integer", required=False, default=0)
     .param(
         "contentDisposition",
@@ -42,6 +41,7 @@ def mount(resource: Resource) -> None:
     )
     .errorResponse("The offset is negative or behind the end of the log.")
     .errorResponse("Read access was denied for the job.", 403)
+    .errorResponse("The range is not in the log.", 416)
 )
 def download(
     job: dict[str, Any], offset: int, contentDisposition: str
@@ -52,13 +52,10 @@ def download(
         requester.require(job, AccessType.READ)
     log = chunks.load(job["_id"])
     start, end = _range(offset, log.size)
-    setResponseHeader("Content-Type", "text/plain; charset=utf-8")
-    # What a job prints is nothing that a browser should run.
-    setResponseHeader("X-Content-Type-Options", "nosniff")
+    content.describe(f"{job['_id']}.log", "text/plain; charset=utf-8", contentDisposition)
     setResponseHeader("Accept-Ranges", "bytes")
     setResponseHeader("Content-Length", end - start)
-    setContentDisposition(f"{job['_id']}.log", contentDisposition)
-    if (start, end) != (0, log.size):
+    if start < end and (start, end) != (0, log.size):
         setResponseHeader("Content-Range", f"bytes {start}-{end - 1}/{log.size}")
 
     def stream() -> Iterator[bytes]:
@@ -69,10 +66,9 @@ def download(
 
 def _range(offset: int, size: int) -> tuple[int, int]:
     """Return the first byte that is wanted, and the one after the last."""
-    ranges = cherrypy.lib.httputil.get_ranges(cherrypy.request.headers.get("Range"), size)
-    if ranges:
-        start, end = ranges[0]
-        return start, end
+    part = ranges.wanted(size, "The log")
+    if part is not None:
+        return part
     if not 0 <= offset <= size:
         raise RestException(
             f"The log has {size:,} bytes, so it cannot be read from byte {offset:,} on. Give an "

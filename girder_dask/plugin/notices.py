@@ -66,7 +66,11 @@ def publish(changes: Iterable[Change]) -> None:
     changes = [change for change in changes if change.changed]
     notices = Notices()
     for change in changes:
-        notices.changed(change)
+        try:
+            notices.changed(change)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            # What was written is written, and the others are to be told.
+            logger.exception("Nobody is told of job %s, which is malformed", change.job.get("_id"))
     notices.send()
     _tell_handlers(changes)
 
@@ -144,9 +148,16 @@ class Notices:
             told = [notices for notices in waiting if _channel(notices[0]) in heard]
             users = owners(user_id for user_id, _ in told)
             for user_id, make_one in told:
-                if user_id in users:
-                    for notice in make_one(users[user_id]):
-                        yield _channel(user_id), json.dumps(notice, default=str)
+                if user_id not in users:
+                    continue
+                try:
+                    texts = [json.dumps(one, default=str) for one in make_one(users[user_id])]
+                except Exception:
+                    # Something in a document is not as Girder's models have it.
+                    logger.exception("A user is not told of a job")
+                    continue
+                for text in texts:
+                    yield _channel(user_id), text
 
         channels = frozenset(_channel(user_id) for user_id, _ in waiting)
         _courier.post(Batch(channels, self._size, make))

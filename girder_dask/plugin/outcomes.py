@@ -10,6 +10,7 @@ was made by others, that field goes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -19,10 +20,13 @@ from girder_jobs.models.job import Job
 from pymongo import UpdateOne
 
 from girder_dask.plugin import records
+from girder_dask.plugin.forms import Malformed, check_outcome
 from girder_dask.plugin.outcome import FIELD, Outcome
 from girder_dask.submit import StoredResult
 
 __all__ = ["errors", "keep", "result"]
+
+logger = logging.getLogger(__name__)
 
 
 def keep(outcomes: Sequence[tuple[ObjectId, Outcome]], now: datetime) -> None:
@@ -69,12 +73,26 @@ def _kept(job_ids: Sequence[ObjectId], names: Iterable[str]) -> dict[ObjectId, M
     beside = records.collection(records.DaskJob()).find(
         {"_id": {"$in": list(job_ids)}}, dict.fromkeys(names, True)
     )
-    found: dict[ObjectId, Mapping[str, Any]] = {record["_id"]: record for record in beside}
+    found: dict[ObjectId, Mapping[str, Any]] = {
+        record["_id"]: record if _is_sound(record["_id"], record) else {} for record in beside
+    }
     within = records.collection(Job()).find(
         {"_id": {"$in": list(found)}, FIELD: {"$exists": True}},
         {f"{FIELD}.{name}": True for name in names},
     )
     for job in within:
-        if job[FIELD].get("result_attempt", 0) >= found[job["_id"]].get("result_attempt", 0):
-            found[job["_id"]] = job[FIELD]
+        kept = job.get(FIELD)
+        if not _is_sound(job["_id"], kept):
+            continue
+        if kept.get("result_attempt", 0) >= found[job["_id"]].get("result_attempt", 0):
+            found[job["_id"]] = kept
     return found
+
+
+def _is_sound(job_id: Any, kept: Any) -> bool:
+    try:
+        check_outcome(job_id, kept)
+    except Malformed as e:
+        logger.warning("What is kept of the end of a job is left out: %s", e)
+        return False
+    return True

@@ -308,13 +308,16 @@ def states(job_ids: Iterable[str]) -> list[dict[str, Any]]:
 def status(job_id: ObjectId) -> JobStatus | None:
     """Return the state of a job, None if there is no such job."""
     job = collection(Job()).find_one({"_id": job_id}, {"status": True})
-    return None if job is None else JobStatus(job["status"])
+    try:
+        return None if job is None else JobStatus(job.get("status"))
+    except (ValueError, TypeError):
+        return JobStatus.ERROR  # malformed, and so not at work
 
 
 def is_descendant(job: Mapping[str, Any], of: ObjectId) -> bool:
     """Say whether a job was started by another one, or by one that this has started."""
     parent, seen = job.get("parentId"), set()
-    while parent is not None and parent != of and parent not in seen:
+    while isinstance(parent, ObjectId) and parent != of and parent not in seen:
         seen.add(parent)
         above = collection(Job()).find_one({"_id": parent}, {"parentId": True}) or {}
         parent = above.get("parentId")

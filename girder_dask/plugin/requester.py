@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -16,7 +18,9 @@ from girder_jobs.models.job import Job
 from girder_dask.credential import SCOPE
 from girder_dask.plugin import records
 
-__all__ = ["Requester", "identify"]
+__all__ = ["Requester", "identify", "may_access"]
+
+logger = logging.getLogger(__name__)
 
 _LEVELS = {AccessType.READ: "Read", AccessType.WRITE: "Write", AccessType.ADMIN: "Admin"}
 
@@ -64,7 +68,7 @@ class Requester:
 
     def may(self, job: dict[str, Any], level: int) -> bool:
         """Say whether they have some access to a job."""
-        return bool(Job().hasAccess(job, self.user, level))
+        return may_access(job, self.user, level)
 
     def require(self, job: dict[str, Any], level: int) -> None:
         """Raise AccessException unless they have some access to a job."""
@@ -73,6 +77,15 @@ class Requester:
                 f"{_LEVELS[level]} access denied for job {job['_id']}. {self.name} may not use "
                 "it; ask its owner or an administrator of this Girder for access."
             )
+
+
+def may_access(job: Mapping[str, Any], user: Mapping[str, Any] | None, level: int) -> bool:
+    """Return whether a user has some access to a job. Nobody has where that is malformed."""
+    try:
+        return bool(Job().hasAccess(job, user, level))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        logger.warning("Who may use job %s is not known: its field access is malformed", job["_id"])
+        return bool(user and user.get("admin"))
 
 
 def identify() -> Requester:

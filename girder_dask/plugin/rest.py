@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime, timezone
 from typing import Any
 
 from bson import ObjectId
@@ -17,9 +18,8 @@ from girder.models.api_key import ApiKey
 from girder_dask import facts
 from girder_dask._version import __version__
 from girder_dask.credential import SCOPE
-from girder_dask.errors import GirderError
 from girder_dask.jobs import JobUpdate, from_json, to_json
-from girder_dask.plugin import settings, store
+from girder_dask.plugin import aside, routes, settings, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body
 from girder_dask.plugin.unreached import unmark
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _MOST_JOBS = 10_000
 # Jobs in one page of those that a scheduler should have. Each page goes over all of them.
 _PAGE = 5_000
+# What the database holds as a whole number.
+_MOST_NUMBER = 2**62
 
 TokenScope.describeScope(
     SCOPE,
@@ -48,11 +50,11 @@ class Dask(Resource):
         super().__init__()
         self.resourceName = "dask"
         self._backend = backend
-        self.route("GET", ("ping",), self.ping)
-        self.route("GET", ("status",), self.status)
-        self.route("GET", ("credential",), self.credential)
-        self.route("POST", ("job", "updates"), self.update_jobs)
-        self.route("POST", ("job", "claim"), self.claim_jobs)
+        routes.add(self, "GET", ("ping",), self.ping)
+        routes.add(self, "GET", ("status",), self.status)
+        routes.add(self, "GET", ("credential",), self.credential)
+        routes.add(self, "POST", ("job", "updates"), self.update_jobs)
+        routes.add(self, "POST", ("job", "claim"), self.claim_jobs)
 
     @access.public
     @autoDescribeRoute(Description("Say which version of girder_dask this Girder has."))
@@ -70,7 +72,7 @@ class Dask(Resource):
     def status(self) -> dict[str, Any]:
         """Tell what ``girder-dask doctor`` asks of Girder."""
         keys = list(ApiKey().find({"scope": SCOPE, "active": True}, fields=["lastUse"]))
-        uses = [key["lastUse"] for key in keys if key.get("lastUse")]
+        uses = [key["lastUse"] for key in keys if isinstance(key.get("lastUse"), datetime)]
         return {
             "plugin": __version__,
             "scheduler": self._backend.scheduler_status(),
@@ -92,6 +94,7 @@ class Dask(Resource):
             **facts.gather(None),
             "scheduler": self._backend.check_scheduler(),
             "worker_api_url": settings.default_api_url(),
+            "set_aside": aside.count(datetime.now(timezone.utc)),
         }
 
     @access.token(scope=SCOPE, required=True)
@@ -115,7 +118,7 @@ class Dask(Resource):
     def update_jobs(self) -> dict[str, list[str]]:
         """Apply a batch of updates."""
         self._require_scheduler()
-        body = read_body()
+        body = read_body(lenient=True)
         self._backend.unreached.heard(_scheduler(body))
         wires = body.get("updates")
         if not isinstance(wires, list):
@@ -126,11 +129,9 @@ class Dask(Resource):
         if unreadable and not updates:
             # All of them: the two sides do not understand one another.
             raise RestException(str(unreadable[0][1]))
-        try:
-            verdicts = store.apply(_scheduler(body), updates)
-            verdicts.merge(store.receive(_scheduler(body), _receipts(body)))
-        except GirderError as e:
-            raise RestException(str(e), code=e.status or 500) from e
+        receipts = _receipts(body)
+        verdicts = store.apply(_scheduler(body), updates)
+        verdicts.merge(store.receive(_scheduler(body), receipts))
         for wire, error in unreadable:
             logger.warning("An update of a job is dropped: %s", error)
             if isinstance(wire, dict) and isinstance(wire.get("id"), str):
@@ -192,19 +193,26 @@ def _read(wire: Any) -> JobUpdate | Exception:
 def _receipts(body: dict[str, Any]) -> list[tuple[str, int]]:
     receipts = body.get("received", [])
     try:
-        return [(str(job_id), int(attempt)) for job_id, attempt in receipts]
-    except (ValueError, TypeError) as e:
+        return [(str(job_id), _count(attempt)) for job_id, attempt in receipts]
+    except (ValueError, TypeError, OverflowError) as e:
         raise RestException("What was received is no list of job ids and attempts.") from e
 
 
 def _lacking(body: dict[str, Any]) -> dict[ObjectId, tuple[int, int]]:
     try:
         return {
-            ObjectId(job_id): (int(attempt), int(sequence))
+            ObjectId(job_id): (_count(attempt), _count(sequence))
             for job_id, attempt, sequence in body.get("lacking", [])
         }
-    except (InvalidId, ValueError, TypeError) as e:
+    except (InvalidId, ValueError, TypeError, OverflowError) as e:
         raise RestException("What is lacking is no list of ids, attempts and sequences.") from e
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number < _MOST_NUMBER:
+        raise ValueError("no count")
+    return number
 
 
 def _scheduler(body: dict[str, Any]) -> str:

@@ -203,14 +203,20 @@ def forget_cached(_event: Any = None) -> None:
     _cache.clear()
 
 
+def _known_text(key: str) -> str | None:
+    value = _get(key)
+    # From the environment, or from the database, it comes as it is, unchecked.
+    return value if isinstance(value, str) and value else None
+
+
 def scheduler_address() -> str | None:
     """Return the address of the Dask scheduler, None where none is set."""
-    return _get(SCHEDULER_ADDRESS) or None
+    return _known_text(SCHEDULER_ADDRESS)
 
 
 def api_url() -> str | None:
     """Return Girder's REST API as the workers reach it, None where it is not set."""
-    return _get(API_URL) or None
+    return _known_text(API_URL)
 
 
 def direct_path() -> bool:
@@ -240,7 +246,7 @@ def max_priority() -> int:
 
 def server_root() -> str | None:
     """Return Girder's own setting of where it is, None where it is not set."""
-    return _get(SettingKey.SERVER_ROOT) or None
+    return _known_text(SettingKey.SERVER_ROOT)
 
 
 def default_api_url() -> str | None:

@@ -12,8 +12,9 @@ from girder.constants import TokenScope
 from girder.exceptions import AccessException, RestException
 from girder_jobs.models.job import Job
 
-from girder_dask.plugin import records
+from girder_dask.plugin import records, routes
 from girder_dask.plugin.requester import identify
+from girder_dask.plugin.routes import StoredJob
 
 __all__ = ["mount"]
 
@@ -22,14 +23,14 @@ _CONFLICT = 409
 
 def mount(resource: Resource) -> None:
     """Add the route to the resource ``dask``."""
-    resource.route("POST", ("job", ":id", "begin"), begin)
+    routes.add(resource, "POST", ("job", ":id", "begin"), begin)
 
 
 @access.public(scope=TokenScope.DATA_READ)
 @autoDescribeRoute(
     Description("Note that a run of a job calls its function now, and that no other one may.")
     .notes("For the job at work itself. The same run may ask again.")
-    .modelParam("id", "The id of the job.", model=Job, force=True)
+    .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param("attempt", "The number of its attempt.", dataType="integer")
     .param("run", "What tells this run from any other.")
     .param("worker", "The name of its worker.")
@@ -54,16 +55,20 @@ def begin(job: dict[str, Any], attempt: int, run: str, worker: str) -> dict[str,
 
 def _refuse(job: dict[str, Any], attempt: int) -> None:
     """Say why a run may not begin."""
-    begun = job["dask"].get("begun")
-    if begun is None:
+    begun = job["dask"].get("begun") if isinstance(job.get("dask"), dict) else None
+    if not isinstance(begun, dict):
         raise RestException(
             f"Attempt {attempt} of job {job['_id']} is over, since its worker was taken for dead.",
             code=_CONFLICT,
         )
     raise RestException(
-        f"The task may run at most once, and attempt {begun['attempt']} began it on "
-        f"{begun['worker']} at {begun['time']:%Y-%m-%d %H:%M:%S} UTC. Whether it came to its end "
+        f"The task may run at most once, and attempt {begun.get('attempt')} began it on "
+        f"{begun.get('worker')} at {_shown(begun.get('time'))}. Whether it came to its end "
         "there is not known, so it was not begun again. Look at what it has left behind, and "
         "start a new job if need be.",
         code=_CONFLICT,
     )
+
+
+def _shown(time: Any) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC" if isinstance(time, datetime) else "a time not known"

@@ -36,9 +36,10 @@ from girder_dask.plugin.cancellation import (
     ended_by_others,
     remember,
 )
-from girder_dask.plugin.claims import Claim, claim, hand_over, held
-from girder_dask.plugin.database import insert, reason
+from girder_dask.plugin.claims import Claim, claim, hand_over
+from girder_dask.plugin.database import UNFIT, insert, reason
 from girder_dask.plugin.dependencies import check as check_dependencies
+from girder_dask.plugin.held import held
 from girder_dask.plugin.history import History
 from girder_dask.plugin.notices import Notices
 from girder_dask.plugin.outcome import Outcome
@@ -274,6 +275,12 @@ def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
         # Whatever it is (BSON refuses some values with errors of its own), nothing may be left.
         may_exist = may_exist and not isinstance(e, ServerSelectionTimeoutError)
         may_exist = not _undo(drafts) and may_exist
+        if isinstance(e, UNFIT):
+            raise SubmissionError(
+                f"One of {len(drafts)} new jobs, the first of {drafts[0].spec.task}, cannot be "
+                f"stored: {e}. {_NONE}",
+                task=drafts[0].spec.task,
+            ) from e
         raise GirderError(
             f"Girder's database did not take {len(drafts)} new jobs, the first of "
             f"{drafts[0].spec.task}: {reason(e)}. {_NOT_KNOWN if may_exist else _NONE}"
@@ -333,7 +340,8 @@ def adopt(job: dict[str, Any], user: Mapping[str, Any] | None) -> Recorded:
     GirderError
         If the database does not take it.
     """
-    given = job.get("dask") or {}
+    dask = job.get("dask")
+    given: dict[str, Any] = dask if isinstance(dask, dict) else {}
     task = given.get("task")
     if not isinstance(task, str) or not all(task.partition(":")):
         raise SubmissionError(

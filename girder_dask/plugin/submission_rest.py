@@ -13,15 +13,15 @@ from girder.exceptions import AccessException, RestException
 from girder.models.user import User
 from girder_jobs.models.job import Job
 
-from girder_dask.errors import GirderError, SubmissionError
+from girder_dask.errors import GirderError
 from girder_dask.jobs import to_json
-from girder_dask.plugin import admission, groups, records, store
+from girder_dask.plugin import admission, groups, records, routes, store
 from girder_dask.plugin.authority import Authority
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body, require_json
-from girder_dask.plugin.dependencies import DependencyRefused
 from girder_dask.plugin.repeats import Repeatable
 from girder_dask.plugin.requester import Requester, identify
+from girder_dask.plugin.routes import StoredJob
 from girder_dask.plugin.tokens import SUBMIT_SCOPE
 from girder_dask.submit import Group, StoredResult, Submission
 
@@ -35,12 +35,12 @@ _STATE = ("_id", "title", "status", "progress", "updated", "userId")
 
 def mount(resource: Resource, backend: GirderBackend) -> None:
     """Add the routes to the resource ``dask``."""
-    routes = Submissions(backend)
-    resource.route("POST", ("job",), routes.submit)
-    resource.route("POST", ("job", "states"), routes.states)
-    resource.route("GET", ("job", ":id", "result"), routes.result)
-    resource.route("POST", ("job", "results"), routes.results)
-    resource.route("PUT", ("job", ":id", "cancel"), routes.cancel)
+    ours = Submissions(backend)
+    routes.add(resource, "POST", ("job",), ours.submit)
+    routes.add(resource, "POST", ("job", "states"), ours.states)
+    routes.add(resource, "GET", ("job", ":id", "result"), ours.result)
+    routes.add(resource, "POST", ("job", "results"), ours.results)
+    routes.add(resource, "PUT", ("job", ":id", "cancel"), ours.cancel)
 
 
 class Submissions:
@@ -100,22 +100,15 @@ class Submissions:
         if repeatable is not None:
             submissions, group = repeatable.marked(submissions, group)
         try:
-            try:
-                return self._backend.submit_for(
-                    _owner(requester), parent, submissions, group, authority=authority
-                )
-            except GirderError:
-                # So it is as well if they were recorded before.
-                known = repeatable.recorded(submissions, group) if repeatable is not None else []
-                if not known:
-                    raise
-                return known
-        except DependencyRefused as e:
-            raise AccessException(str(e)) from e
-        except SubmissionError as e:
-            raise RestException(str(e)) from e
-        except GirderError as e:
-            raise RestException(str(e), code=e.status or 500) from e
+            return self._backend.submit_for(
+                _owner(requester), parent, submissions, group, authority=authority
+            )
+        except GirderError:
+            # So it is as well if they were recorded before.
+            known = repeatable.recorded(submissions, group) if repeatable is not None else []
+            if not known:
+                raise
+            return known
 
     @access.public(scope=TokenScope.DATA_READ)
     @autoDescribeRoute(
@@ -152,7 +145,7 @@ class Submissions:
             "null while the job has not ended, and `value` where it is not kept. `parts` are the "
             "ids of the jobs under the parent job of a map, null for other jobs."
         )
-        .modelParam("id", "The id of the job.", model=Job, force=True)
+        .modelParam("id", "The id of the job.", model=StoredJob, force=True)
         .errorResponse("ID was invalid.")
         .errorResponse("Read access was denied for the job.", 403)
     )
@@ -198,7 +191,7 @@ class Submissions:
             "As `PUT job/:id/cancel`, but also for keys that may only start jobs, and for a job at "
             "work, which may cancel what it has started."
         )
-        .modelParam("id", "The id of the job.", model=Job, force=True)
+        .modelParam("id", "The id of the job.", model=StoredJob, force=True)
         .errorResponse("ID was invalid.")
         .errorResponse("You may not cancel the job.", 403)
     )
@@ -212,7 +205,14 @@ class Submissions:
                 f"Job {requester.job['_id']} has not started job {job['_id']}, so it may not "
                 "cancel it."
             )
-        canceled = Job().cancelJob(job)
+        try:
+            canceled = Job().cancelJob(job)
+        except (KeyError, TypeError, AttributeError) as e:
+            # Girder and its plugins take the document for what it should be.
+            raise RestException(
+                f"Job {job['_id']} cannot be canceled, as its document is malformed. Its owner "
+                "or an administrator can delete it."
+            ) from e
         return {"_id": canceled["_id"], "status": canceled["status"]}
 
 
@@ -226,13 +226,14 @@ def _ids() -> list[str]:
 
 
 def _state(job: Mapping[str, Any]) -> dict[str, Any]:
-    waits = (job.get("dask") or {}).get("waits")
+    dask = job.get("dask")
+    waits = dask.get("waits") if isinstance(dask, dict) else None
     return {**{name: job.get(name) for name in _STATE}, "dask": {"waits": waits}}
 
 
 def _shown(job: Mapping[str, Any], kept: StoredResult) -> dict[str, Any]:
     return {
-        "status": job["status"],
+        "status": job.get("status"),
         "value": to_json(kept.value),
         "error": kept.error,
         "exception": to_json(kept.exception),

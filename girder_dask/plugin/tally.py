@@ -43,7 +43,7 @@ class Count:
         """How many have ended in any way."""
         return self.done + self.failed + self.canceled
 
-    def add(self, status: int, number: int) -> None:
+    def add(self, status: Any, number: int) -> None:
         """Count some jobs in a state."""
         self.total += number
         if status not in _WAITING:

@@ -17,7 +17,7 @@ from girder_jobs.models.job import Job
 from pymongo.errors import PyMongoError
 
 from girder_dask.jobs import JobStatus
-from girder_dask.plugin import records
+from girder_dask.plugin import aside, records
 from girder_dask.plugin.history import History
 from girder_dask.plugin.updates import publish, save, without_log
 
@@ -164,7 +164,7 @@ def unmark(scheduler: str, limit: int = _MOST) -> int:
 
 def _write(query: dict[str, Any], reason: str, limit: int, index: str | None = None) -> int:
     jobs = records.collection(Job()).find(query, without_log, limit=limit, hint=index)
-    histories = [History(job) for job in jobs]
+    histories = [History(job) for job in aside.sound(jobs)]
     for history in histories:
         history.wait(reason, unreached=bool(reason))
     publish(save(histories)[0])

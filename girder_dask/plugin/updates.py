@@ -16,7 +16,8 @@ from pymongo.errors import BulkWriteError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobUpdate
-from girder_dask.plugin import chunks, groups, notices, outcomes, records
+from girder_dask.plugin import aside, chunks, groups, notices, outcomes, records
+from girder_dask.plugin.database import UNFIT
 from girder_dask.plugin.documents import is_bound
 from girder_dask.plugin.history import History, Verdict
 from girder_dask.plugin.logbook import FIELD
@@ -32,6 +33,9 @@ _PERMANENT = frozenset({2, 9, 14, 28, 40, 52, 54, 57, 121, 10334, 17419})
 
 #: How often a job is read again because somebody else changed it in between.
 MOST_ROUNDS = 5
+
+# What tells whether a write took place.
+_WRITTEN = ("attempt", "sequence", "scheduler", "claim", "waits")
 
 #: A projection of job documents: the log can be long and is never needed to add to it. What
 #: came of a job is nobody's but its owner's.
@@ -128,7 +132,9 @@ def _read(
     found = records.collection(Job()).find(
         {"_id": {"$in": list(pending)}, "dask.task": {"$exists": True}}, without_log
     )
-    histories = {job["_id"]: History(job, allow) for job in found if "attempt" in job["dask"]}
+    histories = {
+        job["_id"]: History(job, allow) for job in aside.sound(found) if "attempt" in job["dask"]
+    }
     for job_id, updates in pending.items():
         history = histories.get(job_id)
         if history is None:
@@ -234,6 +240,9 @@ def _write_jobs(
             kind = refused if error["code"] in _PERMANENT else failed
             kind[error["index"]] = error["errmsg"]
         matched = e.details.get("nMatched", 0)
+    except UNFIT as e:
+        # The driver sends nothing then, so what cannot be stored is found by itself.
+        return _write_alone(changed, now, e)
     for index, message in failed.items():
         logger.warning("Job %s is not updated now: %s", changed[index].id, message)
     done = refused.keys() | failed.keys()
@@ -241,6 +250,16 @@ def _write_jobs(
     if matched != len(tried):
         tried = _that_hold(tried)
     return tried, [(changed[index], message) for index, message in refused.items()]
+
+
+def _write_alone(
+    changed: Sequence[History], now: datetime, error: Exception
+) -> tuple[list[History], list[tuple[History, str]]]:
+    if len(changed) == 1:
+        return [], [(changed[0], f"something in it cannot be stored ({error})")]
+    parts = [_write_jobs([history], now) for history in changed]
+    written = [history for some, _ in parts for history in some]
+    return written, [pair for _, some in parts for pair in some]
 
 
 def _that_hold(tried: list[History]) -> list[History]:
@@ -260,13 +279,10 @@ def _that_hold(tried: list[History]) -> list[History]:
 
 def _is_at(history: History, job: Mapping[str, Any]) -> bool:
     # One that was never queued has but the name of its task.
-    dask = job.get("dask") or {}
-    return (
-        (dask.get("attempt"), dask.get("sequence")) == history.position
-        and job["status"] == history.job["status"]
-        and dask.get("scheduler") == history.dask["scheduler"]
-        and all(dask.get(key) == history.dask.get(key) for key in ("claim", "waits"))
-    )
+    dask = job.get("dask")
+    dask = dask if isinstance(dask, dict) else {}
+    is_there = all(dask.get(key) == history.dask.get(key) for key in _WRITTEN)
+    return is_there and job.get("status") == history.job["status"]
 
 
 def publish(histories: Iterable[History]) -> None:

@@ -29,9 +29,10 @@ from girder.models.item import Item
 from girder.models.upload import Upload
 from girder_jobs.models.job import Job
 
-from girder_dask.plugin import records
+from girder_dask.plugin import records, routes
 from girder_dask.plugin.notices import EVENT_HANDLER
 from girder_dask.plugin.requester import identify
+from girder_dask.plugin.routes import StoredJob
 from girder_dask.traces import ATTEMPT_HEADER, UPLOAD_HEADER, Broken
 from girder_dask.uploads import JOB_HEADER
 
@@ -41,6 +42,7 @@ __all__ = ["UPLOAD_INDEX", "bind", "ensure", "mount"]
 UPLOAD_INDEX = "dask_uploads"
 
 _CONFLICT = 409
+_MOST_DIGITS = 18
 
 
 def ensure() -> None:
@@ -63,15 +65,15 @@ def bind() -> None:
 
 def mount(resource: Resource) -> None:
     """Add the route to the resource ``dask``."""
-    resource.route("GET", ("job", ":id", "uploads"), list_uploads)
-    resource.route("POST", ("job", ":id", "upload"), settle)
+    routes.add(resource, "GET", ("job", ":id", "uploads"), list_uploads)
+    routes.add(resource, "POST", ("job", ":id", "upload"), settle)
 
 
 def _named() -> tuple[ObjectId | None, int] | None:
     """Return the job and the attempt that this request names. Old workers name no job."""
     attempt = cherrypy.request.headers.get(ATTEMPT_HEADER, "")
     job = cherrypy.request.headers.get(JOB_HEADER, "")
-    if not attempt.isdecimal():
+    if not (attempt.isdecimal() and attempt.isascii() and len(attempt) < _MOST_DIGITS):
         return None
     return ObjectId(job) if ObjectId.is_valid(job) else None, int(attempt)
 
@@ -105,11 +107,13 @@ def _refuse_if_over(what: str) -> None:
     if job is None and job_id is not None:
         fields = {"dask.attempt": True, "dask.open": True}
         job = records.collection(Job()).find_one({"_id": job_id}, fields)
-    if job is None or not job.get("dask"):
+    dask = None if job is None else job.get("dask")
+    if job is None or not isinstance(dask, dict) or not dask:
         return  # perhaps one of another Girder
-    if attempt < job["dask"].get("attempt", 1):
+    current = dask.get("attempt", 1)
+    if not isinstance(current, int) or attempt < current:
         why = f"its worker was taken for dead, and a later attempt {what} in its place"
-    elif not job["dask"].get("open"):
+    elif not dask.get("open"):
         why = f"the job has ended, so it {what} no more"
     else:
         return
@@ -161,7 +165,7 @@ def _mark_document(document: dict[str, Any]) -> None:
 @autoDescribeRoute(
     Description("List the files that result hooks of a job have uploaded into folders and items.")
     .notes("For jobs at work, and those who may read the job. The oldest is the first.")
-    .modelParam("id", "The id of the job.", model=Job, force=True)
+    .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param(
         "before",
         "Leave out what this attempt and later ones have uploaded.",
@@ -192,7 +196,7 @@ def list_uploads(job: dict[str, Any], before: int | None) -> list[dict[str, Any]
             "sha512": file.get("sha512"),
             "itemId": file["itemId"],
             "folderId": folders[file["itemId"]],
-            "attempt": file["dask"]["attempt"],
+            "attempt": file["dask"].get("attempt"),
         }
         for file in files
         if file.get("itemId") in folders
@@ -207,7 +211,7 @@ def list_uploads(job: dict[str, Any], before: int | None) -> list[dict[str, Any]
         "nothing has come of what was sent from the offset on, and else `nothing`: then all that "
         "there was of it is removed, and it has to begin anew."
     )
-    .modelParam("id", "The id of the job.", model=Job, force=True)
+    .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param("name", "What its requests have in the header Girder-Dask-Upload.")
     .param("folderId", "The folder that it is put into.", required=False)
     .param("uploadId", "The id of the upload, if it was begun.", required=False)

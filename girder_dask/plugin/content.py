@@ -1,0 +1,72 @@
+"""How what users have made is served: as data that a browser shows, and never runs.
+
+Girder's pages and what users store there have one origin. A page among the latter could act as
+whoever opens it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+from urllib.parse import quote
+
+from girder.api.rest import setResponseHeader
+
+__all__ = ["INLINE", "describe", "disposition", "is_media_type", "protect"]
+
+#: The media types that a browser is let show. SVG and PDF may hold scripts.
+INLINE = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp", "text/plain"})
+
+_OPAQUE = "application/octet-stream"
+_MEDIA_TYPE = re.compile(
+    r"[\w!#$&^.+-]{1,100}/[\w!#$&^.+-]{1,100}(\s*;[\x20-\x7e]{0,200})?", re.ASCII
+)
+_MOST_NAME = 255
+
+
+def protect() -> None:
+    """Have the browser run nothing of this answer, and take it for no other type."""
+    setResponseHeader("X-Content-Type-Options", "nosniff")
+    setResponseHeader("Content-Security-Policy", "sandbox; default-src 'none'")
+
+
+def describe(name: str, mime_type: Any, wanted: str) -> None:
+    """Set the headers that say what is served, and whether it is shown.
+
+    Parameters
+    ----------
+    name
+        The name of the file, whatever is in it.
+    mime_type
+        Its media type as its maker has given it.
+    wanted
+        ``inline`` or ``attachment``. The first one is heard for harmless types alone.
+    """
+    kind = mime_type if is_media_type(mime_type) else _OPAQUE
+    bare = kind.partition(";")[0].strip().lower()
+    is_shown = wanted == "inline" and bare in INLINE
+    setResponseHeader("Content-Type", kind)
+    setResponseHeader("Content-Disposition", disposition(name, inline=is_shown))
+
+
+def is_media_type(text: Any) -> bool:
+    """Say whether a text is a media type, such as ``text/plain;charset=utf-8``.
+
+    >>> is_media_type("image/png"), is_media_type("text/html\\r\\nSet-Cookie: a=b")
+    (True, False)
+    """
+    return isinstance(text, str) and _MEDIA_TYPE.fullmatch(text) is not None
+
+
+def disposition(name: str, *, inline: bool) -> str:
+    r"""Return the header ``Content-Disposition`` for the last part of a name (RFC 6266).
+
+    >>> disposition('plots/Straße "1".png', inline=False)
+    'attachment; filename="Strae _1_.png"; filename*=UTF-8\'\'Stra%C3%9Fe%20%221%22.png'
+    """
+    last = name.rpartition("/")[2].encode("utf-8", "replace").decode()[-_MOST_NAME:] or "file"
+    plain = unicodedata.normalize("NFKD", last).encode("ascii", "ignore").decode()
+    plain = re.sub(r'["\\%\x00-\x1f\x7f]', "_", plain) or "file"
+    shown = f'{"inline" if inline else "attachment"}; filename="{plain}"'
+    return shown if plain == last else f"{shown}; filename*=UTF-8''{quote(last, safe='')}"

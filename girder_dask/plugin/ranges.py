@@ -1,0 +1,85 @@
+"""Requests for a part of what a route serves, as RFC 9110 (section 14) has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import cherrypy
+from girder.api.rest import setResponseHeader
+from girder.exceptions import RestException
+
+__all__ = ["Unsatisfiable", "asked_for", "wanted"]
+
+# A number that a file of an exabyte does not need is none.
+_SPEC = re.compile(r"(\d{1,18})-(\d{1,18})?|-(\d{1,18})", re.ASCII)
+
+
+class Unsatisfiable(ValueError):
+    """None of the ranges that are asked for is there."""
+
+
+def asked_for(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return the first byte that is asked for, and the one after the last.
+
+    None stands for the whole: where no range is asked for, where the header is not understood,
+    which a server ignores, and where there are several ranges, which it may.
+
+    Raises
+    ------
+    Unsatisfiable
+        If nothing of what is asked for is there.
+
+    Examples
+    --------
+    >>> asked_for("bytes=2-4", 10), asked_for("bytes=-3", 10), asked_for("bytes=5-99", 10)
+    ((2, 5), (7, 10), (5, 10))
+    >>> asked_for("lines=1-2", 10), asked_for("bytes=abc", 10), asked_for("bytes=0-1,4-5", 10)
+    (None, None, None)
+    """
+    unit, equals, text = (header or "").partition("=")
+    if not equals or unit.strip().lower() != "bytes":
+        return None
+    specs = [_SPEC.fullmatch(part.strip()) for part in text.split(",") if part.strip()]
+    if not specs or not all(spec and _is_valid(spec) for spec in specs):
+        return None
+    there = list(_there(specs, size))
+    if not there:
+        raise Unsatisfiable(header)
+    return there[0] if len(specs) == 1 and there[0][1] > there[0][0] else None
+
+
+def _is_valid(spec: re.Match[str]) -> bool:
+    first, last, _ = spec.groups()
+    return last is None or int(last) >= int(first)
+
+
+def _there(specs: list[re.Match[str] | None], size: int) -> Iterator[tuple[int, int]]:
+    for spec in specs:
+        first, last, suffix = spec.groups() if spec else (None, None, "0")
+        if suffix is not None:
+            if int(suffix):
+                yield max(size - int(suffix), 0), size
+        elif int(first or 0) < size:
+            yield int(first or 0), size if last is None else min(int(last) + 1, size)
+
+
+def wanted(size: int, what: str) -> tuple[int, int] | None:
+    """Return what this request asks for of so many bytes, None for the whole.
+
+    Raises
+    ------
+    RestException
+        With the status 416.
+    """
+    headers = cherrypy.request.headers
+    if headers.get("If-Range"):
+        return None  # what it names is no state of ours: nothing here has a validator
+    try:
+        return asked_for(headers.get("Range"), size)
+    except Unsatisfiable as e:
+        setResponseHeader("Content-Range", f"bytes */{size}")
+        raise RestException(
+            f"{what} has {size:,} bytes, and the range that was asked for is not among them.",
+            code=416,
+        ) from e
