@@ -26,7 +26,7 @@ from pymongo.errors import (
 )
 
 from girder_dask.errors import GirderDaskError, GirderError
-from girder_dask.plugin.database import UNFIT
+from girder_dask.plugin.database import UNFIT, reason
 from girder_dask.plugin.dependencies import DependencyRefused
 
 __all__ = ["MOST_LEVELS", "clean", "encode", "levels", "translated"]
@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 #: The most levels of lists and objects in what a request holds and in what is answered.
 MOST_LEVELS = 150
-
-_UNFIT = (*UNFIT, DocumentTooLarge)
-
 
 # -- documents ----------------------------------------------------------------------------------
 
@@ -118,11 +115,8 @@ def translated() -> Iterator[None]:
         raise AccessException(str(e)) from e
     except GirderDaskError as e:
         raise RestException(str(e), code=_status(e)) from e
-    except _UNFIT as e:
-        raise RestException(
-            "The request holds what Girder cannot keep: a whole number beyond 64 bits, text that "
-            f"is not Unicode, or too many levels ({type(e).__name__}). Nothing was changed."
-        ) from e
+    except UNFIT as e:
+        raise RestException(f"The request cannot be answered: {reason(e)}.") from e
     except PyMongoError as e:
         logger.warning("A request failed, as Girder's database refused it: %s", e)
         raise _of_database(e) from e
@@ -141,6 +135,6 @@ def _status(error: GirderDaskError) -> int:
 
 
 def _of_database(error: PyMongoError) -> RestException:
-    if isinstance(error, (WriteError, BulkWriteError, DuplicateKeyError)):
+    if isinstance(error, (WriteError, BulkWriteError, DuplicateKeyError, DocumentTooLarge)):
         return RestException("Girder's database does not take what the request holds.")
     return RestException("Girder's database does not answer. Send the request again.", code=503)

@@ -27,11 +27,24 @@ def reason(error: Exception) -> str:
     if isinstance(error, (BulkWriteError, DuplicateKeyError)):
         # What it says holds the document.
         return "it refused a document, or has one of the same key"
+    if isinstance(error, UNFIT):
+        return _unfit(error)
     text = str(error)
     if isinstance(error, ConnectionFailure):
         for more in (" (configured timeouts", ", Timeout: "):
             text = text.partition(more)[0]
     return text.rstrip(".")
+
+
+def _unfit(error: Exception) -> str:
+    """Return why a document cannot be stored; the driver says it in words of its own."""
+    if isinstance(error, UnicodeError):
+        return "it holds text that is not Unicode, such as half of a surrogate pair"
+    if isinstance(error, OverflowError):
+        return "it holds a whole number of more than 64 bits"
+    if isinstance(error, RecursionError):
+        return "it holds too many lists and mappings within each other"
+    return "it holds a key or a value that the database does not store"
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ from typing import Any
 
 import bson
 from bson import ObjectId, json_util
-from bson.errors import BSONError
 from girder import events
 from girder.constants import AccessType
 from girder_jobs.models.job import Job
 
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import HANDLER, JobStatus
+from girder_dask.plugin.database import UNFIT, reason
 from girder_dask.submit import Submission
 
 __all__ = ["OURS", "announce_saved", "build", "is_bound", "plain", "utf8"]
@@ -146,9 +146,10 @@ def _fit(job: dict[str, Any], submission: Submission) -> None:
             job["args"] = [_short.repr(job["args"])]
             job["kwargs"] = json_util.dumps({"…": job["kwargs"][:1000]})
             size = len(bson.encode(job))
-    except (BSONError, OverflowError, UnicodeError) as e:
+    except UNFIT as e:
         raise SubmissionError(
-            f"The fields of the job of {submission.task} cannot be stored: {e}. No job was made.",
+            f"The fields of the job of {submission.task} cannot be stored: {reason(e)}. No job was "
+            "made.",
             task=submission.task,
         ) from e
     if size > MOST_BYTES:

@@ -51,11 +51,12 @@ def download(
     if not requester.runs(job):
         requester.require(job, AccessType.READ)
     log = chunks.load(job["_id"])
-    start, end = _range(offset, log.size)
+    part = ranges.wanted(log.size, "The log")
+    start, end = part or (_checked(offset, log.size), log.size)
     content.describe(f"{job['_id']}.log", "text/plain; charset=utf-8", contentDisposition)
     setResponseHeader("Accept-Ranges", "bytes")
     setResponseHeader("Content-Length", end - start)
-    if start < end and (start, end) != (0, log.size):
+    if start < end and (part is not None or start):
         setResponseHeader("Content-Range", f"bytes {start}-{end - 1}/{log.size}")
 
     def stream() -> Iterator[bytes]:
@@ -64,14 +65,10 @@ def download(
     return stream
 
 
-def _range(offset: int, size: int) -> tuple[int, int]:
-    """Return the first byte that is wanted, and the one after the last."""
-    part = ranges.wanted(size, "The log")
-    if part is not None:
-        return part
+def _checked(offset: int, size: int) -> int:
     if not 0 <= offset <= size:
         raise RestException(
             f"The log has {size:,} bytes, so it cannot be read from byte {offset:,} on. Give an "
             f"offset from 0 to {size:,}."
         )
-    return offset, size
+    return offset

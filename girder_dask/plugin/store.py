@@ -278,7 +278,7 @@ def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
         if isinstance(e, UNFIT):
             raise SubmissionError(
                 f"One of {len(drafts)} new jobs, the first of {drafts[0].spec.task}, cannot be "
-                f"stored: {e}. {_NONE}",
+                f"stored: {reason(e)}. {_NONE}",
                 task=drafts[0].spec.task,
             ) from e
         raise GirderError(
