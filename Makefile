@@ -8,7 +8,7 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyp
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint versions bench profile figures docs clean
+.PHONY: help demo test faults lint versions bench profile figures matrix docs clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -38,6 +38,9 @@ profile: .venv/.bench ## Look where Girder, the scheduler and a worker spend the
 
 figures: .venv/.bench ## Put the last measurements into README.md and docs/performance.md
 	$(PYTHON) -m benchmarks.pages
+
+matrix: .venv/.test ## Put who may ask what of which route into docs/security.md
+	GIRDER_DASK_WRITE_MATRIX=1 $(PYTHON) -m pytest tests/security/test_matrix.py
 
 docs: .venv/.dev ## Build the documentation in docs/_build/html
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -32,6 +32,9 @@ _COLORS = {
 }
 _AT_WORK = "#1a6fb5"
 
+# More than anybody counts. What is not finite is more as well.
+_MOST = 10**30
+
 # The states in which progress is counted in bytes.
 _IN_BYTES = {JobStatus.FETCHING_INPUT, JobStatus.PUSHING_OUTPUT}
 
@@ -77,7 +80,7 @@ def render(
     now
         The present time, for a job that has not ended.
     """
-    status = JobStatus(job.get("status", JobStatus.QUEUED))
+    status = _status(job)
     color = _COLORS.get(status, _AT_WORK)
     parts = [
         f"<style>{_STYLE}</style>",
@@ -115,6 +118,13 @@ def _end(pieces: Sequence[str]) -> str:
         if size > _WIDTH * _LINES * 8:
             break
     return "".join(reversed(found))
+
+
+def _status(job: Mapping[str, Any]) -> JobStatus:
+    try:
+        return JobStatus(job.get("status", JobStatus.QUEUED))
+    except (ValueError, TypeError):
+        return JobStatus.INACTIVE  # of a plugin that has states of its own
 
 
 def _name(status: JobStatus) -> str:
@@ -173,12 +183,14 @@ def _clock(begin: datetime, end: datetime) -> str:
 def _message(job: Mapping[str, Any]) -> str:
     group = (job.get("dask") or {}).get("group")
     if isinstance(group, Mapping):
-        ended = f"{group.get('done', 0):,} of {group.get('total', 0):,} jobs done"
-        failed, canceled = group.get("failed", 0), group.get("canceled", 0)
+        done, total, failed, canceled = (
+            _number(group.get(name)) or 0 for name in ("done", "total", "failed", "canceled")
+        )
+        ended = f"{done:,.0f} of {total:,.0f} jobs done"
         return (
             ended
-            + (f", {failed:,} failed" if failed else "")
-            + (f", {canceled:,} canceled" if canceled else "")
+            + (f", {failed:,.0f} failed" if failed else "")
+            + (f", {canceled:,.0f} canceled" if canceled else "")
         )
     why = waits_for(job)
     if why:
@@ -218,7 +230,7 @@ def _bar(job: Mapping[str, Any]) -> str:
 
 def _number(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None
+    return float(value) if is_number and abs(value) < _MOST else None
 
 
 def _log(log: Sequence[str] | str) -> str:

@@ -24,6 +24,7 @@ from girder_dask.plugin import (
     log_rest,
     records,
     repeats,
+    schemas,
     starts,
     submission_rest,
     sweeper,
@@ -56,6 +57,7 @@ class DaskPlugin(GirderPlugin):
         # So that workers can check what they fetch, and know when a copy is still good.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
 
+        schemas.describe()
         backend = GirderBackend()
         events.bind(backend)
         uploads.bind()

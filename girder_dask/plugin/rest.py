@@ -19,7 +19,7 @@ from girder_dask import facts
 from girder_dask._version import __version__
 from girder_dask.credential import SCOPE
 from girder_dask.jobs import JobUpdate, from_json, to_json
-from girder_dask.plugin import aside, routes, settings, store
+from girder_dask.plugin import aside, routes, schemas, settings, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body
 from girder_dask.plugin.unreached import unmark
@@ -110,6 +110,7 @@ class Dask(Resource):
             'A JSON object: {"scheduler": id, "updates": [update, …], '
             '"received": [[job id, attempt], …]}.',
             paramType="body",
+            dataType=schemas.UPDATES,
             required=False,
         )
         .errorResponse("The body cannot be read.")
@@ -153,6 +154,7 @@ class Dask(Resource):
             'A JSON object: {"scheduler": id, "limit": most jobs, "after": id or "" or null, '
             '"lacking": [[job id, attempt, sequence], …]}.',
             paramType="body",
+            dataType=schemas.CLAIM,
             required=False,
         )
         .errorResponse("The body cannot be read.")

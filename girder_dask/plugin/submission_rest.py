@@ -15,7 +15,7 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import to_json
-from girder_dask.plugin import admission, groups, records, routes, store
+from girder_dask.plugin import admission, groups, records, routes, schemas, store
 from girder_dask.plugin.authority import Authority
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body, require_json
@@ -66,6 +66,7 @@ class Submissions:
             "body",
             'A JSON object: {"submissions": [submission, …], "group": group or null, "key": …}.',
             paramType="body",
+            dataType=schemas.SUBMISSIONS,
             required=False,
         )
         .errorResponse("The body cannot be read.")
@@ -118,7 +119,13 @@ class Submissions:
             "The answer leaves out the jobs that do not exist and those that you may not read. "
             "A scheduler is told of all."
         )
-        .param("body", 'A JSON object: {"ids": [job id, …]}.', paramType="body", required=False)
+        .param(
+            "body",
+            'A JSON object: {"ids": [job id, …]}.',
+            paramType="body",
+            dataType=schemas.IDS,
+            required=False,
+        )
         .errorResponse("The body cannot be read.")
     )
     def states(self) -> dict[str, list[dict[str, Any]]]:
@@ -164,7 +171,13 @@ class Submissions:
             "jobs that do not exist and those that you may not read; `left` names those for "
             "which this answer has no room."
         )
-        .param("body", 'A JSON object: {"ids": [job id, …]}.', paramType="body", required=False)
+        .param(
+            "body",
+            'A JSON object: {"ids": [job id, …]}.',
+            paramType="body",
+            dataType=schemas.IDS,
+            required=False,
+        )
         .errorResponse("The body cannot be read.")
     )
     def results(self) -> dict[str, Any]:

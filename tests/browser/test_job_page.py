@@ -195,6 +195,54 @@ def test_page_shows_the_progress_of_a_job(girder_stack: Any, girder_user: Any, p
     expect(page.locator(".g-dask-progress")).to_contain_text("<i>Reading")
 
 
+EVIL = "</div><img src=x onerror='window.attacked = true'><script>window.attacked = true</script>"
+
+
+def forge(job_id: str, text: str) -> None:
+    """Write text into all that a page shows of a job. Run it in Girder."""
+    from bson import ObjectId
+    from girder_jobs.models.job import Job
+
+    progress = {"total": 5, "current": 1, "message": text}
+    fields = {"title": text, "type": text, "log": [text], "progress": progress, "dask.waits": text}
+    Job().collection.update_one({"_id": ObjectId(job_id)}, {"$set": {**fields, "status": 1}})
+
+
+def test_page_reads_nothing_of_a_job_as_html(
+    girder_stack: Any, girder_user: Any, page: Page
+) -> None:
+    job_id = start_slow(girder_user.client, 0.1, 1)
+    girder_stack.wait(job_id)
+    name = EVIL.replace("/", "")
+    girder_user.client.post(f"job/{job_id}/artifact", {"name": name}, data=b"24 coins")
+    girder_stack.call(forge, job_id, EVIL)
+    page.goto(f"{girder_stack.girder}/#job/{job_id}")
+    expect(page.locator(".g-dask-artifacts a")).to_have_text([name], timeout=_LIVE)
+    expect(page.locator(".g-dask-waits")).to_contain_text("<script>")
+    expect(page.locator(".g-job-log-container")).to_contain_text("<script>")
+    assert page.evaluate("window.attacked") is None
+
+
+def test_an_artifact_runs_nothing_on_the_origin_of_girder(
+    girder_stack: Any, girder_user: Any, browser: Any
+) -> None:
+    job_id = start_slow(girder_user.client, 0.1, 1)
+    girder_stack.wait(job_id)
+    html = b"<p>shown</p><script>document.body.textContent = 'run'</script>"
+    options = {"name": "page.html", "mimeType": "text/html"}
+    made = girder_user.client.post(f"job/{job_id}/artifact", options, data=html)
+    context = browser.new_context()
+    context.add_cookies(
+        [{"name": "girderToken", "value": girder_user.client.token, "url": girder_stack.girder}]
+    )
+    page = context.new_page()
+    # Girder's own route shows it as a page.
+    page.goto(f"{girder_stack.api}/file/{made['_id']}/download?contentDisposition=inline")
+    expect(page.locator("body")).to_have_text(re.compile("^shown"))
+    assert page.evaluate("window.origin") == "null"
+    context.close()
+
+
 def test_page_names_the_states_of_our_own(girder_stack: Any, girder_user: Any, page: Page) -> None:
     job_id = start_slow(girder_user.client, 0.1, 1)
     girder_stack.wait(job_id)

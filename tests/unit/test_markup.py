@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import Any
@@ -143,6 +144,25 @@ def test_nothing_of_a_job_is_read_as_html() -> None:
     assert set(tags) == {"style", "div", "span", "a", "pre"}
     assert tags.count("style") == 1
     assert page.words.count(EVIL) == 3, "the title, the log and the note"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"status": "x"},
+        {"status": [1]},
+        {"status": 99},
+        {"progress": {"total": math.inf, "current": 1.0}},
+        {"progress": {"total": 5.0, "current": math.nan}},
+        {"progress": {"total": 10**400, "current": 1}},
+        {"dask": {"group": {"done": "<b>", "total": None, "failed": [], "canceled": math.inf}}},
+    ],
+    ids=str,
+)
+def test_fields_that_are_none_are_left_out(fields: dict[str, Any]) -> None:
+    shown = render({"_id": "5f3c", "title": "T", **fields})
+    assert "<b>" not in shown
+    assert "job 5f3c" in shown
 
 
 def test_a_note_comes_last() -> None:
