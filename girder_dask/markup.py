@@ -197,10 +197,10 @@ def _message(job: Mapping[str, Any]) -> str:
         return why[:_WIDTH]
     progress = job.get("progress") or {}
     text = str(progress.get("message") or "")[:_WIDTH]
-    total, current = _number(progress.get("total")), _number(progress.get("current"))
-    if total and current is not None:
+    goal, current = _number(progress.get("total")), _number(progress.get("current"))
+    if goal and current is not None:
         show = _size if job.get("status") in _IN_BYTES else _amount
-        text = f"{text} {show(current)}/{show(total)}".strip()
+        text = f"{text} {show(current)}/{show(goal)}".strip()
     return text
 
 

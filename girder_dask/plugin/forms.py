@@ -172,19 +172,20 @@ _RECORD: Mapping[str, Rule] = {
     "own_token": _TRUTH,
     "payload_bytes": _COUNT,
 }
+# Null is what a call leaves to others, but for what says whom to trust.
 _RECORD_IF_THERE: Mapping[str, Rule] = {
     "payload": _BYTES,
+    "trusted": _TRUTH,
     "resources": _or_none((_list_of(_is_resource), "a list of pairs")),
     "dependencies": _or_none((_list_of(_is_text), "a list of ids")),
-    "api_url": _or_none(_TEXT),
+    "girder_api_url": _or_none(_TEXT),
     "package": _or_none(_TEXT),
-    "title": _TEXT,
-    "retries": _COUNT,
+    "title": _or_none(_TEXT),
+    "retries": _or_none(_COUNT),
     "timeout": _or_none((_is_number, "a number of seconds")),
-    "priority": _WHOLE,
-    "isolation": _TEXT,
-    "at_most_once": _TRUTH,
-    "trusted": _TRUTH,
+    "priority": _or_none(_WHOLE),
+    "isolation": _or_none(_TEXT),
+    "at_most_once": _or_none(_TRUTH),
 }
 
 

@@ -40,5 +40,8 @@ def _work() -> None:
                 logger.warning("Deleted %d tokens that their jobs had left behind", count)
         except PyMongoError as e:
             logger.warning("Tokens that jobs have left behind are not looked for: %s", e)
+        except Exception:
+            # Something in the database is not as it should be. The thread goes on.
+            logger.exception("Tokens that jobs have left behind are not looked for")
         # Not all processes of Girder at once.
         time.sleep(INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - it is no secret

@@ -26,7 +26,7 @@ JOB_FIELDS = [
 ]
 RECORD_FIELDS = [
     *("task", "token", "own_token", "payload_bytes", "payload", "resources", "dependencies"),
-    *("retries", "priority", "timeout", "isolation", "trusted", "title", "api_url"),
+    *("retries", "priority", "timeout", "isolation", "trusted", "title", "girder_api_url"),
     *("result", "error", "exception", "result_attempt", "removed"),
 ]
 FORGED = [
