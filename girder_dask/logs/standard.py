@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 from girder_dask.logs.interrupts import due, meet
 from girder_dask.logs.joblog import JobLog, current
+from girder_dask.logs.modules import give_properties, take_properties
 from girder_dask.logs.printing import writing_code
 from girder_dask.logs.streams import RoutingStream
 
@@ -181,8 +182,7 @@ def install() -> None:
         if base is not None:
             properties[f"__{name}__"] = property(front.get_original, _setter(f"__{name}__"))
         sys.__dict__[name] = front
-    _class = type("sys_by_job", (type(sys),), properties)
-    sys.__class__ = _class
+    _class = give_properties(sys, properties)
 
 
 def _nowhere() -> TextIO:
@@ -199,8 +199,7 @@ def _setter(name: str) -> Any:
 def uninstall() -> None:
     """Put back what was there, unless somebody has replaced it since."""
     global _class
-    if _class is not None and type(sys) is _class:
-        sys.__class__ = _class.__base__  # type: ignore[assignment]
+    take_properties(sys, _class)
     _class = None
     for name, front in _fronts.items():
         if sys.__dict__.get(name) is front:

@@ -23,6 +23,7 @@ from typing import Any
 from girder_dask.logs.importing import importing
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.loggers import Patches
+from girder_dask.logs.modules import give_properties, take_properties
 
 __all__ = ["install", "is_of_warnings", "uninstall"]
 
@@ -82,15 +83,13 @@ def install() -> None:
     _patches(warnings, "_add_filter", _add_filter)
     _patches(warnings, "resetwarnings", _reset)
     _patches(warnings, "_filters_mutated", _mutated)
-    _class = type("warnings_by_job", (type(warnings),), {name: _property(name) for name in _NAMES})
-    warnings.__class__ = _class
+    _class = give_properties(warnings, {name: _property(name) for name in _NAMES})
 
 
 def uninstall() -> None:
     """Put back what was there."""
     global _class
-    if _class is not None and type(warnings) is _class:
-        warnings.__class__ = _class.__base__  # type: ignore[assignment]
+    take_properties(warnings, _class)
     _class = None
     _patches.undo()
 

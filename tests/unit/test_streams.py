@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import doctest
 import importlib
 import io
 import os
+import pickle
 import subprocess
 import sys
 import threading
 import types
 import unittest
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import cloudpickle
 import pytest
 from deadline import until
 from run_worker import Worker, captured
@@ -395,3 +399,14 @@ assert sys.stdout is None
 assert log.take() == "heard\\ntoo\\n"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("library", [pickle, cloudpickle], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("module", [sys, warnings], ids=lambda each: each.__name__)
+def test_a_module_that_is_looked_up_by_job_can_be_pickled(worker, library, module):
+    assert type(module) is not types.ModuleType
+    data = library.dumps(module)
+    assert library.loads(data) is module
+    assert copy.deepcopy(module) is module
+    code = "import pickle, sys; assert pickle.load(sys.stdin.buffer).__name__"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30, input=data)
