@@ -28,7 +28,8 @@ from girder_dask import context, logs
 from girder_dask.completion import completed
 from girder_dask.context import JobManager
 from girder_dask.errors import CancelInterrupt, JobInterrupted, TimeoutInterrupt
-from girder_dask.failures import Failure, Place, failure_of, summary
+from girder_dask.failures import Failure, Place, failure_of, summary, tell
+from girder_dask.forks import ending_forks
 from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs import inherit
 from girder_dask.logs.processlog import ProcessLog, buffer_lines, flush_c
@@ -171,8 +172,7 @@ class _Child:
             self._interruptible = False
             value, failure = None, self._failure(e)
         self._outlet.tell()
-        self._log.flush_all()
-        flush_c()
+        self._flush()
         self._write(value, failure)
         self._send("end")
 
@@ -190,6 +190,7 @@ class _Child:
         context.current.set(job)
         with child_jobs(setup.api_url, setup.spec.token, self._dask_client, job):
             function = self._function()
+            os.chdir(setup.work_dir)
             self._send("ready")
             self._inputs.wait()
             with reading(self._file) as f:
@@ -197,8 +198,20 @@ class _Child:
             self._started = True
             if self._manager.status != JobStatus.CANCELING:
                 self._manager.status = JobStatus.RUNNING
-            with logs.finishing():
-                return completed(function, *args, **kwargs)
+            try:
+                with ending_forks(self._flush, tell, self._is_ours), logs.finishing():
+                    return completed(function, *args, **kwargs)
+            finally:
+                self._tell_cwd()
+
+    def _tell_cwd(self) -> None:
+        """Tell where the function was in the end: relative paths in its result start there."""
+        with contextlib.suppress(OSError):  # it is gone
+            self._send("cwd", str(Path.cwd()))
+
+    def _flush(self) -> None:
+        self._log.flush_all()
+        flush_c()
 
     def _function(self) -> Callable[..., Any]:
         if self._setup.function is None:
@@ -274,6 +287,9 @@ class _Child:
             elif kind == "stop":
                 self._why = TimeoutInterrupt if what == "timeout" else CancelInterrupt
                 self._told.set()
+
+    def _is_ours(self, handler: Any) -> bool:
+        return bool(handler == self._on_term)
 
     def _on_term(self, *_: Any) -> None:
         """Stop the task: Python runs this in its main thread, also in ``time.sleep``."""

@@ -84,6 +84,8 @@ class TaskProcess:
         self._setup = setup
         self._manager = manager
         self._grace = grace
+        #: Where the function was when it returned, None until then.
+        self.cwd: str | None = None
         self._heard: set[str] = set()
         self._lock = threading.RLock()
         self._busy = False
@@ -277,6 +279,8 @@ class TaskProcess:
         elif kind == "status":
             with contextlib.suppress(JobCanceled, ValueError):
                 self._manager.updateStatus(what)
+        elif kind == "cwd":
+            self.cwd = what
         elif kind == "flush":
             self._manager.write("", forceFlush=True)
         else:

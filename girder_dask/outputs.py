@@ -90,10 +90,14 @@ class _Sent(_OfAttempt):
         except requests.RequestException as e:
             raise self.failed("the result cannot be uploaded.", e) from e
 
+    def _path(self, data: Any) -> str:
+        """Return what the function returned as an absolute path."""
+        return str(Path(self.cwd or "", os.fspath(data)).absolute())
+
     def _source(self, data: Any) -> Path | None:
         """Return the path that the function returned, None if nothing is there."""
         try:
-            source = Path(data)
+            source = Path(self._path(data))
             return source if source.exists() else None
         except (TypeError, ValueError) as e:
             raise self.failed(
@@ -114,12 +118,12 @@ class _Sent(_OfAttempt):
         """Refuse what is outside of the job's directory, for those who may start no code."""
         if not self.confined:
             return
-        own = None if self.work_dir is None else self.work_dir.resolve()
-        if own is None or own not in path.resolve().parents:
+        own = {each.resolve() for each in (self.work_dir, self.inputs_dir) if each is not None}
+        if own.isdisjoint(path.resolve().parents):
             raise self.failed(
                 f"{str(path)!r:.200} is not in the directory of the job, and who started it may "
-                "not run code of their own, so nothing else is sent. Have the task write into "
-                "girder_dask.current_job().work_dir."
+                "not run code of their own, so nothing else is sent. Have the task write into its "
+                "working directory, girder_dask.current_job().work_dir."
             )
         found = path.stat()
         is_fetched = (found.st_dev, found.st_ino) in (self.links or ())
@@ -172,7 +176,7 @@ class _Upload(_Sent):
 
     def transform(self, data: Any) -> Any:
         try:
-            path = os.fspath(data)
+            path = self._path(data)
             self._check_place(Path(path))
             self.output_file_path = path
             there = Path(path).exists()
@@ -183,9 +187,8 @@ class _Upload(_Sent):
                 f"the function returned {data!r:.200}, but there is no such file. Return the "
                 "path of the file that is to be uploaded."
             )
-        source = Path(data)
         with self._explained():
-            self._send(source)
+            self._send(Path(path))
         return self._id
 
     @abc.abstractmethod
@@ -268,7 +271,7 @@ class GirderUploadToFolder(_Upload):
         return {**super().arguments(), "must_exist": self.must_exist}
 
     def transform(self, data: Any) -> Any:
-        if not self.must_exist and not self.confined and not Path(data).exists():
+        if not self.must_exist and not self.confined and not Path(self._path(data)).exists():
             return None
         return super().transform(data)
 

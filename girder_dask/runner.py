@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from girder_dask import context, gpus, logs
@@ -23,6 +24,7 @@ from girder_dask.context import JobManager, RunningJob
 from girder_dask.dependencies import NotKept, resolved
 from girder_dask.errors import JobCanceled, JobFailed, JobTimeout
 from girder_dask.failures import Failure, exception_of, failure_of, summary, tell, was_killed
+from girder_dask.forks import ending_forks
 from girder_dask.interruption import Interruption
 from girder_dask.isolation import IN_A_THREAD, ProcessFailed, TaskProcess
 from girder_dask.jobs import JobSpec, JobStatus
@@ -31,6 +33,7 @@ from girder_dask.offspring import Offspring
 from girder_dask.outbox import RunOutlet
 from girder_dask.payload import PACKING, Call, open_call, open_value, pack_value
 from girder_dask.redaction import secrets_in
+from girder_dask.separation import Separation
 from girder_dask.starts import await_number, begin
 from girder_dask.station import Station
 from girder_dask.surroundings import NO_ADDRESS, child_jobs, open_session, running_job
@@ -99,6 +102,8 @@ class Run:
         self._transfers: Transfers | None = None
         self._process: TaskProcess | None = None
         self._workspace = Workspace(station.directory, f"job-{spec.id}-")
+        self._inputs = Workspace(station.directory, f"job-{spec.id}-inputs-")
+        self._separation = Separation(self._workspace.path, self._outlet.write)
         self._surroundings = contextlib.ExitStack()
         self._started = False
         #: Whether what becomes of the job is for this run to say.
@@ -153,7 +158,8 @@ class Run:
         token = context.current.set(None)
         try:
             try:
-                return self._run()
+                with self._no_forks():  # of transforms, say
+                    return self._run()
             finally:
                 self._interruption.detach()
         except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
@@ -166,6 +172,7 @@ class Run:
     def _run(self) -> _End:
         wanted = float((self.spec.resources or {}).get(gpus.RESOURCE, 0))
         within = self._surroundings.enter_context
+        self._separation.begin()
         ids = within(self.station.gpus.lent(wanted))
         api_url = self.station.girder_of(self.spec)
         if api_url is None and self.spec.token is not None:
@@ -193,7 +200,11 @@ class Run:
                 f"{', '.join(ids)}, runs in a process of its own.\n"
             )
         self._transfers = transfers = Transfers(
-            job, self.station.cache, self._stop_if_canceled, confined=not self.spec.trusted
+            job,
+            self.station.cache,
+            self._stop_if_canceled,
+            confined=not self.spec.trusted,
+            inputs=self._inputs,
         )
         self._interruption.attach()
         return self._work(job, transfers, own_process=own_process)
@@ -221,7 +232,9 @@ class Run:
     ) -> Any:
         """Load the function, fetch its arguments and call it."""
         open_session(job, call.session)
-        function = self._in_process(job, call) if own_process else self._in_thread(call)
+        with self._separation.importing():
+            function = self._in_process(job, call) if own_process else self._in_thread(call)
+        self._separation.enter()
         call = resolved(call, self._values, job)
         args, kwargs = self._fetch(transfers, call)
         self._await_number()
@@ -252,11 +265,16 @@ class Run:
         def limited(*args: Any, **kwargs: Any) -> Any:
             with (
                 self._interruption.time_limit(limit, self.spec.timeout, self.spec.id),
+                self._no_forks(),
                 logs.finishing(),
             ):
                 return completed(function, *args, **kwargs)
 
         return limited
+
+    def _no_forks(self) -> contextlib.AbstractContextManager[None]:
+        """End here whatever process is forked within."""
+        return ending_forks(self._outlet.log.flush, tell, callable)
 
     def _function(self, call: Call) -> Callable[..., Any]:
         return call.function or find_task(self.spec.task, strictly=not self.spec.trusted)
@@ -317,7 +335,16 @@ class Run:
                 f"Return a path or plain values, or {IN_A_THREAD}.",
                 job_id=self.spec.id,
             )
-        return transfers.push(call, value)
+        return transfers.push(call, value, self._cwd())
+
+    def _cwd(self) -> str | None:
+        """Return where the function was when it returned."""
+        if self._process is not None and self._process.cwd is not None:
+            self._separation.follow(self._process.cwd)
+            return self._process.cwd
+        with contextlib.suppress(OSError):  # it is gone
+            return str(Path.cwd())
+        return None
 
     def _keep(self, value: Any) -> tuple[Any, bytes | None, str | None]:
         """Return the value for Dask, and the packed value, or None and why it is not kept."""
@@ -372,6 +399,8 @@ class Run:
         try:
             with self._surroundings as ending:
                 ending.callback(self._workspace.remove)
+                ending.callback(self._inputs.remove)
+                ending.callback(self._separation.end)
                 if self._transfers is not None:
                     ending.callback(self._transfers.clean_up, self._outlet.write)
                 if self._is_stopped:

@@ -15,6 +15,7 @@ from girder_dask.leaves import leaves_of, map_leaves
 from girder_dask.payload import Call
 from girder_dask.traces import Traces
 from girder_dask.transform import ResultTransform, explain, is_transform
+from girder_dask.workspace import Workspace
 
 __all__ = ["Transfers", "amount"]
 
@@ -52,7 +53,9 @@ class Transfers:
     check
         Called before each; raises to end the run.
     confined
-        Whether hooks send and delete nothing but what is in the job's directory.
+        Whether hooks send and delete nothing but what is in the job's directories.
+    inputs
+        The directory of what is fetched. By default that of the task.
     """
 
     def __init__(
@@ -62,8 +65,12 @@ class Transfers:
         check: Callable[[], None],
         *,
         confined: bool = False,
+        inputs: Workspace | None = None,
     ) -> None:
         self._confined = confined
+        self._inputs = inputs
+        self._cwd: str | None = None
+        self._hooks: set[int] = set()
         self._job = job
         self._cache = cache
         self._check = check
@@ -81,6 +88,7 @@ class Transfers:
         for leaf in leaves_of([call.args, dict(call.kwargs), call.hooks]):
             if is_transform(leaf):
                 self._all[id(leaf)] = leaf
+        self._hooks = {id(leaf) for leaf in leaves_of(call.hooks)}
 
     def needed(self, call: Call) -> bool:
         """Say whether a transform is among the arguments of a call."""
@@ -97,11 +105,13 @@ class Transfers:
         with self._phase("Fetching"):
             return map_leaves(value_of, call.args), map_leaves(value_of, dict(call.kwargs))
 
-    def push(self, call: Call, value: Any) -> Any:
+    def push(self, call: Call, value: Any, cwd: str | None = None) -> Any:
         """Give each element of a tuple to the hook at its place; a single value to the first.
 
-        Hooks in a list, tuple or dict get what is at their place in such a value.
+        Hooks in a list, tuple or dict get what is at their place in such a value. Relative paths
+        are looked for in ``cwd``.
         """
+        self._cwd = cwd
         results = list(value) if isinstance(value, tuple) else [value]
         with self._phase("Uploading"):
             for i, hook in enumerate(call.hooks[: len(results)]):
@@ -152,13 +162,15 @@ class Transfers:
         job = self._job
         for name, value in (
             ("gc", job.girder_client),
-            ("work_dir", job.work_dir),
             ("job", {"_id": job.id, "title": job.title}),
         ):
             if hasattr(transform, name):
                 setattr(transform, name, value)
+        if hasattr(transform, "work_dir"):
+            transform.work_dir = self._directory(transform)
         if isinstance(transform, ResultTransform):
-            transform.confined = self._confined
+            transform.confined, transform.cwd = self._confined, self._cwd
+            transform.inputs_dir = self._inputs.made if self._inputs is not None else None
         for name, value in (
             ("cache", self._cache),
             ("links", self._links),
@@ -167,6 +179,11 @@ class Transfers:
         ):
             if getattr(transform, name, 0) is None:  # a foreign one may mean something else
                 setattr(transform, name, value)
+
+    def _directory(self, transform: Any) -> Any:
+        if self._inputs is None or id(transform) in self._hooks:
+            return self._job.work_dir
+        return self._inputs.path()
 
     # -- progress in bytes ---------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ __all__ = [
 
 #: What belongs to one run, and so does not travel.
 _OF_A_RUN = {
-    "gc", "work_dir", "job", "cache", "links", "report", "traces",
+    "gc", "work_dir", "inputs_dir", "cwd", "job", "cache", "links", "report", "traces",
     "temp_dir_path", "file_path", "item_path", "folder_path", "output_file_path", "_stock",
 }  # fmt: skip
 #: What Girder says of an id that nothing has.
@@ -166,7 +166,7 @@ class _Bound:
 
     #: The Girder client of the job, while it runs.
     gc: Any = None
-    #: A directory of this run alone, while it runs.
+    #: A directory of this run alone, while it runs. That of a hook is the task's own.
     work_dir: Path | None = None
     #: The host's cache of files (:class:`girder_dask.files.FileCache`), or None.
     cache: Any = None
@@ -220,6 +220,10 @@ class ResultTransform(_Bound, abc.ABC):
     job: Mapping[str, Any] | None = None
     #: Whether it is to send and delete nothing but what is in ``work_dir``.
     confined: bool = False
+    #: Where the inputs of the run are, if it has some.
+    inputs_dir: Path | None = None
+    #: Where the task was when it returned, which relative paths in its result start from.
+    cwd: str | None = None
 
     @abc.abstractmethod
     def transform(self, data: Any) -> Any:

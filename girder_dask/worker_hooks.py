@@ -18,7 +18,7 @@ from typing import Any
 from distributed import Reschedule, Status, Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from girder_dask import config, gpus, logs
+from girder_dask import config, gpus, logs, separation
 from girder_dask._version import __version__
 from girder_dask.cluster import ATTEMPT
 from girder_dask.errors import GirderDaskError
@@ -345,6 +345,7 @@ def _start_capture() -> None:
         if _capture_users == 1:
             logs.install(log_level=config.get("worker.log-level"))
             inherit.install()
+            separation.install()
 
 
 def _stop_capture() -> None:
@@ -352,5 +353,6 @@ def _stop_capture() -> None:
     with _capture_lock:
         _capture_users -= 1
         if _capture_users == 0:
+            separation.uninstall()
             inherit.uninstall()
             logs.uninstall()

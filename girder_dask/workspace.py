@@ -1,8 +1,8 @@
-"""The directory of one run. Few tasks need one, so it is made when somebody asks for it."""
+"""The directories of one run: the working directory of its task, and that of its inputs."""
 
 from __future__ import annotations
 
-import tempfile
+import secrets
 import threading
 from pathlib import Path
 
@@ -34,7 +34,8 @@ class Workspace:
     """
 
     def __init__(self, parent: Path, prefix: str) -> None:
-        self._parent = parent
+        # The working directory of a thread may be another one later.
+        self._parent = parent.absolute()
         self._prefix = prefix
         self._lock = threading.Lock()
         self._path: Path | None = None
@@ -52,9 +53,22 @@ class Workspace:
             if self._is_over:
                 raise FileNotFoundError("The run has ended, and with it its directory.")
             if self._path is None:
-                self._parent.mkdir(parents=True, exist_ok=True)
-                self._path = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._parent))
+                self._path = self._made()
             return self._path
+
+    def _made(self) -> Path:
+        path = self._parent / f"{self._prefix}{secrets.token_hex(6)}"
+        try:
+            path.mkdir(mode=0o700)
+        except FileNotFoundError:
+            self._parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
+        return path
+
+    @property
+    def made(self) -> Path | None:
+        """The directory, None if nobody has asked for it."""
+        return self._path
 
     def remove(self) -> None:
         """Remove it with all that is in it, if it was made. There is none afterwards.

@@ -42,7 +42,9 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from typing import Any
 
+from girder_dask import working_directory
 from girder_dask.errors import JobInterrupted
+from girder_dask.forks import ending_forks
 from girder_dask.logs import joblog, latch, standard, threads
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.streams import RoutingBuffer, RoutingStream
@@ -146,11 +148,13 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
     def start(self: threading.Thread) -> None:
         log = current.get() if _active else None
-        if log is None or _is_of(self, _DASK):
+        if log is None or _is_dasks(self):
             original(self)
             return
-        context, run, end = copy_context(), self.run, latch.ends_of(self)
-        owner = None if _serves_others(self) else threads.threads_of(log)
+        serves_others = _serves_others(self)
+        context, end = copy_context(), latch.ends_of(self)
+        run = working_directory.returning(self.run) if serves_others else self.run
+        owner = None if serves_others else threads.threads_of(log)
 
         def run_in_job() -> None:
             # Set rather than run in the context, so that an exception that ends the thread
@@ -188,6 +192,15 @@ def _in_job() -> bool:
     return log is not None and threads.threads_of(log) is not None
 
 
+def _is_dasks(thread: threading.Thread) -> bool:
+    """Say whether a thread is Dask's, and let it not be in the directory of the job if it is."""
+    if not _is_of(thread, _DASK):
+        return False
+    if working_directory.is_apart():
+        thread.run = working_directory.returning(thread.run)  # type: ignore[method-assign]
+    return True
+
+
 def _is_of(code: Any, package: str) -> bool:
     """Say whether a function, or what a thread runs, is defined in a package or module."""
     module = getattr(getattr(code, "_target", code), "__module__", None) or ""
@@ -205,9 +218,21 @@ def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
         log = current.get() if _active else None
         owner = None if log is None or _is_of(fn, _DASK) else threads.threads_of(log)
         run = copy_context().run
+        if log is not None:
+            # A thread of the pool would go on there, and wait for work.
+            fn = _ending_forks(fn, log)
+            run = working_directory.following(run)
         return original(self, run if owner is None else owner.for_pool(run), fn, *args, **kwargs)
 
     return submit
+
+
+def _ending_forks(work: Callable[..., Any], log: JobLog) -> Callable[..., Any]:
+    def work_in_this_process(*args: Any, **kwargs: Any) -> Any:
+        with ending_forks(log.flush):
+            return work(*args, **kwargs)
+
+    return work_in_this_process
 
 
 # -- subprocesses --------------------------------------------------------------------------

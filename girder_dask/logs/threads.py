@@ -136,7 +136,8 @@ class JobThreads:
     def spare(self) -> None:
         """Take back an interruption of the calling thread that has not happened yet."""
         with self._lock:
-            if self.has_this:
+            # With nothing to take back CPython 3.11 hangs where a tracer or a profiler is set.
+            if self._interruptions and self.has_this:
                 calm()
 
     # -- from other threads ----------------------------------------------------------------

@@ -86,10 +86,10 @@ def makes_anew(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
             rmtree(directory)
             if left[0]:
                 left[0] -= 1
-                path.mkdir()
+                (path / "in it").mkdir(parents=True)
 
         monkeypatch.setattr(shutil, "rmtree", removed)
-        path.mkdir()
+        (path / "in it").mkdir(parents=True)
 
     return begin
 

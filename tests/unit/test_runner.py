@@ -575,7 +575,7 @@ def test_a_directory_that_cannot_be_made_ends_the_run_in_error(worker: Worker) -
     worker.station.directory.write_text("a file is in the way")
     worker.outcome(lambda: current_job().work_dir)
     assert worker.statuses()[-1] == S.ERROR
-    assert "FileExistsError" in worker.log()
+    assert "NotADirectoryError" in worker.log()
     assert worker.outcome(lambda: 1, job_id="b") == 1, "who needs none is not concerned"
 
 

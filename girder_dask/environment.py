@@ -1,0 +1,195 @@
+"""The environment variables of a job, in a process that it shares with others.
+
+What a job sets in ``os.environ``, and ``os.environb``, it sees alone, with its threads and the
+subprocesses that Python starts for it. C code reads the environment of the process, so variables
+are set there as well, where the last one that sets a variable has it, and taken back when the job
+ends. What a module sets while it is imported stays: an import happens once a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any
+
+__all__ = ["Variables", "importing", "install", "variables"]
+
+_IMPORTS = "<frozen importlib._bootstrap>"
+
+
+class Variables:
+    """What a job has set: values by names, both as bytes, None for what it has deleted."""
+
+    __slots__ = ("is_over", "own")
+
+    def __init__(self) -> None:
+        self.own: dict[bytes, bytes | None] = {}
+        self.is_over = False
+
+    def set(self, key: bytes, value: bytes | None) -> None:
+        """Set a variable for this job, and for C code."""
+        with _lock:
+            if not self.is_over:
+                _tell_c(key, value)
+                writers = _writers.setdefault(key, [])
+                if self in writers:
+                    writers.remove(self)
+                writers.append(self)
+            self.own[key] = value
+
+    def end(self) -> None:
+        """Take back what C code sees. Threads that the job has left see what they saw."""
+        with _lock:
+            self.is_over = True
+            for key in self.own:
+                writers = _writers.get(key, [])
+                if self not in writers:
+                    continue
+                writers.remove(self)
+                if writers:
+                    _tell_c(key, writers[-1].own[key])
+                else:
+                    del _writers[key]
+                    _tell_c(key, _of_process().get(key))
+
+    def become_process(self) -> None:
+        """Make them those of a process that the job has forked."""
+        of_process = _of_process()
+        for key in _writers:
+            if key not in self.own:
+                _tell_c(key, of_process.get(key))
+        for key, value in self.own.items():
+            _tell_c(key, value)
+            if value is None:
+                of_process.pop(key, None)
+            else:
+                of_process[key] = value
+
+
+_current: ContextVar[Variables | None] = ContextVar("girder_dask_variables", default=None)
+_lock = threading.RLock()
+# Who has set a variable for C code, the last one last.
+_writers: dict[bytes, list[Variables]] = {}
+
+
+def _of_process() -> dict[bytes, bytes]:
+    data: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined] # noqa: SLF001
+    return data
+
+
+def _tell_c(key: bytes, value: bytes | None) -> None:
+    if value is None:
+        os.unsetenv(key)
+    else:
+        os.putenv(key, value)
+
+
+def importing() -> bool:
+    """Say whether the calling thread imports a module."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - it is only looked at
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextlib.contextmanager
+def variables() -> Iterator[Variables]:
+    """Let what runs within, and what it starts, have environment variables of its own.
+
+    Examples
+    --------
+    >>> install()
+    >>> with variables():
+    ...     os.environ['GDAL_CACHEMAX'] = '64'
+    ...     print(os.environ['GDAL_CACHEMAX'])
+    64
+    >>> 'GDAL_CACHEMAX' in os.environ
+    False
+    """
+    own = Variables()
+    token = _current.set(own)
+    try:
+        yield own
+    finally:
+        _current.reset(token)
+        own.end()
+
+
+class _Environ(os._Environ):  # type: ignore[type-arg] # noqa: SLF001 - it takes the place of one
+    """An ``os.environ`` in which each job sees what it has set."""
+
+    def __getitem__(self, key: Any) -> Any:
+        own = _current.get()
+        if own is not None and own.own:
+            encoded = self.encodekey(key)
+            if encoded in own.own:
+                value = own.own[encoded]
+                if value is None:
+                    raise KeyError(key)
+                return self.decodevalue(value)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        own = _current.get()
+        if own is None or importing():
+            super().__setitem__(key, value)
+        else:
+            own.set(self.encodekey(key), self.encodevalue(value))
+
+    def __delitem__(self, key: Any) -> None:
+        own = _current.get()
+        if own is None or importing():
+            super().__delitem__(key)
+        elif key in self:
+            own.set(self.encodekey(key), None)
+        else:
+            raise KeyError(key)
+
+    def _now(self) -> dict[bytes, bytes]:
+        own = _current.get()
+        data = _of_process()
+        if own is None or not own.own:
+            return data
+        merged: dict[bytes, bytes | None] = {**data, **own.own}
+        return {key: value for key, value in merged.items() if value is not None}
+
+    def __iter__(self) -> Iterator[Any]:
+        for key in list(self._now()):
+            yield self.decodekey(key)
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{self.decodekey(key)!r}: {self.decodevalue(value)!r}"
+            for key, value in self._now().items()
+        )
+        return f"environ({{{shown}}})"
+
+
+def install() -> None:
+    """Let ``os.environ`` of this process tell jobs apart. Does nothing the second time."""
+    for environ in (os.environ, getattr(os, "environb", None)):
+        if type(environ) is os._Environ:  # noqa: SLF001
+            environ.__class__ = _Environ
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    own = _current.get()
+    if own is not None:
+        own.become_process()
+        _current.set(None)
+        _writers.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
