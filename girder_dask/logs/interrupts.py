@@ -362,6 +362,21 @@ def calm() -> None:
     """Raise nothing any more in the calling thread."""
     ident = threading.get_ident()
     due.pop(ident, None)
-    _raise_in(ident, None)
     if getattr(sys.gettrace(), "__qualname__", None) == _AGAIN:
         sys.settrace(None)
+    # To raise None instead would leave a mark in CPython 3.11, which makes the whole process hang
+    # as soon as a tracer or a profiler is set in it.
+    try:
+        _raise_in(ident, _Nothing)
+        for _ in range(_SOON):
+            pass
+    except _Nothing:
+        pass
+
+
+class _Nothing(BaseException):
+    """Takes the place of an interruption that is taken back."""
+
+
+#: Instructions after which an exception has been raised.
+_SOON = 100

@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import tempfile
 import threading
@@ -407,3 +408,25 @@ def test_what_cannot_be_put_back_is_told(worker: Worker, monkeypatch: pytest.Mon
         socket.setdefaulttimeout(None)
     assert "It cannot be put back (not allowed), so later jobs have it" in worker.log()
     assert worker.log("next") == "", "it is told once"
+
+
+HANGS = """
+import sys, threading
+from girder_dask.logs.interrupts import calm
+
+def work():
+    calm()
+    sys.setprofile(lambda *_: None)
+    (lambda: None)()
+    sys.setprofile(None)
+    print("went on")
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_profiler_does_not_hang_a_worker_that_was_interrupted() -> None:
+    shown = subprocess.check_output([sys.executable, "-c", HANGS], text=True, timeout=SECONDS)
+    assert shown == "went on\n"
