@@ -9,6 +9,7 @@ importing tasks stays quick. A value that is not in Dask's configuration, becaus
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,16 @@ from typing import Any
 
 from girder_dask.errors import GirderDaskError
 
-__all__ = ["choice", "credential", "get", "names", "nbytes", "seconds", "seconds_or_none"]
+__all__ = [
+    "choice",
+    "credential",
+    "forget_credential",
+    "get",
+    "names",
+    "nbytes",
+    "seconds",
+    "seconds_or_none",
+]
 
 _NAMESPACE = "girder"
 _UNSET = object()
@@ -164,6 +174,22 @@ def credential() -> str | None:
             f"The scheduler's credential cannot be read from {path} ({e.strerror}). Make one "
             "with 'girder-dask credential --output FILE' and point girder.credential-file at it."
         ) from e
+
+
+def forget_credential() -> bool:
+    """Take an API key out of the configuration and the environment of this process.
+
+    Returns
+    -------
+    bool
+        Whether there was one.
+    """
+    import dask.config
+
+    was_there = bool(get("credential"))
+    if was_there:
+        dask.config.set({f"{_NAMESPACE}.credential": None})
+    return os.environ.pop("DASK_GIRDER__CREDENTIAL", None) is not None or was_there
 
 
 if "dask" in sys.modules:

@@ -139,6 +139,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             # Dask goes on with a worker whose plugin has failed. Nothing is to run on this one.
             self._closing = asyncio.create_task(worker.close(nanny=True, reason=_UNSAFE))
             return
+        _forget_credential()
         _start_capture()
         self._worker = worker
         self._loop = asyncio.get_running_loop()
@@ -336,6 +337,18 @@ def _open_cache() -> tuple[FileCache | None, str | None]:
     except CacheUnusable as e:
         logger.warning("%s", e)
         return None, str(e)
+
+
+def _forget_credential() -> None:
+    """Take the scheduler's API key from the tasks, and from what Dask tells of this worker."""
+    from distributed import Scheduler
+
+    if len(Scheduler._instances) or not config.forget_credential():  # noqa: SLF001
+        return
+    logger.warning(
+        "The scheduler's API key (girder.credential) is in the configuration of this worker, where "
+        "tasks can read it. It was taken out. Only the scheduler needs it: set it there alone."
+    )
 
 
 def _start_capture() -> None:
