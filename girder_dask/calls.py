@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from girder_dask import config, submit
-from girder_dask.errors import SubmissionError
+from girder_dask.errors import ArgumentError, SubmissionError
+from girder_dask.job_fields import checked_fields
 from girder_dask.jobs import HANDLER
 from girder_dask.leaves import leaves_of, map_leaves
 from girder_dask.packages import package_of
@@ -153,7 +154,10 @@ def pack(
             found.append(value.id)
         return Dependency(value.id)
 
-    args, kwargs = map_leaves(stand_in, args), map_leaves(stand_in, dict(kwargs))
+    try:
+        args, kwargs = map_leaves(stand_in, args), map_leaves(stand_in, dict(kwargs))
+    except RecursionError:
+        raise _too_deep(name, stand_in, args, kwargs) from None
     payload = pack_call(
         args,
         kwargs,
@@ -164,6 +168,29 @@ def pack(
         limit=config.nbytes("max-payload"),
     )
     return payload, found, args, dict(kwargs)
+
+
+def _too_deep(
+    name: str,
+    function: Callable[[Any], Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> ArgumentError:
+    """Return the error that names the argument whose leaves cannot be reached."""
+    named = [(f"Argument {n}", v) for n, v in enumerate(args, 1)]
+    named += [(f"Argument {k!r}", v) for k, v in kwargs.items()]
+    wrong = "An argument"
+    for argument, value in named:
+        try:
+            map_leaves(function, value)
+        except RecursionError:
+            wrong = argument
+            break
+    return ArgumentError(
+        f"{wrong} of {name} holds itself, or is nested too deep. No job was made. Pass it in a "
+        "flat form, or as a Girder file.",
+        task=name,
+    )
 
 
 def _refuse_hidden(name: str, value: Any) -> None:
@@ -268,7 +295,17 @@ def _fields(
     given = {CALL_OPTIONS[k]: v for k, v in options.items() if k in CALL_OPTIONS}
     fields |= {k: v for k, v in given.items() if k in wanted and v is not None}
     _refuse_no_text(name, fields)
+    fields["other_fields"] = _checked_other_fields(name, fields["other_fields"])
     return fields
+
+
+def _checked_other_fields(name: str, given: Any) -> dict[str, Any]:
+    try:
+        if not isinstance(given, Mapping):
+            raise ValueError(f"girder_job_other_fields is {given!r:.200}, which is no mapping")
+        return checked_fields(given, "girder_job_other_fields")
+    except ValueError as e:
+        raise SubmissionError(f"{name} was not started: {e}. No job was made.", task=name) from e
 
 
 def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:

@@ -77,6 +77,7 @@ class JobManager:
         self.status = status
         #: ``total``, ``current`` and ``message``, those that were set, as they are now.
         self.progress: dict[str, Any] = {}
+        self._noted_infinite = False
 
     def write(self, message: str | bytes, forceFlush: bool = False) -> None:
         """Append ``message`` to the job's log. It is sent within a second, at once if forced."""
@@ -97,22 +98,36 @@ class JobManager:
 
         Call it as often as you like: only the newest state is sent, a few times a second.
 
+        A number that is not finite is left out, with a line in the log the first time: what only
+        shows how far a job is does not end it.
+
         Raises
         ------
         ValueError, TypeError
-            If ``total`` or ``current`` is no finite number.
+            If ``total`` or ``current`` is no number.
         """
-        changes: dict[str, Any] = {
-            name: _finite(name, value)
-            for name, value in (("total", total), ("current", current))
-            if value is not None
-        }
+        changes: dict[str, Any] = {}
+        for name, value in (("total", total), ("current", current)):
+            if value is not None:
+                number = float(value)
+                if math.isfinite(number):
+                    changes[name] = number
+                else:
+                    self._note_infinite(name, number)
         if message is not None:
             changes["message"] = clean_text(shortened(str(message)))
         self.progress = {**self.progress, **changes}
         self._outlet.progress(changes)
         if forceFlush:
             self._outlet.flush()
+
+    def _note_infinite(self, name: str, number: float) -> None:
+        if not self._noted_infinite:
+            self._noted_infinite = True
+            self._outlet.write(
+                f"girder_dask: updateProgress({name}={number}) is left out, as it is no finite "
+                "number.\n"
+            )
 
     def updateStatus(self, status: int) -> None:
         """Move the job to another state.
@@ -143,13 +158,6 @@ class JobManager:
     def refreshStatus(self) -> JobStatus:
         """Return the job's state as this run knows it: CANCELING when it was asked to stop."""
         return self.status
-
-
-def _finite(name: str, value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"The {name} of a job's progress must be a finite number, not {value!r}.")
-    return number
 
 
 @dataclass(frozen=True, slots=True)

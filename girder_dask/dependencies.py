@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -19,21 +19,14 @@ from girder_dask.errors import TransformError
 from girder_dask.jobs import JobStatus, from_json
 from girder_dask.leaves import map_leaves
 from girder_dask.patience import is_transient
-from girder_dask.payload import Call, Dependency, open_value
+from girder_dask.payload import Call, Dependency, NotKept, open_value
 
-__all__ = ["NotKept", "resolved"]
+__all__ = ["resolved"]
 
 _WHAT_TO_DO = (
     "Start that job again and pass its new JobResult, or have it upload what it makes to "
     "Girder, and pass GirderFileId(file_id)."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class NotKept:
-    """Stands for a value that could not leave the process in which it was made."""
-
-    reason: str
 
 
 def resolved(call: Call, values: Mapping[str, Any] | None, job: RunningJob) -> Call:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from girder_dask import submit
 from girder_dask.errors import ResultUnavailable, SchedulerError
-from girder_dask.jobs import JobStatus
+from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.payload import open_value
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds for the scheduler to answer. It waits up to 5 s for a job that it has not got yet.
 _ANSWER_TIME = 15.0
+# Seconds between two questions about a job of which Girder has not heard the end yet.
+_PAUSE = 0.05
 
 
 class Holder(Protocol):
@@ -57,6 +60,20 @@ def of(job_id: str) -> Future[Any]:
     backend = submit.backend()
     client = backend.dask_client()
     _check_access(backend, job_id)
+    deadline = time.monotonic() + _ANSWER_TIME
+    while True:
+        key = _key(backend, client, job_id)
+        if key is not None:
+            return _bound(client, key)
+        # The scheduler has nothing more to do for the job. Girder may hear of its end just now.
+        stored = backend.load_result(job_id)
+        if stored.status in (None, *FINAL) or time.monotonic() >= deadline:
+            return _brought_back(backend, client, job_id, stored)
+        time.sleep(_PAUSE)
+
+
+def _key(backend: submit.Backend, client: Client, job_id: str) -> str | None:
+    """Return the key of a job's value, None if the scheduler does not have it (any more)."""
     try:
         keys: dict[str, str] = cast("Any", client.sync)(_keys, client, [job_id])
     except (OSError, asyncio.TimeoutError, ValueError, AttributeError, RuntimeError) as e:
@@ -65,9 +82,7 @@ def of(job_id: str) -> Future[Any]:
             f"job {job_id} is ({type(e).__name__}: {e}). 'girder-dask doctor' tells whether it is "
             "the one that runs Girder's jobs."
         ) from e
-    if job_id in keys:
-        return _bound(client, keys[job_id])
-    return _brought_back(backend, client, job_id)
+    return keys.get(job_id)
 
 
 def _check_access(backend: submit.Backend, job_id: str) -> None:
@@ -127,9 +142,10 @@ def _bound(client: Client, key: str) -> Future[Any]:
     return future
 
 
-def _brought_back(backend: submit.Backend, client: Client, job_id: str) -> Future[Any]:
+def _brought_back(
+    backend: submit.Backend, client: Client, job_id: str, stored: submit.StoredResult
+) -> Future[Any]:
     """Return a future of a value that only Girder has."""
-    stored = backend.load_result(job_id)
     if stored.value is not None:
         with contextlib.suppress(ValueError):
             value = open_value(stored.value, unpickle=backend.unpickles({"_id": job_id}))

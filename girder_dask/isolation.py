@@ -21,12 +21,12 @@ from typing import Any
 
 from girder_dask.child import MESSAGE_SIZE, Setup, reading, writing
 from girder_dask.context import JobManager
-from girder_dask.dependencies import NotKept
 from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
 from girder_dask.failures import ENDING, Failure, summary
 from girder_dask.jobs import JobStatus
 from girder_dask.launcher import Warden, launch
 from girder_dask.logs import JobLog
+from girder_dask.payload import NotKept
 from girder_dask.standby import Standby
 
 __all__ = ["IN_A_THREAD", "ProcessFailed", "TaskProcess"]

@@ -11,6 +11,7 @@ import base64
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from enum import IntEnum
 from typing import Any
 
@@ -321,27 +322,47 @@ def clean_text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def to_json(wire: Any) -> Any:
-    """Make wire types fit for JSON: bytes become ``{"b64": …}``.
+_BYTES, _TIME, _ESCAPED = "b64", "date", "esc"
+_TAGS = frozenset((_BYTES, _TIME, _ESCAPED))
+_JSON_TYPES = (str, int, float, type(None))
 
-    >>> from_json(to_json({"payload": b"x", "n": [1, 2]}))
-    {'payload': b'x', 'n': [1, 2]}
+
+def to_json(wire: Any) -> Any:
+    """Make wire types fit for JSON: bytes become ``{"b64": …}``, times ``{"date": …}``.
+
+    A mapping that looks like one of these becomes ``{"esc": …}``. An ObjectId becomes its text.
+
+    >>> from_json(to_json({"payload": b"x", "n": [1, 2], "m": {"b64": "?"}}))
+    {'payload': b'x', 'n': [1, 2], 'm': {'b64': '?'}}
     """
+    if isinstance(wire, _JSON_TYPES):
+        return wire
     if isinstance(wire, bytes):
-        return {"b64": base64.b64encode(wire).decode("ascii")}
+        return {_BYTES: base64.b64encode(wire).decode("ascii")}
     if isinstance(wire, Mapping):
-        return {k: to_json(v) for k, v in wire.items()}
+        written = {k: to_json(v) for k, v in wire.items()}
+        return {_ESCAPED: written} if len(written) == 1 and _TAGS & written.keys() else written
     if isinstance(wire, (list, tuple)):
         return [to_json(v) for v in wire]
-    return wire
+    if isinstance(wire, datetime):
+        return {_TIME: wire.isoformat()}
+    return str(wire) if type(wire).__name__ == "ObjectId" else wire
 
 
 def from_json(value: Any) -> Any:
     """Undo :func:`to_json`."""
     if isinstance(value, dict):
-        if value.keys() == {"b64"}:
-            return base64.b64decode(value["b64"])
+        if len(value) == 1 and _TAGS & value.keys():
+            return _from_tagged(*next(iter(value.items())))
         return {k: from_json(v) for k, v in value.items()}
     if isinstance(value, list):
         return [from_json(v) for v in value]
     return value
+
+
+def _from_tagged(tag: str, value: Any) -> Any:
+    if tag == _BYTES:
+        return base64.b64decode(value)
+    if tag == _TIME:
+        return datetime.fromisoformat(value)
+    return {k: from_json(v) for k, v in value.items()}

@@ -9,16 +9,18 @@ start the task. Any other is pickled: opening it can run code of whoever made it
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 
 from girder_dask import transforms
 from girder_dask.errors import ArgumentError, PayloadTooLargeError
 from girder_dask.imports import settled
+from girder_dask.job_fields import MOST_LEVELS
 from girder_dask.leaves import map_leaves
 from girder_dask.plain import dump_plain, load_plain
 from girder_dask.redaction import clean_text
@@ -28,6 +30,7 @@ __all__ = [
     "PACKING",
     "Call",
     "Dependency",
+    "NotKept",
     "is_plain",
     "open_call",
     "open_value",
@@ -51,6 +54,13 @@ class Dependency:
     """Stands among the arguments of a call for the value of another job."""
 
     job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotKept:
+    """Stands for a value that could not leave the process in which it was made."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +285,7 @@ class _Short(reprlib.Repr):
 _short = _Short()
 _short.maxstring = _short.maxother = 200
 _short.maxlist = _short.maxtuple = _short.maxdict = 20
-_SHOWN_AS_IS = (str, int, float, bool, type(None), datetime, date)
+_SHOWN_AS_IS = (str, int, bool, type(None))
 _MOST_CHARACTERS = 10_000
 _MOST_ITEMS = 1_000
 _MOST_INT = 2**63
@@ -288,11 +298,17 @@ def readable(value: Any) -> Any:
     >>> readable([GirderFileId('5f3c'), 2, {'k': {3}}])
     ["GirderFileId('5f3c')", 2, {'k': '{3}'}]
     """
+    return _readable(value, 0)
+
+
+def _readable(value: Any, level: int) -> Any:
+    if level > MOST_LEVELS and isinstance(value, (Mapping, list, tuple)):
+        return "…"
     if isinstance(value, Mapping):
         shown = dict(itertools.islice(value.items(), _MOST_ITEMS))
-        return {str(k): readable(v) for k, v in shown.items()}
+        return {str(k): _readable(v, level + 1) for k, v in shown.items()}
     if isinstance(value, (list, tuple)):
-        items = [readable(v) for v in value[:_MOST_ITEMS]]
+        items = [_readable(v, level + 1) for v in value[:_MOST_ITEMS]]
         more = len(value) - len(items)
         return [*items, f"… and {more:,} more"] if more else items
     return _readable_leaf(value)
@@ -309,6 +325,8 @@ def _readable_leaf(value: Any) -> Any:
         return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
     if isinstance(value, int) and abs(value) >= _MOST_INT:
         return repr(value)
-    if type(value) in _SHOWN_AS_IS:
+    if type(value) in _SHOWN_AS_IS or (type(value) is float and math.isfinite(value)):
         return value
+    if isinstance(value, date):
+        return value.isoformat()
     return clean_text(_short.repr(value))

@@ -11,10 +11,9 @@ from girder_dask.errors import (
     GirderDaskError,
     JobCanceled,
     ResultUnavailable,
-    SchedulerError,
 )
 from girder_dask.jobs import FINAL, JobStatus, waits_for
-from girder_dask.payload import open_value
+from girder_dask.payload import NotKept, open_value
 from girder_dask.remote_errors import failure
 
 if TYPE_CHECKING:
@@ -235,9 +234,14 @@ class JobResult:
         """Return a value that is not kept with the job from the cluster, if it is there."""
         if unpickle:
             try:
-                return self.future.result()
-            except (SchedulerError, ResultUnavailable) as e:
-                why = f"{why or 'it is no longer there'}; {e}"
+                value = self.future.result()
+            except Exception as e:  # noqa: BLE001 - what unpickling raises is anything
+                known = isinstance(e, GirderDaskError)
+                why = f"{why or 'it is no longer there'}; {e if known else repr(e)}"
+            else:
+                if not isinstance(value, NotKept):
+                    return value
+                why = value.reason
         raise ResultUnavailable(
             f"The value that job {self.id} returned is not kept: {why or 'it is no longer there'}",
             job_id=self.id,

@@ -21,7 +21,7 @@ from girder_dask import context, gpus, logs
 from girder_dask.child import Setup
 from girder_dask.completion import completed
 from girder_dask.context import JobManager, RunningJob
-from girder_dask.dependencies import NotKept, resolved
+from girder_dask.dependencies import resolved
 from girder_dask.errors import JobCanceled, JobFailed, JobTimeout
 from girder_dask.failures import Failure, exception_of, failure_of, summary, tell, was_killed
 from girder_dask.forks import ending_forks
@@ -31,7 +31,7 @@ from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs.threads import JobThreads
 from girder_dask.offspring import Offspring
 from girder_dask.outbox import RunOutlet
-from girder_dask.payload import PACKING, Call, open_call, open_value, pack_value
+from girder_dask.payload import PACKING, Call, NotKept, open_call, open_value, pack_value
 from girder_dask.redaction import secrets_in
 from girder_dask.separation import Separation
 from girder_dask.starts import await_number, begin
@@ -353,7 +353,9 @@ class Run:
         try:
             data = pack_value(value)
         except Exception as e:  # noqa: BLE001 - any error of a foreign __reduce__
-            return value, None, f"it cannot be pickled ({summary(e)})"
+            # Dask would fail to bring it to anybody, with a traceback in the logs of each part.
+            reason = f"it cannot be pickled ({summary(e)})"
+            return NotKept(reason), None, reason
         if len(data) > self.station.max_result + PACKING:
             note = (
                 f"it takes {len(data):,} bytes, more than the {self.station.max_result:,} that "

@@ -19,7 +19,7 @@ from typing import Any
 import requests
 
 from girder_dask._version import __version__
-from girder_dask.errors import GirderError, NotConnectedError
+from girder_dask.errors import GirderError, NotConnectedError, SubmissionError
 from girder_dask.patience import TIMEOUT, Patience, is_transient
 from girder_dask.redirects import Told, host_of, refuse_redirect, target_of
 from girder_dask.session import TOKEN_HEADER, GirderSession
@@ -350,7 +350,13 @@ def _is_unsent(error: BaseException | None) -> bool:
 
 def _dumped(body: Mapping[str, Any]) -> bytes:
     # Not left to requests, which takes what is no JSON for a failure of the connection.
-    return json.dumps(body, allow_nan=False, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    try:
+        text = json.dumps(body, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise SubmissionError(
+            f"The request cannot be written as JSON: {e}. Nothing was sent."
+        ) from e
+    return text.encode("utf-8", "backslashreplace")
 
 
 def document(response: requests.Response) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,6 +15,7 @@ from girder.constants import AccessType
 from girder_jobs.models.job import Job
 
 from girder_dask.errors import SubmissionError
+from girder_dask.job_fields import MOST_LEVELS
 from girder_dask.jobs import HANDLER, JobStatus
 from girder_dask.plugin.database import UNFIT, reason
 from girder_dask.submit import Submission
@@ -23,13 +25,10 @@ __all__ = ["OURS", "announce_saved", "build", "is_bound", "plain", "utf8"]
 #: The most bytes of a new job document; the log comes on top, and MongoDB takes 16 MiB.
 MOST_BYTES = 4 * 1024**2
 
-#: The most levels of lists and mappings in an argument that is shown. MongoDB takes 100.
-MOST_LEVELS = 50
-
 #: What ``other_fields`` never sets: what we rely on, and what grants access.
 OURS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
 
-_PLAIN = (type(None), bool, float, bytes, datetime, ObjectId)
+_PLAIN = (type(None), bool, bytes, datetime, ObjectId)
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 200
 
@@ -163,11 +162,14 @@ def _fit(job: dict[str, Any], submission: Submission) -> None:
 def plain(value: Any, _level: int = 0) -> Any:
     """Return ``value`` as MongoDB can store it: what it cannot store becomes its ``repr``.
 
-    >>> plain({"a": (1, 2**80), "b": {3}})
-    {'a': [1, '1208925819614629174706176'], 'b': '{3}'}
+    >>> plain({"a": (1, 2**80), "b": {3}, "c": float("nan")})
+    {'a': [1, '1208925819614629174706176'], 'b': '{3}', 'c': 'nan'}
     """
     if isinstance(value, _PLAIN):
         return value
+    if isinstance(value, float):
+        # Girder sends strict JSON, and answers 500 to whoever asks for a document with another.
+        return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, str):
         return utf8(value)
     if isinstance(value, int):

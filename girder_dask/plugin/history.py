@@ -353,9 +353,9 @@ def _checked_progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | No
     if not isinstance(progress, Mapping):
         raise TypeError(f"{progress!r:.100} in it is no progress")
     checked: dict[str, Any] = {
-        name: float(progress[name])
+        name: number
         for name in ("total", "current")
-        if progress.get(name) is not None
+        if progress.get(name) is not None and math.isfinite(number := float(progress[name]))
     }
     if progress.get("message") is not None:
         checked["message"] = utf8(shortened(str(progress["message"])))

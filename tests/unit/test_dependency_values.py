@@ -11,9 +11,8 @@ import pytest
 from local_girder import Peer, serving
 from run_worker import Worker
 
-from girder_dask.dependencies import NotKept
 from girder_dask.jobs import JobStatus, to_json
-from girder_dask.payload import Dependency, pack_value
+from girder_dask.payload import Dependency, NotKept, pack_value
 from girder_dask.runner import Run
 
 ONE, TWO = "5f3c00000000000000000001", "5f3c00000000000000000002"

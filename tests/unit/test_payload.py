@@ -124,6 +124,16 @@ class Foreign:
 DAY = dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc)
 
 
+def nested(levels: int, innermost: Any) -> Any:
+    value = innermost
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+DEEP, SHOWN_DEEP = nested(60, 1), nested(51, "…")
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -132,7 +142,8 @@ DAY = dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc)
         (None, None),
         (1.5, 1.5),
         ("a", "a"),
-        (DAY, DAY),
+        (DAY, "2026-01-02T00:00:00+00:00"),
+        (DAY.date(), "2026-01-02"),
         ((1, [2, (3,)]), [1, [2, [3]]]),
         ({1: {"b": GirderFileId("5f")}}, {"1": {"b": "GirderFileId('5f')"}}),
         ([Described("5f")], ["a file"]),
@@ -141,6 +152,9 @@ DAY = dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc)
         (2**63, "9223372036854775808"),
         (-(2**63), "-9223372036854775808"),
         ({3}, "{3}"),
+        (float("nan"), "nan"),
+        ([1.5, float("-inf")], [1.5, "-inf"]),
+        (DEEP, SHOWN_DEEP),
         (b"ab", "b'ab'"),
         (np.float64(1.5), "np.float64(1.5)"),
         (Colour.RED, "<Colour.RED: 1>"),

@@ -1,0 +1,80 @@
+"""Values for the fields of a job document: what both strict JSON and MongoDB hold.
+
+A call is recorded in Girder's own process, or sent there from a notebook or from a running job.
+All three places take the same values.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import Any
+
+__all__ = ["MOST_LEVELS", "checked_fields"]
+
+#: The most levels of lists and mappings in a field. MongoDB takes 100 in a document.
+MOST_LEVELS = 50
+
+_AS_IS = (type(None), bool, str, bytes, datetime)
+
+
+def checked_fields(fields: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return fields with plain values: tuples as lists, numbers of numpy as Python's.
+
+    Parameters
+    ----------
+    fields
+        The fields by their names.
+    path
+        What the message of an error calls them.
+
+    Raises
+    ------
+    ValueError
+        If something in them is no value that a job document can hold; it says where.
+
+    Examples
+    --------
+    >>> checked_fields({'meta': {'sizes': (1, 2.5)}})
+    {'meta': {'sizes': [1, 2.5]}}
+    >>> checked_fields({'meta': {'sizes': [1, float('nan')]}}, 'other_fields')
+    Traceback (most recent call last):
+        ...
+    ValueError: other_fields['meta']['sizes'][1] is nan, which is no number in JSON
+    """
+    return _mapping(fields, path, 0)
+
+
+def _mapping(value: Mapping[Any, Any], path: str, level: int) -> dict[str, Any]:
+    for name in value:
+        if not isinstance(name, str):
+            raise ValueError(f"{path} has the key {name!r:.100}, which is no text")
+    return {str(k): _checked(v, f"{path}[{k!r:.100}]", level + 1) for k, v in value.items()}
+
+
+def _checked(value: Any, path: str, level: int) -> Any:
+    if isinstance(value, _AS_IS):
+        return value
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        if not math.isfinite(value):
+            raise ValueError(f"{path} is {value}, which is no number in JSON")
+        return float(value)
+    if isinstance(value, (Mapping, list, tuple)):
+        if level >= MOST_LEVELS:
+            raise ValueError(f"{path:.200}… is nested more than {MOST_LEVELS} levels deep")
+        if isinstance(value, Mapping):
+            return _mapping(value, path, level)
+        return [_checked(v, f"{path}[{n}]", level + 1) for n, v in enumerate(value)]
+    kind = type(value)
+    if kind.__name__ == "ObjectId" and kind.__module__.startswith("bson"):
+        return value
+    raise ValueError(
+        f"{path} is of type {kind.__module__}.{kind.__qualname__}, which a job document cannot "
+        "hold: give numbers, text, bytes, dates, lists and mappings"
+    )
