@@ -10,7 +10,7 @@ from girder_client import GirderClient
 from girder_dask.errors import TransformError
 from girder_dask.jobs import JobStatus
 from girder_dask.traces import ATTEMPT_HEADER, UPLOAD_HEADER, Traces
-from girder_dask.transforms import GirderItemMetadata, GirderUploadToFolder, GirderUploadToItem
+from girder_dask.transforms import GirderItemMetadata, GirderUploadToFolder
 from girder_dask.uploads import JOB_HEADER
 from tests.integration.rest_site import ask, start_waiting
 
@@ -23,8 +23,6 @@ for n in range(count):
     paths.append(str(path))
 result = tuple(paths)
 """
-# The last hook of a job, which fails after the others have uploaded.
-NOWHERE = GirderUploadToItem("0" * 24)
 
 
 def run(stack: Any, user: Any, *hooks: Any, **more: Any) -> dict[str, Any]:
@@ -33,7 +31,11 @@ def run(stack: Any, user: Any, *hooks: Any, **more: Any) -> dict[str, Any]:
     def start() -> str:
         from my_worker_tasks import does
 
-        options = {"girder_result_hooks": [*hooks, NOWHERE], "retries": 1, **more}
+        class Raises:  # the last hook, which fails after the others have uploaded
+            def transform(self, _data: Any) -> None:
+                raise RuntimeError("This may become better.")
+
+        options = {"girder_result_hooks": [*hooks, Raises()], "retries": 1, **more}
         return str(does.apply_async((WRITES,), {"count": len(hooks) + 1}, **options).id)
 
     job = stack.wait(stack.call(start, user=user))
