@@ -27,6 +27,7 @@ import functools
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -41,6 +42,7 @@ from girder_dask.logs import (
     warned,
 )
 from girder_dask.logs.joblog import JobLog, capturing, current
+from girder_dask.logs.modules import Contents
 
 __all__ = [
     "JobLog",
@@ -62,6 +64,9 @@ _CONSTANTS: tuple[tuple[Any, str], ...] = (
     (logging.Formatter, "default_time_format"),
     (logging.Formatter, "default_msec_format"),
 )
+
+#: What ``logging`` and ``warnings`` have in them while output is captured.
+_contents: list[Contents] = []
 
 _is_installed = False
 _install_lock = threading.Lock()
@@ -93,6 +98,7 @@ def install(log_level: int | str = logging.INFO) -> None:
         records.install()
         factories.install()
         warned.install()
+        _contents[:] = [Contents(logging, "Logger"), Contents(warnings, "_showwarnmsg")]
         _is_installed = True
 
 
@@ -108,6 +114,7 @@ def uninstall() -> None:
         if not _is_installed:
             return
         _is_installed = False
+        _contents.clear()
         warned.uninstall()
         factories.uninstall()
         records.uninstall()
@@ -186,6 +193,8 @@ def _constants() -> tuple[Any, ...]:
 
 
 def _put_constants_back(values: tuple[Any, ...]) -> None:
+    for contents in _contents:
+        contents.put_back()
     for (owner, name), value in zip(_CONSTANTS, values, strict=True):
         if getattr(owner, name) is not value:
             setattr(owner, name, value)

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["give_properties", "take_properties"]
+__all__ = ["Contents", "give_properties", "take_properties"]
 
 
 def give_properties(
@@ -26,3 +26,24 @@ def take_properties(module: types.ModuleType, made: type[types.ModuleType] | Non
     """Take them away, unless somebody has changed the class since."""
     if made is not None and type(module) is made:
         module.__class__ = made.__base__  # type: ignore[assignment]
+
+
+class Contents:
+    """What is in a module, to be put back after ``importlib.reload``.
+
+    Parameters
+    ----------
+    mark
+        A name by whose value it is seen whether the module was loaded anew.
+    """
+
+    def __init__(self, module: types.ModuleType, mark: str) -> None:
+        self._module = module
+        self._mark = mark
+        self._values = dict(vars(module))
+
+    def put_back(self) -> None:
+        """Put it back if the module was loaded anew."""
+        state = vars(self._module)
+        if state.get(self._mark) is not self._values[self._mark]:
+            state.update(self._values)

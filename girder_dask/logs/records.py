@@ -165,9 +165,12 @@ def _show(log: JobLog, logger: logging.Logger, record: logging.LogRecord, handle
         return
     try:
         text = _formatter.format(record) + "\n"
-    except Exception:  # noqa: BLE001 - whatever is wrong with its arguments
-        logging.Handler().handleError(record)
-        return
+    except Exception as e:  # noqa: BLE001 - whatever is wrong with its arguments
+        text = (
+            f"A log record cannot be formatted ({type(e).__name__}: {e}):\n"
+            f'  File "{record.pathname}", line {record.lineno}, in {record.funcName}\n'
+            f"  Message: {record.msg!r}\n  Arguments: {record.args!r}\n"
+        )
     if handlers:  # the job has other plans for its records; a redirection is no place for them
         log.write(text, "stderr")
     elif sys.stderr is not None:

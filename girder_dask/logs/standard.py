@@ -210,6 +210,8 @@ def uninstall() -> None:
 
 def put_back() -> list[str]:
     """Put the fronts back where they were replaced in ``sys.__dict__``, and return their names."""
+    if _class is not None and type(sys) is not _class:
+        sys.__class__ = _class
     replaced = [name for name in _fronts if sys.__dict__.get(name) is not _fronts[name]]
     for name in replaced:
         sys.__dict__[name] = _fronts[name]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import unittest
 import warnings
 from collections.abc import Callable, Iterator
@@ -570,6 +571,35 @@ def same(fd: Path, path: Path) -> bool:
     with contextlib.suppress(OSError):
         return fd.resolve() == path
     return False
+
+
+def loads_anew() -> None:
+    importlib.reload(logging)
+    importlib.reload(warnings)
+    sys.__class__ = types.ModuleType
+    logging.getLogger().warning("from another world")
+
+
+def test_modules_that_a_task_loads_anew_are_put_back(worker):
+    before = state_of_logging(), logging.Logger, type(sys)
+    assert worker.outcome(loads_anew) is None
+    assert "from another world" in worker.log()
+    assert (state_of_logging(), logging.Logger, type(sys)) == before
+    worker.outcome(warn_as_others, job_id="later")
+    assert worker.log("later").startswith("others log\n")
+    assert "UserWarning: known" in worker.log("later")
+
+
+def formats_wrongly() -> None:
+    logger.info("%d coins", "no")
+
+
+def test_a_record_that_cannot_be_formatted_is_told_without_our_frames(worker):
+    assert worker.outcome(formats_wrongly) is None
+    log = worker.log()
+    assert log.startswith("A log record cannot be formatted (TypeError: %d format")
+    assert "in formats_wrongly\n  Message: '%d coins'\n  Arguments: ('no',)\n" in log
+    assert "girder_dask" not in log
 
 
 def redirects_while_logging() -> str:
