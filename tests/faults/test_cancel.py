@@ -336,6 +336,14 @@ def test_a_worker_that_is_restarted_for_it(fault_stack: Start) -> None:
     assert job["status"] == S.SUCCESS
     assert stack.numbered(other)[-10:] == list(range(10))
 
+    late = stack.start_task("frozen", 600.0, timeout=0.5)
+    job = stack.wait(late, 40)
+    assert states(job) == ["QUEUED", "RUNNING", "ERROR"], "as a cancel is"
+    assert " is restarted, as the job does not stop.\n" in stack.log(late)
+    assert stack.log(late).endswith("The task ran longer than the 0.5 s that it may.\n")
+    assert stack.log(late).count("frozen\n") == 1, "it does not run again"
+    assert stack.wait(stack.start_task("noop"), 40)["status"] == S.SUCCESS
+
 
 @pytest.mark.parametrize("part", ["worker", "scheduler"])
 def test_what_dies_while_a_job_is_canceling(fault_stack: Start, part: str) -> None:
