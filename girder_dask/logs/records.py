@@ -40,6 +40,7 @@ _DASK = "distributed"
 
 _formatter = logging.Formatter()
 _lock = threading.RLock()
+_passing = threading.local()
 _patches = Patches()
 
 
@@ -80,17 +81,28 @@ def _handle(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _deliver(log: JobLog, logger: logging.Logger, record: logging.LogRecord) -> None:
-    with _watching(log) as wrote:
-        logger.callHandlers(record)
-        shown = wrote()
-    handlers = list(_handlers(log, logger))
-    if any(_defers(log, handler) for handler in handlers):
-        shown = shown or _is_redirected(log, handlers)
-        if not _settle(log, logger, record, shown=shown):
-            return
-    elif shown:
-        return
-    _show(log, logger, record, handlers)
+    outer: logging.LogRecord | None = getattr(_passing, "record", None)
+    _passing.record = record
+    try:
+        with _watching(log) as wrote:
+            logger.callHandlers(record)
+            handlers, shown = list(_handlers(log, logger)), wrote()
+            if any(_defers(log, handler) for handler in handlers):
+                shown = shown or _is_redirected(log, handlers)
+                shown = not _settle(log, logger, record, shown=shown)
+            if not shown:
+                _show(log, logger, record, handlers)
+    finally:
+        _passing.record = outer
+    if outer is not None and _is_passed_on(outer, record):
+        log.mark_written()
+
+
+def _is_passed_on(outer: logging.LogRecord, record: logging.LogRecord) -> bool:
+    """Return whether a handler has made one record of another; else it logs of its own affairs."""
+    with contextlib.suppress(Exception):  # whatever is wrong with their arguments
+        return outer.getMessage() in record.getMessage()
+    return False
 
 
 @contextlib.contextmanager
@@ -227,10 +239,8 @@ def _settle(log: JobLog, logger: Any, record: logging.LogRecord, *, shown: bool)
 def _pass_late(log: JobLog, record: logging.LogRecord, pass_on: Callable[[], Any]) -> None:
     with _watching(log) as wrote:
         pass_on()
-        shown = wrote()
-    logger = logging.getLogger(record.name)
-    if _settle(log, None, record, shown=shown):
-        _show(log, logger, record, [])
+        if _settle(log, None, record, shown=wrote()):
+            _show(log, logging.getLogger(record.name), record, [])
 
 
 def _start_listener(original: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -248,6 +248,28 @@ def renames_levels(name: str) -> None:
     logger.log(7, "%s seven", name)
 
 
+class PassesOn(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger("passed.on").handle(record)
+
+
+def passes_records_on(name: str) -> None:
+    logger.addHandler(PassesOn())
+    logger.propagate = False
+    say(name)
+
+
+class Sends(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger("of.transport").warning("sent %d characters", len(record.getMessage()))
+
+
+def has_a_handler_that_logs(name: str) -> None:
+    logger.addHandler(Sends())
+    logger.propagate = False
+    say(name)
+
+
 class LoudLogger(logging.Logger):
     def info(self, message: object, *args: object, **_: Any) -> None:
         super().info(str(message).upper(), *args)
@@ -289,6 +311,8 @@ HEARD = [
     sets_constants,
     renames_levels,
     sets_a_logger_class,
+    passes_records_on,
+    has_a_handler_that_logs,
     has_a_logger_of_its_own,
     enables_the_root_logger_again,
 ]
