@@ -2,8 +2,9 @@
 
 A process that begins with a fork has its imports already, so a task with a process of its own
 starts in some milliseconds. What is forked is the :mod:`~girder_dask.warden`, which speaks with the
-worker as one that was started anew does. Each fork runs one task. The server runs no code of
-tasks but the imports that the operator names, opens no call and holds nothing of any job.
+worker as one that was started anew does. Each fork runs one task, and one is made ahead. The server
+runs no code of tasks but the imports that the operator names, opens no call and holds nothing of
+any job.
 
 Run by :mod:`girder_dask.standby` as ``python -m girder_dask.forkserver CHANNEL WORKER``: a
 descriptor and a process id. On the channel come, once, what to import, and then the descriptors for
@@ -12,7 +13,6 @@ each warden. The server has one thread, as a lock that another thread holds stay
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import json
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from girder_dask import warden
+from girder_dask import child, warden
 from girder_dask.logs.processlog import flush_c
 
 __all__ = ["DESCRIPTORS", "FORK", "MESSAGE_SIZE", "OWN", "main"]
@@ -105,6 +105,7 @@ def _threads() -> int:
 
 
 def _serve(channel: socket.socket, worker: int, handlers: Mapping[int, Any]) -> None:
+    spare = _spare(channel, worker, handlers)
     while True:
         ready, _, _ = select.select([channel.fileno(), worker], [], [])
         if worker in ready:
@@ -114,22 +115,71 @@ def _serve(channel: socket.socket, worker: int, handlers: Mapping[int, Any]) -> 
         )
         if message != FORK or len(fds) != DESCRIPTORS:  # the worker wants no more of them
             return
-        pid = -1
-        with contextlib.suppress(OSError):  # the worker hears that nobody has the lifeline
-            pid = os.fork()
-        if pid == 0:
-            channel.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            _become_warden(fds, worker)
+        if not _hand_over(spare, fds):  # somebody has killed it
+            _hand_over(_spare(channel, worker, handlers), fds)
         for fd in fds:
             os.close(fd)
+        spare = _spare(channel, worker, handlers)
 
 
-def _become_warden(fds: Sequence[int], worker: int) -> NoReturn:
-    """Make this fork what a process is that was started anew, and watch over a task."""
-    lifeline, control, file, output, errors, directory = fds
+def _hand_over(spare: socket.socket | None, fds: Sequence[int]) -> bool:
+    """Give a spare warden its task. If nobody has the lifeline, the worker hears that."""
+    if spare is None:
+        return False
+    with spare:
+        try:
+            socket.send_fds(spare, [FORK], fds)
+        except OSError:
+            return False
+    return True
+
+
+def _spare(
+    channel: socket.socket, worker: int, handlers: Mapping[int, Any]
+) -> socket.socket | None:
+    """Fork a warden and the process of its task ahead. Return the socket that they wait at."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        pid = os.fork()
+    except OSError:
+        pid = -1
+    if pid == 0:
+        channel.close()
+        ours.close()
+        _be_warden(theirs, worker, handlers)
+    theirs.close()
+    if pid == -1:
+        ours.close()
+        return None
+    return ours
+
+
+def _be_warden(given: socket.socket, worker: int, handlers: Mapping[int, Any]) -> NoReturn:
+    """Fork the process of a task, wait until there is one, and watch over it."""
     os.setsid()
+    to_task, of_warden = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    task = warden.fork()
+    if task == 0:
+        given.close()
+        to_task.close()
+        os.close(worker)
+        _be_task(of_warden, handlers)
+    of_warden.close()
+    fds = _received(given, handlers)
+    with to_task:
+        try:
+            socket.send_fds(to_task, [FORK], fds[1:])
+        except OSError:  # somebody has killed it
+            os._exit(1)
+    for fd in fds[1:]:
+        os.close(fd)
+    warden.greet(fds[0])
+    warden.watch(fds[0], task, worker=worker)
+
+
+def _be_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
+    """Wait for a task, and be what a process is that was started anew for it."""
+    control, file, output, errors, directory = _received(given, handlers)
     os.dup2(output, 1)
     os.dup2(errors, 2)
     os.fchdir(directory)
@@ -139,8 +189,19 @@ def _become_warden(fds: Sequence[int], worker: int) -> NoReturn:
     random = sys.modules.get("numpy.random")
     if random is not None:  # unlike Python's own it gives the same numbers in each fork
         random.seed()
-    warden.greet(lifeline)
-    warden.guard(lifeline, control, file, worker=worker)
+    child.main(control, file)
+    child.leave()
+
+
+def _received(given: socket.socket, handlers: Mapping[int, Any]) -> list[int]:
+    """Wait for the descriptors of a task. Without any, end."""
+    with given:
+        _, fds, _, _ = socket.recv_fds(given, len(FORK), DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    if not fds:  # the server has ended
+        os._exit(0)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return list(fds)
 
 
 if __name__ == "__main__":

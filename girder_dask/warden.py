@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from girder_dask.descendants import descendants, send_signal
 
-__all__ = ["greet", "guard", "main"]
+__all__ = ["fork", "greet", "main", "watch"]
 
 # From Linux's sys/prctl.h.
 _PR_SET_PDEATHSIG = 1
@@ -42,7 +42,16 @@ def main() -> None:
     """Watch over a task for the worker that has started this process."""
     lifeline, control, file, parent = map(int, sys.argv[1:5])
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    guard(lifeline, control, file, parent=parent)
+    task = fork()
+    if task == 0:
+        os.close(lifeline)
+        from girder_dask import child
+
+        child.main(control, file)
+        child.leave()
+    os.close(control)
+    os.close(file)
+    watch(lifeline, task, parent=parent)
 
 
 def greet(lifeline: int) -> None:
@@ -51,44 +60,36 @@ def greet(lifeline: int) -> None:
         channel.send(f"warden {os.getpid()}".encode())
 
 
-def guard(
-    lifeline_fd: int,
-    control: int,
-    file: int,
-    *,
-    parent: int | None = None,
-    worker: int | None = None,
+def fork() -> int:
+    """Fork the process of a task, which ends with this one. Return what :func:`os.fork` does."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    me = os.getpid()
+    task = os.fork()
+    if task == 0:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setpgid(0, 0)
+        if os.getppid() != me:  # it died before
+            os._exit(1)
+    return task
+
+
+def watch(
+    lifeline: int, task: int, *, parent: int | None = None, worker: int | None = None
 ) -> NoReturn:
-    """Fork the task's process and watch over it until nothing of it is left. Both end in here.
+    """Watch over the process of a task until nothing of it is left, and end.
 
     Parameters
     ----------
-    lifeline_fd, control, file
-        The descriptors of the two sockets and the file that the worker has the other ends of.
+    lifeline
+        The descriptor of a socket that the worker has the other end of.
+    task
+        The process id of the task's process.
     parent
         The process id of the worker, if that is the parent.
     worker
         A descriptor that tells of the worker's end (a pidfd), if it is not.
     """
-    lifeline = socket.socket(fileno=lifeline_fd)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    me = os.getpid()
-    task = os.fork()
-    if task == 0:
-        lifeline.close()
-        if worker is not None:
-            os.close(worker)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.setpgid(0, 0)
-        if os.getppid() != me:  # it died before
-            os._exit(1)
-        from girder_dask import child
-
-        child.main(control, file)
-        child.leave()
-    os.close(control)
-    os.close(file)
-    _Warden(lifeline, task, parent, worker).watch()
+    _Warden(socket.socket(fileno=lifeline), task, parent, worker).watch()
     os._exit(0)  # without what modules have registered for the exit: it concerns the task
 
 

@@ -18,6 +18,7 @@ from deadline import SECONDS, until
 from run_worker import Worker, captured
 
 from girder_dask import forkserver
+from girder_dask.descendants import living
 from girder_dask.errors import ArgumentError
 from girder_dask.jobs import JobStatus
 from girder_dask.logs import inherit
@@ -241,9 +242,36 @@ def test_it_ends_with_what_has_it(open_worker: Callable[[Standby], Worker]) -> N
     standby = open_worker(Standby()).station.standby
     standby.begin()
     pid = pid_of(standby)
+    spare = until(lambda: spare_of(pid))
     standby.close()
     assert not alive(pid)
+    until(lambda: not any(alive(each) for each in spare))
     assert standby.server is None
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["warden", "task"])
+def test_a_spare_process_that_is_killed_is_replaced(
+    open_worker: Callable[[Standby], Worker], which: int
+) -> None:
+    worker = open_worker(Standby())
+    worker.station.standby.begin()
+    pid = pid_of(worker.station.standby)
+    spare = until(lambda: spare_of(pid))
+    os.kill(spare[which], signal.SIGKILL)
+    until(lambda: not alive(spare[which]))
+    server = outcome(worker, grandparent)
+    # A warden without a process of a task leaves the launch of one to the worker.
+    assert server == (pid, os.getpid())[which]
+    assert outcome(worker, lambda: 7, job_id="b") == 7
+
+
+def spare_of(server: int) -> list[int]:
+    """Return the warden and the process of a task that a server has forked ahead."""
+    parents = {process.pid: process.parent for process in living()}
+    for task, warden in parents.items():
+        if parents.get(warden) == server:
+            return [warden, task]
+    return []
 
 
 def test_where_there_is_no_pidfd_processes_start_anew(
