@@ -284,6 +284,17 @@ def _examine_workers(facts: Facts) -> Iterator[Check]:
         )
         if worker.get("cache_error"):
             yield Check(f"Worker {address} keeps input files", problem=worker["cache_error"])
+        if worker.get("no_directories"):
+            yield Check(f"Jobs on worker {address} share a working directory", _directories(worker))
+
+
+def _directories(worker: Mapping[str, Any]) -> str:
+    """Say why the jobs of a worker share its working directory, and what to do."""
+    return (
+        f"its system refuses unshare(CLONE_FS) ({worker['no_directories']}). The directory is put "
+        "back after each job. Allow it in the seccomp profile of the container, or set "
+        "girder.worker.isolation to process"
+    )
 
 
 def _known(facts: Facts) -> dict[str, Mapping[str, Any]]:

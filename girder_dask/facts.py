@@ -13,6 +13,7 @@ import socket
 import sys
 from typing import Any
 
+from girder_dask import working_directory
 from girder_dask.errors import GirderError
 
 __all__ = ["COMPARED", "gather"]
@@ -34,7 +35,8 @@ def gather(api_url: str | None) -> dict[str, Any]:
     dict
         ``hostname``, ``executable``, ``versions`` by name, ``tasks`` (for each entry point
         of ``girder_dask.tasks`` its ``module``, ``package`` and ``error`` or None),
-        ``api_url``, and ``girder_error``: why Girder does not answer there, or None.
+        ``api_url``, ``girder_error``: why Girder does not answer there, or None, and
+        ``no_directories``: why jobs have no working directory of their own, or None.
     """
     return {
         "hostname": socket.gethostname(),
@@ -42,6 +44,7 @@ def gather(api_url: str | None) -> dict[str, Any]:
         "versions": versions(),
         "tasks": tasks(),
         "api_url": api_url,
+        "no_directories": working_directory.refusal(),
         "girder_error": _girder_error(api_url),
     }
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["Signals"]
+__all__ = ["Alarms", "Signals"]
+
+logger = logging.getLogger(__name__)
+
+# What a task may have sent to the process, which would end it.
+_ALARMS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU)
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -66,3 +72,39 @@ class Signals:
         """Leave signals alone again."""
         if threading.current_thread() is threading.main_thread():
             self._restore()
+
+
+class Alarms:
+    """Keeps the signals of timers and limits that a task may set from ending the worker.
+
+    They come to the main thread, and not to the thread of the task. This does nothing in any other
+    thread, and to a signal that has a handler.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._handled: list[int] = []
+        if threading.current_thread() is threading.main_thread():
+            for number in _ALARMS:
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    signal.signal(number, self._on_signal)
+                    self._handled.append(number)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        # Nothing else is safe within a signal.
+        self._loop.call_soon_threadsafe(self._tell, number)
+
+    def _tell(self, number: int) -> None:
+        logger.warning(
+            "%s came to this worker and was ignored: a task has set a timer or a limit of the "
+            "process, with signal.alarm() for example. Give the task a timeout=, or "
+            "isolation='process'.",
+            signal.Signals(number).name,
+        )
+
+    def close(self) -> None:
+        """Leave these signals alone again."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self._handled:
+                if signal.getsignal(number) == self._on_signal:
+                    signal.signal(number, signal.SIG_DFL)

@@ -18,7 +18,7 @@ from typing import Any
 from distributed import Reschedule, Status, Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from girder_dask import config, gpus, logs, separation
+from girder_dask import config, gpus, logs, separation, working_directory
 from girder_dask._version import __version__
 from girder_dask.cluster import ATTEMPT
 from girder_dask.errors import GirderDaskError
@@ -29,7 +29,7 @@ from girder_dask.logs import inherit
 from girder_dask.outbox import Outbox
 from girder_dask.private_directory import require_unchangeable
 from girder_dask.runner import Run
-from girder_dask.signals import Signals
+from girder_dask.signals import Alarms, Signals
 from girder_dask.standby import Standby
 from girder_dask.starts import Answer
 from girder_dask.station import Station
@@ -181,6 +181,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         )
         self.station.limit = self._limit
         self._signals = Signals(self._asked_to_end, child=bool(worker.nanny))
+        self._alarms = Alarms()
         worker.handlers |= {
             "girder_cancel": self.cancel,
             "girder_drop": self.drop,
@@ -198,6 +199,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             return
         station, self.station = self.station, None
         self._signals.close()
+        self._alarms.close()
         if station.runs:
             await self._leave(stuck=[run.spec.id for run in station.runs.values()], limit=_LEAVING)
             await self._stopper.close(_STOPPING_TIME)
@@ -351,6 +353,17 @@ def _forget_credential() -> None:
     )
 
 
+def _warn_without_directories() -> None:
+    why = working_directory.refusal()
+    if why is not None:
+        logger.warning(
+            "This system gives threads no working directory of their own (%s), so jobs share that "
+            "of the worker, which is put back after each. Allow unshare(CLONE_FS) in the seccomp "
+            "profile of its container, or set girder.worker.isolation to process.",
+            why,
+        )
+
+
 def _start_capture() -> None:
     global _capture_users
     with _capture_lock:
@@ -359,6 +372,7 @@ def _start_capture() -> None:
             logs.install(log_level=config.get("worker.log-level"))
             inherit.install()
             separation.install()
+            _warn_without_directories()
 
 
 def _stop_capture() -> None:

@@ -26,8 +26,11 @@ from deadline import SECONDS
 from run_worker import Worker, captured
 
 from girder_dask import current_job, separation, task, working_directory
+from girder_dask.doctor import Facts, examine
+from girder_dask.facts import gather
 from girder_dask.jobs import JobStatus
 from girder_dask.transform import ResultTransform
+from girder_dask.worker_hooks import _warn_without_directories
 
 S = JobStatus
 PUT_BACK = "It was put back."
@@ -430,3 +433,43 @@ thread.join()
 def test_a_profiler_does_not_hang_a_worker_that_was_interrupted() -> None:
     shown = subprocess.check_output([sys.executable, "-c", HANGS], text=True, timeout=SECONDS)
     assert shown == "went on\n"
+
+
+ALARM = """
+import asyncio, logging, signal, threading
+from girder_dask.signals import Alarms
+
+async def main():
+    alarms = Alarms()
+    thread = threading.Thread(target=signal.setitimer, args=(signal.ITIMER_REAL, 0.02))
+    thread.start()
+    thread.join()
+    await asyncio.sleep(0.2)
+    alarms.close()
+    print("went on", signal.getsignal(signal.SIGALRM).name)
+
+logging.basicConfig()
+asyncio.run(main())
+"""
+
+
+def test_an_alarm_of_a_task_does_not_end_the_worker() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ALARM], capture_output=True, text=True, timeout=SECONDS, check=True
+    )
+    assert ended.stdout == "went on SIG_DFL\n"
+    assert "SIGALRM came to this worker and was ignored" in ended.stderr
+
+
+@pytest.mark.usefixtures("refused")
+def test_a_refusal_is_told_to_operators(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_without_directories()
+    assert "no working directory of their own ([Errno 1] Operation not permitted)" in caplog.text
+    worker = {**gather(None), "api_url": "http://girder/api/v1", "girder_error": None}
+    (check,) = [
+        check
+        for check in examine(Facts(here=worker, workers={"tcp://w:1": worker}))
+        if check.name == "Jobs on worker tcp://w:1 share a working directory"
+    ]
+    assert check.ok, "nothing is broken"
+    assert "girder.worker.isolation" in check.detail
