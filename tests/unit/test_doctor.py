@@ -86,11 +86,21 @@ def test_a_scheduler_without_hooks() -> None:
         ("girder_error", "Girder is reachable from the scheduler, with its dask plugin"),
         ("credential_error", "The scheduler's credential is valid"),
         ("error", "Job updates reach Girder"),
+        ("claim_error", "The scheduler gets its jobs from Girder"),
     ],
 )
 def test_what_the_scheduler_complains_of(field: str, name: str) -> None:
     facts = whole(scheduler={**SCHEDULER, field: "it says no"})
     assert [(check.name, check.problem) for check in broken(facts)] == [(name, "it says no")]
+
+
+def test_documents_that_were_set_aside() -> None:
+    aside = {"number": 3, "last": "The document of job 5f3c is malformed."}
+    facts = whole(scheduler={**SCHEDULER, "girder": {**GIRDER, "set_aside": aside}})
+    (check,) = broken(facts)
+    assert check.name == "The documents of jobs in Girder are well-formed"
+    assert "3 malformed ones" in str(check.problem)
+    assert "job 5f3c" in str(check.problem)
 
 
 def test_a_scheduler_that_is_not_told_where_girder_is() -> None:

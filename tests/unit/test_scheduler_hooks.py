@@ -254,6 +254,17 @@ async def test_a_job_that_goes_to_another_scheduler_is_not_taken(girder: Girder)
         assert plugin.dispatcher.has("a")
 
 
+async def test_doctor_is_told_that_claims_are_refused(girder: Girder) -> None:
+    claim = girder.peer.answers["POST dask/job/claim"]
+    girder.peer.answers["POST dask/job/claim"] = lambda _peer: (500, {"message": "malformed"})
+    async with running(girder) as plugin:
+        await soon(lambda: plugin.procedures.claim_error is not None)
+        told = (await plugin.procedures.girder_status())["claim_error"]
+        assert "answered 500" in told
+        girder.peer.answers["POST dask/job/claim"] = claim
+        await soon(lambda: plugin.procedures.claim_error is None)
+
+
 async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
     async with running(girder) as plugin:
         plugin._loop.call_later(0.2, lambda: plugin.dispatcher.accept([spec("a", "add_one", 1)]))
