@@ -60,7 +60,7 @@ def clean(value: Any, _level: int = 0) -> Any:
     """Return a value that JSON can hold. Numbers that are not finite become null.
 
     >>> clean({"a": float("inf"), 1: {2}, "b": [b"x"]})
-    {'a': None, '1': '{2}', 'b': ["b'x'"]}
+    {'a': None, '1': [2], 'b': ["b'x'"]}
     """
     if value is None or isinstance(value, (str, bool, int)):
         return value
