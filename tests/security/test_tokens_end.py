@@ -102,7 +102,7 @@ def send(sender: str, user: Any, job: Any) -> None:
     from girder_dask.plugin import backend, store
 
     if sender == "scheduled":
-        store.adopt(job, user, None)
+        store.adopt(job, user)
     elif sender.startswith("claimed"):
         store.claim("a scheduler", 1)
     else:
