@@ -46,14 +46,13 @@ _ATTRIBUTES = (
     ("os.environ itself", "os", "environ"),
     ("the directory of tempfile", "tempfile", "tempdir"),
     ("the certificate checks of ssl", "ssl", "_create_default_https_context"),
-    ("the opener of urllib", "urllib.request", "_opener"),
     ("print()", "builtins", "print"),
     ("open()", "builtins", "open"),
     ("input()", "builtins", "input"),
 )
 
 
-def _attribute(name: str, module: str, attribute: str) -> Item:
+def _attribute(name: str, module: str, attribute: str, *, is_told: bool = True) -> Item:
     def read() -> Any:
         return getattr(sys.modules.get(module), attribute, _ABSENT)
 
@@ -61,13 +60,15 @@ def _attribute(name: str, module: str, attribute: str) -> Item:
         if value is not _ABSENT:  # else its module was imported since
             setattr(sys.modules[module], attribute, value)
 
-    return Item(name, read, restore, by_value=False)
+    return Item(name, read, restore, by_value=False, is_told=is_told)
 
 
 def process_items() -> list[Item]:
     """Return what belongs to the process."""
     return [
         *(_attribute(*each) for each in _ATTRIBUTES),
+        # Whoever calls urlopen() first makes it, which needs no word.
+        _attribute("the opener of urllib", "urllib.request", "_opener", is_told=False),
         Item("sys.path", lambda: tuple(sys.path), _fill(sys, "path")),
         Item("sys.argv", lambda: tuple(sys.argv), _fill(sys, "argv")),
         Item("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
