@@ -31,7 +31,7 @@ T = TypeVar("T")
 # From Linux's sched.h.
 _CLONE_FS = 0x200
 # The directory of the first thread of this process, which is never apart but in its own run.
-_OF_PROCESS = "/proc/self/cwd"
+_OF_PROCESS = b"/proc/self/cwd"
 # Without a note.
 _set_umask = os.umask
 
@@ -72,16 +72,19 @@ def _unshare() -> None:
     OSError
         If the system refuses it.
     """
-    if hasattr(os, "unshare"):  # from Python 3.12 on
-        os.unshare(_CLONE_FS)
-    elif _libc().unshare(_CLONE_FS):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    if _libc().unshare(_CLONE_FS):
+        _raise()
+
+
+def _raise() -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
+def _libc() -> ctypes.PyDLL:
+    # Which keeps the lock of the interpreter: to get it back would cost a hundred times the call.
+    libc = ctypes.PyDLL(None, use_errno=True)
     if not hasattr(libc, "unshare"):
         raise OSError("this system has no unshare()")
     return libc
@@ -150,7 +153,8 @@ def is_apart() -> bool:
 
 
 def _return() -> None:
-    os.chdir(_OF_PROCESS)
+    if _libc().chdir(_OF_PROCESS):
+        _raise()
 
 
 def returning(run: Callable[[], T]) -> Callable[[], T]:
