@@ -7,13 +7,14 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
 
 from girder_dask.intake import is_client
+from girder_dask.job_fields import checked_fields
 from girder_dask.patience import again
 from girder_dask.traces import Traces
 from girder_dask.transform import OfResource, ResultTransform
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 _BAD_REQUEST = 400
+# How many names of what is left out one line of a log has.
+_MOST_NAMED = 10
 
 
 class _OfAttempt(OfResource, ResultTransform):
@@ -60,7 +63,8 @@ class GirderItemMetadata(_OfAttempt):
     def transform(self, data: Any) -> Any:
         gc = self.client()
         try:
-            again(lambda: self._set(gc, data), gc)
+            plain = checked_fields(data, "the result") if isinstance(data, Mapping) else data
+            again(lambda: self._set(gc, plain), gc)
         except requests.RequestException as e:
             raise self.failed("the metadata cannot be set.", e) from e
         except (TypeError, ValueError) as e:
@@ -82,6 +86,7 @@ class _Sent(_OfAttempt):
     """The result is a path; what is there is sent to Girder."""
 
     output_file_path: str | None = None
+    _left_out = False
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -133,6 +138,31 @@ class _Sent(_OfAttempt):
                 "that the task did not make. Have the task write a copy of it, as shutil.copy does."
             )
 
+    def _note_left_out(self, paths: Sequence[Path], why: str) -> None:
+        """Write into the job's log what is not sent."""
+        if paths:
+            # Of a link nothing is lost.
+            self._left_out = self._left_out or not all(path.is_symlink() for path in paths)
+            names = ", ".join(repr(path.name) for path in paths[:_MOST_NAMED])
+            more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+            self._note(f"{self._repr_model_()} has left out {names}{more}: {why}.")
+
+    def _note(self, line: str) -> None:
+        if self.note is not None:
+            self.note(line)
+
+    def _flat(self, source: Path) -> list[Path]:
+        """Return the files of a flat directory, or the one file; what else is there is noted."""
+        if not source.is_dir():
+            return [source]
+        entries = sorted(source.iterdir())
+        files = [entry for entry in entries if entry.is_file()]
+        self._note_left_out(
+            [entry for entry in entries if entry not in set(files)],
+            "only files directly in the directory are sent; GirderUploadToFolder sends a tree",
+        )
+        return files
+
     def _count(self, files: list[Path]) -> None:
         for file in files:
             self._check_place(file)
@@ -151,7 +181,7 @@ class _Upload(_Sent):
     _id
         The id of the item or folder.
     delete_file
-        Whether the local data is deleted afterwards.
+        Whether the local data is deleted afterwards, if all of it was sent.
     upload_kwargs
         More arguments for the upload method of ``girder_client``: ``filename``,
         ``mimeType``, ``reference`` and ``progressCallback``.
@@ -205,7 +235,7 @@ class _Upload(_Sent):
             method(parent, str(file), **self.upload_kwargs)
 
     def cleanup(self) -> None:
-        if not self.delete_file or self.output_file_path is None:
+        if not self.delete_file or self.output_file_path is None or self._left_out:
             return
         with contextlib.suppress(FileNotFoundError):
             if Path(self.output_file_path).is_dir():
@@ -217,7 +247,8 @@ class _Upload(_Sent):
 class GirderUploadToItem(_Upload):
     """Upload the result, the path of a file or of a flat directory, into a Girder item.
 
-    A file takes the place of the item's file of the same name.
+    A file takes the place of the item's file of the same name. The job's log names what a directory
+    holds besides files, which is left out.
     """
 
     kind = "item"
@@ -228,8 +259,7 @@ class GirderUploadToItem(_Upload):
         return self._id
 
     def _send(self, source: Path) -> None:
-        files = sorted(source.iterdir()) if source.is_dir() else [source]
-        files = [file for file in files if file.is_file()]
+        files = self._flat(source)
         self._count(files)
         for file in files:
             self._put(self._id, file)
@@ -239,7 +269,8 @@ class GirderUploadToFolder(_Upload):
     """Upload the result, the path of a file or of a directory, into a Girder folder.
 
     Directories become subfolders, which are used again if they are there; each file becomes
-    an item. Links to directories are left out.
+    an item. Links to directories, and what is neither a file nor a directory, are left out; the
+    job's log names them.
 
     Parameters
     ----------
@@ -272,6 +303,9 @@ class GirderUploadToFolder(_Upload):
 
     def transform(self, data: Any) -> Any:
         if not self.must_exist and not self.confined and not Path(self._path(data)).exists():
+            self._note(
+                f"{self._repr_model_()} had nothing to do: there is nothing at {data!r:.200}."
+            )
             return None
         return super().transform(data)
 
@@ -282,6 +316,10 @@ class GirderUploadToFolder(_Upload):
             self._put(self._folder(place, made), file)
         for place in _directories_below(source, ()):
             self._folder(place, made)
+        self._note_left_out(
+            list(_others_below(source)),
+            "only files and directories are sent, and no links to directories",
+        )
 
     def _folder(self, place: tuple[str, ...], made: dict[tuple[str, ...], str]) -> str:
         """Return the id of a folder below, and make it if it is missing."""
@@ -313,10 +351,20 @@ def _directories_below(source: Path, place: tuple[str, ...]) -> Iterator[tuple[s
             yield from _directories_below(entry, (*place, entry.name))
 
 
+def _others_below(source: Path) -> Iterator[Path]:
+    """Return what is not sent: links to directories, and what is no file and no directory."""
+    for entry in sorted(source.iterdir()) if source.is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _others_below(entry)
+        elif not entry.is_file():
+            yield entry
+
+
 class GirderUploadJobArtifact(_Sent):
     """Attach the result, the path of a file or of a flat directory, to the job.
 
-    If there is nothing at the path, nothing is done. Who may read the job may read its
+    If there is nothing at the path, nothing is done. The job's log says so, and names what a
+    directory holds besides files, which is left out. Who may read the job may read its
     artifacts, and they are deleted with it.
 
     Parameters
@@ -344,6 +392,9 @@ class GirderUploadJobArtifact(_Sent):
     def transform(self, data: Any) -> None:
         source = self._source(data)
         if source is None:
+            self._note(
+                f"{self._repr_model_()} had nothing to do: there is nothing at {data!r:.200}."
+            )
             return
         self._check_place(source)
         if self.job_id is None:
@@ -351,8 +402,7 @@ class GirderUploadJobArtifact(_Sent):
                 raise self.failed("there is no job to attach the result to. Give its id.")
             self.job_id = str(self.job["_id"])
         self._id = self.job_id
-        files = sorted(source.iterdir()) if source.is_dir() else [source]
-        files = [file for file in files if file.is_file()]
+        files = self._flat(source)
         self._count(files)
         with self._explained():
             self._attach(files, None if source.is_dir() else self.name)

@@ -219,6 +219,8 @@ class Run:
             shown, kept, note = self._keep(value)
             if call.hooks:
                 shown, kept, note = self._keep(self._push(transfers, call, value))
+            if note is not None:
+                self._outlet.write(f"girder_dask: the result is not kept with the job: {note}.\n")
         except BaseException as e:
             self._interruption.detach()  # what hooks do now is no part of the task
             self._leave_to_another(e)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from girder_dask.context import RunningJob
@@ -116,7 +116,21 @@ class Transfers:
         with self._phase("Uploading"):
             for i, hook in enumerate(call.hooks[: len(results)]):
                 results[i] = self._pushed(hook, results[i])
+        self._note_idle(call.hooks[len(results) :], len(results))
         return tuple(results) if isinstance(value, tuple) else results[0]
+
+    def _note_idle(self, hooks: Sequence[Any], results: int) -> None:
+        """Write which hooks had nothing to do, since the function returned less than expected."""
+        for n, hook in enumerate(hooks, results + 1):
+            for leaf in leaves_of(hook):
+                if callable(getattr(leaf, "transform", None)):
+                    self._note(
+                        f"{name_of(leaf)} had nothing to do: it is the result hook for value {n}, "
+                        f"and the task returned {'one value' if results == 1 else results}."
+                    )
+
+    def _note(self, line: str) -> None:
+        self._job.job_manager.write(f"girder_dask: {line}\n")
 
     def _pushed(self, hook: Any, value: Any) -> Any:
         """Return what takes the place of a value."""
@@ -174,6 +188,7 @@ class Transfers:
         for name, value in (
             ("cache", self._cache),
             ("links", self._links),
+            ("note", self._note),
             ("traces", self._traces),
             ("report", functools.partial(self._report, self._runs)),
         ):

@@ -34,7 +34,7 @@ __all__ = [
 
 #: What belongs to one run, and so does not travel.
 _OF_A_RUN = {
-    "gc", "work_dir", "inputs_dir", "cwd", "job", "cache", "links", "report", "traces",
+    "gc", "work_dir", "inputs_dir", "cwd", "job", "cache", "links", "note", "report", "traces",
     "temp_dir_path", "file_path", "item_path", "folder_path", "output_file_path", "_stock",
 }  # fmt: skip
 #: What Girder says of an id that nothing has.
@@ -175,6 +175,8 @@ class _Bound:
     links: set[tuple[int, int]] | None = None
     #: Called with the bytes that are through, all bytes (None if unknown) and a message.
     report: Callable[[int, int | None, str], None] | None = None
+    #: Called with a line for the job's log, while it runs.
+    note: Callable[[str], None] | None = None
 
     def __init__(self, *, gc: Any = None) -> None:
         self.gc = gc

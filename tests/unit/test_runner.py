@@ -485,6 +485,28 @@ def test_a_value_that_is_too_large_is_not_kept_but_is_no_error(worker: Worker) -
         f"it takes {size:,} bytes, more than the 1,000 that are kept with a job "
         "(girder.worker.max-result)"
     )
+    assert f"girder_dask: the result is not kept with the job: {worker.end.error}." in worker.log()
+
+
+def test_a_hook_without_a_value_is_named(worker: Worker, tmp_path: Path) -> None:
+    class Sink:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def transform(self, value: Any) -> Any:
+            return value
+
+        def __repr__(self) -> str:
+            return f"Sink({self.name!r})"
+
+    worker.outcome(lambda: (1, 2), hooks=[Sink("a"), None, Sink("c"), {"x": Sink("d")}])
+    assert worker.statuses()[-1] == S.SUCCESS
+    lines = [line for line in worker.log().splitlines() if "had nothing to do" in line]
+    assert lines == [
+        f"girder_dask: Sink('{name}') had nothing to do: it is the result hook for value {n}, and "
+        "the task returned 2."
+        for name, n in (("c", 3), ("d", 4))
+    ]
 
 
 # -- surroundings --------------------------------------------------------------------------

@@ -380,6 +380,57 @@ def test_a_directory_goes_into_an_item_flat(tree: Path) -> None:
     assert gc.calls == [("item", "5f", name, {"mimeType": "x"}) for name in ("a.txt", "b.txt")]
 
 
+def noted(transform: Any, data: Any) -> str:
+    """Let a transform take a result, and return what it writes into the job's log."""
+    lines: list[str] = []
+    transform.note = lines.append
+    transform.transform(data)
+    return "\n".join(lines)
+
+
+def test_what_does_not_go_into_an_item_is_named(tree: Path) -> None:
+    upload = GirderUploadToItem("5f", delete_file=True, gc=Recording())
+    assert noted(upload, tree) == (
+        "GirderUploadToItem('5f') has left out 'loop', 'sub': only files directly in the directory "
+        "are sent; GirderUploadToFolder sends a tree."
+    )
+    upload.cleanup()
+    assert (tree / "sub" / "c.txt").read_text() == "c", "what was not sent is not deleted"
+
+
+def test_what_does_not_go_into_a_folder_is_named(tree: Path) -> None:
+    os.mkfifo(tree / "sub" / "pipe")
+    (tree / "gone").symlink_to(tree / "nowhere")
+    assert noted(GirderUploadToFolder("5f", gc=Recording()), tree) == (
+        "GirderUploadToFolder('5f') has left out 'gone', 'loop', 'pipe': only files and "
+        "directories are sent, and no links to directories."
+    )
+
+
+def test_nothing_is_noted_of_what_is_sent_whole(tree: Path) -> None:
+    (tree / "loop").unlink()
+    assert noted(GirderUploadToFolder("5f", gc=Recording()), tree) == ""
+    assert noted(GirderUploadToItem("5f", gc=Recording()), tree / "sub") == ""
+
+
+def test_a_hook_that_finds_nothing_says_so(tmp_path: Path) -> None:
+    for hook in (
+        GirderUploadToFolder("5f", must_exist=False, gc=Recording()),
+        GirderUploadJobArtifact("5f", gc=Recording()),
+    ):
+        assert "had nothing to do: there is nothing at " in noted(hook, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [({"a": {"n": [0, float("nan")]}}, r"\['a'\]\['n'\]\[1\] is nan"), ({"a": {1}}, "a set|builtins.set")],
+)
+def test_metadata_that_is_no_json_is_named(value: Any, said: str) -> None:
+    with pytest.raises(TransformError, match=said) as caught:
+        GirderItemMetadata("5f", gc=Recording()).transform(value)
+    assert "did not answer" not in str(caught.value)
+
+
 def test_a_directory_goes_into_a_folder_with_what_is_below(tree: Path) -> None:
     gc = Recording()
     assert GirderUploadToFolder("5f", gc=gc).transform(str(tree)) == "5f"
