@@ -17,6 +17,7 @@ from girder_dask.leaves import leaves_of, map_leaves
 from girder_dask.packages import package_of
 from girder_dask.payload import Dependency, pack_call, readable
 from girder_dask.result import JobResult
+from girder_dask.transforms import is_transform
 from girder_dask.without_job import WithoutJob
 
 __all__ = [
@@ -146,6 +147,12 @@ def pack(
 
     def stand_in(value: Any) -> Any:
         _refuse_hidden(name, value)
+        if is_transform(value) and not _takes(value, 0):
+            raise SubmissionError(
+                f"{name} was given {value!r:.200} as an argument, which is a result hook: its "
+                "transform() needs a result. Give it as girder_result_hooks=[…]. No job was made.",
+                task=name,
+            )
         if hasattr(value, "results") and not isinstance(value, type):
             return [stand_in(result) for result in value.results]
         if not isinstance(value, JobResult):
@@ -229,7 +236,25 @@ def _hooks(name: str, given: Any) -> tuple[Any, ...]:
                 "No job was made.",
                 task=name,
             )
+        if hook is not None and not _takes(hook, 1):
+            raise SubmissionError(
+                f"{name} was started with {hook!r:.200} among its girder_result_hooks, which is an "
+                "input: its transform() takes no result. Pass it as an argument, and give hooks "
+                "such as GirderUploadToFolder(folder_id). No job was made.",
+                task=name,
+            )
     return (given,) if isinstance(given, dict) else tuple(given)
+
+
+def _takes(transform: Any, values: int) -> bool:
+    """Return True if a transform can be called with so many values, or nobody can tell."""
+    try:
+        inspect.signature(transform.transform).bind(*range(values))
+    except TypeError:
+        return False
+    except ValueError:  # of something that is not written in Python
+        return True
+    return True
 
 
 def submission(

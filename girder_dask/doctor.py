@@ -333,19 +333,24 @@ def _examine_tasks(facts: Facts) -> Iterator[Check]:
         for task in its.get("tasks", ())
     }
     for module, package in sorted(packages.items()):
-        problems = []
+        missing, raising = [], []
         for address, worker in workers.items():
             here = {task["module"]: task for task in worker["tasks"]}.get(module)
             if here is None:
-                problems.append(f"not installed on {address}")
+                missing.append(f"not installed on {address}")
             elif here["error"] is not None:
-                problems.append(f"cannot be imported on {address} ({here['error']})")
+                raising.append(f"installed on {address}, but its import raises {here['error']}")
             elif here["package"] != package:
-                problems.append(f"{here['package']} on {address}, {package} elsewhere")
+                missing.append(f"{here['package']} on {address}, {package} elsewhere")
+        install = (
+            f"Install {package or module} in the environment of those workers and start them again."
+        )
+        correct = (
+            f"Correct what raises: \"python -c 'import {module}'\" in that environment shows it."
+        )
         yield Check(
             f"The tasks of {module} are on every worker",
             detail=package or "",
-            problem="; ".join(problems) or None,
-            remedy=f"Install {package or module} in the environment of those workers and start "
-            "them again.",
+            problem="; ".join(missing + raising) or None,
+            remedy=" ".join([install] * (not raising or bool(missing)) + [correct] * bool(raising)),
         )

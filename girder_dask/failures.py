@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
 from subprocess import CalledProcessError
-from types import TracebackType
 from typing import Any
 
 from girder_dask.errors import (
@@ -25,6 +22,7 @@ from girder_dask.http_objects import chain, strip_headers
 from girder_dask.jobs import JobSpec, JobStatus, shortened
 from girder_dask.redaction import clean_data, clean_text, clean_urls
 from girder_dask.remote_errors import open_exception, pack_exception
+from girder_dask.tracebacks import format_error, own_traceback
 
 __all__ = [
     "Failure",
@@ -32,14 +30,11 @@ __all__ = [
     "exception_of",
     "failure_of",
     "name_of",
-    "own_traceback",
     "summary",
     "tell",
     "tell_missing",
     "was_killed",
 ]
-
-_HERE = str(Path(__file__).parent) + os.sep
 
 # What is kept of an exception with a job, in bytes.
 _MOST_KEPT = 256 * 1024
@@ -47,6 +42,13 @@ _MOST_KEPT = 256 * 1024
 #: The signals by which all processes of a worker may be asked, or made, to end.
 ENDING = frozenset(
     {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)}  # none on Windows
+)
+_OF_KEYBOARD = "The task raised KeyboardInterrupt, which ends it as an error.\n"
+# What multiprocessing says in a worker that has a nanny.
+_NO_CHILDREN = "daemonic processes are not allowed to have children"
+_OF_CHILDREN = (
+    "The processes of workers start no others by multiprocessing. Give the task a process of its "
+    "own, which does: @task(isolation='process'), or my_task.options(isolation='process').\n"
 )
 # A shell adds it to the signal that has ended what it ran.
 _SHELL = 128
@@ -123,7 +125,7 @@ def failure_of(
     elif isinstance(error, TaskNotFoundError):
         text = f"The task cannot run on {place}. {error}\n"
     else:
-        text = tell(error)
+        text = tell(error, started=started)
     text = clean_text(clean_urls(text))
     packed = _packed(error, text)
     killed, permanent = was_killed(error), isinstance(error, TransformError) and error.permanent
@@ -184,14 +186,6 @@ def _packed(error: BaseException, text: str) -> bytes | None:
     return data
 
 
-def own_traceback(error: BaseException) -> TracebackType | None:
-    """Return the traceback of an error from the first frame that is the user's."""
-    tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_HERE):
-        tb = tb.tb_next
-    return tb
-
-
 def summary(error: BaseException) -> str:
     """Return one line that says what went wrong.
 
@@ -217,25 +211,32 @@ def name_of(value: Any) -> str:
         return type(value).__name__
 
 
-def tell(error: BaseException) -> str:
-    """Return what the log says of an error that ended a run."""
+def tell(error: BaseException, *, started: bool = True) -> str:
+    """Return what the log says of an error that ended a run.
+
+    ``started`` is whether the function was called.
+    """
     if isinstance(error, (TransformError, AlreadyBegun)):
         return f"{error}\n"
     if isinstance(error, SystemExit):
-        return _tell_exit(error)
+        return _tell_exit(error, started=started)
     if isinstance(error, KeyboardInterrupt) and own_traceback(error) is not None:
-        return _format(error) + "The task raised KeyboardInterrupt, which ends it as an error.\n"
-    return _format(error)
+        return format_error(error) + _OF_KEYBOARD
+    if isinstance(error, AssertionError) and _NO_CHILDREN in str(error):
+        return format_error(error) + _OF_CHILDREN
+    return format_error(error)
 
 
-def _format(error: BaseException) -> str:
-    return "".join(traceback.format_exception(type(error), error, own_traceback(error)))
-
-
-def _tell_exit(error: SystemExit) -> str:
+def _tell_exit(error: SystemExit, *, started: bool) -> str:
     argument = "" if error.code is None else repr(error.code)
     where = traceback.extract_tb(own_traceback(error))
     at = f" in {where[-1].filename}, line {where[-1].lineno}" if where else ""
+    if not started:
+        return (
+            f"sys.exit({argument}) was called{at} before the task began, for example by a module "
+            "that it imports. That ends a process, and a task is none. Take the call out of what "
+            "runs when the module is imported.\n"
+        )
     return (
         f"The task called sys.exit({argument}){at}. That ends a process, and a task is none, so "
         "there is no result: return from the function to end in SUCCESS, raise to end in ERROR.\n"
@@ -252,12 +253,16 @@ def tell_missing(spec: JobSpec, error: ImportError, place: Place) -> str:
         if error.name != missing:
             what = f"The {name} that is installed there is another one: it has no {error.name}."
         install = f"{name}=={version}" if version else name
-    elif missing:
+    elif isinstance(error, ModuleNotFoundError) and missing:
         what = f"{error} there, which the task or its arguments need."
         install = missing
     else:
-        return _format(error) + f"The task {spec.task} cannot be imported on {place}.\n"
-    trace = "" if missing == own else _format(error)
+        return format_error(error) + (
+            f"The task {spec.task} cannot run on {place}: what it imports is installed there, but "
+            "raises this error when it is imported. Correct it, or install a version of the "
+            f"package that works there ({spec.package or own}), and start the job again.\n"
+        )
+    trace = "" if missing == own else format_error(error)
     return (
         f"{trace}The task {spec.task} cannot run on {place}. {what} Install it in the "
         f"environment of the workers and start the job again:\n    pip install '{install}'\n"

@@ -48,6 +48,7 @@ from girder_dask.forks import ending_forks
 from girder_dask.logs import joblog, latch, standard, threads
 from girder_dask.logs.joblog import JobLog, current
 from girder_dask.logs.streams import RoutingBuffer, RoutingStream
+from girder_dask.tracebacks import own_traceback
 
 __all__ = ["VARIABLE", "install", "name_run", "named", "pipe_of", "subprocesses", "uninstall"]
 
@@ -163,10 +164,7 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
                 variable.set(value)
             self.__dict__.pop("run", None)  # the thread is as it was, and no cycle is left
             try:
-                if owner is None:
-                    run()
-                else:
-                    owner.run_thread(run)
+                _run_shown(self, run if owner is None else functools.partial(owner.run_thread, run))
             finally:
                 end.open()
 
@@ -184,6 +182,15 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
             raise
 
     return start
+
+
+def _run_shown(thread: threading.Thread, run: Callable[[], None]) -> None:
+    """Do the work of a thread, and show what ends it as ``threading`` does, without our frames."""
+    try:
+        run()
+    except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
+        e.__traceback__ = own_traceback(e)
+        threading.excepthook(threading.ExceptHookArgs((type(e), e, e.__traceback__, thread)))
 
 
 def _in_job() -> bool:

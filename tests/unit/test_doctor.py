@@ -140,7 +140,10 @@ def test_versions_that_differ_are_told_with_who_has_which() -> None:
     ("tasks", "said"),
     [
         ([], "not installed on tcp://w:2"),
-        ([{**TASKS[0], "error": "ImportError: x"}], "cannot be imported on tcp://w:2"),
+        (
+            [{**TASKS[0], "error": "ImportError: x"}],
+            "installed on tcp://w:2, but its import raises ImportError: x",
+        ),
         ([{**TASKS[0], "package": "coins 0.9"}], "coins 0.9 on tcp://w:2"),
     ],
 )
@@ -149,3 +152,11 @@ def test_a_package_of_tasks_that_a_worker_lacks(tasks: list[Any], said: str) -> 
     (check,) = broken(facts)
     assert check.name == "The tasks of coins.tasks are on every worker"
     assert said in str(check.problem)
+
+
+def test_an_import_that_raises_is_no_missing_package() -> None:
+    tasks = [{**TASKS[0], "error": "ValueError: no licence"}]
+    (check,) = broken(whole(workers={"tcp://w:1": WORKER, "tcp://w:2": {**WORKER, "tasks": tasks}}))
+    assert check.remedy == (
+        "Correct what raises: \"python -c 'import coins.tasks'\" in that environment shows it."
+    )

@@ -10,7 +10,7 @@ import pytest
 
 import girder_dask
 from girder_dask.errors import TransformError
-from girder_dask.failures import Place, own_traceback, summary, tell, tell_missing
+from girder_dask.failures import Place, summary, tell, tell_missing
 from girder_dask.jobs import JobSpec
 from girder_dask.task import Task, task
 
@@ -71,7 +71,6 @@ def work():
 
 
 def test_an_error_without_a_frame_of_the_user_is_one_line() -> None:
-    assert own_traceback(ValueError("x")) is None
     assert tell(ValueError("no coins")) == "ValueError: no coins\n"
 
 
@@ -92,6 +91,19 @@ def test_an_exit_says_where_it_was_called_and_what_to_do(call: str, shown: str) 
     assert "/site/coins.py, line 3" in text
     assert "return from the function" in text
     assert tell(SystemExit(3)).startswith("The task called sys.exit(3). That")
+
+
+def test_an_exit_before_the_task_began_is_not_the_task_s() -> None:
+    error = caught(of_user("import sys\ndef work():\n  sys.exit(3)\n"))
+    text = tell(error, started=False)
+    assert "sys.exit(3) was called in /site/coins.py, line 3 before the task began" in text
+    assert "The task called" not in text
+
+
+def test_multiprocessing_in_a_worker_hints_at_a_process() -> None:
+    error = AssertionError("daemonic processes are not allowed to have children")
+    assert "isolation='process'" in tell(error)
+    assert "isolation" not in tell(AssertionError("other"))
 
 
 def test_a_keyboard_interrupt_is_explained() -> None:
@@ -163,7 +175,16 @@ def test_what_a_task_imports_is_named_too() -> None:
 def test_an_import_error_without_a_name_shows_its_traceback() -> None:
     text = tell_missing(SPEC, ImportError("libGL.so.1: cannot open"), PLACE)
     assert "libGL.so.1" in text
-    assert "my_tasks.coins:count cannot be imported on worker" in text
+    assert "my_tasks.coins:count cannot run on worker" in text
+    assert "raises this error when it is imported" in text
+    assert "pip install" not in text
+
+
+def test_a_name_that_a_module_lacks_is_no_missing_package() -> None:
+    error = ImportError("cannot import name 'x' from 'my_tasks'", name="my_tasks")
+    text = tell_missing(SPEC, error, PLACE)
+    assert "raises this error when it is imported" in text
+    assert "(my-tasks 1.2)" in text
     assert "pip install" not in text
 
 

@@ -21,7 +21,7 @@ ROOT = Path(girder_dask.__file__).parent
 #: A module imports only modules that stand before it. A directory stands for all in it.
 # fmt: off
 ORDER = [
-    "_version", "errors", "config", "imports", "jobs", "job_fields",
+    "_version", "errors", "config", "imports", "jobs", "job_fields", "tracebacks",
     "redaction", "http_objects", "log_records",
     "leaves", "removal", "private_directory", "workspace",
     "working_directory", "environment", "forks",

@@ -35,7 +35,7 @@ from girder_dask.jobs import HANDLER
 from girder_dask.packages import package_of
 from girder_dask.payload import open_call
 from girder_dask.task import find_task
-from girder_dask.transforms import GirderFileId, GirderItemMetadata
+from girder_dask.transforms import GirderFileId, GirderItemMetadata, GirderUploadToFolder
 
 
 @task
@@ -568,3 +568,15 @@ def test_a_handler_of_ones_own_is_kept() -> None:
 
 def test_a_ported_task_travels_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(old)) is old
+
+
+def test_an_input_among_the_hooks_is_refused(backend: RecordingBackend) -> None:
+    with pytest.raises(SubmissionError, match=r"GirderFileId.*which is an input.*No job was made"):
+        add.delay(1, 2, girder_result_hooks=[GirderFileId("5f")])
+    assert backend.submissions == []
+
+
+def test_a_hook_among_the_arguments_is_refused(backend: RecordingBackend) -> None:
+    with pytest.raises(SubmissionError, match=r"GirderUploadToFolder.*which is a result hook"):
+        add.delay(1, [GirderUploadToFolder("5f")])
+    assert backend.submissions == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import socket
 import subprocess
@@ -423,7 +424,10 @@ def test_a_hook_that_finds_nothing_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [({"a": {"n": [0, float("nan")]}}, r"\['a'\]\['n'\]\[1\] is nan"), ({"a": {1}}, "a set|builtins.set")],
+    [
+        ({"a": {"n": [0, float("nan")]}}, r"\['a'\]\['n'\]\[1\] is nan"),
+        ({"a": {1}}, r"\['a'\] is of type builtins\.set"),
+    ],
 )
 def test_metadata_that_is_no_json_is_named(value: Any, said: str) -> None:
     with pytest.raises(TransformError, match=said) as caught:

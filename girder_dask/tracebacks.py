@@ -1,0 +1,51 @@
+"""Tracebacks as the author of a task reads them, without frames of this package above theirs."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["format_error", "own_traceback"]
+
+_HERE = str(Path(__file__).parent) + os.sep
+# Where threads, pools and forks of a job are wrapped. What a task calls of ours itself is shown.
+_WRAPPERS = tuple(_HERE + name for name in ("logs" + os.sep, "working_directory.py", "forks.py"))
+
+
+def own_traceback(error: BaseException) -> TracebackType | None:
+    """Return the traceback of an error from the first frame that is the user's."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_HERE):
+        tb = tb.tb_next
+    return tb
+
+
+def format_error(error: BaseException) -> str:
+    """Return an error with its traceback and causes, without our frames above the user's code.
+
+    >>> format_error(ValueError('no coins'))
+    'ValueError: no coins\\n'
+    """
+    told = traceback.TracebackException(type(error), error, own_traceback(error))
+    for each in _errors(told):
+        each.stack[:] = _without_wrappers(each.stack)
+    return "".join(told.format())
+
+
+def _errors(told: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    waiting, seen = [told], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [e for e in (each.__cause__, each.__context__) if e is not None]
+            waiting += each.exceptions or ()
+
+
+def _without_wrappers(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
+    """Leave out the frames that stand around the work of threads and pools, unless all are such."""
+    return [frame for frame in stack if not frame.filename.startswith(_WRAPPERS)] or list(stack)
