@@ -86,7 +86,6 @@ class _Sent(_OfAttempt):
     """The result is a path; what is there is sent to Girder."""
 
     output_file_path: str | None = None
-    _left_out = False
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -141,8 +140,6 @@ class _Sent(_OfAttempt):
     def _note_left_out(self, paths: Sequence[Path], why: str) -> None:
         """Write into the job's log what is not sent."""
         if paths:
-            # Of a link nothing is lost.
-            self._left_out = self._left_out or not all(path.is_symlink() for path in paths)
             names = ", ".join(repr(path.name) for path in paths[:_MOST_NAMED])
             more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
             self._note(f"{self._repr_model_()} has left out {names}{more}: {why}.")
@@ -181,7 +178,7 @@ class _Upload(_Sent):
     _id
         The id of the item or folder.
     delete_file
-        Whether the local data is deleted afterwards, if all of it was sent.
+        Whether the local data is deleted afterwards.
     upload_kwargs
         More arguments for the upload method of ``girder_client``: ``filename``,
         ``mimeType``, ``reference`` and ``progressCallback``.
@@ -235,7 +232,7 @@ class _Upload(_Sent):
             method(parent, str(file), **self.upload_kwargs)
 
     def cleanup(self) -> None:
-        if not self.delete_file or self.output_file_path is None or self._left_out:
+        if not self.delete_file or self.output_file_path is None:
             return
         with contextlib.suppress(FileNotFoundError):
             if Path(self.output_file_path).is_dir():

@@ -87,9 +87,10 @@ def is_among(module: str, modules: Iterable[str]) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def modules_beside(module: str) -> frozenset[str]:
-    """Return the modules of tasks of the distribution that names this one for its tasks.
+    """Return the modules of tasks of the distribution that a module belongs to.
 
-    Empty for a module that no distribution names.
+    That is the one that names the module, or one above it, for its tasks, else the one distribution
+    whose top-level package it is in. Empty for a module of no distribution with tasks.
     """
     named: dict[str, set[str]] = {}
     for point in extensions().values():
@@ -99,7 +100,11 @@ def modules_beside(module: str) -> frozenset[str]:
             logger.exception("The tasks of the package %s cannot be found out", point.name)
             continue
         named.setdefault(point.dist.name if point.dist else "", set()).update(modules)
-    return frozenset().union(*(its for its in named.values() if is_among(module, its)))
+    found = frozenset().union(*(its for its in named.values() if is_among(module, its)))
+    if found:
+        return found
+    top = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
+    return frozenset(named.get(top[0], ())) if len(set(top)) == 1 else frozenset()
 
 
 @functools.lru_cache(maxsize=1024)
