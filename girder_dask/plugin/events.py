@@ -16,7 +16,7 @@ from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
 from girder_dask.plugin import answers, artifacts, chunks, groups, records, settings, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.notices import EVENT_HANDLER
-from girder_dask.plugin.other_fields import refuse_forged
+from girder_dask.plugin.other_fields import refuse_forged, refuse_unsendable
 
 __all__ = ["bind"]
 
@@ -32,7 +32,7 @@ def bind(backend: GirderBackend) -> None:
         "jobs.status.validTransitions": _valid_transitions,
         "jobs.schedule": _Schedule(backend),
         "jobs.cancel": _Cancel(backend),
-        "jobs.job.update": _keep_tokens_out,
+        "jobs.job.update": _updating,
         "jobs.job.update.after": _Updated(backend),
         "model.job.remove": _Removed(backend),
         "model.user.remove": _UserRemoved(backend),
@@ -141,6 +141,11 @@ class _Updated:
         elif not job.get("dask"):
             # A job that others run may belong to the parent of a map.
             groups.follow([job])
+
+
+def _updating(event: Any) -> None:
+    refuse_unsendable(event)
+    _keep_tokens_out(event)
 
 
 def _keep_tokens_out(event: Any) -> None:

@@ -1,15 +1,16 @@
-"""The fields of a job document that its maker may add: ``other_fields``, ``otherFields``."""
+"""What Girder's own routes and other plugins may put into a job document, and what they may not."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import bson.json_util
 from girder.api import access
-from girder.exceptions import RestException
+from girder.exceptions import RestException, ValidationException
 
-__all__ = ["CORE", "RESERVED", "refuse_forged", "reserved"]
+__all__ = ["CORE", "RESERVED", "refuse_forged", "refuse_unsendable", "reserved", "unsendable"]
 
 #: What says which job it is, whose it is, who may read it, and where it stands.
 CORE = frozenset(
@@ -52,9 +53,49 @@ def _is_free(name: Any, among: Collection[str]) -> bool:
     )
 
 
+def unsendable(value: Any, path: str) -> str | None:
+    """Return where in a value a number is that JSON does not have, None if there is none.
+
+    >>> unsendable({"n": [1, float("nan")]}, "meta")
+    "meta['n'][1]"
+    """
+    left = [(path, value)]
+    while left:
+        where, found = left.pop()
+        if isinstance(found, float) and not math.isfinite(found):
+            return where
+        if isinstance(found, Mapping):
+            left += [(f"{where}[{key!r:.100}]", inner) for key, inner in found.items()]
+        elif isinstance(found, (list, tuple)):
+            left += [(f"{where}[{n}]", inner) for n, inner in enumerate(found)]
+    return None
+
+
+def refuse_unsendable(event: Any) -> None:
+    """Refuse an update of a job after which Girder could not send its document.
+
+    Girder answers with strict JSON, so one such number would make every list with this job a 500.
+    Bound to what comes before ``Job().updateJob``, whose callers are Girder's own ``PUT job/:id``
+    and other plugins.
+
+    Raises
+    ------
+    ValidationException
+        If a number of it is not finite.
+    """
+    params = event.info["params"]
+    for name in ("progressTotal", "progressCurrent", "otherFields"):
+        where = unsendable(params.get(name), name)
+        if where is not None:
+            raise ValidationException(
+                f"{where} is not a finite number. Job {event.info['job']['_id']} was not changed.",
+                name,
+            )
+
+
 @access.public  # Girder asks of handlers what it asks of routes; the route has its own rules
 def refuse_forged(event: Any) -> None:
-    """Refuse ``POST job`` that would write over a job, or make one look like one of ours.
+    """Refuse ``POST job`` that would write over a job, or make one that is not as it should be.
 
     Girder's own route takes any field. With an ``_id`` it replaces the job that has it.
     Bound to what comes before that route.
@@ -62,16 +103,25 @@ def refuse_forged(event: Any) -> None:
     Raises
     ------
     RestException
-        If its ``otherFields`` have a field that is not for a request to set.
+        If its ``otherFields`` have a field that is not for a request to set, or if a number in it
+        is not finite.
     """
-    given = event.info["params"].get("otherFields")
+    for name in ("args", "kwargs", "otherFields"):
+        given = _read(event.info["params"].get(name), name)
+        wrong = reserved(given, CORE) if name == "otherFields" and isinstance(given, dict) else []
+        if wrong:
+            raise RestException(
+                f"The otherFields of a new job must not set {', '.join(wrong)[:200]}. No job was "
+                "made."
+            )
+        where = unsendable(given, name)
+        if where is not None:
+            raise RestException(f"{where} is not a finite number. No job was made.")
+
+
+def _read(given: Any, name: str) -> Any:
     try:
         # As Girder reads it.
-        fields = bson.json_util.loads(given) if given else {}
+        return bson.json_util.loads(given) if given else {}
     except Exception:  # noqa: BLE001 - the constructors of BSON types raise what they like
-        raise RestException("Parameter otherFields must be valid JSON.") from None
-    wrong = reserved(fields, CORE) if isinstance(fields, dict) else []
-    if wrong:
-        raise RestException(
-            f"The otherFields of a new job must not set {', '.join(wrong)[:200]}. No job was made."
-        )
+        raise RestException(f"Parameter {name} must be valid JSON.") from None

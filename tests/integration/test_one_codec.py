@@ -10,7 +10,7 @@ import pytest
 
 from girder_dask import JobResult, connect
 from girder_dask.jobs import JobStatus
-from tests.integration.rest_site import ask
+from tests.integration.rest_site import ask, start_waiting
 
 DAY = "2026-01-02T03:00:00+00:00"
 
@@ -74,6 +74,37 @@ def test_values_are_taken_or_refused_alike(
     assert ask(girder_stack, "GET", "job/all", by=girder_admin).status_code == 200
     for job_id in place["ids"]:
         assert girder_stack.wait(job_id)["status"] == JobStatus.SUCCESS
+
+
+@pytest.mark.parametrize("field", ["progressTotal", "progressCurrent"])
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400"])
+def test_an_update_of_a_job_holds_no_number_that_json_has_not(
+    girder_stack: Any, girder_user: Any, field: str, number: str
+) -> None:
+    job = girder_stack.call(start_waiting, user=girder_user)
+    params = {field: number, "progressMessage": "x", "log": "not written"}
+    answer = ask(girder_stack, "PUT", f"job/{job['id']}", by=girder_user, params=params)
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+    kept = girder_stack.job(job["id"])
+    assert (kept["progress"], kept.get("log") or []) == (None, [])
+    for path in ("job/all", f"job?userId={girder_user.id}"):
+        assert ask(girder_stack, "GET", path, by=girder_stack.admin).status_code == 200, path
+
+
+def test_a_plugin_that_updates_a_job_is_told_which_number_json_has_not(girder_stack: Any) -> None:
+    job = girder_stack.call(start_waiting)
+    with pytest.raises(
+        Exception, match=r"otherFields\['meta'\]\['n'\]\[1\] is not a finite number"
+    ):
+        girder_stack.call(update, job["id"], {"meta": {"n": [1, float("nan")]}})
+    assert girder_stack.call(update, job["id"], {"meta": {"n": [1, 2.5]}}) == {"n": [1, 2.5]}
+
+
+def update(job_id: str, fields: dict[str, Any]) -> Any:
+    """Update a job. Run it in Girder."""
+    from girder_jobs.models.job import Job
+
+    return Job().updateJob(Job().load(job_id, force=True), otherFields=fields)["meta"]
 
 
 def test_a_value_that_cannot_be_pickled_is_not_available(girder_stack: Any) -> None:

@@ -166,6 +166,18 @@ def test_other_fields_that_cannot_be_read_are_refused(girder_stack, girder_user,
     assert girder_stack.call(count_jobs, girder_user.id) == 0
 
 
+@pytest.mark.parametrize("name", ["args", "kwargs", "otherFields"])
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400", '{"$numberDouble": "NaN"}'])
+def test_a_new_job_holds_no_number_that_json_has_not(girder_stack, girder_user, name, number):
+    token = girder_stack.call(make_token, [REST_CREATE_JOB_TOKEN_SCOPE], girder_user.id)
+    value = f"[{number}]" if name == "args" else f'{{"meta": [{number}]}}'
+    parameters = {"title": "x", "type": "x", name: value}
+    answer = ask(girder_stack, "POST", "job", token=token, params=parameters)
+    assert answer.status_code == 400, answer.text
+    assert "is not a finite number" in answer.json()["message"]
+    assert girder_stack.call(count_jobs, girder_user.id) == 0
+
+
 def test_what_girder_worker_posts_goes_on_to_work(girder_stack, girder_user):
     """It makes the jobs of child tasks so."""
     token = girder_stack.call(make_token, [REST_CREATE_JOB_TOKEN_SCOPE], girder_user.id)
