@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import logging
 import os
 import pickle
 import signal
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from girder_dask import context, logs
+from girder_dask.background import Guard
 from girder_dask.completion import completed
 from girder_dask.context import JobManager
 from girder_dask.errors import CancelInterrupt, JobInterrupted, TimeoutInterrupt
@@ -39,6 +41,8 @@ from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 
 __all__ = ["MESSAGE_SIZE", "Setup", "leave", "main", "reading", "writing"]
+
+logger = logging.getLogger(__name__)
 
 #: Most bytes of a message; a socket takes about 200 kB at once.
 MESSAGE_SIZE = 128 * 1024
@@ -272,6 +276,7 @@ class _Child:
             self._control.send(pickle.dumps((kind, what)))
 
     def _listen(self) -> None:
+        guard = Guard(logger, "Hearing the worker")
         while True:
             try:
                 message = self._control.recv(MESSAGE_SIZE)
@@ -279,14 +284,17 @@ class _Child:
                 return
             if not message:
                 return
-            kind, what = pickle.loads(message)
-            if kind == "run":
-                self._inputs.set()
-            elif kind == "cancel":
-                self._manager.status = JobStatus.CANCELING
-            elif kind == "stop":
-                self._why = TimeoutInterrupt if what == "timeout" else CancelInterrupt
-                self._told.set()
+            with guard:
+                self._hear(*pickle.loads(message))
+
+    def _hear(self, kind: str, what: Any) -> None:
+        if kind == "run":
+            self._inputs.set()
+        elif kind == "cancel":
+            self._manager.status = JobStatus.CANCELING
+        elif kind == "stop":
+            self._why = TimeoutInterrupt if what == "timeout" else CancelInterrupt
+            self._told.set()
 
     def _is_ours(self, handler: Any) -> bool:
         return bool(handler == self._on_term)

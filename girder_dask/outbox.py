@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
+from girder_dask.background import Guard
 from girder_dask.jobs import JobEvent, JobSpec, JobStatus, clean_text
 from girder_dask.logs import JobLog
 from girder_dask.pace import Pace
@@ -54,6 +55,12 @@ _SPACING = 0.1
 _REST = 20.0
 _RETRY_DELAY = 0.2
 _RETRY_DELAY_MOST = 5.0
+
+# What may fail, as the log names it.
+_SENDER = "The outbox"
+_GATHERER = "Taking the output of a run"
+_DROPPER = "Stopping runs that the scheduler has given up"
+_ASKER = "Asking the scheduler for room"
 
 
 class RunOutlet:
@@ -234,6 +241,10 @@ class Outbox:
         self._room = room
         self._on_dropped = on_dropped
         self._asking: dict[RunOutlet, asyncio.Task[None]] = {}
+        self._guards = {
+            what: Guard(logger, f"{what} of the worker {worker}", longest=_RETRY_DELAY_MOST)
+            for what in (_SENDER, _GATHERER, _DROPPER, _ASKER)
+        }
         self._log = {"capacity": log_capacity, "most": max_log}
         self._name = uuid.uuid4().hex
         self._runs = itertools.count(1)
@@ -308,38 +319,50 @@ class Outbox:
             self._woken = (urgent, at_once)
 
     async def _run(self) -> None:
+        guard = self._guards[_SENDER]
         while True:
-            await self._pace.turn()
-            self._idle.clear()
-            with self.lock:
-                self._woken = None
-                count = len(self._barriers)
-            self._gather()
-            # What comes meanwhile has its own turn.
-            left = size = len(self._queue)
-            while left > 0 and (batch := self._next_batch()):
-                left -= len(batch)
-                await self._deliver(batch)
-            with self.lock:
-                passed, self._barriers = self._barriers[:count], self._barriers[count:]
-            for barrier in passed:
-                barrier.set()
-            if size:
-                self._pace.sent()
-            self._idle.set()
+            with guard:
+                await self._pace.turn()
+                await self._send_all()
+            if guard.failed:
+                await asyncio.sleep(guard.pause)
+                self._pace.poke(urgent=True)  # nobody else may have more to say
+
+    async def _send_all(self) -> None:
+        self._idle.clear()
+        with self.lock:
+            self._woken = None
+            count = len(self._barriers)
+        self._gather()
+        # What comes meanwhile has its own turn.
+        left = size = len(self._queue)
+        while left > 0 and (batch := self._next_batch()):
+            left -= len(batch)
+            await self._deliver(batch)
+        with self.lock:
+            passed, self._barriers = self._barriers[:count], self._barriers[count:]
+        for barrier in passed:
+            barrier.set()
+        if size:
+            self._pace.sent()
+        self._idle.set()
 
     def _gather(self) -> None:
         """Queue the output and progress that wait now."""
         with self.lock:
             dirty, self._dirty = self._dirty, {}
             for outlet in dirty:
-                event = outlet.waiting()
-                if event is not None:
-                    self._queue.append(event)
-                    if outlet.is_held:
-                        self._ask(outlet)
-                    elif event.log is not None and len(event.log) >= _MOST_CHARACTERS:
-                        self._pace.poke(urgent=True)  # there is more
+                with self._guards[_GATHERER]:  # each, as the others are not dirty any more
+                    self._take(outlet)
+
+    def _take(self, outlet: RunOutlet) -> None:
+        event = outlet.waiting()
+        if event is not None:
+            self._queue.append(event)
+            if outlet.is_held:
+                self._ask(outlet)
+            elif event.log is not None and len(event.log) >= _MOST_CHARACTERS:
+                self._pace.poke(urgent=True)  # there is more
 
     def _ask(self, outlet: RunOutlet) -> None:
         """Have an outlet go on when the scheduler has room for its output."""
@@ -358,11 +381,9 @@ class Outbox:
             outlet.release()
 
     async def _has_room(self, room: Room, outlet: RunOutlet) -> bool:
-        try:
+        with self._guards[_ASKER]:
             if await room(outlet.spec.id):
                 return True
-        except Exception as e:  # noqa: BLE001 - whatever it is, the scheduler is asked again
-            logger.debug("The scheduler was not asked for room (%r); trying again", e)
         await asyncio.sleep(_RETRY_DELAY)
         return False
 
@@ -372,8 +393,9 @@ class Outbox:
         with self.lock:
             while self._queue and len(batch) < _MOST_EVENTS and size < _MOST_CHARACTERS:
                 event = self._queue.popleft()
-                batch.append(event.to_wire())
-                size += len(event.log or "") + len(event.result or b"")
+                with self._guards[_GATHERER]:
+                    batch.append(event.to_wire())
+                    size += len(event.log or "") + len(event.result or b"")
         return batch
 
     async def _deliver(self, batch: list[dict[str, Any]]) -> None:
@@ -409,7 +431,8 @@ class Outbox:
                 delay = min(delay * 2, _RETRY_DELAY_MOST)
             else:
                 self._dropped.update(dropped)
-                self._on_dropped(dropped)
+                with self._guards[_DROPPER]:
+                    self._on_dropped(dropped)
                 return
 
     async def close(self, timeout: float) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
 
+from girder_dask.background import Guard, watched
+
 __all__ = ["Alarms", "Signals"]
 
 logger = logging.getLogger(__name__)
@@ -54,10 +56,12 @@ class Signals:
 
     def _begin(self, number: int, before: Any) -> None:
         if self._task is None:
-            self._task = self._loop.create_task(self._end(number, before))
+            task = self._loop.create_task(self._end(number, before))
+            self._task = watched(task, logger, "Ending this process after a signal")
 
     async def _end(self, number: int, before: Any) -> None:
-        await self._leave()
+        with Guard(logger, "Leaving in good order after a signal"):
+            await self._leave()
         if callable(before):
             before(number, None)
 

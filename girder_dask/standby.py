@@ -20,6 +20,7 @@ from contextvars import Context
 from typing import Any
 
 from girder_dask import gpus
+from girder_dask.background import Guard
 from girder_dask.forkserver import FORK, MESSAGE_SIZE, OWN
 
 __all__ = ["ForkServer", "Standby"]
@@ -106,6 +107,7 @@ class Standby:
     def _supervise(self) -> None:
         """Keep a server running until the end of the worker."""
         pause, goes_on = _PAUSE, _has_pidfd()
+        guard = Guard(logger, "Keeping the fork server of this worker")
         if not goes_on:
             logger.warning(
                 "This system has no pidfd (Linux 5.3 has), so this worker has no fork server. "
@@ -113,12 +115,8 @@ class Standby:
             )
         while goes_on and not self._closed.is_set():
             begun, known = time.monotonic(), len(self._modules)
-            try:
-                goes_on = self._serve()
-            except OSError as e:
-                logger.warning(
-                    "The fork server of this worker cannot be started: %s. %s", e, _MEANWHILE
-                )
+            with guard:
+                goes_on = self._serve_once()
             if len(self._modules) < known:  # without one of them it may do better
                 continue
             self._settled.set()
@@ -126,6 +124,15 @@ class Standby:
             self._closed.wait(pause)
             pause = min(2 * pause, _MOST_PAUSE)
         self._settled.set()
+
+    def _serve_once(self) -> bool:
+        try:
+            return self._serve()
+        except OSError as e:
+            logger.warning(
+                "The fork server of this worker cannot be started: %s. %s", e, _MEANWHILE
+            )
+            return True
 
     def _serve(self) -> bool:
         """Start a server and wait for its end. Say whether there may be another."""

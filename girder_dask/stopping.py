@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from girder_dask.background import Guard, watched
 from girder_dask.runner import Run
 
 __all__ = ["Stopper"]
@@ -52,6 +53,8 @@ class Stopper:
         self._give_up = give_up
         self._tasks: dict[Run, asyncio.Task[None]] = {}
         self._limits: dict[Run, asyncio.TimerHandle] = {}
+        # So that a run of which one step fails is stopped by the others, and others are, too.
+        self._guard = Guard(logger, "Stopping a run")
 
     def cancel(self, keys: Iterable[str]) -> set[str]:
         """Stop the runs of keys. They have their grace; to ask twice does not shorten it.
@@ -67,7 +70,8 @@ class Stopper:
             del self._refused[next(iter(self._refused))]
         for run in list(self._runs.values()):
             if run.key in wanted:
-                run.cancel()
+                with self._guard:
+                    run.cancel()
                 self._begin(run, self._grace)
                 wanted.discard(run.key)
         return wanted
@@ -77,7 +81,8 @@ class Stopper:
         for run_id in ids:
             run = self._runs.get(run_id)
             if run is not None:
-                run.drop()
+                with self._guard:
+                    run.drop()
                 self._begin(run, 0.0)
 
     def limit(self, run: Run, seconds: float | None) -> None:
@@ -91,8 +96,11 @@ class Stopper:
 
     def _expire(self, run: Run) -> None:
         self._limits.pop(run, None)
-        if run.expire():
-            self._begin(run, 0.0)
+        with (guard := Guard(logger, "Ending a run whose time is over")):
+            if run.expire():
+                self._begin(run, 0.0)
+        if guard.failed:
+            self.limit(run, guard.pause)
 
     async def close(self, timeout: float) -> None:
         """Stop all runs, and wait for their ends for at most ``timeout`` seconds.
@@ -112,7 +120,8 @@ class Stopper:
             tasks = list(self._tasks.values())
             _, left = await asyncio.wait(tasks, timeout=max(timeout - _KILL_TIME, 0.0))
             for run in list(self._runs.values()):
-                run.kill_offspring()
+                with self._guard:
+                    run.kill_offspring()
             if left:
                 await asyncio.wait(left, timeout=min(timeout, _KILL_TIME))
         for task in list(self._tasks.values()):
@@ -122,7 +131,7 @@ class Stopper:
         if run in self._tasks:  # it is being stopped, and to ask again changes nothing
             return
         task = asyncio.get_running_loop().create_task(self._insist(run, grace))
-        self._tasks[run] = task
+        self._tasks[run] = watched(task, logger, f"Stopping a run of job {run.spec.id}")
         task.add_done_callback(lambda done: self._forget(run, done))
 
     def _forget(self, run: Run, task: asyncio.Task[None]) -> None:
@@ -137,12 +146,14 @@ class Stopper:
         start, pause = loop.time(), max(self._grace, _LEAST_PAUSE)
         has_complained = False
         while True:
-            run.interrupt()
+            with self._guard:
+                run.interrupt()
             if not await self._goes_on(run, pause):
                 return
             if not has_complained:
-                self._complain(run)
                 has_complained = True
+                with self._guard:
+                    self._complain(run)
             limit = self._restart_after
             if limit is not None and loop.time() - start >= limit:
                 self._give_up(run)

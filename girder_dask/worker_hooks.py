@@ -20,6 +20,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from girder_dask import config, gpus, logs, separation, working_directory
 from girder_dask._version import __version__
+from girder_dask.background import Guard, watched
 from girder_dask.cluster import ATTEMPT
 from girder_dask.errors import GirderDaskError
 from girder_dask.failures import Place
@@ -137,7 +138,8 @@ class GirderWorkerPlugin(WorkerPlugin):
         if unsafe is not None:
             logger.error("%s", unsafe)
             # Dask goes on with a worker whose plugin has failed. Nothing is to run on this one.
-            self._closing = asyncio.create_task(worker.close(nanny=True, reason=_UNSAFE))
+            closing = asyncio.create_task(worker.close(nanny=True, reason=_UNSAFE))
+            self._closing = watched(closing, logger, f"Closing the worker {worker.address}")
             return
         _forget_credential()
         _start_capture()
@@ -235,21 +237,27 @@ class GirderWorkerPlugin(WorkerPlugin):
 
     def _give_up(self, run: Run) -> None:
         if self._restart is None:
-            self._restart = asyncio.get_running_loop().create_task(self._restarted(run))
+            restart = asyncio.get_running_loop().create_task(self._restarted(run))
+            self._restart = watched(restart, logger, "Ending this worker")
 
     async def _restarted(self, run: Run) -> None:
         """End the process because of a run that cannot be stopped; a nanny starts another."""
         worker = self._worker
+        guard = Guard(logger, "Ending this worker")  # which does end, whatever fails
         logger.warning("A run of job %s cannot be stopped; the worker ends", run.spec.id)
-        run.write(f"Worker {worker.address} is restarted, as the job does not stop.\n")
+        with guard:
+            run.write(f"Worker {worker.address} is restarted, as the job does not stop.\n")
         # Until the process ends it is the scheduler's, so that nobody takes the job for ended.
         await self._leave([run.spec.id], remove=False)
-        run.give_up()
+        with guard:
+            run.give_up()
         if worker.nanny and self.station is not None:
             # The scheduler learns of it by the end of the process, when nothing runs any more.
-            await self.station.outbox.close(_CLOSING_TIME)
+            with guard:
+                await self.station.outbox.close(_CLOSING_TIME)
             for each in list(self.station.runs.values()):
-                each.kill_offspring()
+                with guard:
+                    each.kill_offspring()
             os._exit(_RESTART)
         await worker.close(nanny=False, executor_wait=False, reason="girder-dask-restart-stuck")
 

@@ -26,10 +26,13 @@ try:
 except ImportError:  # this Python was built without it
     ssl = None  # type: ignore[assignment]
 
+from girder_dask.background import Guard
 from girder_dask.errors import CancelInterrupt, JobInterrupted, TimeoutInterrupt
 from girder_dask.logs import latch
 
 __all__ = ["Interrupter", "calm", "deafened", "due", "meet", "place_of"]
+
+logger = logging.getLogger(__name__)
 
 _PACKAGE = str(Path(__file__).parent.parent)
 _LOGS = str(Path(__file__).parent)
@@ -95,9 +98,14 @@ class Interrupter:
 
     def _strike_later(self, left: dict[int, _Loop | None], exception: type[JobInterrupted]) -> None:
         deadline = time.monotonic() + _MOST_WAIT
+        guard = Guard(logger, "Interrupting a thread of a job", first=_LOOK, longest=_MOST_WAIT)
         while left:
-            time.sleep(_LOOK)
-            self._strike_those(left, exception, is_late=time.monotonic() >= deadline)
+            time.sleep(guard.pause or _LOOK)
+            is_late = time.monotonic() >= deadline
+            with guard:
+                self._strike_those(left, exception, is_late=is_late)
+            if guard.failed and is_late:
+                return  # who stops the job interrupts it again
 
     def _strike_those(
         self, left: dict[int, _Loop | None], exception: type[JobInterrupted], *, is_late: bool

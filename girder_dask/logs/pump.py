@@ -17,10 +17,16 @@ import selectors
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+
+from girder_dask.background import Guard
 
 __all__ = ["Pump", "abandon_pump", "pump"]
 
 logger = logging.getLogger(__name__)
+
+# Seconds for which a descriptor is not watched whose callback has failed. It can still be read.
+_REST = 1.0
 
 
 class Pump:
@@ -35,6 +41,9 @@ class Pump:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
+        self._resting: dict[int, Callable[[], None]] = {}
+        self._guard = Guard(logger, "The pump of the jobs' logs", longest=_REST)
+        self._callbacks = Guard(logger, "A callback of the pump of the jobs' logs")
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -44,6 +53,7 @@ class Pump:
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever ``fd`` can be read, until :meth:`unwatch`."""
         with self._lock:
+            self._resting.pop(fd, None)
             # epoll and kqueue take new descriptors while another thread waits on them.
             self._selector.register(fd, selectors.EVENT_READ, callback)
         self._start()
@@ -51,7 +61,8 @@ class Pump:
     def unwatch(self, fd: int) -> None:
         """Forget ``fd``. To be called before it is closed."""
         with self._lock, contextlib.suppress(KeyError):
-            self._selector.unregister(fd)
+            if self._resting.pop(fd, None) is None:
+                self._selector.unregister(fd)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> None:
         """Call ``callback`` once, ``delay`` seconds from now."""
@@ -85,10 +96,34 @@ class Pump:
 
     def _run(self) -> None:
         while True:
-            for key, _ in self._selector.select(self._timeout()):
-                self._call(key.data)
-            for callback in self._due():
-                self._call(callback)
+            with self._guard:
+                self._turn()
+            if self._guard.failed:
+                time.sleep(self._guard.pause)
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._timeout()):
+            # The one thread that serves all jobs goes on without the one that failed.
+            with self._callbacks:
+                key.data()
+            if self._callbacks.failed:
+                self._rest(key.fd, key.data)
+        for callback in self._due():
+            with self._callbacks:
+                callback()
+
+    def _rest(self, fd: int, callback: Callable[[], None]) -> None:
+        with self._lock:
+            if fd in self._selector.get_map() and fd != self._wake_read:
+                self._selector.unregister(fd)
+                self._resting[fd] = callback
+                self.call_later(_REST, partial(self._watch_again, fd))
+
+    def _watch_again(self, fd: int) -> None:
+        with self._lock:
+            callback = self._resting.get(fd)
+            if callback is not None:
+                self.watch(fd, callback)
 
     def _timeout(self) -> float | None:
         with self._lock:
@@ -106,13 +141,6 @@ class Pump:
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        try:
-            callback()
-        except Exception:
-            # The one thread that serves all jobs goes on without the one that failed.
-            logger.exception("A callback of the log pump failed")
 
 
 _pump: Pump | None = None

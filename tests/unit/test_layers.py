@@ -22,7 +22,7 @@ ROOT = Path(girder_dask.__file__).parent
 # fmt: off
 ORDER = [
     "_version", "errors", "config", "imports", "jobs", "job_fields", "tracebacks",
-    "redaction", "http_objects", "log_records",
+    "background", "redaction", "http_objects", "log_records",
     "leaves", "removal", "private_directory", "workspace",
     "working_directory", "environment", "forks",
     "addresses", "redirects", "patience", "links", "session", "apiclient", "starts", "transform",
