@@ -97,7 +97,7 @@ def _refusal(call: Submission | Group, authority: Authority) -> str | None:
                 "dates, and the transforms of girder_dask."
             )
     excess = bounds.refusal(call, any_field=_is_beside(call, authority))
-    return None if excess is None else f"{excess}, but to {who_may()}."
+    return None if excess is None else f"{excess}. Only {who_may()} may ask for that."
 
 
 def _is_beside(call: Submission | Group, authority: Authority) -> bool:
