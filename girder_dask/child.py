@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextvars import Context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -243,14 +243,13 @@ class _Child:
         return "canceled" if self._manager.status == JobStatus.CANCELING else None
 
     def _failure(self, error: BaseException) -> Failure:
-        failure = failure_of(
+        return failure_of(
             error,
             self._setup.spec,
             self._setup.place,
             started=self._started,
             reason=self._reason,
         )
-        return replace(failure, cause=None)  # which may be anything; the packed one travels
 
     def _write(self, value: Any, failure: Failure | None) -> None:
         """Write ``(kind, what)`` and, for a value, the value itself."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from girder_dask.errors import GirderDaskError, JobCanceled
+from girder_dask.foreign import exact_text
 from girder_dask.jobs import JobStatus, clean_text, shortened
 from girder_dask.result import JobResult
 
@@ -115,7 +116,7 @@ class JobManager:
                 else:
                     self._note_infinite(name, number)
         if message is not None:
-            changes["message"] = clean_text(shortened(str(message)))
+            changes["message"] = clean_text(shortened(exact_text(str(message))))
         self.progress = {**self.progress, **changes}
         self._outlet.progress(changes)
         if forceFlush:

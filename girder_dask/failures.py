@@ -18,10 +18,11 @@ from girder_dask.errors import (
     TaskNotFoundError,
     TransformError,
 )
+from girder_dask.foreign import asked, exact_text
 from girder_dask.http_objects import chain, strip_headers
-from girder_dask.jobs import JobSpec, JobStatus, shortened
-from girder_dask.redaction import clean_data, clean_text, clean_urls
-from girder_dask.remote_errors import open_exception, pack_exception
+from girder_dask.jobs import MOST_LINE, JobSpec, JobStatus, shortened
+from girder_dask.redaction import clean_text, clean_urls
+from girder_dask.remote_errors import CarriedError, pack_exception
 from girder_dask.tracebacks import format_error, own_traceback
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
 
 # What is kept of an exception with a job, in bytes.
 _MOST_KEPT = 256 * 1024
+# What the log says of one, in characters.
+_MOST_TOLD = 1 << 20
 
 #: The signals by which all processes of a worker may be asked, or made, to end.
 ENDING = frozenset(
@@ -83,8 +86,6 @@ class Failure:
         The same in one line, None for a canceled job.
     exception
         What was raised, packed by :func:`girder_dask.remote_errors.pack_exception`.
-    cause
-        What was raised, where it is at hand.
     killed
         Whether a signal has ended the task's process, or one that it waited for.
     permanent
@@ -95,7 +96,6 @@ class Failure:
     text: str
     error: str | None = None
     exception: bytes | None = field(default=None, repr=False)
-    cause: BaseException | None = None
     killed: bool = False
     permanent: bool = False
 
@@ -112,28 +112,53 @@ def failure_of(
     reason
         Why the run was stopped, ``'timeout'`` or ``'canceled'``; None if it was not.
     """
+    try:
+        return _failure_of(error, spec, place, started=started, reason=reason)
+    except JobInterrupted:
+        raise
+    except BaseException as e:  # noqa: BLE001 - what a task raises may do anything to who looks
+        name = type.__dict__["__qualname__"].__get__(type(error))
+        line = f"{name}, of which nothing more can be told: it raised {type(e).__name__} when asked"
+        return Failure(JobStatus.ERROR, f"{line}.\n", line, _packed(JobFailed(line), line))
+
+
+def _failure_of(
+    error: BaseException, spec: JobSpec, place: Place, *, started: bool, reason: str | None
+) -> Failure:
     strip_headers(error)
     is_stop = reason is not None and _is_stop(error)
     if isinstance(error, JobCanceled) or (is_stop and reason == "canceled"):
-        return Failure(JobStatus.CANCELED, "The job was canceled.\n", cause=error)
+        return Failure(JobStatus.CANCELED, "The job was canceled.\n")
     if is_stop:
         line = f"The task ran longer than the {spec.timeout:g} s that it may."
-        timeout = JobTimeout(line, job_id=spec.id).with_traceback(error.__traceback__)
-        return Failure(JobStatus.ERROR, f"{line}\n", line, _packed(timeout, line), timeout)
-    if isinstance(error, ImportError) and not started:
-        text = tell_missing(spec, error, place)
-    elif isinstance(error, TaskNotFoundError):
-        text = f"The task cannot run on {place}. {error}\n"
-    else:
-        text = tell(error, started=started)
-    text = clean_text(clean_urls(text))
+        return Failure(
+            JobStatus.ERROR, f"{line}\n", line, _packed(JobTimeout(line, job_id=spec.id), line)
+        )
+    line = summary(error)
+    told = asked(lambda: exact_text(_told(error, spec, place, started=started)), f"{line}\n")
+    text = clean_text(clean_urls(_cut(told)))
     packed = _packed(error, text)
     killed, permanent = was_killed(error), isinstance(error, TransformError) and error.permanent
     if permanent and spec.retries:
         text += "The job is not tried again, as this would not change.\n"
-    return Failure(
-        JobStatus.ERROR, text, summary(error), packed, error, killed=killed, permanent=permanent
-    )
+    return Failure(JobStatus.ERROR, text, line, packed, killed=killed, permanent=permanent)
+
+
+def _told(error: BaseException, spec: JobSpec, place: Place, *, started: bool) -> str:
+    if isinstance(error, ImportError) and not started:
+        return tell_missing(spec, error, place)
+    if isinstance(error, TaskNotFoundError):
+        return f"The task cannot run on {place}. {error}\n"
+    return tell(error, started=started)
+
+
+def _cut(text: str) -> str:
+    """Return a text without its middle if it is too long for anybody to read."""
+    left = len(text) - _MOST_TOLD
+    if left <= 0:
+        return text
+    half = _MOST_TOLD // 2
+    return f"{text[:half]}\n[{left:,} characters are left out]\n{text[-half:]}"
 
 
 def _is_stop(error: BaseException) -> bool:
@@ -158,20 +183,18 @@ def was_killed(error: BaseException) -> bool:
     >>> was_killed(CalledProcessError(-signal.SIGTERM, 'count')), was_killed(ValueError())
     (True, False)
     """
-    seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
+    for each in chain(error):
         if isinstance(each, KeyboardInterrupt):
             return True
         if isinstance(each, CalledProcessError) and _number(each.returncode) in ENDING:
             return True
-        seen.add(id(each))
-        each = each.__cause__ or each.__context__
     return False
 
 
-def _number(code: int) -> int:
+def _number(code: object) -> int:
     """Return the signal that an exit code stands for, as ``Popen`` or a shell says it."""
+    if type(code) is not int:  # whoever raises the error may write anything there
+        return 0
     return -code if code < 0 else code - _SHELL
 
 
@@ -192,23 +215,27 @@ def summary(error: BaseException) -> str:
     >>> summary(ValueError('no coins'))
     'ValueError: no coins'
     """
-    kind = type(error)
-    name = kind.__qualname__
-    if kind.__module__ not in ("builtins", "__main__"):
-        name = f"{kind.__module__}.{name}"
-    try:
-        text = clean_text(clean_urls(shortened(" ".join(str(error).split()))))
-    except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
-        text = ""
+    name = asked(lambda: exact_text(_kind_of(error)), "an exception")
+    text = asked(lambda: _line_of(error), "")
     return f"{name}: {text}" if text else name
+
+
+def _kind_of(error: BaseException) -> str:
+    kind = type(error)
+    if kind.__module__ in ("builtins", "__main__"):
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _line_of(error: BaseException) -> str:
+    # First what there is no use for: a text may be very long.
+    text = exact_text(str(error))[: 4 * MOST_LINE]
+    return clean_text(clean_urls(shortened(" ".join(text.split()))))
 
 
 def name_of(value: Any) -> str:
     """Return the ``repr`` of a value, or the name of its type where that fails."""
-    try:
-        return repr(value)
-    except Exception:  # noqa: BLE001 - a foreign __repr__ may raise anything
-        return type(value).__name__
+    return asked(lambda: exact_text(repr(value)), type(value).__name__)
 
 
 def tell(error: BaseException, *, started: bool = True) -> str:
@@ -228,7 +255,7 @@ def tell(error: BaseException, *, started: bool = True) -> str:
 
 
 def _tell_exit(error: SystemExit, *, started: bool) -> str:
-    argument = "" if error.code is None else repr(error.code)
+    argument = "" if error.code is None else name_of(error.code)
     where = traceback.extract_tb(own_traceback(error))
     at = f" in {where[-1].filename}, line {where[-1].lineno}" if where else ""
     if not started:
@@ -270,29 +297,14 @@ def tell_missing(spec: JobSpec, error: ImportError, place: Place) -> str:
 
 
 def exception_of(failure: Failure, job_id: str) -> Exception:
-    """Return what Dask is given in place of a value. It holds no secrets of runs."""
-    cause = failure.cause
-    if cause is not None and _holds_secrets(cause):
-        cause = None
-    if cause is None and failure.exception is not None:
-        cause, _ = open_exception(failure.exception, unpickle=True)
-    if isinstance(cause, Exception):
-        return cause
+    """Return what Dask is given in place of a value.
+
+    It holds no secrets of runs, and runs no code of the task: Dask looks at it in the threads of
+    the worker, where ``SystemExit`` ends the process.
+    """
+    line = f"Job {job_id} failed: {failure.error}"
+    if failure.exception is not None:
+        return CarriedError(line, failure.exception, job_id)
     if failure.status == JobStatus.CANCELED:
         return JobCanceled(job_id=job_id)
-    return JobFailed(f"Job {job_id} failed: {failure.error}", job_id=job_id)
-
-
-def _holds_secrets(error: BaseException) -> bool:
-    """Say whether there are secrets in an error, or in those that led to it."""
-    import cloudpickle
-
-    for each in chain(error):
-        try:
-            data = cloudpickle.dumps((each.args, vars(each)))
-            text = f"{each!r} {each}"
-        except Exception:  # noqa: BLE001 - what cannot be pickled does not travel
-            data, text = b"", name_of(each)
-        if clean_data(data) != data or clean_urls(clean_text(text)) != text:
-            return True
-    return False
+    return JobFailed(line, job_id=job_id)

@@ -7,10 +7,23 @@ its headers: tokens, cookies, passwords. Whoever reads how a job ended has no us
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["chain", "strip_headers"]
+from girder_dask.foreign import asked
+
+__all__ = ["MOST_LINKED", "chain", "grouped", "strip_headers"]
+
+#: So many exceptions are looked at that have led to one, or that it holds.
+MOST_LINKED = 200
+
+# Read as Python itself does, whatever properties the class of an exception has.
+_CAUSE: Any = BaseException.__dict__["__cause__"]
+_CONTEXT: Any = BaseException.__dict__["__context__"]
+_GROUP = BaseExceptionGroup  # noqa: F821 - Python has it from 3.11 on
+_EXCEPTIONS: Any = _GROUP.__dict__["exceptions"]
 
 #: Whose objects are stripped.
 _LIBRARIES = frozenset({"requests", "httpx", "urllib3", "girder_client", "aiohttp"})
@@ -21,8 +34,8 @@ _NESTED = ("request", "_request", "response", "_response", "history")
 _SIGNED = ("headers", "_headers", "cookies", "_cookies", "auth", "_auth")
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception, and those that it was raised from or in place of.
+def chain(error: BaseException, most: int = MOST_LINKED) -> Iterator[BaseException]:
+    """Yield an exception, and those that it was raised from or in place of, up to ``most``.
 
     >>> first, second = KeyError('coins'), ValueError('no coins')
     >>> second.__cause__ = first
@@ -30,14 +43,22 @@ def chain(error: BaseException) -> Iterator[BaseException]:
     [ValueError('no coins'), KeyError('coins')]
     """
     seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        each = waiting.pop(0)
+    waiting: deque[BaseException | None] = deque([error])
+    while waiting and len(seen) < most:
+        each = waiting.popleft()
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
         yield each
-        waiting += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+        waiting += (_CAUSE.__get__(each), _CONTEXT.__get__(each), *grouped(each)[:most])
+
+
+def grouped(error: BaseException) -> Sequence[BaseException]:
+    """Return the exceptions of a group, none of any other."""
+    if issubclass(type(error), _GROUP):
+        members: Sequence[BaseException] = _EXCEPTIONS.__get__(error)
+        return members
+    return ()
 
 
 def strip_headers(error: BaseException) -> None:
@@ -47,9 +68,12 @@ def strip_headers(error: BaseException) -> None:
     """
     seen: set[int] = set()
     for each in chain(error):
-        with contextlib.suppress(Exception):  # a foreign class may do anything
-            for value in [*each.args, *vars(each).values()]:
-                _strip(value, seen)
+        asked(functools.partial(_strip_one, each, seen), None)
+
+
+def _strip_one(error: BaseException, seen: set[int]) -> None:
+    for value in [*error.args, *vars(error).values()]:
+        _strip(value, seen)
 
 
 def _strip(value: Any, seen: set[int]) -> None:

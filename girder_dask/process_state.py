@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from girder_dask.environment import importing
+from girder_dask.foreign import asked
 
 __all__ = ["Item", "ProcessState", "differing", "put_back"]
 
@@ -53,7 +54,7 @@ class Item:
 
     def is_same(self, one: Any, other: Any) -> bool:
         """Say whether a value is still what it was."""
-        return one is other or (self.by_value and bool(one == other))
+        return one is other or (self.by_value and asked(lambda: bool(one == other), False))
 
 
 def differing(items: Sequence[Item], before: Sequence[Any], now: Sequence[Any]) -> list[int]:
@@ -69,10 +70,15 @@ def put_back(item: Item, value: Any) -> str | None:
     """Set an item to an earlier value, and return why that failed, None if it did not."""
     try:
         item.restore(value)
-    except (OSError, ValueError, RuntimeError) as e:
+    except Exception as e:  # noqa: BLE001 - a task may have put anything in its place
         logger.warning("%s cannot be put back: %s", item.name, e)
         return str(e)
     return None
+
+
+def _read(item: Item) -> Any:
+    """Return the value of an item, None where a task has left what cannot be read."""
+    return asked(item.read, None)
 
 
 class _Job:
@@ -156,7 +162,7 @@ class ProcessState:
                 return  # no job has run here yet
             i = next(i for i, item in enumerate(self._items) if item.name == name)
             now = list(self._last)
-            now[i] = self._items[i].read()
+            now[i] = _read(self._items[i])
             changed = differing(self._items, self._last, now)
             job = self._current.get()
             if job is None or job not in self._running or importing():
@@ -167,8 +173,8 @@ class ProcessState:
     def _read(self, last: Sequence[Any] = ()) -> list[Any]:
         """Read all, or take from ``last`` what is read only when it was set."""
         if not last:
-            return [item.read() for item in self._items]
-        return [last[i] if item.is_noted else item.read() for i, item in enumerate(self._items)]
+            return [_read(item) for item in self._items]
+        return [last[i] if item.is_noted else _read(item) for i, item in enumerate(self._items)]
 
     def _look(self) -> None:
         now = self._read(self._last)
@@ -205,7 +211,7 @@ class ProcessState:
     def _put_back(self, i: int) -> str | None:
         item = self._items[i]
         problem = put_back(item, self._baseline[i])
-        self._last[i] = item.read()
+        self._last[i] = _read(item)
         if problem is not None:
             self._baseline[i] = self._last[i]
         elif not item.is_told:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import pickle
+import threading
 from collections.abc import Mapping
 from typing import Any
 
-from girder_dask.errors import JobFailed
+from girder_dask.errors import JobFailed, JobInterrupted
+from girder_dask.foreign import asked, exact_text
 from girder_dask.plain import dump_plain, load_plain
 from girder_dask.redaction import clean_data
 
-__all__ = ["RemoteTraceback", "failure", "open_exception", "pack_exception"]
+__all__ = ["CarriedError", "RemoteTraceback", "failure", "open_exception", "pack_exception"]
 
 # The flag of classes that are made at run time, in Python (Py_TPFLAGS_HEAPTYPE).
 _MADE_IN_PYTHON = 1 << 9
@@ -54,12 +57,18 @@ def pack_exception(error: BaseException, text: str) -> bytes:
     try:
         # Not the exception itself: many cannot be unpickled, as their __init__ takes other
         # arguments than it hands on.
-        pickled = clean_data(cloudpickle.dumps((kind, args, vars(error))))
+        pickled = cloudpickle.dumps((kind, args, vars(error)))
         if len(pickled) <= _MOST_EXCEPTION:
-            known["pickled"] = pickled
-    except Exception as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
-        known["unpicklable"] = repr(e)[:1000]
+            known["pickled"] = clean_data(pickled)
+    except JobInterrupted:
+        raise
+    except BaseException as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
+        known["unpicklable"] = asked(functools.partial(_repr_of, e), type(e).__name__)
     return clean_data(dump_plain(known))
+
+
+def _repr_of(error: BaseException) -> str:
+    return exact_text(repr(error))[:1000]
 
 
 def _arguments_of(error: BaseException) -> tuple[Any, ...]:
@@ -129,6 +138,41 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f"on the worker that ran job {self.job_id}\n\n{self.text}"
+
+
+# The copy of an exception that Dask makes in the worker, to see whether that can be done, is not
+# opened: what a thread has packed last.
+_packed_last = threading.local()
+
+
+class CarriedError(JobFailed):
+    """What a task raised, on its way through Dask.
+
+    It is opened where the exception is asked for, and not by the worker: that runs code of the
+    task's author.
+    """
+
+    def __init__(self, line: str, packed: bytes, job_id: str) -> None:
+        super().__init__(line, job_id=job_id)
+        self._packed = packed
+        _, text = open_exception(packed, unpickle=False)
+        self.__cause__ = RemoteTraceback(job_id, text) if text else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _packed_last.data = self._packed
+        return _arrived, (str(self), self._packed, self.job_id)
+
+
+def _arrived(line: str, packed: bytes, job_id: str) -> BaseException:
+    """Return an exception that Dask has brought."""
+    carried = CarriedError(line, packed, job_id)
+    if _packed_last.__dict__.pop("data", None) == packed:
+        return carried
+    error, _ = open_exception(packed, unpickle=True)
+    if not isinstance(error, Exception) or isinstance(error, _STEER):
+        return carried
+    error.__cause__ = carried.__cause__
+    return error
 
 
 def failure(

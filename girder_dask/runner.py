@@ -17,12 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dask.sizeof import sizeof
+
 from girder_dask import context, gpus, logs
 from girder_dask.child import Setup
 from girder_dask.completion import completed
 from girder_dask.context import JobManager, RunningJob
 from girder_dask.dependencies import resolved
-from girder_dask.errors import JobCanceled, JobFailed, JobTimeout
+from girder_dask.errors import CancelInterrupt, JobCanceled, JobFailed, JobInterrupted, JobTimeout
 from girder_dask.failures import Failure, exception_of, failure_of, summary, tell, was_killed
 from girder_dask.forks import ending_forks
 from girder_dask.interruption import Interruption
@@ -31,7 +33,7 @@ from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs.threads import JobThreads
 from girder_dask.offspring import Offspring
 from girder_dask.outbox import RunOutlet
-from girder_dask.payload import PACKING, Call, NotKept, open_call, open_value, pack_value
+from girder_dask.payload import PACKING, Call, NotKept, is_plain, open_call, open_value, pack_value
 from girder_dask.redaction import secrets_in
 from girder_dask.separation import Separation
 from girder_dask.starts import await_number, begin
@@ -157,17 +159,26 @@ class Run:
         """Run to the end, whatever that is."""
         token = context.current.set(None)
         try:
-            try:
-                with self._no_forks():  # of transforms, say
-                    return self._run()
-            finally:
-                self._interruption.detach()
-        except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
-            self._interruption.detach()  # an interruption may have come just before
-            return self._failed(e)
+            outcome = self._outcome()
+            return self._failed(outcome) if isinstance(outcome, Failure) else outcome
         finally:
             self._clean_up()
             context.current.reset(token)
+
+    def _outcome(self) -> _End | Failure:
+        try:
+            try:
+                with self._no_forks():  # of transforms, say
+                    return self._run()
+            except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
+                self._interruption.attach()  # what the exception says of itself may take any time
+                return self._failure_of(e)
+            finally:
+                self._interruption.detach()
+        except BaseException:  # noqa: BLE001 - an interruption may have come just before
+            self._interruption.detach()
+            # Not what was raised, in case that the task has made it.
+            return self._failure_of(CancelInterrupt(job_id=self.spec.id))
 
     def _run(self) -> _End:
         wanted = float((self.spec.resources or {}).get(gpus.RESOURCE, 0))
@@ -354,7 +365,11 @@ class Run:
             return value, None, value.reason
         try:
             data = pack_value(value)
-        except Exception as e:  # noqa: BLE001 - any error of a foreign __reduce__
+            if not is_plain(data):
+                sizeof(value)  # Dask asks for that too, and SystemExit would end the worker
+        except JobInterrupted:
+            raise
+        except BaseException as e:  # noqa: BLE001 - any error of a foreign __reduce__
             # Dask would fail to bring it to anybody, with a traceback in the logs of each part.
             reason = f"it cannot be pickled ({summary(e)})"
             return NotKept(reason), None, reason
@@ -369,8 +384,7 @@ class Run:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def _failed(self, error: BaseException) -> _End:
-        failure = error.failure if isinstance(error, ProcessFailed) else self._failure_of(error)
+    def _failed(self, failure: Failure) -> _End:
         if not self.is_heard:  # the next attempt has its own end
             return _End(failure.status, error=failure.error, failure=failure)
         self._outlet.write(failure.text)
@@ -381,6 +395,8 @@ class Run:
         return _End(failure.status, error=failure.error, failure=failure)
 
     def _failure_of(self, error: BaseException) -> Failure:
+        if type(error) is ProcessFailed:
+            return error.failure
         reason = "timeout" if self._timed_out else "canceled" if self._is_canceled else None
         return failure_of(
             error, self.spec, self.station.place, started=self._started, reason=reason

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import gc
 import locale
 import multiprocessing
+import operator
 import os
 import resource
 import signal
@@ -14,7 +16,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,8 @@ _ATTRIBUTES = (
     ("os.environ itself", "os", "environ"),
     ("the directory of tempfile", "tempfile", "tempdir"),
     ("the certificate checks of ssl", "ssl", "_create_default_https_context"),
-    ("print()", "builtins", "print"),
-    ("open()", "builtins", "open"),
-    ("input()", "builtins", "input"),
+    ("threading.settrace()", "threading", "_trace_hook"),
+    ("threading.setprofile()", "threading", "_profile_hook"),
 )
 
 
@@ -69,6 +70,10 @@ def process_items() -> list[Item]:
         *(_attribute(*each) for each in _ATTRIBUTES),
         # Whoever calls urlopen() first makes it, which needs no word.
         _attribute("the opener of urllib", "urllib.request", "_opener", is_told=False),
+        Item("builtins", _builtins, _set_builtins),
+        Item("gc.callbacks", lambda: tuple(gc.callbacks), _fill(gc, "callbacks")),
+        Item("sys.meta_path", lambda: tuple(sys.meta_path), _fill(sys, "meta_path")),
+        Item("sys.path_hooks", lambda: tuple(sys.path_hooks), _fill(sys, "path_hooks")),
         Item("sys.path", lambda: tuple(sys.path), _fill(sys, "path")),
         Item("sys.argv", lambda: tuple(sys.argv), _fill(sys, "argv")),
         Item("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
@@ -131,9 +136,47 @@ def setters() -> list[tuple[Any, str, str]]:
 
 def _fill(module: Any, name: str) -> Callable[[Any], None]:
     def restore(value: Any) -> None:
-        getattr(module, name)[:] = value
+        values = getattr(module, name, None)
+        if type(values) is list:
+            values[:] = value
+        else:
+            setattr(module, name, list(value))
 
     return restore
+
+
+class _Names:
+    """The names of a module and what they stood for. Equal if all stand for the same objects."""
+
+    def __init__(self, there: Mapping[str, Any]) -> None:
+        self.values = dict(there)
+
+    def __eq__(self, other: object) -> bool:
+        known = other.values if isinstance(other, _Names) else {}
+        return self.values.keys() == known.keys() and all(
+            known[name] is value for name, value in self.values.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_builtin_names = _Names({})
+
+
+def _builtins() -> Any:
+    """Return all builtins, the same object as before if they are the same."""
+    global _builtin_names
+    now, known = vars(builtins), _builtin_names.values
+    if len(now) != len(known) or any(map(operator.is_not, now.values(), known.values())):
+        _builtin_names = _Names(now)
+    return _builtin_names
+
+
+def _set_builtins(names: _Names) -> None:
+    there = vars(builtins)
+    there.update(names.values)
+    for name in there.keys() - names.values.keys():
+        del there[name]
 
 
 def _gc() -> Any:

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from girder_dask.foreign import asked, exact_text
+from girder_dask.http_objects import MOST_LINKED, chain, grouped
+
 __all__ = ["format_error", "own_traceback"]
 
 _HERE = str(Path(__file__).parent) + os.sep
@@ -29,10 +32,30 @@ def format_error(error: BaseException) -> str:
     >>> format_error(ValueError('no coins'))
     'ValueError: no coins\\n'
     """
+    if _is_endless(error):
+        stack = traceback.extract_tb(own_traceback(error))
+        name, text = type(error).__qualname__, asked(lambda: exact_text(str(error)), "")
+        return (
+            "Traceback (most recent call last):\n"
+            f"{''.join(traceback.format_list(_without_wrappers(stack)))}{name}: {text}\n"
+            f"More than {MOST_LINKED} other exceptions, which led to it or are in its group, are "
+            "left out.\n"
+        )
     told = traceback.TracebackException(type(error), error, own_traceback(error))
     for each in _errors(told):
         each.stack[:] = _without_wrappers(each.stack)
     return "".join(told.format())
+
+
+def _is_endless(error: BaseException) -> bool:
+    """Say whether too many exceptions would be told: a group is told each time that it is met."""
+    waiting = list(chain(error, MOST_LINKED + 1))
+    count = len(waiting)
+    while waiting and count <= MOST_LINKED:
+        inner = grouped(waiting.pop())
+        count += len(inner)
+        waiting += inner
+    return count > MOST_LINKED
 
 
 def _errors(told: traceback.TracebackException) -> Iterator[traceback.TracebackException]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
 from typing import Any
 
+from girder_dask.foreign import exact_bytes, exact_text
 from girder_dask.logs import leftovers
 from girder_dask.logs.bound import Bound
 from girder_dask.logs.characters import Characters
@@ -35,7 +36,7 @@ from girder_dask.logs.printing import (
 )
 from girder_dask.logs.pump import abandon_pump, pump
 
-__all__ = ["JobLog", "as_bytes", "capturing", "current", "living"]
+__all__ = ["JobLog", "as_written", "capturing", "current", "living"]
 
 #: The log of the job that the running code belongs to, or None outside of jobs.
 current: ContextVar[JobLog | None] = ContextVar("girder_dask_log", default=None)
@@ -151,8 +152,8 @@ class JobLog:
         TypeError
             If it is neither, as the ``write`` of every file does.
         """
-        if not isinstance(text, (str, bytes)):
-            text = as_bytes(text)
+        if type(text) is not str:
+            text = as_written(text)
         with self._lock:
             if self.watched:
                 self.mark_written()
@@ -415,11 +416,20 @@ class JobLog:
 writing_code.update((JobLog.write.__code__, JobLog._prepare.__code__))  # noqa: SLF001
 
 
-def as_bytes(data: bytearray | memoryview) -> bytes:
-    """Return what is no text as bytes, or raise TypeError as the ``write`` of a file does."""
-    if not isinstance(data, (bytearray, memoryview)):
+def as_written(data: str | bytes | bytearray | memoryview) -> str | bytes:
+    """Return text or bytes as they are, and of no subclass: others work with them later.
+
+    Raises
+    ------
+    TypeError
+        If it is neither, as the ``write`` of a file does.
+    """
+    if isinstance(data, str):
+        return exact_text(data)
+    if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"write() argument must be str or bytes, not {type(data).__name__}")
-    return bytes(data)
+    # Not of a memoryview, whose bytes may lie apart.
+    return data.tobytes() if type(data) is memoryview else exact_bytes(data)
 
 
 def living() -> list[JobLog]:

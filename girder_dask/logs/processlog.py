@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from girder_dask.logs.joblog import JobLog, as_bytes
+from girder_dask.logs.joblog import JobLog, as_written
 from girder_dask.logs.printing import is_writing
 from girder_dask.logs.pump import pump
 
@@ -38,8 +38,8 @@ class ProcessLog(JobLog):
 
     def write(self, text: str | bytes | bytearray | memoryview, source: str = "") -> int:
         """Write text, or bytes in UTF-8, to the descriptor of ``source``."""
-        if not isinstance(text, (str, bytes)):
-            text = as_bytes(text)
+        if type(text) is not str:
+            text = as_written(text)
         data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
         fd, thread = 2 if source == "stderr" else 1, threading.get_ident()
         with self._lock:

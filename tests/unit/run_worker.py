@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import pickle
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextvars import Context
 from pathlib import Path
 from typing import Any
+
+import cloudpickle
 
 from girder_dask import logs
 from girder_dask.failures import Place
@@ -109,7 +112,7 @@ class Worker:
         job_id = fields.get("job_id", "a")
         error = future.exception(SECONDS)
         until(lambda: any(e.status in (3, 4, 5) for e in self.events if e.id == job_id))
-        return error if error is not None else future.result()
+        return brought(error) if error is not None else future.result()
 
     def statuses(self, job_id: str = "a") -> list[JobStatus]:
         return [JobStatus(e.status) for e in self.events if e.id == job_id and e.status is not None]
@@ -125,6 +128,13 @@ class Worker:
     @property
     def end(self) -> JobEvent:
         return next(e for e in self.events if e.status in (3, 4, 5))
+
+
+def brought(error: BaseException) -> BaseException:
+    """Return an exception of a run as Dask brings it to who asks for it."""
+    data = cloudpickle.dumps(error)
+    assert type(pickle.loads(data)) is type(error)  # Dask looks in the worker whether it can
+    return pickle.loads(data)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

@@ -495,7 +495,8 @@ def test_what_is_said_of_one_that_cannot_be_stopped_does_not_depend_on_why(
     assert "girder.worker.restart-stuck" in said
     assert "isolation='process'" in said
     expected = JobCanceled if how == "cancel" else JobTimeout
-    assert isinstance(future.exception(SECONDS), expected)
+    error = future.exception(SECONDS)
+    assert isinstance(error and brought(error), expected)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED if how == "cancel" else S.ERROR])
     last = {"cancel": "The job was canceled.", "timeout": "longer than the 0.2 s that it may."}
     assert worker.log().endswith(f"{last[how]}\n")

@@ -21,8 +21,8 @@ ROOT = Path(girder_dask.__file__).parent
 #: A module imports only modules that stand before it. A directory stands for all in it.
 # fmt: off
 ORDER = [
-    "_version", "errors", "config", "imports", "jobs", "job_fields", "tracebacks",
-    "background", "redaction", "http_objects", "log_records",
+    "_version", "errors", "foreign", "config", "imports", "jobs", "job_fields",
+    "background", "redaction", "http_objects", "tracebacks", "log_records",
     "leaves", "removal", "private_directory", "workspace",
     "working_directory", "environment", "forks",
     "addresses", "redirects", "patience", "links", "session", "apiclient", "starts", "transform",

@@ -1,0 +1,49 @@
+"""Answers of objects that a task has made: whatever they do to whoever asks.
+
+A method such as ``__str__`` may raise anything, ``SystemExit`` too, and return what only looks like
+text: a subclass of ``str`` whose methods would run in the threads of the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from girder_dask.errors import JobInterrupted
+
+__all__ = ["asked", "exact_bytes", "exact_text"]
+
+T = TypeVar("T")
+
+
+def asked(question: Callable[[], T], otherwise: T) -> T:
+    """Return an answer, or ``otherwise`` whatever is raised but an interruption of the job.
+
+    >>> asked(lambda: str(exit), '?'), asked(lambda: exit(3), '?')
+    ('Use exit() or Ctrl-D (i.e. EOF) to exit', '?')
+    """
+    try:
+        return question()
+    except JobInterrupted:
+        raise
+    except BaseException:  # noqa: BLE001 - SystemExit would end the worker
+        return otherwise
+
+
+def exact_text(text: str) -> str:
+    """Return text as a ``str`` and no subclass, without a call of its methods.
+
+    >>> class Loud(str): __str__ = __len__ = lambda self: 1 / 0
+    >>> type(exact_text(Loud('coins')))
+    <class 'str'>
+    """
+    return text if type(text) is str else str.__str__(text)
+
+
+def exact_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    """Return bytes as ``bytes`` and no subclass, without a call of its methods.
+
+    >>> exact_bytes(b'coins')
+    b'coins'
+    """
+    return data if type(data) is bytes else bytes.join(b"", (data,))
