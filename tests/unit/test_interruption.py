@@ -28,7 +28,7 @@ from girder_dask.logs.threads import MANY
 from girder_dask.runner import Run
 from girder_dask.stopping import Stopper
 from tests.unit.deadline import SECONDS, until
-from tests.unit.run_worker import Worker, captured
+from tests.unit.run_worker import Worker, brought, captured
 
 S = JobStatus
 
