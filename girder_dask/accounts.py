@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from girder_dask.background import Guard
+
 __all__ = ["Accounts"]
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Accounts:
         self._held_up_until = float("-inf")
         self._awaited: list[_Awaited] = []
         self._look: asyncio.TimerHandle | None = None
+        self._guard = Guard(logger, "The look for jobs whose end Dask saw")
 
     def unless_told(self, key: str, worker: str | None, then: Callable[[], None]) -> None:
         """Act on an end that Dask saw, unless the run's own account of it still comes.
@@ -70,20 +73,21 @@ class Accounts:
 
     def _look_now(self) -> None:
         self._look = None
-        if self._is_held_up():
-            self._held_up_until = asyncio.get_running_loop().time()
+        with self._guard:
+            if self._is_held_up():
+                self._held_up_until = asyncio.get_running_loop().time()
         awaited, self._awaited = self._awaited, []
         for one in awaited:
-            if not self._is_open(one.key):
-                continue
-            if not self._is_lost(one):
+            is_lost = False
+            with self._guard:  # each, or the others would be waited for in vain
+                if not self._is_open(one.key):
+                    continue
+                is_lost = self._is_lost(one)
+            if is_lost:
+                with Guard(logger, f"Acting on the end of {one.key} that Dask saw"):
+                    one.then()
+            else:
                 self._awaited.append(one)
-                continue
-            try:
-                one.then()
-            except Exception:
-                # Else the others would be waited for in vain.
-                logger.exception("The end of %s that Dask saw could not be acted on", one.key)
         if self._awaited:
             self._look_later()
 

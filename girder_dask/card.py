@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from girder_dask import bar, submit
+from girder_dask.background import Guard
 from girder_dask.errors import GirderDaskError, NotConnectedError
 from girder_dask.jobs import FINAL
 from girder_dask.markup import render
@@ -104,6 +105,7 @@ class Card:
         self._job = dict(job)
         self._state: Mapping[str, Any] | None = None
         self._was_seen = False
+        self._pause, self._next_look = _FIRST_PAUSE, 0.0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
@@ -134,22 +136,31 @@ class Card:
         return not (self.is_over or gone)
 
     def _run(self) -> None:
-        pause, next_look = _FIRST_PAUSE, 0.0
-        while True:
-            with self._lock:
-                if not self._is_wanted():
-                    self._thread = None
-                    return
-            begun = time.monotonic()
-            if begun >= next_look:
-                changed = self._look()
-                spent = time.monotonic() - begun
-                pause = _FIRST_PAUSE if changed else min(pause * _GROWTH, _LONGEST_PAUSE)
-                next_look = time.monotonic() + max(pause, spent / _SHARE)
-            self._wake.wait(min(1.0, max(next_look - time.monotonic(), 0.05)))
-            self._wake.clear()
-            if not self.is_over:
-                self._draw()
+        self._pause, self._next_look = _FIRST_PAUSE, 0.0
+        guard = Guard(logger, f"The card of job {self._job['_id']}", longest=_LONGEST_PAUSE)
+        while self._goes_on():
+            with guard:
+                self._step()
+            time.sleep(guard.pause)
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            if self._is_wanted():
+                return True
+            self._thread = None
+            return False
+
+    def _step(self) -> None:
+        begun = time.monotonic()
+        if begun >= self._next_look:
+            changed = self._look()
+            spent = time.monotonic() - begun
+            self._pause = _FIRST_PAUSE if changed else min(self._pause * _GROWTH, _LONGEST_PAUSE)
+            self._next_look = time.monotonic() + max(self._pause, spent / _SHARE)
+        self._wake.wait(min(1.0, max(self._next_look - time.monotonic(), 0.05)))
+        self._wake.clear()
+        if not self.is_over:
+            self._draw()
 
     def _look(self) -> bool:
         """Ask Girder how the job is, and say whether that is news."""

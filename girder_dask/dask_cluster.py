@@ -12,6 +12,7 @@ from typing import Any
 import dask
 from distributed import Client, Future, Scheduler
 
+from girder_dask.background import Guard, watched
 from girder_dask.cluster import ATTEMPT
 from girder_dask.jobs import JobSpec
 from girder_dask.losses import Losses
@@ -32,6 +33,12 @@ _FLUSH_TIME = 3.0
 _CONNECT_PAUSE, _CONNECT_PAUSE_MAX = 0.5, 15.0
 # How many keys are known that were dropped before the scheduler had them.
 _MOST_KNOWN = 100_000
+
+# What may fail, as the log names it. Jobs that Dask was not given are found again, see
+# girder_dask.missing.
+_GIVING = "Giving jobs to Dask"
+_REFUSING = "Ending jobs that Dask did not take"
+_RELEASING = "Releasing the keys of jobs"
 
 
 class DaskCluster:
@@ -69,6 +76,7 @@ class DaskCluster:
         self._dropped_early = Newest[str, None](_MOST_KNOWN)
         self._pins: dict[str, set[str]] = {}
         self._telling: set[asyncio.Task[None]] = set()
+        self._guards = {what: Guard(logger, what) for what in (_GIVING, _REFUSING, _RELEASING)}
         #: Why workers were lost.
         self.losses = Losses()
 
@@ -125,18 +133,20 @@ class DaskCluster:
         for spec, values in jobs.values():
             resources = tuple(sorted((spec.resources or {}).items()))
             if values:
-                futures.append(self._send_dependent(client, spec, values))
+                with self._guards[_GIVING]:
+                    futures.append(self._send_dependent(client, spec, values))
             else:
                 alike[spec.priority, resources].append(spec)
         for (priority, resources), group in alike.items():
-            futures += client.map(
-                self._run_job,
-                group,
-                key=[spec.key for spec in group],
-                priority=priority,
-                resources=dict(resources) or None,
-                pure=False,
-            )
+            with self._guards[_GIVING]:
+                futures += client.map(
+                    self._run_job,
+                    group,
+                    key=[spec.key for spec in group],
+                    priority=priority,
+                    resources=dict(resources) or None,
+                    pure=False,
+                )
 
     def _send_dependent(
         self, client: Client, spec: JobSpec, values: Mapping[str, str]
@@ -163,7 +173,8 @@ class DaskCluster:
             del self._sent[key]
         for key in lost:
             logger.info("Dask did not take %s, as the value of an input was lost", key)
-            self._refused(key)
+            with self._guards[_REFUSING]:
+                self._refused(key)
         if self._sent and self._look is None:
             self._look = self._loop.call_later(_LOOK, self._look_at_sent)
 
@@ -218,9 +229,11 @@ class DaskCluster:
             self._waiting.pop(key, None)
             if key in self._scheduler.tasks:
                 known.append(key)
-            self._unpin(key)
+            with self._guards[_RELEASING]:
+                self._unpin(key)
         if known and _KEEPER in self._scheduler.clients:
-            self._scheduler.client_releases_keys(known, _KEEPER, stimulus_id="girder-dask-drop")
+            with self._guards[_RELEASING]:
+                self._scheduler.client_releases_keys(known, _KEEPER, stimulus_id="girder-dask-drop")
 
     def is_wanted(self, key: str) -> bool:
         """Say whether a client wants a key, or what another one computes needs it."""
@@ -254,7 +267,12 @@ class DaskCluster:
 
     def call_later(self, delay: float, function: Callable[[], None]) -> asyncio.TimerHandle:
         """Call a function in ``delay`` seconds."""
-        return self._loop.call_later(delay, function)
+
+        def call() -> None:
+            with Guard(logger, "What was to be done later"):
+                function()
+
+        return self._loop.call_later(delay, call)
 
     def stop(self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]) -> None:
         """Tell the runs of keys on a worker to stop, and hear with which it has not begun."""
@@ -272,7 +290,7 @@ class DaskCluster:
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
-        self._telling.add(task)
+        self._telling.add(watched(task, logger, "Telling Dask of a job"))
         task.add_done_callback(self._telling.discard)
 
     async def _tell(self, worker: str, what: str, **whom: list[str]) -> Any:

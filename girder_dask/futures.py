@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from girder_dask import submit
+from girder_dask.background import watched
 from girder_dask.errors import ResultUnavailable, SchedulerError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.payload import open_value
@@ -103,7 +104,8 @@ def hold(backend: submit.Backend, results: Sequence[Holder]) -> None:
     client = backend.dask_client()
     references = {result.id: weakref.ref(result) for result in results}
     loop = cast("Any", client.loop).asyncio_loop
-    asyncio.run_coroutine_threadsafe(_hold(client, references), loop)
+    holding = asyncio.run_coroutine_threadsafe(_hold(client, references), loop)
+    watched(holding, logger, "Holding the values of jobs")
 
 
 async def _hold(client: Client, references: dict[str, weakref.ref[Holder]]) -> None:

@@ -7,13 +7,17 @@ run need it, or while somebody else, such as a notebook, wants it of Dask.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from girder_dask.background import Guard
 from girder_dask.cluster import Holder, Timer
 
 __all__ = ["Kept"]
+
+logger = logging.getLogger(__name__)
 
 # How often it is looked whether a value whose time is over is still wanted.
 _LOOK_AGAIN = 30.0
@@ -61,6 +65,7 @@ class Kept:
         self._values: dict[str, _Value] = {}  # oldest first
         self._jobs: dict[str, str] = {}
         self._timer: Timer | None = None
+        self._guard = Guard(logger, "Letting go of values that nobody needs", longest=_LOOK_AGAIN)
         #: Bytes of all values that are kept.
         self.nbytes = 0
 
@@ -148,6 +153,12 @@ class Kept:
 
     def _expire(self) -> None:
         self._timer = None
+        with self._guard:
+            self._let_go_of_old()
+        if self._guard.failed and self._timer is None:
+            self._timer = self._holder.call_later(self._guard.pause, self._expire)
+
+    def _let_go_of_old(self) -> None:
         now = self._clock()
         for value in self._free():
             if value.until <= now:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
+from girder_dask.background import Guard
 from girder_dask.jobs import JobSpec
 
 __all__ = ["HandOver", "News", "SchedulerLink"]
@@ -31,6 +32,8 @@ _MOST_AT_ONCE = 500
 _SPACING, _LONGEST_PAUSE, _REST = 0.02, 0.1, 9.0
 # How often it is tried whether the scheduler is there.
 _TRY_TIME = 15.0
+# Seconds that it rests after errors of its own, at most: it is to stop soon when it is asked to.
+_LONGEST_REST = 5.0
 
 _T = TypeVar("_T")
 
@@ -177,15 +180,25 @@ class _LinkThread:
         self._loop.close()
 
     async def _run(self) -> None:
-        await self._greet()
+        guard = Guard(logger, "The link to the scheduler", longest=_LONGEST_REST)
+        with guard:
+            await self._greet()
         while not self._stopping:
-            try:
-                await asyncio.wait_for(self._wake.wait(), _TRY_TIME)
-            except asyncio.TimeoutError:
-                await self._greet()
-            self._wake.clear()
-            await self._deliver_all()
-        self._disconnect()
+            with guard:
+                await self._turn()
+            if guard.failed:
+                await asyncio.sleep(guard.pause)
+                self._wake.set()  # nobody else does while something waits
+        with guard:
+            self._disconnect()
+
+    async def _turn(self) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), _TRY_TIME)
+        except asyncio.TimeoutError:
+            await self._greet()
+        self._wake.clear()
+        await self._deliver_all()
 
     async def _deliver_all(self) -> None:
         while True:

@@ -18,6 +18,8 @@ from typing import Any
 from distributed import Scheduler
 from distributed.scheduler import TaskState, WorkerState
 
+from girder_dask.background import Guard
+
 __all__ = ["Placement"]
 
 logger = logging.getLogger(__name__)
@@ -48,13 +50,11 @@ class Placement:
 
     async def run(self) -> None:
         """Look until cancelled."""
+        guard = Guard(logger, "The look for jobs that could run elsewhere")
         while True:
-            await asyncio.sleep(_PAUSE)
-            try:
+            await asyncio.sleep(max(_PAUSE, guard.pause))
+            with guard:
                 self.look()
-            except Exception:
-                # Else jobs would never be moved again. Dask has its own way, too.
-                logger.exception("It could not be seen which jobs wait for no reason")
 
     def look(self) -> None:
         """Move jobs that have waited since the last look."""

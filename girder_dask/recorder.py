@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from girder_dask.delivery import Delivery, Post, Verdicts
+from girder_dask.background import Guard
+from girder_dask.delivery import Delivery, Post, Receipt, Verdicts
 from girder_dask.jobs import FINAL, JobEvent, JobUpdate
 from girder_dask.pace import Pace
 
@@ -163,6 +164,10 @@ class Recorder:
         self._pace = Pace(interval, burst=_BURST, spacing=_SPACING * interval, rest=_REST)
         self._reminder: asyncio.TimerHandle | None = None
         self._settled = asyncio.Condition()
+        self._guard = Guard(logger, "The recorder", longest=retry_delay_max)
+        self._delivering = Guard(logger, "Telling Girder of jobs", longest=retry_delay_max)
+        self._making = Guard(logger, "Making the update of a job")
+        self._hearing = Guard(logger, "Taking in what Girder says of a job")
         self._delivery = Delivery(
             post,
             self._number,
@@ -257,18 +262,25 @@ class Recorder:
     async def run(self) -> None:
         """Deliver until cancelled."""
         while True:
-            await self._pace.turn()
-            # What comes meanwhile has its own turn.
-            left = len(self._waiting) - await self._deliver()
-            while left > 0 and self._waiting:
-                left -= await self._deliver()
-            if self._waiting:
-                self._pace.poke(urgent=left > 0 or self._bytes > _MOST_BYTES)
-            if self._receipts:
-                self._soon()
-            self._pace.sent()
-            async with self._settled:
-                self._settled.notify_all()
+            with self._guard:
+                await self._pace.turn()
+                await self._deliver_all()
+            if self._guard.failed:
+                await asyncio.sleep(self._guard.pause)
+                self._pace.poke(urgent=True)  # there may be nothing new to do so
+
+    async def _deliver_all(self) -> None:
+        # What comes meanwhile has its own turn.
+        left = len(self._waiting) - await self._deliver()
+        while left > 0 and self._waiting:
+            left -= await self._deliver()
+        if self._waiting:
+            self._pace.poke(urgent=left > 0 or self._bytes > _MOST_BYTES)
+        if self._receipts:
+            self._soon()
+        self._pace.sent()
+        async with self._settled:
+            self._settled.notify_all()
 
     async def flush(self, timeout: float) -> bool:
         """Wait until all is delivered, for at most ``timeout`` seconds. Say whether it is."""
@@ -335,11 +347,8 @@ class Recorder:
         receipts = self._receipts_under_way = self._take_receipts()
         if not accounts and not receipts:
             return 0
-        wire = []
-        for account in accounts:
-            sequence = self._number(account.id, account.attempt)
-            wire.append(account.update(sequence).to_wire())
-        verdicts = await self._delivery.insist(wire, receipts)
+        wire = [self._wire(account) for account in accounts]
+        verdicts = await self._insist(wire, receipts)
         self._under_way, self._receipts_under_way = [], []
         self._bytes -= sum(account.size for account in accounts)
         self.updates += len(wire)
@@ -348,6 +357,20 @@ class Recorder:
             self._settled.notify_all()
         return len(accounts)
 
+    def _wire(self, account: _Account) -> dict[str, Any]:
+        sequence = self._number(account.id, account.attempt)
+        with self._making:
+            return account.update(sequence).to_wire()
+        bare = JobUpdate(account.id, account.attempt, sequence, statuses=account.statuses or None)
+        return bare.to_wire()
+
+    async def _insist(self, wire: list[dict[str, Any]], receipts: list[Receipt]) -> Verdicts:
+        """Deliver them, whatever fails: Girder knows by their numbers those that it has."""
+        while True:
+            with self._delivering:
+                return await self._delivery.insist(wire, receipts)
+            await asyncio.sleep(self._delivering.pause)
+
     def _number(self, job_id: str, attempt: int) -> int:
         """Return the number of the next update of an attempt."""
         key = (job_id, attempt)
@@ -355,13 +378,16 @@ class Recorder:
         return sequence
 
     def _pass_on(self, accounts: Sequence[_Account], verdicts: Verdicts) -> None:
-        for kind, ids in verdicts.items():
-            for job_id in ids:
-                self._judge(job_id, kind)
-        refused = {*verdicts.get("stale", ()), *verdicts.get("gone", ())}
+        refused: set[str] = set()
+        with self._hearing:  # it may be no answer at all
+            refused = {*verdicts.get("stale", ()), *verdicts.get("gone", ())}
+            for kind, ids in verdicts.items():
+                for job_id in ids:
+                    self._judge(job_id, kind)
         for account in accounts:
             if account.id not in refused:
-                self._heard(account.id, account.attempt)
+                with self._hearing:
+                    self._heard(account.id, account.attempt)
             if account.final:
                 self._sequences.pop((account.id, account.attempt), None)
                 self._judge(account.id, "done")

@@ -25,6 +25,7 @@ from girder_dask import config
 from girder_dask._version import __version__
 from girder_dask.accounts import Accounts
 from girder_dask.audit import Audit
+from girder_dask.background import Guard, watched
 from girder_dask.dask_cluster import DaskCluster
 from girder_dask.dispatch import Dispatcher
 from girder_dask.errors import GirderError
@@ -142,6 +143,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             self._loop.create_task(self._inquire(), name="girder-dask inputs"),
             self._loop.create_task(self._watch_queue(), name="girder-dask queue"),
         ]
+        for task in self._tasks:
+            watched(task, logger, task.get_name())
         logger.info("girder_dask %s runs the jobs of %s", __version__, self._api_url)
 
     def _api(self) -> GirderApi:
@@ -276,25 +279,19 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     async def _watch_queue(self) -> None:
         """Look why jobs wait, and end those that wait for too long."""
-        pause = 0.0
+        pause, guard = 0.0, Guard(logger, "The look why jobs wait")
         while True:
-            await asyncio.sleep(pause)
-            try:
+            await asyncio.sleep(guard.pause or pause)
+            with guard:
                 pause = self.dispatcher.waits.look()
-            except Exception:
-                # Else nobody would be told any more, of any job.
-                logger.exception("It could not be seen why jobs wait")
-                pause = config.seconds("scheduler.pull-interval")
 
     async def _look_for_missing(self) -> None:
         """Look for jobs that were lost on their way to Dask."""
+        guard = Guard(logger, "The look for jobs that Dask has lost")
         while True:
             await asyncio.sleep(self._audit_interval)
-            try:
+            with guard:
                 self._missing.look()
-            except Exception:
-                # As above.
-                logger.exception("It could not be seen which jobs Dask has")
 
     async def _inquire(self) -> None:
         """Ask Girder for jobs that others wait for and that are not in hand."""

@@ -13,6 +13,7 @@ from typing import Any
 from bson import ObjectId
 from girder_jobs.models.job import Job
 
+from girder_dask.background import Guard
 from girder_dask.jobs import FINAL, JobSpec, JobStatus
 from girder_dask.plugin import aside, groups, records, tokens
 from girder_dask.plugin.cancellation import REMIND_TIME, removed
@@ -25,6 +26,8 @@ from girder_dask.plugin.updates import publish, save, without_log
 __all__ = ["Claim", "claim", "hand_over"]
 
 logger = logging.getLogger(__name__)
+
+_looks = {what: Guard(logger, f"The look after {what}") for what in ("documents", "groups")}
 
 #: The most bytes of pickled calls in one answer.
 MOST_PAYLOAD = 32 * 1024**2
@@ -110,8 +113,11 @@ def claim(
         answer.specs = _specs(taken, known, now)
     _renew_tokens(scheduler, now)
     if len(jobs) < limit:  # else the scheduler asks again at once, as it lacks many
-        aside.look_after()
-        groups.look_after(now)
+        # The jobs that were claimed are not lost with these.
+        with _looks["documents"]:
+            aside.look_after()
+        with _looks["groups"]:
+            groups.look_after(now)
     return answer
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import redis
 from girder.notification import _redis_client_sync
 
+from girder_dask.background import Guard
+
 __all__ = ["Batch", "Courier", "is_alone"]
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class Courier:
         self._alone_until = 0.0
         self._pid: int | None = None
         self._complaint: str | None = None
+        self._guard = Guard(logger, "Publishing notices about jobs", longest=_PATIENCE)
 
     def post(self, batch: Batch) -> None:
         """Publish messages. Returns at once."""
@@ -94,14 +97,17 @@ class Courier:
             self._news.notify()
 
     def _run(self) -> None:
-        client = self._connect()
+        client: redis.Redis | None = None
         while True:
             with self._news:
                 self._news.wait_for(lambda: self._waiting)
                 batches, self._waiting, self._size = self._waiting, [], 0
-            self._publish(client, batches)
+            with self._guard:
+                client = client or self._connect()
+                self._publish(client, batches)
             del batches  # what they hold on to can be large
-            time.sleep(_SPACING)  # what comes meanwhile goes together
+            # What comes meanwhile goes together.
+            time.sleep(max(_SPACING, self._guard.pause))
 
     def _publish(self, client: redis.Redis, batches: Sequence[Batch]) -> None:
         try:
@@ -119,7 +125,7 @@ class Courier:
                 for channel, text in messages:
                     pipeline.publish(channel, text)
                 pipeline.execute()
-        except Exception as e:  # noqa: BLE001 - else nobody would be told of anything any more
+        except redis.RedisError as e:
             if str(e) != self._complaint:
                 logger.warning("Notices about jobs are not sent: %r", e)
             self._complaint = str(e)

@@ -8,14 +8,20 @@ that has recorded 20,000 jobs in one request would stay tens of megabytes larger
 from __future__ import annotations
 
 import ctypes
+import logging
 import threading
 from typing import Any
+
+from girder_dask.background import Guard
 
 __all__ = ["give_back_later"]
 
 # Seconds until it is given back: the answer to the request is sent by then.
 _DELAY = 5.0
 
+logger = logging.getLogger(__name__)
+
+_guard = Guard(logger, "Giving memory back to the system")
 _lock = threading.Lock()
 _timer: threading.Timer | None = None
 
@@ -29,6 +35,11 @@ def give_back_later() -> None:
     with _lock:
         if _timer is not None:
             _timer.cancel()
-        _timer = threading.Timer(_DELAY, trim, [0])
+        _timer = threading.Timer(_DELAY, _give_back, [trim])
         _timer.daemon = True
         _timer.start()
+
+
+def _give_back(trim: Any) -> None:
+    with _guard:
+        trim(0)

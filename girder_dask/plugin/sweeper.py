@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 
 from pymongo.errors import PyMongoError
 
+from girder_dask.background import Guard
 from girder_dask.plugin import tokens
 
 __all__ = ["INTERVAL", "start"]
@@ -34,14 +35,11 @@ def start() -> None:
 
 
 def _work() -> None:
+    what = "The look for tokens that jobs have left behind"
+    guard = Guard(logger, what, expected=(PyMongoError,))
     while True:
-        try:
+        with guard:
             if count := tokens.sweep(datetime.now(timezone.utc)):
                 logger.warning("Deleted %d tokens that their jobs had left behind", count)
-        except PyMongoError as e:
-            logger.warning("Tokens that jobs have left behind are not looked for: %s", e)
-        except Exception:
-            # Something in the database is not as it should be. The thread goes on.
-            logger.exception("Tokens that jobs have left behind are not looked for")
         # Not all processes of Girder at once.
         time.sleep(INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - it is no secret

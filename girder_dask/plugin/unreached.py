@@ -16,6 +16,7 @@ from bson import ObjectId
 from girder_jobs.models.job import Job
 from pymongo.errors import PyMongoError
 
+from girder_dask.background import Guard
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin import aside, records
 from girder_dask.plugin.history import History
@@ -56,7 +57,8 @@ class Unreached:
         self._ids: deque[str] = deque(maxlen=_MOST_IDS)
         self._next_look = 0.0
         self._heard: dict[str, float] = {}
-        self._complaint: str | None = None
+        what = "Saying in jobs why they wait"
+        self._guard = Guard(logger, what, expected=(PyMongoError,), longest=_LOOK)
 
     def hear(self, reason: str | None, job_ids: Iterable[str] = ()) -> None:
         """Take note of why the scheduler cannot be reached, None if it can. Returns at once.
@@ -108,15 +110,9 @@ class Unreached:
                 self._next_look = time.monotonic() + _LOOK
 
     def _mark(self, reason: str, ids: Sequence[str] | None = None) -> int:
-        try:
-            number = mark(reason, ids, besides=self._speaking())
-        except PyMongoError as e:
-            if str(e) != self._complaint:
-                logger.warning("It cannot be said in jobs why they wait: %s", e)
-            self._complaint = str(e)
-            return 0
-        self._complaint = None
-        return number
+        with self._guard:
+            return mark(reason, ids, besides=self._speaking())
+        return 0
 
 
 def mark(

@@ -11,6 +11,7 @@ child ends, exists on Linux alone, and gives the parts no order.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -18,9 +19,12 @@ import sys
 
 import psutil
 
+from girder_dask import background
 from girder_dask.standalone import processes
 
 __all__ = ["Guard"]
+
+logger = logging.getLogger(__name__)
 
 
 class Guard:
@@ -77,19 +81,26 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     watched: dict[int, psutil.Process] = {}
+    guard = background.Guard(logger, "The guard of the stack")
     for line in sys.stdin:
-        pid = int(line[1:])
-        if line.startswith("+"):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                watched[pid] = psutil.Process(pid)
-        else:
-            watched.pop(pid, None)
+        with guard:
+            _note(line, watched)
     for pid, process in reversed(watched.items()):
-        processes.end([process], grace=10)
+        with guard:
+            processes.end([process], grace=10)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
     if watched:
         processes.end(processes.marked(sys.argv[1]), grace=2)
+
+
+def _note(line: str, watched: dict[int, psutil.Process]) -> None:
+    pid = int(line[1:])
+    if line.startswith("+"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            watched[pid] = psutil.Process(pid)
+    else:
+        watched.pop(pid, None)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 import threading
@@ -12,11 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from girder_dask.background import Guard
 from girder_dask.standalone.report import Reporter, reporter_for
 from girder_dask.standalone.stack import Stack
 from girder_dask.standalone.supervisor import Supervisor
 
 __all__ = ["run_standalone", "stopping_on_signals", "watch"]
+
+logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WATCH_SECONDS = 0.5
@@ -54,9 +58,13 @@ def watch(stack: Stack, stopped: threading.Event | None = None) -> None:
     """Start each part again that ends, until ``stopped`` is set or KeyboardInterrupt is raised."""
     stopped = stopped or threading.Event()
     supervisor = Supervisor(stack.parts, stack.reporter, start=stack.start_again, clear=stack.clear)
-    while not stopped.wait(_WATCH_SECONDS):
-        if supervisor.poll():
-            stack.save()
+    guard, is_saved = Guard(logger, "Watching the stack"), True
+    while not stopped.wait(max(_WATCH_SECONDS, guard.pause)):
+        with guard:
+            is_saved &= not supervisor.poll()
+            if not is_saved:
+                stack.save()
+                is_saved = True
 
 
 def run_standalone(directory: Path, **options: Any) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from girder_dask.background import Guard
 from girder_dask.errors import StackError
 from girder_dask.standalone.part import Part
 from girder_dask.standalone.report import Reporter
 
 __all__ = ["Supervisor"]
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 30.0
 
@@ -76,6 +80,7 @@ class Supervisor:
         most: int = 5,
     ) -> None:
         self._lives = [_Life(part) for part in parts]
+        self._guards = [Guard(logger, f"Looking after {part.name}") for part in parts]
         self._reporter = reporter
         self._start = start
         self._clear = clear
@@ -90,8 +95,11 @@ class Supervisor:
 
     def poll(self) -> bool:
         """Look at each part once, and say whether one has ended or was started."""
-        changes = [self._tend(life) for life in self._lives]
-        return any(changes)
+        changed = False
+        for life, guard in zip(self._lives, self._guards, strict=True):
+            with guard:  # or one part that cannot be looked at would end the others
+                changed |= self._tend(life)
+        return changed
 
     def _tend(self, life: _Life) -> bool:
         part = life.part
@@ -113,7 +121,7 @@ class Supervisor:
         self._reporter.starting(life.part.name)
         try:
             self._start(life.part)
-        except StackError as e:
+        except (StackError, OSError) as e:  # its program may be gone, or the disk be full
             self._ended(life, str(e))
         else:
             life.state = _State.STARTING

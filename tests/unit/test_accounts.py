@@ -93,4 +93,4 @@ async def test_one_that_cannot_be_acted_on_does_not_hold_up_the_others(
         site.accounts.unless_told("b", "w", fail)
         site.wait_for("a")
         await soon(lambda: site.acted == ["a"])
-    assert "The end of b that Dask saw could not be acted on" in caplog.text
+    assert "Acting on the end of b that Dask saw failed" in caplog.text

@@ -1,0 +1,526 @@
+"""No loop of a scheduler, of Girder, of a notebook or of a stack ends because a step of it fails.
+
+As in ``test_background.py``, which has the loops of workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from deadline import SECONDS, soon, until
+from dispatch_site import MemoryCluster
+from distributed import Scheduler
+from injected import Fails, Injected, inject, told
+from local_girder import Peer, serving
+
+from girder_dask import accounts, card, futures, placement
+from girder_dask.dask_cluster import DaskCluster
+from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.kept import Kept
+from girder_dask.link import SchedulerLink
+from girder_dask.recorder import Recorder
+from girder_dask.scheduler_hooks import GirderSchedulerPlugin
+from girder_dask.standalone import guard, launcher
+from girder_dask.standalone.report import Reporter
+
+S = JobStatus
+
+
+def spec(job_id: str = "a") -> JobSpec:
+    return JobSpec(id=job_id, attempt=1, task="m:f")
+
+
+# -- the scheduler --------------------------------------------------------------------------
+
+
+class Recording:
+    """A recorder that runs, and what it has sent and heard."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.heard: list[str] = []
+        self.ended: list[str] = []
+        self.recorder = Recorder(
+            self.post,
+            lambda job_id, _kind: self.ended.append(job_id),
+            lambda job_id, _attempt: self.heard.append(job_id),
+            interval=0.0,
+        )
+
+    async def post(self, updates: list[dict[str, Any]], _receipts: Any) -> Any:
+        self.sent += [update["id"] for update in updates]
+        return {}
+
+    async def tell(self) -> None:
+        """Record the ends of two jobs, one after the other."""
+        running = asyncio.create_task(self.recorder.run())
+        for count, job_id in enumerate("ab", 1):
+            event = JobEvent(id=job_id, attempt=1, time=1.0, status=int(S.SUCCESS))
+            self.recorder.record(event)
+            await soon(lambda count=count: len(self.ended) == count)
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def recorder_loop() -> None:
+    site = Recording()
+    inject(site.recorder, "_deliver_all")
+    await site.tell()
+    assert site.sent == site.heard == ["a", "b"]
+
+
+async def recorder_delivery() -> None:
+    site = Recording()
+    inject(site.recorder._delivery, "insist")
+    await site.tell()
+    assert site.sent == site.heard == ["a", "b"]
+
+
+async def recorder_heard() -> None:
+    site = Recording()
+    inject(site.recorder, "_heard")
+    await site.tell()
+    assert site.sent == ["a", "b"]
+
+
+async def recorder_verdict() -> None:
+    site = Recording()
+    verdict = inject(site.recorder, "_verdict")
+    running = asyncio.create_task(site.recorder.run())
+    for count, job_id in enumerate("ab", 1):
+        event = JobEvent(id=job_id, attempt=1, time=1.0, status=int(S.SUCCESS))
+        site.recorder.record(event)
+        await soon(lambda count=count: verdict.calls == count)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def recorder_answer() -> None:
+    """Girder answers something else."""
+    site = Recording()
+
+    class Answer(dict[str, Any]):
+        get = Fails(lambda *_: ())
+
+    answer = Answer()
+
+    async def post(_updates: Any, _receipts: Any) -> Any:
+        return answer
+
+    site.recorder._delivery._post = post
+    await site.tell()
+    assert site.heard == ["a", "b"]
+
+
+async def accounts_question() -> None:
+    acted: list[str] = []
+    is_open = Fails(lambda _key: True)
+    awaited = accounts.Accounts(is_open, lambda _worker: False)
+    is_open.calls = 1
+    for key in "ab":
+        awaited.unless_told(key, "w", lambda key=key: acted.append(key))  # type: ignore[misc]
+    is_open.calls = 0
+    await soon(lambda: sorted(acted) == ["a", "b"])
+
+
+async def accounts_action() -> None:
+    acted: list[str] = []
+    awaited = accounts.Accounts(lambda _key: True, lambda _worker: False)
+    awaited.unless_told("a", "w", Fails())
+    awaited.unless_told("b", "w", lambda: acted.append("b"))
+    await soon(lambda: acted == ["b"])
+
+
+async def placement_look() -> None:
+    placed = placement.Placement(SimpleNamespace(extensions={}), lambda _key: False)  # type: ignore[arg-type]
+    look = inject(placed, "look")
+    running = asyncio.create_task(placed.run())
+    await soon(lambda: look.calls == 2)
+    running.cancel()
+
+
+async def kept_values() -> None:
+    cluster = MemoryCluster()
+    kept = Kept(cluster, lambda _id: False, seconds=10.0, clock=lambda: cluster.now)
+    kept.add("a", "key-a", 1, stored=False)
+    inject(cluster, "is_wanted")
+    cluster.advance(10.0)
+    assert cluster.dropped == []
+    cluster.advance(1.0)
+    assert cluster.dropped == ["key-a"]
+
+
+def a_cluster(**client: Any) -> DaskCluster:
+    scheduler = SimpleNamespace(tasks={}, clients={"girder-dask-keeper": None}, **client)
+    loop = asyncio.get_running_loop()
+    return DaskCluster(scheduler, loop, print, lambda _key: None)  # type: ignore[arg-type]
+
+
+async def cluster_giving() -> None:
+    given: list[str] = []
+
+    def give(_function: Any, specs: list[JobSpec], **_more: Any) -> list[Any]:
+        given.extend(each.id for each in specs)
+        return []
+
+    cluster = a_cluster()
+    cluster._client = SimpleNamespace(status="running", map=Fails(give))  # type: ignore[assignment]
+    for job_id in "ab":
+        cluster.submit([spec(job_id)], {})
+    assert given == ["b"]
+
+
+async def cluster_refusing() -> None:
+    cluster = a_cluster()
+    refused = inject(cluster, "_refused")
+    cluster._sent = {key: SimpleNamespace(status="lost") for key in "ab"}  # type: ignore[misc]
+    cluster._look_at_sent()
+    assert refused.calls == 2
+
+
+async def cluster_releasing() -> None:
+    released: list[str] = []
+    release = Fails(lambda keys, *_args, **_more: released.extend(keys))
+    cluster = a_cluster(client_releases_keys=release)
+    cluster._scheduler.tasks.update(dict.fromkeys("ab", SimpleNamespace(annotations=None)))  # type: ignore[arg-type]
+    for key in "ab":
+        cluster.drop([key])
+        await asyncio.sleep(0)
+    assert released == ["b"]
+
+
+async def cluster_later() -> None:
+    done = asyncio.Event()
+    cluster = a_cluster()
+    cluster.call_later(0.0, Fails())
+    cluster.call_later(0.0, done.set)
+    await asyncio.wait_for(done.wait(), SECONDS)
+
+
+async def cluster_told() -> None:
+    async def fail() -> None:
+        raise Injected
+
+    cluster = a_cluster()
+    cluster._later(fail())
+    await soon(lambda: not cluster._telling)
+
+
+async def in_a_scheduler(find: Callable[[GirderSchedulerPlugin], tuple[Any, str]]) -> None:
+    """Run a scheduler against a Girder until what it does on a period has failed and been done."""
+    import dask
+
+    with serving() as peer, dask.config.set({"girder.scheduler.pull-interval": "10 ms"}):
+        answers: dict[str, Any] = {
+            "POST api_key/token": (200, {"authToken": {"token": "t"}}),
+            "POST dask/job/claim": claim,
+            "POST dask/job/updates": (200, {}),
+            "POST dask/job/states": (200, {"jobs": []}),
+        }
+        peer.answers |= answers
+        async with Scheduler(port=0, dashboard_address=":0") as scheduler:
+            plugin = GirderSchedulerPlugin(peer.url, "the-key")
+            scheduler.add_plugin(plugin)
+            await plugin.start(scheduler)
+            step = inject(*find(plugin))
+            await soon(lambda: step.calls >= 3)
+            assert not any(t.done() for t in plugin._tasks if t.get_name() != "girder-dask client")
+
+
+def claim(_peer: Peer) -> tuple[int, Any]:
+    return 200, {"specs": [], "cancel": []}
+
+
+async def scheduler_pull() -> None:
+    await in_a_scheduler(lambda plugin: (plugin, "_claim"))
+
+
+async def scheduler_queue() -> None:
+    await in_a_scheduler(lambda plugin: (plugin.dispatcher.waits, "look"))
+
+
+async def scheduler_missing() -> None:
+    await in_a_scheduler(lambda plugin: (plugin._missing, "look"))
+
+
+async def scheduler_inputs() -> None:
+    await in_a_scheduler(lambda plugin: (plugin, "_ask"))
+
+
+# -- Girder ---------------------------------------------------------------------------------
+
+
+async def a_link(name: str) -> None:
+    news: list[str] = []
+    link = SchedulerLink(lambda: None, lambda _reason, ids: news.extend(ids))
+    thread = link._running()
+    until(lambda: thread.state["error"])
+    inject(thread, name)
+    link.submit([spec("a")])
+    link.submit([spec("b")])
+    await soon(lambda: "b" in news)
+    assert thread._thread.is_alive()
+    await soon(lambda: not thread._specs)
+    link.close()
+    assert not thread._thread.is_alive()
+
+
+async def link_delivery() -> None:
+    await a_link("_deliver")
+
+
+async def link_submission() -> None:
+    await a_link("_submit")
+
+
+async def link_address() -> None:
+    await a_link("_greet")
+
+
+async def courier_connection() -> None:
+    from girder_dask.plugin.courier import Batch, Courier
+
+    class Redis:
+        """One that has nobody who listens."""
+
+        def info(self) -> dict[str, Any]:
+            return {"role": "replica"}
+
+        def pipeline(self, **_more: Any) -> Any:
+            return SimpleNamespace(publish=published.append, execute=lambda: None)
+
+    published: list[Any] = []
+    made: list[int] = []
+
+    def post(number: int) -> None:
+        courier.post(Batch(frozenset("c"), 1, lambda _heard: made.append(number) or []))  # type: ignore[func-returns-value]
+
+    connect = Fails(Redis)
+    courier = Courier(connect)
+    post(1)
+    await soon(lambda: connect.calls)
+    post(2)
+    await soon(lambda: made == [2])
+
+
+async def unreached_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    from girder_dask.plugin import unreached
+
+    mark = Fails(lambda *_args, **_more: 0)
+    monkeypatch.setattr(unreached, "mark", mark)
+    monkeypatch.setattr(unreached, "_PAUSE", 0.01)
+    telling = unreached.Unreached()
+    telling.hear("no scheduler", ["a"])
+    thread = telling._thread
+    assert thread is not None
+    await soon(lambda: mark.calls >= 2)
+    telling.hear(None)
+    await asyncio.to_thread(thread.join, SECONDS)
+
+
+async def sweeper_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    from girder_dask.plugin import sweeper
+
+    class Enough(BaseException):
+        """Ends the thread, which has no other end."""
+
+    sweep = Fails(lambda _now: 0)
+    monkeypatch.setattr(sweeper.tokens, "sweep", sweep)
+
+    def sleep(_seconds: float) -> None:
+        if sweep.calls == 2:
+            raise Enough
+
+    monkeypatch.setattr(sweeper, "time", SimpleNamespace(sleep=sleep))
+    with pytest.raises(Enough):
+        sweeper._work()
+
+
+async def memory_trim() -> None:
+    from girder_dask.plugin import memory
+
+    trim = Fails()
+    for _ in range(2):
+        timer = threading.Timer(0.0, memory._give_back, [trim])
+        timer.start()
+        timer.join()
+    assert trim.calls == 2
+
+
+async def recount_later() -> None:
+    from girder_dask.plugin.recount import Recount
+
+    count = Fails(lambda _ids: {})
+    recount = Recount(count)
+    recount._ended["p"] = 1
+    for _ in range(2):
+        recount._come_back("p")
+    assert count.calls == 2
+
+
+# -- notebooks ------------------------------------------------------------------------------
+
+
+async def card_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "_FIRST_PAUSE", 0.01)
+    widget = SimpleNamespace(comm=1, _view_count=None, value="", observe=lambda *_a, **_m: None)
+    jobs = [{"_id": "a", "title": "Count", "status": int(S.SUCCESS), "log": []}]
+    load_jobs = Fails(lambda _ids: jobs)
+    backend = SimpleNamespace(load_jobs=load_jobs, load_job=lambda _id, **_more: jobs[0])
+    shown = card.Card(backend, {"_id": "a", "status": int(S.RUNNING)}, widget)  # type: ignore[arg-type]
+    shown.follow()
+    await soon(lambda: shown.is_over)
+    await soon(lambda: shown._thread is None)
+
+
+async def futures_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def pin(**_more: Any) -> dict[str, str]:
+        return {"a": "key-a"}
+
+    bound = Fails(lambda _client, key: key)
+    monkeypatch.setattr(futures, "_bound", bound)
+    loop = SimpleNamespace(asyncio_loop=asyncio.get_running_loop())
+    client = SimpleNamespace(loop=loop, id="c", scheduler=SimpleNamespace(girder_pin=pin))
+    backend = SimpleNamespace(holds=True, dask_client=lambda: client)
+    held: list[Any] = []
+
+    class Result:
+        id = "a"
+        _hold = staticmethod(held.append)
+
+    result = Result()
+    for _ in range(2):
+        futures.hold(backend, [result])  # type: ignore[arg-type,list-item]
+    await soon(lambda: held == ["key-a"])
+
+
+# -- a stack --------------------------------------------------------------------------------
+
+
+class Stub:
+    """A part of a stack that has ended, and is started again."""
+
+    is_worker, started_at, log = False, 0.0, Path("log")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.running = False
+
+    def describe_end(self, how: str) -> str:
+        return f"{self.name} {how}"
+
+    def is_ready(self) -> bool:
+        return True
+
+
+class Stack:
+    def __init__(self) -> None:
+        self.parts = [Stub("one"), Stub("two")]
+        self.reporter = Reporter()
+        self.started: list[str] = []
+        self.saves = 0
+
+    def start_again(self, part: Stub) -> None:
+        part.running = True
+        self.started.append(part.name)
+
+    def clear(self, part: Stub) -> None:
+        pass
+
+    def save(self) -> None:
+        self.saves += 1
+
+
+async def a_stack(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "_WATCH_SECONDS", 0.01)
+    stopped = threading.Event()
+    thread = threading.Thread(target=launcher.watch, args=(stack, stopped))
+    thread.start()
+    await soon(lambda: sorted(stack.started) == ["one", "two"])
+    await soon(lambda: stack.saves)
+    assert thread.is_alive()
+    stopped.set()
+    await asyncio.to_thread(thread.join, SECONDS)
+
+
+async def stack_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack()
+    inject(stack.parts[0], "describe_end")
+    await a_stack(stack, monkeypatch)
+
+
+async def stack_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack()
+    inject(stack, "save")
+    await a_stack(stack, monkeypatch)
+
+
+async def guard_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = Fails()
+    monkeypatch.setattr(guard, "_note", note)
+    monkeypatch.setattr(guard.sys, "stdin", ["+1\n", "-1\n"])
+    monkeypatch.setattr(
+        guard,
+        "signal",
+        SimpleNamespace(
+            **dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP", "SIG_IGN"), 0), signal=lambda *_: None
+        ),
+    )
+    guard.main()
+    assert note.calls == 2
+
+
+PLACES = [
+    recorder_loop,
+    recorder_delivery,
+    recorder_heard,
+    recorder_verdict,
+    recorder_answer,
+    accounts_question,
+    accounts_action,
+    placement_look,
+    kept_values,
+    cluster_giving,
+    cluster_refusing,
+    cluster_releasing,
+    cluster_later,
+    cluster_told,
+    scheduler_pull,
+    scheduler_queue,
+    scheduler_missing,
+    scheduler_inputs,
+    link_delivery,
+    link_submission,
+    link_address,
+    courier_connection,
+    unreached_mark,
+    sweeper_sweep,
+    memory_trim,
+    recount_later,
+    card_look,
+    futures_hold,
+    stack_part,
+    stack_save,
+    guard_line,
+]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts, "_PAUSE", 0.01)
+    monkeypatch.setattr(placement, "_PAUSE", 0.01)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: str(place.__name__))
+def test_an_error_is_told_and_the_next_step_happens(
+    place: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asyncio.run(place(monkeypatch) if "monkeypatch" in place.__annotations__ else place())
+    until(lambda: told(caplog))
+    assert len(told(caplog)) == 1
