@@ -19,7 +19,7 @@ from girder_dask.errors import TransformError
 from girder_dask.jobs import JobStatus, from_json
 from girder_dask.leaves import map_leaves
 from girder_dask.patience import is_transient
-from girder_dask.payload import Call, Dependency, NotKept, open_value
+from girder_dask.payload import Call, Dependency, NotKept, NotOpened, open_value
 
 __all__ = ["resolved"]
 
@@ -84,7 +84,10 @@ def _fetch(job_id: str, job: RunningJob) -> Any:
     if answer["value"] is None:
         reason = answer["error"] or "it is kept no longer"
         raise _unavailable(job_id, job, f"returned a value, but {reason}")
-    return open_value(answer["value"], unpickle=True)
+    try:
+        return open_value(answer["value"], unpickle=True)
+    except NotOpened as e:
+        raise _unavailable(job_id, job, f"returned a value that {e}") from e
 
 
 def _refusal(job_id: str, status: int | None) -> str:

@@ -127,7 +127,7 @@ class JobTimeout(JobError):
 
 
 class ResultUnavailable(JobError):
-    """A job succeeded, but the value that it returned is no longer kept anywhere."""
+    """A job succeeded, but its value is not kept any more, or cannot be opened here."""
 
 
 class TaskNotFoundError(GirderDaskError):

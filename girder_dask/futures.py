@@ -8,7 +8,6 @@ belong to the scheduler's own client, so the scheduler is asked to count ours in
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import weakref
@@ -19,7 +18,7 @@ from girder_dask import submit
 from girder_dask.background import watched
 from girder_dask.errors import ResultUnavailable, SchedulerError
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.payload import open_value
+from girder_dask.payload import NotOpened, open_value
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -149,11 +148,15 @@ def _brought_back(
 ) -> Future[Any]:
     """Return a future of a value that only Girder has."""
     if stored.value is not None:
-        with contextlib.suppress(ValueError):
+        try:
             value = open_value(stored.value, unpickle=backend.unpickles({"_id": job_id}))
-            # As an item of a list, so that a dict or a list becomes one future.
-            (future,) = cast("Any", client).scatter([value], hash=False)
-            return cast("Future[Any]", future)
+        except NotOpened as e:
+            raise ResultUnavailable(
+                f"The value of job {job_id} is not on the Dask cluster, and {e}.", job_id=job_id
+            ) from e
+        # As an item of a list, so that a dict or a list becomes one future.
+        (future,) = cast("Any", client).scatter([value], hash=False)
+        return cast("Future[Any]", future)
     why = f" ({stored.error})" if stored.error else ""
     if stored.status not in (None, JobStatus.SUCCESS):
         why = f": the job is {JobStatus(stored.status).name}{why}"

@@ -31,6 +31,7 @@ __all__ = [
     "Call",
     "Dependency",
     "NotKept",
+    "NotOpened",
     "is_plain",
     "open_call",
     "open_value",
@@ -244,6 +245,10 @@ def pack_value(value: Any) -> bytes:
         return _PICKLED + bytes(cloudpickle.dumps(value))
 
 
+class NotOpened(ValueError):
+    """A packed value cannot be opened here, or may not be; it says why, without a subject."""
+
+
 def open_value(data: bytes, *, unpickle: bool) -> Any:
     """Open what :func:`pack_value` returned.
 
@@ -254,8 +259,8 @@ def open_value(data: bytes, *, unpickle: bool) -> Any:
 
     Raises
     ------
-    ValueError
-        If the value is pickled and ``unpickle`` is false.
+    NotOpened
+        If the value is pickled and ``unpickle`` is false, or whatever opening it raises.
 
     Examples
     --------
@@ -266,8 +271,18 @@ def open_value(data: bytes, *, unpickle: bool) -> Any:
     if kind == _PLAIN:
         return load_plain(rest)
     if not unpickle:
-        raise ValueError("the value is pickled")
-    return settled(lambda: pickle.loads(rest))
+        raise NotOpened(
+            "is not opened here: it is pickled, as it holds more than None, bool, numbers, str, "
+            "bytes, list, tuple and dict. Only a notebook, a script or a task of its owner "
+            "unpickles it. Have the task return plain values, or upload a file"
+        )
+    try:
+        return settled(lambda: pickle.loads(rest))
+    except (Exception, SystemExit) as e:
+        raise NotOpened(
+            f"cannot be opened here ({type(e).__name__}: {e}). Install what it is made of, as on "
+            "the workers, or have the task return plain values"
+        ) from e
 
 
 class _Short(reprlib.Repr):

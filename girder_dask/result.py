@@ -13,7 +13,7 @@ from girder_dask.errors import (
     ResultUnavailable,
 )
 from girder_dask.jobs import FINAL, JobStatus, waits_for
-from girder_dask.payload import NotKept, open_value
+from girder_dask.payload import NotKept, NotOpened, open_value
 from girder_dask.remote_errors import failure
 
 if TYPE_CHECKING:
@@ -204,7 +204,8 @@ class JobResult:
         ResultUnavailable
             If it succeeded but its value is not to be had: it was larger than
             ``girder.worker.max-result`` and is on the cluster no more, or could not be
-            pickled. In Girder also if it is not plain: what Girder opens must not run code.
+            pickled, or cannot be opened here, for example since a package is missing. In Girder
+            also if it is not plain: what Girder opens must not run code.
         TimeoutError
             If it has not ended after ``timeout`` seconds.
         """
@@ -222,13 +223,8 @@ class JobResult:
             return self._value_on_cluster(stored.error, unpickle=unpickle)
         try:
             return open_value(stored.value, unpickle=unpickle)
-        except ValueError as e:
-            raise ResultUnavailable(
-                f"What job {self.id} returned is not opened here: it holds more than None, bool, "
-                "numbers, str, bytes, list, tuple and dict. Only a notebook, a script or a task of "
-                "its owner unpickles it. Have the task return plain values, or upload a file.",
-                job_id=self.id,
-            ) from e
+        except NotOpened as e:
+            raise ResultUnavailable(f"What job {self.id} returned {e}.", job_id=self.id) from e
 
     def _value_on_cluster(self, why: str | None, *, unpickle: bool) -> Any:
         """Return a value that is not kept with the job from the cluster, if it is there."""

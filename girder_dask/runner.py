@@ -33,7 +33,16 @@ from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs.threads import JobThreads
 from girder_dask.offspring import Offspring
 from girder_dask.outbox import RunOutlet
-from girder_dask.payload import PACKING, Call, NotKept, is_plain, open_call, open_value, pack_value
+from girder_dask.payload import (
+    PACKING,
+    Call,
+    NotKept,
+    NotOpened,
+    is_plain,
+    open_call,
+    open_value,
+    pack_value,
+)
 from girder_dask.redaction import secrets_in
 from girder_dask.separation import Separation
 from girder_dask.starts import await_number, begin
@@ -380,7 +389,12 @@ class Run:
             )
             return value, None, note
         kept = self._outlet.secrets.clean_data(data)
-        return value if kept == data else open_value(kept, unpickle=True), kept, None
+        if kept == data:
+            return value, kept, None
+        try:
+            return open_value(kept, unpickle=True), kept, None
+        except NotOpened as e:
+            return NotKept(f"it held a secret of the job, and without it {e}"), kept, None
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -157,6 +157,6 @@ class Supervisor:
     def _last_word(self, part: Part) -> str:
         return (
             f"{part.name} has ended {self._most} times soon after its start, and is not started "
-            f"again. {part.log} says why. Mend the cause, then stop the stack with Ctrl-C and "
+            f"again. {part.log} says why. Fix the cause, then stop the stack with Ctrl-C and "
             "start it anew; its data and its jobs are kept."
         )

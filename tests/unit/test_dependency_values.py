@@ -70,9 +70,17 @@ def test_other_values_are_asked_of_girder_once_with_the_jobs_token(
     assert girder.headers[0]["Girder-Token"] == "SECRET"
 
 
+class Absent:
+    """A value of a package that is not installed here."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("import no_such_module",)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        (answer(Absent()), ["returned a value that cannot be opened here", "no_such_module"]),
         (answer(error="it takes 2,000,000 bytes"), ["returned a value, but it takes 2,000,000 b"]),
         (answer(), ["it is kept no longer", "Start that job again"]),
         (answer(status=4), ["is in state ERROR"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from recording_backend import RecordingBackend
@@ -118,6 +119,37 @@ def test_the_value_is_the_one_that_the_function_returned(backend: RecordingBacke
 def test_none_is_a_value(backend: RecordingBackend) -> None:
     backend.results["a"] = StoredResult(value=pack_value(None))
     assert job(backend, S.SUCCESS).get() is None
+
+
+class Opens:
+    """Something that runs code when it is opened."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (self.code,)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import os; os.no_such_name", "AttributeError: module 'os' has no attribute"),
+        ("int('x')", "ValueError: invalid literal"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_a_value_that_cannot_be_opened_here_says_why(
+    backend: RecordingBackend, code: str, said: str
+) -> None:
+    backend.trusted = {"a"}
+    backend.results["a"] = StoredResult(value=pack_value(Opens(code)))
+    with pytest.raises(ResultUnavailable, match="What job a returned cannot be opened here") as e:
+        job(backend, S.SUCCESS).get()
+    assert said in str(e.value)
+    assert "Install what it is made of" in str(e.value)
+    assert e.value.job_id == "a"
 
 
 def test_a_value_that_is_not_kept_says_why(backend: RecordingBackend) -> None:
