@@ -201,7 +201,13 @@ def _too_deep(
 
 
 def _refuse_hidden(name: str, value: Any) -> None:
-    """Raise SubmissionError for results that would not be replaced by their values."""
+    """Raise SubmissionError for what would not be replaced by the value that it stands for."""
+    if isinstance(value, type) and hasattr(value, "transform") and hasattr(value, "cleanup"):
+        raise SubmissionError(
+            f"{name} was given the class {value.__qualname__} as an argument, which fetches "
+            f"nothing. Give an object of it, such as {value.__qualname__}(…). No job was made.",
+            task=name,
+        )
     if isinstance(value, WithoutJob):
         raise SubmissionError(
             f"{name} was given {value!r}, which has no job that another one could wait for. Pass "

@@ -209,6 +209,8 @@ class Plan:
                 shutil.copy(file, directory / f"{n:03}-{file.stem}.yaml")
         ours = Path(__file__).with_name("girder_dask.yaml")
         shutil.copy(ours, directory / "999-girder_dask.yaml")
+        for copied in directory.iterdir():
+            copied.chmod(0o600)
         return directory
 
 

@@ -68,7 +68,7 @@ def test_nobody_else_can_read_what_the_stack_keeps(girder_stack):
     logs = list((top / "logs").iterdir())
     assert len(logs) >= 5
     kept = [*logs, *(p for p in top.iterdir() if p.is_file())]
-    kept += [p for name in ("mongo", "redis") for p in (top / name).rglob("*")]
+    kept += [p for name in ("dask", "mongo", "redis") for p in (top / name).rglob("*")]
     for path in kept:
         with contextlib.suppress(FileNotFoundError):  # MongoDB makes and removes some
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path

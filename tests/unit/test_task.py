@@ -576,6 +576,13 @@ def test_an_input_among_the_hooks_is_refused(backend: RecordingBackend) -> None:
     assert backend.submissions == []
 
 
+def test_the_class_of_an_input_is_no_input(backend: RecordingBackend) -> None:
+    with pytest.raises(SubmissionError, match=r"the class GirderFileId.*GirderFileId\(…\)"):
+        add.delay(1, [GirderFileId])
+    assert backend.submissions == []
+    assert add.delay(1, int) is not None
+
+
 def test_a_hook_among_the_arguments_is_refused(backend: RecordingBackend) -> None:
     with pytest.raises(SubmissionError, match=r"GirderUploadToFolder.*which is a result hook"):
         add.delay(1, [GirderUploadToFolder("5f")])
