@@ -110,7 +110,7 @@ class JobManager:
         changes: dict[str, Any] = {}
         for name, value in (("total", total), ("current", current)):
             if value is not None:
-                number = float(value)
+                number = _number(value)
                 if math.isfinite(number):
                     changes[name] = number
                 else:
@@ -159,6 +159,13 @@ class JobManager:
     def refreshStatus(self) -> JobStatus:
         """Return the job's state as this run knows it: CANCELING when it was asked to stop."""
         return self.status
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of 309 digits
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclass(frozen=True, slots=True)

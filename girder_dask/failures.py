@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from subprocess import CalledProcessError
 from typing import Any
 
@@ -47,11 +47,29 @@ ENDING = frozenset(
     {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)}  # none on Windows
 )
 _OF_KEYBOARD = "The task raised KeyboardInterrupt, which ends it as an error.\n"
-# What multiprocessing says in a worker that has a nanny.
-_NO_CHILDREN = "daemonic processes are not allowed to have children"
+_OWN_PROCESS = "@task(isolation='process'), or my_task.options(isolation='process')"
 _OF_CHILDREN = (
     "The processes of workers start no others by multiprocessing. Give the task a process of its "
-    "own, which does: @task(isolation='process'), or my_task.options(isolation='process').\n"
+    f"own, which does: {_OWN_PROCESS}.\n"
+)
+_OF_SIGNALS = (
+    "A task runs in a thread of a worker, where no handlers of signals can be set. Give it a "
+    f"process of its own: {_OWN_PROCESS}.\n"
+)
+_OF_LOOPS = (
+    "A task runs in a thread of a worker, which has no event loop. Use asyncio.run(), or define "
+    "the task with 'async def'.\n"
+)
+_NO_INPUT = "A job has no standard input, and nobody who could answer. "
+_OF_INPUT = f"{_NO_INPUT}Give the task what it asks for as an argument.\n"
+_OF_DEBUGGERS = f"{_NO_INPUT}Take breakpoint() and pdb.set_trace() out of the task.\n"
+#: What is said of errors that come of where a task runs: the type, what its text has, and the line.
+_HINTS = (
+    ("builtins.AssertionError", "daemonic processes are not allowed to have", _OF_CHILDREN),
+    ("builtins.ValueError", "signal only works in main thread", _OF_SIGNALS),
+    ("builtins.RuntimeError", "There is no current event loop in thread", _OF_LOOPS),
+    ("builtins.EOFError", "EOF when reading a line", _OF_INPUT),
+    ("bdb.BdbQuit", "", _OF_DEBUGGERS),
 )
 # A shell adds it to the signal that has ended what it ran.
 _SHELL = 128
@@ -130,13 +148,12 @@ def _failure_of(
     if isinstance(error, JobCanceled) or (is_stop and reason == "canceled"):
         return Failure(JobStatus.CANCELED, "The job was canceled.\n")
     if is_stop:
-        line = f"The task ran longer than the {spec.timeout:g} s that it may."
-        return Failure(
-            JobStatus.ERROR, f"{line}\n", line, _packed(JobTimeout(line, job_id=spec.id), line)
-        )
+        return _over_time(spec)
     line = summary(error)
     told = asked(lambda: exact_text(_told(error, spec, place, started=started)), f"{line}\n")
     text = clean_text(clean_urls(_cut(told)))
+    if reason == "timeout":  # its answer to the interruption, or what became of that
+        return replace(_over_time(spec), text=f"{text}{_limit_line(spec)}\n")
     packed = _packed(error, text)
     killed, permanent = was_killed(error), isinstance(error, TransformError) and error.permanent
     if permanent and spec.retries:
@@ -159,6 +176,17 @@ def _cut(text: str) -> str:
         return text
     half = _MOST_TOLD // 2
     return f"{text[:half]}\n[{left:,} characters are left out]\n{text[-half:]}"
+
+
+def _over_time(spec: JobSpec) -> Failure:
+    """Return what is told of a run that has reached its time limit."""
+    line = _limit_line(spec)
+    packed = _packed(JobTimeout(line, job_id=spec.id), line)
+    return Failure(JobStatus.ERROR, f"{line}\n", line, packed)
+
+
+def _limit_line(spec: JobSpec) -> str:
+    return f"The task ran longer than the {spec.timeout:g} s that it may."
 
 
 def _is_stop(error: BaseException) -> bool:
@@ -249,9 +277,15 @@ def tell(error: BaseException, *, started: bool = True) -> str:
         return _tell_exit(error, started=started)
     if isinstance(error, KeyboardInterrupt) and own_traceback(error) is not None:
         return format_error(error) + _OF_KEYBOARD
-    if isinstance(error, AssertionError) and _NO_CHILDREN in str(error):
-        return format_error(error) + _OF_CHILDREN
-    return format_error(error)
+    return format_error(error) + _hint(error)
+
+
+def _hint(error: BaseException) -> str:
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    for name, text, hint in _HINTS:
+        if kind == name and text in summary(error):
+            return hint
+    return ""
 
 
 def _tell_exit(error: SystemExit, *, started: bool) -> str:

@@ -19,6 +19,8 @@ __all__ = ["Interruption"]
 # How long it is waited for threads, and how often it is looked whether one has ended.
 _PAUSE = 1.0
 _LOOK = 0.02
+# How long a thread may take to end that has done its work.
+_FINISHING = 0.1
 
 
 class Interruption:
@@ -80,6 +82,14 @@ class Interruption:
                     return True
             time.sleep(_LOOK)
         return False
+
+    def left(self) -> str | None:
+        """Return what goes on although the function has returned, in words. None: nothing."""
+        deadline = time.monotonic() + _FINISHING
+        while (threads := self._threads.left()) and time.monotonic() < deadline:
+            time.sleep(_LOOK)  # one may be at its last instruction
+        processes = [f"process {pid}" for pid in self._offspring.unfinished()]
+        return ", ".join([*threads, *processes]) or None
 
     def release(self) -> None:
         """Let the threads that the run has left go on."""

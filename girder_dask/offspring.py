@@ -92,6 +92,11 @@ class Offspring:
         with self._lock:
             return self._left()
 
+    def unfinished(self) -> list[int]:
+        """Return the ids of those that Python code has started and that have not ended."""
+        started = inherit.subprocesses(self._log)
+        return sorted({p.pid for p in started if p.poll() is None} - self.spared)
+
     def _left(self) -> list[Process]:
         everybody = {process.pid: process for process in living()}
         subprocesses = inherit.subprocesses(self._log)

@@ -290,9 +290,20 @@ class Run:
                 self._no_forks(),
                 logs.finishing(),
             ):
-                return completed(function, *args, **kwargs)
+                value = completed(function, *args, **kwargs)
+                self._tell_left()
+                return value
 
         return limited
+
+    def _tell_left(self) -> None:
+        left = self._interruption.left()
+        if left is not None:
+            self._outlet.write(
+                f"The task returned while what it had started was still running: {left:.500}. The "
+                "job ends without it, and what it writes from now on may be lost. Wait for it "
+                "before returning: join() threads, shut pools down, wait() for processes.\n"
+            )
 
     def _no_forks(self) -> contextlib.AbstractContextManager[None]:
         """End here whatever process is forked within."""

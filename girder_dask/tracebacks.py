@@ -15,7 +15,9 @@ __all__ = ["format_error", "own_traceback"]
 
 _HERE = str(Path(__file__).parent) + os.sep
 # Where threads, pools and forks of a job are wrapped. What a task calls of ours itself is shown.
-_WRAPPERS = tuple(_HERE + name for name in ("logs" + os.sep, "working_directory.py", "forks.py"))
+_WRAPPERS = tuple(
+    _HERE + name for name in ("logs" + os.sep, "working_directory.py", "forks.py", "child.py")
+)
 
 
 def own_traceback(error: BaseException) -> TracebackType | None:

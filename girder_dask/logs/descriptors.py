@@ -30,6 +30,8 @@ _kept: dict[int, tuple[int, _Identity]] = {}
 #: Which job has led one elsewhere, and to what.
 _changed: dict[int, tuple[weakref.ref[JobLog], _Identity]] = {}
 _running: weakref.WeakSet[JobLog] = weakref.WeakSet()
+#: Those that were not alone all the time.
+_accompanied: weakref.WeakSet[JobLog] = weakref.WeakSet()
 _original: Callable[..., int] | None = None
 _replacement: Callable[..., int] | None = None
 
@@ -64,6 +66,8 @@ def begin(log: JobLog) -> None:
             for fd, (_, identity) in list(_kept.items()):
                 if _identity(fd) != identity:
                     _keep(fd)
+        if _running:
+            _accompanied.update({*_running, log})
         _running.add(log)
 
 
@@ -71,15 +75,17 @@ def end(log: JobLog) -> None:
     """Put back what a job has changed, and say so in its log."""
     with _lock:
         _running.discard(log)
-        changed = [fd for fd in _kept if _is_to_be_put_back(fd, log)]
+        changed = {fd: _was_by(fd, log) for fd in _kept if _is_to_be_put_back(fd, log)}
         for fd in changed:
             os.dup2(_kept[fd][0], fd)
             _changed.pop(fd, None)  # it was noted as the job's
-    for fd in changed:
+        alone = log not in _accompanied
+    for fd, is_own in changed.items():
+        who = "The task" if is_own or alone else "This task, or a job that ran at the same time,"
         log.write(
-            f"Descriptor {fd} ({_NAMES[fd]}) of the worker's process, which all its jobs share, "
-            "led elsewhere at the end of the job and was put back. Use isolation='process' for "
-            "tasks that redirect descriptors.\n"
+            f"{who} has led descriptor {fd} ({_NAMES[fd]}) elsewhere, which other jobs in the "
+            "worker's process share. It was put back. With isolation='process' a task has a "
+            "process of its own.\n"
         )
 
 
@@ -110,6 +116,12 @@ def _keep(fd: int) -> None:
         os.close(earlier[0])
     with contextlib.suppress(OSError):  # closed: there is nothing to put back
         _kept[fd] = (os.dup(fd), _identity(fd))
+
+
+def _was_by(fd: int, log: JobLog) -> bool:
+    """Say whether a job is known to have led a descriptor to where it leads."""
+    owner, identity = _changed.get(fd, (None, None))
+    return owner is not None and owner() is log and identity == _identity(fd)
 
 
 def _is_to_be_put_back(fd: int, log: JobLog) -> bool:

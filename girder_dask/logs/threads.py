@@ -162,6 +162,17 @@ class JobThreads:
         with self._lock:
             return {thread.name: place_of(ident) for ident, thread in self._busy().items()}
 
+    def left(self) -> list[str]:
+        """Return the names of those but the calling one that still do something for the job.
+
+        A thread that is a daemon was meant to be left behind, but for those of pools.
+        """
+        with self._lock:
+            own = threading.get_ident()
+            busy = {t for ident, t in self._busy().items() if ident != own}
+            busy |= {thread for thread in self._starting if thread.is_alive()}
+            return sorted(t.name for t in busy if not t.daemon or _serves_pool(t))
+
     def close(self) -> bool:
         """End the job's account if no code of it runs any more: then none will. Say so."""
         with self._lock:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
+import itertools
+import multiprocessing.pool
+import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +101,26 @@ def test_an_async_task_has_a_time_limit(worker: Worker, isolation: str) -> None:
     assert worker.log() == f"begun\ncleaned up\n{end}"
 
 
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_what_an_async_task_does_not_await_is_told(worker: Worker, isolation: str) -> None:
+    async def late() -> None:
+        await asyncio.sleep(SECONDS)
+        print("never")
+
+    async def work() -> int:
+        kept = [asyncio.create_task(late()) for _ in range(2)]
+        await asyncio.sleep(0)
+        return len(kept)
+
+    with captured():
+        assert worker.outcome(work, isolation=isolation) == 2
+    assert worker.log() == (
+        "The task returned while tasks of asyncio that it had created were not done, so they are "
+        f"canceled (2): {late.__qualname__}. Await them, as with asyncio.gather(), before "
+        "returning.\n"
+    )
+
+
 def test_an_async_function_from_a_notebook_is_run(worker: Worker) -> None:
     async def work(n: int) -> int:
         await asyncio.sleep(0.01)
@@ -139,6 +164,18 @@ class Awaitable:
         yield None
 
 
+def futures() -> list[concurrent.futures.Future[int]]:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return [pool.submit(len, "ab")]
+
+
+def of_pool() -> Any:
+    with multiprocessing.pool.ThreadPool(1) as pool:
+        result = pool.apply_async(len, "ab")
+        result.wait(SECONDS)
+        return result
+
+
 UNFINISHED = {
     "a coroutine": lambda: add(1, 2),
     "a lambda's": lambda: functools.partial(add, 1)(2),
@@ -147,6 +184,11 @@ UNFINISHED = {
     "an asynchronous generator": tick,
     "a map": lambda: map(str, [1]),
     "a filter": lambda: filter(None, [1]),
+    "a zip": lambda: zip([1], map(str, [1]), strict=True),
+    "an enumerate": lambda: enumerate(count()),
+    "a chain": lambda: itertools.chain([1], count()),
+    "futures": futures,
+    "a result of a pool": of_pool,
     "a delayed call": lambda: dask.delayed(len)("ab"),
     "a bag": lambda: dask.bag.from_sequence([1, 2]),
     "a list": lambda: [1, "a", add(1, 2)],
@@ -160,6 +202,23 @@ def test_a_value_that_would_still_have_to_run_is_an_error(name: str) -> None:
     with pytest.raises(JobFailed, match="which would still have to run, so it is not done") as e:
         completed(UNFINISHED[name])
     assert str(e.value).endswith(".")
+
+
+def test_what_still_runs_is_no_result() -> None:
+    go_on = threading.Event()
+    thread = threading.Thread(target=go_on.wait, args=(SECONDS,))
+    thread.start()
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    try:
+        with pytest.raises(JobFailed, match=r"a threading.Thread, .*Call its join\(\), and return"):
+            completed(lambda: [thread])
+        with pytest.raises(JobFailed, match=r"a subprocess.Popen, .*Call its wait\(\), and return"):
+            completed(lambda: process)
+    finally:
+        process.communicate()
+        go_on.set()
+        thread.join()
+    assert completed(lambda: [thread, process]) == [thread, process]  # they have ended
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)

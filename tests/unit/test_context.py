@@ -155,6 +155,12 @@ def test_progress_that_is_not_finite_is_left_out(
     assert manager.progress == {"total": 8.0, "message": "on"}
 
 
+def test_progress_that_no_float_can_hold_is_left_out(manager: JobManager, outlet: Outlet) -> None:
+    manager.updateProgress(total=10**400, current=1)
+    assert "updateProgress(total=inf) is left out" in outlet.said[0]
+    assert outlet.said[1:] == [{"current": 1.0}]
+
+
 def test_progress_is_a_number(manager: JobManager, outlet: Outlet) -> None:
     with pytest.raises(ValueError, match="convert"):
         manager.updateProgress(current="many")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bdb
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_multiprocessing_in_a_worker_hints_at_a_process() -> None:
     error = AssertionError("daemonic processes are not allowed to have children")
     assert "isolation='process'" in tell(error)
     assert "isolation" not in tell(AssertionError("other"))
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (ValueError("signal only works in main thread of the main interpreter"), "isolation="),
+        (RuntimeError("There is no current event loop in thread 'x'."), "asyncio.run()"),
+        (EOFError("EOF when reading a line"), "no standard input"),
+        (bdb.BdbQuit(), "Take breakpoint()"),
+    ],
+)
+def test_what_cannot_be_done_where_a_task_runs_is_explained(error: Exception, advice: str) -> None:
+    assert advice in tell(error).splitlines()[-1]
+    assert advice not in tell(type(error)("something else")) or isinstance(error, bdb.BdbQuit)
 
 
 def test_a_keyboard_interrupt_is_explained() -> None:

@@ -240,6 +240,35 @@ def test_a_time_limit_ends_it_too(worker: Worker, wait: Callable[[], None]) -> N
     assert kind is TimeoutInterrupt or wait is runs_loop
 
 
+def converts() -> None:
+    try:
+        time.sleep(60)
+    except BaseException as e:
+        raise ValueError("no answer") from e
+
+
+def leaves() -> None:
+    try:
+        time.sleep(60)
+    finally:
+        sys.exit(0)
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize(
+    ("habit", "shown"), [(converts, "ValueError: no answer\n"), (leaves, "called sys.exit(0)")]
+)
+def test_an_answer_to_a_time_limit_does_not_hide_it(
+    worker: Worker, habit: Callable[[], None], shown: str, isolation: str
+) -> None:
+    error = worker.outcome(habit, timeout=0.5, isolation=isolation)
+    assert isinstance(error, JobTimeout)
+    assert worker.end.error == "The task ran longer than the 0.5 s that it may."
+    assert shown in worker.log()
+    assert worker.log().endswith("\nThe task ran longer than the 0.5 s that it may.\n")
+    assert "girder_dask/" not in worker.log()
+
+
 def test_a_sleep_is_as_long_as_it_says(worker: Worker) -> None:
     def work() -> list[float]:
         taken = []

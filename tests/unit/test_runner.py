@@ -11,6 +11,7 @@ import os
 import queue
 import select
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -975,6 +976,68 @@ def test_a_subprocess_that_ignores_sigterm_does_not_outlive_its_worker(
 
 
 # -- the threads of a task -----------------------------------------------------------------
+
+
+def leaves_a_thread() -> None:
+    threading.Thread(target=go_on.wait, args=(SECONDS,), name="reader").start()
+
+
+def leaves_a_daemon() -> None:
+    threading.Thread(target=go_on.wait, args=(SECONDS,), daemon=True).start()
+
+
+def leaves_work_in_a_pool() -> None:
+    pools.append(concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pool"))
+    started.clear()
+    pools[-1].submit(lambda: started.set() or go_on.wait(SECONDS))
+    assert started.wait(SECONDS)
+
+
+def leaves_an_idle_pool() -> None:
+    pools.append(concurrent.futures.ThreadPoolExecutor(1))
+    assert pools[-1].submit(len, "ab").result(SECONDS) == 2
+
+
+def leaves_a_process() -> None:
+    left.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+
+
+def waits_for_a_process() -> None:
+    subprocess.run(["true"], check=True)
+
+
+pools: list[concurrent.futures.ThreadPoolExecutor] = []
+left: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.mark.parametrize(
+    ("habit", "named"),
+    [
+        (leaves_a_thread, "reader"),
+        (leaves_work_in_a_pool, "pool_0"),
+        (leaves_a_process, "process "),
+        (leaves_a_daemon, None),
+        (leaves_an_idle_pool, None),
+        (waits_for_a_process, None),
+    ],
+)
+def test_what_goes_on_when_the_function_has_returned_is_told(
+    worker: Worker, habit: Callable[[], None], named: str | None
+) -> None:
+    go_on.clear()
+    try:
+        with captured():
+            worker.outcome(habit)
+    finally:
+        go_on.set()
+        while pools:
+            pools.pop().shutdown()
+        while left:
+            left.pop().communicate()
+    said = "The task returned while what it had started was still running: "
+    assert worker.statuses() == [S.RUNNING, S.SUCCESS]
+    assert worker.log().startswith(f"{said}{named}") if named else worker.log() == ""
+
 
 loops: dict[str, int] = {}
 
