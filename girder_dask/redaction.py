@@ -223,6 +223,9 @@ def clean_urls(text: str) -> str:
     >>> clean_urls('GET http://me:secret@girder/user/me?token=abc&limit=5')
     'GET http://me:******@girder/user/me?token=***&limit=5'
     """
+    # Most texts have none, and the search for these characters is a hundred times as fast.
+    if not ("=" in text and any(each in text for each in "?&;")) and "://" not in text:
+        return text
     return _SIGNATURE.sub(_blanked, text)
 
 

@@ -8,12 +8,17 @@ import secrets
 import shutil
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["remove"]
 
 _TRIES = 6
 _FIRST_PAUSE = 0.02  # seconds; it doubles
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+# The levels of directories that are gone through at once. Each takes a descriptor.
+_DEPTH = 32
 
 
 def remove(directory: str | os.PathLike[str]) -> None:
@@ -76,8 +81,8 @@ def _problem_of(path: Path) -> Exception | None:
             return None
         try:
             shutil.rmtree(path)
-        except OSError:
-            _open_up(path)
+        except (OSError, RecursionError):  # it recurses, before Python 3.13
+            _flatten(path)
             shutil.rmtree(path)
     except FileNotFoundError:
         return None
@@ -86,12 +91,41 @@ def _problem_of(path: Path) -> Exception | None:
     return None
 
 
-def _open_up(directory: Path) -> None:
-    """Let the owner into a directory and into all that are in it."""
-    todo = [str(directory)]
-    while todo:
-        here = todo.pop()
+def _flatten(directory: Path) -> None:
+    """Let the owner into all directories below, and move those that lie deep to the top."""
+    with contextlib.suppress(OSError):
+        os.chmod(directory, stat.S_IRWXU)  # noqa: PTH101
+    top = os.open(directory, _OPEN)
+    try:
+        todo = ["."]
+        while todo:
+            with _opened(todo.pop(), top) as there:
+                todo += _lift(there, top)
+    finally:
+        os.close(top)
+
+
+def _lift(directory: int, top: int, level: int = 1) -> list[str]:
+    """Do so for one directory, and return the new names of those that were moved."""
+    moved = []
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for name in names:
         with contextlib.suppress(OSError):  # it is another user's, or it is gone
-            os.chmod(here, stat.S_IRWXU)  # noqa: PTH101
-            with os.scandir(here) as entries:
-                todo += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            os.chmod(name, stat.S_IRWXU, dir_fd=directory)
+            if level == _DEPTH:
+                moved.append(secrets.token_hex(16))
+                os.rename(name, moved[-1], src_dir_fd=directory, dst_dir_fd=top)
+            else:
+                with _opened(name, directory) as there:
+                    moved += _lift(there, top, level + 1)
+    return moved
+
+
+@contextlib.contextmanager
+def _opened(name: str, directory: int) -> Iterator[int]:
+    fd = os.open(name, _OPEN, dir_fd=directory)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

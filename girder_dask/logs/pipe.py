@@ -10,6 +10,7 @@ from typing import Any
 
 from girder_dask.logs.characters import Characters
 from girder_dask.logs.pump import pump
+from girder_dask.logs.writing import write_all
 
 __all__ = ["ChildOutput", "JobPipe"]
 
@@ -157,5 +158,4 @@ class ChildOutput:
         """Write what is kept."""
         data, self._line = self._line, b""
         with contextlib.suppress(OSError):  # nobody is left to read it
-            while data:
-                data = data[os.write(self._fd, data) :]
+            write_all(self._fd, data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 from girder_dask.logs.joblog import JobLog, as_written
 from girder_dask.logs.printing import is_writing
 from girder_dask.logs.pump import pump
+from girder_dask.logs.writing import write_all
 
 __all__ = ["ProcessLog", "buffer_lines", "flush_c"]
 
@@ -110,8 +110,7 @@ class ProcessLog(JobLog):
 
 def _send(fd: int, data: bytes) -> None:
     with contextlib.suppress(OSError):  # nobody is left to read it
-        while data:
-            data = data[os.write(fd, data) :]
+        write_all(fd, data)
 
 
 def buffer_lines() -> None:

@@ -519,3 +519,15 @@ def test_killing_the_warden_ends_the_task_and_is_told(worker: Worker, tmp_path: 
     until(lambda: not alive(pid))
     until(lambda: worker.statuses() == [S.RUNNING, S.ERROR])
     assert "was lost" in (worker.end.error or "")
+
+
+def test_nothing_is_lost_where_the_task_has_switched_off_blocking(worker: Worker) -> None:
+    """As programs do that inherit its output: node, ssh."""
+
+    def count(n: int) -> None:
+        os.set_blocking(1, False)
+        for i in range(n):
+            print(f"{i:0100d}")
+
+    assert outcome(worker, count, 20_000) is None
+    assert worker.log().split() == [f"{i:0100d}" for i in range(20_000)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -116,3 +117,19 @@ def test_a_link_in_its_place_is_removed_and_not_followed(tmp_path: Path) -> None
 
 def test_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     remove(tmp_path / "job")
+
+
+def test_directories_that_lie_deeper_than_python_recurses_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "job"
+    path.mkdir()
+    fd = os.open(path, os.O_RDONLY)
+    for _ in range(sys.getrecursionlimit() + 100):
+        os.mkdir("d" * 20, mode=0o500, dir_fd=fd)
+        below = os.open("d" * 20, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    (tmp_path / "kept").mkdir()
+    (path / "link").symlink_to(tmp_path / "kept")
+    remove(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["kept"]

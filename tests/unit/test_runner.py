@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -1375,3 +1376,29 @@ def test_nothing_is_kept_of_the_end_of_a_canceled_job(worker: Worker) -> None:
     assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.CANCELED])
     assert worker.end.exception is None
+
+
+class _Large:
+    """Something that takes much memory."""
+
+
+_larges: list[weakref.ref[_Large]] = []
+
+
+@task
+def fails_with_a_large_value(kind: type[BaseException]) -> None:
+    value = _Large()
+    _larges.append(weakref.ref(value))
+    raise kind("no coins")
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_what_a_task_had_that_failed_is_released_at_once(
+    worker: Worker, kind: type[BaseException]
+) -> None:
+    gc.disable()
+    try:
+        assert isinstance(worker.outcome(None, kind, task=fails_with_a_large_value.name), Exception)
+        until(lambda: _larges[-1]() is None, seconds=2)
+    finally:
+        gc.enable()

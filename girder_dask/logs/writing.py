@@ -1,0 +1,35 @@
+"""Writing to a descriptor that others may have changed."""
+
+from __future__ import annotations
+
+import os
+import select
+
+__all__ = ["write_all"]
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all data to a descriptor, and wait for room where it does not block.
+
+    Whoever shares the descriptor may have switched that off for all who do: programs such as
+    ``node`` and ``ssh`` do so with the standard output that they inherit.
+
+    Raises
+    ------
+    OSError
+        If nobody is left to read it.
+
+    Examples
+    --------
+    >>> read, write = os.pipe()
+    >>> write_all(write, b"7 coins")
+    >>> os.read(read, 10)
+    b'7 coins'
+    """
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            room = select.poll()
+            room.register(fd, select.POLLOUT)
+            room.poll()
