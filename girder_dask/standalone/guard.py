@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -37,17 +38,23 @@ class Guard:
     lock
         A file descriptor that the guard keeps open, so that the directory stays locked
         until all is stopped.
+    log
+        The file for what the guard has to say, for its owner alone.
     """
 
-    def __init__(self, directory: str, lock: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, directory],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
+    def __init__(self, directory: str, lock: int, log: Path) -> None:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, directory],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+        finally:
+            os.close(output)
 
     def watch(self, pid: int) -> None:
         """Stop ``pid`` and its process group if the launcher dies."""

@@ -224,7 +224,7 @@ class Stack:
             processes.end(processes.marked(str(self.directory)), grace=5)
             self.parts = []
             self._ended = set()
-            self._guard = Guard(str(self.directory), lock)
+            self._guard = Guard(str(self.directory), lock, self._directory.log("guard"))
             self._state = self._directory.load_state()
             self._start_parts()
         except BaseException:
