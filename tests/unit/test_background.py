@@ -5,6 +5,7 @@ Each place is driven with an error that is injected once into what it does.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import logging
@@ -14,6 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ import pytest
 from deadline import SECONDS, soon, until
 from injected import Fails, Injected, inject, told
 
+import girder_dask
 from girder_dask import standby, stopping
 from girder_dask import worker_hooks as hooks
 from girder_dask.background import Guard, watched
@@ -112,6 +115,52 @@ def test_a_task_that_nobody_awaits_tells_its_error(caplog: pytest.LogCaptureFixt
     kept = asyncio.run(main())  # which keeps asyncio from telling it
     assert told(caplog) == ["The task failed: Injected: for this test"]
     assert len(kept) == 2
+
+
+#: The modules that begin something in the background. Whoever adds one guards its steps (or has it
+#: ``watched``), and adds a place to ``PLACES`` here or in ``test_background_services.py``.
+IN_THE_BACKGROUND = {
+    "accounts",
+    "card",
+    "child",
+    "dask_cluster",
+    "futures",
+    "link",
+    "logs/interrupts",
+    "logs/joblog",  # on the timers of the pump
+    "logs/processlog",  # on the timers of the pump
+    "logs/pump",
+    "outbox",
+    "pace",  # which awaits what it begins
+    "plugin/courier",
+    "plugin/memory",
+    "plugin/recount",
+    "plugin/sweeper",
+    "plugin/unreached",
+    "recorder",
+    "scheduler_hooks",
+    "signals",
+    "standby",
+    "stopping",
+    "worker_hooks",
+    "working_directory",  # which joins what it begins
+}
+BEGINNINGS = {
+    *("create_task", "ensure_future", "run_coroutine_threadsafe", "PeriodicCallback"),
+    *("call_later", "call_at", "call_soon", "call_soon_threadsafe", "Thread", "Timer"),
+}
+
+
+def test_everything_in_the_background_has_its_place_here() -> None:
+    root = Path(girder_dask.__file__).parent
+    found = set()
+    for path in root.rglob("*.py"):
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        names = {f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls}
+        if names & BEGINNINGS:
+            found.add(str(path.relative_to(root).with_suffix("")))
+    passing_on = {"dispatch", "kept"}  # what they begin, dask_cluster guards
+    assert found - passing_on == IN_THE_BACKGROUND
 
 
 # -- the places -----------------------------------------------------------------------------
