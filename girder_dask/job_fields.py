@@ -51,20 +51,39 @@ def _mapping(value: Mapping[Any, Any], path: str, level: int) -> dict[str, Any]:
     for name in value:
         if not isinstance(name, str):
             raise ValueError(f"{path} has the key {name!r:.100}, which is no text")
+        if "\0" in name or not _is_utf8(name):
+            raise ValueError(f"{path} has the key {name!r:.100}, which MongoDB cannot hold")
     return {str(k): _checked(v, f"{path}[{k!r:.100}]", level + 1) for k, v in value.items()}
 
 
+def _is_utf8(text: str) -> bool:
+    """Say whether a text has no lone surrogates, as names of files may have that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _number(value: numbers.Real, path: str) -> float:
+    if isinstance(value, numbers.Integral):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{path} is an integer that takes more than 64 bits")
+        return int(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{path} is {value}, which is no number in JSON")
+    return float(value)
+
+
 def _checked(value: Any, path: str, level: int) -> Any:
+    if isinstance(value, str) and not _is_utf8(value):
+        raise ValueError(f"{path} is {value!r:.100}, which UTF-8 cannot hold")
     if isinstance(value, _AS_IS):
         return value
     if isinstance(value, date):
         return value.isoformat()
-    if isinstance(value, numbers.Integral):
-        return int(value)
     if isinstance(value, numbers.Real):
-        if not math.isfinite(value):
-            raise ValueError(f"{path} is {value}, which is no number in JSON")
-        return float(value)
+        return _number(value, path)
     if isinstance(value, (Mapping, list, tuple)):
         if level >= MOST_LEVELS:
             raise ValueError(f"{path:.200}… is nested more than {MOST_LEVELS} levels deep")

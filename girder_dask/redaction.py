@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -255,8 +255,17 @@ def secrets_in(session: Mapping[str, Any] | None) -> list[str]:
 
     >>> secrets_in({'verify': '/etc/ca.pem', 'headers': {'X-Key': 'abcdefghijklm'}})
     ['abcdefghijklm']
+    >>> secrets_in({'proxies': {'https': 'http://me:a%20secret@proxy'}})
+    ['http://me:a%20secret@proxy', 'a%20secret', 'a secret']
     """
-    return [text for name in _SIGNS for text in _strings((session or {}).get(name))]
+    texts = [text for name in _SIGNS for text in _strings((session or {}).get(name))]
+    return [each for text in texts for each in (text, *_passwords(text))]
+
+
+def _passwords(url: str) -> list[str]:
+    """Return the password that stands in an address, as it is written there and as it is sent."""
+    found = re.search(r"://[^/?#]*?:([^/?#]*)@", url)
+    return [] if found is None else list(dict.fromkeys((found[1], unquote(found[1]))))
 
 
 def _strings(value: Any) -> Iterable[str]:
