@@ -6,6 +6,7 @@ what they like in any case.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "FIELDS",
     "LEAST_PRIORITY",
     "MOST_AMOUNT",
+    "MOST_FIELDS",
     "MOST_NAME",
     "MOST_RESOURCES",
     "MOST_RETRIES",
@@ -39,6 +41,8 @@ MOST_AMOUNT = 1e15
 MOST_NAME = 100
 MOST_TITLE = 1_000
 MOST_TYPE = 100
+#: Characters of all that ``other_fields`` sets, as JSON: lists of jobs have it.
+MOST_FIELDS = 64 * 1024
 #: The fields that ``other_fields`` sets. ``parentId`` names a job that they may change.
 FIELDS = frozenset({"meta", "parentId"})
 
@@ -52,9 +56,9 @@ def refusal(call: Submission | Group, *, any_field: bool = False) -> str | None:
         Whether it may set any field of its job that is not reserved: a task of a package names
         such fields for the jobs that it starts.
     """
-    reason = _of_document(call)
+    reason = _of_document(call) or _of_fields(call)
     if reason is None and not any_field:
-        reason = _of_fields(call)
+        reason = _of_names(call)
     if reason is None and isinstance(call, Submission):
         reason = _of_run(call)
     return reason
@@ -71,6 +75,13 @@ def _of_document(call: Submission | Group) -> str | None:
 
 
 def _of_fields(call: Submission | Group) -> str | None:
+    size = len(json.dumps(dict(call.other_fields), default=str))
+    if size > MOST_FIELDS:
+        return f"its other_fields take {size:,} characters, more than {MOST_FIELDS:,}"
+    return None
+
+
+def _of_names(call: Submission | Group) -> str | None:
     others = sorted(set(call.other_fields) - FIELDS)
     if others:
         return (

@@ -25,6 +25,9 @@ __all__ = ["OURS", "announce_saved", "build", "is_bound", "plain", "utf8"]
 #: The most bytes of a new job document; the log comes on top, and MongoDB takes 16 MiB.
 MOST_BYTES = 4 * 1024**2
 
+#: The most bytes of the arguments that are shown of a job. Lists of jobs have them all.
+MOST_SHOWN = 256 * 1024
+
 #: What ``other_fields`` never sets: what we rely on, and what grants access.
 OURS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
 
@@ -100,13 +103,22 @@ def _shown_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _serialised(kwargs: Any) -> str:
     """Return ``kwargs`` as ``Job().save`` stores them, in a form that can be read again."""
     text: str = json_util.dumps(kwargs)
-    if "$" in text:
-        try:
-            json_util.loads(text)
-        except Exception:  # noqa: BLE001 - it raises what the constructors of BSON types raise
-            # For example {"$oid": "5"}, which stands for an ObjectId and is none.
-            text = json_util.dumps({"…": _short.repr(kwargs)})
+    if "$" in text and not _reads_back(text, kwargs):
+        text = json_util.dumps({"…": _short.repr(kwargs)})
     return text
+
+
+def _reads_back(text: str, kwargs: Any) -> bool:
+    """Return whether Girder reads serialised ``kwargs`` as a mapping with the same names.
+
+    ``{"$oid": "5"}`` stands for an ObjectId and is none. ``{"$numberDouble": "NaN"}`` stands for
+    a number, which no answer of Girder can hold.
+    """
+    try:
+        read = json_util.loads(text)
+    except Exception:  # noqa: BLE001 - it raises what the constructors of BSON types raise
+        return False
+    return isinstance(read, dict) and isinstance(kwargs, Mapping) and read.keys() == kwargs.keys()
 
 
 def _announce_new(job: dict[str, Any], submission: Submission) -> None:
@@ -139,7 +151,7 @@ def is_bound(name: str, *, besides: str | None = None) -> bool:
 def _fit(job: dict[str, Any], submission: Submission) -> None:
     try:
         size = len(bson.encode(job))
-        if size > MOST_BYTES:
+        if size > MOST_SHOWN and _shown_bytes(job) > MOST_SHOWN:
             # What is shown of the arguments may be cut; the arguments themselves are in
             # the payload.
             job["args"] = [_short.repr(job["args"])]
@@ -157,6 +169,10 @@ def _fit(job: dict[str, Any], submission: Submission) -> None:
             f"{size:,} bytes, more than the {MOST_BYTES:,} that a job holds. No job was made.",
             task=submission.task,
         )
+
+
+def _shown_bytes(job: Mapping[str, Any]) -> int:
+    return len(bson.encode({name: job[name] for name in ("args", "kwargs")}))
 
 
 def plain(value: Any, _level: int = 0) -> Any:

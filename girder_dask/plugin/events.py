@@ -8,11 +8,12 @@ from typing import Any
 
 from bson import ObjectId
 from girder import events
-from girder.exceptions import ValidationException
+from girder.api import access
+from girder.exceptions import RestException, ValidationException
 from girder.models.token import Token
 
 from girder_dask.errors import GirderDaskError
-from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
+from girder_dask.jobs import FINAL, HANDLER, MOST_LINE, PREDECESSORS, JobStatus
 from girder_dask.plugin import answers, artifacts, chunks, groups, records, settings, store
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.notices import EVENT_HANDLER
@@ -37,6 +38,7 @@ def bind(backend: GirderBackend) -> None:
         "model.job.remove": _Removed(backend),
         "model.user.remove": _UserRemoved(backend),
         "rest.post.job.before": refuse_forged,
+        "rest.put.job/:id.before": _refuse_long_messages,
         "model.setting.save.after": settings.forget_cached,
         "model.setting.remove": settings.forget_cached,
     }
@@ -146,6 +148,17 @@ class _Updated:
 def _updating(event: Any) -> None:
     refuse_unsendable(event)
     _keep_tokens_out(event)
+
+
+@access.public  # Girder asks of handlers what it asks of routes; the route has its own rules
+def _refuse_long_messages(event: Any) -> None:
+    """Refuse ``PUT job/:id`` with a message that no page can show, since lists of jobs have it."""
+    length = len(str(event.info["params"].get("progressMessage") or ""))
+    if length > MOST_LINE:
+        raise RestException(
+            f"The progressMessage has {length:,} characters, more than the {MOST_LINE:,} that are "
+            "shown of a job. Use log for long text."
+        )
 
 
 def _keep_tokens_out(event: Any) -> None:
