@@ -15,6 +15,7 @@ from unicodedata import category
 import cherrypy
 from bson import ObjectId
 from girder import events
+from girder.api import access
 from girder.exceptions import GirderException, RestException
 from girder.models.file import File
 from girder.models.setting import Setting
@@ -71,6 +72,7 @@ def ensure() -> None:
     """
     ModelImporter.registerModel(ATTACHED_TO, Job)
     events.bind("model.file.download.request", EVENT_HANDLER, protect)
+    events.bind("rest.put.file/:id.before", EVENT_HANDLER, _check_change)
     File().ensureIndex(
         (
             [("attachedToId", 1), ("name", 1)],
@@ -226,6 +228,24 @@ def protect(event: Any) -> None:
     """Have browsers run nothing of an artifact, whichever route of Girder serves it."""
     if event.info["file"].get("attachedToType") == ATTACHED_TO and cherrypy.request.app is not None:
         content.protect()
+
+
+@access.public  # the route itself asks for rights
+def _check_change(event: Any) -> None:
+    """Refuse to give an artifact, through Girder's own route, a name or type that is none."""
+    params = event.info["params"]
+    name, mime_type = params.get("name"), params.get("mimeType")
+    # Girder takes an id of the query for that of the path.
+    ids = [ObjectId(i) for i in (event.info.get("id"), params.get("id")) if ObjectId.is_valid(i)]
+    attached = {"_id": {"$in": ids}, "attachedToType": ATTACHED_TO}
+    if not (name or mime_type) or _files().find_one(attached, {"_id": True}) is None:
+        return
+    try:
+        check_name(str(name or "file"))
+    except ValueError as e:
+        raise RestException(str(e)) from e
+    if mime_type and not content.is_media_type(mime_type):
+        raise RestException(f"{str(mime_type)[:100]!r} is no media type, such as image/png.")
 
 
 def remove(artifact: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ INLINE = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp", "text/
 
 _OPAQUE = "application/octet-stream"
 _MEDIA_TYPE = re.compile(
-    r"[\w!#$&^.+-]{1,100}/[\w!#$&^.+-]{1,100}(\s*;[\x20-\x7e]{0,200})?", re.ASCII
+    r"[\w!#$&^.+-]{1,100}/[\w!#$&^.+-]{1,100}([ \t]*;[\x20-\x7e]{0,200})?", re.ASCII
 )
 _MOST_NAME = 255
 
