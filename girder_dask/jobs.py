@@ -165,6 +165,10 @@ class Wire:
         return type(self), tuple(getattr(self, name) for name in names)
 
 
+# Characters of the name of a task in a key of Dask.
+_MOST_NAME = 100
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec(Wire):
     """All that is needed to run one attempt of a job.
@@ -241,9 +245,9 @@ class JobSpec(Wire):
         return f"{_name(self.task)}-{self.id}-{self.attempt}"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _name(task: str) -> str:
-    return task.rpartition(":")[2].replace(".", "_").strip("<>") or "job"
+    return task.rpartition(":")[2].replace(".", "_").strip("<>")[:_MOST_NAME] or "job"
 
 
 @dataclass(frozen=True, slots=True)

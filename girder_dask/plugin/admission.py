@@ -7,6 +7,7 @@ that is installed on the workers, and holds nothing but values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -31,6 +32,10 @@ __all__ = ["admit", "read_group", "read_submissions"]
 
 # More than any number is.
 _MOST, _COUNT = 1e300, 2**31
+# Characters of what is no more than a name or a token.
+_MOST_LINE = 500
+# Logs, keys of Dask and pages have it.
+_TASK = re.compile(r"[\w.-]+:(?:[\w.]|<locals>|<lambda>)+")
 
 _STOPPING = (JobStatus.CANCELING, JobStatus.CANCELED)
 
@@ -197,7 +202,13 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_task(value: Any) -> bool:
-    return isinstance(value, str) and len(value) < 1_000 and all(value.partition(":"))
+    return isinstance(value, str) and len(value) < 1_000 and _TASK.fullmatch(value) is not None
+
+
+def _is_optional_line(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, str) and len(value) <= _MOST_LINE and value.isprintable()
+    )
 
 
 def _is_truth(value: Any) -> bool:
@@ -227,7 +238,7 @@ def _are_resources(value: Any) -> bool:
 _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "task": (_is_task, "the name of a task, package.module:function"),
     "payload": (lambda v: isinstance(v, bytes) and v[:1] in (b"j", b"p"), "a packed call"),
-    "package": (_is_optional_text, "text or null"),
+    "package": (_is_optional_line, f"a line of {_MOST_LINE} characters at most, or null"),
     "args": (lambda v: isinstance(v, (list, tuple)), "a list"),
     "kwargs": (lambda v: isinstance(v, dict), "an object"),
     "title": (_is_text, "text"),
@@ -235,7 +246,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "public": (_is_truth, "true or false"),
     "handler": (_is_optional_text, "text or null"),
     "other_fields": (lambda v: isinstance(v, dict), "an object"),
-    "token": (_is_optional_text, "text or null"),
+    "token": (_is_optional_line, f"a token of {_MOST_LINE} characters at most, or null"),
     # For code inside Girder: the token of the job is sent there.
     "api_url": (lambda v: v is None, "null: a request does not say where Girder is"),
     "retries": (_is_count, "a number of tries, 0 or more"),
