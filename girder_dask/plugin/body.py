@@ -16,24 +16,24 @@ __all__ = ["MOST_BODY", "read_body", "require_json"]
 MOST_BODY = 64 * 1024**2
 
 
-def read_body(*, lenient: bool = False) -> dict[str, Any]:
+def read_body(*, lenient: bool = False, most: int = MOST_BODY) -> dict[str, Any]:
     """Return the JSON object in the body of this request.
 
     Parameters
     ----------
     lenient
         Whether ``NaN`` and ``Infinity`` become null. They are refused otherwise.
+    most
+        The most bytes that are read.
 
     Raises
     ------
     RestException
         If there is none, or it is too large.
     """
-    data = cherrypy.request.body.read(MOST_BODY + 1)
-    if len(data) > MOST_BODY:
-        raise RestException(
-            f"The body is larger than the {MOST_BODY:,} bytes that are read.", code=413
-        )
+    data = cherrypy.request.body.read(most + 1)
+    if len(data) > most:
+        raise RestException(f"The body is larger than the {most:,} bytes that are read.", code=413)
     try:
         body = json.loads(data, parse_constant=_to_null if lenient else _refuse)
     except (ValueError, RecursionError) as e:

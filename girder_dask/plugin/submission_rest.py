@@ -28,6 +28,8 @@ from girder_dask.submit import Group, StoredResult, Submission
 __all__ = ["Submissions", "mount"]
 
 _MOST_IDS = 100_000
+# Most bytes of a list of them. Anybody may send one, and what is parsed takes many times as much.
+_MOST_LIST = 4 * 1024**2
 # Most bytes of values and exceptions in one answer; one job is always in it.
 _MOST_VALUES = 16 * 1024**2
 _STATE = ("_id", "title", "status", "progress", "updated", "userId")
@@ -230,7 +232,7 @@ class Submissions:
 
 
 def _ids() -> list[str]:
-    ids = read_body().get("ids")
+    ids = read_body(most=_MOST_LIST).get("ids")
     if not isinstance(ids, list) or not all(isinstance(job_id, str) for job_id in ids):
         raise RestException("The body has no list of ids of jobs.")
     if len(ids) > _MOST_IDS:
