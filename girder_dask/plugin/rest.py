@@ -20,6 +20,7 @@ from girder_dask._version import __version__
 from girder_dask.credential import SCOPE
 from girder_dask.jobs import JobUpdate, from_json, to_json
 from girder_dask.plugin import aside, routes, schemas, settings, store
+from girder_dask.plugin.authority import may_run_code
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.body import read_body
 from girder_dask.plugin.unreached import unmark
@@ -66,16 +67,24 @@ class Dask(Resource):
     @autoDescribeRoute(
         Description("Tell how this Girder and its Dask scheduler get on.").notes(
             "`scheduler.reachable` is null until something was sent to it. `credential.lastUse` "
-            "is when a scheduler last signed in with a key that may update Dask jobs."
+            "is when a scheduler last signed in with a key that may update Dask jobs. `address` "
+            "and `error` are null for users who may not run code of their own on the cluster."
         )
     )
     def status(self) -> dict[str, Any]:
-        """Tell what ``girder-dask doctor`` asks of Girder."""
+        """Tell how Girder and its scheduler get on.
+
+        Whoever reaches the scheduler can run code on the cluster, so where it is, which errors
+        name as well, is told to those alone who may do that.
+        """
+        scheduler = self._backend.scheduler_status()
+        if not may_run_code(self.getCurrentUser()):
+            scheduler |= {"address": None, "error": None}
         keys = list(ApiKey().find({"scope": SCOPE, "active": True}, fields=["lastUse"]))
         uses = [key["lastUse"] for key in keys if isinstance(key.get("lastUse"), datetime)]
         return {
             "plugin": __version__,
-            "scheduler": self._backend.scheduler_status(),
+            "scheduler": scheduler,
             "credential": {"keys": len(keys), "lastUse": max(uses, default=None)},
         }
 
