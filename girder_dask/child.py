@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import fcntl
 import logging
 import os
 import pickle
@@ -52,6 +53,13 @@ _PAUSE = 0.05
 
 # How long a signal waits for the message that says what it is for.
 _REASON_TIME = 1.0
+
+# From which number on the descriptors are that lead to the worker.
+_HIGH = 512
+_NOT_HANDED = (
+    "What became of the task cannot be handed to the worker ({}). A task must not close "
+    "descriptors that it has not opened, as os.closerange() does.\n"
+)
 
 # The kernel ends the task's process before the worker when memory is short.
 _OOM_SCORE = b"500"
@@ -100,8 +108,8 @@ def main(control: int, file: int) -> None:
     control, file
         The descriptors of the socket and the file.
     """
-    os.set_inheritable(control, False)
-    os.set_inheritable(file, False)
+    # Out of the way of tasks that close what stands after descriptor 2.
+    control, file = (_moved(descriptor) for descriptor in (control, file))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
     faulthandler.enable(all_threads=False)
@@ -117,6 +125,17 @@ def main(control: int, file: int) -> None:
     inherit.install()
     with logs.capturing(log), Secrets(setup.spec.token, *secrets_in(setup.session)):
         _Child(setup, socket.socket(fileno=control), file, log).work()
+
+
+def _moved(descriptor: int) -> int:
+    """Give a descriptor a high number, which programs that are started do not inherit."""
+    try:
+        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except OSError:  # the limit of this process is lower
+        os.set_inheritable(descriptor, False)
+        return descriptor
+    os.close(descriptor)
+    return moved
 
 
 def leave() -> NoReturn:
@@ -177,7 +196,12 @@ class _Child:
             value, failure = None, self._failure(e)
         self._outlet.tell()
         self._flush()
-        self._write(value, failure)
+        try:
+            self._write(value, failure)
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                os.write(2, _NOT_HANDED.format(e).encode())
+            os._exit(1)
         self._send("end")
 
     def _run(self) -> Any:

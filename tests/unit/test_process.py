@@ -134,6 +134,18 @@ def test_an_exception_comes_back_with_its_traceback(worker: Worker) -> None:
     assert text == log
 
 
+def test_a_task_may_close_what_stands_after_the_standard_descriptors(worker: Worker) -> None:
+    assert outcome(worker, lambda: os.closerange(3, 256) or 5) == 5
+    assert worker.log() == ""
+
+
+def test_a_task_that_closes_every_descriptor_is_told_so(worker: Worker) -> None:
+    error = outcome(worker, lambda: os.closerange(3, 1 << 16))
+    assert isinstance(error, JobFailed)
+    assert "A task must not close descriptors that it has not opened" in worker.log()
+    assert "Traceback" not in worker.log()
+
+
 def test_an_exit_is_told_as_in_a_thread(worker: Worker) -> None:
     assert isinstance(outcome(worker, lambda: sys.exit(3)), JobFailed)
     assert worker.end.error == "SystemExit: 3"
