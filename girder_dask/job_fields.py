@@ -67,9 +67,10 @@ def _is_utf8(text: str) -> bool:
 
 def _number(value: numbers.Real, path: str) -> float:
     if isinstance(value, numbers.Integral):
-        if not -(2**63) <= value < 2**63:
+        whole = int(value)
+        if not -(2**63) <= whole < 2**63:
             raise ValueError(f"{path} is an integer that takes more than 64 bits")
-        return int(value)
+        return whole
     if not math.isfinite(value):
         raise ValueError(f"{path} is {value}, which is no number in JSON")
     return float(value)
