@@ -60,6 +60,8 @@ def _kind(function: Any) -> str | None:
     if isinstance(function, functools.partial):
         return "a functools.partial"
     module, qualname = (getattr(function, n, None) for n in ("__module__", "__qualname__"))
+    if module is None and isinstance(function, FunctionType):
+        return None  # of code that runs in no module: it travels by value, as that of a notebook
     if not isinstance(module, str) or not isinstance(qualname, str):
         return f"an object of {type(function).__qualname__}"
     if not isinstance(function, FunctionType) and not _has_signature(function):

@@ -354,7 +354,11 @@ def test_task_missing_in_its_package(girder_stack, girder_user):
 
         removed.__module__ = my_worker_tasks.__name__
         removed.__qualname__ = "removed"
-        return str(task(removed).delay().id)
+        my_worker_tasks.removed = task(removed)  # which Girder has, and the workers do not
+        try:
+            return str(my_worker_tasks.removed.delay().id)
+        finally:
+            del my_worker_tasks.removed
 
     job_id = girder_stack.call(start_removed, user=girder_user)
     assert girder_stack.wait(job_id)["status"] == JobStatus.ERROR

@@ -424,6 +424,8 @@ def test_tasks_that_print_all_the_time_are_stopped_and_their_logs_are_whole(
         until(lambda n=n: worker.statuses(str(n))[-1:] == [S.CANCELED])
         *lines, end = worker.log(str(n)).splitlines()
         assert end.endswith("The job was canceled.")
+        # What the collector of garbage of this process has to tell may come in between.
+        lines = [line for line in lines if line.startswith("line ")]
         # The last one may have been cut off between the writes of print.
         assert len(lines) > 10
         assert lines[:-1] == [f"line {i}" for i in range(len(lines) - 1)]

@@ -288,7 +288,7 @@ def test_internal_errors_are_looked_into_with_the_clients_own_session(
 def test_the_end_of_a_run_says_whether_it_would_end_so_again(permanent: bool) -> None:
     spec = JobSpec(id="5f", attempt=1, task="a:b", payload=b"", retries=2)
     error = TransformError("No such file.", permanent=permanent)
-    failure = failure_of(error, spec, Place("tcp://a", "b"), started=False, timed_out=False)
+    failure = failure_of(error, spec, Place("tcp://a", "b"), started=False, reason=None)
     assert failure.permanent is permanent
     assert ("not tried again" in failure.text) is permanent
     assert failure.error == "girder_dask.errors.TransformError: No such file."
