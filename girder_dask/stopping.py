@@ -55,6 +55,7 @@ class Stopper:
         self._limits: dict[Run, asyncio.TimerHandle] = {}
         # So that a run of which one step fails is stopped by the others, and others are, too.
         self._guard = Guard(logger, "Stopping a run")
+        self._expiring = Guard(logger, "Ending a run whose time is over", longest=5.0)
 
     def cancel(self, keys: Iterable[str]) -> set[str]:
         """Stop the runs of keys. They have their grace; to ask twice does not shorten it.
@@ -96,11 +97,11 @@ class Stopper:
 
     def _expire(self, run: Run) -> None:
         self._limits.pop(run, None)
-        with (guard := Guard(logger, "Ending a run whose time is over")):
+        with self._expiring:
             if run.expire():
                 self._begin(run, 0.0)
-        if guard.failed:
-            self.limit(run, guard.pause)
+        if self._expiring.failed:
+            self.limit(run, self._expiring.pause)
 
     async def close(self, timeout: float) -> None:
         """Stop all runs, and wait for their ends for at most ``timeout`` seconds.
