@@ -12,6 +12,7 @@ import logging
 import pickle
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +182,10 @@ class Run:
                     return self._run()
             except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
                 self._interruption.attach()  # what the exception says of itself may take any time
-                return self._failure_of(e)
+                failure = self._failure_of(e)
+                # What they hold ends here, and not in another job, whenever the collector comes.
+                traceback.clear_frames(e.__traceback__)
+                return failure
             finally:
                 self._interruption.detach()
         except BaseException:  # noqa: BLE001 - an interruption may have come just before
