@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import faulthandler
 import fcntl
+import json
 import logging
 import os
 import pickle
@@ -41,7 +42,16 @@ from girder_dask.redaction import Secrets, secrets_in
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
 
-__all__ = ["MESSAGE_SIZE", "Setup", "leave", "main", "reading", "writing"]
+__all__ = [
+    "MESSAGE_SIZE",
+    "Setup",
+    "leave",
+    "main",
+    "opened_message",
+    "packed_message",
+    "reading",
+    "writing",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +95,24 @@ class Setup:
     path: tuple[str, ...] = ()
     session: Mapping[str, Any] | None = field(default=None, repr=False)
     environment: Mapping[str, str] | None = field(default=None, repr=False)
+
+
+def packed_message(kind: str, what: Any) -> bytes:
+    """Return a message, of plain values: opening it runs no code of the task."""
+    return json.dumps([kind, what]).encode()
+
+
+def opened_message(data: bytes) -> tuple[str, Any]:
+    """Open a message. What is none has an empty kind: a task may write to the socket, too.
+
+    >>> opened_message(packed_message('cwd', '/tmp')), opened_message(b'?')
+    (('cwd', '/tmp'), ('', None))
+    """
+    try:
+        kind, what = json.loads(data)
+    except (ValueError, TypeError, RecursionError):
+        return "", None
+    return (kind, what) if isinstance(kind, str) else ("", None)
 
 
 def reading(file: int) -> BinaryIO:
@@ -296,7 +324,7 @@ class _Child:
 
     def _send(self, kind: str, what: Any = None) -> None:
         with contextlib.suppress(OSError):  # nobody is left to hear it
-            self._control.send(pickle.dumps((kind, what)))
+            self._control.send(packed_message(kind, what))
 
     def _listen(self) -> None:
         guard = Guard(logger, "Hearing the worker")
@@ -308,7 +336,7 @@ class _Child:
             if not message:
                 return
             with guard:
-                self._hear(*pickle.loads(message))
+                self._hear(*opened_message(message))
 
     def _hear(self, kind: str, what: Any) -> None:
         if kind == "run":

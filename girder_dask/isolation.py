@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from girder_dask.child import MESSAGE_SIZE, Setup, reading, writing
+from girder_dask.child import MESSAGE_SIZE, Setup, opened_message, packed_message, reading, writing
 from girder_dask.context import JobManager
 from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
 from girder_dask.failures import ENDING, Failure, summary
@@ -273,14 +273,16 @@ class TaskProcess:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(self._control)
             return False
-        kind, what = pickle.loads(message)
+        kind, what = opened_message(message)
         if kind == "progress":
-            self._manager.updateProgress(**what)
+            with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
+                fields = ("total", "current", "message")
+                self._manager.updateProgress(**{name: what.get(name) for name in fields})
         elif kind == "status":
             with contextlib.suppress(JobCanceled, ValueError):
                 self._manager.updateStatus(what)
         elif kind == "cwd":
-            self.cwd = what
+            self.cwd = str(what)
         elif kind == "flush":
             self._manager.write("", forceFlush=True)
         else:
@@ -316,7 +318,7 @@ class TaskProcess:
 
     def _send(self, kind: str, what: Any = None) -> None:
         with contextlib.suppress(OSError):  # it is gone, which is heard elsewhere
-            self._control.send(pickle.dumps((kind, what)), socket.MSG_DONTWAIT)
+            self._control.send(packed_message(kind, what), socket.MSG_DONTWAIT)
 
     def _command(self, command: bytes) -> None:
         with contextlib.suppress(OSError):

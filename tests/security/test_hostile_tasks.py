@@ -6,8 +6,12 @@ Each ends in a state that is told, and the job after it runs as if it had not be
 from __future__ import annotations
 
 import builtins
+import contextlib
 import itertools
 import logging
+import os
+import pickle
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -314,3 +318,70 @@ def test_state_of_the_process_is_put_back_whatever_a_task_leaves_there(
     assert did == [7]
     assert "It was put back." in worker.log()
     assert_goes_on(worker)
+
+
+# -- a process of its own ------------------------------------------------------------------
+
+
+def test_a_process_cannot_have_its_worker_open_a_pickle_that_is_no_value(
+    worker: Worker, tmp_path: Path
+) -> None:
+    mark = tmp_path / "opened"
+
+    def work() -> None:
+        control = sockets_of_this_process()[0]
+        for message in (pickle.dumps(Opened(str(mark))), b"", b"[[]]", b'["progress", 5]', b"\xff"):
+            control.send(message)
+        control.send(b'["progress", {"total": "many", "more": 1}]')
+        control.send(b'["status", {}]')
+
+    assert worker.outcome(work, isolation="process") is None
+    assert worker.statuses() == [S.RUNNING, S.SUCCESS]
+    assert not mark.exists()
+    assert_goes_on(worker)
+
+
+class Opened:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(self.path),)
+
+
+def sockets_of_this_process() -> list[socket.socket]:
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if str(entry.readlink()).startswith("socket:"):
+                found.append(socket.socket(fileno=os.dup(int(entry.name))))
+    return found
+
+
+def test_a_process_has_nothing_of_the_worker_and_of_other_jobs_open(worker: Worker) -> None:
+    def work() -> list[str]:
+        names = []
+        for entry in sorted(Path("/proc/self/fd").iterdir(), key=lambda path: int(path.name)):
+            with contextlib.suppress(OSError):  # that of the listing itself
+                names.append(str(entry.readlink()))
+        return names
+
+    other = worker.begin(worker.run(None, task=waits.name, job_id="b", isolation="process"))
+    try:
+        names = worker.outcome(work, isolation="process")
+    finally:
+        for run in list(worker.station.runs.values()):
+            run.cancel()
+            run.interrupt()
+        other.exception(SECONDS)
+    # Its log, the socket to its run, and the file of its call: no other.
+    # Its log, the socket to its run, and the file of its call, some of them twice: no other.
+    kinds = sorted(name.partition(":")[0] for name in set(names) if not name.startswith("/proc"))
+    own = str(worker.station.directory)
+    assert [kind for kind in kinds if not kind.startswith(own)] == ["/dev/null", "pipe", "socket"]
+    assert len(kinds) == 4
+
+
+@task
+def waits() -> None:
+    threading.Event().wait(60)
