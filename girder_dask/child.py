@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import faulthandler
 import fcntl
-import json
 import logging
 import os
 import pickle
@@ -38,6 +37,7 @@ from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs import inherit
 from girder_dask.logs.processlog import ProcessLog, buffer_lines, flush_c
 from girder_dask.logs.pump import pump
+from girder_dask.plain import opened_message, packed_message
 from girder_dask.redaction import Secrets, secrets_in
 from girder_dask.surroundings import child_jobs, open_session, running_job
 from girder_dask.task import find_task
@@ -47,8 +47,6 @@ __all__ = [
     "Setup",
     "leave",
     "main",
-    "opened_message",
-    "packed_message",
     "reading",
     "writing",
 ]
@@ -95,24 +93,6 @@ class Setup:
     path: tuple[str, ...] = ()
     session: Mapping[str, Any] | None = field(default=None, repr=False)
     environment: Mapping[str, str] | None = field(default=None, repr=False)
-
-
-def packed_message(kind: str, what: Any) -> bytes:
-    """Return a message, of plain values: opening it runs no code of the task."""
-    return json.dumps([kind, what]).encode()
-
-
-def opened_message(data: bytes) -> tuple[str, Any]:
-    """Open a message. What is none has an empty kind: a task may write to the socket, too.
-
-    >>> opened_message(packed_message('cwd', '/tmp')), opened_message(b'?')
-    (('cwd', '/tmp'), ('', None))
-    """
-    try:
-        kind, what = json.loads(data)
-    except (ValueError, TypeError, RecursionError):
-        return "", None
-    return (kind, what) if isinstance(kind, str) else ("", None)
 
 
 def reading(file: int) -> BinaryIO:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from girder_dask.child import MESSAGE_SIZE, Setup, opened_message, packed_message, reading, writing
+from girder_dask.child import MESSAGE_SIZE, Setup, reading, writing
 from girder_dask.context import JobManager
 from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
 from girder_dask.failures import ENDING, Failure, summary
@@ -27,6 +27,7 @@ from girder_dask.jobs import JobStatus
 from girder_dask.launcher import Warden, launch
 from girder_dask.logs import JobLog
 from girder_dask.payload import NotKept
+from girder_dask.plain import opened_message, packed_message
 from girder_dask.standby import Standby
 
 __all__ = ["IN_A_THREAD", "ProcessFailed", "TaskProcess"]

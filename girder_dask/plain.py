@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["dump_plain", "load_plain"]
+__all__ = ["dump_plain", "load_plain", "opened_message", "packed_message"]
 
 # Where a value holds bytes, they stand one after another behind the JSON text, which has their
 # lengths: in the text they would take a third more. Such data begins with this and the
@@ -138,3 +138,21 @@ def _decoded(value: Any, special: Mapping[str, Callable[[Any], Any]], blobs: _Bl
     for tag in special.keys() & value.keys():
         return special[tag](_decoded(value[tag], {}, blobs))
     return {k: _decoded(v, special, blobs) for k, v in value.items()}
+
+
+def packed_message(kind: str, what: Any) -> bytes:
+    """Return a message, of plain values: opening it runs no code of the task."""
+    return json.dumps([kind, what]).encode()
+
+
+def opened_message(data: bytes) -> tuple[str, Any]:
+    """Open a message. What is none has an empty kind: a task may write to the socket, too.
+
+    >>> opened_message(packed_message('cwd', '/tmp')), opened_message(b'?')
+    (('cwd', '/tmp'), ('', None))
+    """
+    try:
+        kind, what = json.loads(data)
+    except (ValueError, TypeError, RecursionError):
+        return "", None
+    return (kind, what) if isinstance(kind, str) else ("", None)

@@ -280,7 +280,7 @@ def spoil_with_objects() -> None:
 
 
 def spoil_builtins() -> None:
-    for name in ("sorted", "hash", "__import__"):
+    for name in ("bin", "oct", "input"):  # what nobody calls meanwhile
         setattr(builtins, name, raising(SystemExit(3)))
     del builtins.hex  # type: ignore[attr-defined]
     builtins.more = 3  # type: ignore[attr-defined]
