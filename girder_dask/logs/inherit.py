@@ -82,6 +82,7 @@ def install() -> None:
     with _install_lock:
         if _active:
             return
+        _patch(threading.Thread, "__init__", _thread_init)
         _patch(threading.Thread, "start", _thread_start)
         _patch(concurrent.futures.ThreadPoolExecutor, "submit", _submit)
         _patch(threading.Thread, "join", functools.partial(latch.join_in_job, _in_job))
@@ -146,8 +147,20 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 # -- threads -------------------------------------------------------------------------------
 
 
+def _thread_init(original: Callable[..., None]) -> Callable[..., None]:
+    def init(self: threading.Thread, *args: Any, daemon: bool | None = None, **kwargs: Any) -> None:
+        original(self, *args, daemon=daemon, **kwargs)
+        if daemon is None and _active and current.get() is not None and self.daemon:
+            # As in a program, whose first thread is none; the threads of workers may be.
+            self.daemon = False
+            threads.expect_daemon(self)
+
+    return init
+
+
 def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
     def start(self: threading.Thread) -> None:
+        threads.make_daemon(self)
         log = current.get() if _active else None
         if log is None or _is_dasks(self):
             original(self)

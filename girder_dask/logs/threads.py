@@ -31,6 +31,8 @@ _POOL = "multiprocessing.pool"
 _CALLERS = ("mapstar", "starmapstar")
 _WAITS = ("multiprocessing", "selectors", "threading", "queue")
 
+#: Threads that are daemons only since the one that has made them is.
+_inheriting: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _threads: weakref.WeakKeyDictionary[JobLog, JobThreads] = weakref.WeakKeyDictionary()
 
 
@@ -171,7 +173,7 @@ class JobThreads:
             own = threading.get_ident()
             busy = {t for ident, t in self._busy().items() if ident != own}
             busy |= {thread for thread in self._starting if thread.is_alive()}
-            return sorted(t.name for t in busy if not t.daemon or _serves_pool(t))
+            return sorted(thread.name for thread in busy if _is_left(thread))
 
     def close(self) -> bool:
         """End the job's account if no code of it runs any more: then none will. Say so."""
@@ -205,6 +207,25 @@ class JobThreads:
             for ident, thread in self._inside.items()
             if thread.is_alive() and not _is_idle(thread, frames.get(ident))
         }
+
+
+def expect_daemon(thread: threading.Thread) -> None:
+    """Have a thread be a daemon when it starts, as the one that makes it, so that none holds up
+    the end of a worker; yet it counts as none."""
+    _inheriting.add(thread)
+
+
+def make_daemon(thread: threading.Thread) -> None:
+    """Make a daemon of a thread that is about to start, if the one that has made it is one."""
+    if thread not in _inheriting or thread.ident is not None:
+        return
+    if thread.daemon:  # it was meant to be one
+        _inheriting.discard(thread)
+    thread.daemon = True
+
+
+def _is_left(thread: threading.Thread) -> bool:
+    return not thread.daemon or thread in _inheriting or _serves_pool(thread)
 
 
 def threads_of(log: JobLog) -> JobThreads | None:

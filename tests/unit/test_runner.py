@@ -979,19 +979,23 @@ def test_a_subprocess_that_ignores_sigterm_does_not_outlive_its_worker(
 # -- the threads of a task -----------------------------------------------------------------
 
 
+may_end = threading.Event()
+at_work = threading.Event()
+
+
 def leaves_a_thread() -> None:
-    threading.Thread(target=go_on.wait, args=(SECONDS,), name="reader").start()
+    threading.Thread(target=may_end.wait, args=(SECONDS,), name="reader").start()
 
 
 def leaves_a_daemon() -> None:
-    threading.Thread(target=go_on.wait, args=(SECONDS,), daemon=True).start()
+    threading.Thread(target=may_end.wait, args=(SECONDS,), daemon=True).start()
 
 
 def leaves_work_in_a_pool() -> None:
     pools.append(concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pool"))
-    started.clear()
-    pools[-1].submit(lambda: started.set() or go_on.wait(SECONDS))
-    assert started.wait(SECONDS)
+    at_work.clear()
+    pools[-1].submit(lambda: at_work.set() or may_end.wait(SECONDS))
+    assert at_work.wait(SECONDS)
 
 
 def leaves_an_idle_pool() -> None:
@@ -1005,6 +1009,22 @@ def leaves_a_process() -> None:
 
 def waits_for_a_process() -> None:
     subprocess.run(["true"], check=True)
+
+
+def test_a_thread_of_a_daemon_is_told_and_holds_up_no_worker(worker: Worker) -> None:
+    may_end.clear()
+    run = worker.run(leaves_a_thread)
+    with captured():
+        # As the threads of Dask's workers are.
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(SECONDS)
+        reader = next(each for each in threading.enumerate() if each.name == "reader")
+        assert reader.daemon
+        may_end.set()
+        reader.join()
+    until(lambda: worker.ended)
+    assert "was still running: reader." in worker.log()
 
 
 pools: list[concurrent.futures.ThreadPoolExecutor] = []
@@ -1025,12 +1045,12 @@ left: list[subprocess.Popen[bytes]] = []
 def test_what_goes_on_when_the_function_has_returned_is_told(
     worker: Worker, habit: Callable[[], None], named: str | None
 ) -> None:
-    go_on.clear()
+    may_end.clear()
     try:
         with captured():
             worker.outcome(habit)
     finally:
-        go_on.set()
+        may_end.set()
         while pools:
             pools.pop().shutdown()
         while left:
