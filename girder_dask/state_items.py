@@ -145,11 +145,16 @@ def _fill(module: Any, name: str) -> Callable[[Any], None]:
     return restore
 
 
+#: The last value of an interactive session, which doctest sets as well.
+_LAST_VALUE = "_"
+
+
 class _Names:
     """The names of a module and what they stood for. Equal if all stand for the same objects."""
 
     def __init__(self, there: Mapping[str, Any]) -> None:
         self.values = dict(there)
+        self.values.pop(_LAST_VALUE, None)
 
     def __eq__(self, other: object) -> bool:
         known = other.values if isinstance(other, _Names) else {}
@@ -175,7 +180,7 @@ def _builtins() -> Any:
 def _set_builtins(names: _Names) -> None:
     there = vars(builtins)
     there.update(names.values)
-    for name in there.keys() - names.values.keys():
+    for name in there.keys() - names.values.keys() - {_LAST_VALUE}:
         del there[name]
 
 

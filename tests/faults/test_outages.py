@@ -39,7 +39,7 @@ OUTAGES = {
     # and in more, so that it does what was asked of it after it was asked again.
     "girder is slow": Outage(partial(misbehaving, pause=2.0), None, blocks=None),
     "girder is too slow": Outage(partial(misbehaving, pause=6.0), NO_ANSWER, blocks=None),
-    "mongo killed": Outage(partial(killed, name="mongod"), " answered 500 to "),
+    "mongo killed": Outage(partial(killed, name="mongod"), " answered 503 to "),
 }
 LONG = [pytest.mark.long, pytest.mark.timeout(600)]
 
