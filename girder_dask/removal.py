@@ -47,10 +47,6 @@ def remove(directory: str | os.PathLike[str]) -> None:
     False
     """
     path = Path(directory)
-    with contextlib.suppress(OSError):
-        path.rmdir()  # many are empty
-        if not os.path.lexists(path):
-            return
     left = {path}
     for n in range(_TRIES):
         if n:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from pathlib import Path
@@ -80,5 +81,14 @@ class Workspace:
         """
         with self._lock:
             self._is_over = True
-        if self._path is not None:
+        if self._path is not None and not _removed_empty(self._path):
             remove(self._path)
+
+
+def _removed_empty(path: Path) -> bool:
+    """Remove a directory in one call if it is empty, as most are."""
+    try:
+        path.rmdir()
+    except OSError:
+        return False
+    return not os.path.lexists(path)

@@ -157,7 +157,7 @@ def test_without_the_example_package_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "girder_coins", None)
-    with pytest.raises(GirderDaskError, match=r"pip install '\./examples/coins"):
+    with pytest.raises(GirderDaskError, match=r"pip install \. '\./examples/coins"):
         run_demo(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

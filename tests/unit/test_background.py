@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import pickle
 import signal
 import socket
 import threading
@@ -33,6 +32,7 @@ from girder_dask.jobs import JobSpec, JobStatus
 from girder_dask.logs import interrupts, pump
 from girder_dask.logs.processlog import ProcessLog
 from girder_dask.outbox import Outbox
+from girder_dask.plain import packed_message
 from girder_dask.signals import Signals
 
 logger = logging.getLogger("girder_dask.tests")
@@ -399,7 +399,7 @@ async def child_listener() -> None:
         thread = threading.Thread(target=child._listen)
         thread.start()
         for kind in ("cancel", "run"):
-            worker.send(pickle.dumps((kind, None)))
+            worker.send(packed_message(kind, None))
         await soon(child._inputs.is_set)
         worker.close()
         await asyncio.to_thread(thread.join, SECONDS)
