@@ -348,9 +348,12 @@ def _examine_tasks(facts: Facts) -> Iterator[Check]:
         correct = (
             f"Correct what raises: \"python -c 'import {module}'\" in that environment shows it."
         )
+        remedies = [install] if missing or not raising else []
+        if raising:
+            remedies.append(correct)
         yield Check(
             f"The tasks of {module} are on every worker",
             detail=package or "",
             problem="; ".join(missing + raising) or None,
-            remedy=" ".join([install] * (not raising or bool(missing)) + [correct] * bool(raising)),
+            remedy=" ".join(remedies),
         )
