@@ -171,6 +171,8 @@ def _forget_modules(directory: Path, known: int) -> None:
     if len(sys.modules) == known:
         return
     inside = f"{directory}{os.sep}"
-    for name, module in list(sys.modules.items()):
+    # Other threads import meanwhile, and a list of the items may let them: garbage is collected
+    # while it is made. A copy is made in one go.
+    for name, module in sys.modules.copy().items():
         if str(getattr(module, "__file__", None) or "").startswith(inside):
-            del sys.modules[name]
+            sys.modules.pop(name, None)

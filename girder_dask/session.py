@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.cookiejar
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +15,14 @@ from girder_dask.links import settle
 from girder_dask.patience import Patience, is_transient, was_not_sent
 from girder_dask.redirects import Elsewhere, is_within
 
-__all__ = ["TOKEN_HEADER", "GirderSession", "make_session"]
+__all__ = ["IDLE", "TOKEN_HEADER", "GirderSession", "make_session"]
 
 #: The header that holds a token of Girder.
 TOKEN_HEADER = "Girder-Token"  # noqa: S105 - its name
+
+#: Seconds after which a connection that is kept open is not used again. A server may be closing
+#: one that is idle; uvicorn, which runs Girder, does so after 5 s.
+IDLE = 2.0
 
 # Seconds that a connection may take, and that Girder may work at a request, if nobody says.
 _TIMEOUT = (10, 600)
@@ -43,6 +48,8 @@ class GirderSession(requests.Session):
         self.api = api
         self.headers["User-Agent"] = f"girder_dask/{__version__}"
         # Girder would take a cookie for a token, which would outlive the one that we give.
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _FreshAdapter())
         self.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
@@ -58,6 +65,22 @@ class GirderSession(requests.Session):
         response = super().send(request, allow_redirects=False, **kwargs)
         more = {name: kwargs.get(name) for name in ("stream", "timeout")}
         return settle(response, self, redirects=redirects, **more)
+
+
+class _FreshAdapter(HTTPAdapter):
+    """Uses no connection again that Girder may be closing: a request on it would be lost."""
+
+    def __init__(self) -> None:
+        self._used = time.monotonic()
+        super().__init__()
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
+        if time.monotonic() - self._used > IDLE:
+            self.poolmanager.clear()
+        try:
+            return super().send(request, *args, **kwargs)
+        finally:
+            self._used = time.monotonic()
 
 
 class _PatientSession(GirderSession):

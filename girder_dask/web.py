@@ -22,13 +22,9 @@ from girder_dask._version import __version__
 from girder_dask.errors import GirderError, NotConnectedError, SubmissionError
 from girder_dask.patience import TIMEOUT, Patience, is_transient
 from girder_dask.redirects import Told, host_of, refuse_redirect, target_of
-from girder_dask.session import TOKEN_HEADER, GirderSession
+from girder_dask.session import IDLE, TOKEN_HEADER, GirderSession
 
 __all__ = ["Answer", "Probe", "Web", "cause", "document", "message"]
-
-# A server may close a connection that is idle; uvicorn, which runs Girder, does after 5 s.
-# What may not be sent twice is not sent over one that may be closing right now.
-_IDLE = 2.0
 
 # What a proxy answers while Girder restarts behind it.
 _NOT_NOW = {502, 503, 504}
@@ -223,7 +219,7 @@ class Web:
         """Return the session, with no connection that may be closing if it is to be fresh."""
         if self._pid != os.getpid():  # a fork: the connections are the parent's
             self._session, self._pid = self._made(), os.getpid()
-        elif fresh and time.monotonic() - self._used > _IDLE:
+        elif fresh and time.monotonic() - self._used > IDLE:
             self._session.close()  # it opens others
         return self._session
 

@@ -29,6 +29,8 @@ class FileGirder:
     queries: list[str] = field(default_factory=list)
     ranges: list[str | None] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
+    #: The addresses from which it was asked.
+    connections: set[Any] = field(default_factory=set)
     #: Called before each answer with ``METHOD path``. It may return a status, or raise Cut.
     fault: Callable[[str], int | None] = lambda _: None
     #: Bytes after which each of the next downloads breaks.
@@ -105,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.peer.queries.append(url.query)
         self.peer.ranges.append(self.headers.get("Range"))
         self.peer.tokens.append(self.headers.get("Girder-Token"))
+        self.peer.connections.add(self.client_address)
         try:
             status = self.peer.fault(what)
             if status is not None:

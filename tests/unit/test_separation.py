@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import locale
 import os
 import resource
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from girder_dask import current_job, separation, task, working_directory
 from girder_dask.doctor import Facts, examine
 from girder_dask.facts import gather
 from girder_dask.jobs import JobStatus
+from girder_dask.separation import _forget_modules
 from girder_dask.transform import ResultTransform
 from girder_dask.worker_hooks import _warn_without_directories
 
@@ -473,3 +476,28 @@ def test_a_refusal_is_told_to_operators(caplog: pytest.LogCaptureFixture) -> Non
     ]
     assert check.ok, "nothing is broken"
     assert "girder.worker.isolation" in check.detail
+
+
+def test_the_modules_of_a_job_are_forgotten_while_others_are_imported(tmp_path: Path) -> None:
+    """Whatever else runs may import at any moment; garbage collection brings such moments."""
+    names = [f"imported_meanwhile_{n}" for n in range(1000)]
+    left = iter(names)
+
+    def imports(phase: str, _info: dict[str, int]) -> None:
+        for name in itertools.islice(left, 1 if phase == "start" else 0):
+            sys.modules[name] = types.ModuleType(name)
+
+    of_the_job = types.ModuleType("of_the_job")
+    of_the_job.__file__ = str(tmp_path / "of_the_job.py")
+    sys.modules["of_the_job"] = of_the_job
+    threshold = gc.get_threshold()
+    gc.callbacks.append(imports)
+    gc.set_threshold(1)
+    try:
+        _forget_modules(tmp_path, 0)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(imports)
+        for name in names:
+            sys.modules.pop(name, None)
+    assert sys.modules.pop("of_the_job", None) is None

@@ -15,7 +15,7 @@ import requests
 from file_girder import FileGirder, serving_files
 
 from girder_dask import config
-from girder_dask.session import make_session
+from girder_dask.session import GirderSession, make_session
 
 
 @pytest.fixture
@@ -94,3 +94,14 @@ def test_attributes_of_the_session() -> None:
     session = make_session("http://girder/api/v1", {"verify": False, "headers": {"X-Site": "7"}})
     assert session.verify is False
     assert session.headers == {"X-Site": "7"}
+
+
+def test_a_connection_that_girder_may_be_closing_is_not_used_again(
+    girder: FileGirder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GirderSession(girder.url) as session:
+        for idle, connections in ((60.0, 1), (0.0, 3)):
+            monkeypatch.setattr("girder_dask.session.IDLE", idle)
+            for _ in range(2):
+                assert session.get(f"{girder.url}/user/me").status_code
+            assert len(girder.connections) == connections
