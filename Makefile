@@ -8,7 +8,7 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyp
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint versions bench profile figures matrix docs clean
+.PHONY: help demo test faults lint versions bench profile figures matrix layout docs clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -22,10 +22,11 @@ test: .venv/.test ## Run all tests, with real services
 faults: .venv/.test ## Kill, stop and cut off parts of a stack, for a longer time
 	$(PYTHON) -m pytest tests/faults $(ARGS)
 
-lint: .venv/.dev ## Check the style and the types
+lint: .venv/.dev ## Check the style, the types and the directions of imports
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 versions: ## Try each Python on the PATH with the oldest and the newest Dask
 	scripts/try_versions $(ARGS)
@@ -41,6 +42,9 @@ figures: .venv/.bench ## Put the last measurements into README.md and docs/perfo
 
 matrix: .venv/.test ## Put who may ask what of which route into docs/security.md
 	GIRDER_DASK_WRITE_MATRIX=1 $(PYTHON) -m pytest tests/security/test_matrix.py
+
+layout: .venv/.test ## Put the modules and what each is into docs/architecture.md
+	$(PYTHON) -m tests.support.layout
 
 docs: .venv/.dev ## Build the documentation in docs/_build/html
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html

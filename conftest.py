@@ -1,4 +1,4 @@
-"""What runs the snippets of the documentation; see tests/docs/snippets.py."""
+"""What runs the snippets of the documentation; see tests/support/snippets.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sybil import Sybil
 
-from tests.docs.snippets import read_blocks
+from tests.support.snippets import read_blocks
 
 
 @pytest.fixture

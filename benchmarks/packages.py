@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.integration.ported_source import rewrite
+from tests.support.ported_source import rewrite
 
 __all__ = ["NAME", "write"]
 

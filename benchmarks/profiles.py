@@ -49,8 +49,8 @@ _STANDARD = {*sys.stdlib_module_names, "<frozen importlib._bootstrap>"}
 def owner(stack: Sequence[str]) -> str:
     """Return for which module or package a stack counts, as py-spy writes it, outermost first.
 
-    >>> owner(["run (threading.py:982)", "hear (girder_dask/dispatch.py:9)", "dumps (json/a.py:1)"])
-    'girder_dask.dispatch'
+    >>> owner(["run (a.py:982)", "hear (girder_dask/scheduler/dispatcher.py:9)", "dumps (j.py:1)"])
+    'girder_dask.scheduler.dispatcher'
     >>> owner(["run (threading.py:982)", "read (tornado/iostream.py:1)", "recv (ssl.py:3)"])
     'tornado'
     >>> owner(["run (threading.py:982)"])

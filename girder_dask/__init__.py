@@ -5,9 +5,9 @@ a package of tasks can be imported anywhere.
 """
 
 from girder_dask._version import __version__
-from girder_dask.composition import chain, chord, group
-from girder_dask.connection import Connection, connect
-from girder_dask.context import current_job
+from girder_dask.client.connection import Connection, connect
+from girder_dask.client.result import JobResult, MapResult
+from girder_dask.client.waiting import as_completed, gather
 from girder_dask.errors import (
     GirderDaskError,
     JobCanceled,
@@ -15,11 +15,11 @@ from girder_dask.errors import (
     JobInterrupted,
     NotConnectedError,
 )
-from girder_dask.porting import app, girder_job
 from girder_dask.progress import progress
-from girder_dask.result import JobResult, MapResult
-from girder_dask.task import Task, task
-from girder_dask.waiting import as_completed, gather
+from girder_dask.tasks.compat import app, girder_job
+from girder_dask.tasks.composition import chain, chord, group
+from girder_dask.tasks.context import current_job
+from girder_dask.tasks.task import Task, task
 
 __all__ = [  # noqa: RUF022 - grouped by who uses them
     # writing tasks

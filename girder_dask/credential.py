@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from girder_dask.errors import GirderError
+from girder_dask.protocol.names import SCHEDULER_SCOPE
 
-__all__ = ["NAME", "SCOPE", "connect", "create", "write"]
+__all__ = ["NAME", "connect", "create", "write"]
 
-#: The only scope of the credential.
-SCOPE = "dask.jobs.update"
 
 #: The name that the key has in the list of its owner's keys.
 NAME = "girder_dask scheduler"
@@ -41,7 +40,7 @@ def connect(
     GirderError
         If Girder does not answer, or refuses the key or the password.
     """
-    from girder_dask.apiclient import ApiClient
+    from girder_dask.http.girder_client import ApiClient
 
     client = ApiClient(api_url)
 
@@ -94,12 +93,12 @@ def create(client: Any, *, name: str = NAME, revoke_others: bool = False) -> str
     key = _request(
         url,
         lambda: client.post(
-            "api_key", parameters={"name": name, "scope": f'["{SCOPE}"]', "active": True}
+            "api_key", parameters={"name": name, "scope": f'["{SCHEDULER_SCOPE}"]', "active": True}
         ),
         refused=f"Girder at {url} made no key",
     )
     for other in others:
-        if other["name"] == name and other["scope"] == [SCOPE]:
+        if other["name"] == name and other["scope"] == [SCHEDULER_SCOPE]:
             client.delete(f"api_key/{other['_id']}")
     return str(key["key"])
 
@@ -122,7 +121,7 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
     import girder_client
     import requests
 
-    from girder_dask.redirects import Told
+    from girder_dask.http.redirects import Told
 
     try:
         return call()
@@ -134,9 +133,9 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
         text = e.responseText or ""
         if "Invalid scopes" in text:
             raise GirderError(
-                f"Girder at {url} does not have the dask plugin, which defines the scope {SCOPE}. "
-                "Run pip install 'girder_dask[girder]' in Girder's environment and start Girder "
-                "again.",
+                f"Girder at {url} does not have the dask plugin, which defines the scope "
+                f"{SCHEDULER_SCOPE}. Run pip install 'girder_dask[girder]' in Girder's "
+                "environment and start Girder again.",
                 status=e.status,
             ) from e
         if e.status == 404:

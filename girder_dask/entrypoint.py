@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from girder_dask import packages
 from girder_dask.describing import MissingDescriptionException, get_description_attribute
 from girder_dask.errors import TaskNotFoundError
-from girder_dask.task import Task
+from girder_dask.tasks import discovery
+from girder_dask.tasks.task import Task
 
 __all__ = [
     "GirderWorkerPluginABC",
@@ -37,7 +37,7 @@ def discover() -> dict[str, Task[Any, Any]]:
         If a module that is named cannot be imported.
     """
     found: dict[str, Task[Any, Any]] = {}
-    for name in modules_of_tasks():
+    for name in discovery.modules_of_tasks():
         found |= {each.name: each for each in tasks_in(importlib.import_module(name)).values()}
     return dict(sorted(found.items()))
 
@@ -53,9 +53,9 @@ def survey() -> tuple[list[str], dict[str, BaseException]]:
     """
     names: set[str] = set()
     failed: dict[str, BaseException] = {}
-    for point_name, point in extensions().items():
+    for point_name, point in discovery.extensions().items():
         try:
-            modules = modules_of(point)
+            modules = discovery.modules_of(point)
         except (Exception, SystemExit) as e:  # noqa: BLE001 - a foreign module may raise anything
             failed[point_name] = e
             continue
@@ -105,7 +105,7 @@ def get_extensions(app: Any = None) -> list[str]:  # noqa: ARG001 - girder_worke
     >>> isinstance(get_extensions(), list)
     True
     """
-    return list(packages.extensions())
+    return list(discovery.extensions())
 
 
 def get_module_tasks(module_name: str) -> dict[str, Callable[..., Any]]:
@@ -158,14 +158,14 @@ def get_extension_tasks(
     TaskNotFoundError
         If there is no such entry point.
     """
-    known = packages.extensions()
+    known = discovery.extensions()
     if extension not in known:
         raise TaskNotFoundError(
             f"No installed package has tasks under the name {extension!r}; there are "
             f"{', '.join(sorted(known)) or 'none'}. The name is that of an entry point of the "
-            f"group {packages.ENTRY_POINT_GROUP}."
+            f"group {discovery.ENTRY_POINT_GROUP}."
         )
     tasks: dict[str, Callable[..., Any]] = {}
-    for module in packages.modules_of(known[extension], app):
+    for module in discovery.modules_of(known[extension], app):
         tasks |= get_module_tasks(module)
     return {name: t for name, t in tasks.items() if isinstance(t, Task) or not celery_only}

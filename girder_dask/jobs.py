@@ -182,7 +182,7 @@ class JobSpec(Wire):
     task
         The task, as ``package.module:qualified_name``.
     payload
-        The pickled call (see :mod:`girder_dask.payload`). Only a worker opens it.
+        The pickled call (see :mod:`girder_dask.protocol.payload`). Only a worker opens it.
     token
         A Girder token that belongs to this job alone.
     girder_api_url
@@ -255,11 +255,11 @@ class JobEvent(Wire):
     """Something that happened to an attempt of a job.
 
     ``time`` is in seconds since the epoch, when it happened. ``log`` is text to append,
-    ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the packed
-    return value, and ``error`` one line that says why a job ended in ERROR, with
-    ``exception`` packed by :func:`girder_dask.remote_errors.pack_exception`, and ``permanent``
-    if it would end so again. ``waits`` is why a job waits in the queue, empty if it waits for
-    its turn alone. An event of a run names that execution and the address of its worker.
+    ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the packed return
+    value, and ``error`` one line that says why a job ended in ERROR, with ``exception`` packed by
+    :func:`girder_dask.protocol.exceptions.pack_exception`, and ``permanent`` if it would end so
+    again. ``waits`` is why a job waits in the queue, empty if it waits for its turn alone. An event
+    of a run names that execution and the address of its worker.
     """
 
     id: str

@@ -8,9 +8,9 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from girder_dask import bar
-from girder_dask.context import JobManager, RunningJob, current
+from girder_dask.client import progress_bar
 from girder_dask.errors import CancelInterrupt
+from girder_dask.tasks.context import JobManager, RunningJob, current
 
 __all__ = ["progress"]
 
@@ -62,7 +62,7 @@ def progress(
 
 
 def _drawn(iterable: Iterable[T], total: float | None, message: str | None) -> Iterator[T]:
-    with contextlib.closing(bar.draw(total, message)) as drawn:
+    with contextlib.closing(progress_bar.draw(total, message)) as drawn:
         for element in iterable:
             yield element
             drawn.update(1)

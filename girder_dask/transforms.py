@@ -11,20 +11,21 @@ Those of ``girder_worker`` and ``girder_worker_utils``, and anything else with
 
 from __future__ import annotations
 
-from girder_dask.inputs import (
+from girder_dask.files.base import ResultTransform, Transform, explain
+from girder_dask.files.inputs import (
     GirderFileId,
     GirderFileIdAllowDirect,
     GirderFolderId,
     GirderItemId,
     TemporaryDirectory,
 )
-from girder_dask.outputs import (
+from girder_dask.files.outputs import (
     GirderItemMetadata,
     GirderUploadJobArtifact,
     GirderUploadToFolder,
     GirderUploadToItem,
 )
-from girder_dask.transform import ResultTransform, Transform, detached, explain, is_transform
+from girder_dask.protocol.transform_types import detached, is_transform, register
 
 __all__ = [
     "GirderFileId",
@@ -42,3 +43,15 @@ __all__ = [
     "explain",
     "is_transform",
 ]
+
+register(
+    GirderFileId,
+    GirderFileIdAllowDirect,
+    GirderFolderId,
+    GirderItemId,
+    GirderItemMetadata,
+    GirderUploadJobArtifact,
+    GirderUploadToFolder,
+    GirderUploadToItem,
+    TemporaryDirectory,
+)

@@ -13,26 +13,14 @@ from girder.models.file import File
 from girder.plugin import GirderPlugin, getPlugin, registerPluginStaticContent
 from girder_jobs.models.job import Job
 
-from girder_dask import log_records, submit
-from girder_dask.plugin import (
-    artifact_rest,
-    artifacts,
-    aside,
-    chunks,
-    events,
-    file_rest,
-    log_rest,
-    records,
-    repeats,
-    schemas,
-    starts,
-    submission_rest,
-    sweeper,
-    testing_rest,
-    uploads,
-)
+from girder_dask.client import backend as submit
+from girder_dask.plugin import event_handlers, girder_log, token_sweeper
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.rest import Dask
+from girder_dask.plugin.rest import artifacts as artifact_rest
+from girder_dask.plugin.rest import attempts, files, jobs, logs, openapi_schemas, testing, uploads
+from girder_dask.plugin.rest.scheduler import Dask
+from girder_dask.plugin.store import artifacts, idempotency, models, quarantine
+from girder_dask.plugin.store.logs import chunks
 
 __all__ = ["DaskPlugin"]
 
@@ -44,32 +32,32 @@ class DaskPlugin(GirderPlugin):
 
     def load(self, info: dict[str, Any]) -> None:
         """Bind the plugin to a Girder that is starting."""
-        log_records.install()
+        girder_log.install()
         getPlugin("jobs").load(info)
 
-        records.ensure_indices()
-        aside.ensure()
+        models.ensure_indices()
+        quarantine.ensure()
         artifacts.ensure()
         chunks.DaskLog()
         uploads.ensure()
-        repeats.ensure()
+        idempotency.ensure()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
         # So that workers can check what they fetch, and know when a copy is still good.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
 
-        schemas.describe()
+        openapi_schemas.describe()
         backend = GirderBackend()
-        events.bind(backend)
+        event_handlers.bind(backend)
         uploads.bind()
         info["apiRoot"].dask = Dask(backend)
-        submission_rest.mount(info["apiRoot"].dask, backend)
-        file_rest.bind()
-        file_rest.mount(info["apiRoot"].dask)
-        log_rest.mount(info["apiRoot"].dask)
+        jobs.mount(info["apiRoot"].dask, backend)
+        files.bind()
+        files.mount(info["apiRoot"].dask)
+        logs.mount(info["apiRoot"].dask)
         uploads.mount(info["apiRoot"].dask)
-        starts.mount(info["apiRoot"].dask)
+        attempts.mount(info["apiRoot"].dask)
         artifact_rest.mount(info["apiRoot"].job)
-        testing_rest.mount(info["apiRoot"].dask)
+        testing.mount(info["apiRoot"].dask)
 
         registerPluginStaticContent(
             plugin="dask",
@@ -80,4 +68,4 @@ class DaskPlugin(GirderPlugin):
         )
         submit.install(backend)
         backend.connect()
-        sweeper.start()
+        token_sweeper.start()

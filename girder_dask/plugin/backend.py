@@ -19,21 +19,24 @@ from girder.models.user import User
 from girder_jobs.models.job import Job
 from pymongo.errors import PyMongoError
 
+from girder_dask.client.backend import Group, StoredResult, Submission
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobSpec, JobStatus
-from girder_dask.plugin import chunks, groups, memory, records, settings, store, tokens
-from girder_dask.plugin.authority import IN_GIRDER, Authority
-from girder_dask.plugin.cluster import Cluster
-from girder_dask.plugin.database import explained
-from girder_dask.plugin.forms import Malformed
-from girder_dask.plugin.requester import may_access
-from girder_dask.plugin.unreached import Unreached
-from girder_dask.submit import Group, StoredResult, Submission
+from girder_dask.plugin import malloc, settings
+from girder_dask.plugin.dask_client import Cluster
+from girder_dask.plugin.store import models, recording, tokens
+from girder_dask.plugin.store.database import explained
+from girder_dask.plugin.store.logs import chunks
+from girder_dask.plugin.store.maps import parents as groups
+from girder_dask.plugin.store.requester import may_access
+from girder_dask.plugin.store.trust import IN_GIRDER, Authority
+from girder_dask.plugin.store.unreachable import Unreached
+from girder_dask.plugin.store.validation import Malformed
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from girder_dask.link import SchedulerLink
+    from girder_dask.plugin.scheduler_link import SchedulerLink
 
 __all__ = ["GirderBackend"]
 
@@ -50,7 +53,7 @@ _CANCEL_TIME = 2.0
 
 
 class GirderBackend:
-    """A :class:`girder_dask.submit.Backend` on Girder's own models."""
+    """A :class:`girder_dask.client.backend.Backend` on Girder's own models."""
 
     #: What a function that is not installed could do on a worker, it could do here as well.
     ships_code = False
@@ -87,7 +90,7 @@ class GirderBackend:
     def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return where jobs stand, those that the user of the request may read."""
         with explained(f"The states of {len(job_ids)} jobs cannot be read"):
-            jobs = records.states(job_ids)
+            jobs = models.states(job_ids)
         if not _in_request():
             return jobs
         user = _request_user()
@@ -103,7 +106,7 @@ class GirderBackend:
         """Return what is kept of the end of a job, if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
         with explained(f"The result of job {job_id} cannot be read"):
-            stored = store.result(job_id)
+            stored = recording.result(job_id)
             return replace(stored, status=int(job["status"]), parts=groups.parts(job))
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
@@ -145,12 +148,12 @@ class GirderBackend:
         """Do as :meth:`submit` does, for a user and a job that starts them."""
         with explained(_NOTHING_MADE):
             if group is None:
-                recorded = store.record(
+                recorded = recording.record(
                     submissions, user, parent, authority=authority, tokens_later=True
                 )
                 jobs = [r.job for r in recorded]
             else:
-                job, recorded = store.record_group(
+                job, recorded = recording.record_group(
                     group,
                     submissions,
                     user,
@@ -161,7 +164,7 @@ class GirderBackend:
                 jobs = [job, *(r.job for r in recorded)]
         self._send([r.spec for r in recorded])
         if len(recorded) >= _MANY:
-            memory.give_back_later()
+            malloc.give_back_later()
         try:
             self._stop_late([parent, *(job["_id"] for job in jobs[:1] if groups.is_group(job))])
         except PyMongoError:
@@ -172,29 +175,29 @@ class GirderBackend:
     def _stop_late(self, parents: Sequence[ObjectId | None]) -> None:
         """Cancel what jobs have started that were canceled while this was recorded."""
         for above in parents:
-            if above is not None and records.is_stopping(above):
-                self.tell_canceled(store.cancel_children(above, self.ask_scheduler))
+            if above is not None and models.is_stopping(above):
+                self.tell_canceled(recording.cancel_children(above, self.ask_scheduler))
 
     def schedule(self, job: dict[str, Any]) -> None:
         """Queue an INACTIVE job that Girder's own model made, and hand it to the scheduler."""
         owner = User().load(job["userId"], force=True) if job.get("userId") else None
-        self._send([store.adopt(job, owner).spec])
+        self._send([recording.adopt(job, owner).spec])
 
     def stop(self, job_id: ObjectId) -> JobStatus | None:
         """Cancel a job and all that it has started, and return the state that it is in now."""
         try:
-            status = store.cancel(job_id, self.ask_scheduler)
+            status = recording.cancel(job_id, self.ask_scheduler)
         except Malformed:
             # It was ended, and so is what it has started.
-            children = store.cancel_children(job_id, self.ask_scheduler)
+            children = recording.cancel_children(job_id, self.ask_scheduler)
             self.tell_canceled([str(job_id), *children])
             raise
         told = []
         if status is not None and status != JobStatus.SUCCESS:
             told = [str(job_id)]  # also of one that was ended since its document is full
-        self.tell_canceled(told + store.cancel_children(job_id, self.ask_scheduler))
+        self.tell_canceled(told + recording.cancel_children(job_id, self.ask_scheduler))
         # A parent of a map has ended with its jobs.
-        return records.status(job_id)
+        return models.status(job_id)
 
     def tell_canceled(self, job_ids: Sequence[str]) -> None:
         """Tell the scheduler to stop jobs, all in one call. Returns at once."""
@@ -233,7 +236,7 @@ class GirderBackend:
             self._scheduler_link().submit(specs)
 
     def _scheduler_link(self) -> SchedulerLink:
-        from girder_dask.link import SchedulerLink
+        from girder_dask.plugin.scheduler_link import SchedulerLink
 
         with self._lock:
             if self._link is None:
@@ -265,7 +268,7 @@ def _hand_over(scheduler: str | None, job_ids: Sequence[str]) -> Collection[str]
     # Before the jobs are looked at: what is handed over has not ended, so that its end deletes the
     # token. Of the rest, some may have ended before their tokens were there.
     tokens.store(tokens.pending.take(job_ids))
-    taken = set() if scheduler is None else store.hand_over(scheduler, job_ids)
+    taken = set() if scheduler is None else recording.hand_over(scheduler, job_ids)
     tokens.drop_ended([ObjectId(job_id) for job_id in job_ids if job_id not in taken])
     return taken
 

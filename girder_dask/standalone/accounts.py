@@ -23,7 +23,7 @@ def ensure_administrator(api: str, state: dict[str, Any]) -> Any:
     """
     import girder_client
 
-    from girder_dask.apiclient import ApiClient
+    from girder_dask.http.girder_client import ApiClient
 
     if state.get("login"):
         try:

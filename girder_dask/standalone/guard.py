@@ -20,8 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from girder_dask import background
 from girder_dask.standalone import processes
+from girder_dask.utils import background
 
 __all__ = ["Guard"]
 

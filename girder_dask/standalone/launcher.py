@@ -13,10 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from girder_dask.background import Guard
 from girder_dask.standalone.report import Reporter, reporter_for
 from girder_dask.standalone.stack import Stack
 from girder_dask.standalone.supervisor import Supervisor
+from girder_dask.utils.background import Guard
 
 __all__ = ["run_standalone", "stopping_on_signals", "watch"]
 

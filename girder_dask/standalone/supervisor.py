@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from girder_dask.background import Guard
 from girder_dask.errors import StackError
 from girder_dask.standalone.part import Part
 from girder_dask.standalone.report import Reporter
+from girder_dask.utils.background import Guard
 
 __all__ = ["Supervisor"]
 

@@ -69,7 +69,7 @@ class TestStack(Stack):
 
     def create_user(self) -> User:
         """Make an ordinary user with a private folder."""
-        from girder_dask.apiclient import ApiClient
+        from girder_dask.http.girder_client import ApiClient
 
         login, password = f"user{secrets.token_hex(5)}", secrets.token_urlsafe(12)
         user = self.admin.post(

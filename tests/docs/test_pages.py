@@ -10,7 +10,6 @@ import io
 import json
 import pkgutil
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +21,8 @@ from sybil import Document
 import girder_dask
 from benchmarks import pages, plots, profiles, report
 from benchmarks.cases import CASES
-from tests.docs import commands, dask_keys
-from tests.docs.snippets import ROOT, blocks, read_blocks
+from tests.support import commands, dask_keys, layout
+from tests.support.snippets import ROOT, blocks, read_blocks
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")]
@@ -139,8 +138,8 @@ def test_the_states_are_those_of_the_code() -> None:
 
 
 def test_the_options_of_the_decorator_are_those_of_the_code() -> None:
-    from girder_dask.calls import TaskSettings
-    from girder_dask.task import task
+    from girder_dask.tasks.options import TaskSettings
+    from girder_dask.tasks.task import task
 
     page = DOCS / "task-authors.md"
     rows = table(page, "option", "default", "meaning")
@@ -158,8 +157,8 @@ def test_the_options_of_the_decorator_are_those_of_the_code() -> None:
 
 
 def test_the_options_of_a_call_are_those_of_the_code() -> None:
-    from girder_dask import task as _  # noqa: F401 - the module below is hidden by the decorator
-    from girder_dask.calls import CALL_OPTIONS
+    from girder_dask.tasks import task as _  # noqa: F401 - the module below is hidden by the decorator
+    from girder_dask.tasks.options import CALL_OPTIONS
 
     rows = table(DOCS / "plugin-authors.md", "option", "default", "meaning")
     assert {code(row[0])[0] for row in rows} == set(CALL_OPTIONS)
@@ -173,7 +172,7 @@ def test_the_members_of_a_result_are_those_of_the_code() -> None:
 
 
 def test_the_members_of_a_running_job_exist() -> None:
-    from girder_dask.context import JobManager, Request
+    from girder_dask.tasks.context import JobManager, Request
 
     job = girder_dask.current_job()
     parts: dict[str, Any] = {"job_manager": JobManager, "request": Request}
@@ -185,16 +184,9 @@ def test_the_members_of_a_running_job_exist() -> None:
 
 
 def test_the_routes_are_those_of_the_plugin() -> None:
-    from girder_dask.plugin import (
-        artifact_rest,
-        file_rest,
-        log_rest,
-        rest,
-        starts,
-        submission_rest,
-        uploads,
-    )
     from girder_dask.plugin.backend import GirderBackend
+    from girder_dask.plugin.rest import artifacts, attempts, jobs, logs, scheduler, uploads
+    from girder_dask.plugin.rest import files as file_rest
 
     class Mounted:
         """Stands for a resource, and notes its routes."""
@@ -208,15 +200,15 @@ def test_the_routes_are_those_of_the_plugin() -> None:
                 self.made.add("/".join([f"{method} {self.name}", *path]))
 
     dask, job = Mounted("dask"), Mounted("job")
-    made = re.findall(r'routes\.add\(self, "(\w+)", \(([^)]*)\)', inspect.getsource(rest.Dask))
+    made = re.findall(r'routes\.add\(self, "(\w+)", \(([^)]*)\)', inspect.getsource(scheduler.Dask))
     for method, path in made:
         dask.made.add("/".join([f"{method} dask", *re.findall(r"[:\w]+", path)]))
-    submission_rest.mount(dask, GirderBackend())  # type: ignore[arg-type]
+    jobs.mount(dask, GirderBackend())  # type: ignore[arg-type]
     file_rest.mount(dask)  # type: ignore[arg-type]
-    log_rest.mount(dask)  # type: ignore[arg-type]
-    starts.mount(dask)  # type: ignore[arg-type]
+    logs.mount(dask)  # type: ignore[arg-type]
+    attempts.mount(dask)  # type: ignore[arg-type]
     uploads.mount(dask)  # type: ignore[arg-type]
-    artifact_rest.mount(job)  # type: ignore[arg-type]
+    artifacts.mount(job)  # type: ignore[arg-type]
     rows = table(DOCS / "plugin-authors.md", "route", "who", "what")
     assert {code(row[0])[0] for row in rows} == dask.made | job.made
 
@@ -236,21 +228,13 @@ def test_transforms_in_the_tables_are_all_that_there_are() -> None:
 # -- architecture ----------------------------------------------------------------------------
 
 
-def test_the_modules_stand_in_an_order_that_they_keep() -> None:
-    layers = runpy.run_path(str(ROOT / "tests" / "unit" / "test_layers.py"))
-    unit, own_imports = layers["unit"], layers["own_imports"]
-    rows = table(DOCS / "architecture.md", "modules", "what they are")
-    order = [name for row in rows for name in code(row[0])]
-    assert sorted(order) == sorted({unit(module) for module in layers["MODULES"]})
-    for module in layers["MODULES"]:
-        here = order.index(unit(module))
-        above = {unit(name) for name in own_imports(module)} - {*order[: here + 1]}
-        assert not above, f"{module} imports {above}"
+def test_layout_table_is_that_of_the_code() -> None:
+    assert layout.shown() == layout.table(), "make layout writes it"
 
 
 def test_the_collections_are_those_of_the_code() -> None:
     rows = table(DOCS / "architecture.md", "collection", "what", "until")
-    plugin = [path.read_text() for path in (ROOT / "girder_dask" / "plugin").glob("*.py")]
+    plugin = [path.read_text() for path in (ROOT / "girder_dask" / "plugin").rglob("*.py")]
     ours = set(re.findall(r'self\.name = "(\w+)"', "".join(plugin)))
     assert {code(row[0])[0] for row in rows} == ours | {"job", "token"}
 
@@ -262,8 +246,8 @@ def test_the_demo_prints_what_the_readme_shows(girder_stack: Any, girder_user: A
     """The same job, on the stack of the tests, and shown as the demo shows it."""
     from skimage import data
 
-    from girder_dask.demo.job import JobView
-    from girder_dask.demo.view import PlainView
+    from girder_dask.cli.demo.job import JobView
+    from girder_dask.cli.demo.view import PlainView
 
     (shown,) = (b for b in blocks(ROOT / "README.md", "text") if "QUEUED" in b)
     client = girder_user.client

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_site import FaultStack
+
+from tests.support.fault_site import FaultStack
 
 # Short enough that a test need not wait long for what takes its time on purpose.
 _QUICK = {

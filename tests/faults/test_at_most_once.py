@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from fault_site import FaultStack, states, until
 
 from girder_dask.jobs import JobStatus
+from tests.support.fault_site import FaultStack, states, until
 
 S = JobStatus
 Start = Callable[..., FaultStack]

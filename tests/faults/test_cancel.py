@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_site import FaultStack, states, until
 
 from girder_dask.jobs import JobStatus
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder
+from tests.support.fault_site import FaultStack, states, until
 
 S = JobStatus
 Start = Callable[..., FaultStack]

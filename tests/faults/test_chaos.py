@@ -21,14 +21,14 @@ from typing import Any
 
 import pytest
 import requests
-from fault_site import FaultStack, states, until
-from monkey import Blow, Monkey, blows
 from my_worker_tasks import tally
 
 from girder_dask import connect
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus, can_follow
 from girder_dask.transforms import GirderUploadToFolder
+from tests.support.fault_site import FaultStack, states, until
+from tests.support.monkey import Blow, Monkey, blows
 
 LINES = 15
 WORKERS = 2

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_site import FaultStack, states
 
 from girder_dask.jobs import JobStatus
 from girder_dask.standalone.part import Part
+from tests.support.fault_site import FaultStack, states
 
 S = JobStatus
 Start = Callable[..., FaultStack]

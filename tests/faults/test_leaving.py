@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client
-from fault_site import FaultStack, states, until
 
 from girder_dask.jobs import JobStatus
+from tests.support.fault_site import FaultStack, states, until
 
 S = JobStatus
 Start = Callable[..., FaultStack]

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import rpc
-from fault_site import FaultStack, states, until
 
 from girder_dask.jobs import FINAL, JobStatus
+from tests.support.fault_site import FaultStack, states, until
 
 S = JobStatus
 
@@ -169,7 +169,7 @@ def jobs_under(stack: FaultStack, parent: str) -> list[str]:
     def find() -> list[str]:
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin.groups import parts
+        from girder_dask.plugin.store.maps.parents import parts
 
         return parts(Job().load(parent, force=True)) or []
 

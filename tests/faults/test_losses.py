@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_site import FaultStack, states, until
 
 from girder_dask.jobs import JobStatus
+from tests.support.fault_site import FaultStack, states, until
 
 S = JobStatus
 NO_WORKER = "Waiting: no worker is connected to the Dask scheduler.\n"

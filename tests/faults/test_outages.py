@@ -15,8 +15,10 @@ from typing import Any
 import girder_client
 import pytest
 import requests
-from fault_site import FaultStack, check_history, until
-from outage_site import (
+
+from girder_dask.jobs import JobStatus
+from tests.support.fault_site import FaultStack, check_history, until
+from tests.support.outage_site import (
     JournaledStack,
     Leaders,
     Outage,
@@ -25,8 +27,6 @@ from outage_site import (
     misbehaving,
     stopped,
 )
-
-from girder_dask.jobs import JobStatus
 
 S = JobStatus
 
@@ -322,14 +322,14 @@ def test_the_database_forgets_the_end_of_a_job(stack: FaultStack, tmp_path: Path
         from bson import ObjectId
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin.records import DaskJob
+        from girder_dask.plugin.store.models import DaskJob
 
         return [m().collection.find_one({"_id": ObjectId(job_id)}) for m in (DaskJob, Job)]
 
     def put_back(record: Any, job: Any) -> None:
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin.records import DaskJob
+        from girder_dask.plugin.store.models import DaskJob
 
         DaskJob().collection.replace_one({"_id": record["_id"]}, record)
         Job().collection.replace_one({"_id": job["_id"]}, job)

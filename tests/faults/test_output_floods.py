@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import requests
-from fault_site import FaultStack, until
 
 from girder_dask.jobs import JobStatus
+from tests.support.fault_site import FaultStack, until
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fault_site import FaultStack, states, until
-
 from girder_dask.jobs import JobStatus
+from tests.support.fault_site import FaultStack, states, until
 
 S = JobStatus
 Start = Callable[..., FaultStack]

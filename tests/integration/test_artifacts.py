@@ -12,10 +12,10 @@ import pytest
 from girder_client import GirderClient, HttpError
 
 from girder_dask.errors import TransformError
-from girder_dask.traces import ATTEMPT_HEADER, Traces
+from girder_dask.files.upload_recovery import Traces
+from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER
 from girder_dask.transforms import GirderUploadJobArtifact
-from girder_dask.uploads import JOB_HEADER
-from tests.integration.rest_site import ask, start_waiting
+from tests.support.rest_site import ask, start_waiting
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_artifacts_are_found_by_an_index(girder_stack, job):
         from bson import ObjectId
         from girder.models.file import File
 
-        from girder_dask.plugin import artifacts
+        from girder_dask.plugin.store import artifacts
 
         query = {**artifacts._of(ObjectId(job["id"])), "name": "x"}
         return str(File().collection.find(query).explain()["queryPlanner"]["winningPlan"])

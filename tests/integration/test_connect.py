@@ -17,16 +17,8 @@ from my_worker_tasks.endings import fails, slow
 from my_worker_tasks.files import file_size
 
 import girder_dask
-from girder_dask import (
-    JobFailed,
-    JobResult,
-    NotConnectedError,
-    as_completed,
-    connect,
-    connection,
-    gather,
-    task,
-)
+from girder_dask import JobFailed, JobResult, NotConnectedError, as_completed, connect, gather, task
+from girder_dask.client import connection
 from girder_dask.errors import (
     ArgumentError,
     GirderError,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from girder_dask.plugin.courier import Batch, Courier, is_alone
+from girder_dask.plugin.notify.redis_publisher import Batch, Courier, is_alone
 
 Connect = Callable[..., redis.Redis]
 

@@ -12,6 +12,7 @@ import girder_client
 import pytest
 
 from girder_dask import credential
+from girder_dask.protocol.names import SCHEDULER_SCOPE
 
 if TYPE_CHECKING:
     from girder_dask.testing.stack import TestStack, User
@@ -37,7 +38,7 @@ def test_key_that_is_printed_may_update_jobs_alone(girder_stack: TestStack) -> N
     made = run("--api-url", girder_stack.api, GIRDER_API_KEY=girder_stack.api_key)
     assert made.returncode == 0, made.stderr
     key = made.stdout.strip()
-    assert scopes(girder_stack, key) == [credential.SCOPE]
+    assert scopes(girder_stack, key) == [SCHEDULER_SCOPE]
     client = girder_client.GirderClient(apiUrl=girder_stack.api)
     client.authenticate(apiKey=key)
     with pytest.raises(girder_client.HttpError):
@@ -57,7 +58,7 @@ def test_key_in_a_file(girder_stack: TestStack, tmp_path: Path) -> None:
     key = path.read_text().strip()
     assert key not in made.stdout
     assert path.stat().st_mode & 0o777 == 0o600
-    assert scopes(girder_stack, key) == [credential.SCOPE]
+    assert scopes(girder_stack, key) == [SCHEDULER_SCOPE]
 
 
 def test_others_are_revoked_on_demand(girder_stack: TestStack) -> None:
@@ -67,7 +68,7 @@ def test_others_are_revoked_on_demand(girder_stack: TestStack) -> None:
     new = credential.create(client, name="old", revoke_others=True)
     with pytest.raises(girder_client.HttpError):
         scopes(girder_stack, old)
-    assert scopes(girder_stack, kept) == scopes(girder_stack, new) == [credential.SCOPE]
+    assert scopes(girder_stack, kept) == scopes(girder_stack, new) == [SCHEDULER_SCOPE]
 
 
 def _fails(*args: str, **env: str) -> str:

@@ -20,7 +20,7 @@ import pytest
 from scipy import ndimage
 from skimage import io
 
-from girder_dask.demo import run_demo
+from girder_dask.cli.demo import run_demo
 from girder_dask.errors import GirderDaskError
 
 GIRDER_DASK = str(Path(sysconfig.get_path("scripts")) / "girder-dask")

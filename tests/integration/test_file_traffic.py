@@ -18,10 +18,10 @@ from typing import Any
 import girder_client
 import pytest
 
-from girder_dask.files import FileCache
+from girder_dask.files.cache import FileCache
 from girder_dask.jobs import JobStatus
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder, GirderUploadToItem
-from tests.integration.breaking_proxy import BreakingProxy, breaking_proxy
+from tests.support.breaking_proxy import BreakingProxy, breaking_proxy
 
 MB = 10**6
 

@@ -289,7 +289,7 @@ def server_of(worker: psutil.Process) -> int | None:
     """Return the fork server of a worker."""
     for child in worker.children():
         with contextlib.suppress(psutil.Error):
-            if "girder_dask.forkserver" in child.cmdline():
+            if "girder_dask.worker.isolation.fork_server" in child.cmdline():
                 return int(child.pid)
     return None
 

@@ -163,7 +163,7 @@ def test_token_of_a_job_is_deleted_when_it_ends(girder_stack, girder_user):
         from girder.models.token import Token
         from my_worker_tasks import slow
 
-        from girder_dask.plugin.records import DaskJob
+        from girder_dask.plugin.store.models import DaskJob
 
         def until_there_are(count: int) -> None:
             deadline = time.monotonic() + 5

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from girder_dask.jobs import JobStatus
-from tests.integration.rest_site import ask
+from tests.support.rest_site import ask
 
 
 class Site:
@@ -20,9 +20,9 @@ class Site:
         """Record a map whose jobs no real worker runs."""
         from girder.api.rest import getCurrentUser
 
-        from girder_dask.payload import pack_call
-        from girder_dask.plugin import store
-        from girder_dask.submit import Group, Submission
+        from girder_dask.client.backend import Group, Submission
+        from girder_dask.plugin.store import recording
+        from girder_dask.protocol.payload import pack_call
 
         calls = [
             Submission(
@@ -34,18 +34,18 @@ class Site:
             for n in range(count)
         ]
         group = Group("Many", **options)
-        parent, children = store.record_group(group, calls, getCurrentUser())
+        parent, children = recording.record_group(group, calls, getCurrentUser())
         return {"id": str(parent["_id"]), "children": [r.spec.id for r in children]}
 
     @staticmethod
     def tell(job_id: str, *statuses: int, sequence: int = 1, **fields: Any) -> None:
         """Update a job as a scheduler does."""
         from girder_dask.jobs import JobUpdate
-        from girder_dask.plugin import store
+        from girder_dask.plugin.store import recording
 
         now = time.time()
         steps = [[int(status), now] for status in statuses]
-        store.apply("test", [JobUpdate(job_id, 1, sequence, statuses=steps, **fields)])
+        recording.apply("test", [JobUpdate(job_id, 1, sequence, statuses=steps, **fields)])
 
     @staticmethod
     def load(job_id: str) -> dict[str, Any]:
@@ -130,13 +130,13 @@ def test_it_starts_with_the_first_and_succeeds_with_the_last(inside):
 def test_all_at_once_is_a_legal_history(inside):
     def run() -> Any:
         from girder_dask.jobs import JobUpdate
-        from girder_dask.plugin import store
+        from girder_dask.plugin.store import recording
 
         made = Site.record(5)
         news = [JobUpdate(c, 1, 1, statuses=[[2, 1.0], [3, 2.0]]) for c in made["children"]]
-        store.apply("test", news)
+        recording.apply("test", news)
         once = Site.load(made["id"])
-        store.apply("test", news)  # comes twice
+        recording.apply("test", news)  # comes twice
         return Site.states(made["id"]), Site.group(made["id"]), once == Site.load(made["id"])
 
     states, group, same = inside(run)
@@ -178,23 +178,23 @@ def test_what_was_not_counted_is_counted_when_a_scheduler_asks(inside):
 
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin import groups
+        from girder_dask.plugin.store.maps import parents
 
         made = Site.record(2)
         # As if the process had died after it wrote the jobs.
-        ask = groups._recounts.ask
-        groups._recounts.ask = lambda _: None
+        ask = parents._recounts.ask
+        parents._recounts.ask = lambda _: None
         try:
             for child in made["children"]:
                 Site.tell(child, RUN, OK)
         finally:
-            groups._recounts.ask = ask
+            parents._recounts.ask = ask
         before = Site.states(made["id"])
         long_ago = datetime.now(timezone.utc) - timedelta(seconds=10)
         Job().collection.update_one(
             {"_id": Site.load(made["id"])["_id"]}, {"$set": {"updated": long_ago}}
         )
-        groups.look_after(datetime.now(timezone.utc))
+        parents.look_after(datetime.now(timezone.utc))
         return before, Site.states(made["id"]), Site.group(made["id"])["done"]
 
     assert inside(run) == (["QUEUED"], ["QUEUED", "RUNNING", "SUCCESS"], 2)
@@ -206,7 +206,7 @@ def test_a_map_of_which_parts_were_never_recorded_ends(inside, girder_stack):
 
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin import groups
+        from girder_dask.plugin.store.maps import parents
 
         made = Site.record(3)
         parent = Site.load(made["id"])["_id"]
@@ -222,7 +222,7 @@ def test_a_map_of_which_parts_were_never_recorded_ends(inside, girder_stack):
         Job().collection.update_one(
             {"_id": parent}, {"$set": {"dask.group.recording": long_ago, "updated": long_ago}}
         )
-        groups.look_after(datetime.now(timezone.utc))
+        parents.look_after(datetime.now(timezone.utc))
         return made["id"], early, Site.states(made["id"])
 
     parent, early, states = inside(run)
@@ -252,7 +252,7 @@ def test_jobs_that_move_while_they_are_counted_change_no_total(inside):
         from bson import ObjectId
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin import groups
+        from girder_dask.plugin.store.maps import parents
 
         made = Site.record(3000)
         parent = ObjectId(made["id"])
@@ -269,15 +269,15 @@ def test_jobs_that_move_while_they_are_counted_change_no_total(inside):
         mover.start()
         totals, ended, raw = set(), [], set()
         while mover.is_alive():
-            raw.add(groups._count([parent])[parent].total)
-            groups._recount([parent])
+            raw.add(parents._count([parent])[parent].total)
+            parents._recount([parent])
             group = jobs.find_one({"_id": parent}, {"status": 1, "dask.group": 1})
             totals.add(group["dask"]["group"]["total"])
             if group["status"] in (3, 4, 5):
                 unfinished = {"parentId": parent, "status": {"$nin": [3, 4, 5]}}
                 ended.append(jobs.count_documents(unfinished))
         mover.join()
-        groups._recount([parent])
+        parents._recount([parent])
         jobs.delete_many({"_id": {"$in": [ObjectId(child) for child in made["children"]]}})
         return len(raw), totals, ended, Site.states(made["id"])[-1], Site.group(made["id"])
 
@@ -301,15 +301,15 @@ def test_all_or_nothing_is_recorded(inside):
         from girder.api.rest import getCurrentUser
         from girder_jobs.models.job import Job
 
+        from girder_dask.client.backend import Group, Submission
         from girder_dask.errors import SubmissionError
-        from girder_dask.payload import pack_call
-        from girder_dask.plugin import records, store
-        from girder_dask.submit import Group, Submission
+        from girder_dask.plugin.store import models, recording
+        from girder_dask.protocol.payload import pack_call
 
         def count() -> tuple[int, int]:
             return (
                 Job().collection.count_documents({}),
-                records.DaskJob().collection.count_documents({}),
+                models.DaskJob().collection.count_documents({}),
             )
 
         before = count()
@@ -318,7 +318,7 @@ def test_all_or_nothing_is_recorded(inside):
             "my_worker_tasks:noop", pack_call((), {}), dependencies=["5f3c00000000000000000000"]
         )
         try:
-            store.record_group(Group("Many"), [good, bad], getCurrentUser())
+            recording.record_group(Group("Many"), [good, bad], getCurrentUser())
         except SubmissionError as e:
             return str(e), count() == before
         return "", False
@@ -334,14 +334,14 @@ def test_counting_uses_an_index(inside):
 
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin import groups
+        from girder_dask.plugin.store.maps import parents
 
         made = Site.record(30)
         jobs = Job().collection
         parent = Site.load(made["id"])["_id"]
         counted = jobs.database.command(
             "explain",
-            {"aggregate": "job", "pipeline": groups.counting([parent]), "cursor": {}},
+            {"aggregate": "job", "pipeline": parents.counting([parent]), "cursor": {}},
             verbosity="queryPlanner",
         )
         quiet = {"dask.group.open": True, "updated": {"$lt": datetime.now(timezone.utc)}}
@@ -358,11 +358,11 @@ def test_counting_uses_an_index(inside):
 
 def test_a_parent_is_never_handed_to_a_scheduler(inside):
     def run() -> Any:
-        from girder_dask.plugin import store
+        from girder_dask.plugin.store import recording
 
         made = Site.record(1)
-        claimed = {spec.id for spec in store.claim("greedy", 10_000).specs}
-        news = store.Verdicts
+        claimed = {spec.id for spec in recording.claim("greedy", 10_000).specs}
+        news = recording.Verdicts
         Site.tell(made["id"], RUN, OK)  # a scheduler that thinks it had it
         return made["id"] in claimed, Site.states(made["id"]), news is not None
 
@@ -410,7 +410,7 @@ def test_a_thousand_children_are_canceled_quickly_and_told_in_one_call(inside):
     def run() -> Any:
         from girder_jobs.models.job import Job
 
-        from girder_dask import submit
+        from girder_dask.client import backend as submit
 
         made = Site.record(1000)
         backend = submit.backend()
@@ -438,19 +438,19 @@ def test_cancel_reaches_the_children_of_children(inside, girder_stack, girder_us
         from bson import ObjectId
         from girder.api.rest import getCurrentUser
 
-        from girder_dask.payload import pack_call
-        from girder_dask.plugin import store
-        from girder_dask.submit import Group, Submission
+        from girder_dask.client.backend import Group, Submission
+        from girder_dask.plugin.store import recording
+        from girder_dask.protocol.payload import pack_call
 
         call = Submission("my_worker_tasks:noop", pack_call((), {}), resources={"nowhere": 1})
         user = getCurrentUser()
-        (top,) = store.record([call], user)
-        (middle,) = store.record([call], user, parent=ObjectId(top.spec.id))
+        (top,) = recording.record([call], user)
+        (middle,) = recording.record([call], user, parent=ObjectId(top.spec.id))
         Site.tell(middle.spec.id, RUN, OK)  # has ended, what it started has not
-        group, low = store.record_group(
+        group, low = recording.record_group(
             Group("Low"), [call, call], user, parent=ObjectId(middle.spec.id)
         )
-        (other,) = store.record([call], user)
+        (other,) = recording.record([call], user)
         ids = [top.spec.id, middle.spec.id, str(group["_id"]), *(r.spec.id for r in low)]
         return [*ids, other.spec.id]
 
@@ -491,9 +491,9 @@ def test_a_stranger_cancels_nothing(inside, girder_stack):
 
 def test_a_map_runs_on_workers(girder_stack, girder_user):
     def start() -> str:
-        from girder_dask import submit
-        from girder_dask.payload import pack_call
-        from girder_dask.submit import Group, Submission
+        from girder_dask.client import backend as submit
+        from girder_dask.client.backend import Group, Submission
+        from girder_dask.protocol.payload import pack_call
 
         calls = [
             Submission("my_worker_tasks:my_task", pack_call((n,), {}), title=f"Task {n}")

@@ -10,7 +10,7 @@ import pytest
 
 from girder_dask import JobResult, connect
 from girder_dask.jobs import JobStatus
-from tests.integration.rest_site import ask, start_waiting
+from tests.support.rest_site import ask, start_waiting
 
 DAY = "2026-01-02T03:00:00+00:00"
 

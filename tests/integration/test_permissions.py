@@ -12,10 +12,9 @@ import pytest
 import requests
 
 from girder_dask.jobs import JobStatus
-from girder_dask.payload import pack_call
-from girder_dask.traces import ATTEMPT_HEADER, UPLOAD_HEADER
-from girder_dask.uploads import JOB_HEADER
-from tests.integration.rest_site import ask, call, count_jobs, start_waiting, submit
+from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER, UPLOAD_HEADER
+from girder_dask.protocol.payload import pack_call
+from tests.support.rest_site import ask, call, count_jobs, start_waiting, submit
 
 TASK = "my_worker_tasks:my_task"
 PICKLED = pack_call((range(3),), {})
@@ -154,13 +153,13 @@ def test_who_may_not_read_a_job_cannot_depend_on_it(girder_stack, girder_user, g
 
 def test_from_girder_who_may_not_read_a_job_cannot_depend_on_it(girder_stack, girder_user):
     def depend(job_id: str) -> str:
-        from girder_dask import submit
+        from girder_dask.client import backend
+        from girder_dask.client.backend import Submission
         from girder_dask.errors import SubmissionError
-        from girder_dask.submit import Submission
 
         call = Submission(TASK, PICKLED, dependencies=[job_id])
         try:
-            submit.backend().submit([call])
+            backend.backend().submit([call])
         except SubmissionError as e:
             return str(e)
         return ""
@@ -237,14 +236,14 @@ def start_with_token_of(user_id: str) -> dict[str, str]:
     from girder.models.token import Token
     from girder.models.user import User
 
-    from girder_dask.plugin import store
-    from girder_dask.submit import Submission
+    from girder_dask.client.backend import Submission
+    from girder_dask.plugin.store import recording
 
     token = str(Token().createToken(User().load(user_id, force=True), days=1)["_id"])
     waiting = Submission(
         TASK, pack_call((), {}), title="Waits", token=token, resources={"nowhere": 1}
     )
-    (recorded,) = store.record([waiting], getCurrentUser())
+    (recorded,) = recording.record([waiting], getCurrentUser())
     return {"id": recorded.spec.id, "token": token}
 
 

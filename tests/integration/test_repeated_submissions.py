@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from girder_dask.client.backend import Group
 from girder_dask.jobs import to_json
-from girder_dask.submit import Group
-from tests.integration.rest_site import ask, call
+from tests.support.rest_site import ask, call
 
 KEY = "0123456789abcdef" * 2
 

@@ -8,11 +8,11 @@ import pytest
 from girder_client import GirderClient
 
 from girder_dask.errors import TransformError
+from girder_dask.files.upload_recovery import Traces
 from girder_dask.jobs import JobStatus
-from girder_dask.traces import ATTEMPT_HEADER, UPLOAD_HEADER, Traces
+from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER, UPLOAD_HEADER
 from girder_dask.transforms import GirderItemMetadata, GirderUploadToFolder
-from girder_dask.uploads import JOB_HEADER
-from tests.integration.rest_site import ask, start_waiting
+from tests.support.rest_site import ask, start_waiting
 
 WRITES = """
 paths = []
@@ -56,9 +56,9 @@ def start_with(token: str) -> str:
     """Record a job with a token that was there before. Run it in Girder."""
     from girder.api.rest import getCurrentUser
 
-    from girder_dask.payload import pack_call
-    from girder_dask.plugin import store
-    from girder_dask.submit import Submission
+    from girder_dask.client.backend import Submission
+    from girder_dask.plugin.store import recording
+    from girder_dask.protocol.payload import pack_call
 
     waiting = Submission(
         "my_worker_tasks:noop",
@@ -67,7 +67,7 @@ def start_with(token: str) -> str:
         token=token,
         resources={"nowhere": 1},
     )
-    (recorded,) = store.record([waiting], getCurrentUser())
+    (recorded,) = recording.record([waiting], getCurrentUser())
     return recorded.spec.id
 
 

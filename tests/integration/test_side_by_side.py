@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ported_source import rewrite, rewrite_package, without_imports
-from worker_site import WorkerSite
 
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.testing.stack import TestStack
+from tests.support.ported_source import rewrite, rewrite_package, without_imports
+from tests.support.worker_site import WorkerSite
 
 spec = importlib.util.find_spec("ported_tasks")
 assert spec is not None

@@ -25,10 +25,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from girder_dask._version import __version__
+from girder_dask.client.backend import StoredResult, Submission
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import FINAL, HANDLER, JobStatus, JobUpdate, can_follow, to_json
-from girder_dask.payload import open_call, pack_call
-from girder_dask.submit import StoredResult, Submission
+from girder_dask.protocol.payload import open_call, pack_call
 
 SERVE = "import sys; from girder.cli.serve import main; sys.exit(main())"
 
@@ -123,11 +123,11 @@ class Girder:
         from girder.models.user import User
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin import records, store
+        from girder_dask.plugin.store import models, recording
 
-        self.store, self.records = store, records
+        self.store, self.records = recording, models
         self.job, self.token, self.user_model = Job(), Token(), User()
-        self.dask_job, self.payload = records.DaskJob(), records.DaskPayload()
+        self.dask_job, self.payload = models.DaskJob(), models.DaskPayload()
         self.admin = self._make_user("boss", admin=True)
         self.user = self._make_user("carla", admin=False)
 
@@ -208,7 +208,7 @@ def loaded(services):
         Setting().set("worker.api_url", "http://girder.test/api/v1")
         yield Girder()
 
-        from girder_dask import submit
+        from girder_dask.client import backend as submit
 
         submit.backend().close()
         submit.install(None)
@@ -244,18 +244,18 @@ def listening(services, user: dict[str, Any] | None = None, pattern: str | None 
     else:
         subscription.psubscribe(pattern)
     assert "subscribe" in subscription.get_message(timeout=5)["type"]
-    notices: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
 
     def received(count: int, job_id: str) -> list[dict[str, Any]]:
         def all_there() -> bool:
             if message := subscription.get_message(timeout=1):
                 notice = json.loads(message["data"])
                 if job_id in (notice["data"].get("_id"), notice.get("_id")):
-                    notices.append(notice)
-            return len(notices) == count
+                    found.append(notice)
+            return len(found) == count
 
         wait_until(all_there, f"{count} notices")
-        return notices
+        return found
 
     with contextlib.closing(client), contextlib.closing(subscription):
         yield received
@@ -461,15 +461,15 @@ def test_a_job_that_is_not_there_is_gone(girder):
 
 
 def test_what_came_of_a_job_is_one_write_with_its_end_if_it_is_small(girder, monkeypatch):
-    from girder_dask.plugin import outcome, outcomes
+    from girder_dask.plugin.store import attempt_outcome, results
 
     small, large, failed = girder.record(3)
-    value = b"v" * (2 * outcome.MOST_WITHIN)
+    value = b"v" * (2 * attempt_outcome.MOST_WITHIN)
     kept = []
     monkeypatch.setattr(
-        outcomes,
+        results,
         "keep",
-        lambda given, now, keep=outcomes.keep: kept.append(given) or keep(given, now),
+        lambda given, now, keep=results.keep: kept.append(given) or keep(given, now),
     )
     girder.store.apply(
         "s",
@@ -489,25 +489,26 @@ def test_what_came_of_a_job_is_one_write_with_its_end_if_it_is_small(girder, mon
         (None, "no", b"e"),
     ]
     ids = [girder.object_id(job.spec.id) for job in (small, large, failed)]
-    assert outcomes.errors(ids) == dict(zip(ids, (None, None, "no"), strict=True))
+    assert results.errors(ids) == dict(zip(ids, (None, None, "no"), strict=True))
     job = girder.load(small.spec.id)
     assert job["dask_outcome"]["result"] == b"small"
     assert "dask_outcome" not in girder.job.filter(job, girder.user)
 
 
 def test_what_came_of_the_newest_attempt_counts(girder):
-    from girder_dask.plugin import outcome, outcomes
+    from girder_dask.plugin.store import attempt_outcome, results
 
     first, second = girder.record(2)
     now = datetime.now(timezone.utc)
-    outcomes.keep(
-        [(recorded.job["_id"], outcome.Outcome(1, b"one")) for recorded in (first, second)], now
+    results.keep(
+        [(recorded.job["_id"], attempt_outcome.Outcome(1, b"one")) for recorded in (first, second)],
+        now,
     )
     for recorded, value in ((first, b"two"), (second, b"v" * 10_000)):
         ends = (JobStatus.RUNNING, JobStatus.SUCCESS)
         news = update(recorded.spec.id, 1, *ends, attempt=2, result=value)
         girder.store.apply("s", [news])
-        outcomes.keep([(recorded.job["_id"], outcome.Outcome(1, b"one, late"))], now)
+        results.keep([(recorded.job["_id"], attempt_outcome.Outcome(1, b"one, late"))], now)
         assert girder.store.result(recorded.spec.id).value == value
 
 
@@ -556,7 +557,7 @@ def test_progress(girder):
 def whole_log(job_id: str) -> str:
     from bson import ObjectId
 
-    from girder_dask.plugin import chunks
+    from girder_dask.plugin.store.logs import chunks
 
     return b"".join(chunks.load(ObjectId(job_id)).read()).decode()
 
@@ -564,19 +565,19 @@ def whole_log(job_id: str) -> str:
 def count_chunks(job_id: str) -> int:
     from bson import ObjectId
 
-    from girder_dask.plugin import chunks
+    from girder_dask.plugin.store.logs import chunks
 
     return int(chunks.DaskLog().collection.count_documents({"job": ObjectId(job_id)}))
 
 
 def test_a_log_is_cut_with_a_mark(girder, monkeypatch):
-    from girder_dask.plugin import logbook
+    from girder_dask.plugin.store.logs import writer
 
-    monkeypatch.setattr(logbook, "LOG_LIMIT", 10_000)
-    monkeypatch.setattr(logbook, "_CHUNK_LEAST", 1000)
+    monkeypatch.setattr(writer, "LOG_LIMIT", 10_000)
+    monkeypatch.setattr(writer, "_CHUNK_LEAST", 1000)
     recorded = girder.record_running()
     job_id = recorded.spec.id
-    mark = logbook.mark(job_id)
+    mark = writer.mark(job_id)
     for n in range(1, 40):
         girder.store.apply("s", [update(job_id, n, log="ä" * 250)])
         girder.store.apply("s", [update(job_id, n, log="ä" * 250)])  # again
@@ -596,9 +597,9 @@ def test_a_log_is_cut_with_a_mark(girder, monkeypatch):
 
 
 def test_the_chunks_of_an_update_that_is_not_applied_are_deleted(girder, monkeypatch):
-    from girder_dask.plugin import chunks, logbook
+    from girder_dask.plugin.store.logs import chunks, writer
 
-    monkeypatch.setattr(logbook, "LOG_LIMIT", 100)
+    monkeypatch.setattr(writer, "LOG_LIMIT", 100)
     recorded = girder.record_running()
     job_id = recorded.spec.id
     girder.store.apply("s", [update(job_id, 1, log="x" * 200_000)])
@@ -623,9 +624,9 @@ def test_the_chunks_of_an_update_that_is_not_applied_are_deleted(girder, monkeyp
 
 
 def test_a_log_that_others_wrote_to_is_whole(girder, monkeypatch):
-    from girder_dask.plugin import logbook
+    from girder_dask.plugin.store.logs import writer
 
-    monkeypatch.setattr(logbook, "LOG_LIMIT", 100)
+    monkeypatch.setattr(writer, "LOG_LIMIT", 100)
     recorded = girder.record_running()
     job_id = recorded.spec.id
     girder.store.apply("s", [update(job_id, 1, log="1\n")])
@@ -682,7 +683,7 @@ def test_a_job_whose_document_takes_nothing_more_ends(girder):
 
 
 def test_a_job_whose_document_takes_nothing_more_can_be_canceled(girder):
-    from girder_dask import submit
+    from girder_dask.client import backend as submit
 
     running, queued = girder.record_running().spec.id, girder.record()[0].spec.id
     made = girder.job.createJob("x", "t", handler=HANDLER, user=girder.user)
@@ -932,7 +933,7 @@ class Promised:
 @given(_happenings)
 def test_any_order_and_repetition_of_updates_gives_a_legal_history(girder, monkeypatch, happenings):
     # Nothing is said meanwhile of a scheduler that other tests did not reach.
-    monkeypatch.setattr("girder_dask.plugin.unreached.mark", lambda *_, **__: 0)
+    monkeypatch.setattr("girder_dask.plugin.store.unreachable.mark", lambda *_, **__: 0)
     girder.clear()
     (recorded,) = girder.record()
     job_id = recorded.spec.id
@@ -1009,7 +1010,7 @@ def test_a_job_that_was_just_recorded_is_left_to_its_sender(girder):
 
 
 def test_a_job_whose_token_is_stored_when_it_is_sent(girder):
-    from girder_dask.plugin import tokens
+    from girder_dask.plugin.store import tokens
 
     call = Submission("pkg.mod:work", b"x", user=girder.user)
     sent, claimed, ended = girder.store.record([call] * 3, tokens_later=True)
@@ -1188,7 +1189,7 @@ def test_a_receipt_is_answered_with_what_the_scheduler_should_know(girder):
 
 
 def test_a_receipt_takes_back_that_no_scheduler_is_reached(girder):
-    from girder_dask.plugin.unreached import mark
+    from girder_dask.plugin.store.unreachable import mark
 
     waiting, plain = girder.record(2)
     assert mark("nobody is there", [waiting.spec.id]) == 1
@@ -1293,7 +1294,7 @@ def test_a_job_whose_call_is_lost_ends_in_error(girder):
 
 
 def test_claims_use_an_index(girder, monkeypatch):
-    from girder_dask.plugin import claims, records, unreached
+    from girder_dask.plugin.store import claims, models, unreachable
 
     recorded = girder.record(300)
     girder.store.claim("old", 100)
@@ -1313,15 +1314,15 @@ def test_claims_use_an_index(girder, monkeypatch):
                 plans.append(json.dumps(cursor.clone().explain()["queryPlanner"], default=str))
             return cursor
 
-    real = records.collection
-    monkeypatch.setattr(claims.records, "collection", lambda model: Spy(real(model)))
+    real = models.collection
+    monkeypatch.setattr(claims.models, "collection", lambda model: Spy(real(model)))
     monkeypatch.setattr(claims, "_next_renewal", {})
     girder.store.claim("new", 400)
-    unreached.mark("nobody is there")
-    unreached.unmark("new")
+    unreachable.mark("nobody is there")
+    unreachable.unmark("new")
     names = {
-        *(records.OPEN_INDEX, records.REMIND_INDEX, records.CLAIM_INDEX, records.GROUP_INDEX),
-        records.UNREACHED_INDEX,
+        *(models.OPEN_INDEX, models.REMIND_INDEX, models.CLAIM_INDEX, models.GROUP_INDEX),
+        models.UNREACHED_INDEX,
     }
     asked = [plan for plan in plans if "girder.job" in plan]
     assert len(asked) == 8
@@ -1378,7 +1379,7 @@ def test_a_scheduler_that_is_restarted_looks_anew(girder):
 
 
 def test_that_no_scheduler_is_reached_holds_until_one_has_the_job(girder):
-    from girder_dask.plugin.unreached import mark, unmark
+    from girder_dask.plugin.store.unreachable import mark, unmark
 
     new, held, speaking, running, ended = girder.record(5)
     girder.store.apply("silent", [update(held.spec.id, 1, waits="none has a GPU")])
@@ -1403,7 +1404,7 @@ def test_that_no_scheduler_is_reached_holds_until_one_has_the_job(girder):
 
 def test_a_mark_made_meanwhile_is_not_lost_sight_of(girder, monkeypatch):
     """An update that was computed before it is computed again, so that it takes it away."""
-    from girder_dask.plugin import unreached, updates
+    from girder_dask.plugin.store import unreachable, updates
 
     (recorded,) = girder.record()
     real, marked = updates.chunks.store, []
@@ -1411,7 +1412,7 @@ def test_a_mark_made_meanwhile_is_not_lost_sight_of(girder, monkeypatch):
     def mark_first(chunks):
         if not marked:
             marked.append(True)  # the marking itself comes here too
-            assert unreached.mark("nobody is there", [recorded.spec.id]) == 1
+            assert unreachable.mark("nobody is there", [recorded.spec.id]) == 1
         real(chunks)
 
     monkeypatch.setattr(updates.chunks, "store", mark_first)
@@ -1530,7 +1531,7 @@ def test_cancel_and_start_at_once_agree(girder):
 
 
 def test_removal_leaves_only_a_reminder_for_a_while(girder):
-    from girder_dask.plugin.cancellation import REMIND_TIME, removed
+    from girder_dask.plugin.store.cancellation import REMIND_TIME, removed
 
     (recorded,) = girder.record()
     girder.job.remove(girder.job.load(recorded.spec.id, force=True))
@@ -1629,10 +1630,10 @@ def test_notices_are_those_of_girder(girder, services):
         )
         girder.store.apply("s", [running])
         girder.store.apply("s", [update(recorded.spec.id, 2, JobStatus.SUCCESS)])
-        notices = received(5, recorded.spec.id)
-    kinds = [notice["type"] for notice in notices]
+        told = received(5, recorded.spec.id)
+    kinds = [notice["type"] for notice in told]
     assert kinds == ["job_created", "job_log", "progress", "job_status", "job_status"]
-    created, log, progress, status, ended = notices
+    created, log, progress, status, ended = told
     assert created["data"]["_id"] == recorded.spec.id
     sizes = log["data"].pop("sizes")
     assert log["data"] == {"_id": recorded.spec.id, "overwrite": False, "text": "line\n"}
@@ -1644,7 +1645,7 @@ def test_notices_are_those_of_girder(girder, services):
     assert ended["data"]["status"] == JobStatus.SUCCESS
     assert len(ended["data"]["timestamps"]) == 3
     assert not {"log", "kwargs", "access"} & status["data"].keys()
-    assert recorded.spec.token not in json.dumps(notices)
+    assert recorded.spec.token not in json.dumps(told)
 
 
 def test_one_who_listens_to_all_users_hears_of_each(girder, services):
@@ -1657,11 +1658,11 @@ def test_one_who_listens_to_all_users_hears_of_each(girder, services):
 def test_without_redis_jobs_are_recorded_and_updated(girder, monkeypatch):
     import redis
 
-    from girder_dask.plugin import notices
-    from girder_dask.plugin.courier import Courier
+    from girder_dask.plugin.notify import notifications
+    from girder_dask.plugin.notify.redis_publisher import Courier
 
     nobody = redis.Redis(port=free_port())
-    monkeypatch.setattr(notices, "_courier", Courier(lambda: nobody))
+    monkeypatch.setattr(notifications, "_courier", Courier(lambda: nobody))
     (recorded,) = girder.record()
     girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING)])
     assert girder.status(recorded.spec.id) == JobStatus.RUNNING
@@ -1695,7 +1696,7 @@ def test_settings_are_checked_and_take_effect(girder, monkeypatch):
 
 
 def test_the_backend_records_and_reads(girder):
-    from girder_dask import submit
+    from girder_dask.client import backend as submit
 
     backend = submit.backend()
     started = time.monotonic()
@@ -1830,7 +1831,7 @@ def test_another_wire_version_is_refused_with_what_to_do(web, credential):
 
 
 def test_a_body_that_is_too_large_is_refused(web, credential):
-    from girder_dask.plugin.body import MOST_BODY
+    from girder_dask.plugin.rest.json_body import MOST_BODY
 
     answer = web("POST", "dask/job/updates", credential, data=b" " * (MOST_BODY + 10))
     assert answer.status_code == 413
@@ -1881,8 +1882,8 @@ def test_without_the_variable_there_is_no_door(girder):
     from girder.exceptions import RestException
 
     from girder_dask.plugin.backend import GirderBackend
-    from girder_dask.plugin.rest import Dask
-    from girder_dask.plugin.testing_rest import VARIABLE, mount
+    from girder_dask.plugin.rest.scheduler import Dask
+    from girder_dask.plugin.rest.testing import VARIABLE, mount
 
     assert VARIABLE not in os.environ
     resource = Dask(GirderBackend())

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from girder_dask.client.backend import Group
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import JobStatus, from_json
-from girder_dask.payload import open_value, pack_call
-from girder_dask.submit import Group
-from tests.integration.rest_site import ask, call, read, set_status, start_waiting, submit
+from girder_dask.protocol.payload import open_value, pack_call
+from tests.support.rest_site import ask, call, read, set_status, start_waiting, submit
 
 
 def start(stack: Any, *calls: Any, **options: Any) -> list[dict[str, Any]]:
@@ -50,12 +50,12 @@ def test_a_failed_job_keeps_its_error(girder_stack, girder_admin):
 def test_an_exception_is_kept_beside_the_error(girder_stack, girder_admin):
     def fail(job_id: str) -> None:
         from girder_dask.jobs import JobUpdate
-        from girder_dask.plugin import store
+        from girder_dask.plugin.store import recording
 
         news = JobUpdate(
             job_id, 1, 1, statuses=[[2, 1.0], [4, 2.0]], error="ValueError: no", exception=b"\0e"
         )
-        store.apply("test", [news])
+        recording.apply("test", [news])
 
     waiting = girder_stack.call(start_waiting)
     girder_stack.call(fail, waiting["id"])
@@ -149,9 +149,9 @@ def test_a_job_that_is_canceled_while_it_starts_others_leaves_none(girder_stack,
         from bson import ObjectId
         from girder_jobs.models.job import Job
 
-        from girder_dask import submit
-        from girder_dask.payload import pack_call
-        from girder_dask.submit import Submission
+        from girder_dask.client import backend as submit
+        from girder_dask.client.backend import Submission
+        from girder_dask.protocol.payload import pack_call
 
         call = Submission("my_worker_tasks:noop", pack_call((), {}), resources={"nowhere": 1})
         (job,) = submit.backend().submit_for(None, ObjectId(parent), [call], None)
@@ -212,7 +212,7 @@ def test_a_scheduler_is_told_the_states_of_all_jobs(girder_stack, girder_user, g
 
 def test_the_dask_client_of_girder(girder_stack):
     def use() -> tuple[int, bool]:
-        from girder_dask import submit
+        from girder_dask.client import backend as submit
 
         backend = submit.backend()
         client = backend.dask_client()
@@ -224,7 +224,7 @@ def test_the_dask_client_of_girder(girder_stack):
 def test_without_a_scheduler_there_is_no_dask_client(girder_stack):
     def use() -> str:
         from girder_dask.errors import SchedulerError
-        from girder_dask.plugin.cluster import Cluster
+        from girder_dask.plugin.dask_client import Cluster
 
         told = []
         for address in (None, "tcp://127.0.0.1:1"):

@@ -20,7 +20,7 @@ import pytest
 from girder_dask import credential
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.standalone import processes
-from tests.integration.rest_site import call, submit
+from tests.support.rest_site import call, submit
 
 SECONDS = 90
 

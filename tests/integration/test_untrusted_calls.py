@@ -11,14 +11,14 @@ import pytest
 from girder_dask import JobResult, connect, task
 from girder_dask.errors import GirderError, TransformError
 from girder_dask.jobs import JobStatus
-from girder_dask.payload import pack_call
+from girder_dask.protocol.payload import pack_call
 from girder_dask.transforms import (
     GirderFileId,
     GirderUploadJobArtifact,
     GirderUploadToFolder,
 )
-from tests.integration.rest_site import ask, call, submit
 from tests.integration.test_permissions import configure
+from tests.support.rest_site import ask, call, submit
 
 ECHO = "ported_tasks.tasks:echo"
 
@@ -72,7 +72,7 @@ def test_a_job_has_no_more_trust_than_who_started_it(girder_stack, girder_user):
     def token_and_trust(job_id: str) -> tuple[str, bool]:
         from bson import ObjectId
 
-        from girder_dask.plugin.records import DaskJob
+        from girder_dask.plugin.store.models import DaskJob
 
         record = DaskJob().collection.find_one({"_id": ObjectId(job_id)})
         return record["token"], record["trusted"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.rest_site import ask, start_waiting
+from tests.support.rest_site import ask, start_waiting
 
 FIRST = "Zeile ä\n" * 3
 LARGE = "".join(f"line {n}\n" for n in range(1_200_000))  # more than a job document holds
@@ -24,22 +24,22 @@ def keep_from_schedulers(job_id: str) -> None:
 
     A job that runs elsewhere is claimed at once, since its scheduler is taken for lost.
     """
-    from girder_dask.plugin import store
+    from girder_dask.plugin.store import recording
 
-    store.Job().collection.update_one(
-        {"_id": store.ObjectId(job_id)}, {"$unset": {"dask.open": True}}
+    recording.Job().collection.update_one(
+        {"_id": recording.ObjectId(job_id)}, {"$unset": {"dask.open": True}}
     )
 
 
 def write(job_id: str, *texts: str) -> None:
     """Apply updates with text. Run it in Girder."""
     from girder_dask.jobs import JobUpdate
-    from girder_dask.plugin import records, store
+    from girder_dask.plugin.store import models, recording
 
-    job = records.collection(store.Job()).find_one({"_id": store.ObjectId(job_id)})
+    job = models.collection(recording.Job()).find_one({"_id": recording.ObjectId(job_id)})
     begin = job["dask"]["sequence"] + 1
     for sequence, text in enumerate(texts, begin):
-        store.apply("test", [JobUpdate(job_id, job["dask"]["attempt"], sequence, log=text)])
+        recording.apply("test", [JobUpdate(job_id, job["dask"]["attempt"], sequence, log=text)])
 
 
 def get(stack: Any, job: dict[str, str], by: Any = None, **options: Any) -> Any:
@@ -117,7 +117,7 @@ def test_only_who_may_read_the_job_may_read_its_log(girder_stack, girder_user, j
 
 
 def test_a_notebook_reads_the_whole_log(girder_stack, girder_user, job):
-    from girder_dask.remote import RestBackend
+    from girder_dask.client.rest_backend import RestBackend
 
     girder_stack.call(write, job["id"], FIRST, LARGE)
     backend = RestBackend(girder_stack.api, token=girder_user.client.token)

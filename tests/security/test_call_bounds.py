@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from girder_dask.client.backend import Group
 from girder_dask.errors import SubmissionError
-from girder_dask.plugin import bounds
-from girder_dask.submit import Group
-from tests.integration.rest_site import call, count_jobs, submit
+from girder_dask.plugin.rest import option_limits
 from tests.integration.test_permissions import configure, make_group
+from tests.support.rest_site import call, count_jobs, submit
 
 NAN, INF = float("nan"), float("inf")
 
@@ -27,19 +27,19 @@ def allowed(girder_admin: Any) -> Iterator[None]:
 
 #: Too much for users, and a little less, which is not.
 TOO_MUCH = [
-    ("retries", bounds.MOST_RETRIES + 1, bounds.MOST_RETRIES),
-    ("timeout", bounds.MOST_TIMEOUT + 1, bounds.MOST_TIMEOUT),
+    ("retries", option_limits.MOST_RETRIES + 1, option_limits.MOST_RETRIES),
+    ("timeout", option_limits.MOST_TIMEOUT + 1, option_limits.MOST_TIMEOUT),
     ("priority", 1, 0),
-    ("priority", bounds.LEAST_PRIORITY - 1, bounds.LEAST_PRIORITY),
-    ("resources", {"GPU": 2e15}, {"GPU": bounds.MOST_AMOUNT}),
+    ("priority", option_limits.LEAST_PRIORITY - 1, option_limits.LEAST_PRIORITY),
+    ("resources", {"GPU": 2e15}, {"GPU": option_limits.MOST_AMOUNT}),
     (
         "resources",
-        {f"r{n}": 1 for n in range(bounds.MOST_RESOURCES + 1)},
-        {f"r{n}": 1 for n in range(bounds.MOST_RESOURCES)},
+        {f"r{n}": 1 for n in range(option_limits.MOST_RESOURCES + 1)},
+        {f"r{n}": 1 for n in range(option_limits.MOST_RESOURCES)},
     ),
-    ("resources", {"x" * (bounds.MOST_NAME + 1): 1}, {"x" * bounds.MOST_NAME: 1}),
-    ("title", "x" * (bounds.MOST_TITLE + 1), "x" * bounds.MOST_TITLE),
-    ("type", "x" * (bounds.MOST_TYPE + 1), "x" * bounds.MOST_TYPE),
+    ("resources", {"x" * (option_limits.MOST_NAME + 1): 1}, {"x" * option_limits.MOST_NAME: 1}),
+    ("title", "x" * (option_limits.MOST_TITLE + 1), "x" * option_limits.MOST_TITLE),
+    ("type", "x" * (option_limits.MOST_TYPE + 1), "x" * option_limits.MOST_TYPE),
     ("handler", "worker_handler", "dask_handler"),
     ("other_fields", {"colour": "blue"}, {"meta": {"colour": "blue"}}),
 ]
@@ -175,8 +175,8 @@ def test_delay_refuses_the_same_in_girder(girder_stack):
 def test_a_job_that_would_wait_for_ever_is_refused_in_delay(value):
     from my_worker_tasks import noop
 
-    from girder_dask import submit as submitting
-    from tests.unit.recording_backend import RecordingBackend
+    from girder_dask.client import backend as submitting
+    from tests.support.recording_backend import RecordingBackend
 
     with (
         submitting.using(RecordingBackend()),

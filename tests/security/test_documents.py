@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import requests
 
+from girder_dask.client.backend import Group
 from girder_dask.jobs import JobStatus, to_json
-from girder_dask.submit import Group
-from tests.integration.rest_site import ask, call, read, start_waiting, submit
+from tests.support.rest_site import ask, call, read, start_waiting, submit
 
 BAD = ["x", -1, 1.5, None, [], [1, "x"], {}, {"open": True}, True, 2**62, math.nan]
 JOB_FIELDS = [
@@ -47,7 +47,7 @@ def plant(base_id: str, forged: list[Any], groups: list[Any]) -> list[str]:
     from bson import ObjectId
     from girder_jobs.models.job import Job
 
-    from girder_dask.plugin.records import DaskJob
+    from girder_dask.plugin.store.models import DaskJob
 
     def put(document: dict[str, Any], path: str, value: Any) -> None:
         *outer, last = path.split(".")
@@ -91,7 +91,7 @@ def remove(ids: list[str]) -> None:
     from bson import ObjectId
     from girder_jobs.models.job import Job
 
-    from girder_dask.plugin.records import DaskJob
+    from girder_dask.plugin.store.models import DaskJob
 
     both = [*ids, *(ObjectId(i) for i in ids if ObjectId.is_valid(i))]
     Job().collection.delete_many({"_id": {"$in": both}})
@@ -103,8 +103,8 @@ def find_left(ids: list[str]) -> list[str]:
     from bson import ObjectId
     from girder_jobs.models.job import Job
 
-    from girder_dask.plugin import forms
-    from girder_dask.plugin.updates import without_log
+    from girder_dask.plugin.store import validation
+    from girder_dask.plugin.store.updates import without_log
 
     left = []
     objects = [ObjectId(i) for i in ids if ObjectId.is_valid(i)]
@@ -113,10 +113,10 @@ def find_left(ids: list[str]) -> list[str]:
         group = dask["group"] if isinstance(dask.get("group"), dict) else {}
         try:
             if dask.get("open") is True:
-                forms.check_job(job)
+                validation.check_job(job)
             if group.get("open") is True:
-                forms.check_group(job)
-        except forms.Malformed as e:
+                validation.check_group(job)
+        except validation.Malformed as e:
             left.append(str(e))
     return left
 

@@ -14,8 +14,8 @@ import pytest
 import requests
 from uvicorn.logging import AccessFormatter
 
-from girder_dask.log_records import _AuditFilter, _Factory
-from girder_dask.redaction import clean_headers
+from girder_dask.plugin.girder_log import _AuditFilter, _Factory
+from girder_dask.protocol.redaction import clean_headers
 
 
 def log_of(stack: Any) -> Path:

@@ -23,25 +23,26 @@ from typing import Any
 import pytest
 from distributed.core import error_message
 
-from girder_dask import current_job, separation, task
+from girder_dask import current_job, task
 from girder_dask.errors import CancelInterrupt, JobFailed, TransformError
 from girder_dask.jobs import JobStatus
-from girder_dask.payload import NotKept
-from girder_dask.state_items import process_items
-from tests.unit.deadline import SECONDS, until
-from tests.unit.run_worker import Worker, captured
+from girder_dask.protocol.payload import NotKept
+from girder_dask.worker.process_globals import job_scope
+from girder_dask.worker.process_globals.items import process_items
+from tests.support.deadline import SECONDS, until
+from tests.support.run_worker import Worker, captured
 
 S = JobStatus
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Worker]:
-    separation.install()
+    job_scope.install()
     opened = Worker(tmp_path)
     with captured():
         yield opened
     opened.close()
-    separation.uninstall()
+    job_scope.uninstall()
 
 
 def raising(raised: BaseException) -> Callable[..., Any]:

@@ -18,21 +18,22 @@ import dask
 import girder_client
 import pytest
 
-from girder_dask import addresses, config, links
-from girder_dask.addresses import HostRefused, LinkHosts, is_public
-from girder_dask.apiclient import ApiClient
+from girder_dask import config
 from girder_dask.errors import GirderDaskError, TransformError
-from girder_dask.files import FileCache
+from girder_dask.files.cache import FileCache
+from girder_dask.http import addresses, links
+from girder_dask.http.addresses import HostRefused, LinkHosts, is_public
+from girder_dask.http.girder_client import ApiClient
+from girder_dask.http.redirects import LinkRefused
+from girder_dask.http.session import make_session
 from girder_dask.jobs import JobStatus
-from girder_dask.redirects import LinkRefused
-from girder_dask.session import make_session
 from girder_dask.transforms import (
     GirderFileId,
     GirderFileIdAllowDirect,
     GirderItemId,
 )
-from tests.security.authority import Authority
-from tests.unit.file_girder import FileGirder, serving_files
+from tests.support.authority_site import Authority
+from tests.support.file_girder import FileGirder, serving_files
 
 PUBLIC, OTHER = "93.184.215.14", "93.184.215.15"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.rest_site import ask, call
-from tests.security.site import Attack, Victim
+from tests.support.rest_site import ask, call
+from tests.support.security_site import Attack, Victim
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 HEADING = "## Actors and routes"

@@ -39,7 +39,7 @@ def watch() -> None:
     from girder.models.api_key import ApiKey
     from girder.models.token import Token
 
-    from girder_dask.plugin import tokens
+    from girder_dask.plugin.store import tokens
 
     made = builtins.made_secrets = set()
     made |= {token["_id"] for token in Token().find()}
@@ -105,7 +105,7 @@ def start_long() -> dict[str, str]:
 def logs_of_all() -> bytes:
     from girder_jobs.models.job import Job
 
-    from girder_dask.plugin import chunks
+    from girder_dask.plugin.store.logs import chunks
 
     jobs = Job().collection.find({}, {"_id": True})
     return b"".join(b"".join(chunks.load(job["_id"]).read()) for job in jobs)

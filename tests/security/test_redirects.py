@@ -13,23 +13,24 @@ import pytest
 import requests
 
 from girder_dask import config, credential
-from girder_dask.apiclient import ApiClient
-from girder_dask.connection import connect
-from girder_dask.doctor import gather_facts
+from girder_dask.cli.doctor import gather_facts
+from girder_dask.client.backend import Submission
+from girder_dask.client.connection import connect
+from girder_dask.client.rest_backend import RestBackend
 from girder_dask.errors import GirderError, SubmissionError, TransformError
-from girder_dask.girder_api import GirderApi
+from girder_dask.files.upload_recovery import Traces
+from girder_dask.files.uploads import send_artifact
+from girder_dask.http.client import Web
+from girder_dask.http.girder_client import ApiClient
+from girder_dask.http.redirects import Redirected, is_within
+from girder_dask.http.scheduler_api import GirderApi
+from girder_dask.http.session import GirderSession, make_session
 from girder_dask.jobs import JobUpdate
-from girder_dask.redirects import KIND_HEADER, Redirected, is_within
-from girder_dask.remote import RestBackend
-from girder_dask.session import GirderSession, make_session
+from girder_dask.protocol.names import KIND_HEADER
 from girder_dask.standalone import accounts
-from girder_dask.starts import begin
-from girder_dask.submit import Submission
-from girder_dask.traces import Traces
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder
-from girder_dask.uploads import send_artifact
-from girder_dask.web import Web
-from tests.unit.local_girder import Peer, serving
+from girder_dask.worker.fencing import begin
+from tests.support.local_girder import Peer, serving
 
 SECRET = "the-secret"
 FILE = {"_id": "1", "name": "a", "created": "2026-01-01", "size": 163}

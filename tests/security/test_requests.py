@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from tests.integration.rest_site import ask, call, count_jobs, start_waiting, submit
+from tests.support.rest_site import ask, call, count_jobs, start_waiting, submit
 
 DEEP = '{"a":' * 900 + "1" + "}" * 900
 DEEPER = {"a": json.loads('{"a":' * 120 + "1" + "}" * 120)}

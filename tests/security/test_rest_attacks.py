@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from girder_dask.plugin import bounds, documents
-from tests.integration.rest_site import ask, call, count_jobs, start_waiting, submit
+from girder_dask.plugin.rest import option_limits
+from girder_dask.plugin.store import documents
 from tests.integration.test_permissions import configure, make_group
+from tests.support.rest_site import ask, call, count_jobs, start_waiting, submit
 
 TASK = "my_worker_tasks:noop"
 NOWHERE = {"nowhere": 1}
@@ -145,7 +146,7 @@ def test_arguments_of_megabytes_are_not_either(girder_stack, attacker):
 
 def test_nor_are_fields_of_users(girder_stack, attacker):
     before = girder_stack.call(count_jobs, attacker.id)
-    fields = {"meta": {"note": "x" * bounds.MOST_FIELDS}}
+    fields = {"meta": {"note": "x" * option_limits.MOST_FIELDS}}
     made = call(TASK, other_fields=fields, resources=NOWHERE)
     for sent in ({}, {"group": {"version": made["version"], "title": "g", "other_fields": fields}}):
         calls = [call(TASK, resources=NOWHERE)] if sent else [made]

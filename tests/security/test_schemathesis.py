@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
-from tests.integration.rest_site import ask
-from tests.security.site import Attack
+from tests.support.rest_site import ask
+from tests.support.security_site import Attack
 
 # Of each kind, for each of the routes and actors.
 EXAMPLES = 5

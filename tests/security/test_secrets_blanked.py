@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from my_worker_tasks.leaks import WAYS
 
-from girder_dask.http_objects import strip_headers
+from girder_dask.http.http_objects import strip_headers
 from girder_dask.jobs import JobStatus
-from girder_dask.redaction import Secrets, clean_data, clean_text, clean_urls
+from girder_dask.protocol.redaction import Secrets, clean_data, clean_text, clean_urls
 
 TOKEN = secrets.token_hex(32)
 
@@ -56,7 +56,8 @@ def all_of(job_id: str) -> bytes:
     from bson import ObjectId
     from girder_jobs.models.job import Job
 
-    from girder_dask.plugin import chunks, records
+    from girder_dask.plugin.store import models
+    from girder_dask.plugin.store.logs import chunks
 
     ids = [ObjectId(job_id)]
     # A given token is no job's, so that its child has no parent.
@@ -64,7 +65,7 @@ def all_of(job_id: str) -> bytes:
     found = b""
     for document in Job().collection.find({"_id": {"$in": ids}}):
         found += bson.encode(document)
-    for document in records.DaskJob().collection.find({"_id": {"$in": ids}}):
+    for document in models.DaskJob().collection.find({"_id": {"$in": ids}}):
         if document["_id"] == ids[0]:
             found += bson.encode(document)
     for each in ids:

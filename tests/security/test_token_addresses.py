@@ -13,20 +13,20 @@ import pytest
 from distributed import Scheduler
 from distributed import Worker as DaskWorker
 
-from girder_dask.doctor import examine
+from girder_dask.cli.doctor import examine
+from girder_dask.client.backend import Submission
+from girder_dask.client.rest_backend import RestBackend
 from girder_dask.errors import NotConnectedError, SubmissionError
 from girder_dask.jobs import JobSpec, to_json
-from girder_dask.payload import pack_call
-from girder_dask.remote import RestBackend
-from girder_dask.scheduler_hooks import GirderSchedulerPlugin
-from girder_dask.submit import Submission
+from girder_dask.protocol.payload import pack_call
+from girder_dask.scheduler_hooks import make_plugin
 from girder_dask.testing.remote import pack, unpack
 from girder_dask.transforms import GirderFileId
-from tests.integration.rest_site import call, count_jobs, start_waiting, submit
-from tests.unit.deadline import soon
-from tests.unit.local_girder import serving
-from tests.unit.run_worker import Worker
-from tests.unit.test_doctor import SCHEDULER, WORKER, whole
+from tests.support.deadline import soon
+from tests.support.local_girder import serving
+from tests.support.rest_site import call, count_jobs, start_waiting, submit
+from tests.support.run_worker import Worker
+from tests.unit.cli.test_doctor import SCHEDULER, WORKER, whole
 
 EVIL = "http://127.0.0.1:9/api/v1"
 #: What a client says of the address by which it has reached Girder.
@@ -54,14 +54,15 @@ def without_settings(start: Any, *args: Any) -> dict[str, Any]:
     """Start a job in a Girder that has no address of its own, and say where it is to be found."""
     import os
 
-    from girder_dask.plugin import records, settings
+    from girder_dask.plugin import settings
+    from girder_dask.plugin.store import models
 
     there = os.environ.pop("GIRDER_SETTING_DASK_API_URL", None)
     settings.forget_cached()
     try:
         job_id = start(*args)
-        record = records.DaskJob().collection.find_one({"_id": job_id})
-        (spec,) = records.load_specs([record], {job_id: 1})
+        record = models.DaskJob().collection.find_one({"_id": job_id})
+        (spec,) = models.load_specs([record], {job_id: 1})
     finally:
         if there is not None:
             os.environ["GIRDER_SETTING_DASK_API_URL"] = there
@@ -120,12 +121,13 @@ def test_an_address_that_was_recorded_from_a_request_before_is_not_believed(gird
     def forged(job_id: str) -> Any:
         from bson import ObjectId
 
-        from girder_dask.plugin import records, settings
+        from girder_dask.plugin import settings
+        from girder_dask.plugin.store import models
 
-        known = records.DaskJob().collection
+        known = models.DaskJob().collection
         known.update_one({"_id": ObjectId(job_id)}, {"$set": {"api_url": "http://127.0.0.1:9"}})
         record = known.find_one({"_id": ObjectId(job_id)})
-        (spec,) = records.load_specs([record], {ObjectId(job_id): 2})
+        (spec,) = models.load_specs([record], {ObjectId(job_id): 2})
         return spec.to_wire(), settings.default_api_url()
 
     job = girder_stack.call(start_waiting)
@@ -151,7 +153,7 @@ def test_a_child_has_the_address_that_code_in_girder_gave(girder_stack, girder_u
     def start(url: str) -> dict[str, str]:
         from my_worker_tasks import noop
 
-        from girder_dask.plugin.records import DaskJob
+        from girder_dask.plugin.store.models import DaskJob
 
         job = noop.apply_async(girder_api_url=url, resources={"nowhere": 1}).job
         return {"token": DaskJob().collection.find_one({"_id": job["_id"]})["token"]}
@@ -159,7 +161,7 @@ def test_a_child_has_the_address_that_code_in_girder_gave(girder_stack, girder_u
     def address(job_id: str) -> Any:
         from bson import ObjectId
 
-        from girder_dask.plugin.records import DaskJob
+        from girder_dask.plugin.store.models import DaskJob
 
         return DaskJob().collection.find_one({"_id": ObjectId(job_id)})["girder_api_url"]
 
@@ -255,7 +257,7 @@ async def test_workers_without_a_setting_send_tokens_where_the_scheduler_does(mo
 
         with dask.config.set({"girder.scheduler.pull-interval": "100 ms"}):
             async with Scheduler(port=0, dashboard_address=":0") as scheduler:
-                plugin = GirderSchedulerPlugin(girder.url, "the-key")
+                plugin = make_plugin(girder.url, "the-key")
                 scheduler.add_plugin(plugin)
                 await plugin.start(scheduler)
                 async with DaskWorker(scheduler.address, nthreads=1):

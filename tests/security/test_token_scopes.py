@@ -11,13 +11,13 @@ from bson import ObjectId
 from girder.constants import TokenScope
 from girder_jobs.constants import REST_CREATE_JOB_TOKEN_SCOPE, REST_LIST_JOB_TOKEN_SCOPE
 
-from girder_dask.credential import SCOPE
+from girder_dask.client.backend import Group
 from girder_dask.jobs import JobStatus, to_json
-from girder_dask.plugin import tokens
-from girder_dask.plugin.other_fields import CORE, RESERVED, reserved
-from girder_dask.submit import Group
-from tests.integration.rest_site import ask, call, count_jobs, read, start_waiting, submit
+from girder_dask.plugin.rest.reserved_fields import CORE, RESERVED, reserved
+from girder_dask.plugin.store import tokens
+from girder_dask.protocol.names import SCHEDULER_SCOPE, SUBMIT_SCOPE
 from tests.integration.test_permissions import configure
+from tests.support.rest_site import ask, call, count_jobs, read, start_waiting, submit
 
 #: What is tried: method and path, with a folder and a job that are one's own or somebody else's.
 TRIED = {
@@ -44,7 +44,7 @@ TRIED = {
 LETS = {
     TokenScope.DATA_READ: {"read a folder", "read a log"},
     TokenScope.DATA_WRITE: {"make a folder"},
-    tokens.SUBMIT_SCOPE: {"cancel a job"},
+    SUBMIT_SCOPE: {"cancel a job"},
     REST_LIST_JOB_TOKEN_SCOPE: {"read a job"},
 }
 
@@ -111,7 +111,7 @@ def test_the_token_of_a_job_does_all_of_these_and_nothing_else(girder_stack, gir
 def test_the_scope_for_submissions_starts_what_the_user_may(
     girder_stack, girder_user, girder_admin
 ):
-    token = girder_stack.call(make_token, [tokens.SUBMIT_SCOPE], girder_user.id)
+    token = girder_stack.call(make_token, [SUBMIT_SCOPE], girder_user.id)
     waits = call("my_worker_tasks:noop", resources={"nowhere": 1})
     assert submit(girder_stack, waits, token=token).status_code == 403
     configure(girder_admin, "dask.allow_tasks", value=True)
@@ -119,7 +119,7 @@ def test_the_scope_for_submissions_starts_what_the_user_may(
     assert girder_stack.call(read, "job", job["_id"])["userId"] == ObjectId(girder_user.id)
 
 
-@pytest.mark.parametrize("scope", [REST_CREATE_JOB_TOKEN_SCOPE, SCOPE])
+@pytest.mark.parametrize("scope", [REST_CREATE_JOB_TOKEN_SCOPE, SCHEDULER_SCOPE])
 def test_users_make_no_keys_with_the_scopes_of_services(girder_stack, girder_user, scope):
     parameters = {"name": "x", "scope": json.dumps([scope])}
     answer = ask(girder_stack, "POST", "api_key", by=girder_user, params=parameters)

@@ -79,9 +79,9 @@ def make_job(sender: str, user: Any) -> Any:
 
     from girder_jobs.models.job import Job
 
-    from girder_dask.payload import pack_call
-    from girder_dask.plugin import store, tokens
-    from girder_dask.submit import Submission
+    from girder_dask.client.backend import Submission
+    from girder_dask.plugin.store import recording, tokens
+    from girder_dask.protocol.payload import pack_call
 
     if sender == "scheduled":
         fields = {"dask": {"task": "pkg.mod:work"}}
@@ -89,7 +89,7 @@ def make_job(sender: str, user: Any) -> Any:
             "Work", "dask", handler="dask_handler", user=user, otherFields=fields
         )["_id"]
     call = Submission("pkg.mod:work", pack_call((), {}), user=user)
-    (recorded,) = store.record([call], tokens_later=True)
+    (recorded,) = recording.record([call], tokens_later=True)
     if sender.startswith("claimed"):
         old = datetime.now(timezone.utc) - timedelta(seconds=60)
         Job().collection.update_one({"_id": recorded.job["_id"]}, {"$set": {"created": old}})
@@ -99,12 +99,13 @@ def make_job(sender: str, user: Any) -> Any:
 
 
 def send(sender: str, user: Any, job: Any) -> None:
-    from girder_dask.plugin import backend, store
+    from girder_dask.plugin import backend
+    from girder_dask.plugin.store import recording
 
     if sender == "scheduled":
-        store.adopt(job, user)
+        recording.adopt(job, user)
     elif sender.startswith("claimed"):
-        store.claim("a scheduler", 1)
+        recording.claim("a scheduler", 1)
     else:
         scheduler = "a scheduler" if sender == "handed over" else None
         backend._hand_over(scheduler, [str(job["_id"])])
@@ -114,10 +115,10 @@ def end(ender: str, job: Any) -> None:
     from girder_jobs.models.job import Job
 
     from girder_dask.jobs import JobStatus
-    from girder_dask.plugin import store
+    from girder_dask.plugin.store import recording
 
     if ender == "canceled":
-        store.cancel(job["_id"])
+        recording.cancel(job["_id"])
     elif ender == "deleted":
         Job().remove(job)
     else:
@@ -130,14 +131,14 @@ def tokens_left(job_id: Any) -> int:
     from girder_jobs.models.job import Job
 
     from girder_dask.jobs import FINAL
-    from girder_dask.plugin import records, store
+    from girder_dask.plugin.store import models, recording
 
     found = Job().load(job_id, force=True)
     if found is not None and found["status"] not in FINAL:
-        store.cancel(job_id)  # whoever ended it was too early, and was told so
+        recording.cancel(job_id)  # whoever ended it was too early, and was told so
     left = Token().collection.count_documents({"dask_job": job_id})
     Job().collection.delete_one({"_id": job_id})
-    records.forget([job_id])
+    models.forget([job_id])
     return int(left)
 
 
@@ -146,11 +147,12 @@ def interleave(sender: str, ender: str) -> dict[str, Any]:
     from girder.api.rest import getCurrentUser
     from girder_jobs.models.job import Job
 
-    from girder_dask.plugin import chunks, claims, records, store, tokens
+    from girder_dask.plugin.store import claims, models, recording, tokens
+    from girder_dask.plugin.store.logs import chunks
 
     user, turns = getCurrentUser(), Turns("")
-    modules = {"tokens": tokens, "store": store, "claims": claims}
-    modules |= {"records": records, "chunks": chunks}
+    modules = {"tokens": tokens, "store": recording, "claims": claims}
+    modules |= {"records": models, "chunks": chunks}
 
     def stepwise(call: Any) -> Any:
         def stepping(*args: Any, **kwargs: Any) -> Any:
@@ -202,7 +204,7 @@ def leave_behind() -> dict[str, Any]:
     from girder_jobs.models.job import Job
 
     from girder_dask.jobs import JobStatus
-    from girder_dask.plugin import tokens
+    from girder_dask.plugin.store import tokens
 
     now = datetime.now(timezone.utc)
     cases = {
@@ -275,7 +277,7 @@ def tokens_of_map(parent: str) -> dict[str, Any]:
     from girder.models.token import Token
     from girder_jobs.models.job import Job
 
-    from girder_dask.plugin import tokens
+    from girder_dask.plugin.store import tokens
 
     jobs = list(Job().collection.find({"parentId": ObjectId(parent)}, {"status": True}))
     ids = [job["_id"] for job in jobs]

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from girder_dask.client.backend import Group
 from girder_dask.jobs import JobSpec, JobStatus
-from girder_dask.packages import modules_beside
-from girder_dask.payload import pack_call
-from girder_dask.plugin.other_fields import RESERVED
-from girder_dask.submit import Group
-from tests.integration.rest_site import ask, call, read, submit
+from girder_dask.plugin.rest.reserved_fields import RESERVED
+from girder_dask.protocol.payload import pack_call
+from girder_dask.tasks.discovery import modules_beside
 from tests.integration.test_permissions import configure, make_group
-from tests.unit.deadline import until
-from tests.unit.run_worker import Worker
+from tests.support.deadline import until
+from tests.support.rest_site import ask, call, read, submit
+from tests.support.run_worker import Worker
 
 ADD, ECHO, TASK = (
     "my_worker_tasks.values:add_one",
@@ -42,17 +42,17 @@ def start_in_girder(*, owned: bool = True) -> dict[str, str]:
     """Start a job as a plugin's route does. Run it in Girder."""
     from my_worker_tasks import noop
 
-    from girder_dask.payload import pack_call
-    from girder_dask.plugin import store
-    from girder_dask.plugin.records import DaskJob
-    from girder_dask.submit import Submission
+    from girder_dask.client.backend import Submission
+    from girder_dask.plugin.store import recording
+    from girder_dask.plugin.store.models import DaskJob
+    from girder_dask.protocol.payload import pack_call
 
     if owned:
         job_id = noop.apply_async(resources={"nowhere": 1}).job["_id"]
     else:
         plain = pack_call((), {})
         ownerless = Submission("my_worker_tasks:noop", plain, resources={"nowhere": 1})
-        job_id = store.record([ownerless], None)[0].job["_id"]
+        job_id = recording.record([ownerless], None)[0].job["_id"]
     return {"id": str(job_id), "token": DaskJob().collection.find_one({"_id": job_id})["token"]}
 
 
@@ -189,15 +189,15 @@ def test_a_record_of_another_version_gains_nothing(girder_stack, girder_user, fi
     def make_old(job_id: str) -> bool:
         from bson import ObjectId
 
-        from girder_dask.plugin import records
+        from girder_dask.plugin.store import models
 
-        known = records.DaskJob().collection
+        known = models.DaskJob().collection
         change = {"$unset": {"trusted": True, "from_girder": True}}
         known.update_one({"_id": ObjectId(job_id)}, change)
         if fields:
             known.update_one({"_id": ObjectId(job_id)}, {"$set": fields})
         record = known.find_one({"_id": ObjectId(job_id)})
-        (spec,) = records.load_specs([record], {ObjectId(job_id): 1})
+        (spec,) = models.load_specs([record], {ObjectId(job_id): 1})
         return spec.trusted
 
     parent = girder_stack.call(start_in_girder, user=girder_user)

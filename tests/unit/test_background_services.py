@@ -13,21 +13,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from deadline import SECONDS, soon, until
-from dispatch_site import MemoryCluster
 from distributed import Scheduler
-from injected import Fails, Injected, inject, told
-from local_girder import Peer, serving
 
-from girder_dask import accounts, card, futures, placement
-from girder_dask.dask_cluster import DaskCluster
+from girder_dask.client import futures, job_card
 from girder_dask.jobs import JobEvent, JobSpec, JobStatus
-from girder_dask.kept import Kept
-from girder_dask.link import SchedulerLink
-from girder_dask.recorder import Recorder
-from girder_dask.scheduler_hooks import GirderSchedulerPlugin
+from girder_dask.plugin.scheduler_link import SchedulerLink
+from girder_dask.scheduler import run_reports, stealing
+from girder_dask.scheduler.dask_cluster import DaskCluster
+from girder_dask.scheduler.plugin import GirderSchedulerPlugin
+from girder_dask.scheduler.recorder import Recorder
+from girder_dask.scheduler.retention import Kept
+from girder_dask.scheduler_hooks import make_plugin
 from girder_dask.standalone import guard, launcher
 from girder_dask.standalone.report import Reporter
+from tests.support.deadline import SECONDS, soon, until
+from tests.support.dispatch_site import MemoryCluster
+from tests.support.injected import Fails, Injected, inject, told
+from tests.support.local_girder import Peer, serving
 
 S = JobStatus
 
@@ -121,7 +123,7 @@ async def recorder_answer() -> None:
 async def accounts_question() -> None:
     acted: list[str] = []
     is_open = Fails(lambda _key: True)
-    awaited = accounts.Accounts(is_open, lambda _worker: False)
+    awaited = run_reports.Accounts(is_open, lambda _worker: False)
     is_open.calls = 1
     for key in "ab":
         awaited.unless_told(key, "w", lambda key=key: acted.append(key))  # type: ignore[misc]
@@ -131,14 +133,14 @@ async def accounts_question() -> None:
 
 async def accounts_action() -> None:
     acted: list[str] = []
-    awaited = accounts.Accounts(lambda _key: True, lambda _worker: False)
+    awaited = run_reports.Accounts(lambda _key: True, lambda _worker: False)
     awaited.unless_told("a", "w", Fails())
     awaited.unless_told("b", "w", lambda: acted.append("b"))
     await soon(lambda: acted == ["b"])
 
 
 async def placement_look() -> None:
-    placed = placement.Placement(SimpleNamespace(extensions={}), lambda _key: False)  # type: ignore[arg-type]
+    placed = stealing.Placement(SimpleNamespace(extensions={}), lambda _key: False)  # type: ignore[arg-type]
     look = inject(placed, "look")
     running = asyncio.create_task(placed.run())
     await soon(lambda: look.calls == 2)
@@ -225,7 +227,7 @@ async def in_a_scheduler(find: Callable[[GirderSchedulerPlugin], tuple[Any, str]
         }
         peer.answers |= answers
         async with Scheduler(port=0, dashboard_address=":0") as scheduler:
-            plugin = GirderSchedulerPlugin(peer.url, "the-key")
+            plugin = make_plugin(peer.url, "the-key")
             scheduler.add_plugin(plugin)
             await plugin.start(scheduler)
             step = inject(*find(plugin))
@@ -284,7 +286,7 @@ async def link_address() -> None:
 
 
 async def courier_connection() -> None:
-    from girder_dask.plugin.courier import Batch, Courier
+    from girder_dask.plugin.notify.redis_publisher import Batch, Courier
 
     class Redis:
         """One that has nobody who listens."""
@@ -310,12 +312,12 @@ async def courier_connection() -> None:
 
 
 async def unreached_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    from girder_dask.plugin import unreached
+    from girder_dask.plugin.store import unreachable
 
     mark = Fails(lambda *_args, **_more: 0)
-    monkeypatch.setattr(unreached, "mark", mark)
-    monkeypatch.setattr(unreached, "_PAUSE", 0.01)
-    telling = unreached.Unreached()
+    monkeypatch.setattr(unreachable, "mark", mark)
+    monkeypatch.setattr(unreachable, "_PAUSE", 0.01)
+    telling = unreachable.Unreached()
     telling.hear("no scheduler", ["a"])
     thread = telling._thread
     assert thread is not None
@@ -325,36 +327,36 @@ async def unreached_mark(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def sweeper_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    from girder_dask.plugin import sweeper
+    from girder_dask.plugin import token_sweeper
 
     class Enough(BaseException):
         """Ends the thread, which has no other end."""
 
     sweep = Fails(lambda _now: 0)
-    monkeypatch.setattr(sweeper.tokens, "sweep", sweep)
+    monkeypatch.setattr(token_sweeper.tokens, "sweep", sweep)
 
     def sleep(_seconds: float) -> None:
         if sweep.calls == 2:
             raise Enough
 
-    monkeypatch.setattr(sweeper, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(token_sweeper, "time", SimpleNamespace(sleep=sleep))
     with pytest.raises(Enough):
-        sweeper._work()
+        token_sweeper._work()
 
 
 async def memory_trim() -> None:
-    from girder_dask.plugin import memory
+    from girder_dask.plugin import malloc
 
     trim = Fails()
     for _ in range(2):
-        timer = threading.Timer(0.0, memory._give_back, [trim])
+        timer = threading.Timer(0.0, malloc._give_back, [trim])
         timer.start()
         timer.join()
     assert trim.calls == 2
 
 
 async def recount_later() -> None:
-    from girder_dask.plugin.recount import Recount
+    from girder_dask.plugin.store.maps.throttle import Recount
 
     count = Fails(lambda _ids: {})
     recount = Recount(count)
@@ -368,12 +370,12 @@ async def recount_later() -> None:
 
 
 async def card_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(card, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(job_card, "_FIRST_PAUSE", 0.01)
     widget = SimpleNamespace(comm=1, _view_count=None, value="", observe=lambda *_a, **_m: None)
     jobs = [{"_id": "a", "title": "Count", "status": int(S.SUCCESS), "log": []}]
     load_jobs = Fails(lambda _ids: jobs)
     backend = SimpleNamespace(load_jobs=load_jobs, load_job=lambda _id, **_more: jobs[0])
-    shown = card.Card(backend, {"_id": "a", "status": int(S.RUNNING)}, widget)  # type: ignore[arg-type]
+    shown = job_card.Card(backend, {"_id": "a", "status": int(S.RUNNING)}, widget)  # type: ignore[arg-type]
     shown.follow()
     await soon(lambda: shown.is_over)
     await soon(lambda: shown._thread is None)
@@ -524,8 +526,8 @@ PLACES = [
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounts, "_PAUSE", 0.01)
-    monkeypatch.setattr(placement, "_PAUSE", 0.01)
+    monkeypatch.setattr(run_reports, "_PAUSE", 0.01)
+    monkeypatch.setattr(stealing, "_PAUSE", 0.01)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: str(place.__name__))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from girder_dask import entrypoint, packages
-from girder_dask.discovery import discover
+from girder_dask import entrypoint
+from girder_dask.entrypoint import discover
 from girder_dask.errors import TaskNotFoundError
+from girder_dask.tasks import discovery
 
 
 def install(path: Path, name: str, *, requires: str, group: str, value: str) -> None:
@@ -48,7 +49,7 @@ def ported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("old_style", "girder-dask[girder]>=0.1", "old_style:Plugin"),
         ("not_ported", "girder-worker", "module_that_needs_girder_worker:Plugin"),
     ):
-        group = packages.WORKER_ENTRY_POINT_GROUP
+        group = discovery.WORKER_ENTRY_POINT_GROUP
         install(tmp_path, name, requires=requires, group=group, value=value)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "old_style", raising=False)
@@ -63,7 +64,7 @@ def test_a_ported_package_with_the_old_entry_point_is_found(ported: Path) -> Non
 
 
 def test_a_package_that_is_not_ported_is_left_alone(ported: Path) -> None:
-    points = importlib.metadata.entry_points(group=packages.WORKER_ENTRY_POINT_GROUP)
+    points = importlib.metadata.entry_points(group=discovery.WORKER_ENTRY_POINT_GROUP)
     assert "not_ported" in points.names
     assert "not_ported" not in entrypoint.get_extensions()
     discover()  # imports nothing of it
@@ -81,13 +82,13 @@ def test_the_new_entry_point_names_the_module() -> None:
     found = entrypoint.get_extension_tasks("ported_tasks")
     assert "ported_tasks.tasks.scale" in found
     assert found == entrypoint.get_module_tasks("ported_tasks.tasks")
-    assert "ported_tasks.tasks" in packages.modules_of_tasks()
+    assert "ported_tasks.tasks" in discovery.modules_of_tasks()
 
 
 def test_each_package_is_found_once() -> None:
     """ported_tasks has both entry points."""
     assert entrypoint.get_extensions().count("ported_tasks") == 1
-    assert packages.modules_of_tasks().count("ported_tasks.tasks") == 1
+    assert discovery.modules_of_tasks().count("ported_tasks.tasks") == 1
 
 
 def test_an_unknown_package_is_an_error_that_says_which_there_are() -> None:

@@ -21,8 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_dask.errors import TransformError
-from girder_dask.leaves import map_leaves
-from girder_dask.transform import reason, safe_name
+from girder_dask.files.base import reason, safe_name
 from girder_dask.transforms import (
     GirderFileId,
     GirderFileIdAllowDirect,
@@ -39,6 +38,7 @@ from girder_dask.transforms import (
     explain,
     is_transform,
 )
+from girder_dask.utils.pytree import map_leaves
 
 Pair = namedtuple("Pair", "left right")  # noqa: PYI024 - the untyped kind has to work too
 

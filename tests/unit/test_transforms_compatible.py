@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from girder_dask.payload import open_call, pack_call
+from girder_dask.protocol.payload import open_call, pack_call
 from girder_dask.transforms import (
     GirderFileId,
     GirderFileIdAllowDirect,

@@ -1,0 +1,359 @@
+"""``girder-dask doctor``: is every link of the system whole, and if not, what mends it.
+
+Facts are gathered first, from the scheduler, the workers, Girder and this process. What is
+wrong follows from them alone, in :func:`examine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from girder_dask import config
+from girder_dask.diagnostics import gather
+from girder_dask.errors import GirderError
+from girder_dask.http.scheduler_api import GirderApi
+
+__all__ = ["Check", "Facts", "examine", "gather_facts", "run_doctor"]
+
+_CONNECT_TIME = 3.0
+_ANSWER_TIME = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One link. ``problem`` is None when it is whole; ``remedy`` says how to mend it."""
+
+    name: str
+    detail: str = ""
+    problem: str | None = None
+    remedy: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the link is whole."""
+        return self.problem is None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the processes know.
+
+    ``scheduler`` is the answer of the hooks, None without hooks; ``workers`` maps addresses
+    to the facts of each, None for a worker without our plugin. The errors say why something
+    could not be asked.
+    """
+
+    here: Mapping[str, Any]
+    scheduler_address: str | None = None
+    scheduler_error: str | None = None
+    scheduler: Mapping[str, Any] | None = None
+    workers: Mapping[str, Mapping[str, Any] | None] | None = None
+    girder_url: str | None = None
+    girder_error: str | None = None
+
+    @property
+    def girder(self) -> Mapping[str, Any] | None:
+        """What Girder said of itself to the scheduler, None if it said nothing."""
+        return None if self.scheduler is None else self.scheduler.get("girder")
+
+
+def run_doctor(api_url: str | None, scheduler: str | None, as_json: bool = False) -> int:
+    """Check all links, print what was found, and return the exit code.
+
+    Parameters
+    ----------
+    api_url
+        Girder's REST API as it is reached from here, by default that of the scheduler.
+    scheduler
+        The address of the Dask scheduler, by default that of Dask's configuration.
+    as_json
+        Print one JSON document instead of lines.
+
+    Returns
+    -------
+    int
+        0 when every link is whole, else 1.
+    """
+    checks = list(examine(asyncio.run(gather_facts(api_url, scheduler))))
+    if as_json:
+        print(json.dumps([{"ok": check.ok, **asdict(check)} for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(_line(check))
+        wrong = sum(not check.ok for check in checks)
+        print(f"\n{wrong} of {len(checks)} links are broken." if wrong else "\nAll is well.")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _line(check: Check) -> str:
+    if check.ok:
+        return f"ok      {check.name}{': ' + check.detail if check.detail else ''}"
+    remedy = f"\n          → {check.remedy}" if check.remedy else ""
+    return f"BROKEN  {check.name}: {check.problem}{remedy}"
+
+
+async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
+    """Ask every process that can be reached what it knows."""
+    import dask.config
+
+    address = scheduler or dask.config.get("scheduler-address", None)
+    api_url = api_url or config.get("api-url")
+    status, workers, error = None, None, "no address of a scheduler is known"
+    if address:
+        try:
+            status, workers = await asyncio.wait_for(_ask(address), _ANSWER_TIME)
+            error = ""
+        except asyncio.TimeoutError:
+            error = f"it does not answer within {_ANSWER_TIME:.0f} s"
+        except (OSError, ValueError) as e:
+            error = str(e) or type(e).__name__
+    if api_url is None and status is not None:
+        api_url = status["api_url"]
+    return Facts(
+        here=await asyncio.to_thread(gather, None),
+        scheduler_address=address,
+        scheduler_error=error or None,
+        scheduler=status,
+        workers=workers,
+        girder_url=api_url,
+        girder_error=await asyncio.to_thread(_girder_error, api_url),
+    )
+
+
+async def _ask(
+    address: str,
+) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
+    from distributed import rpc
+    from distributed.security import Security
+
+    security = Security().get_connection_args("client")
+    remote = rpc(address, timeout=_CONNECT_TIME, connection_args=security)
+    try:
+        identity = await remote.identity()
+        status = await remote.girder_status()
+        status = status if isinstance(status, dict) and "versions" in status else None
+        told = (status or {}).get("girder") or {}
+        message = {"op": "girder_facts", "api_url": told.get("worker_api_url")}
+        answers = await remote.broadcast(msg=message, on_error="return")
+    finally:
+        remote.close_comms()
+    known = identity["workers"]
+    return status, {
+        worker: answers[worker] if isinstance(answers.get(worker), dict) else None
+        for worker in known
+    }
+
+
+def _girder_error(api_url: str | None) -> str | None:
+    if api_url is None:
+        return "its address is not known here"
+    api = GirderApi(api_url, timeout=_ANSWER_TIME)
+    try:
+        api.version()
+    except GirderError as e:
+        return str(e)
+    finally:
+        api.close()
+    return None
+
+
+def examine(facts: Facts) -> Iterator[Check]:
+    """Yield a check for each link, in the order in which they depend on each other.
+
+    Examples
+    --------
+    >>> facts = Facts(here={'versions': {}}, scheduler_error='refused', girder_error='refused')
+    >>> [check.name for check in examine(facts) if not check.ok]
+    ['Girder is reachable from here', 'The scheduler is reachable']
+    """
+    yield Check(
+        "Girder is reachable from here",
+        detail=facts.girder_url or "",
+        problem=facts.girder_error,
+        remedy="Start Girder, or give its REST API with --api-url http://HOST:PORT/api/v1.",
+    )
+    yield Check(
+        "The scheduler is reachable",
+        detail=facts.scheduler_address or "",
+        problem=facts.scheduler_error,
+        remedy="Start 'dask scheduler', or give its address with --scheduler tcp://HOST:PORT.",
+    )
+    if facts.scheduler_error is not None:
+        return
+    yield Check(
+        "The scheduler has our hooks",
+        problem=None if facts.scheduler else "it does not know girder_dask",
+        remedy="Start it with --preload girder_dask.scheduler_hooks.",
+    )
+    if facts.scheduler is not None:
+        yield from _examine_girder(facts, facts.scheduler)
+    yield from _examine_workers(facts)
+    yield from _examine_versions(facts)
+    yield from _examine_tasks(facts)
+
+
+def _examine_girder(facts: Facts, scheduler: Mapping[str, Any]) -> Iterator[Check]:
+    url = scheduler["api_url"]
+    yield Check(
+        "Girder is reachable from the scheduler, with its dask plugin",
+        detail=url or "",
+        problem=scheduler["girder_error"] if url else "girder.api-url is not set there",
+        remedy="Set girder.api-url (DASK_GIRDER__API_URL) for the scheduler, and install "
+        "girder_dask[girder] in Girder's environment.",
+    )
+    if scheduler["girder_error"] is None:  # else nobody can say
+        yield Check(
+            "The scheduler's credential is valid",
+            problem=scheduler["credential_error"],
+            remedy="Make one with 'girder-dask credential --output FILE' and set "
+            "girder.credential-file on the scheduler's host.",
+        )
+    yield Check(
+        "Job updates reach Girder",
+        detail=f"{scheduler['updates']} updates in {scheduler['requests']} requests",
+        problem=scheduler["error"],
+        remedy=f"{scheduler['waiting']} jobs wait and lose nothing; look at Girder's log.",
+    )
+    yield Check(
+        "The scheduler gets its jobs from Girder",
+        problem=scheduler.get("claim_error"),
+        remedy="Nothing that Girder has queued is run meanwhile; look at Girder's log.",
+    )
+    girder = facts.girder
+    if girder is not None:
+        yield _girder_knows_scheduler(girder, facts.scheduler_address)
+        yield _girder_jobs_are_sound(girder)
+
+
+def _girder_knows_scheduler(girder: Mapping[str, Any], address: str | None) -> Check:
+    link = girder["scheduler"]
+    problem = None
+    if not link["address"]:
+        problem = "Girder's setting dask.scheduler_address is empty"
+    elif link["reachable"] is False:
+        problem = link["error"]
+    return Check(
+        "Girder reaches the scheduler",
+        detail=link["address"] or "",
+        problem=problem,
+        remedy=f"Set dask.scheduler_address in Girder to an address that it reaches ({address}?).",
+    )
+
+
+def _girder_jobs_are_sound(girder: Mapping[str, Any]) -> Check:
+    aside = girder.get("set_aside") or {}
+    number = aside.get("number", 0)
+    return Check(
+        "The documents of jobs in Girder are well-formed",
+        problem=f"{number} malformed ones were set aside in the last day. The last: "
+        f"{aside.get('last')}"
+        if number
+        else None,
+        remedy="These jobs were ended in ERROR, and the others go on. Find out who writes such "
+        "documents; Girder's log names each.",
+    )
+
+
+def _examine_workers(facts: Facts) -> Iterator[Check]:
+    workers = facts.workers or {}
+    yield Check(
+        "There are workers",
+        detail=f"{len(workers)}",
+        problem=None if workers else "none has joined, so jobs stay queued",
+        remedy=f"Start one with 'dask worker {facts.scheduler_address}'.",
+    )
+    for address, worker in workers.items():
+        if worker is None:
+            yield Check(
+                f"Worker {address} runs jobs",
+                problem="it does not know girder_dask",
+                remedy="Install girder_dask in its environment and start it again.",
+            )
+            continue
+        yield Check(
+            f"Worker {address} reaches Girder",
+            detail=worker["api_url"] or "",
+            problem=worker["girder_error"] if worker["api_url"] else "nobody tells it where it is",
+            remedy="Set girder.api-url (DASK_GIRDER__API_URL) for the scheduler, or for the worker "
+            f"on {worker['hostname']} alone, to an address that the worker reaches. Where neither "
+            "is set, dask.api_url and core.server_root in Girder count.",
+        )
+        if worker.get("cache_error"):
+            yield Check(f"Worker {address} keeps input files", problem=worker["cache_error"])
+        if worker.get("no_directories"):
+            yield Check(f"Jobs on worker {address} share a working directory", _directories(worker))
+
+
+def _directories(worker: Mapping[str, Any]) -> str:
+    """Say why the jobs of a worker share its working directory, and what to do."""
+    return (
+        f"its system refuses unshare(CLONE_FS) ({worker['no_directories']}). The directory is put "
+        "back after each job. Allow it in the seccomp profile of the container, or set "
+        "girder.worker.isolation to process"
+    )
+
+
+def _known(facts: Facts) -> dict[str, Mapping[str, Any]]:
+    """Return the facts of every process that gave some, by what it is."""
+    known = {"here": facts.here}
+    if facts.scheduler is not None:
+        known["scheduler"] = facts.scheduler
+    if facts.girder is not None:
+        known["Girder"] = facts.girder
+    for address, worker in (facts.workers or {}).items():
+        if worker is not None:
+            known[f"worker {address}"] = worker
+    return known
+
+
+def _examine_versions(facts: Facts) -> Iterator[Check]:
+    known = _known(facts)
+    for name in facts.here["versions"]:
+        found: dict[str, list[str]] = {}
+        for process, its in known.items():
+            found.setdefault(its["versions"].get(name, "not installed"), []).append(process)
+        differ = "; ".join(f"{version} ({', '.join(ps)})" for version, ps in found.items())
+        yield Check(
+            f"The version of {name} is the same everywhere",
+            detail=next(iter(found)),
+            problem=differ if len(found) > 1 else None,
+            remedy=f"Install the same {name} in each environment.",
+        )
+
+
+def _examine_tasks(facts: Facts) -> Iterator[Check]:
+    workers = {a: w for a, w in (facts.workers or {}).items() if w is not None}
+    packages = {
+        task["module"]: task["package"]
+        for its in (*workers.values(), facts.girder or {})  # Girder's own is the measure
+        for task in its.get("tasks", ())
+    }
+    for module, package in sorted(packages.items()):
+        missing, raising = [], []
+        for address, worker in workers.items():
+            here = {task["module"]: task for task in worker["tasks"]}.get(module)
+            if here is None:
+                missing.append(f"not installed on {address}")
+            elif here["error"] is not None:
+                raising.append(f"installed on {address}, but its import raises {here['error']}")
+            elif here["package"] != package:
+                missing.append(f"{here['package']} on {address}, {package} elsewhere")
+        install = (
+            f"Install {package or module} in the environment of those workers and start them again."
+        )
+        correct = (
+            f"Correct what raises: \"python -c 'import {module}'\" in that environment shows it."
+        )
+        remedies = [install] if missing or not raising else []
+        if raising:
+            remedies.append(correct)
+        yield Check(
+            f"The tasks of {module} are on every worker",
+            detail=package or "",
+            problem="; ".join(missing + raising) or None,
+            remedy=" ".join(remedies),
+        )

@@ -1,0 +1,165 @@
+"""Dask futures of the values of jobs.
+
+A future that this process holds keeps the value of its job on the cluster. Girder's jobs
+belong to the scheduler's own client, so the scheduler is asked to count ours in
+(RPC ``girder_pin``), and tells the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from girder_dask.client import backend as submit
+from girder_dask.errors import ResultUnavailable, SchedulerError
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.protocol.payload import NotOpened, open_value
+from girder_dask.utils.background import watched
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+__all__ = ["Holder", "hold", "of"]
+
+logger = logging.getLogger(__name__)
+
+# Seconds for the scheduler to answer. It waits up to 5 s for a job that it has not got yet.
+_ANSWER_TIME = 15.0
+# Seconds between two questions about a job of which Girder has not heard the end yet.
+_PAUSE = 0.05
+
+
+class Holder(Protocol):
+    """What may hold the future of a job: a ``JobResult``."""
+
+    @property
+    def id(self) -> str:
+        """The id of the job."""
+
+    def _hold(self, future: Future[Any]) -> None:
+        """Keep a future, and with it the value."""
+
+
+def of(job_id: str) -> Future[Any]:
+    """Return a Dask future of the value that a job returns.
+
+    Raises
+    ------
+    SchedulerError
+        If no Dask scheduler is known here, or it does not answer.
+    ResultUnavailable
+        If the value is not on the cluster, and Girder does not have it; or if it is that of
+        another user's job, as a future unpickles it.
+    GirderError
+        If the user may not read the job.
+    """
+    backend = submit.backend()
+    client = backend.dask_client()
+    _check_access(backend, job_id)
+    deadline = time.monotonic() + _ANSWER_TIME
+    while True:
+        key = _key(backend, client, job_id)
+        if key is not None:
+            return _bound(client, key)
+        # The scheduler has nothing more to do for the job. Girder may hear of its end just now.
+        stored = backend.load_result(job_id)
+        if stored.status in (None, *FINAL) or time.monotonic() >= deadline:
+            return _brought_back(backend, client, job_id, stored)
+        time.sleep(_PAUSE)
+
+
+def _key(backend: submit.Backend, client: Client, job_id: str) -> str | None:
+    """Return the key of a job's value, None if the scheduler does not have it (any more)."""
+    try:
+        keys: dict[str, str] = cast("Any", client.sync)(_keys, client, [job_id])
+    except (OSError, asyncio.TimeoutError, ValueError, AttributeError, RuntimeError) as e:
+        raise SchedulerError(
+            f"The Dask scheduler at {backend.scheduler_address()} does not say where the value of "
+            f"job {job_id} is ({type(e).__name__}: {e}). 'girder-dask doctor' tells whether it is "
+            "the one that runs Girder's jobs."
+        ) from e
+    return keys.get(job_id)
+
+
+def _check_access(backend: submit.Backend, job_id: str) -> None:
+    # The scheduler itself gives any value to any client.
+    known = backend.load_jobs([job_id]) or [backend.load_job(job_id)]
+    if getattr(backend, "holds", False) and not backend.unpickles(known[0]):
+        raise ResultUnavailable(
+            f"Job {job_id} is not one of yours, and a future would unpickle its value, which can "
+            "run code of its owner. get() returns it if it is plain.",
+            job_id=job_id,
+        )
+
+
+def hold(backend: submit.Backend, results: Sequence[Holder]) -> None:
+    """Begin to hold the values of new jobs, where the backend does that. Returns at once."""
+    if not getattr(backend, "holds", False):
+        return
+    client = backend.dask_client()
+    references = {result.id: weakref.ref(result) for result in results}
+    loop = cast("Any", client.loop).asyncio_loop
+    holding = asyncio.run_coroutine_threadsafe(_hold(client, references), loop)
+    watched(holding, logger, "Holding the values of jobs")
+
+
+async def _hold(client: Client, references: dict[str, weakref.ref[Holder]]) -> None:
+    try:
+        keys = await _keys(client, list(references))
+    except Exception as e:  # noqa: BLE001 - it is asked again when the value is needed
+        logger.info("The values of %d jobs are not held (%s).", len(references), e)
+        return
+    for job_id, key in keys.items():
+        result = references[job_id]() if job_id in references else None
+        # Without anybody to hold it, the future goes at once, and the scheduler lets go too.
+        future = _bound(client, key)
+        if result is not None:
+            result._hold(future)  # noqa: SLF001 - of this package
+
+
+async def _keys(client: Client, job_ids: list[str]) -> dict[str, str]:
+    """Have the scheduler count this client in, and return the keys of jobs that it knows."""
+    scheduler: Any = client.scheduler
+    answer = await asyncio.wait_for(
+        scheduler.girder_pin(jobs=job_ids, client=client.id), _ANSWER_TIME
+    )
+    if not isinstance(answer, dict) or answer.get("status") == "error":
+        raise ValueError(f"it answered {answer!r}")
+    return {str(job): str(key) for job, key in answer.items()}
+
+
+def _bound(client: Client, key: str) -> Future[Any]:
+    """Return a future of a key that the scheduler holds for this client."""
+    from distributed import Future
+
+    future: Future[Any] = Future(key, client)
+    # The scheduler tells the state of the key once more, now that somebody listens.
+    message = {"op": "client-desires-keys", "keys": [key], "client": client.id}
+    cast("Any", client)._send_to_scheduler(message)  # noqa: SLF001 - what Dask's own futures do
+    return future
+
+
+def _brought_back(
+    backend: submit.Backend, client: Client, job_id: str, stored: submit.StoredResult
+) -> Future[Any]:
+    """Return a future of a value that only Girder has."""
+    if stored.value is not None:
+        try:
+            value = open_value(stored.value, unpickle=backend.unpickles({"_id": job_id}))
+        except NotOpened as e:
+            raise ResultUnavailable(
+                f"The value of job {job_id} is not on the Dask cluster, and {e}.", job_id=job_id
+            ) from e
+        # As an item of a list, so that a dict or a list becomes one future.
+        (future,) = cast("Any", client).scatter([value], hash=False)
+        return cast("Future[Any]", future)
+    why = f" ({stored.error})" if stored.error else ""
+    if stored.status not in (None, JobStatus.SUCCESS):
+        why = f": the job is {JobStatus(stored.status).name}{why}"
+    raise ResultUnavailable(
+        f"The value of job {job_id} is not on the Dask cluster{why}.", job_id=job_id
+    )

@@ -1,0 +1,209 @@
+"""The card of a job in a notebook. It follows the job while both are there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from girder_dask.client import backend as submit
+from girder_dask.client import progress_bar
+from girder_dask.client.card_html import render
+from girder_dask.errors import GirderDaskError, NotConnectedError
+from girder_dask.jobs import FINAL
+from girder_dask.utils.background import Guard
+
+if TYPE_CHECKING:
+    from ipywidgets import HTML
+
+__all__ = ["Card", "Shown", "mimebundle"]
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.3, 5.0, 1.15
+# A log comes as a whole: looking at it takes no more than this part of the time.
+_SHARE = 0.1
+
+
+class Shown(Protocol):
+    """What is shown: a ``JobResult``."""
+
+    @property
+    def id(self) -> str:
+        """The id of the job."""
+
+
+#: The cards of jobs that are followed, so that a job which is shown twice is asked for once.
+_cards: weakref.WeakValueDictionary[str, Card] = weakref.WeakValueDictionary()
+
+
+def mimebundle(
+    result: Shown, include: Any = None, exclude: Any = None
+) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
+    """Return what Jupyter shows for a job: a card, live if ipywidgets is installed.
+
+    ``include`` and ``exclude`` are IPython's, which filters what this returns by itself.
+    """
+    plain = {"text/plain": repr(result)}
+    if not progress_bar.is_notebook():
+        return plain
+    try:
+        backend = submit.backend()
+        job = backend.load_job(result.id, log=True)
+    except GirderDaskError as e:
+        logger.info("No card is drawn for job %s: %s", result.id, e)
+        return plain
+    html = render(job, url=_page(backend, result.id))
+    static = {**plain, "text/html": html}
+    if job["status"] in FINAL:
+        return static
+    widget = _live(backend, job, html)
+    if widget is None:
+        note = "This card stays as it is. Install ipywidgets for one that follows the job."
+        return {**plain, "text/html": render(job, url=_page(backend, result.id), note=note)}
+    bundle = widget._repr_mimebundle_(include=include, exclude=exclude)
+    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+    return {**(data or {}), **static}, metadata
+
+
+def _live(backend: submit.Backend, job: Mapping[str, Any], html: str) -> HTML | None:
+    try:
+        from ipywidgets import HTML
+    except ImportError:
+        return None
+    card = _cards.get(str(job["_id"]))
+    if card is None or card.is_over:
+        # With a count of 0, the notebook says how often the widget is on show.
+        card = Card(backend, job, HTML(value=html, _view_count=0))
+        _cards[str(job["_id"])] = card
+        card.follow()
+    return card.widget
+
+
+class Card:
+    """A widget that shows a job, and the thread that keeps it up to date.
+
+    The thread ends when the job has ended, when the widget was closed or is on show no more,
+    when the connection to Girder was closed, or with the kernel. It begins again when the
+    widget comes back.
+
+    Parameters
+    ----------
+    backend
+        The way to Girder.
+    job
+        The job document, with its log.
+    widget
+        An ``ipywidgets.HTML``.
+    """
+
+    def __init__(self, backend: submit.Backend, job: Mapping[str, Any], widget: Any) -> None:
+        self.widget = widget
+        self._backend = backend
+        self._job = dict(job)
+        self._state: Mapping[str, Any] | None = None
+        self._was_seen = False
+        self._pause, self._next_look = _FIRST_PAUSE, 0.0
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        #: Whether there is nothing more to follow.
+        self.is_over = False
+        widget.observe(self._on_views, names="_view_count")
+
+    def follow(self) -> None:
+        """Keep the widget up to date, in a thread."""
+        with self._lock:
+            if self._thread is None and not self.is_over:
+                self._thread = threading.Thread(
+                    target=self._run, name=f"card of job {self._job['_id']}", daemon=True
+                )
+                self._thread.start()
+
+    def _on_views(self, change: Mapping[str, Any]) -> None:
+        views = change["new"] or 0
+        self._was_seen = self._was_seen or views > 0
+        self._wake.set()
+        if views > 0:
+            self.follow()
+
+    def _is_wanted(self) -> bool:
+        if self.widget.comm is None:
+            self.is_over = True
+        gone = self._was_seen and not self.widget._view_count  # noqa: SLF001 - its only name
+        return not (self.is_over or gone)
+
+    def _run(self) -> None:
+        self._pause, self._next_look = _FIRST_PAUSE, 0.0
+        guard = Guard(logger, f"The card of job {self._job['_id']}", longest=_LONGEST_PAUSE)
+        while self._goes_on():
+            with guard:
+                self._step()
+            time.sleep(guard.pause)
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            if self._is_wanted():
+                return True
+            self._thread = None
+            return False
+
+    def _step(self) -> None:
+        begun = time.monotonic()
+        if begun >= self._next_look:
+            changed = self._look()
+            spent = time.monotonic() - begun
+            self._pause = _FIRST_PAUSE if changed else min(self._pause * _GROWTH, _LONGEST_PAUSE)
+            self._next_look = time.monotonic() + max(self._pause, spent / _SHARE)
+        self._wake.wait(min(1.0, max(self._next_look - time.monotonic(), 0.05)))
+        self._wake.clear()
+        if not self.is_over:
+            self._draw()
+
+    def _look(self) -> bool:
+        """Ask Girder how the job is, and say whether that is news."""
+        job_id = str(self._job["_id"])
+        try:
+            states = self._backend.load_jobs([job_id])
+            state = states[0] if states else None
+            if state is not None and state == self._state:
+                return False
+            self._job = self._backend.load_job(job_id, log=True)
+            self._state = state
+        except NotConnectedError:
+            self._end("The connection to Girder was closed; this card stays as it is.")
+            return False
+        except GirderDaskError as e:
+            self._fail(e)
+            return False
+        if self._job["status"] in FINAL:
+            self._end(None)
+        else:
+            self._draw()
+        return True
+
+    def _fail(self, error: GirderDaskError) -> None:
+        status = getattr(error, "status", None)
+        if status in (400, 401, 403, 404):
+            self._end("The job is not there any more, or may not be read.")
+        else:
+            self._draw("Girder does not answer just now.")
+
+    def _end(self, note: str | None) -> None:
+        self.is_over = True
+        self._draw(note)
+
+    def _draw(self, note: str | None = None) -> None:
+        page = _page(self._backend, str(self._job["_id"]))
+        self.widget.value = render(self._job, url=page, note=note)
+
+
+def _page(backend: submit.Backend, job_id: str) -> str | None:
+    """Return the page of a job in Girder, if this process knows where that is."""
+    api_url = getattr(backend, "api_url", None)
+    if not isinstance(api_url, str):
+        return None
+    return f"{api_url.removesuffix('/api/v1')}/#job/{job_id}"

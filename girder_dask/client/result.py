@@ -1,0 +1,355 @@
+"""A job as the one who started it sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from girder_dask.client import backend as submit
+from girder_dask.errors import (
+    GirderDaskError,
+    JobCanceled,
+    ResultUnavailable,
+)
+from girder_dask.jobs import FINAL, JobStatus, waits_for
+from girder_dask.protocol.exceptions import failure
+from girder_dask.protocol.payload import NotKept, NotOpened, open_value
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+    from girder_dask.client.backend import StoredResult
+
+__all__ = ["JobResult", "MapResult", "fetch"]
+
+
+class JobResult:
+    """A job that was started.
+
+    It can be indexed like the job document: ``result['title']``. What it knows of the
+    job is as old as the last question; ``status``, ``ready()`` and the like ask again.
+
+    Given to another ``delay()`` as an argument, also within lists and dicts, it stands for
+    the value that its job will return: the other job waits for it, in the queue.
+
+    Parameters
+    ----------
+    job
+        A job document, or the id of a job as a string or ObjectId.
+    """
+
+    #: In a chain, the result before this one.
+    parent: JobResult | None = None
+
+    def __init__(self, job: Mapping[str, Any] | Any) -> None:
+        self._complete = isinstance(job, Mapping)
+        self._job: dict[str, Any] = dict(job) if self._complete else {"_id": str(job)}
+        self._future: Future[Any] | None = None
+        self._stored: StoredResult | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the job."""
+        return str(self._job["_id"])
+
+    @property
+    def task_id(self) -> str:
+        """The id of the job, under the name that Celery has for it."""
+        return self.id
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """The job document."""
+        if not self._complete:
+            self.refresh()
+        return self._job
+
+    def refresh(self) -> JobResult:
+        """Ask Girder for the job document again."""
+        self._job = submit.backend().load_job(self.id)
+        self._complete = True
+        return self
+
+    def __getitem__(self, key: str) -> Any:
+        return self.job[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.job
+
+    def __iter__(self) -> Any:
+        raise TypeError(
+            f"A JobResult is not a sequence. Use result.get() for the value of job {self.id}, or "
+            "result.job for its document."
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, JobResult) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JobResult, (self.id,)
+
+    def __repr__(self) -> str:
+        if "status" not in self._job:
+            return f"<JobResult {self.id}>"
+        return f"<JobResult {self.id} {self._job.get('title', '')!r} {self._where()}>"
+
+    def _where(self) -> str:
+        """Return the name of the state that is known here, and why the job waits in it."""
+        why = waits_for(self._job)
+        return JobStatus(self._job["status"]).name + (f", waiting: {why}" if why else "")
+
+    @property
+    def status(self) -> JobStatus:
+        """The state of the job, asked for now unless it has ended."""
+        if self._job.get("status") not in FINAL:
+            states = submit.backend().load_jobs([self.id])
+            if states:
+                self._heard(states[0])
+            else:
+                self.refresh()  # which says why there is none
+        return JobStatus(self._job["status"])
+
+    @property
+    def waits_for(self) -> str:
+        """Why the job waits in the queue, asked for now; empty if it waits for its turn alone.
+
+        The same sentence stands beside the state on the job's page.
+        """
+        _ = self.status
+        return waits_for(self._job)
+
+    def _heard(self, state: Mapping[str, Any]) -> None:
+        """Take note of a state that Girder has told, perhaps of many jobs at once."""
+        if self._job.get("status") not in FINAL:
+            # The rest of the document is asked for when it is wanted: it comes with the log.
+            self._complete = self._complete and self._job.get("status") == state["status"]
+            dask = {**(self._job.get("dask") or {}), "waits": None, **(state.get("dask") or {})}
+            self._job.update({**state, "dask": dask})
+
+    def _has_ended(self) -> bool:
+        """Say whether it is known here that the job has ended."""
+        return self._job.get("status") in FINAL
+
+    def _fetched(self, state: Mapping[str, Any] | None, stored: StoredResult | None) -> None:
+        """Take note of what was asked for of many jobs at once."""
+        if state is not None:
+            self._heard(state)
+        if self._has_ended():  # else there is nothing yet
+            self._stored = stored
+
+    @property
+    def state(self) -> str:
+        """The name of the state of the job."""
+        return self.status.name
+
+    def ready(self) -> bool:
+        """Say whether the job has ended."""
+        return self.status in FINAL
+
+    def successful(self) -> bool:
+        """Say whether the job has ended in SUCCESS."""
+        return self.status == JobStatus.SUCCESS
+
+    def failed(self) -> bool:
+        """Say whether the job has ended in ERROR."""
+        return self.status == JobStatus.ERROR
+
+    def log(self) -> str:
+        """Return the job's log: all that is kept of it, which can be ``girder.max-log``."""
+        return submit.backend().load_log(self.id)
+
+    def wait(self, timeout: float | None = None) -> JobResult:
+        """Wait until the job has ended.
+
+        Do not wait inside a Girder request for a job that needs this Girder: return the
+        job instead, and let the client look.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait, None for as long as it takes.
+
+        Raises
+        ------
+        TimeoutError
+            If the job has not ended by then. The job goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = 0.01
+        while not self.ready():
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"Job {self.id} is {self._where()} after {timeout} s; it goes on."
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+        return self
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Wait for the job and return what its function returned.
+
+        For the parent job of a map that is the list of what its jobs returned.
+
+        Raises
+        ------
+        JobFailed
+            If the job ended in ERROR. Where it can be had, the error is also an instance of
+            the class that the task raised, and its cause has the traceback of the worker.
+        JobCanceled
+            If it was canceled.
+        ResultUnavailable
+            If it succeeded but its value is not to be had: it was larger than
+            ``girder.worker.max-result`` and is on the cluster no more, or could not be
+            pickled, or cannot be opened here, for example since a package is missing. In Girder
+            also if it is not plain: what Girder opens must not run code.
+        TimeoutError
+            If it has not ended after ``timeout`` seconds.
+        """
+        self.wait(timeout)
+        if self.status == JobStatus.CANCELED:
+            raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
+        backend = submit.backend()
+        stored, self._stored = self._stored or backend.load_result(self.id), None
+        if stored.parts is not None:
+            return MapResult(self.job, map(JobResult, stored.parts)).get()
+        unpickle = backend.unpickles(self._job)
+        if self.status == JobStatus.ERROR:
+            raise failure(self.id, stored.error, stored.exception, unpickle=unpickle)
+        if stored.value is None:
+            return self._value_on_cluster(stored.error, unpickle=unpickle)
+        try:
+            return open_value(stored.value, unpickle=unpickle)
+        except NotOpened as e:
+            raise ResultUnavailable(f"What job {self.id} returned {e}.", job_id=self.id) from e
+
+    def _value_on_cluster(self, why: str | None, *, unpickle: bool) -> Any:
+        """Return a value that is not kept with the job from the cluster, if it is there."""
+        if unpickle:
+            try:
+                value = self.future.result()
+            except Exception as e:  # noqa: BLE001 - what unpickling raises is anything
+                known = isinstance(e, GirderDaskError)
+                why = f"{why or 'it is no longer there'}; {e if known else repr(e)}"
+            else:
+                if not isinstance(value, NotKept):
+                    return value
+                why = value.reason
+        raise ResultUnavailable(
+            f"The value that job {self.id} returned is not kept: {why or 'it is no longer there'}",
+            job_id=self.id,
+        )
+
+    @property
+    def future(self) -> Future[Any]:
+        """The Dask future of the job's value, which keeps the value on the cluster.
+
+        Raises
+        ------
+        SchedulerError
+            If no Dask scheduler is known here.
+        ResultUnavailable
+            If the value is on the cluster no more.
+        """
+        from girder_dask.client import futures
+
+        # A try that failed, and a scheduler that was restarted, leave a future without a value.
+        if self._future is None or self._future.status not in ("pending", "finished"):
+            self._future = futures.of(self.id)
+        return self._future
+
+    def _hold(self, future: Future[Any]) -> None:
+        """Keep a future of the value, so that it stays on the cluster as long as this object."""
+        if self._future is None:
+            self._future = future
+
+    def cancel(self) -> None:
+        """Ask for the end of the job. It is CANCELED when nothing of it runs any more."""
+        submit.backend().cancel(self.id)
+
+    def revoke(self, **_options: Any) -> None:
+        """Do what :meth:`cancel` does; the name is Celery's, whose options are ignored."""
+        self.cancel()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        """Show a card that lives in Jupyter."""
+        from girder_dask.client import job_card
+
+        return job_card.mimebundle(self, include=include, exclude=exclude)
+
+
+class MapResult(JobResult):
+    """The parent job of a :meth:`girder_dask.Task.map`, and the jobs under it.
+
+    Parameters
+    ----------
+    job
+        The document of the parent job.
+    results
+        The jobs under it, in the order of the calls.
+    """
+
+    def __init__(self, job: Mapping[str, Any], results: Iterable[JobResult]) -> None:
+        super().__init__(job)
+        self.results: Sequence[JobResult] = tuple(results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Any:
+        return iter(self.results)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MapResult, (self._job, self.results)
+
+    def __repr__(self) -> str:
+        return f"<MapResult of {len(self.results):,} jobs: {super().__repr__()[1:-1]}>"
+
+    def get(self, timeout: float | None = None) -> list[Any]:
+        """Wait for all jobs and return what they returned, in the order of the calls.
+
+        Raises
+        ------
+        JobFailed
+            If one of them ended in ERROR: that of the first one.
+        JobCanceled
+            If they were canceled.
+        TimeoutError
+            If they have not all ended after ``timeout`` seconds.
+        GirderDaskError
+            As :meth:`JobResult.get` raises it.
+        """
+        self.wait(timeout)
+        if self.status == JobStatus.ERROR:
+            self._raise_first()
+        if self.status == JobStatus.CANCELED:
+            raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
+        fetch(self.results)
+        return [result.get() for result in self.results]
+
+    def _raise_first(self) -> None:
+        status = {
+            str(job["_id"]): job["status"]
+            for job in submit.backend().load_jobs([result.id for result in self.results])
+        }
+        for result in self.results:
+            if status.get(result.id) == JobStatus.ERROR:
+                result.get()
+        raise GirderDaskError(f"Job {self.id} failed; see its log.")
+
+
+def fetch(results: Iterable[JobResult]) -> None:
+    """Ask for the ends of many jobs at once, so that their ``get()`` need not ask."""
+    jobs = list(results)
+    if len(jobs) < 2:
+        return
+    backend = submit.backend()
+    unknown = [job.id for job in jobs if not job._has_ended()]  # noqa: SLF001
+    states = backend.load_jobs(unknown) if unknown else []
+    told = {str(state["_id"]): state for state in states}
+    stored = backend.load_results([job.id for job in jobs])
+    for job in jobs:
+        job._fetched(told.get(job.id), stored.get(job.id))  # noqa: SLF001

@@ -1,0 +1,215 @@
+"""Waiting for many jobs with few questions."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from girder_dask.client import backend, progress_bar
+from girder_dask.client.result import JobResult, fetch
+from girder_dask.jobs import FINAL
+
+__all__ = ["as_completed", "gather"]
+
+_FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.02, 2.0, 1.4
+
+
+def as_completed(results: Any, timeout: float | None = None) -> Iterator[Any]:
+    """Yield jobs as they end, however they end.
+
+    Parameters
+    ----------
+    results
+        An iterable of :class:`JobResult`, or what ``task.map()`` or a group returned. Maps
+        and groups among them stand for their jobs.
+    timeout
+        Seconds from the first question to the end of the last job, None for as long as it
+        takes.
+
+    Yields
+    ------
+    JobResult
+        Each of them, in the order in which they end. It is ready, so ``get()`` does not wait.
+
+    Raises
+    ------
+    TimeoutError
+        If some have not ended by then. They go on.
+    GirderError
+        If Girder does not answer.
+
+    Examples
+    --------
+    >>> list(as_completed([]))
+    []
+    """
+    return _Watch(_jobs(results)).ended(timeout)
+
+
+def gather(
+    results: Any,
+    timeout: float | None = None,
+    progress: bool | None = None,
+    errors: Literal["raise", "return"] = "raise",
+) -> list[Any]:
+    """Wait for jobs and return their values, in the order of the jobs.
+
+    Parameters
+    ----------
+    results
+        An iterable of :class:`JobResult`, or what ``task.map()`` or a group returned. A map or
+        a group among them gives the list of its values.
+    timeout
+        Seconds to wait, None for as long as it takes.
+    progress
+        Whether a progress bar is shown. By default it is in a terminal and in a notebook.
+    errors
+        ``'raise'``: the first job that ends in ERROR or is canceled raises, at once.
+        ``'return'``: its exception stands in place of its value.
+
+    Returns
+    -------
+    list
+
+    Raises
+    ------
+    JobFailed, JobCanceled, ResultUnavailable
+        As :meth:`JobResult.get` does, unless ``errors='return'``. The other jobs go on.
+    TimeoutError
+        If some have not ended by then. They go on.
+
+    Examples
+    --------
+    >>> gather([])
+    []
+    """
+    if errors not in ("raise", "return"):
+        raise ValueError(f"errors is 'raise' or 'return', not {errors!r}.")
+    shape = _shape(results)
+    watch = _Watch(_leaves(shape))
+    values: dict[int, Any] = {}
+    drawn = progress_bar.draw(len(watch.jobs), "jobs", show=progress)
+    try:
+        for batch in watch.batches(timeout):
+            fetch([result for result in batch if isinstance(result, JobResult)])
+            for result in batch:
+                values[id(result)] = _value(result, errors)
+                drawn.update(1)
+    except KeyboardInterrupt:
+        _say_they_go_on(watch)
+        raise
+    finally:
+        drawn.close()
+    return [_filled(part, values) for part in shape]
+
+
+def _value(result: Any, errors: str) -> Any:
+    try:
+        return result.get()
+    except Exception as e:
+        if errors == "raise":
+            raise
+        return e
+
+
+def _say_they_go_on(watch: _Watch) -> None:
+    left = len(watch.left)
+    if left:
+        print(
+            f"\nInterrupted. {left:,} of {len(watch.jobs):,} jobs go on. result.cancel() ends one.",
+            file=sys.stderr,
+        )
+
+
+# -- what is waited for ---------------------------------------------------------------------
+
+
+def _shape(results: Any) -> list[Any]:
+    """Return jobs as nested lists: maps and groups as lists of theirs."""
+    if isinstance(results, Mapping | str):
+        raise TypeError(f"Jobs are waited for, in a list, and not {type(results).__name__}.")
+    inner = getattr(results, "results", None)
+    if inner is None:
+        inner = [results] if _is_job(results) else list(results)
+    return [
+        part if _is_job(part) and not hasattr(part, "results") else _shape(part) for part in inner
+    ]
+
+
+def _is_job(value: Any) -> bool:
+    return isinstance(value, JobResult) or (hasattr(value, "ready") and hasattr(value, "get"))
+
+
+def _leaves(shape: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for part in shape:
+        found += _leaves(part) if isinstance(part, list) else [part]
+    return found
+
+
+def _jobs(results: Any) -> list[Any]:
+    return _leaves(_shape(results))
+
+
+def _filled(part: Any, values: Mapping[int, Any]) -> Any:
+    if isinstance(part, list):
+        return [_filled(inner, values) for inner in part]
+    return values[id(part)]
+
+
+class _Watch:
+    """Looks at many jobs until they have ended."""
+
+    def __init__(self, jobs: Sequence[Any]) -> None:
+        #: Each object once.
+        self.jobs = list({id(job): job for job in jobs}.values())
+        self.left = {id(job): job for job in self.jobs}
+
+    def ended(self, timeout: float | None) -> Iterator[Any]:
+        """Yield jobs as they end."""
+        for batch in self.batches(timeout):
+            yield from batch
+
+    def batches(self, timeout: float | None) -> Iterator[list[Any]]:
+        """Yield the jobs that have ended between one look and the next."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while self.left:
+            found = self._look()
+            for job in found:
+                del self.left[id(job)]
+            if found:
+                yield found
+            if not self.left:
+                return
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError(
+                    f"{len(self.left):,} of {len(self.jobs):,} jobs have not ended after {timeout} "
+                    f"s, the first of them {next(iter(self.left.values())).id}. They go on."
+                )
+            pause = _FIRST_PAUSE if found else min(pause * _GROWTH, _LONGEST_PAUSE)
+            time.sleep(pause if left is None else min(pause, left))
+
+    def _look(self) -> list[Any]:
+        """Return those that have ended since the last look, in that order."""
+        asked = [job for job in self.left.values() if isinstance(job, JobResult)]
+        ids = {job.id for job in asked}
+        told = {str(s["_id"]): s for s in (backend.backend().load_jobs(list(ids)) if ids else [])}
+        others = [job for job in self.left.values() if not isinstance(job, JobResult)]
+        found = [job for job in others if job.ready()]
+        for job in asked:
+            state = told.get(job.id)
+            if state is None:
+                found.append(job)  # gone, or not to be read: get() says so
+                continue
+            job._heard(state)  # noqa: SLF001 - of this package
+            if state["status"] in FINAL:
+                found.append(job)
+        return sorted(found, key=lambda job: _when(told.get(str(job.id))))
+
+
+def _when(state: Mapping[str, Any] | None) -> str:
+    return str((state or {}).get("updated") or "")

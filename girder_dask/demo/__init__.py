@@ -1,5 +1,0 @@
-"""``girder-dask demo``: a whole stack, a real picture, and a job that counts what is on it."""
-
-from girder_dask.demo.run import run_demo
-
-__all__ = ["run_demo"]

@@ -1,0 +1,102 @@
+"""What one process of the system knows of its own environment.
+
+``girder-dask doctor`` gathers these from Girder, the scheduler and each worker, and
+compares them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import socket
+import sys
+from typing import Any
+
+from girder_dask.errors import GirderError
+from girder_dask.utils import working_directory
+
+__all__ = ["COMPARED", "gather"]
+
+#: The distributions whose versions must be the same everywhere.
+COMPARED = ("dask", "distributed", "cloudpickle", "girder_dask")
+
+
+def gather(api_url: str | None) -> dict[str, Any]:
+    """Return the facts of this process.
+
+    Parameters
+    ----------
+    api_url
+        Girder's REST API as this process is configured to reach it.
+
+    Returns
+    -------
+    dict
+        ``hostname``, ``executable``, ``versions`` by name, ``tasks`` (for each entry point
+        of ``girder_dask.tasks`` its ``module``, ``package`` and ``error`` or None),
+        ``api_url``, ``girder_error``: why Girder does not answer there, or None, and
+        ``no_directories``: why jobs have no working directory of their own, or None.
+    """
+    return {
+        "hostname": socket.gethostname(),
+        "executable": sys.executable,
+        "versions": versions(),
+        "tasks": tasks(),
+        "api_url": api_url,
+        "no_directories": working_directory.refusal(),
+        "girder_error": _girder_error(api_url),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that must be the same everywhere.
+
+    >>> 'distributed' in versions()
+    True
+    """
+    found = {"python": platform.python_version()}
+    for name in COMPARED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def tasks() -> list[dict[str, Any]]:
+    """Return each module of tasks that is installed here, and whether it can be imported."""
+    from girder_dask.tasks.discovery import ENTRY_POINT_GROUP
+
+    found = []
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        module = entry_point.value.partition(":")[0]
+        dist = entry_point.dist
+        error = None
+        try:
+            importlib.import_module(module)
+        except (Exception, SystemExit) as e:  # noqa: BLE001 - a foreign module may raise anything
+            error = f"{type(e).__name__}: {e}"
+        found.append(
+            {
+                "module": module,
+                "package": f"{dist.name} {dist.version}" if dist is not None else None,
+                "error": error,
+            }
+        )
+    return sorted(found, key=lambda task: task["module"])
+
+
+def _girder_error(api_url: str | None) -> str | None:
+    from girder_dask.http.scheduler_api import GirderApi
+
+    if api_url is None:
+        return None
+    api = GirderApi(api_url, timeout=10)
+    try:
+        api.ping()
+    except GirderError as e:
+        return str(e)
+    finally:
+        api.close()
+    return None

@@ -1,0 +1,304 @@
+"""The transforms that stand for what a function gets."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from girder_dask import config
+from girder_dask.errors import TransformError
+from girder_dask.files.base import OfResource, Transform, safe_name
+from girder_dask.files.fetch import Intake, Wanted, is_client, listing
+from girder_dask.http.retry import ask
+from girder_dask.utils.rmtree import remove
+
+__all__ = [
+    "GirderFileId",
+    "GirderFileIdAllowDirect",
+    "GirderFolderId",
+    "GirderItemId",
+    "TemporaryDirectory",
+]
+
+
+class TemporaryDirectory(Transform):
+    """An empty directory that is gone after the run. The function gets its path.
+
+    Examples
+    --------
+    >>> import os
+    >>> t = TemporaryDirectory()
+    >>> os.path.isdir(t.transform())
+    True
+    >>> t.cleanup()
+    """
+
+    temp_dir_path: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that make this transform anew: none."""
+        return {}
+
+    def _repr_model_(self) -> str:
+        return "TemporaryDirectory"
+
+    def transform(self) -> str:
+        self.temp_dir_path = str(self.directory())
+        return self.temp_dir_path
+
+    def cleanup(self) -> None:
+        if self.temp_dir_path is not None:
+            remove(self.temp_dir_path)
+
+
+class _Fetched(OfResource, Transform):
+    """What is fetched from Girder into a directory of its own."""
+
+    temp_dir_path: Path | None = None
+    _stock: Intake | None = None
+
+    def transform(self) -> str:
+        directory = self.temp_dir_path = self.directory()
+        gc = self.client()
+        with self._explained():
+            if not is_client(gc):
+                return str(self._fetch_through(gc, directory))
+            self._stock = Intake(self)
+            path, wanted = self._plan(gc, directory)
+            self._stock.put(wanted)
+            return str(path)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except requests.RequestException as e:
+            raise self.failed(f"the {self.kind} cannot be fetched.", e) from e
+
+    @abc.abstractmethod
+    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[Wanted]]:
+        """Return what the function gets, and which files belong there."""
+
+    @abc.abstractmethod
+    def _fetch_through(self, gc: Any, directory: Path) -> Path:
+        """Have the methods of a stand-in for a client fetch it."""
+
+    def cleanup(self) -> None:
+        if self._stock is not None:
+            self._stock.close()
+        if self.temp_dir_path is not None:
+            remove(self.temp_dir_path)
+
+
+class GirderFileId(_Fetched):
+    """A Girder file. The function gets the path of a local copy with the file's own name.
+
+    It may be read only: other jobs may be given the same copy.
+
+    Parameters
+    ----------
+    _id
+        The id of the file.
+
+    Examples
+    --------
+    >>> GirderFileId('5f3c2a')
+    GirderFileId('5f3c2a')
+    """
+
+    kind = "file"
+
+    @property
+    def file_id(self) -> str:
+        """The id of the file."""
+        return self._id
+
+    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[Wanted]]:
+        file = ask(gc, f"file/{self._id}")
+        path = directory / safe_name(file["name"], self._id)
+        return path, [(file, path)]
+
+    def _fetch_through(self, gc: Any, directory: Path) -> Path:
+        name = gc.getFile(self._id)["name"]
+        path = directory / (safe_name(name, self._id) if isinstance(name, str) else self._id)
+        gc.downloadFile(self._id, str(path))
+        return path
+
+
+class GirderFileIdAllowDirect(GirderFileId):
+    """A Girder file, in place where the worker may and can reach it, else a local copy.
+
+    In place means that the function gets a link, named like the file, to where Girder itself
+    has it. The operators of both must want that: Girder's setting ``dask.direct_path``, and
+    ``girder.worker.direct-paths`` or ``GW_DIRECT_PATHS`` on the worker. Girder names the
+    place, after it has checked that the job's owner may read the file, and what is there must
+    have the size that Girder knows. The function must not change the file.
+
+    Parameters
+    ----------
+    _id
+        The id of the file.
+    name
+        Not needed: Girder knows the name.
+    local_path
+        Not needed, and not trusted: Girder names the place.
+    """
+
+    def __init__(
+        self, _id: Any, name: str = "", local_path: str | None = None, *, gc: Any = None
+    ) -> None:
+        super().__init__(_id, gc=gc)
+        self.file_name = name
+        self.local_file_path = None if local_path is None else str(local_path)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that make this transform anew, all plain values."""
+        return {"_id": self._id, "name": self.file_name, "local_path": self.local_file_path}
+
+    def _repr_model_(self) -> str:
+        given = [self._id, self.file_name]
+        if self.local_file_path:
+            given.append(self.local_file_path)
+        return f"{type(self).__name__}({', '.join(map(repr, given))})"
+
+    def transform(self) -> str:
+        gc = self.client()
+        if _direct_paths_allowed():
+            if not is_client(gc):
+                # It cannot be asked; what a test says is taken as girder_worker takes it.
+                if self.local_file_path and Path(self.local_file_path).is_file():
+                    return self.local_file_path
+            elif (path := self._in_place(gc)) is not None:
+                return str(path)
+        return super().transform()
+
+    def _in_place(self, gc: Any) -> Path | None:
+        with self._explained():
+            file = ask(gc, f"file/{self._id}")  # it must be readable, whatever else is so
+            try:
+                facts = ask(gc, f"dask/file/{self._id}/path")
+            except requests.HTTPError:
+                return None
+        place = facts.get("path")
+        if not place or not _is_file_of(place, file.get("size"), facts.get("modified")):
+            return None
+        self.temp_dir_path = self.directory()
+        path = self.temp_dir_path / safe_name(file["name"], self._id)
+        path.symlink_to(place)
+        return path
+
+
+def _direct_paths_allowed() -> bool:
+    return bool(os.environ.get("GW_DIRECT_PATHS")) or bool(config.get("worker.direct-paths"))
+
+
+def _is_file_of(path: str, size: int | None, modified: float | None) -> bool:
+    """Say whether the file that Girder has is there, not another that this host has there."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return False
+    same = found.st_size == size and modified in (None, found.st_mtime)
+    return stat.S_ISREG(found.st_mode) and same and os.access(path, os.R_OK)
+
+
+class GirderItemId(_Fetched):
+    """A Girder item. The function gets the path of a directory with its files.
+
+    The files may be read only: other jobs may be given the same copies. If several have the
+    same name, the later ones have their id in front of it.
+    """
+
+    kind = "item"
+
+    @property
+    def item_id(self) -> str:
+        """The id of the item."""
+        return self._id
+
+    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[Wanted]]:
+        free = _free_names(directory)
+        return directory, [(f, free(f)) for f in listing(gc, f"item/{self._id}/files")]
+
+    def _fetch_through(self, gc: Any, directory: Path) -> Path:
+        gc.downloadItem(self._id, str(directory), self._id)
+        return directory / self._id
+
+
+class GirderFolderId(_Fetched):
+    """A Girder folder with all that is in it. The function gets the path of a directory.
+
+    A subfolder becomes a directory. An item with a single file of the item's own name becomes
+    that file. Any other item becomes a directory with its files. What would have the name of
+    something that is there already has its id in front of it. The files may be read only.
+
+    Parameters
+    ----------
+    _id
+        The id of the folder.
+
+    Examples
+    --------
+    >>> GirderFolderId('5f3c2a')
+    GirderFolderId('5f3c2a')
+    """
+
+    kind = "folder"
+
+    @property
+    def folder_id(self) -> str:
+        """The id of the folder."""
+        return self._id
+
+    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[Wanted]]:
+        folder = ask(gc, f"folder/{self._id}")
+        wanted: list[Wanted] = []
+        todo = [(folder, directory)]
+        while todo:
+            folder, here = todo.pop()
+            free = _free_names(here)
+            inside = {"parentType": "folder", "parentId": folder["_id"]}
+            for child in listing(gc, "folder", inside):
+                path = free(child)
+                path.mkdir()
+                todo.append((child, path))
+            for item in listing(gc, "item", {"folderId": folder["_id"]}):
+                wanted += _plan_item(gc, item, free(item))
+        return directory, wanted
+
+    def _fetch_through(self, gc: Any, directory: Path) -> Path:
+        gc.downloadFolderRecursive(self._id, str(directory))
+        return directory
+
+
+def _plan_item(gc: Any, item: Mapping[str, Any], path: Path) -> list[Wanted]:
+    files = list(listing(gc, f"item/{item['_id']}/files"))
+    if len(files) == 1 and files[0]["name"] == item["name"]:
+        return [(files[0], path)]
+    path.mkdir()
+    free = _free_names(path)
+    return [(file, free(file)) for file in files]
+
+
+def _free_names(directory: Path) -> Callable[[Mapping[str, Any]], Path]:
+    """Return what gives each thing of Girder a path of its own in a directory."""
+    taken: set[str] = set()
+
+    def free(thing: Mapping[str, Any]) -> Path:
+        identifier, name = str(thing["_id"]), str(thing["name"])
+        safe = safe_name(name, identifier)
+        if safe in taken:
+            safe = safe_name(f"{identifier}-{name}", identifier)
+        if safe in taken:
+            raise TransformError(f"There is no free name for {name} ({identifier}).")
+        taken.add(safe)
+        return directory / safe
+
+    return free

@@ -1,0 +1,421 @@
+"""The transforms that stand for what is done with a result."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from girder_dask.files.base import OfResource, ResultTransform
+from girder_dask.files.fetch import is_client
+from girder_dask.files.upload_recovery import Traces
+from girder_dask.files.uploads import attempt_headers, send_artifact, upload
+from girder_dask.http.retry import again
+from girder_dask.protocol.job_fields import checked_fields
+
+__all__ = [
+    "GirderItemMetadata",
+    "GirderUploadJobArtifact",
+    "GirderUploadToFolder",
+    "GirderUploadToItem",
+]
+
+_BAD_REQUEST = 400
+# How many names of what is left out one line of a log has.
+_MOST_NAMED = 10
+
+
+class _OfAttempt(OfResource, ResultTransform):
+    """What is done in Girder by one attempt of a job, and by none that is over.
+
+    ``traces`` tells of earlier attempts (:class:`girder_dask.files.upload_recovery.Traces`), while
+    a job runs.
+    """
+
+    traces: Traces | None = None
+
+    def _headers(self) -> dict[str, str]:
+        return attempt_headers(self.traces, self.job)
+
+
+class GirderItemMetadata(_OfAttempt):
+    """Set the result, a dict, as metadata of a Girder item.
+
+    Parameters
+    ----------
+    _id
+        The id of the item.
+    """
+
+    kind = "item"
+
+    @property
+    def item_id(self) -> str:
+        """The id of the item."""
+        return self._id
+
+    def transform(self, data: Any) -> Any:
+        gc = self.client()
+        try:
+            plain = checked_fields(data, "the result") if isinstance(data, Mapping) else data
+            again(lambda: self._set(gc, plain), gc)
+        except requests.RequestException as e:
+            raise self.failed("the metadata cannot be set.", e) from e
+        except (TypeError, ValueError) as e:
+            raise self.failed(
+                f"the function returned what cannot be metadata: {e}. Return a dict of plain "
+                "values: numbers of numpy are made plain by int() and float(), arrays by tolist()."
+            ) from e
+        return data
+
+    def _set(self, gc: Any, data: Any) -> None:
+        if is_client(gc) and self.traces is not None:
+            path = f"item/{self._id}/metadata"
+            gc.sendRestRequest("PUT", path, json=data, headers=self._headers())
+        else:
+            gc.addMetadataToItem(self._id, data)
+
+
+class _Sent(_OfAttempt):
+    """The result is a path; what is there is sent to Girder."""
+
+    output_file_path: str | None = None
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except requests.RequestException as e:
+            raise self.failed("the result cannot be uploaded.", e) from e
+
+    def _path(self, data: Any) -> str:
+        """Return what the function returned as an absolute path."""
+        return str(Path(self.cwd or "", os.fspath(data)).absolute())
+
+    def _source(self, data: Any) -> Path | None:
+        """Return the path that the function returned, None if nothing is there."""
+        try:
+            source = Path(self._path(data))
+            return source if source.exists() else None
+        except (TypeError, ValueError) as e:
+            raise self.failed(
+                f"the function returned {data!r:.200}, which is no path. Return the path of the "
+                "file that is to be uploaded."
+            ) from e
+
+    def _check_name(self, path: Path) -> None:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError as e:
+            raise self.failed(
+                f"the name {path.name!r} is not UTF-8, as names in Girder are. Rename the file in "
+                "the task."
+            ) from e
+
+    def _check_place(self, path: Path) -> None:
+        """Refuse what is outside of the job's directory, for those who may start no code."""
+        if not self.confined:
+            return
+        own = {each.resolve() for each in (self.work_dir, self.inputs_dir) if each is not None}
+        if own.isdisjoint(path.resolve().parents):
+            raise self.failed(
+                f"{str(path)!r:.200} is not in the directory of the job, and who started it may "
+                "not run code of their own, so nothing else is sent. Have the task write into its "
+                "working directory, girder_dask.current_job().work_dir."
+            )
+        found = path.stat()
+        is_fetched = (found.st_dev, found.st_ino) in (self.links or ())
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 and not is_fetched:
+            raise self.failed(
+                f"{str(path)!r:.200} has another name as well (a hard link), so it may be a file "
+                "that the task did not make. Have the task write a copy of it, as shutil.copy does."
+            )
+
+    def _note_left_out(self, paths: Sequence[Path], why: str) -> None:
+        """Write into the job's log what is not sent."""
+        if paths:
+            names = ", ".join(repr(path.name) for path in paths[:_MOST_NAMED])
+            more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+            self._note(f"{self._repr_model_()} has left out {names}{more}: {why}.")
+
+    def _note(self, line: str) -> None:
+        if self.note is not None:
+            self.note(line)
+
+    def _flat(self, source: Path) -> list[Path]:
+        """Return the files of a flat directory, or the one file; what else is there is noted."""
+        if not source.is_dir():
+            return [source]
+        entries = sorted(source.iterdir())
+        files = [entry for entry in entries if entry.is_file()]
+        self._note_left_out(
+            [entry for entry in entries if entry not in set(files)],
+            "only files directly in the directory are sent; GirderUploadToFolder sends a tree",
+        )
+        return files
+
+    def _count(self, files: list[Path]) -> None:
+        for file in files:
+            self._check_place(file)
+            self._check_name(file)
+        self._done, self._total = 0, sum(file.stat().st_size for file in files)
+
+    def _tell(self, current: int, _total: int | None, name: str) -> None:
+        self.tell(self._done + current, self._total, name)
+
+
+class _Upload(_Sent):
+    """What is put into an item or a folder.
+
+    Parameters
+    ----------
+    _id
+        The id of the item or folder.
+    delete_file
+        Whether the local data is deleted afterwards.
+    upload_kwargs
+        More arguments for the upload method of ``girder_client``: ``filename``,
+        ``mimeType``, ``reference`` and ``progressCallback``.
+    """
+
+    def __init__(
+        self,
+        _id: Any,
+        delete_file: bool = False,
+        upload_kwargs: Mapping[str, Any] | None = None,
+        *,
+        gc: Any = None,
+    ) -> None:
+        super().__init__(_id, gc=gc)
+        self.delete_file = delete_file
+        self.upload_kwargs = dict(upload_kwargs or {})
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that make this transform anew, all plain values."""
+        more = {"delete_file": self.delete_file, "upload_kwargs": dict(self.upload_kwargs)}
+        return {"_id": self._id, **more}
+
+    def transform(self, data: Any) -> Any:
+        try:
+            path = self._path(data)
+            self._check_place(Path(path))
+            self.output_file_path = path
+            there = Path(path).exists()
+        except TypeError:
+            there = False
+        if not there:
+            raise self.failed(
+                f"the function returned {data!r:.200}, but there is no such file. Return the "
+                "path of the file that is to be uploaded."
+            )
+        with self._explained():
+            self._send(Path(path))
+        return self._id
+
+    @abc.abstractmethod
+    def _send(self, source: Path) -> None: ...
+
+    def _put(self, parent: str, file: Path) -> None:
+        gc = self.client()
+        if is_client(gc):
+            options, parent_id = self.upload_kwargs, (self.kind, parent)
+            upload(gc, parent_id, file, options, self._tell, self.traces, self.job)
+            self._done += file.stat().st_size
+        else:  # a stand-in of somebody's test
+            method = gc.uploadFileToItem if self.kind == "item" else gc.uploadFileToFolder
+            method(parent, str(file), **self.upload_kwargs)
+
+    def cleanup(self) -> None:
+        if not self.delete_file or self.output_file_path is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if Path(self.output_file_path).is_dir():
+                shutil.rmtree(self.output_file_path)
+            else:
+                os.remove(self.output_file_path)  # noqa: PTH107 - as girder_worker does
+
+
+class GirderUploadToItem(_Upload):
+    """Upload the result, the path of a file or of a flat directory, into a Girder item.
+
+    A file takes the place of the item's file of the same name. The job's log names what a directory
+    holds besides files, which is left out.
+    """
+
+    kind = "item"
+
+    @property
+    def item_id(self) -> str:
+        """The id of the item."""
+        return self._id
+
+    def _send(self, source: Path) -> None:
+        files = self._flat(source)
+        self._count(files)
+        for file in files:
+            self._put(self._id, file)
+
+
+class GirderUploadToFolder(_Upload):
+    """Upload the result, the path of a file or of a directory, into a Girder folder.
+
+    Directories become subfolders, which are used again if they are there; each file becomes
+    an item. Links to directories, and what is neither a file nor a directory, are left out; the
+    job's log names them.
+
+    Parameters
+    ----------
+    must_exist
+        Whether it is an error when there is nothing at the path.
+    """
+
+    kind = "folder"
+
+    def __init__(
+        self,
+        _id: Any,
+        delete_file: bool = False,
+        upload_kwargs: Mapping[str, Any] | None = None,
+        must_exist: bool = True,
+        *,
+        gc: Any = None,
+    ) -> None:
+        super().__init__(_id, delete_file, upload_kwargs, gc=gc)
+        self.must_exist = must_exist
+
+    @property
+    def folder_id(self) -> str:
+        """The id of the folder."""
+        return self._id
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that make this transform anew, all plain values."""
+        return {**super().arguments(), "must_exist": self.must_exist}
+
+    def transform(self, data: Any) -> Any:
+        if not self.must_exist and not self.confined and not Path(self._path(data)).exists():
+            self._note(
+                f"{self._repr_model_()} had nothing to do: there is nothing at {data!r:.200}."
+            )
+            return None
+        return super().transform(data)
+
+    def _send(self, source: Path) -> None:
+        self._count([file for file, _ in _files_below(source, ())])
+        made: dict[tuple[str, ...], str] = {(): self._id}
+        for file, place in _files_below(source, ()):
+            self._put(self._folder(place, made), file)
+        for place in _directories_below(source, ()):
+            self._folder(place, made)
+        self._note_left_out(
+            list(_others_below(source)),
+            "only files and directories are sent, and no links to directories",
+        )
+
+    def _folder(self, place: tuple[str, ...], made: dict[tuple[str, ...], str]) -> str:
+        """Return the id of a folder below, and make it if it is missing."""
+        if place not in made:
+            parent = self._folder(place[:-1], made)
+            self._check_name(Path(place[-1]))
+            gc, name = self.client(), place[-1]
+            make = gc.createFolder
+            made[place] = again(lambda: make(parent, name, reuseExisting=True), gc)["_id"]
+        return made[place]
+
+
+def _files_below(source: Path, place: tuple[str, ...]) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Return each file, and the names of the directories that it is in."""
+    if not source.is_dir():
+        yield source, place
+        return
+    for entry in sorted(source.iterdir()):
+        if entry.is_file():
+            yield entry, place
+        elif entry.is_dir() and not entry.is_symlink():
+            yield from _files_below(entry, (*place, entry.name))
+
+
+def _directories_below(source: Path, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for entry in sorted(source.iterdir()) if source.is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            yield (*place, entry.name)
+            yield from _directories_below(entry, (*place, entry.name))
+
+
+def _others_below(source: Path) -> Iterator[Path]:
+    """Return what is not sent: links to directories, and what is no file and no directory."""
+    for entry in sorted(source.iterdir()) if source.is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _others_below(entry)
+        elif not entry.is_file():
+            yield entry
+
+
+class GirderUploadJobArtifact(_Sent):
+    """Attach the result, the path of a file or of a flat directory, to the job.
+
+    If there is nothing at the path, nothing is done. The job's log says so, and names what a
+    directory holds besides files, which is left out. Who may read the job may read its
+    artifacts, and they are deleted with it.
+
+    Parameters
+    ----------
+    job_id
+        The id of the job. By default the one that runs.
+    name
+        What a single file is called there. By default its own name.
+    """
+
+    kind = "job"
+
+    def __init__(self, job_id: Any = None, name: str | None = None, *, gc: Any = None) -> None:
+        super().__init__("" if job_id is None else job_id, gc=gc)
+        self.job_id = None if job_id is None else str(job_id)
+        self.name = name
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that make this transform anew, all plain values."""
+        return {"job_id": self.job_id, "name": self.name}
+
+    def _repr_model_(self) -> str:
+        return f"{type(self).__name__}({self.job_id!r})"
+
+    def transform(self, data: Any) -> None:
+        source = self._source(data)
+        if source is None:
+            self._note(
+                f"{self._repr_model_()} had nothing to do: there is nothing at {data!r:.200}."
+            )
+            return
+        self._check_place(source)
+        if self.job_id is None:
+            if self.job is None:
+                raise self.failed("there is no job to attach the result to. Give its id.")
+            self.job_id = str(self.job["_id"])
+        self._id = self.job_id
+        files = self._flat(source)
+        self._count(files)
+        with self._explained():
+            self._attach(files, None if source.is_dir() else self.name)
+
+    def _attach(self, files: list[Path], name: str | None) -> None:
+        """Attach what Girder takes, and raise if there is more."""
+        gc, refused = self.client(), []
+        for file in files:
+            try:
+                send_artifact(gc, self._id, file, name, self._tell, self._headers())
+            except requests.HTTPError as e:
+                if e.response is None or e.response.status_code != _BAD_REQUEST:
+                    raise
+                refused.append((file.name, e))
+            self._done += file.stat().st_size
+        if refused:
+            names = ", ".join(repr(file) for file, _ in refused)
+            raise self.failed(f"these files cannot be attached: {names:.500}.", refused[0][1])

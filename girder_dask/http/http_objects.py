@@ -1,0 +1,94 @@
+"""Requests and answers of HTTP that an exception holds, without what signs them.
+
+Exceptions of ``requests``, ``httpx`` and ``girder_client`` have the request that went wrong, with
+its headers: tokens, cookies, passwords. Whoever reads how a job ended has no use for these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from girder_dask.utils.foreign_objects import asked
+
+__all__ = ["MOST_LINKED", "chain", "grouped", "strip_headers"]
+
+#: So many exceptions are looked at that have led to one, or that it holds.
+MOST_LINKED = 200
+
+# Read as Python itself does, whatever properties the class of an exception has.
+_CAUSE: Any = BaseException.__dict__["__cause__"]
+_CONTEXT: Any = BaseException.__dict__["__context__"]
+_GROUP = BaseExceptionGroup  # noqa: F821 - Python has it from 3.11 on
+_EXCEPTIONS: Any = _GROUP.__dict__["exceptions"]
+
+#: Whose objects are stripped.
+_LIBRARIES = frozenset({"requests", "httpx", "urllib3", "girder_client", "aiohttp"})
+
+# Under these names they hold each other.
+_NESTED = ("request", "_request", "response", "_response", "history")
+# What of them is emptied.
+_SIGNED = ("headers", "_headers", "cookies", "_cookies", "auth", "_auth")
+
+
+def chain(error: BaseException, most: int = MOST_LINKED) -> Iterator[BaseException]:
+    """Yield an exception, and those that it was raised from or in place of, up to ``most``.
+
+    >>> first, second = KeyError('coins'), ValueError('no coins')
+    >>> second.__cause__ = first
+    >>> list(chain(second))
+    [ValueError('no coins'), KeyError('coins')]
+    """
+    seen: set[int] = set()
+    waiting: deque[BaseException | None] = deque([error])
+    while waiting and len(seen) < most:
+        each = waiting.popleft()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += (_CAUSE.__get__(each), _CONTEXT.__get__(each), *grouped(each)[:most])
+
+
+def grouped(error: BaseException) -> Sequence[BaseException]:
+    """Return the exceptions of a group, none of any other."""
+    if issubclass(type(error), _GROUP):
+        members: Sequence[BaseException] = _EXCEPTIONS.__get__(error)
+        return members
+    return ()
+
+
+def strip_headers(error: BaseException) -> None:
+    """Empty the headers and cookies of all requests and answers that an exception holds.
+
+    Also those that the exceptions hold which led to it.
+    """
+    seen: set[int] = set()
+    for each in chain(error):
+        asked(functools.partial(_strip_one, each, seen), None)
+
+
+def _strip_one(error: BaseException, seen: set[int]) -> None:
+    for value in [*error.args, *vars(error).values()]:
+        _strip(value, seen)
+
+
+def _strip(value: Any, seen: set[int]) -> None:
+    if isinstance(value, (list, tuple)):
+        for each in value[:100]:
+            _strip(each, seen)
+        return
+    if type(value).__module__.partition(".")[0] not in _LIBRARIES or id(value) in seen:
+        return
+    seen.add(id(value))
+    attributes = getattr(value, "__dict__", {})
+    for name in _SIGNED:
+        if attributes.get(name) is not None:
+            with contextlib.suppress(Exception):
+                setattr(value, name, type(attributes[name])())
+    for name in _NESTED:
+        if attributes.get(name) is not None:
+            _strip(attributes[name], seen)

@@ -1,0 +1,181 @@
+"""What the plugin does when Girder says that something happens to a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from bson import ObjectId
+from girder import events
+from girder.api import access
+from girder.exceptions import RestException, ValidationException
+from girder.models.token import Token
+
+from girder_dask.errors import GirderDaskError
+from girder_dask.jobs import FINAL, HANDLER, MOST_LINE, PREDECESSORS, JobStatus
+from girder_dask.plugin import settings
+from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.girder_events import EVENT_HANDLER
+from girder_dask.plugin.rest import responses
+from girder_dask.plugin.rest.reserved_fields import refuse_forged, refuse_unsendable
+from girder_dask.plugin.store import artifacts, models, recording
+from girder_dask.plugin.store.logs import chunks
+from girder_dask.plugin.store.maps import parents
+
+__all__ = ["bind"]
+
+logger = logging.getLogger(__name__)
+
+_STATUSES = frozenset(int(status) for status in JobStatus)
+
+
+def bind(backend: GirderBackend) -> None:
+    """Bind the events. The handlers send what the scheduler must know through ``backend``."""
+    handlers: dict[str, Callable[[Any], None]] = {
+        "jobs.status.validate": _validate_status,
+        "jobs.status.validTransitions": _valid_transitions,
+        "jobs.schedule": _Schedule(backend),
+        "jobs.cancel": _Cancel(backend),
+        "jobs.job.update": _updating,
+        "jobs.job.update.after": _Updated(backend),
+        "model.job.remove": _Removed(backend),
+        "model.user.remove": _UserRemoved(backend),
+        "rest.post.job.before": refuse_forged,
+        "rest.put.job/:id.before": _refuse_long_messages,
+        "model.setting.save.after": settings.forget_cached,
+        "model.setting.remove": settings.forget_cached,
+    }
+    for name, handler in handlers.items():
+        events.bind(name, EVENT_HANDLER, handler)
+
+
+def _is_ours(job: dict[str, Any]) -> bool:
+    """Say whether we run a job: a call may have given it another handler."""
+    is_open = isinstance(dask := job.get("dask"), dict) and "open" in dask
+    return job.get("handler") == HANDLER or is_open or parents.is_group(job)
+
+
+def _validate_status(event: Any) -> None:
+    if isinstance(event.info, int) and event.info in _STATUSES:
+        event.preventDefault().addResponse(True)
+
+
+def _valid_transitions(event: Any) -> None:
+    status = event.info["status"]
+    if _is_ours(event.info["job"]) and isinstance(status, int) and status in _STATUSES:
+        before = PREDECESSORS[JobStatus(event.info["status"])]
+        event.preventDefault().addResponse([int(status) for status in before])
+
+
+class _Schedule:
+    """Queues a job that ``Job().createJob`` made, when ``Job().scheduleJob`` is called."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        if event.info.get("handler") != HANDLER:
+            return
+        event.stopPropagation()
+        try:
+            self._backend.schedule(event.info)
+        except GirderDaskError as e:
+            raise ValidationException(str(e), "dask") from e
+
+
+class _Cancel:
+    """Cancels our jobs when ``Job().cancelJob`` is called."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        job = event.info
+        if _is_ours(job):
+            event.stopPropagation().preventDefault()
+            with responses.translated():
+                status = self._backend.stop(job["_id"])
+            if status is not None:
+                # Girder answers the request with this document.
+                job["status"] = int(status)
+
+
+class _Removed:
+    """Forgets a job that is deleted with its artifacts, and ends what runs of it."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        job = event.info
+        if not isinstance(job["_id"], ObjectId):
+            return  # no job that we could have run
+        artifacts.remove_all(ObjectId(job["_id"]))
+        if _is_ours(job) or job.get("dask"):
+            if not parents.is_group(job):
+                # First: a token that is stored from now on is not kept.
+                models.close(ObjectId(job["_id"]))
+            recording.forget([ObjectId(job["_id"])])
+            chunks.forget([ObjectId(job["_id"])])
+            if job.get("status") not in FINAL:
+                recording.remember(ObjectId(job["_id"]))
+                children = recording.cancel_children(
+                    ObjectId(job["_id"]), self._backend.ask_scheduler
+                )
+                self._backend.tell_canceled([str(job["_id"]), *children])
+
+
+class _UserRemoved:
+    """Ends the jobs of a user who is deleted."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        self._backend.tell_canceled(
+            recording.cancel_of_user(event.info, self._backend.ask_scheduler)
+        )
+
+
+class _Updated:
+    """Cleans up after a job that somebody ended through ``Job().updateJob``."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def __call__(self, event: Any) -> None:
+        job = event.info["job"]
+        if recording.ended_by_others(job):
+            self._backend.tell_canceled([str(job["_id"])])
+        elif not job.get("dask"):
+            # A job that others run may belong to the parent of a map.
+            parents.follow([job])
+
+
+def _updating(event: Any) -> None:
+    refuse_unsendable(event)
+    _keep_tokens_out(event)
+
+
+@access.public  # Girder asks of handlers what it asks of routes; the route has its own rules
+def _refuse_long_messages(event: Any) -> None:
+    """Refuse ``PUT job/:id`` with a message that no page can show, since lists of jobs have it."""
+    length = len(str(event.info["params"].get("progressMessage") or ""))
+    if length > MOST_LINE:
+        raise RestException(
+            f"The progressMessage has {length:,} characters, more than the {MOST_LINE:,} that are "
+            "shown of a job. Use log for long text."
+        )
+
+
+def _keep_tokens_out(event: Any) -> None:
+    """Take out the token that ``girder_plugin_worker`` puts into every job that is saved."""
+    fields = event.info["params"].get("otherFields")
+    if not fields or "jobInfoSpec" not in fields or not _is_ours(event.info["job"]):
+        return
+    spec = fields.pop("jobInfoSpec")
+    headers = spec.get("headers") if isinstance(spec, dict) else None
+    token = headers.get("Girder-Token") if isinstance(headers, dict) else None
+    if isinstance(token, str) and token:
+        Token().removeWithQuery({"_id": token})

@@ -1,0 +1,16 @@
+"""Handlers of Girder's events: which are bound, and the name under which ours are."""
+
+from __future__ import annotations
+
+from girder import events
+
+__all__ = ["EVENT_HANDLER", "is_bound"]
+
+#: The name under which this plugin binds events.
+EVENT_HANDLER = "dask"
+
+
+def is_bound(name: str, *, besides: str | None = None) -> bool:
+    """Say whether anybody has bound an event, not counting the handler named ``besides``."""
+    handlers = events._mapping.get(name)  # noqa: SLF001 - Girder has no other way to ask
+    return bool(handlers) and any(handler != besides for handler in handlers)

@@ -1,0 +1,3 @@
+"""Notifications to the browsers of users."""
+
+__all__: list[str] = []

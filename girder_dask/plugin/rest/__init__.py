@@ -1,0 +1,3 @@
+"""The plugin's REST routes, and what they accept from whom."""
+
+__all__: list[str] = []

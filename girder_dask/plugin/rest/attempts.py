@@ -1,0 +1,75 @@
+"""The one start of a job whose task may run at most once."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from girder.api import access
+from girder.api.describe import Description, autoDescribeRoute
+from girder.api.rest import Resource
+from girder.constants import TokenScope
+from girder.exceptions import AccessException, RestException
+from girder_jobs.models.job import Job
+
+from girder_dask.plugin.rest import routes
+from girder_dask.plugin.rest.routes import StoredJob
+from girder_dask.plugin.store import models
+from girder_dask.plugin.store.requester import identify
+
+__all__ = ["mount"]
+
+_CONFLICT = 409
+
+
+def mount(resource: Resource) -> None:
+    """Add the route to the resource ``dask``."""
+    routes.add(resource, "POST", ("job", ":id", "begin"), begin)
+
+
+@access.public(scope=TokenScope.DATA_READ)
+@autoDescribeRoute(
+    Description("Note that a run of a job calls its function now, and that no other one may.")
+    .notes("For the job at work itself. The same run may ask again.")
+    .modelParam("id", "The id of the job.", model=StoredJob, force=True)
+    .param("attempt", "The number of its attempt.", dataType="integer")
+    .param("run", "What tells this run from any other.")
+    .param("worker", "The name of its worker.")
+    .errorResponse("Another run has begun, or the attempt is over.", _CONFLICT)
+    .errorResponse("The request is not made by the job at work.", 403)
+)
+def begin(job: dict[str, Any], attempt: int, run: str, worker: str) -> dict[str, Any]:
+    """Note the start of a run, once for a job."""
+    if not identify().has_token_of(job):
+        raise AccessException(f"Job {job['_id']} alone, while it is at work, begins its runs.")
+    begun = {"run": run, "attempt": attempt, "worker": worker, "time": datetime.now(timezone.utc)}
+    jobs = models.collection(Job())
+    is_free = [{"dask.begun": {"$exists": False}}, {"dask.begun.run": run}]
+    taken = jobs.update_one(
+        {"_id": job["_id"], "dask.attempt": {"$lte": attempt}, "$or": is_free},
+        {"$set": {"dask.begun": begun}},
+    )
+    if not taken.matched_count:
+        _refuse(jobs.find_one({"_id": job["_id"]}, {"dask": True}) or job, attempt)
+    return {"attempt": attempt}
+
+
+def _refuse(job: dict[str, Any], attempt: int) -> None:
+    """Say why a run may not begin."""
+    begun = job["dask"].get("begun") if isinstance(job.get("dask"), dict) else None
+    if not isinstance(begun, dict):
+        raise RestException(
+            f"Attempt {attempt} of job {job['_id']} is over, since its worker was taken for dead.",
+            code=_CONFLICT,
+        )
+    raise RestException(
+        f"The task may run at most once, and attempt {begun.get('attempt')} began it on "
+        f"{begun.get('worker')} at {_shown(begun.get('time'))}. Whether it came to its end "
+        "there is not known, so it was not begun again. Look at what it has left behind, and "
+        "start a new job if need be.",
+        code=_CONFLICT,
+    )
+
+
+def _shown(time: Any) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC" if isinstance(time, datetime) else "a time not known"

@@ -1,0 +1,85 @@
+"""What jobs are told of files: where they are on disk, and what a redirect leads to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from girder import events
+from girder.api import access
+from girder.api.describe import Description, autoDescribeRoute
+from girder.api.rest import Resource, setResponseHeader
+from girder.constants import AccessType, AssetstoreType, TokenScope
+from girder.exceptions import FilePathException
+from girder.models.assetstore import Assetstore
+from girder.models.file import File
+
+from girder_dask.http.redirects import ASSETSTORE, LINK
+from girder_dask.plugin import settings
+from girder_dask.plugin.girder_events import EVENT_HANDLER
+from girder_dask.plugin.rest import routes
+from girder_dask.plugin.store.requester import identify
+from girder_dask.protocol.names import KIND_HEADER
+
+__all__ = ["bind", "mount"]
+
+
+def bind() -> None:
+    """Have each redirect of a download say what it leads to."""
+    events.bind("model.file.download.complete", EVENT_HANDLER, _name_redirect)
+
+
+def _name_redirect(event: Any) -> None:
+    """Tell a store of the site from a link, which any user may have made, as Girder does.
+
+    With the redirect itself, as the document of the file may be another a moment later.
+    """
+    if event.info["redirect"]:
+        kind = ASSETSTORE if event.info["file"].get("assetstoreId") else LINK
+        setResponseHeader(KIND_HEADER, kind)
+
+
+def mount(resource: Resource) -> None:
+    """Add the route to the resource ``dask``."""
+    routes.add(resource, "GET", ("file", ":id", "path"), file_path)
+
+
+@access.public(scope=TokenScope.DATA_READ)
+@autoDescribeRoute(
+    Description("Tell where a file is on the disks of Girder.")
+    .notes(
+        "For jobs at work, whose worker may see the same disks. `path` is null for anybody else, "
+        "while the setting `dask.direct_path` is off, and for a file that is in no file system."
+    )
+    .modelParam("id", "The id of the file.", model=File, level=AccessType.READ)
+    .errorResponse("ID was invalid.")
+    .errorResponse("Read access was denied for the file.", 403)
+)
+def file_path(file: dict[str, Any]) -> dict[str, Any]:
+    """Tell where a file is, and what tells whether it is still the same."""
+    told = settings.direct_path() and identify().job is not None
+    path = _path(file)
+    return {
+        "path": path if told else None,
+        # Girder does not look after files that were imported, and hears of no change to them.
+        "modified": None if path is None else Path(path).stat().st_mtime,
+        "size": file.get("size"),
+        "sha512": file.get("sha512"),
+        "updated": file.get("updated") or file.get("created"),
+    }
+
+
+def _path(file: dict[str, Any]) -> str | None:
+    if not file.get("assetstoreId"):
+        return None  # a link
+    assetstore = Assetstore().load(file["assetstoreId"])
+    if assetstore is None or assetstore["type"] != AssetstoreType.FILESYSTEM:
+        return None
+    try:
+        path = File().getLocalFilePath(file)
+    except FilePathException:
+        return None
+    # A path that leads elsewhere would have a worker read what is no file of Girder.
+    if path is None or not Path(path).is_absolute() or not Path(path).is_file():
+        return None
+    return str(Path(path).resolve())

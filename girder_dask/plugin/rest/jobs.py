@@ -1,0 +1,275 @@
+"""The routes for those who start jobs from outside Girder: ``dask/job``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from girder.api import access
+from girder.api.describe import Description, autoDescribeRoute
+from girder.api.rest import Resource
+from girder.constants import AccessType, TokenScope
+from girder.exceptions import AccessException, RestException
+from girder.models.user import User
+from girder_jobs.models.job import Job
+
+from girder_dask.client.backend import Group, StoredResult, Submission
+from girder_dask.errors import GirderError
+from girder_dask.jobs import to_json
+from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.rest import authorization, openapi_schemas, routes
+from girder_dask.plugin.rest.json_body import read_body, require_json
+from girder_dask.plugin.rest.routes import StoredJob
+from girder_dask.plugin.store import models, recording
+from girder_dask.plugin.store.idempotency import Repeatable
+from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.requester import Requester, identify
+from girder_dask.plugin.store.trust import Authority
+from girder_dask.protocol.names import SUBMIT_SCOPE
+
+__all__ = ["Submissions", "mount"]
+
+_MOST_IDS = 100_000
+# Most bytes of a list of them. Anybody may send one, and what is parsed takes many times as much.
+_MOST_LIST = 4 * 1024**2
+# Most bytes of values and exceptions in one answer; one job is always in it.
+_MOST_VALUES = 16 * 1024**2
+_STATE = ("_id", "title", "status", "progress", "updated", "userId")
+
+
+def mount(resource: Resource, backend: GirderBackend) -> None:
+    """Add the routes to the resource ``dask``."""
+    ours = Submissions(backend)
+    routes.add(resource, "POST", ("job",), ours.submit)
+    routes.add(resource, "POST", ("job", "states"), ours.states)
+    routes.add(resource, "GET", ("job", ":id", "result"), ours.result)
+    routes.add(resource, "POST", ("job", "results"), ours.results)
+    routes.add(resource, "PUT", ("job", ":id", "cancel"), ours.cancel)
+
+
+class Submissions:
+    """What the routes do."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    @access.public(scope=SUBMIT_SCOPE)
+    @autoDescribeRoute(
+        Description("Start jobs on Dask.")
+        .notes(
+            "For `girder_dask.connect`, and for tasks that start others. Any call may be started "
+            "by site administrators and by members of the group `dask.submitters`. Other users may "
+            "start the tasks of `dask.allow_tasks`, with plain arguments. A job at work may start "
+            "what its owner may, and if a plugin of Girder has started it, the tasks of its own "
+            "package, with plain arguments. "
+            "Girder never opens a call. The answer has the documents of the jobs, that of the "
+            "group first. A request with a `key`, 32 hexadecimal digits, may be sent again when "
+            "its answer was lost: it starts its jobs once."
+        )
+        .param(
+            "body",
+            'A JSON object: {"submissions": [submission, …], "group": group or null, "key": …}.',
+            paramType="body",
+            dataType=openapi_schemas.SUBMISSIONS,
+            required=False,
+        )
+        .errorResponse("The body cannot be read.")
+        .errorResponse("You may not start one of the jobs.", 403)
+        .errorResponse("The body is too large.", 413)
+    )
+    def submit(self) -> dict[str, list[dict[str, Any]]]:
+        """Record calls as jobs, and hand them to the scheduler."""
+        requester = identify()
+        authorization.admit(requester, ())  # before anything large is read
+        require_json()
+        body = read_body()
+        submissions = authorization.read_submissions(body.get("submissions"), requester)
+        group = authorization.read_group(body.get("group"), requester)
+        authority = authorization.admit(requester, submissions, group)
+        repeatable = _repeatable(body.get("key"), requester)
+        jobs = self._record(requester, submissions, group, repeatable, authority)
+        shown = [Job().filter(job, requester.user) for job in jobs]
+        for job in shown:
+            job.pop("log", None)
+        return {"jobs": shown}
+
+    def _record(
+        self,
+        requester: Requester,
+        submissions: Sequence[Submission],
+        group: Group | None,
+        repeatable: Repeatable | None,
+        authority: Authority,
+    ) -> list[dict[str, Any]]:
+        parent = requester.job["_id"] if requester.job is not None else None
+        if repeatable is not None:
+            submissions, group = repeatable.marked(submissions, group)
+        try:
+            return self._backend.submit_for(
+                _owner(requester), parent, submissions, group, authority=authority
+            )
+        except GirderError:
+            # So it is as well if they were recorded before.
+            known = repeatable.recorded(submissions, group) if repeatable is not None else []
+            if not known:
+                raise
+            return known
+
+    @access.public(scope=TokenScope.DATA_READ)
+    @autoDescribeRoute(
+        Description("Tell where jobs stand.")
+        .notes(
+            "`dask.waits` is why a job waits in the queue, null if it waits for its turn alone. "
+            "The answer leaves out the jobs that do not exist and those that you may not read. "
+            "A scheduler is told of all."
+        )
+        .param(
+            "body",
+            'A JSON object: {"ids": [job id, …]}.',
+            paramType="body",
+            dataType=openapi_schemas.IDS,
+            required=False,
+        )
+        .errorResponse("The body cannot be read.")
+    )
+    def states(self) -> dict[str, list[dict[str, Any]]]:
+        """Tell where many jobs stand, in one request."""
+        requester = identify()
+        ids = _ids()
+        # What a job depends on was checked when it was recorded.
+        allowed = _dependencies(requester)
+        return {
+            "jobs": [
+                _state(job)
+                for job in models.states(ids)
+                if requester.is_scheduler
+                or str(job["_id"]) in allowed
+                or requester.may(job, AccessType.READ)
+            ]
+        }
+
+    @access.public(scope=TokenScope.DATA_READ)
+    @autoDescribeRoute(
+        Description("Return what a job returned, or what it raised.")
+        .notes(
+            "`value` and `exception` are as girder_dask packs them, `error` is one line. All are "
+            "null while the job has not ended, and `value` where it is not kept. `parts` are the "
+            "ids of the jobs under the parent job of a map, null for other jobs."
+        )
+        .modelParam("id", "The id of the job.", model=StoredJob, force=True)
+        .errorResponse("ID was invalid.")
+        .errorResponse("Read access was denied for the job.", 403)
+    )
+    def result(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Return what is kept of the end of a job."""
+        requester = identify()
+        if str(job["_id"]) not in _dependencies(requester):
+            requester.require(job, AccessType.READ)
+        return _shown(job, recording.result(job["_id"]))
+
+    @access.public(scope=TokenScope.DATA_READ)
+    @autoDescribeRoute(
+        Description("Return what many jobs returned or raised.")
+        .notes(
+            "`results` has for each job what `GET dask/job/:id/result` returns. It leaves out the "
+            "jobs that do not exist and those that you may not read; `left` names those for "
+            "which this answer has no room."
+        )
+        .param(
+            "body",
+            'A JSON object: {"ids": [job id, …]}.',
+            paramType="body",
+            dataType=openapi_schemas.IDS,
+            required=False,
+        )
+        .errorResponse("The body cannot be read.")
+    )
+    def results(self) -> dict[str, Any]:
+        """Return what is kept of the ends of many jobs, in one request."""
+        requester = identify()
+        ids = _ids()
+        allowed = _dependencies(requester)
+        shown: dict[str, Any] = {}
+        size = 0
+        for job in models.states(ids):
+            if str(job["_id"]) not in allowed and not requester.may(job, AccessType.READ):
+                continue
+            kept = recording.result(job["_id"])
+            size += len(kept.value or b"") + len(kept.exception or b"")
+            if shown and size > _MOST_VALUES:
+                return {"results": shown, "left": [i for i in ids if i not in shown]}
+            shown[str(job["_id"])] = _shown(job, kept)
+        return {"results": shown, "left": []}
+
+    @access.public(scope=SUBMIT_SCOPE)
+    @autoDescribeRoute(
+        Description("Cancel a job, and what it has started.")
+        .notes(
+            "As `PUT job/:id/cancel`, but also for keys that may only start jobs, and for a job at "
+            "work, which may cancel what it has started."
+        )
+        .modelParam("id", "The id of the job.", model=StoredJob, force=True)
+        .errorResponse("ID was invalid.")
+        .errorResponse("You may not cancel the job.", 403)
+    )
+    def cancel(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Ask for the end of a job."""
+        requester = identify()
+        if requester.job is None:
+            requester.require(job, AccessType.WRITE)
+        elif not models.is_descendant(job, requester.job["_id"]):
+            raise AccessException(
+                f"Job {requester.job['_id']} has not started job {job['_id']}, so it may not "
+                "cancel it."
+            )
+        try:
+            canceled = Job().cancelJob(job)
+        except (KeyError, TypeError, AttributeError) as e:
+            # Girder and its plugins take the document for what it should be.
+            raise RestException(
+                f"Job {job['_id']} cannot be canceled, as its document is malformed. Its owner "
+                "or an administrator can delete it."
+            ) from e
+        return {"_id": canceled["_id"], "status": canceled["status"]}
+
+
+def _ids() -> list[str]:
+    ids = read_body(most=_MOST_LIST).get("ids")
+    if not isinstance(ids, list) or not all(isinstance(job_id, str) for job_id in ids):
+        raise RestException("The body has no list of ids of jobs.")
+    if len(ids) > _MOST_IDS:
+        raise RestException(f"The body has more than {_MOST_IDS:,} ids. Ask in parts.")
+    return ids
+
+
+def _state(job: Mapping[str, Any]) -> dict[str, Any]:
+    dask = job.get("dask")
+    waits = dask.get("waits") if isinstance(dask, dict) else None
+    return {**{name: job.get(name) for name in _STATE}, "dask": {"waits": waits}}
+
+
+def _shown(job: Mapping[str, Any], kept: StoredResult) -> dict[str, Any]:
+    return {
+        "status": job.get("status"),
+        "value": to_json(kept.value),
+        "error": kept.error,
+        "exception": to_json(kept.exception),
+        "parts": parents.parts(job),
+    }
+
+
+def _owner(requester: Requester) -> dict[str, Any] | None:
+    """Return the owner of what is started: that of the job that starts it, or the user."""
+    if requester.job is None:
+        return requester.user
+    owner_id = requester.job.get("userId")
+    return User().load(owner_id, force=True) if owner_id else None
+
+
+def _repeatable(key: Any, requester: Requester) -> Repeatable | None:
+    sender = requester.job or requester.user
+    return None if key is None or sender is None else Repeatable(key, sender["_id"])
+
+
+def _dependencies(requester: Requester) -> set[str]:
+    return set() if requester.job is None else set(models.dependencies(requester.job["_id"]))

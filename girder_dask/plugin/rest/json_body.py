@@ -1,0 +1,69 @@
+"""The JSON bodies of requests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import cherrypy
+from girder.exceptions import RestException
+
+from girder_dask.plugin.rest.responses import MOST_LEVELS, levels
+
+__all__ = ["MOST_BODY", "read_body", "require_json"]
+
+#: The most bytes in the body of a request. A scheduler sends about half of it at most.
+MOST_BODY = 64 * 1024**2
+
+
+def read_body(*, lenient: bool = False, most: int = MOST_BODY) -> dict[str, Any]:
+    """Return the JSON object in the body of this request.
+
+    Parameters
+    ----------
+    lenient
+        Whether ``NaN`` and ``Infinity`` become null. They are refused otherwise.
+    most
+        The most bytes that are read.
+
+    Raises
+    ------
+    RestException
+        If there is none, or it is too large.
+    """
+    data = cherrypy.request.body.read(most + 1)
+    if len(data) > most:
+        raise RestException(f"The body is larger than the {most:,} bytes that are read.", code=413)
+    try:
+        body = json.loads(data, parse_constant=_to_null if lenient else _refuse)
+    except (ValueError, RecursionError) as e:
+        raise RestException(f"The body is not JSON: {e}.") from e
+    if not isinstance(body, dict):
+        raise RestException("The body is not a JSON object.")
+    if levels(body) > MOST_LEVELS:
+        raise RestException(f"The body has more than {MOST_LEVELS} levels of lists and objects.")
+    return body
+
+
+def _to_null(_constant: str) -> None:
+    # One number of one job must not hold up the updates of all others.
+    return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def require_json() -> None:
+    """Refuse a body that is not said to be JSON, such as what an upload of a file sends.
+
+    Raises
+    ------
+    RestException
+        With the status 415.
+    """
+    kind = cherrypy.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RestException(
+            f"The body is {kind or 'of no type'}. Send it as application/json.", code=415
+        )

@@ -1,0 +1,235 @@
+"""The routes for schedulers and operators, under ``/dask``."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timezone
+from typing import Any
+
+from bson import ObjectId
+from bson.errors import InvalidId
+from girder.api import access
+from girder.api.describe import Description, autoDescribeRoute
+from girder.api.rest import Resource
+from girder.constants import TokenScope
+from girder.exceptions import RestException
+from girder.models.api_key import ApiKey
+
+from girder_dask import diagnostics
+from girder_dask._version import __version__
+from girder_dask.jobs import JobUpdate, from_json, to_json
+from girder_dask.plugin import settings
+from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.rest import openapi_schemas, routes
+from girder_dask.plugin.rest.json_body import read_body
+from girder_dask.plugin.store import quarantine, recording
+from girder_dask.plugin.store.trust import may_run_code
+from girder_dask.plugin.store.unreachable import unmark
+from girder_dask.protocol.names import SCHEDULER_SCOPE
+
+__all__ = ["Dask"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_JOBS = 10_000
+# Jobs in one page of those that a scheduler should have. Each page goes over all of them.
+_PAGE = 5_000
+# What the database holds as a whole number.
+_MOST_NUMBER = 2**62
+
+TokenScope.describeScope(
+    SCHEDULER_SCOPE,
+    "Run jobs on Dask",
+    "Allows a Dask scheduler to fetch the jobs that it should run, with what they need to "
+    "act for their owners, and to update them. It allows nothing else.",
+    admin=True,
+)
+
+
+class Dask(Resource):
+    """The REST resource."""
+
+    def __init__(self, backend: GirderBackend) -> None:
+        super().__init__()
+        self.resourceName = "dask"
+        self._backend = backend
+        routes.add(self, "GET", ("ping",), self.ping)
+        routes.add(self, "GET", ("status",), self.status)
+        routes.add(self, "GET", ("credential",), self.credential)
+        routes.add(self, "POST", ("job", "updates"), self.update_jobs)
+        routes.add(self, "POST", ("job", "claim"), self.claim_jobs)
+
+    @access.public
+    @autoDescribeRoute(Description("Say which version of girder_dask this Girder has."))
+    def ping(self) -> dict[str, str]:
+        """Answer anybody, without looking at the database."""
+        return {"plugin": __version__}
+
+    @access.user
+    @autoDescribeRoute(
+        Description("Tell how this Girder and its Dask scheduler get on.").notes(
+            "`scheduler.reachable` is null until something was sent to it. `credential.lastUse` "
+            "is when a scheduler last signed in with a key that may update Dask jobs. `address` "
+            "and `error` are null for users who may not run code of their own on the cluster."
+        )
+    )
+    def status(self) -> dict[str, Any]:
+        """Tell how Girder and its scheduler get on.
+
+        Whoever reaches the scheduler can run code on the cluster, so where it is, which errors
+        name as well, is told to those alone who may do that.
+        """
+        scheduler = self._backend.scheduler_status()
+        if not may_run_code(self.getCurrentUser()):
+            scheduler |= {"address": None, "error": None}
+        keys = list(ApiKey().find({"scope": SCHEDULER_SCOPE, "active": True}, fields=["lastUse"]))
+        uses = [key["lastUse"] for key in keys if isinstance(key.get("lastUse"), datetime)]
+        return {
+            "plugin": __version__,
+            "scheduler": scheduler,
+            "credential": {"keys": len(keys), "lastUse": max(uses, default=None)},
+        }
+
+    @access.token(scope=SCHEDULER_SCOPE, required=True)
+    @autoDescribeRoute(
+        Description("Say whether the token may update Dask jobs.").notes(
+            "For Dask schedulers. The answer tells what `girder-dask doctor` compares: versions, "
+            "packages of tasks, how this Girder reaches the scheduler, and where it says that "
+            "workers reach it."
+        )
+    )
+    def credential(self) -> dict[str, Any]:
+        """Answer a scheduler whose credential is good."""
+        self._require_scheduler()
+        return {
+            **diagnostics.gather(None),
+            "scheduler": self._backend.check_scheduler(),
+            "worker_api_url": settings.default_api_url(),
+            "set_aside": quarantine.count(datetime.now(timezone.utc)),
+        }
+
+    @access.token(scope=SCHEDULER_SCOPE, required=True)
+    @autoDescribeRoute(
+        Description("Update Dask jobs.")
+        .notes(
+            "For Dask schedulers. The answer has the ids of jobs that are not this "
+            "scheduler's any more (`stale`), that do not exist (`gone`) and that are to be "
+            "stopped (`cancel`)."
+        )
+        .param(
+            "body",
+            'A JSON object: {"scheduler": id, "updates": [update, …], '
+            '"received": [[job id, attempt], …]}.',
+            paramType="body",
+            dataType=openapi_schemas.UPDATES,
+            required=False,
+        )
+        .errorResponse("The body cannot be read.")
+        .errorResponse("The body is too large.", 413)
+    )
+    def update_jobs(self) -> dict[str, list[str]]:
+        """Apply a batch of updates."""
+        self._require_scheduler()
+        body = read_body(lenient=True)
+        self._backend.unreached.heard(_scheduler(body))
+        wires = body.get("updates")
+        if not isinstance(wires, list):
+            raise RestException("The body has no list of updates.")
+        read = [(wire, _read(wire)) for wire in wires]
+        updates = [update for _, update in read if isinstance(update, JobUpdate)]
+        unreadable = [(wire, error) for wire, error in read if isinstance(error, Exception)]
+        if unreadable and not updates:
+            # All of them: the two sides do not understand one another.
+            raise RestException(str(unreadable[0][1]))
+        receipts = _receipts(body)
+        verdicts = recording.apply(_scheduler(body), updates)
+        verdicts.merge(recording.receive(_scheduler(body), receipts))
+        for wire, error in unreadable:
+            logger.warning("An update of a job is dropped: %s", error)
+            if isinstance(wire, dict) and isinstance(wire.get("id"), str):
+                verdicts.stale.append(wire["id"])
+        return {"stale": verdicts.stale, "gone": verdicts.gone, "cancel": verdicts.cancel}
+
+    @access.token(scope=SCHEDULER_SCOPE, required=True)
+    @autoDescribeRoute(
+        Description("Hand over Dask jobs that a scheduler lacks.")
+        .notes(
+            "For Dask schedulers. The answer has what is needed to run the jobs (`specs`) and "
+            "the ids of jobs that are to be stopped (`cancel`). If `after` is given, it also has "
+            "a page of jobs that this scheduler should have (`held`), each with its attempt and "
+            "sequence: the first ones, or those after an id. `lacking` are those out of such a "
+            "page that it does not have."
+        )
+        .param(
+            "body",
+            'A JSON object: {"scheduler": id, "limit": most jobs, "after": id or "" or null, '
+            '"lacking": [[job id, attempt, sequence], …]}.',
+            paramType="body",
+            dataType=openapi_schemas.CLAIM,
+            required=False,
+        )
+        .errorResponse("The body cannot be read.")
+    )
+    def claim_jobs(self) -> dict[str, Any]:
+        """Hand unfinished jobs over to the scheduler that asks."""
+        self._require_scheduler()
+        body = read_body()
+        limit = body.get("limit")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise RestException("The limit must be a number of jobs, 1 or more.")
+        self._backend.unreached.heard(_scheduler(body))
+        unmark(_scheduler(body))
+        after = body.get("after")
+        if not isinstance(after, (str, type(None))):
+            raise RestException("What the page comes after must be a job id, or empty.")
+        limit = min(limit, _MOST_JOBS)
+        claim = recording.claim(_scheduler(body), limit, _lacking(body))
+        return {
+            "specs": [to_json(spec.to_wire()) for spec in claim.specs],
+            "cancel": claim.cancel,
+            "held": None if after is None else recording.held(_scheduler(body), after, _PAGE),
+        }
+
+    def _require_scheduler(self) -> None:
+        """Refuse a key whose owner is an administrator no more, and a token that has expired."""
+        self.requireAdmin(self.getCurrentUser())
+
+
+def _read(wire: Any) -> JobUpdate | Exception:
+    try:
+        update: JobUpdate = JobUpdate.from_wire(from_json(wire))
+    except (ValueError, TypeError, AttributeError) as e:
+        return e
+    return update
+
+
+def _receipts(body: dict[str, Any]) -> list[tuple[str, int]]:
+    receipts = body.get("received", [])
+    try:
+        return [(str(job_id), _count(attempt)) for job_id, attempt in receipts]
+    except (ValueError, TypeError, OverflowError) as e:
+        raise RestException("What was received is no list of job ids and attempts.") from e
+
+
+def _lacking(body: dict[str, Any]) -> dict[ObjectId, tuple[int, int]]:
+    try:
+        return {
+            ObjectId(job_id): (_count(attempt), _count(sequence))
+            for job_id, attempt, sequence in body.get("lacking", [])
+        }
+    except (InvalidId, ValueError, TypeError, OverflowError) as e:
+        raise RestException("What is lacking is no list of ids, attempts and sequences.") from e
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number < _MOST_NUMBER:
+        raise ValueError("no count")
+    return number
+
+
+def _scheduler(body: dict[str, Any]) -> str:
+    scheduler = body.get("scheduler")
+    if not isinstance(scheduler, str) or not scheduler:
+        raise RestException("The body does not name the scheduler.")
+    return scheduler

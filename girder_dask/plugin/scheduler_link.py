@@ -1,0 +1,318 @@
+"""The way from a process that submits to the scheduler.
+
+Recording a job must never wait for the cluster, so a thread of its own carries new jobs
+and cancellations over. Before a job is sent it is noted which scheduler it goes to, so that no
+other one runs it as the same attempt. What cannot be delivered is dropped, with a word in the
+log: the scheduler asks Girder for what it lacks as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, TypeVar
+
+from girder_dask.jobs import JobSpec
+from girder_dask.utils.background import Guard
+
+__all__ = ["HandOver", "News", "SchedulerLink"]
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_TIME = 3.0
+_ANSWER_TIME = 10.0
+_MOST_AT_ONCE = 500
+# Seconds between two deliveries, at least and at most, and how often the time that one has taken. A
+# job that comes alone is delivered at once; a request that starts many is not held up.
+_SPACING, _LONGEST_PAUSE, _REST = 0.02, 0.1, 9.0
+# How often it is tried whether the scheduler is there.
+_TRY_TIME = 15.0
+# Seconds that it rests after errors of its own, at most: it is to stop soon when it is asked to.
+_LONGEST_REST = 5.0
+
+_T = TypeVar("_T")
+
+#: Takes why the scheduler is not reached, None if it is, and the ids of jobs that it did not
+#: take.
+News = Callable[[str | None, Sequence[str]], None]
+
+#: Takes the id of a scheduler's run, None if it is not reached, and those of new jobs; notes that
+#: they go to it, and returns the ids of those that go to no other one.
+HandOver = Callable[[str | None, Sequence[str]], Collection[str]]
+
+
+class SchedulerLink:
+    """Delivers jobs and cancellations to the scheduler. Its methods return at once.
+
+    Parameters
+    ----------
+    address
+        Returns the scheduler's address, None while there is none. Asked before each
+        delivery, so a changed setting takes effect.
+    news
+        Called when the scheduler is reached or not reached, and for jobs that it does not take,
+        from any thread. It returns at once.
+    hand_over
+        Called before jobs are sent, from a thread of the link.
+    """
+
+    def __init__(
+        self,
+        address: Callable[[], str | None],
+        news: News = lambda _reason, _ids: None,
+        hand_over: HandOver = lambda _scheduler, ids: ids,
+    ) -> None:
+        self._address = address
+        self._news = news
+        self._hand_over = hand_over
+        self._lock = threading.Lock()
+        self._thread: _LinkThread | None = None
+
+    def submit(self, specs: Sequence[JobSpec]) -> None:
+        """Deliver jobs."""
+        self._running().put(specs=specs)
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Deliver the wish to end jobs."""
+        self._running().put(cancels=ids)
+
+    def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str] | None:
+        """Have the scheduler end jobs, and return the ids of those that have begun.
+
+        None if the scheduler is not there, or does not answer for ``timeout`` seconds.
+        """
+        thread = self._running()
+        return None if thread.state["reachable"] is False else thread.cancel_now(ids, timeout)
+
+    def status(self) -> dict[str, Any]:
+        """Return ``address``, ``reachable`` (None: not tried yet), ``error`` and ``since``."""
+        thread = self._thread
+        state = thread.state if thread is not None else _unknown()
+        return {"address": self._address(), **state}
+
+    def connect(self) -> None:
+        """Begin to connect, so that the first job need not wait for it."""
+        self._running()
+
+    def check(self, timeout: float) -> dict[str, Any]:
+        """Try to reach the scheduler, for at most ``timeout`` seconds, and return the status."""
+        self._running().check(timeout)
+        return self.status()
+
+    def close(self) -> None:
+        """Stop the thread."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
+
+    def _running(self) -> _LinkThread:
+        with self._lock:
+            # A thread does not survive a fork; the child starts its own.
+            if self._thread is None or self._thread.pid != os.getpid():
+                self._thread = _LinkThread(self._address, self._news, self._hand_over)
+            return self._thread
+
+
+def _unknown() -> dict[str, Any]:
+    return {"reachable": None, "error": None, "since": None}
+
+
+class _LinkThread:
+    """An event loop in a thread, with a queue of what to deliver."""
+
+    def __init__(self, address: Callable[[], str | None], news: News, hand_over: HandOver) -> None:
+        self.pid = os.getpid()
+        self.state = _unknown()
+        self._address = address
+        self._news = news
+        self._hand_over = hand_over
+        self._reason: str | None = None  # why it is not reached, for users
+        self._lock = threading.Lock()
+        self._specs: list[JobSpec] = []
+        self._cancels: list[str] = []
+        self._loop = asyncio.new_event_loop()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._rpc: Any = None
+        self._thread = threading.Thread(target=self._main, name="girder-dask-link", daemon=True)
+        self._thread.start()
+
+    def put(self, specs: Sequence[JobSpec] = (), cancels: Sequence[str] = ()) -> None:
+        with self._lock:
+            idle = not self._specs and not self._cancels
+            self._specs.extend(specs)
+            self._cancels.extend(cancels)
+        if self._reason is not None and specs:
+            # Not after the next try, which takes seconds.
+            self._news(self._reason, [spec.id for spec in specs])
+        if idle:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def check(self, timeout: float) -> None:
+        self._wait_for(self._greet(), timeout)
+
+    def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str] | None:
+        answer = self._wait_for(self._call("girder_cancel", jobs=list(ids)), timeout)
+        return None if answer is None else answer.get("begun")
+
+    def _wait_for(self, work: Coroutine[Any, Any, _T], timeout: float) -> _T | None:
+        call = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return call.result(timeout)
+        except FutureTimeoutError:
+            call.cancel()
+            return None
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._loop.call_soon_threadsafe(self._wake.set)
+        self._thread.join(_ANSWER_TIME)
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._run())
+        self._loop.close()
+
+    async def _run(self) -> None:
+        guard = Guard(logger, "The link to the scheduler", longest=_LONGEST_REST)
+        with guard:
+            await self._greet()
+        while not self._stopping:
+            with guard:
+                await self._turn()
+            if guard.failed:
+                await asyncio.sleep(guard.pause)
+                self._wake.set()  # nobody else does while something waits
+        with guard:
+            self._disconnect()
+
+    async def _turn(self) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), _TRY_TIME)
+        except asyncio.TimeoutError:
+            await self._greet()
+        self._wake.clear()
+        await self._deliver_all()
+
+    async def _deliver_all(self) -> None:
+        while True:
+            start = time.monotonic()
+            if not await self._deliver():
+                return
+            # What comes during the pause goes together.
+            pause = min(_REST * (time.monotonic() - start), _LONGEST_PAUSE)
+            await asyncio.sleep(0.0 if len(self._specs) > _MOST_AT_ONCE else max(pause, _SPACING))
+
+    async def _deliver(self) -> bool:
+        specs = []
+        if self._specs:
+            scheduler = await self._greet()
+            with self._lock:
+                # If it is not reached none goes there, and the first that asks may have them all.
+                most = len(self._specs) if scheduler is None else _MOST_AT_ONCE
+                specs, self._specs = self._specs[:most], self._specs[most:]
+            await self._submit(scheduler, specs)
+            if self._reason is not None:
+                self._news(self._reason, [spec.id for spec in specs])
+        with self._lock:
+            cancels, self._cancels = self._cancels, []
+        if cancels:
+            await self._call("girder_cancel", jobs=cancels)
+        return bool(specs or cancels)
+
+    async def _submit(self, scheduler: str | None, specs: Sequence[JobSpec]) -> None:
+        try:
+            taken = set(self._hand_over(scheduler, [spec.id for spec in specs]))
+        except Exception as e:  # noqa: BLE001 - it writes to the database, which may be away
+            logger.warning("It cannot be noted that jobs go to the scheduler: %r", e)
+            return
+        wires = [spec.to_wire() for spec in specs if spec.id in taken]
+        if wires and scheduler is not None:
+            # Once: a scheduler that has got it may have run what it holds by now.
+            await self._call("girder_submit", tries=1, scheduler=scheduler, specs=wires)
+
+    async def _greet(self) -> str | None:
+        """Connect, and return the id of this run of the scheduler if it takes jobs."""
+        answer = await self._call("girder_hello")
+        return str(answer["scheduler"]) if answer is not None else None
+
+    async def _call(
+        self, operation: str, tries: int = 2, **arguments: Any
+    ) -> Mapping[str, Any] | None:
+        """Call a remote procedure, and return its answer, None if there is none."""
+        try:
+            address = self._address()
+        except Exception as e:  # noqa: BLE001 - in Girder it asks the database, which may be away
+            self._failed(f"the address of the scheduler cannot be looked up ({e!r})")
+            return None
+        if not address:
+            self._failed(
+                "no scheduler is set (the setting dask.scheduler_address)",
+                "no Dask scheduler is set in Girder (dask.scheduler_address)",
+            )
+            return None
+        # The second try is for a connection that the scheduler has closed since.
+        for left in reversed(range(tries)):
+            try:
+                sent = self._send(address, operation, arguments)
+                answer = await asyncio.wait_for(sent, _ANSWER_TIME)
+            except Exception as e:  # noqa: BLE001 - a remote error is raised as what it was
+                self._disconnect()
+                if not left or isinstance(e, asyncio.TimeoutError):
+                    is_away = isinstance(e, OSError | asyncio.TimeoutError)
+                    self._failed(
+                        f"the scheduler at {address} does not take jobs ({e!r})",
+                        f"Girder does not reach the Dask scheduler at {address}"
+                        if is_away
+                        else f"the Dask scheduler at {address} does not take jobs of this Girder",
+                    )
+                    return None
+            else:
+                self._succeeded(address)
+                return answer
+        return None
+
+    async def _send(
+        self, address: str, operation: str, arguments: dict[str, Any]
+    ) -> Mapping[str, Any]:
+        from distributed import rpc
+        from distributed.security import Security
+
+        if self._rpc is not None and self._rpc.address != address:
+            self._disconnect()
+        if self._rpc is None:
+            security = Security().get_connection_args("client")
+            self._rpc = rpc(address, timeout=_CONNECT_TIME, connection_args=security)
+        answer = await getattr(self._rpc, operation)(**arguments)
+        if not isinstance(answer, Mapping):
+            raise LookupError(f"it knows no {operation}; is girder_dask.scheduler_hooks loaded?")
+        return answer
+
+    def _disconnect(self) -> None:
+        if self._rpc is not None:
+            self._rpc.close_comms()
+            self._rpc = None
+
+    def _succeeded(self, address: str) -> None:
+        if not self.state["reachable"]:
+            logger.info("Connected to the Dask scheduler at %s", address)
+            self.state = {"reachable": True, "error": None, "since": time.time()}
+        self._tell(None)
+
+    def _failed(self, error: str, reason: str | None = None) -> None:
+        if self.state["error"] != error:
+            logger.warning("Jobs stay queued: %s", error)
+            self.state = {"reachable": False, "error": error, "since": time.time()}
+        if reason is not None:
+            self._tell(reason)
+
+    def _tell(self, reason: str | None) -> None:
+        if self._reason != reason:
+            self._reason = reason
+            self._news(reason, [])

@@ -1,0 +1,77 @@
+"""Receipts of jobs: what a scheduler has in hand, although nothing has happened to it yet.
+
+There is one for each job that has to wait, so they are taken many at once, without a look at
+the jobs. Only those that something has happened to are looked at one by one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from bson import ObjectId
+from girder_jobs.models.job import Job
+
+from girder_dask.jobs import JobStatus, JobUpdate
+from girder_dask.plugin.store import models
+from girder_dask.plugin.store.updates import Verdicts, apply
+
+__all__ = ["receive"]
+
+
+def receive(scheduler: str, receipts: Iterable[tuple[str, int]]) -> Verdicts:
+    """Note that a scheduler has jobs in hand, so that they are not handed over once more.
+
+    Parameters
+    ----------
+    scheduler
+        The id of this run of the scheduler.
+    receipts
+        Ids of jobs, and the attempts that it has.
+
+    Returns
+    -------
+    Verdicts
+        What the scheduler should know.
+
+    Raises
+    ------
+    GirderError
+        As :func:`girder_dask.plugin.store.updates.apply` does.
+    """
+    verdicts = Verdicts()
+    by_attempt: defaultdict[int, list[str]] = defaultdict(list)
+    for job_id, attempt in receipts:
+        by_attempt[attempt].append(job_id)
+    for attempt, job_ids in by_attempt.items():
+        others = _receive(scheduler, attempt, job_ids)
+        updates = [JobUpdate(id=job_id, attempt=attempt, sequence=0) for job_id in others]
+        verdicts.merge(apply(scheduler, updates))
+    return verdicts
+
+
+def _receive(scheduler: str, attempt: int, job_ids: list[str]) -> list[str]:
+    """Note it of the jobs that wait; return the others."""
+    ids = [ObjectId(job_id) for job_id in job_ids if ObjectId.is_valid(job_id)]
+    waiting = {"_id": {"$in": ids}, "status": int(JobStatus.QUEUED), "dask.attempt": attempt}
+    # The reason why no scheduler has it is taken back with more than this.
+    plain: dict[str, Any] = {"dask.unreached": {"$exists": False}}
+    matched = (
+        Job()
+        .collection.update_many(
+            {**waiting, **plain, "dask.scheduler": {"$in": [None, scheduler]}},
+            {
+                "$set": {"dask.scheduler": scheduler},
+                "$unset": {"dask.claim": True, "dask.claimed": True},
+            },
+        )
+        .matched_count
+    )
+    if matched == len(job_ids):
+        return []
+    noted = models.collection(Job()).find(
+        {**waiting, **plain, "dask.scheduler": scheduler}, {"_id": True}
+    )
+    known = {str(job["_id"]) for job in noted}
+    return [job_id for job_id in job_ids if job_id not in known]

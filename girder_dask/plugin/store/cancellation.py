@@ -1,0 +1,283 @@
+"""The end of jobs that somebody has asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from bson import ObjectId
+from girder_jobs.models.job import Job
+
+from girder_dask.errors import GirderError
+from girder_dask.jobs import FINAL, HANDLER, JobStatus
+from girder_dask.plugin.store import models, quarantine
+from girder_dask.plugin.store.job_change import History
+from girder_dask.plugin.store.maps import parents as groups
+from girder_dask.plugin.store.updates import MOST_ROUNDS, publish, save, without_log
+from girder_dask.plugin.store.validation import Malformed
+
+__all__ = [
+    "REMIND_TIME",
+    "Ask",
+    "cancel",
+    "cancel_children",
+    "cancel_of_user",
+    "ended_by_others",
+    "remember",
+    "removed",
+]
+
+logger = logging.getLogger(__name__)
+
+#: How long a scheduler is reminded that a job was canceled.
+REMIND_TIME = timedelta(minutes=10)
+
+#: The most jobs that are read at once.
+_MOST_AT_ONCE = 1_000
+
+_FINAL = [int(status) for status in FINAL]
+
+
+#: Tells the scheduler to end jobs, and returns the ids of those that have begun, or may have; None
+#: if it does not answer. Girder may not have heard yet that they are at work.
+Ask = Callable[[Sequence[str]], Collection[str] | None]
+
+
+def _nobody(_ids: Sequence[str]) -> None:
+    return None
+
+
+def cancel(job_id: ObjectId, ask: Ask = _nobody) -> JobStatus | None:
+    """Cancel a job, but none that it has started; see :func:`cancel_children`.
+
+    One that has not started is CANCELED at once, whether there is a scheduler or not. One
+    that is at work is CANCELING until nothing of it runs any more. One that has ended
+    stays as it is.
+
+    Parameters
+    ----------
+    job_id
+        The id of the job.
+    ask
+        Asks the scheduler about a job that it has and that is queued.
+
+    Returns
+    -------
+    JobStatus or None
+        The state that the job is in now, None if there is no such job.
+
+    Raises
+    ------
+    GirderError
+        If others change the job all the time.
+    Malformed
+        If its document is malformed. Then it was set aside.
+    """
+    job = models.collection(Job()).find_one({"_id": job_id}, without_log)
+    if job is not None and groups.is_group(job):
+        return groups.stop(job_id)
+    if job is not None and job.get("status") not in _FINAL:
+        quarantine.require(job)
+    left = _cancel_all([job_id], ask)
+    if left:
+        raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
+    return models.status(job_id)
+
+
+def cancel_children(job_id: ObjectId, ask: Ask = _nobody) -> list[str]:
+    """Cancel the unfinished jobs that a job has started, and those that these have started.
+
+    It takes what :func:`cancel` does.
+
+    Returns
+    -------
+    list of str
+        The ids of those that the scheduler is to stop.
+
+    Raises
+    ------
+    GirderError
+        If others change one of the jobs all the time.
+    """
+    told: list[str] = []
+    seen, parents = {job_id}, [job_id]
+    left: set[ObjectId] = set()
+    while parents:
+        children = list(
+            models.collection(Job()).find(
+                {"parentId": {"$in": parents[:_MOST_AT_ONCE]}},
+                {"status": True, "dask.open": True, "dask.group": True, "handler": True},
+            )
+        )
+        del parents[:_MOST_AT_ONCE]
+        # Also those that have ended: what they have started may still be at work.
+        fresh = [child for child in children if child["_id"] not in seen]
+        seen.update(child["_id"] for child in fresh)
+        parents += [child["_id"] for child in fresh]
+        ours = _stop_others([child for child in fresh if child.get("status") not in _FINAL])
+        left |= _cancel_all(ours, ask)
+        told += [str(child_id) for child_id in ours]
+    # Once more, for groups whose jobs have all ended meanwhile.
+    groups.follow([{"parentId": parent} for parent in seen])
+    if left:
+        raise GirderError(
+            f"{len(left)} jobs that job {job_id} has started, among them {min(left)}, are being "
+            "changed by others all the time. Cancel it again."
+        )
+    return told
+
+
+def cancel_of_user(user: Mapping[str, Any], ask: Ask = _nobody) -> list[str]:
+    """Cancel the unfinished jobs of a user who is deleted.
+
+    Returns
+    -------
+    list of str
+        The ids of those that the scheduler is to stop.
+    """
+    unfinished: list[dict[str, Any]] = [{"dask.open": True}, {"dask.group.open": True}]
+    jobs = models.collection(Job()).find(
+        {"userId": user["_id"], "$or": unfinished}, {"dask.open": True, "dask.group": True}
+    )
+    ours = _stop_others(jobs)
+    left = _cancel_all(ours, ask, f"The owner of this job, {user['login']}, was deleted.\n")
+    for job_id in left:
+        logger.warning("Job %s, whose owner was deleted, is not canceled; cancel it", job_id)
+    return [str(job_id) for job_id in ours]
+
+
+def _stop_others(children: Iterable[dict[str, Any]]) -> list[ObjectId]:
+    """Stop parents of maps and jobs of other handlers. Return the ids of the rest."""
+    ours = []
+    for child in children:
+        if groups.is_group(child):
+            with contextlib.suppress(Malformed):  # it was ended
+                groups.stop(child["_id"])
+        elif isinstance(child.get("dask"), dict) and child["dask"].get("open"):
+            ours.append(child["_id"])
+        else:
+            _cancel_foreign(child["_id"])
+    return ours
+
+
+def _cancel_foreign(job_id: ObjectId) -> None:
+    try:
+        job = Job().load(job_id, force=True)
+        if job is not None:
+            Job().cancelJob(job)
+    except Exception:
+        # Whatever it is: it is the job of another handler, and the others are to be canceled.
+        logger.exception("Job %s, which another one has started, is not canceled", job_id)
+
+
+def _cancel_all(ids: Sequence[ObjectId], ask: Ask, why: str = "") -> set[ObjectId]:
+    """Cancel jobs, many in one request, and say why in their logs.
+
+    Returns
+    -------
+    set
+        Those that others change all the time.
+    """
+    left = set(ids)
+    begun, asked, told = set[str](), set[ObjectId](), set[ObjectId]()
+    for _ in range(MOST_ROUNDS):
+        if not left:
+            break
+        found = _unfinished(left)
+        doubtful = {job["_id"] for job in found if _may_have_begun(job)} - asked
+        if doubtful:
+            answer = ask([str(job_id) for job_id in doubtful])
+            if answer is not None:
+                begun |= set(answer)
+                told |= doubtful
+            asked |= doubtful
+            found = _unfinished(left)
+        # Those that a scheduler was given while it was asked have the next turn.
+        late = {job["_id"] for job in found if _may_have_begun(job)} - asked
+        ready = [History(job) for job in found if job["_id"] not in late]
+        histories = [history for history in ready if _end(history, begun, told, why)]
+        held, _ = save(histories)
+        publish(held)
+        left = late | {h.id for h in histories} - {h.id for h in held}
+    return left
+
+
+def _unfinished(ids: Iterable[ObjectId]) -> list[dict[str, Any]]:
+    found = models.collection(Job()).find(
+        {"_id": {"$in": list(ids)}, "status": {"$nin": _FINAL}}, without_log
+    )
+    return quarantine.sound(found)
+
+
+def _may_have_begun(job: Mapping[str, Any]) -> bool:
+    """Say whether a job may be at work that is queued, as far as is known here."""
+    scheduler = (job.get("dask") or {}).get("scheduler")
+    return job["status"] == JobStatus.QUEUED and scheduler is not None
+
+
+def _end(history: History, begun: Collection[str], told: Collection[ObjectId], why: str) -> bool:
+    """Cancel one job. Say whether there is anything to write."""
+    status = history.job["status"]
+    if status == JobStatus.CANCELING:
+        return False
+    waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED) and str(history.id) not in begun
+    if why:
+        history.write(why)
+    history.advance(
+        JobStatus.CANCELED if waits else JobStatus.CANCELING, datetime.now(timezone.utc)
+    )
+    if not waits or history.id not in told:
+        # Until the scheduler surely knows, each claim of it is told again.
+        history.dask["remind"] = True
+    return True
+
+
+def ended_by_others(job: dict[str, Any]) -> bool:
+    """Clean up after a job whose end came through Girder's own ``updateJob``.
+
+    Returns
+    -------
+    bool
+        Whether the scheduler is to be told.
+    """
+    if job["status"] not in _FINAL or (job.get("handler") != HANDLER and not job.get("dask")):
+        return False
+    # The document that is given may have been read before the job was queued.
+    ended = Job().collection.update_one(
+        {"_id": job["_id"], "dask.open": True, "status": job["status"]},
+        {
+            "$unset": {"dask.open": True, "dask.waits": True, "dask.unreached": True},
+            "$set": {"dask.remind": True},
+        },
+    )
+    if not ended.modified_count:
+        return False
+    if isinstance(job.get("dask"), dict):
+        job["dask"].pop("open", None)
+    models.clean([job["_id"]])
+    groups.follow([job])
+    return True
+
+
+def remember(job_id: ObjectId) -> None:
+    """Note that an unfinished job is deleted, in case the scheduler is not there to be told."""
+    models.DaskJob().collection.replace_one(
+        {"_id": job_id}, {"removed": datetime.now(timezone.utc)}, upsert=True
+    )
+
+
+def removed(now: datetime) -> list[str]:
+    """Return jobs that were deleted before they had ended, each for as long as is needed."""
+    jobs = models.collection(models.DaskJob())
+    found = list(jobs.find({"removed": {"$exists": True}}, {"removed": True}))
+    old = [
+        job["_id"]
+        for job in found
+        if not isinstance(job["removed"], datetime) or job["removed"] < now - REMIND_TIME
+    ]
+    if old:
+        jobs.delete_many({"_id": {"$in": old}})
+    return [str(job["_id"]) for job in found]

@@ -1,0 +1,209 @@
+"""Job documents, as ``Job().createJob`` would make them, for many jobs at once."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import bson
+from bson import ObjectId, json_util
+from girder import events
+from girder.constants import AccessType
+from girder_jobs.models.job import Job
+
+from girder_dask.client.backend import Submission
+from girder_dask.errors import SubmissionError
+from girder_dask.jobs import HANDLER, JobStatus
+from girder_dask.plugin.girder_events import is_bound
+from girder_dask.plugin.store.database import UNFIT, reason
+from girder_dask.protocol.job_fields import MOST_LEVELS
+
+__all__ = ["OURS", "announce_saved", "build", "plain", "utf8"]
+
+#: The most bytes of a new job document; the log comes on top, and MongoDB takes 16 MiB.
+MOST_BYTES = 4 * 1024**2
+
+#: The most bytes of the arguments that are shown of a job. Lists of jobs have them all.
+MOST_SHOWN = 256 * 1024
+
+#: What ``other_fields`` never sets: what we rely on, and what grants access.
+OURS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
+
+_PLAIN = (type(None), bool, bytes, datetime, ObjectId)
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
+
+
+def build(
+    submission: Submission,
+    user: Mapping[str, Any] | None,
+    now: datetime,
+    dask: Mapping[str, Any],
+    parent: ObjectId | None = None,
+) -> dict[str, Any]:
+    """Return the job document of a call, with ``kwargs`` serialised as the database has it.
+
+    Raises
+    ------
+    SubmissionError
+        If the fields given for it are more than a job document can hold, or if a handler of
+        ``model.job.save`` refuses it.
+    """
+    if user is not None and not (isinstance(user, Mapping) and "_id" in user):
+        raise SubmissionError(
+            f"{submission.task} was started with girder_user={user!r:.100}, which is no document "
+            "of a user. Give one, for example User().load(id, force=True). No job was made.",
+            task=submission.task,
+        )
+    job: dict[str, Any] = {
+        "title": submission.title,
+        "type": submission.type,
+        "args": plain(list(submission.args)),
+        "kwargs": _shown_kwargs(submission.kwargs),
+        "created": now,
+        "updated": now,
+        "when": now,
+        "interval": 0,
+        "status": int(JobStatus.QUEUED),
+        "progress": None,
+        "log": [],
+        "meta": {},
+        "handler": submission.handler or HANDLER,
+        "asynchronous": False,
+        "timestamps": [{"status": int(JobStatus.QUEUED), "time": now}],
+        "parentId": None,
+    }
+    job.update((k, plain(v)) for k, v in submission.other_fields.items() if k not in OURS)
+    if parent is not None:
+        job["parentId"] = parent
+    elif isinstance(job["parentId"], str) and ObjectId.is_valid(job["parentId"]):
+        job["parentId"] = ObjectId(job["parentId"])  # as Girder looks for it
+    job["dask"] = dict(dask)
+    Job().setPublic(job, public=bool(submission.public))
+    if user is None:
+        job["userId"] = None
+    else:
+        job["userId"] = user["_id"]
+        Job().setUserAccess(job, user=user, level=AccessType.ADMIN)
+    job["kwargs"] = _serialised(job["kwargs"])
+    _announce_new(job, submission)
+    # The id comes last: handlers know a new document by its not having one.
+    job["_id"] = ObjectId()
+    _fit(job, submission)
+    return job
+
+
+def _shown_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    # They are stored as JSON, so that a name may be what no key of MongoDB may be.
+    return {utf8(str(name)): plain(value) for name, value in kwargs.items()}
+
+
+def _serialised(kwargs: Any) -> str:
+    """Return ``kwargs`` as ``Job().save`` stores them, in a form that can be read again."""
+    text: str = json_util.dumps(kwargs)
+    if "$" in text and not _reads_back(text, kwargs):
+        text = json_util.dumps({"…": _short.repr(kwargs)})
+    return text
+
+
+def _reads_back(text: str, kwargs: Any) -> bool:
+    """Return whether Girder reads serialised ``kwargs`` as a mapping with the same names.
+
+    ``{"$oid": "5"}`` stands for an ObjectId and is none. ``{"$numberDouble": "NaN"}`` stands for
+    a number, which no answer of Girder can hold.
+    """
+    try:
+        read = json_util.loads(text)
+    except Exception:  # noqa: BLE001 - it raises what the constructors of BSON types raise
+        return False
+    return isinstance(read, dict) and isinstance(kwargs, Mapping) and read.keys() == kwargs.keys()
+
+
+def _announce_new(job: dict[str, Any], submission: Submission) -> None:
+    for name in ("model.job.validate", "model.job.save"):
+        if (
+            is_bound(name)
+            and events.trigger(name, job).defaultPrevented
+            and name == "model.job.save"
+        ):
+            raise SubmissionError(
+                f"A plugin of this Girder does not let a job of {submission.task} be saved. "
+                "No job was made.",
+                task=submission.task,
+            )
+
+
+def announce_saved(job: dict[str, Any]) -> None:
+    """Tell the handlers of ``model.job.save.created`` and ``.after`` of a new document."""
+    for name in ("model.job.save.created", "model.job.save.after"):
+        if is_bound(name):
+            events.trigger(name, job)
+
+
+def _fit(job: dict[str, Any], submission: Submission) -> None:
+    try:
+        size = len(bson.encode(job))
+        if size > MOST_SHOWN and _shown_bytes(job) > MOST_SHOWN:
+            # What is shown of the arguments may be cut; the arguments themselves are in
+            # the payload.
+            job["args"] = [_short.repr(job["args"])]
+            job["kwargs"] = json_util.dumps({"…": job["kwargs"][:1000]})
+            size = len(bson.encode(job))
+    except UNFIT as e:
+        raise SubmissionError(
+            f"The fields of the job of {submission.task} cannot be stored: {reason(e)}. No job was "
+            "made.",
+            task=submission.task,
+        ) from e
+    if size > MOST_BYTES:
+        raise SubmissionError(
+            f"The fields given for the job of {submission.task} (girder_job_other_fields) take "
+            f"{size:,} bytes, more than the {MOST_BYTES:,} that a job holds. No job was made.",
+            task=submission.task,
+        )
+
+
+def _shown_bytes(job: Mapping[str, Any]) -> int:
+    return len(bson.encode({name: job[name] for name in ("args", "kwargs")}))
+
+
+def plain(value: Any, _level: int = 0) -> Any:
+    """Return ``value`` as MongoDB can store it: what it cannot store becomes its ``repr``.
+
+    >>> plain({"a": (1, 2**80), "b": {3}, "c": float("nan")})
+    {'a': [1, '1208925819614629174706176'], 'b': '{3}', 'c': 'nan'}
+    """
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, float):
+        # Girder sends strict JSON, and answers 500 to whoever asks for a document with another.
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, str):
+        return utf8(value)
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else str(value)
+    if _level < MOST_LEVELS:
+        if isinstance(value, (list, tuple)):
+            return [plain(v, _level + 1) for v in value]
+        if isinstance(value, Mapping) and all(_is_key(k) for k in value):
+            return {k: plain(v, _level + 1) for k, v in value.items()}
+    try:
+        return utf8(_short.repr(value))
+    except Exception as e:  # noqa: BLE001 - a foreign __repr__ may raise anything
+        return f"<{type(value).__qualname__} whose repr raised {type(e).__name__}>"
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, str) and "\0" not in key and not key.startswith("$") and utf8(key) == key
+
+
+def utf8(text: str) -> str:
+    r"""Return ``text`` without what UTF-8 cannot hold.
+
+    >>> utf8("a\ud800")
+    'a\\ud800'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,90 @@
+"""Requests to start jobs that come twice, since the answer to the first was lost.
+
+Each job has a mark of the request that made it, and Girder's database has a mark once only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from bson import ObjectId, json_util
+from girder.exceptions import RestException
+from girder_jobs.models.job import Job
+
+from girder_dask.client.backend import Group, Submission
+from girder_dask.errors import GirderError
+from girder_dask.plugin.store import models
+
+__all__ = ["FIELD", "Repeatable", "ensure"]
+
+#: The field of a job with its mark.
+FIELD = "dask_request"
+
+_KEY = re.compile("[0-9a-f]{32}")
+
+
+def ensure() -> None:
+    """Make the index that lets a mark be there once only."""
+    there = {FIELD: {"$exists": True}}
+    Job().ensureIndex(
+        ([(FIELD, 1)], {"name": FIELD, "unique": True, "partialFilterExpression": there})
+    )
+
+
+class Repeatable:
+    """A request to start jobs that may come again.
+
+    Parameters
+    ----------
+    key
+        What its sender has made up for it.
+    sender
+        The id of the user or the job that sends it.
+    """
+
+    def __init__(self, key: Any, sender: ObjectId) -> None:
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise RestException("The key of the request is not 32 hexadecimal digits.")
+        self._prefix = f"{sender}:{key}:"
+
+    def marked(
+        self, submissions: Sequence[Submission], group: Group | None
+    ) -> tuple[list[Submission], Group | None]:
+        """Return the calls, and the parent job, with their marks."""
+        calls = [self._marked(call, str(n)) for n, call in enumerate(submissions)]
+        return calls, None if group is None else self._marked(group, "group")
+
+    def _marked(self, call: Any, name: str) -> Any:
+        return replace(call, other_fields={**call.other_fields, FIELD: self._prefix + name})
+
+    def recorded(
+        self, submissions: Sequence[Submission], group: Group | None
+    ) -> list[dict[str, Any]]:
+        """Return the jobs that were recorded for this request before, that of the group first.
+
+        The list is empty if there are none.
+
+        Raises
+        ------
+        GirderError
+            If some of them are there, as when they are being recorded.
+        """
+        names = [*(["group"] if group is not None else []), *map(str, range(len(submissions)))]
+        marks = [self._prefix + name for name in names]
+        found = {
+            job[FIELD]: job
+            for job in models.collection(Job()).find({FIELD: {"$in": marks}}, {"log": False})
+        }
+        if found and len(found) < len(marks):
+            raise GirderError(
+                f"{len(found)} of {len(marks)} jobs of this request are recorded so far.",
+                status=503,
+            )
+        jobs = [found[mark] for mark in marks if mark in found]
+        for job in jobs:
+            if isinstance(job.get("kwargs"), str):
+                job["kwargs"] = json_util.loads(job["kwargs"])
+        return jobs

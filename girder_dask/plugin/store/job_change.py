@@ -1,0 +1,362 @@
+"""The history of one job: which updates it takes, and what they make of it.
+
+This is plain computation on a job document. What reads and writes documents is in
+:mod:`girder_dask.plugin.store.updates`, :mod:`~girder_dask.plugin.store.claims` and
+:mod:`~girder_dask.plugin.store.cancellation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any
+
+from pymongo import UpdateOne
+
+from girder_dask.jobs import FINAL, JobStatus, JobUpdate, can_follow, shortened
+from girder_dask.plugin.store.attempt_outcome import FIELD as OUTCOME
+from girder_dask.plugin.store.attempt_outcome import Outcome
+from girder_dask.plugin.store.documents import utf8
+from girder_dask.plugin.store.logs.writer import FIELD, LogBook
+
+__all__ = ["History", "Verdict"]
+
+# What the database holds as a whole number.
+_MOST_NUMBER = 2**62
+
+_UNSET = {"attempt": None, "sequence": None, "scheduler": None}
+
+
+class Verdict(Enum):
+    """What the sender of an update should know."""
+
+    TAKEN = "taken"
+    STALE = "stale"
+    CANCEL = "cancel"
+
+
+class History:
+    """A job document, and what is to be written to it.
+
+    Parameters
+    ----------
+    job
+        The job document as it was read. It is changed as the database will be.
+    allow
+        Called with what ``jobs.job.update`` reports before anything is taken; where it
+        returns False, that part is left out.
+    """
+
+    def __init__(
+        self, job: dict[str, Any], allow: Callable[[dict[str, Any]], bool] | None = None
+    ) -> None:
+        self.job = job
+        self._was_dask: dict[str, Any] = dict(job.get("dask") or {})
+        # An INACTIVE job, which has not come through delay(), has none of these yet.
+        self.dask: dict[str, Any] = {**_UNSET, **self._was_dask}
+        self.job["dask"] = self.dask
+        self.steps: list[tuple[int, int]] = []
+        # Not left in the document, which users are told of.
+        self.log = LogBook(job["_id"], self.dask, job.pop(FIELD, None))
+        self.progressed = False
+        self.restated = False
+        self.ended = False
+        self.outcome: Outcome | None = None
+        self.abandoned = False
+        self._spilled = False
+        self._allow = allow
+        self._read = {
+            "_id": job["_id"],
+            "status": job["status"],
+            "dask.attempt": self.dask["attempt"],
+            "dask.sequence": self.dask["sequence"],
+            "dask.scheduler": self.dask["scheduler"],
+            "dask.waits": self.dask.get("waits"),
+        }
+        self._timestamps: list[dict[str, Any]] = []
+
+    @property
+    def id(self) -> Any:
+        """The id of the job."""
+        return self.job["_id"]
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Attempt and sequence, which only grow."""
+        return self.dask["attempt"], self.dask["sequence"]
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self.job["status"] in FINAL
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to write."""
+        told = self._timestamps or self.log.changed or self.progressed
+        return bool(told or self.dask != self._was_dask)
+
+    @property
+    def outcome_beside(self) -> bool:
+        """Whether what came of the job is kept beside its document."""
+        return self.outcome is not None and (self._spilled or not self.outcome.is_small)
+
+    @property
+    def text(self) -> list[str]:
+        """What is added to the log in the job document."""
+        return self.log.text
+
+    @property
+    def log_sizes(self) -> tuple[int, int] | None:
+        """From which size of that log to which it goes, None when it is as long as it can be."""
+        sizes = self._was_dask.get("log_bytes", 0), self.dask.get("log_bytes", 0)
+        return sizes if sizes[0] < sizes[1] else None
+
+    # -- updates ------------------------------------------------------------------------------
+
+    def take(self, update: JobUpdate, scheduler: str) -> Verdict:
+        """Apply an update of a scheduler. One with the sequence 0 says that it has the job.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError, OverflowError
+            If the update makes no sense. Nothing of it was applied then.
+        """
+        statuses = [(JobStatus(int(s)), _moment(t)) for s, t in update.statuses or ()]
+        progress = _checked_progress(update.progress)
+        _check_kinds(update)
+        attempt, sequence = int(update.attempt), int(update.sequence)
+        if not (0 <= attempt < _MOST_NUMBER and 0 <= sequence < _MOST_NUMBER):
+            raise ValueError("its attempt or its sequence is no count")
+
+        ends = any(status in FINAL for status, _ in statuses)
+        if not self._is_current(attempt, scheduler):
+            if self.dask["scheduler"] != scheduler:
+                return Verdict.STALE
+            # Its own older attempt, which comes twice, does not make a job another's. A newer one
+            # of a job that has ended is to stop if it was canceled.
+            return self._verdict(ends) if attempt > self.dask["attempt"] else Verdict.TAKEN
+        if (attempt, sequence) > self.position:
+            if attempt > self.dask["attempt"]:
+                self.dask["attempt"] = attempt
+            self.dask.update(sequence=sequence, scheduler=scheduler)
+            self.acknowledge()
+            self._apply(statuses, update, progress)
+            if update.waits is not None:
+                self.wait(update.waits)
+        elif sequence == 0:
+            self.dask["scheduler"] = scheduler
+            self.acknowledge()
+        if ends and self.final:
+            # Also for what came twice: the first time may have died before it cleaned up.
+            self.ended = True
+        return self._verdict(ends)
+
+    def _is_current(self, attempt: int, scheduler: str) -> bool:
+        if self.dask["scheduler"] not in (None, scheduler) or attempt < self.dask["attempt"]:
+            return False
+        return attempt == self.dask["attempt"] or not self.final
+
+    def _verdict(self, ends: bool) -> Verdict:
+        stopping = self.job["status"] in (JobStatus.CANCELING, JobStatus.CANCELED)
+        return Verdict.CANCEL if stopping and not ends else Verdict.TAKEN
+
+    def _apply(
+        self,
+        statuses: list[tuple[JobStatus, datetime]],
+        update: JobUpdate,
+        progress: dict[str, Any] | None,
+    ) -> None:
+        legal = self._legal(statuses)
+        # What a handler of jobs.job.update sees of the last state includes log and progress.
+        parts: list[tuple[JobStatus | None, datetime | None]] = [*legal] or [(None, None)]
+        for n, (status, moment) in enumerate(parts):
+            last = n == len(parts) - 1
+            log = update.log if last else None
+            reached = progress if last else None
+            if not self._allowed(status, log, reached):
+                continue
+            if status is not None and moment is not None:
+                if not can_follow(self.job["status"], status):
+                    continue
+                self.advance(status, moment)
+                if status in FINAL:
+                    error = None if update.error is None else utf8(update.error)
+                    self.outcome = Outcome(
+                        self.dask["attempt"], update.result, error, update.exception
+                    )
+            self._note(log, reached, ends=status in FINAL)
+
+    def _legal(
+        self, statuses: list[tuple[JobStatus, datetime]]
+    ) -> list[tuple[JobStatus, datetime]]:
+        current, legal = self.job["status"], []
+        for status, moment in statuses:
+            is_gap = status in FINAL and not can_follow(current, status)
+            if is_gap and can_follow(current, JobStatus.RUNNING):
+                # An end is never left out. What led to it was not told.
+                legal.append((JobStatus.RUNNING, moment))
+                current = JobStatus.RUNNING
+            if can_follow(current, status):
+                legal.append((status, moment))
+                current = status
+        return legal
+
+    def _allowed(
+        self, status: JobStatus | None, log: str | None, progress: Mapping[str, Any] | None
+    ) -> bool:
+        if self._allow is None or (status is None and not log and progress is None):
+            return True
+        progress = progress or {}
+        return self._allow(
+            {
+                "job": self.job,
+                "params": {
+                    "log": log,
+                    "overwrite": False,
+                    "status": None if status is None else int(status),
+                    "progressTotal": progress.get("total"),
+                    "progressCurrent": progress.get("current"),
+                    "progressMessage": progress.get("message"),
+                    "otherFields": None,
+                },
+            }
+        )
+
+    # -- single changes -----------------------------------------------------------------------
+
+    def advance(self, status: JobStatus, moment: datetime) -> None:
+        """Go to a state at a time, or at the time of the state before if that is later."""
+        stamps = self.job["timestamps"]
+        if stamps:
+            moment = max(moment, stamps[-1]["time"])
+        stamp = {"status": int(status), "time": moment}
+        self.job["timestamps"] = [*stamps, stamp]
+        self._timestamps.append(stamp)
+        self.job["status"] = int(status)
+        self.steps.append((int(status), len(self.job["timestamps"])))
+        if status != JobStatus.QUEUED:
+            self._wait_no_more()
+        if status in FINAL:
+            self.ended = True
+            self.dask.pop("open", None)
+            self.acknowledge()
+
+    def spill(self) -> None:
+        """Write what is large beside the job's document, as that cannot take it."""
+        self._spilled = True
+        self.log.spill()
+
+    def abandon(self, error: str, moment: datetime) -> None:
+        """End the job, and write nothing else: its document can take nothing more.
+
+        It ends in ERROR, or as it was about to be canceled. One that had ended stays as it is.
+        """
+        canceled, attempt = self.job["status"] == JobStatus.CANCELED, self.dask["attempt"] or 0
+        stamps = self.job["timestamps"]
+        self.job["status"] = self._read["status"]
+        self.job["timestamps"] = stamps[: len(stamps) - len(self._timestamps)]
+        self.steps, self._timestamps, self.progressed, self.restated = [], [], False, False
+        self.dask.clear()
+        self.dask.update({**_UNSET, **self._was_dask})
+        self.log.drop()
+        self.outcome = None
+        self.abandoned = self._spilled = True
+        if not self.final:
+            self.advance(JobStatus.CANCELED if canceled else JobStatus.ERROR, moment)
+            self.outcome = Outcome(attempt, error=error)
+
+    def acknowledge(self) -> None:
+        """Note that the scheduler has the job that it claimed, or need not have it."""
+        self.dask.pop("claim", None)
+        self.dask.pop("claimed", None)
+        if "unreached" in self.dask:
+            self.wait("")
+
+    def wait(self, reason: str, *, unreached: bool = False) -> None:
+        """Note why the job waits in the queue; empty if it waits for its turn alone.
+
+        ``unreached`` marks a reason that holds until a scheduler says that it has the job.
+        """
+        reason = utf8(shortened(reason))
+        if self.job["status"] != JobStatus.QUEUED or reason == self.dask.get("waits", ""):
+            return
+        self._wait_no_more()
+        self.restated = True
+        if reason:
+            self.dask["waits"] = reason
+            self.write(f"Waiting: {reason}.\n")
+        if unreached:
+            self.dask["unreached"] = True
+
+    def _wait_no_more(self) -> None:
+        self.dask.pop("waits", None)
+        self.dask.pop("unreached", None)
+
+    def write(self, text: str, *, ends: bool = False) -> None:
+        """Add text to the log, as :meth:`.LogBook.write` does."""
+        self.log.write(text, ends=ends)
+
+    def _note(self, log: str | None, progress: Mapping[str, Any] | None, *, ends: bool) -> None:
+        if log:
+            self.write(log, ends=ends)
+        if progress:
+            known = self.job.get("progress") or {"message": None, "total": None, "current": None}
+            self.job["progress"] = {**known, **progress}
+            self.progressed = True
+
+    # -- to the database ----------------------------------------------------------------------
+
+    def operation(self, now: datetime) -> UpdateOne:
+        """Return the write, which does nothing if the job is no longer as it was read."""
+        self.job["updated"] = now
+        change: dict[str, Any] = {"$set": {"updated": now}}
+        new = () if self.abandoned else self.dask.keys()
+        for key in self._was_dask.keys() | new:
+            if key not in self.dask:
+                change.setdefault("$unset", {})[f"dask.{key}"] = True
+            elif key not in self._was_dask or self.dask[key] != self._was_dask[key]:
+                change["$set"][f"dask.{key}"] = self.dask[key]
+        if self._timestamps:
+            change["$set"]["status"] = self.job["status"]
+        if self._timestamps and not self.abandoned:
+            change.setdefault("$push", {})["timestamps"] = {"$each": self._timestamps}
+        self.log.add_to(change)
+        if self.outcome is not None and not self.outcome_beside:
+            change["$set"][OUTCOME] = self.outcome.document()
+        if self.progressed:
+            change["$set"]["progress"] = self.job["progress"]
+        return UpdateOne(self._read, change)
+
+
+def _moment(seconds: float) -> datetime:
+    """Return a time as the database keeps it, in whole milliseconds."""
+    if not math.isfinite(seconds):
+        raise ValueError("a time of it is no number")
+    return datetime.fromtimestamp(math.floor(seconds * 1000) / 1000, timezone.utc)
+
+
+def _check_kinds(update: JobUpdate) -> None:
+    for text in (update.log, update.waits, update.error):
+        if not isinstance(text, (str, type(None))):
+            raise TypeError(f"{text!r:.100} in it is no text")
+    for data in (update.result, update.exception):
+        if not isinstance(data, (bytes, type(None))):
+            raise TypeError(f"{data!r:.100} in it is no packed value")
+
+
+def _checked_progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not progress:
+        return None
+    if not isinstance(progress, Mapping):
+        raise TypeError(f"{progress!r:.100} in it is no progress")
+    checked: dict[str, Any] = {
+        name: number
+        for name in ("total", "current")
+        if progress.get(name) is not None and math.isfinite(number := float(progress[name]))
+    }
+    if progress.get("message") is not None:
+        checked["message"] = utf8(shortened(str(progress["message"])))
+    return checked

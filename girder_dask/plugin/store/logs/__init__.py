@@ -1,0 +1,3 @@
+"""The logs of jobs, in job documents and in chunks beside them."""
+
+__all__: list[str] = []

@@ -1,0 +1,134 @@
+"""What of the logs of jobs is not in their documents, and whole logs as they are read.
+
+How a log is divided is in :mod:`girder_dask.plugin.store.logs.writer`.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from bson import ObjectId
+from girder.models.model_base import Model
+from girder_jobs.models.job import Job
+
+from girder_dask.plugin.store import models
+from girder_dask.plugin.store.database import insert
+from girder_dask.plugin.store.logs.writer import FIELD, mark
+from girder_dask.plugin.store.validation import Malformed, check_log
+
+__all__ = ["DaskLog", "WholeLog", "discard", "forget", "load", "store"]
+
+logger = logging.getLogger(__name__)
+
+#: Most bytes that are handed out at once: the reader may be slow, and there may be many.
+_PIECE_BYTES = 256 * 1024
+
+
+class DaskLog(Model):
+    """A part of the log of a job: ``{job, size, data}``, compressed with zlib."""
+
+    def initialize(self) -> None:
+        """Name the collection and its index."""
+        self.name = "dask_log"
+        self.ensureIndex("job")
+
+    def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
+        """Accept the document: only this package writes it."""
+        return doc
+
+
+def store(chunks: Sequence[Mapping[str, Any]]) -> None:
+    """Store chunks that job documents are about to name."""
+    insert(DaskLog().collection, chunks)
+
+
+def discard(chunks: Iterable[Mapping[str, Any]]) -> None:
+    """Delete those of some chunks that no job document names, after it was to be written."""
+    jobs = {chunk["_id"]: chunk["job"] for chunk in chunks}
+    if not jobs:
+        return
+    found = models.collection(Job()).find(
+        {"_id": {"$in": list(set(jobs.values()))}}, {f"{FIELD}.chunks": True}
+    )
+    named = {chunk_id for job in found for chunk_id, _ in _beside(job).get("chunks") or ()}
+    DaskLog().collection.delete_many({"_id": {"$in": list(jobs.keys() - named)}})
+
+
+def forget(job_ids: Sequence[ObjectId]) -> None:
+    """Delete all chunks of jobs."""
+    DaskLog().collection.delete_many({"job": {"$in": list(job_ids)}})
+
+
+@dataclass(frozen=True, slots=True)
+class WholeLog:
+    """All that is kept of a log, as it was at one moment.
+
+    ``parts`` are pairs of a size in bytes and what returns as many bytes, None if they are
+    there no longer.
+    """
+
+    parts: Sequence[tuple[int, Callable[[], bytes | None]]]
+
+    @property
+    def size(self) -> int:
+        """The bytes of the log, as UTF-8."""
+        return sum(size for size, _ in self.parts)
+
+    def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes from ``start`` to ``end``, a piece at a time."""
+        end = self.size if end is None else end
+        position = 0
+        for size, get in self.parts:
+            first, last = max(start - position, 0), min(end - position, size)
+            position += size
+            if first >= last:
+                continue
+            data = get()
+            if data is None:  # the job was deleted meanwhile
+                return
+            for offset in range(first, last, _PIECE_BYTES):
+                yield data[offset : min(offset + _PIECE_BYTES, last)]
+
+
+def load(job_id: ObjectId) -> WholeLog:
+    """Return the log of a job, which is empty if there is no such job."""
+    job = models.collection(Job()).find_one({"_id": job_id}, {"log": True, FIELD: True}) or {}
+    parts = [_whole(piece) for piece in _head(job)]
+    beside = _beside(job)
+    parts += [(size, partial(_chunk, chunk)) for chunk, size in beside.get("chunks") or ()]
+    return WholeLog([*parts, _whole(beside.get("tail") or b"")])
+
+
+def _head(job: Mapping[str, Any]) -> Iterator[bytes]:
+    log = job.get("log") or []
+    cut = mark(job.get("_id")) if FIELD in job else None
+    for piece in log if isinstance(log, list) else [log]:
+        if piece == cut:
+            return
+        yield str(piece).encode()
+
+
+def _beside(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the job says of its pieces, nothing if that is malformed."""
+    beside = job.get(FIELD)
+    try:
+        check_log(job["_id"], beside)
+    except Malformed as e:
+        if beside is not None:
+            logger.warning("What is beside the log of a job is left out: %s", e)
+        return {}
+    return dict(beside or {})
+
+
+def _whole(data: bytes) -> tuple[int, Callable[[], bytes | None]]:
+    return len(data), lambda: data
+
+
+def _chunk(chunk_id: ObjectId) -> bytes | None:
+    found = models.collection(DaskLog()).find_one({"_id": chunk_id}, {"data": True})
+    return None if found is None else zlib.decompress(found["data"])

@@ -1,0 +1,206 @@
+"""The log of one job: what of it is in the job document, and what is in pieces beside it.
+
+The document holds the beginning, as ``girder_jobs`` has it, up to a bound. What follows is in
+compressed chunks (:mod:`girder_dask.plugin.store.logs.chunks`), but for the newest part, ``tail``,
+which is in the document until it is large enough for a chunk. So what is added is added with the
+one conditional write of the document, and a chunk counts if the document names it.
+
+This is plain computation on a job document.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from bson import ObjectId
+
+from girder_dask import config
+from girder_dask.plugin.store.documents import utf8
+
+__all__ = ["FIELD", "LOG_LIMIT", "LogBook", "mark"]
+
+#: The field of a job document that tells what of its log is elsewhere.
+FIELD = "dask_log"
+
+#: The most bytes of a log that are kept in the job document. MongoDB takes 16 MiB in all.
+LOG_LIMIT = 8 * 1024**2
+
+#: What the database needs for a piece of a log besides its text.
+_PIECE_BYTES = 16
+
+#: How much of the end of a long log is shown in the job document as well.
+_END_BYTES = 64 * 1024
+
+#: The bytes of a chunk, before it is compressed: the least, and the most.
+_CHUNK_LEAST = 64 * 1024
+_CHUNK_MOST = 4 * 1024**2
+
+#: What a worker may send over ``girder.max-log``: the end of the output, and what is said of it.
+_SLACK = 1024**2
+
+
+def mark(job_id: Any) -> str:
+    """Return the line in the job document where a log was cut."""
+    return (
+        f"\n[Only the first {LOG_LIMIT / 1024**2:g} MiB of this log, and its end when the job has "
+        f"ended, are shown here. The whole log: GET dask/job/{job_id}/log, or "
+        f"JobResult('{job_id}').log().]\n"
+    )
+
+
+class LogBook:
+    """Adds to the log of a job.
+
+    Parameters
+    ----------
+    job_id
+        The id of the job.
+    dask
+        The subdocument ``dask`` of the job, whose ``log_bytes`` says what of the document the log
+        takes. It is changed.
+    stored
+        The field ``dask_log`` of the job, None for a log that is in the document as a whole.
+
+    Attributes
+    ----------
+    text
+        What is to be added to the ``log`` of the job document.
+    chunks
+        Documents that must be there before the job document names them.
+    """
+
+    def __init__(
+        self, job_id: Any, dask: dict[str, Any], stored: Mapping[str, Any] | None = None
+    ) -> None:
+        self._job_id = job_id
+        self._dask = dask
+        self._stored = {"size": 0, "left_out": 0, "marked": False, "tail": b"", **(stored or {})}
+        self._written: list[tuple[str, bool]] = []
+        self._is_spilled = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self.text: list[str] = []
+        self.chunks: list[dict[str, Any]] = []
+        self._size: int = self._stored["size"]
+        self._left_out: int = self._stored["left_out"]
+        self._marked: bool = self._stored["marked"]
+        self._tail: bytes = self._stored["tail"]
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self.text or self._grown)
+
+    @property
+    def _grown(self) -> bool:
+        return (self._size, self._left_out) != (self._stored["size"], self._stored["left_out"])
+
+    def write(self, text: str, *, ends: bool = False) -> None:
+        """Add text, as much of it as is kept.
+
+        Of what comes with the end of the job, such as a traceback, the last part always is, and
+        the job document has it too.
+        """
+        text = utf8(text)
+        if not text:
+            return
+        self._written.append((text, ends))
+        data = text.encode()
+        used = self._dask.get("log_bytes", 0)
+        if used + len(data) + _PIECE_BYTES <= LOG_LIMIT:
+            self._dask["log_bytes"] = used + len(data) + _PIECE_BYTES
+            self.text.append(text)
+            return
+        if used <= LOG_LIMIT:
+            data = self._cut(data, LOG_LIMIT - used - _PIECE_BYTES)
+        end = (self._tail + data)[-_END_BYTES:]
+        self._keep(data, ends=ends)
+        if not self._is_spilled:
+            self._show(end.decode("utf-8", "ignore") if ends else "")
+
+    def _cut(self, data: bytes, fits: int) -> bytes:
+        """Write the part that fits, and return the rest."""
+        head = data[: max(0, fits)].decode("utf-8", "ignore")
+        if head:
+            self.text.append(head)
+        self._dask["log_bytes"] = LOG_LIMIT + 1
+        return data[len(head.encode()) :]
+
+    def _show(self, end: str) -> None:
+        """Write the mark, once, and the end of the log into the job document."""
+        if not self._marked:
+            self._marked = True
+            self.text.append(mark(self._job_id))
+        if end:
+            self.text.append(end)
+
+    def _keep(self, data: bytes, *, ends: bool) -> None:
+        most = config.nbytes("max-log")
+        room = max(0, most + _SLACK - LOG_LIMIT - self._size)
+        kept, rest = data[:room], data[room:]
+        if rest:
+            if not self._left_out:
+                kept += _said(
+                    f"\n[This log has reached the {most:,} bytes that are kept of it "
+                    "(girder.max-log). Of what follows only the end is kept.]\n"
+                )
+            self._left_out += len(rest)
+            if ends:
+                end = rest[-_END_BYTES:]
+                self._left_out -= len(end)
+                kept += _said(f"[{self._left_out:,} bytes of the log are left out here.]\n") + end
+        self._add(kept)
+
+    def _add(self, data: bytes) -> None:
+        self._size += len(data)
+        self._tail += data
+        if len(self._tail) < _CHUNK_LEAST and not self._is_spilled:
+            return
+        for start in range(0, len(self._tail), _CHUNK_MOST):
+            piece = self._tail[start : start + _CHUNK_MOST]
+            self.chunks.append(
+                {
+                    "_id": ObjectId(),
+                    "job": self._job_id,
+                    "size": len(piece),
+                    "data": zlib.compress(piece, 1),
+                }
+            )
+        self._tail = b""
+
+    def spill(self) -> None:
+        """Write nothing into the job's ``log`` after all, as the document cannot take it."""
+        written, self._written = self._written, []
+        self._is_spilled = True
+        self._dask["log_bytes"] = LOG_LIMIT + 1
+        self._begin()
+        for text, ends in written:
+            self.write(text, ends=ends)
+
+    def drop(self) -> None:
+        """Write nothing of what was added."""
+        self._written = []
+        self._begin()
+
+    def add_to(self, change: dict[str, Any]) -> None:
+        """Add what is to be written to an update of the job document."""
+        if self.text:
+            change.setdefault("$push", {})["log"] = {"$each": self.text}
+        if self._grown:
+            now = {
+                "size": self._size,
+                "left_out": self._left_out,
+                "marked": self._marked,
+                "tail": self._tail,
+            }
+            change["$set"].update({f"{FIELD}.{key}": value for key, value in now.items()})
+        if self.chunks:
+            names = [[chunk["_id"], chunk["size"]] for chunk in self.chunks]
+            change.setdefault("$push", {})[f"{FIELD}.chunks"] = {"$each": names}
+
+
+def _said(text: str) -> bytes:
+    return text.encode()

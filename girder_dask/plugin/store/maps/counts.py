@@ -1,0 +1,194 @@
+"""What is counted of the jobs of a map, and what that makes of their parent.
+
+This is plain computation on the document of the parent;
+:mod:`girder_dask.plugin.store.maps.parents` reads and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from girder_dask.jobs import FINAL, JobStatus
+
+__all__ = ["Change", "Count", "Parent", "is_overdue", "progress"]
+
+#: How long a group is left alone while its jobs are being recorded. Who records them has
+#: died if it takes longer.
+RECORD_TIME = timedelta(minutes=2)
+
+_WAITING = (JobStatus.INACTIVE, JobStatus.QUEUED)
+
+
+def is_overdue(job: Mapping[str, Any], now: datetime) -> bool:
+    """Say whether who records the jobs of a parent must have died, as that takes so long."""
+    began: datetime | None = job["dask"]["group"].get("recording")
+    return began is not None and now - began >= RECORD_TIME
+
+
+@dataclass(slots=True)
+class Count:
+    """How many jobs of a group are in which state; ``started`` have left the queue."""
+
+    total: int = 0
+    started: int = 0
+    done: int = 0
+    failed: int = 0
+    canceled: int = 0
+
+    @property
+    def ended(self) -> int:
+        """How many have ended in any way."""
+        return self.done + self.failed + self.canceled
+
+    def add(self, status: Any, number: int) -> None:
+        """Count some jobs in a state."""
+        self.total += number
+        if status not in _WAITING:
+            self.started += number
+        if status == JobStatus.SUCCESS:
+            self.done += number
+        elif status == JobStatus.ERROR:
+            self.failed += number
+        elif status == JobStatus.CANCELED:
+            self.canceled += number
+
+
+@dataclass(slots=True)
+class Change:
+    """What is written to the parent job; a :class:`.notifications.Change`."""
+
+    job: dict[str, Any]
+    read: dict[str, Any]
+    write: dict[str, Any]
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    progressed: bool = False
+    restated: bool = False
+    changed: bool = True
+    log_sizes: tuple[int, int] | None = None
+
+
+class Parent:
+    """Makes the change of one group from what was read of it."""
+
+    def __init__(self, job: dict[str, Any], now: datetime) -> None:
+        self._job = job
+        self._now = now
+        self._group = dict(job["dask"]["group"])
+        self._read = {
+            "_id": job["_id"],
+            "status": job["status"],
+            "dask.group.revision": self._group["revision"],
+        }
+        self._stamps: list[dict[str, Any]] = []
+        self._steps: list[tuple[int, int]] = []
+        self._text: list[str] = []
+
+    def stop(self) -> Change:
+        """Return the change to CANCELING."""
+        self._advance(JobStatus.CANCELING)
+        return self._change()
+
+    def counted(self, count: Count, failures: Callable[[], str]) -> Change | None:
+        """Return the change to what was counted, None if there is none.
+
+        ``failures`` is asked what to say of the jobs that failed, if all have ended.
+        """
+        if not self._take(count):
+            return None
+        if self._job["status"] in FINAL:
+            # Somebody else has ended it.
+            self._group["open"] = False
+            return self._change()
+        if count.started > count.canceled and self._job["status"] in _WAITING:
+            self._advance(JobStatus.RUNNING)
+        if count.ended == count.total:
+            self._end(count, failures)
+        if self._group == self._job["dask"]["group"] and not self._stamps:
+            return None
+        return self._change()
+
+    def _take(self, count: Count) -> bool:
+        """Note what was counted. Say whether it is worth anything yet."""
+        began = self._group.pop("recording", None)
+        if began is not None:
+            if not is_overdue(self._job, self._now):
+                return False
+            missing = self._group["total"] - count.total
+            if missing > 0:
+                self._group["lost"] = missing
+                self._text.append(
+                    f"{missing} of {self._group['total']} jobs were never recorded, since Girder "
+                    "was stopped meanwhile. Start them again.\n"
+                )
+        if count.total == 0 and self._group["total"] > 0 and began is None:
+            # All of them were deleted.
+            self._group["canceled"] = self._group["total"]
+            return True
+        self._group.update(
+            total=count.total, done=count.done, failed=count.failed, canceled=count.canceled
+        )
+        return True
+
+    def _end(self, count: Count, failures: Callable[[], str]) -> None:
+        end = self._last_state(count)
+        if end == JobStatus.SUCCESS and self._job["status"] in _WAITING:
+            self._advance(JobStatus.RUNNING)
+        self._advance(end)
+        self._group["open"] = False
+        if count.failed:
+            self._text.insert(0, failures())
+
+    def _last_state(self, count: Count) -> JobStatus:
+        stopping = self._job["status"] == JobStatus.CANCELING
+        if count.failed and not (stopping and count.canceled):
+            return JobStatus.ERROR
+        if count.canceled or self._group["canceled"]:
+            return JobStatus.CANCELED
+        return JobStatus.ERROR if self._group.get("lost") else JobStatus.SUCCESS
+
+    def _advance(self, status: JobStatus) -> None:
+        stamps = [*self._job["timestamps"], *self._stamps]
+        moment = max(self._now, stamps[-1]["time"]) if stamps else self._now
+        self._stamps.append({"status": int(status), "time": moment})
+        self._steps.append((int(status), len(stamps) + 1))
+        self._job["status"] = int(status)
+
+    def _change(self) -> Change:
+        job, group = self._job, {**self._group, "revision": self._group["revision"] + 1}
+        reached = progress(group)
+        progressed = reached != job["progress"]
+        job["timestamps"] = [*job["timestamps"], *self._stamps]
+        job["dask"] = {**job["dask"], "group": group}
+        job.update(progress=reached, updated=self._now)
+        change: dict[str, Any] = {
+            "$set": {
+                "updated": self._now,
+                "status": job["status"],
+                "progress": reached,
+                "dask.group": group,
+            }
+        }
+        if self._stamps:
+            change.setdefault("$push", {})["timestamps"] = {"$each": self._stamps}
+        if self._text:
+            change.setdefault("$push", {})["log"] = {"$each": self._text}
+        return Change(job, self._read, change, self._steps, self._text, progressed)
+
+
+def progress(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the progress of a parent job from its subdocument ``dask.group``.
+
+    >>> progress({"total": 5, "done": 2, "failed": 1, "canceled": 0})["message"]
+    '3 of 5 jobs have ended, 1 failed'
+    """
+    total = group["total"]
+    ended = group["done"] + group["failed"] + group["canceled"]
+    message = f"{ended} of {total} jobs have ended"
+    for name in ("failed", "canceled"):
+        if group[name]:
+            message += f", {group[name]} {name}"
+    return {"total": float(total), "current": float(ended), "message": message}

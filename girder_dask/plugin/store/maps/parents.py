@@ -1,0 +1,336 @@
+"""The parent jobs of ``task.map``: one job that shows how many of many are done.
+
+Such a job is never handed to a scheduler. Its subdocument ``dask.group`` holds what was
+counted last: ``total``, ``done``, ``failed`` and ``canceled``. It is always counted anew
+from the jobs in the database, so that nothing can be counted twice or be forgotten.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from bson import ObjectId, json_util
+from girder_jobs.models.job import Job
+
+from girder_dask.client.backend import Group, Submission
+from girder_dask.errors import GirderError
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.plugin.notify import notifications
+from girder_dask.plugin.store import documents, models, quarantine, results, validation
+from girder_dask.plugin.store.attempt_outcome import Outcome
+from girder_dask.plugin.store.maps.counts import Change, Count, Parent, is_overdue, progress
+from girder_dask.plugin.store.maps.throttle import Recount
+
+__all__ = [
+    "abandon",
+    "begin",
+    "build",
+    "complete",
+    "counting",
+    "follow",
+    "is_group",
+    "look_after",
+    "parts",
+    "stop",
+]
+
+logger = logging.getLogger(__name__)
+
+#: A group that was not counted for this long is counted when a scheduler asks for jobs.
+QUIET_TIME = timedelta(seconds=5)
+
+# By how much the clock that makes ids may go back while a group is recorded.
+_CLOCKS = timedelta(minutes=1)
+
+#: The most jobs of a group that is counted with each change of one of them.
+MOST_COUNTED = 100
+
+#: How many failed jobs the log of their parent names.
+MOST_NAMED = 10
+
+_MOST_ROUNDS = 5
+_MOST_AT_ONCE = 200
+_NO_LOG = {"log": False, "args": False, "kwargs": False}
+
+
+# -- recording --------------------------------------------------------------------------------
+
+
+def build(
+    group: Group,
+    submissions: Sequence[Submission],
+    user: Mapping[str, Any] | None,
+    now: datetime,
+    parent: ObjectId | None,
+) -> dict[str, Any]:
+    """Return the document of the parent job of ``submissions``, not yet stored."""
+    tasks = sorted({submission.task for submission in submissions})
+    name = ", ".join(tasks[:3])
+    described = Submission(
+        task=name,
+        payload=b"",
+        title=group.title,
+        type=group.type,
+        public=group.public,
+        handler=group.handler,
+        other_fields=group.other_fields,
+    )
+    counted = {"total": len(submissions), "done": 0, "failed": 0, "canceled": 0}
+    marks = {"open": True, "revision": 0, "recording": now}
+    job = documents.build(
+        described, user, now, {"task": name, "group": {**counted, **marks}}, parent
+    )
+    job["progress"] = progress(counted)
+    return job
+
+
+def begin(job: dict[str, Any]) -> None:
+    """Store the parent job, before its jobs are stored: there must be one to cancel."""
+    models.DaskJob().collection.insert_one(
+        {
+            "_id": job["_id"],
+            "task": job["dask"]["task"],
+            "token": None,
+            "own_token": False,
+            "payload_bytes": 0,
+        }
+    )
+    Job().collection.insert_one(job)
+
+
+def abandon(job: Mapping[str, Any]) -> None:
+    """Delete a parent job whose jobs could not be stored."""
+    Job().collection.delete_one({"_id": job["_id"]})
+    models.forget([job["_id"]])
+
+
+def complete(job: dict[str, Any]) -> None:
+    """Note that all jobs of a parent are stored. From now on they are counted."""
+    Job().collection.update_one({"_id": job["_id"]}, {"$unset": {"dask.group.recording": True}})
+    job["dask"]["group"].pop("recording", None)
+    if isinstance(job["kwargs"], str):
+        job["kwargs"] = json_util.loads(job["kwargs"])
+    # Those that have begun since were not counted.
+    _recount([job["_id"]])
+
+
+# -- counting ---------------------------------------------------------------------------------
+
+
+def is_group(job: Mapping[str, Any]) -> bool:
+    """Say whether a job is the parent of a map."""
+    return validation.is_group(job)
+
+
+def parts(job: Mapping[str, Any]) -> list[str] | None:
+    """Return the ids of the jobs under the parent of a map, in the order of the calls.
+
+    None for a job that is no such parent.
+    """
+    if not is_group(job):
+        return None
+    # They were made one after another, and an id counts on from the one before.
+    found = models.collection(Job()).find(
+        {"parentId": job["_id"]}, {"_id": True}, sort=[("_id", 1)]
+    )
+    return [str(part["_id"]) for part in found]
+
+
+def follow(jobs: Iterable[Mapping[str, Any]]) -> None:
+    """Count the groups that some jobs, whose states have changed, belong to."""
+    ended: Counter[Any] = Counter()
+    for job in jobs:
+        if validation.is_key(job.get("parentId")):
+            ended[job["parentId"]] += job.get("status") in FINAL
+    if ended:
+        _recounts.ask(ended)
+
+
+def look_after(now: datetime) -> None:
+    """Count groups that nothing was heard of for a while.
+
+    Who changed a job may have died before it counted, or somebody else changed it.
+    """
+    quiet = models.collection(Job()).find(
+        {"dask.group.open": True, "updated": {"$lt": now - QUIET_TIME}},
+        {"_id": True},
+        sort=[("updated", 1)],
+        limit=_MOST_AT_ONCE,
+    )
+    ids = [job["_id"] for job in quiet]
+    if ids:
+        _recount(ids)
+
+
+def stop(job_id: ObjectId) -> JobStatus | None:
+    """Note that a group is to be canceled, and return the state that it is in now.
+
+    It is CANCELED when all its jobs have ended.
+
+    Raises
+    ------
+    Malformed
+        If its document is malformed. Then it was set aside.
+    """
+    for _ in range(_MOST_ROUNDS):
+        job = models.collection(Job()).find_one({"_id": job_id}, _NO_LOG)
+        if job is None:
+            return None
+        if job.get("status") not in FINAL:
+            quarantine.require(job, validation.check_group)
+        status = JobStatus(job["status"])
+        if status in FINAL or status == JobStatus.CANCELING:
+            return status
+        change = Parent(job, datetime.now(timezone.utc)).stop()
+        if _write([change]):
+            notifications.publish([change])
+            return JobStatus.CANCELING
+    raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
+
+
+def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
+    """Count groups, and write what has changed. Ids of other jobs do no harm.
+
+    Returns
+    -------
+    dict
+        Those with so many jobs that they need not be counted each time, and how many of these
+        have not ended.
+    """
+    left = list(ids)
+    large: dict[ObjectId, int] = {}
+    for _ in range(_MOST_ROUNDS):
+        now = datetime.now(timezone.utc)
+        # Read before the jobs are counted: a write holds only if nobody has written since,
+        # so that what was counted first never replaces what was counted later.
+        found = models.collection(Job()).find(
+            {"_id": {"$in": left}, "dask.group.open": True}, _NO_LOG
+        )
+        groups = quarantine.sound(found, validation.check_group)
+        counts = _counts(groups, now)
+        large |= {
+            group_id: count.total - count.ended
+            for group_id, count in counts.items()
+            if count.total > MOST_COUNTED
+        }
+        changes = [
+            change for group in groups if (change := _tally(group, counts[group["_id"]], now))
+        ]
+        _keep_errors(changes, now)
+        written = _write(changes)
+        notifications.publish(written)
+        # A group may be the job of another one, if it was started by one of its jobs.
+        follow(change.job for change in written if change.steps)
+        held = {change.job["_id"] for change in written}
+        left = [change.job["_id"] for change in changes if change.job["_id"] not in held]
+        if not left:
+            return large
+    logger.warning("%d groups of jobs are counted later: others change them", len(left))
+    return large
+
+
+_recounts = Recount(_recount)
+
+
+def _exact_total(group: Mapping[str, Any]) -> int:
+    """Count the jobs of a group by their ids, which do not change. This takes its time."""
+    ids = {"$gt": ObjectId.from_datetime(group["created"] - _CLOCKS)}
+    query = {"_id": ids, "parentId": group["_id"]}
+    return int(models.collection(Job()).count_documents(query, hint=[("_id", 1)]))
+
+
+def _counts(groups: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectId, Count]:
+    """Count groups, with totals that do not change while jobs go from one state to another.
+
+    The index that is counted is ordered by states, so that a job may be passed twice, or not at
+    all, if it moves meanwhile. None that has ended does, so those are counted once each. A total
+    other than the known one, as of a group of which jobs were deleted, holds if all that are
+    there have ended, and that is counted twice running.
+    """
+    known = {
+        group["_id"]: group["dask"]["group"]["total"]
+        for group in groups
+        if "recording" not in group["dask"]["group"]
+    }
+    counts = _count([group["_id"] for group in groups])
+    for group in groups:
+        if group["_id"] not in known and is_overdue(group, now):
+            # What is missing is said once and for all.
+            counts[group["_id"]].total = _exact_total(group)
+    doubtful = [i for i, total in known.items() if counts[i].total != total]
+    recounted = _count(doubtful)
+    # The last of them may have been passed twice while they ended. They move no more.
+    recounted |= _count([i for i, c in recounted.items() if known[i] <= c.ended < c.total])
+    for i, again in recounted.items():
+        # With more than are known, as somebody has started one under the same parent, it waits.
+        is_settled = again.ended == again.total == counts[i].total or again.ended >= known[i]
+        counts[i] = again if is_settled else replace(again, total=known[i])
+    return counts
+
+
+def _count(ids: Sequence[ObjectId]) -> dict[ObjectId, Count]:
+    counts = {group_id: Count() for group_id in ids}
+    if ids:
+        for found in models.collection(Job()).aggregate(counting(ids)):
+            parent = found["_id"].get("parent")
+            # A list of ids, among which is one of these, is no parent.
+            if isinstance(parent, ObjectId):
+                counts[parent].add(found["_id"].get("status"), found["number"])
+    return counts
+
+
+def counting(ids: Sequence[ObjectId]) -> list[dict[str, Any]]:
+    """Return the question how many jobs of some parents are in which state."""
+    return [
+        {"$match": {"parentId": {"$in": list(ids)}}},
+        {
+            "$group": {
+                "_id": {"parent": "$parentId", "status": "$status"},
+                "number": {"$sum": 1},
+            }
+        },
+    ]
+
+
+def _write(changes: Sequence[Change]) -> list[Change]:
+    """Write changes, each for itself, and return those that took place."""
+    jobs = Job().collection
+    return [
+        change for change in changes if jobs.update_one(change.read, change.write).matched_count
+    ]
+
+
+def _keep_errors(changes: Sequence[Change], now: datetime) -> None:
+    # Before the jobs are seen to have ended, so that who sees it finds the error.
+    failed = [change for change in changes if change.job["status"] == JobStatus.ERROR]
+    results.keep(
+        [(c.job["_id"], Outcome(1, error="".join(c.text).partition("\n")[0])) for c in failed], now
+    )
+
+
+def _tally(group: dict[str, Any], count: Count, now: datetime) -> Change | None:
+    return Parent(group, now).counted(count, lambda: _failures(group["_id"], count))
+
+
+def _failures(group_id: ObjectId, count: Count) -> str:
+    """Return what the log of a parent says of its jobs that failed."""
+    failed = list(
+        models.collection(Job()).find(
+            {"parentId": group_id, "status": int(JobStatus.ERROR)},
+            {"title": True},
+            limit=MOST_NAMED,
+        )
+    )
+    errors = results.errors([job["_id"] for job in failed])
+    lines = [f"{count.failed} of {count.total} jobs failed:"]
+    for job in failed:
+        error = (errors.get(job["_id"]) or "see its log").splitlines()[0]
+        lines.append(f"  {job['_id']} '{job.get('title')}': {error}")
+    if count.failed > len(failed):
+        lines.append(f"  and {count.failed - len(failed)} more")
+    return "\n".join(lines) + "\n"

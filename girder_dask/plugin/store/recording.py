@@ -1,0 +1,397 @@
+"""The job store: what Girder knows of the jobs that run on Dask.
+
+Girder is the queue of record. A job and all that is needed to run it are written before
+anything is sent to the scheduler, so that the scheduler can always ask for it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import pymongo
+from bson import ObjectId, json_util
+from girder_jobs.models.job import Job
+from pymongo.errors import (
+    BulkWriteError,
+    DuplicateKeyError,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
+
+from girder_dask import config
+from girder_dask.client.backend import Group, Submission
+from girder_dask.errors import GirderError, SubmissionError
+from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.plugin import settings
+from girder_dask.plugin.notify.notifications import Notices
+from girder_dask.plugin.store import documents, models, tokens
+from girder_dask.plugin.store.acknowledgements import receive
+from girder_dask.plugin.store.attempt_outcome import Outcome
+from girder_dask.plugin.store.cancellation import (
+    cancel,
+    cancel_children,
+    cancel_of_user,
+    ended_by_others,
+    remember,
+)
+from girder_dask.plugin.store.claims import Claim, claim, hand_over
+from girder_dask.plugin.store.database import UNFIT, insert, reason
+from girder_dask.plugin.store.dependencies import check as check_dependencies
+from girder_dask.plugin.store.job_change import History
+from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.models import forget
+from girder_dask.plugin.store.results import result
+from girder_dask.plugin.store.scheduler_inventory import held
+from girder_dask.plugin.store.trust import IN_GIRDER, Authority
+from girder_dask.plugin.store.updates import Verdicts, apply, publish, save
+from girder_dask.protocol.payload import pack_call
+from girder_dask.tasks.options import checked_placement
+
+__all__ = [
+    "Claim",
+    "Recorded",
+    "Verdicts",
+    "adopt",
+    "apply",
+    "cancel",
+    "cancel_children",
+    "cancel_of_user",
+    "claim",
+    "ended_by_others",
+    "forget",
+    "hand_over",
+    "held",
+    "receive",
+    "record",
+    "record_group",
+    "remember",
+    "result",
+]
+
+logger = logging.getLogger(__name__)
+
+#: What a new job's subdocument ``dask`` holds besides its task.
+_NEW = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 0, "open": True}
+
+# Seconds that it may take to delete what was not recorded as a whole.
+_UNDO_TIME = 2.0
+
+_NONE = "None of them was recorded."
+_NOT_KNOWN = (
+    "Whether they were recorded is not known: look in Girder's list of jobs before you start them "
+    "again."
+)
+
+_OPTIONS = ("retries", "timeout", "resources", "priority", "isolation", "at_most_once")
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A job that was recorded, and what runs it."""
+
+    job: dict[str, Any]
+    spec: JobSpec
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A job that is about to be recorded."""
+
+    job: dict[str, Any]
+    spec: JobSpec
+    user: Mapping[str, Any] | None
+    token: dict[str, Any] | None = field(repr=False)
+    from_girder: bool
+
+
+def record(
+    submissions: Sequence[Submission],
+    user: Mapping[str, Any] | None = None,
+    parent: ObjectId | None = None,
+    *,
+    authority: Authority = IN_GIRDER,
+    tokens_later: bool = False,
+) -> list[Recorded]:
+    """Record a job for each call: all of them at once, or none.
+
+    Parameters
+    ----------
+    submissions
+        The calls.
+    user
+        The owner of those that name none. None: they have no owner, as in Girder.
+    parent
+        The id of the job that starts them.
+    authority
+        On whose word.
+    tokens_later
+        Whether their tokens go to :data:`girder_dask.plugin.store.tokens.pending`, and are stored
+        by who sends the jobs.
+
+    Raises
+    ------
+    SubmissionError
+        If a call cannot become a job.
+    GirderError
+        If the database does not take them.
+    """
+    drafts = _drafts(submissions, user, parent, authority)
+    _write(drafts, tokens_later=tokens_later)
+    return _announced(drafts)
+
+
+def record_group(
+    group: Group,
+    submissions: Sequence[Submission],
+    user: Mapping[str, Any] | None = None,
+    parent: ObjectId | None = None,
+    *,
+    authority: Authority = IN_GIRDER,
+    tokens_later: bool = False,
+) -> tuple[dict[str, Any], list[Recorded]]:
+    """Record a job for each call, and one that they all belong to.
+
+    Takes and raises what :func:`record` does.
+
+    Returns
+    -------
+    tuple
+        The document of the parent job, and the jobs.
+    """
+    owner = group.user if group.user is not None else user
+    job = parents.build(group, submissions, owner, datetime.now(timezone.utc), parent)
+    drafts = _drafts(submissions, owner, job["_id"], authority)
+    try:
+        parents.begin(job)
+        _write(drafts, tokens_later=tokens_later)
+    except PyMongoError as e:
+        _abandon(job)
+        raise GirderError(
+            f"Girder's database did not take the job '{group.title}' of {len(drafts)} jobs: "
+            f"{reason(e)}. {_NONE}"
+        ) from e
+    except GirderError:
+        _abandon(job)
+        raise
+    notices = Notices()
+    notices.created(job)
+    notices.send()
+    _announce(job)
+    recorded = _announced(drafts)
+    try:
+        parents.complete(job)
+    except PyMongoError:
+        # It is recorded and counted later: whoever started it must be given it.
+        logger.exception("It is not noted that all jobs of %s are recorded", job["_id"])
+    return job, recorded
+
+
+def _abandon(job: dict[str, Any]) -> None:
+    try:
+        with pymongo.timeout(_UNDO_TIME):
+            parents.abandon(job)
+    except PyMongoError:
+        logger.exception("The job %s, of which no parts were recorded, may be left", job["_id"])
+
+
+def _drafts(
+    submissions: Sequence[Submission],
+    user: Mapping[str, Any] | None,
+    parent: ObjectId | None,
+    authority: Authority,
+) -> list[_Draft]:
+    now = datetime.now(timezone.utc)
+    default = settings.default_api_url()
+    drafts = [
+        _draft(submission, user, now, parent, authority, default) for submission in submissions
+    ]
+    check_dependencies([(draft.spec, draft.user) for draft in drafts])
+    return drafts
+
+
+def _announced(drafts: Sequence[_Draft]) -> list[Recorded]:
+    notices = Notices()
+    for draft in drafts:
+        notices.created(draft.job)
+    for draft in drafts:
+        _announce(draft.job)
+        if isinstance(draft.job["kwargs"], str):
+            draft.job["kwargs"] = json_util.loads(draft.job["kwargs"])
+    notices.send()
+    return [Recorded(draft.job, draft.spec) for draft in drafts]
+
+
+def _draft(
+    submission: Submission,
+    user: Mapping[str, Any] | None,
+    now: datetime,
+    parent: ObjectId | None,
+    authority: Authority,
+    default_api_url: str | None,
+) -> _Draft:
+    owner = submission.user if submission.user is not None else user
+    dask = {**_NEW, "task": submission.task, "package": submission.package}
+    job = documents.build(submission, owner, now, dask, parent)
+    own = None if submission.token else tokens.build(owner, now, job["_id"])
+    token = own["_id"] if own else _token_id(submission.token)
+    spec = JobSpec(
+        id=str(job["_id"]),
+        attempt=1,
+        task=submission.task,
+        payload=submission.payload,
+        token=token,
+        girder_api_url=authority.address(submission.api_url),
+        default_api_url=default_api_url,
+        package=submission.package,
+        title=str(job["title"]),
+        dependencies=list(submission.dependencies) or None,
+        trusted=authority.runs_code,
+        **{name: getattr(submission, name) for name in _OPTIONS},
+    )
+    return _Draft(job, spec, owner, own, authority.starts_its_package(submission.task))
+
+
+def _token_id(token: Any) -> str:
+    return str(token["_id"] if isinstance(token, Mapping) else token)
+
+
+def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
+    """Write the drafts. The job documents come last: a job that exists can be run."""
+    if not drafts:
+        return
+    may_exist = False
+    try:
+        if tokens_later:
+            # Before the jobs are there: who claims one finds its token.
+            tokens.pending.put({draft.spec.id: draft.token for draft in drafts if draft.token})
+        else:
+            _write_tokens(drafts)
+        _write_records(drafts)
+        may_exist = True
+        insert(Job().collection, [draft.job for draft in drafts])
+    except Exception as e:
+        # Whatever it is (BSON refuses some values with errors of its own), nothing may be left.
+        may_exist = may_exist and not isinstance(e, ServerSelectionTimeoutError)
+        may_exist = not _undo(drafts) and may_exist
+        if isinstance(e, UNFIT):
+            raise SubmissionError(
+                f"One of {len(drafts)} new jobs, the first of {drafts[0].spec.task}, cannot be "
+                f"stored: {reason(e)}. {_NONE}",
+                task=drafts[0].spec.task,
+            ) from e
+        raise GirderError(
+            f"Girder's database did not take {len(drafts)} new jobs, the first of "
+            f"{drafts[0].spec.task}: {reason(e)}. {_NOT_KNOWN if may_exist else _NONE}"
+        ) from e
+
+
+def _undo(drafts: Sequence[_Draft]) -> bool:
+    """Delete what is there of jobs that were not recorded, and say whether that worked."""
+    ids = [draft.job["_id"] for draft in drafts]
+    try:
+        with pymongo.timeout(_UNDO_TIME):
+            Job().collection.delete_many({"_id": {"$in": ids}})
+            tokens.delete(draft.token["_id"] for draft in drafts if draft.token)
+            forget(ids)
+    except PyMongoError:
+        logger.exception("Parts of %d jobs that were not recorded may be left", len(ids))
+        return False
+    return True
+
+
+def _write_tokens(drafts: Sequence[_Draft]) -> None:
+    tokens.store([draft.token for draft in drafts if draft.token is not None])
+
+
+def _write_records(drafts: Sequence[_Draft]) -> None:
+    models.store_records(
+        [draft.spec for draft in drafts],
+        [draft.token is not None for draft in drafts],
+        [draft.from_girder for draft in drafts],
+    )
+
+
+def _announce(job: dict[str, Any]) -> None:
+    try:
+        documents.announce_saved(job)
+    except Exception:
+        # The job is recorded and will run: whoever started it must be given it.
+        logger.exception("A handler of model.job.save.after failed for job %s", job["_id"])
+
+
+def adopt(job: dict[str, Any], user: Mapping[str, Any] | None) -> Recorded:
+    """Queue an INACTIVE job that ``Job().createJob`` made, inside Girder.
+
+    Its ``dask.task`` names the task, its ``args`` and ``kwargs`` are those of the call.
+
+    Parameters
+    ----------
+    job
+        The job document, which is updated.
+    user
+        Its owner.
+
+    Raises
+    ------
+    SubmissionError
+        If it names no task, cannot be pickled, or is not INACTIVE.
+    GirderError
+        If the database does not take it.
+    """
+    dask = job.get("dask")
+    given: dict[str, Any] = dask if isinstance(dask, dict) else {}
+    task = given.get("task")
+    if not isinstance(task, str) or not all(task.partition(":")):
+        raise SubmissionError(
+            f"Job {job['_id']} names no task. Give createJob "
+            "otherFields={'dask': {'task': 'package.module:function'}}."
+        )
+    if job["status"] != JobStatus.INACTIVE:
+        raise SubmissionError(f"Job {job['_id']} was scheduled before.", task=task)
+    payload = pack_call(
+        job["args"], job["kwargs"], (), task=task, limit=config.nbytes("max-payload")
+    )
+    now = datetime.now(timezone.utc)
+    token = tokens.build(user, now, job["_id"])
+    spec = JobSpec(
+        id=str(job["_id"]),
+        attempt=1,
+        task=task,
+        payload=payload,
+        token=token["_id"],
+        default_api_url=settings.default_api_url(),
+        package=given.get("package"),
+        title=str(job["title"]),
+        trusted=True,
+        **checked_placement({n: given[n] for n in _OPTIONS if n in given}, task),
+    )
+    _queue(_Draft(job, spec, user, token, from_girder=True), now)
+    return Recorded(job, spec)
+
+
+def _queue(draft: _Draft, now: datetime) -> None:
+    job = draft.job
+    history = History(dict(job))
+    history.dask.update(_NEW, package=draft.spec.package)
+    history.outcome = Outcome(0)  # instead of what its maker may have put there
+    history.advance(JobStatus.QUEUED, now)
+    taken = f"Job {job['_id']} was scheduled or changed by somebody else."
+    try:
+        _write_tokens([draft])
+        _write_records([draft])
+        held, _ = save([history])
+    except (DuplicateKeyError, BulkWriteError) as e:
+        # What is there is that of the other one.
+        tokens.delete([str(draft.spec.token)])
+        raise SubmissionError(taken, task=draft.spec.task) from e
+    except PyMongoError as e:
+        raise GirderError(f"Girder's database did not take job {job['_id']}: {reason(e)}.") from e
+    if not held:
+        forget([job["_id"]])
+        raise SubmissionError(taken, task=draft.spec.task)
+    publish(held)
+    job.update({k: v for k, v in history.job.items() if k not in ("kwargs", "args")})

@@ -1,0 +1,103 @@
+"""On whose word calls become jobs, and what the tokens of these jobs may start.
+
+A call that code inside Girder has made may do what that code could: its function, its
+arguments and its hooks are Girder's. The token of the job is another matter, since whoever
+runs as the job can read it. It may start what the owner of the job may start when it is used,
+and, for a job that Girder's code has started, plain calls of the tasks of the same package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from girder.models.group import Group
+from girder.models.user import User
+
+from girder_dask.plugin import settings
+from girder_dask.plugin.store import models
+from girder_dask.tasks import discovery
+
+__all__ = ["IN_GIRDER", "Authority", "may_run_code", "of_job", "of_user", "who_may"]
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """On whose word some calls become jobs.
+
+    Attributes
+    ----------
+    runs_code
+        Whether they may run code of their own on the cluster. The workers open pickled calls of
+        no others, and confine the tasks and hooks of others.
+    in_girder
+        Whether it is code inside Girder.
+    modules
+        The modules with the tasks of the package of the job that starts them. Its token may start
+        these, with plain arguments.
+    girder_api_url
+        Girder's REST API, as code inside Girder gave it for the job that starts them.
+    """
+
+    runs_code: bool = False
+    in_girder: bool = False
+    modules: frozenset[str] = frozenset()
+    girder_api_url: str | None = None
+
+    def starts_its_package(self, task: str) -> bool:
+        """Say whether the token of a job of this task may start the tasks of its package.
+
+        A job of another package than the one that starts it may not, so that no job may start
+        what the one before could not.
+        """
+        return self.in_girder or self.has_beside(task)
+
+    def has_beside(self, task: str) -> bool:
+        """Say whether a task is one of the package of the job that starts it."""
+        return discovery.is_among(task.partition(":")[0], self.modules)
+
+    def address(self, given: str | None) -> str | None:
+        """Return the address of Girder for a call that names one, or None."""
+        return given if self.in_girder and given else self.girder_api_url
+
+
+#: That of code inside Girder.
+IN_GIRDER = Authority(runs_code=True, in_girder=True)
+
+
+def of_user(user: Mapping[str, Any]) -> Authority:
+    """Return that of a user who sends a request."""
+    return Authority(runs_code=may_run_code(user))
+
+
+def of_job(job: Mapping[str, Any]) -> Authority:
+    """Return that of the token of a job: what its owner may now, whoever has started it."""
+    owner = User().load(job["userId"], force=True) if job.get("userId") else None
+    origin = models.origin(job["_id"])
+    modules: frozenset[str] = frozenset()
+    if origin.from_girder:
+        modules = discovery.modules_beside(origin.task.partition(":")[0])
+    return Authority(
+        runs_code=owner is not None and may_run_code(owner),
+        modules=modules,
+        girder_api_url=origin.girder_api_url,
+    )
+
+
+def may_run_code(user: Mapping[str, Any]) -> bool:
+    """Say whether a user may run code of their own on the cluster."""
+    if user.get("status", "enabled") != "enabled":
+        return False
+    group = settings.submitters()
+    return bool(user.get("admin")) or (group is not None and group in user.get("groups", ()))
+
+
+def who_may() -> str:
+    """Return who may run code of their own, in words."""
+    group_id = settings.submitters()
+    group = Group().load(group_id, force=True) if group_id is not None else None
+    if group is None:
+        return "site administrators"
+    name = f"the group '{group['name']}'" if group.get("public") else "a group of users"
+    return f"site administrators and {name}"

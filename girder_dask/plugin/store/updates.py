@@ -1,0 +1,297 @@
+"""Updates of many jobs, applied at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from bson import ObjectId
+from bson.errors import InvalidId
+from girder import events
+from girder_jobs.models.job import Job
+from pymongo.errors import BulkWriteError
+
+from girder_dask.errors import GirderError
+from girder_dask.jobs import JobUpdate
+from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
+from girder_dask.plugin.notify import notifications
+from girder_dask.plugin.store import models, quarantine, results
+from girder_dask.plugin.store.attempt_outcome import FIELD as OUTCOME
+from girder_dask.plugin.store.database import UNFIT
+from girder_dask.plugin.store.job_change import History, Verdict
+from girder_dask.plugin.store.logs import chunks
+from girder_dask.plugin.store.logs.writer import FIELD
+from girder_dask.plugin.store.maps import parents
+
+__all__ = ["Verdicts", "apply", "publish", "save", "without_log"]
+
+logger = logging.getLogger(__name__)
+
+#: What the database answers when a document cannot take an update, now or later: it would be too
+#: large, or something in it is not as the update needs it. What else it refuses is for a moment.
+_PERMANENT = frozenset({2, 9, 14, 28, 40, 52, 54, 57, 121, 10334, 17419})
+
+#: How often a job is read again because somebody else changed it in between.
+MOST_ROUNDS = 5
+
+# What tells whether a write took place.
+_WRITTEN = ("attempt", "sequence", "scheduler", "claim", "waits")
+
+#: A projection of job documents: the log can be long and is never needed to add to it. What
+#: came of a job is nobody's but its owner's.
+without_log = {"log": False, f"{FIELD}.chunks": False, OUTCOME: False}
+
+
+@dataclass
+class Verdicts:
+    """What became of a batch of updates, as job ids.
+
+    ``stale``: of an old attempt, or of a scheduler that no longer has the job. ``gone``:
+    there is no such job. ``cancel``: the job is to be stopped.
+    """
+
+    stale: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    cancel: list[str] = field(default_factory=list)
+
+    def merge(self, others: Verdicts) -> None:
+        """Take over other verdicts."""
+        self.stale.extend(job_id for job_id in others.stale if job_id not in self.stale)
+        self.gone.extend(job_id for job_id in others.gone if job_id not in self.gone)
+        self.cancel.extend(job_id for job_id in others.cancel if job_id not in self.cancel)
+
+    def add(self, job_id: str, verdict: Verdict) -> None:
+        """Note the verdict on an update."""
+        ids = {Verdict.STALE: self.stale, Verdict.CANCEL: self.cancel}.get(verdict)
+        if ids is not None and job_id not in ids:
+            ids.append(job_id)
+
+
+def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
+    """Apply updates that a scheduler sends.
+
+    An update that comes twice is applied once, and a bad one does not spoil the others.
+
+    Parameters
+    ----------
+    scheduler
+        The id of this run of the scheduler.
+    updates
+        Any number, of any jobs; those of one job in order.
+
+    Returns
+    -------
+    Verdicts
+        What the scheduler should know.
+
+    Raises
+    ------
+    GirderError
+        If jobs were changed by others so often that not all updates could be applied. They
+        can be sent again.
+    """
+    verdicts = Verdicts()
+    pending = _by_job(updates, verdicts)
+    for _ in range(MOST_ROUNDS):
+        if not pending:
+            return verdicts
+        histories = _read(scheduler, pending, verdicts)
+        written, refused = save(histories)
+        publish(written)
+        for history in [*written, *refused]:
+            if history.abandoned:
+                verdicts.add(str(history.id), Verdict.STALE)
+        done = {history.id for history in [*written, *refused]}
+        left = {history.id for history in histories} - done
+        pending = {job_id: pending[job_id] for job_id in left}
+    if pending:
+        raise GirderError(
+            f"{len(pending)} jobs, among them {next(iter(pending))}, are being changed by others "
+            "all the time. Send the updates again.",
+            status=503,
+        )
+    return verdicts
+
+
+def _by_job(updates: Iterable[JobUpdate], verdicts: Verdicts) -> dict[ObjectId, list[JobUpdate]]:
+    grouped: dict[ObjectId, list[JobUpdate]] = {}
+    for update in updates:
+        job_id = _object_id(update.id)
+        if job_id is None:
+            logger.warning("An update of %r, which is no job id, is dropped", update.id)
+            verdicts.add(str(update.id), Verdict.STALE)
+        else:
+            grouped.setdefault(job_id, []).append(update)
+    return grouped
+
+
+def _read(
+    scheduler: str, pending: dict[ObjectId, list[JobUpdate]], verdicts: Verdicts
+) -> list[History]:
+    allow = _ask_others if is_bound("jobs.job.update", besides=EVENT_HANDLER) else None
+    found = models.collection(Job()).find(
+        {"_id": {"$in": list(pending)}, "dask.task": {"$exists": True}}, without_log
+    )
+    histories = {
+        job["_id"]: History(job, allow)
+        for job in quarantine.sound(found)
+        if "attempt" in job["dask"]
+    }
+    for job_id, updates in pending.items():
+        history = histories.get(job_id)
+        if history is None:
+            if str(job_id) not in verdicts.gone:
+                verdicts.gone.append(str(job_id))
+            continue
+        for update in updates:
+            verdicts.add(str(job_id), _take(history, update, scheduler))
+    return list(histories.values())
+
+
+def _take(history: History, update: JobUpdate, scheduler: str) -> Verdict:
+    try:
+        return history.take(update, scheduler)
+    except (ValueError, TypeError, KeyError, OverflowError, OSError) as e:
+        logger.warning("An update of job %s is dropped: %s", history.id, e)
+        return Verdict.STALE
+
+
+def _object_id(text: Any) -> ObjectId | None:
+    try:
+        return ObjectId(text) if text else None
+    except (InvalidId, TypeError):
+        return None
+
+
+def _ask_others(info: dict[str, Any]) -> bool:
+    try:
+        return not events.trigger("jobs.job.update", info).defaultPrevented
+    except Exception:
+        # Else one job would hold up all the others of its batch, for ever.
+        logger.exception("A handler of jobs.job.update failed for job %s", info["job"]["_id"])
+        return True
+
+
+def save(histories: Sequence[History]) -> tuple[list[History], list[History]]:
+    """Write what is to be written, in one request.
+
+    Where the database refuses to let a job document grow, the log goes elsewhere, and if that
+    does not help, the job ends.
+
+    Returns
+    -------
+    tuple
+        The histories that hold now, and those of which the database refuses even the end. Those
+        that are in neither were changed by somebody else since they were read, or the database
+        did not take them in this moment.
+    """
+    now = datetime.now(timezone.utc)
+    held = [history for history in histories if not history.changed]
+    written, refused = _write([history for history in histories if history.changed], now)
+    held += written
+    for is_last in (False, True):
+        for history, message in refused:
+            logger.error("Job %s cannot be updated: %s", history.id, message)
+            if is_last:
+                history.abandon(
+                    f"Girder's database takes no more of what happens to it: {message}", now
+                )
+            else:
+                history.spill()
+        written, refused = _write([history for history, _ in refused], now)
+        held += written
+    for history, message in refused:
+        logger.error("Job %s cannot even be ended: %s", history.id, message)
+    models.clean([history.id for history in held if history.ended])
+    return held, [history for history, _ in refused]
+
+
+def _write(
+    changed: Sequence[History], now: datetime
+) -> tuple[list[History], list[tuple[History, str]]]:
+    """Write histories. Return those that hold now, and those that are refused, each with why."""
+    if not changed:
+        return [], []
+    # Before the jobs are seen to have ended, so that who sees it finds the results.
+    results.keep(
+        [(h.id, h.outcome) for h in changed if h.outcome is not None and h.outcome_beside], now
+    )
+    chunks.store([chunk for history in changed for chunk in history.log.chunks])
+    written, refused = _write_jobs(changed, now)
+    holds = {history.id for history in written}
+    chunks.discard(c for h in changed if h.id not in holds for c in h.log.chunks)
+    return written, refused
+
+
+def _write_jobs(
+    changed: Sequence[History], now: datetime
+) -> tuple[list[History], list[tuple[History, str]]]:
+    refused: dict[int, str] = {}
+    failed: dict[int, str] = {}
+    try:
+        matched = (
+            Job()
+            .collection.bulk_write([history.operation(now) for history in changed], ordered=False)
+            .matched_count
+        )
+    except BulkWriteError as e:
+        errors = e.details.get("writeErrors", [])
+        if not errors:
+            raise
+        for error in errors:
+            kind = refused if error["code"] in _PERMANENT else failed
+            kind[error["index"]] = error["errmsg"]
+        matched = e.details.get("nMatched", 0)
+    except UNFIT as e:
+        # The driver sends nothing then, so what cannot be stored is found by itself.
+        return _write_alone(changed, now, e)
+    for index, message in failed.items():
+        logger.warning("Job %s is not updated now: %s", changed[index].id, message)
+    done = refused.keys() | failed.keys()
+    tried = [history for index, history in enumerate(changed) if index not in done]
+    if matched != len(tried):
+        tried = _that_hold(tried)
+    return tried, [(changed[index], message) for index, message in refused.items()]
+
+
+def _write_alone(
+    changed: Sequence[History], now: datetime, error: Exception
+) -> tuple[list[History], list[tuple[History, str]]]:
+    if len(changed) == 1:
+        return [], [(changed[0], f"something in it cannot be stored ({error})")]
+    parts = [_write_jobs([history], now) for history in changed]
+    written = [history for some, _ in parts for history in some]
+    return written, [pair for _, some in parts for pair in some]
+
+
+def _that_hold(tried: list[History]) -> list[History]:
+    """Find out which of some writes took place, when not all did."""
+    positions = {
+        job["_id"]: job
+        for job in models.collection(Job()).find(
+            {"_id": {"$in": [history.id for history in tried]}}, {"status": 1, "dask": 1}
+        )
+    }
+    return [
+        history
+        for history in tried
+        if (job := positions.get(history.id)) is not None and _is_at(history, job)
+    ]
+
+
+def _is_at(history: History, job: Mapping[str, Any]) -> bool:
+    # One that was never queued has but the name of its task.
+    dask = job.get("dask")
+    dask = dask if isinstance(dask, dict) else {}
+    is_there = all(dask.get(key) == history.dask.get(key) for key in _WRITTEN)
+    return is_there and job.get("status") == history.job["status"]
+
+
+def publish(histories: Iterable[History]) -> None:
+    """Tell others of what was written: users, handlers of events, and parents of maps."""
+    histories = list(histories)
+    notifications.publish(histories)
+    parents.follow(history.job for history in histories if history.steps)

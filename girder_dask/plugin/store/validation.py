@@ -1,0 +1,267 @@
+"""The forms of documents in Girder's database, as the rest of the plugin relies on them.
+
+What is in the database is input. Girder's own routes, other plugins and administrators write there
+too, and so did earlier versions. Whoever reads a document for more than to show it checks its form
+here first. What happens to one that is malformed is in :mod:`girder_dask.plugin.store.quarantine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+
+from girder_dask.errors import GirderError
+from girder_dask.jobs import JobStatus
+
+__all__ = [
+    "Malformed",
+    "check_group",
+    "check_job",
+    "check_log",
+    "check_outcome",
+    "check_position",
+    "check_record",
+    "check_times",
+    "is_group",
+    "is_key",
+]
+
+Rule = tuple[Callable[[Any], bool], str]
+
+_STATUSES = frozenset(int(status) for status in JobStatus)
+_BAD_REQUEST = 400
+
+
+class Malformed(GirderError):
+    """A document in the database that is not as this package keeps it. It says which field."""
+
+    def __init__(self, document_id: Any, field: str, expected: str) -> None:
+        super().__init__(
+            f"The document of job {document_id} is malformed: its field {field} is not {expected}.",
+            status=_BAD_REQUEST,
+        )
+        self.document_id = document_id
+        self.field = field
+        self.expected = expected
+
+
+# -- what fields are ----------------------------------------------------------------------------
+
+
+def is_key(value: Any) -> bool:
+    """Return whether a value is an id, so that it can be looked up and compared."""
+    return isinstance(value, (ObjectId, str))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**62
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_truth(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, bytes)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, datetime)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_status(value: Any) -> bool:
+    return type(value) is int and value in _STATUSES
+
+
+def _or_none(rule: Rule) -> Rule:
+    check, expected = rule
+    return (lambda value: value is None or check(value)), f"{expected} or null"
+
+
+def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(check(part) for part in value)
+
+
+def _is_stamp(value: Any) -> bool:
+    return isinstance(value, dict) and _is_time(value.get("time"))
+
+
+def _is_chunk(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[1])
+
+
+def _is_resource(value: Any) -> bool:
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and _is_text(value[0]) and _is_number(value[1])
+
+
+_COUNT: Rule = (_is_count, "a count")
+_WHOLE: Rule = (_is_whole, "a whole number")
+_TEXT: Rule = (_is_text, "text")
+_TRUTH: Rule = (_is_truth, "true or false")
+_TIME: Rule = (_is_time, "a time")
+_BYTES: Rule = (_is_bytes, "bytes")
+_MAPPING: Rule = (_is_mapping, "an object")
+_KEY: Rule = (is_key, "an id")
+
+# -- what documents are -------------------------------------------------------------------------
+
+_JOB: Mapping[str, Rule] = {
+    "status": (_is_status, "the number of a state"),
+    "created": _TIME,
+    "timestamps": (_list_of(_is_stamp), "a list of times"),
+}
+_JOB_IF_THERE: Mapping[str, Rule] = {
+    "progress": _or_none(_MAPPING),
+    "userId": _or_none(_KEY),
+    "parentId": _or_none(_KEY),
+}
+_OPEN: Mapping[str, Rule] = {"attempt": _COUNT, "sequence": _COUNT, "scheduler": _or_none(_TEXT)}
+_DASK: Mapping[str, Rule] = {
+    "attempt": _or_none(_COUNT),
+    "sequence": _or_none(_COUNT),
+    "scheduler": _or_none(_TEXT),
+    "open": _TRUTH,
+    "log_bytes": _COUNT,
+    "lacked": _COUNT,
+    "waits": _TEXT,
+    "claim": _TEXT,
+    "claimed": _TIME,
+    "group": _MAPPING,
+}
+_LOG: Mapping[str, Rule] = {
+    "size": _COUNT,
+    "left_out": _COUNT,
+    "marked": _TRUTH,
+    "tail": _BYTES,
+    "chunks": (_list_of(_is_chunk), "a list of pieces"),
+}
+_GROUP: Mapping[str, Rule] = {
+    **dict.fromkeys(("total", "done", "failed", "canceled", "revision"), _COUNT),
+    "open": _TRUTH,
+}
+_GROUP_IF_THERE: Mapping[str, Rule] = {"recording": _TIME, "lost": _COUNT}
+_OUTCOME: Mapping[str, Rule] = {
+    "result": _or_none(_BYTES),
+    "error": _or_none(_TEXT),
+    "exception": _or_none(_BYTES),
+    "result_attempt": _COUNT,
+}
+_RECORD: Mapping[str, Rule] = {
+    "task": _TEXT,
+    "token": _or_none(_TEXT),
+    "own_token": _TRUTH,
+    "payload_bytes": _COUNT,
+}
+# Null is what a call leaves to others, but for what says whom to trust.
+_RECORD_IF_THERE: Mapping[str, Rule] = {
+    "payload": _BYTES,
+    "trusted": _TRUTH,
+    "resources": _or_none((_list_of(_is_resource), "a list of pairs")),
+    "dependencies": _or_none((_list_of(_is_text), "a list of ids")),
+    "girder_api_url": _or_none(_TEXT),
+    "package": _or_none(_TEXT),
+    "title": _or_none(_TEXT),
+    "retries": _or_none(_COUNT),
+    "timeout": _or_none((_is_number, "a number of seconds")),
+    "priority": _or_none(_WHOLE),
+    "isolation": _or_none(_TEXT),
+    "at_most_once": _or_none(_TRUTH),
+}
+
+
+def check_job(job: Mapping[str, Any]) -> None:
+    """Raise Malformed unless a job can be updated, claimed and canceled."""
+    job_id = job.get("_id")
+    if not isinstance(job_id, ObjectId):
+        raise Malformed(job_id, "_id", "an id of Girder")
+    _check(job_id, job, _JOB)
+    _check(job_id, job, _JOB_IF_THERE, if_there=True)
+    dask = job.get("dask")
+    if dask is not None:
+        _check(job_id, job, {"dask": _MAPPING})
+        if dask.get("open") is True:
+            _check(job_id, dask, _OPEN, "dask.")
+        _check(job_id, dask, _DASK, "dask.", if_there=True)
+    if "dask_log" in job:
+        check_log(job_id, job["dask_log"])
+
+
+def check_group(job: Mapping[str, Any]) -> None:
+    """Raise Malformed unless a job is a parent of a map that can be counted."""
+    check_job(job)
+    _check(job["_id"], job, {"updated": _TIME})
+    group: Any = (job.get("dask") or {}).get("group")
+    _check(job["_id"], {"dask.group": group}, {"dask.group": _MAPPING})
+    _check(job["_id"], group, _GROUP, "dask.group.")
+    _check(job["_id"], group, _GROUP_IF_THERE, "dask.group.", if_there=True)
+
+
+def check_position(job: Mapping[str, Any]) -> None:
+    """Raise Malformed unless a job that was read in part has an attempt and a sequence."""
+    _check(job["_id"], job["dask"], {n: _OPEN[n] for n in ("attempt", "sequence")}, "dask.")
+    if not isinstance(job["_id"], ObjectId):
+        raise Malformed(job["_id"], "_id", "an id of Girder")
+
+
+def check_times(*names: str) -> Callable[[Mapping[str, Any]], None]:
+    """Return what raises Malformed unless a document that was read in part has some times."""
+    return lambda job: _check(job["_id"], job, dict.fromkeys(names, _TIME))
+
+
+def is_group(job: Mapping[str, Any]) -> bool:
+    """Return whether a job is the parent of a map."""
+    dask = job.get("dask")
+    return isinstance(dask, dict) and isinstance(dask.get("group"), dict)
+
+
+def check_record(record: Mapping[str, Any]) -> None:
+    """Raise Malformed unless a document of ``dask_job`` says how to run a job."""
+    _check(record.get("_id"), record, _RECORD, "dask_job.")
+    _check(record.get("_id"), record, _RECORD_IF_THERE, "dask_job.", if_there=True)
+
+
+def check_log(job_id: Any, beside: Any) -> None:
+    """Raise Malformed unless something is what a job says of its log in pieces."""
+    _check(job_id, {"dask_log": beside}, {"dask_log": _MAPPING})
+    _check(job_id, beside, _LOG, "dask_log.", if_there=True)
+
+
+def check_outcome(job_id: Any, kept: Any) -> None:
+    """Raise Malformed unless something is what is kept of the end of a job, or a part of it."""
+    _check(job_id, {"dask_outcome": kept}, {"dask_outcome": _MAPPING})
+    _check(job_id, kept, _OUTCOME, "dask_outcome.", if_there=True)
+
+
+def _check(
+    document_id: Any,
+    part: Mapping[str, Any],
+    rules: Mapping[str, Rule],
+    prefix: str = "",
+    *,
+    if_there: bool = False,
+) -> None:
+    for name, (is_right, expected) in rules.items():
+        if if_there and name not in part:
+            continue
+        if not is_right(part.get(name)):
+            raise Malformed(document_id, prefix + name, expected)

@@ -1,0 +1,45 @@
+"""The thread that looks for tokens whose job has ended.
+
+They are left behind only where a process dies between two steps, see
+:mod:`girder_dask.plugin.store.tokens`. A process of Girder looks when it starts, as the one before
+it may have died, and then now and then.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from datetime import datetime, timezone
+
+from pymongo.errors import PyMongoError
+
+from girder_dask.plugin.store import tokens
+from girder_dask.utils.background import Guard
+
+__all__ = ["INTERVAL", "start"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks, on average.
+INTERVAL = 600.0
+
+_NAME = "girder-dask-sweeper"
+
+
+def start() -> None:
+    """Start the thread, once in a process."""
+    if not any(thread.name == _NAME for thread in threading.enumerate()):
+        threading.Thread(target=_work, name=_NAME, daemon=True).start()
+
+
+def _work() -> None:
+    what = "The look for tokens that jobs have left behind"
+    guard = Guard(logger, what, expected=(PyMongoError,))
+    while True:
+        with guard:
+            if count := tokens.sweep(datetime.now(timezone.utc)):
+                logger.warning("Deleted %d tokens that their jobs had left behind", count)
+        # Not all processes of Girder at once.
+        time.sleep(INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - it is no secret

@@ -1,0 +1,40 @@
+"""One line about an error or a value, whatever its own methods do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from girder_dask.jobs import MOST_LINE, shortened
+from girder_dask.protocol.redaction import clean_text, clean_urls
+from girder_dask.utils.foreign_objects import asked, exact_text
+
+__all__ = ["name_of", "summary"]
+
+
+def summary(error: BaseException) -> str:
+    """Return one line that says what went wrong.
+
+    >>> summary(ValueError('no coins'))
+    'ValueError: no coins'
+    """
+    name = asked(lambda: exact_text(_kind_of(error)), "an exception")
+    text = asked(lambda: _line_of(error), "")
+    return f"{name}: {text}" if text else name
+
+
+def _kind_of(error: BaseException) -> str:
+    kind = type(error)
+    if kind.__module__ in ("builtins", "__main__"):
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _line_of(error: BaseException) -> str:
+    # First what there is no use for: a text may be very long.
+    text = exact_text(str(error))[: 4 * MOST_LINE]
+    return clean_text(clean_urls(shortened(" ".join(text.split()))))
+
+
+def name_of(value: Any) -> str:
+    """Return the ``repr`` of a value, or the name of its type where that fails."""
+    return asked(lambda: exact_text(repr(value)), type(value).__name__)

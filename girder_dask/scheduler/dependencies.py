@@ -1,0 +1,234 @@
+"""Which jobs wait for the values of which others.
+
+A job whose arguments hold the values of other jobs depends on these. It passes the gate when
+each of them has ended well. Girder is asked for those that are not in hand here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from girder_dask.jobs import FINAL, JobSpec, JobStatus
+from girder_dask.scheduler.job_state import Hand
+from girder_dask.scheduler.retention import Kept
+
+__all__ = ["Gate", "Needs", "Outcome"]
+
+Submit = Callable[[Sequence[JobSpec], Mapping[str, Mapping[str, str]]], None]
+
+_HOW = {
+    JobStatus.ERROR: "ended in ERROR",
+    JobStatus.CANCELED: "was canceled",
+    None: "no longer exists",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an input job ended; ``status`` is None for a job that is gone."""
+
+    job_id: str
+    status: JobStatus | None
+    title: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether there is a value that others can use."""
+        return self.status == JobStatus.SUCCESS
+
+    def complaint(self) -> str:
+        """Say why a job that needs this one cannot run.
+
+        >>> Outcome('5f3c', JobStatus.ERROR, 'Count').complaint()
+        "Input job 5f3c ('Count') ended in ERROR, so this job cannot run."
+        """
+        title = f" ('{self.title}')" if self.title else ""
+        return f"Input job {self.job_id}{title} {_HOW[self.status]}, so this job cannot run."
+
+
+class Needs:
+    """Who depends on whom, and what is known of the ends of those that others depend on."""
+
+    def __init__(self) -> None:
+        self._inputs: dict[str, Sequence[str]] = {}
+        # Ids in the order in which they came, as the keys of a dictionary.
+        self._dependents: dict[str, dict[str, None]] = {}
+        self._outcomes: dict[str, Outcome] = {}
+
+    def add(self, job_id: str, inputs: Sequence[str]) -> None:
+        """Take note that a job needs the values of others."""
+        self._inputs[job_id] = tuple(inputs)
+        for each in inputs:
+            self._dependents.setdefault(each, {})[job_id] = None
+
+    def all(self) -> Iterable[str]:
+        """Return the ids of all jobs that need others."""
+        return self._inputs
+
+    def remove(self, job_id: str) -> list[str]:
+        """Take note that a job needs nothing any more; return the inputs that nobody needs now."""
+        free = []
+        for each in self._inputs.pop(job_id, ()):
+            dependents = self._dependents.get(each)
+            if dependents is None:  # named twice
+                continue
+            dependents.pop(job_id, None)
+            if not dependents:
+                del self._dependents[each]
+                self._outcomes.pop(each, None)
+                free.append(each)
+        return free
+
+    def inputs(self) -> Iterable[str]:
+        """Return the ids of all jobs that others depend on."""
+        return self._dependents
+
+    def is_needed(self, job_id: str) -> bool:
+        """Say whether any job depends on this one."""
+        return job_id in self._dependents
+
+    def dependents(self, job_id: str) -> list[str]:
+        """Return the ids of the jobs that depend on one."""
+        return list(self._dependents.get(job_id, ()))
+
+    def outcome(self, job_id: str) -> Outcome | None:
+        """Return how a job ended, if that was learned."""
+        return self._outcomes.get(job_id)
+
+    def learn(self, outcome: Outcome) -> None:
+        """Remember how a job ended, while others depend on it."""
+        if outcome.job_id in self._dependents:
+            self._outcomes[outcome.job_id] = outcome
+
+    def learn_from_girder(self, asked: Iterable[str], jobs: Mapping[str, Any]) -> list[str]:
+        """Take in Girder's answer, job documents by id; return the ids of which the end is known.
+
+        A job that was asked for and is not in the answer is gone.
+        """
+        ended = []
+        for job_id in asked:
+            job = jobs.get(job_id)
+            status = None if job is None else JobStatus(job["status"])
+            if status is None or status in FINAL:
+                title = str(job.get("title") or "") if job is not None else ""
+                self.learn(Outcome(job_id, status, title))
+                ended.append(job_id)
+        return ended
+
+
+class Gate:
+    """Lets jobs start when the values that they need are there.
+
+    Parameters
+    ----------
+    hands
+        The jobs in hand, by id.
+    needs
+        Who depends on whom.
+    kept
+        The values on the cluster.
+    submit
+        Has jobs run. It is given them, and by job id the keys of values on the cluster, by
+        the ids of the jobs that made them.
+    refuse
+        Ends a job that cannot run, with a reason.
+    ask
+        Called when Girder is to be asked for the jobs of :meth:`unknown`.
+    """
+
+    def __init__(
+        self,
+        hands: Mapping[str, Hand],
+        needs: Needs,
+        kept: Kept,
+        submit: Submit,
+        refuse: Callable[[Hand, str], None],
+        ask: Callable[[], None],
+    ) -> None:
+        self._hands = hands
+        self._needs = needs
+        self._kept = kept
+        self._submit = submit
+        self._refuse = refuse
+        self._ask = ask
+        self._news: deque[str] = deque()
+        self._telling = False
+
+    def start(self, hands: Sequence[Hand]) -> None:
+        """Submit those jobs whose inputs are there; park the others, or end them."""
+        ready: list[JobSpec] = []
+        values: dict[str, Mapping[str, str]] = {}
+        unknown = False
+        for hand in hands:
+            states = {i: self._state(i) for i in hand.spec.dependencies or ()}
+            bad = [s for s in states.values() if isinstance(s, Outcome) and not s.good]
+            hand.parked = not bad and None in states.values()
+            if bad:
+                self._refuse(hand, bad[0].complaint())
+            elif hand.parked:
+                unknown |= any(s is None and i not in self._hands for i, s in states.items())
+            else:
+                ready.append(hand.spec)
+                keys = {i: s for i, s in states.items() if isinstance(s, str)}
+                if keys:
+                    values[hand.spec.id] = keys
+        if ready:
+            self._submit(ready, values)
+        if unknown:
+            self._ask()
+
+    def _state(self, job_id: str) -> str | Outcome | None:
+        """Return the key of a value, or else how its job ended, or None while that is open."""
+        hand = self._hands.get(job_id)
+        if hand is not None and hand.told and hand.status != JobStatus.SUCCESS:
+            return Outcome(job_id, hand.status, hand.spec.title)
+        key = self._kept.key(job_id)
+        if key is not None or hand is not None:
+            # Without its key, the value can be had when Girder has acknowledged it.
+            return key
+        return self._needs.outcome(job_id)
+
+    def parked(self) -> Iterator[tuple[Hand, str]]:
+        """Yield the jobs that wait for inputs, each with why."""
+        for job_id in self._needs.all():
+            hand = self._hands.get(job_id)
+            if hand is not None and hand.parked:
+                yield hand, self._why(hand.spec.dependencies or ())
+
+    def _why(self, inputs: Sequence[str]) -> str:
+        if len(inputs) > 1:
+            return f"it needs the values of {len(inputs):,} other jobs, which have not all ended"
+        (job_id,) = inputs
+        known = self._hands.get(job_id)
+        title = f" ('{known.spec.title}')" if known is not None and known.spec.title else ""
+        return f"it needs the value of job {job_id}{title}, which has not ended"
+
+    def unknown(self) -> list[str]:
+        """Return the ids of jobs that others wait for and of which nothing is known here."""
+        return [job_id for job_id in self._needs.inputs() if self._is_unknown(job_id)]
+
+    def _is_unknown(self, job_id: str) -> bool:
+        return job_id not in self._hands and self._state(job_id) is None
+
+    def learn(self, asked: Iterable[str], jobs: Mapping[str, Any]) -> None:
+        """Take in what Girder says of jobs that others wait for, documents by id."""
+        still = [job_id for job_id in asked if self._is_unknown(job_id)]
+        for job_id in self._needs.learn_from_girder(still, jobs):
+            self.tell(job_id)
+
+    def tell(self, job_id: str) -> None:
+        """Look again at the jobs that wait for one. Those that end have dependents in turn."""
+        self._news.append(job_id)
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._news:
+                ids = self._needs.dependents(self._news.popleft())
+                waiting = [self._hands[i] for i in ids if i in self._hands]
+                self.start([hand for hand in waiting if hand.parked])
+        finally:
+            self._telling = False

@@ -1,0 +1,3 @@
+"""Writing tasks: the decorator, options of calls, composition, the running job."""
+
+__all__: list[str] = []

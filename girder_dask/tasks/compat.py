@@ -1,0 +1,75 @@
+"""The names that code written for girder_worker imports, on top of :mod:`girder_dask.tasks.task`.
+
+Change ``from girder_worker.app import app`` and ``from girder_worker.utils import
+girder_job`` to ``from girder_dask import app, girder_job``; the decorators stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from girder_dask.jobs import HANDLER
+from girder_dask.tasks.callables import checked
+from girder_dask.tasks.options import TaskSettings
+from girder_dask.tasks.task import Task
+
+__all__ = ["App", "app", "girder_job"]
+
+_CELERY_HANDLERS = {"celery_handler", "worker_handler"}
+
+
+class App:
+    """Stands where girder_worker's Celery application stood."""
+
+    def task(
+        self, function: Callable[..., Any] | None = None, *, bind: bool = False, **options: Any
+    ) -> Any:
+        """Make a function a task. Options of Celery that have no meaning here are ignored.
+
+        Examples
+        --------
+        >>> from girder_dask import app, girder_job
+        >>> @girder_job(title='Double')
+        ... @app.task(bind=True)
+        ... def double(self, n):
+        ...     return 2 * n
+        >>> double(4)
+        8
+        """
+        settings = TaskSettings(
+            bind=bind,
+            # In Celery, too, a call that raises is tried again only where this is asked for.
+            retries=int(options.get("max_retries", 3) or 0) if options.get("autoretry_for") else 0,
+            timeout=options.get("time_limit") or options.get("soft_time_limit"),
+        )
+        if function is not None:
+            return Task(checked(function), settings)
+        return lambda f: Task(checked(f), settings)
+
+
+app = App()
+
+
+def girder_job(
+    title: str | None = None,
+    type: str = "dask",  # noqa: A002
+    public: bool = False,
+    handler: str = HANDLER,
+    otherFields: Mapping[str, Any] | None = None,
+) -> Callable[[Task[Any, Any]], Task[Any, Any]]:
+    """Set the fields of a task's jobs. The handlers of Celery become our own."""
+
+    def decorate(decorated: Task[Any, Any]) -> Task[Any, Any]:
+        settings = replace(
+            decorated.settings,
+            title=title,
+            type=type,
+            public=public,
+            handler=HANDLER if handler in _CELERY_HANDLERS else handler,
+            other_fields=otherFields or {},
+        )
+        return Task(decorated.function, settings)
+
+    return decorate

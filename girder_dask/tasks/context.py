@@ -1,0 +1,280 @@
+"""The job that this code is part of.
+
+Inside a task, :func:`current_job` gives the job that is running, and with ``bind=True``
+the task gets the same object as its first argument. Outside a job it gives a detached
+one, on which every method works and reports to the terminal, so that a task can be tried
+as the plain function it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from girder_dask.client.result import JobResult
+from girder_dask.errors import GirderDaskError, JobCanceled
+from girder_dask.jobs import JobStatus, clean_text, shortened
+from girder_dask.utils.foreign_objects import exact_text
+
+__all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
+
+
+# The states of a job at work, between which a task may move it.
+_SETTABLE = (
+    JobStatus.FETCHING_INPUT,
+    JobStatus.CONVERTING_INPUT,
+    JobStatus.RUNNING,
+    JobStatus.CONVERTING_OUTPUT,
+    JobStatus.PUSHING_OUTPUT,
+)
+
+
+class Outlet(Protocol):
+    """Where a running job's output, progress and status go."""
+
+    def write(self, text: str) -> None: ...
+
+    def progress(self, changes: Mapping[str, Any]) -> None: ...
+
+    def status(self, status: JobStatus) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class _Terminal:
+    """The outlet of a job that is none: text goes to standard output."""
+
+    def write(self, text: str) -> None:
+        print(text, end="")
+
+    def progress(self, changes: Mapping[str, Any]) -> None:
+        pass
+
+    def status(self, status: JobStatus) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+class JobManager:
+    """What a running task says of itself. The names are girder_worker's.
+
+    Examples
+    --------
+    >>> manager = current_job().job_manager
+    >>> manager.updateProgress(total=3, current=1, message='Reading')
+    >>> manager.write('half way\\n')
+    half way
+    """
+
+    def __init__(self, outlet: Outlet | None = None, status: JobStatus = JobStatus.RUNNING) -> None:
+        self._outlet = outlet or _Terminal()
+        self.status = status
+        #: ``total``, ``current`` and ``message``, those that were set, as they are now.
+        self.progress: dict[str, Any] = {}
+        self._noted_infinite = False
+
+    def write(self, message: str | bytes, forceFlush: bool = False) -> None:
+        """Append ``message`` to the job's log. It is sent within a second, at once if forced."""
+        if isinstance(message, bytes):
+            message = message.decode("utf-8", "replace")
+        self._outlet.write(message)
+        if forceFlush:
+            self._outlet.flush()
+
+    def updateProgress(
+        self,
+        total: float | None = None,
+        current: float | None = None,
+        message: str | None = None,
+        forceFlush: bool = False,
+    ) -> None:
+        """Set the job's progress; what is None stays as it is.
+
+        Call it as often as you like: only the newest state is sent, a few times a second.
+
+        A number that is not finite is left out, with a line in the log the first time: what only
+        shows how far a job is does not end it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If ``total`` or ``current`` is no number.
+        """
+        changes: dict[str, Any] = {}
+        for name, value in (("total", total), ("current", current)):
+            if value is not None:
+                number = _number(value)
+                if math.isfinite(number):
+                    changes[name] = number
+                else:
+                    self._note_infinite(name, number)
+        if message is not None:
+            changes["message"] = clean_text(shortened(exact_text(str(message))))
+        self.progress = {**self.progress, **changes}
+        self._outlet.progress(changes)
+        if forceFlush:
+            self._outlet.flush()
+
+    def _note_infinite(self, name: str, number: float) -> None:
+        if not self._noted_infinite:
+            self._noted_infinite = True
+            self._outlet.write(
+                f"girder_dask: updateProgress({name}={number}) is left out, as it is no finite "
+                "number.\n"
+            )
+
+    def updateStatus(self, status: int) -> None:
+        """Move the job to another state.
+
+        A job that was asked to stop stays CANCELING.
+
+        Raises
+        ------
+        ValueError
+            For SUCCESS and ERROR, as a task ends by returning or raising, and for INACTIVE,
+            QUEUED and CANCELING, which are not the task's to tell.
+        JobCanceled
+            For CANCELED, which ends the task.
+        """
+        status = JobStatus(status)
+        if status == JobStatus.CANCELED:
+            raise JobCanceled
+        if status not in _SETTABLE and not status == self.status == JobStatus.CANCELING:
+            raise ValueError(
+                f"A task cannot set its job to {status.name}, only to "
+                f"{', '.join(settable.name for settable in _SETTABLE)}. Return from the function "
+                "to end in SUCCESS, raise to end in ERROR."
+            )
+        if self.status != JobStatus.CANCELING:
+            self.status = status
+            self._outlet.status(status)
+
+    def refreshStatus(self) -> JobStatus:
+        """Return the job's state as this run knows it: CANCELING when it was asked to stop."""
+        return self.status
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of 309 digits
+        return math.inf if value > 0 else -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Facts about one run.
+
+    ``id`` is the job's id, ``hostname`` where it runs, and ``gpus`` are the ids of the GPUs
+    that are its own while it runs.
+    """
+
+    id: str | None = None
+    attempt: int = 1
+    hostname: str | None = None
+    girder_api_url: str | None = None
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def retries(self) -> int:
+        """How many attempts there were before this one."""
+        return self.attempt - 1
+
+
+class RunningJob:
+    """A job while it runs.
+
+    Attributes
+    ----------
+    id
+        The job's id, None when there is no job.
+    title
+        The job's title.
+    job_manager
+        A :class:`JobManager`: log, progress, status.
+    girder_client
+        A ``girder_client.GirderClient`` with the rights of the job's owner, limited to
+        reading and writing data. None when there is no job.
+    request
+        A :class:`Request`.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: str | None = None,  # noqa: A002
+        title: str = "",
+        job_manager: JobManager | None = None,
+        girder_client: Any = None,
+        work_dir: Callable[[], Path] | None = None,
+        request: Request | None = None,
+    ) -> None:
+        self.id = id
+        self.title = title
+        self.job_manager = job_manager or JobManager()
+        self.girder_client = girder_client
+        self._work_dir = work_dir
+        self.request = request or Request()
+        self._task: Any = None
+
+    @property
+    def work_dir(self) -> Path | None:
+        """A directory for this run alone, removed when the run ends. None when there is no job."""
+        return None if self._work_dir is None else self._work_dir()
+
+    @property
+    def canceled(self) -> bool:
+        """Whether the job was asked to stop."""
+        return self.job_manager.status == JobStatus.CANCELING
+
+    def bound_to(self, task: Any) -> RunningJob:
+        """Return the same job as a bound task sees it."""
+        bound = copy.copy(self)
+        vars(bound)["_task"] = task
+        return bound
+
+    def AsyncResult(self, task_id: str) -> JobResult:
+        """Return the result of a job by its id, under the name that Celery has for it."""
+        return JobResult(task_id)
+
+    def describe(self) -> Any:
+        """Return the description of the task that this was bound to."""
+        return self._bound().describe()
+
+    def call_item_task(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call that task here, with inputs that are bound as Girder's item tasks bind them."""
+        return self._bound().call_item_task(inputs, outputs)
+
+    def _bound(self) -> Any:
+        if self._task is None:
+            raise GirderDaskError(
+                "This is not bound to a task. Use the first argument of a task with bind=True."
+            )
+        return self._task
+
+    def __repr__(self) -> str:
+        return f"<RunningJob {self.id or 'detached'} {self.title!r}>"
+
+
+#: The running job of this context.
+current: ContextVar[RunningJob | None] = ContextVar("girder_dask_job", default=None)
+
+
+def current_job() -> RunningJob:
+    """Return the job that this code is part of, or a detached one outside a job.
+
+    Examples
+    --------
+    >>> current_job().canceled
+    False
+    """
+    return current.get() or RunningJob()

@@ -1,0 +1,418 @@
+"""What a call of a task becomes: options checked, arguments packed, fields of the job set."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from girder_dask import config
+from girder_dask.client import backend
+from girder_dask.client.result import JobResult
+from girder_dask.errors import ArgumentError, SubmissionError
+from girder_dask.jobs import HANDLER
+from girder_dask.protocol.display import readable
+from girder_dask.protocol.job_fields import checked_fields
+from girder_dask.protocol.payload import Dependency, pack_call
+from girder_dask.protocol.transform_types import is_transform
+from girder_dask.tasks.discovery import package_of
+from girder_dask.tasks.untracked import WithoutJob
+from girder_dask.utils.pytree import leaves_of, map_leaves
+
+__all__ = [
+    "CALL_OPTIONS",
+    "TaskSettings",
+    "check",
+    "checked_placement",
+    "group",
+    "pack",
+    "placement",
+    "split",
+    "submission",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """What ``@task(…)`` was given; see :func:`girder_dask.task`."""
+
+    title: str | None = None
+    type: str = "dask"
+    public: bool = False
+    handler: str = HANDLER
+    other_fields: Mapping[str, Any] = field(default_factory=dict)
+    bind: bool = False
+    retries: int = 0
+    timeout: float | None = None
+    resources: Mapping[str, float] | None = None
+    priority: int = 0
+    isolation: str | None = None
+    at_most_once: bool = False
+
+    def changed(self, name: str, changes: Mapping[str, Any]) -> TaskSettings:
+        """Return the settings with changes.
+
+        Raises
+        ------
+        SubmissionError
+            If an option does not exist or makes no sense; ``name`` is that of the task.
+        """
+        possible = set(_PLACEMENT) | {"title", "type", "public", "other_fields"}
+        _refuse_unknown(name, changes.keys(), possible)
+        _refuse_no_text(name, changes)
+        return replace(self, **{**changes, **checked_placement(changes, name)})
+
+
+#: The names that girder_worker gave to the options of a call, and what they set.
+CALL_OPTIONS = {
+    "girder_job_title": "title",
+    "girder_job_type": "type",
+    "girder_job_public": "public",
+    "girder_job_handler": "handler",
+    "girder_job_other_fields": "other_fields",
+    "girder_user": "user",
+    "girder_client_token": "token",
+    "girder_client_session_kwargs": "session",
+    "girder_api_url": "api_url",
+    "girder_result_hooks": "hooks",
+    "girder_job_disable": "disable",
+}
+_PLACEMENT = ("retries", "timeout", "resources", "priority", "isolation", "at_most_once")
+_ISOLATIONS = (None, "thread", "process")
+# More than any of the numbers can be.
+_MOST = 2**31
+
+#: Options of Celery's ``apply_async``, and what there is in their place.
+_OF_CELERY = {
+    "queue": "name the workers with resources={'queue:NAME': 1} and dask worker --resources",
+    "countdown": "start the job when it is time, for example from a scheduled job of Girder",
+    "eta": "start the job when it is time, for example from a scheduled job of Girder",
+    "expires": "cancel the job",
+    "link": "pass the JobResult to the next delay(), or use a chain",
+    "chord": "use girder_dask.chord",
+    "time_limit": "use timeout=",
+    "soft_time_limit": "use timeout=",
+    "max_retries": "use retries=",
+}
+
+
+def split(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments for the function, and the options of the call among them."""
+    arguments = {k: v for k, v in kwargs.items() if k not in CALL_OPTIONS}
+    return arguments, {k: v for k, v in kwargs.items() if k in CALL_OPTIONS}
+
+
+def check(
+    name: str,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> None:
+    """Raise SubmissionError for a call that cannot work, before anything is recorded."""
+    _refuse_unknown(name, options.keys(), set(CALL_OPTIONS) | set(_PLACEMENT))
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as e:
+        raise SubmissionError(
+            f"{name} has the signature {signature}, which the arguments do not fit: {e}. "
+            "No job was made.",
+            task=name,
+        ) from e
+
+
+def _refuse_unknown(name: str, given: Any, possible: set[str]) -> None:
+    unknown = sorted(set(given) - possible)
+    if not unknown:
+        return
+    problem = f"{name} was started with options that do not exist: {', '.join(unknown)}."
+    for option in unknown:
+        if option in _OF_CELERY:
+            problem += f" In place of Celery's {option}, {_OF_CELERY[option]}."
+        elif close := difflib.get_close_matches(option, possible, 1):
+            problem += f" Did you mean {close[0]}?"
+    raise SubmissionError(f"{problem} No job was made.", task=name)
+
+
+def pack(
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    function: Callable[..., Any] | None,
+) -> tuple[bytes, list[str], tuple[Any, ...], dict[str, Any]]:
+    """Return a call as bytes, the jobs that it depends on, and its arguments to be shown."""
+    found: list[str] = []
+
+    def stand_in(value: Any) -> Any:
+        _refuse_hidden(name, value)
+        if is_transform(value) and not _takes(value, 0):
+            raise SubmissionError(
+                f"{name} was given {value!r:.200} as an argument, which is a result hook: its "
+                "transform() needs a result. Give it as girder_result_hooks=[…]. No job was made.",
+                task=name,
+            )
+        if hasattr(value, "results") and not isinstance(value, type):
+            return [stand_in(result) for result in value.results]
+        if not isinstance(value, JobResult):
+            return value
+        if value.id not in found:
+            found.append(value.id)
+        return Dependency(value.id)
+
+    try:
+        args, kwargs = map_leaves(stand_in, args), map_leaves(stand_in, dict(kwargs))
+    except RecursionError:
+        raise _too_deep(name, stand_in, args, kwargs) from None
+    payload = pack_call(
+        args,
+        kwargs,
+        _hooks(name, options.get("girder_result_hooks")),
+        function,
+        session=options.get("girder_client_session_kwargs"),
+        task=name,
+        limit=config.nbytes("max-payload"),
+    )
+    return payload, found, args, dict(kwargs)
+
+
+def _too_deep(
+    name: str,
+    function: Callable[[Any], Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> ArgumentError:
+    """Return the error that names the argument whose leaves cannot be reached."""
+    named = [(f"Argument {n}", v) for n, v in enumerate(args, 1)]
+    named += [(f"Argument {k!r}", v) for k, v in kwargs.items()]
+    wrong = "An argument"
+    for argument, value in named:
+        try:
+            map_leaves(function, value)
+        except RecursionError:
+            wrong = argument
+            break
+    return ArgumentError(
+        f"{wrong} of {name} holds itself, or is nested too deep. No job was made. Pass it in a "
+        "flat form, or as a Girder file.",
+        task=name,
+    )
+
+
+def _refuse_hidden(name: str, value: Any) -> None:
+    """Raise SubmissionError for what would not be replaced by the value that it stands for."""
+    if isinstance(value, type) and hasattr(value, "transform") and hasattr(value, "cleanup"):
+        raise SubmissionError(
+            f"{name} was given the class {value.__qualname__} as an argument, which fetches "
+            f"nothing. Give an object of it, such as {value.__qualname__}(…). No job was made.",
+            task=name,
+        )
+    if isinstance(value, WithoutJob):
+        raise SubmissionError(
+            f"{name} was given {value!r}, which has no job that another one could wait for. Pass "
+            "its value, from get(). No job was made.",
+            task=name,
+        )
+    if isinstance(value, (set, frozenset)) and any(isinstance(v, JobResult) for v in value):
+        raise SubmissionError(
+            f"{name} was given a set of JobResults. They stand for their values in lists, tuples "
+            "and dicts, not in sets. Pass a list. No job was made.",
+            task=name,
+        )
+
+
+def _hooks(name: str, given: Any) -> tuple[Any, ...]:
+    """Return the result hooks of a call, one for each result, or nested as the result is."""
+    if given is None:
+        return ()
+    if not isinstance(given, (list, tuple, dict)):
+        raise SubmissionError(
+            f"{name} was started with girder_result_hooks={given!r:.200}. Give a list of hooks, "
+            "one for each result. No job was made.",
+            task=name,
+        )
+    for hook in leaves_of(given):
+        usable = callable(getattr(hook, "transform", None)) and not isinstance(hook, type)
+        if hook is not None and not usable:
+            raise SubmissionError(
+                f"{name} was started with {hook!r:.200} among its girder_result_hooks, which is "
+                "no hook: it has no transform(). Give objects such as "
+                "GirderUploadToFolder(folder_id), or None where nothing is to be done. "
+                "No job was made.",
+                task=name,
+            )
+        if hook is not None and not _takes(hook, 1):
+            raise SubmissionError(
+                f"{name} was started with {hook!r:.200} among its girder_result_hooks, which is an "
+                "input: its transform() takes no result. Pass it as an argument, and give hooks "
+                "such as GirderUploadToFolder(folder_id). No job was made.",
+                task=name,
+            )
+    return (given,) if isinstance(given, dict) else tuple(given)
+
+
+def _takes(transform: Any, values: int) -> bool:
+    """Return True if a transform can be called with so many values, or nobody can tell."""
+    try:
+        inspect.signature(transform.transform).bind(*range(values))
+    except TypeError:
+        return False
+    except ValueError:  # of something that is not written in Python
+        return True
+    return True
+
+
+def submission(
+    name: str,
+    settings: TaskSettings,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    function: Callable[..., Any] | None = None,
+) -> backend.Submission:
+    """Return what a call becomes.
+
+    Parameters
+    ----------
+    name, settings
+        Those of the task.
+    args, kwargs
+        The arguments of the function.
+    options
+        Those of the call: names of :data:`CALL_OPTIONS` and options of placement.
+    function
+        What travels by value, None for a task that the workers have installed.
+
+    Raises
+    ------
+    SubmissionError
+        If it cannot become a job.
+    """
+    payload, dependencies, args, kwargs = pack(name, args, kwargs, options, function)
+    chosen = {n: options.get(n, getattr(settings, n)) for n in _PLACEMENT}
+    return backend.Submission(
+        task=name,
+        package=None if function is not None else package_of(name.partition(":")[0]),
+        payload=payload,
+        dependencies=dependencies,
+        args=readable(list(args)),
+        kwargs=readable(kwargs),
+        **checked_placement(chosen, name),
+        **_fields(name, settings, options, "user", "token", "api_url"),
+    )
+
+
+def group(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> backend.Group:
+    """Return the parent job of many calls."""
+    return backend.Group(**_fields(name, settings, options, "user"))
+
+
+def placement(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of placement of a call, checked."""
+    chosen = {n: options.get(n, getattr(settings, n)) for n in _PLACEMENT}
+    return checked_placement(chosen, name)
+
+
+def _fields(
+    name: str, settings: TaskSettings, options: Mapping[str, Any], *more: str
+) -> dict[str, Any]:
+    """Return the fields of the job: those of the call before those of the task."""
+    fields: dict[str, Any] = {
+        n: getattr(settings, n) for n in ("type", "public", "handler", "other_fields")
+    }
+    fields["title"] = settings.title or name.rpartition(":")[2].rpartition(".")[2]
+    wanted = {*fields, *more}
+    given = {CALL_OPTIONS[k]: v for k, v in options.items() if k in CALL_OPTIONS}
+    fields |= {k: v for k, v in given.items() if k in wanted and v is not None}
+    _refuse_no_text(name, fields)
+    fields["other_fields"] = _checked_other_fields(name, fields["other_fields"])
+    return fields
+
+
+def _checked_other_fields(name: str, given: Any) -> dict[str, Any]:
+    try:
+        if not isinstance(given, Mapping):
+            raise ValueError(f"girder_job_other_fields is {given!r:.200}, which is no mapping")
+        return checked_fields(given, "girder_job_other_fields")
+    except ValueError as e:
+        raise SubmissionError(f"{name} was not started: {e}. No job was made.", task=name) from e
+
+
+def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:
+    for field_name in ("title", "type"):
+        value = fields.get(field_name)
+        if value is not None and not isinstance(value, str):
+            raise SubmissionError(
+                f"{name} was started with the {field_name} {value!r:.200}, which is no text. "
+                "No job was made.",
+                task=name,
+            )
+
+
+def checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return options of placement as plain numbers, which any database takes."""
+    plain: dict[str, Any] = {k: v for k, v in options.items() if k in _PLACEMENT}
+    try:
+        for option in ("retries", "priority"):
+            if option in plain:
+                plain[option] = _whole(option, plain[option])
+        if plain.get("timeout") is not None:
+            plain["timeout"] = _positive("timeout", plain["timeout"], _MOST)
+        if plain.get("resources") is not None:
+            plain["resources"] = _resources(plain["resources"])
+        if plain.get("retries", 0) < 0:
+            raise ValueError("retries is less than 0")
+        if plain.get("isolation") not in _ISOLATIONS:
+            raise ValueError(
+                f"isolation is 'thread', 'process' or None, not {plain['isolation']!r}"
+            )
+        if not isinstance(plain.get("at_most_once", False), bool):
+            raise ValueError(f"at_most_once is True or False, not {plain['at_most_once']!r}")
+        if plain.get("at_most_once") and plain.get("retries"):
+            raise ValueError("a task that runs at most once has no retries")
+    except (TypeError, ValueError, AttributeError) as e:
+        raise SubmissionError(
+            f"{name} was started with options that make no sense ({e}). No job was made.",
+            task=name,
+        ) from e
+    return plain
+
+
+def _whole(option: str, value: Any) -> int:
+    try:
+        if not isinstance(value, bool):
+            whole = operator.index(value)
+            if abs(whole) >= _MOST:
+                raise ValueError(f"{option} is not between -{_MOST:,} and {_MOST:,}")
+            return whole
+    except TypeError:
+        pass
+    raise ValueError(f"{option} is a whole number, not {value!r:.200}")
+
+
+def _positive(option: str, value: Any, most: float = float("inf")) -> float:
+    try:
+        number = 0.0 if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError, OverflowError):  # an integer of many digits is the last
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{option}: {value!r:.200} is no positive number")
+    if number >= most:
+        raise ValueError(f"{option}: {value!r:.200} is not below {most:,}")
+    return number
+
+
+def _resources(wanted: Any) -> dict[str, float]:
+    if not isinstance(wanted, Mapping):
+        raise ValueError(f"resources are a mapping of names to numbers, not {wanted!r:.200}")
+    return {_name(k): _positive(f"resource {k}", v) for k, v in wanted.items()}
+
+
+def _name(resource: Any) -> str:
+    name = str(resource)
+    if not name.strip() or not name.isprintable():
+        raise ValueError(f"resource {name!r:.200}: that is no name")
+    return name

@@ -1,0 +1,3 @@
+"""Tools that know no job, no Girder and no Dask."""
+
+__all__: list[str] = []

@@ -1,0 +1,144 @@
+"""What makes loggers and records, and what levels are called, for each job its own.
+
+What costs something for each record is put in place when a job first asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from girder_dask.worker.capture.loggers import Patches
+from girder_dask.worker.job_log.log import current
+
+__all__ = ["install", "uninstall"]
+
+_FACTORY = "logging record factory"
+_CLASS = "logging logger class"
+_NAMES = "logging level names"
+
+_patches = Patches()
+#: The level that a job was the first to rename, if one has.
+_renames: list[int] = []
+
+
+def install() -> None:
+    """Give jobs what makes loggers and records of their own."""
+    _patches(logging, "setLogRecordFactory", _set_factory)
+    _patches(logging, "getLogRecordFactory", _get_factory)
+    _patches(logging, "setLoggerClass", _set_class)
+    _patches(logging, "getLoggerClass", _get_class)
+    _patches(logging.Manager, "loggerClass", lambda _: property(_get_own_class, _set_own_class))
+    _patches(logging, "addLevelName", _add_level_name)
+
+
+def uninstall() -> None:
+    """Put back what was there."""
+    _patches.undo()
+    _renames.clear()
+    factory = logging._logRecordFactory  # type: ignore[attr-defined]  # noqa: SLF001
+    if isinstance(factory, _Factory):
+        logging.setLogRecordFactory(factory.process)
+
+
+# -- records -------------------------------------------------------------------------------
+
+
+def _set_factory(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def set_log_record_factory(factory: Any) -> None:
+        log = current.get()
+        if log is None:
+            original(factory)
+            return
+        log.own[_FACTORY] = factory
+        if not isinstance(logging._logRecordFactory, _Factory):  # type: ignore[attr-defined]  # noqa: SLF001
+            original(_Factory(logging._logRecordFactory))  # type: ignore[attr-defined]  # noqa: SLF001
+
+    return set_log_record_factory
+
+
+def _get_factory(original: Callable[[], Any]) -> Callable[[], Any]:
+    def get_log_record_factory() -> Any:
+        log, factory = current.get(), original()
+        if isinstance(factory, _Factory):
+            return factory.process if log is None else log.own.get(_FACTORY, factory.process)
+        return factory
+
+    return get_log_record_factory
+
+
+class _Factory:
+    """Makes records as the current job has said, and else as the process does."""
+
+    def __init__(self, process: Any) -> None:
+        self.process = process
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        log = current.get()
+        factory = self.process if log is None else log.own.get(_FACTORY, self.process)
+        return factory(*args, **kwargs)
+
+
+# -- loggers -------------------------------------------------------------------------------
+
+
+def _set_class(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def set_logger_class(klass: Any) -> None:
+        log = current.get()
+        if log is None:
+            original(klass)
+        else:
+            logging.root.manager.setLoggerClass(klass)
+
+    return set_logger_class
+
+
+def _get_class(original: Callable[[], Any]) -> Callable[[], Any]:
+    def get_logger_class() -> Any:
+        log = current.get()
+        return (None if log is None else log.own.get(_CLASS)) or original()
+
+    return get_logger_class
+
+
+def _get_own_class(manager: Any) -> Any:
+    log = current.get()
+    return (None if log is None else log.own.get(_CLASS)) or manager.__dict__["loggerClass"]
+
+
+def _set_own_class(manager: Any, value: Any) -> None:
+    log = current.get()
+    if log is None or "loggerClass" not in manager.__dict__:
+        manager.__dict__["loggerClass"] = value
+    else:
+        log.own[_CLASS] = value
+
+
+# -- names of levels -----------------------------------------------------------------------
+
+
+def _add_level_name(original: Callable[[int, str], None]) -> Callable[[int, str], None]:
+    def add_level_name(level: int, name: str) -> None:
+        log = current.get()
+        names: Any = logging._levelToName  # noqa: SLF001
+        numbers: Any = logging._nameToLevel  # noqa: SLF001
+        if log is None or names.get(level, name) == name:
+            original(level, name)
+            return
+        numbers.setdefault(name, level)
+        log.own.setdefault(_NAMES, {})[level] = name
+        if not _renames:
+            _renames.append(level)
+            _patches(logging, "getLevelName", _get_level_name)
+
+    return add_level_name
+
+
+def _get_level_name(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def get_level_name(level: Any) -> Any:
+        log = current.get()
+        own = None if log is None else log.own.get(_NAMES)
+        return own[level] if own and level in own else original(level)
+
+    return get_level_name

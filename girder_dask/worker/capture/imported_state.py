@@ -1,0 +1,61 @@
+"""What modules set while they are imported, which happens once a process and not once a job.
+
+What a package sets for its own loggers holds for the process, as it does without jobs. All else
+that the module of a task sets at import, such as ``logging.basicConfig()``, holds for the jobs of
+this package: it is kept here and given to its later jobs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable
+from types import FrameType
+from typing import Any
+
+from girder_dask.worker.job_log.log import JobLog
+
+__all__ = ["importing", "loaded"]
+
+#: What the modules of packages have set in the job that imported them first.
+_of_packages: dict[str, dict[Hashable, Any]] = {}
+
+#: The package of functions from notebooks and scripts, which everybody has.
+_NO_PACKAGE = ("", "__main__")
+
+
+def importing() -> str | None:
+    """Return the package whose module is being imported in the calling thread, if one is."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        frame = frame.f_back
+    return None
+
+
+def loaded(log: JobLog, module: str, is_kept: Callable[[Hashable], bool]) -> None:
+    """Keep what has been set while the function of a job was loaded, and set what was before.
+
+    Parameters
+    ----------
+    module
+        The module of the function.
+    is_kept
+        Whether a name in the overlay is one whose value is kept.
+    """
+    package = module.partition(".")[0]
+    if package in _NO_PACKAGE:
+        return
+    kept = _of_packages.get(package, {})
+    new = {key: _copy(value) for key, value in log.own.items() if is_kept(key)}
+    if new:
+        kept = _of_packages[package] = {**kept, **new}
+    for key, value in kept.items():
+        if key not in log.own:
+            log.own[key] = _copy(value)
+    if kept:
+        log.enabled.clear()
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, list) else value

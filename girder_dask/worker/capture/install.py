@@ -1,0 +1,201 @@
+"""Capture of what jobs write: standard output and error, ``logging`` and ``warnings``.
+
+Several jobs run at once in one worker process, each in a thread of its own. What a job writes lands
+in its own :class:`~girder_dask.worker.capture.JobLog`, because what is installed here looks at the
+context of the writer. :mod:`girder_dask.worker.concurrency.propagation` carries that context into
+child threads and thread pools, and gives subprocesses a pipe to the log.
+
+* ``print``, ``sys.stdout.write`` and the like go to the log of the job they are called in, unless
+  the job has put something else in their place
+  (:mod:`girder_dask.worker.capture.standard_streams`).
+* ``logging``: messages from ``log_level`` on reach the log, whatever handlers there are
+  (:mod:`girder_dask.worker.capture.records`). What a job configures concerns that job
+  (:mod:`girder_dask.worker.capture.loggers`). The worker's own log is as it was.
+* ``warnings`` are shown once for each place and job, by filters of the job
+  (:mod:`girder_dask.worker.capture.warnings_state`).
+
+Known limits
+------------
+What C code writes to descriptor 1 or 2 inside the worker process itself, and what Python code
+writes with ``os.write(1, …)``, cannot be told apart between threads. It goes to the worker's
+own log. The same holds for ``faulthandler``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from girder_dask.worker.capture import (
+    descriptors,
+    factories,
+    imported_state,
+    loggers,
+    records,
+    standard_streams,
+    warnings_state,
+)
+from girder_dask.worker.capture.module_proxy import Contents
+from girder_dask.worker.job_log import orphan_output
+from girder_dask.worker.job_log.log import JobLog, capturing, current
+
+__all__ = [
+    "JobLog",
+    "adopt",
+    "capturing",
+    "current",
+    "finishing",
+    "install",
+    "loaded",
+    "running",
+    "uninstall",
+]
+
+#: What tasks set of ``logging`` for the whole process, to be put back at the end of each run.
+_CONSTANTS: tuple[tuple[Any, str], ...] = (
+    (logging, "lastResort"),
+    (logging, "raiseExceptions"),
+    (logging.Formatter, "converter"),
+    (logging.Formatter, "default_time_format"),
+    (logging.Formatter, "default_msec_format"),
+)
+
+#: What ``logging`` and ``warnings`` have in them while output is captured.
+_contents: list[Contents] = []
+
+_is_installed = False
+_install_lock = threading.Lock()
+
+
+def install(log_level: int | str = logging.INFO) -> None:
+    """Start to route output by job in this process. Does nothing the second time.
+
+    Parameters
+    ----------
+    log_level
+        The least level of log records that reach a job's log while the job configures none, as
+        a number or a name.
+
+    Raises
+    ------
+    ValueError
+        If ``log_level`` is not the name of a level.
+    """
+    global _is_installed
+    with _install_lock:
+        if _is_installed:
+            return
+        level = _level(log_level)
+        orphan_output.set_stream(sys.stderr)
+        standard_streams.install()
+        descriptors.install()
+        loggers.install(level)
+        records.install()
+        factories.install()
+        warnings_state.install()
+        _contents[:] = [Contents(logging, "Logger"), Contents(warnings, "_showwarnmsg")]
+        _is_installed = True
+
+
+def adopt() -> None:
+    """Regard what ``logging`` has as set by the job: in a process that has only one."""
+    loggers.adopt()
+
+
+def uninstall() -> None:
+    """Put back what :func:`install` replaced, unless somebody has replaced it since."""
+    global _is_installed
+    with _install_lock:
+        if not _is_installed:
+            return
+        _is_installed = False
+        _contents.clear()
+        warnings_state.uninstall()
+        factories.uninstall()
+        records.uninstall()
+        loggers.uninstall()
+        descriptors.uninstall()
+        standard_streams.uninstall()
+        orphan_output.set_stream(None)
+
+
+def _level(level: int | str) -> int:
+    if isinstance(level, int):
+        return level
+    number = logging.getLevelName(level.upper())
+    if not isinstance(number, int):
+        raise ValueError(f"{level!r} is not the name of a logging level. Use one such as 'INFO'.")
+    return number
+
+
+# -- a run ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(log: JobLog, module: str = "") -> Iterator[JobLog]:
+    """Have the calling thread run the job whose log this is, to its end.
+
+    What the job has set for itself is dropped at the end, and what it has changed for the process
+    is put back, with a line in its log.
+
+    Parameters
+    ----------
+    module
+        The module of the job's function.
+    """
+    log.package = module.partition(".")[0] or None
+    with capturing(log):
+        descriptors.begin(log)
+        log.own.at_end(functools.partial(descriptors.end, log))
+        log.own.at_end(functools.partial(_put_streams_back, log))
+        log.own.at_end(functools.partial(_put_constants_back, _constants()))
+        try:
+            yield log
+        finally:
+            log.own.end()
+            log.enabled.clear()
+
+
+def loaded(log: JobLog) -> None:
+    """Take what has been set in a job until now for what its function's module sets at import."""
+    imported_state.loaded(log, log.package or "", _is_kept)
+
+
+def _is_kept(key: Hashable) -> bool:
+    return loggers.is_of_logging(key) or warnings_state.is_of_warnings(key)
+
+
+@contextlib.contextmanager
+def finishing() -> Iterator[None]:
+    """Have what a function has written in the log of the current job when it ends."""
+    try:
+        yield
+    finally:
+        records.settle_all()
+        standard_streams.flush_assigned()
+
+
+def _put_streams_back(log: JobLog) -> None:
+    for name in standard_streams.put_back():
+        log.write(
+            f"Something has replaced {name} in sys.__dict__, which holds for all jobs of the "
+            f"worker; it was put back. Assign to sys.{name} instead.\n"
+        )
+
+
+def _constants() -> tuple[Any, ...]:
+    return tuple(getattr(owner, name) for owner, name in _CONSTANTS)
+
+
+def _put_constants_back(values: tuple[Any, ...]) -> None:
+    for contents in _contents:
+        contents.put_back()
+    for (owner, name), value in zip(_CONSTANTS, values, strict=True):
+        if getattr(owner, name) is not value:
+            setattr(owner, name, value)

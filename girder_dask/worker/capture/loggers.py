@@ -1,0 +1,376 @@
+"""The state of ``logging``, for each job its own.
+
+The attributes of loggers become properties. In a job they show the process's value until the job
+sets its own, which is kept with its log (see :mod:`girder_dask.worker.job_log.overlay`):
+
+* The level of the root logger is the one of jobs' logs, if the process's is higher.
+* ``logging.disable()`` and ``disabled`` of others do not count.
+* Handlers that were made outside of jobs are not shown, so that ``basicConfig()`` works, and
+  ``force=True`` or ``dictConfig()`` do not close the worker's.
+
+A package that configures its own loggers while it is imported does so for the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import logging.config
+import sys
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+from girder_dask.worker.capture import standard_streams
+from girder_dask.worker.capture.imported_state import importing
+from girder_dask.worker.job_log.log import JobLog, current, living
+
+__all__ = [
+    "Patches",
+    "adopt",
+    "close_made",
+    "effective",
+    "handlers_of_job",
+    "install",
+    "is_disabled",
+    "is_enabled_in_process",
+    "is_made_in_job",
+    "is_of_logging",
+    "made",
+    "propagates",
+    "uninstall",
+]
+
+_ATTRIBUTES = ("level", "disabled", "propagate", "handlers", "filters")
+_DISABLE = "logging.disable"
+_MADE = "logging handlers"
+_FLAG = "_girder_dask_of_job"
+
+#: Said of a logger that ``dictConfig`` has disabled because it was there before, which is nearly
+#: always meant otherwise: its handlers get nothing, the job's log does.
+_BY_CONFIG = "by configuration"
+
+#: The least level of records that reach a job's log.
+_least = logging.INFO
+
+
+class Patches:
+    """Replacements of attributes, which can be taken back."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Any, str, Any, Any]] = []
+
+    def __call__(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        """Replace ``owner.name`` by what ``make`` returns for it."""
+        had = name in vars(owner)
+        original = vars(owner)[name] if had else None
+        replacement = make(original)
+        if callable(original):
+            replacement = functools.wraps(original)(replacement)
+        setattr(owner, name, replacement)
+        self._done.append((owner, name, original if had else self, replacement))
+
+    def undo(self) -> None:
+        """Put back what nobody has replaced since."""
+        while self._done:
+            owner, name, original, replacement = self._done.pop()
+            if vars(owner).get(name) is replacement:
+                if original is self:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, original)
+
+
+_patches = Patches()
+
+
+def install(level: int) -> None:
+    """Give jobs loggers of their own."""
+    global _least
+    _least = level
+    for name in _ATTRIBUTES:
+        _patches(logging.Logger, name, functools.partial(_property, name))
+    _patches(logging.Logger, "isEnabledFor", lambda _: _is_enabled_for)
+    _patches(logging.Manager, "disable", lambda _: property(_get_disable, _set_disable))
+    _patches(logging.Manager, "_clear_cache", _clear_cache)
+    _patches(logging, "_addHandlerRef", _add_handler_ref)
+    _patches(logging, "shutdown", _shutdown)
+    _patches(logging.config, "_clearExistingHandlers", _clear_existing_handlers)
+    _forget()
+
+
+def uninstall() -> None:
+    """Put back what was there."""
+    _patches.undo()
+    _forget()
+    logging.Logger.manager._clear_cache()  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _forget() -> None:
+    for log in living():
+        log.enabled.clear()
+
+
+# -- attributes of loggers -----------------------------------------------------------------
+
+
+def _property(name: str, _original: Any) -> property:
+    is_list = name in ("handlers", "filters")
+
+    def get(logger: logging.Logger) -> Any:
+        log = current.get()
+        if log is None or name not in logger.__dict__ or not _is_shared(logger):
+            return _of_process(logger, name)
+        return _list(log, logger, name) if is_list else _value(log, logger, name)
+
+    def set_(logger: logging.Logger, value: Any) -> None:
+        log = current.get()
+        if log is None or name not in logger.__dict__ or not _is_shared(logger):
+            logger.__dict__[name] = value
+            _forget()
+        elif _imports_itself(logger):
+            logger.__dict__[name] = value
+            logging.Logger.manager._clear_cache()  # type: ignore[attr-defined]  # noqa: SLF001
+        else:
+            if name == "disabled" and value and _is_called_by_config():
+                value = _BY_CONFIG
+            log.own[logger, name] = value
+            log.enabled.clear()
+
+    return property(get, set_)
+
+
+def _of_process(logger: logging.Logger, name: str) -> Any:
+    try:
+        return logger.__dict__[name]
+    except KeyError:
+        raise AttributeError(f"{type(logger).__name__!r} has no attribute {name!r}") from None
+
+
+def _value(log: JobLog, logger: logging.Logger, name: str) -> Any:
+    value = log.own.get((logger, name))
+    if name == "disabled":
+        return bool(value)
+    if value is None:
+        value = logger.__dict__[name]
+        if name == "level" and logger is logging.root:
+            value = min(value, _least)
+    return value
+
+
+def _list(log: JobLog, logger: logging.Logger, name: str) -> list[Any]:
+    # Whoever asks for a list may change it.
+    value: list[Any] | None = log.own.get((logger, name))
+    if value is None:
+        process: list[Any] = logger.__dict__[name]
+        if _imports_itself(logger):
+            return process
+        value = [each for each in process if name == "filters" or is_made_in_job(each)]
+        log.own[logger, name] = value
+    return value
+
+
+def _is_shared(logger: logging.Logger) -> bool:
+    """Return False for a logger that is being made, or that nobody finds by its name."""
+    return "manager" in logger.__dict__ or logger is logging.root
+
+
+def _imports_itself(logger: logging.Logger) -> bool:
+    package = importing()
+    return package is not None and logger.name.partition(".")[0] == package
+
+
+def _is_called_by_config() -> bool:
+    return sys._getframe(2).f_globals.get("__name__") == "logging.config"  # noqa: SLF001
+
+
+def is_of_logging(key: Hashable) -> bool:
+    """Return True if a name in an overlay is one of those here."""
+    return key == _DISABLE or (
+        isinstance(key, tuple) and bool(key) and isinstance(key[0], logging.Logger)
+    )
+
+
+# -- levels --------------------------------------------------------------------------------
+
+
+def _is_enabled_for(self: logging.Logger, level: int) -> bool:
+    log = current.get()
+    if log is None:
+        state = self.__dict__
+        try:
+            return bool(not state["disabled"] and state["_cache"][level])
+        except KeyError:
+            return is_enabled_in_process(self, level)
+    try:
+        return log.enabled[self, level]
+    except KeyError:
+        enabled = not (log.own.get(_DISABLE, 0) >= level or is_disabled(log, self))
+        enabled = enabled and level >= effective(log, self)[0]
+        log.enabled[self, level] = enabled
+        return enabled
+
+
+def is_enabled_in_process(logger: Any, level: int) -> bool:
+    """Return whether a logger is enabled for a level outside of jobs."""
+    state = logger.__dict__
+    if state["disabled"]:
+        return False
+    try:
+        return bool(state["_cache"][level])
+    except KeyError:
+        with logging._lock:  # type: ignore[attr-defined]  # noqa: SLF001
+            enabled = logger.manager.__dict__["_disable"] < level and level >= _level(logger)
+            state["_cache"][level] = enabled
+        return bool(enabled)
+
+
+def _level(logger: logging.Logger | None) -> int:
+    while logger is not None:
+        if logger.__dict__["level"]:
+            return int(logger.__dict__["level"])
+        logger = logger.parent
+    return logging.NOTSET
+
+
+def is_disabled(log: JobLog, logger: logging.Logger) -> bool:
+    """Return whether a job has disabled a logger."""
+    if not _is_shared(logger):
+        return bool(logger.__dict__["disabled"])
+    return log.own.get((logger, "disabled"), False) not in (False, 0, _BY_CONFIG)
+
+
+def effective(log: JobLog, logger: logging.Logger | None) -> tuple[int, int]:
+    """Return the level of a logger in a job, and the one from which records reach its log."""
+    own = log.own
+    while logger is not None:
+        level = own.get((logger, "level"))
+        if level or (level is not None and logger is logging.root):
+            return level, level
+        if level is None:
+            level = logger.__dict__["level"]
+            if logger is logging.root:
+                return min(level, _least), _least
+            if level:
+                return level, max(level, _least)
+        logger = logger.parent
+    return logging.NOTSET, _least
+
+
+def _get_disable(manager: Any) -> int:
+    log = current.get()
+    return int(manager.__dict__["_disable"] if log is None else log.own.get(_DISABLE, 0))
+
+
+def _set_disable(manager: Any, value: int | str) -> None:
+    log = current.get()
+    level = logging._checkLevel(value)  # type: ignore[attr-defined]  # noqa: SLF001
+    if log is None or "_disable" not in manager.__dict__:
+        manager.__dict__["_disable"] = level
+        _forget()
+    else:
+        log.own[_DISABLE] = level
+        log.enabled.clear()
+
+
+def _clear_cache(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def clear_cache(manager: Any) -> None:
+        original(manager)
+        _forget()
+
+    return clear_cache
+
+
+# -- handlers ------------------------------------------------------------------------------
+
+
+def is_made_in_job(handler: Any) -> bool:
+    """Return whether a handler was made in a job: the others are the worker's."""
+    return _FLAG in getattr(handler, "__dict__", ())
+
+
+def adopt() -> None:
+    """Regard all handlers that there are as made in jobs: those of a process with one job."""
+    for reference in list(logging._handlerList):  # type: ignore[attr-defined]  # noqa: SLF001
+        handler = reference()
+        if handler is not None:
+            handler.__dict__[_FLAG] = True
+            if "stream" in handler.__dict__:
+                handler.stream = standard_streams.of_jobs(handler.stream)
+
+
+def handlers_of_job(log: JobLog, logger: logging.Logger) -> Sequence[Any]:
+    """Return the handlers that a job sees at a logger. They are not to be changed."""
+    own: list[Any] | None = log.own.get((logger, "handlers"))
+    if own is not None:
+        return own
+    process: list[Any] = logger.__dict__["handlers"]
+    return [each for each in process if is_made_in_job(each)] if process else ()
+
+
+def propagates(log: JobLog, logger: logging.Logger) -> bool:
+    """Return whether the records of a logger go on to its parent in a job."""
+    own = log.own.get((logger, "propagate"))
+    return bool(logger.__dict__["propagate"] if own is None else own)
+
+
+def made(log: JobLog) -> list[Any]:
+    """Return the handlers that a job has made, the newest first."""
+    found = (reference() for reference in reversed(log.own.get(_MADE, ())))
+    return [handler for handler in found if handler is not None]
+
+
+def close_made(log: JobLog) -> None:
+    """Flush and close the handlers that a job has made, as Python does at its end."""
+    for handler in made(log):
+        with contextlib.suppress(Exception), _held(handler):
+            handler.flush()
+            handler.close()
+    log.own.pop(_MADE, None)
+
+
+@contextlib.contextmanager
+def _held(handler: Any) -> Iterator[None]:
+    handler.acquire()
+    try:
+        yield
+    finally:
+        handler.release()
+
+
+def _add_handler_ref(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def add_handler_ref(handler: Any) -> None:
+        original(handler)
+        log = current.get()
+        if log is not None:
+            handler.__dict__[_FLAG] = True
+            if importing() is None:
+                if _MADE not in log.own:
+                    log.own[_MADE] = []
+                    log.own.at_end(functools.partial(close_made, log))
+                log.own[_MADE].append(weakref.ref(handler))
+
+    return add_handler_ref
+
+
+def _shutdown(original: Callable[..., None]) -> Callable[..., None]:
+    def shutdown(*args: Any, **kwargs: Any) -> None:
+        log = current.get()
+        if log is None:
+            original(*args, **kwargs)
+        else:
+            close_made(log)
+
+    return shutdown
+
+
+def _clear_existing_handlers(original: Callable[[], None]) -> Callable[[], None]:
+    def clear_existing_handlers() -> None:
+        log = current.get()
+        if log is None:
+            original()
+        else:
+            close_made(log)
+
+    return clear_existing_handlers

@@ -1,0 +1,195 @@
+"""Stand-ins for ``sys.stdout`` and ``sys.stderr`` that know whose output it is.
+
+What is written inside a job goes to the log of that job, the rest to the stream that was
+there before. The choice is made with each write, from the context of the writer, so one
+object serves all jobs, and a logging handler that one job bound to it serves the next.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from girder_dask.worker.interruption.thread_interrupt import due, meet
+from girder_dask.worker.job_log.log import current
+from girder_dask.worker.job_log.print_frames import writing_code
+
+__all__ = ["RoutingBuffer", "RoutingStream"]
+
+
+class RoutingBuffer(io.BufferedIOBase):
+    """The ``buffer`` of a :class:`RoutingStream`: takes bytes."""
+
+    def __init__(self, original: TextIO, name: str) -> None:
+        self._original = original
+        self._name = name
+
+    def write(self, data: Any) -> int:
+        """Write bytes in UTF-8 to the current job's log, or to the original stream."""
+        log = current.get()
+        if log is not None:
+            return log.write(bytes(data), self._name)
+        buffer = getattr(self._original, "buffer", None)
+        if buffer is not None:
+            return int(buffer.write(data))
+        self._original.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)
+
+    def flush(self) -> None:
+        """Flush the original stream outside of jobs; a log needs none."""
+        _flush(self._original)
+
+    def close(self) -> None:
+        """Flush. The stream belongs to the worker and stays open."""
+        self.flush()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the original stream is closed. Never inside a job."""
+        return current.get() is None and self._original.closed
+
+    @property
+    def name(self) -> Any:
+        """The name of the original's buffer."""
+        return getattr(getattr(self._original, "buffer", self._original), "name", self._name)
+
+    def fileno(self) -> int:
+        """Return the original's descriptor, which belongs to the worker and not to the job."""
+        return self._original.fileno()
+
+    def isatty(self) -> bool:
+        """Say no inside a job."""
+        return current.get() is None and self._original.isatty()
+
+    def readable(self) -> bool:
+        """Say no."""
+        return False
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say no."""
+        return False
+
+
+class RoutingStream(io.TextIOBase):
+    """A text stream that writes to the current job's log, or to ``original`` outside of jobs.
+
+    It takes bytes as well, because programs that relay the output of others write them.
+    Closing it does nothing, as it is shared by all jobs. ``fileno`` is the original's: what
+    is written to the descriptor goes to the worker's own log.
+    """
+
+    def __init__(self, original: TextIO, name: str) -> None:
+        self.original = original
+        self._name = name
+        self._buffer = RoutingBuffer(original, name)
+
+    def write(self, text: str | bytes) -> int:
+        """Write text, or bytes in UTF-8."""
+        log = current.get()
+        if log is not None:
+            count = log.write(text, self._name)
+            if due:
+                meet(text)
+            return count
+        if isinstance(text, (bytes, bytearray, memoryview)):
+            return self._buffer.write(text)
+        return self.original.write(text)
+
+    def writelines(self, lines: Iterable[str | bytes]) -> None:  # type: ignore[override]
+        """Write each of ``lines``."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flush the original stream outside of jobs; a log needs none."""
+        _flush(self.original)
+
+    def close(self) -> None:
+        """Flush. The stream belongs to the worker and stays open."""
+        self.flush()
+
+    def detach(self) -> Any:
+        """Return the buffer, and keep it."""
+        return self._buffer
+
+    def reconfigure(self, **options: Any) -> None:
+        """Reconfigure the original outside of jobs; do nothing inside, where all is UTF-8."""
+        reconfigure = getattr(self.original, "reconfigure", None)
+        if current.get() is None and reconfigure is not None:
+            reconfigure(**options)
+
+    @property
+    def buffer(self) -> RoutingBuffer:
+        """A stream of bytes to the same place."""
+        return self._buffer
+
+    @property
+    def closed(self) -> bool:
+        """Whether the original stream is closed. Never inside a job."""
+        return current.get() is None and self.original.closed
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """UTF-8 inside a job."""
+        if current.get() is not None:
+            return "utf-8"
+        return getattr(self.original, "encoding", None) or "utf-8"
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        """What becomes of characters that cannot be encoded."""
+        if current.get() is not None:
+            return "backslashreplace"
+        return getattr(self.original, "errors", None)
+
+    @property
+    def newlines(self) -> Any:  # type: ignore[override]
+        """As in the original."""
+        return getattr(self.original, "newlines", None)
+
+    @property
+    def name(self) -> Any:
+        """The name of the original, such as ``<stdout>``."""
+        return getattr(self.original, "name", f"<{self._name}>")
+
+    def fileno(self) -> int:
+        """Return the original's descriptor, which belongs to the worker and not to the job."""
+        return self.original.fileno()
+
+    def isatty(self) -> bool:
+        """Say no inside a job."""
+        return current.get() is None and self.original.isatty()
+
+    def readable(self) -> bool:
+        """Say no."""
+        return False
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say no."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"], name)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self.original!r}>"
+
+
+writing_code.add(RoutingStream.write.__code__)
+
+
+def _flush(original: TextIO) -> None:
+    log = current.get()
+    if log is not None:
+        log.flush()
+    elif not original.closed:
+        original.flush()

@@ -1,0 +1,3 @@
+"""Child threads, subprocesses and forks of jobs."""
+
+__all__: list[str] = []

@@ -1,0 +1,313 @@
+"""How the end of a run that went wrong is told to the owner of the job."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from dataclasses import dataclass, field, replace
+from subprocess import CalledProcessError
+
+from girder_dask.errors import (
+    AlreadyBegun,
+    JobCanceled,
+    JobFailed,
+    JobInterrupted,
+    JobTimeout,
+    TaskNotFoundError,
+    TransformError,
+)
+from girder_dask.http.http_objects import chain, strip_headers
+from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.protocol.error_text import name_of, summary
+from girder_dask.protocol.exceptions import CarriedError, pack_exception
+from girder_dask.protocol.redaction import clean_text, clean_urls
+from girder_dask.utils.foreign_objects import asked, exact_text
+from girder_dask.worker.tracebacks import format_error, own_traceback
+
+__all__ = [
+    "Failure",
+    "Place",
+    "exception_of",
+    "failure_of",
+    "tell",
+    "tell_missing",
+    "was_killed",
+]
+
+# What is kept of an exception with a job, in bytes.
+_MOST_KEPT = 256 * 1024
+# What the log says of one, in characters.
+_MOST_TOLD = 1 << 20
+
+#: The signals by which all processes of a worker may be asked, or made, to end.
+ENDING = frozenset(
+    {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)}  # none on Windows
+)
+_OF_KEYBOARD = "The task raised KeyboardInterrupt, which ends it as an error.\n"
+_OWN_PROCESS = "@task(isolation='process'), or my_task.options(isolation='process')"
+_OF_CHILDREN = (
+    "The processes of workers start no others by multiprocessing. Give the task a process of its "
+    f"own, which does: {_OWN_PROCESS}.\n"
+)
+_OF_SIGNALS = (
+    "A task runs in a thread of a worker, where no handlers of signals can be set. Give it a "
+    f"process of its own: {_OWN_PROCESS}.\n"
+)
+_OF_LOOPS = (
+    "A task runs in a thread of a worker, which has no event loop. Use asyncio.run(), or define "
+    "the task with 'async def'.\n"
+)
+_NO_INPUT = "A job has no standard input, and nobody who could answer. "
+_OF_INPUT = f"{_NO_INPUT}Give the task what it asks for as an argument.\n"
+_OF_DEBUGGERS = f"{_NO_INPUT}Take breakpoint() and pdb.set_trace() out of the task.\n"
+#: What is said of errors that come of where a task runs: the type, what its text has, and the line.
+_HINTS = (
+    ("builtins.AssertionError", "daemonic processes are not allowed to have", _OF_CHILDREN),
+    ("builtins.ValueError", "signal only works in main thread", _OF_SIGNALS),
+    ("builtins.RuntimeError", "There is no current event loop in thread", _OF_LOOPS),
+    ("builtins.EOFError", "EOF when reading a line", _OF_INPUT),
+    ("bdb.BdbQuit", "", _OF_DEBUGGERS),
+)
+# A shell adds it to the signal that has ended what it ran.
+_SHELL = 128
+
+
+class Place:
+    """Where a run runs, in words.
+
+    >>> str(Place('tcp://10.0.0.7:4312', 'node7'))
+    'worker tcp://10.0.0.7:4312 on node7'
+    """
+
+    def __init__(self, address: str, hostname: str) -> None:
+        self.address = address
+        self.hostname = hostname
+
+    def __str__(self) -> str:
+        return f"worker {self.address} on {self.hostname}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a run ended that did not succeed.
+
+    Attributes
+    ----------
+    status
+        ERROR or CANCELED.
+    text
+        What the log says of it.
+    error
+        The same in one line, None for a canceled job.
+    exception
+        What was raised, packed by :func:`girder_dask.protocol.exceptions.pack_exception`.
+    killed
+        Whether a signal has ended the task's process, or one that it waited for.
+    permanent
+        Whether the job would end so again, so that it is not tried again.
+    """
+
+    status: JobStatus
+    text: str
+    error: str | None = None
+    exception: bytes | None = field(default=None, repr=False)
+    killed: bool = False
+    permanent: bool = False
+
+
+def failure_of(
+    error: BaseException, spec: JobSpec, place: Place, *, started: bool, reason: str | None
+) -> Failure:
+    """Return what is told of an error that ended a run.
+
+    Parameters
+    ----------
+    started
+        Whether the function was called, so that what is missing is its own matter.
+    reason
+        Why the run was stopped, ``'timeout'`` or ``'canceled'``; None if it was not.
+    """
+    try:
+        return _failure_of(error, spec, place, started=started, reason=reason)
+    except JobInterrupted:
+        raise
+    except BaseException as e:  # noqa: BLE001 - what a task raises may do anything to who looks
+        name = type.__dict__["__qualname__"].__get__(type(error))
+        line = f"{name}, of which nothing more can be told: it raised {type(e).__name__} when asked"
+        return Failure(JobStatus.ERROR, f"{line}.\n", line, _packed(JobFailed(line), line))
+
+
+def _failure_of(
+    error: BaseException, spec: JobSpec, place: Place, *, started: bool, reason: str | None
+) -> Failure:
+    strip_headers(error)
+    is_stop = reason is not None and _is_stop(error)
+    if isinstance(error, JobCanceled) or (is_stop and reason == "canceled"):
+        return Failure(JobStatus.CANCELED, "The job was canceled.\n")
+    if is_stop:
+        return _over_time(spec)
+    line = summary(error)
+    told = asked(lambda: exact_text(_told(error, spec, place, started=started)), f"{line}\n")
+    text = clean_text(clean_urls(_cut(told)))
+    if reason == "timeout":  # its answer to the interruption, or what became of that
+        return replace(_over_time(spec), text=f"{text}{_limit_line(spec)}\n")
+    packed = _packed(error, text)
+    killed, permanent = was_killed(error), isinstance(error, TransformError) and error.permanent
+    if permanent and spec.retries:
+        text += "The job is not tried again, as this would not change.\n"
+    return Failure(JobStatus.ERROR, text, line, packed, killed=killed, permanent=permanent)
+
+
+def _told(error: BaseException, spec: JobSpec, place: Place, *, started: bool) -> str:
+    if isinstance(error, ImportError) and not started:
+        return tell_missing(spec, error, place)
+    if isinstance(error, TaskNotFoundError):
+        return f"The task cannot run on {place}. {error}\n"
+    return tell(error, started=started)
+
+
+def _cut(text: str) -> str:
+    """Return a text without its middle if it is too long for anybody to read."""
+    left = len(text) - _MOST_TOLD
+    if left <= 0:
+        return text
+    half = _MOST_TOLD // 2
+    return f"{text[:half]}\n[{left:,} characters are left out]\n{text[-half:]}"
+
+
+def _over_time(spec: JobSpec) -> Failure:
+    """Return what is told of a run that has reached its time limit."""
+    line = _limit_line(spec)
+    packed = _packed(JobTimeout(line, job_id=spec.id), line)
+    return Failure(JobStatus.ERROR, f"{line}\n", line, packed)
+
+
+def _limit_line(spec: JobSpec) -> str:
+    return f"The task ran longer than the {spec.timeout:g} s that it may."
+
+
+def _is_stop(error: BaseException) -> bool:
+    """Say whether an error is what a run is stopped with, or what became of that.
+
+    >>> _is_stop(BaseExceptionGroup('', [JobInterrupted()])), _is_stop(ValueError())
+    (True, False)
+    """
+    if isinstance(error, BaseExceptionGroup):  # noqa: F821 - Python has it from 3.11 on
+        return all(map(_is_stop, error.exceptions))
+    asyncio = sys.modules.get("asyncio")
+    return isinstance(error, (JobInterrupted, JobTimeout)) or (
+        asyncio is not None and isinstance(error, asyncio.CancelledError)
+    )
+
+
+def was_killed(error: BaseException) -> bool:
+    """Say whether an error comes of a signal that asked, or made, a process to end.
+
+    That is one which the task waited for, or its own, where SIGINT raises KeyboardInterrupt.
+
+    >>> was_killed(CalledProcessError(-signal.SIGTERM, 'count')), was_killed(ValueError())
+    (True, False)
+    """
+    for each in chain(error):
+        if isinstance(each, KeyboardInterrupt):
+            return True
+        if isinstance(each, CalledProcessError) and _number(each.returncode) in ENDING:
+            return True
+    return False
+
+
+def _number(code: object) -> int:
+    """Return the signal that an exit code stands for, as ``Popen`` or a shell says it."""
+    if type(code) is not int:  # whoever raises the error may write anything there
+        return 0
+    return -code if code < 0 else code - _SHELL
+
+
+def _packed(error: BaseException, text: str) -> bytes | None:
+    """Return what is kept of an error with the job, or None where nothing can be."""
+    try:
+        data = pack_exception(error, text)
+        if len(data) > _MOST_KEPT:
+            data = pack_exception(JobFailed(summary(error)[:1000]), text[-_MOST_KEPT // 8 :])
+    except Exception:  # noqa: BLE001 - a foreign exception class may do anything
+        return None
+    return data
+
+
+def tell(error: BaseException, *, started: bool = True) -> str:
+    """Return what the log says of an error that ended a run.
+
+    ``started`` is whether the function was called.
+    """
+    if isinstance(error, (TransformError, AlreadyBegun)):
+        return f"{error}\n"
+    if isinstance(error, SystemExit):
+        return _tell_exit(error, started=started)
+    if isinstance(error, KeyboardInterrupt) and own_traceback(error) is not None:
+        return format_error(error) + _OF_KEYBOARD
+    return format_error(error) + _hint(error)
+
+
+def _hint(error: BaseException) -> str:
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    for name, text, hint in _HINTS:
+        if kind == name and text in summary(error):
+            return hint
+    return ""
+
+
+def _tell_exit(error: SystemExit, *, started: bool) -> str:
+    argument = "" if error.code is None else name_of(error.code)
+    where = traceback.extract_tb(own_traceback(error))
+    at = f" in {where[-1].filename}, line {where[-1].lineno}" if where else ""
+    if not started:
+        return (
+            f"sys.exit({argument}) was called{at} before the task began, for example by a module "
+            "that it imports. That ends a process, and a task is none. Take the call out of what "
+            "runs when the module is imported.\n"
+        )
+    return (
+        f"The task called sys.exit({argument}){at}. That ends a process, and a task is none, so "
+        "there is no result: return from the function to end in SUCCESS, raise to end in ERROR.\n"
+    )
+
+
+def tell_missing(spec: JobSpec, error: ImportError, place: Place) -> str:
+    """Return what the log says when a worker cannot import what a job needs."""
+    missing = (error.name or "").partition(".")[0]
+    own = spec.task.partition(".")[0].partition(":")[0]
+    if isinstance(error, ModuleNotFoundError) and missing == own:
+        name, _, version = (spec.package or missing).partition(" ")
+        what = f"The package {name} is not installed there."
+        if error.name != missing:
+            what = f"The {name} that is installed there is another one: it has no {error.name}."
+        install = f"{name}=={version}" if version else name
+    elif isinstance(error, ModuleNotFoundError) and missing:
+        what = f"{error} there, which the task or its arguments need."
+        install = missing
+    else:
+        return format_error(error) + (
+            f"The task {spec.task} cannot run on {place}: what it imports is installed there, but "
+            "raises this error when it is imported. Correct it, or install a version of the "
+            f"package that works there ({spec.package or own}), and start the job again.\n"
+        )
+    trace = "" if missing == own else format_error(error)
+    return (
+        f"{trace}The task {spec.task} cannot run on {place}. {what} Install it in the "
+        f"environment of the workers and start the job again:\n    pip install '{install}'\n"
+    )
+
+
+def exception_of(failure: Failure, job_id: str) -> Exception:
+    """Return what Dask is given in place of a value.
+
+    It holds no secrets of runs, and runs no code of the task: Dask looks at it in the threads of
+    the worker, where ``SystemExit`` ends the process.
+    """
+    line = f"Job {job_id} failed: {failure.error}"
+    if failure.exception is not None:
+        return CarriedError(line, failure.exception, job_id)
+    if failure.status == JobStatus.CANCELED:
+        return JobCanceled(job_id=job_id)
+    return JobFailed(line, job_id=job_id)

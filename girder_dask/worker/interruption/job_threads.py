@@ -1,0 +1,261 @@
+"""The threads in which the code of a job runs, and how they are interrupted.
+
+They are the thread of its run, those that it has started, until they end, and the threads of
+pools while they do something for the job. A pool may serve other jobs before and after.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+from girder_dask.errors import CancelInterrupt, JobInterrupted
+from girder_dask.worker.interruption.thread_interrupt import Interrupter, calm, deafened, place_of
+from girder_dask.worker.job_log.log import JobLog
+
+__all__ = ["MANY", "JobThreads", "after_fork_in_child", "threads_of"]
+
+#: What goes on after so many interruptions is not only interrupted any more, but cut short.
+MANY = 3
+
+T = TypeVar("T")
+
+#: The module whose threads serve a pool of ``multiprocessing``, those functions of it that call
+#: others, and what it waits with for something to do.
+_POOL = "multiprocessing.pool"
+_CALLERS = ("mapstar", "starmapstar")
+_WAITS = ("multiprocessing", "selectors", "threading", "queue")
+
+#: Threads that are daemons only since the one that has made them is.
+_inheriting: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_threads: weakref.WeakKeyDictionary[JobLog, JobThreads] = weakref.WeakKeyDictionary()
+
+
+class JobThreads:
+    """The threads of one run of a job.
+
+    Parameters
+    ----------
+    log
+        The log of the run, by which a thread is known to be the job's.
+    """
+
+    def __init__(self, log: JobLog) -> None:
+        # Reentrant: the garbage collector may run a __del__ that starts a thread while it is held.
+        self._lock = threading.RLock()
+        self._inside: dict[int, threading.Thread] = {}
+        self._starting: set[threading.Thread] = set()
+        self._exception: type[JobInterrupted] | None = None
+        self._interruptions = 0
+        self._interrupter = Interrupter(self._is_busy, self._lock)
+        self._is_over = False
+        self._is_closed = False
+        _threads[log] = self
+
+    # -- threads come and go ---------------------------------------------------------------
+
+    def expect(self, thread: threading.Thread) -> None:
+        """Take note of a thread that is about to be started and will call :meth:`run_thread`."""
+        with self._lock:
+            self._starting.add(thread)
+
+    def expect_no_more(self, thread: threading.Thread) -> None:
+        """Forget a thread that could not be started."""
+        with self._lock:
+            self._starting.discard(thread)
+
+    def run_thread(self, run: Callable[[], None]) -> None:
+        """Do the work of a thread of the job. An interruption ends it without a word."""
+        try:
+            self._run(run)
+        except JobInterrupted:
+            if self._exception is None:
+                raise
+
+    def for_pool(self, work: Callable[..., T]) -> Callable[..., T]:
+        """Return what does ``work`` in a thread that is the job's only meanwhile.
+
+        It is not begun if the job was interrupted after this call.
+        """
+        since = self._interruptions
+
+        def run(*args: Any, **kwargs: Any) -> T:
+            return self._run(functools.partial(work, *args, **kwargs), since)
+
+        return run
+
+    def _run(self, work: Callable[[], T], since: int | None = None) -> T:
+        if self.has_this:
+            return work()
+        try:
+            try:
+                self.enter(since)
+                return work()
+            finally:
+                self.leave()
+        except BaseException:
+            self.leave()  # an interruption may have come just before
+            raise
+
+    @property
+    def has_this(self) -> bool:
+        """Whether the calling thread is one of the job's."""
+        return threading.get_ident() in self._inside
+
+    def enter(self, since: int | None = None) -> None:
+        """Let the calling thread be interrupted from now on.
+
+        Parameters
+        ----------
+        since
+            The number of interruptions when its work was given to it.
+
+        Raises
+        ------
+        JobInterrupted
+            If the job was interrupted since, or has ended because of it.
+        """
+        thread = threading.current_thread()
+        with self._lock:
+            self._starting.discard(thread)
+            is_late = since is not None and since < self._interruptions
+            if (self._is_closed or is_late) and not _serves_pool(thread):
+                raise self._exception or CancelInterrupt
+            if not self._is_over:
+                self._inside[threading.get_ident()] = thread
+
+    def leave(self) -> None:
+        """Let it be interrupted no more, and take back what has not happened yet."""
+        with self._lock:
+            self.spare()
+            self._inside.pop(threading.get_ident(), None)
+
+    def spare(self) -> None:
+        """Take back an interruption of the calling thread that has not happened yet."""
+        with self._lock:
+            # With nothing to take back CPython 3.11 hangs where a tracer or a profiler is set.
+            if self._interruptions and self.has_this:
+                calm()
+
+    # -- from other threads ----------------------------------------------------------------
+
+    def interrupt(self, exception: type[JobInterrupted]) -> bool:
+        """Raise ``exception`` in each at its next Python instruction. Say whether there is one.
+
+        Those that are where this would harm others are interrupted when they have left there.
+        """
+        with self._lock:
+            if self._is_over:
+                return False
+            self._exception = exception
+            self._interruptions += 1
+            busy = list(self._busy())
+            raised = deafened(exception) if self._interruptions > MANY else exception
+            self._interrupter.interrupt(busy, raised, first=self._interruptions == 1)
+            return bool(busy)
+
+    def places(self) -> dict[str, str]:
+        """Return the names of those in which code of the job runs, and where that is."""
+        with self._lock:
+            return {thread.name: place_of(ident) for ident, thread in self._busy().items()}
+
+    def left(self) -> list[str]:
+        """Return the names of those but the calling one that still do something for the job.
+
+        A thread that is a daemon was meant to be left behind, but for those of pools.
+        """
+        with self._lock:
+            own = threading.get_ident()
+            busy = {t for ident, t in self._busy().items() if ident != own}
+            busy |= {thread for thread in self._starting if thread.is_alive()}
+            return sorted(thread.name for thread in busy if _is_left(thread))
+
+    def close(self) -> bool:
+        """End the job's account if no code of it runs any more: then none will. Say so."""
+        with self._lock:
+            if self._busy() or any(thread.is_alive() for thread in self._starting):
+                return False
+            self._is_closed = True
+            self.release()
+            return True
+
+    def release(self) -> None:
+        """Let go of them: they are interrupted no more."""
+        with self._lock:
+            self._is_over = True
+            self._inside.clear()
+            self._starting.clear()
+
+    def become_forked(self) -> None:
+        """Let go of them in a forked child, which ends as a process does."""
+        self._lock = threading.RLock()
+        self._interrupter = Interrupter(self._is_busy, self._lock)
+        self.release()
+
+    def _is_busy(self, ident: int) -> bool:
+        return not self._is_over and ident in self._busy()
+
+    def _busy(self) -> dict[int, threading.Thread]:
+        frames = sys._current_frames()  # noqa: SLF001 - the only way to them
+        return {
+            ident: thread
+            for ident, thread in self._inside.items()
+            if thread.is_alive() and not _is_idle(thread, frames.get(ident))
+        }
+
+
+def expect_daemon(thread: threading.Thread) -> None:
+    """Have a thread be a daemon when it starts, as the one that makes it, so that none holds up
+    the end of a worker; yet it counts as none."""
+    _inheriting.add(thread)
+
+
+def make_daemon(thread: threading.Thread) -> None:
+    """Make a daemon of a thread that is about to start, if the one that has made it is one."""
+    if thread not in _inheriting or thread.ident is not None:
+        return
+    if thread.daemon:  # it was meant to be one
+        _inheriting.discard(thread)
+    thread.daemon = True
+
+
+def _is_left(thread: threading.Thread) -> bool:
+    return not thread.daemon or thread in _inheriting or _serves_pool(thread)
+
+
+def threads_of(log: JobLog) -> JobThreads | None:
+    """Return the threads of a job, if the calling one is among them.
+
+    Dask's event loop is not, though it may run a callback in the context of a job.
+    """
+    threads = _threads.get(log)
+    return threads if threads is not None and threads.has_this else None
+
+
+def after_fork_in_child() -> None:
+    """Make what there is of the parent fit for a forked child."""
+    for threads in list(_threads.values()):
+        threads.become_forked()
+
+
+def _serves_pool(thread: threading.Thread) -> bool:
+    return getattr(getattr(thread, "_target", None), "__module__", None) == _POOL
+
+
+def _is_idle(thread: threading.Thread, frame: FrameType | None) -> bool:
+    """Say whether a thread of a pool waits for something to do. Others may give it something."""
+    if not _serves_pool(thread):
+        return False
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module == _POOL:
+            return frame.f_code.co_name not in _CALLERS
+        if module.partition(".")[0] not in _WAITS:
+            return False
+        frame = frame.f_back
+    return True

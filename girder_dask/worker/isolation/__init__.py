@@ -1,0 +1,3 @@
+"""Runs of tasks in processes of their own."""
+
+__all__: list[str] = []

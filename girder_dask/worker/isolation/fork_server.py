@@ -1,0 +1,209 @@
+"""The fork server of a worker: a process that has imported what tasks need, and forks theirs.
+
+A process that begins with a fork has its imports already, so a task with a process of its own
+starts in some milliseconds. What is forked is the :mod:`~girder_dask.worker.isolation.subreaper`,
+which speaks with the worker as one that was started anew does. Each fork runs one task, and one is
+made ahead. The server
+runs no code of tasks but the imports that the operator names, opens no call and holds nothing of
+any job.
+
+Run by :mod:`girder_dask.worker.isolation.warm_processes` as ``python -m
+girder_dask.worker.isolation.fork_server CHANNEL WORKER``: a descriptor and a process id. On the
+channel come, once, what to import, and then the descriptors for each warden. The server has one
+thread, as a lock that another thread holds stays held in a fork.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from girder_dask.worker.isolation import child, subreaper
+from girder_dask.worker.job_log.process_log import flush_c
+
+__all__ = ["DESCRIPTORS", "FORK", "MESSAGE_SIZE", "OWN", "main"]
+
+#: The message that asks for a warden, and how many descriptors come with it: its lifeline, the
+#: control socket, the file of the call, its streams, its error stream, and its directory.
+FORK = b"fork"
+DESCRIPTORS = 6
+
+#: Most bytes of a message.
+MESSAGE_SIZE = 128 * 1024
+
+#: What the process of each task imports.
+OWN = (
+    "girder_dask.http.girder_client",
+    "girder_dask.worker.isolation.child",
+    "girder_dask.client.rest_backend",
+    "cloudpickle",
+    "concurrent.futures.thread",
+)
+
+# Ends of these processes are of no interest, and who ends the worker ends this with it.
+_IGNORED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+
+
+def main() -> None:
+    """Serve until the worker is gone."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    worker = os.pidfd_open(int(sys.argv[2]))
+    if os.getppid() != int(sys.argv[2]):  # it died before
+        return
+    handlers = _ignored({})
+    told = json.loads(channel.recv(MESSAGE_SIZE) or b"{}")
+    if not told:
+        return
+    sys.path[:] = told["path"]
+    report = _import_all(OWN)
+    if report["threads"] is None:
+        report = _import_all(told["modules"])
+    handlers = _ignored(handlers)
+    for stream in (sys.stdout, sys.stderr):  # else each fork writes once more what they hold
+        stream.flush()
+    flush_c()
+    channel.send(json.dumps(report).encode())
+    if report["threads"] is None:
+        gc.collect()
+        gc.freeze()  # so that the collector of a fork does not write to all of this memory
+        _serve(channel, worker, handlers)
+
+
+def _ignored(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Ignore signals, and return what handled them: also what an import has set since."""
+    found = {number: signal.signal(number, signal.SIG_IGN) for number in _IGNORED}
+    return {n: handlers.get(n, h) if h == signal.SIG_IGN else h for n, h in found.items()}
+
+
+def _import_all(modules: Iterable[str]) -> dict[str, Any]:
+    """Import modules. Say which could not be, with why, and which one has started threads."""
+    failed: list[tuple[str, str]] = []
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except (Exception, SystemExit) as e:  # noqa: BLE001 - a foreign module may raise anything
+            failed.append((module, f"{type(e).__name__}: {e}"[:500]))
+        if _threads() > 1:
+            return {"failed": failed, "threads": module}
+    return {"failed": failed, "threads": None}
+
+
+def _threads() -> int:
+    try:
+        return len(list(Path("/proc/self/task").iterdir()))  # also those that Python does not know
+    except OSError:
+        return threading.active_count()
+
+
+def _serve(channel: socket.socket, worker: int, handlers: Mapping[int, Any]) -> None:
+    spare = _spare(channel, worker, handlers)
+    while True:
+        ready, _, _ = select.select([channel.fileno(), worker], [], [])
+        if worker in ready:
+            return
+        message, fds, _, _ = socket.recv_fds(
+            channel, MESSAGE_SIZE, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+        if message != FORK or len(fds) != DESCRIPTORS:  # the worker wants no more of them
+            return
+        if not _hand_over(spare, fds):  # somebody has killed it
+            _hand_over(_spare(channel, worker, handlers), fds)
+        for fd in fds:
+            os.close(fd)
+        spare = _spare(channel, worker, handlers)
+
+
+def _hand_over(spare: socket.socket | None, fds: Sequence[int]) -> bool:
+    """Give a spare warden its task. If nobody has the lifeline, the worker hears that."""
+    if spare is None:
+        return False
+    with spare:
+        try:
+            socket.send_fds(spare, [FORK], fds)
+        except OSError:
+            return False
+    return True
+
+
+def _spare(
+    channel: socket.socket, worker: int, handlers: Mapping[int, Any]
+) -> socket.socket | None:
+    """Fork a warden and the process of its task ahead. Return the socket that they wait at."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        pid = os.fork()
+    except OSError:
+        pid = -1
+    if pid == 0:
+        channel.close()
+        ours.close()
+        _be_warden(theirs, worker, handlers)
+    theirs.close()
+    if pid == -1:
+        ours.close()
+        return None
+    return ours
+
+
+def _be_warden(given: socket.socket, worker: int, handlers: Mapping[int, Any]) -> NoReturn:
+    """Fork the process of a task, wait until there is one, and watch over it."""
+    os.setsid()
+    to_task, of_warden = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    task = subreaper.fork()
+    if task == 0:
+        given.close()
+        to_task.close()
+        os.close(worker)
+        _be_task(of_warden, handlers)
+    of_warden.close()
+    fds = _received(given, handlers)
+    with to_task:
+        try:
+            socket.send_fds(to_task, [FORK], fds[1:])
+        except OSError:  # somebody has killed it
+            os._exit(1)
+    for fd in fds[1:]:
+        os.close(fd)
+    subreaper.greet(fds[0])
+    subreaper.watch(fds[0], task, worker=worker)
+
+
+def _be_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
+    """Wait for a task, and be what a process is that was started anew for it."""
+    control, file, output, errors, directory = _received(given, handlers)
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
+    os.fchdir(directory)
+    for fd in (output, errors, directory):
+        os.close(fd)
+    importlib.invalidate_caches()
+    random = sys.modules.get("numpy.random")
+    if random is not None:  # unlike Python's own it gives the same numbers in each fork
+        random.seed()
+    child.main(control, file)
+    child.leave()
+
+
+def _received(given: socket.socket, handlers: Mapping[int, Any]) -> list[int]:
+    """Wait for the descriptors of a task. Without any, end."""
+    with given:
+        _, fds, _, _ = socket.recv_fds(given, len(FORK), DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    if not fds:  # the server has ended
+        os._exit(0)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return list(fds)
+
+
+if __name__ == "__main__":
+    main()

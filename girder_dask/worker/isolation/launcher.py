@@ -1,0 +1,170 @@
+"""How the process of a task is started: forked by the worker's fork server, or anew without one.
+
+Where there is no server (see :mod:`girder_dask.worker.isolation.warm_processes`), and while there
+is none, each process is started anew, which takes longer and is otherwise the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from girder_dask.worker import gpus
+from girder_dask.worker.capture import JobLog
+from girder_dask.worker.concurrency import propagation
+from girder_dask.worker.isolation.child import Setup, writing
+from girder_dask.worker.isolation.warm_processes import Standby
+
+__all__ = ["Launched", "Warden", "launch"]
+
+# How long a task waits for a server that is about to begin, and for a fork.
+_BEGINNING_TIME, _FORK_TIME = 5.0, 10.0
+
+
+class Warden(Protocol):
+    """What watches over the process of a task."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    @property
+    def returncode(self) -> int | None:
+        """None until somebody has waited for its end."""
+
+    def wait(self) -> int:
+        """Take note of its end, once it has said its last word, or the lifeline has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """The process of a task, and the ways to it; see :mod:`girder_dask.worker.isolation.parent`."""
+
+    warden: Warden
+    control: socket.socket
+    lifeline: socket.socket
+    file: BinaryIO
+
+
+def launch(
+    setup: Setup,
+    standby: Standby,
+    closing: contextlib.ExitStack,
+    *,
+    log: JobLog,
+    writer: Any,
+    directory: Path,
+) -> Launched:
+    """Start the process of a task.
+
+    Parameters
+    ----------
+    setup
+        What it is told.
+    standby
+        The fork server of the worker.
+    closing
+        What closes the ways to it.
+    log
+        The job's log, to which it writes.
+    writer
+        What has None as its ``returncode`` while something may still write there.
+    directory
+        Where the file is made through which the call and its outcome travel.
+    """
+    standby.begin()
+    server = standby.wait(_BEGINNING_TIME)
+    environment = propagation.named(log, gpus.environment(setup.gpus))
+    if server is not None:
+        with contextlib.ExitStack() as stack:
+            told = replace(setup, environment=environment)
+            with _ends(told, directory, stack) as ends, log.lend_pipe(writer) as output:
+                server.ask(ends.theirs, output)
+            forked = _greeted(ends.lifeline)
+            if forked is not None:
+                closing.push(stack.pop_all())
+                return Launched(forked, ends.control, ends.lifeline, ends.file)
+        # Whatever became of it has lost its lifeline, so the process that follows is the only one.
+        standby.give_up(server)
+    with _ends(setup, directory, closing) as ends, log.lend_pipe(writer) as output:
+        process = _start(ends, output, environment)
+    return Launched(process, ends.control, ends.lifeline, ends.file)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """The ways to a task's process. ``theirs`` are the descriptors that it is given."""
+
+    control: socket.socket
+    lifeline: socket.socket
+    file: BinaryIO
+    theirs: tuple[int, int, int]
+
+
+@contextlib.contextmanager
+def _ends(setup: Setup, directory: Path, closing: contextlib.ExitStack) -> Iterator[_Ends]:
+    """Make the ways to a process, whose other ends are closed when it has them."""
+    import cloudpickle
+
+    file = closing.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 - it stays open
+    with writing(file.fileno()) as f:
+        cloudpickle.dump(setup, f)
+    # Sequenced packets keep messages apart, also those of the task's forks.
+    control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    closing.callback(control.close)
+    with their_control:
+        lifeline, their_lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        closing.callback(lifeline.close)
+        with their_lifeline:
+            theirs = their_lifeline.fileno(), their_control.fileno(), file.fileno()
+            yield _Ends(control, lifeline, file, theirs)
+
+
+def _start(
+    ends: _Ends, output: int | None, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a process anew."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "girder_dask.worker.isolation.subreaper"),
+            *(str(number) for number in (*ends.theirs, os.getpid())),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environment,
+        pass_fds=ends.theirs,
+        start_new_session=True,
+    )
+
+
+class _Forked:
+    """A warden that is a child of the fork server, which sees to what is left of it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def wait(self) -> int:
+        self.returncode = 0
+        return self.returncode
+
+
+def _greeted(lifeline: socket.socket) -> _Forked | None:
+    """Wait until a forked warden has said who it is. None: there is none."""
+    lifeline.settimeout(_FORK_TIME)
+    try:
+        words = lifeline.recv(100).decode().split()
+    except OSError:
+        return None
+    finally:
+        lifeline.settimeout(None)
+    return _Forked(int(words[1])) if words[:1] == ["warden"] else None

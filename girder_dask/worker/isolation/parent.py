@@ -1,0 +1,369 @@
+"""A process of its own for the function of a task: the side of the worker.
+
+Between the two stands a :mod:`~girder_dask.worker.isolation.subreaper`, which ends what must not be
+left behind. The process's output goes to the job's pipe, as that of any subprocess.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.error_text import summary
+from girder_dask.protocol.json_values import opened_message, packed_message
+from girder_dask.protocol.payload import NotKept
+from girder_dask.tasks.context import JobManager
+from girder_dask.worker.capture import JobLog
+from girder_dask.worker.failures import ENDING, Failure
+from girder_dask.worker.isolation.child import MESSAGE_SIZE, Setup, reading, writing
+from girder_dask.worker.isolation.launcher import Warden, launch
+from girder_dask.worker.isolation.warm_processes import Standby
+
+__all__ = ["IN_A_THREAD", "ProcessFailed", "TaskProcess"]
+
+logger = logging.getLogger(__name__)
+
+#: What to do with a task that needs the worker's process.
+IN_A_THREAD = (
+    "run it with isolation='thread' on a worker that allows it (girder.worker.isolation: thread)"
+)
+
+# How long the process may take to end by itself once the function has returned.
+_LEAVING_TIME = 5.0
+# How long it may take until a process is gone that was killed.
+_GONE_TIME = 30.0
+
+
+class ProcessFailed(Exception):
+    """The function failed in its process. ``failure`` is what is told of it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error)
+        self.failure = failure
+
+
+class TaskProcess:
+    """The process of one run.
+
+    Parameters
+    ----------
+    setup
+        What it is told.
+    standby
+        The fork server of the worker.
+    log
+        The job's log.
+    manager
+        What its progress and state are told to.
+    directory
+        Where the file is made through which the call and its outcome travel.
+    grace
+        Seconds between asking the task to stop and killing it.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        standby: Standby,
+        *,
+        log: JobLog,
+        manager: JobManager,
+        directory: Path,
+        grace: float,
+    ) -> None:
+        self._setup = setup
+        self._manager = manager
+        self._grace = grace
+        #: Where the function was when it returned, None until then.
+        self.cwd: str | None = None
+        self._heard: set[str] = set()
+        self._lock = threading.RLock()
+        self._busy = False
+        self._stopping: str | None = None
+        self._kill_at: float | None = None
+        self._task_pid: int | None = None
+        self._status: int | None = None
+        self._gone = False
+        self._closing = contextlib.ExitStack()
+        self._warden: Warden | None = None
+        with self._closing:
+            launched = launch(
+                setup, standby, self._closing, log=log, writer=self, directory=directory
+            )
+            self._warden, self._file = launched.warden, launched.file
+            self._control, self._lifeline = launched.control, launched.lifeline
+            self._nudge, nudged = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._closing.callback(self._nudge.close)
+            self._closing.callback(nudged.close)
+            self._selector = self._closing.enter_context(selectors.DefaultSelector())
+            self._selector.register(self._control, selectors.EVENT_READ, self._on_message)
+            self._selector.register(self._lifeline, selectors.EVENT_READ, self._on_lifeline)
+            self._selector.register(nudged, selectors.EVENT_READ, lambda: nudged.recv(1))
+            self._closing = self._closing.pop_all()
+
+    @property
+    def returncode(self) -> int | None:
+        """None while something of it may still write to the log."""
+        return self._warden.returncode if self._warden is not None else None
+
+    @property
+    def pids(self) -> set[int]:
+        """The process that sees to the end of all that the task starts."""
+        return set() if self._warden is None else {self._warden.pid}
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the task reached its time limit."""
+        return self._stopping == "timeout"
+
+    # -- running -------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Wait until the process has found the function.
+
+        Raises
+        ------
+        ProcessFailed
+            If it could not, or is gone.
+        """
+        with self._waiting():
+            self._wait_for("ready")
+        if "ready" not in self._heard:
+            self._leave()
+            self._outcome()
+
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None) -> Any:
+        """Call the function, and return what it returned.
+
+        Raises
+        ------
+        ProcessFailed
+            If it raised, or its process ended otherwise.
+        JobTimeout
+            If it took longer than ``timeout`` seconds.
+        JobCanceled
+            If it was killed because the job was canceled.
+        """
+        with self._waiting():
+            try:
+                self._write((tuple(args), dict(kwargs)))
+            except Exception as e:
+                raise ArgumentError(
+                    f"An argument of {self._setup.spec.task} cannot be handed to a process of its "
+                    f"own, as it cannot be pickled: {summary(e)}. Pass a path, or {IN_A_THREAD}.",
+                    task=self._setup.spec.task,
+                ) from e
+            self._send("run")
+            self._wait_for("end", timeout)
+            self._leave()
+        return self._outcome()
+
+    def _write(self, value: Any) -> None:
+        import cloudpickle
+
+        with writing(self._file.fileno()) as f:
+            cloudpickle.dump(value, f)
+
+    def _wait_for(self, message: str, timeout: float | None = None) -> None:
+        """Wait for a message, for the end of the process, or for a time limit to end it."""
+        limit = None if timeout is None else time.monotonic() + timeout
+        while not self._heard & {message, "end"} and not self._gone:
+            if limit is not None and time.monotonic() >= limit:
+                self._stop("timeout")
+            self._wait(limit if self._stopping is None else None)
+
+    def _leave(self) -> None:
+        """Wait until the process and all that it started is gone, and see to it."""
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + _LEAVING_TIME
+        give_up = None
+        while not self._gone:
+            if give_up is None and time.monotonic() >= self._kill_at:
+                give_up = time.monotonic() + _GONE_TIME
+                if "end" in self._heard and self._stopping is None:
+                    self._manager.write(
+                        "The function has returned, but its process went on for "
+                        f"{_LEAVING_TIME:g} s (a thread, or an exit handler). It was killed.\n"
+                    )
+            if give_up is not None and time.monotonic() > give_up:
+                logger.error("The process of job %s does not end", self._setup.spec.id)
+                return
+            self._wait(give_up)
+
+    def _wait(self, until: float | None) -> None:
+        """Hear what comes until then, and kill when the time for that has come."""
+        now = time.monotonic()
+        if self._kill_at is not None and now >= self._kill_at:
+            self._command(b"kill")
+            self._kill_at = now + max(self._grace, 1.0)
+        times = [t for t in (until, self._kill_at) if t is not None]
+        pause = max(0.0, min(times) - now) if times else None
+        for key, _ in self._selector.select(pause):
+            key.data()
+
+    def _outcome(self) -> Any:
+        """Return the value, or raise how it ended."""
+        job_id = self._setup.spec.id
+        if self._stopping == "timeout" and not self._failed_otherwise():
+            raise JobTimeout(job_id=job_id)
+        if self._stopping == "cancel" and "end" not in self._heard:
+            raise JobCanceled(job_id=job_id)
+        if "end" not in self._heard:
+            raise ProcessFailed(self._death())
+        with reading(self._file.fileno()) as f:
+            kind, what = pickle.load(f)
+            if kind == "failure":
+                raise ProcessFailed(what)
+            return NotKept(what) if kind == "unpicklable" else pickle.load(f)
+
+    def _failed_otherwise(self) -> bool:
+        """Say whether the task answered the end of its time with an error of its own."""
+        if "end" not in self._heard:
+            return False
+        with reading(self._file.fileno()) as f:
+            kind, what = pickle.load(f)
+        return bool(kind == "failure" and what.status == JobStatus.ERROR)
+
+    def _death(self) -> Failure:
+        """Say how the process ended, that did not come to the end of the function."""
+        host = self._setup.place.hostname
+        status = self._status
+        killed = status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in ENDING)
+        if status is None:
+            line = f"The task's process on {host} was lost. Start the job again."
+        elif os.WIFSIGNALED(status):
+            name = signal.Signals(os.WTERMSIG(status)).name
+            line = f"The task's process was ended by the signal {name}"
+            if name == "SIGKILL":
+                line += (
+                    f", and not by girder_dask. The kernel of {host} may have ended it for lack "
+                    "of memory: look there, and give the task more memory or less to do."
+                )
+            else:
+                line += ", as by a crash in C code or by somebody's kill."
+        else:
+            code = os.waitstatus_to_exitcode(status)
+            line = (
+                f"The task's process ended with the exit code {code} before the function "
+                "returned, as os._exit() does. Return from the function to end in SUCCESS."
+            )
+        return Failure(JobStatus.ERROR, f"{line}\n", line, killed=killed)
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def _on_message(self) -> bool:
+        """Hear one message, and say whether there was one."""
+        try:
+            message = self._control.recv(MESSAGE_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            message = b""
+        if not message:  # the task and its forks have closed it
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._control)
+            return False
+        kind, what = opened_message(message)
+        if kind == "progress":
+            with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
+                fields = ("total", "current", "message")
+                self._manager.updateProgress(**{name: what.get(name) for name in fields})
+        elif kind == "status":
+            with contextlib.suppress(JobCanceled, ValueError):
+                self._manager.updateStatus(what)
+        elif kind == "cwd":
+            self.cwd = str(what)
+        elif kind == "flush":
+            self._manager.write("", forceFlush=True)
+        else:
+            self._heard.add(kind)
+        return True
+
+    def _on_lifeline(self) -> None:
+        try:
+            words = self._lifeline.recv(200).decode().split()
+        except OSError:
+            words = []
+        if words[:1] == ["task"]:
+            self._task_pid = int(words[1])
+            return
+        while self._on_message():
+            pass  # what it said before it ended
+        if words[:1] == ["status"]:
+            self._status, left = int(words[1]), int(words[2])
+            if left and self._stopping is None:
+                count = "a process" if left == 1 else f"{left} processes"
+                self._manager.write(f"The task left {count} behind. That was ended.\n")
+        self._end_warden(lost=not words)
+
+    def _end_warden(self, *, lost: bool) -> None:
+        """Wait for the warden, whose last word was heard. ``lost``: it was killed itself."""
+        if self._warden is None:
+            return
+        if lost and self._task_pid is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(self._task_pid, signal.SIGKILL)
+        self._warden.wait()
+        self._gone = True
+
+    def _send(self, kind: str, what: Any = None) -> None:
+        with contextlib.suppress(OSError):  # it is gone, which is heard elsewhere
+            self._control.send(packed_message(kind, what), socket.MSG_DONTWAIT)
+
+    def _command(self, command: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._lifeline.send(command, socket.MSG_DONTWAIT)
+
+    # -- being stopped, from other threads -----------------------------------------------------
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """While the run's thread only waits for the process, stopping it is up to us."""
+        with self._lock:
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy = False
+
+    def cancel(self) -> None:
+        """Tell the task that it shall stop."""
+        self._send("cancel")
+
+    def interrupt(self) -> bool:
+        """Stop the task by a signal, and kill it after the grace. False: it is not waited for."""
+        with self._lock:
+            if self._busy:
+                self._stop("cancel")
+            return self._busy
+
+    def _stop(self, reason: str) -> None:
+        with self._lock:
+            if self._stopping is None:
+                self._stopping = reason
+                self._kill_at = time.monotonic() + self._grace
+                self._send("stop", reason)
+                self._command(b"term")
+        with contextlib.suppress(OSError):
+            self._nudge.send(b"!", socket.MSG_DONTWAIT)
+
+    def close(self) -> None:
+        """End whatever is left, and let go of it. May be called at any time, and twice."""
+        with self._closing:
+            if not self._gone and self._warden is not None:
+                with self._waiting():
+                    self._kill_at = time.monotonic()
+                    self._leave()

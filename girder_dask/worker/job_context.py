@@ -1,0 +1,128 @@
+"""What a run gives to its task: the running job, and a way to Girder for child jobs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from girder_dask import config
+from girder_dask.client import backend as submit
+from girder_dask.jobs import JobSpec
+from girder_dask.tasks.context import JobManager, Request, RunningJob
+
+__all__ = ["NO_ADDRESS", "child_jobs", "open_session", "running_job"]
+
+#: What a job is told that has no way to Girder.
+NO_ADDRESS = (
+    "No address of Girder is known to this worker, so the job can neither fetch files, nor send "
+    "any, nor start other jobs. The operator sets girder.api-url (DASK_GIRDER__API_URL) for the "
+    "scheduler or for this worker, or dask.api_url or core.server_root in Girder."
+)
+
+
+def running_job(
+    spec: JobSpec,
+    *,
+    manager: JobManager,
+    work_dir: Callable[[], Path],
+    hostname: str,
+    api_url: str | None,
+    gpus: Sequence[str] = (),
+) -> RunningJob:
+    """Return the running job of a task, with a client that has the job's token.
+
+    The client waits for a Girder that is away.
+
+    Parameters
+    ----------
+    work_dir
+        Returns the directory of the run.
+    api_url
+        Girder's REST API as it is reached from here, None where nobody knows it.
+    """
+    client = None
+    if api_url is not None:
+        from girder_dask.http.girder_client import ApiClient
+        from girder_dask.http.session import make_session
+
+        client = ApiClient(api_url, spec.token, make_session)
+    request = Request(
+        id=spec.id,
+        attempt=spec.attempt,
+        hostname=hostname,
+        girder_api_url=api_url,
+        gpus=tuple(gpus),
+    )
+    return RunningJob(
+        id=spec.id,
+        title=spec.title,
+        job_manager=manager,
+        girder_client=client,
+        work_dir=work_dir,
+        request=request,
+    )
+
+
+def open_session(job: RunningJob, attributes: Mapping[str, Any] | None) -> None:
+    """Give the sessions of the job's client these attributes."""
+    if job.girder_client is not None:
+        job.girder_client.attributes = dict(attributes or {})
+
+
+@contextlib.contextmanager
+def child_jobs(
+    api_url: str | None,
+    token: str | None,
+    dask_client: Callable[[], Any] | None,
+    job: RunningJob | None = None,
+) -> Iterator[None]:
+    """Let ``delay()`` within record child jobs of the one whose token this is.
+
+    They are asked for with sessions that have the attributes of those of the job's client.
+    """
+    if api_url is None or token is None:
+        with submit.without(NO_ADDRESS):
+            yield
+        return
+
+    def make() -> Any:
+        from girder_dask.client.rest_backend import RestBackend
+
+        client = None if job is None else job.girder_client
+        return RestBackend(
+            api_url,
+            token=token,
+            dask_client=dask_client,
+            patience=config.seconds("worker.retry-time"),
+            endures=True,
+            session=None if client is None else client.attributes,
+        )
+
+    backend = _WhenNeeded(make)
+    try:
+        with submit.using(cast("submit.Backend", backend)):
+            yield
+    finally:
+        backend.close()
+
+
+class _WhenNeeded:
+    """Stands for what is made with its first use: few tasks ask Girder or start other jobs."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._made: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if self._made is None:
+            self._made = self._make()
+        return getattr(self._made, name)
+
+    def close(self) -> None:
+        """Close what was made."""
+        if self._made is not None and callable(getattr(self._made, "close", None)):
+            self._made.close()

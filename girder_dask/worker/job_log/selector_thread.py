@@ -1,0 +1,165 @@
+"""One thread that moves what subprocesses write into the logs of their jobs.
+
+There is one pump in a process, however many jobs it runs. It waits on the read ends of the
+jobs' pipes and calls back when there is something to read, and it keeps the few timers that
+:mod:`girder_dask.worker.job_log.log` needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import heapq
+import itertools
+import logging
+import os
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from girder_dask.utils.background import Guard
+
+__all__ = ["Pump", "abandon_pump", "pump"]
+
+logger = logging.getLogger(__name__)
+
+# Seconds for which a descriptor is not watched whose callback has failed. It can still be read.
+_REST = 1.0
+
+
+class Pump:
+    """Calls back when a file descriptor can be read, or when a time has come.
+
+    The thread is started with the first use and stays. Every method may be called from any
+    thread. Callbacks run in the pump's thread and must not block.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._resting: dict[int, Callable[[], None]] = {}
+        self._guard = Guard(logger, "The pump of the jobs' logs", longest=_REST)
+        self._callbacks = Guard(logger, "A callback of the pump of the jobs' logs")
+        self._thread: threading.Thread | None = None
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever ``fd`` can be read, until :meth:`unwatch`."""
+        with self._lock:
+            self._resting.pop(fd, None)
+            # epoll and kqueue take new descriptors while another thread waits on them.
+            self._selector.register(fd, selectors.EVENT_READ, callback)
+        self._start()
+
+    def unwatch(self, fd: int) -> None:
+        """Forget ``fd``. To be called before it is closed."""
+        with self._lock, contextlib.suppress(KeyError):
+            if self._resting.pop(fd, None) is None:
+                self._selector.unregister(fd)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, ``delay`` seconds from now."""
+        with self._lock:
+            due = time.monotonic() + delay
+            heapq.heappush(self._timers, (due, next(self._numbers), callback))
+        self._start()
+        with contextlib.suppress(BlockingIOError):  # full: it is awake anyway
+            os.write(self._wake_write, b"\0")
+
+    def abandon(self) -> None:
+        """Give up this process's copies of the descriptors, in a forked child.
+
+        The selector is closed without unregistering anything: a child shares the kernel's
+        epoll object with its parent.
+        """
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._thread = threading.Thread(
+                target=self._run, name="girder-dask-log-pump", daemon=True
+            )
+            thread = self._thread
+        # In an empty context: the pump belongs to no job, whichever job first needs it.
+        contextvars.Context().run(thread.start)
+
+    def _run(self) -> None:
+        while True:
+            with self._guard:
+                self._turn()
+            if self._guard.failed:
+                time.sleep(self._guard.pause)
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._timeout()):
+            # The one thread that serves all jobs goes on without the one that failed.
+            with self._callbacks:
+                key.data()
+            if self._callbacks.failed:
+                self._rest(key.fd, key.data)
+        for callback in self._due():
+            with self._callbacks:
+                callback()
+
+    def _rest(self, fd: int, callback: Callable[[], None]) -> None:
+        with self._lock:
+            if fd in self._selector.get_map() and fd != self._wake_read:
+                self._selector.unregister(fd)
+                self._resting[fd] = callback
+                self.call_later(_REST, partial(self._watch_again, fd))
+
+    def _watch_again(self, fd: int) -> None:
+        with self._lock:
+            callback = self._resting.get(fd)
+            if callback is not None:
+                self.watch(fd, callback)
+
+    def _timeout(self) -> float | None:
+        with self._lock:
+            if not self._timers:
+                return None
+            return max(0.0, self._timers[0][0] - time.monotonic())
+
+    def _due(self) -> list[Callable[[], None]]:
+        callbacks = []
+        with self._lock:
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                callbacks.append(heapq.heappop(self._timers)[2])
+        return callbacks
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+
+_pump: Pump | None = None
+_pump_lock = threading.RLock()
+
+
+def pump() -> Pump:
+    """Return the pump of this process."""
+    global _pump
+    with _pump_lock:
+        if _pump is None:
+            _pump = Pump()
+        return _pump
+
+
+def abandon_pump() -> None:
+    """Forget the pump of the parent, in a forked child."""
+    global _pump, _pump_lock
+    _pump_lock = threading.RLock()
+    if _pump is not None:
+        _pump.abandon()
+        _pump = None

@@ -1,0 +1,550 @@
+"""One run of a job on a worker: inputs, call, result, outputs, clean-up.
+
+Nothing that a task does gets past here: it may raise anything, call ``sys.exit()``, be
+missing, or end its process. The end of the run and the rest of its log are one event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import pickle
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dask.sizeof import sizeof
+
+from girder_dask.errors import CancelInterrupt, JobCanceled, JobFailed, JobInterrupted, JobTimeout
+from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.protocol.error_text import summary
+from girder_dask.protocol.payload import (
+    PACKING,
+    Call,
+    NotKept,
+    NotOpened,
+    is_plain,
+    open_call,
+    open_value,
+    pack_value,
+)
+from girder_dask.protocol.redaction import secrets_in
+from girder_dask.tasks import context
+from girder_dask.tasks.completion import completed
+from girder_dask.tasks.context import JobManager, RunningJob
+from girder_dask.tasks.task import find_task
+from girder_dask.worker import capture, gpus
+from girder_dask.worker.concurrency.forks import ending_forks
+from girder_dask.worker.concurrency.process_tree import Offspring
+from girder_dask.worker.context import Station
+from girder_dask.worker.failures import Failure, exception_of, failure_of, tell, was_killed
+from girder_dask.worker.fencing import await_number, begin
+from girder_dask.worker.input_values import resolved
+from girder_dask.worker.interruption.job_threads import JobThreads
+from girder_dask.worker.isolation.child import Setup
+from girder_dask.worker.isolation.parent import IN_A_THREAD, ProcessFailed, TaskProcess
+from girder_dask.worker.job_context import NO_ADDRESS, child_jobs, open_session, running_job
+from girder_dask.worker.outbox import RunOutlet
+from girder_dask.worker.process_globals.job_scope import Separation
+from girder_dask.worker.run_interruption import Interruption
+from girder_dask.worker.transform_runner import Transfers
+from girder_dask.worker.workspace import Workspace
+
+__all__ = ["Run"]
+
+logger = logging.getLogger(__name__)
+
+# A run that the scheduler does not hear for this long must not push outputs.
+_CONFIRM_TIME = 300.0
+# How long a run that leaves its job to another waits until the scheduler has what it said.
+_LAST_WORDS_TIME = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a run ended. ``value`` is for Dask, ``result`` the same packed for Girder."""
+
+    status: JobStatus
+    value: Any = None
+    result: bytes | None = None
+    error: str | None = None
+    failure: Failure | None = None
+
+
+class Run:
+    """One run of a job.
+
+    Parameters
+    ----------
+    spec
+        What to run.
+    station
+        The worker it runs on.
+    values
+        The values of other jobs that Dask has brought, by the ids of these jobs.
+    attempt
+        Which attempt it is, if that is not the one of the spec: Dask runs a task again with
+        the same spec when its worker was lost.
+    is_leaving
+        Says whether the worker is about to end. It may take a moment, and is asked when a
+        signal has ended a process of the task: it may have been for all processes there.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        station: Station,
+        values: Mapping[str, Any] | None = None,
+        *,
+        attempt: int | None = None,
+        is_leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        # What the run says has the attempt of the spec, by which the scheduler knows it.
+        self.spec = replace(spec, attempt=attempt or spec.attempt)
+        self.station = station
+        self._values = values
+        self._is_leaving = is_leaving
+        self._outlet: RunOutlet = station.outbox.open(spec)
+        self._manager = JobManager(self._outlet, JobStatus.QUEUED)
+        self._offspring = Offspring(self._outlet.log, self._outlet.run)
+        self._interruption = Interruption(JobThreads(self._outlet.log), self._offspring)
+        self._transfers: Transfers | None = None
+        self._process: TaskProcess | None = None
+        self._workspace = Workspace(station.directory, f"job-{spec.id}-")
+        self._inputs = Workspace(station.directory, f"job-{spec.id}-inputs-")
+        self._separation = Separation(self._workspace.path, self._outlet.write)
+        self._surroundings = contextlib.ExitStack()
+        self._started = False
+        #: Whether what becomes of the job is for this run to say.
+        self.is_heard = True
+        self._lock = threading.Lock()
+
+    @property
+    def id(self) -> str:
+        """What tells this execution from any other."""
+        return self._outlet.run
+
+    @property
+    def key(self) -> str:
+        """The key under which Dask has it."""
+        return self._outlet.spec.key
+
+    def __call__(self) -> Any:
+        """Run, and return what the function returned.
+
+        Raises
+        ------
+        Exception
+            What the function raised; JobFailed where that is no ``Exception``, JobCanceled
+            when the job was canceled.
+        """
+        self.station.runs[self.id] = self
+        try:
+            if self.key in self.station.refused:
+                self.cancel()
+            with capture.running(self._outlet.log, self.spec.task.partition(":")[0]):
+                end = self._end()
+            failure = end.failure
+            exception = failure.exception if failure is not None else None
+            status = end.status if self.is_heard else None
+            self._outlet.finish(
+                status,
+                result=end.result,
+                error=end.error,
+                exception=exception,
+                permanent=failure is not None and failure.permanent,
+            )
+            error = None if failure is None else exception_of(failure, self.spec.id)
+        finally:
+            del self.station.runs[self.id]
+            self._outlet.secrets.close()
+        if error is None:
+            return end.value
+        raise error
+
+    def _end(self) -> _End:
+        """Run to the end, whatever that is."""
+        token = context.current.set(None)
+        try:
+            outcome = self._outcome()
+            return self._failed(outcome) if isinstance(outcome, Failure) else outcome
+        finally:
+            self._clean_up()
+            context.current.reset(token)
+
+    def _outcome(self) -> _End | Failure:
+        try:
+            try:
+                with self._no_forks():  # of transforms, say
+                    return self._run()
+            except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
+                self._interruption.attach()  # what the exception says of itself may take any time
+                failure = self._failure_of(e)
+                # What they hold ends here, and not in another job, whenever the collector comes.
+                traceback.clear_frames(e.__traceback__)
+                return failure
+            finally:
+                self._interruption.detach()
+        except BaseException:  # noqa: BLE001 - an interruption may have come just before
+            self._interruption.detach()
+            # Not what was raised, in case that the task has made it.
+            return self._failure_of(CancelInterrupt(job_id=self.spec.id))
+
+    def _run(self) -> _End:
+        wanted = float((self.spec.resources or {}).get(gpus.RESOURCE, 0))
+        within = self._surroundings.enter_context
+        self._separation.begin()
+        ids = within(self.station.gpus.lent(wanted))
+        api_url = self.station.girder_of(self.spec)
+        if api_url is None and self.spec.token is not None:
+            self._outlet.write(f"{NO_ADDRESS}\n")
+        job = running_job(
+            self.spec,
+            manager=self._manager,
+            work_dir=self._workspace.path,
+            hostname=self.station.place.hostname,
+            api_url=api_url,
+            gpus=ids,
+        )
+        context.current.set(job)
+        within(child_jobs(api_url, self.spec.token, self.station.dask_client, job))
+        own_process = "process" in (self.spec.isolation, self.station.isolation)
+        if own_process and self.spec.isolation == "thread":
+            self._outlet.write(
+                "This worker gives each job a process of its own (girder.worker.isolation), "
+                "also one with isolation='thread'.\n"
+            )
+        if ids and not own_process and not within(gpus.exposed(ids)):
+            own_process = True
+            self._outlet.write(
+                f"Another task has GPUs in this worker's process, so this one, with GPU "
+                f"{', '.join(ids)}, runs in a process of its own.\n"
+            )
+        self._transfers = transfers = Transfers(
+            job,
+            self.station.cache,
+            self._stop_if_canceled,
+            confined=not self.spec.trusted,
+            inputs=self._inputs,
+        )
+        self._interruption.attach()
+        return self._work(job, transfers, own_process=own_process)
+
+    def _work(self, job: RunningJob, transfers: Transfers, *, own_process: bool) -> _End:
+        self._stop_if_canceled()
+        call = open_call(self.spec.payload, unpickle=self.spec.trusted)
+        self._outlet.secrets.add(*secrets_in(call.session))
+        transfers.take_on(call)
+        try:
+            value = self._called(job, transfers, call, own_process=own_process)
+            shown, kept, note = self._keep(value)
+            if call.hooks:
+                shown, kept, note = self._keep(self._push(transfers, call, value))
+            if note is not None:
+                self._outlet.write(f"girder_dask: the result is not kept with the job: {note}.\n")
+        except BaseException as e:
+            self._interruption.detach()  # what hooks do now is no part of the task
+            self._leave_to_another(e)
+            if self.is_heard:
+                transfers.tell_hooks(call, self._outlet.write)
+            raise
+        return _End(JobStatus.SUCCESS, value=shown, result=kept, error=note)
+
+    def _called(
+        self, job: RunningJob, transfers: Transfers, call: Call, *, own_process: bool
+    ) -> Any:
+        """Load the function, fetch its arguments and call it."""
+        open_session(job, call.session)
+        with self._separation.importing():
+            function = self._in_process(job, call) if own_process else self._in_thread(call)
+        self._separation.enter()
+        call = resolved(call, self._values, job)
+        args, kwargs = self._fetch(transfers, call)
+        self._await_number()
+        if self.spec.at_most_once:
+            place, attempt = str(self.station.place), self.spec.attempt
+            begin(job.girder_client, self.spec.id, attempt=attempt, run=self.id, worker=place)
+        self._enter(JobStatus.RUNNING)
+        self._started = True
+        value = function(*args, **kwargs)
+        self._stop_if_canceled()
+        return value
+
+    def _await_number(self) -> None:
+        ask, key, attempt = self.station.may_begin, self._outlet.spec.key, self.spec.attempt
+        if attempt == 1 or ask is None:
+            return
+        if not await_number(lambda: ask(key, attempt), self._stop_if_canceled):
+            raise self._superseded()
+
+    # -- the function --------------------------------------------------------------------------
+
+    def _in_thread(self, call: Call) -> Callable[..., Any]:
+        """Return the function, within its time limit."""
+        function = self._function(call)
+        capture.loaded(self._outlet.log)
+        limit = functools.partial(self.station.limit, self)
+
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            with (
+                self._interruption.time_limit(limit, self.spec.timeout, self.spec.id),
+                self._no_forks(),
+                capture.finishing(),
+            ):
+                value = completed(function, *args, **kwargs)
+                self._tell_left()
+                return value
+
+        return limited
+
+    def _tell_left(self) -> None:
+        left = self._interruption.left()
+        if left is not None:
+            self._outlet.write(
+                f"The task returned while what it had started was still running: {left:.500}. The "
+                "job ends without it, and what it writes from now on may be lost. Wait for it "
+                "before returning: join() threads, shut pools down, wait() for processes.\n"
+            )
+
+    def _no_forks(self) -> contextlib.AbstractContextManager[None]:
+        """End here whatever process is forked within."""
+        return ending_forks(self._outlet.log.flush, tell, callable)
+
+    def _function(self, call: Call) -> Callable[..., Any]:
+        return call.function or find_task(self.spec.task, strictly=not self.spec.trusted)
+
+    def _in_process(self, job: RunningJob, call: Call) -> Callable[..., Any]:
+        """Return what calls the function in a process of its own, which waits for its inputs."""
+        import cloudpickle
+
+        function = None if call.function is None else cloudpickle.dumps(call.function)
+        station = self.station
+        setup = Setup(
+            spec=replace(self.spec, payload=b""),
+            place=station.place,
+            work_dir=self._workspace.path(),
+            function=function,
+            api_url=job.request.girder_api_url,
+            gpus=job.request.gpus,
+            log_level=station.log_level,
+            scheduler=pickle.dumps(station.scheduler) if station.scheduler else None,
+            path=tuple(sys.path),
+            session=call.session,
+        )
+        process = TaskProcess(
+            setup,
+            station.standby,
+            log=self._outlet.log,
+            manager=self._manager,
+            directory=station.directory,
+            grace=station.grace,
+        )
+        self._offspring.spared |= process.pids
+        with self._lock:
+            self._process = process
+            if self._manager.status == JobStatus.CANCELING:
+                process.cancel()
+        process.load()
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return process.call(args, kwargs, self.spec.timeout)
+
+        return called
+
+    # -- inputs and outputs --------------------------------------------------------------------
+
+    def _fetch(self, transfers: Transfers, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        if not transfers.needed(call):
+            return call.args, call.kwargs
+        self._enter(JobStatus.FETCHING_INPUT)
+        return transfers.fetch(call)
+
+    def _push(self, transfers: Transfers, call: Call, value: Any) -> Any:
+        self._enter(JobStatus.PUSHING_OUTPUT)
+        if not self._outlet.confirm(_CONFIRM_TIME):
+            raise self._superseded()
+        if isinstance(value, NotKept):
+            raise JobFailed(
+                f"What the task returned cannot be given to its result hooks: {value.reason}. "
+                f"Return a path or plain values, or {IN_A_THREAD}.",
+                job_id=self.spec.id,
+            )
+        return transfers.push(call, value, self._cwd())
+
+    def _cwd(self) -> str | None:
+        """Return where the function was when it returned."""
+        if self._process is not None and self._process.cwd is not None:
+            self._separation.follow(self._process.cwd)
+            return self._process.cwd
+        with contextlib.suppress(OSError):  # it is gone
+            return str(Path.cwd())
+        return None
+
+    def _keep(self, value: Any) -> tuple[Any, bytes | None, str | None]:
+        """Return the value for Dask, and the packed value, or None and why it is not kept."""
+        if isinstance(value, NotKept):
+            return value, None, value.reason
+        try:
+            data = pack_value(value)
+            if not is_plain(data):
+                sizeof(value)  # Dask asks for that too, and SystemExit would end the worker
+        except JobInterrupted:
+            raise
+        except BaseException as e:  # noqa: BLE001 - any error of a foreign __reduce__
+            # Dask would fail to bring it to anybody, with a traceback in the logs of each part.
+            reason = f"it cannot be pickled ({summary(e)})"
+            return NotKept(reason), None, reason
+        if len(data) > self.station.max_result + PACKING:
+            note = (
+                f"it takes {len(data):,} bytes, more than the {self.station.max_result:,} that "
+                "are kept with a job (girder.worker.max-result)"
+            )
+            return value, None, note
+        kept = self._outlet.secrets.clean_data(data)
+        if kept == data:
+            return value, kept, None
+        try:
+            return open_value(kept, unpickle=True), kept, None
+        except NotOpened as e:
+            return NotKept(f"it held a secret of the job, and without it {e}"), kept, None
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _failed(self, failure: Failure) -> _End:
+        if not self.is_heard:  # the next attempt has its own end
+            return _End(failure.status, error=failure.error, failure=failure)
+        self._outlet.write(failure.text)
+        if self._is_canceled and failure.status == JobStatus.ERROR and not self._timed_out:
+            # Its answer to JobCanceled, or to what was taken from it.
+            self._outlet.write("The job was canceled.\n")
+            return _End(JobStatus.CANCELED, failure=replace(failure, status=JobStatus.CANCELED))
+        return _End(failure.status, error=failure.error, failure=failure)
+
+    def _failure_of(self, error: BaseException) -> Failure:
+        if type(error) is ProcessFailed:
+            return error.failure
+        reason = "timeout" if self._timed_out else "canceled" if self._is_canceled else None
+        return failure_of(
+            error, self.spec, self.station.place, started=self._started, reason=reason
+        )
+
+    def _leave_to_another(self, error: BaseException) -> None:
+        """End unheard, so that the job is tried again, if the worker's end has led to an error."""
+        failure = error.failure if isinstance(error, ProcessFailed) else None
+        killed = was_killed(error) if failure is None else failure.killed
+        if not killed or self._is_canceled or self._timed_out or not self._is_leaving():
+            return
+        if failure is None or failure.exception is not None:
+            self._outlet.write(tell(error) if failure is None else failure.text)
+        self._outlet.write("A process of the task was ended together with its worker.\n")
+        self._outlet.confirm(_LAST_WORDS_TIME)
+        self.drop()
+
+    def _clean_up(self) -> None:
+        """End the process, let transforms clean up, remove the directory: all, whatever happens."""
+        try:
+            with self._surroundings as ending:
+                ending.callback(self._workspace.remove)
+                ending.callback(self._inputs.remove)
+                ending.callback(self._separation.end)
+                if self._transfers is not None:
+                    ending.callback(self._transfers.clean_up, self._outlet.write)
+                if self._is_stopped:
+                    ending.callback(self._end_offspring)
+                    ending.callback(self._end_threads)
+                else:
+                    ending.callback(self._interruption.release)
+                if self._process is not None:
+                    ending.callback(self._process.close)
+        except BaseException as e:
+            logger.exception("Cleaning up after job %s", self.spec.id)
+            self._outlet.write(f"Cleaning up after the job failed: {summary(e)}\n")
+
+    def _end_threads(self) -> None:
+        """Wait for the threads that the task has left. Whoever stops a run interrupts them."""
+        while not self._interruption.end_threads():
+            pass
+
+    def _end_offspring(self) -> None:
+        if not self._offspring.end(self.station.grace):
+            pids = ", ".join(str(process.pid) for process in self._offspring.left())
+            self._outlet.write(f"Processes of the job do not end, although killed: {pids}.\n")
+
+    # -- being stopped, from other threads -----------------------------------------------------
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether the run was to end before its function did."""
+        return self._is_canceled or self._interruption.timed_out
+
+    @property
+    def _is_canceled(self) -> bool:
+        return self._manager.status == JobStatus.CANCELING
+
+    @property
+    def _timed_out(self) -> bool:
+        process = self._process
+        return process.timed_out if process is not None else self._interruption.timed_out
+
+    def _enter(self, status: JobStatus) -> None:
+        with self._lock:
+            self._stop_if_canceled()
+            self._manager.updateStatus(status)
+
+    def _stop_if_canceled(self) -> None:
+        if self._manager.status == JobStatus.CANCELING:
+            raise JobCanceled(job_id=self.spec.id)
+        if self._outlet.is_dropped:  # an upload that was frozen must not go on
+            raise self._superseded()
+
+    def _superseded(self) -> JobCanceled:
+        self.is_heard = False
+        return JobCanceled("The job was given to another worker.", job_id=self.spec.id)
+
+    def cancel(self) -> None:
+        """Tell the task to stop: ``canceled`` becomes true."""
+        with self._lock:
+            self._manager.status = JobStatus.CANCELING
+            if self._process is not None:
+                self._process.cancel()
+
+    def expire(self) -> bool:
+        """Take note that the time of the task is over. False: it has ended in time."""
+        return self._interruption.expire()
+
+    def give_up(self) -> None:
+        """Say how the job ends if this process does, with the run in it."""
+        if self._timed_out and self.is_heard:
+            failure = self._failure_of(JobTimeout(job_id=self.spec.id))
+            self.is_heard = False  # nothing more is to be said of it
+            self._outlet.write(failure.text)
+            self._outlet.finish(failure.status, error=failure.error, exception=failure.exception)
+
+    def drop(self) -> None:
+        """Take note that nobody hears this run any more. It is to end, as if it were canceled."""
+        self.is_heard = False  # what hooks hear is the matter of the other run
+        self.cancel()
+
+    def write(self, text: str) -> None:
+        """Append text to the log."""
+        self._outlet.write(text)
+
+    @property
+    def stuck(self) -> str:
+        """What is said of a run that does not end although it is interrupted."""
+        return self._interruption.stuck
+
+    def interrupt(self) -> None:
+        """Raise JobInterrupted in the task, at its next Python instruction; end its process."""
+        process = self._process
+        if process is None or not process.interrupt():
+            self._interruption.interrupt()
+
+    def kill_offspring(self) -> None:
+        """Kill the processes that the task has started in this worker."""
+        self._offspring.kill()

@@ -1,0 +1,114 @@
+"""Signals that ask the process of a worker to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any
+
+from girder_dask.utils.background import Guard, watched
+
+__all__ = ["Alarms", "Signals"]
+
+logger = logging.getLogger(__name__)
+
+# What a task may have sent to the process, which would end it.
+_ALARMS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU)
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Signals:
+    """Has a worker do something before SIGINT or SIGTERM ends its process.
+
+    Only the main thread of a process can do that: in any other one this does nothing. A
+    second signal does what it would have done without this.
+
+    Parameters
+    ----------
+    leave
+        Coroutine function that is called once, on the running event loop.
+    child
+        Whether the process is there for the worker alone. Else signals without a handler are
+        left alone: the process has another purpose.
+    """
+
+    def __init__(self, leave: Callable[[], Awaitable[None]], *, child: bool) -> None:
+        self._leave = leave
+        self._loop = asyncio.get_running_loop()
+        self._before: dict[int, Any] = {}
+        self._task: asyncio.Task[None] | None = None
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _NUMBERS:
+            before = signal.getsignal(number)
+            if child or (callable(before) and before is not signal.default_int_handler):
+                self._before[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        # Nothing else is safe within a signal.
+        before = self._restore().get(number)
+        self._loop.call_soon_threadsafe(self._begin, number, before)
+
+    def _begin(self, number: int, before: Any) -> None:
+        if self._task is None:
+            task = self._loop.create_task(self._end(number, before))
+            self._task = watched(task, logger, "Ending this process after a signal")
+
+    async def _end(self, number: int, before: Any) -> None:
+        with Guard(logger, "Leaving in good order after a signal"):
+            await self._leave()
+        if callable(before):
+            before(number, None)
+
+    def _restore(self) -> dict[int, Any]:
+        before, self._before = self._before, {}
+        for number, handler in before.items():
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
+        return before
+
+    def close(self) -> None:
+        """Leave signals alone again."""
+        if threading.current_thread() is threading.main_thread():
+            self._restore()
+
+
+class Alarms:
+    """Keeps the signals of timers and limits that a task may set from ending the worker.
+
+    They come to the main thread, and not to the thread of the task. This does nothing in any other
+    thread, and to a signal that has a handler.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._handled: list[int] = []
+        if threading.current_thread() is threading.main_thread():
+            for number in _ALARMS:
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    signal.signal(number, self._on_signal)
+                    self._handled.append(number)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        # Nothing else is safe within a signal.
+        self._loop.call_soon_threadsafe(self._tell, number)
+
+    def _tell(self, number: int) -> None:
+        logger.warning(
+            "%s came to this worker and was ignored: a task has set a timer or a limit of the "
+            "process, with signal.alarm() for example. Give the task a timeout=, or "
+            "isolation='process'.",
+            signal.Signals(number).name,
+        )
+
+    def close(self) -> None:
+        """Leave these signals alone again."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self._handled:
+                if signal.getsignal(number) == self._on_signal:
+                    signal.signal(number, signal.SIG_DFL)

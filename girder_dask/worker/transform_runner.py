@@ -1,0 +1,250 @@
+"""The inputs and outputs of one run: transforms, their byte progress and their clean-up."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from girder_dask import transforms as _transforms  # noqa: F401 - registers those of plain calls
+from girder_dask.errors import TransformError
+from girder_dask.files.base import ResultTransform, explain
+from girder_dask.files.upload_recovery import Traces
+from girder_dask.protocol.error_text import name_of, summary
+from girder_dask.protocol.payload import Call
+from girder_dask.protocol.transform_types import is_transform
+from girder_dask.tasks.context import RunningJob
+from girder_dask.utils.pytree import leaves_of, map_leaves
+from girder_dask.worker.workspace import Workspace
+
+__all__ = ["Transfers", "amount"]
+
+_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+
+
+def amount(current: float, total: float | None) -> str:
+    """Return a number of bytes out of so many, in words.
+
+    >>> amount(12_345_678, 100_000_000)
+    '12.3 of 100 MB'
+    >>> amount(512, None)
+    '512 B'
+    """
+    size, unit = next(((s, u) for s, u in _UNITS if max(current, total or 0) >= s), (1, "B"))
+    shown = _short(current / size)
+    return f"{shown} {unit}" if total is None else f"{shown} of {_short(total / size)} {unit}"
+
+
+def _short(number: float) -> str:
+    decimals = 0 if number >= 100 else 1 if number >= 10 else 2
+    text = f"{number:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if decimals else text
+
+
+class Transfers:
+    """The transforms of one run.
+
+    Parameters
+    ----------
+    job
+        The job they work for. They get its client, directory and facts.
+    cache
+        The host's cache of files, or None.
+    check
+        Called before each; raises to end the run.
+    confined
+        Whether hooks send and delete nothing but what is in the job's directories.
+    inputs
+        The directory of what is fetched. By default that of the task.
+    """
+
+    def __init__(
+        self,
+        job: RunningJob,
+        cache: Any,
+        check: Callable[[], None],
+        *,
+        confined: bool = False,
+        inputs: Workspace | None = None,
+    ) -> None:
+        self._confined = confined
+        self._inputs = inputs
+        self._cwd: str | None = None
+        self._hooks: set[int] = set()
+        self._job = job
+        self._cache = cache
+        self._check = check
+        self._all: dict[int, Any] = {}
+        self._ran: set[int] = set()
+        self._links: set[tuple[int, int]] = set()
+        self._traces = Traces(job.id or "", job.request.attempt)
+        self._lock = threading.Lock()
+        self._runs = 0
+        self._counts: dict[int, tuple[int, int | None]] = {}
+        self._verb = ""
+
+    def take_on(self, call: Call) -> None:
+        """Answer for the transforms and hooks of a call: all clean up, whether they ran or not."""
+        for leaf in leaves_of([call.args, dict(call.kwargs), call.hooks]):
+            if is_transform(leaf):
+                self._all[id(leaf)] = leaf
+        self._hooks = {id(leaf) for leaf in leaves_of(call.hooks)}
+
+    def needed(self, call: Call) -> bool:
+        """Say whether a transform is among the arguments of a call."""
+        return any(map(is_transform, leaves_of([call.args, dict(call.kwargs)])))
+
+    def fetch(self, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments of a call with values in place of transforms."""
+
+        def value_of(leaf: Any) -> Any:
+            if not is_transform(leaf):
+                return leaf
+            return self._run(leaf)
+
+        with self._phase("Fetching"):
+            return map_leaves(value_of, call.args), map_leaves(value_of, dict(call.kwargs))
+
+    def push(self, call: Call, value: Any, cwd: str | None = None) -> Any:
+        """Give each element of a tuple to the hook at its place; a single value to the first.
+
+        Hooks in a list, tuple or dict get what is at their place in such a value. Relative paths
+        are looked for in ``cwd``.
+        """
+        self._cwd = cwd
+        results = list(value) if isinstance(value, tuple) else [value]
+        with self._phase("Uploading"):
+            for i, hook in enumerate(call.hooks[: len(results)]):
+                results[i] = self._pushed(hook, results[i])
+        self._note_idle(call.hooks[len(results) :], len(results))
+        return tuple(results) if isinstance(value, tuple) else results[0]
+
+    def _note_idle(self, hooks: Sequence[Any], results: int) -> None:
+        """Write which hooks had nothing to do, since the function returned less than expected."""
+        for n, hook in enumerate(hooks, results + 1):
+            for leaf in leaves_of(hook):
+                if callable(getattr(leaf, "transform", None)):
+                    self._note(
+                        f"{name_of(leaf)} had nothing to do: it is the result hook for value {n}, "
+                        f"and the task returned {'one value' if results == 1 else results}."
+                    )
+
+    def _note(self, line: str) -> None:
+        self._job.job_manager.write(f"girder_dask: {line}\n")
+
+    def _pushed(self, hook: Any, value: Any) -> Any:
+        """Return what takes the place of a value."""
+        if isinstance(hook, dict):
+            if not isinstance(value, dict) or not hook.keys() <= value.keys():
+                raise _mismatch(f"a dict with {', '.join(map(repr, hook))}", value)
+            return value | {k: self._pushed(each, value[k]) for k, each in hook.items()}
+        if isinstance(hook, (list, tuple)):
+            if not isinstance(value, (list, tuple)) or len(value) < len(hook):
+                raise _mismatch(f"a list or tuple of {len(hook)} or more elements", value)
+            pushed = [self._pushed(each, value[i]) for i, each in enumerate(hook)]
+            pushed += value[len(hook) :]
+            return pushed if isinstance(value, list) else getattr(value, "_make", tuple)(pushed)
+        return self._run(hook, value) if callable(getattr(hook, "transform", None)) else value
+
+    def tell_hooks(self, call: Call, write: Callable[[str], None]) -> None:
+        """Tell all hooks that there is no result, and write what goes wrong."""
+        for hook in leaves_of(call.hooks):
+            try:
+                if callable(getattr(hook, "exception", None)):
+                    self._bind(hook)
+                    hook.exception()
+            except BaseException as e:  # noqa: BLE001 - must not hide why there is no result
+                write(f"exception() of {name_of(hook)} failed: {summary(e)}\n")
+
+    def _run(self, transform: Any, *data: Any) -> Any:
+        self._check()
+        self._bind(transform)
+        if is_transform(transform):
+            self._all.setdefault(id(transform), transform)  # perhaps another job returned it
+        self._ran.add(id(transform))
+        self._runs += 1
+        try:
+            return transform.transform(*data)
+        except Exception as e:
+            explained = explain(transform, e)
+            if explained is None:
+                raise
+            raise explained from e
+
+    def _bind(self, transform: Any) -> None:
+        """Hand a transform what it asks for of this run."""
+        job = self._job
+        for name, value in (
+            ("gc", job.girder_client),
+            ("job", {"_id": job.id, "title": job.title}),
+        ):
+            if hasattr(transform, name):
+                setattr(transform, name, value)
+        if hasattr(transform, "work_dir"):
+            transform.work_dir = self._directory(transform)
+        if isinstance(transform, ResultTransform):
+            transform.confined, transform.cwd = self._confined, self._cwd
+            transform.inputs_dir = self._inputs.made if self._inputs is not None else None
+        for name, value in (
+            ("cache", self._cache),
+            ("links", self._links),
+            ("note", self._note),
+            ("traces", self._traces),
+            ("report", functools.partial(self._report, self._runs)),
+        ):
+            if getattr(transform, name, 0) is None:  # a foreign one may mean something else
+                setattr(transform, name, value)
+
+    def _directory(self, transform: Any) -> Any:
+        if self._inputs is None or id(transform) in self._hooks:
+            return self._job.work_dir
+        return self._inputs.path()
+
+    # -- progress in bytes ---------------------------------------------------------------------
+
+    def _report(self, index: int, current: int, total: int | None, name: str) -> None:
+        """Show how many bytes all transforms of this phase have moved, and which file is next."""
+        self._check()
+        with self._lock:
+            self._counts[index] = current, total
+            counts = list(self._counts.values())
+        done = sum(each for each, _ in counts)
+        sizes = [size for _, size in counts]
+        whole = None if None in sizes else sum(size for size in sizes if size is not None)
+        text = f"{self._verb} {name}, {amount(done, whole)}"
+        self._job.job_manager.updateProgress(total=whole or 0, current=done, message=text)
+
+    @contextlib.contextmanager
+    def _phase(self, verb: str) -> Iterator[None]:
+        """Count the bytes of one phase, and show again what the task had shown before."""
+        manager = self._job.job_manager
+        before = {"total": 0.0, "current": 0.0, "message": "", **manager.progress}
+        with self._lock:
+            self._verb, self._counts = verb, {}
+        yield
+        with self._lock:
+            counted, self._counts = bool(self._counts), {}
+        if counted:
+            manager.updateProgress(**before)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def clean_up(self, write: Callable[[str], None]) -> None:
+        """Let each clean up, the last first, and write what goes wrong."""
+        while self._all:
+            key, transform = self._all.popitem()
+            try:
+                if key not in self._ran:
+                    self._bind(transform)
+                transform.cleanup()
+            except BaseException as e:  # noqa: BLE001 - must not hide how the run ended
+                write(f"Cleaning up {name_of(transform)} failed: {summary(e)}\n")
+
+
+def _mismatch(wanted: str, value: Any) -> TransformError:
+    return TransformError(
+        f"The function returned {name_of(value):.200}, but girder_result_hooks has hooks for what "
+        f"is in {wanted}. Return such a value, or give the hooks in the shape of what it returns."
+    )

@@ -1,0 +1,200 @@
+"""A dispatcher with a cluster in memory, and all that it says."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.scheduler.dispatcher import Dispatcher
+from girder_dask.scheduler.job_state import Backoff
+
+_runs = itertools.count(1)
+
+
+class MemoryTimer:
+    def __init__(self, time: float, function: Callable[[], None]) -> None:
+        self.time = time
+        self.function = function
+        self.over = False
+
+    def cancel(self) -> None:
+        self.over = True
+
+
+class MemoryCluster:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[MemoryTimer] = []
+        self.values: dict[str, Mapping[str, str]] = {}  # given with the job of a key
+        self.wanted: set[str] = set()
+        self.submitted: list[str] = []
+        self.specs: dict[str, JobSpec] = {}
+        self.dropped: list[str] = []
+        self.stopped: list[tuple[str, str]] = []
+        self.questions: dict[tuple[str, str], Callable[[str, str], None]] = {}
+        self.ended: list[tuple[str, str]] = []
+        self.places: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}  # why workers were lost
+        self.lacking: dict[str, str] = {}  # why there is no worker for keys
+        self.attempts: dict[str, int] = {}  # what keys that run again were told
+        self.unbegun: dict[str, list[str]] = {}  # the keys that workers have not begun
+
+    def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
+        for spec in specs:
+            assert spec.key not in self.submitted, "a key is used once"
+            self.submitted.append(spec.key)
+            self.specs[spec.key] = spec
+            self.values[spec.key] = values.get(spec.id, {})
+
+    def drop(self, keys: Sequence[str]) -> None:
+        self.dropped += keys
+        self.attempts |= dict.fromkeys(keys, 0)
+        for key in keys:
+            self.places.pop(key, None)
+
+    def is_wanted(self, key: str) -> bool:
+        return key in self.wanted
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> MemoryTimer:
+        self.timers.append(MemoryTimer(self.now + delay, function))
+        return self.timers[-1]
+
+    def next_time(self) -> float | None:
+        """Return when the next timer is due."""
+        self.timers = [timer for timer in self.timers if not timer.over]
+        return min((timer.time for timer in self.timers), default=None)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and call what is due by then."""
+        until = self.now + seconds
+        while (time := self.next_time()) is not None and time <= until:
+            self.now = max(self.now, time)
+            timer = min(self.timers, key=lambda timer: timer.time)
+            timer.over = True
+            timer.function()
+        self.now = until
+
+    def stop(self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]) -> None:
+        self.stopped += [(worker, key) for key in keys]
+        self.questions.update({(worker, key): not_begun for key in keys})
+
+    def answer(self, worker: str, key: str) -> None:
+        """Let a worker that was told to stop a key say that it has not begun with it."""
+        self.questions.pop((worker, key))(key, worker)
+
+    def end_run(self, worker: str, run: str) -> None:
+        self.ended.append((worker, run))
+
+    async def flush(self, worker: str) -> None:
+        """There is nothing on its way."""
+
+    async def not_begun(self, worker: str) -> Sequence[str]:
+        return self.unbegun.get(worker, [])
+
+    def renumber(self, key: str, attempt: int) -> None:
+        self.attempts[key] = attempt
+
+    def stuck(self) -> dict[str, str]:
+        return self.lacking
+
+    def why_lost(self, worker: str) -> str:
+        return self.reasons.get(worker, "")
+
+    def placed_on(self, key: str) -> str | None:
+        return self.places.get(key)
+
+
+class SimulatedRun:
+    """A run on a worker. What it says is heard by the dispatcher when :meth:`says` is called."""
+
+    def __init__(self, site: Site, spec: JobSpec, worker: str) -> None:
+        self.id = f"run{next(_runs)}"
+        self.site = site
+        self.spec = spec
+        self.worker = worker
+
+    def event(self, status: JobStatus | None = None, **fields: Any) -> JobEvent:
+        return JobEvent(
+            id=self.spec.id,
+            attempt=self.spec.attempt,
+            time=time.time(),
+            status=None if status is None else int(status),
+            run=self.id,
+            worker=self.worker,
+            **fields,
+        )
+
+    def says(self, status: JobStatus | None = None, **fields: Any) -> bool:
+        return self.site.dispatcher.hear(self.event(status, **fields))
+
+
+class Site:
+    def __init__(self) -> None:
+        self.cluster = MemoryCluster()
+        self.events: list[JobEvent] = []
+        self.forgotten: list[tuple[str, int]] = []
+        self.asked = 0
+        self.dispatcher = Dispatcher(
+            self.cluster,
+            self.events.append,
+            lambda *what: self.forgotten.append(what),
+            self.ask,
+            backoff=Backoff(1.0, 60.0),
+            keep_seconds=100.0,
+            keep_bytes=1000,
+            clock=lambda: self.cluster.now,
+        )
+
+    def ask(self) -> None:
+        self.asked += 1
+
+    def accept(self, job_id: str = "a", attempt: int = 1, **fields: Any) -> JobSpec:
+        spec = JobSpec(id=job_id, attempt=attempt, task="m:count", **fields)
+        self.dispatcher.accept([spec])
+        return spec
+
+    def place(self, spec: JobSpec, worker: str) -> None:
+        self.cluster.places[spec.key] = worker
+        self.dispatcher.placed(spec.key, worker)
+
+    def run(self, spec: JobSpec, worker: str = "w1") -> SimulatedRun:
+        """Place a job on a worker and have it start there, unheard."""
+        self.place(spec, worker)
+        return SimulatedRun(self, spec, worker)
+
+    def running(self, spec: JobSpec, worker: str = "w1") -> SimulatedRun:
+        run = self.run(spec, worker)
+        assert run.says(JobStatus.RUNNING)
+        return run
+
+    def lose(self, spec: JobSpec, *, alive: bool = False) -> None:
+        """Take a key from its worker, which is gone or (``alive``) said that the task raised."""
+        self.dispatcher.taken_away(spec.key, self.cluster.places.pop(spec.key, None), alive=alive)
+
+    def end(self, spec: JobSpec, worker: str, nbytes: int | None = 10) -> None:
+        """Have Dask hear that a key has ended, with a value or (None) in an error."""
+        self.cluster.places.pop(spec.key, None)
+        self.dispatcher.ended(spec.key, worker, nbytes)
+
+    def succeed(self, spec: JobSpec, *, nbytes: int = 10, stored: bool = True) -> None:
+        """Have a job run and end well; Girder has the value or (not ``stored``) not."""
+        self.running(spec).says(JobStatus.SUCCESS, result=b"r" if stored else None)
+        self.end(spec, "w1", nbytes)
+
+    def again(self, spec: JobSpec) -> JobSpec:
+        """Return the spec under which a job was submitted last."""
+        last = [key for key in self.cluster.submitted if f"-{spec.id}-" in key][-1]
+        return self.cluster.specs[last]
+
+    def history(self, job_id: str = "a") -> list[tuple[int, JobStatus]]:
+        return [
+            (e.attempt, JobStatus(e.status))
+            for e in self.events
+            if e.id == job_id and e.status is not None
+        ]
+
+    def log(self, job_id: str = "a") -> str:
+        return "".join(e.log or "" for e in self.events if e.id == job_id)

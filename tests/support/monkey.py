@@ -1,0 +1,145 @@
+"""Kills parts of a stack at random, while a supervisor starts them again."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from girder_dask.errors import StackError
+from girder_dask.standalone.report import Reporter
+from girder_dask.standalone.supervisor import Supervisor
+from tests.support.fault_site import FaultStack
+
+__all__ = ["Blow", "Hit", "Monkey", "blows"]
+
+_POLL = 0.05
+# Seconds for which a victim that is down may take to be there again.
+_MOST_WAIT = 120.0
+
+
+@dataclass(frozen=True)
+class Blow:
+    """What is killed, and at least how many seconds after the blow before.
+
+    ``whole`` tells for a worker whether its nanny is killed, too.
+    """
+
+    pause: float
+    victim: str
+    whole: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.victim}{'' if self.whole else ' without its nanny'}"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A process that has ended by a blow, and when, in seconds since the epoch."""
+
+    blow: Blow
+    pid: int
+    time: float
+
+
+def blows(seed: int, seconds: float, workers: int) -> list[Blow]:
+    """Return what is killed within so many seconds; the same for the same seed.
+
+    Each part is killed at least once.
+    """
+    chance = random.Random(seed)  # noqa: S311 - to be dealt again
+    victims = ["scheduler", "girder", *(f"worker-{n}" for n in range(workers))]
+    left = chance.sample(victims, len(victims))
+    made: list[Blow] = []
+    while left or sum(blow.pause for blow in made) < seconds:
+        victim = left.pop() if left else chance.choice(victims)
+        whole = not victim.startswith("worker") or chance.random() < 0.5
+        made.append(Blow(chance.uniform(0.2, 4.0), victim, whole))
+    return made
+
+
+class Monkey:
+    """Deals blows to a stack, and keeps it going."""
+
+    def __init__(self, stack: FaultStack) -> None:
+        self._stack = stack
+        self.diary: list[str] = []
+        self.hits: list[Hit] = []
+        self._began = time.monotonic()
+        # Parts are killed far more often than in life, so none is given up for that.
+        self._supervisor = Supervisor(
+            stack.parts,
+            _Diary(self._note),
+            start=stack.start_again,
+            clear=stack.clear,
+            pause=0.3,
+            quick=0,
+            most=20,
+        )
+
+    def deal(self, blow: Blow) -> None:
+        """Kill the victim of a blow; one that is down is waited for."""
+        deadline = time.monotonic() + _MOST_WAIT
+        while (process := self.process(blow)) is None:
+            assert time.monotonic() < deadline, f"{blow} does not come back to be killed"
+            self.tend(_POLL)
+        part = self._stack.part(blow.victim)
+        now = time.time()
+        if blow.whole:
+            part.kill()
+            ours = part.exit_code == -signal.SIGKILL
+        else:
+            process.kill()
+            process.wait(10)
+            ours = not process.is_running()
+        if ours:
+            self.hits.append(Hit(blow, process.pid, now))
+        self._note(f"{'killed' if ours else 'came too late for'} {blow}, process {process.pid}")
+
+    def process(self, blow: Blow) -> psutil.Process | None:
+        """Return the process that a blow would end now, if it runs.
+
+        A nanny whose first worker is killed ends, so the worker alone is no victim before it works.
+        """
+        part = self._stack.part(blow.victim)
+        with contextlib.suppress(psutil.NoSuchProcess, StopIteration, StackError):
+            if not part.running or not (blow.whole or part.is_ready()):
+                return None
+            if not blow.whole:
+                found = self._stack.worker_process(blow.victim)
+                return None if found.status() == psutil.STATUS_ZOMBIE else found
+            return psutil.Process(part.pid)
+        return None
+
+    def tend(self, seconds: float) -> None:
+        """Start again what has ended, for so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._supervisor.poll()
+            time.sleep(_POLL)
+
+    def whole(self) -> bool:
+        """Start again what has ended, and say whether all parts do their work."""
+        self._supervisor.poll()
+        return self._supervisor.settled
+
+    def _note(self, text: str) -> None:
+        self.diary.append(f"{time.monotonic() - self._began:7.2f} s  {text}")
+
+
+class _Diary(Reporter):
+    """Writes down what the supervisor does."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+
+    def ready(self, part: str, seconds: float) -> None:
+        self._note(f"{part} is ready after {seconds:.1f} s")
+
+    def failed(self, part: str, text: str) -> None:  # noqa: ARG002 - the text names it
+        self._note(text.partition("\n")[0])

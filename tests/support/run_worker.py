@@ -1,0 +1,148 @@
+"""A worker without Dask: what a run needs, and a place that its events arrive at."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import pickle
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextvars import Context
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.protocol.payload import pack_call
+from girder_dask.worker import capture
+from girder_dask.worker.cancellation import Stopper
+from girder_dask.worker.concurrency import propagation
+from girder_dask.worker.context import Station
+from girder_dask.worker.failures import Place
+from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.outbox import Outbox
+from girder_dask.worker.runner import Run
+from tests.support.deadline import SECONDS, until
+
+WORKER = "tcp://10.0.0.7:4312"
+
+
+class Worker:
+    """A station with an outbox on an event loop of its own, and threads that run jobs."""
+
+    def __init__(self, directory: Path, standby: Standby | None = None) -> None:
+        self.events: list[JobEvent] = []
+        self.sends = 0  # requests that were begun
+        self.dropped: set[str] = set()
+        self.open = threading.Event()
+        self.open.set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._outboxes: list[Outbox] = []
+        self.threads = concurrent.futures.ThreadPoolExecutor(4)
+        self.station = Station(
+            place=Place(WORKER, "node7"),
+            outbox=self.make_outbox(1 << 20),
+            directory=directory / "scratch",
+            api_url=None,
+            max_result=1000,
+            standby=standby or Standby(),
+            limit=self._limit,
+        )
+        self._owns_standby = standby is None
+        # For time limits alone: a test cancels by itself, or with a stopper of its own.
+        self._stopper = Stopper(self.station.runs, self.station.refused, grace=1.0)
+
+    def _limit(self, run: Run, seconds: float | None) -> None:
+        self._loop.call_soon_threadsafe(self._stopper.limit, run, seconds, context=Context())
+
+    def make_outbox(self, capacity: int) -> Outbox:
+        async def make() -> Outbox:
+            return Outbox(self._send, interval=0.0, log_capacity=capacity, worker=WORKER)
+
+        outbox = asyncio.run_coroutine_threadsafe(make(), self._loop).result(SECONDS)
+        self._outboxes.append(outbox)
+        return outbox
+
+    async def _send(self, _name: str, _batch: int, wire: list[dict[str, Any]]) -> Collection[str]:
+        self.sends += 1
+        await asyncio.to_thread(self.open.wait)
+        events = [JobEvent.from_wire(each) for each in wire]
+        self.events += events
+        return {e.run for e in events if e.run in self.dropped}
+
+    def close(self) -> None:
+        self.open.set()
+        self.threads.shutdown()
+        asyncio.run_coroutine_threadsafe(self._stopper.close(0.0), self._loop).result(SECONDS)
+        if self._owns_standby:
+            self.station.standby.close()
+        for outbox in self._outboxes:
+            asyncio.run_coroutine_threadsafe(outbox.close(SECONDS), self._loop).result(SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # -- running -----------------------------------------------------------------------------
+
+    def run(
+        self,
+        function: Callable[..., Any] | None,
+        *args: Any,
+        hooks: Any = (),
+        job_id: str = "a",
+        payload: bytes | None = None,
+        **fields: Any,
+    ) -> Run:
+        """Return the run of a function, or of the task that ``fields`` name, not yet begun."""
+        if payload is None:
+            payload = pack_call(args, fields.pop("kwargs", {}), hooks, function)
+        fields = {"task": "m:f", "attempt": 1, "title": "Count", "trusted": True, **fields}
+        return Run(JobSpec(id=job_id, payload=payload, **fields), self.station)
+
+    def begin(self, run: Run) -> concurrent.futures.Future[Any]:
+        return self.threads.submit(run)
+
+    def outcome(self, function: Callable[..., Any] | None, *args: Any, **fields: Any) -> Any:
+        """Run and return what the run returned or raised, when its end has arrived."""
+        future = self.begin(self.run(function, *args, **fields))
+        job_id = fields.get("job_id", "a")
+        error = future.exception(SECONDS)
+        until(lambda: any(e.status in (3, 4, 5) for e in self.events if e.id == job_id))
+        return brought(error) if error is not None else future.result()
+
+    def statuses(self, job_id: str = "a") -> list[JobStatus]:
+        return [JobStatus(e.status) for e in self.events if e.id == job_id and e.status is not None]
+
+    def log(self, job_id: str = "a") -> str:
+        return "".join(e.log or "" for e in self.events if e.id == job_id)
+
+    @property
+    def ended(self) -> list[str]:
+        """The ids of the jobs whose end has arrived."""
+        return [e.id for e in self.events if e.status in (3, 4, 5)]
+
+    @property
+    def end(self) -> JobEvent:
+        return next(e for e in self.events if e.status in (3, 4, 5))
+
+
+def brought(error: BaseException) -> BaseException:
+    """Return an exception of a run as Dask brings it to who asks for it."""
+    data = cloudpickle.dumps(error)
+    assert type(pickle.loads(data)) is type(error)  # Dask looks in the worker whether it can
+    return pickle.loads(data)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[None]:
+    capture.install("INFO")
+    propagation.install()
+    try:
+        yield
+    finally:
+        propagation.uninstall()
+        capture.uninstall()

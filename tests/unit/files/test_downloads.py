@@ -1,0 +1,476 @@
+"""Files that come from a Girder which breaks, changes them, or sends what they are not."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import girder_client
+import pytest
+import requests
+
+from girder_dask import config
+from girder_dask.errors import TransformError
+from girder_dask.files.cache import FileCache
+from girder_dask.files.downloads import DiskFull, FileChanged, download
+from girder_dask.transforms import GirderFileId, GirderFileIdAllowDirect, GirderItemId
+from tests.support.file_girder import Cut, FileGirder, serving_files
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture
+def girder() -> Iterator[FileGirder]:
+    config.get("worker.retry-time")  # or the defaults end with this block
+    with dask.config.set({"girder.worker.retry-time": "5 s"}), serving_files() as peer:
+        yield peer
+
+
+@pytest.fixture
+def gc(girder: FileGirder) -> girder_client.GirderClient:
+    client = girder_client.GirderClient(apiUrl=girder.url)
+    client.token = "TOKEN"
+    return client
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "file"
+
+
+def ignore(*_: Any) -> None: ...
+
+
+def sha512(content: bytes) -> str:
+    return hashlib.sha512(content).hexdigest()
+
+
+def test_all_of_a_file_comes_and_is_told_of(girder: FileGirder, gc: Any, path: Path) -> None:
+    told: list[tuple[int, int | None, str]] = []
+    file = girder.put("a.bin", CONTENT * 3, sha512=sha512(CONTENT * 3))
+    download(gc, file, path, lambda *what: told.append(what))
+    assert path.read_bytes() == CONTENT * 3
+    assert told[-1] == (len(CONTENT) * 3, len(CONTENT) * 3, "a.bin")
+    assert [t[0] for t in told] == sorted(t[0] for t in told)
+    assert len(told) >= 3
+    assert set(girder.tokens) == {"TOKEN"}
+
+
+def test_an_empty_file(girder: FileGirder, gc: Any, path: Path) -> None:
+    download(gc, girder.put("empty", b"", sha512=sha512(b"")), path, ignore)
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["checksum", "no checksum"])
+def test_a_broken_connection_is_resumed_where_it_broke(
+    girder: FileGirder, gc: Any, path: Path, known: bool
+) -> None:
+    file = girder.put("a.bin", CONTENT, **({"sha512": sha512(CONTENT)} if known else {}))
+    girder.cuts = [300_000, 0, 500_000]
+    download(gc, file, path, ignore)
+    assert path.read_bytes() == CONTENT
+    ranges = [r for r in girder.ranges if r]
+    assert len(ranges) == 3
+    assert 0 < int(ranges[0].strip("bytes=-")) <= 300_000
+    assert ranges[0] == ranges[1]
+
+
+def test_where_parts_are_not_given_it_begins_anew(girder: FileGirder, gc: Any, path: Path) -> None:
+    girder.cuts, girder.resumes = [300_000], False
+    download(gc, girder.put("a.bin", CONTENT, sha512=sha512(CONTENT)), path, ignore)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_girder_that_is_away_for_a_moment(girder: FileGirder, gc: Any, path: Path) -> None:
+    faults: list[Any] = [503, Cut(), 500, 429]
+
+    def fault(_: str) -> int | None:
+        found = faults.pop(0) if faults else None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    girder.fault = fault
+    with dask.config.set({"girder.worker.retry-time": "60 s"}):
+        download(gc, girder.put("a.bin", b"abc", sha512=sha512(b"abc")), path, ignore)
+    assert path.read_bytes() == b"abc"
+    assert len(girder.asked) == 5
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 501])
+def test_a_refusal_is_taken_at_once(girder: FileGirder, gc: Any, path: Path, status: int) -> None:
+    girder.fault = lambda _: status
+    with pytest.raises(requests.HTTPError):
+        download(gc, girder.put("a.bin", b"abc"), path, ignore)
+    assert len(girder.asked) == 1
+    assert not path.exists()
+
+
+def test_an_internal_error_that_stays_is_not_asked_for_long(
+    girder: FileGirder, gc: Any, path: Path
+) -> None:
+    girder.fault = lambda what: None if "user/me" in what else 500
+    with dask.config.set({"girder.worker.retry-time": "1 h"}), pytest.raises(requests.HTTPError):
+        download(gc, girder.put("a.bin", b"abc"), path, ignore)
+    assert len([what for what in girder.asked if "user/me" not in what]) == 3
+
+
+def test_internal_errors_of_a_girder_that_has_no_database_are_waited_for(
+    girder: FileGirder, gc: Any, path: Path
+) -> None:
+    def fault(_: str) -> int | None:
+        return 500 if len(girder.asked) <= 12 else None
+
+    girder.fault = fault
+    with dask.config.set({"girder.worker.retry-time": "60 s"}):
+        download(gc, girder.put("a.bin", b"abc"), path, ignore)
+    assert path.read_bytes() == b"abc"
+
+
+def test_a_girder_that_stays_away_is_given_up(gc: Any, girder: FileGirder, path: Path) -> None:
+    girder.fault = lambda _: 503
+    with (
+        dask.config.set({"girder.worker.retry-time": "1 s"}),
+        pytest.raises(requests.HTTPError),
+    ):
+        download(gc, girder.put("a.bin", b"abc"), path, ignore)
+    assert 2 <= len(girder.asked) <= 4
+    assert not path.exists()
+
+
+def test_what_is_not_as_its_checksum_says_is_refused(
+    girder: FileGirder, gc: Any, path: Path
+) -> None:
+    file = girder.put("a.bin", b"abc", sha512=sha512(b"abd"))
+    with pytest.raises(TransformError, match=r"a\.bin is not what was put into Girder"):
+        download(gc, file, path, ignore)
+    assert girder.count("GET file/id0/download") == 2
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_what_has_another_size_is_refused(
+    girder: FileGirder, gc: Any, path: Path, size: int
+) -> None:
+    file = girder.put("a.bin", b"abc")
+    file["size"] = girder.documents["id0"]["size"] = size
+    with pytest.raises(TransformError, match=rf"a\.bin has {size} bytes in Girder, but 3 arrived"):
+        download(gc, file, path, ignore)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["checksum", "no checksum"])
+def test_a_file_that_changes_under_way_is_told_of(
+    girder: FileGirder, gc: Any, path: Path, known: bool
+) -> None:
+    file = girder.put("a.bin", CONTENT, **({"sha512": sha512(CONTENT)} if known else {}))
+    changed = CONTENT[::-1]
+    girder.cuts = [300_000]
+
+    def fault(_: str) -> None:
+        if len(girder.asked) == 2:
+            girder.replace("id0", changed, **({"sha512": sha512(changed)} if known else {}))
+
+    girder.fault = fault
+    with pytest.raises(FileChanged) as caught:
+        download(gc, file, path, ignore)
+    assert caught.value.file == girder.documents["id0"]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_transform_begins_anew_with_a_file_that_changed(
+    girder: FileGirder, gc: Any, tmp_path: Path, cached: bool
+) -> None:
+    girder.put("a.bin", CONTENT)
+    girder.cuts = [300_000]
+    changed = CONTENT[::-1] + b"more"
+
+    def fault(_: str) -> None:
+        if len(girder.asked) == 3:
+            girder.replace("id0", changed)
+
+    girder.fault = fault
+    transform = GirderFileId("id0", gc=gc)
+    transform.work_dir = tmp_path
+    transform.cache = FileCache(tmp_path / "cache", 10**8) if cached else None
+    assert Path(transform.transform()).read_bytes() == changed
+    if cached:
+        assert transform.cache.size() == len(changed)
+
+
+def test_a_file_that_changes_again_and_again_is_given_up(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
+    girder.put("a.bin", b"")
+
+    def fault(what: str) -> None:
+        if what.endswith("download"):
+            girder.replace("id0", b"x" * len(girder.asked))
+
+    girder.fault = fault
+    transform = GirderFileId("id0", gc=gc)
+    transform.work_dir = tmp_path
+    with pytest.raises(TransformError, match=r"a\.bin changed 5 times while it was fetched"):
+        transform.transform()
+
+
+def test_a_full_disk_is_said_and_nothing_is_left(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
+    girder.put("a.bin", CONTENT)
+    transform = GirderFileId("id0", gc=gc)
+    transform.work_dir = tmp_path
+    transform.cache = FileCache(tmp_path / "cache", 10**8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        with pytest.raises(
+            DiskFull,
+            match=r"GirderFileId\('id0'\): The disk of the worker is full.*a.bin \(1,048,576 bytes",
+        ):
+            transform.transform()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    transform.cleanup()
+    assert transform.cache.entries() == []
+    assert list(tmp_path.rglob("a.bin")) == []
+
+
+def test_the_token_is_not_given_to_another_site(girder: FileGirder, gc: Any, path: Path) -> None:
+    with serving_files() as other:
+        file = girder.put("a.bin", CONTENT, sha512=sha512(CONTENT))
+        other.put("a.bin", CONTENT)
+        girder.elsewhere = other.url
+        other.cuts = [300_000]
+        download(gc, file, path, ignore)
+        assert path.read_bytes() == CONTENT
+        assert set(girder.tokens) == {"TOKEN"}
+        assert other.tokens == [None, None]
+        assert other.ranges[1] is not None
+        other.fault = lambda _: 403
+        with pytest.raises(requests.RequestException) as caught:
+            download(gc, file, path, ignore)
+        assert other.url not in str(caught.value)
+        assert "the file is at 127.0.0.1, which answered 403" in str(caught.value)
+        other.fault, other.elsewhere = (lambda _: None), other.url  # within the other site
+        with pytest.raises(requests.RequestException, match="from one address to the next"):
+            download(gc, file, path, ignore)
+        assert set(other.tokens) == {None}
+
+
+def test_a_place_that_is_down_is_not_girder_and_its_address_is_not_told(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
+    with serving_files() as other:
+        girder.elsewhere = f"{other.url}/key?X-Amz-Signature=SECRET&x="
+    file = girder.put("a.bin", CONTENT)
+    transform = GirderFileId(file["_id"], gc=gc)
+    transform.work_dir = tmp_path
+    setting = dask.config.set({"girder.worker.retry-time": 0.1})
+    with setting, pytest.raises(TransformError) as caught:
+        transform.transform()
+    assert str(caught.value) == (
+        "GirderFileId('id0'): the file cannot be fetched. Girder says that the file is at "
+        "127.0.0.1, which did not answer (ConnectionError). Ask whoever keeps files there."
+    )
+
+
+def test_a_link_is_followed_and_never_kept(girder: FileGirder, gc: Any, tmp_path: Path) -> None:
+    with serving_files() as other:
+        other.put("there", b"one")
+        file = girder.put("a.bin", b"", linkUrl=other.url)
+        del file["size"]
+        girder.elsewhere = other.url
+        for content in (b"one", b"another"):
+            other.replace("id0", content)
+            transform = GirderFileId("id0", gc=gc)
+            transform.work_dir = tmp_path
+            transform.cache = FileCache(tmp_path / "cache", 10**8)
+            assert Path(transform.transform()).read_bytes() == content
+        assert transform.cache.entries() == []
+
+
+def test_redirects_have_an_end(girder: FileGirder, gc: Any, path: Path) -> None:
+    girder.elsewhere = girder.url
+    with pytest.raises(requests.RequestException, match="from one address to the next"):
+        download(gc, girder.put("a.bin", b"abc"), path, ignore)
+    assert [token for token in girder.tokens if token] == ["TOKEN"], "only Girder's API gets it"
+    assert len(girder.asked) == 7
+
+
+# -- through the cache -----------------------------------------------------------------------
+
+
+def test_each_job_asks_for_the_file_with_its_own_token(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
+    girder.put("a.bin", CONTENT, sha512=sha512(CONTENT))
+    cache = FileCache(tmp_path / "cache", 10**8)
+
+    def get(token: str) -> Path:
+        client = girder_client.GirderClient(apiUrl=girder.url)
+        client.token = token
+        transform = GirderFileId("id0", gc=client)
+        transform.work_dir, transform.cache = tmp_path, cache
+        return Path(transform.transform())
+
+    paths = [get("first"), get("second")]
+    assert girder.tokens == ["first", "first", "second"]
+    assert [p.read_bytes() == CONTENT for p in paths] == [True, True]
+    assert paths[0].parent != paths[1].parent
+    girder.fault = lambda _: 403 if girder.tokens[-1] == "third" else None
+    with pytest.raises(TransformError, match=r"may not do this \(Fault 403\)"):
+        get("third")
+    girder.replace("id0", b"new", sha512=sha512(b"new"))
+    assert get("fourth").read_bytes() == b"new"
+
+
+def test_what_a_task_deletes_or_replaces_is_its_own(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
+    girder.put("a.bin", CONTENT)
+    for change in ("unlink", "replace", "write"):
+        transform = GirderFileId("id0", gc=gc)
+        transform.work_dir = tmp_path
+        transform.cache = FileCache(tmp_path / "cache", 10**8)
+        path = Path(transform.transform())
+        assert path.read_bytes() == CONTENT
+        if change == "unlink":
+            path.unlink()
+        elif change == "replace":
+            (tmp_path / "new").write_bytes(b"new")
+            (tmp_path / "new").replace(path)
+        else:
+            path.chmod(0o600)
+            path.write_bytes(b"written")
+        transform.cleanup()
+        assert not path.parent.exists()
+    transform = GirderFileId("id0", gc=gc)
+    transform.work_dir, transform.cache = tmp_path, FileCache(tmp_path / "cache", 10**8)
+    assert Path(transform.transform()).read_bytes() == CONTENT
+    assert girder.count("GET file/id0/download") == 2
+
+
+def test_a_cache_that_breaks_costs_only_time(
+    girder: FileGirder, gc: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    girder.put("a.bin", CONTENT)
+    transform = GirderFileId("id0", gc=gc)
+    transform.work_dir, transform.cache = tmp_path, FileCache(tmp_path / "cache", 10**8)
+    (tmp_path / "cache" / "lock").mkdir()
+    assert Path(transform.transform()).read_bytes() == CONTENT
+    assert "The cache of files cannot be used" in caplog.text
+
+
+def test_an_item_keeps_extensions_where_names_collide(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
+    for name, content in (("a.nii.gz", b"1"), ("a.nii.gz", b"2"), ("../b", b"3"), ("empty", b"")):
+        girder.put(name, content, parent="item1")
+    told: list[Any] = []
+    transform = GirderItemId("item1", gc=gc)
+    transform.work_dir, transform.cache = tmp_path, FileCache(tmp_path / "cache", 10**8)
+    transform.report = lambda *what: told.append(what)
+    found = Path(transform.transform())
+    assert {p.name: p.read_bytes() for p in found.iterdir()} == {
+        "a.nii.gz": b"1",
+        "id1-a.nii.gz": b"2",
+        ".._b": b"3",
+        "empty": b"",
+    }
+    assert told[-1][:2] == (3, 3)
+    transform.cleanup()
+    assert not found.exists()
+
+
+# -- in place --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(girder: FileGirder, tmp_path: Path) -> Path:
+    """A file that Girder has on a disk that the worker sees."""
+    girder.put("a.nii.gz", b"abc")
+    path = tmp_path / "assetstore" / "3f2a"
+    path.parent.mkdir()
+    path.write_bytes(b"abc")
+    girder.documents["path"] = {"path": str(path), "modified": path.stat().st_mtime}
+    return path
+
+
+def direct(gc: Any, work_dir: Path, **more: Any) -> Path:
+    transform = GirderFileIdAllowDirect("id0", gc=gc, **more)
+    transform.work_dir = work_dir
+    path = Path(transform.transform())
+    assert path.name == "a.nii.gz"
+    assert path.read_bytes() == b"abc"
+    return path
+
+
+@pytest.mark.parametrize("how", ["environment", "configuration"])
+def test_a_file_is_used_in_place(
+    place: Path, gc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.delenv("GW_DIRECT_PATHS", raising=False)
+    assert not direct(gc, tmp_path).is_symlink()
+    if how == "environment":
+        monkeypatch.setenv("GW_DIRECT_PATHS", "1")
+    with dask.config.set({"girder.worker.direct-paths": how == "configuration"}):
+        path = direct(gc, tmp_path, local_path="/etc/passwd")
+    assert path.readlink() == place
+
+
+@pytest.mark.parametrize("what", ["gone", "size", "time", "directory", "not told", "refused"])
+def test_what_is_not_surely_the_file_is_fetched(
+    place: Path,
+    girder: FileGirder,
+    gc: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    monkeypatch.setenv("GW_DIRECT_PATHS", "1")
+    facts = girder.documents["path"]
+    if what == "gone":
+        place.unlink()
+    elif what == "size":
+        place.write_bytes(b"abcd")
+        facts["modified"] = place.stat().st_mtime
+    elif what == "time":
+        facts["modified"] -= 100
+    elif what == "directory":
+        facts["path"] = str(tmp_path)
+    elif what == "not told":
+        facts["path"] = None
+    else:
+        girder.fault = lambda asked: 404 if asked.endswith("/path") else None
+    # A path that a submitter names is never used, though it is there and has the size.
+    (tmp_path / "theirs").write_bytes(b"abc")
+    assert not direct(gc, tmp_path, local_path=str(tmp_path / "theirs")).is_symlink()
+
+
+def test_in_place_or_not_the_file_must_be_readable(
+    place: Path, girder: FileGirder, gc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GW_DIRECT_PATHS", "1")
+    girder.fault = lambda what: 403 if what == "GET file/id0" else None
+    with pytest.raises(TransformError, match="may not do this"):
+        GirderFileIdAllowDirect("id0", local_path=str(place), gc=gc).transform()
+
+
+def test_a_closed_port_is_tried_again_and_then_said(tmp_path: Path) -> None:
+    config.get("worker.retry-time")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    client = girder_client.GirderClient(apiUrl=f"http://127.0.0.1:{port}/api/v1")
+    with (
+        dask.config.set({"girder.worker.retry-time": "0.5 s"}),
+        pytest.raises(TransformError, match=r"GirderItemId\('5f'\).*Girder did not answer"),
+    ):
+        GirderItemId("5f", gc=client).transform()

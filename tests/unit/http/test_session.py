@@ -1,0 +1,107 @@
+"""Requests of tasks to a Girder that is away."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dask
+import girder_client
+import pytest
+import requests
+
+from girder_dask import config
+from girder_dask.http.session import GirderSession, make_session
+from tests.support.file_girder import FileGirder, serving_files
+
+
+@pytest.fixture
+def girder() -> Iterator[FileGirder]:
+    config.get("worker.retry-time")  # or the defaults end with this block
+    with dask.config.set({"girder.worker.retry-time": "20 s"}), serving_files() as peer:
+        yield peer
+
+
+@pytest.fixture
+def gc(girder: FileGirder) -> Any:
+    client = girder_client.GirderClient(apiUrl=girder.url)
+    client._session = make_session(client.urlBase)
+    return client
+
+
+def test_what_only_reads_is_asked_again(girder: FileGirder, gc: Any) -> None:
+    file = girder.put("a.bin", b"abc")
+    faults: list[int] = [503, 502, 429]
+    girder.fault = lambda _: faults.pop() if faults else None
+    assert gc.get(f"file/{file['_id']}")["name"] == "a.bin"
+    assert len(girder.asked) == 4
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_what_does_the_same_twice_is_sent_again(girder: FileGirder, gc: Any, method: str) -> None:
+    faults: list[int] = [500, 502]
+    girder.fault = lambda _: faults.pop() if faults else 403
+    with pytest.raises(requests.HTTPError, match="403"):
+        gc.sendRestRequest(method, "item/a")
+    assert girder.asked.count(f"{method} item/a") == 3
+
+
+def test_what_writes_is_sent_once(girder: FileGirder, gc: Any) -> None:
+    girder.fault = lambda _: 502
+    with pytest.raises(requests.HTTPError):
+        gc.post("file", parameters={"name": "a"})
+    assert len(girder.asked) == 1
+
+
+def test_what_writes_is_sent_when_somebody_listens(girder: FileGirder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    client = girder_client.GirderClient(apiUrl=f"http://127.0.0.1:{port}/api/v1")
+    client._session = make_session(client.urlBase)
+
+    def listen() -> None:
+        time.sleep(0.5)
+        with socket.create_server(("127.0.0.1", port)) as late:
+            peer, _ = late.accept()
+            with peer:
+                assert b"POST /api/v1/item" in peer.recv(65536)
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    assert client.post("item") == {}
+    thread.join()
+
+
+def test_a_request_with_a_timeout_is_made_once(girder: FileGirder, gc: Any) -> None:
+    girder.fault = lambda _: 503
+    with pytest.raises(requests.HTTPError):
+        gc.sendRestRequest("GET", "file/a", timeout=5)
+    assert len(girder.asked) == 1
+
+
+def test_refusals_come_at_once(girder: FileGirder, gc: Any) -> None:
+    girder.fault = lambda _: 403
+    with pytest.raises(requests.HTTPError):
+        gc.get("file/a")
+    assert len(girder.asked) == 1
+
+
+def test_attributes_of_the_session() -> None:
+    session = make_session("http://girder/api/v1", {"verify": False, "headers": {"X-Site": "7"}})
+    assert session.verify is False
+    assert session.headers == {"X-Site": "7"}
+
+
+def test_a_connection_that_girder_may_be_closing_is_not_used_again(
+    girder: FileGirder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GirderSession(girder.url) as session:
+        for idle, connections in ((60.0, 1), (0.0, 3)):
+            monkeypatch.setattr("girder_dask.http.session.IDLE", idle)
+            for _ in range(2):
+                assert session.get(f"{girder.url}/user/me").status_code
+            assert len(girder.connections) == connections

@@ -1,0 +1,63 @@
+"""Which part of what is served a request asks for, by RFC 9110."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from girder_dask.plugin.rest.byte_ranges import Unsatisfiable, asked_for
+
+SIZE = 100
+
+
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        ("bytes=0-0", (0, 1)),
+        ("bytes=10-19", (10, 20)),
+        ("bytes=90-", (90, 100)),
+        ("bytes=99-99999", (99, 100)),
+        ("bytes=0-99999", (0, 100)),
+        ("bytes=-5", (95, 100)),
+        ("bytes=-99999", (0, 100)),
+        ("Bytes = 1-2", (1, 3)),
+        ("bytes= 1-2 ,", (1, 3)),
+    ],
+)
+def test_a_part(header: str, part: tuple[int, int]) -> None:
+    assert asked_for(header, SIZE) == part
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(None, "", "bytes", "bytes=", "bytes=,", "bytes=abc-def", "bytes=-", "bytes=5-2"),
+        *("bytes=1-2-3", "bytes=+1-2", "bytes=1_0-20", "bytes=٣-٤", "bytes=--5", "bytes=1 - 2"),
+        *("lines=1-2", "items=0-5", "bytes=1-x,2-3", "bytes=0-1,5-6", "bytes=" + "9" * 5000 + "-"),
+        *("bytes 0-1", "=0-1", "bytes==0-1"),
+    ],
+)
+def test_what_is_no_single_part_is_answered_with_the_whole(header: str | None) -> None:
+    assert asked_for(header, SIZE) is None
+
+
+@pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=500-,600-"])
+def test_what_is_not_there_is_refused(header: str) -> None:
+    with pytest.raises(Unsatisfiable):
+        asked_for(header, SIZE)
+
+
+def test_of_nothing_there_is_no_part() -> None:
+    assert asked_for("bytes=-5", 0) is None
+    with pytest.raises(Unsatisfiable):
+        asked_for("bytes=0-", 0)
+
+
+@given(st.text(alphabet="0123456789-,= bytesx", max_size=30), st.integers(0, 50))
+def test_whatever_is_asked_for_a_part_lies_within(text: str, size: int) -> None:
+    try:
+        part = asked_for(f"bytes={text}", size)
+    except Unsatisfiable:
+        return
+    assert part is None or 0 <= part[0] < part[1] <= size

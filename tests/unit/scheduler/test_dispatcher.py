@@ -1,0 +1,746 @@
+"""What becomes of a job on a cluster, from three sides, is one history."""
+
+from __future__ import annotations
+
+import pytest
+
+from girder_dask.jobs import JobEvent, JobStatus
+from tests.support.dispatch_site import SimulatedRun, Site
+
+S = JobStatus
+LOST = "Worker w1 was lost while the job ran; it is tried again as attempt 2.\n"
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+# -- accepting -----------------------------------------------------------------------------
+
+
+def test_what_is_accepted_is_submitted_and_girder_told_who_has_it(site: Site) -> None:
+    spec = site.accept()
+    assert site.cluster.submitted == [spec.key]
+    assert [(e.id, e.attempt, e.status, e.log) for e in site.events] == [("a", 1, None, None)]
+    assert spec.key in site.dispatcher
+    assert len(site.dispatcher) == 1
+
+
+def test_accepting_again_changes_nothing(site: Site) -> None:
+    spec = site.accept(attempt=2)
+    assert site.dispatcher.accept([spec, spec]) == ["a", "a"]
+    site.accept(attempt=1)
+    assert site.cluster.submitted == [spec.key]
+    assert len(site.events) == 1
+    assert not site.cluster.dropped
+
+
+def test_a_job_that_has_just_ended_does_not_run_again(site: Site) -> None:
+    spec = site.accept()
+    site.succeed(spec)
+    site.dispatcher.verdict("a", "done")
+    assert not site.dispatcher.has("a")
+    # Girder had sent it once more before it heard of the end.
+    assert site.dispatcher.accept([spec]) == ["a"]
+    assert site.cluster.submitted == [spec.key]
+    # Another attempt is another matter, and so is what Girder still says after a while.
+    site.accept(attempt=2)
+    assert len(site.cluster.submitted) == 2
+    other = site.accept("b")
+    site.running(other).says(S.ERROR)
+    site.dispatcher.verdict("b", "done")
+    site.cluster.advance(61)
+    site.cluster.submitted.remove(other.key)
+    site.dispatcher.accept([other])
+    assert site.dispatcher.has("b")
+
+
+def test_a_higher_attempt_takes_the_place_of_the_one_before(site: Site) -> None:
+    old = site.accept(attempt=1)
+    run = site.running(old)
+    new = site.accept(attempt=2)
+    assert site.cluster.submitted == [old.key, new.key]
+    assert site.cluster.dropped == [old.key]
+    assert site.forgotten == [("a", 1)]
+    assert not run.says(S.SUCCESS)
+    assert len(site.dispatcher) == 1
+    assert site.history()[-1] == (1, S.RUNNING)
+
+
+def test_the_run_of_an_old_attempt_is_not_heard_for_the_new_one_on_the_same_worker(
+    site: Site,
+) -> None:
+    old_run = site.running(site.accept(attempt=1), "w1")
+    new = site.accept(attempt=2)
+    new_run = site.run(new, "w1")
+    assert not old_run.says(S.CANCELED)
+    assert new_run.says(S.RUNNING)
+    assert new_run.says(S.SUCCESS, result=b"new")
+    assert site.history() == [(1, S.RUNNING), (2, S.RUNNING), (2, S.SUCCESS)]
+
+
+def test_jobs_do_not_mix(site: Site) -> None:
+    a, b = site.accept("a"), site.accept("b")
+    run_a, run_b = site.running(a), site.running(b)
+    run_a.says(S.SUCCESS)
+    run_b.says(S.ERROR, error="no")
+    assert site.history("a") == [(1, S.RUNNING), (1, S.SUCCESS)]
+    assert site.history("b") == [(1, S.RUNNING), (1, S.ERROR)]
+
+
+# -- runs ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_heard_on_the_worker_that_has_the_key(site: Site) -> None:
+    spec = site.accept()
+    run = site.run(spec)
+    assert run.says(S.FETCHING_INPUT)
+    assert run.says(log="half way\n", progress={"current": 1})
+    assert run.says(S.SUCCESS, result=b"r", log="done\n")
+    assert site.history() == [(1, S.FETCHING_INPUT), (1, S.SUCCESS)]
+    assert site.log() == "half way\ndone\n"
+    assert site.events[-1].result == b"r"
+    assert not site.dispatcher.is_open(spec.key)
+
+
+def test_a_run_on_another_worker_is_not_heard(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    assert not SimulatedRun(site, spec, "w2").says(S.RUNNING)
+    assert site.history() == []
+
+
+def test_before_a_job_is_placed_nobody_is_heard(site: Site) -> None:
+    assert not SimulatedRun(site, site.accept(), "w1").says(S.RUNNING)
+    assert site.history() == []
+
+
+def test_one_run_is_heard_and_no_second(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec)
+    assert not SimulatedRun(site, spec, "w1").says(S.ERROR, error="no")
+    assert site.history() == [(1, S.RUNNING)]
+
+
+def test_what_is_of_no_run_is_not_heard(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    event = JobEvent(id="a", attempt=1, time=1.0, status=int(S.SUCCESS), worker="w1")
+    assert not site.dispatcher.hear(event)
+    assert not site.dispatcher.hear(JobEvent(id="z", attempt=1, time=1.0, run="r", worker="w1"))
+
+
+def test_after_the_end_nothing_is_heard(site: Site) -> None:
+    run = site.running(site.accept())
+    run.says(S.SUCCESS)
+    assert not run.says(log="late\n")
+    assert not run.says(S.ERROR)
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+
+
+def test_a_quick_job_that_was_stolen_is_heard_from_where_it_ended(site: Site) -> None:
+    """Dask moves it without a word, and knows of its end before its account arrives."""
+    spec = site.accept()
+    site.place(spec, "w1")
+    run = SimulatedRun(site, spec, "w2")
+    site.end(spec, "w2")
+    assert run.says(S.RUNNING)
+    assert run.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+
+
+# -- lost workers --------------------------------------------------------------------------
+
+
+def test_a_worker_lost_before_it_was_heard_may_have_begun(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.lose(spec)
+    run = site.run(spec, "w2")
+    assert run.says(S.RUNNING)
+    assert run.says(S.SUCCESS)
+    assert site.history() == [(2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+    assert "was lost with the job; it is tried again as attempt 2.\n" in site.log()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize("leaving", [True, False])
+def test_what_is_taken_from_a_worker_unheard_may_have_begun(
+    site: Site, alive: bool, leaving: bool
+) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.cluster.places.clear()
+    site.dispatcher.taken_away(spec.key, "w1", alive=alive, leaving=leaving)
+    assert site.history() == [(2, S.QUEUED)]
+    assert site.cluster.attempts == {spec.key: 2}
+    assert site.log().startswith(("Worker w1 ", "Dask took the job from worker w1;"))
+    assert site.cluster.ended == [], "nobody knows its run"
+
+
+def test_what_a_worker_gives_back_keeps_its_number(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.dispatcher.given_back(spec.key)
+    site.cluster.places.clear()
+    site.dispatcher.taken_away(spec.key, "w1", alive=True, leaving=True)
+    assert site.history() == []
+    assert site.cluster.attempts == {}
+    assert site.running(spec, "w2").says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+    assert site.log() == ""
+
+
+def test_a_run_that_is_heard_is_not_given_back(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec, "w1")
+    for key in (spec.key, "x"):
+        site.dispatcher.given_back(key)
+    site.lose(spec)
+    assert site.log() == LOST
+
+
+def test_a_job_that_was_stolen_unheard_is_lost_with_the_worker_that_had_it_last(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.place(spec, "w2")
+    site.lose(spec)
+    assert site.log() == "Worker w2 was lost with the job; it is tried again as attempt 2.\n"
+
+
+def test_a_worker_lost_after_the_start_costs_an_attempt(site: Site) -> None:
+    spec = site.accept()
+    old = site.running(spec, "w1")
+    site.lose(spec)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
+    assert site.log() == LOST
+    assert not old.says(log="I was only thought dead\n")
+    assert not old.says(S.SUCCESS)
+    new = site.run(spec, "w2")
+    assert not old.says(S.SUCCESS)
+    assert new.says(S.RUNNING)
+    assert not old.says(S.SUCCESS)
+    assert new.says(S.SUCCESS)
+    assert site.history()[2:] == [(2, S.RUNNING), (2, S.SUCCESS)]
+    assert site.log() == LOST
+
+
+def test_the_same_worker_may_get_the_job_again(site: Site) -> None:
+    spec = site.accept()
+    old = site.running(spec, "w1")
+    site.lose(spec)
+    new = site.run(spec, "w1")
+    assert not old.says(S.SUCCESS)
+    assert new.says(S.RUNNING)
+    assert site.history()[-1] == (2, S.RUNNING)
+
+
+def test_a_lost_worker_is_no_failed_try(site: Site) -> None:
+    spec = site.accept(retries=1)
+    site.running(spec, "w1")
+    site.lose(spec)
+    run = site.running(spec, "w2")
+    assert run.says(S.ERROR, error="no")
+    assert site.history()[-1] == (3, S.QUEUED)
+
+
+def test_a_job_that_lost_too_many_workers_names_them(site: Site) -> None:
+    spec = site.accept()
+    for worker in ("w1", "w2"):
+        site.running(spec, worker)
+        site.lose(spec)
+    site.dispatcher.failed(spec.key, "The task was lost.")
+    assert site.history()[-1] == (3, S.ERROR)
+    assert site.events[-1].error == "The task was lost. Workers lost: w1, w2."
+    assert site.log().endswith("The task was lost. Workers lost: w1, w2.\n")
+
+
+def test_why_a_worker_was_lost_is_said_when_it_is_known(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec, "w1")
+    site.cluster.reasons["w1"] = "it was full"
+    site.lose(spec)
+    assert site.log() == LOST.replace("ran;", "ran (it was full);")
+    site.running(spec, "w2")
+    site.lose(spec)
+    site.cluster.reasons["w2"] = "it was silent"
+    site.dispatcher.explain("w1")
+    site.dispatcher.explain("w2")
+    assert site.log().endswith("again as attempt 3.\nWorker w2: it was silent.\n")
+    site.running(spec, "w3")
+    site.dispatcher.failed(spec.key, "The task was lost.", worker="w3")
+    told = "The task was lost. Workers lost: w1 (it was full), w2 (it was silent), w3."
+    assert site.events[-1].error == told
+    site.dispatcher.explain("w3")
+    assert site.log().endswith(f"{told}\n")
+
+
+def test_workers_that_are_lost_before_the_start_are_named_in_the_end(site: Site) -> None:
+    spec = site.accept()
+    for worker in ("w1", "w2"):
+        site.place(spec, worker)
+        site.lose(spec)
+    site.dispatcher.failed(spec.key, "The task was lost.", worker="w3")
+    assert site.events[-1].error == "The task was lost. Workers lost: w1, w2, w3."
+
+
+def test_a_run_is_told_which_attempt_it_is(site: Site) -> None:
+    spec = site.accept()
+    for attempt in (2, 3):
+        site.running(spec)
+        site.lose(spec)
+        assert site.cluster.attempts == {spec.key: attempt}
+
+
+def test_a_run_with_a_number_of_the_schedulers_own_begins_when_girder_has_heard_of_it(
+    site: Site,
+) -> None:
+    spec = site.accept(attempt=3)
+    may_begin = site.dispatcher.attempts.may_begin
+    assert may_begin(spec.key, 3), "Girder has given it"
+    site.place(spec, "w1")
+    site.lose(spec)
+    assert may_begin(spec.key, 3) is False
+    assert may_begin(spec.key, 4) is None
+    site.dispatcher.attempts.heard("a", 3)
+    site.dispatcher.attempts.heard("unknown", 4)
+    assert may_begin(spec.key, 4) is None
+    site.dispatcher.attempts.heard("a", 4)
+    site.dispatcher.attempts.heard("a", 3)
+    assert may_begin(spec.key, 4) is True
+    assert may_begin("unknown", 4) is False
+
+
+def test_a_run_does_not_begin_with_a_number_that_girder_has_given_to_another(site: Site) -> None:
+    """Another scheduler had the job in between."""
+    old = site.accept()
+    site.running(old)
+    site.lose(old)
+    new = site.accept(attempt=2)
+    assert site.dispatcher.attempts.may_begin(old.key, 2) is False
+    assert site.dispatcher.attempts.may_begin(new.key, 2) is True
+
+
+def test_a_run_does_not_begin_when_the_job_has_ended(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.dispatcher.cancel(["a"])
+    assert site.dispatcher.attempts.may_begin(spec.key, 1) is False
+
+
+# -- retries -------------------------------------------------------------------------------
+
+FAILED = "Try 1 of 2 failed; the job is tried again in 1 s as attempt 2.\n"
+
+
+def test_a_run_that_raises_is_tried_again_after_a_pause(site: Site) -> None:
+    spec = site.accept(retries=1, payload=b"call")
+    old = site.running(spec)
+    assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no", exception=b"e")
+    assert site.cluster.dropped == [spec.key]
+    site.cluster.advance(0.9)
+    assert site.cluster.submitted == [spec.key]
+    site.cluster.advance(0.1)
+    assert site.cluster.submitted == [spec.key, "count-a-2"]
+    again = site.again(spec)
+    assert (again.attempt, again.payload) == (2, b"call")
+    new = site.running(again)
+    assert not old.says(log="late\n")
+    assert new.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+    assert site.log() == "Traceback\n" + FAILED
+    assert [e for e in site.events if e.error or e.exception] == []
+    assert next(e.attempt for e in site.events if e.log == "Traceback\n") == 1
+
+
+def test_what_would_fail_again_is_not_tried_again(site: Site) -> None:
+    spec = site.accept(retries=3)
+    assert site.running(spec).says(S.ERROR, error="TransformError: no file", permanent=True)
+    site.dispatcher.failed(spec.key, "Dask says so too", raised=True)
+    site.cluster.advance(100)
+    assert site.history() == [(1, S.RUNNING), (1, S.ERROR)]
+    assert site.cluster.submitted == [spec.key]
+
+
+def test_what_dask_says_of_the_failed_try_is_nothing_to_the_next(site: Site) -> None:
+    spec = site.accept(retries=1)
+    old = site.running(spec)
+    site.end(spec, "w1", None)
+    assert old.says(S.ERROR, error="ValueError: no")
+    assert not site.dispatcher.is_open(spec.key)
+    for _ in range(2):
+        site.dispatcher.ended(spec.key, "w1")
+        site.dispatcher.failed(spec.key, "Dask could not run the task", raised=True)
+        site.dispatcher.forgotten(spec.key)
+        site.dispatcher.taken_away(spec.key, "w1", alive=True)
+        site.cluster.advance(1)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
+    assert site.cluster.submitted == [spec.key, "count-a-2"]
+
+
+def test_the_pauses_are_doubled_up_to_the_most(site: Site) -> None:
+    spec = site.accept(retries=8)
+    pauses = []
+    for _ in range(8):
+        site.running(site.again(spec)).says(S.ERROR, error="no")
+        due = site.cluster.next_time()
+        assert due is not None
+        pauses.append(due - site.cluster.now)
+        site.cluster.advance(pauses[-1])
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert "Try 7 of 9 failed; the job is tried again in 60 s as attempt 8.\n" in site.log()
+
+
+def test_when_no_try_is_left_the_error_is_the_end(site: Site) -> None:
+    spec = site.accept(retries=2)
+    for _ in range(2):
+        site.running(site.again(spec)).says(S.ERROR, log="Traceback\n", error="ValueError: no")
+        site.cluster.advance(60)
+    last = site.again(spec)
+    assert site.running(last).says(
+        S.ERROR, log="Traceback\n", error="ValueError: no", exception=b"e"
+    )
+    site.dispatcher.failed(last.key, "Dask could not run the task", raised=True)
+    assert site.history()[-2:] == [(3, S.RUNNING), (3, S.ERROR)]
+    assert (site.events[-1].error, site.events[-1].exception) == ("ValueError: no", b"e")
+    assert site.log().count("Traceback\n") == 3
+    assert "Try 2 of 3 failed; the job is tried again in 2 s as attempt 3.\n" in site.log()
+    assert site.cluster.next_time() is None
+
+
+def test_only_an_error_has_an_exception(site: Site) -> None:
+    site.running(site.accept()).says(S.SUCCESS, exception=b"e")
+    assert site.events[-1].exception is None
+
+
+def test_a_try_of_which_only_dask_tells_is_tried_again_too(site: Site) -> None:
+    spec = site.accept(retries=1)
+    site.running(spec)
+    site.end(spec, "w1", None)
+    site.dispatcher.failed(spec.key, "Dask could not run the task: no", raised=True)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
+    assert site.log() == "Dask could not run the task: no\n" + FAILED
+    site.cluster.advance(1)
+    site.dispatcher.failed("count-a-2", "The task was lost")
+    assert site.history()[-1] == (2, S.ERROR)
+
+
+def test_a_worker_lost_after_a_failed_try_is_one_attempt_more(site: Site) -> None:
+    spec = site.accept(retries=1)
+    site.running(spec, "w1").says(S.ERROR, error="no")
+    site.cluster.advance(1)
+    again = site.again(spec)
+    site.running(again, "w2")
+    site.lose(again)
+    assert site.running(again, "w3").says(S.SUCCESS)
+    assert site.history()[-4:] == [(2, S.RUNNING), (3, S.QUEUED), (3, S.RUNNING), (3, S.SUCCESS)]
+
+
+# -- canceling -----------------------------------------------------------------------------
+
+
+def test_a_job_that_waits_is_canceled_at_once(site: Site) -> None:
+    spec = site.accept()
+    site.dispatcher.cancel(["a", "unknown"])
+    assert site.history() == [(1, S.CANCELED)]
+    assert site.cluster.dropped == [spec.key]
+    assert site.cluster.stopped == []
+    assert not site.run(spec).says(S.RUNNING)
+
+
+def test_a_job_that_is_placed_is_canceled_when_its_worker_says_that_it_has_not_begun(
+    site: Site,
+) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.dispatcher.cancel(["a"])
+    assert site.cluster.stopped == [("w1", spec.key)]
+    assert site.history() == []
+    assert site.dispatcher.in_doubt(["a"]) == ["a"]
+    assert site.dispatcher.begun(["a"]) == {"a": 1}
+    site.cluster.answer("w1", spec.key)
+    assert site.history() == [(1, S.CANCELED)]
+    assert site.dispatcher.in_doubt(["a"]) == []
+    assert site.dispatcher.begun(["a"]) == {}
+    assert site.cluster.dropped == [spec.key]
+
+
+def test_a_job_of_whose_start_nobody_has_heard_is_canceled_when_its_run_has_ended(
+    site: Site,
+) -> None:
+    run = site.run(site.accept())
+    site.dispatcher.cancel(["a"])
+    assert run.says(S.RUNNING)
+    assert site.dispatcher.in_doubt(["a"]) == []
+    assert site.dispatcher.begun(["a"]) == {"a": 1}
+    assert run.says(S.CANCELED)
+    assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
+
+
+def test_a_job_of_which_nobody_has_heard_that_has_ended_ends_as_it_did(site: Site) -> None:
+    spec = site.accept()
+    run = site.run(spec)
+    site.end(spec, "w1")
+    site.dispatcher.cancel(["a"])
+    assert run.says(S.RUNNING)
+    assert run.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+
+
+def test_a_job_that_dask_has_moved_is_stopped_where_it_is(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.dispatcher.cancel(["a"])
+    site.place(spec, "w2")
+    site.cluster.answer("w1", spec.key)
+    assert site.history() == []
+    assert site.cluster.stopped == [("w1", spec.key), ("w2", spec.key)]
+    site.cluster.answer("w2", spec.key)
+    assert site.history() == [(1, S.CANCELED)]
+
+
+def test_a_job_that_is_canceled_before_it_arrives_does_not_run(site: Site) -> None:
+    site.dispatcher.cancel(["a"])
+    site.accept()
+    assert site.history() == [(1, S.CANCELED)]
+    assert site.cluster.submitted == []
+    site.accept("b")
+    assert len(site.cluster.submitted) == 1
+
+
+def test_jobs_on_one_worker_are_stopped_with_one_question(site: Site) -> None:
+    specs = [site.accept(job_id) for job_id in "abc"]
+    for spec, worker in zip(specs, ("w1", "w2", "w1"), strict=True):
+        site.place(spec, worker)
+    site.dispatcher.cancel("abc")
+    a, b, c = (spec.key for spec in specs)
+    assert site.cluster.stopped == [("w1", a), ("w1", c), ("w2", b)]
+
+
+def test_a_job_that_runs_is_canceled_when_its_run_has_ended(site: Site) -> None:
+    spec = site.accept()
+    run = site.running(spec)
+    site.dispatcher.cancel(["a"])
+    assert site.cluster.stopped == [("w1", spec.key)]
+    assert site.dispatcher.begun(["a"]) == {"a": 1}
+    assert site.cluster.dropped == []
+    assert site.history() == [(1, S.RUNNING)]
+    assert run.says(S.CANCELED, log="stopped\n")
+    assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
+
+
+def test_a_job_that_ends_before_it_hears_of_it_ends_as_it_does(site: Site) -> None:
+    run = site.running(site.accept())
+    site.dispatcher.cancel(["a"])
+    run.says(S.SUCCESS)
+    assert site.history()[-1] == (1, S.SUCCESS)
+    site.dispatcher.cancel(["a"])
+    assert len(site.cluster.stopped) == 1
+
+
+def test_a_job_whose_worker_is_lost_while_it_is_stopped_is_canceled(site: Site) -> None:
+    spec = site.accept()
+    run = site.running(spec)
+    site.dispatcher.cancel(["a"])
+    site.lose(spec)
+    assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
+    assert site.cluster.dropped == [spec.key]
+    assert not run.says(S.SUCCESS)
+
+
+@pytest.mark.parametrize("end", [S.CANCELED, S.ERROR])
+@pytest.mark.parametrize("dask_first", [True, False])
+def test_a_canceled_job_is_not_tried_again(site: Site, end: JobStatus, dask_first: bool) -> None:
+    """Dask has tries left, and does not know that the run did not just fail."""
+    spec = site.accept(retries=2)
+    run = site.running(spec)
+    site.dispatcher.cancel(["a"])
+    if dask_first:
+        site.lose(spec, alive=True)
+    run.says(end)
+    if not dask_first:
+        site.lose(spec, alive=True)
+    assert site.history() == [(1, S.RUNNING), (1, end)]
+    assert spec.key in site.cluster.dropped
+
+
+def test_a_job_canceled_between_two_tries_does_not_run_again(site: Site) -> None:
+    spec = site.accept(retries=1)
+    site.running(spec).says(S.ERROR, error="ValueError: no")
+    site.dispatcher.cancel(["a"])
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.CANCELED)]
+    assert site.cluster.next_time() is None
+    site.cluster.advance(10)
+    assert site.cluster.submitted == [spec.key]
+
+
+@pytest.mark.parametrize("what", ["failed", "forgotten"])
+def test_a_canceled_job_that_dask_gives_up_is_canceled(site: Site, what: str) -> None:
+    spec = site.accept()
+    site.running(spec)
+    site.dispatcher.cancel(["a"])
+    if what == "failed":
+        site.dispatcher.failed(spec.key, "Dask could not run the task")
+    else:
+        site.dispatcher.forgotten(spec.key)
+    assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
+    assert len(site.cluster.submitted) == 1
+
+
+# -- what Dask gives up --------------------------------------------------------------------
+
+
+def test_what_dask_cannot_run_ends_in_error_with_its_reason(site: Site) -> None:
+    spec = site.accept()
+    site.dispatcher.failed(spec.key, "Dask could not run the task: no worker")
+    assert site.history() == [(1, S.ERROR)]
+    assert site.log() == "Dask could not run the task: no worker\n"
+    assert site.events[-1].error == "Dask could not run the task: no worker"
+    site.dispatcher.failed(spec.key, "again")
+    assert len(site.history()) == 1
+
+
+def test_after_its_end_was_told_nothing_of_dask_matters(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec).says(S.ERROR, error="ValueError: no")
+    site.dispatcher.failed(spec.key, "Dask could not run the task")
+    site.dispatcher.forgotten(spec.key)
+    site.dispatcher.ended(spec.key, "w1")
+    site.lose(spec)
+    assert site.history() == [(1, S.RUNNING), (1, S.ERROR)]
+    assert site.cluster.submitted == [spec.key]
+
+
+def test_keys_of_others_are_nothing_to_us(site: Site) -> None:
+    assert "x" not in site.dispatcher
+    assert not site.dispatcher.is_open("x")
+    for tell in (site.dispatcher.forgotten,):
+        tell("x")
+    site.dispatcher.failed("x", "no")
+    site.dispatcher.ended("x", None)
+    site.dispatcher.taken_away("x", None, alive=False)
+    assert site.events == []
+
+
+def test_what_dask_forgets_is_submitted_again_under_another_key(site: Site) -> None:
+    spec = site.accept(payload=b"call")
+    old = site.running(spec)
+    assert site.dispatcher.is_open(spec.key)
+    site.dispatcher.forgotten(spec.key)
+    assert site.cluster.submitted == [spec.key, "count-a-2"]
+    assert site.cluster.dropped == [spec.key], "its value may be there, when only Dask told its end"
+    again = site.cluster.specs["count-a-2"]
+    assert (again.attempt, again.payload) == (2, b"call")
+    assert spec.key not in site.dispatcher
+    assert not old.says(S.SUCCESS)
+    run = site.running(again, "w2")
+    assert run.says(S.SUCCESS)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
+
+
+def test_what_dask_forgets_again_and_again_is_given_up(site: Site) -> None:
+    spec = site.accept()
+    for _ in range(5):
+        site.dispatcher.forgotten(site.again(spec).key)
+    assert site.history()[-1] == (6, S.QUEUED)
+    site.dispatcher.forgotten(site.again(spec).key)
+    assert site.history()[-1] == (6, S.ERROR)
+    assert len(site.cluster.submitted) == 6
+    assert "Dask forgot the task 6 times" in (site.events[-1].error or "")
+
+
+def test_a_run_that_dask_took_away_and_forgot_costs_one_attempt(site: Site) -> None:
+    """As when the value of an input is lost while it is brought to the worker."""
+    spec = site.accept()
+    site.running(spec)
+    site.lose(spec, alive=True)
+    site.dispatcher.forgotten(spec.key)
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
+    assert site.log() == ("Dask took the job from worker w1; it is tried again as attempt 2.\n")
+    assert site.cluster.submitted == [spec.key, "count-a-2"]
+
+
+def test_a_run_that_ended_unheard_and_was_forgotten_has_its_number_for_itself(site: Site) -> None:
+    """The worker of the first run is lost, then that of the second, with the value."""
+    spec = site.accept()
+    site.running(spec)
+    site.lose(spec)
+    site.place(spec, "w2")
+    site.end(spec, "w2")
+    site.dispatcher.forgotten(spec.key)
+    assert site.cluster.attempts == {spec.key: 0}, "of the old key no run begins"
+    assert site.cluster.submitted == [spec.key, "count-a-3"]
+    assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (3, S.QUEUED)]
+
+
+def test_a_run_that_was_never_heard_is_not_heard_for_the_attempt_after(site: Site) -> None:
+    spec = site.accept()
+    silent = site.run(spec, "w1")
+    site.cluster.places.clear()
+    site.dispatcher.forgotten(spec.key)
+    again = site.cluster.specs["count-a-2"]
+    site.place(again, "w1")
+    assert not silent.says(S.SUCCESS)
+    assert site.history() == [(2, S.QUEUED)]
+
+
+# -- what Girder says ----------------------------------------------------------------------
+
+
+def test_a_job_is_in_hand_until_girder_has_acknowledged_its_end(site: Site) -> None:
+    spec = site.accept()
+    site.dispatcher.verdict("a", "done")
+    assert len(site.dispatcher) == 1, "its end is not told yet"
+    site.succeed(spec)
+    assert len(site.dispatcher) == 1
+    site.dispatcher.verdict("a", "done")
+    assert len(site.dispatcher) == 0
+    assert spec.key not in site.dispatcher
+    assert site.forgotten == [("a", 1)]
+    site.dispatcher.verdict("a", "done")
+
+
+def test_a_job_is_in_hand_until_dask_has_told_its_end_too(site: Site) -> None:
+    """Else Dask would run it again, if its worker is lost before."""
+    spec = site.accept()
+    site.running(spec).says(S.SUCCESS)
+    site.dispatcher.verdict("a", "done")
+    assert len(site.dispatcher) == 1
+    site.lose(spec)
+    assert site.cluster.dropped == [spec.key]
+    assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
+    assert len(site.dispatcher) == 0
+
+
+@pytest.mark.parametrize("kind", ["stale", "gone"])
+def test_a_job_that_is_ours_no_longer_is_stopped_and_let_go(site: Site, kind: str) -> None:
+    spec = site.accept()
+    run = site.running(spec)
+    said = len(site.events)
+    site.dispatcher.verdict("a", kind)
+    assert site.cluster.stopped == [("w1", spec.key)]
+    site.cluster.answer("w1", spec.key)
+    assert site.cluster.dropped == [spec.key]
+    assert site.forgotten == [("a", 1)]
+    assert len(site.dispatcher) == 0
+    assert not run.says(S.SUCCESS)
+    assert len(site.events) == said
+
+
+def test_girder_may_remind_of_a_cancellation(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec)
+    site.dispatcher.verdict("a", "cancel")
+    site.dispatcher.verdict("unknown", "cancel")
+    assert site.cluster.stopped == [("w1", spec.key)]
+
+
+def test_what_is_forgotten_names_the_attempt_that_was_recorded_last(site: Site) -> None:
+    spec = site.accept()
+    site.running(spec)
+    site.lose(spec)
+    site.running(spec, "w2").says(S.SUCCESS)
+    site.end(spec, "w2")
+    site.dispatcher.verdict("a", "done")
+    assert site.forgotten == [("a", 2)]

@@ -1,0 +1,65 @@
+"""Girder is asked for all that it takes a scheduler to have, in turns, and told what it has not."""
+
+from __future__ import annotations
+
+import pytest
+
+from girder_dask.scheduler.girder_reconciler import Audit
+
+
+class Site:
+    """A Girder, a scheduler and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.here = {"a", "b", "c", "d", "e"}
+        self.there = ["a", "b", "c", "d", "e"]
+        self.audit = Audit(self.here.__contains__, interval=60.0, clock=lambda: self.now)
+
+    def lacking(self) -> list[str]:
+        return [job_id for job_id, attempt, sequence in self.audit.lacking() if attempt < sequence]
+
+    def pull(self) -> tuple[str | None, list[str]]:
+        """Ask Girder as the scheduler does. Return what was asked and what was told."""
+        after, lacking = self.audit.after, self.lacking()
+        page = None if after is None else [(i, 1, 7) for i in self.there if i > after][:2]
+        self.audit.hear(page)
+        return after, lacking
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_a_turn_goes_through_all_and_the_next_one_has_its_time(site: Site) -> None:
+    assert [site.pull()[0] for _ in range(6)] == ["", "b", "d", "e", None, None]
+    site.now = 59.9
+    assert site.pull()[0] is None
+    site.now = 60.0
+    assert [site.pull()[0] for _ in range(2)] == ["", "b"]
+
+
+def test_what_is_not_here_is_told_once(site: Site) -> None:
+    site.here -= {"b", "d"}
+    assert [site.pull()[1] for _ in range(6)] == [[], ["b"], ["d"], [], [], []]
+
+
+def test_what_came_here_meanwhile_is_not_lacking(site: Site) -> None:
+    site.here.discard("a")
+    site.pull()
+    assert site.lacking() == ["a"]
+    site.here.add("a")
+    assert site.pull()[1] == []
+
+
+def test_without_an_answer_the_same_is_asked_and_told_again(site: Site) -> None:
+    site.here.discard("a")
+    site.pull()
+    assert (site.audit.after, site.lacking()) == ("b", ["a"])
+    assert site.pull() == ("b", ["a"])
+
+
+def test_a_girder_that_knows_no_pages_is_asked_again_and_told_nothing(site: Site) -> None:
+    site.audit.hear(None)
+    assert (site.audit.after, site.lacking()) == ("", [])

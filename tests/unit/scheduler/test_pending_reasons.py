@@ -1,0 +1,193 @@
+"""Why jobs wait in the queue."""
+
+from __future__ import annotations
+
+from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.scheduler.pending_reasons import _MOST
+from tests.support.dispatch_site import Site
+
+NONE = "no worker is there"
+GPU = "none has a GPU"
+
+
+def told(site: Site, job_id: str = "a") -> list[str]:
+    return [e.waits for e in site.events if e.id == job_id and e.waits is not None]
+
+
+def look(site: Site, seconds: float = 0.0) -> None:
+    site.cluster.now += seconds
+    site.dispatcher.waits.look()
+
+
+def lack(site: Site, spec: JobSpec, reason: str = NONE) -> JobSpec:
+    site.cluster.lacking[spec.key] = reason
+    return spec
+
+
+def test_a_reason_is_told_once_when_it_has_lasted() -> None:
+    site = Site()
+    lack(site, site.accept())
+    look(site)
+    look(site, 1.9)
+    assert told(site) == []
+    look(site, 0.2)
+    look(site, 5)
+    assert told(site) == [NONE]
+
+
+def test_a_reason_that_goes_soon_is_not_told() -> None:
+    site = Site()
+    spec = lack(site, site.accept())
+    look(site)
+    del site.cluster.lacking[spec.key]
+    look(site, 1)
+    lack(site, spec)
+    look(site, 1.9)
+    look(site, 1.9)
+    assert told(site) == []
+
+
+def test_that_it_is_gone_is_told_at_once() -> None:
+    site = Site()
+    spec = lack(site, site.accept())
+    look(site)
+    look(site, 3)
+    site.cluster.lacking.clear()
+    site.place(spec, "w1")
+    look(site)
+    look(site)
+    assert told(site) == [NONE, ""]
+
+
+def test_another_reason_is_told_when_it_has_lasted() -> None:
+    site = Site()
+    spec = lack(site, site.accept())
+    look(site)
+    look(site, 3)
+    lack(site, spec, GPU)
+    look(site)
+    look(site, 1.9)
+    assert told(site) == [NONE]
+    look(site, 0.2)
+    assert told(site) == [NONE, GPU]
+
+
+def test_of_a_job_that_runs_nothing_is_told() -> None:
+    """That it runs says that it waits no more."""
+    site = Site()
+    spec = lack(site, site.accept())
+    look(site)
+    look(site, 3)
+    site.cluster.lacking.clear()
+    site.running(spec)
+    look(site)
+    assert told(site) == [NONE]
+
+
+def test_an_attempt_after_it_waits_anew() -> None:
+    site = Site()
+    spec = lack(site, site.accept())
+    look(site)
+    look(site, 3)
+    site.cluster.lacking.clear()
+    site.running(spec)
+    site.lose(spec)
+    lack(site, spec)
+    look(site)
+    look(site, 3)
+    assert told(site) == [NONE, NONE]
+    assert [e.attempt for e in site.events if e.waits] == [1, 2]
+
+
+def test_of_a_job_that_is_let_go_nothing_is_told() -> None:
+    site = Site()
+    for job_id, verdict in (("a", "gone"), ("b", "stale")):
+        lack(site, site.accept(job_id))
+        look(site)
+        look(site, 3)
+        site.dispatcher.verdict(job_id, verdict)
+    lack(site, site.accept("c"))
+    look(site)
+    look(site, 3)
+    site.dispatcher.cancel(["c"])
+    events = len(site.events)
+    look(site)
+    look(site, 3)
+    assert len(site.events) == events
+
+
+def test_a_job_that_needs_another_says_so() -> None:
+    site = Site()
+    first = site.accept("a", title="Count")
+    site.accept("b", dependencies=["a"])
+    site.accept("c", dependencies=["a", "b"])
+    look(site)
+    look(site, 3)
+    assert told(site) == []
+    assert told(site, "b") == ["it needs the value of job a ('Count'), which has not ended"]
+    assert told(site, "c") == ["it needs the values of 2 other jobs, which have not all ended"]
+    site.succeed(first)
+    look(site)
+    assert told(site, "b")[1:] == [""]
+    assert told(site, "c")[1:] == []
+
+
+def test_a_job_that_waits_for_its_next_try_says_nothing() -> None:
+    site = Site()
+    spec = site.accept("a", retries=1)
+    site.running(spec).says(JobStatus.ERROR, error="no")
+    look(site)
+    look(site, 3)
+    assert told(site) == []
+
+
+def test_in_the_end_it_is_given_up_if_so_configured() -> None:
+    site = Site()
+    spec = lack(site, site.accept("a"))
+    parked = site.accept("b", dependencies=["elsewhere"])
+    site.dispatcher.waits.timeout = 10
+    look(site)
+    look(site, 9)
+    lack(site, spec, GPU)  # it lacks a worker all the same
+    look(site)
+    look(site, 0.9)
+    assert site.history() == []
+    look(site, 0.2)
+    assert site.history() == [(1, JobStatus.ERROR)]
+    (error,) = [e.error for e in site.events if e.error]
+    assert error.startswith(f"There was no worker for this job for 10 s: {GPU}. ")
+    assert "girder.scheduler.no-worker-timeout" in error
+    look(site, 100)
+    assert site.history("b") == [], "it needs no worker yet"
+    assert site.dispatcher.has(parked.id)
+
+
+def test_the_time_without_a_worker_begins_anew_after_one() -> None:
+    site = Site()
+    spec = lack(site, site.accept("a"))
+    site.dispatcher.waits.timeout = 10
+    look(site)
+    look(site, 9)
+    site.cluster.lacking.clear()
+    look(site)
+    lack(site, spec)
+    look(site)
+    look(site, 9)
+    assert site.history() == []
+    look(site, 1)
+    assert site.history() == [(1, JobStatus.ERROR)]
+
+
+def test_a_long_queue_is_told_in_parts_and_looked_at_less_often() -> None:
+    site = Site()
+    number = 2 * _MOST + 10
+    for n in range(number):
+        lack(site, site.accept(str(n)))
+    look(site)
+    counts = []
+    for _ in range(4):
+        before = len(site.events)
+        look(site, 3)
+        counts.append(len(site.events) - before)
+    assert counts == [_MOST, _MOST, 10, 0]
+    assert site.dispatcher.waits.look() >= 0.5

@@ -1,0 +1,82 @@
+"""What the scheduler knows of workers that it lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from girder_dask.scheduler import worker_losses
+from girder_dask.scheduler.worker_losses import Losses
+
+A, B = "tcp://10.0.0.7:4312", "tcp://10.0.0.8:4312"
+MIB = 1 << 20
+
+
+@dataclass
+class DaskWorker:
+    memory_limit: int = 1000 * MIB
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def too_large(known: Losses, worker: str = A) -> list[str]:
+    return known.heard("worker-restart-memory", {"worker": worker, "rss": 960 * MIB, "pid": 7})
+
+
+def test_a_nanny_tells_that_it_ended_a_worker_for_its_memory() -> None:
+    known = Losses()
+    known.joined(A, DaskWorker())
+    assert too_large(known) == [A]
+    assert known.why(A) == (
+        "its nanny ended it for using too much memory, 0.94 GiB of its limit of 0.98 GiB"
+    )
+    assert known.why(B) == ""
+
+
+def test_a_worker_that_joins_again_is_another_one() -> None:
+    known = Losses()
+    too_large(known)
+    known.joined(A, DaskWorker())
+    assert known.why(A) == ""
+
+
+def test_the_scheduler_tells_that_workers_were_silent() -> None:
+    known = Losses()
+    event = {"action": "worker-ttl-timed-out", "workers": [A, B], "ttl": 300.0}
+    assert known.heard("scheduler", event) == [A, B]
+    assert known.why(A) == known.why(B) == "it was silent for more than 300 s"
+
+
+@pytest.mark.parametrize(
+    ("topic", "message"),
+    [("all", {"worker": A}), ("scheduler", {"action": "retire"}), ("worker-restart-memory", "x")],
+)
+def test_other_events_say_nothing(topic: str, message: object) -> None:
+    known = Losses()
+    assert known.heard(topic, message) == []
+    assert known.why(A) == ""
+
+
+def test_of_a_sudden_death_there_is_what_the_worker_said_last() -> None:
+    known = Losses()
+    worker = DaskWorker()
+    known.joined(A, worker)
+    assert known.why(A) == ""
+    worker.metrics = {"memory": 500 * MIB}
+    assert known.why(A) == ""
+    worker.metrics = {"memory": 900 * MIB}
+    assert known.why(A) == (
+        "it may have run out of memory, as it was last seen to use 900.00 MiB of its limit of "
+        "0.98 GiB"
+    )
+    worker.memory_limit = 0  # it has none
+    assert known.why(A) == ""
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_losses, "_MOST", 2)
+    known = Losses()
+    for n in range(4):
+        known.joined(f"w{n}", DaskWorker(metrics={"memory": 990 * MIB}))
+        too_large(known, f"w{n}")
+    assert [bool(known.why(f"w{n}")) for n in range(4)] == [False, False, True, True]

@@ -1,0 +1,91 @@
+"""What a process knows of its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from girder_dask import diagnostics
+from tests.support.local_girder import serving
+
+
+def test_versions_are_those_that_are_installed() -> None:
+    found = diagnostics.versions()
+    assert found["python"] == platform.python_version()
+    assert set(found) == {"python", *diagnostics.COMPARED}
+    assert all(found[name] == metadata.version(name) for name in diagnostics.COMPARED)
+
+
+def test_a_distribution_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnostics, "COMPARED", ("no-such-distribution",))
+    assert diagnostics.versions()["no-such-distribution"] == "not installed"
+
+
+def package(path: Path, name: str, code: str) -> None:
+    (path / f"{name}.py").write_text(code)
+    info = path / f"{name}-3.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 3.1\n")
+    (info / "entry_points.txt").write_text(f"[girder_dask.tasks]\nany = {name}\n")
+
+
+def tasks_with(path: Path) -> dict[str, dict[str, Any]]:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import json, girder_dask.diagnostics as f; print(json.dumps(f.tasks()))",
+        ],
+        env={**os.environ, "PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found == sorted(found, key=lambda task: task["module"])
+    return {task["module"]: task for task in found}
+
+
+def test_each_module_of_tasks_is_listed_with_what_is_wrong_with_it(tmp_path: Path) -> None:
+    package(tmp_path, "good_tasks", "")
+    package(tmp_path, "bad_tasks", "import no_such_module\n")
+    package(tmp_path, "worse_tasks", "raise RuntimeError('no camera')\n")
+    found = tasks_with(tmp_path)
+    assert found["good_tasks"] == {
+        "module": "good_tasks",
+        "package": "good_tasks 3.1",
+        "error": None,
+    }
+    assert found["bad_tasks"]["error"] == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert found["worse_tasks"]["error"] == "RuntimeError: no camera"
+
+
+def test_a_module_of_tasks_that_exits_ends_nobody(tmp_path: Path) -> None:
+    package(tmp_path, "exit_tasks", "import sys; sys.exit(3)\n")
+    assert "SystemExit" in tasks_with(tmp_path)["exit_tasks"]["error"]
+
+
+def test_whether_girder_answers_is_part_of_it() -> None:
+    with serving() as girder:
+        girder.answers["GET dask/ping"] = (200, {"plugin": "0.1"})
+        assert diagnostics.gather(girder.url)["girder_error"] is None
+        girder.answers["GET dask/ping"] = (404, {"message": "No matching route"})
+        assert "No matching route" in diagnostics.gather(girder.url)["girder_error"]
+        url = girder.url
+    assert "does not answer" in diagnostics.gather(url)["girder_error"]
+
+
+def test_without_an_address_girder_is_not_asked() -> None:
+    found = diagnostics.gather(None)
+    assert (found["api_url"], found["girder_error"]) == (None, None)
+    assert found["executable"] == sys.executable
+    assert found["hostname"]
+    json.dumps(found)

@@ -1,0 +1,448 @@
+"""No loop in the background ends because a step of it fails: it says so, and goes on.
+
+Each place is driven with an error that is injected once into what it does.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import girder_dask
+from girder_dask.errors import CancelInterrupt
+from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.protocol.json_values import packed_message
+from girder_dask.utils.background import Guard, watched
+from girder_dask.worker import cancellation
+from girder_dask.worker import plugin as hooks
+from girder_dask.worker.interruption import thread_interrupt
+from girder_dask.worker.isolation import warm_processes
+from girder_dask.worker.isolation.child import _Child
+from girder_dask.worker.job_log import selector_thread
+from girder_dask.worker.job_log.process_log import ProcessLog
+from girder_dask.worker.outbox import Outbox
+from girder_dask.worker.termination import Signals
+from tests.support.deadline import SECONDS, soon, until
+from tests.support.injected import Fails, Injected, inject, told
+
+logger = logging.getLogger("girder_dask.tests")
+
+
+def spec(job_id: str = "a") -> JobSpec:
+    return JobSpec(id=job_id, attempt=1, task="m:f")
+
+
+# -- the mechanism --------------------------------------------------------------------------
+
+
+def test_an_error_is_told_once_until_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    guard = Guard(logger, "The loop", first=1.0, longest=3.0)
+    pauses = []
+    for text in ("one", "one", "one", "two"):
+        with guard:
+            raise Injected(text)
+        pauses.append(guard.pause)
+    assert pauses == [1.0, 2.0, 3.0, 3.0]
+    assert guard.failed
+    with caplog.at_level(logging.INFO), guard:
+        pass
+    assert (guard.failed, guard.pause) == (False, 0.0)
+    with guard:
+        raise Injected("two")
+    failed = "The loop failed and goes on: Injected: "
+    assert told(caplog) == [failed + "one", failed + "two", failed + "two"]
+    assert "The loop works again" in caplog.messages
+
+
+def test_an_outage_is_told_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    with Guard(logger, "The loop", expected=(OSError,)):
+        raise ConnectionError("away")
+    (record,) = caplog.records
+    assert (record.levelno, record.exc_info) == (logging.WARNING, None)
+    assert record.getMessage() == "The loop failed and goes on: ConnectionError: away"
+
+
+@pytest.mark.parametrize(
+    "end", [asyncio.CancelledError, CancelInterrupt, SystemExit, KeyboardInterrupt]
+)
+def test_what_ends_a_loop_ends_it(end: type[BaseException]) -> None:
+    with pytest.raises(end), Guard(logger, "The loop"):
+        raise end
+
+
+def test_neither_the_text_of_an_error_nor_its_log_ends_a_loop() -> None:
+    class Nameless(Exception):
+        def __str__(self) -> str:
+            raise Injected
+
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            raise Injected(record.getMessage())
+
+    guard, broken = Guard(logger, "The loop"), Broken()
+    logger.addHandler(broken)
+    try:
+        for error in (Nameless(), Injected("for this test")):
+            with guard:
+                raise error
+            assert guard.failed
+    finally:
+        logger.removeHandler(broken)
+
+
+def test_a_task_that_nobody_awaits_tells_its_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise Injected("for this test")
+
+    async def main() -> list[asyncio.Task[Any]]:
+        tasks = [asyncio.create_task(work) for work in (fail(), asyncio.sleep(60))]
+        for task in tasks:
+            watched(task, logger, "The task")
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return tasks
+
+    kept = asyncio.run(main())  # which keeps asyncio from telling it
+    assert told(caplog) == ["The task failed: Injected: for this test"]
+    assert len(kept) == 2
+
+
+#: The modules that begin something in the background. Whoever adds one guards its steps (or has it
+#: ``watched``), and adds a place to ``PLACES`` here or in ``test_background_services.py``.
+IN_THE_BACKGROUND = {
+    "scheduler/run_reports",
+    "client/job_card",
+    "worker/isolation/child",
+    "scheduler/dask_cluster",
+    "client/futures",
+    "plugin/scheduler_link",
+    "worker/interruption/thread_interrupt",
+    "worker/job_log/log",  # on the timers of the pump
+    "worker/job_log/process_log",  # on the timers of the pump
+    "worker/job_log/selector_thread",
+    "worker/outbox",
+    "utils/throttle",  # which awaits what it begins
+    "plugin/notify/redis_publisher",
+    "plugin/malloc",
+    "plugin/store/maps/throttle",
+    "plugin/token_sweeper",
+    "plugin/store/unreachable",
+    "scheduler/recorder",
+    "scheduler/plugin",
+    "worker/termination",
+    "worker/isolation/warm_processes",
+    "worker/cancellation",
+    "worker/plugin",
+    "utils/working_directory",  # which joins what it begins
+}
+BEGINNINGS = {
+    *("create_task", "ensure_future", "run_coroutine_threadsafe", "PeriodicCallback"),
+    *("call_later", "call_at", "call_soon", "call_soon_threadsafe", "Thread", "Timer"),
+}
+
+
+def test_everything_in_the_background_has_its_place_here() -> None:
+    root = Path(girder_dask.__file__).parent
+    found = set()
+    for path in root.rglob("*.py"):
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        names = {f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls}
+        if names & BEGINNINGS:
+            found.add(str(path.relative_to(root).with_suffix("")))
+    passing_on = {
+        "scheduler/dispatcher",
+        "scheduler/retention",
+    }  # what they begin, dask_cluster guards
+    assert found - passing_on == IN_THE_BACKGROUND
+
+
+# -- the places -----------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def an_outbox(**options: Any) -> Any:
+    sent: list[dict[str, Any]] = []
+
+    async def send(_name: str, _batch: int, events: list[dict[str, Any]]) -> list[str]:
+        sent.extend(events)
+        return [event["run"] for event in events]
+
+    outbox = Outbox(send, interval=0.0, log_capacity=1 << 20, worker="tcp://w:1", **options)
+    try:
+        yield outbox, sent
+    finally:
+        await outbox.close(SECONDS)
+
+
+async def outbox_on_dropped() -> None:
+    dropped = Fails()
+    async with an_outbox(on_dropped=dropped) as (outbox, sent):
+        for count in (1, 2):
+            outbox.open(spec()).status(JobStatus.RUNNING)
+            await asyncio.wait_for(outbox.flushed(), SECONDS)
+            assert (len(sent), dropped.calls) == (count, count)
+
+
+async def outbox_output() -> None:
+    async with an_outbox() as (outbox, sent):
+        outlets = [outbox.open(spec(job_id)) for job_id in "ab"]
+        inject(outlets[0], "waiting")
+        for outlet in outlets:
+            outlet.write("text\n")
+        await asyncio.wait_for(outbox.flushed(), SECONDS)
+        assert [event["id"] for event in sent] == ["b"]
+        outlets[0].write("more\n")
+        outlets[0].finish(JobStatus.SUCCESS)
+        await soon(lambda: len(sent) == 2)
+        assert sent[1]["log"] == "text\nmore\n"
+
+
+async def outbox_loop() -> None:
+    async with an_outbox() as (outbox, sent):
+        inject(outbox, "_gather")
+        outbox.open(spec()).status(JobStatus.RUNNING)
+        await asyncio.wait_for(outbox.flushed(), SECONDS)
+        assert len(sent) == 1
+
+
+async def outbox_room() -> None:
+    async def has_room(_job_id: str) -> bool:
+        return True
+
+    room = Fails(has_room)
+    async with an_outbox(room=room) as (outbox, sent):
+        outlet = outbox.open(spec())
+        for _ in range(5):
+            outlet.write("x" * (1 << 20))
+            await asyncio.wait_for(outbox.flushed(), SECONDS)
+        await soon(lambda: sum(len(event["log"]) for event in sent) == 5 << 20)
+        assert room.calls == 2
+
+
+class StubRun:
+    """A run that ends when it has been interrupted."""
+
+    def __init__(self) -> None:
+        self.id, self.key, self.spec, self.stuck = "a-1", "a", spec(), "it goes on"
+        self.runs: dict[str, Any] = {self.id: self}
+
+    def stopper(self) -> cancellation.Stopper:
+        return cancellation.Stopper(self.runs, {}, 0.0)
+
+    def interrupt(self) -> None:
+        self.runs.clear()
+
+    def expire(self) -> bool:
+        return True
+
+    def cancel(self) -> None:
+        pass
+
+    drop = kill_offspring = cancel
+
+    def write(self, text: str) -> None:
+        pass
+
+
+async def stopper_cancel() -> None:
+    run = StubRun()
+    inject(run, "cancel")
+    run.stopper().cancel(["a"])
+    await soon(lambda: not run.runs)
+
+
+async def stopper_drop() -> None:
+    run = StubRun()
+    inject(run, "drop")
+    run.stopper().drop([run.id])
+    await soon(lambda: not run.runs)
+
+
+async def stopper_interrupt() -> None:
+    run = StubRun()
+    inject(run, "interrupt")
+    run.stopper().cancel(["a"])
+    await soon(lambda: not run.runs)
+
+
+async def stopper_complaint() -> None:
+    run = StubRun()
+    inject(run, "write")
+    calls: list[None] = []
+
+    def interrupt() -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            run.runs.clear()
+
+    run.interrupt = interrupt  # type: ignore[method-assign]
+    run.stopper().cancel(["a"])
+    await soon(lambda: not run.runs)
+
+
+async def stopper_limit() -> None:
+    run = StubRun()
+    inject(run, "expire")
+    run.stopper().limit(run, 0.0)  # type: ignore[arg-type]
+    await soon(lambda: not run.runs)
+
+
+async def signal_leaving() -> None:
+    heard = asyncio.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.set())
+    try:
+        Signals(Fails(), child=False)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(heard.wait(), SECONDS)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def worker_restart() -> None:
+    closed = asyncio.Event()
+
+    async def close(**_more: Any) -> None:
+        closed.set()
+
+    async def leave(**_more: Any) -> None:
+        pass
+
+    plugin = hooks.GirderWorkerPlugin()
+    scheduler = SimpleNamespace(girder_leave=leave)
+    plugin._worker = SimpleNamespace(  # type: ignore[assignment]
+        address="tcp://w:1", nanny=None, close=close, scheduler=scheduler
+    )
+    run = SimpleNamespace(spec=spec(), write=Fails(), give_up=lambda: None)
+    plugin._give_up(run)  # type: ignore[arg-type]
+    await asyncio.wait_for(closed.wait(), SECONDS)
+
+
+async def standby_supervision() -> None:
+    kept = warm_processes.Standby()
+    kept._serve = serve = Fails(lambda: False)  # type: ignore[method-assign]
+    kept.begin()
+    await soon(lambda: serve.calls == 2)
+    assert kept.wait(SECONDS) is None
+    kept.close()
+
+
+async def pump_select() -> None:
+    own = selector_thread.Pump()
+    own.call_later(0.0, lambda: None)
+    select = inject(own._selector, "select")
+    for count in (1, 2):
+        rung = threading.Event()
+        own.call_later(0.0, rung.set)
+        await soon(rung.is_set)
+        await soon(lambda count=count: select.calls >= count)
+
+
+async def pump_timer() -> None:
+    own, rung = selector_thread.Pump(), threading.Event()
+    own.call_later(0.0, Fails())
+    own.call_later(0.0, rung.set)
+    await soon(rung.is_set)
+
+
+async def pump_pipe() -> None:
+    own = selector_thread.Pump()
+    read, write = os.pipe()
+    heard: list[bytes] = []
+    callback = Fails(lambda: heard.append(os.read(read, 100)))
+    own.watch(read, callback)
+    os.write(write, b"text")
+    await soon(lambda: heard == [b"text"])
+    assert callback.calls == 2
+    own.unwatch(read)
+    os.close(read)
+    os.close(write)
+
+
+async def pump_pipe_closed_meanwhile() -> None:
+    own = selector_thread.Pump()
+    read, write = os.pipe()
+    callback = Fails()
+    own.watch(read, callback)
+    os.write(write, b"text")
+    await soon(lambda: read in own._resting)
+    own.unwatch(read)
+    assert read not in own._resting
+    own._watch_again(read)
+    assert read not in own._selector.get_map()
+    os.close(read)
+    os.close(write)
+
+
+async def thread_interruption() -> None:
+    lock = threading.RLock()
+    interrupter = thread_interrupt.Interrupter(lambda _ident: False, lock)
+    strike = inject(interrupter, "_strike_those")
+    left = {1: None}
+    thread = threading.Thread(target=interrupter._strike_later, args=(left, CancelInterrupt))
+    thread.start()
+    await asyncio.to_thread(thread.join, SECONDS)
+    assert (left, strike.calls) == ({}, 2)
+
+
+async def child_listener() -> None:
+    worker, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with worker, control:
+        child = _Child(None, control, -1, ProcessLog())  # type: ignore[arg-type]
+        inject(child, "_hear")
+        thread = threading.Thread(target=child._listen)
+        thread.start()
+        for kind in ("cancel", "run"):
+            worker.send(packed_message(kind, None))
+        await soon(child._inputs.is_set)
+        worker.close()
+        await asyncio.to_thread(thread.join, SECONDS)
+
+
+PLACES = [
+    outbox_on_dropped,
+    outbox_output,
+    outbox_loop,
+    outbox_room,
+    stopper_cancel,
+    stopper_drop,
+    stopper_interrupt,
+    stopper_complaint,
+    stopper_limit,
+    signal_leaving,
+    worker_restart,
+    standby_supervision,
+    pump_select,
+    pump_timer,
+    pump_pipe,
+    pump_pipe_closed_meanwhile,
+    thread_interruption,
+    child_listener,
+]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_processes, "_PAUSE", 0.01)
+    monkeypatch.setattr(selector_thread, "_REST", 0.05)
+    monkeypatch.setattr(cancellation, "_LEAST_PAUSE", 0.01)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: str(place.__name__))
+def test_an_error_is_told_and_the_next_step_happens(
+    place: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    asyncio.run(place())
+    until(lambda: told(caplog))
+    assert len(told(caplog)) == 1
