@@ -133,7 +133,7 @@ def test_a_run_of_some_cases_keeps_what_there_is_of_others():
 def test_time_counts_for_the_innermost_module_of_ours_or_for_the_package():
     lines = [
         "MainThread;run (asyncio/events.py:607);hear (girder_dask/scheduler/dispatcher.py:9) 3",
-        "MainThread;hear (/x/girder_dask/plugin/store/recording.py:9);insert (pymongo/collection.py:1) 2",
+        "MainThread;hear (/x/girder_dask/plugin/store/claims.py:9);insert (pymongo/cursor.py:1) 2",
         "MainThread;read (tornado/iostream.py:1);recv_into (ssl.py:1) 4",
         "MainThread;run (asyncio/base_events.py:607) 1",
         "MainThread;run (asyncio/base_events.py:607);select (selectors.py:468) 99",
@@ -142,12 +142,12 @@ def test_time_counts_for_the_innermost_module_of_ours_or_for_the_package():
     assert found == {
         "tornado": 0.4,
         "girder_dask.scheduler.dispatcher": 0.3,
-        "girder_dask.plugin.store.recording": 0.2,
+        "girder_dask.plugin.store.claims": 0.2,
         "Python": 0.1,
     }
     table = profiles.tables({"the scheduler": found})
     assert table.startswith("| The scheduler: 50% in modules of girder_dask | |\n| --- | --- |\n")
-    assert "| girder_dask.plugin.store.recording | 20.0% |" in table
+    assert "| girder_dask.plugin.store.claims | 20.0% |" in table
 
 
 def test_an_interrupt_stops_everything(tmp_path: Path):
