@@ -17,7 +17,7 @@ __all__ = ["progress"]
 T = TypeVar("T")
 
 # Seconds between two words about the same loop.
-_INTERVAL = 0.1
+_REPORT_INTERVAL_S = 0.1
 
 #: The managers to which a loop reports. A loop within it does not.
 _reporting: weakref.WeakSet[JobManager] = weakref.WeakSet()
@@ -98,7 +98,7 @@ class _Reporter:
         self, manager: JobManager | None, total: float | None, message: str | None
     ) -> None:
         self._manager = manager
-        self._next = time.monotonic() + _INTERVAL
+        self._next = time.monotonic() + _REPORT_INTERVAL_S
         self.count = 0
         if manager is not None:
             # A total of 0 is how Girder says that it is not known.
@@ -109,7 +109,7 @@ class _Reporter:
         self.count += 1
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + _INTERVAL
+            self._next = now + _REPORT_INTERVAL_S
             self.finish()
 
     def finish(self) -> None:

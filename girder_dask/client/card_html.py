@@ -18,8 +18,8 @@ from girder_dask.jobs import FINAL, JobStatus, waits_for
 
 __all__ = ["render", "tail"]
 
-_LINES = 10
-_WIDTH = 240
+_MAX_LOG_LINES = 10
+_MAX_LINE_CHARS = 240
 
 _ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 _COLORS = {
@@ -30,13 +30,13 @@ _COLORS = {
     JobStatus.QUEUED: "#6f7782",
     JobStatus.INACTIVE: "#6f7782",
 }
-_AT_WORK = "#1a6fb5"
+_WORKING_COLOR = "#1a6fb5"
 
 # More than anybody counts. What is not finite is more as well.
-_MOST = 10**30
+_MAX_NUMBER = 10**30
 
 # The states in which progress is counted in bytes.
-_IN_BYTES = {JobStatus.FETCHING_INPUT, JobStatus.PUSHING_OUTPUT}
+_BYTE_PROGRESS = {JobStatus.FETCHING_INPUT, JobStatus.PUSHING_OUTPUT}
 
 _STYLE = """
 .gd-card{box-sizing:border-box;max-width:46em;margin:2px 0;padding:10px 14px;line-height:1.45;
@@ -81,7 +81,7 @@ def render(
         The present time, for a job that has not ended.
     """
     status = _status(job)
-    color = _COLORS.get(status, _AT_WORK)
+    color = _COLORS.get(status, _WORKING_COLOR)
     parts = [
         f"<style>{_STYLE}</style>",
         f'<div class="gd-card" style="--gd:{color}" data-job="{escape(str(job["_id"]))}">',
@@ -96,16 +96,20 @@ def render(
     return "".join(parts)
 
 
-def tail(log: Sequence[str] | str, lines: int = _LINES) -> list[str]:
+def tail(log: Sequence[str] | str, lines: int = _MAX_LOG_LINES) -> list[str]:
     """Return the last lines of a log as a terminal would show them.
 
     >>> tail(['one\\ntwo\\n', ' 10%\\r 90%\\x1b[0m\\n'], lines=2)
     ['two', ' 90%']
     """
     text = log if isinstance(log, str) else _end(log)
-    text = _ANSI.sub("", text[-_WIDTH * lines * 8 :])
+    text = _ANSI.sub("", text[-_MAX_LINE_CHARS * lines * 8 :])
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\n").split("\n")]
-    return [line if len(line) <= _WIDTH else line[:_WIDTH] + "…" for line in shown[-lines:] if line]
+    return [
+        line if len(line) <= _MAX_LINE_CHARS else line[:_MAX_LINE_CHARS] + "…"
+        for line in shown[-lines:]
+        if line
+    ]
 
 
 def _end(pieces: Sequence[str]) -> str:
@@ -115,7 +119,7 @@ def _end(pieces: Sequence[str]) -> str:
     for piece in reversed(pieces):
         found.append(piece)
         size += len(piece)
-        if size > _WIDTH * _LINES * 8:
+        if size > _MAX_LINE_CHARS * _MAX_LOG_LINES * 8:
             break
     return "".join(reversed(found))
 
@@ -194,12 +198,12 @@ def _message(job: Mapping[str, Any]) -> str:
         )
     why = waits_for(job)
     if why:
-        return why[:_WIDTH]
+        return why[:_MAX_LINE_CHARS]
     progress = job.get("progress") or {}
-    text = str(progress.get("message") or "")[:_WIDTH]
+    text = str(progress.get("message") or "")[:_MAX_LINE_CHARS]
     goal, current = _number(progress.get("total")), _number(progress.get("current"))
     if goal and current is not None:
-        show = _size if job.get("status") in _IN_BYTES else _amount
+        show = _size if job.get("status") in _BYTE_PROGRESS else _amount
         text = f"{text} {show(current)}/{show(goal)}".strip()
     return text
 
@@ -230,7 +234,7 @@ def _bar(job: Mapping[str, Any]) -> str:
 
 def _number(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < _MOST else None
+    return float(value) if is_number and abs(value) < _MAX_NUMBER else None
 
 
 def _log(log: Sequence[str] | str) -> str:

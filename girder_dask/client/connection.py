@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "connect"]
 
-_API = "/api/v1"
+_API_PATH = "/api/v1"
 
 # Seconds for which Girder may be silent before it counts as not there.
-_ANSWER_TIME = 10.0
+_ANSWER_TIMEOUT_S = 10.0
 
 _current: Connection | None = None
 
@@ -130,7 +130,7 @@ def connect(
         dask_address=scheduler if isinstance(scheduler, str) else None,
         dask_client=None if scheduler is None or isinstance(scheduler, str) else lambda: scheduler,
         unpickles="own",
-        holds=scheduler is not None,
+        pins=scheduler is not None,
     )
     try:
         login = _signed_in(backend)
@@ -170,7 +170,7 @@ def _checked(api_url: str) -> str:
         )
     if "@" in parts.netloc or parts.query:
         raise GirderError(
-            f"The address of the Girder at {parts.hostname} holds more than an address. Addresses "
+            f"The address of the Girder at {parts.hostname} pins more than an address. Addresses "
             "end up in logs: give the API key as connect(api_url, api_key=…)."
         )
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
@@ -180,8 +180,8 @@ def _find(url: str) -> tuple[str, str]:
     """Return where the REST API is, and the version of its plugin dask."""
     from girder_dask.http.client import Probe
 
-    candidates = [url] if url.endswith(_API) else [url + _API, url]
-    with contextlib.closing(Probe(_ANSWER_TIME)) as probe:
+    candidates = [url] if url.endswith(_API_PATH) else [url + _API_PATH, url]
+    with contextlib.closing(Probe(_ANSWER_TIMEOUT_S)) as probe:
         for candidate in candidates:
             answer = probe.get(candidate, "dask/ping")
             if answer is not None and "plugin" in answer.document:

@@ -12,7 +12,7 @@ import logging
 import time
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from girder_dask.client import backend as submit
 from girder_dask.errors import ResultUnavailable, SchedulerError
@@ -23,28 +23,19 @@ from girder_dask.utils.background import watched
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["Holder", "hold", "of"]
+    from girder_dask.client.result import JobResult
+
+__all__ = ["future_of", "pin"]
 
 logger = logging.getLogger(__name__)
 
 # Seconds for the scheduler to answer. It waits up to 5 s for a job that it has not got yet.
-_ANSWER_TIME = 15.0
+_RPC_TIMEOUT_S = 15.0
 # Seconds between two questions about a job of which Girder has not heard the end yet.
-_PAUSE = 0.05
+_POLL_INTERVAL_S = 0.05
 
 
-class Holder(Protocol):
-    """What may hold the future of a job: a ``JobResult``."""
-
-    @property
-    def id(self) -> str:
-        """The id of the job."""
-
-    def _hold(self, future: Future[Any]) -> None:
-        """Keep a future, and with it the value."""
-
-
-def of(job_id: str) -> Future[Any]:
+def future_of(job_id: str) -> Future[Any]:
     """Return a Dask future of the value that a job returns.
 
     Raises
@@ -60,22 +51,22 @@ def of(job_id: str) -> Future[Any]:
     backend = submit.backend()
     client = backend.dask_client()
     _check_access(backend, job_id)
-    deadline = time.monotonic() + _ANSWER_TIME
+    deadline = time.monotonic() + _RPC_TIMEOUT_S
     while True:
         key = _key(backend, client, job_id)
         if key is not None:
-            return _bound(client, key)
+            return _future_of_key(client, key)
         # The scheduler has nothing more to do for the job. Girder may hear of its end just now.
         stored = backend.load_result(job_id)
         if stored.status in (None, *FINAL) or time.monotonic() >= deadline:
-            return _brought_back(backend, client, job_id, stored)
-        time.sleep(_PAUSE)
+            return _scattered(backend, client, job_id, stored)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _key(backend: submit.Backend, client: Client, job_id: str) -> str | None:
     """Return the key of a job's value, None if the scheduler does not have it (any more)."""
     try:
-        keys: dict[str, str] = cast("Any", client.sync)(_keys, client, [job_id])
+        keys: dict[str, str] = cast("Any", client.sync)(_pinned_keys, client, [job_id])
     except (OSError, asyncio.TimeoutError, ValueError, AttributeError, RuntimeError) as e:
         raise SchedulerError(
             f"The Dask scheduler at {backend.scheduler_address()} does not say where the value of "
@@ -88,7 +79,7 @@ def _key(backend: submit.Backend, client: Client, job_id: str) -> str | None:
 def _check_access(backend: submit.Backend, job_id: str) -> None:
     # The scheduler itself gives any value to any client.
     known = backend.load_jobs([job_id]) or [backend.load_job(job_id)]
-    if getattr(backend, "holds", False) and not backend.unpickles(known[0]):
+    if getattr(backend, "pins", False) and not backend.unpickles(known[0]):
         raise ResultUnavailable(
             f"Job {job_id} is not one of yours, and a future would unpickle its value, which can "
             "run code of its owner. get() returns it if it is plain.",
@@ -96,43 +87,43 @@ def _check_access(backend: submit.Backend, job_id: str) -> None:
         )
 
 
-def hold(backend: submit.Backend, results: Sequence[Holder]) -> None:
+def pin(backend: submit.Backend, results: Sequence[JobResult]) -> None:
     """Begin to hold the values of new jobs, where the backend does that. Returns at once."""
-    if not getattr(backend, "holds", False):
+    if not getattr(backend, "pins", False):
         return
     client = backend.dask_client()
     references = {result.id: weakref.ref(result) for result in results}
     loop = cast("Any", client.loop).asyncio_loop
-    holding = asyncio.run_coroutine_threadsafe(_hold(client, references), loop)
+    holding = asyncio.run_coroutine_threadsafe(_pin(client, references), loop)
     watched(holding, logger, "Holding the values of jobs")
 
 
-async def _hold(client: Client, references: dict[str, weakref.ref[Holder]]) -> None:
+async def _pin(client: Client, references: dict[str, weakref.ref[JobResult]]) -> None:
     try:
-        keys = await _keys(client, list(references))
+        keys = await _pinned_keys(client, list(references))
     except Exception as e:  # noqa: BLE001 - it is asked again when the value is needed
         logger.info("The values of %d jobs are not held (%s).", len(references), e)
         return
     for job_id, key in keys.items():
         result = references[job_id]() if job_id in references else None
         # Without anybody to hold it, the future goes at once, and the scheduler lets go too.
-        future = _bound(client, key)
+        future = _future_of_key(client, key)
         if result is not None:
-            result._hold(future)  # noqa: SLF001 - of this package
+            result._pin(future)  # noqa: SLF001 - of this package
 
 
-async def _keys(client: Client, job_ids: list[str]) -> dict[str, str]:
+async def _pinned_keys(client: Client, job_ids: list[str]) -> dict[str, str]:
     """Have the scheduler count this client in, and return the keys of jobs that it knows."""
     scheduler: Any = client.scheduler
     answer = await asyncio.wait_for(
-        scheduler.girder_pin(jobs=job_ids, client=client.id), _ANSWER_TIME
+        scheduler.girder_pin(jobs=job_ids, client=client.id), _RPC_TIMEOUT_S
     )
     if not isinstance(answer, dict) or answer.get("status") == "error":
         raise ValueError(f"it answered {answer!r}")
     return {str(job): str(key) for job, key in answer.items()}
 
 
-def _bound(client: Client, key: str) -> Future[Any]:
+def _future_of_key(client: Client, key: str) -> Future[Any]:
     """Return a future of a key that the scheduler holds for this client."""
     from distributed import Future
 
@@ -143,7 +134,7 @@ def _bound(client: Client, key: str) -> Future[Any]:
     return future
 
 
-def _brought_back(
+def _scattered(
     backend: submit.Backend, client: Client, job_id: str, stored: submit.StoredResult
 ) -> Future[Any]:
     """Return a future of a value that only Girder has."""

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from girder_dask.client import backend as submit
 from girder_dask.client import progress_bar
@@ -19,29 +19,23 @@ from girder_dask.utils.background import Guard
 if TYPE_CHECKING:
     from ipywidgets import HTML
 
-__all__ = ["Card", "Shown", "mimebundle"]
+    from girder_dask.client.result import JobResult
+
+__all__ = ["JobCard", "mimebundle"]
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.3, 5.0, 1.15
+_MIN_POLL_S, _MAX_POLL_S, _POLL_GROWTH = 0.3, 5.0, 1.15
 # A log comes as a whole: looking at it takes no more than this part of the time.
-_SHARE = 0.1
-
-
-class Shown(Protocol):
-    """What is shown: a ``JobResult``."""
-
-    @property
-    def id(self) -> str:
-        """The id of the job."""
+_MAX_LOG_TIME_SHARE = 0.1
 
 
 #: The cards of jobs that are followed, so that a job which is shown twice is asked for once.
-_cards: weakref.WeakValueDictionary[str, Card] = weakref.WeakValueDictionary()
+_cards: weakref.WeakValueDictionary[str, JobCard] = weakref.WeakValueDictionary()
 
 
 def mimebundle(
-    result: Shown, include: Any = None, exclude: Any = None
+    result: JobResult, include: Any = None, exclude: Any = None
 ) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
     """Return what Jupyter shows for a job: a card, live if ipywidgets is installed.
 
@@ -60,7 +54,7 @@ def mimebundle(
     static = {**plain, "text/html": html}
     if job["status"] in FINAL:
         return static
-    widget = _live(backend, job, html)
+    widget = _live_widget(backend, job, html)
     if widget is None:
         note = "This card stays as it is. Install ipywidgets for one that follows the job."
         return {**plain, "text/html": render(job, url=_page(backend, result.id), note=note)}
@@ -69,7 +63,7 @@ def mimebundle(
     return {**(data or {}), **static}, metadata
 
 
-def _live(backend: submit.Backend, job: Mapping[str, Any], html: str) -> HTML | None:
+def _live_widget(backend: submit.Backend, job: Mapping[str, Any], html: str) -> HTML | None:
     try:
         from ipywidgets import HTML
     except ImportError:
@@ -77,13 +71,13 @@ def _live(backend: submit.Backend, job: Mapping[str, Any], html: str) -> HTML | 
     card = _cards.get(str(job["_id"]))
     if card is None or card.is_over:
         # With a count of 0, the notebook says how often the widget is on show.
-        card = Card(backend, job, HTML(value=html, _view_count=0))
+        card = JobCard(backend, job, HTML(value=html, _view_count=0))
         _cards[str(job["_id"])] = card
         card.follow()
     return card.widget
 
 
-class Card:
+class JobCard:
     """A widget that shows a job, and the thread that keeps it up to date.
 
     The thread ends when the job has ended, when the widget was closed or is on show no more,
@@ -106,7 +100,7 @@ class Card:
         self._job = dict(job)
         self._state: Mapping[str, Any] | None = None
         self._was_seen = False
-        self._pause, self._next_look = _FIRST_PAUSE, 0.0
+        self._pause, self._next_look = _MIN_POLL_S, 0.0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
@@ -131,39 +125,44 @@ class Card:
             self.follow()
 
     def _is_wanted(self) -> bool:
-        if self.widget.comm is None:
-            self.is_over = True
-        gone = self._was_seen and not self.widget._view_count  # noqa: SLF001 - its only name
-        return not (self.is_over or gone)
+        """Return True if there is a widget to update that may be on show."""
+        is_hidden = self._was_seen and not self.widget._view_count  # noqa: SLF001 - its only name
+        return not (self.is_over or self._is_closed or is_hidden)
+
+    @property
+    def _is_closed(self) -> bool:
+        return self.widget.comm is None
 
     def _run(self) -> None:
-        self._pause, self._next_look = _FIRST_PAUSE, 0.0
-        guard = Guard(logger, f"The card of job {self._job['_id']}", longest=_LONGEST_PAUSE)
-        while self._goes_on():
+        self._pause, self._next_look = _MIN_POLL_S, 0.0
+        guard = Guard(logger, f"The card of job {self._job['_id']}", longest=_MAX_POLL_S)
+        while not self._stop_if_unwanted():
             with guard:
                 self._step()
             time.sleep(guard.pause)
 
-    def _goes_on(self) -> bool:
+    def _stop_if_unwanted(self) -> bool:
+        """Give up the thread if the widget needs no more updates; return True if so."""
         with self._lock:
             if self._is_wanted():
-                return True
+                return False
+            self.is_over = self.is_over or self._is_closed
             self._thread = None
-            return False
+            return True
 
     def _step(self) -> None:
         begun = time.monotonic()
         if begun >= self._next_look:
-            changed = self._look()
+            changed = self._poll()
             spent = time.monotonic() - begun
-            self._pause = _FIRST_PAUSE if changed else min(self._pause * _GROWTH, _LONGEST_PAUSE)
-            self._next_look = time.monotonic() + max(self._pause, spent / _SHARE)
+            self._pause = _MIN_POLL_S if changed else min(self._pause * _POLL_GROWTH, _MAX_POLL_S)
+            self._next_look = time.monotonic() + max(self._pause, spent / _MAX_LOG_TIME_SHARE)
         self._wake.wait(min(1.0, max(self._next_look - time.monotonic(), 0.05)))
         self._wake.clear()
         if not self.is_over:
             self._draw()
 
-    def _look(self) -> bool:
+    def _poll(self) -> bool:
         """Ask Girder how the job is, and say whether that is news."""
         job_id = str(self._job["_id"])
         try:

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["RestBackend"]
 
 # Seconds for a connection to the scheduler.
-_REACH_TIME = 5.0
+_CONNECT_TIMEOUT_S = 5.0
 
 # Most jobs that are asked for in one request.
-_MOST_JOBS = 1_000
+_MAX_JOBS_PER_REQUEST = 1_000
 
 # Most bytes of packed calls in one request: Girder reads 64 MiB, in which they take a third more.
-_MOST_BYTES = 47 * 1024**2
+_MAX_REQUEST_BYTES = 47 * 1024**2
 
 
 class RestBackend:
@@ -54,7 +54,7 @@ class RestBackend:
     unpickles
         Whether what jobs return is unpickled: True, or ``'own'`` for only the jobs of the
         user who is signed in.
-    holds
+    pins
         Whether what jobs return is held on the cluster for as long as their ``JobResult``.
     patience
         Seconds for which Girder may be away before what is asked of it fails.
@@ -80,14 +80,14 @@ class RestBackend:
         dask_address: str | None = None,
         ships_code: bool = True,
         unpickles: bool | str = True,
-        holds: bool = False,
+        pins: bool = False,
         patience: float = 30.0,
         endures: bool = False,
         session: Mapping[str, Any] | None = None,
     ) -> None:
         self.api_url = api_url.rstrip("/")
         self.ships_code = ships_code
-        self.holds = holds
+        self.pins = pins
         self._unpickles = unpickles
         self._endures = endures
         self._web = Web(
@@ -162,8 +162,8 @@ class RestBackend:
         """Return ``_id``, ``title``, ``status`` and ``progress`` of those that may be read."""
         found: list[dict[str, Any]] = []
         ids = list(job_ids)
-        for start in range(0, len(ids), _MOST_JOBS):
-            body = {"ids": ids[start : start + _MOST_JOBS]}
+        for start in range(0, len(ids), _MAX_JOBS_PER_REQUEST):
+            body = {"ids": ids[start : start + _MAX_JOBS_PER_REQUEST]}
             found += self._web.ask("POST", "dask/job/states", body)["jobs"]
         return found
 
@@ -180,9 +180,11 @@ class RestBackend:
         found: dict[str, StoredResult] = {}
         left = list(job_ids)
         while left:
-            answer = self._web.ask("POST", "dask/job/results", {"ids": left[:_MOST_JOBS]})
+            answer = self._web.ask(
+                "POST", "dask/job/results", {"ids": left[:_MAX_JOBS_PER_REQUEST]}
+            )
             found |= {job_id: _stored(kept) for job_id, kept in answer["results"].items()}
-            left = [*answer["left"], *left[_MOST_JOBS:]]
+            left = [*answer["left"], *left[_MAX_JOBS_PER_REQUEST:]]
         return found
 
     def cancel(self, job_id: str) -> None:
@@ -274,7 +276,7 @@ def _check_reached(address: str) -> None:
     scheme, _, host = resolve_address(address).partition("://")
     if scheme in ("tcp", "tls"):
         name, _, port = host.rpartition(":")
-        socket.create_connection((name.strip("[]"), int(port)), timeout=_REACH_TIME).close()
+        socket.create_connection((name.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 def _stored(wire: Mapping[str, Any]) -> StoredResult:
@@ -308,13 +310,13 @@ def _check_address(submissions: Sequence[Submission]) -> None:
 
 def _check_size(submissions: Sequence[Submission]) -> None:
     size = sum(len(submission.payload) for submission in submissions)
-    if size > _MOST_BYTES:
+    if size > _MAX_REQUEST_BYTES:
         names = sorted({submission.task for submission in submissions})
         raise PayloadTooLargeError(
             f"{len(submissions):,} calls of {', '.join(names)} take {size:,} bytes, more than the "
-            f"{_MOST_BYTES:,} that go to Girder at once. Start them in several parts, or give them "
-            "less: upload what is large to Girder and pass its id, or pass the JobResult of a task "
-            "that makes it. No job was made.",
+            f"{_MAX_REQUEST_BYTES:,} that one request may carry. Start them in several parts, or "
+            "pass less: upload large data to Girder and pass its id, or pass the JobResult of a "
+            "task that makes it. No job was made.",
             task=names[0],
         )
 

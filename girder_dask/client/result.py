@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from girder_dask.client.backend import StoredResult
 
-__all__ = ["JobResult", "MapResult", "fetch"]
+__all__ = ["JobResult", "MapResult", "prefetch"]
 
 
 class JobResult:
@@ -108,7 +108,7 @@ class JobResult:
         if self._job.get("status") not in FINAL:
             states = submit.backend().load_jobs([self.id])
             if states:
-                self._heard(states[0])
+                self._apply_state(states[0])
             else:
                 self.refresh()  # which says why there is none
         return JobStatus(self._job["status"])
@@ -122,7 +122,7 @@ class JobResult:
         _ = self.status
         return waits_for(self._job)
 
-    def _heard(self, state: Mapping[str, Any]) -> None:
+    def _apply_state(self, state: Mapping[str, Any]) -> None:
         """Take note of a state that Girder has told, perhaps of many jobs at once."""
         if self._job.get("status") not in FINAL:
             # The rest of the document is asked for when it is wanted: it comes with the log.
@@ -134,10 +134,10 @@ class JobResult:
         """Say whether it is known here that the job has ended."""
         return self._job.get("status") in FINAL
 
-    def _fetched(self, state: Mapping[str, Any] | None, stored: StoredResult | None) -> None:
+    def _apply_fetched(self, state: Mapping[str, Any] | None, stored: StoredResult | None) -> None:
         """Take note of what was asked for of many jobs at once."""
         if state is not None:
-            self._heard(state)
+            self._apply_state(state)
         if self._has_ended():  # else there is nothing yet
             self._stored = stored
 
@@ -258,10 +258,10 @@ class JobResult:
 
         # A try that failed, and a scheduler that was restarted, leave a future without a value.
         if self._future is None or self._future.status not in ("pending", "finished"):
-            self._future = futures.of(self.id)
+            self._future = futures.future_of(self.id)
         return self._future
 
-    def _hold(self, future: Future[Any]) -> None:
+    def _pin(self, future: Future[Any]) -> None:
         """Keep a future of the value, so that it stays on the cluster as long as this object."""
         if self._future is None:
             self._future = future
@@ -327,7 +327,7 @@ class MapResult(JobResult):
             self._raise_first()
         if self.status == JobStatus.CANCELED:
             raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
-        fetch(self.results)
+        prefetch(self.results)
         return [result.get() for result in self.results]
 
     def _raise_first(self) -> None:
@@ -341,7 +341,7 @@ class MapResult(JobResult):
         raise GirderDaskError(f"Job {self.id} failed; see its log.")
 
 
-def fetch(results: Iterable[JobResult]) -> None:
+def prefetch(results: Iterable[JobResult]) -> None:
     """Ask for the ends of many jobs at once, so that their ``get()`` need not ask."""
     jobs = list(results)
     if len(jobs) < 2:
@@ -352,4 +352,4 @@ def fetch(results: Iterable[JobResult]) -> None:
     told = {str(state["_id"]): state for state in states}
     stored = backend.load_results([job.id for job in jobs])
     for job in jobs:
-        job._fetched(told.get(job.id), stored.get(job.id))  # noqa: SLF001
+        job._apply_fetched(told.get(job.id), stored.get(job.id))  # noqa: SLF001

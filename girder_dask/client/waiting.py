@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from girder_dask.client import backend, progress_bar
-from girder_dask.client.result import JobResult, fetch
+from girder_dask.client.result import JobResult, prefetch
 from girder_dask.jobs import FINAL
 
 __all__ = ["as_completed", "gather"]
 
-_FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.02, 2.0, 1.4
+_MIN_POLL_S, _MAX_POLL_S, _POLL_GROWTH = 0.02, 2.0, 1.4
 
 
 def as_completed(results: Any, timeout: float | None = None) -> Iterator[Any]:
@@ -45,7 +45,7 @@ def as_completed(results: Any, timeout: float | None = None) -> Iterator[Any]:
     >>> list(as_completed([]))
     []
     """
-    return _Watch(_jobs(results)).ended(timeout)
+    return _JobPoller(_jobs(results)).ended(timeout)
 
 
 def gather(
@@ -88,17 +88,17 @@ def gather(
     if errors not in ("raise", "return"):
         raise ValueError(f"errors is 'raise' or 'return', not {errors!r}.")
     shape = _shape(results)
-    watch = _Watch(_leaves(shape))
+    poller = _JobPoller(_leaves(shape))
     values: dict[int, Any] = {}
-    drawn = progress_bar.draw(len(watch.jobs), "jobs", show=progress)
+    drawn = progress_bar.draw(len(poller.jobs), "jobs", show=progress)
     try:
-        for batch in watch.batches(timeout):
-            fetch([result for result in batch if isinstance(result, JobResult)])
+        for batch in poller.batches(timeout):
+            prefetch([result for result in batch if isinstance(result, JobResult)])
             for result in batch:
                 values[id(result)] = _value(result, errors)
                 drawn.update(1)
     except KeyboardInterrupt:
-        _say_they_go_on(watch)
+        _report_interrupt(poller)
         raise
     finally:
         drawn.close()
@@ -114,11 +114,12 @@ def _value(result: Any, errors: str) -> Any:
         return e
 
 
-def _say_they_go_on(watch: _Watch) -> None:
-    left = len(watch.left)
+def _report_interrupt(poller: _JobPoller) -> None:
+    left = len(poller.left)
     if left:
         print(
-            f"\nInterrupted. {left:,} of {len(watch.jobs):,} jobs go on. result.cancel() ends one.",
+            f"\nInterrupted. {left:,} of {len(poller.jobs):,} jobs continue. "
+            "result.cancel() ends one.",
             file=sys.stderr,
         )
 
@@ -159,7 +160,7 @@ def _filled(part: Any, values: Mapping[int, Any]) -> Any:
     return values[id(part)]
 
 
-class _Watch:
+class _JobPoller:
     """Looks at many jobs until they have ended."""
 
     def __init__(self, jobs: Sequence[Any]) -> None:
@@ -175,9 +176,9 @@ class _Watch:
     def batches(self, timeout: float | None) -> Iterator[list[Any]]:
         """Yield the jobs that have ended between one look and the next."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_PAUSE
+        pause = _MIN_POLL_S
         while self.left:
-            found = self._look()
+            found = self._poll()
             for job in found:
                 del self.left[id(job)]
             if found:
@@ -190,10 +191,10 @@ class _Watch:
                     f"{len(self.left):,} of {len(self.jobs):,} jobs have not ended after {timeout} "
                     f"s, the first of them {next(iter(self.left.values())).id}. They go on."
                 )
-            pause = _FIRST_PAUSE if found else min(pause * _GROWTH, _LONGEST_PAUSE)
+            pause = _MIN_POLL_S if found else min(pause * _POLL_GROWTH, _MAX_POLL_S)
             time.sleep(pause if left is None else min(pause, left))
 
-    def _look(self) -> list[Any]:
+    def _poll(self) -> list[Any]:
         """Return those that have ended since the last look, in that order."""
         asked = [job for job in self.left.values() if isinstance(job, JobResult)]
         ids = {job.id for job in asked}
@@ -205,11 +206,11 @@ class _Watch:
             if state is None:
                 found.append(job)  # gone, or not to be read: get() says so
                 continue
-            job._heard(state)  # noqa: SLF001 - of this package
+            job._apply_state(state)  # noqa: SLF001 - of this package
             if state["status"] in FINAL:
                 found.append(job)
-        return sorted(found, key=lambda job: _when(told.get(str(job.id))))
+        return sorted(found, key=lambda job: _update_time(told.get(str(job.id))))
 
 
-def _when(state: Mapping[str, Any] | None) -> str:
+def _update_time(state: Mapping[str, Any] | None) -> str:
     return str((state or {}).get("updated") or "")

@@ -34,7 +34,7 @@ _SETTABLE = (
 )
 
 
-class Outlet(Protocol):
+class JobSink(Protocol):
     """Where a running job's output, progress and status go."""
 
     def write(self, text: str) -> None: ...
@@ -46,8 +46,8 @@ class Outlet(Protocol):
     def flush(self) -> None: ...
 
 
-class _Terminal:
-    """The outlet of a job that is none: text goes to standard output."""
+class _TerminalSink:
+    """The sink of a job that is none: text goes to standard output."""
 
     def write(self, text: str) -> None:
         print(text, end="")
@@ -73,8 +73,8 @@ class JobManager:
     half way
     """
 
-    def __init__(self, outlet: Outlet | None = None, status: JobStatus = JobStatus.RUNNING) -> None:
-        self._outlet = outlet or _Terminal()
+    def __init__(self, sink: JobSink | None = None, status: JobStatus = JobStatus.RUNNING) -> None:
+        self._sink = sink or _TerminalSink()
         self.status = status
         #: ``total``, ``current`` and ``message``, those that were set, as they are now.
         self.progress: dict[str, Any] = {}
@@ -84,9 +84,9 @@ class JobManager:
         """Append ``message`` to the job's log. It is sent within a second, at once if forced."""
         if isinstance(message, bytes):
             message = message.decode("utf-8", "replace")
-        self._outlet.write(message)
+        self._sink.write(message)
         if forceFlush:
-            self._outlet.flush()
+            self._sink.flush()
 
     def updateProgress(
         self,
@@ -118,14 +118,14 @@ class JobManager:
         if message is not None:
             changes["message"] = clean_text(shortened(exact_text(str(message))))
         self.progress = {**self.progress, **changes}
-        self._outlet.progress(changes)
+        self._sink.progress(changes)
         if forceFlush:
-            self._outlet.flush()
+            self._sink.flush()
 
     def _note_infinite(self, name: str, number: float) -> None:
         if not self._noted_infinite:
             self._noted_infinite = True
-            self._outlet.write(
+            self._sink.write(
                 f"girder_dask: updateProgress({name}={number}) is left out, as it is no finite "
                 "number.\n"
             )
@@ -154,7 +154,7 @@ class JobManager:
             )
         if self.status != JobStatus.CANCELING:
             self.status = status
-            self._outlet.status(status)
+            self._sink.status(status)
 
     def refreshStatus(self) -> JobStatus:
         """Return the job's state as this run knows it: CANCELING when it was asked to stop."""

@@ -19,7 +19,7 @@ from girder_dask.protocol.job_fields import checked_fields
 from girder_dask.protocol.payload import Dependency, pack_call
 from girder_dask.protocol.transform_types import is_transform
 from girder_dask.tasks.discovery import package_of
-from girder_dask.tasks.untracked import WithoutJob
+from girder_dask.tasks.untracked import UntrackedResult
 from girder_dask.utils.pytree import leaves_of, map_leaves
 
 __all__ = [
@@ -210,7 +210,7 @@ def _refuse_hidden(name: str, value: Any) -> None:
             f"nothing. Give an object of it, such as {value.__qualname__}(…). No job was made.",
             task=name,
         )
-    if isinstance(value, WithoutJob):
+    if isinstance(value, UntrackedResult):
         raise SubmissionError(
             f"{name} was given {value!r}, which has no job that another one could wait for. Pass "
             "its value, from get(). No job was made.",

@@ -112,7 +112,7 @@ class Task(Generic[P, R]):
             Girder's REST API as the workers reach it.
         girder_job_disable
             Run without a job: on the cluster, or here and now where no Girder is known. What
-            is returned then is a :class:`girder_dask.tasks.untracked.WithoutJob`.
+            is returned then is a :class:`girder_dask.tasks.untracked.UntrackedResult`.
 
         Returns
         -------
@@ -150,7 +150,7 @@ class Task(Generic[P, R]):
         backend = submit.backend()
         (job,) = backend.submit([self._submission(backend, tuple(args or ()), arguments, options)])
         result = JobResult(job)
-        futures.hold(backend, [result])
+        futures.pin(backend, [result])
         return result
 
     def map(self, *iterables: Iterable[Any], **kwargs: Any) -> MapResult:
@@ -199,7 +199,7 @@ class Task(Generic[P, R]):
             submissions.append(self._submission(backend, row, arguments, options))
         job, *children = backend.submit(submissions, parent)
         result = MapResult(job, map(JobResult, children))
-        futures.hold(backend, result.results)
+        futures.pin(backend, result.results)
         return result
 
     def options(self, **changes: Any) -> Task[P, R]:
@@ -277,7 +277,7 @@ class Task(Generic[P, R]):
 
     def _start_without_job(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> untracked.WithoutJob:
+    ) -> untracked.UntrackedResult:
         calls.check(self.name, self._parameters, args, kwargs, options)
         payload, dependencies, _, _ = calls.pack(self.name, args, kwargs, {}, self)
         if dependencies or options.get("girder_result_hooks"):

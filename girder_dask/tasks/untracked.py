@@ -23,7 +23,7 @@ from girder_dask.utils.pytree import map_leaves
 if TYPE_CHECKING:
     from distributed import Future
 
-__all__ = ["WithoutJob", "run", "start"]
+__all__ = ["UntrackedResult", "run", "start"]
 
 
 def run(payload: bytes) -> Any:
@@ -51,7 +51,7 @@ def run(payload: bytes) -> Any:
             transform.cleanup()
 
 
-def start(name: str, payload: bytes, placement: Mapping[str, Any]) -> WithoutJob:
+def start(name: str, payload: bytes, placement: Mapping[str, Any]) -> UntrackedResult:
     """Run a packed call on the cluster that is known here, else at once in this process.
 
     Raises
@@ -62,7 +62,7 @@ def start(name: str, payload: bytes, placement: Mapping[str, Any]) -> WithoutJob
     try:
         backend = submit.backend()
     except NotConnectedError:
-        return WithoutJob(value=_outcome(payload))
+        return UntrackedResult(value=_outcome(payload))
     from distributed import fire_and_forget
 
     client = backend.dask_client()
@@ -76,7 +76,7 @@ def start(name: str, payload: bytes, placement: Mapping[str, Any]) -> WithoutJob
         priority=placement["priority"],
     )
     fire_and_forget(future)
-    return WithoutJob(future=future)
+    return UntrackedResult(future=future)
 
 
 def _outcome(payload: bytes) -> tuple[Any, Exception | None]:
@@ -86,7 +86,7 @@ def _outcome(payload: bytes) -> tuple[Any, Exception | None]:
         return None, e
 
 
-class WithoutJob:
+class UntrackedResult:
     """The result of a call that has no job. It has the methods of a ``JobResult``."""
 
     #: There is no job document.
@@ -137,7 +137,7 @@ class WithoutJob:
         """Say whether the call has raised."""
         return self.status == JobStatus.ERROR
 
-    def wait(self, timeout: float | None = None) -> WithoutJob:
+    def wait(self, timeout: float | None = None) -> UntrackedResult:
         """Wait for the end of the call. Raises TimeoutError if it takes longer."""
         if self.future is not None:
             with contextlib.suppress(CancelledError):
@@ -169,4 +169,4 @@ class WithoutJob:
         self.cancel()
 
     def __repr__(self) -> str:
-        return f"<WithoutJob {self.id or 'run here'} {self.state}>"
+        return f"<UntrackedResult {self.id or 'run here'} {self.state}>"

@@ -258,8 +258,8 @@ def test_what_cannot_be_sent_of_one_job_does_not_silence_the_others(
     worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     def work() -> None:
-        outlet: Any = current_job().job_manager._outlet
-        outlet.waiting = raising(ValueError("spoiled"))
+        sink: Any = current_job().job_manager._sink
+        sink.waiting = raising(ValueError("spoiled"))
         print("lost")
 
     worker.outcome(work)

@@ -370,12 +370,12 @@ async def recount_later() -> None:
 
 
 async def card_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_card, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(job_card, "_MIN_POLL_S", 0.01)
     widget = SimpleNamespace(comm=1, _view_count=None, value="", observe=lambda *_a, **_m: None)
     jobs = [{"_id": "a", "title": "Count", "status": int(S.SUCCESS), "log": []}]
     load_jobs = Fails(lambda _ids: jobs)
     backend = SimpleNamespace(load_jobs=load_jobs, load_job=lambda _id, **_more: jobs[0])
-    shown = job_card.Card(backend, {"_id": "a", "status": int(S.RUNNING)}, widget)  # type: ignore[arg-type]
+    shown = job_card.JobCard(backend, {"_id": "a", "status": int(S.RUNNING)}, widget)  # type: ignore[arg-type]
     shown.follow()
     await soon(lambda: shown.is_over)
     await soon(lambda: shown._thread is None)
@@ -386,19 +386,19 @@ async def futures_hold(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"a": "key-a"}
 
     bound = Fails(lambda _client, key: key)
-    monkeypatch.setattr(futures, "_bound", bound)
+    monkeypatch.setattr(futures, "_future_of_key", bound)
     loop = SimpleNamespace(asyncio_loop=asyncio.get_running_loop())
     client = SimpleNamespace(loop=loop, id="c", scheduler=SimpleNamespace(girder_pin=pin))
-    backend = SimpleNamespace(holds=True, dask_client=lambda: client)
+    backend = SimpleNamespace(pins=True, dask_client=lambda: client)
     held: list[Any] = []
 
     class Result:
         id = "a"
-        _hold = staticmethod(held.append)
+        _pin = staticmethod(held.append)
 
     result = Result()
     for _ in range(2):
-        futures.hold(backend, [result])  # type: ignore[arg-type,list-item]
+        futures.pin(backend, [result])  # type: ignore[arg-type,list-item]
     await soon(lambda: held == ["key-a"])
 
 

@@ -41,8 +41,8 @@ class Site(RecordingBackend):
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(progress_bar, "is_notebook", lambda: True)
-    monkeypatch.setattr(job_card, "_FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(job_card, "_SHARE", 1.0)
+    monkeypatch.setattr(job_card, "_MIN_POLL_S", 0.02)
+    monkeypatch.setattr(job_card, "_MAX_LOG_TIME_SHARE", 1.0)
     site = Site()
     site.jobs["a"] = {"_id": "a", "title": "Count", "status": 2, "log": ["one\n"]}
     backend.install(site)
@@ -64,7 +64,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def live() -> tuple[dict[str, Any], job_card.Card]:
+def live() -> tuple[dict[str, Any], job_card.JobCard]:
     bundle = JobResult("a")._repr_mimebundle_()
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     return data, job_card._cards["a"]

@@ -159,7 +159,7 @@ def test_an_interruption_leaves_the_jobs_alone(
     with pytest.raises(KeyboardInterrupt):
         gather(results, timeout=20)
     timer.join()
-    assert "1 of 2 jobs go on. result.cancel() ends one." in capsys.readouterr().err
+    assert "1 of 2 jobs continue. result.cancel() ends one." in capsys.readouterr().err
     assert site.canceled == []
 
 
