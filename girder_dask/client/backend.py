@@ -1,9 +1,9 @@
 """Where a job is recorded and sent.
 
-A call becomes a :class:`Submission` here. What records it is a :class:`Backend`, and
+What records a submission is a :class:`Backend`, and
 which one is decided in explicit places alone: the Girder plugin and
-:func:`girder_dask.connect` call :func:`install`, and a run on a worker is within
-:func:`using`. Nothing looks at ``sys.modules`` or the environment to find out where it is.
+:func:`girder_dask.connect` call :func:`set_backend`, and a run on a worker is within
+:func:`use_backend`. Nothing looks at ``sys.modules`` or the environment to find out where it is.
 """
 
 from __future__ import annotations
@@ -11,98 +11,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from girder_dask.errors import NotConnectedError
-from girder_dask.jobs import Wire
+from girder_dask.protocol.messages import MapParent, StoredResult, Submission
 
 if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = [
     "Backend",
-    "Group",
-    "StoredResult",
-    "Submission",
-    "backend",
+    "get_backend",
+    "has_backend",
     "in_run",
-    "install",
-    "is_installed",
-    "uninstall",
-    "using",
-    "without",
+    "set_backend",
+    "unset_backend",
+    "use_backend",
+    "without_backend",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Submission(Wire):
-    """A call that is to become a job.
-
-    ``args`` and ``kwargs`` are what people read on the job: plain values, transforms as
-    their ``_repr_model_``. ``payload`` is the packed call that a worker opens, with the
-    result hooks in it. ``dependencies`` are the ids of the jobs whose values are among the
-    arguments. ``user`` is a Girder user document, or None for the user of the request; it
-    does not travel.
-    """
-
-    task: str
-    payload: bytes = field(repr=False)
-    package: str | None = None
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    title: str = ""
-    type: str = "dask"
-    public: bool = False
-    handler: str | None = None
-    other_fields: Mapping[str, Any] = field(default_factory=dict)
-    user: Any = None
-    token: Any = field(default=None, repr=False)
-    api_url: str | None = None
-    retries: int = 0
-    timeout: float | None = None
-    resources: Mapping[str, float] | None = None
-    priority: int = 0
-    isolation: str | None = None
-    at_most_once: bool = False
-    dependencies: Sequence[str] = ()
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return what travels to Girder: all but the user, who is whoever sends it."""
-        return Wire.to_wire(replace(self, user=None))
-
-
-@dataclass(frozen=True, slots=True)
-class Group(Wire):
-    """The parent job of many calls that are submitted together."""
-
-    title: str
-    type: str = "dask"
-    public: bool = False
-    handler: str | None = None
-    other_fields: Mapping[str, Any] = field(default_factory=dict)
-    user: Any = None
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return what travels to Girder: all but the user, who is whoever sends it."""
-        return Wire.to_wire(replace(self, user=None))
-
-
-@dataclass(frozen=True, slots=True)
-class StoredResult:
-    """What is kept of the end of a job: the packed value, or why there is none.
-
-    ``exception`` is what the task raised, packed by
-    :func:`girder_dask.protocol.exceptions.pack_exception`. ``status`` is the state of the job,
-    where it came along. ``parts`` are the ids of the jobs under the parent job of a map, in the
-    order of the calls, and None for any other job.
-    """
-
-    value: bytes | None = field(default=None, repr=False)
-    error: str | None = None
-    exception: bytes | None = field(default=None, repr=False)
-    status: int | None = None
-    parts: Sequence[str] | None = None
 
 
 class Backend(Protocol):
@@ -112,7 +39,7 @@ class Backend(Protocol):
     ships_code: bool
 
     def submit(
-        self, submissions: Sequence[Submission], group: Group | None = None
+        self, submissions: Sequence[Submission], group: MapParent | None = None
     ) -> list[dict[str, Any]]:
         """Record a job for each, send them to the scheduler, and return the job documents.
 
@@ -160,13 +87,13 @@ _of_this_run: ContextVar[Backend | _Nowhere | None] = ContextVar(
 )
 
 
-def install(new: Backend | None) -> None:
+def set_backend(new: Backend | None) -> None:
     """Make ``new`` the backend of this process. None takes it away."""
     global _backend
     _backend = new
 
 
-def is_installed() -> bool:
+def has_backend() -> bool:
     """Say whether this process has a backend."""
     return _backend is not None
 
@@ -176,14 +103,14 @@ def in_run() -> bool:
     return not isinstance(_of_this_run.get(), (_Nowhere, type(None)))
 
 
-def uninstall(old: Backend) -> None:
+def unset_backend(old: Backend) -> None:
     """Take a backend away, unless another was installed since."""
     if _backend is old:
-        install(None)
+        set_backend(None)
 
 
 @contextlib.contextmanager
-def using(new: Backend) -> Iterator[None]:
+def use_backend(new: Backend) -> Iterator[None]:
     """Make ``new`` the backend of what runs within, and of the threads that it starts."""
     token = _of_this_run.set(new)
     try:
@@ -193,7 +120,7 @@ def using(new: Backend) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without(why: str) -> Iterator[None]:
+def without_backend(why: str) -> Iterator[None]:
     """Record no jobs of what runs within, and say why."""
     token = _of_this_run.set(_Nowhere(why))
     try:
@@ -202,7 +129,7 @@ def without(why: str) -> Iterator[None]:
         _of_this_run.reset(token)
 
 
-def backend() -> Backend:
+def get_backend() -> Backend:
     """Return the backend of this run, or of this process.
 
     Raises

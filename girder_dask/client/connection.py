@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 from urllib.parse import urlsplit, urlunsplit
 
 from girder_dask._version import __version__
-from girder_dask.client import backend as submit
+from girder_dask.client.backend import has_backend, in_run, set_backend, unset_backend
 from girder_dask.errors import GirderError, NotConnectedError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Connection:
     def close(self) -> None:
         """Close it. Jobs go on; ``delay()`` in this process raises NotConnectedError."""
         global _current
-        submit.uninstall(self._backend)
+        unset_backend(self._backend)
         if _current is self:
             _current = None
         self._backend.close()
@@ -142,18 +142,18 @@ def connect(
     _warn_of_version(version, found)
     if _current is not None:
         _current.close()
-    submit.install(backend)
+    set_backend(backend)
     _current = Connection(backend, login)
     return _current
 
 
 def _check_place() -> None:
-    if submit.in_run():
+    if in_run():
         raise NotConnectedError(
             "girder_dask.connect() is for notebooks and scripts. In a task that runs as a job, "
             "delay() needs no connection: it makes child jobs of the running one."
         )
-    if _current is None and submit.is_installed():
+    if _current is None and has_backend():
         raise NotConnectedError(
             "girder_dask.connect() is for notebooks and scripts. This process is a Girder with "
             "the plugin dask, where delay() needs no connection."

@@ -14,9 +14,10 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from girder_dask.client import backend as submit
+from girder_dask.client.backend import Backend, get_backend
 from girder_dask.errors import ResultUnavailable, SchedulerError
 from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.protocol.messages import StoredResult
 from girder_dask.protocol.payload import NotOpened, open_value
 from girder_dask.utils.background import watched
 
@@ -48,7 +49,7 @@ def future_of(job_id: str) -> Future[Any]:
     GirderError
         If the user may not read the job.
     """
-    backend = submit.backend()
+    backend = get_backend()
     client = backend.dask_client()
     _check_access(backend, job_id)
     deadline = time.monotonic() + _RPC_TIMEOUT_S
@@ -63,7 +64,7 @@ def future_of(job_id: str) -> Future[Any]:
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _key(backend: submit.Backend, client: Client, job_id: str) -> str | None:
+def _key(backend: Backend, client: Client, job_id: str) -> str | None:
     """Return the key of a job's value, None if the scheduler does not have it (any more)."""
     try:
         keys: dict[str, str] = cast("Any", client.sync)(_pinned_keys, client, [job_id])
@@ -76,7 +77,7 @@ def _key(backend: submit.Backend, client: Client, job_id: str) -> str | None:
     return keys.get(job_id)
 
 
-def _check_access(backend: submit.Backend, job_id: str) -> None:
+def _check_access(backend: Backend, job_id: str) -> None:
     # The scheduler itself gives any value to any client.
     known = backend.load_jobs([job_id]) or [backend.load_job(job_id)]
     if getattr(backend, "pins", False) and not backend.unpickles(known[0]):
@@ -87,7 +88,7 @@ def _check_access(backend: submit.Backend, job_id: str) -> None:
         )
 
 
-def pin(backend: submit.Backend, results: Sequence[JobResult]) -> None:
+def pin(backend: Backend, results: Sequence[JobResult]) -> None:
     """Begin to hold the values of new jobs, where the backend does that. Returns at once."""
     if not getattr(backend, "pins", False):
         return
@@ -134,9 +135,7 @@ def _future_of_key(client: Client, key: str) -> Future[Any]:
     return future
 
 
-def _scattered(
-    backend: submit.Backend, client: Client, job_id: str, stored: submit.StoredResult
-) -> Future[Any]:
+def _scattered(backend: Backend, client: Client, job_id: str, stored: StoredResult) -> Future[Any]:
     """Return a future of a value that only Girder has."""
     if stored.value is not None:
         try:

@@ -9,8 +9,8 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from girder_dask.client import backend as submit
 from girder_dask.client import progress_bar
+from girder_dask.client.backend import Backend, get_backend
 from girder_dask.client.card_html import render
 from girder_dask.errors import GirderDaskError, NotConnectedError
 from girder_dask.jobs import FINAL
@@ -45,7 +45,7 @@ def mimebundle(
     if not progress_bar.is_notebook():
         return plain
     try:
-        backend = submit.backend()
+        backend = get_backend()
         job = backend.load_job(result.id, log=True)
     except GirderDaskError as e:
         logger.info("No card is drawn for job %s: %s", result.id, e)
@@ -63,7 +63,7 @@ def mimebundle(
     return {**(data or {}), **static}, metadata
 
 
-def _live_widget(backend: submit.Backend, job: Mapping[str, Any], html: str) -> HTML | None:
+def _live_widget(backend: Backend, job: Mapping[str, Any], html: str) -> HTML | None:
     try:
         from ipywidgets import HTML
     except ImportError:
@@ -94,7 +94,7 @@ class JobCard:
         An ``ipywidgets.HTML``.
     """
 
-    def __init__(self, backend: submit.Backend, job: Mapping[str, Any], widget: Any) -> None:
+    def __init__(self, backend: Backend, job: Mapping[str, Any], widget: Any) -> None:
         self.widget = widget
         self._backend = backend
         self._job = dict(job)
@@ -200,7 +200,7 @@ class JobCard:
         self.widget.value = render(self._job, url=page, note=note)
 
 
-def _page(backend: submit.Backend, job_id: str) -> str | None:
+def _page(backend: Backend, job_id: str) -> str | None:
     """Return the page of a job in Girder, if this process knows where that is."""
     api_url = getattr(backend, "api_url", None)
     if not isinstance(api_url, str):

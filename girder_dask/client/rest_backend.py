@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from girder_dask.client.backend import Group, StoredResult, Submission
 from girder_dask.errors import (
     GirderError,
     PayloadTooLargeError,
@@ -17,7 +16,7 @@ from girder_dask.errors import (
     SubmissionError,
 )
 from girder_dask.http.client import Web
-from girder_dask.jobs import from_json, to_json
+from girder_dask.protocol.messages import MapParent, StoredResult, Submission, from_json, to_json
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -108,10 +107,10 @@ class RestBackend:
     def __repr__(self) -> str:
         return f"<RestBackend {self.api_url}>"
 
-    # -- the interface of submit.Backend --------------------------------------------------
+    # -- the interface of Backend ----------------------------------------------------------
 
     def submit(
-        self, submissions: Sequence[Submission], group: Group | None = None
+        self, submissions: Sequence[Submission], group: MapParent | None = None
     ) -> list[dict[str, Any]]:
         """Record a job for each, have Girder send them, and return the job documents.
 
@@ -285,7 +284,7 @@ def _stored(wire: Mapping[str, Any]) -> StoredResult:
     return StoredResult(**{name: kept.get(name) for name in names})
 
 
-def _check_owner(given: Sequence[Submission | Group]) -> None:
+def _check_owner(given: Sequence[Submission | MapParent]) -> None:
     for call in given:
         if call.user is not None:
             task = call.task if isinstance(call, Submission) else None

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from girder_dask.client import backend as submit
+from girder_dask.client.backend import get_backend
 from girder_dask.errors import (
     GirderDaskError,
     JobCanceled,
@@ -14,12 +14,12 @@ from girder_dask.errors import (
 )
 from girder_dask.jobs import FINAL, JobStatus, waits_for
 from girder_dask.protocol.exceptions import failure
-from girder_dask.protocol.payload import NotKept, NotOpened, open_value
+from girder_dask.protocol.payload import NotOpened, Unpicklable, open_value
 
 if TYPE_CHECKING:
     from distributed import Future
 
-    from girder_dask.client.backend import StoredResult
+    from girder_dask.protocol.messages import StoredResult
 
 __all__ = ["JobResult", "MapResult", "prefetch"]
 
@@ -67,7 +67,7 @@ class JobResult:
 
     def refresh(self) -> JobResult:
         """Ask Girder for the job document again."""
-        self._job = submit.backend().load_job(self.id)
+        self._job = get_backend().load_job(self.id)
         self._complete = True
         return self
 
@@ -106,7 +106,7 @@ class JobResult:
     def status(self) -> JobStatus:
         """The state of the job, asked for now unless it has ended."""
         if self._job.get("status") not in FINAL:
-            states = submit.backend().load_jobs([self.id])
+            states = get_backend().load_jobs([self.id])
             if states:
                 self._apply_state(states[0])
             else:
@@ -160,7 +160,7 @@ class JobResult:
 
     def log(self) -> str:
         """Return the job's log: all that is kept of it, which can be ``girder.max-log``."""
-        return submit.backend().load_log(self.id)
+        return get_backend().load_log(self.id)
 
     def wait(self, timeout: float | None = None) -> JobResult:
         """Wait until the job has ended.
@@ -212,7 +212,7 @@ class JobResult:
         self.wait(timeout)
         if self.status == JobStatus.CANCELED:
             raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
-        backend = submit.backend()
+        backend = get_backend()
         stored, self._stored = self._stored or backend.load_result(self.id), None
         if stored.parts is not None:
             return MapResult(self.job, map(JobResult, stored.parts)).get()
@@ -235,7 +235,7 @@ class JobResult:
                 known = isinstance(e, GirderDaskError)
                 why = f"{why or 'it is no longer there'}; {e if known else repr(e)}"
             else:
-                if not isinstance(value, NotKept):
+                if not isinstance(value, Unpicklable):
                     return value
                 why = value.reason
         raise ResultUnavailable(
@@ -268,7 +268,7 @@ class JobResult:
 
     def cancel(self) -> None:
         """Ask for the end of the job. It is CANCELED when nothing of it runs any more."""
-        submit.backend().cancel(self.id)
+        get_backend().cancel(self.id)
 
     def revoke(self, **_options: Any) -> None:
         """Do what :meth:`cancel` does; the name is Celery's, whose options are ignored."""
@@ -333,7 +333,7 @@ class MapResult(JobResult):
     def _raise_first(self) -> None:
         status = {
             str(job["_id"]): job["status"]
-            for job in submit.backend().load_jobs([result.id for result in self.results])
+            for job in get_backend().load_jobs([result.id for result in self.results])
         }
         for result in self.results:
             if status.get(result.id) == JobStatus.ERROR:
@@ -346,7 +346,7 @@ def prefetch(results: Iterable[JobResult]) -> None:
     jobs = list(results)
     if len(jobs) < 2:
         return
-    backend = submit.backend()
+    backend = get_backend()
     unknown = [job.id for job in jobs if not job._has_ended()]  # noqa: SLF001
     states = backend.load_jobs(unknown) if unknown else []
     told = {str(state["_id"]): state for state in states}

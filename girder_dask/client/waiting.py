@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from girder_dask.client import backend, progress_bar
+from girder_dask.client import progress_bar
+from girder_dask.client.backend import get_backend
 from girder_dask.client.result import JobResult, prefetch
 from girder_dask.jobs import FINAL
 
@@ -198,7 +199,7 @@ class _JobPoller:
         """Return those that have ended since the last look, in that order."""
         asked = [job for job in self.left.values() if isinstance(job, JobResult)]
         ids = {job.id for job in asked}
-        told = {str(s["_id"]): s for s in (backend.backend().load_jobs(list(ids)) if ids else [])}
+        told = {str(s["_id"]): s for s in (get_backend().load_jobs(list(ids)) if ids else [])}
         others = [job for job in self.left.values() if not isinstance(job, JobResult)]
         found = [job for job in others if job.ready()]
         for job in asked:

@@ -13,7 +13,7 @@ from girder_dask.errors import GirderError
 from girder_dask.http.client import cause, message
 from girder_dask.http.redirects import Told
 from girder_dask.http.session import GirderSession
-from girder_dask.jobs import from_json, to_json
+from girder_dask.protocol.messages import from_json, to_json
 from girder_dask.protocol.names import TOKEN_HEADER
 
 __all__ = ["GirderApi"]
@@ -78,7 +78,7 @@ class GirderApi:
         scheduler
             The id of this run of the scheduler.
         updates
-            Values of :meth:`girder_dask.jobs.JobUpdate.to_wire`.
+            Values of :meth:`girder_dask.protocol.messages.JobUpdate.to_wire`.
         received
             Job ids with the number of the attempt that the scheduler has in hand.
 
@@ -127,8 +127,8 @@ class GirderApi:
         Returns
         -------
         dict
-            ``specs``, values of :meth:`girder_dask.jobs.JobSpec.to_wire`, ``cancel``, job ids,
-            and ``held``, the page, or None: lists of an id, an attempt and a sequence.
+            ``specs``, values of :meth:`girder_dask.protocol.messages.JobSpec.to_wire`, ``cancel``,
+            job ids, and ``held``, the page, or None: lists of an id, an attempt and a sequence.
         """
         body = {"scheduler": scheduler, "limit": limit, "after": after, "lacking": list(lacking)}
         return dict(from_json(self._signed("POST", "dask/job/claim", json=body)))

@@ -13,7 +13,7 @@ from girder.models.file import File
 from girder.plugin import GirderPlugin, getPlugin, registerPluginStaticContent
 from girder_jobs.models.job import Job
 
-from girder_dask.client import backend as submit
+from girder_dask.client.backend import set_backend
 from girder_dask.plugin import event_handlers, girder_log, token_sweeper
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import artifacts as artifact_rest
@@ -66,6 +66,6 @@ class DaskPlugin(GirderPlugin):
             staticDir=Path(__file__).parent / "web_client",
             tree=info["serverRoot"],
         )
-        submit.install(backend)
+        set_backend(backend)
         backend.connect()
         token_sweeper.start()

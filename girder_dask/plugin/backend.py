@@ -19,9 +19,8 @@ from girder.models.user import User
 from girder_jobs.models.job import Job
 from pymongo.errors import PyMongoError
 
-from girder_dask.client.backend import Group, StoredResult, Submission
 from girder_dask.errors import GirderError
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.plugin import malloc, settings
 from girder_dask.plugin.dask_client import Cluster
 from girder_dask.plugin.store import models, recording, tokens
@@ -32,6 +31,7 @@ from girder_dask.plugin.store.requester import may_access
 from girder_dask.plugin.store.trust import IN_GIRDER, Authority
 from girder_dask.plugin.store.unreachable import Unreached
 from girder_dask.plugin.store.validation import Malformed
+from girder_dask.protocol.messages import JobSpec, MapParent, StoredResult, Submission
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -65,10 +65,10 @@ class GirderBackend:
         self.unreached = Unreached()
         self._lock = threading.Lock()
 
-    # -- the interface of submit.Backend --------------------------------------------------
+    # -- the interface of Backend ----------------------------------------------------------
 
     def submit(
-        self, submissions: Sequence[Submission], group: Group | None = None
+        self, submissions: Sequence[Submission], group: MapParent | None = None
     ) -> list[dict[str, Any]]:
         """Record a job for each, hand them to the scheduler, and return the job documents.
 
@@ -141,7 +141,7 @@ class GirderBackend:
         user: Mapping[str, Any] | None,
         parent: ObjectId | None,
         submissions: Sequence[Submission],
-        group: Group | None,
+        group: MapParent | None,
         *,
         authority: Authority = IN_GIRDER,
     ) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from girder.exceptions import RestException, ValidationException
 from girder.models.token import Token
 
 from girder_dask.errors import GirderDaskError
-from girder_dask.jobs import FINAL, HANDLER, MOST_LINE, PREDECESSORS, JobStatus
+from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.girder_events import EVENT_HANDLER
@@ -22,6 +22,7 @@ from girder_dask.plugin.rest.reserved_fields import refuse_forged, refuse_unsend
 from girder_dask.plugin.store import artifacts, models, recording
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.maps import parents
+from girder_dask.utils.text import MOST_LINE
 
 __all__ = ["bind"]
 

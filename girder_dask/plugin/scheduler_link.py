@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
-from girder_dask.jobs import JobSpec
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.utils.background import Guard
 
 __all__ = ["HandOver", "News", "SchedulerLink"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from girder_dask.jobs import MOST_LINE, shortened
 from girder_dask.protocol.redaction import clean_text, clean_urls
 from girder_dask.utils.foreign_objects import asked, exact_text
+from girder_dask.utils.text import MOST_LINE, shortened
 
 __all__ = ["name_of", "summary"]
 

@@ -23,8 +23,8 @@ __all__ = [
     "PACKING",
     "Call",
     "Dependency",
-    "NotKept",
     "NotOpened",
+    "Unpicklable",
     "is_plain",
     "open_call",
     "open_value",
@@ -50,7 +50,7 @@ class Dependency:
 
 
 @dataclass(frozen=True, slots=True)
-class NotKept:
+class Unpicklable:
     """Stands for a value that could not leave the process in which it was made."""
 
     reason: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from girder_dask.jobs import JobSpec
+from girder_dask.protocol.messages import JobSpec
 
 __all__ = ["Cluster", "Holder", "Timer"]
 

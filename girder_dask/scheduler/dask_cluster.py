@@ -12,7 +12,7 @@ from typing import Any
 import dask
 from distributed import Client, Future, Scheduler
 
-from girder_dask.jobs import JobSpec
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
 from girder_dask.scheduler.unrunnable import shortage
 from girder_dask.scheduler.worker_losses import Losses

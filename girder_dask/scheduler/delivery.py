@@ -67,7 +67,7 @@ class Delivery:
         self.requests = 0
 
     async def insist(self, updates: list[dict[str, Any]], receipts: list[Receipt]) -> Verdicts:
-        """Deliver updates, as :meth:`girder_dask.jobs.JobUpdate.to_wire` makes them, and receipts.
+        """Deliver updates, as :class:`JobUpdate` writes them, and receipts.
 
         What Girder never takes is divided, so that one job holds up no other and a long log is
         not lost. What is left out of an update then is said in it.

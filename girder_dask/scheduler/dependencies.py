@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from girder_dask.jobs import FINAL, JobSpec, JobStatus
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.scheduler.job_state import Hand
 from girder_dask.scheduler.retention import Kept
 

@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from girder_dask.jobs import FINAL, JobEvent, JobSpec, JobStatus
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.attempts import Attempts
 from girder_dask.scheduler.cluster import Cluster
 from girder_dask.scheduler.dependencies import Gate, Needs, Outcome

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.cluster import Timer
 
 __all__ = ["Backoff", "Hand"]

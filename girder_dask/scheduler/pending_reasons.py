@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from girder_dask.jobs import JobEvent
+from girder_dask.protocol.messages import JobEvent
 from girder_dask.scheduler.cluster import Cluster
 from girder_dask.scheduler.dependencies import Gate
 from girder_dask.scheduler.job_state import Hand

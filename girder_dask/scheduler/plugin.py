@@ -26,7 +26,7 @@ from girder_dask import config
 from girder_dask._version import __version__
 from girder_dask.errors import GirderError
 from girder_dask.http.scheduler_api import GirderApi
-from girder_dask.jobs import JobSpec
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import PLUGIN_NAME
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.dask_reconciler import Missing

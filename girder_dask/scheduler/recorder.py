@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from girder_dask.jobs import FINAL, JobEvent, JobUpdate
+from girder_dask.jobs import FINAL
+from girder_dask.protocol.messages import JobEvent, JobUpdate
 from girder_dask.scheduler.delivery import Delivery, Post, Receipt, Verdicts
 from girder_dask.utils.background import Guard
 from girder_dask.utils.throttle import Pace

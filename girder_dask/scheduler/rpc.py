@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from girder_dask.errors import GirderError
-from girder_dask.jobs import JobEvent, JobSpec
+from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.recorder import Recorder

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 from girder_dask.client.result import JobResult
 from girder_dask.errors import GirderDaskError, JobCanceled
-from girder_dask.jobs import JobStatus, clean_text, shortened
+from girder_dask.jobs import JobStatus
 from girder_dask.utils.foreign_objects import exact_text
+from girder_dask.utils.text import clean_text, shortened
 
 __all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from girder_dask import config
-from girder_dask.client import backend
 from girder_dask.client.result import JobResult
 from girder_dask.errors import ArgumentError, SubmissionError
 from girder_dask.jobs import HANDLER
 from girder_dask.protocol.display import readable
 from girder_dask.protocol.job_fields import checked_fields
+from girder_dask.protocol.messages import MapParent, Submission
 from girder_dask.protocol.payload import Dependency, pack_call
 from girder_dask.protocol.transform_types import is_transform
 from girder_dask.tasks.discovery import package_of
@@ -272,7 +272,7 @@ def submission(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
     function: Callable[..., Any] | None = None,
-) -> backend.Submission:
+) -> Submission:
     """Return what a call becomes.
 
     Parameters
@@ -293,7 +293,7 @@ def submission(
     """
     payload, dependencies, args, kwargs = pack(name, args, kwargs, options, function)
     chosen = {n: options.get(n, getattr(settings, n)) for n in _PLACEMENT}
-    return backend.Submission(
+    return Submission(
         task=name,
         package=None if function is not None else package_of(name.partition(":")[0]),
         payload=payload,
@@ -305,9 +305,9 @@ def submission(
     )
 
 
-def group(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> backend.Group:
+def group(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> MapParent:
     """Return the parent job of many calls."""
-    return backend.Group(**_fields(name, settings, options, "user"))
+    return MapParent(**_fields(name, settings, options, "user"))
 
 
 def placement(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from girder_dask import describing
-from girder_dask.client import backend as submit
 from girder_dask.client import futures
+from girder_dask.client.backend import Backend, get_backend
 from girder_dask.client.result import JobResult, MapResult
 from girder_dask.errors import SubmissionError, TaskNotFoundError
+from girder_dask.protocol.messages import Submission
 from girder_dask.tasks import options as calls
 from girder_dask.tasks import untracked
 from girder_dask.tasks.callables import checked, found_at
@@ -147,7 +148,7 @@ class Task(Generic[P, R]):
         if options.get("girder_job_disable"):
             # It stands where a JobResult stands, with its methods.
             return cast("JobResult", self._start_without_job(tuple(args or ()), arguments, options))
-        backend = submit.backend()
+        backend = get_backend()
         (job,) = backend.submit([self._submission(backend, tuple(args or ()), arguments, options)])
         result = JobResult(job)
         futures.pin(backend, [result])
@@ -185,7 +186,7 @@ class Task(Generic[P, R]):
                 "Client.map of Dask. No job was made.",
                 task=self.name,
             )
-        backend = submit.backend()
+        backend = get_backend()
         rows = list(zip(*iterables, strict=False))
         if not rows:
             raise SubmissionError(
@@ -257,11 +258,11 @@ class Task(Generic[P, R]):
 
     def _submission(
         self,
-        backend: submit.Backend,
+        backend: Backend,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
-    ) -> submit.Submission:
+    ) -> Submission:
         function = None
         if self._travels_by_value:
             if not backend.ships_code:

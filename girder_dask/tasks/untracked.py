@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
-from girder_dask.client import backend as submit
+from girder_dask.client.backend import get_backend
 from girder_dask.errors import JobCanceled, NotConnectedError, TransformError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.payload import open_call
@@ -60,7 +60,7 @@ def start(name: str, payload: bytes, placement: Mapping[str, Any]) -> UntrackedR
         If there is a Girder, but its scheduler cannot be reached.
     """
     try:
-        backend = submit.backend()
+        backend = get_backend()
     except NotConnectedError:
         return UntrackedResult(value=_outcome(payload))
     from distributed import fire_and_forget

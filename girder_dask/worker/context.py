@@ -14,7 +14,7 @@ from girder_dask.worker.isolation.warm_processes import Standby
 from girder_dask.worker.outbox import Outbox
 
 if TYPE_CHECKING:
-    from girder_dask.jobs import JobSpec
+    from girder_dask.protocol.messages import JobSpec
     from girder_dask.worker.runner import Run
 
 __all__ = ["Station"]

@@ -18,9 +18,10 @@ from girder_dask.errors import (
     TransformError,
 )
 from girder_dask.http.http_objects import chain, strip_headers
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import name_of, summary
 from girder_dask.protocol.exceptions import CarriedError, pack_exception
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.redaction import clean_text, clean_urls
 from girder_dask.utils.foreign_objects import asked, exact_text
 from girder_dask.worker.tracebacks import format_error, own_traceback

@@ -16,8 +16,9 @@ import requests
 
 from girder_dask.errors import TransformError
 from girder_dask.http.retry import is_transient
-from girder_dask.jobs import JobStatus, from_json
-from girder_dask.protocol.payload import Call, Dependency, NotKept, NotOpened, open_value
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import from_json
+from girder_dask.protocol.payload import Call, Dependency, NotOpened, Unpicklable, open_value
 from girder_dask.tasks.context import RunningJob
 from girder_dask.utils.pytree import map_leaves
 
@@ -52,7 +53,7 @@ def resolved(call: Call, values: Mapping[str, Any] | None, job: RunningJob) -> C
         if leaf.job_id not in known:
             known[leaf.job_id] = _fetch(leaf.job_id, job)
         value = known[leaf.job_id]
-        if isinstance(value, NotKept):
+        if isinstance(value, Unpicklable):
             raise _unavailable(leaf.job_id, job, f"returned a value, but {value.reason}")
         return value
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from girder_dask import config
-from girder_dask.client import backend as submit
-from girder_dask.jobs import JobSpec
+from girder_dask.client.backend import Backend, use_backend, without_backend
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.tasks.context import JobManager, Request, RunningJob
 
 __all__ = ["NO_ADDRESS", "child_jobs", "open_session", "running_job"]
@@ -83,7 +83,7 @@ def child_jobs(
     They are asked for with sessions that have the attributes of those of the job's client.
     """
     if api_url is None or token is None:
-        with submit.without(NO_ADDRESS):
+        with without_backend(NO_ADDRESS):
             yield
         return
 
@@ -102,7 +102,7 @@ def child_jobs(
 
     backend = _WhenNeeded(make)
     try:
-        with submit.using(cast("submit.Backend", backend)):
+        with use_backend(cast("Backend", backend)):
             yield
     finally:
         backend.close()

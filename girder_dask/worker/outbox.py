@@ -21,9 +21,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
-from girder_dask.jobs import JobEvent, JobSpec, JobStatus, clean_text
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.protocol.redaction import Secrets, clean_data
 from girder_dask.utils.background import Guard
+from girder_dask.utils.text import clean_text
 from girder_dask.utils.throttle import Pace
 from girder_dask.worker.capture import JobLog
 

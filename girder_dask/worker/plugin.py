@@ -22,7 +22,7 @@ from girder_dask import config
 from girder_dask._version import __version__
 from girder_dask.errors import GirderDaskError
 from girder_dask.files.cache import CacheUnusable, FileCache, open_cache
-from girder_dask.jobs import JobSpec
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION, PLUGIN_NAME
 from girder_dask.utils import working_directory
 from girder_dask.utils.background import Guard, watched

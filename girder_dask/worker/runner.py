@@ -21,13 +21,14 @@ from typing import Any
 from dask.sizeof import sizeof
 
 from girder_dask.errors import CancelInterrupt, JobCanceled, JobFailed, JobInterrupted, JobTimeout
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import summary
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import (
     PACKING,
     Call,
-    NotKept,
     NotOpened,
+    Unpicklable,
     is_plain,
     open_call,
     open_value,
@@ -368,7 +369,7 @@ class Run:
         self._enter(JobStatus.PUSHING_OUTPUT)
         if not self._outlet.confirm(_CONFIRM_TIME):
             raise self._superseded()
-        if isinstance(value, NotKept):
+        if isinstance(value, Unpicklable):
             raise JobFailed(
                 f"What the task returned cannot be given to its result hooks: {value.reason}. "
                 f"Return a path or plain values, or {IN_A_THREAD}.",
@@ -387,7 +388,7 @@ class Run:
 
     def _keep(self, value: Any) -> tuple[Any, bytes | None, str | None]:
         """Return the value for Dask, and the packed value, or None and why it is not kept."""
-        if isinstance(value, NotKept):
+        if isinstance(value, Unpicklable):
             return value, None, value.reason
         try:
             data = pack_value(value)
@@ -398,7 +399,7 @@ class Run:
         except BaseException as e:  # noqa: BLE001 - any error of a foreign __reduce__
             # Dask would fail to bring it to anybody, with a traceback in the logs of each part.
             reason = f"it cannot be pickled ({summary(e)})"
-            return NotKept(reason), None, reason
+            return Unpicklable(reason), None, reason
         if len(data) > self.station.max_result + PACKING:
             note = (
                 f"it takes {len(data):,} bytes, more than the {self.station.max_result:,} that "
@@ -411,7 +412,7 @@ class Run:
         try:
             return open_value(kept, unpickle=True), kept, None
         except NotOpened as e:
-            return NotKept(f"it held a secret of the job, and without it {e}"), kept, None
+            return Unpicklable(f"it held a secret of the job, and without it {e}"), kept, None
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ class Site:
         """Record a map whose jobs no real worker runs."""
         from girder.api.rest import getCurrentUser
 
-        from girder_dask.client.backend import Group, Submission
         from girder_dask.plugin.store import recording
+        from girder_dask.protocol.messages import MapParent, Submission
         from girder_dask.protocol.payload import pack_call
 
         calls = [
@@ -33,15 +33,15 @@ class Site:
             )
             for n in range(count)
         ]
-        group = Group("Many", **options)
+        group = MapParent("Many", **options)
         parent, children = recording.record_group(group, calls, getCurrentUser())
         return {"id": str(parent["_id"]), "children": [r.spec.id for r in children]}
 
     @staticmethod
     def tell(job_id: str, *statuses: int, sequence: int = 1, **fields: Any) -> None:
         """Update a job as a scheduler does."""
-        from girder_dask.jobs import JobUpdate
         from girder_dask.plugin.store import recording
+        from girder_dask.protocol.messages import JobUpdate
 
         now = time.time()
         steps = [[int(status), now] for status in statuses]
@@ -129,8 +129,8 @@ def test_it_starts_with_the_first_and_succeeds_with_the_last(inside):
 
 def test_all_at_once_is_a_legal_history(inside):
     def run() -> Any:
-        from girder_dask.jobs import JobUpdate
         from girder_dask.plugin.store import recording
+        from girder_dask.protocol.messages import JobUpdate
 
         made = Site.record(5)
         news = [JobUpdate(c, 1, 1, statuses=[[2, 1.0], [3, 2.0]]) for c in made["children"]]
@@ -301,9 +301,9 @@ def test_all_or_nothing_is_recorded(inside):
         from girder.api.rest import getCurrentUser
         from girder_jobs.models.job import Job
 
-        from girder_dask.client.backend import Group, Submission
         from girder_dask.errors import SubmissionError
         from girder_dask.plugin.store import models, recording
+        from girder_dask.protocol.messages import MapParent, Submission
         from girder_dask.protocol.payload import pack_call
 
         def count() -> tuple[int, int]:
@@ -318,7 +318,7 @@ def test_all_or_nothing_is_recorded(inside):
             "my_worker_tasks:noop", pack_call((), {}), dependencies=["5f3c00000000000000000000"]
         )
         try:
-            recording.record_group(Group("Many"), [good, bad], getCurrentUser())
+            recording.record_group(MapParent("Many"), [good, bad], getCurrentUser())
         except SubmissionError as e:
             return str(e), count() == before
         return "", False
@@ -410,10 +410,10 @@ def test_a_thousand_children_are_canceled_quickly_and_told_in_one_call(inside):
     def run() -> Any:
         from girder_jobs.models.job import Job
 
-        from girder_dask.client import backend as submit
+        from girder_dask.client.backend import get_backend
 
         made = Site.record(1000)
-        backend = submit.backend()
+        backend = get_backend()
         link, calls = backend._scheduler_link(), []
         cancel = link.cancel
         link.cancel = lambda ids: (calls.append(len(ids)), cancel(ids))
@@ -438,8 +438,8 @@ def test_cancel_reaches_the_children_of_children(inside, girder_stack, girder_us
         from bson import ObjectId
         from girder.api.rest import getCurrentUser
 
-        from girder_dask.client.backend import Group, Submission
         from girder_dask.plugin.store import recording
+        from girder_dask.protocol.messages import MapParent, Submission
         from girder_dask.protocol.payload import pack_call
 
         call = Submission("my_worker_tasks:noop", pack_call((), {}), resources={"nowhere": 1})
@@ -448,7 +448,7 @@ def test_cancel_reaches_the_children_of_children(inside, girder_stack, girder_us
         (middle,) = recording.record([call], user, parent=ObjectId(top.spec.id))
         Site.tell(middle.spec.id, RUN, OK)  # has ended, what it started has not
         group, low = recording.record_group(
-            Group("Low"), [call, call], user, parent=ObjectId(middle.spec.id)
+            MapParent("Low"), [call, call], user, parent=ObjectId(middle.spec.id)
         )
         (other,) = recording.record([call], user)
         ids = [top.spec.id, middle.spec.id, str(group["_id"]), *(r.spec.id for r in low)]
@@ -491,15 +491,15 @@ def test_a_stranger_cancels_nothing(inside, girder_stack):
 
 def test_a_map_runs_on_workers(girder_stack, girder_user):
     def start() -> str:
-        from girder_dask.client import backend as submit
-        from girder_dask.client.backend import Group, Submission
+        from girder_dask.client.backend import get_backend
+        from girder_dask.protocol.messages import MapParent, Submission
         from girder_dask.protocol.payload import pack_call
 
         calls = [
             Submission("my_worker_tasks:my_task", pack_call((n,), {}), title=f"Task {n}")
             for n in range(20)
         ]
-        parent, *children = submit.backend().submit(calls, Group("Twenty"))
+        parent, *children = get_backend().submit(calls, MapParent("Twenty"))
         assert len(children) == 20
         return str(parent["_id"])
 

@@ -153,13 +153,13 @@ def test_who_may_not_read_a_job_cannot_depend_on_it(girder_stack, girder_user, g
 
 def test_from_girder_who_may_not_read_a_job_cannot_depend_on_it(girder_stack, girder_user):
     def depend(job_id: str) -> str:
-        from girder_dask.client import backend
-        from girder_dask.client.backend import Submission
+        from girder_dask.client.backend import get_backend
         from girder_dask.errors import SubmissionError
+        from girder_dask.protocol.messages import Submission
 
         call = Submission(TASK, PICKLED, dependencies=[job_id])
         try:
-            backend.backend().submit([call])
+            get_backend().submit([call])
         except SubmissionError as e:
             return str(e)
         return ""
@@ -236,8 +236,8 @@ def start_with_token_of(user_id: str) -> dict[str, str]:
     from girder.models.token import Token
     from girder.models.user import User
 
-    from girder_dask.client.backend import Submission
     from girder_dask.plugin.store import recording
+    from girder_dask.protocol.messages import Submission
 
     token = str(Token().createToken(User().load(user_id, force=True), days=1)["_id"])
     waiting = Submission(

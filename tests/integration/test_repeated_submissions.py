@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from girder_dask.client.backend import Group
-from girder_dask.jobs import to_json
+from girder_dask.protocol.messages import MapParent, to_json
 from tests.support.rest_site import ask, call
 
 KEY = "0123456789abcdef" * 2
@@ -35,7 +34,7 @@ def create_admin(stack: Any) -> Any:
 
 def send(stack: Any, user: Any, key: Any, *, count: int = 2, group: bool = False) -> Any:
     calls = [call("my_worker_tasks:noop", title=str(n)) for n in range(count)]
-    parent = to_json(Group(title="All").to_wire()) if group else None
+    parent = to_json(MapParent(title="All").to_wire()) if group else None
     body = {"submissions": calls, "group": parent, "key": key}
     return ask(stack, "POST", "dask/job", by=user, json=body)
 

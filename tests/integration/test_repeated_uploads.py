@@ -56,8 +56,8 @@ def start_with(token: str) -> str:
     """Record a job with a token that was there before. Run it in Girder."""
     from girder.api.rest import getCurrentUser
 
-    from girder_dask.client.backend import Submission
     from girder_dask.plugin.store import recording
+    from girder_dask.protocol.messages import Submission
     from girder_dask.protocol.payload import pack_call
 
     waiting = Submission(

@@ -25,9 +25,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from girder_dask._version import __version__
-from girder_dask.client.backend import StoredResult, Submission
 from girder_dask.errors import GirderError, SubmissionError
-from girder_dask.jobs import FINAL, HANDLER, JobStatus, JobUpdate, can_follow, to_json
+from girder_dask.jobs import FINAL, HANDLER, JobStatus, can_follow
+from girder_dask.protocol.messages import JobUpdate, StoredResult, Submission, to_json
 from girder_dask.protocol.payload import open_call, pack_call
 
 SERVE = "import sys; from girder.cli.serve import main; sys.exit(main())"
@@ -208,10 +208,10 @@ def loaded(services):
         Setting().set("worker.api_url", "http://girder.test/api/v1")
         yield Girder()
 
-        from girder_dask.client import backend as submit
+        from girder_dask.client.backend import get_backend, set_backend
 
-        submit.backend().close()
-        submit.install(None)
+        get_backend().close()
+        set_backend(None)
 
 
 @pytest.fixture
@@ -683,13 +683,13 @@ def test_a_job_whose_document_takes_nothing_more_ends(girder):
 
 
 def test_a_job_whose_document_takes_nothing_more_can_be_canceled(girder):
-    from girder_dask.client import backend as submit
+    from girder_dask.client.backend import get_backend
 
     running, queued = girder.record_running().spec.id, girder.record()[0].spec.id
     made = girder.job.createJob("x", "t", handler=HANDLER, user=girder.user)
     for job_id in (running, queued, made["_id"]):
         fill(girder, job_id)
-    backend, told = submit.backend(), []
+    backend, told = get_backend(), []
     backend.tell_canceled = told.extend
     try:
         for job_id in (running, queued, str(made["_id"])):
@@ -1696,9 +1696,10 @@ def test_settings_are_checked_and_take_effect(girder, monkeypatch):
 
 
 def test_the_backend_records_and_reads(girder):
-    from girder_dask.client import backend as submit
+    from girder_dask.client.backend import get_backend
+    from girder_dask.protocol.messages import StoredResult
 
-    backend = submit.backend()
+    backend = get_backend()
     started = time.monotonic()
     (job,) = backend.submit([Submission("pkg.mod:work", b"x", user=girder.user)])
     assert time.monotonic() - started < 1  # though there is no scheduler
@@ -1708,7 +1709,7 @@ def test_the_backend_records_and_reads(girder):
     assert backend.load_job(job_id, log=True)["log"] == []
     backend.cancel(job_id)
     assert backend.load_job(job_id)["status"] == JobStatus.CANCELED
-    assert backend.load_result(job_id) == submit.StoredResult(status=JobStatus.CANCELED)
+    assert backend.load_result(job_id) == StoredResult(status=JobStatus.CANCELED)
     for wrong in ("5f3c00000000000000000000", "nonsense"):
         with pytest.raises(GirderError):
             backend.load_job(wrong)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from girder_dask.client.backend import Group
 from girder_dask.errors import SubmissionError
-from girder_dask.jobs import JobStatus, from_json
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import MapParent, from_json
 from girder_dask.protocol.payload import open_value, pack_call
 from tests.support.rest_site import ask, call, read, set_status, start_waiting, submit
 
@@ -49,8 +49,8 @@ def test_a_failed_job_keeps_its_error(girder_stack, girder_admin):
 
 def test_an_exception_is_kept_beside_the_error(girder_stack, girder_admin):
     def fail(job_id: str) -> None:
-        from girder_dask.jobs import JobUpdate
         from girder_dask.plugin.store import recording
+        from girder_dask.protocol.messages import JobUpdate
 
         news = JobUpdate(
             job_id, 1, 1, statuses=[[2, 1.0], [4, 2.0]], error="ValueError: no", exception=b"\0e"
@@ -126,7 +126,7 @@ def test_a_running_job_starts_children_for_its_owner(girder_stack, girder_user):
     assert str(document["parentId"]) == parent["id"]
     assert str(document["userId"]) == girder_user.id
     assert job["parentId"] == parent["id"]
-    group = Group("Many").to_wire()
+    group = MapParent("Many").to_wire()
     many, child = start(girder_stack, call(), group=group, by=None, token=parent["token"])
     assert (many["parentId"], child["parentId"]) == (parent["id"], many["_id"])
     canceled = ask(girder_stack, "PUT", f"job/{parent['id']}/cancel", by=girder_user)
@@ -149,12 +149,12 @@ def test_a_job_that_is_canceled_while_it_starts_others_leaves_none(girder_stack,
         from bson import ObjectId
         from girder_jobs.models.job import Job
 
-        from girder_dask.client import backend as submit
-        from girder_dask.client.backend import Submission
+        from girder_dask.client.backend import get_backend
+        from girder_dask.protocol.messages import Submission
         from girder_dask.protocol.payload import pack_call
 
         call = Submission("my_worker_tasks:noop", pack_call((), {}), resources={"nowhere": 1})
-        (job,) = submit.backend().submit_for(None, ObjectId(parent), [call], None)
+        (job,) = get_backend().submit_for(None, ObjectId(parent), [call], None)
         return int(Job().load(job["_id"], force=True)["status"])
 
     parent = girder_stack.call(start_waiting, user=girder_user)
@@ -212,9 +212,9 @@ def test_a_scheduler_is_told_the_states_of_all_jobs(girder_stack, girder_user, g
 
 def test_the_dask_client_of_girder(girder_stack):
     def use() -> tuple[int, bool]:
-        from girder_dask.client import backend as submit
+        from girder_dask.client.backend import get_backend
 
-        backend = submit.backend()
+        backend = get_backend()
         client = backend.dask_client()
         return client.submit(sum, [1, 2]).result(timeout=20), client is backend.dask_client()
 

@@ -33,8 +33,8 @@ def keep_from_schedulers(job_id: str) -> None:
 
 def write(job_id: str, *texts: str) -> None:
     """Apply updates with text. Run it in Girder."""
-    from girder_dask.jobs import JobUpdate
     from girder_dask.plugin.store import models, recording
+    from girder_dask.protocol.messages import JobUpdate
 
     job = models.collection(recording.Job()).find_one({"_id": recording.ObjectId(job_id)})
     begin = job["dask"]["sequence"] + 1

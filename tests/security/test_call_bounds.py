@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from girder_dask.client.backend import Group
 from girder_dask.errors import SubmissionError
 from girder_dask.plugin.rest import option_limits
+from girder_dask.protocol.messages import MapParent
 from tests.integration.test_permissions import configure, make_group
 from tests.support.rest_site import call, count_jobs, submit
 
@@ -102,7 +102,7 @@ def test_a_setting_lets_users_be_more_urgent(girder_stack, girder_user, girder_a
 
 def test_the_parent_of_a_map_has_the_same_bounds(girder_stack, girder_user):
     for field, value in (("title", "x" * 1001), ("handler", "x"), ("other_fields", {"a": 1})):
-        group = {**Group("Many").to_wire(), field: value}
+        group = {**MapParent("Many").to_wire(), field: value}
         refused = submit(girder_stack, call("my_worker_tasks:noop"), group=group, by=girder_user)
         assert refused.status_code == 403
         assert f"its {field}" in refused.json()["message"]
@@ -175,11 +175,11 @@ def test_delay_refuses_the_same_in_girder(girder_stack):
 def test_a_job_that_would_wait_for_ever_is_refused_in_delay(value):
     from my_worker_tasks import noop
 
-    from girder_dask.client import backend as submitting
+    from girder_dask.client.backend import use_backend
     from tests.support.recording_backend import RecordingBackend
 
     with (
-        submitting.using(RecordingBackend()),
+        use_backend(RecordingBackend()),
         pytest.raises(SubmissionError, match=r"resource n: .* is no positive number.*No job was"),
     ):
         noop.apply_async(resources={"n": value})

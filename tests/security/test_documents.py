@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import requests
 
-from girder_dask.client.backend import Group
-from girder_dask.jobs import JobStatus, to_json
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import MapParent, to_json
 from tests.support.rest_site import ask, call, read, start_waiting, submit
 
 BAD = ["x", -1, 1.5, None, [], [1, "x"], {}, {"open": True}, True, 2**62, math.nan]
@@ -195,7 +195,7 @@ def test_jobs_and_maps_of_others_run(site: Site) -> None:
     (job,) = submit(site.stack, call("my_worker_tasks:noop"), by=admin).json()["jobs"]
     assert site.stack.wait(job["_id"])["status"] == JobStatus.SUCCESS
     calls = [call("my_worker_tasks:noop") for _ in range(3)]
-    group = to_json(Group(title="All").to_wire())
+    group = to_json(MapParent(title="All").to_wire())
     made = submit(site.stack, *calls, group=group, by=admin).json()["jobs"]
     assert site.stack.wait(made[0]["_id"])["status"] == JobStatus.SUCCESS
 

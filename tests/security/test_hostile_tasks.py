@@ -26,7 +26,7 @@ from distributed.core import error_message
 from girder_dask import current_job, task
 from girder_dask.errors import CancelInterrupt, JobFailed, TransformError
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.payload import NotKept
+from girder_dask.protocol.payload import Unpicklable
 from girder_dask.worker.process_globals import job_scope
 from girder_dask.worker.process_globals.items import process_items
 from tests.support.deadline import SECONDS, until
@@ -172,7 +172,7 @@ def test_a_value_does_not_end_the_worker_when_it_is_packed_or_measured(
     worker: Worker, method: str, end: BaseException
 ) -> None:
     value = worker.begin(worker.run(lambda: Measured(method, end))).result(SECONDS)
-    assert isinstance(value, NotKept)
+    assert isinstance(value, Unpicklable)
     until(lambda: worker.statuses()[-1:] == [S.SUCCESS])
     assert_goes_on(worker)
 

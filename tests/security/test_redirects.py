@@ -14,7 +14,6 @@ import requests
 
 from girder_dask import config, credential
 from girder_dask.cli.doctor import gather_facts
-from girder_dask.client.backend import Submission
 from girder_dask.client.connection import connect
 from girder_dask.client.rest_backend import RestBackend
 from girder_dask.errors import GirderError, SubmissionError, TransformError
@@ -25,7 +24,7 @@ from girder_dask.http.girder_client import ApiClient
 from girder_dask.http.redirects import Redirected, is_within
 from girder_dask.http.scheduler_api import GirderApi
 from girder_dask.http.session import GirderSession, make_session
-from girder_dask.jobs import JobUpdate
+from girder_dask.protocol.messages import JobUpdate, Submission
 from girder_dask.protocol.names import KIND_HEADER
 from girder_dask.standalone import accounts
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder

@@ -192,7 +192,7 @@ def test_names_of_functions_are_some(girder_stack, attacker, name):
 
 
 def test_a_long_name_makes_no_long_key():
-    from girder_dask.jobs import JobSpec
+    from girder_dask.protocol.messages import JobSpec
 
     assert len(JobSpec("5f3c", 1, "a:" + "x" * 900).key) < 150
     assert JobSpec("5f3c", 2, "a:Class.method").key == "Class_method-5f3c-2"

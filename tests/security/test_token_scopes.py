@@ -11,10 +11,10 @@ from bson import ObjectId
 from girder.constants import TokenScope
 from girder_jobs.constants import REST_CREATE_JOB_TOKEN_SCOPE, REST_LIST_JOB_TOKEN_SCOPE
 
-from girder_dask.client.backend import Group
-from girder_dask.jobs import JobStatus, to_json
+from girder_dask.jobs import JobStatus
 from girder_dask.plugin.rest.reserved_fields import CORE, RESERVED, reserved
 from girder_dask.plugin.store import tokens
+from girder_dask.protocol.messages import MapParent, to_json
 from girder_dask.protocol.names import SCHEDULER_SCOPE, SUBMIT_SCOPE
 from tests.integration.test_permissions import configure
 from tests.support.rest_site import ask, call, count_jobs, read, start_waiting, submit
@@ -203,7 +203,7 @@ def test_dask_job_takes_no_reserved_field_of_anybody(girder_stack, girder_admin,
     before = girder_stack.call(count_jobs, admin)
     for fields in forged:
         made = call("my_worker_tasks:noop")
-        group = to_json(Group("Many").to_wire())
+        group = to_json(MapParent("Many").to_wire())
         (made if where == "a call" else group)["other_fields"] = fields
         body = {"submissions": [made], "group": None if where == "a call" else group}
         answer = ask(girder_stack, "POST", "dask/job", by=girder_admin, json=body)

@@ -79,8 +79,8 @@ def make_job(sender: str, user: Any) -> Any:
 
     from girder_jobs.models.job import Job
 
-    from girder_dask.client.backend import Submission
     from girder_dask.plugin.store import recording, tokens
+    from girder_dask.protocol.messages import Submission
     from girder_dask.protocol.payload import pack_call
 
     if sender == "scheduled":

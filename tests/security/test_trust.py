@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from girder_dask.client.backend import Group
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.plugin.rest.reserved_fields import RESERVED
+from girder_dask.protocol.messages import JobSpec, MapParent
 from girder_dask.protocol.payload import pack_call
 from girder_dask.tasks.discovery import modules_beside
 from tests.integration.test_permissions import configure, make_group
@@ -42,9 +42,9 @@ def start_in_girder(*, owned: bool = True) -> dict[str, str]:
     """Start a job as a plugin's route does. Run it in Girder."""
     from my_worker_tasks import noop
 
-    from girder_dask.client.backend import Submission
     from girder_dask.plugin.store import recording
     from girder_dask.plugin.store.models import DaskJob
+    from girder_dask.protocol.messages import Submission
     from girder_dask.protocol.payload import pack_call
 
     if owned:
@@ -91,7 +91,7 @@ def test_the_token_of_a_users_job_starts_the_tasks_of_its_own_package(girder_sta
 
 def test_so_does_a_map(girder_stack, girder_user):
     parent = girder_stack.call(start_in_girder, user=girder_user)
-    group = Group("Many", other_fields={"colour": "blue"}).to_wire()
+    group = MapParent("Many", other_fields={"colour": "blue"}).to_wire()
     many = submit(girder_stack, call(ADD, 1, **WAITS), group=group, token=parent["token"])
     assert many.status_code == 200, many.text
     mixed = [call(ADD, 1, **WAITS), call(ADD, payload=PICKLED)]

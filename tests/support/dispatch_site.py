@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.job_state import Backoff
 

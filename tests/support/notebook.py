@@ -49,15 +49,16 @@ def _environment(stack: Any, names: dict[str, Any]) -> Iterator[None]:
 @contextmanager
 def _connection(names: dict[str, Any]) -> Iterator[None]:
     """Keep the connection of a page from the blocks of others."""
-    from girder_dask.client import backend, connection
+    from girder_dask.client import connection
+    from girder_dask.client.backend import set_backend
 
     kept = names.get("_connection")
     if kept is not None:
         connection._current = kept
-        backend.install(kept._backend)
+        set_backend(kept._backend)
     try:
         yield
     finally:
         names["_connection"] = connection._current
         connection._current = None
-        backend.install(None)
+        set_backend(None)

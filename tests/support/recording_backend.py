@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from girder_dask.client.backend import Group, StoredResult, Submission
 from girder_dask.errors import GirderError, SchedulerError
 from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import MapParent, StoredResult, Submission
 
 
 class RecordingBackend:
@@ -15,7 +15,7 @@ class RecordingBackend:
 
     def __init__(self) -> None:
         self.submissions: list[Submission] = []
-        self.groups: list[Group | None] = []
+        self.groups: list[MapParent | None] = []
         self.jobs: dict[str, dict[str, Any]] = {}
         self.results: dict[str, StoredResult] = {}
         self.canceled: list[str] = []
@@ -27,7 +27,7 @@ class RecordingBackend:
         return job["_id"] in self.trusted
 
     def submit(
-        self, submissions: Sequence[Submission], group: Group | None = None
+        self, submissions: Sequence[Submission], group: MapParent | None = None
     ) -> list[dict[str, Any]]:
         self.groups.append(group)
         made = []

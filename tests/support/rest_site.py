@@ -6,8 +6,7 @@ from typing import Any
 
 import requests
 
-from girder_dask.client.backend import Submission
-from girder_dask.jobs import to_json
+from girder_dask.protocol.messages import Submission, to_json
 from girder_dask.protocol.payload import pack_call
 
 

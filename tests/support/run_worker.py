@@ -14,7 +14,8 @@ from typing import Any
 
 import cloudpickle
 
-from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.protocol.payload import pack_call
 from girder_dask.worker import capture
 from girder_dask.worker.cancellation import Stopper

@@ -16,8 +16,9 @@ import pytest
 from distributed import Scheduler
 
 from girder_dask.client import futures, job_card
-from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.plugin.scheduler_link import SchedulerLink
+from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler import run_reports, stealing
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.plugin import GirderSchedulerPlugin

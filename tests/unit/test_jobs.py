@@ -15,17 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girder_dask.jobs import (
-    FINAL,
-    PREDECESSORS,
-    JobEvent,
-    JobSpec,
-    JobStatus,
-    JobUpdate,
-    can_follow,
-    from_json,
-    to_json,
-)
+from girder_dask.jobs import FINAL, PREDECESSORS, JobStatus, can_follow
+from girder_dask.protocol.messages import JobEvent, JobSpec, JobUpdate, from_json, to_json
 
 S = JobStatus
 AT_WORK = [

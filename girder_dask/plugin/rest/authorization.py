@@ -20,13 +20,13 @@ from girder.exceptions import AccessException, RestException
 from girder_jobs.models.job import Job
 
 from girder_dask import config
-from girder_dask.client.backend import Group, Submission
-from girder_dask.jobs import JobStatus, from_json
+from girder_dask.jobs import JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.rest import option_limits
 from girder_dask.plugin.rest.reserved_fields import RESERVED, reserved
 from girder_dask.plugin.store.requester import Requester
 from girder_dask.plugin.store.trust import Authority, of_job, of_user, who_may
+from girder_dask.protocol.messages import MapParent, Submission, from_json
 from girder_dask.protocol.payload import is_plain
 
 __all__ = ["admit", "read_group", "read_submissions"]
@@ -45,7 +45,7 @@ _STOPPING = (JobStatus.CANCELING, JobStatus.CANCELED)
 
 
 def admit(
-    requester: Requester, submissions: Iterable[Submission], group: Group | None = None
+    requester: Requester, submissions: Iterable[Submission], group: MapParent | None = None
 ) -> Authority:
     """Raise AccessException unless the one who asks may start all of some calls.
 
@@ -86,7 +86,7 @@ def _authority(requester: Requester) -> tuple[Authority, str]:
     return of_user(requester.user), f"User '{requester.user['login']}'"
 
 
-def _refusal(call: Submission | Group, authority: Authority) -> str | None:
+def _refusal(call: Submission | MapParent, authority: Authority) -> str | None:
     """Return why one who may not run code of their own may not submit this call either."""
     if isinstance(call, Submission):
         if not (_is_allowed(call.task) or _is_beside(call, authority)):
@@ -106,9 +106,11 @@ def _refusal(call: Submission | Group, authority: Authority) -> str | None:
     return None if excess is None else f"{excess}. Only {who_may()} may ask for that."
 
 
-def _is_beside(call: Submission | Group, authority: Authority) -> bool:
+def _is_beside(call: Submission | MapParent, authority: Authority) -> bool:
     """Say whether a call is that of a task of the package of the job that makes it."""
-    return bool(authority.modules) if isinstance(call, Group) else authority.has_beside(call.task)
+    return (
+        bool(authority.modules) if isinstance(call, MapParent) else authority.has_beside(call.task)
+    )
 
 
 def _is_allowed(task: str) -> bool:
@@ -136,9 +138,9 @@ def read_submissions(wires: Any, requester: Requester) -> list[Submission]:
     return [_read(Submission, wire, n, requester) for n, wire in enumerate(wires, 1)]
 
 
-def read_group(wire: Any, requester: Requester) -> Group | None:
+def read_group(wire: Any, requester: Requester) -> MapParent | None:
     """Read the parent job in the body of a request, if there is one; raises the same."""
-    return None if wire is None else _read(Group, wire, None, requester)
+    return None if wire is None else _read(MapParent, wire, None, requester)
 
 
 def _read(kind: type[Any], wire: Any, number: int | None, requester: Requester) -> Any:
@@ -155,7 +157,7 @@ def _read(kind: type[Any], wire: Any, number: int | None, requester: Requester) 
         raise RestException(f"{what} cannot be read: {e}") from e
 
 
-def _check(value: Submission | Group) -> None:
+def _check(value: Submission | MapParent) -> None:
     for name, (is_right, expected) in _FIELDS.items():
         if hasattr(value, name) and not is_right(getattr(value, name)):
             raise ValueError(f"its field {name!r} must be {expected}")

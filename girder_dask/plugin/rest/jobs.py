@@ -13,9 +13,7 @@ from girder.exceptions import AccessException, RestException
 from girder.models.user import User
 from girder_jobs.models.job import Job
 
-from girder_dask.client.backend import Group, StoredResult, Submission
 from girder_dask.errors import GirderError
-from girder_dask.jobs import to_json
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import authorization, openapi_schemas, routes
 from girder_dask.plugin.rest.json_body import read_body, require_json
@@ -25,6 +23,7 @@ from girder_dask.plugin.store.idempotency import Repeatable
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.requester import Requester, identify
 from girder_dask.plugin.store.trust import Authority
+from girder_dask.protocol.messages import MapParent, StoredResult, Submission, to_json
 from girder_dask.protocol.names import SUBMIT_SCOPE
 
 __all__ = ["Submissions", "mount"]
@@ -97,7 +96,7 @@ class Submissions:
         self,
         requester: Requester,
         submissions: Sequence[Submission],
-        group: Group | None,
+        group: MapParent | None,
         repeatable: Repeatable | None,
         authority: Authority,
     ) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from girder_dask.client.backend import Group, Submission
 from girder_dask.jobs import HANDLER
 from girder_dask.plugin import settings
+from girder_dask.protocol.messages import MapParent, Submission
 
 __all__ = [
     "FIELDS",
@@ -47,7 +47,7 @@ MOST_FIELDS = 64 * 1024
 FIELDS = frozenset({"meta", "parentId"})
 
 
-def refusal(call: Submission | Group, *, any_field: bool = False) -> str | None:
+def refusal(call: Submission | MapParent, *, any_field: bool = False) -> str | None:
     """Say what a call, or the parent of a map, asks too much for; None if it does not.
 
     Parameters
@@ -64,7 +64,7 @@ def refusal(call: Submission | Group, *, any_field: bool = False) -> str | None:
     return reason
 
 
-def _of_document(call: Submission | Group) -> str | None:
+def _of_document(call: Submission | MapParent) -> str | None:
     if call.handler not in (None, HANDLER):
         return f"its handler is {call.handler!r:.100}, where only {HANDLER!r} is possible"
     for name, most in (("title", MOST_TITLE), ("type", MOST_TYPE)):
@@ -74,14 +74,14 @@ def _of_document(call: Submission | Group) -> str | None:
     return None
 
 
-def _of_fields(call: Submission | Group) -> str | None:
+def _of_fields(call: Submission | MapParent) -> str | None:
     size = len(json.dumps(dict(call.other_fields), default=str))
     if size > MOST_FIELDS:
         return f"its other_fields take {size:,} characters, more than {MOST_FIELDS:,}"
     return None
 
 
-def _of_names(call: Submission | Group) -> str | None:
+def _of_names(call: Submission | MapParent) -> str | None:
     others = sorted(set(call.other_fields) - FIELDS)
     if others:
         return (

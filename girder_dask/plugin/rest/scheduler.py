@@ -17,7 +17,6 @@ from girder.models.api_key import ApiKey
 
 from girder_dask import diagnostics
 from girder_dask._version import __version__
-from girder_dask.jobs import JobUpdate, from_json, to_json
 from girder_dask.plugin import settings
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import openapi_schemas, routes
@@ -25,6 +24,7 @@ from girder_dask.plugin.rest.json_body import read_body
 from girder_dask.plugin.store import quarantine, recording
 from girder_dask.plugin.store.trust import may_run_code
 from girder_dask.plugin.store.unreachable import unmark
+from girder_dask.protocol.messages import JobUpdate, from_json, to_json
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 
 __all__ = ["Dask"]

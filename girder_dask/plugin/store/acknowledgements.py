@@ -13,9 +13,10 @@ from typing import Any
 from bson import ObjectId
 from girder_jobs.models.job import Job
 
-from girder_dask.jobs import JobStatus, JobUpdate
+from girder_dask.jobs import JobStatus
 from girder_dask.plugin.store import models
 from girder_dask.plugin.store.updates import Verdicts, apply
+from girder_dask.protocol.messages import JobUpdate
 
 __all__ = ["receive"]
 

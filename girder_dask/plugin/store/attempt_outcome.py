@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from girder_dask.jobs import shortened
+from girder_dask.utils.text import shortened
 
 __all__ = ["FIELD", "MOST_RESULT", "MOST_WITHIN", "Outcome"]
 

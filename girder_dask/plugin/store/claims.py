@@ -13,7 +13,7 @@ from typing import Any
 from bson import ObjectId
 from girder_jobs.models.job import Job
 
-from girder_dask.jobs import FINAL, JobSpec, JobStatus
+from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin.notify.notifications import owners
 from girder_dask.plugin.store import models, quarantine, tokens
 from girder_dask.plugin.store.attempt_outcome import Outcome
@@ -22,6 +22,7 @@ from girder_dask.plugin.store.job_change import History
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.updates import publish, save, without_log
 from girder_dask.plugin.store.validation import check_record, check_times
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.utils.background import Guard
 
 __all__ = ["Claim", "claim", "hand_over"]

@@ -11,10 +11,10 @@ from girder.constants import AccessType
 from girder_jobs.models.job import Job
 
 from girder_dask.errors import SubmissionError
-from girder_dask.jobs import JobSpec
 from girder_dask.plugin.store import models
 from girder_dask.plugin.store.maps.parents import is_group
 from girder_dask.plugin.store.requester import may_access
+from girder_dask.protocol.messages import JobSpec
 
 __all__ = ["DependencyRefused", "check"]
 

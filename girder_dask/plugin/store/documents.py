@@ -14,12 +14,12 @@ from girder import events
 from girder.constants import AccessType
 from girder_jobs.models.job import Job
 
-from girder_dask.client.backend import Submission
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import HANDLER, JobStatus
 from girder_dask.plugin.girder_events import is_bound
 from girder_dask.plugin.store.database import UNFIT, reason
 from girder_dask.protocol.job_fields import MOST_LEVELS
+from girder_dask.protocol.messages import Submission
 
 __all__ = ["OURS", "announce_saved", "build", "plain", "utf8"]
 

@@ -14,9 +14,9 @@ from bson import ObjectId, json_util
 from girder.exceptions import RestException
 from girder_jobs.models.job import Job
 
-from girder_dask.client.backend import Group, Submission
 from girder_dask.errors import GirderError
 from girder_dask.plugin.store import models
+from girder_dask.protocol.messages import MapParent, Submission
 
 __all__ = ["FIELD", "Repeatable", "ensure"]
 
@@ -51,8 +51,8 @@ class Repeatable:
         self._prefix = f"{sender}:{key}:"
 
     def marked(
-        self, submissions: Sequence[Submission], group: Group | None
-    ) -> tuple[list[Submission], Group | None]:
+        self, submissions: Sequence[Submission], group: MapParent | None
+    ) -> tuple[list[Submission], MapParent | None]:
         """Return the calls, and the parent job, with their marks."""
         calls = [self._marked(call, str(n)) for n, call in enumerate(submissions)]
         return calls, None if group is None else self._marked(group, "group")
@@ -61,7 +61,7 @@ class Repeatable:
         return replace(call, other_fields={**call.other_fields, FIELD: self._prefix + name})
 
     def recorded(
-        self, submissions: Sequence[Submission], group: Group | None
+        self, submissions: Sequence[Submission], group: MapParent | None
     ) -> list[dict[str, Any]]:
         """Return the jobs that were recorded for this request before, that of the group first.
 

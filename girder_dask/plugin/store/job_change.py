@@ -15,11 +15,13 @@ from typing import Any
 
 from pymongo import UpdateOne
 
-from girder_dask.jobs import FINAL, JobStatus, JobUpdate, can_follow, shortened
+from girder_dask.jobs import FINAL, JobStatus, can_follow
 from girder_dask.plugin.store.attempt_outcome import FIELD as OUTCOME
 from girder_dask.plugin.store.attempt_outcome import Outcome
 from girder_dask.plugin.store.documents import utf8
 from girder_dask.plugin.store.logs.writer import FIELD, LogBook
+from girder_dask.protocol.messages import JobUpdate
+from girder_dask.utils.text import shortened
 
 __all__ = ["History", "Verdict"]
 

@@ -17,10 +17,11 @@ from girder.models.model_base import Model
 from girder_jobs.models.job import Job
 from pymongo import ReadPreference, UpdateOne
 
-from girder_dask.jobs import FINAL, JobSpec, JobStatus
+from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.store import tokens
 from girder_dask.plugin.store.database import insert
+from girder_dask.protocol.messages import JobSpec
 
 __all__ = [
     "CHILDREN_INDEX",

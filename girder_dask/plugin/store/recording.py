@@ -23,9 +23,8 @@ from pymongo.errors import (
 )
 
 from girder_dask import config
-from girder_dask.client.backend import Group, Submission
 from girder_dask.errors import GirderError, SubmissionError
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.notify.notifications import Notices
 from girder_dask.plugin.store import documents, models, tokens
@@ -48,6 +47,7 @@ from girder_dask.plugin.store.results import result
 from girder_dask.plugin.store.scheduler_inventory import held
 from girder_dask.plugin.store.trust import IN_GIRDER, Authority
 from girder_dask.plugin.store.updates import Verdicts, apply, publish, save
+from girder_dask.protocol.messages import JobSpec, MapParent, Submission
 from girder_dask.protocol.payload import pack_call
 from girder_dask.tasks.options import checked_placement
 
@@ -145,7 +145,7 @@ def record(
 
 
 def record_group(
-    group: Group,
+    group: MapParent,
     submissions: Sequence[Submission],
     user: Mapping[str, Any] | None = None,
     parent: ObjectId | None = None,

@@ -19,10 +19,10 @@ from bson import ObjectId
 from girder_jobs.models.job import Job
 from pymongo import UpdateOne
 
-from girder_dask.client.backend import StoredResult
 from girder_dask.plugin.store import models
 from girder_dask.plugin.store.attempt_outcome import FIELD, Outcome
 from girder_dask.plugin.store.validation import Malformed, check_outcome
+from girder_dask.protocol.messages import StoredResult
 
 __all__ = ["errors", "keep", "result"]
 

@@ -15,7 +15,6 @@ from girder_jobs.models.job import Job
 from pymongo.errors import BulkWriteError
 
 from girder_dask.errors import GirderError
-from girder_dask.jobs import JobUpdate
 from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
 from girder_dask.plugin.notify import notifications
 from girder_dask.plugin.store import models, quarantine, results
@@ -25,6 +24,7 @@ from girder_dask.plugin.store.job_change import History, Verdict
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.logs.writer import FIELD
 from girder_dask.plugin.store.maps import parents
+from girder_dask.protocol.messages import JobUpdate
 
 __all__ = ["Verdicts", "apply", "publish", "save", "without_log"]
 

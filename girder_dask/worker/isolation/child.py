@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from girder_dask.errors import CancelInterrupt, JobInterrupted, TimeoutInterrupt
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import summary
 from girder_dask.protocol.json_values import opened_message, packed_message
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.redaction import Secrets, secrets_in
 from girder_dask.tasks import context
 from girder_dask.tasks.completion import completed

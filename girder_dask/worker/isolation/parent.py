@@ -23,7 +23,7 @@ from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import summary
 from girder_dask.protocol.json_values import opened_message, packed_message
-from girder_dask.protocol.payload import NotKept
+from girder_dask.protocol.payload import Unpicklable
 from girder_dask.tasks.context import JobManager
 from girder_dask.worker.capture import JobLog
 from girder_dask.worker.failures import ENDING, Failure
@@ -226,7 +226,7 @@ class TaskProcess:
             kind, what = pickle.load(f)
             if kind == "failure":
                 raise ProcessFailed(what)
-            return NotKept(what) if kind == "unpicklable" else pickle.load(f)
+            return Unpicklable(what) if kind == "unpicklable" else pickle.load(f)
 
     def _failed_otherwise(self) -> bool:
         """Say whether the task answered the end of its time with an error of its own."""

@@ -12,7 +12,8 @@ import pytest
 
 import girder_dask
 from girder_dask import GirderDaskError, NotConnectedError, connect
-from girder_dask.client import backend, connection
+from girder_dask.client import connection
+from girder_dask.client.backend import get_backend, has_backend, set_backend, use_backend
 from girder_dask.errors import GirderError, SchedulerError
 from tests.support.local_girder import Peer, serving
 from tests.support.recording_backend import RecordingBackend
@@ -36,7 +37,7 @@ def closed() -> Iterator[None]:
     yield
     if connection._current is not None:
         connection._current.close()
-    backend.install(None)
+    set_backend(None)
 
 
 def root(peer: Peer) -> str:
@@ -72,13 +73,13 @@ def test_a_redirect_is_followed_before_the_token_is_sent(peer: Peer) -> None:
 
 def test_it_is_where_jobs_go_until_it_is_closed(peer: Peer) -> None:
     found = connect(peer.url, token="t")
-    assert backend.backend() is found._backend
+    assert get_backend() is found._backend
     found.close()
     found.close()
     assert not found.is_open
     assert "(closed)" in repr(found)
     with pytest.raises(NotConnectedError, match=r"girder_dask\.connect\("):
-        backend.backend()
+        get_backend()
 
 
 def test_what_is_closed_asks_nothing_any_more(peer: Peer) -> None:
@@ -96,7 +97,7 @@ def test_a_new_connection_takes_the_place_of_the_old(peer: Peer) -> None:
     second = connect(peer.url, token="b")
     assert (first.is_open, second.is_open) == (False, True)
     first.close()
-    assert backend.backend() is second._backend
+    assert get_backend() is second._backend
 
 
 def test_a_failed_one_leaves_the_old(peer: Peer) -> None:
@@ -155,7 +156,7 @@ def test_a_key_that_is_not_good(peer: Peer) -> None:
     assert "pw-secret" not in str(caught.value)
     assert caught.value.__suppress_context__
     with pytest.raises(NotConnectedError):
-        backend.backend()
+        get_backend()
 
 
 def test_a_token_that_is_not_good(peer: Peer) -> None:
@@ -184,7 +185,7 @@ def test_a_scheduler_is_tried_at_once(peer: Peer) -> None:
         port = s.getsockname()[1]
     with pytest.raises(SchedulerError, match=f"{port} does not answer"):
         connect(peer.url, token="t", scheduler=f"tcp://127.0.0.1:{port}")
-    assert not backend.is_installed()
+    assert not has_backend()
 
 
 def test_a_client_of_a_scheduler_is_used(peer: Peer) -> None:
@@ -194,14 +195,14 @@ def test_a_client_of_a_scheduler_is_used(peer: Peer) -> None:
 
 
 def test_not_in_girder(peer: Peer) -> None:
-    backend.install(RecordingBackend())
+    set_backend(RecordingBackend())
     with pytest.raises(NotConnectedError, match="This process is a Girder"):
         connect(peer.url, token="t")
 
 
 def test_not_in_a_task(peer: Peer) -> None:
     with (
-        backend.using(RecordingBackend()),
+        use_backend(RecordingBackend()),
         pytest.raises(NotConnectedError, match="delay\\(\\) needs no connection"),
     ):
         connect(peer.url, token="t")

@@ -11,7 +11,8 @@ import pytest
 from ipywidgets import HTML
 
 from girder_dask import JobResult
-from girder_dask.client import backend, job_card, progress_bar
+from girder_dask.client import job_card, progress_bar
+from girder_dask.client.backend import set_backend
 from girder_dask.errors import GirderError, NotConnectedError
 from girder_dask.jobs import JobStatus
 from tests.support.recording_backend import RecordingBackend
@@ -45,11 +46,11 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(job_card, "_MAX_LOG_TIME_SHARE", 1.0)
     site = Site()
     site.jobs["a"] = {"_id": "a", "title": "Count", "status": 2, "log": ["one\n"]}
-    backend.install(site)
+    set_backend(site)
     yield site
     site.tell(status=int(JobStatus.SUCCESS))
     until(lambda: not followers())
-    backend.install(None)
+    set_backend(None)
     job_card._cards.clear()
 
 
@@ -166,9 +167,9 @@ def test_a_terminal_gets_text_and_asks_nothing(site: Site, monkeypatch: pytest.M
 
 def test_what_cannot_be_asked_is_shown_as_text(site: Site) -> None:
     assert JobResult("gone")._repr_mimebundle_() == {"text/plain": "<JobResult gone>"}
-    backend.install(None)
+    set_backend(None)
     assert JobResult("a")._repr_mimebundle_() == {"text/plain": "<JobResult a>"}
-    backend.install(site)
+    set_backend(site)
 
 
 def test_a_card_is_a_widget(site: Site) -> None:

@@ -11,8 +11,7 @@ import dask
 import pytest
 
 from girder_dask import config
-from girder_dask.client import backend as submit
-from girder_dask.client.backend import Group, Submission
+from girder_dask.client.backend import get_backend
 from girder_dask.client.rest_backend import RestBackend
 from girder_dask.errors import (
     GirderError,
@@ -21,6 +20,7 @@ from girder_dask.errors import (
     SubmissionError,
 )
 from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import MapParent, Submission
 from girder_dask.worker.job_context import child_jobs
 from tests.support.local_girder import Peer, serving
 
@@ -51,12 +51,12 @@ def test_nobody_else_can_be_named_as_the_owner(peer: Peer, backend: RestBackend)
     with pytest.raises(SubmissionError, match=r"pkg:f was started with girder_user="):
         backend.submit([Submission(task="pkg:f", payload=b"j", user={"_id": "u"})])
     with pytest.raises(SubmissionError, match=r"All was started with girder_user="):
-        backend.submit([CALL], Group(title="All", user={"_id": "u"}))
+        backend.submit([CALL], MapParent(title="All", user={"_id": "u"}))
     assert not peer.bodies
 
 
 def test_a_submission_travels_without_its_user(peer: Peer, backend: RestBackend) -> None:
-    assert backend.submit([CALL], Group(title="All")) == [{"_id": "p"}, {"_id": "a"}]
+    assert backend.submit([CALL], MapParent(title="All")) == [{"_id": "p"}, {"_id": "a"}]
     body = sent(peer)
     assert body["group"]["title"] == "All"
     (wire,) = body["submissions"]
@@ -105,7 +105,7 @@ def test_a_job_waits_for_the_states_of_others(peer: Peer) -> None:
     peer.answers[STATES] = lambda _: answers.pop(0)
     config.get("worker.retry-time")  # or the defaults end with this block
     with dask.config.set({"girder.worker.retry-time": "20 s"}), child_jobs(peer.url, "t", None):
-        assert submit.backend().load_jobs(["a"]) == [{"_id": "a"}]
+        assert get_backend().load_jobs(["a"]) == [{"_id": "a"}]
 
 
 def test_outside_of_jobs_a_submission_is_sent_once(peer: Peer, backend: RestBackend) -> None:

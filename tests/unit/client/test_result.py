@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from girder_dask import JobCanceled, JobFailed, JobResult, NotConnectedError
-from girder_dask.client import backend as submit
-from girder_dask.client.backend import StoredResult
+from girder_dask.client.backend import set_backend
 from girder_dask.errors import GirderError, ResultUnavailable
 from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.protocol.messages import StoredResult
 from girder_dask.protocol.payload import pack_value
 from tests.support.recording_backend import RecordingBackend
 
@@ -23,9 +23,9 @@ S = JobStatus
 @pytest.fixture
 def backend() -> Iterator[RecordingBackend]:
     recording = RecordingBackend()
-    submit.install(recording)
+    set_backend(recording)
     yield recording
-    submit.install(None)
+    set_backend(None)
 
 
 def job(backend: RecordingBackend, status: JobStatus = S.QUEUED, **fields: object) -> JobResult:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from girder_dask import JobCanceled, JobFailed, JobResult, MapResult, as_completed, gather
-from girder_dask.client import backend
-from girder_dask.client.backend import StoredResult
+from girder_dask.client.backend import set_backend
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import StoredResult
 from girder_dask.protocol.payload import pack_value
 from girder_dask.tasks.composition import GroupResult
 from tests.support.recording_backend import RecordingBackend
@@ -44,9 +44,9 @@ class Site(RecordingBackend):
 @pytest.fixture
 def site() -> Iterator[Site]:
     site = Site()
-    backend.install(site)
+    set_backend(site)
     yield site
-    backend.install(None)
+    set_backend(None)
 
 
 OK = JobStatus.SUCCESS

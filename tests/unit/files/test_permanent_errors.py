@@ -23,7 +23,7 @@ from girder_dask.http.girder_client import ApiClient
 from girder_dask.http.redirects import LINK, Elsewhere
 from girder_dask.http.retry import is_transient
 from girder_dask.http.session import make_session
-from girder_dask.jobs import JobSpec
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import Call, Dependency
 from girder_dask.tasks.context import RunningJob
 from girder_dask.tasks.task import task

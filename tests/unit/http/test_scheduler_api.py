@@ -12,7 +12,7 @@ import pytest
 from girder_dask import __version__
 from girder_dask.errors import GirderError
 from girder_dask.http.scheduler_api import GirderApi
-from girder_dask.jobs import JobUpdate
+from girder_dask.protocol.messages import JobUpdate
 from tests.support.local_girder import Answer, Peer, serving
 
 PING = "GET dask/ping"

@@ -15,8 +15,8 @@ import pytest
 from distributed.comm.core import CommClosedError
 from distributed.core import Server
 
-from girder_dask.jobs import JobSpec
 from girder_dask.plugin.scheduler_link import SchedulerLink
+from girder_dask.protocol.messages import JobSpec
 from tests.support.deadline import SECONDS, until
 
 

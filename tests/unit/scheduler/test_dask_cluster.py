@@ -11,7 +11,7 @@ import pytest
 from distributed import CancelledError, Client, Future, Scheduler, Worker
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from girder_dask.jobs import JobSpec
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from tests.support.deadline import soon

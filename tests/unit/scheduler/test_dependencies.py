@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import JobSpec
 from tests.support.dispatch_site import Site
 
 S = JobStatus

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from girder_dask.jobs import JobEvent, JobStatus
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import JobEvent
 from tests.support.dispatch_site import SimulatedRun, Site
 
 S = JobStatus

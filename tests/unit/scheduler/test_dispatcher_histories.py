@@ -15,7 +15,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from girder_dask.jobs import FINAL, JobEvent, JobSpec, JobStatus, can_follow
+from girder_dask.jobs import FINAL, JobStatus, can_follow
+from girder_dask.protocol.messages import JobEvent, JobSpec
 from tests.support.dispatch_site import SimulatedRun, Site
 
 S = JobStatus

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.scheduler.pending_reasons import _MOST
 from tests.support.dispatch_site import Site
 

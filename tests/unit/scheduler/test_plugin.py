@@ -14,7 +14,8 @@ import pytest
 from distributed import Nanny, Scheduler
 
 from girder_dask import config
-from girder_dask.jobs import JobSpec, JobStatus, to_json
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import JobSpec, to_json
 from girder_dask.protocol.payload import pack_call
 from girder_dask.scheduler.plugin import GirderSchedulerPlugin
 from girder_dask.scheduler_hooks import make_plugin

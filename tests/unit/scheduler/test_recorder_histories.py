@@ -20,7 +20,8 @@ from hypothesis.stateful import (
 )
 
 from girder_dask.errors import GirderError
-from girder_dask.jobs import FINAL, JobEvent, JobStatus, JobUpdate
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.protocol.messages import JobEvent, JobUpdate
 from girder_dask.scheduler.recorder import Recorder
 
 S = JobStatus

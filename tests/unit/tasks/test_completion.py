@@ -18,7 +18,7 @@ import dask.bag
 import pytest
 
 from girder_dask import JobCanceled, JobFailed, current_job, task
-from girder_dask.client import backend
+from girder_dask.client.backend import set_backend
 from girder_dask.client.result import JobResult
 from girder_dask.errors import JobTimeout
 from girder_dask.jobs import JobStatus
@@ -132,7 +132,7 @@ def test_an_async_function_from_a_notebook_is_run(worker: Worker) -> None:
 
 
 def test_an_async_task_without_a_job_is_run() -> None:
-    backend.install(None)
+    set_backend(None)
     result = speaks.delay(0, girder_job_disable=True)
     assert result.get() == "None None"
 

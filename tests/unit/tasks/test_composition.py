@@ -11,11 +11,11 @@ import pytest
 from tblib.pickling_support import pickle_exception
 
 from girder_dask import JobFailed, JobResult, MapResult, chain, chord, group, task
-from girder_dask.client import backend as submit
-from girder_dask.client.backend import StoredResult
+from girder_dask.client.backend import set_backend
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.exceptions import RemoteTraceback, failure, pack_exception
+from girder_dask.protocol.messages import StoredResult
 from girder_dask.protocol.payload import Dependency, is_plain, open_call, pack_value
 from girder_dask.transforms import TemporaryDirectory
 from tests.support.recording_backend import RecordingBackend
@@ -34,9 +34,9 @@ def total(values: list[int]) -> int:
 @pytest.fixture
 def backend() -> Iterator[RecordingBackend]:
     recording = RecordingBackend()
-    submit.install(recording)
+    set_backend(recording)
     yield recording
-    submit.install(None)
+    set_backend(None)
 
 
 def arguments(backend: RecordingBackend, n: int) -> tuple[Any, ...]:
@@ -49,9 +49,9 @@ def arguments(backend: RecordingBackend, n: int) -> tuple[Any, ...]:
 def test_results_that_would_not_be_replaced_are_refused(backend: RecordingBackend) -> None:
     with pytest.raises(SubmissionError, match="a set of JobResults"):
         total.delay({JobResult("a"), JobResult("b")})
-    submit.install(None)
+    set_backend(None)
     started: Any = add.delay(1, girder_job_disable=True)
-    submit.install(backend)
+    set_backend(backend)
     with pytest.raises(SubmissionError, match=r"has no job .* from get\(\)"):
         total.delay([started])
     assert not backend.submissions

@@ -21,7 +21,7 @@ from girder_worker_utils.transforms.girder_io import GirderUploadToItem as Worke
 
 from girder_dask import NotConnectedError, Task, app, current_job, girder_job, task
 from girder_dask.cli import main
-from girder_dask.client import backend as submit
+from girder_dask.client.backend import set_backend
 from girder_dask.entrypoint import discover, get_module_tasks
 from girder_dask.errors import (
     ArgumentError,
@@ -78,9 +78,9 @@ def takes_anything(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
 @pytest.fixture
 def backend() -> Iterator[RecordingBackend]:
     recording = RecordingBackend()
-    submit.install(recording)
+    set_backend(recording)
     yield recording
-    submit.install(None)
+    set_backend(None)
 
 
 # -- the function --------------------------------------------------------------------------

@@ -22,8 +22,9 @@ import pytest
 
 import girder_dask
 from girder_dask.errors import CancelInterrupt
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.protocol.json_values import packed_message
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.utils.background import Guard, watched
 from girder_dask.worker import cancellation
 from girder_dask.worker import plugin as hooks

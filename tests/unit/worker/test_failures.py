@@ -11,8 +11,8 @@ import pytest
 
 import girder_dask
 from girder_dask.errors import TransformError
-from girder_dask.jobs import JobSpec
 from girder_dask.protocol.error_text import summary
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.tasks.task import Task, task
 from girder_dask.worker.failures import Place, tell, tell_missing
 

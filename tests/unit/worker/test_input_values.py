@@ -9,8 +9,9 @@ from typing import Any
 import dask
 import pytest
 
-from girder_dask.jobs import JobStatus, to_json
-from girder_dask.protocol.payload import Dependency, NotKept, pack_value
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import to_json
+from girder_dask.protocol.payload import Dependency, Unpicklable, pack_value
 from girder_dask.worker.runner import Run
 from tests.support.local_girder import Peer, serving
 from tests.support.run_worker import Worker
@@ -119,5 +120,5 @@ def test_a_girder_that_does_not_answer_is_named(worker: Worker, girder: Peer) ->
 
 
 def test_a_value_that_could_not_leave_its_process_is_an_error(worker: Worker) -> None:
-    values = {ONE: NotKept("it cannot be pickled")}
+    values = {ONE: Unpicklable("it cannot be pickled")}
     assert "it cannot be pickled" in str(outcome(worker, None, Dependency(ONE), values=values))

@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-from girder_dask.jobs import JobEvent, JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.worker import outbox as module
 from girder_dask.worker.outbox import Outbox, RunOutlet
 from tests.support.deadline import SECONDS, soon

@@ -35,7 +35,7 @@ from girder_dask.errors import (
 )
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.exceptions import open_exception
-from girder_dask.protocol.payload import NotKept, open_value, pack_call, pack_value
+from girder_dask.protocol.payload import Unpicklable, open_value, pack_call, pack_value
 from girder_dask.tasks.context import RunningJob
 from girder_dask.worker import capture
 from girder_dask.worker.cancellation import Stopper
@@ -471,7 +471,7 @@ def test_a_run_that_is_no_longer_heard_pushes_nothing_more(worker: Worker) -> No
 
 def test_a_value_that_cannot_be_pickled_is_not_kept_but_is_no_error(worker: Worker) -> None:
     value = worker.outcome(threading.Lock)
-    assert isinstance(value, NotKept)  # Dask can bring that to whoever asks
+    assert isinstance(value, Unpicklable)  # Dask can bring that to whoever asks
     assert value.reason == worker.end.error
     assert worker.statuses()[-1] == S.SUCCESS
     assert worker.end.result is None

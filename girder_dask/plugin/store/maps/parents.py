@@ -17,7 +17,6 @@ from typing import Any
 from bson import ObjectId, json_util
 from girder_jobs.models.job import Job
 
-from girder_dask.client.backend import Group, Submission
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin.notify import notifications
@@ -25,6 +24,7 @@ from girder_dask.plugin.store import documents, models, quarantine, results, val
 from girder_dask.plugin.store.attempt_outcome import Outcome
 from girder_dask.plugin.store.maps.counts import Change, Count, Parent, is_overdue, progress
 from girder_dask.plugin.store.maps.throttle import Recount
+from girder_dask.protocol.messages import MapParent, Submission
 
 __all__ = [
     "abandon",
@@ -62,7 +62,7 @@ _NO_LOG = {"log": False, "args": False, "kwargs": False}
 
 
 def build(
-    group: Group,
+    group: MapParent,
     submissions: Sequence[Submission],
     user: Mapping[str, Any] | None,
     now: datetime,

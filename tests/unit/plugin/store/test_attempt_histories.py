@@ -19,9 +19,10 @@ from hypothesis.stateful import (
     rule,
 )
 
-from girder_dask.jobs import FINAL, JobEvent, JobSpec, JobStatus, JobUpdate
+from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin.store.claims import _take
 from girder_dask.plugin.store.job_change import History, Verdict
+from girder_dask.protocol.messages import JobEvent, JobSpec, JobUpdate
 from tests.support.dispatch_site import SimulatedRun, Site
 
 S = JobStatus

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from girder_dask.jobs import JobSpec, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.plugin.store.validation import (
     Malformed,
     check_group,
@@ -17,6 +17,7 @@ from girder_dask.plugin.store.validation import (
     check_outcome,
     check_record,
 )
+from girder_dask.protocol.messages import JobSpec
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 JOB: dict[str, Any] = {

@@ -1,0 +1,26 @@
+"""Text that can be stored and shown: valid UTF-8, of a bounded length."""
+
+from __future__ import annotations
+
+__all__ = ["MOST_LINE", "clean_text", "shortened"]
+
+#: The most characters of one line that is shown of a job: its progress, or why it failed.
+MOST_LINE = 10_000
+
+
+def shortened(line: str) -> str:
+    """Return what can be shown of a line that may be very long.
+
+    >>> len(shortened('x' * 50_000_000))
+    10000
+    """
+    return line if len(line) <= MOST_LINE else line[: MOST_LINE - 1] + "…"
+
+
+def clean_text(text: str) -> str:
+    r"""Return text that UTF-8 can hold: lone surrogates are written as escapes.
+
+    >>> clean_text('7 coins \udcff')
+    '7 coins \\udcff'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
