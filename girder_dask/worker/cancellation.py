@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from girder_dask.utils.background import Guard, watched
 from girder_dask.worker.runner import Run
 
-__all__ = ["Stopper"]
+__all__ = ["RunCanceller"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _KILL_TIME = 0.5
 _MOST_REFUSED = 10_000
 
 
-class Stopper:
+class RunCanceller:
     """Stops runs. To be used on the worker's event loop.
 
     Parameters
@@ -122,7 +122,7 @@ class Stopper:
             _, left = await asyncio.wait(tasks, timeout=max(timeout - _KILL_TIME, 0.0))
             for run in list(self._runs.values()):
                 with self._guard:
-                    run.kill_offspring()
+                    run.kill_processes()
             if left:
                 await asyncio.wait(left, timeout=min(timeout, _KILL_TIME))
         for task in list(self._tasks.values()):
@@ -179,6 +179,6 @@ class Stopper:
             else "The job ends when that returns; girder.worker.restart-stuck can be set for it."
         )
         run.write(
-            f"The job is to end, but {run.stuck}. {then} A task with isolation='process' can be "
-            "ended at any time.\n"
+            f"The job is to end, but {run.stuck_reason}. {then} A task with isolation='process' "
+            "can be ended at any time.\n"
         )

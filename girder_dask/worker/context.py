@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from girder_dask.worker.failures import Place
-from girder_dask.worker.fencing import Answer
-from girder_dask.worker.gpus import Gpus
+from girder_dask.worker.fencing import StartAnswer
+from girder_dask.worker.gpus import GpuAllocator
 from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
 
 if TYPE_CHECKING:
     from girder_dask.protocol.messages import JobSpec
     from girder_dask.worker.runner import Run
 
-__all__ = ["Station"]
+__all__ = ["WorkerContext"]
 
 
 @dataclass(slots=True)
-class Station:
+class WorkerContext:
     """What a worker gives to the runs on it.
 
     ``api_url`` is Girder's REST API as this worker is configured to reach it, and
@@ -33,11 +33,11 @@ class Station:
     killing it.
     ``runs`` are those that go on, by their ids; ``refused`` are keys that are not to be begun with.
     ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
-    what a client needs to be let in. ``may_begin`` asks it about an attempt. ``limit`` has a run
+    what a client needs to be let in. ``may_start`` asks it about an attempt. ``limit`` has a run
     stopped after so many seconds, or no more for None.
     """
 
-    place: Place
+    location: WorkerLocation
     outbox: Outbox
     directory: Path
     api_url: str | None
@@ -45,14 +45,14 @@ class Station:
     scheduler_api_url: str | None = None
     cache: Any = None
     cache_error: str | None = None
-    gpus: Gpus = field(default_factory=Gpus)
+    gpus: GpuAllocator = field(default_factory=GpuAllocator)
     standby: Standby = field(default_factory=Standby)
     isolation: str = "thread"
     grace: float = 5.0
     log_level: int | str = "INFO"
     dask_client: Callable[[], Any] | None = None
     scheduler: tuple[str, Any] | None = None
-    may_begin: Callable[[str, int], Answer] | None = None
+    may_start: Callable[[str, int], StartAnswer] | None = None
     limit: Callable[[Run, float | None], None] = lambda _run, _seconds: None
     runs: dict[str, Run] = field(default_factory=dict)
     refused: dict[str, None] = field(default_factory=dict)

@@ -24,15 +24,15 @@ from girder_dask.protocol.exceptions import CarriedError, pack_exception
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.redaction import clean_text, clean_urls
 from girder_dask.utils.foreign_objects import asked, exact_text
+from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.tracebacks import format_error, own_traceback
 
 __all__ = [
     "Failure",
-    "Place",
+    "describe_error",
+    "describe_missing_import",
     "exception_of",
     "failure_of",
-    "tell",
-    "tell_missing",
     "was_killed",
 ]
 
@@ -42,7 +42,7 @@ _MOST_KEPT = 256 * 1024
 _MOST_TOLD = 1 << 20
 
 #: The signals by which all processes of a worker may be asked, or made, to end.
-ENDING = frozenset(
+TERMINATING_SIGNALS = frozenset(
     {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)}  # none on Windows
 )
 _OF_KEYBOARD = "The task raised KeyboardInterrupt, which ends it as an error.\n"
@@ -74,21 +74,6 @@ _HINTS = (
 _SHELL = 128
 
 
-class Place:
-    """Where a run runs, in words.
-
-    >>> str(Place('tcp://10.0.0.7:4312', 'node7'))
-    'worker tcp://10.0.0.7:4312 on node7'
-    """
-
-    def __init__(self, address: str, hostname: str) -> None:
-        self.address = address
-        self.hostname = hostname
-
-    def __str__(self) -> str:
-        return f"worker {self.address} on {self.hostname}"
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """How a run ended that did not succeed.
@@ -118,7 +103,12 @@ class Failure:
 
 
 def failure_of(
-    error: BaseException, spec: JobSpec, place: Place, *, started: bool, reason: str | None
+    error: BaseException,
+    spec: JobSpec,
+    location: WorkerLocation,
+    *,
+    started: bool,
+    reason: str | None,
 ) -> Failure:
     """Return what is told of an error that ended a run.
 
@@ -130,7 +120,7 @@ def failure_of(
         Why the run was stopped, ``'timeout'`` or ``'canceled'``; None if it was not.
     """
     try:
-        return _failure_of(error, spec, place, started=started, reason=reason)
+        return _failure_of(error, spec, location, started=started, reason=reason)
     except JobInterrupted:
         raise
     except BaseException as e:  # noqa: BLE001 - what a task raises may do anything to who looks
@@ -140,7 +130,12 @@ def failure_of(
 
 
 def _failure_of(
-    error: BaseException, spec: JobSpec, place: Place, *, started: bool, reason: str | None
+    error: BaseException,
+    spec: JobSpec,
+    location: WorkerLocation,
+    *,
+    started: bool,
+    reason: str | None,
 ) -> Failure:
     strip_headers(error)
     is_stop = reason is not None and _is_stop(error)
@@ -149,7 +144,7 @@ def _failure_of(
     if is_stop:
         return _over_time(spec)
     line = summary(error)
-    told = asked(lambda: exact_text(_told(error, spec, place, started=started)), f"{line}\n")
+    told = asked(lambda: exact_text(_log_text(error, spec, location, started=started)), f"{line}\n")
     text = clean_text(clean_urls(_cut(told)))
     if reason == "timeout":  # its answer to the interruption, or what became of that
         return replace(_over_time(spec), text=f"{text}{_limit_line(spec)}\n")
@@ -160,12 +155,14 @@ def _failure_of(
     return Failure(JobStatus.ERROR, text, line, packed, killed=killed, permanent=permanent)
 
 
-def _told(error: BaseException, spec: JobSpec, place: Place, *, started: bool) -> str:
+def _log_text(
+    error: BaseException, spec: JobSpec, location: WorkerLocation, *, started: bool
+) -> str:
     if isinstance(error, ImportError) and not started:
-        return tell_missing(spec, error, place)
+        return describe_missing_import(spec, error, location)
     if isinstance(error, TaskNotFoundError):
-        return f"The task cannot run on {place}. {error}\n"
-    return tell(error, started=started)
+        return f"The task cannot run on {location}. {error}\n"
+    return describe_error(error, started=started)
 
 
 def _cut(text: str) -> str:
@@ -213,7 +210,7 @@ def was_killed(error: BaseException) -> bool:
     for each in chain(error):
         if isinstance(each, KeyboardInterrupt):
             return True
-        if isinstance(each, CalledProcessError) and _number(each.returncode) in ENDING:
+        if isinstance(each, CalledProcessError) and _number(each.returncode) in TERMINATING_SIGNALS:
             return True
     return False
 
@@ -236,7 +233,7 @@ def _packed(error: BaseException, text: str) -> bytes | None:
     return data
 
 
-def tell(error: BaseException, *, started: bool = True) -> str:
+def describe_error(error: BaseException, *, started: bool = True) -> str:
     """Return what the log says of an error that ended a run.
 
     ``started`` is whether the function was called.
@@ -244,7 +241,7 @@ def tell(error: BaseException, *, started: bool = True) -> str:
     if isinstance(error, (TransformError, AlreadyBegun)):
         return f"{error}\n"
     if isinstance(error, SystemExit):
-        return _tell_exit(error, started=started)
+        return _describe_exit(error, started=started)
     if isinstance(error, KeyboardInterrupt) and own_traceback(error) is not None:
         return format_error(error) + _OF_KEYBOARD
     return format_error(error) + _hint(error)
@@ -258,7 +255,7 @@ def _hint(error: BaseException) -> str:
     return ""
 
 
-def _tell_exit(error: SystemExit, *, started: bool) -> str:
+def _describe_exit(error: SystemExit, *, started: bool) -> str:
     argument = "" if error.code is None else name_of(error.code)
     where = traceback.extract_tb(own_traceback(error))
     at = f" in {where[-1].filename}, line {where[-1].lineno}" if where else ""
@@ -274,7 +271,7 @@ def _tell_exit(error: SystemExit, *, started: bool) -> str:
     )
 
 
-def tell_missing(spec: JobSpec, error: ImportError, place: Place) -> str:
+def describe_missing_import(spec: JobSpec, error: ImportError, location: WorkerLocation) -> str:
     """Return what the log says when a worker cannot import what a job needs."""
     missing = (error.name or "").partition(".")[0]
     own = spec.task.partition(".")[0].partition(":")[0]
@@ -289,13 +286,13 @@ def tell_missing(spec: JobSpec, error: ImportError, place: Place) -> str:
         install = missing
     else:
         return format_error(error) + (
-            f"The task {spec.task} cannot run on {place}: what it imports is installed there, but "
-            "raises this error when it is imported. Correct it, or install a version of the "
+            f"The task {spec.task} cannot run on {location}: what it imports is installed there, "
+            "but raises this error when it is imported. Correct it, or install a version of the "
             f"package that works there ({spec.package or own}), and start the job again.\n"
         )
     trace = "" if missing == own else format_error(error)
     return (
-        f"{trace}The task {spec.task} cannot run on {place}. {what} Install it in the "
+        f"{trace}The task {spec.task} cannot run on {location}. {what} Install it in the "
         f"environment of the workers and start the job again:\n    pip install '{install}'\n"
     )
 

@@ -13,12 +13,12 @@ import requests
 from girder_dask.errors import AlreadyBegun
 from girder_dask.http.retry import TIMEOUT, again
 
-__all__ = ["Answer", "await_number", "begin"]
+__all__ = ["StartAnswer", "await_recorded_attempt", "record_start"]
 
 logger = logging.getLogger(__name__)
 
-#: What the scheduler says: the attempt may begin, or is over; None: ask again.
-Answer = concurrent.futures.Future[bool | None]
+#: What the scheduler says: the attempt may record_start, or is over; None: ask again.
+StartAnswer = concurrent.futures.Future[bool | None]
 
 _CONFLICT = 409
 # Seconds between two looks whether a run that waits is to end, and before it asks again.
@@ -26,7 +26,7 @@ _LOOK = 0.1
 _PAUSE = 0.5
 
 
-def await_number(ask: Callable[[], Answer], check: Callable[[], None]) -> bool:
+def await_recorded_attempt(ask: Callable[[], StartAnswer], check: Callable[[], None]) -> bool:
     """Wait until Girder has the number of an attempt, so that no other run is given it.
 
     The first attempt has its number from Girder. The scheduler counts those that follow, and
@@ -63,7 +63,7 @@ def await_number(ask: Callable[[], Answer], check: Callable[[], None]) -> bool:
         time.sleep(_PAUSE)
 
 
-def begin(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -> None:
+def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -> None:
     """Let Girder note that a run calls its function now, and that no other one may.
 
     The note is made before the call. So a function that runs at most once may not run at all:
@@ -93,7 +93,7 @@ def begin(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -> None:
     try:
         again(
             lambda: gc.sendRestRequest(
-                "POST", f"dask/job/{job_id}/begin", given, jsonResp=False, timeout=TIMEOUT
+                "POST", f"dask/job/{job_id}/record_start", given, jsonResp=False, timeout=TIMEOUT
             ),
             gc,
         )

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["RESOURCE", "VARIABLE", "Gpus", "environment", "exposed", "visible_ids"]
+__all__ = ["RESOURCE", "VARIABLE", "GpuAllocator", "environment", "exposed", "visible_ids"]
 
 #: The Dask resource that counts GPUs.
 RESOURCE = "GPU"
@@ -54,7 +54,7 @@ def visible_ids(total: float) -> list[str]:
     return ids[:end]
 
 
-class Gpus:
+class GpuAllocator:
     """The GPUs of one worker.
 
     Parameters
@@ -64,8 +64,8 @@ class Gpus:
 
     Examples
     --------
-    >>> gpus = Gpus(['0', '1', '2'])
-    >>> with gpus.lent(2) as first, gpus.lent(1) as second:
+    >>> gpus = GpuAllocator(['0', '1', '2'])
+    >>> with gpus.allocated(2) as first, gpus.allocated(1) as second:
     ...     print(first, second)
     ('0', '1') ('2',)
     """
@@ -75,7 +75,7 @@ class Gpus:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def lent(self, count: float) -> Iterator[tuple[str, ...]]:
+    def allocated(self, count: float) -> Iterator[tuple[str, ...]]:
         """Lend ``count`` GPUs, which nobody else has meanwhile. Less than one is a share of one.
 
         Dask sees to it that no more are asked for than there are.

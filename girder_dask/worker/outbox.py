@@ -29,7 +29,7 @@ from girder_dask.utils.text import clean_text
 from girder_dask.utils.throttle import Pace
 from girder_dask.worker.capture import JobLog
 
-__all__ = ["Outbox", "RunOutlet"]
+__all__ = ["Outbox", "RunSink"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ _DROPPER = "Stopping runs that the scheduler has given up"
 _ASKER = "Asking the scheduler for room"
 
 
-class RunOutlet:
+class RunSink:
     """The way out of one run. Its methods may be called from any thread."""
 
     def __init__(self, outbox: Outbox, spec: JobSpec, run: str, log: Mapping[str, Any]) -> None:
@@ -242,7 +242,7 @@ class Outbox:
         self._send = send
         self._room = room
         self._on_dropped = on_dropped
-        self._asking: dict[RunOutlet, asyncio.Task[None]] = {}
+        self._asking: dict[RunSink, asyncio.Task[None]] = {}
         self._guards = {
             what: Guard(logger, f"{what} of the worker {worker}", longest=_RETRY_DELAY_MOST)
             for what in (_SENDER, _GATHERER, _DROPPER, _ASKER)
@@ -252,7 +252,7 @@ class Outbox:
         self._runs = itertools.count(1)
         self._batch = 0
         self._queue: deque[JobEvent] = deque()
-        self._dirty: dict[RunOutlet, None] = {}
+        self._dirty: dict[RunSink, None] = {}
         self._barriers: list[threading.Event] = []
         #: Whether nothing is sent any more.
         self.closed = False
@@ -265,9 +265,9 @@ class Outbox:
         self._idle.set()
         self._task = asyncio.create_task(self._run(), name="girder-dask outbox")
 
-    def open(self, spec: JobSpec) -> RunOutlet:
+    def open(self, spec: JobSpec) -> RunSink:
         """Return the way out of a new run."""
-        return RunOutlet(self, spec, f"{self._name}-{next(self._runs)}", self._log)
+        return RunSink(self, spec, f"{self._name}-{next(self._runs)}", self._log)
 
     def post(self, event: JobEvent) -> None:
         """Queue an event that is to be sent at once."""
@@ -275,18 +275,18 @@ class Outbox:
             self._queue.append(event)
         self.wake(urgent=True)
 
-    def mark(self, outlet: RunOutlet) -> None:
-        """Remember that an outlet has output or progress that waits."""
+    def mark(self, sink: RunSink) -> None:
+        """Remember that an sink has output or progress that waits."""
         with self.lock:
-            if outlet in self._dirty:
+            if sink in self._dirty:
                 return
-            self._dirty[outlet] = None
+            self._dirty[sink] = None
         self.wake(urgent=False)
 
-    def forget(self, outlet: RunOutlet) -> None:
-        """Look no more for output of an outlet."""
-        self._dirty.pop(outlet, None)
-        self._dropped.discard(outlet.run)
+    def forget(self, sink: RunSink) -> None:
+        """Look no more for output of an sink."""
+        self._dirty.pop(sink, None)
+        self._dropped.discard(sink.run)
 
     def barrier(self) -> threading.Event:
         """Return an event that is set when all that waits now is acknowledged."""
@@ -353,38 +353,38 @@ class Outbox:
         """Queue the output and progress that wait now."""
         with self.lock:
             dirty, self._dirty = self._dirty, {}
-            for outlet in dirty:
+            for sink in dirty:
                 with self._guards[_GATHERER]:  # each, as the others are not dirty any more
-                    self._take(outlet)
+                    self._take(sink)
 
-    def _take(self, outlet: RunOutlet) -> None:
-        event = outlet.waiting()
+    def _take(self, sink: RunSink) -> None:
+        event = sink.waiting()
         if event is not None:
             self._queue.append(event)
-            if outlet.is_held:
-                self._ask(outlet)
+            if sink.is_held:
+                self._ask(sink)
             elif event.log is not None and len(event.log) >= _MOST_CHARACTERS:
                 self._pace.poke(urgent=True)  # there is more
 
-    def _ask(self, outlet: RunOutlet) -> None:
-        """Have an outlet go on when the scheduler has room for its output."""
+    def _ask(self, sink: RunSink) -> None:
+        """Have an sink go on when the scheduler has room for its output."""
         if self._room is None:
-            outlet.release()
-        elif outlet not in self._asking:
-            asking = self._await_room(self._room, outlet)
-            self._asking[outlet] = asyncio.create_task(asking, name="girder-dask room")
+            sink.release()
+        elif sink not in self._asking:
+            asking = self._await_room(self._room, sink)
+            self._asking[sink] = asyncio.create_task(asking, name="girder-dask room")
 
-    async def _await_room(self, room: Room, outlet: RunOutlet) -> None:
+    async def _await_room(self, room: Room, sink: RunSink) -> None:
         try:
-            while not outlet.ended and not await self._has_room(room, outlet):
+            while not sink.ended and not await self._has_room(room, sink):
                 pass
         finally:
-            del self._asking[outlet]
-            outlet.release()
+            del self._asking[sink]
+            sink.release()
 
-    async def _has_room(self, room: Room, outlet: RunOutlet) -> bool:
+    async def _has_room(self, room: Room, sink: RunSink) -> bool:
         with self._guards[_ASKER]:
-            if await room(outlet.spec.id):
+            if await room(sink.spec.id):
                 return True
         await asyncio.sleep(_RETRY_DELAY)
         return False

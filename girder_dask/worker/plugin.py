@@ -28,16 +28,16 @@ from girder_dask.utils import working_directory
 from girder_dask.utils.background import Guard, watched
 from girder_dask.utils.private_directory import require_unchangeable
 from girder_dask.worker import capture, gpus
-from girder_dask.worker.cancellation import Stopper
+from girder_dask.worker.cancellation import RunCanceller
 from girder_dask.worker.concurrency import propagation
-from girder_dask.worker.context import Station
-from girder_dask.worker.failures import Place
-from girder_dask.worker.fencing import Answer
+from girder_dask.worker.context import WorkerContext
+from girder_dask.worker.fencing import StartAnswer
 from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
 from girder_dask.worker.process_globals import job_scope
 from girder_dask.worker.runner import Run
-from girder_dask.worker.termination import Alarms, Signals
+from girder_dask.worker.termination import AlarmSignals, TerminationSignals
 
 __all__ = ["GirderWorkerPlugin", "run_job"]
 
@@ -77,7 +77,7 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
             f"Worker {worker.address} has no girder_dask plugin, so job {spec.id} cannot run "
             "there. Start the scheduler with --preload girder_dask.scheduler_hooks."
         )
-    if plugin.station is None:
+    if plugin.context is None:
         raise Reschedule(f"Worker {worker.address} ends; job {spec.id} runs elsewhere.")
     attempt = _attempt(worker, spec)
     if not attempt:
@@ -86,11 +86,11 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
             "See its log."
         )
     leaving = partial(_is_leaving, worker)
-    run = Run(spec, plugin.station, values, attempt=attempt, is_leaving=leaving)
+    run = Run(spec, plugin.context, values, attempt=attempt, is_leaving=leaving)
     try:
         return run()
     except Exception as e:
-        if run.is_heard:
+        if run.reports_end:
             raise
         # It was stopped since it is another's, or since the worker ends: Dask knows where it goes.
         raise Reschedule from e
@@ -126,7 +126,7 @@ class GirderWorkerPlugin(WorkerPlugin):
 
     def __init__(self, api_url: str | None = None) -> None:
         self._scheduler_api_url = api_url
-        self.station: Station | None = None
+        self.context: WorkerContext | None = None
         self._restart: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Any] | None = None
 
@@ -157,8 +157,8 @@ class GirderWorkerPlugin(WorkerPlugin):
         )
         cache, cache_error = _open_cache()
         total = worker.state.total_resources.get(gpus.RESOURCE, 0)
-        self.station = Station(
-            place=Place(worker.address, socket.gethostname()),
+        self.context = WorkerContext(
+            location=WorkerLocation(worker.address, socket.gethostname()),
             outbox=outbox,
             directory=Path(worker.local_directory),
             api_url=config.get("api-url") or os.environ.get("GIRDER_WORKER_API_URL"),
@@ -166,25 +166,25 @@ class GirderWorkerPlugin(WorkerPlugin):
             scheduler_api_url=self._scheduler_api_url,
             cache=cache,
             cache_error=cache_error,
-            gpus=gpus.Gpus(gpus.visible_ids(total) if total else ()),
+            gpus=gpus.GpuAllocator(gpus.visible_ids(total) if total else ()),
             standby=Standby(config.names("worker.preimport")),
             isolation=config.choice("worker.isolation", ("thread", "process")),
             grace=config.seconds("worker.cancel-grace"),
             log_level=config.get("worker.log-level"),
             dask_client=worker._get_client,  # noqa: SLF001 - get_client() needs its own thread
             scheduler=(worker.scheduler.address, worker.security),
-            may_begin=self._may_begin,
+            may_start=self._may_start,
         )
-        self._stopper = Stopper(
-            self.station.runs,
-            self.station.refused,
-            self.station.grace,
+        self._canceller = RunCanceller(
+            self.context.runs,
+            self.context.refused,
+            self.context.grace,
             config.seconds_or_none("worker.restart-stuck"),
             self._give_up,
         )
-        self.station.limit = self._limit
-        self._signals = Signals(self._asked_to_end, child=bool(worker.nanny))
-        self._alarms = Alarms()
+        self.context.limit = self._limit
+        self._signals = TerminationSignals(self._asked_to_end, child=bool(worker.nanny))
+        self._alarms = AlarmSignals()
         worker.handlers |= {
             "girder_cancel": self.cancel,
             "girder_drop": self.drop,
@@ -192,22 +192,23 @@ class GirderWorkerPlugin(WorkerPlugin):
             "girder_not_begun": self.not_begun,
             "girder_facts": self.facts,
         }
-        if self.station.isolation == "process":
-            self.station.standby.begin()
+        if self.context.isolation == "process":
+            self.context.standby.begin()
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
         """Stop what runs, send what waits, and stop to capture."""
-        if self.station is None:
+        if self.context is None:
             return
-        station, self.station = self.station, None
+        context, self.context = self.context, None
         self._signals.close()
         self._alarms.close()
-        if station.runs:
-            await self._leave(stuck=[run.spec.id for run in station.runs.values()], limit=_LEAVING)
-            await self._stopper.close(_STOPPING_TIME)
+        if context.runs:
+            await self._leave(stuck=[run.spec.id for run in context.runs.values()], limit=_LEAVING)
+            await self._canceller.close(_STOPPING_TIME)
         await asyncio.gather(
-            station.outbox.close(_CLOSING_TIME), asyncio.to_thread(station.standby.close)
+            context.outbox.close(_CLOSING_TIME),
+            asyncio.to_thread(context.standby.close),
         )
         _stop_capture()
 
@@ -234,7 +235,7 @@ class GirderWorkerPlugin(WorkerPlugin):
     def _limit(self, run: Run, seconds: float | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the worker ends
             # In no job's context: what is logged there is the worker's.
-            self._loop.call_soon_threadsafe(self._stopper.limit, run, seconds, context=Context())
+            self._loop.call_soon_threadsafe(self._canceller.limit, run, seconds, context=Context())
 
     def _give_up(self, run: Run) -> None:
         if self._restart is None:
@@ -252,13 +253,13 @@ class GirderWorkerPlugin(WorkerPlugin):
         await self._leave([run.spec.id], remove=False)
         with guard:
             run.give_up()
-        if worker.nanny and self.station is not None:
+        if worker.nanny and self.context is not None:
             # The scheduler learns of it by the end of the process, when nothing runs any more.
             with guard:
-                await self.station.outbox.close(_CLOSING_TIME)
-            for each in list(self.station.runs.values()):
+                await self.context.outbox.close(_CLOSING_TIME)
+            for each in list(self.context.runs.values()):
                 with guard:
-                    each.kill_offspring()
+                    each.kill_processes()
             os._exit(_RESTART)
         await worker.close(nanny=False, executor_wait=False, reason="girder-dask-restart-stuck")
 
@@ -270,7 +271,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         )
         return set(answer["dropped"])
 
-    def _may_begin(self, key: str, attempt: int) -> Answer:
+    def _may_start(self, key: str, attempt: int) -> StartAnswer:
         asked = self._worker.scheduler.girder_may_begin(key=key, attempt=attempt)
         return asyncio.run_coroutine_threadsafe(asked, self._loop)
 
@@ -284,7 +285,7 @@ class GirderWorkerPlugin(WorkerPlugin):
 
         Return the keys with which this worker has not begun, and will not.
         """
-        without_run = self._stopper.cancel(keys)
+        without_run = self._canceller.cancel(keys)
         tasks = (self._worker.state.tasks.get(key) for key in without_run)
         if not all(task is not None and task.state in _NOT_BEGUN for task in tasks):
             await self.flush()  # a run may have ended, and the scheduler not have heard of it
@@ -295,12 +296,12 @@ class GirderWorkerPlugin(WorkerPlugin):
         self._drop(runs)
 
     def _drop(self, runs: Collection[str]) -> None:
-        self._stopper.drop(runs)
+        self._canceller.drop(runs)
 
     async def flush(self) -> None:
         """Return when the scheduler has what was said until now."""
-        if self.station is not None:
-            await self.station.outbox.flushed()
+        if self.context is not None:
+            await self.context.outbox.flushed()
 
     async def not_begun(self) -> list[str]:
         """Return the keys with which this worker has not begun, and will not, as it leaves.
@@ -323,8 +324,8 @@ class GirderWorkerPlugin(WorkerPlugin):
         """
         from girder_dask.diagnostics import gather
 
-        own = self.station.api_url if self.station is not None else None
-        error = self.station.cache_error if self.station is not None else None
+        own = self.context.api_url if self.context is not None else None
+        error = self.context.cache_error if self.context is not None else None
         facts = await asyncio.to_thread(gather, own or self._scheduler_api_url or api_url)
         return {**facts, "cache_error": error}
 

@@ -14,7 +14,7 @@ from girder_dask.errors import CancelInterrupt, JobTimeout, TimeoutInterrupt
 from girder_dask.worker.concurrency.process_tree import Offspring
 from girder_dask.worker.interruption.job_threads import JobThreads
 
-__all__ = ["Interruption"]
+__all__ = ["RunInterruption"]
 
 # How long it is waited for threads, and how often it is looked whether one has ended.
 _PAUSE = 1.0
@@ -23,7 +23,7 @@ _LOOK = 0.02
 _FINISHING = 0.1
 
 
-class Interruption:
+class RunInterruption:
     """The threads of a run, while they may be interrupted.
 
     Parameters
@@ -96,7 +96,7 @@ class Interruption:
         self._threads.release()
 
     @property
-    def stuck(self) -> str:
+    def stuck_reason(self) -> str:
         """What is said of a run that does not end although it is interrupted."""
         name, place = next(iter(self._threads.places().items()), ("", ""))
         return (

@@ -42,18 +42,24 @@ from girder_dask.tasks.task import find_task
 from girder_dask.worker import capture, gpus
 from girder_dask.worker.concurrency.forks import ending_forks
 from girder_dask.worker.concurrency.process_tree import Offspring
-from girder_dask.worker.context import Station
-from girder_dask.worker.failures import Failure, exception_of, failure_of, tell, was_killed
-from girder_dask.worker.fencing import await_number, begin
+from girder_dask.worker.context import WorkerContext
+from girder_dask.worker.failures import (
+    Failure,
+    describe_error,
+    exception_of,
+    failure_of,
+    was_killed,
+)
+from girder_dask.worker.fencing import await_recorded_attempt, record_start
 from girder_dask.worker.input_values import resolved
 from girder_dask.worker.interruption.job_threads import JobThreads
-from girder_dask.worker.isolation.child import Setup
+from girder_dask.worker.isolation.child import ProcessSpec
 from girder_dask.worker.isolation.parent import IN_A_THREAD, ProcessFailed, TaskProcess
 from girder_dask.worker.job_context import NO_ADDRESS, child_jobs, open_session, running_job
-from girder_dask.worker.outbox import RunOutlet
-from girder_dask.worker.process_globals.job_scope import Separation
-from girder_dask.worker.run_interruption import Interruption
-from girder_dask.worker.transform_runner import Transfers
+from girder_dask.worker.outbox import RunSink
+from girder_dask.worker.process_globals.job_scope import JobScope
+from girder_dask.worker.run_interruption import RunInterruption
+from girder_dask.worker.transform_runner import TransformRunner
 from girder_dask.worker.workspace import Workspace
 
 __all__ = ["Run"]
@@ -84,7 +90,7 @@ class Run:
     ----------
     spec
         What to run.
-    station
+    worker
         The worker it runs on.
     values
         The values of other jobs that Dask has brought, by the ids of these jobs.
@@ -99,7 +105,7 @@ class Run:
     def __init__(
         self,
         spec: JobSpec,
-        station: Station,
+        worker: WorkerContext,
         values: Mapping[str, Any] | None = None,
         *,
         attempt: int | None = None,
@@ -107,33 +113,33 @@ class Run:
     ) -> None:
         # What the run says has the attempt of the spec, by which the scheduler knows it.
         self.spec = replace(spec, attempt=attempt or spec.attempt)
-        self.station = station
+        self.worker = worker
         self._values = values
         self._is_leaving = is_leaving
-        self._outlet: RunOutlet = station.outbox.open(spec)
-        self._manager = JobManager(self._outlet, JobStatus.QUEUED)
-        self._offspring = Offspring(self._outlet.log, self._outlet.run)
-        self._interruption = Interruption(JobThreads(self._outlet.log), self._offspring)
-        self._transfers: Transfers | None = None
+        self._sink: RunSink = worker.outbox.open(spec)
+        self._manager = JobManager(self._sink, JobStatus.QUEUED)
+        self._offspring = Offspring(self._sink.log, self._sink.run)
+        self._interruption = RunInterruption(JobThreads(self._sink.log), self._offspring)
+        self._transforms: TransformRunner | None = None
         self._process: TaskProcess | None = None
-        self._workspace = Workspace(station.directory, f"job-{spec.id}-")
-        self._inputs = Workspace(station.directory, f"job-{spec.id}-inputs-")
-        self._separation = Separation(self._workspace.path, self._outlet.write)
+        self._workspace = Workspace(worker.directory, f"job-{spec.id}-")
+        self._inputs = Workspace(worker.directory, f"job-{spec.id}-inputs-")
+        self._scope = JobScope(self._workspace.path, self._sink.write)
         self._surroundings = contextlib.ExitStack()
         self._started = False
         #: Whether what becomes of the job is for this run to say.
-        self.is_heard = True
+        self.reports_end = True
         self._lock = threading.Lock()
 
     @property
     def id(self) -> str:
         """What tells this execution from any other."""
-        return self._outlet.run
+        return self._sink.run
 
     @property
     def key(self) -> str:
         """The key under which Dask has it."""
-        return self._outlet.spec.key
+        return self._sink.spec.key
 
     def __call__(self) -> Any:
         """Run, and return what the function returned.
@@ -144,16 +150,16 @@ class Run:
             What the function raised; JobFailed where that is no ``Exception``, JobCanceled
             when the job was canceled.
         """
-        self.station.runs[self.id] = self
+        self.worker.runs[self.id] = self
         try:
-            if self.key in self.station.refused:
+            if self.key in self.worker.refused:
                 self.cancel()
-            with capture.running(self._outlet.log, self.spec.task.partition(":")[0]):
+            with capture.running(self._sink.log, self.spec.task.partition(":")[0]):
                 end = self._end()
             failure = end.failure
             exception = failure.exception if failure is not None else None
-            status = end.status if self.is_heard else None
-            self._outlet.finish(
+            status = end.status if self.reports_end else None
+            self._sink.finish(
                 status,
                 result=end.result,
                 error=end.error,
@@ -162,8 +168,8 @@ class Run:
             )
             error = None if failure is None else exception_of(failure, self.spec.id)
         finally:
-            del self.station.runs[self.id]
-            self._outlet.secrets.close()
+            del self.worker.runs[self.id]
+            self._sink.secrets.close()
         if error is None:
             return end.value
         raise error
@@ -199,77 +205,79 @@ class Run:
     def _run(self) -> _End:
         wanted = float((self.spec.resources or {}).get(gpus.RESOURCE, 0))
         within = self._surroundings.enter_context
-        self._separation.begin()
-        ids = within(self.station.gpus.lent(wanted))
-        api_url = self.station.girder_of(self.spec)
+        self._scope.begin()
+        ids = within(self.worker.gpus.allocated(wanted))
+        api_url = self.worker.girder_of(self.spec)
         if api_url is None and self.spec.token is not None:
-            self._outlet.write(f"{NO_ADDRESS}\n")
+            self._sink.write(f"{NO_ADDRESS}\n")
         job = running_job(
             self.spec,
             manager=self._manager,
             work_dir=self._workspace.path,
-            hostname=self.station.place.hostname,
+            hostname=self.worker.location.hostname,
             api_url=api_url,
             gpus=ids,
         )
         context.current.set(job)
-        within(child_jobs(api_url, self.spec.token, self.station.dask_client, job))
-        own_process = "process" in (self.spec.isolation, self.station.isolation)
+        within(child_jobs(api_url, self.spec.token, self.worker.dask_client, job))
+        own_process = "process" in (self.spec.isolation, self.worker.isolation)
         if own_process and self.spec.isolation == "thread":
-            self._outlet.write(
+            self._sink.write(
                 "This worker gives each job a process of its own (girder.worker.isolation), "
                 "also one with isolation='thread'.\n"
             )
         if ids and not own_process and not within(gpus.exposed(ids)):
             own_process = True
-            self._outlet.write(
+            self._sink.write(
                 f"Another task has GPUs in this worker's process, so this one, with GPU "
                 f"{', '.join(ids)}, runs in a process of its own.\n"
             )
-        self._transfers = transfers = Transfers(
+        self._transforms = transforms = TransformRunner(
             job,
-            self.station.cache,
+            self.worker.cache,
             self._stop_if_canceled,
             confined=not self.spec.trusted,
             inputs=self._inputs,
         )
         self._interruption.attach()
-        return self._work(job, transfers, own_process=own_process)
+        return self._work(job, transforms, own_process=own_process)
 
-    def _work(self, job: RunningJob, transfers: Transfers, *, own_process: bool) -> _End:
+    def _work(self, job: RunningJob, transforms: TransformRunner, *, own_process: bool) -> _End:
         self._stop_if_canceled()
         call = open_call(self.spec.payload, unpickle=self.spec.trusted)
-        self._outlet.secrets.add(*secrets_in(call.session))
-        transfers.take_on(call)
+        self._sink.secrets.add(*secrets_in(call.session))
+        transforms.take_on(call)
         try:
-            value = self._called(job, transfers, call, own_process=own_process)
+            value = self._called(job, transforms, call, own_process=own_process)
             shown, kept, note = self._keep(value)
             if call.hooks:
-                shown, kept, note = self._keep(self._push(transfers, call, value))
+                shown, kept, note = self._keep(self._push(transforms, call, value))
             if note is not None:
-                self._outlet.write(f"girder_dask: the result is not kept with the job: {note}.\n")
+                self._sink.write(f"girder_dask: the result is not kept with the job: {note}.\n")
         except BaseException as e:
             self._interruption.detach()  # what hooks do now is no part of the task
             self._leave_to_another(e)
-            if self.is_heard:
-                transfers.tell_hooks(call, self._outlet.write)
+            if self.reports_end:
+                transforms.tell_hooks(call, self._sink.write)
             raise
         return _End(JobStatus.SUCCESS, value=shown, result=kept, error=note)
 
     def _called(
-        self, job: RunningJob, transfers: Transfers, call: Call, *, own_process: bool
+        self, job: RunningJob, transforms: TransformRunner, call: Call, *, own_process: bool
     ) -> Any:
         """Load the function, fetch its arguments and call it."""
         open_session(job, call.session)
-        with self._separation.importing():
+        with self._scope.importing():
             function = self._in_process(job, call) if own_process else self._in_thread(call)
-        self._separation.enter()
+        self._scope.enter()
         call = resolved(call, self._values, job)
-        args, kwargs = self._fetch(transfers, call)
+        args, kwargs = self._fetch(transforms, call)
         self._await_number()
         if self.spec.at_most_once:
-            place, attempt = str(self.station.place), self.spec.attempt
-            begin(job.girder_client, self.spec.id, attempt=attempt, run=self.id, worker=place)
+            location, attempt = str(self.worker.location), self.spec.attempt
+            record_start(
+                job.girder_client, self.spec.id, attempt=attempt, run=self.id, worker=location
+            )
         self._enter(JobStatus.RUNNING)
         self._started = True
         value = function(*args, **kwargs)
@@ -277,10 +285,10 @@ class Run:
         return value
 
     def _await_number(self) -> None:
-        ask, key, attempt = self.station.may_begin, self._outlet.spec.key, self.spec.attempt
+        ask, key, attempt = self.worker.may_start, self._sink.spec.key, self.spec.attempt
         if attempt == 1 or ask is None:
             return
-        if not await_number(lambda: ask(key, attempt), self._stop_if_canceled):
+        if not await_recorded_attempt(lambda: ask(key, attempt), self._stop_if_canceled):
             raise self._superseded()
 
     # -- the function --------------------------------------------------------------------------
@@ -288,8 +296,8 @@ class Run:
     def _in_thread(self, call: Call) -> Callable[..., Any]:
         """Return the function, within its time limit."""
         function = self._function(call)
-        capture.loaded(self._outlet.log)
-        limit = functools.partial(self.station.limit, self)
+        capture.loaded(self._sink.log)
+        limit = functools.partial(self.worker.limit, self)
 
         def limited(*args: Any, **kwargs: Any) -> Any:
             with (
@@ -306,7 +314,7 @@ class Run:
     def _tell_left(self) -> None:
         left = self._interruption.left()
         if left is not None:
-            self._outlet.write(
+            self._sink.write(
                 f"The task returned while what it had started was still running: {left:.500}. The "
                 "job ends without it, and what it writes from now on may be lost. Wait for it "
                 "before returning: join() threads, shut pools down, wait() for processes.\n"
@@ -314,7 +322,7 @@ class Run:
 
     def _no_forks(self) -> contextlib.AbstractContextManager[None]:
         """End here whatever process is forked within."""
-        return ending_forks(self._outlet.log.flush, tell, callable)
+        return ending_forks(self._sink.log.flush, describe_error, callable)
 
     def _function(self, call: Call) -> Callable[..., Any]:
         return call.function or find_task(self.spec.task, strictly=not self.spec.trusted)
@@ -324,26 +332,26 @@ class Run:
         import cloudpickle
 
         function = None if call.function is None else cloudpickle.dumps(call.function)
-        station = self.station
-        setup = Setup(
-            spec=replace(self.spec, payload=b""),
-            place=station.place,
+        worker = self.worker
+        spec = ProcessSpec(
+            job=replace(self.spec, payload=b""),
+            location=worker.location,
             work_dir=self._workspace.path(),
             function=function,
             api_url=job.request.girder_api_url,
             gpus=job.request.gpus,
-            log_level=station.log_level,
-            scheduler=pickle.dumps(station.scheduler) if station.scheduler else None,
+            log_level=worker.log_level,
+            scheduler=pickle.dumps(worker.scheduler) if worker.scheduler else None,
             path=tuple(sys.path),
             session=call.session,
         )
         process = TaskProcess(
-            setup,
-            station.standby,
-            log=self._outlet.log,
+            spec,
+            worker.standby,
+            log=self._sink.log,
             manager=self._manager,
-            directory=station.directory,
-            grace=station.grace,
+            directory=worker.directory,
+            grace=worker.grace,
         )
         self._offspring.spared |= process.pids
         with self._lock:
@@ -359,15 +367,17 @@ class Run:
 
     # -- inputs and outputs --------------------------------------------------------------------
 
-    def _fetch(self, transfers: Transfers, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        if not transfers.needed(call):
+    def _fetch(
+        self, transforms: TransformRunner, call: Call
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        if not transforms.needed(call):
             return call.args, call.kwargs
         self._enter(JobStatus.FETCHING_INPUT)
-        return transfers.fetch(call)
+        return transforms.fetch(call)
 
-    def _push(self, transfers: Transfers, call: Call, value: Any) -> Any:
+    def _push(self, transforms: TransformRunner, call: Call, value: Any) -> Any:
         self._enter(JobStatus.PUSHING_OUTPUT)
-        if not self._outlet.confirm(_CONFIRM_TIME):
+        if not self._sink.confirm(_CONFIRM_TIME):
             raise self._superseded()
         if isinstance(value, Unpicklable):
             raise JobFailed(
@@ -375,12 +385,12 @@ class Run:
                 f"Return a path or plain values, or {IN_A_THREAD}.",
                 job_id=self.spec.id,
             )
-        return transfers.push(call, value, self._cwd())
+        return transforms.push(call, value, self._cwd())
 
     def _cwd(self) -> str | None:
         """Return where the function was when it returned."""
         if self._process is not None and self._process.cwd is not None:
-            self._separation.follow(self._process.cwd)
+            self._scope.follow(self._process.cwd)
             return self._process.cwd
         with contextlib.suppress(OSError):  # it is gone
             return str(Path.cwd())
@@ -400,13 +410,13 @@ class Run:
             # Dask would fail to bring it to anybody, with a traceback in the logs of each part.
             reason = f"it cannot be pickled ({summary(e)})"
             return Unpicklable(reason), None, reason
-        if len(data) > self.station.max_result + PACKING:
+        if len(data) > self.worker.max_result + PACKING:
             note = (
-                f"it takes {len(data):,} bytes, more than the {self.station.max_result:,} that "
+                f"it takes {len(data):,} bytes, more than the {self.worker.max_result:,} that "
                 "are kept with a job (girder.worker.max-result)"
             )
             return value, None, note
-        kept = self._outlet.secrets.clean_data(data)
+        kept = self._sink.secrets.clean_data(data)
         if kept == data:
             return value, kept, None
         try:
@@ -417,12 +427,12 @@ class Run:
     # -- the end -------------------------------------------------------------------------------
 
     def _failed(self, failure: Failure) -> _End:
-        if not self.is_heard:  # the next attempt has its own end
+        if not self.reports_end:  # the next attempt has its own end
             return _End(failure.status, error=failure.error, failure=failure)
-        self._outlet.write(failure.text)
+        self._sink.write(failure.text)
         if self._is_canceled and failure.status == JobStatus.ERROR and not self._timed_out:
             # Its answer to JobCanceled, or to what was taken from it.
-            self._outlet.write("The job was canceled.\n")
+            self._sink.write("The job was canceled.\n")
             return _End(JobStatus.CANCELED, failure=replace(failure, status=JobStatus.CANCELED))
         return _End(failure.status, error=failure.error, failure=failure)
 
@@ -431,7 +441,7 @@ class Run:
             return error.failure
         reason = "timeout" if self._timed_out else "canceled" if self._is_canceled else None
         return failure_of(
-            error, self.spec, self.station.place, started=self._started, reason=reason
+            error, self.spec, self.worker.location, started=self._started, reason=reason
         )
 
     def _leave_to_another(self, error: BaseException) -> None:
@@ -441,9 +451,9 @@ class Run:
         if not killed or self._is_canceled or self._timed_out or not self._is_leaving():
             return
         if failure is None or failure.exception is not None:
-            self._outlet.write(tell(error) if failure is None else failure.text)
-        self._outlet.write("A process of the task was ended together with its worker.\n")
-        self._outlet.confirm(_LAST_WORDS_TIME)
+            self._sink.write(describe_error(error) if failure is None else failure.text)
+        self._sink.write("A process of the task was ended together with its worker.\n")
+        self._sink.confirm(_LAST_WORDS_TIME)
         self.drop()
 
     def _clean_up(self) -> None:
@@ -452,9 +462,9 @@ class Run:
             with self._surroundings as ending:
                 ending.callback(self._workspace.remove)
                 ending.callback(self._inputs.remove)
-                ending.callback(self._separation.end)
-                if self._transfers is not None:
-                    ending.callback(self._transfers.clean_up, self._outlet.write)
+                ending.callback(self._scope.end)
+                if self._transforms is not None:
+                    ending.callback(self._transforms.clean_up, self._sink.write)
                 if self._is_stopped:
                     ending.callback(self._end_offspring)
                     ending.callback(self._end_threads)
@@ -464,7 +474,7 @@ class Run:
                     ending.callback(self._process.close)
         except BaseException as e:
             logger.exception("Cleaning up after job %s", self.spec.id)
-            self._outlet.write(f"Cleaning up after the job failed: {summary(e)}\n")
+            self._sink.write(f"Cleaning up after the job failed: {summary(e)}\n")
 
     def _end_threads(self) -> None:
         """Wait for the threads that the task has left. Whoever stops a run interrupts them."""
@@ -472,9 +482,9 @@ class Run:
             pass
 
     def _end_offspring(self) -> None:
-        if not self._offspring.end(self.station.grace):
+        if not self._offspring.end(self.worker.grace):
             pids = ", ".join(str(process.pid) for process in self._offspring.left())
-            self._outlet.write(f"Processes of the job do not end, although killed: {pids}.\n")
+            self._sink.write(f"Processes of the job do not end, although killed: {pids}.\n")
 
     # -- being stopped, from other threads -----------------------------------------------------
 
@@ -500,11 +510,11 @@ class Run:
     def _stop_if_canceled(self) -> None:
         if self._manager.status == JobStatus.CANCELING:
             raise JobCanceled(job_id=self.spec.id)
-        if self._outlet.is_dropped:  # an upload that was frozen must not go on
+        if self._sink.is_dropped:  # an upload that was frozen must not go on
             raise self._superseded()
 
     def _superseded(self) -> JobCanceled:
-        self.is_heard = False
+        self.reports_end = False
         return JobCanceled("The job was given to another worker.", job_id=self.spec.id)
 
     def cancel(self) -> None:
@@ -520,25 +530,25 @@ class Run:
 
     def give_up(self) -> None:
         """Say how the job ends if this process does, with the run in it."""
-        if self._timed_out and self.is_heard:
+        if self._timed_out and self.reports_end:
             failure = self._failure_of(JobTimeout(job_id=self.spec.id))
-            self.is_heard = False  # nothing more is to be said of it
-            self._outlet.write(failure.text)
-            self._outlet.finish(failure.status, error=failure.error, exception=failure.exception)
+            self.reports_end = False  # nothing more is to be said of it
+            self._sink.write(failure.text)
+            self._sink.finish(failure.status, error=failure.error, exception=failure.exception)
 
     def drop(self) -> None:
         """Take note that nobody hears this run any more. It is to end, as if it were canceled."""
-        self.is_heard = False  # what hooks hear is the matter of the other run
+        self.reports_end = False  # what hooks hear is the matter of the other run
         self.cancel()
 
     def write(self, text: str) -> None:
         """Append text to the log."""
-        self._outlet.write(text)
+        self._sink.write(text)
 
     @property
-    def stuck(self) -> str:
+    def stuck_reason(self) -> str:
         """What is said of a run that does not end although it is interrupted."""
-        return self._interruption.stuck
+        return self._interruption.stuck_reason
 
     def interrupt(self) -> None:
         """Raise JobInterrupted in the task, at its next Python instruction; end its process."""
@@ -546,6 +556,6 @@ class Run:
         if process is None or not process.interrupt():
             self._interruption.interrupt()
 
-    def kill_offspring(self) -> None:
+    def kill_processes(self) -> None:
         """Kill the processes that the task has started in this worker."""
         self._offspring.kill()

@@ -1,4 +1,4 @@
-"""Signals that ask the process of a worker to end."""
+"""TerminationSignals that ask the process of a worker to end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from girder_dask.utils.background import Guard, watched
 
-__all__ = ["Alarms", "Signals"]
+__all__ = ["AlarmSignals", "TerminationSignals"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _ALARMS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU)
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Signals:
+class TerminationSignals:
     """Has a worker do something before SIGINT or SIGTERM ends its process.
 
     Only the main thread of a process can do that: in any other one this does nothing. A
@@ -78,7 +78,7 @@ class Signals:
             self._restore()
 
 
-class Alarms:
+class AlarmSignals:
     """Keeps the signals of timers and limits that a task may set from ending the worker.
 
     They come to the main thread, and not to the thread of the task. This does nothing in any other

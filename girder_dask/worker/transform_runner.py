@@ -19,7 +19,7 @@ from girder_dask.tasks.context import RunningJob
 from girder_dask.utils.pytree import leaves_of, map_leaves
 from girder_dask.worker.workspace import Workspace
 
-__all__ = ["Transfers", "amount"]
+__all__ = ["TransformRunner", "amount"]
 
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
@@ -43,7 +43,7 @@ def _short(number: float) -> str:
     return text.rstrip("0").rstrip(".") if decimals else text
 
 
-class Transfers:
+class TransformRunner:
     """The transforms of one run.
 
     Parameters

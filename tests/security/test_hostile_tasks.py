@@ -28,7 +28,7 @@ from girder_dask.errors import CancelInterrupt, JobFailed, TransformError
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.payload import Unpicklable
 from girder_dask.worker.process_globals import job_scope
-from girder_dask.worker.process_globals.items import process_items
+from girder_dask.worker.process_globals.shared_settings import process_settings
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker, captured
 
@@ -303,12 +303,12 @@ def spoil_hooks() -> None:
 def test_state_of_the_process_is_put_back_whatever_a_task_leaves_there(
     worker: Worker, work: Callable[[], None]
 ) -> None:
-    before = [item.read() for item in process_items()]
+    before = [item.read() for item in process_settings()]
     worker.outcome(work)
-    after = [item.read() for item in process_items()]
+    after = [item.read() for item in process_settings()]
     changed = [
         item.name
-        for item, one, other in zip(process_items(), before, after, strict=True)
+        for item, one, other in zip(process_settings(), before, after, strict=True)
         if not item.is_same(one, other)
     ]
     assert changed == []
@@ -371,14 +371,14 @@ def test_a_process_has_nothing_of_the_worker_and_of_other_jobs_open(worker: Work
     try:
         names = worker.outcome(work, isolation="process")
     finally:
-        for run in list(worker.station.runs.values()):
+        for run in list(worker.context.runs.values()):
             run.cancel()
             run.interrupt()
         other.exception(SECONDS)
     # Its log, the socket to its run, and the file of its call: no other.
     # Its log, the socket to its run, and the file of its call, some of them twice: no other.
     kinds = sorted(name.partition(":")[0] for name in set(names) if not name.startswith("/proc"))
-    own = str(worker.station.directory)
+    own = str(worker.context.directory)
     assert [kind for kind in kinds if not kind.startswith(own)] == ["/dev/null", "pipe", "socket"]
     assert len(kinds) == 4
 

@@ -28,7 +28,7 @@ from girder_dask.protocol.messages import JobUpdate, Submission
 from girder_dask.protocol.names import KIND_HEADER
 from girder_dask.standalone import accounts
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder
-from girder_dask.worker.fencing import begin
+from girder_dask.worker.fencing import record_start
 from tests.support.local_girder import Peer, serving
 
 SECRET = "the-secret"
@@ -121,7 +121,7 @@ CLIENTS: dict[str, Callable[[str], Any]] = {
     "input, foreign client": lambda url: GirderFileId("5f", gc=_foreign(url)).transform(),
     "output": _upload,
     "artifact": lambda url: send_artifact(_client(url), "5e", Path(__file__)),
-    "begin": lambda url: begin(_client(url), "5e", attempt=1, run="r", worker="w"),
+    "record_start": lambda url: record_start(_client(url), "5e", attempt=1, run="r", worker="w"),
     "trace": lambda url: Traces("5e", 2).settle(_client(url), "u", ("folder", "5f")),
     "earlier attempts": lambda url: Traces("5e", 2).take(_client(url), "5f", "a"),
 }

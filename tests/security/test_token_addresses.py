@@ -190,12 +190,12 @@ def test_the_order_of_addresses(worker):
     places = ("own", "given", "scheduler", "settings")
     for known in itertools.product((True, False), repeat=4):
         url = {p: p if there else None for p, there in zip(places, known, strict=True)}
-        worker.station.api_url = url["own"]
-        worker.station.scheduler_api_url = url["scheduler"]
+        worker.context.api_url = url["own"]
+        worker.context.scheduler_api_url = url["scheduler"]
         addresses = {"girder_api_url": url["given"], "default_api_url": url["settings"]}
         spec = JobSpec(id="a", attempt=1, task="m:f", **addresses)
         expected = next((place for place, there in zip(places, known, strict=True) if there), None)
-        assert worker.station.girder_of(spec) == expected
+        assert worker.context.girder_of(spec) == expected
 
 
 def test_an_address_in_the_field_of_another_version_is_left_out():

@@ -18,11 +18,11 @@ from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.protocol.payload import pack_call
 from girder_dask.worker import capture
-from girder_dask.worker.cancellation import Stopper
+from girder_dask.worker.cancellation import RunCanceller
 from girder_dask.worker.concurrency import propagation
-from girder_dask.worker.context import Station
-from girder_dask.worker.failures import Place
+from girder_dask.worker.context import WorkerContext
 from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
 from girder_dask.worker.runner import Run
 from tests.support.deadline import SECONDS, until
@@ -31,7 +31,7 @@ WORKER = "tcp://10.0.0.7:4312"
 
 
 class Worker:
-    """A station with an outbox on an event loop of its own, and threads that run jobs."""
+    """A worker context with an outbox on an event loop of its own, and threads that run jobs."""
 
     def __init__(self, directory: Path, standby: Standby | None = None) -> None:
         self.events: list[JobEvent] = []
@@ -44,8 +44,8 @@ class Worker:
         self._thread.start()
         self._outboxes: list[Outbox] = []
         self.threads = concurrent.futures.ThreadPoolExecutor(4)
-        self.station = Station(
-            place=Place(WORKER, "node7"),
+        self.context = WorkerContext(
+            location=WorkerLocation(WORKER, "node7"),
             outbox=self.make_outbox(1 << 20),
             directory=directory / "scratch",
             api_url=None,
@@ -54,11 +54,11 @@ class Worker:
             limit=self._limit,
         )
         self._owns_standby = standby is None
-        # For time limits alone: a test cancels by itself, or with a stopper of its own.
-        self._stopper = Stopper(self.station.runs, self.station.refused, grace=1.0)
+        # For time limits alone: a test cancels by itself, or with a canceller of its own.
+        self._canceller = RunCanceller(self.context.runs, self.context.refused, grace=1.0)
 
     def _limit(self, run: Run, seconds: float | None) -> None:
-        self._loop.call_soon_threadsafe(self._stopper.limit, run, seconds, context=Context())
+        self._loop.call_soon_threadsafe(self._canceller.limit, run, seconds, context=Context())
 
     def make_outbox(self, capacity: int) -> Outbox:
         async def make() -> Outbox:
@@ -78,9 +78,9 @@ class Worker:
     def close(self) -> None:
         self.open.set()
         self.threads.shutdown()
-        asyncio.run_coroutine_threadsafe(self._stopper.close(0.0), self._loop).result(SECONDS)
+        asyncio.run_coroutine_threadsafe(self._canceller.close(0.0), self._loop).result(SECONDS)
         if self._owns_standby:
-            self.station.standby.close()
+            self.context.standby.close()
         for outbox in self._outboxes:
             asyncio.run_coroutine_threadsafe(outbox.close(SECONDS), self._loop).result(SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -102,7 +102,7 @@ class Worker:
         if payload is None:
             payload = pack_call(args, fields.pop("kwargs", {}), hooks, function)
         fields = {"task": "m:f", "attempt": 1, "title": "Count", "trusted": True, **fields}
-        return Run(JobSpec(id=job_id, payload=payload, **fields), self.station)
+        return Run(JobSpec(id=job_id, payload=payload, **fields), self.context)
 
     def begin(self, run: Run) -> concurrent.futures.Future[Any]:
         return self.threads.submit(run)

@@ -40,14 +40,15 @@ from girder_dask.utils.background import Guard
 from girder_dask.worker import capture
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.concurrency.forks import ending_forks
-from girder_dask.worker.failures import Failure, Place, failure_of, tell
+from girder_dask.worker.failures import Failure, describe_error, failure_of
 from girder_dask.worker.job_context import child_jobs, open_session, running_job
 from girder_dask.worker.job_log.process_log import ProcessLog, buffer_lines, flush_c
 from girder_dask.worker.job_log.selector_thread import pump
+from girder_dask.worker.location import WorkerLocation
 
 __all__ = [
     "MESSAGE_SIZE",
-    "Setup",
+    "ProcessSpec",
     "leave",
     "main",
     "reading",
@@ -77,7 +78,7 @@ _OOM_SCORE = b"500"
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class ProcessSpec:
     """What a task's process is told before its inputs are there.
 
     ``function`` is pickled, None for the task that ``spec`` names. ``scheduler`` is the
@@ -85,8 +86,8 @@ class Setup:
     need it and opening it imports Dask. ``environment`` is None for a process that has its own.
     """
 
-    spec: JobSpec
-    place: Place
+    job: JobSpec
+    location: WorkerLocation
     work_dir: Path
     function: bytes | None = field(default=None, repr=False)
     api_url: str | None = None
@@ -126,16 +127,19 @@ def main(control: int, file: int) -> None:
     faulthandler.enable(all_threads=False)
     buffer_lines()
     with reading(file) as f:
-        setup: Setup = pickle.load(f)
-    if setup.environment is not None:
-        _take(setup.environment)
-    sys.path[:] = setup.path
+        spec: ProcessSpec = pickle.load(f)
+    if spec.environment is not None:
+        _take(spec.environment)
+    sys.path[:] = spec.path
     log = ProcessLog()
-    capture.install(setup.log_level)
+    capture.install(spec.log_level)
     capture.adopt()  # of modules that were imported ahead
     propagation.install()
-    with capture.capturing(log), Secrets(setup.spec.token, *secrets_in(setup.session)):
-        _Child(setup, socket.socket(fileno=control), file, log).work()
+    with (
+        capture.capturing(log),
+        Secrets(spec.job.token, *secrets_in(spec.session)),
+    ):
+        _Child(spec, socket.socket(fileno=control), file, log).work()
 
 
 def _moved(descriptor: int) -> int:
@@ -178,13 +182,15 @@ def _take(environment: Mapping[str, str]) -> None:
 
 
 class _Child:
-    def __init__(self, setup: Setup, control: socket.socket, file: int, log: ProcessLog) -> None:
-        self._setup = setup
+    def __init__(
+        self, spec: ProcessSpec, control: socket.socket, file: int, log: ProcessLog
+    ) -> None:
+        self._spec = spec
         self._control = control
         self._file = file
         self._log = log
-        self._outlet = _Outlet(self._send, log)
-        self._manager = JobManager(self._outlet, JobStatus.QUEUED)
+        self._sink = ProcessSink(self._send, log)
+        self._manager = JobManager(self._sink, JobStatus.QUEUED)
         self._inputs = threading.Event()
         self._told = threading.Event()
         self._why: type[JobInterrupted] | None = None
@@ -205,7 +211,7 @@ class _Child:
         except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
             self._interruptible = False
             value, failure = None, self._failure(e)
-        self._outlet.tell()
+        self._sink.tell()
         self._flush()
         try:
             self._write(value, failure)
@@ -216,20 +222,20 @@ class _Child:
         self._send("end")
 
     def _run(self) -> Any:
-        setup = self._setup
+        spec = self._spec
         job = running_job(
-            setup.spec,
+            spec.job,
             manager=self._manager,
-            work_dir=lambda: setup.work_dir,
-            hostname=setup.place.hostname,
-            api_url=setup.api_url,
-            gpus=setup.gpus,
+            work_dir=lambda: spec.work_dir,
+            hostname=spec.location.hostname,
+            api_url=spec.api_url,
+            gpus=spec.gpus,
         )
-        open_session(job, setup.session)
+        open_session(job, spec.session)
         context.current.set(job)
-        with child_jobs(setup.api_url, setup.spec.token, self._dask_client, job):
+        with child_jobs(spec.api_url, spec.job.token, self._dask_client, job):
             function = self._function()
-            os.chdir(setup.work_dir)
+            os.chdir(spec.work_dir)
             self._send("ready")
             self._inputs.wait()
             with reading(self._file) as f:
@@ -238,7 +244,7 @@ class _Child:
             if self._manager.status != JobStatus.CANCELING:
                 self._manager.status = JobStatus.RUNNING
             try:
-                with ending_forks(self._flush, tell, self._is_ours), capture.finishing():
+                with ending_forks(self._flush, describe_error, self._is_ours), capture.finishing():
                     return completed(function, *args, **kwargs)
             finally:
                 self._tell_cwd()
@@ -253,9 +259,9 @@ class _Child:
         flush_c()
 
     def _function(self) -> Callable[..., Any]:
-        if self._setup.function is None:
-            return find_task(self._setup.spec.task, strictly=not self._setup.spec.trusted)
-        function: Callable[..., Any] = pickle.loads(self._setup.function)
+        if self._spec.function is None:
+            return find_task(self._spec.job.task, strictly=not self._spec.job.trusted)
+        function: Callable[..., Any] = pickle.loads(self._spec.function)
         return function
 
     def _dask_client(self) -> Any:
@@ -263,11 +269,11 @@ class _Child:
 
         from girder_dask.errors import SchedulerError
 
-        if self._setup.scheduler is None:
+        if self._spec.scheduler is None:
             raise SchedulerError(
-                f"Job {self._setup.spec.id} does not know the address of its Dask scheduler."
+                f"Job {self._spec.job.id} does not know the address of its Dask scheduler."
             )
-        address, security = pickle.loads(self._setup.scheduler)
+        address, security = pickle.loads(self._spec.scheduler)
         return Client(address, security=security, set_as_default=False)
 
     @property
@@ -280,8 +286,8 @@ class _Child:
     def _failure(self, error: BaseException) -> Failure:
         return failure_of(
             error,
-            self._setup.spec,
-            self._setup.place,
+            self._spec.job,
+            self._spec.location,
             started=self._started,
             reason=self._reason,
         )
@@ -340,10 +346,10 @@ class _Child:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         elif self._interruptible:
-            raise self._why(job_id=self._setup.spec.id)
+            raise self._why(job_id=self._spec.job.id)
 
 
-class _Outlet:
+class ProcessSink:
     """Where what the task says of itself goes: text to the log, the rest to the worker.
 
     The worker hears of progress a few times a second, however often the task tells of it.

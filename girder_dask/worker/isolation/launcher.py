@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol
 from girder_dask.worker import gpus
 from girder_dask.worker.capture import JobLog
 from girder_dask.worker.concurrency import propagation
-from girder_dask.worker.isolation.child import Setup, writing
+from girder_dask.worker.isolation.child import ProcessSpec, writing
 from girder_dask.worker.isolation.warm_processes import Standby
 
 __all__ = ["Launched", "Warden", "launch"]
@@ -55,7 +55,7 @@ class Launched:
 
 
 def launch(
-    setup: Setup,
+    spec: ProcessSpec,
     standby: Standby,
     closing: contextlib.ExitStack,
     *,
@@ -67,7 +67,7 @@ def launch(
 
     Parameters
     ----------
-    setup
+    spec
         What it is told.
     standby
         The fork server of the worker.
@@ -82,10 +82,10 @@ def launch(
     """
     standby.begin()
     server = standby.wait(_BEGINNING_TIME)
-    environment = propagation.named(log, gpus.environment(setup.gpus))
+    environment = propagation.named(log, gpus.environment(spec.gpus))
     if server is not None:
         with contextlib.ExitStack() as stack:
-            told = replace(setup, environment=environment)
+            told = replace(spec, environment=environment)
             with _ends(told, directory, stack) as ends, log.lend_pipe(writer) as output:
                 server.ask(ends.theirs, output)
             forked = _greeted(ends.lifeline)
@@ -94,7 +94,7 @@ def launch(
                 return Launched(forked, ends.control, ends.lifeline, ends.file)
         # Whatever became of it has lost its lifeline, so the process that follows is the only one.
         standby.give_up(server)
-    with _ends(setup, directory, closing) as ends, log.lend_pipe(writer) as output:
+    with _ends(spec, directory, closing) as ends, log.lend_pipe(writer) as output:
         process = _start(ends, output, environment)
     return Launched(process, ends.control, ends.lifeline, ends.file)
 
@@ -110,13 +110,13 @@ class _Ends:
 
 
 @contextlib.contextmanager
-def _ends(setup: Setup, directory: Path, closing: contextlib.ExitStack) -> Iterator[_Ends]:
+def _ends(spec: ProcessSpec, directory: Path, closing: contextlib.ExitStack) -> Iterator[_Ends]:
     """Make the ways to a process, whose other ends are closed when it has them."""
     import cloudpickle
 
     file = closing.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 - it stays open
     with writing(file.fileno()) as f:
-        cloudpickle.dump(setup, f)
+        cloudpickle.dump(spec, f)
     # Sequenced packets keep messages apart, also those of the task's forks.
     control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     closing.callback(control.close)

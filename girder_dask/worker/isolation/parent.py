@@ -26,8 +26,8 @@ from girder_dask.protocol.json_values import opened_message, packed_message
 from girder_dask.protocol.payload import Unpicklable
 from girder_dask.tasks.context import JobManager
 from girder_dask.worker.capture import JobLog
-from girder_dask.worker.failures import ENDING, Failure
-from girder_dask.worker.isolation.child import MESSAGE_SIZE, Setup, reading, writing
+from girder_dask.worker.failures import TERMINATING_SIGNALS, Failure
+from girder_dask.worker.isolation.child import MESSAGE_SIZE, ProcessSpec, reading, writing
 from girder_dask.worker.isolation.launcher import Warden, launch
 from girder_dask.worker.isolation.warm_processes import Standby
 
@@ -59,7 +59,7 @@ class TaskProcess:
 
     Parameters
     ----------
-    setup
+    spec
         What it is told.
     standby
         The fork server of the worker.
@@ -75,7 +75,7 @@ class TaskProcess:
 
     def __init__(
         self,
-        setup: Setup,
+        spec: ProcessSpec,
         standby: Standby,
         *,
         log: JobLog,
@@ -83,7 +83,7 @@ class TaskProcess:
         directory: Path,
         grace: float,
     ) -> None:
-        self._setup = setup
+        self._spec = spec
         self._manager = manager
         self._grace = grace
         #: Where the function was when it returned, None until then.
@@ -100,7 +100,7 @@ class TaskProcess:
         self._warden: Warden | None = None
         with self._closing:
             launched = launch(
-                setup, standby, self._closing, log=log, writer=self, directory=directory
+                spec, standby, self._closing, log=log, writer=self, directory=directory
             )
             self._warden, self._file = launched.warden, launched.file
             self._control, self._lifeline = launched.control, launched.lifeline
@@ -161,9 +161,9 @@ class TaskProcess:
                 self._write((tuple(args), dict(kwargs)))
             except Exception as e:
                 raise ArgumentError(
-                    f"An argument of {self._setup.spec.task} cannot be handed to a process of its "
+                    f"An argument of {self._spec.job.task} cannot be handed to a process of its "
                     f"own, as it cannot be pickled: {summary(e)}. Pass a path, or {IN_A_THREAD}.",
-                    task=self._setup.spec.task,
+                    task=self._spec.job.task,
                 ) from e
             self._send("run")
             self._wait_for("end", timeout)
@@ -198,7 +198,7 @@ class TaskProcess:
                         f"{_LEAVING_TIME:g} s (a thread, or an exit handler). It was killed.\n"
                     )
             if give_up is not None and time.monotonic() > give_up:
-                logger.error("The process of job %s does not end", self._setup.spec.id)
+                logger.error("The process of job %s does not end", self._spec.job.id)
                 return
             self._wait(give_up)
 
@@ -215,7 +215,7 @@ class TaskProcess:
 
     def _outcome(self) -> Any:
         """Return the value, or raise how it ended."""
-        job_id = self._setup.spec.id
+        job_id = self._spec.job.id
         if self._stopping == "timeout" and not self._failed_otherwise():
             raise JobTimeout(job_id=job_id)
         if self._stopping == "cancel" and "end" not in self._heard:
@@ -238,9 +238,11 @@ class TaskProcess:
 
     def _death(self) -> Failure:
         """Say how the process ended, that did not come to the end of the function."""
-        host = self._setup.place.hostname
+        host = self._spec.location.hostname
         status = self._status
-        killed = status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in ENDING)
+        killed = status is None or (
+            os.WIFSIGNALED(status) and os.WTERMSIG(status) in TERMINATING_SIGNALS
+        )
         if status is None:
             line = f"The task's process on {host} was lost. Start the job again."
         elif os.WIFSIGNALED(status):

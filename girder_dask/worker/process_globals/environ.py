@@ -17,12 +17,12 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-__all__ = ["Variables", "importing", "install", "variables"]
+__all__ = ["JobEnvironment", "install", "is_importing", "job_environment"]
 
 _IMPORTS = "<frozen importlib._bootstrap>"
 
 
-class Variables:
+class JobEnvironment:
     """What a job has set: values by names, both as bytes, None for what it has deleted."""
 
     __slots__ = ("is_over", "own")
@@ -71,10 +71,10 @@ class Variables:
                 of_process[key] = value
 
 
-_current: ContextVar[Variables | None] = ContextVar("girder_dask_variables", default=None)
+_current: ContextVar[JobEnvironment | None] = ContextVar("girder_dask_variables", default=None)
 _lock = threading.RLock()
 # Who has set a variable for C code, the last one last.
-_writers: dict[bytes, list[Variables]] = {}
+_writers: dict[bytes, list[JobEnvironment]] = {}
 
 
 def _of_process() -> dict[bytes, bytes]:
@@ -89,7 +89,7 @@ def _tell_c(key: bytes, value: bytes | None) -> None:
         os.putenv(key, value)
 
 
-def importing() -> bool:
+def is_importing() -> bool:
     """Say whether the calling thread imports a module."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - it is only looked at
     while frame is not None:
@@ -100,20 +100,20 @@ def importing() -> bool:
 
 
 @contextlib.contextmanager
-def variables() -> Iterator[Variables]:
+def job_environment() -> Iterator[JobEnvironment]:
     """Let what runs within, and what it starts, have environment variables of its own.
 
     Examples
     --------
     >>> install()
-    >>> with variables():
+    >>> with job_environment():
     ...     os.environ['GDAL_CACHEMAX'] = '64'
     ...     print(os.environ['GDAL_CACHEMAX'])
     64
     >>> 'GDAL_CACHEMAX' in os.environ
     False
     """
-    own = Variables()
+    own = JobEnvironment()
     token = _current.set(own)
     try:
         yield own
@@ -138,14 +138,14 @@ class _Environ(os._Environ):  # type: ignore[type-arg] # noqa: SLF001 - it takes
 
     def __setitem__(self, key: Any, value: Any) -> None:
         own = _current.get()
-        if own is None or importing():
+        if own is None or is_importing():
             super().__setitem__(key, value)
         else:
             own.set(self.encodekey(key), self.encodevalue(value))
 
     def __delitem__(self, key: Any) -> None:
         own = _current.get()
-        if own is None or importing():
+        if own is None or is_importing():
             super().__delitem__(key)
         elif key in self:
             own.set(self.encodekey(key), None)

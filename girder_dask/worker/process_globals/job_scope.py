@@ -20,20 +20,20 @@ from typing import Any
 
 from girder_dask.utils import working_directory
 from girder_dask.worker.process_globals import environ
-from girder_dask.worker.process_globals.items import (
-    directory_items,
-    process_items,
-    setters,
-    thread_items,
-)
 from girder_dask.worker.process_globals.restoration import (
-    ProcessState,
-    differing,
-    put_back,
-    sentence,
+    SettingsRestorer,
+    changed_settings,
+    log_line,
+    restore_setting,
+)
+from girder_dask.worker.process_globals.shared_settings import (
+    directory_settings,
+    process_settings,
+    setting_functions,
+    thread_settings,
 )
 
-__all__ = ["Separation", "install", "uninstall"]
+__all__ = ["JobScope", "install", "uninstall"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ _lock = threading.Lock()
 
 
 @functools.cache
-def _process_state() -> ProcessState:
-    items = process_items()
+def _settings_restorer() -> SettingsRestorer:
+    items = process_settings()
     if working_directory.refusal() is not None:
-        items += directory_items()
-    return ProcessState(items)
+        items += directory_settings()
+    return SettingsRestorer(items)
 
 
 def install() -> None:
@@ -61,16 +61,16 @@ def install() -> None:
         sys.path[:] = [_absolute(path) for path in sys.path]
         tempfile.gettempdir()  # not that of the first job that asks
         environ.install()
-        state = _process_state()
-        for module, name, item in setters():
+        state = _settings_restorer()
+        for module, name, item in setting_functions():
             if hasattr(module, name):
-                _patch(module, name, functools.partial(_noting, state, item))
+                _patch(module, name, functools.partial(_tracking, state, item))
         if working_directory.refusal() is None:
             _patch(os, "umask", working_directory.noting_umask)
         else:
             for name in ("chdir", "fchdir"):
-                _patch(os, name, functools.partial(_noting, state, "the working directory"))
-            _patch(os, "umask", functools.partial(_noting, state, "the umask"))
+                _patch(os, name, functools.partial(_tracking, state, "the working directory"))
+            _patch(os, "umask", functools.partial(_tracking, state, "the umask"))
 
 
 def uninstall() -> None:
@@ -94,7 +94,9 @@ def _patch(module: Any, name: str, make: Callable[[Any], Any]) -> None:
     _patches.append((module, name, original, replacement))
 
 
-def _noting(state: ProcessState, item: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _tracking(
+    state: SettingsRestorer, item: str, original: Callable[..., Any]
+) -> Callable[..., Any]:
     def set_and_note(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         state.note(item)
@@ -103,7 +105,7 @@ def _noting(state: ProcessState, item: str, original: Callable[..., Any]) -> Cal
     return set_and_note
 
 
-class Separation:
+class JobScope:
     """What one run has of its own, and what is put back after it.
 
     All is called in the thread of the run.
@@ -129,15 +131,15 @@ class Separation:
     @contextlib.contextmanager
     def importing(self) -> Iterator[None]:
         """Leave what is set within, by modules that are imported, for all jobs."""
-        with _process_state().importing():
+        with _settings_restorer().importing():
             yield
 
     def enter(self) -> None:
         """Give what follows the directory and the variables of the job."""
         within = self._ending.enter_context
-        within(self._thread_kept())
-        within(_process_state().kept(self._write))
-        within(environ.variables())
+        within(self._thread_restored())
+        within(_settings_restorer().restoring(self._write))
+        within(environ.job_environment())
         if self._is_apart:
             self._enter_directory()
 
@@ -162,15 +164,15 @@ class Separation:
                 os.chdir(directory)
 
     @contextlib.contextmanager
-    def _thread_kept(self) -> Iterator[None]:
+    def _thread_restored(self) -> Iterator[None]:
         """Put back what the run has changed of its thread."""
-        items = thread_items()
+        items = thread_settings()
         before = [item.read() for item in items]
         yield
-        for i in differing(items, before, [item.read() for item in items]):
-            problem = put_back(items[i], before[i])
-            if items[i].is_told or problem is not None:
-                self._write(sentence(items[i], "The task", "thread", problem))
+        for i in changed_settings(items, before, [item.read() for item in items]):
+            problem = restore_setting(items[i], before[i])
+            if items[i].is_logged or problem is not None:
+                self._write(log_line(items[i], "The task", "thread", problem))
 
     def end(self) -> None:
         """Return to the directory of the process, and put back what was changed."""

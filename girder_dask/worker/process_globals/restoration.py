@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from girder_dask.utils.foreign_objects import asked
-from girder_dask.worker.process_globals.environ import importing
+from girder_dask.worker.process_globals.environ import is_importing
 
-__all__ = ["Item", "ProcessState", "differing", "put_back"]
+__all__ = ["SettingsRestorer", "SharedSetting", "changed_settings", "restore_setting"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SharedSetting:
     """One piece of state.
 
     Attributes
@@ -39,9 +39,9 @@ class Item:
         Sets it to a value that was read before. It may raise OSError or ValueError.
     by_value
         Whether equal values are the same; else only the same object is.
-    is_told
+    is_logged
         Whether a log says so when it was put back.
-    is_noted
+    is_read_when_set
         Whether it is read only after a function was called that sets it, as to read it is slow.
     """
 
@@ -49,15 +49,17 @@ class Item:
     read: Callable[[], Any]
     restore: Callable[[Any], object]
     by_value: bool = True
-    is_told: bool = True
-    is_noted: bool = False
+    is_logged: bool = True
+    is_read_when_set: bool = False
 
     def is_same(self, one: Any, other: Any) -> bool:
         """Say whether a value is still what it was."""
         return one is other or (self.by_value and asked(lambda: bool(one == other), False))
 
 
-def differing(items: Sequence[Item], before: Sequence[Any], now: Sequence[Any]) -> list[int]:
+def changed_settings(
+    items: Sequence[SharedSetting], before: Sequence[Any], now: Sequence[Any]
+) -> list[int]:
     """Return which items have changed."""
     return [
         i
@@ -66,7 +68,7 @@ def differing(items: Sequence[Item], before: Sequence[Any], now: Sequence[Any]) 
     ]
 
 
-def put_back(item: Item, value: Any) -> str | None:
+def restore_setting(item: SharedSetting, value: Any) -> str | None:
     """Set an item to an earlier value, and return why that failed, None if it did not."""
     try:
         item.restore(value)
@@ -76,7 +78,7 @@ def put_back(item: Item, value: Any) -> str | None:
     return None
 
 
-def _read(item: Item) -> Any:
+def _read(item: SharedSetting) -> Any:
     """Return the value of an item, None where a task has left what cannot be read."""
     return asked(item.read, None)
 
@@ -87,7 +89,7 @@ class _Job:
     __slots__ = ("__weakref__",)
 
 
-class ProcessState:
+class SettingsRestorer:
     """The shared state of this process.
 
     Parameters
@@ -97,16 +99,16 @@ class ProcessState:
 
     Examples
     --------
-    >>> limit = Item('The recursion limit', sys.getrecursionlimit, sys.setrecursionlimit)
+    >>> limit = SharedSetting('The recursion limit', sys.getrecursionlimit, sys.setrecursionlimit)
     >>> before = sys.getrecursionlimit()
     >>> told = []
-    >>> with ProcessState([limit]).kept(told.append):
+    >>> with SettingsRestorer([limit]).restoring(told.append):
     ...     sys.setrecursionlimit(before + 1)
     >>> sys.getrecursionlimit() == before, len(told)
     (True, 1)
     """
 
-    def __init__(self, items: Sequence[Item]) -> None:
+    def __init__(self, items: Sequence[SharedSetting]) -> None:
         self._items = items
         self._lock = threading.RLock()
         self._running: set[_Job] = set()
@@ -118,7 +120,7 @@ class ProcessState:
         self._current: ContextVar[_Job | None] = ContextVar("girder_dask_state", default=None)
 
     @contextlib.contextmanager
-    def kept(self, write: Callable[[str], object]) -> Iterator[None]:
+    def restoring(self, write: Callable[[str], object]) -> Iterator[None]:
         """Put back in the end what a job within has changed.
 
         Parameters
@@ -153,7 +155,7 @@ class ProcessState:
             return
         with self._lock:
             now = self._read(self._last)
-            self._adopt(differing(self._items, before, now), now)
+            self._adopt(changed_settings(self._items, before, now), now)
 
     def note(self, name: str) -> None:
         """Look at an item that has just been set: by the calling job, if it is one."""
@@ -163,9 +165,9 @@ class ProcessState:
             i = next(i for i, item in enumerate(self._items) if item.name == name)
             now = list(self._last)
             now[i] = _read(self._items[i])
-            changed = differing(self._items, self._last, now)
+            changed = changed_settings(self._items, self._last, now)
             job = self._current.get()
-            if job is None or job not in self._running or importing():
+            if job is None or job not in self._running or is_importing():
                 self._adopt(changed, now)
             else:
                 self._suspect(changed, now, {job})
@@ -174,12 +176,14 @@ class ProcessState:
         """Read all, or take from ``last`` what is read only when it was set."""
         if not last:
             return [_read(item) for item in self._items]
-        return [last[i] if item.is_noted else _read(item) for i, item in enumerate(self._items)]
+        return [
+            last[i] if item.is_read_when_set else _read(item) for i, item in enumerate(self._items)
+        ]
 
     def _look(self) -> None:
         now = self._read(self._last)
         if self._running:
-            self._suspect(differing(self._items, self._last, now), now, self._running)
+            self._suspect(changed_settings(self._items, self._last, now), now, self._running)
         else:  # whoever has changed it was no job
             self._baseline, self._last = now, list(now)
 
@@ -210,18 +214,18 @@ class ProcessState:
 
     def _put_back(self, i: int) -> str | None:
         item = self._items[i]
-        problem = put_back(item, self._baseline[i])
+        problem = restore_setting(item, self._baseline[i])
         self._last[i] = _read(item)
         if problem is not None:
             self._baseline[i] = self._last[i]
-        elif not item.is_told:
+        elif not item.is_logged:
             return None
         is_sure = i not in self._shared
         who = "The task" if is_sure else "This task, or a job that ran at the same time,"
-        return sentence(item, who, "process", problem)
+        return log_line(item, who, "process", problem)
 
 
-def sentence(item: Item, who: str, what: str, problem: str | None) -> str:
+def log_line(item: SharedSetting, who: str, what: str, problem: str | None) -> str:
     """Return the line for a job's log that says what was put back."""
     end = (
         "It was put back."

@@ -28,9 +28,10 @@ from girder_dask.protocol.payload import Call, Dependency
 from girder_dask.tasks.context import RunningJob
 from girder_dask.tasks.task import task
 from girder_dask.transforms import GirderFileId
-from girder_dask.worker.failures import Place, failure_of
+from girder_dask.worker.failures import failure_of
 from girder_dask.worker.input_values import resolved
 from girder_dask.worker.job_context import child_jobs, open_session, running_job
+from girder_dask.worker.location import WorkerLocation
 from tests.support.authority_site import Authority
 from tests.support.file_girder import Cut, FileGirder, serving_files
 from tests.support.local_girder import serving
@@ -288,7 +289,7 @@ def test_internal_errors_are_looked_into_with_the_clients_own_session(
 def test_the_end_of_a_run_says_whether_it_would_end_so_again(permanent: bool) -> None:
     spec = JobSpec(id="5f", attempt=1, task="a:b", payload=b"", retries=2)
     error = TransformError("No such file.", permanent=permanent)
-    failure = failure_of(error, spec, Place("tcp://a", "b"), started=False, reason=None)
+    failure = failure_of(error, spec, WorkerLocation("tcp://a", "b"), started=False, reason=None)
     assert failure.permanent is permanent
     assert ("not tried again" in failure.text) is permanent
     assert failure.error == "girder_dask.errors.TransformError: No such file."

@@ -36,7 +36,7 @@ ISOLATIONS = ["thread", "process"]
 def worker(tmp_path: Path) -> Iterator[Worker]:
     opened = Worker(tmp_path)
     yield opened
-    for run in list(opened.station.runs.values()):  # of a test that has failed
+    for run in list(opened.context.runs.values()):  # of a test that has failed
         run.cancel()
         run.interrupt()
     opened.close()

@@ -34,7 +34,7 @@ from girder_dask.worker.isolation.child import _Child
 from girder_dask.worker.job_log import selector_thread
 from girder_dask.worker.job_log.process_log import ProcessLog
 from girder_dask.worker.outbox import Outbox
-from girder_dask.worker.termination import Signals
+from girder_dask.worker.termination import TerminationSignals
 from tests.support.deadline import SECONDS, soon, until
 from tests.support.injected import Fails, Injected, inject, told
 
@@ -198,14 +198,14 @@ async def outbox_on_dropped() -> None:
 
 async def outbox_output() -> None:
     async with an_outbox() as (outbox, sent):
-        outlets = [outbox.open(spec(job_id)) for job_id in "ab"]
-        inject(outlets[0], "waiting")
-        for outlet in outlets:
-            outlet.write("text\n")
+        sinks = [outbox.open(spec(job_id)) for job_id in "ab"]
+        inject(sinks[0], "waiting")
+        for sink in sinks:
+            sink.write("text\n")
         await asyncio.wait_for(outbox.flushed(), SECONDS)
         assert [event["id"] for event in sent] == ["b"]
-        outlets[0].write("more\n")
-        outlets[0].finish(JobStatus.SUCCESS)
+        sinks[0].write("more\n")
+        sinks[0].finish(JobStatus.SUCCESS)
         await soon(lambda: len(sent) == 2)
         assert sent[1]["log"] == "text\nmore\n"
 
@@ -224,9 +224,9 @@ async def outbox_room() -> None:
 
     room = Fails(has_room)
     async with an_outbox(room=room) as (outbox, sent):
-        outlet = outbox.open(spec())
+        sink = outbox.open(spec())
         for _ in range(5):
-            outlet.write("x" * (1 << 20))
+            sink.write("x" * (1 << 20))
             await asyncio.wait_for(outbox.flushed(), SECONDS)
         await soon(lambda: sum(len(event["log"]) for event in sent) == 5 << 20)
         assert room.calls == 2
@@ -236,11 +236,11 @@ class StubRun:
     """A run that ends when it has been interrupted."""
 
     def __init__(self) -> None:
-        self.id, self.key, self.spec, self.stuck = "a-1", "a", spec(), "it goes on"
+        self.id, self.key, self.spec, self.stuck_reason = "a-1", "a", spec(), "it goes on"
         self.runs: dict[str, Any] = {self.id: self}
 
-    def stopper(self) -> cancellation.Stopper:
-        return cancellation.Stopper(self.runs, {}, 0.0)
+    def canceller(self) -> cancellation.RunCanceller:
+        return cancellation.RunCanceller(self.runs, {}, 0.0)
 
     def interrupt(self) -> None:
         self.runs.clear()
@@ -251,34 +251,34 @@ class StubRun:
     def cancel(self) -> None:
         pass
 
-    drop = kill_offspring = cancel
+    drop = kill_processes = cancel
 
     def write(self, text: str) -> None:
         pass
 
 
-async def stopper_cancel() -> None:
+async def canceller_cancel() -> None:
     run = StubRun()
     inject(run, "cancel")
-    run.stopper().cancel(["a"])
+    run.canceller().cancel(["a"])
     await soon(lambda: not run.runs)
 
 
-async def stopper_drop() -> None:
+async def canceller_drop() -> None:
     run = StubRun()
     inject(run, "drop")
-    run.stopper().drop([run.id])
+    run.canceller().drop([run.id])
     await soon(lambda: not run.runs)
 
 
-async def stopper_interrupt() -> None:
+async def canceller_interrupt() -> None:
     run = StubRun()
     inject(run, "interrupt")
-    run.stopper().cancel(["a"])
+    run.canceller().cancel(["a"])
     await soon(lambda: not run.runs)
 
 
-async def stopper_complaint() -> None:
+async def canceller_complaint() -> None:
     run = StubRun()
     inject(run, "write")
     calls: list[None] = []
@@ -289,14 +289,14 @@ async def stopper_complaint() -> None:
             run.runs.clear()
 
     run.interrupt = interrupt  # type: ignore[method-assign]
-    run.stopper().cancel(["a"])
+    run.canceller().cancel(["a"])
     await soon(lambda: not run.runs)
 
 
-async def stopper_limit() -> None:
+async def canceller_limit() -> None:
     run = StubRun()
     inject(run, "expire")
-    run.stopper().limit(run, 0.0)  # type: ignore[arg-type]
+    run.canceller().limit(run, 0.0)  # type: ignore[arg-type]
     await soon(lambda: not run.runs)
 
 
@@ -304,7 +304,7 @@ async def signal_leaving() -> None:
     heard = asyncio.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: heard.set())
     try:
-        Signals(Fails(), child=False)
+        TerminationSignals(Fails(), child=False)
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(heard.wait(), SECONDS)
     finally:
@@ -416,11 +416,11 @@ PLACES = [
     outbox_output,
     outbox_loop,
     outbox_room,
-    stopper_cancel,
-    stopper_drop,
-    stopper_interrupt,
-    stopper_complaint,
-    stopper_limit,
+    canceller_cancel,
+    canceller_drop,
+    canceller_interrupt,
+    canceller_complaint,
+    canceller_limit,
     signal_leaving,
     worker_restart,
     standby_supervision,

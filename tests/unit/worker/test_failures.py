@@ -14,9 +14,10 @@ from girder_dask.errors import TransformError
 from girder_dask.protocol.error_text import summary
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.tasks.task import Task, task
-from girder_dask.worker.failures import Place, tell, tell_missing
+from girder_dask.worker.failures import describe_error, describe_missing_import
+from girder_dask.worker.location import WorkerLocation
 
-PLACE = Place("tcp://10.0.0.7:4312", "node7")
+PLACE = WorkerLocation("tcp://10.0.0.7:4312", "node7")
 SPEC = JobSpec(id="a", attempt=1, task="my_tasks.coins:count", package="my-tasks 1.2")
 
 
@@ -37,7 +38,7 @@ def of_user(source: str, filename: str = "/site/coins.py") -> Task[[], None]:
 
 
 def test_the_traceback_begins_with_the_code_of_the_user() -> None:
-    text = tell(caught(of_user("def work():\n  deeper()\ndef deeper():\n  1 / 0\n")))
+    text = describe_error(caught(of_user("def work():\n  deeper()\ndef deeper():\n  1 / 0\n")))
     assert text.splitlines()[-1] == "ZeroDivisionError: division by zero"
     ours = str(Path(girder_dask.__file__).parent / "task.py")
     assert ours not in text
@@ -47,7 +48,7 @@ def test_the_traceback_begins_with_the_code_of_the_user() -> None:
 
 def test_a_package_whose_name_begins_like_ours_is_the_users() -> None:
     beside = f"{Path(girder_dask.__file__).parent}_coins/coins.py"
-    assert beside in tell(caught(of_user("def work():\n  1 / 0\n", beside)))
+    assert beside in describe_error(caught(of_user("def work():\n  1 / 0\n", beside)))
 
 
 def test_our_frames_within_the_users_code_stay() -> None:
@@ -56,7 +57,7 @@ from girder_dask.utils.pytree import map_leaves
 def work():
     map_leaves(lambda v: 1 / v, [0])
 """
-    text = tell(caught(of_user(source)))
+    text = describe_error(caught(of_user(source)))
     assert "pytree.py" in text
 
 
@@ -68,19 +69,19 @@ def work():
     except KeyError as e:
         raise ValueError("no coins") from e
 """
-    text = tell(caught(of_user(source)))
+    text = describe_error(caught(of_user(source)))
     assert text.index("KeyError: 'coins'") < text.index("direct cause") < text.index("ValueError")
 
 
 def test_an_error_without_a_frame_of_the_user_is_one_line() -> None:
-    assert tell(ValueError("no coins")) == "ValueError: no coins\n"
+    assert describe_error(ValueError("no coins")) == "ValueError: no coins\n"
 
 
 def test_an_error_of_a_transform_is_told_without_a_traceback() -> None:
     def fetch() -> None:
         raise TransformError("GirderFileId('5f'): there is no such file.")
 
-    assert tell(caught(fetch)) == "GirderFileId('5f'): there is no such file.\n"
+    assert describe_error(caught(fetch)) == "GirderFileId('5f'): there is no such file.\n"
 
 
 @pytest.mark.parametrize(
@@ -88,24 +89,24 @@ def test_an_error_of_a_transform_is_told_without_a_traceback() -> None:
     [("sys.exit()", "sys.exit()"), ("sys.exit(3)", "sys.exit(3)"), ("sys.exit('no')", "('no')")],
 )
 def test_an_exit_says_where_it_was_called_and_what_to_do(call: str, shown: str) -> None:
-    text = tell(caught(of_user(f"import sys\ndef work():\n  {call}\n")))
+    text = describe_error(caught(of_user(f"import sys\ndef work():\n  {call}\n")))
     assert shown in text
     assert "/site/coins.py, line 3" in text
     assert "return from the function" in text
-    assert tell(SystemExit(3)).startswith("The task called sys.exit(3). That")
+    assert describe_error(SystemExit(3)).startswith("The task called sys.exit(3). That")
 
 
 def test_an_exit_before_the_task_began_is_not_the_task_s() -> None:
     error = caught(of_user("import sys\ndef work():\n  sys.exit(3)\n"))
-    text = tell(error, started=False)
+    text = describe_error(error, started=False)
     assert "sys.exit(3) was called in /site/coins.py, line 3 before the task began" in text
     assert "The task called" not in text
 
 
 def test_multiprocessing_in_a_worker_hints_at_a_process() -> None:
     error = AssertionError("daemonic processes are not allowed to have children")
-    assert "isolation='process'" in tell(error)
-    assert "isolation" not in tell(AssertionError("other"))
+    assert "isolation='process'" in describe_error(error)
+    assert "isolation" not in describe_error(AssertionError("other"))
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,14 @@ def test_multiprocessing_in_a_worker_hints_at_a_process() -> None:
     ],
 )
 def test_what_cannot_be_done_where_a_task_runs_is_explained(error: Exception, advice: str) -> None:
-    assert advice in tell(error).splitlines()[-1]
-    assert advice not in tell(type(error)("something else")) or isinstance(error, bdb.BdbQuit)
+    assert advice in describe_error(error).splitlines()[-1]
+    assert advice not in describe_error(type(error)("something else")) or isinstance(
+        error, bdb.BdbQuit
+    )
 
 
 def test_a_keyboard_interrupt_is_explained() -> None:
-    text = tell(caught(of_user("def work():\n  raise KeyboardInterrupt\n")))
+    text = describe_error(caught(of_user("def work():\n  raise KeyboardInterrupt\n")))
     assert '"/site/coins.py", line 2' in text
     assert text.endswith("The task raised KeyboardInterrupt, which ends it as an error.\n")
 
@@ -150,7 +153,7 @@ class Speechless(BaseException):
 
 def test_an_error_that_cannot_be_shown_is_told_nevertheless() -> None:
     assert "Speechless" in summary(Speechless())
-    assert "Speechless" in tell(Speechless())
+    assert "Speechless" in describe_error(Speechless())
 
 
 def test_a_note_does_not_take_the_place_of_the_error() -> None:
@@ -159,12 +162,12 @@ def test_a_note_does_not_take_the_place_of_the_error() -> None:
     error = ValueError("no coins")
     error.add_note("seen on a Tuesday")
     assert summary(error) == "ValueError: no coins"
-    assert "seen on a Tuesday" in tell(error)
+    assert "seen on a Tuesday" in describe_error(error)
 
 
 def test_a_missing_package_is_named_with_its_version_and_place() -> None:
     error = ModuleNotFoundError("No module named 'my_tasks'", name="my_tasks")
-    text = tell_missing(SPEC, error, PLACE)
+    text = describe_missing_import(SPEC, error, PLACE)
     assert "my_tasks.coins:count cannot run on worker tcp://10.0.0.7:4312 on node7" in text
     assert "The package my-tasks is not installed there." in text
     assert text.endswith("    pip install 'my-tasks==1.2'\n")
@@ -174,14 +177,14 @@ def test_a_missing_package_is_named_with_its_version_and_place() -> None:
 def test_without_a_known_package_the_module_is_named() -> None:
     error = ModuleNotFoundError("No module named 'my_tasks'", name="my_tasks")
     spec = JobSpec(id="a", attempt=1, task="my_tasks:count")
-    assert tell_missing(spec, error, PLACE).endswith("    pip install 'my_tasks'\n")
+    assert describe_missing_import(spec, error, PLACE).endswith("    pip install 'my_tasks'\n")
 
 
 def test_what_a_task_imports_is_named_too() -> None:
     def import_it() -> None:
         import no_such_module_anywhere.part  # noqa: F401
 
-    text = tell_missing(SPEC, caught(import_it), PLACE)  # type: ignore[arg-type]
+    text = describe_missing_import(SPEC, caught(import_it), PLACE)  # type: ignore[arg-type]
     assert "No module named 'no_such_module_anywhere'" in text
     assert "The package my-tasks is not" not in text
     assert "pip install 'no_such_module_anywhere'" in text
@@ -189,7 +192,7 @@ def test_what_a_task_imports_is_named_too() -> None:
 
 
 def test_an_import_error_without_a_name_shows_its_traceback() -> None:
-    text = tell_missing(SPEC, ImportError("libGL.so.1: cannot open"), PLACE)
+    text = describe_missing_import(SPEC, ImportError("libGL.so.1: cannot open"), PLACE)
     assert "libGL.so.1" in text
     assert "my_tasks.coins:count cannot run on worker" in text
     assert "raises this error when it is imported" in text
@@ -198,7 +201,7 @@ def test_an_import_error_without_a_name_shows_its_traceback() -> None:
 
 def test_a_name_that_a_module_lacks_is_no_missing_package() -> None:
     error = ImportError("cannot import name 'x' from 'my_tasks'", name="my_tasks")
-    text = tell_missing(SPEC, error, PLACE)
+    text = describe_missing_import(SPEC, error, PLACE)
     assert "raises this error when it is imported" in text
     assert "(my-tasks 1.2)" in text
     assert "pip install" not in text
@@ -207,7 +210,7 @@ def test_a_name_that_a_module_lacks_is_no_missing_package() -> None:
 def test_a_part_of_an_installed_package_that_is_missing_is_not_the_package() -> None:
     """The worker has another version of it; saying that it is not installed misleads."""
     error = ModuleNotFoundError("No module named 'my_tasks.coins'", name="my_tasks.coins")
-    text = tell_missing(SPEC, error, PLACE)
+    text = describe_missing_import(SPEC, error, PLACE)
     assert "The package my-tasks is not installed" not in text
     assert "my_tasks.coins" in text
     assert "pip install 'my-tasks==1.2'" in text

@@ -13,7 +13,7 @@ import pytest
 from girder_dask.errors import JobCanceled
 from girder_dask.jobs import JobStatus
 from girder_dask.worker import fencing
-from girder_dask.worker.fencing import Answer, await_number
+from girder_dask.worker.fencing import StartAnswer, await_recorded_attempt
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker
 
@@ -26,8 +26,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fencing, "_PAUSE", 0.001)
 
 
-def answered(answer: bool | Exception | None) -> Answer:
-    future: Answer = Future()
+def answered(answer: bool | Exception | None) -> StartAnswer:
+    future: StartAnswer = Future()
     if isinstance(answer, Exception):
         future.set_exception(answer)
     else:
@@ -35,18 +35,20 @@ def answered(answer: bool | Exception | None) -> Answer:
     return future
 
 
-def asking(*answers: bool | Exception | None) -> Callable[[], Answer]:
+def asking(*answers: bool | Exception | None) -> Callable[[], StartAnswer]:
     left = iter(answers)
     return lambda: answered(next(left))
 
 
 def test_it_asks_until_it_is_told() -> None:
-    assert await_number(asking(None, OSError("away"), LookupError("odd"), True), lambda: None)
-    assert not await_number(asking(None, False), lambda: None)
+    assert await_recorded_attempt(
+        asking(None, OSError("away"), LookupError("odd"), True), lambda: None
+    )
+    assert not await_recorded_attempt(asking(None, False), lambda: None)
 
 
 def test_while_it_waits_it_is_looked_whether_the_run_is_to_end() -> None:
-    asked: Answer = Future()
+    asked: StartAnswer = Future()
     looks = iter([None, None, JobCanceled("Enough.")])
 
     def check() -> None:
@@ -54,15 +56,15 @@ def test_while_it_waits_it_is_looked_whether_the_run_is_to_end() -> None:
             raise error
 
     with pytest.raises(JobCanceled):
-        await_number(lambda: asked, check)
+        await_recorded_attempt(lambda: asked, check)
     assert asked.cancelled(), "nobody waits for it any more"
 
 
 def test_a_question_that_is_called_off_is_asked_again() -> None:
-    gone: Answer = Future()
+    gone: StartAnswer = Future()
     gone.cancel()
     questions = iter([gone, answered(True)])
-    assert await_number(lambda: next(questions), lambda: None)
+    assert await_recorded_attempt(lambda: next(questions), lambda: None)
 
 
 # -- in a run ------------------------------------------------------------------------------
@@ -88,11 +90,11 @@ class Scheduler:
 
     def __init__(self, worker: Worker) -> None:
         self.asked: list[tuple[str, int]] = []
-        self.answer: Answer = Future()
+        self.answer: StartAnswer = Future()
         called.clear()
-        worker.station.may_begin = self.may_begin
+        worker.context.may_start = self.may_start
 
-    def may_begin(self, key: str, attempt: int) -> Answer:
+    def may_start(self, key: str, attempt: int) -> StartAnswer:
         self.asked.append((key, attempt))
         return self.answer
 
@@ -128,6 +130,6 @@ def test_an_attempt_that_is_to_end_does_not_call_its_function(worker: Worker, ho
         run.drop()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     # What becomes of the job is for another run to say, or for nobody.
-    assert run.is_heard == (how == "canceled")
-    until(lambda: worker.statuses() == ([S.CANCELED] if run.is_heard else []))
+    assert run.reports_end == (how == "canceled")
+    until(lambda: worker.statuses() == ([S.CANCELED] if run.reports_end else []))
     assert not called.is_set()

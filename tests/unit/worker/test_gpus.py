@@ -13,7 +13,7 @@ import pytest
 
 from girder_dask import current_job, task
 from girder_dask.worker import gpus
-from girder_dask.worker.gpus import Gpus
+from girder_dask.worker.gpus import GpuAllocator
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker
 
@@ -42,27 +42,27 @@ def test_the_ids_are_those_that_cuda_would_see(
 
 
 def test_nobody_has_the_gpu_of_another() -> None:
-    pool = Gpus(["0", "1", "2"])
-    with pool.lent(1) as a, pool.lent(1) as b:
-        with pool.lent(1) as c:
+    pool = GpuAllocator(["0", "1", "2"])
+    with pool.allocated(1) as a, pool.allocated(1) as b:
+        with pool.allocated(1) as c:
             assert sorted(a + b + c) == ["0", "1", "2"]
-        with pool.lent(1) as again:
+        with pool.allocated(1) as again:
             assert again == c
-    with pool.lent(3) as whole:
+    with pool.allocated(3) as whole:
         assert whole == ("0", "1", "2")
 
 
 def test_shares_are_of_one_gpu_as_long_as_they_fit() -> None:
-    pool = Gpus(["0", "1"])
-    with pool.lent(0.5) as a, pool.lent(0.5) as b, pool.lent(1) as whole:
+    pool = GpuAllocator(["0", "1"])
+    with pool.allocated(0.5) as a, pool.allocated(0.5) as b, pool.allocated(1) as whole:
         assert a == b
         assert whole != a
-    with pool.lent(0.6) as a, pool.lent(0.6) as b:
+    with pool.allocated(0.6) as a, pool.allocated(0.6) as b:
         assert a != b
 
 
 def test_a_worker_without_gpus_lends_none() -> None:
-    with Gpus().lent(1) as ids:
+    with GpuAllocator().allocated(1) as ids:
         assert ids == ()
 
 
@@ -92,7 +92,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     go_on.clear()
     monkeypatch.setenv(gpus.VARIABLE, "4,5")
     opened = Worker(tmp_path)
-    opened.station.gpus = Gpus(["4", "5"])
+    opened.context.gpus = GpuAllocator(["4", "5"])
     yield opened
     go_on.set()
     opened.close()

@@ -45,7 +45,7 @@ def outcome(worker: Worker, girder: Peer | None, *args: Any, **fields: Any) -> A
     if girder is not None:
         fields |= {"girder_api_url": girder.url, "token": "SECRET"}
     run = worker.run(lambda *a: a, *args, dependencies=[ONE], **fields)
-    run = Run(run.spec, worker.station, values)
+    run = Run(run.spec, worker.context, values)
     future = worker.begin(run)
     error = future.exception(20)
     return error if error is not None else future.result()

@@ -14,7 +14,7 @@ from typing import Any
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.worker import outbox as module
-from girder_dask.worker.outbox import Outbox, RunOutlet
+from girder_dask.worker.outbox import Outbox, RunSink
 from tests.support.deadline import SECONDS, soon
 
 S = JobStatus
@@ -70,7 +70,7 @@ async def opened(
         await outbox.close(SECONDS)
 
 
-def outlet(outbox: Outbox, job_id: str = "a", attempt: int = 1) -> RunOutlet:
+def sink(outbox: Outbox, job_id: str = "a", attempt: int = 1) -> RunSink:
     return outbox.open(JobSpec(id=job_id, attempt=attempt, task="m:f"))
 
 
@@ -81,14 +81,14 @@ async def in_thread(function: Any, *args: Any) -> Any:
 async def test_an_idle_outbox_sends_at_once() -> None:
     scheduler = Scheduler()
     async with opened(scheduler, interval=A_WHILE) as outbox:
-        outlet(outbox).write("x\n")
+        sink(outbox).write("x\n")
         await soon(lambda: scheduler.log("a") == "x\n")
 
 
 async def test_an_event_says_of_which_run_on_which_worker_it_is() -> None:
     scheduler = Scheduler()
     async with opened(scheduler) as outbox:
-        first, second = outlet(outbox, attempt=2), outlet(outbox, attempt=2)
+        first, second = sink(outbox, attempt=2), sink(outbox, attempt=2)
         begun = time.time()
         first.status(S.RUNNING)
         second.status(S.RUNNING)
@@ -103,7 +103,7 @@ async def test_an_event_says_of_which_run_on_which_worker_it_is() -> None:
 async def test_output_waits_for_the_interval_but_a_change_of_state_does_not() -> None:
     scheduler = Scheduler()
     async with opened(scheduler, interval=A_WHILE) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         out.write("1\n")
         await soon(lambda: scheduler.log("a") == "1\n")
         out.write("2\n")
@@ -120,7 +120,7 @@ async def test_output_waits_for_the_interval_but_a_change_of_state_does_not() ->
 async def test_flushing_does_not_wait_for_the_interval() -> None:
     scheduler = Scheduler()
     async with opened(scheduler, interval=A_WHILE) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         out.write("1\n")
         await soon(lambda: scheduler.log("a") == "1\n")
         out.write("2\n")
@@ -133,13 +133,13 @@ async def test_output_alone_keeps_to_the_interval_however_much_there_is() -> Non
     scheduler.takes = 0.002  # as a message over the network does
     begun = time.monotonic()
 
-    def write(out: RunOutlet) -> None:
+    def write(out: RunSink) -> None:
         while time.monotonic() < begun + 1.0:
             out.write("x\n")
             time.sleep(0.001)
 
     async with opened(scheduler, interval=0.2) as outbox:
-        await in_thread(write, outlet(outbox))
+        await in_thread(write, sink(outbox))
     elapsed = time.monotonic() - begun
     assert len(scheduler.batches) <= elapsed / 0.2 + 3
 
@@ -148,7 +148,7 @@ async def test_many_threads_lose_and_mix_up_nothing() -> None:
     scheduler = Scheduler()
     jobs = [f"job{n}" for n in range(8)]
 
-    def work(out: RunOutlet) -> None:
+    def work(out: RunSink) -> None:
         out.status(S.RUNNING)
         for n in range(500):
             out.write(f"{out.spec.id} {n}\n")
@@ -158,7 +158,7 @@ async def test_many_threads_lose_and_mix_up_nothing() -> None:
         with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
             loop = asyncio.get_running_loop()
             await asyncio.gather(
-                *(loop.run_in_executor(pool, work, outlet(outbox, job)) for job in jobs)
+                *(loop.run_in_executor(pool, work, sink(outbox, job)) for job in jobs)
             )
     for job in jobs:
         assert scheduler.log(job) == "".join(f"{job} {n}\n" for n in range(500))
@@ -172,7 +172,7 @@ async def test_failed_batches_are_sent_again_as_they_were_before_anything_else(
     scheduler = Scheduler()
     scheduler.failures = [OSError("away"), RuntimeError("a bug"), asyncio.TimeoutError()]
     async with opened(scheduler) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         out.write("1\n")
         await soon(lambda: scheduler.batches)
         out.write("2\n")
@@ -190,7 +190,7 @@ async def test_a_batch_whose_answer_was_lost_can_be_told_from_a_new_one(
     scheduler.fail_after_taking = True
     scheduler.failures = [OSError("away")] * 3
     async with opened(scheduler) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         for n in range(5):
             out.write(f"{n}\n")
             await soon(lambda n=n: scheduler.log("a").endswith(f"{n}\n"))
@@ -203,8 +203,8 @@ async def test_a_batch_whose_answer_was_lost_can_be_told_from_a_new_one(
 async def test_two_outboxes_have_two_names() -> None:
     scheduler = Scheduler()
     async with opened(scheduler) as one, opened(scheduler) as two:
-        outlet(one, "a").write("1\n")
-        outlet(two, "b").write("2\n")
+        sink(one, "a").write("1\n")
+        sink(two, "b").write("2\n")
         await soon(lambda: scheduler.log("a") and scheduler.log("b"))
     assert len({name for name, _, _ in scheduler.batches}) == 2
 
@@ -212,7 +212,7 @@ async def test_two_outboxes_have_two_names() -> None:
 async def test_the_end_and_the_rest_of_the_log_are_one_event() -> None:
     scheduler = Scheduler()
     async with opened(scheduler, interval=A_WHILE) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         out.write("1\n")
         await soon(lambda: scheduler.log("a"))
         scheduler.gate.clear()
@@ -232,7 +232,7 @@ async def test_the_end_and_the_rest_of_the_log_are_one_event() -> None:
 async def test_no_text_gets_behind_the_end_while_the_sender_is_busy() -> None:
     scheduler = Scheduler()
 
-    def work(out: RunOutlet) -> None:
+    def work(out: RunSink) -> None:
         for n in range(50):
             out.write(f"{n}\n")
         out.finish(S.SUCCESS)
@@ -240,7 +240,7 @@ async def test_no_text_gets_behind_the_end_while_the_sender_is_busy() -> None:
     async with opened(scheduler) as outbox:
         loop = asyncio.get_running_loop()
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            outs = [outlet(outbox, f"job{n}") for n in range(200)]
+            outs = [sink(outbox, f"job{n}") for n in range(200)]
             await asyncio.gather(*(loop.run_in_executor(pool, work, out) for out in outs))
     last: dict[str, JobEvent] = {}
     for event in scheduler.events:
@@ -254,11 +254,11 @@ async def test_nothing_comes_after_the_end() -> None:
     """A thread that a task left behind may go on."""
     scheduler = Scheduler()
     async with opened(scheduler) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         out.finish(S.SUCCESS)
         out.write("late\n")
         out.progress({"current": 9})
-        other = outlet(outbox, "b")
+        other = sink(outbox, "b")
         other.write("x\n")
         await soon(lambda: scheduler.log("b"))
         out.progress({"current": 10})
@@ -269,7 +269,7 @@ async def test_nothing_comes_after_the_end() -> None:
 async def test_progress_is_merged_and_a_hundred_thousand_changes_are_few_events() -> None:
     scheduler = Scheduler()
 
-    def work(out: RunOutlet) -> None:
+    def work(out: RunSink) -> None:
         out.progress({"total": 100_000})
         for n in range(100_000):
             out.progress({"current": n + 1})
@@ -277,7 +277,7 @@ async def test_progress_is_merged_and_a_hundred_thousand_changes_are_few_events(
 
     async with opened(scheduler, interval=0.1) as outbox:
         begun = time.monotonic()
-        await in_thread(work, outlet(outbox))
+        await in_thread(work, sink(outbox))
         elapsed = time.monotonic() - begun
     shown: dict[str, Any] = {}
     for event in scheduler.events:
@@ -291,14 +291,14 @@ async def test_a_writer_waits_while_nobody_takes_its_output() -> None:
     scheduler.gate.clear()
     written = 0
 
-    def work(out: RunOutlet) -> None:
+    def work(out: RunSink) -> None:
         nonlocal written
         for _ in range(100):
             written += 1
             out.write("x" * 99 + "\n")
 
     async with opened(scheduler, capacity=1000) as outbox:
-        writing = asyncio.create_task(asyncio.to_thread(work, outlet(outbox)))
+        writing = asyncio.create_task(asyncio.to_thread(work, sink(outbox)))
         await soon(lambda: written >= 11)
         await asyncio.wait([writing], timeout=0.2)
         assert written < 40
@@ -310,7 +310,7 @@ async def test_a_writer_waits_while_nobody_takes_its_output() -> None:
 async def test_a_long_output_is_sent_in_pieces() -> None:
     scheduler = Scheduler()
     async with opened(scheduler, capacity=1 << 24) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         await in_thread(out.write, "x" * (3 << 20))
         await soon(lambda: len(scheduler.log("a")) == 3 << 20)
     assert max(len(e.log or "") for e in scheduler.events) == 1 << 20
@@ -320,7 +320,7 @@ async def test_many_events_go_in_several_batches() -> None:
     scheduler = Scheduler()
     async with opened(scheduler) as outbox:
         for n in range(2500):
-            outlet(outbox, str(n)).status(S.RUNNING)
+            sink(outbox, str(n)).status(S.RUNNING)
         await soon(lambda: len(scheduler.events) == 2500)
     assert [len(events) for _, _, events in scheduler.batches] == [1000, 1000, 500]
 
@@ -331,7 +331,7 @@ async def test_many_events_go_in_several_batches() -> None:
 async def test_a_run_that_is_heard_is_confirmed_after_all_it_said() -> None:
     scheduler = Scheduler()
     async with opened(scheduler, interval=A_WHILE) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         out.write("1\n")
         await soon(lambda: scheduler.log("a"))
         scheduler.gate.clear()
@@ -348,7 +348,7 @@ async def test_a_run_that_is_heard_is_confirmed_after_all_it_said() -> None:
 async def test_a_run_that_is_no_longer_heard_is_told_so() -> None:
     scheduler = Scheduler()
     async with opened(scheduler) as outbox:
-        old, new = outlet(outbox), outlet(outbox)
+        old, new = sink(outbox), sink(outbox)
         scheduler.dropped.add(old.run)
         old.status(S.PUSHING_OUTPUT)
         new.status(S.PUSHING_OUTPUT)
@@ -360,7 +360,7 @@ async def test_a_scheduler_that_does_not_answer_confirms_nothing() -> None:
     scheduler = Scheduler()
     scheduler.gate.clear()
     async with opened(scheduler) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         out.status(S.PUSHING_OUTPUT)
         assert not await in_thread(out.confirm, 0.05)
 
@@ -370,7 +370,7 @@ async def test_who_asks_is_told_when_the_worker_closes() -> None:
     scheduler = Scheduler()
     scheduler.gate.clear()
     outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 20, worker=WORKER)
-    out = outlet(outbox)
+    out = sink(outbox)
     out.status(S.PUSHING_OUTPUT)
     asked = asyncio.create_task(asyncio.to_thread(out.confirm, SECONDS))
     await soon(lambda: outbox._barriers)
@@ -383,7 +383,7 @@ async def test_who_asks_is_told_when_the_worker_closes() -> None:
 async def test_many_threads_may_ask_at_once() -> None:
     scheduler = Scheduler()
 
-    def work(out: RunOutlet) -> bool:
+    def work(out: RunSink) -> bool:
         heard = True
         for n in range(20):
             out.write(f"{n}\n")
@@ -396,7 +396,7 @@ async def test_many_threads_may_ask_at_once() -> None:
         loop = asyncio.get_running_loop()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             answers = await asyncio.gather(
-                *(loop.run_in_executor(pool, work, outlet(outbox, str(n))) for n in range(8))
+                *(loop.run_in_executor(pool, work, sink(outbox, str(n))) for n in range(8))
             )
     assert answers == [True] * 8
 
@@ -407,7 +407,7 @@ async def test_many_threads_may_ask_at_once() -> None:
 async def test_closing_sends_what_waits() -> None:
     scheduler = Scheduler()
     outbox = Outbox(scheduler.send, interval=A_WHILE, log_capacity=1 << 20, worker=WORKER)
-    outs = [outlet(outbox, str(n)) for n in range(3)]
+    outs = [sink(outbox, str(n)) for n in range(3)]
     outs[0].write("0\n")
     await soon(lambda: scheduler.log("0"))
     outs[1].write("1\n")
@@ -431,7 +431,7 @@ async def test_a_run_that_floods_waits_for_room_and_the_others_do_not() -> None:
     outbox = Outbox(
         scheduler.send, interval=0.0, log_capacity=1 << 23, worker=WORKER, room=wait_for_room
     )
-    flood, other = outlet(outbox, "flood"), outlet(outbox, "other")
+    flood, other = sink(outbox, "flood"), sink(outbox, "other")
     text = "x" * (6 << 20)
     flood.write(text)
     await soon(lambda: len(asked) == 2)
@@ -457,7 +457,7 @@ async def test_the_end_of_a_run_waits_for_no_room_and_comes_in_parts() -> None:
         return False
 
     outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 23, worker=WORKER, room=no_room)
-    out = outlet(outbox)
+    out = sink(outbox)
     text = "".join(f"line {n}\n" for n in range(600_000))
     out.write(text)
     await in_thread(out.finish, S.ERROR)
@@ -479,7 +479,7 @@ async def test_output_that_waits_for_room_is_sent_when_the_worker_closes() -> No
         return True
 
     outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 23, worker=WORKER, room=never)
-    outlet(outbox).write("x" * (6 << 20))
+    sink(outbox).write("x" * (6 << 20))
     await asyncio.wait_for(asked.wait(), SECONDS)
     await outbox.close(SECONDS)
     assert len(scheduler.log("a")) == 6 << 20
@@ -488,7 +488,7 @@ async def test_output_that_waits_for_room_is_sent_when_the_worker_closes() -> No
 async def test_output_that_is_forced_all_the_time_does_not_keep_the_sender_busy() -> None:
     scheduler = Scheduler()
     async with opened(scheduler, interval=A_WHILE) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
         begun = time.monotonic()
 
         def flood() -> None:
@@ -505,7 +505,7 @@ async def test_who_waits_does_not_wait_for_what_comes_meanwhile() -> None:
     scheduler = Scheduler()
     scheduler.takes = 0.005
     async with opened(scheduler, interval=A_WHILE) as outbox:
-        busy, waits = outlet(outbox, "a"), outlet(outbox, "b")
+        busy, waits = sink(outbox, "a"), sink(outbox, "b")
         over = threading.Event()
 
         def speak() -> None:
@@ -529,7 +529,7 @@ async def test_a_busy_sender_rests_also_when_more_comes_while_it_sends() -> None
     scheduler = Scheduler()
     scheduler.takes = 0.01
     async with opened(scheduler, interval=A_WHILE) as outbox:
-        out = outlet(outbox)
+        out = sink(outbox)
 
         def speak() -> None:
             for _ in range(40):
@@ -548,7 +548,7 @@ async def test_closing_has_a_limit() -> None:
     scheduler = Scheduler()
     scheduler.gate.clear()
     outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 20, worker=WORKER)
-    outlet(outbox).write("x\n")
+    sink(outbox).write("x\n")
     begun = time.monotonic()
     await outbox.close(0.1)
     assert time.monotonic() - begun < 2.0
@@ -565,7 +565,7 @@ async def test_an_outbox_with_nothing_to_say_closes_at_once() -> None:
 async def test_a_run_that_writes_after_closing_is_not_hurt() -> None:
     scheduler = Scheduler()
     outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 20, worker=WORKER)
-    out = outlet(outbox)
+    out = sink(outbox)
     await outbox.close(SECONDS)
     thread = threading.Thread(target=lambda: (out.write("x\n"), out.finish(S.SUCCESS)))
     thread.start()
@@ -576,7 +576,7 @@ async def test_a_run_that_writes_after_closing_is_not_hurt() -> None:
 async def test_what_is_sent_of_several_jobs_is_kept_apart() -> None:
     scheduler = Scheduler()
     async with opened(scheduler) as outbox:
-        outs = {name: outlet(outbox, name) for name in "abc"}
+        outs = {name: sink(outbox, name) for name in "abc"}
         wanted: dict[str, str] = defaultdict(str)
         for n in range(300):
             name = "abc"[n % 3]

@@ -24,7 +24,7 @@ from girder_dask import JobCanceled, JobInterrupted, current_job, task
 from girder_dask.errors import CancelInterrupt, JobTimeout, TimeoutInterrupt
 from girder_dask.jobs import JobStatus
 from girder_dask.worker import capture
-from girder_dask.worker.cancellation import Stopper
+from girder_dask.worker.cancellation import RunCanceller
 from girder_dask.worker.interruption.interruptible_waits import Latch
 from girder_dask.worker.interruption.job_threads import MANY
 from girder_dask.worker.runner import Run
@@ -517,7 +517,7 @@ def test_what_is_said_of_one_that_cannot_be_stopped_does_not_depend_on_why(
     future = worker.begin(run)
     if how == "cancel":
         assert started.wait(SECONDS)
-        worker._loop.call_soon_threadsafe(worker._stopper.cancel, [run.key])
+        worker._loop.call_soon_threadsafe(worker._canceller.cancel, [run.key])
     until(worker.log)
     assert not future.done(), "it is said meanwhile"
     said = worker.log()
@@ -541,16 +541,16 @@ def test_one_that_cannot_be_stopped_is_given_up_whyever_it_is_to_end(
 ) -> None:
     given_up: list[Run] = []
 
-    async def make() -> Stopper:
-        return Stopper(worker.station.runs, {}, 0.1, 0.5, given_up.append)
+    async def make() -> RunCanceller:
+        return RunCanceller(worker.context.runs, {}, 0.1, 0.5, given_up.append)
 
-    stopper = asyncio.run_coroutine_threadsafe(make(), worker._loop).result(SECONDS)
-    worker._stopper = stopper
+    canceller = asyncio.run_coroutine_threadsafe(make(), worker._loop).result(SECONDS)
+    worker._canceller = canceller
     run = run_of(worker, waits_in_c, timeout=0.2 if how == "timeout" else None)
     future = worker.begin(run)
     assert started.wait(SECONDS)
     if how == "cancel":
-        worker._loop.call_soon_threadsafe(stopper.cancel, [run.key])
+        worker._loop.call_soon_threadsafe(canceller.cancel, [run.key])
     until(lambda: given_up == [run])
     assert not future.done()
     until(lambda: "(girder.worker.restart-stuck)" in worker.log())
@@ -559,7 +559,7 @@ def test_one_that_cannot_be_stopped_is_given_up_whyever_it_is_to_end(
         until(lambda: worker.statuses() == [S.RUNNING, S.ERROR])
         assert worker.end.error == "The task ran longer than the 0.2 s that it may."
     future.exception(SECONDS)
-    until(lambda: run.id not in worker.station.runs)
+    until(lambda: run.id not in worker.context.runs)
     assert worker.statuses().count(S.ERROR) == (how == "timeout")
 
 
@@ -568,7 +568,7 @@ def test_a_time_limit_that_was_kept_is_forgotten(worker: Worker) -> None:
         assert outcome(worker, lambda: 1, job_id=str(n), timeout=0.3) == 1
     run = run_of(worker, lambda: time.sleep(0.02), timeout=0.02 + 1e-3, job_id="close")
     worker.begin(run).exception(SECONDS)
-    until(lambda: not worker._stopper._limits)
+    until(lambda: not worker._canceller._limits)
     assert outcome(worker, lambda: time.sleep(0.4), job_id="b") is None
 
 

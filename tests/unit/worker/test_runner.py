@@ -38,7 +38,7 @@ from girder_dask.protocol.exceptions import open_exception
 from girder_dask.protocol.payload import Unpicklable, open_value, pack_call, pack_value
 from girder_dask.tasks.context import RunningJob
 from girder_dask.worker import capture
-from girder_dask.worker.cancellation import Stopper
+from girder_dask.worker.cancellation import RunCanceller
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import WORKER, Worker, brought, captured
 
@@ -62,7 +62,7 @@ def test_a_function_that_returns_ends_in_success(worker: Worker) -> None:
     assert worker.end.result is not None
     assert open_value(worker.end.result or b"", unpickle=False) == 3
     assert (worker.end.error, worker.end.attempt, worker.end.worker) == (None, 1, WORKER)
-    assert worker.station.runs == {}
+    assert worker.context.runs == {}
 
 
 @task
@@ -319,7 +319,7 @@ def test_cleaning_up_cannot_end_the_worker(worker: Worker) -> None:
     assert future.result() == 1
     until(lambda: worker.statuses()[-1:] == [S.SUCCESS])
     assert did[-2:] == ["clean b", "clean a"]
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
 
 
 def test_cleaning_up_that_fails_does_not_spoil_a_result(worker: Worker) -> None:
@@ -434,7 +434,7 @@ def test_hooks_that_do_not_fit_the_result_are_an_error(
 
 def test_a_run_that_is_no_longer_heard_pushes_nothing(worker: Worker) -> None:
     run = worker.run(lambda: 1, hooks=[Output("x")])
-    worker.dropped.add(run._outlet.run)
+    worker.dropped.add(run._sink.run)
     error = worker.begin(run).exception(SECONDS)
     assert isinstance(error, JobCanceled)
     assert did == ["clean x"]
@@ -455,9 +455,9 @@ def test_a_run_that_is_no_longer_heard_pushes_nothing_more(worker: Worker) -> No
     """As when it was frozen between two uploads."""
 
     def thaw() -> None:
-        worker.dropped.add(run._outlet.run)
-        run._outlet.write("thawed\n")
-        until(lambda: run._outlet.is_dropped)
+        worker.dropped.add(run._sink.run)
+        run._sink.write("thawed\n")
+        until(lambda: run._sink.is_dropped)
 
     thaws.append(thaw)
     run = worker.run(lambda: (1, 2), hooks=[Frozen("x"), Output("y")])
@@ -545,7 +545,7 @@ def test_the_client_has_the_rights_of_the_job_and_no_more(worker: Worker) -> Non
 
     shown = worker.outcome(work, token="SECRET", girder_api_url="http://girder/api/v1")
     assert shown == ("http://girder/api/v1/", "SECRET")
-    worker.station.api_url = "http://inside:8080/api/v1"
+    worker.context.api_url = "http://inside:8080/api/v1"
     shown = worker.outcome(work, token="SECRET", girder_api_url="http://girder/api/v1", job_id="b")
     assert shown[0] == "http://inside:8080/api/v1/", "the worker's own configuration comes first"
     assert "SECRET" not in worker.log() + repr(worker.run(None, token="SECRET"))
@@ -563,7 +563,7 @@ def test_afterwards_nothing_is_left(worker: Worker) -> None:
         job_id = f"job{fails}"
         name = worker.outcome(work if not fails else lambda: 1 / 0, job_id=job_id)
         assert fails or not Path(name).exists()
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
     left = worker.threads.submit(lambda: (current_job().id, capture.current.get())).result(SECONDS)
     assert left == (None, None)
 
@@ -598,7 +598,7 @@ def test_output_progress_and_state_are_told(worker: Worker) -> None:
 
 
 def test_a_directory_that_cannot_be_made_ends_the_run_in_error(worker: Worker) -> None:
-    worker.station.directory.write_text("a file is in the way")
+    worker.context.directory.write_text("a file is in the way")
     worker.outcome(lambda: current_job().work_dir)
     assert worker.statuses()[-1] == S.ERROR
     assert "NotADirectoryError" in worker.log()
@@ -656,8 +656,8 @@ def test_a_key_that_was_refused_is_not_begun_with(worker: Worker) -> None:
     """Its cancellation came while it waited on this worker."""
     called: list[int] = []
     run = worker.run(called.append, 1)
-    stopper = Stopper(worker.station.runs, worker.station.refused, grace=0.0)
-    assert stopper.cancel([run.key]) == {run.key}
+    canceller = RunCanceller(worker.context.runs, worker.context.refused, grace=0.0)
+    assert canceller.cancel([run.key]) == {run.key}
     assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.CANCELED])
     assert called == []
@@ -709,8 +709,8 @@ def test_a_run_that_nobody_hears_does_not_say_how_the_job_ended(worker: Worker) 
     assert started.wait(SECONDS)
     run.drop()
     future.exception(SECONDS)
-    assert not run.is_heard
-    until(lambda: run.id not in worker.station.runs)
+    assert not run.reports_end
+    until(lambda: run.id not in worker.context.runs)
     assert worker.statuses() == [S.RUNNING]
 
 
@@ -719,10 +719,10 @@ def test_to_be_stopped_again_changes_neither_grace_nor_count(worker: Worker) -> 
     run = worker.run(None, task=counts.name)
 
     async def stop() -> None:
-        stopper = Stopper(worker.station.runs, worker.station.refused, grace=0.5)
-        stopper.cancel([run.key])
+        canceller = RunCanceller(worker.context.runs, worker.context.refused, grace=0.5)
+        canceller.cancel([run.key])
         for _ in range(60):
-            stopper.drop([run.id])
+            canceller.drop([run.id])
             await asyncio.sleep(0.02)
 
     future = worker.begin(run)
@@ -746,7 +746,7 @@ def test_a_task_may_stop_by_itself(worker: Worker) -> None:
     run = worker.run(None, task=patient.name)
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    assert worker.station.runs == {run.id: run}
+    assert worker.context.runs == {run.id: run}
     run.cancel()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
@@ -760,7 +760,7 @@ def test_a_loop_in_python_is_interrupted(worker: Worker) -> None:
     run.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
 
 
 def test_a_task_that_swallows_the_interruption_is_canceled_nevertheless(worker: Worker) -> None:
@@ -800,7 +800,7 @@ def test_after_its_end_a_run_interrupts_nobody(worker: Worker) -> None:
 
 def test_an_interruption_while_the_end_is_written_does_not_lose_it(worker: Worker) -> None:
     """The log is full because the scheduler does not answer; its writer waits in the runner."""
-    worker.station.outbox = worker.make_outbox(capacity=5)
+    worker.context.outbox = worker.make_outbox(capacity=5)
     first = worker.run(None, task=deaf.name, job_id="b")  # keeps the outbox busy
 
     def work() -> None:
@@ -830,7 +830,7 @@ def test_an_interruption_while_the_end_is_written_does_not_lose_it(worker: Worke
     busy.result(SECONDS)
     until(lambda: worker.statuses("a")[-1:] in ([S.ERROR], [S.CANCELED]), 5)
     assert isinstance(error and brought(error), (ValueError, JobCanceled))
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
 
 
 def test_the_end_of_one_run_of_a_job_does_not_hide_another(worker: Worker) -> None:
@@ -845,7 +845,7 @@ def test_the_end_of_one_run_of_a_job_does_not_hide_another(worker: Worker) -> No
     old.cancel()
     assert isinstance(old_future.exception(SECONDS), JobCanceled)
     try:
-        assert worker.station.runs == {new.id: new}
+        assert worker.context.runs == {new.id: new}
     finally:
         new.cancel()
         new_future.exception(SECONDS)
@@ -961,7 +961,7 @@ def test_a_subprocess_that_ignores_sigterm_does_not_outlive_its_worker(
     run = worker.run(work, SHELL.format(path=path, seconds=seconds))
 
     async def close() -> None:
-        await Stopper(worker.station.runs, worker.station.refused, grace=60.0).close(1.0)
+        await RunCanceller(worker.context.runs, worker.context.refused, grace=60.0).close(1.0)
 
     with captured():
         future = worker.begin(run)
@@ -1284,8 +1284,8 @@ def test_a_job_ends_when_its_thread_in_c_code_has(worker: Worker) -> None:
     run = worker.run(None, ["held"], task=leaves.name)
 
     async def stop() -> float:
-        stopper = Stopper(worker.station.runs, worker.station.refused, grace=0.2)
-        stopper.cancel([run.key])
+        canceller = RunCanceller(worker.context.runs, worker.context.refused, grace=0.2)
+        canceller.cancel([run.key])
         return time.monotonic()
 
     future = worker.begin(run)

@@ -61,13 +61,13 @@ def test_bytes_are_summed_and_what_the_task_has_shown_is_shown_again(
         [Fetched("b.png", 3_000_000)],
         hooks=[Pushed()],
     )
-    original = run._outlet.progress
+    original = run._sink.progress
 
     def note(changes: Any) -> None:
         told.append((changes["current"], changes["total"], changes["message"]))
         original(changes)
 
-    monkeypatch.setattr(run._outlet, "progress", note)
+    monkeypatch.setattr(run._sink, "progress", note)
     worker.begin(run).result(20)
     assert told == [
         (10, 2_000_000, "Fetching a.png, 0 of 2 MB"),
@@ -96,7 +96,7 @@ def test_inputs_that_show_nothing_leave_the_progress_alone(worker: Worker) -> No
 
 
 def test_a_transform_gets_the_cache_of_the_station(worker: Worker) -> None:
-    worker.station.cache = {"a": "cache"}
+    worker.context.cache = {"a": "cache"}
     assert worker.outcome(lambda a: a, Fetched("a.png", 1)) == {"a": "cache"}
 
 

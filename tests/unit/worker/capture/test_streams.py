@@ -231,7 +231,7 @@ habits = pytest.mark.parametrize("habit", [*CATCHING, *SHOWING], ids=lambda habi
 @habits
 def test_a_habit_concerns_its_own_job(worker, habit):
     """Beside it, another job prints; afterwards others do, in the same threads."""
-    worker.station.max_result = 100_000
+    worker.context.max_result = 100_000
     meeting[:] = [threading.Barrier(2)]
     first = worker.begin(worker.run(write_lines, habit, "own", job_id="first"))
     other = worker.begin(worker.run(write_lines, tees, "other", job_id="other"))
@@ -267,7 +267,7 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[
     """Give what each habit returns in one process of a task, and the log of all."""
     worker = Worker(tmp_path_factory.mktemp("process"))
     try:
-        worker.station.max_result = 1_000_000
+        worker.context.max_result = 1_000_000
         value = worker.outcome(all_habits, isolation="process")
         assert isinstance(value, dict), worker.log()
         yield value, worker.log()

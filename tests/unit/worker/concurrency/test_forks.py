@@ -92,7 +92,7 @@ def test_a_fork_ends_with_the_code_of_the_task(
     assert log.startswith("before\nin the child, without an end")
     assert log.endswith(said)
     assert "forks.py" not in log.replace("test_forks.py", ""), "frames of ours"
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
 
 
 @task

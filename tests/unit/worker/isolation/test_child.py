@@ -39,9 +39,9 @@ def standby() -> Iterator[Standby]:
 @pytest.fixture
 def worker(tmp_path: Path, standby: Standby) -> Iterator[Worker]:
     opened = Worker(tmp_path, standby)
-    opened.station.grace = 0.3
+    opened.context.grace = 0.3
     yield opened
-    for run in list(opened.station.runs.values()):  # of a test that has failed
+    for run in list(opened.context.runs.values()):  # of a test that has failed
         run.cancel()
         run.interrupt()
     opened.close()
@@ -83,7 +83,7 @@ def test_a_function_runs_in_another_process(worker: Worker) -> None:
     assert not alive(pid)
     assert worker.statuses() == [S.RUNNING, S.SUCCESS]
     assert open_value(worker.end.result or b"", unpickle=False) == (pid, 3)
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
 
 
 @task
@@ -209,10 +209,10 @@ def test_what_it_shows_from_forks_does_no_harm(worker: Worker) -> None:
 
 
 def test_its_gpus_are_in_its_environment(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from girder_dask.worker.gpus import Gpus
+    from girder_dask.worker.gpus import GpuAllocator
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    worker.station.gpus = Gpus(["4", "5"])
+    worker.context.gpus = GpuAllocator(["4", "5"])
 
     def work() -> tuple[Any, ...]:
         return os.environ["CUDA_VISIBLE_DEVICES"], current_job().request.gpus
@@ -272,7 +272,7 @@ def test_lines_of_threads_stay_whole(worker: Worker) -> None:
 
 
 def test_much_output_is_whole_and_waits_for_the_worker(worker: Worker) -> None:
-    worker.station.outbox = worker.make_outbox(capacity=10_000)
+    worker.context.outbox = worker.make_outbox(capacity=10_000)
 
     def work() -> None:
         for n in range(20_000):
@@ -322,7 +322,7 @@ def test_what_is_ended_with_its_worker_is_left_to_another_attempt(
     run = begin(worker, death)
     run._is_leaving = lambda: True
     assert worker.begin(run).exception(SECONDS) is not None
-    assert not run.is_heard
+    assert not run.reports_end
     until(lambda: worker.log().endswith("was ended together with its worker.\n"))
     assert worker.statuses() == [S.RUNNING]
 
@@ -371,7 +371,7 @@ def test_a_canceled_task_ends_whatever_it_does(worker: Worker, tmp_path: Path, k
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
     assert worker.log() == "The job was canceled.\n"
     assert not alive(pid)
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
 
 
 @pytest.mark.parametrize("kind", LOOPS)

@@ -52,7 +52,7 @@ def open_worker(tmp_path: Path) -> Iterator[Callable[[Standby], Worker]]:
     yield start
     for worker in opened:
         worker.close()
-        worker.station.standby.close()
+        worker.context.standby.close()
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_its_environment_and_directory_are_those_that_a_new_process_would_have(
     has, seen, cwd, zone, path, signals = open_value(worker.end.result or b"", unpickle=True)
     assert not has
     assert seen == ["changed", run.id]
-    assert cwd.parent == worker.station.directory, "it is that of the run"
+    assert cwd.parent == worker.context.directory, "it is that of the run"
     assert zone == ("XYZ", "XYZ")
     assert path == sys.path
     assert signals == [signal.SIG_DFL, signal.default_int_handler]
@@ -148,7 +148,7 @@ def test_its_environment_and_directory_are_those_that_a_new_process_would_have(
 
 def test_it_has_all_that_it_needs_from_the_server(worker: Worker) -> None:
     """An import would take each job longer than all the rest."""
-    worker.station.api_url = "http://girder/api/v1"
+    worker.context.api_url = "http://girder/api/v1"
     found = set(outcome(worker, lambda: list(sys.modules), token="SECRET"))
     modules = ["girder_dask.worker.isolation.fork_server", *fork_server.OWN]
     code = f"import sys, numpy.random, {', '.join(modules)}; print(*sys.modules)"
@@ -178,7 +178,7 @@ def test_no_descriptor_of_the_server_or_of_another_job_is_open_in_it(
         worker.run(lambda: threading.Event().wait(1.0), job_id="b", isolation="process")
     )
     anew = open_worker(Standby())
-    anew.station.standby.close()
+    anew.context.standby.close()
     with captured():
         assert outcome(worker, work) == outcome(anew, work)
     assert other.result(SECONDS) is False
@@ -191,7 +191,7 @@ def test_a_server_that_dies_is_started_again_and_no_job_is_lost(
     open_worker: Callable[[Standby], Worker], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     worker = open_worker(Standby())
-    standby = worker.station.standby
+    standby = worker.context.standby
     standby.begin()
     first = pid_of(standby)
 
@@ -228,7 +228,7 @@ def test_a_server_that_does_not_answer_is_done_without_and_said_once(
 
     monkeypatch.setattr(launcher, "_FORK_TIME", 0.2)
     worker = open_worker(Standby())
-    standby = worker.station.standby
+    standby = worker.context.standby
     standby.begin()
     pid = pid_of(standby)
     os.kill(pid, signal.SIGSTOP)
@@ -241,7 +241,7 @@ def test_a_server_that_does_not_answer_is_done_without_and_said_once(
 
 
 def test_it_ends_with_what_has_it(open_worker: Callable[[Standby], Worker]) -> None:
-    standby = open_worker(Standby()).station.standby
+    standby = open_worker(Standby()).context.standby
     standby.begin()
     pid = pid_of(standby)
     spare = until(lambda: spare_of(pid))
@@ -256,8 +256,8 @@ def test_a_spare_process_that_is_killed_is_replaced(
     open_worker: Callable[[Standby], Worker], which: int
 ) -> None:
     worker = open_worker(Standby())
-    worker.station.standby.begin()
-    pid = pid_of(worker.station.standby)
+    worker.context.standby.begin()
+    pid = pid_of(worker.context.standby)
     spare = until(lambda: spare_of(pid))
     os.kill(spare[which], signal.SIGKILL)
     until(lambda: not alive(spare[which]))
@@ -358,8 +358,8 @@ def test_modules_that_cannot_be_imported_ahead_are_said_and_left_out(
         return [m for m in ("has_threads", "leaves_early", "prints") if m in sys.modules]
 
     with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.warm_processes"):
-        worker.station.standby.begin()
-        assert worker.station.standby.wait(SECONDS) is not None
+        worker.context.standby.begin()
+        assert worker.context.standby.wait(SECONDS) is not None
         assert outcome(worker, work) == ["prints"]
     assert worker.log() == ""
     said = "\n".join(record.getMessage() for record in caplog.records)
@@ -378,8 +378,8 @@ def test_a_module_that_ends_the_server_is_not_imported_again(
     monkeypatch.syspath_prepend(str(tmp_path))
     worker = open_worker(Standby(["crashes"]))
     with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.warm_processes"):
-        worker.station.standby.begin()
-        pid = pid_of(worker.station.standby)
+        worker.context.standby.begin()
+        pid = pid_of(worker.context.standby)
     assert outcome(worker, grandparent) == pid
     (told,) = (record.getMessage() for record in caplog.records)
     assert "has ended (exit code -6) while it imported crashes" in told
@@ -392,7 +392,7 @@ def test_a_module_that_ends_the_server_is_not_imported_again(
 def test_a_worker_that_gives_each_job_a_process_does_so_whatever_is_asked(
     worker: Worker, asked: str | None
 ) -> None:
-    worker.station.isolation = "process"
+    worker.context.isolation = "process"
     assert outcome(worker, os.getpid, isolation=asked) != os.getpid()
     told = (
         "This worker gives each job a process of its own (girder.worker.isolation), also one with "

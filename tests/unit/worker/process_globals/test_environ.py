@@ -17,7 +17,7 @@ import pytest
 from girder_dask.worker.capture import JobLog, capturing
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.process_globals import environ
-from girder_dask.worker.process_globals.environ import variables
+from girder_dask.worker.process_globals.environ import job_environment
 from tests.support.deadline import SECONDS
 
 NAME = "GIRDER_DASK_A_VARIABLE"
@@ -41,7 +41,7 @@ def test_four_jobs_at_once_have_their_own() -> None:
     def job(n: int) -> list[str]:
         log = JobLog()
         propagation.name_run(log, f"run-{n}")
-        with capturing(log), variables():
+        with capturing(log), job_environment():
             os.environ[NAME] = str(n)
             barrier.wait(SECONDS)
             seen = [os.environ[NAME], os.getenv(NAME, ""), os.environb[NAME.encode()].decode()]
@@ -60,7 +60,7 @@ def test_four_jobs_at_once_have_their_own() -> None:
 def test_all_of_a_mapping_is_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME, "of the process")
     before = dict(os.environ)
-    with variables():
+    with job_environment():
         assert os.environ[NAME] == "of the process"
         del os.environ[NAME]
         assert NAME not in os.environ
@@ -90,9 +90,9 @@ def test_c_code_sees_the_last_one_and_in_the_end_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(NAME, "process")
-    with variables():
+    with job_environment():
         os.environ[NAME] = "outer"
-        with variables():
+        with job_environment():
             os.environ[NAME] = "inner"
             assert getenv(NAME.encode()) == b"inner"
         assert getenv(NAME.encode()) == b"outer"
@@ -111,7 +111,7 @@ def test_what_an_import_sets_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(NAME, "")  # pytest takes it away
     (tmp_path / "sets_a_variable.py").write_text(f"import os\nos.environ[{NAME!r}] = 'imported'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with variables():
+    with job_environment():
         import sets_a_variable  # type: ignore[import-not-found]  # noqa: F401
 
         assert os.environ[NAME] == "imported"
@@ -128,7 +128,7 @@ def test_a_thread_that_outlives_its_job_changes_nothing_for_others() -> None:
         seen.append(os.environ[NAME])
         done.set()
 
-    with capturing(JobLog()), variables():
+    with capturing(JobLog()), job_environment():
         threading.Thread(target=leftover).start()
     over.set()
     assert done.wait(SECONDS)
@@ -139,13 +139,13 @@ def test_a_thread_that_outlives_its_job_changes_nothing_for_others() -> None:
 
 def test_a_fork_has_the_variables_of_its_job_for_good() -> None:
     read, write = os.pipe()
-    with variables():
+    with job_environment():
         os.environ[NAME] = "own"
-        with variables():
+        with job_environment():
             os.environ[NAME] = "of another job"
             os.environ["OTHER"] = "of another job"
             environ._current.set(None)
-        own = environ.Variables()
+        own = environ.JobEnvironment()
         own.own = {NAME.encode(): b"own"}
         token = environ._current.set(own)
         pid = os.fork()

@@ -44,7 +44,7 @@ PUT_BACK = "It was put back."
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Worker]:
     opened = Worker(tmp_path)
-    opened.station.grace = 0.3
+    opened.context.grace = 0.3
     job_scope.install()
     yield opened
     opened.close()
@@ -60,7 +60,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def forget() -> None:
         working_directory.refusal.cache_clear()
-        job_scope._process_state.cache_clear()
+        job_scope._settings_restorer.cache_clear()
 
     monkeypatch.setattr(working_directory, "_unshare", unshare)
     forget()
@@ -106,7 +106,7 @@ def test_four_jobs_at_once_send_the_file_that_each_has_written(worker: Worker) -
     assert [future.result(SECONDS) for future in futures] == [(str(n), str(n)) for n in range(4)]
     assert Path.cwd() == before
     assert {worker.threads.submit(Path.cwd).result(SECONDS) for _ in range(8)} == {before}
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
 
 
 @task
@@ -124,7 +124,7 @@ def test_a_relative_path_of_a_process_is_found(worker: Worker, task_name: str) -
         None, 7, kwargs={"wait": False}, task=task_name, isolation="process", hooks=[Sent()]
     )
     assert sent == ("7", "7")
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
 
 
 class Absolute(ResultTransform):
@@ -156,7 +156,7 @@ def test_the_inputs_are_not_in_the_directory_of_the_task(worker: Worker) -> None
         return list(Path().iterdir()), Path(path).read_text()
 
     assert worker.outcome(work, Input()) == ([], "an input")
-    assert list(worker.station.directory.glob("*")) == []
+    assert list(worker.context.directory.glob("*")) == []
 
 
 def test_a_directory_that_goes_breaks_no_later_job(worker: Worker) -> None:
@@ -405,7 +405,7 @@ def test_what_cannot_be_put_back_is_told(worker: Worker, monkeypatch: pytest.Mon
 
     run = worker.run(None, task="m:f")
     run._function = lambda _call: _sockets  # type: ignore[method-assign, assignment]
-    state = job_scope._process_state()
+    state = job_scope._settings_restorer()
     name = "the default timeout of sockets"
     items = [replace(i, restore=refuse) if i.name == name else i for i in state._items]
     monkeypatch.setattr(state, "_items", items)
@@ -442,10 +442,10 @@ def test_a_profiler_does_not_hang_a_worker_that_was_interrupted() -> None:
 
 ALARM = """
 import asyncio, logging, signal, threading
-from girder_dask.worker.termination import Alarms
+from girder_dask.worker.termination import AlarmSignals
 
 async def main():
-    alarms = Alarms()
+    alarms = AlarmSignals()
     thread = threading.Thread(target=signal.setitimer, args=(signal.ITIMER_REAL, 0.02))
     thread.start()
     thread.join()

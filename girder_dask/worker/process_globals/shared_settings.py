@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from girder_dask.worker.process_globals.restoration import Item
+from girder_dask.worker.process_globals.restoration import SharedSetting
 
-__all__ = ["directory_items", "process_items", "setters", "thread_items"]
+__all__ = ["directory_settings", "process_settings", "setting_functions", "thread_settings"]
 
 _ABSENT: Any = object()
 _LIMITS = tuple(
@@ -53,7 +53,7 @@ _ATTRIBUTES = (
 )
 
 
-def _attribute(name: str, module: str, attribute: str, *, is_told: bool = True) -> Item:
+def _attribute(name: str, module: str, attribute: str, *, is_logged: bool = True) -> SharedSetting:
     def read() -> Any:
         return getattr(sys.modules.get(module), attribute, _ABSENT)
 
@@ -61,59 +61,65 @@ def _attribute(name: str, module: str, attribute: str, *, is_told: bool = True) 
         if value is not _ABSENT:  # else its module was imported since
             setattr(sys.modules[module], attribute, value)
 
-    return Item(name, read, restore, by_value=False, is_told=is_told)
+    return SharedSetting(name, read, restore, by_value=False, is_logged=is_logged)
 
 
-def process_items() -> list[Item]:
+def process_settings() -> list[SharedSetting]:
     """Return what belongs to the process."""
     return [
         *(_attribute(*each) for each in _ATTRIBUTES),
         # Whoever calls urlopen() first makes it, which needs no word.
-        _attribute("the opener of urllib", "urllib.request", "_opener", is_told=False),
-        Item("builtins", _builtins, _set_builtins),
-        Item("gc.callbacks", lambda: tuple(gc.callbacks), _fill(gc, "callbacks")),
-        Item("sys.meta_path", lambda: tuple(sys.meta_path), _fill(sys, "meta_path")),
-        Item("sys.path_hooks", lambda: tuple(sys.path_hooks), _fill(sys, "path_hooks")),
-        Item("sys.path", lambda: tuple(sys.path), _fill(sys, "path")),
-        Item("sys.argv", lambda: tuple(sys.argv), _fill(sys, "argv")),
-        Item("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
-        Item("the switch interval", sys.getswitchinterval, sys.setswitchinterval),
-        Item("the most digits of int()", sys.get_int_max_str_digits, sys.set_int_max_str_digits),
-        Item(_GC, _gc, _set_gc),
-        Item("the default timeout of sockets", socket.getdefaulttimeout, socket.setdefaulttimeout),
-        Item("the locale", _locale, _set_locale, is_noted=True),
-        Item(_ZONE, _zone, lambda _: time.tzset()),
-        Item(_LIMITED, _limits, _set_limits, is_noted=True),
-        Item(_TIMER, _timers, _stop_timers, is_noted=True),
-        Item("the state of tracemalloc", tracemalloc.is_tracing, _set_tracing),
+        _attribute("the opener of urllib", "urllib.request", "_opener", is_logged=False),
+        SharedSetting("builtins", _builtins, _set_builtins),
+        SharedSetting("gc.callbacks", lambda: tuple(gc.callbacks), _fill(gc, "callbacks")),
+        SharedSetting("sys.meta_path", lambda: tuple(sys.meta_path), _fill(sys, "meta_path")),
+        SharedSetting("sys.path_hooks", lambda: tuple(sys.path_hooks), _fill(sys, "path_hooks")),
+        SharedSetting("sys.path", lambda: tuple(sys.path), _fill(sys, "path")),
+        SharedSetting("sys.argv", lambda: tuple(sys.argv), _fill(sys, "argv")),
+        SharedSetting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+        SharedSetting("the switch interval", sys.getswitchinterval, sys.setswitchinterval),
+        SharedSetting(
+            "the most digits of int()", sys.get_int_max_str_digits, sys.set_int_max_str_digits
+        ),
+        SharedSetting(_GC, _gc, _set_gc),
+        SharedSetting(
+            "the default timeout of sockets", socket.getdefaulttimeout, socket.setdefaulttimeout
+        ),
+        SharedSetting("the locale", _locale, _set_locale, is_read_when_set=True),
+        SharedSetting(_ZONE, _zone, lambda _: time.tzset()),
+        SharedSetting(_LIMITED, _limits, _set_limits, is_read_when_set=True),
+        SharedSetting(_TIMER, _timers, _stop_timers, is_read_when_set=True),
+        SharedSetting("the state of tracemalloc", tracemalloc.is_tracing, _set_tracing),
         # Whoever uses multiprocessing first sets it, which needs no word.
-        Item(_METHOD, _start_method, _set_start_method, is_told=False),
+        SharedSetting(_METHOD, _start_method, _set_start_method, is_logged=False),
     ]
 
 
-def directory_items() -> list[Item]:
+def directory_settings() -> list[SharedSetting]:
     """Return what belongs to the process where threads have no directory of their own."""
     there = os.open(".", os.O_PATH | os.O_CLOEXEC)
     return [
-        Item("the working directory", _directory, lambda _: os.fchdir(there)),
-        Item("the umask", _umask, os.umask),
+        SharedSetting("the working directory", _directory, lambda _: os.fchdir(there)),
+        SharedSetting("the umask", _umask, os.umask),
     ]
 
 
-def thread_items() -> list[Item]:
+def thread_settings() -> list[SharedSetting]:
     """Return what belongs to the calling thread."""
     return [
-        Item("sys.settrace()", sys.gettrace, sys.settrace, by_value=False),
-        Item("sys.setprofile()", sys.getprofile, sys.setprofile, by_value=False),
-        Item("the CPU affinity", lambda: os.sched_getaffinity(0), _set_affinity),
-        Item("the niceness", lambda: os.getpriority(os.PRIO_PROCESS, 0), _set_niceness),
-        Item("the blocked signals", _blocked, _block),
-        Item("the event loop", _loop, asyncio.set_event_loop, by_value=False, is_told=False),
-        Item("the thread's name", _name, _set_name, is_told=False),
+        SharedSetting("sys.settrace()", sys.gettrace, sys.settrace, by_value=False),
+        SharedSetting("sys.setprofile()", sys.getprofile, sys.setprofile, by_value=False),
+        SharedSetting("the CPU affinity", lambda: os.sched_getaffinity(0), _set_affinity),
+        SharedSetting("the niceness", lambda: os.getpriority(os.PRIO_PROCESS, 0), _set_niceness),
+        SharedSetting("the blocked signals", _blocked, _block),
+        SharedSetting(
+            "the event loop", _loop, asyncio.set_event_loop, by_value=False, is_logged=False
+        ),
+        SharedSetting("the thread's name", _name, _set_name, is_logged=False),
     ]
 
 
-def setters() -> list[tuple[Any, str, str]]:
+def setting_functions() -> list[tuple[Any, str, str]]:
     """Return the functions that set something of the process.
 
     Each is the module that it is in, its name there, and the name of the item that it sets.
