@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from girder_dask.jobs import JobStatus
 from girder_dask.scheduler.cluster import Cluster
-from girder_dask.scheduler.job_state import Hand
+from girder_dask.scheduler.job_state import JobState
 
 __all__ = ["Attempts"]
 
@@ -33,8 +33,8 @@ class Attempts:
 
     def __init__(
         self,
-        by_id: Mapping[str, Hand],
-        by_key: dict[str, Hand],
+        by_id: Mapping[str, JobState],
+        by_key: dict[str, JobState],
         cluster: Cluster,
         say: Callable[..., None],
     ) -> None:
@@ -43,29 +43,29 @@ class Attempts:
         self._cluster = cluster
         self._say = say
 
-    def next(self, hand: Hand, why: str) -> None:
+    def next(self, job: JobState, why: str) -> None:
         """Hear the present run of a job no more, and begin another attempt."""
-        hand.close_run()
-        self._cluster.renumber(hand.spec.key, hand.attempt)
-        self._say(hand, status=int(JobStatus.QUEUED), log=f"{why} as attempt {hand.attempt}.\n")
+        job.close_run()
+        self._cluster.set_attempt(job.spec.key, job.attempt)
+        self._say(job, status=int(JobStatus.QUEUED), log=f"{why} as attempt {job.attempt}.\n")
 
-    def take_fresh_key(self, hand: Hand) -> None:
+    def take_fresh_key(self, job: JobState) -> None:
         """Leave the present key to Dask; the next run has another one."""
-        self._by_key.pop(hand.spec.key, None)
-        self._cluster.drop([hand.spec.key])
-        hand.spec = replace(hand.spec, attempt=hand.attempt)
-        hand.ended_on = hand.nbytes = None
-        self._by_key[hand.spec.key] = hand
+        self._by_key.pop(job.spec.key, None)
+        self._cluster.drop([job.spec.key])
+        job.spec = replace(job.spec, attempt=job.attempt)
+        job.ended_on = job.nbytes = None
+        self._by_key[job.spec.key] = job
 
     def heard(self, job_id: str, attempt: int) -> None:
         """Take note that Girder has heard of an attempt."""
-        hand = self._by_id.get(job_id)
-        if hand is not None:
-            hand.known = max(hand.known, attempt)
+        job = self._by_id.get(job_id)
+        if job is not None:
+            job.recorded_attempt = max(job.recorded_attempt, attempt)
 
-    def may_begin(self, key: str, attempt: int) -> bool | None:
+    def may_start(self, key: str, attempt: int) -> bool | None:
         """Say whether a run may call its function; None while Girder has not heard of it."""
-        hand = self._by_key.get(key)
-        if hand is None or hand.told or hand.canceled or hand.attempt != attempt:
+        job = self._by_key.get(key)
+        if job is None or job.end_reported or job.canceled or job.attempt != attempt:
             return False
-        return True if hand.known >= attempt else None
+        return True if job.recorded_attempt >= attempt else None

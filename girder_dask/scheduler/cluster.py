@@ -43,7 +43,7 @@ class Cluster(Holder, Protocol):
         ids of the jobs that made them.
         """
 
-    def stop(self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]) -> None:
+    def stop(self, worker: str, keys: Sequence[str], unstarted: Callable[[str, str], None]) -> None:
         """Tell the runs of keys on a worker to stop.
 
         ``not_begun`` is called with each key, and the worker, that it has not begun with, and
@@ -56,17 +56,17 @@ class Cluster(Holder, Protocol):
     async def flush(self, worker: str) -> None:
         """Wait until what runs on a worker have said is here, if that does not take long."""
 
-    async def not_begun(self, worker: str) -> Sequence[str]:
+    async def unstarted(self, worker: str) -> Sequence[str]:
         """Return the keys with which a worker that is to begin nothing more has not begun."""
 
-    def renumber(self, key: str, attempt: int) -> None:
+    def set_attempt(self, key: str, attempt: int) -> None:
         """Tell the next run of a key which attempt it is."""
 
-    def stuck(self) -> Mapping[str, str]:
+    def unrunnable(self) -> Mapping[str, str]:
         """Return why keys wait for which there is no worker, by key."""
 
-    def why_lost(self, worker: str) -> str:
+    def loss_reason(self, worker: str) -> str:
         """Say why a worker was lost; empty if that is not known."""
 
-    def placed_on(self, key: str) -> str | None:
+    def assigned_to(self, key: str) -> str | None:
         """Return the address of the worker that a key is placed on."""

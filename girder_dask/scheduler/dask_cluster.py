@@ -15,7 +15,7 @@ from distributed import Client, Future, Scheduler
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
 from girder_dask.scheduler.unrunnable import shortage
-from girder_dask.scheduler.worker_losses import Losses
+from girder_dask.scheduler.worker_losses import WorkerLosses
 from girder_dask.utils.background import Guard, watched
 from girder_dask.utils.bounded_dict import Newest
 
@@ -78,7 +78,7 @@ class DaskCluster:
         self._telling: set[asyncio.Task[None]] = set()
         self._guards = {what: Guard(logger, what) for what in (_GIVING, _REFUSING, _RELEASING)}
         #: Why workers were lost.
-        self.losses = Losses()
+        self.losses = WorkerLosses()
 
     # -- submission ---------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class DaskCluster:
         if self._sent and self._look is None:
             self._look = self._loop.call_later(_LOOK, self._look_at_sent)
 
-    def taken(self, key: str) -> None:
+    def on_received(self, key: str) -> None:
         """Take note that the scheduler has a key, and want it. This is within a transition."""
         self._sent.pop(key, None)
         self._scheduler.client_desires_keys([key], _KEEPER)
@@ -188,7 +188,7 @@ class DaskCluster:
 
     # -- values -------------------------------------------------------------------------------
 
-    def in_memory(self, key: str) -> int:
+    def on_result(self, key: str) -> int:
         """Take note that a value is on a worker; return its size in bytes.
 
         From now on it is data: if its worker is lost, so is the value. The job that made it
@@ -205,21 +205,21 @@ class DaskCluster:
         """
         for key in keys:
             if key in self._scheduler.tasks:
-                self.renumber(key, 0)
+                self.set_attempt(key, 0)
             else:
                 self._dropped_early[key] = None
         if not self._dropping:
             self._loop.call_soon(self._release)
         self._dropping += keys
 
-    def came_late(self, key: str) -> None:
+    def on_late_arrival(self, key: str) -> None:
         """Have nothing begin of a key that was on its way here when it was dropped.
 
         This is within the transition by which the scheduler takes it.
         """
         if key in self._dropped_early:
             del self._dropped_early[key]
-            self.renumber(key, 0)
+            self.set_attempt(key, 0)
 
     def _release(self) -> None:
         keys, self._dropping = self._dropping, []
@@ -274,15 +274,15 @@ class DaskCluster:
 
         return self._loop.call_later(delay, call)
 
-    def stop(self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]) -> None:
+    def stop(self, worker: str, keys: Sequence[str], unstarted: Callable[[str, str], None]) -> None:
         """Tell the runs of keys on a worker to stop, and hear with which it has not begun."""
-        self._later(self._stop(worker, keys, not_begun))
+        self._later(self._stop(worker, keys, unstarted))
 
     async def _stop(
-        self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]
+        self, worker: str, keys: Sequence[str], unstarted: Callable[[str, str], None]
     ) -> None:
         for key in await self._tell(worker, "girder_cancel", keys=list(keys)) or ():
-            not_begun(key, worker)
+            unstarted(key, worker)
 
     def end_run(self, worker: str, run: str) -> None:
         """Tell a run on a worker that nobody hears it any more."""
@@ -309,7 +309,7 @@ class DaskCluster:
         except Exception as e:  # noqa: BLE001 - as above
             logger.warning("Worker %s may have said more than has arrived here: %r", worker, e)
 
-    async def not_begun(self, worker: str) -> Sequence[str]:
+    async def unstarted(self, worker: str) -> Sequence[str]:
         """Return the keys with which a worker that is to begin nothing more has not begun.
 
         If it does not answer that is not known of any.
@@ -322,13 +322,13 @@ class DaskCluster:
             return ()
         return keys
 
-    def renumber(self, key: str, attempt: int) -> None:
+    def set_attempt(self, key: str, attempt: int) -> None:
         """Tell the next run of a key which attempt it is. This is within a transition."""
         ts = self._scheduler.tasks.get(key)
         if ts is not None:
             ts.annotations = {**(ts.annotations or {}), ATTEMPT_ANNOTATION: attempt}
 
-    def stuck(self) -> dict[str, str]:
+    def unrunnable(self) -> dict[str, str]:
         """Return why keys wait for which there is no worker, by key."""
         scheduler = self._scheduler
         # Without any worker, tasks are queued as they are when all are busy.
@@ -343,7 +343,7 @@ class DaskCluster:
                 found[str(ts.key)] = reasons[needs]
         return found
 
-    def why_lost(self, worker: str) -> str:
+    def loss_reason(self, worker: str) -> str:
         """Say why a worker was lost; empty if that is not known."""
         return self.losses.why(worker)
 
@@ -351,7 +351,7 @@ class DaskCluster:
         """Say whether the scheduler has a key, or it waits for a connection."""
         return key in self._scheduler.tasks or key in self._waiting
 
-    def placed_on(self, key: str) -> str | None:
+    def assigned_to(self, key: str) -> str | None:
         """Return the address of the worker that a key is placed on."""
         ts = self._scheduler.tasks.get(key)
         ws = ts.processing_on if ts is not None else None

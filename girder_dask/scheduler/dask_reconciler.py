@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from girder_dask.scheduler.job_state import Hand
+from girder_dask.scheduler.job_state import JobState
 
-__all__ = ["Missing"]
+__all__ = ["DaskReconciler"]
 
 logger = logging.getLogger(__name__)
 
 
-class Missing:
+class DaskReconciler:
     """Finds jobs that Dask has not at two looks, one after the other.
 
     Parameters
@@ -34,20 +34,20 @@ class Missing:
     >>> from girder_dask.jobs import JobSpec
     >>> spec = JobSpec(id='5f3c', attempt=1, task='coins:count')
     >>> given = []
-    >>> missing = Missing({spec.key: Hand(spec, 1, 1)}, lambda key: False, given.extend)
+    >>> missing = DaskReconciler({spec.key: JobState(spec, 1, 1)}, lambda key: False, given.extend)
     >>> missing.look()
     >>> missing.look()
-    >>> [hand.spec.key for hand in given]
+    >>> [job.spec.key for job in given]
     ['count-5f3c-1']
     """
 
     def __init__(
         self,
-        hands: Mapping[str, Hand],
+        jobs: Mapping[str, JobState],
         has: Callable[[str], bool],
-        give: Callable[[Sequence[Hand]], None],
+        give: Callable[[Sequence[JobState]], None],
     ) -> None:
-        self._hands = hands
+        self._jobs = jobs
         self._has = has
         self._give = give
         self._before: set[str] = set()
@@ -55,11 +55,9 @@ class Missing:
     def look(self) -> None:
         """Look for them. Long after the last look: thousands of jobs may be on their way."""
         found = {
-            key: hand
-            for key, hand in self._hands.items()
-            if hand.is_on_its_way and not self._has(key)
+            key: job for key, job in self._jobs.items() if job.is_on_its_way and not self._has(key)
         }
-        again = [hand for key, hand in found.items() if key in self._before]
+        again = [job for key, job in found.items() if key in self._before]
         self._before = set(found)
         if again:
             logger.warning("Dask does not have %d jobs; they are given to it again", len(again))

@@ -9,7 +9,7 @@ from typing import Any
 
 from girder_dask.errors import GirderError
 
-__all__ = ["Delivery", "Post", "Receipt", "Verdicts"]
+__all__ = ["Post", "Receipt", "UpdateDelivery", "Verdicts"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _BARE = {"version", "id", "attempt", "sequence", "statuses"}
 _LOST = "\n[Part of the output could not be sent to Girder.]\n"
 
 
-class Delivery:
+class UpdateDelivery:
     """Delivers one request after another.
 
     Parameters

@@ -13,10 +13,10 @@ from typing import Any
 
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.scheduler.job_state import Hand
-from girder_dask.scheduler.retention import Kept
+from girder_dask.scheduler.job_state import JobState
+from girder_dask.scheduler.retention import RetainedResults
 
-__all__ = ["Gate", "Needs", "Outcome"]
+__all__ = ["DependencyGate", "DependencyGraph", "DependencyOutcome"]
 
 Submit = Callable[[Sequence[JobSpec], Mapping[str, Mapping[str, str]]], None]
 
@@ -28,7 +28,7 @@ _HOW = {
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DependencyOutcome:
     """How an input job ended; ``status`` is None for a job that is gone."""
 
     job_id: str
@@ -43,21 +43,21 @@ class Outcome:
     def complaint(self) -> str:
         """Say why a job that needs this one cannot run.
 
-        >>> Outcome('5f3c', JobStatus.ERROR, 'Count').complaint()
+        >>> DependencyOutcome('5f3c', JobStatus.ERROR, 'Count').complaint()
         "Input job 5f3c ('Count') ended in ERROR, so this job cannot run."
         """
         title = f" ('{self.title}')" if self.title else ""
         return f"Input job {self.job_id}{title} {_HOW[self.status]}, so this job cannot run."
 
 
-class Needs:
+class DependencyGraph:
     """Who depends on whom, and what is known of the ends of those that others depend on."""
 
     def __init__(self) -> None:
         self._inputs: dict[str, Sequence[str]] = {}
         # Ids in the order in which they came, as the keys of a dictionary.
         self._dependents: dict[str, dict[str, None]] = {}
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, DependencyOutcome] = {}
 
     def add(self, job_id: str, inputs: Sequence[str]) -> None:
         """Take note that a job needs the values of others."""
@@ -95,11 +95,11 @@ class Needs:
         """Return the ids of the jobs that depend on one."""
         return list(self._dependents.get(job_id, ()))
 
-    def outcome(self, job_id: str) -> Outcome | None:
+    def outcome(self, job_id: str) -> DependencyOutcome | None:
         """Return how a job ended, if that was learned."""
         return self._outcomes.get(job_id)
 
-    def learn(self, outcome: Outcome) -> None:
+    def learn(self, outcome: DependencyOutcome) -> None:
         """Remember how a job ended, while others depend on it."""
         if outcome.job_id in self._dependents:
             self._outcomes[outcome.job_id] = outcome
@@ -115,12 +115,12 @@ class Needs:
             status = None if job is None else JobStatus(job["status"])
             if status is None or status in FINAL:
                 title = str(job.get("title") or "") if job is not None else ""
-                self.learn(Outcome(job_id, status, title))
+                self.learn(DependencyOutcome(job_id, status, title))
                 ended.append(job_id)
         return ended
 
 
-class Gate:
+class DependencyGate:
     """Lets jobs start when the values that they need are there.
 
     Parameters
@@ -142,15 +142,15 @@ class Gate:
 
     def __init__(
         self,
-        hands: Mapping[str, Hand],
-        needs: Needs,
-        kept: Kept,
+        jobs: Mapping[str, JobState],
+        needs: DependencyGraph,
+        kept: RetainedResults,
         submit: Submit,
-        refuse: Callable[[Hand, str], None],
+        refuse: Callable[[JobState, str], None],
         ask: Callable[[], None],
     ) -> None:
-        self._hands = hands
-        self._needs = needs
+        self._jobs = jobs
+        self._graph = needs
         self._kept = kept
         self._submit = submit
         self._refuse = refuse
@@ -158,66 +158,66 @@ class Gate:
         self._news: deque[str] = deque()
         self._telling = False
 
-    def start(self, hands: Sequence[Hand]) -> None:
+    def start(self, jobs: Sequence[JobState]) -> None:
         """Submit those jobs whose inputs are there; park the others, or end them."""
         ready: list[JobSpec] = []
         values: dict[str, Mapping[str, str]] = {}
         unknown = False
-        for hand in hands:
-            states = {i: self._state(i) for i in hand.spec.dependencies or ()}
-            bad = [s for s in states.values() if isinstance(s, Outcome) and not s.good]
-            hand.parked = not bad and None in states.values()
+        for job in jobs:
+            states = {i: self._state(i) for i in job.spec.dependencies or ()}
+            bad = [s for s in states.values() if isinstance(s, DependencyOutcome) and not s.good]
+            job.blocked = not bad and None in states.values()
             if bad:
-                self._refuse(hand, bad[0].complaint())
-            elif hand.parked:
-                unknown |= any(s is None and i not in self._hands for i, s in states.items())
+                self._refuse(job, bad[0].complaint())
+            elif job.blocked:
+                unknown |= any(s is None and i not in self._jobs for i, s in states.items())
             else:
-                ready.append(hand.spec)
+                ready.append(job.spec)
                 keys = {i: s for i, s in states.items() if isinstance(s, str)}
                 if keys:
-                    values[hand.spec.id] = keys
+                    values[job.spec.id] = keys
         if ready:
             self._submit(ready, values)
         if unknown:
             self._ask()
 
-    def _state(self, job_id: str) -> str | Outcome | None:
+    def _state(self, job_id: str) -> str | DependencyOutcome | None:
         """Return the key of a value, or else how its job ended, or None while that is open."""
-        hand = self._hands.get(job_id)
-        if hand is not None and hand.told and hand.status != JobStatus.SUCCESS:
-            return Outcome(job_id, hand.status, hand.spec.title)
+        job = self._jobs.get(job_id)
+        if job is not None and job.end_reported and job.status != JobStatus.SUCCESS:
+            return DependencyOutcome(job_id, job.status, job.spec.title)
         key = self._kept.key(job_id)
-        if key is not None or hand is not None:
+        if key is not None or job is not None:
             # Without its key, the value can be had when Girder has acknowledged it.
             return key
-        return self._needs.outcome(job_id)
+        return self._graph.outcome(job_id)
 
-    def parked(self) -> Iterator[tuple[Hand, str]]:
+    def blocked(self) -> Iterator[tuple[JobState, str]]:
         """Yield the jobs that wait for inputs, each with why."""
-        for job_id in self._needs.all():
-            hand = self._hands.get(job_id)
-            if hand is not None and hand.parked:
-                yield hand, self._why(hand.spec.dependencies or ())
+        for job_id in self._graph.all():
+            job = self._jobs.get(job_id)
+            if job is not None and job.blocked:
+                yield job, self._why(job.spec.dependencies or ())
 
     def _why(self, inputs: Sequence[str]) -> str:
         if len(inputs) > 1:
             return f"it needs the values of {len(inputs):,} other jobs, which have not all ended"
         (job_id,) = inputs
-        known = self._hands.get(job_id)
+        known = self._jobs.get(job_id)
         title = f" ('{known.spec.title}')" if known is not None and known.spec.title else ""
         return f"it needs the value of job {job_id}{title}, which has not ended"
 
     def unknown(self) -> list[str]:
         """Return the ids of jobs that others wait for and of which nothing is known here."""
-        return [job_id for job_id in self._needs.inputs() if self._is_unknown(job_id)]
+        return [job_id for job_id in self._graph.inputs() if self._is_unknown(job_id)]
 
     def _is_unknown(self, job_id: str) -> bool:
-        return job_id not in self._hands and self._state(job_id) is None
+        return job_id not in self._jobs and self._state(job_id) is None
 
     def learn(self, asked: Iterable[str], jobs: Mapping[str, Any]) -> None:
         """Take in what Girder says of jobs that others wait for, documents by id."""
         still = [job_id for job_id in asked if self._is_unknown(job_id)]
-        for job_id in self._needs.learn_from_girder(still, jobs):
+        for job_id in self._graph.learn_from_girder(still, jobs):
             self.tell(job_id)
 
     def tell(self, job_id: str) -> None:
@@ -228,8 +228,8 @@ class Gate:
         self._telling = True
         try:
             while self._news:
-                ids = self._needs.dependents(self._news.popleft())
-                waiting = [self._hands[i] for i in ids if i in self._hands]
-                self.start([hand for hand in waiting if hand.parked])
+                ids = self._graph.dependents(self._news.popleft())
+                waiting = [self._jobs[i] for i in ids if i in self._jobs]
+                self.start([job for job in waiting if job.blocked])
         finally:
             self._telling = False

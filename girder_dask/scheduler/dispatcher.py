@@ -27,10 +27,10 @@ from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.attempts import Attempts
 from girder_dask.scheduler.cluster import Cluster
-from girder_dask.scheduler.dependencies import Gate, Needs, Outcome
-from girder_dask.scheduler.job_state import Backoff, Hand
-from girder_dask.scheduler.pending_reasons import Waits
-from girder_dask.scheduler.retention import Kept
+from girder_dask.scheduler.dependencies import DependencyGate, DependencyGraph, DependencyOutcome
+from girder_dask.scheduler.job_state import Backoff, JobState
+from girder_dask.scheduler.pending_reasons import PendingReasons
+from girder_dask.scheduler.retention import RetainedResults
 from girder_dask.utils.bounded_dict import Newest
 
 __all__ = ["Dispatcher"]
@@ -83,28 +83,32 @@ class Dispatcher:
         self._forget = forget
         self._backoff = backoff or Backoff()
         self._clock = clock
-        self._by_id: dict[str, Hand] = {}
+        self._by_id: dict[str, JobState] = {}
         self._canceled_before = Newest[str, None](_MOST_KNOWN)
         self._ended_before = Newest[str, tuple[int, float]](_MOST_KNOWN)
         #: The jobs in hand, by the keys under which Dask has them.
-        self.hands = self._by_key = dict[str, Hand]()
+        self.jobs = self._by_key = dict[str, JobState]()
         #: Their attempts.
         self.attempts = Attempts(self._by_id, self._by_key, cluster, self._say)
-        self._needs = Needs()
+        self._graph = DependencyGraph()
         #: The values that stay on the cluster.
-        self.kept = Kept(
-            cluster, self._needs.is_needed, seconds=keep_seconds, nbytes=keep_bytes, clock=clock
+        self.retained = RetainedResults(
+            cluster, self._graph.is_needed, seconds=keep_seconds, nbytes=keep_bytes, clock=clock
         )
         #: What jobs that need values of others pass.
-        self.gate = Gate(self._by_id, self._needs, self.kept, cluster.submit, self._refuse, ask)
+        self.dependencies = DependencyGate(
+            self._by_id, self._graph, self.retained, cluster.submit, self._fail, ask
+        )
         #: Why jobs wait.
-        self.waits = Waits(self._by_key, self.gate, cluster, record, self._refuse, clock)
+        self.pending = PendingReasons(
+            self._by_key, self.dependencies, cluster, record, self._fail, clock
+        )
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._by_key or key in self.kept
+        return key in self._by_key or key in self.retained
 
     # -- from those who submit --------------------------------------------------------------
 
@@ -128,19 +132,19 @@ class Dispatcher:
             if known is not None:
                 if known.spec.attempt >= spec.attempt:
                     continue
-                self._let_go(known, drop=True)
-            hand = Hand(spec, spec.attempt, spec.attempt)
-            hand.canceled = spec.id in self._canceled_before
-            self._by_id[spec.id] = self._by_key[spec.key] = hand
+                self._remove(known, drop=True)
+            job = JobState(spec, spec.attempt, spec.attempt)
+            job.canceled = spec.id in self._canceled_before
+            self._by_id[spec.id] = self._by_key[spec.key] = job
             if spec.dependencies:
-                self._needs.add(spec.id, spec.dependencies)
-            new.append(hand)
+                self._graph.add(spec.id, spec.dependencies)
+            new.append(job)
         now = time.time()
-        for hand in new:  # tells Girder who has the job
-            self._record(JobEvent(id=hand.spec.id, attempt=hand.spec.attempt, time=now))
-            if hand.canceled:
-                self._end(hand, JobStatus.CANCELED)
-        self.gate.start([hand for hand in new if not hand.canceled])
+        for job in new:  # tells Girder who has the job
+            self._record(JobEvent(id=job.spec.id, attempt=job.spec.attempt, time=now))
+            if job.canceled:
+                self._end(job, JobStatus.CANCELED)
+        self.dependencies.start([job for job in new if not job.canceled])
         return ids
 
     def _has_just_ended(self, spec: JobSpec) -> bool:
@@ -155,41 +159,43 @@ class Dispatcher:
         """
         placed: dict[str, list[str]] = {}
         for job_id in ids:
-            hand = self._by_id.get(job_id)
-            if hand is None:  # it may be on its way to here
+            job = self._by_id.get(job_id)
+            if job is None:  # it may be on its way to here
                 self._canceled_before[job_id] = None
-            if hand is None or hand.told:
+            if job is None or job.end_reported:
                 continue
-            hand.canceled = True
-            worker = self._cluster.placed_on(hand.spec.key)
+            job.canceled = True
+            worker = self._cluster.assigned_to(job.spec.key)
             if worker is not None:
-                placed.setdefault(worker, []).append(hand.spec.key)
-            elif hand.run is None and hand.ended_on is None:
-                self._end(hand, JobStatus.CANCELED)
+                placed.setdefault(worker, []).append(job.spec.key)
+            elif job.run is None and job.ended_on is None:
+                self._end(job, JobStatus.CANCELED)
         for worker, keys in placed.items():
             self._cluster.stop(worker, keys, self._not_begun)
 
     def _not_begun(self, key: str, worker: str) -> None:
-        hand = self._by_key.get(key)
-        if hand is None or hand.told or hand.run is not None or not hand.canceled:
+        job = self._by_key.get(key)
+        if job is None or job.end_reported or job.run is not None or not job.canceled:
             return
-        if self._cluster.placed_on(key) in (None, worker):
-            self._end(hand, JobStatus.CANCELED)
+        if self._cluster.assigned_to(key) in (None, worker):
+            self._end(job, JobStatus.CANCELED)
         else:  # Dask has moved it meanwhile
-            self.cancel([hand.spec.id])
+            self.cancel([job.spec.id])
 
-    def in_doubt(self, ids: Iterable[str]) -> list[str]:
+    def possibly_started(self, ids: Iterable[str]) -> list[str]:
         """Return those of canceled jobs of which it is not known whether they have begun."""
-        hands = self._hands_of(ids)
-        return [hand.spec.id for hand in hands if hand.run is None and not hand.told]
+        jobs = self._jobs_of(ids)
+        return [job.spec.id for job in jobs if job.run is None and not job.end_reported]
 
-    def begun(self, ids: Iterable[str]) -> dict[str, int]:
+    def started(self, ids: Iterable[str]) -> dict[str, int]:
         """Return the attempts of those jobs in hand that have begun, or may have, by their ids."""
-        hands = self._hands_of(ids)
-        return {h.spec.id: h.attempt for h in hands if h.run is not None or not h.told}
+        jobs = self._jobs_of(ids)
+        return {
+            job.spec.id: job.attempt for job in jobs if job.run is not None or not job.end_reported
+        }
 
-    def _hands_of(self, ids: Iterable[str]) -> list[Hand]:
-        return [hand for job_id in ids if (hand := self._by_id.get(job_id))]
+    def _jobs_of(self, ids: Iterable[str]) -> list[JobState]:
+        return [job for job_id in ids if (job := self._by_id.get(job_id))]
 
     def has(self, job_id: str) -> bool:
         """Say whether a job is in hand."""
@@ -197,87 +203,87 @@ class Dispatcher:
 
     def key_of(self, job_id: str) -> str | None:
         """Return the key under which Dask has, or will have, the value of a job."""
-        hand = self._by_id.get(job_id)
-        if hand is not None and not hand.told:
-            return hand.spec.key
-        if hand is not None and hand.status == JobStatus.SUCCESS and not hand.over:
-            return hand.spec.key
-        return self.kept.key(job_id)
+        job = self._by_id.get(job_id)
+        if job is not None and not job.end_reported:
+            return job.spec.key
+        if job is not None and job.status == JobStatus.SUCCESS and not job.finished:
+            return job.spec.key
+        return self.retained.key(job_id)
 
     # -- from the workers ---------------------------------------------------------------------
 
-    def hear(self, event: JobEvent) -> bool:
+    def on_run_event(self, event: JobEvent) -> bool:
         """Take in what a run says. Say whether that run is the one that is heard."""
-        hand = self._by_id.get(event.id)
-        if hand is None or hand.told or event.attempt != hand.spec.attempt:
+        job = self._by_id.get(event.id)
+        if job is None or job.end_reported or event.attempt != job.spec.attempt:
             return False
-        if not hand.admits(event, self._cluster.placed_on(hand.spec.key)):
+        if not job.try_admit(event, self._cluster.assigned_to(job.spec.key)):
             return False
         status = None if event.status is None else JobStatus(event.status)
-        if status == JobStatus.ERROR and not event.permanent and self._may_try_again(hand):
+        if status == JobStatus.ERROR and not event.permanent and self._may_try_again(job):
             bare = replace(event, status=None, error=None, result=None, exception=None)
-            self._record(replace(bare, attempt=hand.attempt))
-            self._try_again(hand)
+            self._record(replace(bare, attempt=job.attempt))
+            self._try_again(job)
             return True
         if status is not None:
-            hand.status = status
-        if event.attempt != hand.attempt or (event.exception and status != JobStatus.ERROR):
+            job.status = status
+        if event.attempt != job.attempt or (event.exception and status != JobStatus.ERROR):
             exception = event.exception if status == JobStatus.ERROR else None
-            event = replace(event, attempt=hand.attempt, exception=exception)
+            event = replace(event, attempt=job.attempt, exception=exception)
         self._record(event)
         if status in FINAL:
-            hand.stored = event.result is not None
-            self._after_end(hand)
+            job.result_stored = event.result is not None
+            self._after_end(job)
         return True
 
-    def _may_try_again(self, hand: Hand) -> bool:
-        return hand.tries < hand.spec.retries and not hand.canceled
+    def _may_try_again(self, job: JobState) -> bool:
+        return job.tries < job.spec.retries and not job.canceled
 
-    def _try_again(self, hand: Hand) -> None:
-        hand.tries += 1
-        pause = self._backoff.pause(hand.tries)
-        what = f"Try {hand.tries} of {hand.spec.retries + 1} failed; the job is tried again"
-        self.attempts.next(hand, f"{what} in {pause:g} s" if pause else what)
-        self.attempts.take_fresh_key(hand)
+    def _try_again(self, job: JobState) -> None:
+        job.tries += 1
+        pause = self._backoff.pause(job.tries)
+        what = f"Try {job.tries} of {job.spec.retries + 1} failed; the job is tried again"
+        self.attempts.next(job, f"{what} in {pause:g} s" if pause else what)
+        self.attempts.take_fresh_key(job)
 
         def resume() -> None:
-            hand.pause = None
-            self.gate.start([hand])
+            job.pause = None
+            self.dependencies.start([job])
 
-        hand.pause = self._cluster.call_later(pause, resume)
+        job.pause = self._cluster.call_later(pause, resume)
 
     # -- from Dask ----------------------------------------------------------------------------
 
-    def placed(self, key: str, worker: str) -> None:
+    def on_assigned(self, key: str, worker: str) -> None:
         """Take note that a key is on a worker, where a run of it may begin unheard."""
-        hand = self._by_key.get(key)
-        if hand is None:
+        job = self._by_key.get(key)
+        if job is None:
             return
-        hand.ended_on = None
-        hand.placed = True
-        if hand.run is None:
-            hand.worker = worker
+        job.ended_on = None
+        job.assigned = True
+        if job.run is None:
+            job.worker = worker
 
-    def given_back(self, key: str) -> None:
+    def on_unstarted(self, key: str) -> None:
         """Take note that a worker has not begun with a key, and will not."""
-        hand = self._by_key.get(key)
-        if hand is not None and hand.run is None:
-            hand.placed, hand.worker = False, None
+        job = self._by_key.get(key)
+        if job is not None and job.run is None:
+            job.assigned, job.worker = False, None
 
-    def ended(self, key: str, worker: str | None, nbytes: int | None = None) -> None:
+    def on_finished(self, key: str, worker: str | None, nbytes: int | None = None) -> None:
         """Take note that a key has ended on a worker, which may be another than it began on.
 
         ``nbytes`` is the size of its value; without one it has ended in an error.
         """
-        hand = self._by_key.get(key)
-        if hand is None:
+        job = self._by_key.get(key)
+        if job is None:
             return
-        hand.ended_on = worker
-        hand.nbytes = nbytes
-        if hand.told:
-            self._after_both_ends(hand)
+        job.ended_on = worker
+        job.nbytes = nbytes
+        if job.end_reported:
+            self._after_both_ends(job)
 
-    def taken_away(
+    def on_released(
         self, key: str, worker: str | None, *, alive: bool, leaving: bool = False
     ) -> None:
         """Take note that a key is on its worker no longer, but wanted: it will run again.
@@ -285,45 +291,45 @@ class Dispatcher:
         A worker that is ``alive`` or ``leaving`` was not lost; Dask had another reason. Unless
         it has given the key back, a run may have begun there, so the next is another attempt.
         """
-        hand = self._by_key.get(key)
-        if hand is None:
+        job = self._by_key.get(key)
+        if job is None:
             return
-        hand.ended_on = None
-        where = worker or hand.worker or "its worker"
-        if hand.told:  # a job whose end is told does not run again
-            self._after_both_ends(hand)
-        elif not hand.placed:
-            hand.worker = None
-        elif not alive and (hand.canceled or not leaving):
-            self._lost(hand, where)
-        elif hand.canceled:
+        job.ended_on = None
+        where = worker or job.worker or "its worker"
+        if job.end_reported:  # a job whose end is told does not run again
+            self._after_both_ends(job)
+        elif not job.assigned:
+            job.worker = None
+        elif not alive and (job.canceled or not leaving):
+            self._lost(job, where)
+        elif job.canceled:
             self._cluster.drop([key])
         else:
-            if hand.run is not None:
-                self._cluster.end_run(where, hand.run)
+            if job.run is not None:
+                self._cluster.end_run(where, job.run)
             left, took = (
                 f"Worker {where} is leaving; the job",
                 f"Dask took the job from worker {where}; it",
             )
-            self.attempts.next(hand, f"{left if leaving else took} is tried again")
+            self.attempts.next(job, f"{left if leaving else took} is tried again")
 
-    def _lost(self, hand: Hand, worker: str) -> None:
-        hand.lost_on.append(worker)
-        if hand.canceled:
-            self._end(hand, JobStatus.CANCELED)
+    def _lost(self, job: JobState, worker: str) -> None:
+        job.lost_on.append(worker)
+        if job.canceled:
+            self._end(job, JobStatus.CANCELED)
             return
-        reason = self._cluster.why_lost(worker)
+        reason = self._cluster.loss_reason(worker)
         why = f" ({reason})" if reason else ""
-        when = "while the job ran" if hand.run is not None else "with the job"
-        self.attempts.next(hand, f"Worker {worker} was lost {when}{why}; it is tried again")
+        when = "while the job ran" if job.run is not None else "with the job"
+        self.attempts.next(job, f"Worker {worker} was lost {when}{why}; it is tried again")
 
-    def explain(self, worker: str) -> None:
+    def on_loss_explained(self, worker: str) -> None:
         """Tell the jobs that were on a worker why it was lost, when that is known only now."""
-        for hand in self._by_id.values():
-            if hand.lost_on and hand.lost_on[-1] == worker and not hand.told:
-                self._say(hand, log=f"Worker {worker}: {self._cluster.why_lost(worker)}.\n")
+        for job in self._by_id.values():
+            if job.lost_on and job.lost_on[-1] == worker and not job.end_reported:
+                self._say(job, log=f"Worker {worker}: {self._cluster.loss_reason(worker)}.\n")
 
-    def failed(
+    def on_failed(
         self, key: str, reason: str, *, raised: bool = False, worker: str | None = None
     ) -> None:
         """Take note that Dask has given up on a key, which no run has told the end of.
@@ -331,125 +337,125 @@ class Dispatcher:
         ``raised`` says that the run raised, so that it may be tried again; ``worker`` is the
         last of the workers that were lost with it.
         """
-        hand = self._by_key.get(key)
-        if hand is None or hand.told:
+        job = self._by_key.get(key)
+        if job is None or job.end_reported:
             return
-        if hand.canceled:
-            self._end(hand, JobStatus.CANCELED)
+        if job.canceled:
+            self._end(job, JobStatus.CANCELED)
             return
-        if raised and self._may_try_again(hand):
-            self._say(hand, log=reason + "\n")
-            self._try_again(hand)
+        if raised and self._may_try_again(job):
+            self._say(job, log=reason + "\n")
+            self._try_again(job)
             return
         if worker is not None:
-            hand.lost_on.append(worker)
-        self._refuse(hand, reason + hand.losses(self._cluster.why_lost))
+            job.lost_on.append(worker)
+        self._fail(job, reason + job.describe_losses(self._cluster.loss_reason))
 
-    def has_not_begun(self, key: str) -> bool:
+    def is_queued(self, key: str) -> bool:
         """Say whether a key is that of a job that is to run, and of which no run is known."""
-        hand = self._by_key.get(key)
-        return hand is not None and hand.is_queued
+        job = self._by_key.get(key)
+        return job is not None and job.is_queued
 
     def is_open(self, key: str) -> bool:
         """Say whether the end of the job under this key is not known yet."""
-        hand = self._by_key.get(key)
-        return hand is not None and not hand.told
+        job = self._by_key.get(key)
+        return job is not None and not job.end_reported
 
-    def forgotten(self, key: str) -> None:
+    def on_forgotten(self, key: str) -> None:
         """Take note that Dask has forgotten a key; if its end is not known it runs again."""
-        self.kept.lose(key)
-        hand = self._by_key.get(key)
-        if hand is None:
+        self.retained.lose(key)
+        job = self._by_key.get(key)
+        if job is None:
             return
-        hand.nbytes = None
-        if hand.told:
-            self._after_both_ends(hand)
+        job.nbytes = None
+        if job.end_reported:
+            self._after_both_ends(job)
             return
-        if hand.canceled:
-            self._end(hand, JobStatus.CANCELED)
+        if job.canceled:
+            self._end(job, JobStatus.CANCELED)
             return
-        hand.forgotten += 1
-        if hand.forgotten > _MOST_FORGOTTEN:
+        job.forgotten += 1
+        if job.forgotten > _MOST_FORGOTTEN:
             reason = (
-                f"Dask forgot the task {hand.forgotten} times before it told its end, so it is "
+                f"Dask forgot the task {job.forgotten} times before it told its end, so it is "
                 "not tried again. Look in the scheduler's log for why, and start the job anew."
             )
-            self._refuse(hand, reason)
+            self._fail(job, reason)
             return
-        if hand.placed or hand.attempt == hand.spec.attempt:
-            self.attempts.next(hand, "Dask forgot the task before it told its end; it runs again")
-        self.attempts.take_fresh_key(hand)
-        self.gate.start([hand])
+        if job.assigned or job.attempt == job.spec.attempt:
+            self.attempts.next(job, "Dask forgot the task before it told its end; it runs again")
+        self.attempts.take_fresh_key(job)
+        self.dependencies.start([job])
 
     # -- from Girder --------------------------------------------------------------------------
 
-    def verdict(self, job_id: str, kind: str) -> None:
+    def on_verdict(self, job_id: str, kind: str) -> None:
         """Take note of what Girder says of a job: ``done``, ``stale``, ``gone`` or ``cancel``."""
-        hand = self._by_id.get(job_id)
-        if hand is None:
+        job = self._by_id.get(job_id)
+        if job is None:
             return
         if kind == "cancel":
             self.cancel([job_id])
         elif kind in ("stale", "gone"):
             logger.info("Girder says that job %s is %s; it is stopped", job_id, kind)
-            worker = self._cluster.placed_on(hand.spec.key)
+            worker = self._cluster.assigned_to(job.spec.key)
             if worker is not None:
-                self._cluster.stop(worker, [hand.spec.key], lambda _key, _worker: None)
-            self._let_go(hand, drop=True)
-        elif hand.told:
-            hand.acknowledged = True
-            if hand.over:
-                self._let_go(hand, drop=False)
+                self._cluster.stop(worker, [job.spec.key], lambda _key, _worker: None)
+            self._remove(job, drop=True)
+        elif job.end_reported:
+            job.acknowledged = True
+            if job.finished:
+                self._remove(job, drop=False)
 
     # -- within -------------------------------------------------------------------------------
 
     def _end(
-        self, hand: Hand, status: JobStatus, *, log: str | None = None, error: str | None = None
+        self, job: JobState, status: JobStatus, *, log: str | None = None, error: str | None = None
     ) -> None:
-        hand.status = status
-        self._say(hand, status=int(status), log=log, error=error)
-        self._after_end(hand)
+        job.status = status
+        self._say(job, status=int(status), log=log, error=error)
+        self._after_end(job)
 
-    def _refuse(self, hand: Hand, reason: str) -> None:
-        self._end(hand, JobStatus.ERROR, log=reason + "\n", error=reason)
+    def _fail(self, job: JobState, reason: str) -> None:
+        self._end(job, JobStatus.ERROR, log=reason + "\n", error=reason)
 
-    def _after_end(self, hand: Hand) -> None:
+    def _after_end(self, job: JobState) -> None:
         """See to all that its end means for others."""
-        hand.told = True
-        hand.stop_waiting()
-        if hand.status != JobStatus.SUCCESS or hand.nbytes is not None:
-            self._after_both_ends(hand)
-        for job_id in self._needs.remove(hand.spec.id):
-            self.kept.reconsider(job_id)
+        job.end_reported = True
+        job.stop_waiting()
+        if job.status != JobStatus.SUCCESS or job.nbytes is not None:
+            self._after_both_ends(job)
+        for job_id in self._graph.remove(job.spec.id):
+            self.retained.reconsider(job_id)
 
-    def _after_both_ends(self, hand: Hand) -> None:
+    def _after_both_ends(self, job: JobState) -> None:
         """See to what becomes of its value: its end is told by the run and by Dask."""
-        if hand.over:
+        if job.finished:
             return
-        hand.over = True
-        if hand.status != JobStatus.SUCCESS or hand.nbytes is None:
-            self._cluster.drop([hand.spec.key])
+        job.finished = True
+        if job.status != JobStatus.SUCCESS or job.nbytes is None:
+            self._cluster.drop([job.spec.key])
         else:
-            self.kept.add(hand.spec.id, hand.spec.key, hand.nbytes, stored=hand.stored)
-        self.gate.tell(hand.spec.id)
-        if hand.acknowledged:
-            self._let_go(hand, drop=False)
+            self.retained.add(job.spec.id, job.spec.key, job.nbytes, stored=job.result_stored)
+        self.dependencies.tell(job.spec.id)
+        if job.acknowledged:
+            self._remove(job, drop=False)
 
-    def _say(self, hand: Hand, **fields: Any) -> None:
-        self._record(JobEvent(id=hand.spec.id, attempt=hand.attempt, time=time.time(), **fields))
+    def _say(self, job: JobState, **fields: Any) -> None:
+        self._record(JobEvent(id=job.spec.id, attempt=job.attempt, time=time.time(), **fields))
 
-    def _let_go(self, hand: Hand, *, drop: bool) -> None:
-        job_id = hand.spec.id
-        hand.stop_waiting()
+    def _remove(self, job: JobState, *, drop: bool) -> None:
+        job_id = job.spec.id
+        job.stop_waiting()
         self._by_id.pop(job_id, None)
-        self._by_key.pop(hand.spec.key, None)
-        self._forget(job_id, hand.attempt)
-        for free in self._needs.remove(job_id):
-            self.kept.reconsider(free)
+        self._by_key.pop(job.spec.key, None)
+        self._forget(job_id, job.attempt)
+        for free in self._graph.remove(job_id):
+            self.retained.reconsider(free)
         if drop:
-            self.kept.let_go(job_id)
-            self._cluster.drop([hand.spec.key])
-        elif hand.told:
-            self._ended_before[job_id] = hand.attempt, self._clock()
-            self._needs.learn(Outcome(job_id, hand.status, hand.spec.title))
-        self.gate.tell(job_id)
+            self.retained.release(job_id)
+            self._cluster.drop([job.spec.key])
+        elif job.end_reported:
+            self._ended_before[job_id] = job.attempt, self._clock()
+            self._graph.learn(DependencyOutcome(job_id, job.status, job.spec.title))
+        self.dependencies.tell(job_id)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-__all__ = ["Audit", "Held"]
+__all__ = ["GirderReconciler", "Held"]
 
 #: The id of a job, and its attempt and sequence as Girder has them.
 Held = tuple[str, int, int]
 
 
-class Audit:
+class GirderReconciler:
     """Compares, in turns, what Girder takes a scheduler to have with what it has.
 
     Parameters
@@ -32,7 +32,7 @@ class Audit:
 
     Examples
     --------
-    >>> audit = Audit({'a', 'b'}.__contains__, interval=60.0)
+    >>> audit = GirderReconciler({'a', 'b'}.__contains__, interval=60.0)
     >>> audit.after, audit.lacking()
     ('', [])
     >>> audit.hear([('a', 1, 5), ('c', 2, 7)])

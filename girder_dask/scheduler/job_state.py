@@ -9,7 +9,7 @@ from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.cluster import Timer
 
-__all__ = ["Backoff", "Hand"]
+__all__ = ["Backoff", "JobState"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +29,20 @@ class Backoff:
 
 
 @dataclass(slots=True, eq=False)
-class Hand:
+class JobState:
     """A job in hand.
 
     Attributes
     ----------
     attempt
         The attempt as Girder counts, which is at least that of ``spec``.
-    known
+    recorded_attempt
         The last attempt of which Girder has the number.
     tries
         Runs that raised.
     run
         The run that is heard.
-    placed
+    assigned
         Whether Dask has placed it in this attempt, so that a run of it may have begun.
     worker
         The worker where it is, or was last.
@@ -58,51 +58,51 @@ class Hand:
         What ends the pause before its next try.
     forgotten
         How often Dask has forgotten it.
-    told
+    end_reported
         Whether its end was given to the recorder.
     acknowledged
         Whether Girder has its end.
-    stored
+    result_stored
         Whether Girder has its value.
     nbytes
         How large its value is, once that is in the memory of a worker.
-    over
+    finished
         Whether Dask has told its end too.
     """
 
     spec: JobSpec
     attempt: int
-    known: int
+    recorded_attempt: int
     tries: int = 0
     status: JobStatus = JobStatus.QUEUED
     run: str | None = None
-    placed: bool = False
+    assigned: bool = False
     worker: str | None = None
     ended_on: str | None = None
     closed: set[str] = field(default_factory=set)
     lost_on: list[str] = field(default_factory=list)
     canceled: bool = False
-    parked: bool = False
+    blocked: bool = False
     pause: Timer | None = None
     forgotten: int = 0
-    told: bool = False
+    end_reported: bool = False
     acknowledged: bool = False
-    stored: bool = False
+    result_stored: bool = False
     nbytes: int | None = None
-    over: bool = False
+    finished: bool = False
 
     @property
     def is_queued(self) -> bool:
         """Whether no run of it has begun, and it is not to end."""
-        return self.run is None and not self.told and not self.canceled
+        return self.run is None and not self.end_reported and not self.canceled
 
     @property
     def is_on_its_way(self) -> bool:
         """Whether Dask was given it, and has not placed it anywhere in this attempt."""
-        waits = self.parked or self.pause is not None
-        return self.is_queued and not (waits or self.placed or self.ended_on)
+        waits = self.blocked or self.pause is not None
+        return self.is_queued and not (waits or self.assigned or self.ended_on)
 
-    def admits(self, event: JobEvent, place: str | None) -> bool:
+    def try_admit(self, event: JobEvent, place: str | None) -> bool:
         """Say whether what a run says is heard; ``place`` is where Dask has placed the job."""
         if event.run is None or event.run == self.run:
             return event.run is not None
@@ -119,11 +119,11 @@ class Hand:
         if self.run is not None:
             self.closed.add(self.run)
         self.run = self.worker = None
-        self.placed = False
+        self.assigned = False
         self.attempt += 1
         self.status = JobStatus.QUEUED
 
-    def losses(self, why: Callable[[str], str]) -> str:
+    def describe_losses(self, why: Callable[[str], str]) -> str:
         """Name the workers that were lost, each with why; empty if there are none."""
         if not self.lost_on:
             return ""
@@ -133,7 +133,7 @@ class Hand:
 
     def stop_waiting(self) -> None:
         """Wait neither for inputs nor for the next try."""
-        self.parked = False
+        self.blocked = False
         if self.pause is not None:
             self.pause.cancel()
             self.pause = None

@@ -15,10 +15,10 @@ from itertools import islice
 
 from girder_dask.protocol.messages import JobEvent
 from girder_dask.scheduler.cluster import Cluster
-from girder_dask.scheduler.dependencies import Gate
-from girder_dask.scheduler.job_state import Hand
+from girder_dask.scheduler.dependencies import DependencyGate
+from girder_dask.scheduler.job_state import JobState
 
-__all__ = ["Waits"]
+__all__ = ["PendingReasons"]
 
 # Seconds that a reason lasts before it is told: workers come and go, and inputs end.
 _DELAY = 2.0
@@ -52,7 +52,7 @@ class _Wait:
         return self.reason != self.told and (not self.reason or now - self.since >= _DELAY)
 
 
-class Waits:
+class PendingReasons:
     """Looks why jobs wait, and tells what is new.
 
     Parameters
@@ -78,63 +78,63 @@ class Waits:
 
     def __init__(
         self,
-        hands: Mapping[str, Hand],
-        gate: Gate,
+        jobs: Mapping[str, JobState],
+        gate: DependencyGate,
         cluster: Cluster,
         record: Callable[[JobEvent], None],
-        refuse: Callable[[Hand, str], None],
+        refuse: Callable[[JobState, str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.timeout: float | None = None
-        self._hands = hands
+        self._jobs = jobs
         self._gate = gate
         self._cluster = cluster
         self._record = record
         self._refuse = refuse
         self._clock = clock
-        self._waits: dict[Hand, _Wait] = {}
+        self._waits: dict[JobState, _Wait] = {}
 
     def look(self) -> float:
         """Look at the queue, and return how many seconds later to look again."""
         began = time.perf_counter()
         now = self._clock()
         self._note(now)
-        for hand in list(islice(self._too_long(now), _MOST)):
-            reason = self._waits.pop(hand).reason
+        for job in list(islice(self._too_long(now), _MOST)):
+            reason = self._waits.pop(job).reason
             self._refuse(
-                hand,
+                job,
                 f"There was no worker for this job for {self.timeout:g} s: {reason}. It is given "
                 "up (girder.scheduler.no-worker-timeout). Start it again when there is one.",
             )
-        for hand in list(islice(self._news(now), _MOST)):
-            wait = self._waits[hand]
+        for job in list(islice(self._news(now), _MOST)):
+            wait = self._waits[job]
             wait.told = wait.reason
-            self._record(JobEvent(hand.spec.id, hand.attempt, time=time.time(), waits=wait.reason))
+            self._record(JobEvent(job.spec.id, job.attempt, time=time.time(), waits=wait.reason))
         return max(_PAUSE, _SHARE * (time.perf_counter() - began))
 
     def _note(self, now: float) -> None:
         """Take note of why jobs wait, and forget those that wait no more."""
-        found = {hand: (why, False) for hand, why in self._gate.parked()}
-        for key, why in self._cluster.stuck().items():
-            hand = self._hands.get(key)
-            if hand is not None and hand.is_queued:
-                found[hand] = (why, True)
-        for hand, wait in list(self._waits.items()):
-            is_same = self._hands.get(hand.spec.key) is hand and hand.attempt == wait.attempt
-            if not is_same or not hand.is_queued or not (wait.told or hand in found):
+        found = {job: (why, False) for job, why in self._gate.blocked()}
+        for key, why in self._cluster.unrunnable().items():
+            job = self._jobs.get(key)
+            if job is not None and job.is_queued:
+                found[job] = (why, True)
+        for job, wait in list(self._waits.items()):
+            is_same = self._jobs.get(job.spec.key) is job and job.attempt == wait.attempt
+            if not is_same or not job.is_queued or not (wait.told or job in found):
                 # A run of it, or its end, has told Girder that it waits no more.
-                del self._waits[hand]
-            elif hand not in found:
+                del self._waits[job]
+            elif job not in found:
                 wait.note("", now, lacks_worker=False)
-        for hand, (why, lacks_worker) in found.items():
-            wait = self._waits.setdefault(hand, _Wait(hand.attempt))
+        for job, (why, lacks_worker) in found.items():
+            wait = self._waits.setdefault(job, _Wait(job.attempt))
             wait.note(why, now, lacks_worker=lacks_worker)
 
-    def _too_long(self, now: float) -> Iterator[Hand]:
+    def _too_long(self, now: float) -> Iterator[JobState]:
         if self.timeout is not None:
-            for hand, wait in self._waits.items():
+            for job, wait in self._waits.items():
                 if wait.lacking is not None and now - wait.lacking >= self.timeout:
-                    yield hand
+                    yield job
 
-    def _news(self, now: float) -> Iterator[Hand]:
-        return (hand for hand, wait in self._waits.items() if wait.is_news(now))
+    def _news(self, now: float) -> Iterator[JobState]:
+        return (job for job, wait in self._waits.items() if wait.is_news(now))

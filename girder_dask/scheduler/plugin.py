@@ -29,15 +29,15 @@ from girder_dask.http.scheduler_api import GirderApi
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import PLUGIN_NAME
 from girder_dask.scheduler.dask_cluster import DaskCluster
-from girder_dask.scheduler.dask_reconciler import Missing
+from girder_dask.scheduler.dask_reconciler import DaskReconciler
 from girder_dask.scheduler.dispatcher import Dispatcher
-from girder_dask.scheduler.girder_reconciler import Audit
+from girder_dask.scheduler.girder_reconciler import GirderReconciler
 from girder_dask.scheduler.job_state import Backoff
 from girder_dask.scheduler.recorder import Recorder
-from girder_dask.scheduler.retirement import Leaving
-from girder_dask.scheduler.rpc import Procedures
-from girder_dask.scheduler.run_reports import Accounts
-from girder_dask.scheduler.stealing import Placement
+from girder_dask.scheduler.retirement import WorkerRetirement
+from girder_dask.scheduler.rpc import RpcHandlers
+from girder_dask.scheduler.run_reports import RunReports
+from girder_dask.scheduler.stealing import JobStealing
 from girder_dask.utils.background import Guard, watched
 
 __all__ = ["PLUGIN_NAME", "GirderSchedulerPlugin", "WorkerSide"]
@@ -120,26 +120,26 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             keep_seconds=config.seconds("scheduler.keep-values"),
             keep_bytes=config.nbytes("scheduler.keep-values-bytes"),
         )
-        self.dispatcher.waits.timeout = config.seconds_or_none("scheduler.no-worker-timeout")
-        self._accounts = Accounts(
+        self.dispatcher.pending.timeout = config.seconds_or_none("scheduler.no-worker-timeout")
+        self._accounts = RunReports(
             self.dispatcher.is_open,
             scheduler.workers.__contains__,
             lambda: self.recorder.is_full,
         )
-        self._missing = Missing(
-            self.dispatcher.hands, self._cluster.has, self.dispatcher.gate.start
+        self._missing = DaskReconciler(
+            self.dispatcher.jobs, self._cluster.has, self.dispatcher.dependencies.start
         )
         self._audit_interval = _PULLS_PER_AUDIT * config.seconds("scheduler.pull-interval")
-        self._audit = Audit(self.dispatcher.has, interval=self._audit_interval)
+        self._audit = GirderReconciler(self.dispatcher.has, interval=self._audit_interval)
         grace = config.seconds("scheduler.leave-grace")
-        self.leaving = Leaving(scheduler, self.dispatcher, self._cluster, grace)
+        self.leaving = WorkerRetirement(scheduler, self.dispatcher, self._cluster, grace)
         # Each connection is used by one thread, so each has one.
         self._threads = {
             name: ThreadPoolExecutor(1, thread_name_prefix=f"girder-dask-{name}")
             for name in ("updates", "claims")
         }
         self._apis = {name: self._api() for name in self._threads}
-        self.procedures = Procedures(
+        self.rpc = RpcHandlers(
             self.id,
             self.dispatcher,
             self.recorder,
@@ -147,7 +147,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             self._api_url,
             partial(self._ask_girder, "check_credential"),
         )
-        scheduler.handlers |= {**self.leaving.handlers, **self.procedures.handlers}
+        scheduler.handlers |= {**self.leaving.handlers, **self.rpc.handlers}
         await scheduler.register_worker_plugin(
             comm=None,
             plugin=pickle.dumps(self._workers.make_plugin(self._api_url)),
@@ -160,7 +160,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             name=PLUGIN_NAME,
             idempotent=False,
         )
-        placement = Placement(scheduler, self.dispatcher.has_not_begun)
+        placement = JobStealing(scheduler, self.dispatcher.is_queued)
         self._tasks = [
             self._loop.create_task(placement.run(), name="girder-dask placement"),
             self._loop.create_task(self._look_for_missing(), name="girder-dask missing"),
@@ -207,53 +207,53 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         if topic == "all" and isinstance(msg, Mapping) and msg.get("action") == "remove-worker":
             # It may have stolen some of them, of which no transition has told.
             for key in msg.get("processing-tasks", ()):
-                self.dispatcher.placed(key, msg["worker"])
+                self.dispatcher.on_assigned(key, msg["worker"])
         for worker in self._cluster.losses.heard(topic, msg):
             if worker not in self._scheduler.workers:
-                self.dispatcher.explain(worker)
+                self.dispatcher.on_loss_explained(worker)
 
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **details: Any) -> None:
         """Pass what Dask does with our keys on. Only look-ups for keys that are not ours."""
         if start == "released":
             is_open = self.dispatcher.is_open(key)
-            (self._cluster.taken if is_open else self._cluster.came_late)(key)
+            (self._cluster.on_received if is_open else self._cluster.on_late_arrival)(key)
         if key not in self.dispatcher:
             return
         worker = details.get("worker")
         if finish == "processing":
-            self.dispatcher.placed(key, self._cluster.placed_on(key) or "")
+            self.dispatcher.on_assigned(key, self._cluster.assigned_to(key) or "")
         elif finish == "memory":
-            self.dispatcher.ended(key, worker, self._cluster.in_memory(key))
-            self._accounts.unless_told(key, worker, partial(self.dispatcher.forgotten, key))
+            self.dispatcher.on_finished(key, worker, self._cluster.on_result(key))
+            self._accounts.await_report(key, worker, partial(self.dispatcher.on_forgotten, key))
         elif finish == "erred":
-            self.dispatcher.ended(key, worker)
+            self.dispatcher.on_finished(key, worker)
             raised = bool(details.get("exception_text"))
             lost = None if raised else worker
-            failed = self.dispatcher.failed
+            failed = self.dispatcher.on_failed
             failed = partial(failed, key, _reason(details), raised=raised, worker=lost)
-            self._accounts.unless_told(key, worker, failed)
+            self._accounts.await_report(key, worker, failed)
         elif finish == "forgotten":
             self._was_forgotten(key, start)
         elif start == "processing" and finish == "released":
             self._was_taken_away(key, worker)
 
     def _was_taken_away(self, key: str, worker: str | None) -> None:
-        hand = self.dispatcher.hands.get(key)
-        address = worker or (hand.worker if hand is not None else None)
+        job = self.dispatcher.jobs.get(key)
+        address = worker or (job.worker if job is not None else None)
         alive = address in self._scheduler.workers
         # A worker may have been ended for its memory while it was leaving.
         leaving = address in self.leaving and not self._cluster.losses.is_known(address)
-        self.dispatcher.taken_away(key, worker, alive=alive, leaving=leaving)
+        self.dispatcher.on_released(key, worker, alive=alive, leaving=leaving)
 
     def _was_forgotten(self, key: str, start: str) -> None:
-        self.dispatcher.kept.lose(key)
+        self.dispatcher.retained.lose(key)
         if start in ("memory", "erred") and self.dispatcher.is_open(key):
             return  # its account is waited for
         # When all that goes with it is forgotten too.
         self._loop.call_soon(self._forgotten, key)
 
     def _forgotten(self, key: str) -> None:
-        self.dispatcher.forgotten(key)
+        self.dispatcher.on_forgotten(key)
 
     # -- Girder -------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         )
 
     def _verdict(self, job_id: str, kind: str) -> None:
-        self.dispatcher.verdict(job_id, kind)
+        self.dispatcher.on_verdict(job_id, kind)
 
     def _heard(self, job_id: str, attempt: int) -> None:
         self.dispatcher.attempts.heard(job_id, attempt)
@@ -289,7 +289,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
                     )
                     complaint = str(e)
                 wait, delay = delay, min(delay * 2, interval)
-            self.procedures.claim_error = complaint
+            self.rpc.claim_error = complaint
             await asyncio.sleep(wait)
 
     async def _claim(self) -> bool:
@@ -310,7 +310,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         while True:
             await asyncio.sleep(guard.pause or pause)
             with guard:
-                pause = self.dispatcher.waits.look()
+                pause = self.dispatcher.pending.look()
 
     async def _look_for_missing(self) -> None:
         """Look for jobs that were lost on their way to Dask."""
@@ -329,7 +329,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
                 await asyncio.wait_for(self._unknown.wait(), interval)
             self._unknown.clear()
             try:
-                await self._ask(self.dispatcher.gate.unknown())
+                await self._ask(self.dispatcher.dependencies.unknown())
                 complaint = None
             except Exception as e:
                 # As above.
@@ -344,7 +344,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     async def _ask(self, ids: Sequence[str]) -> None:
         for i in range(0, len(ids), _CLAIM_LIMIT):
             some = ids[i : i + _CLAIM_LIMIT]
-            self.dispatcher.gate.learn(some, await self._ask_girder("states", some))
+            self.dispatcher.dependencies.learn(some, await self._ask_girder("states", some))
 
     async def _ask_girder(self, what: str, *arguments: Any) -> Any:
         ask = getattr(self._apis["claims"], what)

@@ -19,7 +19,7 @@ from typing import Any
 
 from girder_dask.jobs import FINAL
 from girder_dask.protocol.messages import JobEvent, JobUpdate
-from girder_dask.scheduler.delivery import Delivery, Post, Receipt, Verdicts
+from girder_dask.scheduler.delivery import Post, Receipt, UpdateDelivery, Verdicts
 from girder_dask.utils.background import Guard
 from girder_dask.utils.throttle import Pace
 
@@ -49,7 +49,7 @@ _REST = 9.0
 
 
 @dataclass(slots=True)
-class _Account:
+class PendingUpdate:
     """What Girder has not yet heard of one attempt."""
 
     id: str
@@ -87,9 +87,9 @@ class _Account:
         self.size += grown
         return grown
 
-    def head(self, most: int) -> _Account:
+    def head(self, most: int) -> PendingUpdate:
         """Split off the beginning of the log, of at least one event, as an account of its own."""
-        head = _Account(self.id, self.attempt)
+        head = PendingUpdate(self.id, self.attempt)
         while self.log and (not head.log or head.size + len(self.log[0]) <= most):
             text = self.log.popleft()
             head.log.append(text)
@@ -155,11 +155,11 @@ class Recorder:
         self._heard = heard
         self._batch_size = batch_size
         self._buffer = buffer
-        self._waiting: dict[tuple[str, int], _Account] = {}
+        self._waiting: dict[tuple[str, int], PendingUpdate] = {}
         self._sequences: dict[tuple[str, int], int] = {}
         self._bytes = 0
         self._bytes_of: Counter[str] = Counter()
-        self._under_way: list[_Account] = []
+        self._under_way: list[PendingUpdate] = []
         self._receipts: dict[tuple[str, int], float] = {}
         self._receipts_under_way: list[tuple[str, int]] = []
         self._pace = Pace(interval, burst=_BURST, spacing=_SPACING * interval, rest=_REST)
@@ -169,7 +169,7 @@ class Recorder:
         self._delivering = Guard(logger, "Telling Girder of jobs", longest=retry_delay_max)
         self._making = Guard(logger, "Making the update of a job")
         self._hearing = Guard(logger, "Taking in what Girder says of a job")
-        self._delivery = Delivery(
+        self._delivery = UpdateDelivery(
             post,
             self._number,
             lambda: self.waiting,
@@ -192,7 +192,7 @@ class Recorder:
             return
         self._receipts.pop(key, None)
         if account is None:
-            account = self._waiting[key] = _Account(event.id, event.attempt)
+            account = self._waiting[key] = PendingUpdate(event.id, event.attempt)
         grown = account.add(event)
         self._bytes += grown
         self._bytes_of[event.id] += grown
@@ -231,7 +231,7 @@ class Recorder:
         """Wait until less of one job waits for Girder than a job may have waiting."""
         await self.until(lambda: self._bytes_of[job_id] < _MOST_WAITING_OF_A_JOB)
 
-    def tells_state(self, job_id: str, attempt: int) -> bool:
+    def has_pending_state(self, job_id: str, attempt: int) -> bool:
         """Say whether Girder has yet to hear of a change of state of an attempt."""
         waiting = self._waiting.get((job_id, attempt))
         under_way = [a for a in self._under_way if (a.id, a.attempt) == (job_id, attempt)]
@@ -298,9 +298,9 @@ class Recorder:
                 self._pace.poke(urgent=True, at_once=True)
                 await self._settled.wait()
 
-    def _take(self) -> list[_Account]:
+    def _take(self) -> list[PendingUpdate]:
         """Take accounts out of those that wait, oldest first, up to the size of a request."""
-        taken: list[_Account] = []
+        taken: list[PendingUpdate] = []
         size, share = 0, _MOST_BYTES // _SHARE
         halved: set[str] = set()
         for key in list(itertools.islice(self._waiting, self._batch_size)):
@@ -321,7 +321,7 @@ class Recorder:
             self._taken(part)
         return taken
 
-    def _wait_again(self, account: _Account) -> None:
+    def _wait_again(self, account: PendingUpdate) -> None:
         """Have the rest of an account wait for its next turn, before later attempts of its job."""
         later = [key for key in self._waiting if key[0] == account.id]
         self._waiting[account.id, account.attempt] = account
@@ -337,7 +337,7 @@ class Recorder:
             del self._receipts[key]
         return due
 
-    def _taken(self, account: _Account) -> None:
+    def _taken(self, account: PendingUpdate) -> None:
         self._bytes_of[account.id] -= account.size
         if self._bytes_of[account.id] <= 0:
             del self._bytes_of[account.id]
@@ -358,7 +358,7 @@ class Recorder:
             self._settled.notify_all()
         return len(accounts)
 
-    def _wire(self, account: _Account) -> dict[str, Any]:
+    def _wire(self, account: PendingUpdate) -> dict[str, Any]:
         sequence = self._number(account.id, account.attempt)
         with self._making:
             return account.update(sequence).to_wire()
@@ -378,7 +378,7 @@ class Recorder:
         self._sequences[key] = sequence = self._sequences.get(key, 0) + 1
         return sequence
 
-    def _pass_on(self, accounts: Sequence[_Account], verdicts: Verdicts) -> None:
+    def _pass_on(self, accounts: Sequence[PendingUpdate], verdicts: Verdicts) -> None:
         refused: set[str] = set()
         with self._hearing:  # it may be no answer at all
             refused = {*verdicts.get("stale", ()), *verdicts.get("gone", ())}

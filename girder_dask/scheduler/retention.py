@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from girder_dask.scheduler.cluster import Holder, Timer
 from girder_dask.utils.background import Guard
 
-__all__ = ["Kept"]
+__all__ = ["RetainedResults"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class _Value:
     until: float
 
 
-class Kept:
+class RetainedResults:
     """Values on the cluster, by the ids of their jobs.
 
     Parameters
@@ -104,7 +104,7 @@ class Kept:
         if job_id is not None:
             self.nbytes -= self._values.pop(job_id).nbytes
 
-    def let_go(self, job_id: str) -> None:
+    def release(self, job_id: str) -> None:
         """Keep the value of a job no longer, whoever needs it."""
         value = self._values.get(job_id)
         if value is not None:
@@ -117,7 +117,7 @@ class Kept:
         if value is None or self._needed(job_id):
             return
         if value.until <= self._clock() and not self._holder.is_wanted(value.key):
-            self.let_go(job_id)
+            self.release(job_id)
             return
         if self._timer is not None:
             self._timer.cancel()  # its time may be over before that of all others
@@ -140,7 +140,7 @@ class Kept:
                 if excess <= 0:
                     break
                 excess -= value.nbytes
-                self.let_go(value.job_id)
+                self.release(value.job_id)
         if self._timer is None:
             self._set_timer()
 
@@ -162,7 +162,7 @@ class Kept:
         now = self._clock()
         for value in self._free():
             if value.until <= now:
-                self.let_go(value.job_id)
+                self.release(value.job_id)
         for value in self._values.values():
             if value.until <= now:
                 value.until = now + _LOOK_AGAIN

@@ -18,7 +18,7 @@ from distributed import Scheduler, Status
 from girder_dask.scheduler.cluster import Cluster
 from girder_dask.scheduler.dispatcher import Dispatcher
 
-__all__ = ["Leaving"]
+__all__ = ["WorkerRetirement"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _PAUSE = 0.1
 _STIMULUS = "girder-dask-leave"
 
 
-class Leaving:
+class WorkerRetirement:
     """The workers of a scheduler that are about to leave.
 
     Parameters
@@ -161,7 +161,7 @@ class Leaving:
         for worker in workers:
             keys = [str(ts.key) for ts in self._processing(worker)]
             for key in keys:  # it may have stolen some of them, of which no transition has told
-                self._dispatcher.placed(key, worker)
+                self._dispatcher.on_assigned(key, worker)
             self._release(keys, stuck)
 
     async def _mark(self, workers: Collection[str]) -> None:
@@ -184,10 +184,10 @@ class Leaving:
         """Take from a worker what it has not begun, and will not, so that it runs elsewhere."""
         if not self._processing(worker):
             return
-        not_begun = set(await self._cluster.not_begun(worker))
-        keys = not_begun.intersection(str(ts.key) for ts in self._processing(worker))
+        unstarted = set(await self._cluster.unstarted(worker))
+        keys = unstarted.intersection(str(ts.key) for ts in self._processing(worker))
         for key in keys:
-            self._dispatcher.given_back(key)
+            self._dispatcher.on_unstarted(key)
         self._release(keys)
 
     def _processing(self, worker: str) -> Collection[Any]:
@@ -197,11 +197,11 @@ class Leaving:
 
     def _release(self, keys: Iterable[str], stuck: Collection[str] = ()) -> None:
         """Have jobs run elsewhere that are placed on a worker which leaves, but those stuck."""
-        hands = [hand for key in keys if (hand := self._dispatcher.hands.get(key))]
+        jobs = [job for key in keys if (job := self._dispatcher.jobs.get(key))]
         free = [
-            hand.spec.key
-            for hand in hands
-            if not (hand.canceled or hand.told or hand.spec.id in stuck)
+            job.spec.key
+            for job in jobs
+            if not (job.canceled or job.end_reported or job.spec.id in stuck)
         ]
         self._scheduler.transitions(dict.fromkeys(free, "released"), _STIMULUS)
 
@@ -226,7 +226,7 @@ class Leaving:
         there = {worker for worker in workers if worker in self._scheduler.workers}
         placed = {str(ts.key) for worker in there for ts in self._processing(worker)}
         return {
-            hand.spec.id
-            for key, hand in self._dispatcher.hands.items()
-            if (key in placed or (hand.run is not None and hand.worker in there)) and not hand.over
+            job.spec.id
+            for key, job in self._dispatcher.jobs.items()
+            if (key in placed or (job.run is not None and job.worker in there)) and not job.finished
         }

@@ -16,7 +16,7 @@ from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.recorder import Recorder
 from girder_dask.utils.bounded_dict import Newest
 
-__all__ = ["Procedures"]
+__all__ = ["RpcHandlers"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _CANCEL_TIME = 1.0
 _LOOK = 0.01
 
 
-class Procedures:
+class RpcHandlers:
     """The remote procedures of a scheduler. To be used on its event loop.
 
     Parameters
@@ -73,7 +73,7 @@ class Procedures:
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """The remote procedures, by their names."""
-        procedures = (
+        rpc = (
             self.girder_hello,
             self.girder_submit,
             self.girder_cancel,
@@ -83,7 +83,7 @@ class Procedures:
             self.girder_pin,
             self.girder_status,
         )
-        return {procedure.__name__: procedure for procedure in procedures}
+        return {procedure.__name__: procedure for procedure in rpc}
 
     async def girder_hello(self) -> dict[str, Any]:
         """Say which run of a scheduler this is."""
@@ -103,16 +103,18 @@ class Procedures:
         self._dispatcher.cancel(jobs)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._settled(jobs), _CANCEL_TIME)
-        return {"begun": list(self._dispatcher.begun(jobs))}
+        return {"begun": list(self._dispatcher.started(jobs))}
 
     async def _settled(self, jobs: Sequence[str]) -> None:
         """Wait until it is known which of canceled jobs have begun, and Girder knows that too."""
-        doubtful = self._dispatcher.in_doubt(jobs)
+        doubtful = self._dispatcher.possibly_started(jobs)
         while doubtful:
             await asyncio.sleep(_LOOK)
-            doubtful = self._dispatcher.in_doubt(doubtful)
-        begun = self._dispatcher.begun(jobs).items()
-        await self._recorder.until(lambda: not any(self._recorder.tells_state(*b) for b in begun))
+            doubtful = self._dispatcher.possibly_started(doubtful)
+        begun = self._dispatcher.started(jobs).items()
+        await self._recorder.until(
+            lambda: not any(self._recorder.has_pending_state(*b) for b in begun)
+        )
 
     async def girder_events(
         self, outbox: str, batch: int, events: list[dict[str, Any]]
@@ -128,7 +130,7 @@ class Procedures:
 
     def _hear(self, event: JobEvent) -> bool:
         try:
-            return self._dispatcher.hear(event)
+            return self._dispatcher.on_run_event(event)
         except Exception:
             # Else all that came with it would be lost.
             logger.exception("An event of job %s could not be taken in: %r", event.id, event)
@@ -144,11 +146,11 @@ class Procedures:
 
     async def girder_may_begin(self, key: str, attempt: int) -> bool | None:
         """Wait until it is known whether an attempt may begin. None if that takes long."""
-        may_begin = partial(self._dispatcher.attempts.may_begin, key, attempt)
-        known = self._recorder.until(lambda: may_begin() is not None)
+        may_start = partial(self._dispatcher.attempts.may_start, key, attempt)
+        known = self._recorder.until(lambda: may_start() is not None)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(known, _ANSWER_TIME)
-        return may_begin()
+        return may_start()
 
     async def girder_pin(self, jobs: list[str], client: str) -> dict[str, str]:
         """Make a Dask client want the values of jobs; return the keys of those known here.
@@ -182,8 +184,8 @@ class Procedures:
             "id": self._id,
             "jobs": len(self._dispatcher),
             "waiting": self._recorder.waiting,
-            "kept": len(self._dispatcher.kept),
-            "kept_bytes": self._dispatcher.kept.nbytes,
+            "kept": len(self._dispatcher.retained),
+            "kept_bytes": self._dispatcher.retained.nbytes,
             "requests": self._recorder.requests,
             "updates": self._recorder.updates,
             "error": self._recorder.error,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from girder_dask.utils.background import Guard
 
-__all__ = ["Accounts"]
+__all__ = ["RunReports"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class _Awaited:
     then: Callable[[], None]
 
 
-class Accounts:
+class RunReports:
     """Accounts of runs that are waited for. To be used on the scheduler's event loop.
 
     Each job is waited for, most for less than a tenth of a second. So one timer looks after all.
@@ -56,7 +56,7 @@ class Accounts:
         self._look: asyncio.TimerHandle | None = None
         self._guard = Guard(logger, "The look for jobs whose end Dask saw")
 
-    def unless_told(self, key: str, worker: str | None, then: Callable[[], None]) -> None:
+    def await_report(self, key: str, worker: str | None, then: Callable[[], None]) -> None:
         """Act on an end that Dask saw, unless the run's own account of it still comes.
 
         The account travels beside Dask's message, so it may be a moment later; it can no

@@ -20,7 +20,7 @@ from distributed.scheduler import TaskState, WorkerState
 
 from girder_dask.utils.background import Guard
 
-__all__ = ["Placement"]
+__all__ = ["JobStealing"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _MOST = 100
 _ROUNDING = 1e-9
 
 
-class Placement:
+class JobStealing:
     """Moves jobs to workers with free threads. To be used on the scheduler's event loop.
 
     Parameters

@@ -8,7 +8,7 @@ from typing import Any
 
 from dask.utils import format_bytes
 
-__all__ = ["Losses"]
+__all__ = ["WorkerLosses"]
 
 # What Dask's nannies and its scheduler call what they have done.
 _TOO_LARGE = "worker-restart-memory"
@@ -20,7 +20,7 @@ _NEARLY_FULL = 0.8
 _MOST = 10_000
 
 
-class Losses:
+class WorkerLosses:
     """What is known of workers, that are there or were.
 
     Dask's nannies tell the scheduler when they end a worker that takes too much memory, and
@@ -57,7 +57,7 @@ class Losses:
     def why(self, address: str) -> str:
         """Say why a worker was lost; empty if that is not known.
 
-        >>> losses = Losses()
+        >>> losses = WorkerLosses()
         >>> losses.heard('worker-restart-memory', {'worker': 'tcp://10.0.0.7:4312', 'rss': 3e9})
         ['tcp://10.0.0.7:4312']
         >>> losses.why('tcp://10.0.0.7:4312')

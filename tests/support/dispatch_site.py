@@ -78,9 +78,9 @@ class MemoryCluster:
             timer.function()
         self.now = until
 
-    def stop(self, worker: str, keys: Sequence[str], not_begun: Callable[[str, str], None]) -> None:
+    def stop(self, worker: str, keys: Sequence[str], unstarted: Callable[[str, str], None]) -> None:
         self.stopped += [(worker, key) for key in keys]
-        self.questions.update({(worker, key): not_begun for key in keys})
+        self.questions.update({(worker, key): unstarted for key in keys})
 
     def answer(self, worker: str, key: str) -> None:
         """Let a worker that was told to stop a key say that it has not begun with it."""
@@ -92,19 +92,19 @@ class MemoryCluster:
     async def flush(self, worker: str) -> None:
         """There is nothing on its way."""
 
-    async def not_begun(self, worker: str) -> Sequence[str]:
+    async def unstarted(self, worker: str) -> Sequence[str]:
         return self.unbegun.get(worker, [])
 
-    def renumber(self, key: str, attempt: int) -> None:
+    def set_attempt(self, key: str, attempt: int) -> None:
         self.attempts[key] = attempt
 
-    def stuck(self) -> dict[str, str]:
+    def unrunnable(self) -> dict[str, str]:
         return self.lacking
 
-    def why_lost(self, worker: str) -> str:
+    def loss_reason(self, worker: str) -> str:
         return self.reasons.get(worker, "")
 
-    def placed_on(self, key: str) -> str | None:
+    def assigned_to(self, key: str) -> str | None:
         return self.places.get(key)
 
 
@@ -129,7 +129,7 @@ class SimulatedRun:
         )
 
     def says(self, status: JobStatus | None = None, **fields: Any) -> bool:
-        return self.site.dispatcher.hear(self.event(status, **fields))
+        return self.site.dispatcher.on_run_event(self.event(status, **fields))
 
 
 class Site:
@@ -159,7 +159,7 @@ class Site:
 
     def place(self, spec: JobSpec, worker: str) -> None:
         self.cluster.places[spec.key] = worker
-        self.dispatcher.placed(spec.key, worker)
+        self.dispatcher.on_assigned(spec.key, worker)
 
     def run(self, spec: JobSpec, worker: str = "w1") -> SimulatedRun:
         """Place a job on a worker and have it start there, unheard."""
@@ -173,12 +173,12 @@ class Site:
 
     def lose(self, spec: JobSpec, *, alive: bool = False) -> None:
         """Take a key from its worker, which is gone or (``alive``) said that the task raised."""
-        self.dispatcher.taken_away(spec.key, self.cluster.places.pop(spec.key, None), alive=alive)
+        self.dispatcher.on_released(spec.key, self.cluster.places.pop(spec.key, None), alive=alive)
 
     def end(self, spec: JobSpec, worker: str, nbytes: int | None = 10) -> None:
         """Have Dask hear that a key has ended, with a value or (None) in an error."""
         self.cluster.places.pop(spec.key, None)
-        self.dispatcher.ended(spec.key, worker, nbytes)
+        self.dispatcher.on_finished(spec.key, worker, nbytes)
 
     def succeed(self, spec: JobSpec, *, nbytes: int = 10, stored: bool = True) -> None:
         """Have a job run and end well; Girder has the value or (not ``stored``) not."""

@@ -23,7 +23,7 @@ from girder_dask.scheduler import run_reports, stealing
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.plugin import GirderSchedulerPlugin
 from girder_dask.scheduler.recorder import Recorder
-from girder_dask.scheduler.retention import Kept
+from girder_dask.scheduler.retention import RetainedResults
 from girder_dask.scheduler_hooks import make_plugin
 from girder_dask.standalone import guard, launcher
 from girder_dask.standalone.report import Reporter
@@ -124,24 +124,24 @@ async def recorder_answer() -> None:
 async def accounts_question() -> None:
     acted: list[str] = []
     is_open = Fails(lambda _key: True)
-    awaited = run_reports.Accounts(is_open, lambda _worker: False)
+    awaited = run_reports.RunReports(is_open, lambda _worker: False)
     is_open.calls = 1
     for key in "ab":
-        awaited.unless_told(key, "w", lambda key=key: acted.append(key))  # type: ignore[misc]
+        awaited.await_report(key, "w", lambda key=key: acted.append(key))  # type: ignore[misc]
     is_open.calls = 0
     await soon(lambda: sorted(acted) == ["a", "b"])
 
 
 async def accounts_action() -> None:
     acted: list[str] = []
-    awaited = run_reports.Accounts(lambda _key: True, lambda _worker: False)
-    awaited.unless_told("a", "w", Fails())
-    awaited.unless_told("b", "w", lambda: acted.append("b"))
+    awaited = run_reports.RunReports(lambda _key: True, lambda _worker: False)
+    awaited.await_report("a", "w", Fails())
+    awaited.await_report("b", "w", lambda: acted.append("b"))
     await soon(lambda: acted == ["b"])
 
 
 async def placement_look() -> None:
-    placed = stealing.Placement(SimpleNamespace(extensions={}), lambda _key: False)  # type: ignore[arg-type]
+    placed = stealing.JobStealing(SimpleNamespace(extensions={}), lambda _key: False)  # type: ignore[arg-type]
     look = inject(placed, "look")
     running = asyncio.create_task(placed.run())
     await soon(lambda: look.calls == 2)
@@ -150,7 +150,7 @@ async def placement_look() -> None:
 
 async def kept_values() -> None:
     cluster = MemoryCluster()
-    kept = Kept(cluster, lambda _id: False, seconds=10.0, clock=lambda: cluster.now)
+    kept = RetainedResults(cluster, lambda _id: False, seconds=10.0, clock=lambda: cluster.now)
     kept.add("a", "key-a", 1, stored=False)
     inject(cluster, "is_wanted")
     cluster.advance(10.0)
@@ -245,7 +245,7 @@ async def scheduler_pull() -> None:
 
 
 async def scheduler_queue() -> None:
-    await in_a_scheduler(lambda plugin: (plugin.dispatcher.waits, "look"))
+    await in_a_scheduler(lambda plugin: (plugin.dispatcher.pending, "look"))
 
 
 async def scheduler_missing() -> None:

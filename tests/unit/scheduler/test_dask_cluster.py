@@ -36,14 +36,14 @@ class Plugin(SchedulerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **_details: Any) -> None:
         if start == "released" and key in self.open:
-            self.cluster.taken(key)
+            self.cluster.on_received(key)
         elif start == "released":
-            self.cluster.came_late(key)
+            self.cluster.on_late_arrival(key)
         if finish == "processing":
             annotations = self.scheduler.tasks[key].annotations or {}
             self.numbers[key] = annotations.get(ATTEMPT_ANNOTATION)
         if finish == "memory" and key in self.open:
-            assert self.cluster.in_memory(key) > 0
+            assert self.cluster.on_result(key) > 0
 
     def submit(self, job_id: str, values: dict[str, str] | None = None, **fields: Any) -> str:
         spec = JobSpec(id=job_id, attempt=1, task="m:count", **fields)
@@ -222,7 +222,7 @@ async def test_what_is_dropped_is_marked_before_dask_can_place_it_again() -> Non
             dask.cluster.pin("count-a-1", client.id)
             key = dask.submit("a")
             await soon(lambda: dask.state(key) is not None)
-            dask.cluster.renumber(key, 3)
+            dask.cluster.set_attempt(key, 3)
             assert dask.scheduler.tasks[key].annotations[ATTEMPT_ANNOTATION] == 3
             dask.cluster.drop([key, "unknown"])
             assert dask.scheduler.tasks[key].annotations[ATTEMPT_ANNOTATION] == 0
@@ -231,12 +231,12 @@ async def test_what_is_dropped_is_marked_before_dask_can_place_it_again() -> Non
 async def test_a_worker_that_does_not_answer_has_perhaps_begun_with_all(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def not_begun() -> list[str]:
+    async def unstarted() -> list[str]:
         raise LookupError("no tasks")
 
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1) as worker:
-        worker.handlers["girder_not_begun"] = not_begun
-        assert await dask.cluster.not_begun(worker.address) == ()
+        worker.handlers["girder_not_begun"] = unstarted
+        assert await dask.cluster.unstarted(worker.address) == ()
     assert "does not say what it has not begun" in caplog.text
 
 
@@ -260,22 +260,24 @@ async def test_it_says_for_which_keys_there_is_no_worker() -> None:
     async with site() as dask:
         keys = [dask.submit(str(n)) for n in range(3)]
         gpu = dask.submit("gpu", resources={"gpu": 2, "disk": 0.5})
-        await soon(lambda: len(dask.cluster.stuck()) == 4)
-        assert dask.cluster.stuck() == dict.fromkeys([*keys, gpu], none)
+        await soon(lambda: len(dask.cluster.unrunnable()) == 4)
+        assert dask.cluster.unrunnable() == dict.fromkeys([*keys, gpu], none)
         async with Worker(dask.scheduler.address, nthreads=1, resources={"gpu": 1, "disk": 1}) as w:
             await soon(lambda: all(dask.state(key) == "memory" for key in keys))
             why = "the one worker does not have the resources disk=0.5 and gpu=2"
-            assert dask.cluster.stuck() == {gpu: f"{why} (dask worker --resources)"}
+            assert dask.cluster.unrunnable() == {gpu: f"{why} (dask worker --resources)"}
             async with Worker(dask.scheduler.address, nthreads=1):
                 why = why.replace("the one worker does not have", "none of the 2 workers has")
-                assert dask.cluster.stuck() == {gpu: f"{why} (dask worker --resources)"}
+                assert dask.cluster.unrunnable() == {gpu: f"{why} (dask worker --resources)"}
             dask.scheduler.handle_worker_status_change("paused", w.address, "test")
             late = dask.submit("late")
-            await soon(lambda: late in dask.cluster.stuck())
-            assert dask.cluster.stuck()[late].startswith("no worker that could run it takes tasks")
+            await soon(lambda: late in dask.cluster.unrunnable())
+            assert dask.cluster.unrunnable()[late].startswith(
+                "no worker that could run it takes tasks"
+            )
             dask.scheduler.handle_worker_status_change("running", w.address, "test")
             await soon(lambda: dask.state(late) == "memory")
-            assert list(dask.cluster.stuck()) == [gpu]
+            assert list(dask.cluster.unrunnable()) == [gpu]
 
 
 async def test_of_keys_that_wait_for_their_turn_nothing_is_said() -> None:
@@ -283,4 +285,4 @@ async def test_of_keys_that_wait_for_their_turn_nothing_is_said() -> None:
         for n in range(50):
             dask.submit(str(n))
         await soon(lambda: dask.scheduler.queued)
-        assert dask.cluster.stuck() == {}
+        assert dask.cluster.unrunnable() == {}

@@ -20,8 +20,8 @@ def site() -> Site:
 
 def answer(site: Site, **jobs: dict[str, Any]) -> list[str]:
     """Answer for Girder what the dispatcher wants to know; return what that was."""
-    asked = site.dispatcher.gate.unknown()
-    site.dispatcher.gate.learn(asked, {i: {"_id": i, **job} for i, job in jobs.items()})
+    asked = site.dispatcher.dependencies.unknown()
+    site.dispatcher.dependencies.learn(asked, {i: {"_id": i, **job} for i, job in jobs.items()})
     return asked
 
 
@@ -87,7 +87,7 @@ def test_the_next_try_gets_the_values_too(site: Site) -> None:
     a = site.accept("a")
     b = site.accept("b", dependencies=["a"], retries=1)
     site.succeed(a)
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     site.running(b).says(S.ERROR, error="no")
     site.cluster.advance(1)
     assert site.cluster.values["count-b-2"] == {"a": a.key}
@@ -184,9 +184,9 @@ def test_what_girder_says_of_a_bad_input_ends_the_job(
 
 def test_an_input_may_come_into_hand_while_girder_is_asked(site: Site) -> None:
     b = site.accept("b", dependencies=["a"])
-    asked = site.dispatcher.gate.unknown()
+    asked = site.dispatcher.dependencies.unknown()
     a = site.accept("a")
-    site.dispatcher.gate.learn(asked, {})  # an answer from before it was recorded
+    site.dispatcher.dependencies.learn(asked, {})  # an answer from before it was recorded
     assert site.history("b") == []
     site.succeed(a)
     assert site.cluster.values[b.key] == {"a": a.key}
@@ -196,7 +196,7 @@ def test_an_input_may_come_into_hand_while_girder_is_asked(site: Site) -> None:
 def test_girder_is_asked_for_an_input_that_is_taken_from_us(site: Site, kind: str) -> None:
     site.accept("a")
     site.accept("b", dependencies=["a"])
-    site.dispatcher.verdict("a", kind)
+    site.dispatcher.on_verdict("a", kind)
     assert site.asked == 1
     answer(site)
     assert site.history("b") == [(1, S.ERROR)]
@@ -208,7 +208,7 @@ def test_a_small_value_is_had_from_girder_when_girder_has_it(site: Site) -> None
     assert site.cluster.dropped == [a.key]
     b = site.accept("b", dependencies=["a"])
     assert submitted(site) == ["a"], "Girder has not acknowledged it"
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     assert submitted(site) == ["a", "b"]
     assert site.cluster.values[b.key] == {}
     assert site.asked == 0
@@ -220,7 +220,7 @@ def test_a_small_value_is_had_from_girder_when_girder_has_it(site: Site) -> None
 def test_a_large_value_is_there_for_those_that_come_later(site: Site) -> None:
     a = site.accept("a")
     site.succeed(a, stored=False)
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     assert site.cluster.dropped == []
     assert a.key in site.dispatcher, "what Dask does with it matters"
     site.cluster.advance(99)
@@ -236,7 +236,7 @@ def test_a_large_value_that_is_gone_is_not_waited_for(site: Site) -> None:
     """The job that needs it runs, and says itself that the value cannot be had."""
     a = site.accept("a")
     site.succeed(a, stored=False)
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     site.cluster.advance(101)
     assert site.cluster.dropped == [a.key]
     b = site.accept("b", dependencies=["a"])
@@ -248,11 +248,11 @@ def test_when_the_worker_with_a_value_is_lost_its_job_does_not_run_again(site: S
     a = site.accept("a")
     b = site.accept("b", dependencies=["a"])
     site.succeed(a)
-    site.dispatcher.forgotten(a.key)
-    site.dispatcher.forgotten(b.key)
+    site.dispatcher.on_forgotten(a.key)
+    site.dispatcher.on_forgotten(b.key)
     assert submitted(site) == ["a", "b"]
     assert site.history("a") == [(1, S.RUNNING), (1, S.SUCCESS)]
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     assert site.cluster.submitted == [a.key, b.key, "count-b-2"]
     assert site.cluster.values["count-b-2"] == {}
 
@@ -262,7 +262,7 @@ def test_a_value_that_is_lost_before_its_end_is_told_is_made_again(site: Site) -
     b = site.accept("b", dependencies=["a"])
     site.running(a)
     site.end(a, "w1")
-    site.dispatcher.forgotten(a.key)
+    site.dispatcher.on_forgotten(a.key)
     again = site.again(a)
     assert again.key == "count-a-2"
     site.succeed(again)
@@ -285,10 +285,10 @@ def test_nothing_is_remembered_of_what_is_over(site: Site) -> None:
     site.succeed(a)
     site.succeed(b)
     for job in "ab":
-        site.dispatcher.verdict(job, "done")
-    needs = site.dispatcher._needs
+        site.dispatcher.on_verdict(job, "done")
+    needs = site.dispatcher._graph
     assert {**needs._inputs, **needs._dependents, **needs._outcomes} == {}
-    assert len(site.dispatcher) == len(site.dispatcher.kept) == 0
+    assert len(site.dispatcher) == len(site.dispatcher.retained) == 0
     assert site.cluster.next_time() is None
 
 
@@ -297,7 +297,7 @@ def test_the_key_of_a_value_is_known_while_it_can_be_had(site: Site) -> None:
     assert site.dispatcher.key_of("a") == a.key
     assert site.dispatcher.key_of("unknown") is None
     site.succeed(a, stored=False)
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     assert site.dispatcher.key_of("a") == a.key
     b = site.accept("b")
     site.succeed(b)

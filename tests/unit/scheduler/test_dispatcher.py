@@ -40,7 +40,7 @@ def test_accepting_again_changes_nothing(site: Site) -> None:
 def test_a_job_that_has_just_ended_does_not_run_again(site: Site) -> None:
     spec = site.accept()
     site.succeed(spec)
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     assert not site.dispatcher.has("a")
     # Girder had sent it once more before it heard of the end.
     assert site.dispatcher.accept([spec]) == ["a"]
@@ -50,7 +50,7 @@ def test_a_job_that_has_just_ended_does_not_run_again(site: Site) -> None:
     assert len(site.cluster.submitted) == 2
     other = site.accept("b")
     site.running(other).says(S.ERROR)
-    site.dispatcher.verdict("b", "done")
+    site.dispatcher.on_verdict("b", "done")
     site.cluster.advance(61)
     site.cluster.submitted.remove(other.key)
     site.dispatcher.accept([other])
@@ -128,8 +128,10 @@ def test_what_is_of_no_run_is_not_heard(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     event = JobEvent(id="a", attempt=1, time=1.0, status=int(S.SUCCESS), worker="w1")
-    assert not site.dispatcher.hear(event)
-    assert not site.dispatcher.hear(JobEvent(id="z", attempt=1, time=1.0, run="r", worker="w1"))
+    assert not site.dispatcher.on_run_event(event)
+    assert not site.dispatcher.on_run_event(
+        JobEvent(id="z", attempt=1, time=1.0, run="r", worker="w1")
+    )
 
 
 def test_after_the_end_nothing_is_heard(site: Site) -> None:
@@ -173,7 +175,7 @@ def test_what_is_taken_from_a_worker_unheard_may_have_begun(
     spec = site.accept()
     site.place(spec, "w1")
     site.cluster.places.clear()
-    site.dispatcher.taken_away(spec.key, "w1", alive=alive, leaving=leaving)
+    site.dispatcher.on_released(spec.key, "w1", alive=alive, leaving=leaving)
     assert site.history() == [(2, S.QUEUED)]
     assert site.cluster.attempts == {spec.key: 2}
     assert site.log().startswith(("Worker w1 ", "Dask took the job from worker w1;"))
@@ -183,9 +185,9 @@ def test_what_is_taken_from_a_worker_unheard_may_have_begun(
 def test_what_a_worker_gives_back_keeps_its_number(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
-    site.dispatcher.given_back(spec.key)
+    site.dispatcher.on_unstarted(spec.key)
     site.cluster.places.clear()
-    site.dispatcher.taken_away(spec.key, "w1", alive=True, leaving=True)
+    site.dispatcher.on_released(spec.key, "w1", alive=True, leaving=True)
     assert site.history() == []
     assert site.cluster.attempts == {}
     assert site.running(spec, "w2").says(S.SUCCESS)
@@ -197,7 +199,7 @@ def test_a_run_that_is_heard_is_not_given_back(site: Site) -> None:
     spec = site.accept()
     site.running(spec, "w1")
     for key in (spec.key, "x"):
-        site.dispatcher.given_back(key)
+        site.dispatcher.on_unstarted(key)
     site.lose(spec)
     assert site.log() == LOST
 
@@ -251,7 +253,7 @@ def test_a_job_that_lost_too_many_workers_names_them(site: Site) -> None:
     for worker in ("w1", "w2"):
         site.running(spec, worker)
         site.lose(spec)
-    site.dispatcher.failed(spec.key, "The task was lost.")
+    site.dispatcher.on_failed(spec.key, "The task was lost.")
     assert site.history()[-1] == (3, S.ERROR)
     assert site.events[-1].error == "The task was lost. Workers lost: w1, w2."
     assert site.log().endswith("The task was lost. Workers lost: w1, w2.\n")
@@ -266,14 +268,14 @@ def test_why_a_worker_was_lost_is_said_when_it_is_known(site: Site) -> None:
     site.running(spec, "w2")
     site.lose(spec)
     site.cluster.reasons["w2"] = "it was silent"
-    site.dispatcher.explain("w1")
-    site.dispatcher.explain("w2")
+    site.dispatcher.on_loss_explained("w1")
+    site.dispatcher.on_loss_explained("w2")
     assert site.log().endswith("again as attempt 3.\nWorker w2: it was silent.\n")
     site.running(spec, "w3")
-    site.dispatcher.failed(spec.key, "The task was lost.", worker="w3")
+    site.dispatcher.on_failed(spec.key, "The task was lost.", worker="w3")
     told = "The task was lost. Workers lost: w1 (it was full), w2 (it was silent), w3."
     assert site.events[-1].error == told
-    site.dispatcher.explain("w3")
+    site.dispatcher.on_loss_explained("w3")
     assert site.log().endswith(f"{told}\n")
 
 
@@ -282,7 +284,7 @@ def test_workers_that_are_lost_before_the_start_are_named_in_the_end(site: Site)
     for worker in ("w1", "w2"):
         site.place(spec, worker)
         site.lose(spec)
-    site.dispatcher.failed(spec.key, "The task was lost.", worker="w3")
+    site.dispatcher.on_failed(spec.key, "The task was lost.", worker="w3")
     assert site.events[-1].error == "The task was lost. Workers lost: w1, w2, w3."
 
 
@@ -298,19 +300,19 @@ def test_a_run_with_a_number_of_the_schedulers_own_begins_when_girder_has_heard_
     site: Site,
 ) -> None:
     spec = site.accept(attempt=3)
-    may_begin = site.dispatcher.attempts.may_begin
-    assert may_begin(spec.key, 3), "Girder has given it"
+    may_start = site.dispatcher.attempts.may_start
+    assert may_start(spec.key, 3), "Girder has given it"
     site.place(spec, "w1")
     site.lose(spec)
-    assert may_begin(spec.key, 3) is False
-    assert may_begin(spec.key, 4) is None
+    assert may_start(spec.key, 3) is False
+    assert may_start(spec.key, 4) is None
     site.dispatcher.attempts.heard("a", 3)
     site.dispatcher.attempts.heard("unknown", 4)
-    assert may_begin(spec.key, 4) is None
+    assert may_start(spec.key, 4) is None
     site.dispatcher.attempts.heard("a", 4)
     site.dispatcher.attempts.heard("a", 3)
-    assert may_begin(spec.key, 4) is True
-    assert may_begin("unknown", 4) is False
+    assert may_start(spec.key, 4) is True
+    assert may_start("unknown", 4) is False
 
 
 def test_a_run_does_not_begin_with_a_number_that_girder_has_given_to_another(site: Site) -> None:
@@ -319,15 +321,15 @@ def test_a_run_does_not_begin_with_a_number_that_girder_has_given_to_another(sit
     site.running(old)
     site.lose(old)
     new = site.accept(attempt=2)
-    assert site.dispatcher.attempts.may_begin(old.key, 2) is False
-    assert site.dispatcher.attempts.may_begin(new.key, 2) is True
+    assert site.dispatcher.attempts.may_start(old.key, 2) is False
+    assert site.dispatcher.attempts.may_start(new.key, 2) is True
 
 
 def test_a_run_does_not_begin_when_the_job_has_ended(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.dispatcher.cancel(["a"])
-    assert site.dispatcher.attempts.may_begin(spec.key, 1) is False
+    assert site.dispatcher.attempts.may_start(spec.key, 1) is False
 
 
 # -- retries -------------------------------------------------------------------------------
@@ -358,7 +360,7 @@ def test_a_run_that_raises_is_tried_again_after_a_pause(site: Site) -> None:
 def test_what_would_fail_again_is_not_tried_again(site: Site) -> None:
     spec = site.accept(retries=3)
     assert site.running(spec).says(S.ERROR, error="TransformError: no file", permanent=True)
-    site.dispatcher.failed(spec.key, "Dask says so too", raised=True)
+    site.dispatcher.on_failed(spec.key, "Dask says so too", raised=True)
     site.cluster.advance(100)
     assert site.history() == [(1, S.RUNNING), (1, S.ERROR)]
     assert site.cluster.submitted == [spec.key]
@@ -371,10 +373,10 @@ def test_what_dask_says_of_the_failed_try_is_nothing_to_the_next(site: Site) -> 
     assert old.says(S.ERROR, error="ValueError: no")
     assert not site.dispatcher.is_open(spec.key)
     for _ in range(2):
-        site.dispatcher.ended(spec.key, "w1")
-        site.dispatcher.failed(spec.key, "Dask could not run the task", raised=True)
-        site.dispatcher.forgotten(spec.key)
-        site.dispatcher.taken_away(spec.key, "w1", alive=True)
+        site.dispatcher.on_finished(spec.key, "w1")
+        site.dispatcher.on_failed(spec.key, "Dask could not run the task", raised=True)
+        site.dispatcher.on_forgotten(spec.key)
+        site.dispatcher.on_released(spec.key, "w1", alive=True)
         site.cluster.advance(1)
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
     assert site.cluster.submitted == [spec.key, "count-a-2"]
@@ -402,7 +404,7 @@ def test_when_no_try_is_left_the_error_is_the_end(site: Site) -> None:
     assert site.running(last).says(
         S.ERROR, log="Traceback\n", error="ValueError: no", exception=b"e"
     )
-    site.dispatcher.failed(last.key, "Dask could not run the task", raised=True)
+    site.dispatcher.on_failed(last.key, "Dask could not run the task", raised=True)
     assert site.history()[-2:] == [(3, S.RUNNING), (3, S.ERROR)]
     assert (site.events[-1].error, site.events[-1].exception) == ("ValueError: no", b"e")
     assert site.log().count("Traceback\n") == 3
@@ -419,11 +421,11 @@ def test_a_try_of_which_only_dask_tells_is_tried_again_too(site: Site) -> None:
     spec = site.accept(retries=1)
     site.running(spec)
     site.end(spec, "w1", None)
-    site.dispatcher.failed(spec.key, "Dask could not run the task: no", raised=True)
+    site.dispatcher.on_failed(spec.key, "Dask could not run the task: no", raised=True)
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
     assert site.log() == "Dask could not run the task: no\n" + FAILED
     site.cluster.advance(1)
-    site.dispatcher.failed("count-a-2", "The task was lost")
+    site.dispatcher.on_failed("count-a-2", "The task was lost")
     assert site.history()[-1] == (2, S.ERROR)
 
 
@@ -458,12 +460,12 @@ def test_a_job_that_is_placed_is_canceled_when_its_worker_says_that_it_has_not_b
     site.dispatcher.cancel(["a"])
     assert site.cluster.stopped == [("w1", spec.key)]
     assert site.history() == []
-    assert site.dispatcher.in_doubt(["a"]) == ["a"]
-    assert site.dispatcher.begun(["a"]) == {"a": 1}
+    assert site.dispatcher.possibly_started(["a"]) == ["a"]
+    assert site.dispatcher.started(["a"]) == {"a": 1}
     site.cluster.answer("w1", spec.key)
     assert site.history() == [(1, S.CANCELED)]
-    assert site.dispatcher.in_doubt(["a"]) == []
-    assert site.dispatcher.begun(["a"]) == {}
+    assert site.dispatcher.possibly_started(["a"]) == []
+    assert site.dispatcher.started(["a"]) == {}
     assert site.cluster.dropped == [spec.key]
 
 
@@ -473,8 +475,8 @@ def test_a_job_of_whose_start_nobody_has_heard_is_canceled_when_its_run_has_ende
     run = site.run(site.accept())
     site.dispatcher.cancel(["a"])
     assert run.says(S.RUNNING)
-    assert site.dispatcher.in_doubt(["a"]) == []
-    assert site.dispatcher.begun(["a"]) == {"a": 1}
+    assert site.dispatcher.possibly_started(["a"]) == []
+    assert site.dispatcher.started(["a"]) == {"a": 1}
     assert run.says(S.CANCELED)
     assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
 
@@ -524,7 +526,7 @@ def test_a_job_that_runs_is_canceled_when_its_run_has_ended(site: Site) -> None:
     run = site.running(spec)
     site.dispatcher.cancel(["a"])
     assert site.cluster.stopped == [("w1", spec.key)]
-    assert site.dispatcher.begun(["a"]) == {"a": 1}
+    assert site.dispatcher.started(["a"]) == {"a": 1}
     assert site.cluster.dropped == []
     assert site.history() == [(1, S.RUNNING)]
     assert run.says(S.CANCELED, log="stopped\n")
@@ -582,9 +584,9 @@ def test_a_canceled_job_that_dask_gives_up_is_canceled(site: Site, what: str) ->
     site.running(spec)
     site.dispatcher.cancel(["a"])
     if what == "failed":
-        site.dispatcher.failed(spec.key, "Dask could not run the task")
+        site.dispatcher.on_failed(spec.key, "Dask could not run the task")
     else:
-        site.dispatcher.forgotten(spec.key)
+        site.dispatcher.on_forgotten(spec.key)
     assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
     assert len(site.cluster.submitted) == 1
 
@@ -594,20 +596,20 @@ def test_a_canceled_job_that_dask_gives_up_is_canceled(site: Site, what: str) ->
 
 def test_what_dask_cannot_run_ends_in_error_with_its_reason(site: Site) -> None:
     spec = site.accept()
-    site.dispatcher.failed(spec.key, "Dask could not run the task: no worker")
+    site.dispatcher.on_failed(spec.key, "Dask could not run the task: no worker")
     assert site.history() == [(1, S.ERROR)]
     assert site.log() == "Dask could not run the task: no worker\n"
     assert site.events[-1].error == "Dask could not run the task: no worker"
-    site.dispatcher.failed(spec.key, "again")
+    site.dispatcher.on_failed(spec.key, "again")
     assert len(site.history()) == 1
 
 
 def test_after_its_end_was_told_nothing_of_dask_matters(site: Site) -> None:
     spec = site.accept()
     site.running(spec).says(S.ERROR, error="ValueError: no")
-    site.dispatcher.failed(spec.key, "Dask could not run the task")
-    site.dispatcher.forgotten(spec.key)
-    site.dispatcher.ended(spec.key, "w1")
+    site.dispatcher.on_failed(spec.key, "Dask could not run the task")
+    site.dispatcher.on_forgotten(spec.key)
+    site.dispatcher.on_finished(spec.key, "w1")
     site.lose(spec)
     assert site.history() == [(1, S.RUNNING), (1, S.ERROR)]
     assert site.cluster.submitted == [spec.key]
@@ -616,11 +618,11 @@ def test_after_its_end_was_told_nothing_of_dask_matters(site: Site) -> None:
 def test_keys_of_others_are_nothing_to_us(site: Site) -> None:
     assert "x" not in site.dispatcher
     assert not site.dispatcher.is_open("x")
-    for tell in (site.dispatcher.forgotten,):
+    for tell in (site.dispatcher.on_forgotten,):
         tell("x")
-    site.dispatcher.failed("x", "no")
-    site.dispatcher.ended("x", None)
-    site.dispatcher.taken_away("x", None, alive=False)
+    site.dispatcher.on_failed("x", "no")
+    site.dispatcher.on_finished("x", None)
+    site.dispatcher.on_released("x", None, alive=False)
     assert site.events == []
 
 
@@ -628,7 +630,7 @@ def test_what_dask_forgets_is_submitted_again_under_another_key(site: Site) -> N
     spec = site.accept(payload=b"call")
     old = site.running(spec)
     assert site.dispatcher.is_open(spec.key)
-    site.dispatcher.forgotten(spec.key)
+    site.dispatcher.on_forgotten(spec.key)
     assert site.cluster.submitted == [spec.key, "count-a-2"]
     assert site.cluster.dropped == [spec.key], "its value may be there, when only Dask told its end"
     again = site.cluster.specs["count-a-2"]
@@ -643,9 +645,9 @@ def test_what_dask_forgets_is_submitted_again_under_another_key(site: Site) -> N
 def test_what_dask_forgets_again_and_again_is_given_up(site: Site) -> None:
     spec = site.accept()
     for _ in range(5):
-        site.dispatcher.forgotten(site.again(spec).key)
+        site.dispatcher.on_forgotten(site.again(spec).key)
     assert site.history()[-1] == (6, S.QUEUED)
-    site.dispatcher.forgotten(site.again(spec).key)
+    site.dispatcher.on_forgotten(site.again(spec).key)
     assert site.history()[-1] == (6, S.ERROR)
     assert len(site.cluster.submitted) == 6
     assert "Dask forgot the task 6 times" in (site.events[-1].error or "")
@@ -656,7 +658,7 @@ def test_a_run_that_dask_took_away_and_forgot_costs_one_attempt(site: Site) -> N
     spec = site.accept()
     site.running(spec)
     site.lose(spec, alive=True)
-    site.dispatcher.forgotten(spec.key)
+    site.dispatcher.on_forgotten(spec.key)
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
     assert site.log() == ("Dask took the job from worker w1; it is tried again as attempt 2.\n")
     assert site.cluster.submitted == [spec.key, "count-a-2"]
@@ -669,7 +671,7 @@ def test_a_run_that_ended_unheard_and_was_forgotten_has_its_number_for_itself(si
     site.lose(spec)
     site.place(spec, "w2")
     site.end(spec, "w2")
-    site.dispatcher.forgotten(spec.key)
+    site.dispatcher.on_forgotten(spec.key)
     assert site.cluster.attempts == {spec.key: 0}, "of the old key no run begins"
     assert site.cluster.submitted == [spec.key, "count-a-3"]
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (3, S.QUEUED)]
@@ -679,7 +681,7 @@ def test_a_run_that_was_never_heard_is_not_heard_for_the_attempt_after(site: Sit
     spec = site.accept()
     silent = site.run(spec, "w1")
     site.cluster.places.clear()
-    site.dispatcher.forgotten(spec.key)
+    site.dispatcher.on_forgotten(spec.key)
     again = site.cluster.specs["count-a-2"]
     site.place(again, "w1")
     assert not silent.says(S.SUCCESS)
@@ -691,22 +693,22 @@ def test_a_run_that_was_never_heard_is_not_heard_for_the_attempt_after(site: Sit
 
 def test_a_job_is_in_hand_until_girder_has_acknowledged_its_end(site: Site) -> None:
     spec = site.accept()
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     assert len(site.dispatcher) == 1, "its end is not told yet"
     site.succeed(spec)
     assert len(site.dispatcher) == 1
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     assert len(site.dispatcher) == 0
     assert spec.key not in site.dispatcher
     assert site.forgotten == [("a", 1)]
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
 
 
 def test_a_job_is_in_hand_until_dask_has_told_its_end_too(site: Site) -> None:
     """Else Dask would run it again, if its worker is lost before."""
     spec = site.accept()
     site.running(spec).says(S.SUCCESS)
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     assert len(site.dispatcher) == 1
     site.lose(spec)
     assert site.cluster.dropped == [spec.key]
@@ -719,7 +721,7 @@ def test_a_job_that_is_ours_no_longer_is_stopped_and_let_go(site: Site, kind: st
     spec = site.accept()
     run = site.running(spec)
     said = len(site.events)
-    site.dispatcher.verdict("a", kind)
+    site.dispatcher.on_verdict("a", kind)
     assert site.cluster.stopped == [("w1", spec.key)]
     site.cluster.answer("w1", spec.key)
     assert site.cluster.dropped == [spec.key]
@@ -732,8 +734,8 @@ def test_a_job_that_is_ours_no_longer_is_stopped_and_let_go(site: Site, kind: st
 def test_girder_may_remind_of_a_cancellation(site: Site) -> None:
     spec = site.accept()
     site.running(spec)
-    site.dispatcher.verdict("a", "cancel")
-    site.dispatcher.verdict("unknown", "cancel")
+    site.dispatcher.on_verdict("a", "cancel")
+    site.dispatcher.on_verdict("unknown", "cancel")
     assert site.cluster.stopped == [("w1", spec.key)]
 
 
@@ -743,5 +745,5 @@ def test_what_is_forgotten_names_the_attempt_that_was_recorded_last(site: Site) 
     site.lose(spec)
     site.running(spec, "w2").says(S.SUCCESS)
     site.end(spec, "w2")
-    site.dispatcher.verdict("a", "done")
+    site.dispatcher.on_verdict("a", "done")
     assert site.forgotten == [("a", 2)]

@@ -152,12 +152,14 @@ class Histories(RuleBasedStateMachine):
     @rule(job=st.sampled_from(JOBS))
     def acknowledge(self, job: str) -> None:
         if self.status(job) in FINAL:
-            self.site.dispatcher.verdict(job, "done")
+            self.site.dispatcher.on_verdict(job, "done")
 
     @rule()
     def ask_girder(self) -> None:
-        asked = self.site.dispatcher.gate.unknown()
-        self.site.dispatcher.gate.learn(asked, {i: {"status": self.status(i)} for i in asked})
+        asked = self.site.dispatcher.dependencies.unknown()
+        self.site.dispatcher.dependencies.learn(
+            asked, {i: {"status": self.status(i)} for i in asked}
+        )
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 200.0]))
     def wait(self, seconds: float) -> None:
@@ -199,7 +201,7 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def hear(self, data: st.DataObject) -> None:
         doing = data.draw(st.sampled_from([d for d in self.doings if d.unsent]))
-        self.site.dispatcher.hear(doing.unsent.popleft())
+        self.site.dispatcher.on_run_event(doing.unsent.popleft())
 
     @precondition(lambda self: self.ended())
     @rule(data=st.data())
@@ -214,7 +216,7 @@ class Histories(RuleBasedStateMachine):
         key.over = True
         if key.spec.key in self.site.dispatcher:
             key.holder = None if raised else worker
-            self.site.dispatcher.ended(key.spec.key, worker, None if raised else 600)
+            self.site.dispatcher.on_finished(key.spec.key, worker, None if raised else 600)
 
     @rule(data=st.data())
     def lose_a_worker(self, data: st.DataObject) -> None:
@@ -227,12 +229,12 @@ class Histories(RuleBasedStateMachine):
                 key.worker = key.run = None
                 self.site.cluster.places.pop(key.spec.key, None)
                 if key.spec.key in self.site.dispatcher:
-                    self.site.dispatcher.taken_away(key.spec.key, lost, alive=False)
+                    self.site.dispatcher.on_released(key.spec.key, lost, alive=False)
         for key in self.keys.values():
             if key.holder == lost:
                 key.holder = None
                 if not self.site.dispatcher.is_open(key.spec.key):
-                    self.site.dispatcher.forgotten(key.spec.key)
+                    self.site.dispatcher.on_forgotten(key.spec.key)
         if data.draw(st.booleans()):  # else it was only thought dead
             for doing in self.doings:
                 if doing.run.worker == lost:
@@ -263,7 +265,7 @@ class Histories(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(self.placed()))
         key.over = True
         self.site.cluster.places.pop(key.spec.key, None)
-        self.site.dispatcher.failed(key.spec.key, "Dask gave up.")
+        self.site.dispatcher.on_failed(key.spec.key, "Dask gave up.")
 
     @precondition(lambda self: any(k.over for k in self.keys.values()))
     @rule(data=st.data())
@@ -277,7 +279,7 @@ class Histories(RuleBasedStateMachine):
 
     def forget(self, key: Key) -> None:
         if self.site.dispatcher.is_open(key.spec.key):
-            self.site.dispatcher.forgotten(key.spec.key)
+            self.site.dispatcher.on_forgotten(key.spec.key)
 
     # -- what must hold ----------------------------------------------------------------------
 
@@ -341,7 +343,7 @@ class Histories(RuleBasedStateMachine):
             ends = [status for _, status in self.site.history(job) if status in FINAL]
             assert len(ends) == 1, f"job {job}: {self.site.history(job)}"
         assert len(self.site.dispatcher) == 0
-        assert len(self.site.dispatcher.kept) == 0
+        assert len(self.site.dispatcher.retained) == 0
         held = {key.spec.key for key in self.keys.values() if key.holder is not None}
         assert not held, "values that nobody has an account of"
 
@@ -355,7 +357,7 @@ class Histories(RuleBasedStateMachine):
     def proceed(self) -> bool:
         for doing in self.doings:
             if doing.unsent:
-                self.site.dispatcher.hear(doing.unsent.popleft())
+                self.site.dispatcher.on_run_event(doing.unsent.popleft())
                 return True
             if not doing.over:
                 self.advance(doing, 2)
@@ -372,7 +374,7 @@ class Histories(RuleBasedStateMachine):
             key.worker = self.workers[0]
             self.site.cluster.places[key.spec.key] = key.worker
             if key.spec.key in self.site.dispatcher:
-                self.site.dispatcher.placed(key.spec.key, key.worker)
+                self.site.dispatcher.on_assigned(key.spec.key, key.worker)
             return True
         for key in self.keys.values():
             if key.over and self.site.dispatcher.is_open(key.spec.key):
@@ -381,7 +383,7 @@ class Histories(RuleBasedStateMachine):
         return self.let_time_pass()
 
     def let_time_pass(self) -> bool:
-        if self.site.dispatcher.gate.unknown() and not self.asked:
+        if self.site.dispatcher.dependencies.unknown() and not self.asked:
             self.ask_girder()
             self.asked = True
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from girder_dask.scheduler.girder_reconciler import Audit
+from girder_dask.scheduler.girder_reconciler import GirderReconciler
 
 
 class Site:
@@ -14,7 +14,7 @@ class Site:
         self.now = 0.0
         self.here = {"a", "b", "c", "d", "e"}
         self.there = ["a", "b", "c", "d", "e"]
-        self.audit = Audit(self.here.__contains__, interval=60.0, clock=lambda: self.now)
+        self.audit = GirderReconciler(self.here.__contains__, interval=60.0, clock=lambda: self.now)
 
     def lacking(self) -> list[str]:
         return [job_id for job_id, attempt, sequence in self.audit.lacking() if attempt < sequence]

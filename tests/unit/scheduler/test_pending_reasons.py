@@ -17,7 +17,7 @@ def told(site: Site, job_id: str = "a") -> list[str]:
 
 def look(site: Site, seconds: float = 0.0) -> None:
     site.cluster.now += seconds
-    site.dispatcher.waits.look()
+    site.dispatcher.pending.look()
 
 
 def lack(site: Site, spec: JobSpec, reason: str = NONE) -> JobSpec:
@@ -106,7 +106,7 @@ def test_of_a_job_that_is_let_go_nothing_is_told() -> None:
         lack(site, site.accept(job_id))
         look(site)
         look(site, 3)
-        site.dispatcher.verdict(job_id, verdict)
+        site.dispatcher.on_verdict(job_id, verdict)
     lack(site, site.accept("c"))
     look(site)
     look(site, 3)
@@ -145,8 +145,8 @@ def test_a_job_that_waits_for_its_next_try_says_nothing() -> None:
 def test_in_the_end_it_is_given_up_if_so_configured() -> None:
     site = Site()
     spec = lack(site, site.accept("a"))
-    parked = site.accept("b", dependencies=["elsewhere"])
-    site.dispatcher.waits.timeout = 10
+    blocked = site.accept("b", dependencies=["elsewhere"])
+    site.dispatcher.pending.timeout = 10
     look(site)
     look(site, 9)
     lack(site, spec, GPU)  # it lacks a worker all the same
@@ -160,13 +160,13 @@ def test_in_the_end_it_is_given_up_if_so_configured() -> None:
     assert "girder.scheduler.no-worker-timeout" in error
     look(site, 100)
     assert site.history("b") == [], "it needs no worker yet"
-    assert site.dispatcher.has(parked.id)
+    assert site.dispatcher.has(blocked.id)
 
 
 def test_the_time_without_a_worker_begins_anew_after_one() -> None:
     site = Site()
     spec = lack(site, site.accept("a"))
-    site.dispatcher.waits.timeout = 10
+    site.dispatcher.pending.timeout = 10
     look(site)
     look(site, 9)
     site.cluster.lacking.clear()
@@ -191,4 +191,4 @@ def test_a_long_queue_is_told_in_parts_and_looked_at_less_often() -> None:
         look(site, 3)
         counts.append(len(site.events) - before)
     assert counts == [_MOST, _MOST, 10, 0]
-    assert site.dispatcher.waits.look() >= 0.5
+    assert site.dispatcher.pending.look() >= 0.5

@@ -184,7 +184,7 @@ async def test_what_began_unheard_on_a_worker_that_had_stolen_it_is_another_atte
                 nanny = await nannies.enter_async_context(Nanny(address, nthreads=1))
                 await soon(lambda: numbers(tally) == ["1 1"])
                 other = await nannies.enter_async_context(Nanny(address, nthreads=1))
-                plugin.dispatcher.hands["tally-a-1"].worker = other.worker_address
+                plugin.dispatcher.jobs["tally-a-1"].worker = other.worker_address
                 thief = nanny.worker_address
                 await plugin._scheduler.remove_worker(thief, stimulus_id="lost")
             await soon(lambda: girder.ended("a") == S.SUCCESS)
@@ -237,8 +237,8 @@ async def test_another_attempt_begins_when_girder_has_heard_of_it(
             girder.peer.answers[girder_path] = (503, {"message": "away"})
             async with Nanny(address, nthreads=1):
                 await plugin._scheduler.remove_worker(nanny.worker_address, stimulus_id="lost")
-                await soon(lambda: plugin._cluster.placed_on("tally-a-1"))
-                assert await plugin.procedures.girder_may_begin("tally-a-1", 2) is None
+                await soon(lambda: plugin._cluster.assigned_to("tally-a-1"))
+                assert await plugin.rpc.girder_may_begin("tally-a-1", 2) is None
                 await asyncio.sleep(0.5)
                 assert numbers(tally) == ["1 1"]
                 girder.peer.answers[girder_path] = answer
@@ -248,11 +248,11 @@ async def test_another_attempt_begins_when_girder_has_heard_of_it(
 
 async def test_a_job_that_goes_to_another_scheduler_is_not_taken(girder: Girder) -> None:
     async with running(girder) as plugin:
-        assert await plugin.procedures.girder_hello() == {"scheduler": plugin.id}
+        assert await plugin.rpc.girder_hello() == {"scheduler": plugin.id}
         wire = spec("a", "add_one", 1).to_wire()
-        assert await plugin.procedures.girder_submit("before", [wire]) == {"accepted": []}
+        assert await plugin.rpc.girder_submit("before", [wire]) == {"accepted": []}
         assert not plugin.dispatcher.has("a")
-        assert await plugin.procedures.girder_submit(plugin.id, [wire]) == {"accepted": ["a"]}
+        assert await plugin.rpc.girder_submit(plugin.id, [wire]) == {"accepted": ["a"]}
         assert plugin.dispatcher.has("a")
 
 
@@ -260,18 +260,18 @@ async def test_doctor_is_told_that_claims_are_refused(girder: Girder) -> None:
     claim = girder.peer.answers["POST dask/job/claim"]
     girder.peer.answers["POST dask/job/claim"] = lambda _peer: (500, {"message": "malformed"})
     async with running(girder) as plugin:
-        await soon(lambda: plugin.procedures.claim_error is not None)
-        told = (await plugin.procedures.girder_status())["claim_error"]
+        await soon(lambda: plugin.rpc.claim_error is not None)
+        told = (await plugin.rpc.girder_status())["claim_error"]
         assert "answered 500" in told
         girder.peer.answers["POST dask/job/claim"] = claim
-        await soon(lambda: plugin.procedures.claim_error is None)
+        await soon(lambda: plugin.rpc.claim_error is None)
 
 
 async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
     async with running(girder) as plugin:
         plugin._loop.call_later(0.2, lambda: plugin.dispatcher.accept([spec("a", "add_one", 1)]))
-        assert await plugin.procedures.girder_pin(["a"], "nobody") == {"a": "add_one-a-1"}
-        assert (await plugin.procedures.girder_status())["kept"] == 0
+        assert await plugin.rpc.girder_pin(["a"], "nobody") == {"a": "add_one-a-1"}
+        assert (await plugin.rpc.girder_status())["kept"] == 0
 
 
 async def test_what_never_arrives_has_no_key(
@@ -279,7 +279,7 @@ async def test_what_never_arrives_has_no_key(
 ) -> None:
     monkeypatch.setattr("girder_dask.scheduler.rpc._PIN_TIME", 0.1)
     async with running(girder) as plugin:
-        assert await plugin.procedures.girder_pin(["a"], "nobody") == {}
+        assert await plugin.rpc.girder_pin(["a"], "nobody") == {}
 
 
 async def test_workers_that_are_gone_are_not_remembered_for_ever(
@@ -288,9 +288,9 @@ async def test_workers_that_are_gone_are_not_remembered_for_ever(
     monkeypatch.setattr("girder_dask.scheduler.rpc._MOST_OUTBOXES", 3)
     async with running(girder) as plugin:
         for n in range(10):
-            await plugin.procedures.girder_events(f"outbox{n}", 1, [])
-            await plugin.procedures.girder_events("busy", n + 1, [])
-        assert list(plugin.procedures._batches) == ["outbox8", "outbox9", "busy"]
+            await plugin.rpc.girder_events(f"outbox{n}", 1, [])
+            await plugin.rpc.girder_events("busy", n + 1, [])
+        assert list(plugin.rpc._batches) == ["outbox8", "outbox9", "busy"]
 
 
 async def test_a_job_does_not_wait_behind_a_long_one_while_a_thread_is_free(
@@ -300,11 +300,11 @@ async def test_a_job_does_not_wait_behind_a_long_one_while_a_thread_is_free(
     gates = [tmp_path / "a", tmp_path / "b"]
     seldom = {"distributed.scheduler.work-stealing-interval": "1 hour"}
     async with running(girder, **seldom) as plugin:
-        address, place = plugin._scheduler.address, plugin._cluster.placed_on
+        address, place = plugin._scheduler.address, plugin._cluster.assigned_to
         async with Nanny(address, nthreads=1), Nanny(address, nthreads=1):
             long = [spec(gate.name, "hold", str(gate)) for gate in gates]
             plugin.dispatcher.accept(long)
-            await soon(lambda: all(plugin.dispatcher.hands[s.key].run for s in long))
+            await soon(lambda: all(plugin.dispatcher.jobs[s.key].run for s in long))
             late = [spec(f"late{n}", "hold", str(tmp_path)) for n in range(2)]
             plugin.dispatcher.accept(late)
             await soon(lambda: all(place(s.key) for s in late))

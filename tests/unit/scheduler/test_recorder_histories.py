@@ -69,12 +69,12 @@ class Job:
     attempt: int = 1
     ended: bool = False
     acknowledged: bool = False
-    let_go: bool = False
+    release: bool = False
     lost: set[int] = field(default_factory=set)  # attempts of which not all needs to arrive
 
     @property
     def speaks(self) -> bool:
-        return not self.ended and not self.let_go
+        return not self.ended and not self.release
 
 
 class Girder:
@@ -278,7 +278,7 @@ class Deliveries(RuleBasedStateMachine):
             assert job.ended, "it has said no end"
             job.acknowledged = True
         if kind in ("stale", "gone"):
-            job.let_go = True
+            job.release = True
             job.lost.update(range(1, job.attempt + 1))
         if kind != "cancel":
             self.recorder.forget(job_id, job.attempt)
@@ -426,7 +426,7 @@ class Deliveries(RuleBasedStateMachine):
         self.settle()
         done = Counter(job for job, kind in self.verdicts if kind == "done")
         for job in self.jobs.values():
-            assert done[job.id] == 1 or (job.let_go and done[job.id] == 0)
+            assert done[job.id] == 1 or (job.release and done[job.id] == 0)
         recorder = self.recorder
         assert (recorder._waiting, recorder._sequences, recorder._receipts) == ({}, {}, {})
         assert (recorder._under_way, recorder._receipts_under_way) == ([], [])

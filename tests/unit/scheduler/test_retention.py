@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from girder_dask.scheduler.retention import Kept
+from girder_dask.scheduler.retention import RetainedResults
 from tests.support.dispatch_site import MemoryCluster
 
 
@@ -14,7 +14,7 @@ class Shelf:
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
         self.needed: set[str] = set()
-        self.kept = Kept(
+        self.kept = RetainedResults(
             self.cluster,
             self.needed.__contains__,
             seconds=100.0,
@@ -124,6 +124,6 @@ def test_what_is_lost_is_not_dropped(shelf: Shelf) -> None:
     shelf.kept.lose("key-a")
     shelf.kept.lose("key-a")
     shelf.kept.reconsider("a")
-    shelf.kept.let_go("a")
+    shelf.kept.release("a")
     assert (shelf.jobs, shelf.kept.nbytes, shelf.cluster.dropped) == ("", 0, [])
     assert "key-a" not in shelf.kept

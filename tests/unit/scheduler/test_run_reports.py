@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from girder_dask.scheduler import run_reports as module
-from girder_dask.scheduler.run_reports import Accounts
+from girder_dask.scheduler.run_reports import RunReports
 from tests.support.deadline import soon
 
 
@@ -27,12 +27,12 @@ class Site:
         self.workers = {"w"}
         self.held_up = False
         self.acted: list[str] = []
-        self.accounts = Accounts(
+        self.accounts = RunReports(
             self.open.__contains__, self.workers.__contains__, lambda: self.held_up
         )
 
     def wait_for(self, key: str) -> None:
-        self.accounts.unless_told(key, "w", lambda: self.act(key))
+        self.accounts.await_report(key, "w", lambda: self.act(key))
 
     def act(self, key: str) -> None:
         self.acted.append(key)
@@ -90,7 +90,7 @@ async def test_one_that_cannot_be_acted_on_does_not_hold_up_the_others(
         raise ValueError("odd")
 
     with opened() as site:
-        site.accounts.unless_told("b", "w", fail)
+        site.accounts.await_report("b", "w", fail)
         site.wait_for("a")
         await soon(lambda: site.acted == ["a"])
     assert "Acting on the end of b that Dask saw failed" in caplog.text

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from girder_dask.scheduler import worker_losses
-from girder_dask.scheduler.worker_losses import Losses
+from girder_dask.scheduler.worker_losses import WorkerLosses
 
 A, B = "tcp://10.0.0.7:4312", "tcp://10.0.0.8:4312"
 MIB = 1 << 20
@@ -19,12 +19,12 @@ class DaskWorker:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def too_large(known: Losses, worker: str = A) -> list[str]:
+def too_large(known: WorkerLosses, worker: str = A) -> list[str]:
     return known.heard("worker-restart-memory", {"worker": worker, "rss": 960 * MIB, "pid": 7})
 
 
 def test_a_nanny_tells_that_it_ended_a_worker_for_its_memory() -> None:
-    known = Losses()
+    known = WorkerLosses()
     known.joined(A, DaskWorker())
     assert too_large(known) == [A]
     assert known.why(A) == (
@@ -34,14 +34,14 @@ def test_a_nanny_tells_that_it_ended_a_worker_for_its_memory() -> None:
 
 
 def test_a_worker_that_joins_again_is_another_one() -> None:
-    known = Losses()
+    known = WorkerLosses()
     too_large(known)
     known.joined(A, DaskWorker())
     assert known.why(A) == ""
 
 
 def test_the_scheduler_tells_that_workers_were_silent() -> None:
-    known = Losses()
+    known = WorkerLosses()
     event = {"action": "worker-ttl-timed-out", "workers": [A, B], "ttl": 300.0}
     assert known.heard("scheduler", event) == [A, B]
     assert known.why(A) == known.why(B) == "it was silent for more than 300 s"
@@ -52,13 +52,13 @@ def test_the_scheduler_tells_that_workers_were_silent() -> None:
     [("all", {"worker": A}), ("scheduler", {"action": "retire"}), ("worker-restart-memory", "x")],
 )
 def test_other_events_say_nothing(topic: str, message: object) -> None:
-    known = Losses()
+    known = WorkerLosses()
     assert known.heard(topic, message) == []
     assert known.why(A) == ""
 
 
 def test_of_a_sudden_death_there_is_what_the_worker_said_last() -> None:
-    known = Losses()
+    known = WorkerLosses()
     worker = DaskWorker()
     known.joined(A, worker)
     assert known.why(A) == ""
@@ -75,7 +75,7 @@ def test_of_a_sudden_death_there_is_what_the_worker_said_last() -> None:
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_losses, "_MOST", 2)
-    known = Losses()
+    known = WorkerLosses()
     for n in range(4):
         known.joined(f"w{n}", DaskWorker(metrics={"memory": 990 * MIB}))
         too_large(known, f"w{n}")
