@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from girder_dask.utils.background import Guard, watched
-from girder_dask.worker.runner import Run
+from girder_dask.worker.run.runner import Run
 
 __all__ = ["RunCanceller"]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from girder_dask.worker.fencing import StartAnswer
 from girder_dask.worker.gpus import GpuAllocator
 from girder_dask.worker.isolation.warm_processes import Standby
 from girder_dask.worker.location import WorkerLocation
@@ -15,7 +14,8 @@ from girder_dask.worker.outbox import Outbox
 
 if TYPE_CHECKING:
     from girder_dask.protocol.messages import JobSpec
-    from girder_dask.worker.runner import Run
+    from girder_dask.worker.run.fencing import StartAnswer
+    from girder_dask.worker.run.runner import Run
 
 __all__ = ["WorkerContext"]
 

@@ -31,12 +31,12 @@ from girder_dask.worker import capture, gpus
 from girder_dask.worker.cancellation import RunCanceller
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.context import WorkerContext
-from girder_dask.worker.fencing import StartAnswer
 from girder_dask.worker.isolation.warm_processes import Standby
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
 from girder_dask.worker.process_globals import job_scope
-from girder_dask.worker.runner import Run
+from girder_dask.worker.run.fencing import StartAnswer
+from girder_dask.worker.run.runner import Run
 from girder_dask.worker.termination import AlarmSignals, TerminationSignals
 
 __all__ = ["GirderWorkerPlugin", "run_job"]

@@ -28,7 +28,7 @@ from girder_dask.protocol.messages import JobUpdate, Submission
 from girder_dask.protocol.names import KIND_HEADER
 from girder_dask.standalone import accounts
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder
-from girder_dask.worker.fencing import record_start
+from girder_dask.worker.run.fencing import record_start
 from tests.support.local_girder import Peer, serving
 
 SECRET = "the-secret"

@@ -24,7 +24,7 @@ from girder_dask.worker.context import WorkerContext
 from girder_dask.worker.isolation.warm_processes import Standby
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
-from girder_dask.worker.runner import Run
+from girder_dask.worker.run.runner import Run
 from tests.support.deadline import SECONDS, until
 
 WORKER = "tcp://10.0.0.7:4312"

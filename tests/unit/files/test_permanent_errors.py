@@ -29,9 +29,9 @@ from girder_dask.tasks.context import RunningJob
 from girder_dask.tasks.task import task
 from girder_dask.transforms import GirderFileId
 from girder_dask.worker.failures import failure_of
-from girder_dask.worker.input_values import resolved
 from girder_dask.worker.job_context import child_jobs, open_session, running_job
 from girder_dask.worker.location import WorkerLocation
+from girder_dask.worker.run.input_values import resolved
 from tests.support.authority_site import Authority
 from tests.support.file_girder import Cut, FileGirder, serving_files
 from tests.support.local_girder import serving

@@ -21,7 +21,7 @@ from girder_dask.jobs import JobStatus
 from girder_dask.protocol.exceptions import open_exception
 from girder_dask.protocol.payload import open_value
 from girder_dask.worker.isolation.warm_processes import Standby
-from girder_dask.worker.runner import Run
+from girder_dask.worker.run.runner import Run
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import WORKER, Worker, captured
 

@@ -12,8 +12,8 @@ import pytest
 
 from girder_dask.errors import JobCanceled
 from girder_dask.jobs import JobStatus
-from girder_dask.worker import fencing
-from girder_dask.worker.fencing import StartAnswer, await_recorded_attempt
+from girder_dask.worker.run import fencing
+from girder_dask.worker.run.fencing import StartAnswer, await_recorded_attempt
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker
 

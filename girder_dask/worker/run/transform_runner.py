@@ -17,7 +17,7 @@ from girder_dask.protocol.payload import Call
 from girder_dask.protocol.transform_types import is_transform
 from girder_dask.tasks.context import RunningJob
 from girder_dask.utils.pytree import leaves_of, map_leaves
-from girder_dask.worker.workspace import Workspace
+from girder_dask.worker.run.workspace import Workspace
 
 __all__ = ["TransformRunner", "amount"]
 

@@ -572,7 +572,7 @@ def test_a_work_directory_that_stays_is_told(worker: Worker, monkeypatch: Any) -
     def fails(_: Any) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("girder_dask.worker.workspace.remove", fails)
+    monkeypatch.setattr("girder_dask.worker.run.workspace.remove", fails)
     assert worker.outcome(lambda: (current_job().work_dir / "left").write_text("x"))
     assert worker.statuses()[-1] == S.SUCCESS
     assert "Cleaning up after the job failed: OSError: the disk is gone\n" in worker.log()

@@ -50,17 +50,17 @@ from girder_dask.worker.failures import (
     failure_of,
     was_killed,
 )
-from girder_dask.worker.fencing import await_recorded_attempt, record_start
-from girder_dask.worker.input_values import resolved
 from girder_dask.worker.interruption.job_threads import JobThreads
 from girder_dask.worker.isolation.child import ProcessSpec
 from girder_dask.worker.isolation.parent import IN_A_THREAD, ProcessFailed, TaskProcess
 from girder_dask.worker.job_context import NO_ADDRESS, child_jobs, open_session, running_job
 from girder_dask.worker.outbox import RunSink
 from girder_dask.worker.process_globals.job_scope import JobScope
-from girder_dask.worker.run_interruption import RunInterruption
-from girder_dask.worker.transform_runner import TransformRunner
-from girder_dask.worker.workspace import Workspace
+from girder_dask.worker.run.fencing import await_recorded_attempt, record_start
+from girder_dask.worker.run.input_values import resolved
+from girder_dask.worker.run.run_interruption import RunInterruption
+from girder_dask.worker.run.transform_runner import TransformRunner
+from girder_dask.worker.run.workspace import Workspace
 
 __all__ = ["Run"]
 

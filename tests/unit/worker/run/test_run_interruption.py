@@ -27,7 +27,7 @@ from girder_dask.worker import capture
 from girder_dask.worker.cancellation import RunCanceller
 from girder_dask.worker.interruption.interruptible_waits import Latch
 from girder_dask.worker.interruption.job_threads import MANY
-from girder_dask.worker.runner import Run
+from girder_dask.worker.run.runner import Run
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker, brought, captured
 
