@@ -16,13 +16,13 @@ from typing import Any
 from girder_dask.errors import GirderError
 from girder_dask.utils import working_directory
 
-__all__ = ["COMPARED", "gather"]
+__all__ = ["COMPARED_DISTRIBUTIONS", "describe_process"]
 
 #: The distributions whose versions must be the same everywhere.
-COMPARED = ("dask", "distributed", "cloudpickle", "girder_dask")
+COMPARED_DISTRIBUTIONS = ("dask", "distributed", "cloudpickle", "girder_dask")
 
 
-def gather(api_url: str | None) -> dict[str, Any]:
+def describe_process(api_url: str | None) -> dict[str, Any]:
     """Return the facts of this process.
 
     Parameters
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
     True
     """
     found = {"python": platform.python_version()}
-    for name in COMPARED:
+    for name in COMPARED_DISTRIBUTIONS:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

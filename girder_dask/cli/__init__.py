@@ -16,10 +16,10 @@ from girder_dask.errors import GirderDaskError
 
 __all__ = ["main"]
 
-_INTERRUPTED = 130
+_INTERRUPTED_EXIT_CODE = 130
 
 
-class _Group(click.Group):
+class _CommandGroup(click.Group):
     """Turns our errors into a message without a traceback, and Ctrl-C into exit code 130."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -31,14 +31,14 @@ class _Group(click.Group):
             sys.exit(e.exit_code)
         except (click.Abort, KeyboardInterrupt):
             click.echo("Interrupted.", err=True)
-            sys.exit(_INTERRUPTED)
+            sys.exit(_INTERRUPTED_EXIT_CODE)
         except GirderDaskError as e:
             click.echo(f"Error: {e}", err=True)
             sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="girder-dask")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the libraries log.")
 def main(verbose: bool) -> None:
@@ -89,14 +89,14 @@ def standalone(directory: Path, **options: Any) -> int:
 
 
 # What the option stands for without a value.
-_ASK = "\0"
+_PROMPT_FOR_KEY = "\0"
 
 
-def _key_that_nobody_sees(
+def _read_api_key(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> str | None:
     """Return an API key that was not on the command line."""
-    if value == _ASK:
+    if value == _PROMPT_FOR_KEY:
         return str(click.prompt("API key", hide_input=True))
     if context.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE:
         raise click.UsageError(
@@ -112,8 +112,8 @@ def _key_that_nobody_sees(
 @click.option(
     "--api-key",
     is_flag=False,
-    flag_value=_ASK,
-    callback=_key_that_nobody_sees,
+    flag_value=_PROMPT_FOR_KEY,
+    callback=_read_api_key,
     envvar="GIRDER_API_KEY",
     show_envvar=True,
     metavar="",

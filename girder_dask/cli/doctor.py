@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from girder_dask import config
-from girder_dask.diagnostics import gather
+from girder_dask.diagnostics import describe_process
 from girder_dask.errors import GirderError
 from girder_dask.http.scheduler_api import GirderApi
 
 __all__ = ["Check", "Facts", "examine", "gather_facts", "run_doctor"]
 
-_CONNECT_TIME = 3.0
-_ANSWER_TIME = 20.0
+_CONNECT_TIMEOUT_S = 3.0
+_ANSWER_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +105,16 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
     status, workers, error = None, None, "no address of a scheduler is known"
     if address:
         try:
-            status, workers = await asyncio.wait_for(_ask(address), _ANSWER_TIME)
+            status, workers = await asyncio.wait_for(_ask(address), _ANSWER_TIMEOUT_S)
             error = ""
         except asyncio.TimeoutError:
-            error = f"it does not answer within {_ANSWER_TIME:.0f} s"
+            error = f"it does not answer within {_ANSWER_TIMEOUT_S:.0f} s"
         except (OSError, ValueError) as e:
             error = str(e) or type(e).__name__
     if api_url is None and status is not None:
         api_url = status["api_url"]
     return Facts(
-        here=await asyncio.to_thread(gather, None),
+        here=await asyncio.to_thread(describe_process, None),
         scheduler_address=address,
         scheduler_error=error or None,
         scheduler=status,
@@ -131,7 +131,7 @@ async def _ask(
     from distributed.security import Security
 
     security = Security().get_connection_args("client")
-    remote = rpc(address, timeout=_CONNECT_TIME, connection_args=security)
+    remote = rpc(address, timeout=_CONNECT_TIMEOUT_S, connection_args=security)
     try:
         identity = await remote.identity()
         status = await remote.girder_status()
@@ -151,7 +151,7 @@ async def _ask(
 def _girder_error(api_url: str | None) -> str | None:
     if api_url is None:
         return "its address is not known here"
-    api = GirderApi(api_url, timeout=_ANSWER_TIME)
+    api = GirderApi(api_url, timeout=_ANSWER_TIMEOUT_S)
     try:
         api.version()
     except GirderError as e:

@@ -56,7 +56,7 @@ class GirderApi:
 
     def check_credential(self) -> dict[str, Any]:
         """Return what Girder says of itself to the scheduler
-        (:func:`girder_dask.diagnostics.gather`).
+        (:func:`girder_dask.diagnostics.describe_process`).
 
         Raises
         ------

@@ -17,8 +17,17 @@ from girder_dask.client.backend import set_backend
 from girder_dask.plugin import event_handlers, girder_log, token_sweeper
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import artifacts as artifact_rest
-from girder_dask.plugin.rest import attempts, files, jobs, logs, openapi_schemas, testing, uploads
-from girder_dask.plugin.rest.scheduler import Dask
+from girder_dask.plugin.rest import (
+    attempt_fence,
+    attempts,
+    files,
+    jobs,
+    logs,
+    openapi_schemas,
+    testing,
+    uploads,
+)
+from girder_dask.plugin.rest.scheduler import DaskResource
 from girder_dask.plugin.store import artifacts, idempotency, models, quarantine
 from girder_dask.plugin.store.logs import chunks
 
@@ -45,11 +54,11 @@ class DaskPlugin(GirderPlugin):
         # So that workers can check what they fetch, and know when a copy is still good.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
 
-        openapi_schemas.describe()
+        openapi_schemas.register()
         backend = GirderBackend()
         event_handlers.bind(backend)
-        uploads.bind()
-        info["apiRoot"].dask = Dask(backend)
+        attempt_fence.bind()
+        info["apiRoot"].dask = DaskResource(backend)
         jobs.mount(info["apiRoot"].dask, backend)
         files.bind()
         files.mount(info["apiRoot"].dask)

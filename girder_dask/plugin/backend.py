@@ -22,7 +22,7 @@ from pymongo.errors import PyMongoError
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin import malloc, settings
-from girder_dask.plugin.dask_client import Cluster
+from girder_dask.plugin.dask_client import LazyDaskClient
 from girder_dask.plugin.store import models, recording, tokens
 from girder_dask.plugin.store.database import explained
 from girder_dask.plugin.store.logs import chunks
@@ -42,14 +42,14 @@ __all__ = ["GirderBackend"]
 
 logger = logging.getLogger(__name__)
 
-_NOTHING_MADE = "No job was made, as Girder's database does not answer"
+_NO_JOB_CREATED = "No job was made, as Girder's database does not answer"
 
 # So many jobs in one request need memory that is worth to be given back.
-_MANY = 1000
+_TRIM_MIN_JOBS = 1000
 # Seconds that a look at the scheduler may take.
-_CHECK_TIME = 8.0
+_CHECK_TIMEOUT_S = 8.0
 # A little more than the scheduler takes to see which jobs have begun.
-_CANCEL_TIME = 2.0
+_CANCEL_TIMEOUT_S = 2.0
 
 
 class GirderBackend:
@@ -59,7 +59,7 @@ class GirderBackend:
     ships_code = False
 
     def __init__(self) -> None:
-        self._cluster = Cluster(settings.scheduler_address)
+        self._dask_client = LazyDaskClient(settings.scheduler_address)
         self._link: SchedulerLink | None = None
         #: Says in jobs that the scheduler cannot be reached.
         self.unreached = Unreached()
@@ -74,7 +74,7 @@ class GirderBackend:
 
         With a group, the document of its parent job comes first.
         """
-        with explained(_NOTHING_MADE):
+        with explained(_NO_JOB_CREATED):
             user = _request_user()
         return self.submit_for(user, None, submissions, group)
 
@@ -132,7 +132,7 @@ class GirderBackend:
 
     def dask_client(self) -> Client:
         """Return the Dask client of this process, made when it is first asked for."""
-        return self._cluster.client()
+        return self._dask_client.client()
 
     # -- for the rest of the plugin -------------------------------------------------------
 
@@ -146,7 +146,7 @@ class GirderBackend:
         authority: Authority = IN_GIRDER,
     ) -> list[dict[str, Any]]:
         """Do as :meth:`submit` does, for a user and a job that starts them."""
-        with explained(_NOTHING_MADE):
+        with explained(_NO_JOB_CREATED):
             if group is None:
                 recorded = recording.record(
                     submissions, user, parent, authority=authority, tokens_later=True
@@ -163,16 +163,16 @@ class GirderBackend:
                 )
                 jobs = [job, *(r.job for r in recorded)]
         self._send([r.spec for r in recorded])
-        if len(recorded) >= _MANY:
-            malloc.give_back_later()
+        if len(recorded) >= _TRIM_MIN_JOBS:
+            malloc.trim_later()
         try:
-            self._stop_late([parent, *(job["_id"] for job in jobs[:1] if groups.is_group(job))])
+            self._cancel_late([parent, *(job["_id"] for job in jobs[:1] if groups.is_group(job))])
         except PyMongoError:
             # They are recorded and will run: whoever started them must be given them.
             logger.exception("It could not be seen whether new jobs were canceled meanwhile")
         return jobs
 
-    def _stop_late(self, parents: Sequence[ObjectId | None]) -> None:
+    def _cancel_late(self, parents: Sequence[ObjectId | None]) -> None:
         """Cancel what jobs have started that were canceled while this was recorded."""
         for above in parents:
             if above is not None and models.is_stopping(above):
@@ -209,7 +209,7 @@ class GirderBackend:
 
         None if it does not answer.
         """
-        return self._scheduler_link().cancel_now(job_ids, _CANCEL_TIME)
+        return self._scheduler_link().cancel_now(job_ids, _CANCEL_TIMEOUT_S)
 
     def connect(self) -> None:
         """Begin to connect to the scheduler. Returns at once."""
@@ -221,7 +221,7 @@ class GirderBackend:
 
     def check_scheduler(self) -> dict[str, Any]:
         """Try to reach the scheduler, and return the same."""
-        return self._scheduler_link().check(_CHECK_TIME)
+        return self._scheduler_link().check(_CHECK_TIMEOUT_S)
 
     def close(self) -> None:
         """Let the scheduler go."""
@@ -229,7 +229,7 @@ class GirderBackend:
             link, self._link = self._link, None
         if link is not None:
             link.close()
-        self._cluster.close()
+        self._dask_client.close()
 
     def _send(self, specs: list[JobSpec]) -> None:
         if specs:

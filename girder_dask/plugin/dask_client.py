@@ -12,13 +12,13 @@ from girder_dask.errors import SchedulerError
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Cluster"]
+__all__ = ["LazyDaskClient"]
 
 # Seconds that connecting may take.
-_CONNECT_TIME = 5.0
+_CONNECT_TIMEOUT_S = 5.0
 
 
-class Cluster:
+class LazyDaskClient:
     """A Dask client that is made when it is first asked for.
 
     Parameters
@@ -67,14 +67,14 @@ class Cluster:
     def _drop(self) -> None:
         client, self._client = self._client, None
         if client is not None and self._made_for is not None and self._made_for[0] == os.getpid():
-            client.close(timeout=_CONNECT_TIME)
+            client.close(timeout=_CONNECT_TIMEOUT_S)
 
 
 def _connect(address: str) -> Client:
     from distributed import Client
 
     try:
-        return Client(address, timeout=_CONNECT_TIME, set_as_default=False, name="girder")
+        return Client(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False, name="girder")
     except (OSError, TimeoutError) as e:
         raise SchedulerError(
             f"The Dask scheduler at {address} does not answer: {e}. See that it runs, and that "

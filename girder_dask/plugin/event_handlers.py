@@ -18,7 +18,10 @@ from girder_dask.plugin import settings
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.girder_events import EVENT_HANDLER
 from girder_dask.plugin.rest import responses
-from girder_dask.plugin.rest.reserved_fields import refuse_forged, refuse_unsendable
+from girder_dask.plugin.rest.reserved_fields import (
+    refuse_non_finite_numbers,
+    refuse_reserved_fields,
+)
 from girder_dask.plugin.store import artifacts, models, recording
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.maps import parents
@@ -42,10 +45,10 @@ def bind(backend: GirderBackend) -> None:
         "jobs.job.update.after": _Updated(backend),
         "model.job.remove": _Removed(backend),
         "model.user.remove": _UserRemoved(backend),
-        "rest.post.job.before": refuse_forged,
+        "rest.post.job.before": refuse_reserved_fields,
         "rest.put.job/:id.before": _refuse_long_messages,
-        "model.setting.save.after": settings.forget_cached,
-        "model.setting.remove": settings.forget_cached,
+        "model.setting.save.after": settings.clear_cache,
+        "model.setting.remove": settings.clear_cache,
     }
     for name, handler in handlers.items():
         events.bind(name, EVENT_HANDLER, handler)
@@ -95,7 +98,7 @@ class _Cancel:
         job = event.info
         if _is_ours(job):
             event.stopPropagation().preventDefault()
-            with responses.translated():
+            with responses.translated_errors():
                 status = self._backend.stop(job["_id"])
             if status is not None:
                 # Girder answers the request with this document.
@@ -155,7 +158,7 @@ class _Updated:
 
 
 def _updating(event: Any) -> None:
-    refuse_unsendable(event)
+    refuse_non_finite_numbers(event)
     _keep_tokens_out(event)
 
 

@@ -19,10 +19,10 @@ __all__ = ["clean", "install"]
 _format = logging.Formatter().formatException
 
 # The logger of requests, whose records hold the parameters apart.
-_AUDIT = "girder_audit"
+_AUDIT_LOGGER = "girder_audit"
 
 # Parameters of requests that are secrets, as the audit log has them.
-_SECRET = frozenset({"token", "password", "old", "new", "key", "apikey", "authtoken"})
+_SECRET_PARAMETERS = frozenset({"token", "password", "old", "new", "key", "apikey", "authtoken"})
 
 
 def install() -> None:
@@ -30,7 +30,7 @@ def install() -> None:
     make = logging.getLogRecordFactory()
     if not isinstance(make, _Factory):
         logging.setLogRecordFactory(_Factory(make))
-    audit = logging.getLogger(_AUDIT)
+    audit = logging.getLogger(_AUDIT_LOGGER)
     if not any(isinstance(each, _AuditFilter) for each in audit.filters):
         audit.addFilter(_AuditFilter())
 
@@ -72,7 +72,7 @@ class _AuditFilter(logging.Filter):
         details = getattr(record, "details", None)
         if isinstance(details, Mapping) and isinstance(details.get("params"), Mapping):
             params = {
-                name: "***" if str(name).lower() in _SECRET else value
+                name: "***" if str(name).lower() in _SECRET_PARAMETERS else value
                 for name, value in details["params"].items()
             }
             record.details = {**details, "params": params}

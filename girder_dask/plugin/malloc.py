@@ -14,10 +14,10 @@ from typing import Any
 
 from girder_dask.utils.background import Guard
 
-__all__ = ["give_back_later"]
+__all__ = ["trim_later"]
 
 # Seconds until it is given back: the answer to the request is sent by then.
-_DELAY = 5.0
+_TRIM_DELAY_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _lock = threading.Lock()
 _timer: threading.Timer | None = None
 
 
-def give_back_later() -> None:
+def trim_later() -> None:
     """Give free memory back to the system, when this has not been asked for for a moment."""
     global _timer
     trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -35,11 +35,11 @@ def give_back_later() -> None:
     with _lock:
         if _timer is not None:
             _timer.cancel()
-        _timer = threading.Timer(_DELAY, _give_back, [trim])
+        _timer = threading.Timer(_TRIM_DELAY_S, _trim, [trim])
         _timer.daemon = True
         _timer.start()
 
 
-def _give_back(trim: Any) -> None:
+def _trim(trim: Any) -> None:
     with _guard:
         trim(0)

@@ -20,26 +20,26 @@ from typing import Any, TypeVar
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.utils.background import Guard
 
-__all__ = ["HandOver", "News", "SchedulerLink"]
+__all__ = ["HandOver", "ReachabilityCallback", "SchedulerLink"]
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_TIME = 3.0
-_ANSWER_TIME = 10.0
-_MOST_AT_ONCE = 500
+_CONNECT_TIMEOUT_S = 3.0
+_ANSWER_TIMEOUT_S = 10.0
+_MAX_BATCH_JOBS = 500
 # Seconds between two deliveries, at least and at most, and how often the time that one has taken. A
 # job that comes alone is delivered at once; a request that starts many is not held up.
-_SPACING, _LONGEST_PAUSE, _REST = 0.02, 0.1, 9.0
+_MIN_DELIVERY_PAUSE_S, _MAX_DELIVERY_PAUSE_S, _PAUSE_FACTOR = 0.02, 0.1, 9.0
 # How often it is tried whether the scheduler is there.
-_TRY_TIME = 15.0
+_PROBE_INTERVAL_S = 15.0
 # Seconds that it rests after errors of its own, at most: it is to stop soon when it is asked to.
-_LONGEST_REST = 5.0
+_LONGEST_PAUSE_FACTOR = 5.0
 
 _T = TypeVar("_T")
 
 #: Takes why the scheduler is not reached, None if it is, and the ids of jobs that it did not
 #: take.
-News = Callable[[str | None, Sequence[str]], None]
+ReachabilityCallback = Callable[[str | None, Sequence[str]], None]
 
 #: Takes the id of a scheduler's run, None if it is not reached, and those of new jobs; notes that
 #: they go to it, and returns the ids of those that go to no other one.
@@ -54,7 +54,7 @@ class SchedulerLink:
     address
         Returns the scheduler's address, None while there is none. Asked before each
         delivery, so a changed setting takes effect.
-    news
+    on_reachability
         Called when the scheduler is reached or not reached, and for jobs that it does not take,
         from any thread. It returns at once.
     hand_over
@@ -64,44 +64,44 @@ class SchedulerLink:
     def __init__(
         self,
         address: Callable[[], str | None],
-        news: News = lambda _reason, _ids: None,
+        on_reachability: ReachabilityCallback = lambda _unreachable_reason, _ids: None,
         hand_over: HandOver = lambda _scheduler, ids: ids,
     ) -> None:
         self._address = address
-        self._news = news
+        self._on_reachability = on_reachability
         self._hand_over = hand_over
         self._lock = threading.Lock()
         self._thread: _LinkThread | None = None
 
     def submit(self, specs: Sequence[JobSpec]) -> None:
         """Deliver jobs."""
-        self._running().put(specs=specs)
+        self._ensure_thread().put(specs=specs)
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Deliver the wish to end jobs."""
-        self._running().put(cancels=ids)
+        self._ensure_thread().put(cancels=ids)
 
     def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str] | None:
         """Have the scheduler end jobs, and return the ids of those that have begun.
 
         None if the scheduler is not there, or does not answer for ``timeout`` seconds.
         """
-        thread = self._running()
+        thread = self._ensure_thread()
         return None if thread.state["reachable"] is False else thread.cancel_now(ids, timeout)
 
     def status(self) -> dict[str, Any]:
         """Return ``address``, ``reachable`` (None: not tried yet), ``error`` and ``since``."""
         thread = self._thread
-        state = thread.state if thread is not None else _unknown()
+        state = thread.state if thread is not None else _unknown_state()
         return {"address": self._address(), **state}
 
     def connect(self) -> None:
         """Begin to connect, so that the first job need not wait for it."""
-        self._running()
+        self._ensure_thread()
 
     def check(self, timeout: float) -> dict[str, Any]:
         """Try to reach the scheduler, for at most ``timeout`` seconds, and return the status."""
-        self._running().check(timeout)
+        self._ensure_thread().check(timeout)
         return self.status()
 
     def close(self) -> None:
@@ -111,28 +111,33 @@ class SchedulerLink:
         if thread is not None:
             thread.stop()
 
-    def _running(self) -> _LinkThread:
+    def _ensure_thread(self) -> _LinkThread:
         with self._lock:
             # A thread does not survive a fork; the child starts its own.
             if self._thread is None or self._thread.pid != os.getpid():
-                self._thread = _LinkThread(self._address, self._news, self._hand_over)
+                self._thread = _LinkThread(self._address, self._on_reachability, self._hand_over)
             return self._thread
 
 
-def _unknown() -> dict[str, Any]:
+def _unknown_state() -> dict[str, Any]:
     return {"reachable": None, "error": None, "since": None}
 
 
 class _LinkThread:
     """An event loop in a thread, with a queue of what to deliver."""
 
-    def __init__(self, address: Callable[[], str | None], news: News, hand_over: HandOver) -> None:
+    def __init__(
+        self,
+        address: Callable[[], str | None],
+        on_reachability: ReachabilityCallback,
+        hand_over: HandOver,
+    ) -> None:
         self.pid = os.getpid()
-        self.state = _unknown()
+        self.state = _unknown_state()
         self._address = address
-        self._news = news
+        self._on_reachability = on_reachability
         self._hand_over = hand_over
-        self._reason: str | None = None  # why it is not reached, for users
+        self._unreachable_reason: str | None = None  # why it is not reached, for users
         self._lock = threading.Lock()
         self._specs: list[JobSpec] = []
         self._cancels: list[str] = []
@@ -140,7 +145,7 @@ class _LinkThread:
         self._wake = asyncio.Event()
         self._stopping = False
         self._rpc: Any = None
-        self._thread = threading.Thread(target=self._main, name="girder-dask-link", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name="girder-dask-link", daemon=True)
         self._thread.start()
 
     def put(self, specs: Sequence[JobSpec] = (), cancels: Sequence[str] = ()) -> None:
@@ -148,20 +153,20 @@ class _LinkThread:
             idle = not self._specs and not self._cancels
             self._specs.extend(specs)
             self._cancels.extend(cancels)
-        if self._reason is not None and specs:
+        if self._unreachable_reason is not None and specs:
             # Not after the next try, which takes seconds.
-            self._news(self._reason, [spec.id for spec in specs])
+            self._on_reachability(self._unreachable_reason, [spec.id for spec in specs])
         if idle:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def check(self, timeout: float) -> None:
-        self._wait_for(self._greet(), timeout)
+        self._result_of(self._hello(), timeout)
 
     def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str] | None:
-        answer = self._wait_for(self._call("girder_cancel", jobs=list(ids)), timeout)
+        answer = self._result_of(self._call("girder_cancel", jobs=list(ids)), timeout)
         return None if answer is None else answer.get("begun")
 
-    def _wait_for(self, work: Coroutine[Any, Any, _T], timeout: float) -> _T | None:
+    def _result_of(self, work: Coroutine[Any, Any, _T], timeout: float) -> _T | None:
         call = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return call.result(timeout)
@@ -172,31 +177,31 @@ class _LinkThread:
     def stop(self) -> None:
         self._stopping = True
         self._loop.call_soon_threadsafe(self._wake.set)
-        self._thread.join(_ANSWER_TIME)
+        self._thread.join(_ANSWER_TIMEOUT_S)
 
-    def _main(self) -> None:
+    def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._run())
         self._loop.close()
 
     async def _run(self) -> None:
-        guard = Guard(logger, "The link to the scheduler", longest=_LONGEST_REST)
+        guard = Guard(logger, "The link to the scheduler", longest=_LONGEST_PAUSE_FACTOR)
         with guard:
-            await self._greet()
+            await self._hello()
         while not self._stopping:
             with guard:
-                await self._turn()
+                await self._step()
             if guard.failed:
                 await asyncio.sleep(guard.pause)
                 self._wake.set()  # nobody else does while something waits
         with guard:
             self._disconnect()
 
-    async def _turn(self) -> None:
+    async def _step(self) -> None:
         try:
-            await asyncio.wait_for(self._wake.wait(), _TRY_TIME)
+            await asyncio.wait_for(self._wake.wait(), _PROBE_INTERVAL_S)
         except asyncio.TimeoutError:
-            await self._greet()
+            await self._hello()
         self._wake.clear()
         await self._deliver_all()
 
@@ -206,20 +211,22 @@ class _LinkThread:
             if not await self._deliver():
                 return
             # What comes during the pause goes together.
-            pause = min(_REST * (time.monotonic() - start), _LONGEST_PAUSE)
-            await asyncio.sleep(0.0 if len(self._specs) > _MOST_AT_ONCE else max(pause, _SPACING))
+            pause = min(_PAUSE_FACTOR * (time.monotonic() - start), _MAX_DELIVERY_PAUSE_S)
+            await asyncio.sleep(
+                0.0 if len(self._specs) > _MAX_BATCH_JOBS else max(pause, _MIN_DELIVERY_PAUSE_S)
+            )
 
     async def _deliver(self) -> bool:
         specs = []
         if self._specs:
-            scheduler = await self._greet()
+            scheduler = await self._hello()
             with self._lock:
                 # If it is not reached none goes there, and the first that asks may have them all.
-                most = len(self._specs) if scheduler is None else _MOST_AT_ONCE
+                most = len(self._specs) if scheduler is None else _MAX_BATCH_JOBS
                 specs, self._specs = self._specs[:most], self._specs[most:]
             await self._submit(scheduler, specs)
-            if self._reason is not None:
-                self._news(self._reason, [spec.id for spec in specs])
+            if self._unreachable_reason is not None:
+                self._on_reachability(self._unreachable_reason, [spec.id for spec in specs])
         with self._lock:
             cancels, self._cancels = self._cancels, []
         if cancels:
@@ -237,7 +244,7 @@ class _LinkThread:
             # Once: a scheduler that has got it may have run what it holds by now.
             await self._call("girder_submit", tries=1, scheduler=scheduler, specs=wires)
 
-    async def _greet(self) -> str | None:
+    async def _hello(self) -> str | None:
         """Connect, and return the id of this run of the scheduler if it takes jobs."""
         answer = await self._call("girder_hello")
         return str(answer["scheduler"]) if answer is not None else None
@@ -249,10 +256,10 @@ class _LinkThread:
         try:
             address = self._address()
         except Exception as e:  # noqa: BLE001 - in Girder it asks the database, which may be away
-            self._failed(f"the address of the scheduler cannot be looked up ({e!r})")
+            self._record_failure(f"the address of the scheduler cannot be looked up ({e!r})")
             return None
         if not address:
-            self._failed(
+            self._record_failure(
                 "no scheduler is set (the setting dask.scheduler_address)",
                 "no Dask scheduler is set in Girder (dask.scheduler_address)",
             )
@@ -261,12 +268,12 @@ class _LinkThread:
         for left in reversed(range(tries)):
             try:
                 sent = self._send(address, operation, arguments)
-                answer = await asyncio.wait_for(sent, _ANSWER_TIME)
+                answer = await asyncio.wait_for(sent, _ANSWER_TIMEOUT_S)
             except Exception as e:  # noqa: BLE001 - a remote error is raised as what it was
                 self._disconnect()
                 if not left or isinstance(e, asyncio.TimeoutError):
                     is_away = isinstance(e, OSError | asyncio.TimeoutError)
-                    self._failed(
+                    self._record_failure(
                         f"the scheduler at {address} does not take jobs ({e!r})",
                         f"Girder does not reach the Dask scheduler at {address}"
                         if is_away
@@ -274,7 +281,7 @@ class _LinkThread:
                     )
                     return None
             else:
-                self._succeeded(address)
+                self._record_success(address)
                 return answer
         return None
 
@@ -288,7 +295,7 @@ class _LinkThread:
             self._disconnect()
         if self._rpc is None:
             security = Security().get_connection_args("client")
-            self._rpc = rpc(address, timeout=_CONNECT_TIME, connection_args=security)
+            self._rpc = rpc(address, timeout=_CONNECT_TIMEOUT_S, connection_args=security)
         answer = await getattr(self._rpc, operation)(**arguments)
         if not isinstance(answer, Mapping):
             raise LookupError(f"it knows no {operation}; is girder_dask.scheduler_hooks loaded?")
@@ -299,20 +306,20 @@ class _LinkThread:
             self._rpc.close_comms()
             self._rpc = None
 
-    def _succeeded(self, address: str) -> None:
+    def _record_success(self, address: str) -> None:
         if not self.state["reachable"]:
             logger.info("Connected to the Dask scheduler at %s", address)
             self.state = {"reachable": True, "error": None, "since": time.time()}
-        self._tell(None)
+        self._report(None)
 
-    def _failed(self, error: str, reason: str | None = None) -> None:
+    def _record_failure(self, error: str, reason: str | None = None) -> None:
         if self.state["error"] != error:
             logger.warning("Jobs stay queued: %s", error)
             self.state = {"reachable": False, "error": error, "since": time.time()}
         if reason is not None:
-            self._tell(reason)
+            self._report(reason)
 
-    def _tell(self, reason: str | None) -> None:
-        if self._reason != reason:
-            self._reason = reason
-            self._news(reason, [])
+    def _report(self, reason: str | None) -> None:
+        if self._unreachable_reason != reason:
+            self._unreachable_reason = reason
+            self._on_reachability(reason, [])

@@ -26,9 +26,9 @@ __all__ = [
     "SUBMITTERS",
     "allow_tasks",
     "api_url",
+    "clear_cache",
     "default_api_url",
     "direct_path",
-    "forget_cached",
     "max_priority",
     "scheduler_address",
     "server_root",
@@ -53,9 +53,9 @@ MAX_PRIORITY = "dask.max_priority"
 
 #: Seconds that a value read from the database is used. Girder itself reads the database
 #: each time, which would be most of what a ``delay()`` costs.
-CACHE_SECONDS = 1.0
+_CACHE_TTL_S = 1.0
 
-_MOST_PRIORITY = 10**9
+_MAX_ABS_PRIORITY = 10**9
 
 _SCHEMES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
 _cache: dict[str, tuple[float, Any]] = {}
@@ -122,7 +122,7 @@ def _validate_max_priority(doc: dict[str, Any]) -> None:
     if value is None:
         raise ValidationException(
             "The highest priority of users who may not run code of their own is a whole number "
-            f"between -{_MOST_PRIORITY:,} and {_MOST_PRIORITY:,}.",
+            f"between -{_MAX_ABS_PRIORITY:,} and {_MAX_ABS_PRIORITY:,}.",
             "value",
         )
     doc["value"] = value
@@ -134,7 +134,7 @@ def _priority(value: Any) -> int | None:
         whole = None if isinstance(value, (bool, float)) else int(value)
     except (TypeError, ValueError):
         return None
-    return whole if whole is not None and abs(whole) <= _MOST_PRIORITY else None
+    return whole if whole is not None and abs(whole) <= _MAX_ABS_PRIORITY else None
 
 
 def _is_id(text: str) -> bool:
@@ -191,14 +191,14 @@ def _text(doc: dict[str, Any]) -> str:
 def _get(key: str) -> Any:
     now = time.monotonic()
     known = _cache.get(key)
-    if known is not None and now - known[0] < CACHE_SECONDS:
+    if known is not None and now - known[0] < _CACHE_TTL_S:
         return known[1]
     value = Setting().get(key)
     _cache[key] = (now, value)
     return value
 
 
-def forget_cached(_event: Any = None) -> None:
+def clear_cache(_event: Any = None) -> None:
     """Read the settings anew. Bound to their being saved, so that a change is seen at once."""
     _cache.clear()
 

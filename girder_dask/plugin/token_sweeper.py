@@ -18,20 +18,20 @@ from pymongo.errors import PyMongoError
 from girder_dask.plugin.store import tokens
 from girder_dask.utils.background import Guard
 
-__all__ = ["INTERVAL", "start"]
+__all__ = ["SWEEP_INTERVAL_S", "start"]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks, on average.
-INTERVAL = 600.0
+SWEEP_INTERVAL_S = 600.0
 
-_NAME = "girder-dask-sweeper"
+_THREAD_NAME = "girder-dask-sweeper"
 
 
 def start() -> None:
     """Start the thread, once in a process."""
-    if not any(thread.name == _NAME for thread in threading.enumerate()):
-        threading.Thread(target=_work, name=_NAME, daemon=True).start()
+    if not any(thread.name == _THREAD_NAME for thread in threading.enumerate()):
+        threading.Thread(target=_work, name=_THREAD_NAME, daemon=True).start()
 
 
 def _work() -> None:
@@ -42,4 +42,4 @@ def _work() -> None:
             if count := tokens.sweep(datetime.now(timezone.utc)):
                 logger.warning("Deleted %d tokens that their jobs had left behind", count)
         # Not all processes of Girder at once.
-        time.sleep(INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - it is no secret
+        time.sleep(SWEEP_INTERVAL_S * random.uniform(0.5, 1.5))  # noqa: S311 - it is no secret

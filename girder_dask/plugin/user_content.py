@@ -13,25 +13,31 @@ from urllib.parse import quote
 
 from girder.api.rest import setResponseHeader
 
-__all__ = ["INLINE", "describe", "disposition", "is_media_type", "protect"]
+__all__ = [
+    "INLINE_MEDIA_TYPES",
+    "content_disposition",
+    "forbid_scripts",
+    "is_media_type",
+    "set_headers",
+]
 
 #: The media types that a browser is let show. SVG and PDF may hold scripts.
-INLINE = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp", "text/plain"})
+INLINE_MEDIA_TYPES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp", "text/plain"})
 
-_OPAQUE = "application/octet-stream"
+_OPAQUE_MEDIA_TYPE = "application/octet-stream"
 _MEDIA_TYPE = re.compile(
     r"[\w!#$&^.+-]{1,100}/[\w!#$&^.+-]{1,100}([ \t]*;[\x20-\x7e]{0,200})?", re.ASCII
 )
-_MOST_NAME = 255
+_MAX_NAME_CHARS = 255
 
 
-def protect() -> None:
+def forbid_scripts() -> None:
     """Have the browser run nothing of this answer, and take it for no other type."""
     setResponseHeader("X-Content-Type-Options", "nosniff")
     setResponseHeader("Content-Security-Policy", "sandbox; default-src 'none'")
 
 
-def describe(name: str, mime_type: Any, wanted: str) -> None:
+def set_headers(name: str, mime_type: Any, wanted: str) -> None:
     """Set the headers that say what is served, and whether it is shown.
 
     Parameters
@@ -43,11 +49,11 @@ def describe(name: str, mime_type: Any, wanted: str) -> None:
     wanted
         ``inline`` or ``attachment``. The first one is heard for harmless types alone.
     """
-    kind = mime_type if is_media_type(mime_type) else _OPAQUE
+    kind = mime_type if is_media_type(mime_type) else _OPAQUE_MEDIA_TYPE
     bare = kind.partition(";")[0].strip().lower()
-    is_shown = wanted == "inline" and bare in INLINE
+    is_shown = wanted == "inline" and bare in INLINE_MEDIA_TYPES
     setResponseHeader("Content-Type", kind)
-    setResponseHeader("Content-Disposition", disposition(name, inline=is_shown))
+    setResponseHeader("Content-Disposition", content_disposition(name, inline=is_shown))
 
 
 def is_media_type(text: Any) -> bool:
@@ -59,13 +65,13 @@ def is_media_type(text: Any) -> bool:
     return isinstance(text, str) and _MEDIA_TYPE.fullmatch(text) is not None
 
 
-def disposition(name: str, *, inline: bool) -> str:
+def content_disposition(name: str, *, inline: bool) -> str:
     r"""Return the header ``Content-Disposition`` for the last part of a name (RFC 6266).
 
-    >>> disposition('plots/Straße "1".png', inline=False)
+    >>> content_disposition('plots/Straße "1".png', inline=False)
     'attachment; filename="Strae _1_.png"; filename*=UTF-8\'\'Stra%C3%9Fe%20%221%22.png'
     """
-    last = name.rpartition("/")[2].encode("utf-8", "replace").decode()[-_MOST_NAME:] or "file"
+    last = name.rpartition("/")[2].encode("utf-8", "replace").decode()[-_MAX_NAME_CHARS:] or "file"
     plain = unicodedata.normalize("NFKD", last).encode("ascii", "ignore").decode()
     plain = re.sub(r'["\\%\x00-\x1f\x7f]', "_", plain) or "file"
     shown = f'{"inline" if inline else "attachment"}; filename="{plain}"'

@@ -171,9 +171,10 @@ class RpcHandlers:
 
     async def girder_status(self) -> dict[str, Any]:
         """Return what ``girder-dask doctor`` asks of a scheduler."""
-        from girder_dask.diagnostics import gather
 
-        facts = await asyncio.to_thread(gather, self._api_url)
+        from girder_dask.diagnostics import describe_process
+
+        facts = await asyncio.to_thread(describe_process, self._api_url)
         girder = credential = None
         try:
             girder = await self._check_credential()

@@ -11,10 +11,10 @@ from girder_dask.errors import StackError
 
 __all__ = ["get_json", "girder_answers", "mongo_answers", "redis_answers", "registered_workers"]
 
-_TIMEOUT = 2.0
+_TIMEOUT_S = 2.0
 
 
-def get_json(url: str, timeout: float = _TIMEOUT) -> Any:
+def get_json(url: str, timeout: float = _TIMEOUT_S) -> Any:
     """Return the JSON document at ``url``, or None if there is no answer or an error."""
     # Only http addresses of this stack are asked.
     try:
@@ -43,7 +43,7 @@ def redis_answers(url: str) -> bool:
     import redis
 
     try:
-        with redis.Redis.from_url(url, socket_timeout=_TIMEOUT) as client:
+        with redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S) as client:
             return bool(client.ping())
     except (redis.RedisError, OSError):
         return False

@@ -16,7 +16,7 @@ from girder_dask.errors import StackError
 
 __all__ = ["StackDirectory"]
 
-_GUARD_SECONDS = 30.0
+_REAPER_TIMEOUT_S = 30.0
 
 
 class StackDirectory:
@@ -72,7 +72,7 @@ class StackDirectory:
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as e:
             raise StackError(f"The directory {self.path} cannot be used: {e.strerror}.") from e
-        deadline = time.monotonic() + _GUARD_SECONDS
+        deadline = time.monotonic() + _REAPER_TIMEOUT_S
         while not _try_lock(fd):
             holder = os.pread(fd, 20, 0).decode().strip()
             alive = holder.isdigit() and psutil.pid_exists(int(holder))

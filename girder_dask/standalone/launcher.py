@@ -23,8 +23,8 @@ __all__ = ["run_standalone", "stopping_on_signals", "watch"]
 logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_WATCH_SECONDS = 0.5
-_HURRY_SECONDS = 1.0
+_WATCH_INTERVAL_S = 0.5
+_SECOND_CTRL_C_AFTER_S = 1.0
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def stopping_on_signals() -> Iterator[None]:
         now = time.monotonic()
         if first is None:
             first = now
-        elif number != signal.SIGINT or now - first < _HURRY_SECONDS:
+        elif number != signal.SIGINT or now - first < _SECOND_CTRL_C_AFTER_S:
             return
         raise KeyboardInterrupt
 
@@ -59,7 +59,7 @@ def watch(stack: Stack, stopped: threading.Event | None = None) -> None:
     stopped = stopped or threading.Event()
     supervisor = Supervisor(stack.parts, stack.reporter, start=stack.start_again, clear=stack.clear)
     guard, is_saved = Guard(logger, "Watching the stack"), True
-    while not stopped.wait(max(_WATCH_SECONDS, guard.pause)):
+    while not stopped.wait(max(_WATCH_INTERVAL_S, guard.pause)):
         with guard:
             is_saved &= not supervisor.poll()
             if not is_saved:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from girder_dask.errors import StackError
-from girder_dask.standalone.guard import Guard
+from girder_dask.standalone.reaper import Reaper
 
 __all__ = ["Part", "tail"]
 
@@ -94,7 +94,7 @@ class Part:
         """Whether this is one of the workers."""
         return self.name.startswith("worker-")
 
-    def start(self, guard: Guard | None = None, *, again: bool = False) -> None:
+    def start(self, reaper: Reaper | None = None, *, again: bool = False) -> None:
         """Start the process, as the leader of a session and process group of its own.
 
         A Ctrl-C on the terminal then reaches the launcher alone, which stops the parts in
@@ -102,7 +102,7 @@ class Part:
 
         Parameters
         ----------
-        guard
+        reaper
             Told of the process.
         again
             Go on in the log of the process before, after a line that says so.
@@ -132,8 +132,8 @@ class Part:
                 f"{self.name} cannot be started: {self.command[0]}: {e.strerror}."
             ) from e
         self._is_cleared = False
-        if guard is not None:
-            guard.watch(self._process.pid)
+        if reaper is not None:
+            reaper.watch(self._process.pid)
 
     def is_ready(self) -> bool:
         """Say whether the part does its work.

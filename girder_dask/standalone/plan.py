@@ -13,16 +13,16 @@ from girder_dask.standalone import checks, ports, processes, programs
 from girder_dask.standalone.directory import StackDirectory
 from girder_dask.standalone.part import Part
 
-__all__ = ["NO_REDIS", "Plan"]
+__all__ = ["NO_REDIS_NOTE", "Plan"]
 
 #: What is said where no Redis can be started.
-NO_REDIS = (
+NO_REDIS_NOTE = (
     "There is no Redis here, so Girder's pages do not change by themselves: reload them. Install "
     "one and start again: apt-get install redis-server (or valkey-server); or let "
     "GIRDER_NOTIFICATION_REDIS_URL name one that runs already."
 )
 
-_LOCAL = "127.0.0.1"
+_LOOPBACK = "127.0.0.1"
 _ALL_INTERFACES = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
 
 _MONGO_HINTS = {
@@ -80,9 +80,9 @@ class Plan:
         self._worker_env = dict(worker_env)
         self._host = host
         self.ports = _choose_ports(host, wanted, before)
-        here = _LOCAL if host in _ALL_INTERFACES else host
-        mongo = f"mongodb://{_LOCAL}:{self.ports['mongod']}/girder"
-        redis = f"redis://{_LOCAL}:{self.ports['redis']}"
+        here = _LOOPBACK if host in _ALL_INTERFACES else host
+        mongo = f"mongodb://{_LOOPBACK}:{self.ports['mongod']}/girder"
+        redis = f"redis://{_LOOPBACK}:{self.ports['redis']}"
         #: What a person should know of this stack.
         self.notes: list[str] = []
         self.mongo = self._env.get("GIRDER_MONGO_URI") or mongo
@@ -180,7 +180,7 @@ class Plan:
     def _redis(self) -> list[Part]:
         command = programs.redis_server(self._directory.part("redis"), self.ports["redis"])
         if command is None:
-            self.notes.append(NO_REDIS)
+            self.notes.append(NO_REDIS_NOTE)
             return []
         return [self._part("redis", command, check=lambda: checks.redis_answers(self.redis))]
 
@@ -236,7 +236,7 @@ def _choose_ports(
 ) -> dict[str, int]:
     chosen: dict[str, int] = {}
     for name in ("mongod", "redis", "girder", "scheduler", "dashboard"):
-        address = _LOCAL if name in {"mongod", "redis"} else host
+        address = _LOOPBACK if name in {"mongod", "redis"} else host
         port = wanted.get(name)
         if port and not ports.is_free(port, address):
             raise StackError(

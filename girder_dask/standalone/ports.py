@@ -12,8 +12,8 @@ __all__ = ["choose", "is_free"]
 
 # Below the range from which systems take the ports of outgoing connections, so that a
 # chosen port is still free when its part gets round to listening on it.
-_RANGE = range(15000, 32000)
-_TRIES = 200
+_PORT_RANGE = range(15000, 32000)
+_MAX_TRIES = 200
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
@@ -39,8 +39,8 @@ def choose(preferred: int | None, host: str = "127.0.0.1", taken: Collection[int
     """
     if preferred and preferred not in taken and is_free(preferred, host):
         return preferred
-    for _ in range(_TRIES):
-        port = secrets.choice(_RANGE)
+    for _ in range(_MAX_TRIES):
+        port = secrets.choice(_PORT_RANGE)
         if port not in taken and is_free(port, host):
             return port
     raise StackError(f"No free port was found on {host}.")

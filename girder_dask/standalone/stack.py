@@ -14,9 +14,9 @@ from girder_dask import credential
 from girder_dask.errors import GirderDaskError, StackError
 from girder_dask.standalone import accounts, processes, programs
 from girder_dask.standalone.directory import StackDirectory
-from girder_dask.standalone.guard import Guard
 from girder_dask.standalone.part import Part
 from girder_dask.standalone.plan import Plan
+from girder_dask.standalone.reaper import Reaper
 from girder_dask.standalone.report import Reporter
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stack"]
 
-_POLL = 0.03
+_POLL_INTERVAL_S = 0.03
 
 
 class Stack:
@@ -96,7 +96,7 @@ class Stack:
         self._worker_env = dict(worker_env or {})
         self._state: dict[str, Any] = {}
         self._ended: set[str] = set()
-        self._guard: Guard | None = None
+        self._reaper: Reaper | None = None
         self._planned: Plan | None = None
 
     # What runs
@@ -224,7 +224,7 @@ class Stack:
             processes.end(processes.marked(str(self.directory)), grace=5)
             self.parts = []
             self._ended = set()
-            self._guard = Guard(str(self.directory), lock, self._directory.log("guard"))
+            self._reaper = Reaper(str(self.directory), lock, self._directory.log("reaper"))
             self._state = self._directory.load_state()
             self._start_parts()
         except BaseException:
@@ -262,14 +262,14 @@ class Stack:
 
     def start_again(self, part: Part) -> None:
         """Start a part that has ended, as it was started before."""
-        part.start(self._guard, again=True)
+        part.start(self._reaper, again=True)
         self._ended.discard(part.name)
 
     def clear(self, part: Part) -> None:
         """Kill what is left of a part that has ended."""
         part.kill()
-        if self._guard is not None and part.pid is not None:
-            self._guard.forget(part.pid)
+        if self._reaper is not None and part.pid is not None:
+            self._reaper.forget(part.pid)
 
     def save(self) -> None:
         """Write down in ``stack.json``, if it is there, which processes run now."""
@@ -310,7 +310,7 @@ class Stack:
         for part in parts:
             self._tell(self.reporter.starting, part.name)
             self.parts.append(part)
-            part.start(self._guard)
+            part.start(self._reaper)
         pending = list(parts)
         while pending:
             for part in list(pending):
@@ -320,7 +320,7 @@ class Stack:
             for message in self.poll():
                 raise StackError(message)
             if pending:
-                time.sleep(_POLL)
+                time.sleep(_POLL_INTERVAL_S)
 
     def _prepare_girder(self) -> None:
         try:
@@ -344,13 +344,13 @@ class Stack:
         for part in parts:
             deadline = time.monotonic() + part.grace
             while part.running and time.monotonic() < deadline:
-                time.sleep(_POLL)
+                time.sleep(_POLL_INTERVAL_S)
             self.clear(part)
 
     def _close(self) -> None:
-        if self._guard is not None:
-            self._guard.close()
-            self._guard = None
+        if self._reaper is not None:
+            self._reaper.close()
+            self._reaper = None
             self.save()
             self._tell(self.reporter.stopped)
         self._directory.unlock()

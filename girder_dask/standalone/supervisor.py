@@ -17,10 +17,10 @@ __all__ = ["Supervisor"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PAUSE = 30.0
+_MAX_PAUSE_S = 30.0
 
 
-class _State(Enum):
+class _PartState(Enum):
     WORKS = "works"
     DOWN = "down"
     STARTING = "starting"
@@ -28,17 +28,17 @@ class _State(Enum):
 
 
 @dataclass
-class _Life:
+class _PartStatus:
     """What is known of one part."""
 
     part: Part
-    state: _State = _State.WORKS
-    quick_ends: int = 0
+    state: _PartState = _PartState.WORKS
+    early_ends: int = 0
     due: float = 0.0
 
     @property
-    def comes_back(self) -> bool:
-        return self.state in {_State.DOWN, _State.STARTING}
+    def is_restarting(self) -> bool:
+        return self.state in {_PartState.DOWN, _PartState.STARTING}
 
 
 class Supervisor:
@@ -60,11 +60,11 @@ class Supervisor:
         Starts a part again.
     clear
         Removes what is left of a part that has ended.
-    pause
+    pause_s
         Seconds before a part is started again.
-    quick
+    early_s
         A part that ends within so many seconds of its start has ended quickly.
-    most
+    max_early_ends
         How many quick ends in a row are enough.
     """
 
@@ -75,88 +75,92 @@ class Supervisor:
         *,
         start: Callable[[Part], None],
         clear: Callable[[Part], None],
-        pause: float = 1.0,
-        quick: float = 30.0,
-        most: int = 5,
+        pause_s: float = 1.0,
+        early_s: float = 30.0,
+        max_early_ends: int = 5,
     ) -> None:
-        self._lives = [_Life(part) for part in parts]
+        self._statuses = [_PartStatus(part) for part in parts]
         self._guards = [Guard(logger, f"Looking after {part.name}") for part in parts]
         self._reporter = reporter
         self._start = start
         self._clear = clear
-        self._pause = pause
-        self._quick = quick
-        self._most = most
+        self._pause_s = pause_s
+        self._early_s = early_s
+        self._max_early_ends = max_early_ends
 
     @property
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Whether nothing that has ended is still to do its work again."""
-        return not any(life.comes_back for life in self._lives)
+        return not any(status.is_restarting for status in self._statuses)
 
     def poll(self) -> bool:
         """Look at each part once, and say whether one has ended or was started."""
         changed = False
-        for life, guard in zip(self._lives, self._guards, strict=True):
+        for status, guard in zip(self._statuses, self._guards, strict=True):
             with guard:  # or one part that cannot be looked at would end the others
-                changed |= self._tend(life)
+                changed |= self._step(status)
         return changed
 
-    def _tend(self, life: _Life) -> bool:
-        part = life.part
-        if life.state is _State.WORKS and not part.running:
-            self._ended(life, part.describe_end("has ended"))
+    def _step(self, status: _PartStatus) -> bool:
+        part = status.part
+        if status.state is _PartState.WORKS and not part.running:
+            self._record_end(status, part.describe_end("has ended"))
             return True
-        if life.state is _State.STARTING:
-            return self._look_at_start(life)
-        if life.state is _State.DOWN and time.monotonic() >= life.due and not self._waits(life):
-            self._start_again(life)
+        if status.state is _PartState.STARTING:
+            return self._check_start(status)
+        if (
+            status.state is _PartState.DOWN
+            and time.monotonic() >= status.due
+            and not self._is_blocked(status)
+        ):
+            self._start_again(status)
             return True
         return False
 
-    def _waits(self, life: _Life) -> bool:
-        before = self._lives[: self._lives.index(life)]
-        return any(other.comes_back for other in before if not other.part.is_worker)
+    def _is_blocked(self, status: _PartStatus) -> bool:
+        before = self._statuses[: self._statuses.index(status)]
+        return any(other.is_restarting for other in before if not other.part.is_worker)
 
-    def _start_again(self, life: _Life) -> None:
-        self._reporter.starting(life.part.name)
+    def _start_again(self, status: _PartStatus) -> None:
+        self._reporter.starting(status.part.name)
         try:
-            self._start(life.part)
+            self._start(status.part)
         except (StackError, OSError) as e:  # its program may be gone, or the disk be full
-            self._ended(life, str(e))
+            self._record_end(status, str(e))
         else:
-            life.state = _State.STARTING
+            status.state = _PartState.STARTING
 
-    def _look_at_start(self, life: _Life) -> bool:
-        part = life.part
+    def _check_start(self, status: _PartStatus) -> bool:
+        part = status.part
         try:
             if not part.is_ready():
                 return False
         except StackError as e:
-            self._ended(life, str(e))
+            self._record_end(status, str(e))
             return True
-        life.state = _State.WORKS
+        status.state = _PartState.WORKS
         self._reporter.ready(part.name, time.monotonic() - part.started_at)
         return False
 
-    def _ended(self, life: _Life, how: str) -> None:
-        part = life.part
+    def _record_end(self, status: _PartStatus, how: str) -> None:
+        part = status.part
         lived = time.monotonic() - part.started_at
         # One that never did its work has ended quickly, however long it tried.
-        is_quick = lived < self._quick or life.state is not _State.WORKS
-        life.quick_ends = life.quick_ends + 1 if is_quick else 0
+        is_early = lived < self._early_s or status.state is not _PartState.WORKS
+        status.early_ends = status.early_ends + 1 if is_early else 0
         self._clear(part)
-        if life.quick_ends >= self._most:
-            life.state = _State.GIVEN_UP
-            self._reporter.failed(part.name, f"{how}\n{self._last_word(part)}")
+        if status.early_ends >= self._max_early_ends:
+            status.state = _PartState.GIVEN_UP
+            self._reporter.failed(part.name, f"{how}\n{self._give_up_message(part)}")
             return
-        pause = min(self._pause * 2**life.quick_ends, _LONGEST_PAUSE)
-        life.state = _State.DOWN
-        life.due = time.monotonic() + pause
+        pause = min(self._pause_s * 2**status.early_ends, _MAX_PAUSE_S)
+        status.state = _PartState.DOWN
+        status.due = time.monotonic() + pause
         self._reporter.failed(part.name, f"{how}\n{part.name} is started again in {pause:g} s.")
 
-    def _last_word(self, part: Part) -> str:
+    def _give_up_message(self, part: Part) -> str:
         return (
-            f"{part.name} has ended {self._most} times soon after its start, and is not started "
-            f"again. {part.log} says why. Fix the cause, then stop the stack with Ctrl-C and "
-            "start it anew; its data and its jobs are kept."
+            f"{part.name} has ended {self._max_early_ends} times soon after its start and is not "
+            f"started again. {part.log} says why. Fix the cause, stop the stack with Ctrl-C and "
+            "start it again; its data and its jobs are kept."
         )

@@ -19,7 +19,7 @@ from girder_dask.testing.remote import pack, unpack
 
 __all__ = ["TestStack", "User"]
 
-_POLL = 0.03
+_POLL_INTERVAL_S = 0.03
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class TestStack(Stack):
                 raise AssertionError(f"{_describe(job)}, not {JobStatus(int(status or 0)).name}.")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"After {timeout:g} s, {_describe(job)}.\n{self.recent_logs()}")
-            time.sleep(_POLL)
+            time.sleep(_POLL_INTERVAL_S)
 
     def recent_logs(self, lines: int = 15) -> str:
         """Return the last log lines of each part but the database and the broker."""

@@ -322,11 +322,12 @@ class GirderWorkerPlugin(WorkerPlugin):
 
         ``api_url`` is what Girder says of itself, for a worker that is told nothing else.
         """
-        from girder_dask.diagnostics import gather
+
+        from girder_dask.diagnostics import describe_process
 
         own = self.context.api_url if self.context is not None else None
         error = self.context.cache_error if self.context is not None else None
-        facts = await asyncio.to_thread(gather, own or self._scheduler_api_url or api_url)
+        facts = await asyncio.to_thread(describe_process, own or self._scheduler_api_url or api_url)
         return {**facts, "cache_error": error}
 
 

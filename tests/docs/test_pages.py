@@ -200,7 +200,9 @@ def test_the_routes_are_those_of_the_plugin() -> None:
                 self.made.add("/".join([f"{method} {self.name}", *path]))
 
     dask, job = Mounted("dask"), Mounted("job")
-    made = re.findall(r'routes\.add\(self, "(\w+)", \(([^)]*)\)', inspect.getsource(scheduler.Dask))
+    made = re.findall(
+        r'routes\.add\(self, "(\w+)", \(([^)]*)\)', inspect.getsource(scheduler.DaskResource)
+    )
     for method, path in made:
         dask.made.add("/".join([f"{method} dask", *re.findall(r"[:\w]+", path)]))
     jobs.mount(dask, GirderBackend())  # type: ignore[arg-type]

@@ -1675,7 +1675,7 @@ def test_settings_are_checked_and_take_effect(girder, monkeypatch):
     from girder_dask.plugin import settings as ours
 
     monkeypatch.delenv("GIRDER_SETTING_DASK_SCHEDULER_ADDRESS")
-    ours.forget_cached()
+    ours.clear_cache()
     assert ours.scheduler_address() is None
     Setting().set(ours.SCHEDULER_ADDRESS, " tcp://10.0.0.1:8786 ")
     assert ours.scheduler_address() == "tcp://10.0.0.1:8786"
@@ -1832,9 +1832,9 @@ def test_another_wire_version_is_refused_with_what_to_do(web, credential):
 
 
 def test_a_body_that_is_too_large_is_refused(web, credential):
-    from girder_dask.plugin.rest.json_body import MOST_BODY
+    from girder_dask.plugin.rest.json_body import MAX_BODY_BYTES
 
-    answer = web("POST", "dask/job/updates", credential, data=b" " * (MOST_BODY + 10))
+    answer = web("POST", "dask/job/updates", credential, data=b" " * (MAX_BODY_BYTES + 10))
     assert answer.status_code == 413
 
 
@@ -1883,11 +1883,11 @@ def test_without_the_variable_there_is_no_door(girder):
     from girder.exceptions import RestException
 
     from girder_dask.plugin.backend import GirderBackend
-    from girder_dask.plugin.rest.scheduler import Dask
-    from girder_dask.plugin.rest.testing import VARIABLE, mount
+    from girder_dask.plugin.rest.scheduler import DaskResource
+    from girder_dask.plugin.rest.testing import ENVIRONMENT_VARIABLE, mount
 
-    assert VARIABLE not in os.environ
-    resource = Dask(GirderBackend())
+    assert ENVIRONMENT_VARIABLE not in os.environ
+    resource = DaskResource(GirderBackend())
     mount(resource)
     with pytest.raises(RestException):
         resource._matchRoute("post", ("testing", "call"))

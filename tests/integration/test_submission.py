@@ -224,12 +224,12 @@ def test_the_dask_client_of_girder(girder_stack):
 def test_without_a_scheduler_there_is_no_dask_client(girder_stack):
     def use() -> str:
         from girder_dask.errors import SchedulerError
-        from girder_dask.plugin.dask_client import Cluster
+        from girder_dask.plugin.dask_client import LazyDaskClient
 
         told = []
         for address in (None, "tcp://127.0.0.1:1"):
             try:
-                Cluster(lambda address=address: address).client()
+                LazyDaskClient(lambda address=address: address).client()
             except SchedulerError as e:
                 told.append(str(e))
         return "\n".join(told)

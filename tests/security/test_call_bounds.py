@@ -27,19 +27,23 @@ def allowed(girder_admin: Any) -> Iterator[None]:
 
 #: Too much for users, and a little less, which is not.
 TOO_MUCH = [
-    ("retries", option_limits.MOST_RETRIES + 1, option_limits.MOST_RETRIES),
-    ("timeout", option_limits.MOST_TIMEOUT + 1, option_limits.MOST_TIMEOUT),
+    ("retries", option_limits.MAX_RETRIES + 1, option_limits.MAX_RETRIES),
+    ("timeout", option_limits.MAX_TIMEOUT_S + 1, option_limits.MAX_TIMEOUT_S),
     ("priority", 1, 0),
-    ("priority", option_limits.LEAST_PRIORITY - 1, option_limits.LEAST_PRIORITY),
-    ("resources", {"GPU": 2e15}, {"GPU": option_limits.MOST_AMOUNT}),
+    ("priority", option_limits.MIN_PRIORITY - 1, option_limits.MIN_PRIORITY),
+    ("resources", {"GPU": 2e15}, {"GPU": option_limits.MAX_RESOURCE_AMOUNT}),
     (
         "resources",
-        {f"r{n}": 1 for n in range(option_limits.MOST_RESOURCES + 1)},
-        {f"r{n}": 1 for n in range(option_limits.MOST_RESOURCES)},
+        {f"r{n}": 1 for n in range(option_limits.MAX_RESOURCES + 1)},
+        {f"r{n}": 1 for n in range(option_limits.MAX_RESOURCES)},
     ),
-    ("resources", {"x" * (option_limits.MOST_NAME + 1): 1}, {"x" * option_limits.MOST_NAME: 1}),
-    ("title", "x" * (option_limits.MOST_TITLE + 1), "x" * option_limits.MOST_TITLE),
-    ("type", "x" * (option_limits.MOST_TYPE + 1), "x" * option_limits.MOST_TYPE),
+    (
+        "resources",
+        {"x" * (option_limits.MAX_RESOURCE_NAME_CHARS + 1): 1},
+        {"x" * option_limits.MAX_RESOURCE_NAME_CHARS: 1},
+    ),
+    ("title", "x" * (option_limits.MAX_TITLE_CHARS + 1), "x" * option_limits.MAX_TITLE_CHARS),
+    ("type", "x" * (option_limits.MAX_TYPE_CHARS + 1), "x" * option_limits.MAX_TYPE_CHARS),
     ("handler", "worker_handler", "dask_handler"),
     ("other_fields", {"colour": "blue"}, {"meta": {"colour": "blue"}}),
 ]

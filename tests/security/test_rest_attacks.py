@@ -146,7 +146,7 @@ def test_arguments_of_megabytes_are_not_either(girder_stack, attacker):
 
 def test_nor_are_fields_of_users(girder_stack, attacker):
     before = girder_stack.call(count_jobs, attacker.id)
-    fields = {"meta": {"note": "x" * option_limits.MOST_FIELDS}}
+    fields = {"meta": {"note": "x" * option_limits.MAX_OTHER_FIELDS_CHARS}}
     made = call(TASK, other_fields=fields, resources=NOWHERE)
     for sent in ({}, {"group": {"version": made["version"], "title": "g", "other_fields": fields}}):
         calls = [call(TASK, resources=NOWHERE)] if sent else [made]

@@ -57,7 +57,7 @@ def without_settings(start: Any, *args: Any) -> dict[str, Any]:
     from girder_dask.plugin.store import models
 
     there = os.environ.pop("GIRDER_SETTING_DASK_API_URL", None)
-    settings.forget_cached()
+    settings.clear_cache()
     try:
         job_id = start(*args)
         record = models.DaskJob().collection.find_one({"_id": job_id})
@@ -65,7 +65,7 @@ def without_settings(start: Any, *args: Any) -> dict[str, Any]:
     finally:
         if there is not None:
             os.environ["GIRDER_SETTING_DASK_API_URL"] = there
-        settings.forget_cached()
+        settings.clear_cache()
     return {
         "spec": (spec.girder_api_url, spec.default_api_url),
         "record": [value for value in record.values() if isinstance(value, str)],

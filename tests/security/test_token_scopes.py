@@ -12,7 +12,7 @@ from girder.constants import TokenScope
 from girder_jobs.constants import REST_CREATE_JOB_TOKEN_SCOPE, REST_LIST_JOB_TOKEN_SCOPE
 
 from girder_dask.jobs import JobStatus
-from girder_dask.plugin.rest.reserved_fields import CORE, RESERVED, reserved
+from girder_dask.plugin.rest.reserved_fields import CORE_FIELDS, RESERVED_FIELDS, find_reserved
 from girder_dask.plugin.store import tokens
 from girder_dask.protocol.messages import MapParent, to_json
 from girder_dask.protocol.names import SCHEDULER_SCOPE, SUBMIT_SCOPE
@@ -130,7 +130,7 @@ def test_users_make_no_keys_with_the_scopes_of_services(girder_stack, girder_use
 # -- fields that nobody sets from outside -------------------------------------------------------
 
 FORGED = [
-    *({name: value} for name in sorted(CORE - {"_id"}) for value in ("x", 1)),
+    *({name: value} for name in sorted(CORE_FIELDS - {"_id"}) for value in ("x", 1)),
     {"_id": "5f3c5f3c5f3c5f3c5f3c5f3c"},
     {"dask": {"open": True, "group": {"open": True}}},
     {"dask_log": {}},
@@ -198,7 +198,7 @@ def test_what_girder_worker_posts_goes_on_to_work(girder_stack, girder_user):
 
 @pytest.mark.parametrize("where", ["a call", "the parent of a map"])
 def test_dask_job_takes_no_reserved_field_of_anybody(girder_stack, girder_admin, where):
-    forged = [*FORGED, *({name: "x"} for name in sorted(RESERVED - {"parentId"}))]
+    forged = [*FORGED, *({name: "x"} for name in sorted(RESERVED_FIELDS - {"parentId"}))]
     admin = girder_admin.get("user/me")["_id"]
     before = girder_stack.call(count_jobs, admin)
     for fields in forged:
@@ -213,8 +213,8 @@ def test_dask_job_takes_no_reserved_field_of_anybody(girder_stack, girder_admin,
 
 
 def test_names_of_fields_that_look_alike_are_free():
-    assert reserved(["meta", "status2", "Dask", "colour", "_identity"]) == []
-    assert reserved([5, None, "a\0b", "daskboard"]) == ["5", "None", "a\0b", "daskboard"]
+    assert find_reserved(["meta", "status2", "Dask", "colour", "_identity"]) == []
+    assert find_reserved([5, None, "a\0b", "daskboard"]) == ["5", "None", "a\0b", "daskboard"]
 
 
 def test_who_may_change_a_job_changes_its_log_state_and_progress_alone(girder_stack, girder_user):

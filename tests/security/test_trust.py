@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from girder_dask.jobs import JobStatus
-from girder_dask.plugin.rest.reserved_fields import RESERVED
+from girder_dask.plugin.rest.reserved_fields import RESERVED_FIELDS
 from girder_dask.protocol.messages import JobSpec, MapParent
 from girder_dask.protocol.payload import pack_call
 from girder_dask.tasks.discovery import modules_beside
@@ -249,7 +249,7 @@ def test_reserved_fields_are_known(girder_stack, girder_user):
         girder_stack, call(ADD, 1, other_fields={"colour": "blue"}, **WAITS), token=parent["token"]
     )
     assert free.status_code == 200, free.text
-    for name in sorted(RESERVED - {"parentId"}):
+    for name in sorted(RESERVED_FIELDS - {"parentId"}):
         refused = submit(
             girder_stack, call(ADD, 1, other_fields={name: "x"}), token=parent["token"]
         )

@@ -77,9 +77,9 @@ class Monkey:
             _Diary(self._note),
             start=stack.start_again,
             clear=stack.clear,
-            pause=0.3,
-            quick=0,
-            most=20,
+            pause_s=0.3,
+            early_s=0,
+            max_early_ends=20,
         )
 
     def deal(self, blow: Blow) -> None:
@@ -126,7 +126,7 @@ class Monkey:
     def whole(self) -> bool:
         """Start again what has ended, and say whether all parts do their work."""
         self._supervisor.poll()
-        return self._supervisor.settled
+        return self._supervisor.is_settled
 
     def _note(self, text: str) -> None:
         self.diary.append(f"{time.monotonic() - self._began:7.2f} s  {text}")

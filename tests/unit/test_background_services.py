@@ -25,7 +25,7 @@ from girder_dask.scheduler.plugin import GirderSchedulerPlugin
 from girder_dask.scheduler.recorder import Recorder
 from girder_dask.scheduler.retention import RetainedResults
 from girder_dask.scheduler_hooks import make_plugin
-from girder_dask.standalone import guard, launcher
+from girder_dask.standalone import launcher, reaper
 from girder_dask.standalone.report import Reporter
 from tests.support.deadline import SECONDS, soon, until
 from tests.support.dispatch_site import MemoryCluster
@@ -262,7 +262,7 @@ async def scheduler_inputs() -> None:
 async def a_link(name: str) -> None:
     news: list[str] = []
     link = SchedulerLink(lambda: None, lambda _reason, ids: news.extend(ids))
-    thread = link._running()
+    thread = link._ensure_thread()
     until(lambda: thread.state["error"])
     inject(thread, name)
     link.submit([spec("a")])
@@ -283,7 +283,7 @@ async def link_submission() -> None:
 
 
 async def link_address() -> None:
-    await a_link("_greet")
+    await a_link("_hello")
 
 
 async def courier_connection() -> None:
@@ -350,7 +350,7 @@ async def memory_trim() -> None:
 
     trim = Fails()
     for _ in range(2):
-        timer = threading.Timer(0.0, malloc._give_back, [trim])
+        timer = threading.Timer(0.0, malloc._trim, [trim])
         timer.start()
         timer.join()
     assert trim.calls == 2
@@ -441,7 +441,7 @@ class Stack:
 
 
 async def a_stack(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(launcher, "_WATCH_INTERVAL_S", 0.01)
     stopped = threading.Event()
     thread = threading.Thread(target=launcher.watch, args=(stack, stopped))
     thread.start()
@@ -466,23 +466,23 @@ async def stack_save(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def guard_line(monkeypatch: pytest.MonkeyPatch) -> None:
     note = Fails()
-    monkeypatch.setattr(guard, "_note", note)
-    monkeypatch.setattr(guard.sys, "stdin", ["+1\n", "-1\n"])
+    monkeypatch.setattr(reaper, "_apply_line", note)
+    monkeypatch.setattr(reaper.sys, "stdin", ["+1\n", "-1\n"])
     monkeypatch.setattr(
-        guard,
+        reaper,
         "signal",
         SimpleNamespace(
             **dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP", "SIG_IGN"), 0), signal=lambda *_: None
         ),
     )
-    guard.main()
+    reaper.main()
     assert note.calls == 2
 
 
 def test_the_guard_of_a_stack_says_in_its_log_what_went_wrong(tmp_path: Path) -> None:
-    log = tmp_path / "guard.log"
+    log = tmp_path / "reaper.log"
     with (tmp_path / "lock").open("w") as lock:
-        process = guard.Guard(str(tmp_path), lock.fileno(), log)
+        process = reaper.Reaper(str(tmp_path), lock.fileno(), log)
         process._tell("nonsense\n")
         process.close()
     assert log.stat().st_mode & 0o777 == 0o600

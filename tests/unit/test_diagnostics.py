@@ -20,12 +20,12 @@ from tests.support.local_girder import serving
 def test_versions_are_those_that_are_installed() -> None:
     found = diagnostics.versions()
     assert found["python"] == platform.python_version()
-    assert set(found) == {"python", *diagnostics.COMPARED}
-    assert all(found[name] == metadata.version(name) for name in diagnostics.COMPARED)
+    assert set(found) == {"python", *diagnostics.COMPARED_DISTRIBUTIONS}
+    assert all(found[name] == metadata.version(name) for name in diagnostics.COMPARED_DISTRIBUTIONS)
 
 
 def test_a_distribution_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "COMPARED", ("no-such-distribution",))
+    monkeypatch.setattr(diagnostics, "COMPARED_DISTRIBUTIONS", ("no-such-distribution",))
     assert diagnostics.versions()["no-such-distribution"] == "not installed"
 
 
@@ -76,15 +76,15 @@ def test_a_module_of_tasks_that_exits_ends_nobody(tmp_path: Path) -> None:
 def test_whether_girder_answers_is_part_of_it() -> None:
     with serving() as girder:
         girder.answers["GET dask/ping"] = (200, {"plugin": "0.1"})
-        assert diagnostics.gather(girder.url)["girder_error"] is None
+        assert diagnostics.describe_process(girder.url)["girder_error"] is None
         girder.answers["GET dask/ping"] = (404, {"message": "No matching route"})
-        assert "No matching route" in diagnostics.gather(girder.url)["girder_error"]
+        assert "No matching route" in diagnostics.describe_process(girder.url)["girder_error"]
         url = girder.url
-    assert "does not answer" in diagnostics.gather(url)["girder_error"]
+    assert "does not answer" in diagnostics.describe_process(url)["girder_error"]
 
 
 def test_without_an_address_girder_is_not_asked() -> None:
-    found = diagnostics.gather(None)
+    found = diagnostics.describe_process(None)
     assert (found["api_url"], found["girder_error"]) == (None, None)
     assert found["executable"] == sys.executable
     assert found["hostname"]

@@ -13,7 +13,7 @@ from girder_dask.jobs import FINAL, JobStatus
 
 __all__ = ["JobState", "JobView", "follow"]
 
-_POLL_SECONDS = 0.1
+_POLL_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +116,4 @@ def follow(
                 "stays QUEUED has no worker that could take it.",
                 job_id=job_id,
             )
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_INTERVAL_S)

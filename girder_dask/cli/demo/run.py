@@ -29,7 +29,7 @@ from girder_dask.standalone.launcher import watch
 
 __all__ = ["run_demo"]
 
-_JOB_SECONDS = 120.0
+_JOB_TIMEOUT_S = 120.0
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -126,7 +126,9 @@ class _Demo:
 
     def _follow(self, job_id: str) -> None:
         with self._view.watching():
-            for job in follow(self._client, job_id, timeout=_JOB_SECONDS, check=self._check_stack):
+            for job in follow(
+                self._client, job_id, timeout=_JOB_TIMEOUT_S, check=self._check_stack
+            ):
                 self._job = job
                 self._view.show(job)
         if job.status != JobStatus.SUCCESS:

@@ -149,7 +149,7 @@ def download(job: dict[str, Any], name: str, contentDisposition: str) -> Any:
     """Stream an artifact."""
     _require(job, AccessType.READ)
     artifact = _find(job, name)
-    part = byte_ranges.wanted(artifact["size"], f"The artifact {name!r}")
+    part = byte_ranges.requested(artifact["size"], f"The artifact {name!r}")
     return artifacts.open_stream(artifact, part, contentDisposition)
 
 

@@ -9,17 +9,17 @@ import cherrypy
 from girder.api.rest import setResponseHeader
 from girder.exceptions import RestException
 
-__all__ = ["Unsatisfiable", "asked_for", "wanted"]
+__all__ = ["RangeNotSatisfiable", "parse", "requested"]
 
 # A number that a file of an exabyte does not need is none.
-_SPEC = re.compile(r"(\d{1,18})-(\d{1,18})?|-(\d{1,18})", re.ASCII)
+_RANGE_SPEC = re.compile(r"(\d{1,18})-(\d{1,18})?|-(\d{1,18})", re.ASCII)
 
 
-class Unsatisfiable(ValueError):
+class RangeNotSatisfiable(ValueError):
     """None of the ranges that are asked for is there."""
 
 
-def asked_for(header: str | None, size: int) -> tuple[int, int] | None:
+def parse(header: str | None, size: int) -> tuple[int, int] | None:
     """Return the first byte that is asked for, and the one after the last.
 
     None stands for the whole: where no range is asked for, where the header is not understood,
@@ -27,25 +27,25 @@ def asked_for(header: str | None, size: int) -> tuple[int, int] | None:
 
     Raises
     ------
-    Unsatisfiable
+    RangeNotSatisfiable
         If nothing of what is asked for is there.
 
     Examples
     --------
-    >>> asked_for("bytes=2-4", 10), asked_for("bytes=-3", 10), asked_for("bytes=5-99", 10)
+    >>> parse("bytes=2-4", 10), parse("bytes=-3", 10), parse("bytes=5-99", 10)
     ((2, 5), (7, 10), (5, 10))
-    >>> asked_for("lines=1-2", 10), asked_for("bytes=abc", 10), asked_for("bytes=0-1,4-5", 10)
+    >>> parse("lines=1-2", 10), parse("bytes=abc", 10), parse("bytes=0-1,4-5", 10)
     (None, None, None)
     """
     unit, equals, text = (header or "").partition("=")
     if not equals or unit.strip().lower() != "bytes":
         return None
-    specs = [_SPEC.fullmatch(part.strip()) for part in text.split(",") if part.strip()]
+    specs = [_RANGE_SPEC.fullmatch(part.strip()) for part in text.split(",") if part.strip()]
     if not specs or not all(spec and _is_valid(spec) for spec in specs):
         return None
     there = list(_there(specs, size))
     if not there:
-        raise Unsatisfiable(header)
+        raise RangeNotSatisfiable(header)
     return there[0] if len(specs) == 1 and there[0][1] > there[0][0] else None
 
 
@@ -64,7 +64,7 @@ def _there(specs: list[re.Match[str] | None], size: int) -> Iterator[tuple[int, 
             yield int(first or 0), size if last is None else min(int(last) + 1, size)
 
 
-def wanted(size: int, what: str) -> tuple[int, int] | None:
+def requested(size: int, what: str) -> tuple[int, int] | None:
     """Return what this request asks for of so many bytes, None for the whole.
 
     Raises
@@ -76,8 +76,8 @@ def wanted(size: int, what: str) -> tuple[int, int] | None:
     if headers.get("If-Range"):
         return None  # what it names is no state of ours: nothing here has a validator
     try:
-        return asked_for(headers.get("Range"), size)
-    except Unsatisfiable as e:
+        return parse(headers.get("Range"), size)
+    except RangeNotSatisfiable as e:
         setResponseHeader("Content-Range", f"bytes */{size}")
         raise RestException(
             f"{what} has {size:,} bytes, and the range that was asked for is not among them.",

@@ -15,7 +15,7 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.rest import authorization, openapi_schemas, routes
+from girder_dask.plugin.rest import authorization, openapi_schemas, routes, submissions
 from girder_dask.plugin.rest.json_body import read_body, require_json
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import models, recording
@@ -26,19 +26,19 @@ from girder_dask.plugin.store.trust import Authority
 from girder_dask.protocol.messages import MapParent, StoredResult, Submission, to_json
 from girder_dask.protocol.names import SUBMIT_SCOPE
 
-__all__ = ["Submissions", "mount"]
+__all__ = ["JobRoutes", "mount"]
 
-_MOST_IDS = 100_000
+_MAX_IDS = 100_000
 # Most bytes of a list of them. Anybody may send one, and what is parsed takes many times as much.
-_MOST_LIST = 4 * 1024**2
+_MAX_ID_LIST_BYTES = 4 * 1024**2
 # Most bytes of values and exceptions in one answer; one job is always in it.
-_MOST_VALUES = 16 * 1024**2
-_STATE = ("_id", "title", "status", "progress", "updated", "userId")
+_MAX_RESULTS_BYTES = 16 * 1024**2
+_STATE_FIELDS = ("_id", "title", "status", "progress", "updated", "userId")
 
 
 def mount(resource: Resource, backend: GirderBackend) -> None:
     """Add the routes to the resource ``dask``."""
-    ours = Submissions(backend)
+    ours = JobRoutes(backend)
     routes.add(resource, "POST", ("job",), ours.submit)
     routes.add(resource, "POST", ("job", "states"), ours.states)
     routes.add(resource, "GET", ("job", ":id", "result"), ours.result)
@@ -46,7 +46,7 @@ def mount(resource: Resource, backend: GirderBackend) -> None:
     routes.add(resource, "PUT", ("job", ":id", "cancel"), ours.cancel)
 
 
-class Submissions:
+class JobRoutes:
     """What the routes do."""
 
     def __init__(self, backend: GirderBackend) -> None:
@@ -69,7 +69,7 @@ class Submissions:
             "body",
             'A JSON object: {"submissions": [submission, …], "group": group or null, "key": …}.',
             paramType="body",
-            dataType=openapi_schemas.SUBMISSIONS,
+            dataType=openapi_schemas.SUBMISSIONS_BODY,
             required=False,
         )
         .errorResponse("The body cannot be read.")
@@ -79,14 +79,14 @@ class Submissions:
     def submit(self) -> dict[str, list[dict[str, Any]]]:
         """Record calls as jobs, and hand them to the scheduler."""
         requester = identify()
-        authorization.admit(requester, ())  # before anything large is read
+        authorization.authorize(requester, ())  # before anything large is read
         require_json()
         body = read_body()
-        submissions = authorization.read_submissions(body.get("submissions"), requester)
-        group = authorization.read_group(body.get("group"), requester)
-        authority = authorization.admit(requester, submissions, group)
+        calls = submissions.read_submissions(body.get("submissions"), requester)
+        group = submissions.read_group(body.get("group"), requester)
+        authority = authorization.authorize(requester, calls, group)
         repeatable = _repeatable(body.get("key"), requester)
-        jobs = self._record(requester, submissions, group, repeatable, authority)
+        jobs = self._record(requester, calls, group, repeatable, authority)
         shown = [Job().filter(job, requester.user) for job in jobs]
         for job in shown:
             job.pop("log", None)
@@ -126,7 +126,7 @@ class Submissions:
             "body",
             'A JSON object: {"ids": [job id, …]}.',
             paramType="body",
-            dataType=openapi_schemas.IDS,
+            dataType=openapi_schemas.IDS_BODY,
             required=False,
         )
         .errorResponse("The body cannot be read.")
@@ -178,7 +178,7 @@ class Submissions:
             "body",
             'A JSON object: {"ids": [job id, …]}.',
             paramType="body",
-            dataType=openapi_schemas.IDS,
+            dataType=openapi_schemas.IDS_BODY,
             required=False,
         )
         .errorResponse("The body cannot be read.")
@@ -195,7 +195,7 @@ class Submissions:
                 continue
             kept = recording.result(job["_id"])
             size += len(kept.value or b"") + len(kept.exception or b"")
-            if shown and size > _MOST_VALUES:
+            if shown and size > _MAX_RESULTS_BYTES:
                 return {"results": shown, "left": [i for i in ids if i not in shown]}
             shown[str(job["_id"])] = _shown(job, kept)
         return {"results": shown, "left": []}
@@ -233,18 +233,18 @@ class Submissions:
 
 
 def _ids() -> list[str]:
-    ids = read_body(most=_MOST_LIST).get("ids")
+    ids = read_body(most=_MAX_ID_LIST_BYTES).get("ids")
     if not isinstance(ids, list) or not all(isinstance(job_id, str) for job_id in ids):
         raise RestException("The body has no list of ids of jobs.")
-    if len(ids) > _MOST_IDS:
-        raise RestException(f"The body has more than {_MOST_IDS:,} ids. Ask in parts.")
+    if len(ids) > _MAX_IDS:
+        raise RestException(f"The body has more than {_MAX_IDS:,} ids. Ask in parts.")
     return ids
 
 
 def _state(job: Mapping[str, Any]) -> dict[str, Any]:
     dask = job.get("dask")
     waits = dask.get("waits") if isinstance(dask, dict) else None
-    return {**{name: job.get(name) for name in _STATE}, "dask": {"waits": waits}}
+    return {**{name: job.get(name) for name in _STATE_FIELDS}, "dask": {"waits": waits}}
 
 
 def _shown(job: Mapping[str, Any], kept: StoredResult) -> dict[str, Any]:

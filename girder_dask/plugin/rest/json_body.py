@@ -8,15 +8,15 @@ from typing import Any
 import cherrypy
 from girder.exceptions import RestException
 
-from girder_dask.plugin.rest.responses import MOST_LEVELS, levels
+from girder_dask.plugin.rest.responses import MAX_NESTING_LEVELS, nesting_levels
 
-__all__ = ["MOST_BODY", "read_body", "require_json"]
+__all__ = ["MAX_BODY_BYTES", "read_body", "require_json"]
 
 #: The most bytes in the body of a request. A scheduler sends about half of it at most.
-MOST_BODY = 64 * 1024**2
+MAX_BODY_BYTES = 64 * 1024**2
 
 
-def read_body(*, lenient: bool = False, most: int = MOST_BODY) -> dict[str, Any]:
+def read_body(*, lenient: bool = False, most: int = MAX_BODY_BYTES) -> dict[str, Any]:
     """Return the JSON object in the body of this request.
 
     Parameters
@@ -40,8 +40,10 @@ def read_body(*, lenient: bool = False, most: int = MOST_BODY) -> dict[str, Any]
         raise RestException(f"The body is not JSON: {e}.") from e
     if not isinstance(body, dict):
         raise RestException("The body is not a JSON object.")
-    if levels(body) > MOST_LEVELS:
-        raise RestException(f"The body has more than {MOST_LEVELS} levels of lists and objects.")
+    if nesting_levels(body) > MAX_NESTING_LEVELS:
+        raise RestException(
+            f"The body has more than {MAX_NESTING_LEVELS} levels of lists and objects."
+        )
     return body
 
 

@@ -53,9 +53,9 @@ def download(
     if not requester.runs(job):
         requester.require(job, AccessType.READ)
     log = chunks.load(job["_id"])
-    part = byte_ranges.wanted(log.size, "The log")
+    part = byte_ranges.requested(log.size, "The log")
     start, end = part or (_checked(offset, log.size), log.size)
-    user_content.describe(f"{job['_id']}.log", "text/plain; charset=utf-8", contentDisposition)
+    user_content.set_headers(f"{job['_id']}.log", "text/plain; charset=utf-8", contentDisposition)
     setResponseHeader("Accept-Ranges", "bytes")
     setResponseHeader("Content-Length", end - start)
     if start < end and (part is not None or start):

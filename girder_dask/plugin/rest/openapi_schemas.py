@@ -6,13 +6,13 @@ from typing import Any
 
 from girder.api import docs
 
-__all__ = ["CLAIM", "IDS", "SUBMISSIONS", "UPDATES", "describe"]
+__all__ = ["CLAIM_BODY", "IDS_BODY", "SUBMISSIONS_BODY", "UPDATES_BODY", "register"]
 
 #: The names of the bodies in the document.
-SUBMISSIONS = "DaskSubmissions"
-IDS = "DaskIds"
-UPDATES = "DaskUpdates"
-CLAIM = "DaskClaim"
+SUBMISSIONS_BODY = "DaskSubmissions"
+IDS_BODY = "DaskIds"
+UPDATES_BODY = "DaskUpdates"
+CLAIM_BODY = "DaskClaim"
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -58,20 +58,20 @@ _UPDATE = _object(
     waits=_TEXT,
 )
 _BODIES = {
-    SUBMISSIONS: _object(
+    SUBMISSIONS_BODY: _object(
         ["submissions"],
         submissions=_list(_SUBMISSION),
         group={"type": "object"},
         key={**_TEXT, "pattern": "^[0-9a-f]{32}$"},
     ),
-    IDS: _object(["ids"], ids=_list(_TEXT)),
-    UPDATES: _object(
+    IDS_BODY: _object(["ids"], ids=_list(_TEXT)),
+    UPDATES_BODY: _object(
         ["scheduler", "updates"],
         scheduler=_TEXT,
         updates=_list(_UPDATE),
         received=_list(_list({})),
     ),
-    CLAIM: _object(
+    CLAIM_BODY: _object(
         ["scheduler", "limit"],
         scheduler=_TEXT,
         limit={"type": "integer", "minimum": 1},
@@ -81,7 +81,7 @@ _BODIES = {
 }
 
 
-def describe() -> None:
+def register() -> None:
     """Add the bodies to the document."""
     for name, body in _BODIES.items():
         docs.addModel(name, body, resources="dask")

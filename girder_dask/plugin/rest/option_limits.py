@@ -15,39 +15,39 @@ from girder_dask.plugin import settings
 from girder_dask.protocol.messages import MapParent, Submission
 
 __all__ = [
-    "FIELDS",
-    "LEAST_PRIORITY",
-    "MOST_AMOUNT",
-    "MOST_FIELDS",
-    "MOST_NAME",
-    "MOST_RESOURCES",
-    "MOST_RETRIES",
-    "MOST_TIMEOUT",
-    "MOST_TITLE",
-    "MOST_TYPE",
-    "refusal",
+    "ALLOWED_OTHER_FIELDS",
+    "MAX_OTHER_FIELDS_CHARS",
+    "MAX_RESOURCES",
+    "MAX_RESOURCE_AMOUNT",
+    "MAX_RESOURCE_NAME_CHARS",
+    "MAX_RETRIES",
+    "MAX_TIMEOUT_S",
+    "MAX_TITLE_CHARS",
+    "MAX_TYPE_CHARS",
+    "MIN_PRIORITY",
+    "find_excess",
 ]
 
 #: How many more times a call is tried.
-MOST_RETRIES = 20
+MAX_RETRIES = 20
 #: Seconds of a time limit. A call without one may run for as long as it likes.
-MOST_TIMEOUT = 30 * 24 * 3600.0
+MAX_TIMEOUT_S = 30 * 24 * 3600.0
 #: The lowest priority. The highest is a setting, by default that of a call that names none.
-LEAST_PRIORITY = -1_000
+MIN_PRIORITY = -1_000
 #: How many resources of workers a call needs, and how much of one.
-MOST_RESOURCES = 16
-MOST_AMOUNT = 1e15
+MAX_RESOURCES = 16
+MAX_RESOURCE_AMOUNT = 1e15
 #: Characters of the name of a resource, of a title, and of the type of a job.
-MOST_NAME = 100
-MOST_TITLE = 1_000
-MOST_TYPE = 100
+MAX_RESOURCE_NAME_CHARS = 100
+MAX_TITLE_CHARS = 1_000
+MAX_TYPE_CHARS = 100
 #: Characters of all that ``other_fields`` sets, as JSON: lists of jobs have it.
-MOST_FIELDS = 64 * 1024
+MAX_OTHER_FIELDS_CHARS = 64 * 1024
 #: The fields that ``other_fields`` sets. ``parentId`` names a job that they may change.
-FIELDS = frozenset({"meta", "parentId"})
+ALLOWED_OTHER_FIELDS = frozenset({"meta", "parentId"})
 
 
-def refusal(call: Submission | MapParent, *, any_field: bool = False) -> str | None:
+def find_excess(call: Submission | MapParent, *, any_field: bool = False) -> str | None:
     """Say what a call, or the parent of a map, asks too much for; None if it does not.
 
     Parameters
@@ -67,7 +67,7 @@ def refusal(call: Submission | MapParent, *, any_field: bool = False) -> str | N
 def _of_document(call: Submission | MapParent) -> str | None:
     if call.handler not in (None, HANDLER):
         return f"its handler is {call.handler!r:.100}, where only {HANDLER!r} is possible"
-    for name, most in (("title", MOST_TITLE), ("type", MOST_TYPE)):
+    for name, most in (("title", MAX_TITLE_CHARS), ("type", MAX_TYPE_CHARS)):
         length = len(getattr(call, name))
         if length > most:
             return f"its {name} has {length:,} characters, more than the {most:,} that are possible"
@@ -76,42 +76,45 @@ def _of_document(call: Submission | MapParent) -> str | None:
 
 def _of_fields(call: Submission | MapParent) -> str | None:
     size = len(json.dumps(dict(call.other_fields), default=str))
-    if size > MOST_FIELDS:
-        return f"its other_fields take {size:,} characters, more than {MOST_FIELDS:,}"
+    if size > MAX_OTHER_FIELDS_CHARS:
+        return f"its other_fields take {size:,} characters, more than {MAX_OTHER_FIELDS_CHARS:,}"
     return None
 
 
 def _of_names(call: Submission | MapParent) -> str | None:
-    others = sorted(set(call.other_fields) - FIELDS)
+    others = sorted(set(call.other_fields) - ALLOWED_OTHER_FIELDS)
     if others:
         return (
             f"its other_fields set {', '.join(others)[:200]}, where only "
-            f"{' and '.join(sorted(FIELDS))} are possible"
+            f"{' and '.join(sorted(ALLOWED_OTHER_FIELDS))} are possible"
         )
     return None
 
 
 def _of_run(call: Submission) -> str | None:
-    if call.retries > MOST_RETRIES:
-        return _above("retries", call.retries, MOST_RETRIES)
-    if call.timeout is not None and call.timeout > MOST_TIMEOUT:
-        return f"{_above('timeout', call.timeout, MOST_TIMEOUT)}. Without one there is no limit"
+    if call.retries > MAX_RETRIES:
+        return _above("retries", call.retries, MAX_RETRIES)
+    if call.timeout is not None and call.timeout > MAX_TIMEOUT_S:
+        return f"{_above('timeout', call.timeout, MAX_TIMEOUT_S)}. Without one there is no limit"
     if call.priority > settings.max_priority():
         above = _above("priority", call.priority, settings.max_priority())
         return f"{above} (Girder's setting dask.max_priority)"
-    if call.priority < LEAST_PRIORITY:
-        return f"its priority is {call.priority:,}, less than the least, {LEAST_PRIORITY:,}"
+    if call.priority < MIN_PRIORITY:
+        return f"its priority is {call.priority:,}, less than the least, {MIN_PRIORITY:,}"
     return _of_resources(call.resources or {})
 
 
 def _of_resources(resources: Mapping[str, Any]) -> str | None:
-    if len(resources) > MOST_RESOURCES:
-        return f"its resources are {len(resources):,}, more than the {MOST_RESOURCES} possible"
+    if len(resources) > MAX_RESOURCES:
+        return f"its resources are {len(resources):,}, more than the {MAX_RESOURCES} possible"
     for name, amount in resources.items():
-        if len(name) > MOST_NAME:
-            return f"its resources have a name of {len(name):,} characters, more than {MOST_NAME}"
-        if amount > MOST_AMOUNT:
-            return _above(f"resources: {name}", amount, MOST_AMOUNT)
+        if len(name) > MAX_RESOURCE_NAME_CHARS:
+            return (
+                f"its resources have a name of {len(name):,} characters, more than "
+                f"{MAX_RESOURCE_NAME_CHARS}"
+            )
+        if amount > MAX_RESOURCE_AMOUNT:
+            return _above(f"resources: {name}", amount, MAX_RESOURCE_AMOUNT)
     return None
 
 

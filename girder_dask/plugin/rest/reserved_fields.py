@@ -10,10 +10,17 @@ import bson.json_util
 from girder.api import access
 from girder.exceptions import RestException, ValidationException
 
-__all__ = ["CORE", "RESERVED", "refuse_forged", "refuse_unsendable", "reserved", "unsendable"]
+__all__ = [
+    "CORE_FIELDS",
+    "RESERVED_FIELDS",
+    "find_non_finite",
+    "find_reserved",
+    "refuse_non_finite_numbers",
+    "refuse_reserved_fields",
+]
 
 #: What says which job it is, whose it is, who may read it, and where it stands.
-CORE = frozenset(
+CORE_FIELDS = frozenset(
     {
         *("_id", "userId", "access", "public", "publicFlags"),
         *("status", "timestamps", "created", "updated", "log"),
@@ -22,22 +29,22 @@ CORE = frozenset(
 
 #: What a call over REST does not set, because other parts rely on it or because it grants
 #: something. Those of girder_worker name a Celery task that a cancel revokes.
-RESERVED = CORE | {
+RESERVED_FIELDS = CORE_FIELDS | {
     *("args", "kwargs", "handler", "parentId", "progress", "title", "type"),
     *("when", "interval", "asynchronous", "jobInfoSpec", "module", "function"),
     *("celeryTaskId", "celeryParentTaskId", "celeryQueue"),
 }
 
 #: All of our own begin so.
-_OURS = "dask"
+_OWN_PREFIX = "dask"
 
 
-def reserved(names: Iterable[Any], among: Collection[str] = RESERVED) -> list[str]:
+def find_reserved(names: Iterable[Any], among: Collection[str] = RESERVED_FIELDS) -> list[str]:
     """Return those of some names of fields that nobody sets from outside.
 
     Ours are among them, and what MongoDB would take for an operator or a path.
 
-    >>> reserved(["meta", "_id", "dask_log", "dask.open", "$set", "access.users"])
+    >>> find_reserved(["meta", "_id", "dask_log", "dask.open", "$set", "access.users"])
     ['$set', '_id', 'access.users', 'dask.open', 'dask_log']
     """
     return sorted(str(name) for name in names if not _is_free(name, among))
@@ -48,15 +55,15 @@ def _is_free(name: Any, among: Collection[str]) -> bool:
         isinstance(name, str)
         and bool(name)
         and name not in among
-        and not name.startswith(("$", _OURS))
+        and not name.startswith(("$", _OWN_PREFIX))
         and not any(character in name for character in ".\0")
     )
 
 
-def unsendable(value: Any, path: str) -> str | None:
+def find_non_finite(value: Any, path: str) -> str | None:
     """Return where in a value a number is that JSON does not have, None if there is none.
 
-    >>> unsendable({"n": [1, float("nan")]}, "meta")
+    >>> find_non_finite({"n": [1, float("nan")]}, "meta")
     "meta['n'][1]"
     """
     left = [(path, value)]
@@ -71,7 +78,7 @@ def unsendable(value: Any, path: str) -> str | None:
     return None
 
 
-def refuse_unsendable(event: Any) -> None:
+def refuse_non_finite_numbers(event: Any) -> None:
     """Refuse an update of a job after which Girder could not send its document.
 
     Girder answers with strict JSON, so one such number would make every list with this job a 500.
@@ -85,7 +92,7 @@ def refuse_unsendable(event: Any) -> None:
     """
     params = event.info["params"]
     for name in ("progressTotal", "progressCurrent", "otherFields"):
-        where = unsendable(params.get(name), name)
+        where = find_non_finite(params.get(name), name)
         if where is not None:
             raise ValidationException(
                 f"{where} is not a finite number. Job {event.info['job']['_id']} was not changed.",
@@ -94,7 +101,7 @@ def refuse_unsendable(event: Any) -> None:
 
 
 @access.public  # Girder asks of handlers what it asks of routes; the route has its own rules
-def refuse_forged(event: Any) -> None:
+def refuse_reserved_fields(event: Any) -> None:
     """Refuse ``POST job`` that would write over a job, or make one that is not as it should be.
 
     Girder's own route takes any field. With an ``_id`` it replaces the job that has it.
@@ -108,13 +115,17 @@ def refuse_forged(event: Any) -> None:
     """
     for name in ("args", "kwargs", "otherFields"):
         given = _read(event.info["params"].get(name), name)
-        wrong = reserved(given, CORE) if name == "otherFields" and isinstance(given, dict) else []
+        wrong = (
+            find_reserved(given, CORE_FIELDS)
+            if name == "otherFields" and isinstance(given, dict)
+            else []
+        )
         if wrong:
             raise RestException(
                 f"The otherFields of a new job must not set {', '.join(wrong)[:200]}. No job was "
                 "made."
             )
-        where = unsendable(given, name)
+        where = find_non_finite(given, name)
         if where is not None:
             raise RestException(f"{where} is not a finite number. No job was made.")
 

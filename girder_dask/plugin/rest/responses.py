@@ -29,12 +29,12 @@ from girder_dask.errors import GirderDaskError, GirderError
 from girder_dask.plugin.store.database import UNFIT, reason
 from girder_dask.plugin.store.dependencies import DependencyRefused
 
-__all__ = ["MOST_LEVELS", "clean", "encode", "levels", "translated"]
+__all__ = ["MAX_NESTING_LEVELS", "encode", "nesting_levels", "to_json_values", "translated_errors"]
 
 logger = logging.getLogger(__name__)
 
 #: The most levels of lists and objects in what a request holds and in what is answered.
-MOST_LEVELS = 150
+MAX_NESTING_LEVELS = 150
 
 # -- documents ----------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ def encode(value: Any) -> bytes:
     try:
         return _dumped(value)
     except (TypeError, ValueError, OverflowError, RecursionError):
-        return _dumped(clean(value))
+        return _dumped(to_json_values(value))
 
 
 def _dumped(value: Any) -> bytes:
@@ -56,38 +56,38 @@ def _dumped(value: Any) -> bytes:
     return text.encode("ascii")
 
 
-def clean(value: Any, _level: int = 0) -> Any:
+def to_json_values(value: Any, _level: int = 0) -> Any:
     """Return a value that JSON can hold. Numbers that are not finite become null.
 
-    >>> clean({"a": float("inf"), 1: {2}, "b": [b"x"]})
+    >>> to_json_values({"a": float("inf"), 1: {2}, "b": [b"x"]})
     {'a': None, '1': [2], 'b': ["b'x'"]}
     """
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if _level >= MOST_LEVELS:
+    if _level >= MAX_NESTING_LEVELS:
         return "…"
     if isinstance(value, Mapping):
-        return {str(key): clean(inner, _level + 1) for key, inner in value.items()}
+        return {str(key): to_json_values(inner, _level + 1) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [clean(inner, _level + 1) for inner in value]
+        return [to_json_values(inner, _level + 1) for inner in value]
     try:
         return json.loads(_dumped(value))
     except (TypeError, ValueError, OverflowError, RecursionError):
         return str(value)
 
 
-def levels(value: Any) -> int:
+def nesting_levels(value: Any) -> int:
     """Return how many lists and mappings are within each other.
 
-    >>> levels(5), levels([]), levels({"a": [1, {"b": 2}]})
+    >>> nesting_levels(5), nesting_levels([]), nesting_levels({"a": [1, {"b": 2}]})
     (0, 1, 3)
     """
     depth, inner = 0, [value] if isinstance(value, (dict, list)) else []
     while inner:
         depth += 1
-        if depth > MOST_LEVELS:
+        if depth > MAX_NESTING_LEVELS:
             break
         inner = [
             part
@@ -102,7 +102,7 @@ def levels(value: Any) -> int:
 
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
+def translated_errors() -> Iterator[None]:
     """Raise errors that Girder answers as they deserve, with a message of ours.
 
     Errors that nobody has foreseen are logged, and nothing of them is told.

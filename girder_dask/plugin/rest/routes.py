@@ -55,8 +55,8 @@ def add(
 def _answering(handler: Callable[..., Any]) -> Any:
     @functools.wraps(handler)
     def answer(*args: Any, **kwargs: Any) -> Any:
-        user_content.protect()
-        with responses.translated():
+        user_content.forbid_scripts()
+        with responses.translated_errors():
             return _ready(handler(*args, **kwargs))
 
     return answer
@@ -67,7 +67,7 @@ def _ready(value: Any) -> Any:
         return value  # a stream
     data = responses.encode(value)
     if _wants_page():
-        return responses.clean(value)
+        return responses.to_json_values(value)
     setResponseHeader("Content-Type", "application/json")
     setRawResponse()
     return data

@@ -27,15 +27,15 @@ from girder_dask.plugin.store.unreachable import unmark
 from girder_dask.protocol.messages import JobUpdate, from_json, to_json
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 
-__all__ = ["Dask"]
+__all__ = ["DaskResource"]
 
 logger = logging.getLogger(__name__)
 
-_MOST_JOBS = 10_000
+_MAX_CLAIM_JOBS = 10_000
 # Jobs in one page of those that a scheduler should have. Each page goes over all of them.
-_PAGE = 5_000
+_PAGE_JOBS = 5_000
 # What the database holds as a whole number.
-_MOST_NUMBER = 2**62
+_MAX_COUNT = 2**62
 
 TokenScope.describeScope(
     SCHEDULER_SCOPE,
@@ -46,7 +46,7 @@ TokenScope.describeScope(
 )
 
 
-class Dask(Resource):
+class DaskResource(Resource):
     """The REST resource."""
 
     def __init__(self, backend: GirderBackend) -> None:
@@ -102,7 +102,7 @@ class Dask(Resource):
         """Answer a scheduler whose credential is good."""
         self._require_scheduler()
         return {
-            **diagnostics.gather(None),
+            **diagnostics.describe_process(None),
             "scheduler": self._backend.check_scheduler(),
             "worker_api_url": settings.default_api_url(),
             "set_aside": quarantine.count(datetime.now(timezone.utc)),
@@ -121,7 +121,7 @@ class Dask(Resource):
             'A JSON object: {"scheduler": id, "updates": [update, …], '
             '"received": [[job id, attempt], …]}.',
             paramType="body",
-            dataType=openapi_schemas.UPDATES,
+            dataType=openapi_schemas.UPDATES_BODY,
             required=False,
         )
         .errorResponse("The body cannot be read.")
@@ -165,7 +165,7 @@ class Dask(Resource):
             'A JSON object: {"scheduler": id, "limit": most jobs, "after": id or "" or null, '
             '"lacking": [[job id, attempt, sequence], …]}.',
             paramType="body",
-            dataType=openapi_schemas.CLAIM,
+            dataType=openapi_schemas.CLAIM_BODY,
             required=False,
         )
         .errorResponse("The body cannot be read.")
@@ -182,12 +182,12 @@ class Dask(Resource):
         after = body.get("after")
         if not isinstance(after, (str, type(None))):
             raise RestException("What the page comes after must be a job id, or empty.")
-        limit = min(limit, _MOST_JOBS)
+        limit = min(limit, _MAX_CLAIM_JOBS)
         claim = recording.claim(_scheduler(body), limit, _lacking(body))
         return {
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],
             "cancel": claim.cancel,
-            "held": None if after is None else recording.held(_scheduler(body), after, _PAGE),
+            "held": None if after is None else recording.held(_scheduler(body), after, _PAGE_JOBS),
         }
 
     def _require_scheduler(self) -> None:
@@ -223,7 +223,7 @@ def _lacking(body: dict[str, Any]) -> dict[ObjectId, tuple[int, int]]:
 
 def _count(value: Any) -> int:
     number = int(value)
-    if not 0 <= number < _MOST_NUMBER:
+    if not 0 <= number < _MAX_COUNT:
         raise ValueError("no count")
     return number
 

@@ -19,23 +19,23 @@ from girder.api import access
 from girder.api.rest import Resource
 from girder.exceptions import AccessException, RestException
 
-__all__ = ["VARIABLE", "mount"]
+__all__ = ["ENVIRONMENT_VARIABLE", "mount"]
 
 logger = logging.getLogger(__name__)
 
 #: The environment variable that opens the door.
-VARIABLE = "GIRDER_DASK_TESTING_SECRET"
+ENVIRONMENT_VARIABLE = "GIRDER_DASK_TESTING_SECRET"
 
 
 def mount(resource: Resource) -> None:
     """Add ``POST dask/testing/call``, if this Girder was started for tests."""
-    secret = os.environ.get(VARIABLE)
+    secret = os.environ.get(ENVIRONMENT_VARIABLE)
     if not secret:
         return
     logger.warning(
         "%s is set: whoever knows the secret can run any code in this Girder. This is for tests "
         "only. Unset it and start Girder again if this is not one.",
-        VARIABLE,
+        ENVIRONMENT_VARIABLE,
     )
     resource.route("POST", ("testing", "call"), _call(resource, secret), nodoc=True)
 

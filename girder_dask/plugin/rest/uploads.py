@@ -1,13 +1,8 @@
-"""What attempts of jobs leave in Girder, so that a new one replaces it.
+"""The routes for what jobs upload: ``dask/job/:id/uploads`` and ``dask/job/:id/upload``.
 
-The worker names its job and its attempt in headers. A file that comes with them is marked with
-both. Files, artifacts and metadata are refused if Girder knows of a later attempt: a worker that
-was thought dead, and comes back in the middle of an upload, must not add to what the new attempt
-leaves.
-
-Another header names the upload. By that a worker that got no answer can ask what became of it:
-Girder makes an item, moves the content, makes the file, and forgets the upload, and it may die,
-or lose its database, between any two of these steps.
+A header names the upload. With that name a worker that got no answer can ask what became of it:
+Girder makes an item, moves the content, makes the file, and forgets the upload, and it may die, or
+lose its database, between any two of these steps.
 """
 
 from __future__ import annotations
@@ -15,35 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import cherrypy
 from bson import ObjectId
 from bson.errors import InvalidId
-from girder import events
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
-from girder.api.rest import Resource, getCurrentToken
+from girder.api.rest import Resource
 from girder.constants import AccessType, TokenScope
 from girder.exceptions import AccessException, GirderException, RestException
 from girder.models.file import File
 from girder.models.item import Item
 from girder.models.upload import Upload
-from girder_jobs.models.job import Job
 
 from girder_dask.files.upload_recovery import Broken
-from girder_dask.plugin.girder_events import EVENT_HANDLER
 from girder_dask.plugin.rest import routes
 from girder_dask.plugin.rest.routes import StoredJob
-from girder_dask.plugin.store import models
 from girder_dask.plugin.store.requester import identify
-from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER, UPLOAD_HEADER
 
-__all__ = ["UPLOAD_INDEX", "bind", "ensure", "mount"]
+__all__ = ["UPLOAD_INDEX", "ensure", "mount", "remove_empty_items"]
 
 #: The name of the index on files over those that jobs have uploaded.
 UPLOAD_INDEX = "dask_uploads"
-
-_CONFLICT = 409
-_MOST_DIGITS = 18
 
 
 def ensure() -> None:
@@ -56,110 +42,10 @@ def ensure() -> None:
     )
 
 
-def bind() -> None:
-    """Bind the events."""
-    events.bind("model.upload.finalize", EVENT_HANDLER, _check)
-    events.bind("rest.put.item/:id/metadata.before", EVENT_HANDLER, _check_metadata)
-    events.bind("model.file.finalizeUpload.before", EVENT_HANDLER, _mark)
-    events.bind("model.item.save", EVENT_HANDLER, _mark_item)
-
-
 def mount(resource: Resource) -> None:
     """Add the route to the resource ``dask``."""
     routes.add(resource, "GET", ("job", ":id", "uploads"), list_uploads)
     routes.add(resource, "POST", ("job", ":id", "upload"), settle)
-
-
-def _named() -> tuple[ObjectId | None, int] | None:
-    """Return the job and the attempt that this request names. Old workers name no job."""
-    attempt = cherrypy.request.headers.get(ATTEMPT_HEADER, "")
-    job = cherrypy.request.headers.get(JOB_HEADER, "")
-    if not (attempt.isdecimal() and attempt.isascii() and len(attempt) < _MOST_DIGITS):
-        return None
-    return ObjectId(job) if ObjectId.is_valid(job) else None, int(attempt)
-
-
-def _uploader() -> tuple[dict[str, Any], int] | None:
-    """Return the job at work that makes this request to upload a result, and its attempt."""
-    named = _named()
-    if named is None:
-        return None
-    job_id, attempt = named
-    request = cherrypy.request
-    if not hasattr(request, "dask_uploader"):  # several events of one request ask
-        token = getCurrentToken()
-        request.dask_uploader = None if token is None else models.running_job(token["_id"], job_id)
-    job = request.dask_uploader
-    return None if job is None else (job, attempt)
-
-
-def _refuse_if_over(what: str) -> None:
-    """Refuse what an attempt does that is over.
-
-    The token proves nothing here: that of a job which has ended is known no more, and who names
-    an attempt can only lose by it.
-    """
-    named = _named()
-    if named is None:
-        return
-    job_id, attempt = named
-    uploader = _uploader()
-    job: dict[str, Any] | None = None if uploader is None else uploader[0]
-    if job is None and job_id is not None:
-        fields = {"dask.attempt": True, "dask.open": True}
-        job = models.collection(Job()).find_one({"_id": job_id}, fields)
-    dask = None if job is None else job.get("dask")
-    if job is None or not isinstance(dask, dict) or not dask:
-        return  # perhaps one of another Girder
-    current = dask.get("attempt", 1)
-    if not isinstance(current, int) or attempt < current:
-        why = f"its worker was taken for dead, and a later attempt {what} in its place"
-    elif not dask.get("open"):
-        why = f"the job has ended, so it {what} no more"
-    else:
-        return
-    raise RestException(f"Attempt {attempt} of job {job['_id']} is over: {why}.", code=_CONFLICT)
-
-
-def _check(event: Any) -> None:
-    """Refuse an upload of an attempt that is over, before anything comes of it.
-
-    Else remove what broken uploads of earlier attempts have left where it goes: if their worker
-    was lost as well as Girder, nobody has settled them.
-    """
-    _refuse_if_over(f"uploads {event.info['name']!r}")
-    uploader = _uploader()
-    if uploader is None:
-        return
-    job, attempt = uploader
-    if attempt > 1 and event.info.get("parentType") == "folder":
-        earlier = {"dask.job": job["_id"], "dask.attempt": {"$lt": attempt}}
-        _remove_empty(Item().find({"folderId": event.info["parentId"], **earlier}))
-
-
-@access.public  # the route itself asks for rights
-def _check_metadata(_event: Any) -> None:
-    """Refuse metadata of an attempt that is over."""
-    _refuse_if_over("sets the metadata")
-
-
-def _mark(event: Any) -> None:
-    _mark_document(event.info["file"])
-
-
-def _mark_item(event: Any) -> None:
-    if "_id" not in event.info:
-        _mark_document(event.info)
-
-
-def _mark_document(document: dict[str, Any]) -> None:
-    uploader = _uploader()
-    if uploader is not None:
-        job, attempt = uploader
-        document["dask"] = {"job": job["_id"], "attempt": attempt}
-        name = cherrypy.request.headers.get(UPLOAD_HEADER)
-        if name:
-            document["dask"]["upload"] = name
 
 
 @access.public(scope=TokenScope.DATA_READ)
@@ -244,7 +130,7 @@ def settle(
         if folderId:
             left = Item().find({"folderId": _object_id(folderId), **mark})
             theirs = Item().filterResultsByPermission(left, requester.user, AccessType.WRITE)
-            _remove_empty(theirs)
+            remove_empty_items(theirs)
     return {"state": state.value}
 
 
@@ -263,7 +149,7 @@ def _offset(upload: dict[str, Any]) -> int | None:
         return None
 
 
-def _remove_empty(items: Iterable[dict[str, Any]]) -> None:
+def remove_empty_items(items: Iterable[dict[str, Any]]) -> None:
     """Remove items that were made for a file, and have none."""
     for item in items:
         if File().findOne({"itemId": item["_id"]}) is None:

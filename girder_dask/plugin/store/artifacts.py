@@ -218,7 +218,7 @@ def open_stream(artifact: Mapping[str, Any], part: tuple[int, int] | None, dispo
             "assetstore. An administrator finds the cause in Girder's log.",
             code=404,
         ) from e
-    user_content.describe(artifact["name"], artifact.get("mimeType"), disposition)
+    user_content.set_headers(artifact["name"], artifact.get("mimeType"), disposition)
     if part is None:
         # Girder would call the whole a part where a range was asked for.
         cherrypy.response.headers.pop("Content-Range", None)
@@ -228,7 +228,7 @@ def open_stream(artifact: Mapping[str, Any], part: tuple[int, int] | None, dispo
 def protect(event: Any) -> None:
     """Have browsers run nothing of an artifact, whichever route of Girder serves it."""
     if event.info["file"].get("attachedToType") == ATTACHED_TO and cherrypy.request.app is not None:
-        user_content.protect()
+        user_content.forbid_scripts()
 
 
 @access.public  # the route itself asks for rights

@@ -302,7 +302,7 @@ def test_what_is_not_delivered_is_told_with_why(scheduler: LocalScheduler) -> No
 def test_a_scheduler_that_goes_and_comes_is_noticed_without_jobs(
     scheduler: LocalScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("girder_dask.plugin.scheduler_link._TRY_TIME", 0.05)
+    monkeypatch.setattr("girder_dask.plugin.scheduler_link._PROBE_INTERVAL_S", 0.05)
     news: list[str | None] = []
     link = SchedulerLink(lambda: scheduler.address, lambda why, _ids: news.append(why))
     try:

@@ -62,9 +62,9 @@ class Site:
             self.diary,
             start=lambda part: part.start(again=True),
             clear=Part.kill,
-            pause=pause,
-            quick=quick,
-            most=most,
+            pause_s=pause,
+            early_s=quick,
+            max_early_ends=most,
         )
 
     def heard(self, what: str) -> list[str]:
@@ -129,7 +129,7 @@ def test_one_that_ends_quickly_again_and_again_is_given_up(site: Site) -> None:
     assert "is started again in 0.2 s." in site.diary.texts[1], "the pause doubles"
     last = site.diary.texts[2]
     assert "(exit code 3)" in last
-    assert "girder has ended 3 times soon after its start, and is not started again." in last
+    assert "girder has ended 3 times soon after its start and is not started again." in last
     assert str(part.log) in last
     for _ in range(3):
         assert not supervisor.poll()

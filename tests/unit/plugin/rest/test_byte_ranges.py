@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girder_dask.plugin.rest.byte_ranges import Unsatisfiable, asked_for
+from girder_dask.plugin.rest.byte_ranges import RangeNotSatisfiable, parse
 
 SIZE = 100
 
@@ -26,7 +26,7 @@ SIZE = 100
     ],
 )
 def test_a_part(header: str, part: tuple[int, int]) -> None:
-    assert asked_for(header, SIZE) == part
+    assert parse(header, SIZE) == part
 
 
 @pytest.mark.parametrize(
@@ -39,25 +39,25 @@ def test_a_part(header: str, part: tuple[int, int]) -> None:
     ],
 )
 def test_what_is_no_single_part_is_answered_with_the_whole(header: str | None) -> None:
-    assert asked_for(header, SIZE) is None
+    assert parse(header, SIZE) is None
 
 
 @pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=500-,600-"])
 def test_what_is_not_there_is_refused(header: str) -> None:
-    with pytest.raises(Unsatisfiable):
-        asked_for(header, SIZE)
+    with pytest.raises(RangeNotSatisfiable):
+        parse(header, SIZE)
 
 
 def test_of_nothing_there_is_no_part() -> None:
-    assert asked_for("bytes=-5", 0) is None
-    with pytest.raises(Unsatisfiable):
-        asked_for("bytes=0-", 0)
+    assert parse("bytes=-5", 0) is None
+    with pytest.raises(RangeNotSatisfiable):
+        parse("bytes=0-", 0)
 
 
 @given(st.text(alphabet="0123456789-,= bytesx", max_size=30), st.integers(0, 50))
 def test_whatever_is_asked_for_a_part_lies_within(text: str, size: int) -> None:
     try:
-        part = asked_for(f"bytes={text}", size)
-    except Unsatisfiable:
+        part = parse(f"bytes={text}", size)
+    except RangeNotSatisfiable:
         return
     assert part is None or 0 <= part[0] < part[1] <= size

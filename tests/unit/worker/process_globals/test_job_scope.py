@@ -27,7 +27,7 @@ import pytest
 
 from girder_dask import current_job, task
 from girder_dask.cli.doctor import Facts, examine
-from girder_dask.diagnostics import gather
+from girder_dask.diagnostics import describe_process
 from girder_dask.files.base import ResultTransform
 from girder_dask.jobs import JobStatus
 from girder_dask.utils import working_directory
@@ -470,7 +470,7 @@ def test_an_alarm_of_a_task_does_not_end_the_worker() -> None:
 def test_a_refusal_is_told_to_operators(caplog: pytest.LogCaptureFixture) -> None:
     _warn_without_directories()
     assert "no working directory of their own ([Errno 1] Operation not permitted)" in caplog.text
-    worker = {**gather(None), "api_url": "http://girder/api/v1", "girder_error": None}
+    worker = {**describe_process(None), "api_url": "http://girder/api/v1", "girder_error": None}
     (check,) = [
         check
         for check in examine(Facts(here=worker, workers={"tcp://w:1": worker}))

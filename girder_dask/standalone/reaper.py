@@ -23,12 +23,12 @@ import psutil
 from girder_dask.standalone import processes
 from girder_dask.utils import background
 
-__all__ = ["Guard"]
+__all__ = ["Reaper"]
 
 logger = logging.getLogger(__name__)
 
 
-class Guard:
+class Reaper:
     """The launcher's side: start the guard, and tell it what to watch.
 
     Parameters
@@ -91,7 +91,7 @@ def main() -> None:
     guard = background.Guard(logger, "The guard of the stack")
     for line in sys.stdin:
         with guard:
-            _note(line, watched)
+            _apply_line(line, watched)
     for pid, process in reversed(watched.items()):
         with guard:
             processes.end([process], grace=10)
@@ -101,7 +101,7 @@ def main() -> None:
         processes.end(processes.marked(sys.argv[1]), grace=2)
 
 
-def _note(line: str, watched: dict[int, psutil.Process]) -> None:
+def _apply_line(line: str, watched: dict[int, psutil.Process]) -> None:
     pid = int(line[1:])
     if line.startswith("+"):
         with contextlib.suppress(psutil.NoSuchProcess):
