@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from girder_dask.worker.gpus import GpuAllocator
-from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
 
@@ -25,16 +25,15 @@ class WorkerContext:
     """What a worker gives to the runs on it.
 
     ``api_url`` is Girder's REST API as this worker is configured to reach it, and
-    ``scheduler_api_url`` as the scheduler is; None where there is no such setting.
-    ``max_result`` is in bytes. ``cache`` holds files of this host, and
-    ``cache_error`` is why there is none although one is asked for.
-    ``standby`` is what forks the processes of tasks that have one of their own, and ``isolation``
-    is ``'process'`` if all have. ``grace`` is in seconds, between asking such a task to stop and
-    killing it.
-    ``runs`` are those that go on, by their ids; ``refused`` are keys that are not to be begun with.
-    ``dask_client`` returns a client of the scheduler, and ``scheduler`` is its address with
-    what a client needs to be let in. ``may_start`` asks it about an attempt. ``limit`` has a run
-    stopped after so many seconds, or no more for None.
+    ``scheduler_api_url`` as the scheduler is; None where there is no such setting. ``max_result``
+    is in bytes. ``cache`` holds files of this host, and ``cache_error`` is why there is none
+    although one is asked for. ``fork_server_supervisor`` is what forks the processes of tasks that
+    have one of their own, and ``isolation`` is ``'process'`` if all have. ``grace`` is in seconds,
+    between asking such a task to stop and killing it. ``runs`` are those that go on, by their ids;
+    ``refused`` are keys that are not to be begun with. ``dask_client`` returns a client of the
+    scheduler, and ``scheduler`` is its address with what a client needs to be let in. ``may_start``
+    asks it about an attempt. ``limit`` has a run stopped after so many seconds, or no more for
+    None.
     """
 
     location: WorkerLocation
@@ -46,7 +45,7 @@ class WorkerContext:
     cache: Any = None
     cache_error: str | None = None
     gpus: GpuAllocator = field(default_factory=GpuAllocator)
-    standby: Standby = field(default_factory=Standby)
+    fork_server_supervisor: ForkServerSupervisor = field(default_factory=ForkServerSupervisor)
     isolation: str = "thread"
     grace: float = 5.0
     log_level: int | str = "INFO"

@@ -27,7 +27,7 @@ from girder_dask.protocol.redaction import Secrets, clean_data
 from girder_dask.utils.background import Guard
 from girder_dask.utils.text import clean_text
 from girder_dask.utils.throttle import Pace
-from girder_dask.worker.capture import JobLog
+from girder_dask.worker.job_log.log import JobLog
 
 __all__ = ["Outbox", "RunSink"]
 

@@ -27,11 +27,12 @@ from girder_dask.protocol.names import ATTEMPT_ANNOTATION, PLUGIN_NAME
 from girder_dask.utils import working_directory
 from girder_dask.utils.background import Guard, watched
 from girder_dask.utils.private_directory import require_unchangeable
-from girder_dask.worker import capture, gpus
+from girder_dask.worker import gpus
 from girder_dask.worker.cancellation import RunCanceller
+from girder_dask.worker.capture import output_capture
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.context import WorkerContext
-from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
 from girder_dask.worker.process_globals import job_scope
@@ -167,7 +168,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             cache=cache,
             cache_error=cache_error,
             gpus=gpus.GpuAllocator(gpus.visible_ids(total) if total else ()),
-            standby=Standby(config.names("worker.preimport")),
+            fork_server_supervisor=ForkServerSupervisor(config.names("worker.preimport")),
             isolation=config.choice("worker.isolation", ("thread", "process")),
             grace=config.seconds("worker.cancel-grace"),
             log_level=config.get("worker.log-level"),
@@ -193,7 +194,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             "girder_facts": self.facts,
         }
         if self.context.isolation == "process":
-            self.context.standby.begin()
+            self.context.fork_server_supervisor.begin()
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
@@ -208,7 +209,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             await self._canceller.close(_STOPPING_TIME)
         await asyncio.gather(
             context.outbox.close(_CLOSING_TIME),
-            asyncio.to_thread(context.standby.close),
+            asyncio.to_thread(context.fork_server_supervisor.close),
         )
         _stop_capture()
 
@@ -380,7 +381,7 @@ def _start_capture() -> None:
     with _capture_lock:
         _capture_users += 1
         if _capture_users == 1:
-            capture.install(log_level=config.get("worker.log-level"))
+            output_capture.install(log_level=config.get("worker.log-level"))
             propagation.install()
             job_scope.install()
             _warn_without_directories()
@@ -393,4 +394,4 @@ def _stop_capture() -> None:
         if _capture_users == 0:
             job_scope.uninstall()
             propagation.uninstall()
-            capture.uninstall()
+            output_capture.uninstall()

@@ -17,11 +17,11 @@ import cloudpickle
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.protocol.payload import pack_call
-from girder_dask.worker import capture
 from girder_dask.worker.cancellation import RunCanceller
+from girder_dask.worker.capture import output_capture
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.context import WorkerContext
-from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
 from girder_dask.worker.run.runner import Run
@@ -33,7 +33,7 @@ WORKER = "tcp://10.0.0.7:4312"
 class Worker:
     """A worker context with an outbox on an event loop of its own, and threads that run jobs."""
 
-    def __init__(self, directory: Path, standby: Standby | None = None) -> None:
+    def __init__(self, directory: Path, supervisor: ForkServerSupervisor | None = None) -> None:
         self.events: list[JobEvent] = []
         self.sends = 0  # requests that were begun
         self.dropped: set[str] = set()
@@ -50,10 +50,10 @@ class Worker:
             directory=directory / "scratch",
             api_url=None,
             max_result=1000,
-            standby=standby or Standby(),
+            fork_server_supervisor=supervisor or ForkServerSupervisor(),
             limit=self._limit,
         )
-        self._owns_standby = standby is None
+        self._owns_supervisor = supervisor is None
         # For time limits alone: a test cancels by itself, or with a canceller of its own.
         self._canceller = RunCanceller(self.context.runs, self.context.refused, grace=1.0)
 
@@ -79,8 +79,8 @@ class Worker:
         self.open.set()
         self.threads.shutdown()
         asyncio.run_coroutine_threadsafe(self._canceller.close(0.0), self._loop).result(SECONDS)
-        if self._owns_standby:
-            self.context.standby.close()
+        if self._owns_supervisor:
+            self.context.fork_server_supervisor.close()
         for outbox in self._outboxes:
             asyncio.run_coroutine_threadsafe(outbox.close(SECONDS), self._loop).result(SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -140,10 +140,10 @@ def brought(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def captured() -> Iterator[None]:
-    capture.install("INFO")
+    output_capture.install("INFO")
     propagation.install()
     try:
         yield
     finally:
         propagation.uninstall()
-        capture.uninstall()
+        output_capture.uninstall()

@@ -1,11 +1,11 @@
 """``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, for each job its own.
 
 What a task assigns to one of them is kept with its job (see
-:mod:`girder_dask.worker.job_log.overlay`): code
+:mod:`girder_dask.worker.job_log.job_local_state`): code
 of other jobs, and of the worker, does not see it. Two things are needed for that. ``sys`` gets a
 class with properties, for Python code that reads and assigns. ``print`` and other C code do not use
-these, but what is in ``sys.__dict__``: there is a *front*, which looks up the stream of the
-current job. Properties never return a front, so that what a task wraps around its stream does not
+these, but what is in ``sys.__dict__``: there is a *proxy*, which looks up the stream of the
+current job. Properties never return a proxy, so that what a task wraps around its stream does not
 end up in a circle.
 
 Known limits
@@ -24,32 +24,35 @@ import types
 from pathlib import Path
 from typing import Any, TextIO
 
-from girder_dask.worker.capture.module_proxy import give_properties, take_properties
-from girder_dask.worker.capture.streams import RoutingStream
-from girder_dask.worker.interruption.thread_interrupt import due, meet
+from girder_dask.worker.capture.module_properties import add_properties, remove_properties
+from girder_dask.worker.capture.routing_streams import RoutingStream
+from girder_dask.worker.interruption.thread_interrupter import (
+    pending_interrupts,
+    raise_pending_interrupt,
+)
 from girder_dask.worker.job_log.log import JobLog, current
-from girder_dask.worker.job_log.print_frames import writing_code
+from girder_dask.worker.job_log.print_frames import write_code
 
 __all__ = [
     "flush_assigned",
     "flush_originals",
     "install",
-    "is_workers",
-    "of_jobs",
-    "put_back",
+    "is_captured",
+    "job_stream",
+    "restore",
     "uninstall",
 ]
 
 _NAMES = ("stdin", "stdout", "stderr")
 
 #: How many assignments are remembered that a task may go back to.
-_MOST_EARLIER = 16
+_MAX_EARLIER_STREAMS = 16
 
 #: Stands for a stream that a task has deleted.
 _DELETED: Any = object()
 
 
-class _Front:
+class _StreamProxy:
     """Stands in ``sys.__dict__``. Passes everything to the stream of the current job.
 
     Parameters
@@ -71,11 +74,11 @@ class _Front:
         """Write to the stream of the current job."""
         log = current.get()
         if log is not None:
-            own = log.own
+            own = log.local_state
             if not own or self.name_in_sys not in own:
                 count = log.write(text, self.name_in_sys)
-                if due:
-                    meet(text)
+                if pending_interrupts:
+                    raise_pending_interrupt(text)
                 return count
         stream = self.stream()
         if stream is None:  # as print() does
@@ -93,7 +96,7 @@ class _Front:
         log = current.get()
         if log is None:
             return self.outside
-        stream = log.own.get(self.name_in_sys, self)
+        stream = log.local_state.get(self.name_in_sys, self)
         if stream is _DELETED:
             raise RuntimeError(f"lost sys.{self.name_in_sys}")
         return self.of_jobs if stream is self else stream
@@ -113,7 +116,7 @@ class _Front:
         if log is None:
             value = module.__dict__[self.name_in_sys]
             return self.outside if value is self else value
-        own = log.own
+        own = log.local_state
         if own and self.name_in_sys in own:
             if own[self.name_in_sys] is _DELETED:
                 raise AttributeError(f"module 'sys' has no attribute {self.name_in_sys!r}")
@@ -141,52 +144,52 @@ class _Front:
 
     def _assign(self, log: JobLog, value: Any) -> None:
         name = self.name_in_sys
-        earlier: list[Any] = log.own.setdefault((name, "earlier"), [])
+        earlier: list[Any] = log.local_state.setdefault((name, "earlier"), [])
         if value is self:
-            # unittest.mock has found the front in sys.__dict__, and puts back what it has seen.
+            # unittest.mock has found the proxy in sys.__dict__, and puts back what it has seen.
             if earlier:
-                log.own[name] = earlier.pop()
+                log.local_state[name] = earlier.pop()
             else:
-                log.own.pop(name, None)
+                log.local_state.pop(name, None)
             return
         process = (self.base, self.original, self.outside, sys.__dict__.get(f"__{name}__"))
         if value is not None and any(value is each for each in process):
-            log.own.pop(name, None)
+            log.local_state.pop(name, None)
             earlier.clear()
             return
         positions = [n for n, each in enumerate(earlier) if each is value]
         if positions:
             del earlier[positions[0] :]
-        elif name in log.own:
-            earlier.append(log.own[name])
-            del earlier[:-_MOST_EARLIER]
-        log.own[name] = value
+        elif name in log.local_state:
+            earlier.append(log.local_state[name])
+            del earlier[:-_MAX_EARLIER_STREAMS]
+        log.local_state[name] = value
 
 
-writing_code.add(_Front.write.__code__)
+write_code.add(_StreamProxy.write.__code__)
 
-_fronts: dict[str, _Front] = {}
+_proxies: dict[str, _StreamProxy] = {}
 _class: type[types.ModuleType] | None = None
 
 
 def install() -> None:
-    """Put the fronts and the properties in place."""
+    """Put the proxies and the properties in place."""
     global _class
     properties: dict[str, Any] = {}
     for name in _NAMES:
         original = getattr(sys, name)
         base = None
         if name != "stdin":
-            base = RoutingStream(_nowhere() if original is None else original, name)
-        front = _fronts[name] = _Front(name, base, original)
-        properties[name] = property(front.get, front.set, front.delete)
+            base = RoutingStream(_null_stream() if original is None else original, name)
+        proxy = _proxies[name] = _StreamProxy(name, base, original)
+        properties[name] = property(proxy.get, proxy.set, proxy.delete)
         if base is not None:
-            properties[f"__{name}__"] = property(front.get_original, _setter(f"__{name}__"))
-        sys.__dict__[name] = front
-    _class = give_properties(sys, properties)
+            properties[f"__{name}__"] = property(proxy.get_original, _setter(f"__{name}__"))
+        sys.__dict__[name] = proxy
+    _class = add_properties(sys, properties)
 
 
-def _nowhere() -> TextIO:
+def _null_stream() -> TextIO:
     return Path(os.devnull).open("w")
 
 
@@ -200,22 +203,22 @@ def _setter(name: str) -> Any:
 def uninstall() -> None:
     """Put back what was there, unless somebody has replaced it since."""
     global _class
-    take_properties(sys, _class)
+    remove_properties(sys, _class)
     _class = None
-    for name, front in _fronts.items():
-        if sys.__dict__.get(name) is front:
-            replaced = front.outside is not front.of_jobs
-            sys.__dict__[name] = front.outside if replaced else front.original
-    _fronts.clear()
+    for name, proxy in _proxies.items():
+        if sys.__dict__.get(name) is proxy:
+            replaced = proxy.outside is not proxy.of_jobs
+            sys.__dict__[name] = proxy.outside if replaced else proxy.original
+    _proxies.clear()
 
 
-def put_back() -> list[str]:
-    """Put the fronts back where they were replaced in ``sys.__dict__``, and return their names."""
+def restore() -> list[str]:
+    """Put the proxies back where they were replaced in ``sys.__dict__``, and return their names."""
     if _class is not None and type(sys) is not _class:
         sys.__class__ = _class
-    replaced = [name for name in _fronts if sys.__dict__.get(name) is not _fronts[name]]
+    replaced = [name for name in _proxies if sys.__dict__.get(name) is not _proxies[name]]
     for name in replaced:
-        sys.__dict__[name] = _fronts[name]
+        sys.__dict__[name] = _proxies[name]
     return replaced
 
 
@@ -223,7 +226,7 @@ def flush_assigned() -> None:
     """Flush what the current job has assigned: a wrapper may keep text that belongs to the log."""
     log = current.get()
     for name in ("stdout", "stderr"):
-        stream = None if log is None else log.own.get(name)
+        stream = None if log is None else log.local_state.get(name)
         if stream is not None and stream is not _DELETED:
             with contextlib.suppress(Exception):  # whatever a foreign stream does
                 stream.flush()
@@ -231,20 +234,20 @@ def flush_assigned() -> None:
 
 def flush_originals() -> None:
     """Flush the process's own streams."""
-    for front in _fronts.values():
-        if front.base is not None:
+    for proxy in _proxies.values():
+        if proxy.base is not None:
             with contextlib.suppress(OSError, ValueError):
-                front.base.original.flush()
+                proxy.base.original.flush()
 
 
-def of_jobs(stream: Any) -> Any:
+def job_stream(stream: Any) -> Any:
     """Return what stands in jobs for one of the process's own streams, and any other as it is."""
-    for front in _fronts.values():
-        if front.base is not None and stream is front.original:
-            return front.base
+    for proxy in _proxies.values():
+        if proxy.base is not None and stream is proxy.original:
+            return proxy.base
     return stream
 
 
-def is_workers(stream: Any) -> bool:
+def is_captured(stream: Any) -> bool:
     """Return True if a stream leads to the log of the current job, or else to the worker's."""
-    return isinstance(stream, _Front) and stream.stream() is stream.base
+    return isinstance(stream, _StreamProxy) and stream.stream() is stream.base

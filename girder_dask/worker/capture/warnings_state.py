@@ -20,9 +20,9 @@ from collections.abc import Callable, Hashable
 from pathlib import PurePath
 from typing import Any
 
-from girder_dask.worker.capture.imported_state import importing
-from girder_dask.worker.capture.loggers import Patches
-from girder_dask.worker.capture.module_proxy import give_properties, take_properties
+from girder_dask.worker.capture.import_time_state import importing_package
+from girder_dask.worker.capture.logger_state import MonkeyPatches
+from girder_dask.worker.capture.module_properties import add_properties, remove_properties
 from girder_dask.worker.job_log.log import JobLog, current
 
 __all__ = ["install", "is_of_warnings", "uninstall"]
@@ -38,7 +38,7 @@ _FUNCTIONS = ("_showwarnmsg", "_add_filter", "resetwarnings", "_filters_mutated"
 _NEEDED = (*_NAMES, *_FUNCTIONS, "_showwarning_orig", "_formatwarning_orig", "_formatwarnmsg_impl")
 
 #: Most warnings that are remembered as shown.
-_MOST_SHOWN = 10_000
+_MAX_SHOWN_WARNINGS = 10_000
 
 
 class _Action(str):
@@ -68,7 +68,7 @@ class _Filters(list[Any]):
         self.shown: set[Hashable] = set()
 
 
-_patches = Patches()
+_patches = MonkeyPatches()
 _class: type[types.ModuleType] | None = None
 
 
@@ -83,13 +83,13 @@ def install() -> None:
     _patches(warnings, "_add_filter", _add_filter)
     _patches(warnings, "resetwarnings", _reset)
     _patches(warnings, "_filters_mutated", _mutated)
-    _class = give_properties(warnings, {name: _property(name) for name in _NAMES})
+    _class = add_properties(warnings, {name: _property(name) for name in _NAMES})
 
 
 def uninstall() -> None:
     """Put back what was there."""
     global _class
-    take_properties(warnings, _class)
+    remove_properties(warnings, _class)
     _class = None
     _patches.undo()
 
@@ -111,7 +111,7 @@ def _property(name: str) -> property:
             return module.__dict__[name]
         if name == "filters":
             return _filters(log)
-        value = log.own.get(key)
+        value = log.local_state.get(key)
         if value is None:
             value = _OF_JOBS.get(name) or module.__dict__[name]
         return value
@@ -121,20 +121,20 @@ def _property(name: str) -> property:
         if log is None:
             module.__dict__[name] = value
         elif name == "filters":
-            log.own[key] = value if isinstance(value, _Filters) else _Filters(value)
+            log.local_state[key] = value if isinstance(value, _Filters) else _Filters(value)
         elif value is _OF_JOBS.get(name) or value is module.__dict__.get(f"_{name}_orig"):
-            log.own.pop(key, None)
+            log.local_state.pop(key, None)
         else:
-            log.own[key] = value
+            log.local_state[key] = value
 
     return property(get, set_)
 
 
 def _filters(log: JobLog) -> _Filters:
     key = (_WARNINGS, "filters")
-    found: _Filters | None = log.own.get(key)
+    found: _Filters | None = log.local_state.get(key)
     if found is None:
-        found = log.own[key] = _Filters(vars(warnings)["filters"])
+        found = log.local_state[key] = _Filters(vars(warnings)["filters"])
     return found
 
 
@@ -164,7 +164,7 @@ def _is_for_all(item: tuple[Any, ...]) -> bool:
     kind that Python has holds for the job.
     """
     _, message, category, module, _ = item
-    package = importing()
+    package = importing_package()
     log = current.get()
     if package is None or log is None or package == log.package:
         return False
@@ -178,7 +178,7 @@ def _reset(original: Callable[[], None]) -> Callable[[], None]:
         if log is None:
             original()
         else:
-            log.own[_WARNINGS, "filters"] = _Filters(())
+            log.local_state[_WARNINGS, "filters"] = _Filters(())
 
     return resetwarnings
 
@@ -200,13 +200,13 @@ def _show(original: Callable[[Any], None]) -> Callable[[Any], None]:
         if log is None:
             original(msg)
         elif not _was_shown(log, msg):
-            show_warning = log.own.get((_WARNINGS, "showwarning"))
+            show_warning = log.local_state.get((_WARNINGS, "showwarning"))
             if show_warning is not None:
                 show_warning(
                     msg.message, msg.category, msg.filename, msg.lineno, msg.file, msg.line
                 )
             else:
-                log.own.get((_WARNINGS, "_showwarnmsg_impl"), _write)(msg)
+                log.local_state.get((_WARNINGS, "_showwarnmsg_impl"), _write)(msg)
 
     return show
 
@@ -241,7 +241,7 @@ def _show_warning(
 ) -> None:
     msg = warnings.WarningMessage(message, category, filename, lineno, file, line)
     log = current.get()
-    (_write if log is None else log.own.get((_WARNINGS, "_showwarnmsg_impl"), _write))(msg)
+    (_write if log is None else log.local_state.get((_WARNINGS, "_showwarnmsg_impl"), _write))(msg)
 
 
 #: What a job sees in the place of what others may have replaced.
@@ -264,7 +264,7 @@ def _was_shown(log: JobLog, msg: Any) -> bool:
     key = (text, msg.category, *places[meant])
     if key in filters.shown:
         return True
-    if len(filters.shown) < _MOST_SHOWN:
+    if len(filters.shown) < _MAX_SHOWN_WARNINGS:
         filters.shown.add(key)
     return False
 
@@ -298,10 +298,10 @@ def _capture_warnings(original: Callable[[bool], None]) -> Callable[[bool], None
         log = current.get()
         if log is None or _class is None:
             original(capture)
-        elif capture and _CAPTURED not in log.own:
-            log.own[_CAPTURED] = warnings.showwarning
+        elif capture and _CAPTURED not in log.local_state:
+            log.local_state[_CAPTURED] = warnings.showwarning
             warnings.showwarning = logging._showwarning  # type: ignore[attr-defined]  # noqa: SLF001
-        elif not capture and _CAPTURED in log.own:
-            warnings.showwarning = log.own.pop(_CAPTURED)
+        elif not capture and _CAPTURED in log.local_state:
+            warnings.showwarning = log.local_state.pop(_CAPTURED)
 
     return capture_warnings

@@ -15,17 +15,17 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from girder_dask.utils.processes import Process, has_variable, living, send_signal
-from girder_dask.worker.capture import JobLog
 from girder_dask.worker.concurrency import propagation
+from girder_dask.worker.job_log.log import JobLog
 
-__all__ = ["Offspring"]
+__all__ = ["ProcessTree"]
 
-_PAUSE = 0.05
+_POLL_INTERVAL_S = 0.05
 # How long a process may take to be gone that was killed.
-_GONE_TIME = 30.0
+_KILL_TIMEOUT_S = 30.0
 
 
-class Offspring:
+class ProcessTree:
     """The processes of one run. For any number of threads.
 
     Parameters
@@ -49,7 +49,7 @@ class Offspring:
         self._asked: set[Process] = set()
         self._groups: set[int] = set()
         self.spared: set[int] = set()
-        propagation.name_run(log, run)
+        propagation.set_run_name(log, run)
 
     def stop(self) -> None:
         """Send SIGTERM to each, and SIGKILL to those that had it before."""
@@ -80,12 +80,12 @@ class Offspring:
         first = True
         while self.left():
             now = time.monotonic()
-            if now > kill_at + _GONE_TIME:
+            if now > kill_at + _KILL_TIMEOUT_S:
                 return False
             if first or now >= kill_at:
                 self.stop()
             first = False
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_INTERVAL_S)
         return True
 
     def left(self) -> list[Process]:
@@ -95,15 +95,15 @@ class Offspring:
 
     def unfinished(self) -> list[int]:
         """Return the ids of those that Python code has started and that have not ended."""
-        started = propagation.subprocesses(self._log)
+        started = propagation.running_subprocesses(self._log)
         return sorted({p.pid for p in started if p.poll() is None} - self.spared)
 
     def _left(self) -> list[Process]:
         everybody = {process.pid: process for process in living()}
-        subprocesses = propagation.subprocesses(self._log)
+        subprocesses = propagation.running_subprocesses(self._log)
         if not everybody:  # there is no /proc
             return [Process(p.pid, 0, 0, 0) for p in subprocesses if p.poll() is None]
-        writers = _writers(propagation.pipe_of(self._log), everybody)
+        writers = _writers(propagation.pipe_identity(self._log), everybody)
         named = self._named(everybody)
         started = {process.pid for process in subprocesses}
         asked = {p.pid for p in self._asked if _is_same(p, everybody.get(p.pid))}
@@ -128,7 +128,7 @@ class Offspring:
         return {
             p.pid
             for p in everybody.values()
-            if p.born >= first and has_variable(p.pid, propagation.VARIABLE, self._run)
+            if p.born >= first and has_variable(p.pid, propagation.RUN_VARIABLE, self._run)
         }
 
 

@@ -45,17 +45,25 @@ from typing import Any
 from girder_dask.errors import JobInterrupted
 from girder_dask.utils import working_directory
 from girder_dask.worker.capture import standard_streams
-from girder_dask.worker.capture.streams import RoutingBuffer, RoutingStream
+from girder_dask.worker.capture.routing_streams import RoutingBuffer, RoutingStream
 from girder_dask.worker.concurrency.forks import ending_forks
 from girder_dask.worker.interruption import interruptible_waits, job_threads
 from girder_dask.worker.job_log import log as job_log
 from girder_dask.worker.job_log.log import JobLog, current
 from girder_dask.worker.tracebacks import own_traceback
 
-__all__ = ["VARIABLE", "install", "name_run", "named", "pipe_of", "subprocesses", "uninstall"]
+__all__ = [
+    "RUN_VARIABLE",
+    "install",
+    "pipe_identity",
+    "running_subprocesses",
+    "set_run_name",
+    "uninstall",
+    "with_run_name",
+]
 
 #: The variable that holds the name of the run to which a process belongs.
-VARIABLE = "GIRDER_DASK_RUN"
+RUN_VARIABLE = "GIRDER_DASK_RUN"
 
 _POSIX = os.name == "posix"
 
@@ -112,27 +120,27 @@ def uninstall() -> None:
                 setattr(owner, name, original)
 
 
-def name_run(log: JobLog, name: str) -> None:
+def set_run_name(log: JobLog, name: str) -> None:
     """Have each subprocess that a job starts from now on carry a name in its environment."""
     _run_names[log] = name
 
 
-def named(log: JobLog, environment: Mapping[str, str]) -> dict[str, str]:
+def with_run_name(log: JobLog, environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment for a process that a job's run starts, with the name of the run."""
     name = _run_names.get(log)
     return dict(environment) if name is None else _with_name(name, environment)
 
 
-def subprocesses(log: JobLog) -> list[Any]:
+def running_subprocesses(log: JobLog) -> list[Any]:
     """Return the ``Popen`` of each subprocess that a job has started and not yet waited for."""
     with log._lock:  # noqa: SLF001 - it guards the pipe
         pipe = log._pipe  # noqa: SLF001
         running = [] if pipe is None else pipe.children()
-    # Some are in the making, and some stand for a process that has a warden.
+    # Some are in the making, and some stand for a process that has a subreaper.
     return [process for process in running if getattr(process, "pid", None)]
 
 
-def pipe_of(log: JobLog) -> tuple[int, int] | None:
+def pipe_identity(log: JobLog) -> tuple[int, int] | None:
     """Return what tells the pipe that a job's subprocesses write to: its device and inode."""
     with log._lock:  # noqa: SLF001 - it guards the pipe
         pipe = log._pipe  # noqa: SLF001
@@ -157,7 +165,7 @@ def _thread_init(original: Callable[..., None]) -> Callable[..., None]:
         if daemon is None and _active and current.get() is not None and self.daemon:
             # As in a program, whose first thread is none; the threads of workers may be.
             self.daemon = False
-            job_threads.expect_daemon(self)
+            job_threads.inherit_daemon(self)
 
     return init
 
@@ -170,7 +178,7 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
             original(self)
             return
         serves_others = _serves_others(self)
-        context, end = copy_context(), interruptible_waits.ends_of(self)
+        context, end = copy_context(), interruptible_waits.end_latch(self)
         run = working_directory.returning(self.run) if serves_others else self.run
         owner = None if serves_others else job_threads.threads_of(log)
 
@@ -292,7 +300,7 @@ def _with_name(name: str, env: Mapping[Any, Any] | None) -> dict[Any, Any]:
     if env is None:
         # Another thread may take a variable away meanwhile.
         env = {key: value for key in os.environ if (value := os.environ.get(key)) is not None}
-    return {**env, VARIABLE: name}
+    return {**env, RUN_VARIABLE: name}
 
 
 def _redirect(fd: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -310,7 +318,7 @@ def _redirect(fd: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
 def _is_workers(stream: Any) -> bool:
     if stream is None or isinstance(stream, (RoutingStream, RoutingBuffer)):
         return True
-    if standard_streams.is_workers(stream):
+    if standard_streams.is_captured(stream):
         return True
     return isinstance(stream, int) and stream in (1, 2)
 

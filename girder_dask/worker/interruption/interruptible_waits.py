@@ -15,10 +15,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["Latch", "ends_of", "join_in_job", "sleep_in_job", "wake"]
+__all__ = ["Latch", "end_latch", "join_in_job", "sleep_in_job", "wake"]
 
 #: A sleep that is shorter ends soon enough by itself, in seconds.
-_SHORT = 0.05
+_MIN_SLEEP_S = 0.05
 
 #: What is opened at the end of a thread that a job has started.
 _ends: weakref.WeakKeyDictionary[threading.Thread, Latch] = weakref.WeakKeyDictionary()
@@ -76,7 +76,7 @@ def wake(frame: FrameType) -> bool:
     return True
 
 
-def ends_of(thread: threading.Thread) -> Latch:
+def end_latch(thread: threading.Thread) -> Latch:
     """Return what is to be opened at the end of a thread that a job starts."""
     return _ends.setdefault(thread, Latch())
 
@@ -85,7 +85,9 @@ def sleep_in_job(in_job: Callable[[], bool], original: Callable[[Any], None]) ->
     """Return what takes the place of ``time.sleep``."""
 
     def sleep(seconds: Any, /) -> None:
-        is_plain = isinstance(seconds, (int, float)) and _SHORT <= seconds < threading.TIMEOUT_MAX
+        is_plain = (
+            isinstance(seconds, (int, float)) and _MIN_SLEEP_S <= seconds < threading.TIMEOUT_MAX
+        )
         if is_plain and in_job():
             Latch().wait(seconds)
         else:

@@ -15,13 +15,18 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from girder_dask.errors import CancelInterrupt, JobInterrupted
-from girder_dask.worker.interruption.thread_interrupt import Interrupter, calm, deafened, place_of
+from girder_dask.worker.interruption.thread_interrupter import (
+    ThreadInterrupter,
+    repeated,
+    user_position,
+    withdraw_interrupt,
+)
 from girder_dask.worker.job_log.log import JobLog
 
-__all__ = ["MANY", "JobThreads", "after_fork_in_child", "threads_of"]
+__all__ = ["MAX_INTERRUPTIONS", "JobThreads", "after_fork_in_child", "threads_of"]
 
 #: What goes on after so many interruptions is not only interrupted any more, but cut short.
-MANY = 3
+MAX_INTERRUPTIONS = 3
 
 T = TypeVar("T")
 
@@ -52,7 +57,7 @@ class JobThreads:
         self._starting: set[threading.Thread] = set()
         self._exception: type[JobInterrupted] | None = None
         self._interruptions = 0
-        self._interrupter = Interrupter(self._is_busy, self._lock)
+        self._interrupter = ThreadInterrupter(self._is_busy, self._lock)
         self._is_over = False
         self._is_closed = False
         _threads[log] = self
@@ -140,7 +145,7 @@ class JobThreads:
         with self._lock:
             # With nothing to take back CPython 3.11 hangs where a tracer or a profiler is set.
             if self._interruptions and self.has_this:
-                calm()
+                withdraw_interrupt()
 
     # -- from other threads ----------------------------------------------------------------
 
@@ -155,14 +160,14 @@ class JobThreads:
             self._exception = exception
             self._interruptions += 1
             busy = list(self._busy())
-            raised = deafened(exception) if self._interruptions > MANY else exception
+            raised = repeated(exception) if self._interruptions > MAX_INTERRUPTIONS else exception
             self._interrupter.interrupt(busy, raised, first=self._interruptions == 1)
             return bool(busy)
 
     def places(self) -> dict[str, str]:
         """Return the names of those in which code of the job runs, and where that is."""
         with self._lock:
-            return {thread.name: place_of(ident) for ident, thread in self._busy().items()}
+            return {thread.name: user_position(ident) for ident, thread in self._busy().items()}
 
     def left(self) -> list[str]:
         """Return the names of those but the calling one that still do something for the job.
@@ -194,7 +199,7 @@ class JobThreads:
     def become_forked(self) -> None:
         """Let go of them in a forked child, which ends as a process does."""
         self._lock = threading.RLock()
-        self._interrupter = Interrupter(self._is_busy, self._lock)
+        self._interrupter = ThreadInterrupter(self._is_busy, self._lock)
         self.release()
 
     def _is_busy(self, ident: int) -> bool:
@@ -209,7 +214,7 @@ class JobThreads:
         }
 
 
-def expect_daemon(thread: threading.Thread) -> None:
+def inherit_daemon(thread: threading.Thread) -> None:
     """Have a thread be a daemon when it starts, as the one that makes it, so that none holds up
     the end of a worker; yet it counts as none."""
     _inheriting.add(thread)

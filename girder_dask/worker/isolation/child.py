@@ -37,19 +37,20 @@ from girder_dask.tasks.completion import completed
 from girder_dask.tasks.context import JobManager
 from girder_dask.tasks.task import find_task
 from girder_dask.utils.background import Guard
-from girder_dask.worker import capture
+from girder_dask.worker.capture import output_capture
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.concurrency.forks import ending_forks
 from girder_dask.worker.failures import Failure, describe_error, failure_of
 from girder_dask.worker.job_context import child_jobs, open_session, running_job
-from girder_dask.worker.job_log.process_log import ProcessLog, buffer_lines, flush_c
-from girder_dask.worker.job_log.selector_thread import pump
+from girder_dask.worker.job_log.log import capturing
+from girder_dask.worker.job_log.process_log import ProcessLog, flush_c_streams, line_buffer_stdout
+from girder_dask.worker.job_log.selector_thread import get_selector_thread
 from girder_dask.worker.location import WorkerLocation
 
 __all__ = [
-    "MESSAGE_SIZE",
+    "MAX_MESSAGE_BYTES",
     "ProcessSpec",
-    "leave",
+    "exit_process",
     "main",
     "reading",
     "writing",
@@ -58,16 +59,16 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 #: Most bytes of a message; a socket takes about 200 kB at once.
-MESSAGE_SIZE = 128 * 1024
+MAX_MESSAGE_BYTES = 128 * 1024
 
 # Seconds between two messages about progress, and between two that force a sending.
-_PAUSE = 0.05
+_PROGRESS_INTERVAL_S = 0.05
 
 # How long a signal waits for the message that says what it is for.
-_REASON_TIME = 1.0
+_REASON_TIMEOUT_S = 1.0
 
 # From which number on the descriptors are that lead to the worker.
-_HIGH = 512
+_MIN_DESCRIPTOR = 512
 _NOT_HANDED = (
     "What became of the task cannot be handed to the worker ({}). A task must not close "
     "descriptors that it has not opened, as os.closerange() does.\n"
@@ -125,18 +126,18 @@ def main(control: int, file: int) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
     faulthandler.enable(all_threads=False)
-    buffer_lines()
+    line_buffer_stdout()
     with reading(file) as f:
         spec: ProcessSpec = pickle.load(f)
     if spec.environment is not None:
         _take(spec.environment)
     sys.path[:] = spec.path
     log = ProcessLog()
-    capture.install(spec.log_level)
-    capture.adopt()  # of modules that were imported ahead
+    output_capture.install(spec.log_level)
+    output_capture.adopt_handlers()  # of modules that were imported ahead
     propagation.install()
     with (
-        capture.capturing(log),
+        capturing(log),
         Secrets(spec.job.token, *secrets_in(spec.session)),
     ):
         _Child(spec, socket.socket(fileno=control), file, log).work()
@@ -145,7 +146,7 @@ def main(control: int, file: int) -> None:
 def _moved(descriptor: int) -> int:
     """Give a descriptor a high number, which programs that are started do not inherit."""
     try:
-        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _MIN_DESCRIPTOR)
     except OSError:  # the limit of this process is lower
         os.set_inheritable(descriptor, False)
         return descriptor
@@ -153,7 +154,7 @@ def _moved(descriptor: int) -> int:
     return moved
 
 
-def leave() -> NoReturn:
+def exit_process() -> NoReturn:
     """End this process as Python does, but for taking its modules apart.
 
     That would write to nearly all of the memory that a fork shares, which takes longer than all
@@ -244,7 +245,10 @@ class _Child:
             if self._manager.status != JobStatus.CANCELING:
                 self._manager.status = JobStatus.RUNNING
             try:
-                with ending_forks(self._flush, describe_error, self._is_ours), capture.finishing():
+                with (
+                    ending_forks(self._flush, describe_error, self._is_ours),
+                    output_capture.flushing_at_end(),
+                ):
                     return completed(function, *args, **kwargs)
             finally:
                 self._tell_cwd()
@@ -256,7 +260,7 @@ class _Child:
 
     def _flush(self) -> None:
         self._log.flush_all()
-        flush_c()
+        flush_c_streams()
 
     def _function(self) -> Callable[..., Any]:
         if self._spec.function is None:
@@ -319,7 +323,7 @@ class _Child:
         guard = Guard(logger, "Hearing the worker")
         while True:
             try:
-                message = self._control.recv(MESSAGE_SIZE)
+                message = self._control.recv(MAX_MESSAGE_BYTES)
             except OSError:
                 return
             if not message:
@@ -341,7 +345,7 @@ class _Child:
 
     def _on_term(self, *_: Any) -> None:
         """Stop the task: Python runs this in its main thread, also in ``time.sleep``."""
-        if not self._told.wait(_REASON_TIME) or self._why is None:
+        if not self._told.wait(_REASON_TIMEOUT_S) or self._why is None:
             # Nobody of ours: it ends as it would without a handler.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -378,7 +382,7 @@ class ProcessSink:
                 self.tell()
             elif not self._is_due:
                 self._is_due = True
-                pump().call_later(pause, self._tell_late)
+                get_selector_thread().call_later(pause, self._tell_late)
 
     def _tell_late(self) -> None:
         with self._lock:
@@ -390,7 +394,7 @@ class ProcessSink:
         with self._lock:
             told, self._progress = self._progress, {}
             if told:
-                self._next = time.monotonic() + _PAUSE
+                self._next = time.monotonic() + _PROGRESS_INTERVAL_S
                 self._send("progress", told)
 
     def status(self, status: JobStatus) -> None:
@@ -401,6 +405,6 @@ class ProcessSink:
         self._log.flush()
         now = time.monotonic()
         if now >= self._next_flush:
-            self._next_flush = now + _PAUSE
+            self._next_flush = now + _PROGRESS_INTERVAL_S
             self.tell()
             self._send("flush")

@@ -7,9 +7,9 @@ made ahead. The server
 runs no code of tasks but the imports that the operator names, opens no call and holds nothing of
 any job.
 
-Run by :mod:`girder_dask.worker.isolation.warm_processes` as ``python -m
+Run by :mod:`girder_dask.worker.isolation.fork_server_supervisor` as ``python -m
 girder_dask.worker.isolation.fork_server CHANNEL WORKER``: a descriptor and a process id. On the
-channel come, once, what to import, and then the descriptors for each warden. The server has one
+channel come, once, what to import, and then the descriptors for each subreaper. The server has one
 thread, as a lock that another thread holds stays held in a fork.
 """
 
@@ -29,20 +29,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from girder_dask.worker.isolation import child, subreaper
-from girder_dask.worker.job_log.process_log import flush_c
+from girder_dask.worker.job_log.process_log import flush_c_streams
 
-__all__ = ["DESCRIPTORS", "FORK", "MESSAGE_SIZE", "OWN", "main"]
+__all__ = ["DESCRIPTOR_COUNT", "FORK_REQUEST", "MAX_MESSAGE_BYTES", "TASK_MODULES", "main"]
 
-#: The message that asks for a warden, and how many descriptors come with it: its lifeline, the
+#: The message that asks for a subreaper, and how many descriptors come with it: its lifeline, the
 #: control socket, the file of the call, its streams, its error stream, and its directory.
-FORK = b"fork"
-DESCRIPTORS = 6
+FORK_REQUEST = b"fork"
+DESCRIPTOR_COUNT = 6
 
 #: Most bytes of a message.
-MESSAGE_SIZE = 128 * 1024
+MAX_MESSAGE_BYTES = 128 * 1024
 
 #: What the process of each task imports.
-OWN = (
+TASK_MODULES = (
     "girder_dask.http.girder_client",
     "girder_dask.worker.isolation.child",
     "girder_dask.client.rest_backend",
@@ -61,17 +61,17 @@ def main() -> None:
     if os.getppid() != int(sys.argv[2]):  # it died before
         return
     handlers = _ignored({})
-    told = json.loads(channel.recv(MESSAGE_SIZE) or b"{}")
+    told = json.loads(channel.recv(MAX_MESSAGE_BYTES) or b"{}")
     if not told:
         return
     sys.path[:] = told["path"]
-    report = _import_all(OWN)
+    report = _import_all(TASK_MODULES)
     if report["threads"] is None:
         report = _import_all(told["modules"])
     handlers = _ignored(handlers)
     for stream in (sys.stdout, sys.stderr):  # else each fork writes once more what they hold
         stream.flush()
-    flush_c()
+    flush_c_streams()
     channel.send(json.dumps(report).encode())
     if report["threads"] is None:
         gc.collect()
@@ -112,9 +112,11 @@ def _serve(channel: socket.socket, worker: int, handlers: Mapping[int, Any]) -> 
         if worker in ready:
             return
         message, fds, _, _ = socket.recv_fds(
-            channel, MESSAGE_SIZE, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            channel, MAX_MESSAGE_BYTES, DESCRIPTOR_COUNT, socket.MSG_CMSG_CLOEXEC
         )
-        if message != FORK or len(fds) != DESCRIPTORS:  # the worker wants no more of them
+        if (
+            message != FORK_REQUEST or len(fds) != DESCRIPTOR_COUNT
+        ):  # the worker wants no more of them
             return
         if not _hand_over(spare, fds):  # somebody has killed it
             _hand_over(_spare(channel, worker, handlers), fds)
@@ -124,12 +126,12 @@ def _serve(channel: socket.socket, worker: int, handlers: Mapping[int, Any]) -> 
 
 
 def _hand_over(spare: socket.socket | None, fds: Sequence[int]) -> bool:
-    """Give a spare warden its task. If nobody has the lifeline, the worker hears that."""
+    """Give a spare subreaper its task. If nobody has the lifeline, the worker hears that."""
     if spare is None:
         return False
     with spare:
         try:
-            socket.send_fds(spare, [FORK], fds)
+            socket.send_fds(spare, [FORK_REQUEST], fds)
         except OSError:
             return False
     return True
@@ -138,7 +140,7 @@ def _hand_over(spare: socket.socket | None, fds: Sequence[int]) -> bool:
 def _spare(
     channel: socket.socket, worker: int, handlers: Mapping[int, Any]
 ) -> socket.socket | None:
-    """Fork a warden and the process of its task ahead. Return the socket that they wait at."""
+    """Fork a subreaper and the process of its task ahead. Return the socket that they wait at."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         pid = os.fork()
@@ -147,7 +149,7 @@ def _spare(
     if pid == 0:
         channel.close()
         ours.close()
-        _be_warden(theirs, worker, handlers)
+        _be_subreaper(theirs, worker, handlers)
     theirs.close()
     if pid == -1:
         ours.close()
@@ -155,26 +157,26 @@ def _spare(
     return ours
 
 
-def _be_warden(given: socket.socket, worker: int, handlers: Mapping[int, Any]) -> NoReturn:
+def _be_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any]) -> NoReturn:
     """Fork the process of a task, wait until there is one, and watch over it."""
     os.setsid()
-    to_task, of_warden = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    to_task, of_subreaper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     task = subreaper.fork()
     if task == 0:
         given.close()
         to_task.close()
         os.close(worker)
-        _be_task(of_warden, handlers)
-    of_warden.close()
+        _be_task(of_subreaper, handlers)
+    of_subreaper.close()
     fds = _received(given, handlers)
     with to_task:
         try:
-            socket.send_fds(to_task, [FORK], fds[1:])
+            socket.send_fds(to_task, [FORK_REQUEST], fds[1:])
         except OSError:  # somebody has killed it
             os._exit(1)
     for fd in fds[1:]:
         os.close(fd)
-    subreaper.greet(fds[0])
+    subreaper.announce(fds[0])
     subreaper.watch(fds[0], task, worker=worker)
 
 
@@ -191,13 +193,15 @@ def _be_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
     if random is not None:  # unlike Python's own it gives the same numbers in each fork
         random.seed()
     child.main(control, file)
-    child.leave()
+    child.exit_process()
 
 
 def _received(given: socket.socket, handlers: Mapping[int, Any]) -> list[int]:
     """Wait for the descriptors of a task. Without any, end."""
     with given:
-        _, fds, _, _ = socket.recv_fds(given, len(FORK), DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        _, fds, _, _ = socket.recv_fds(
+            given, len(FORK_REQUEST), DESCRIPTOR_COUNT, socket.MSG_CMSG_CLOEXEC
+        )
     if not fds:  # the server has ended
         os._exit(0)
     for number, handler in handlers.items():

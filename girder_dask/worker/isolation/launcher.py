@@ -1,7 +1,7 @@
 """How the process of a task is started: forked by the worker's fork server, or anew without one.
 
-Where there is no server (see :mod:`girder_dask.worker.isolation.warm_processes`), and while there
-is none, each process is started anew, which takes longer and is otherwise the same.
+Where there is no server (see :mod:`girder_dask.worker.isolation.fork_server_supervisor`), and while
+there is none, each process is started anew, which takes longer and is otherwise the same.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from girder_dask.worker import gpus
-from girder_dask.worker.capture import JobLog
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.isolation.child import ProcessSpec, writing
-from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
+from girder_dask.worker.job_log.log import JobLog
 
-__all__ = ["Launched", "Warden", "launch"]
+__all__ = ["LaunchedProcess", "SubreaperProcess", "launch"]
 
 # How long a task waits for a server that is about to begin, and for a fork.
-_BEGINNING_TIME, _FORK_TIME = 5.0, 10.0
+_SERVER_TIMEOUT_S, _FORK_TIMEOUT_S = 5.0, 10.0
 
 
-class Warden(Protocol):
+class SubreaperProcess(Protocol):
     """What watches over the process of a task."""
 
     @property
@@ -45,10 +45,10 @@ class Warden(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Launched:
-    """The process of a task, and the ways to it; see :mod:`girder_dask.worker.isolation.parent`."""
+class LaunchedProcess:
+    """A started process of a task, and the channels to it."""
 
-    warden: Warden
+    subreaper: SubreaperProcess
     control: socket.socket
     lifeline: socket.socket
     file: BinaryIO
@@ -56,20 +56,20 @@ class Launched:
 
 def launch(
     spec: ProcessSpec,
-    standby: Standby,
+    supervisor: ForkServerSupervisor,
     closing: contextlib.ExitStack,
     *,
     log: JobLog,
     writer: Any,
     directory: Path,
-) -> Launched:
+) -> LaunchedProcess:
     """Start the process of a task.
 
     Parameters
     ----------
     spec
         What it is told.
-    standby
+    supervisor
         The fork server of the worker.
     closing
         What closes the ways to it.
@@ -80,9 +80,9 @@ def launch(
     directory
         Where the file is made through which the call and its outcome travel.
     """
-    standby.begin()
-    server = standby.wait(_BEGINNING_TIME)
-    environment = propagation.named(log, gpus.environment(spec.gpus))
+    supervisor.begin()
+    server = supervisor.wait(_SERVER_TIMEOUT_S)
+    environment = propagation.with_run_name(log, gpus.environment(spec.gpus))
     if server is not None:
         with contextlib.ExitStack() as stack:
             told = replace(spec, environment=environment)
@@ -91,12 +91,12 @@ def launch(
             forked = _greeted(ends.lifeline)
             if forked is not None:
                 closing.push(stack.pop_all())
-                return Launched(forked, ends.control, ends.lifeline, ends.file)
+                return LaunchedProcess(forked, ends.control, ends.lifeline, ends.file)
         # Whatever became of it has lost its lifeline, so the process that follows is the only one.
-        standby.give_up(server)
+        supervisor.give_up(server)
     with _ends(spec, directory, closing) as ends, log.lend_pipe(writer) as output:
         process = _start(ends, output, environment)
-    return Launched(process, ends.control, ends.lifeline, ends.file)
+    return LaunchedProcess(process, ends.control, ends.lifeline, ends.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _start(
 
 
 class _Forked:
-    """A warden that is a child of the fork server, which sees to what is left of it."""
+    """A subreaper that is a child of the fork server, which sees to what is left of it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -159,12 +159,12 @@ class _Forked:
 
 
 def _greeted(lifeline: socket.socket) -> _Forked | None:
-    """Wait until a forked warden has said who it is. None: there is none."""
-    lifeline.settimeout(_FORK_TIME)
+    """Wait until a forked subreaper has said who it is. None: there is none."""
+    lifeline.settimeout(_FORK_TIMEOUT_S)
     try:
         words = lifeline.recv(100).decode().split()
     except OSError:
         return None
     finally:
         lifeline.settimeout(None)
-    return _Forked(int(words[1])) if words[:1] == ["warden"] else None
+    return _Forked(int(words[1])) if words[:1] == ["subreaper"] else None

@@ -24,14 +24,14 @@ from typing import NoReturn
 
 from girder_dask.utils.processes import descendants, send_signal
 
-__all__ = ["fork", "greet", "main", "watch"]
+__all__ = ["announce", "fork", "main", "watch"]
 
 # From Linux's sys/prctl.h.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 #: Seconds that processes which a task left behind have to end by themselves.
-_PATIENCE = 0.5
+_LEFTOVER_GRACE_S = 0.5
 
 
 def _prctl(option: int, value: int) -> None:
@@ -49,16 +49,16 @@ def main() -> None:
         from girder_dask.worker.isolation import child
 
         child.main(control, file)
-        child.leave()
+        child.exit_process()
     os.close(control)
     os.close(file)
     watch(lifeline, task, parent=parent)
 
 
-def greet(lifeline: int) -> None:
+def announce(lifeline: int) -> None:
     """Tell the worker, which has not started this process itself, which one it is."""
     with socket.socket(fileno=os.dup(lifeline)) as channel, contextlib.suppress(OSError):
-        channel.send(f"warden {os.getpid()}".encode())
+        channel.send(f"subreaper {os.getpid()}".encode())
 
 
 def fork() -> int:
@@ -90,11 +90,11 @@ def watch(
     worker
         A descriptor that tells of the worker's end (a pidfd), if it is not.
     """
-    _Warden(socket.socket(fileno=lifeline), task, parent, worker).watch()
+    _Subreaper(socket.socket(fileno=lifeline), task, parent, worker).watch()
     os._exit(0)  # without what modules have registered for the exit: it concerns the task
 
 
-class _Warden:
+class _Subreaper:
     def __init__(
         self, lifeline: socket.socket, task: int, parent: int | None, worker: int | None
     ) -> None:
@@ -179,7 +179,7 @@ class _Warden:
 
     def _end_leftovers(self) -> int:
         """End what the task left behind, and return how many processes had to be ended."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LEFTOVER_GRACE_S
         left: list[int] = []
         while self._reap():
             remaining = deadline - time.monotonic()

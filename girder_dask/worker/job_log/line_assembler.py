@@ -10,19 +10,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["RETRY", "Lines"]
+__all__ = ["RETRY_DELAY_S", "LineAssembler"]
 
 #: Seconds after which to look again whether a writer is still busy with its line.
-RETRY = 0.02
+RETRY_DELAY_S = 0.02
 
 #: Seconds that others wait at most.
-_PATIENCE = 1.0
+_MAX_HOLD_S = 1.0
 
 #: The longest piece, in characters: what is taken off a piece is copied.
-_PIECE = 64 * 1024
+_MAX_PIECE_CHARACTERS = 64 * 1024
 
 
-class Lines:
+class LineAssembler:
     """Puts texts in the order of writing, but lets a line that is being written be ended first.
 
     What is begun is in :attr:`pieces` at once. What others write while its writer is busy is
@@ -92,7 +92,7 @@ class Lines:
     def retry(self) -> None:
         """Let those write who were held, unless the one they wait for is still busy."""
         if self._held and (
-            time.monotonic() - self._held_since > _PATIENCE or not self._writer_is_busy()
+            time.monotonic() - self._held_since > _MAX_HOLD_S or not self._writer_is_busy()
         ):
             self._release()
 
@@ -110,10 +110,13 @@ class Lines:
         self._writer = None
 
     def _append(self, text: str) -> None:
-        if len(text) <= _PIECE:
+        if len(text) <= _MAX_PIECE_CHARACTERS:
             self.pieces.append(text)
         else:
-            self.pieces.extend(text[n : n + _PIECE] for n in range(0, len(text), _PIECE))
+            self.pieces.extend(
+                text[n : n + _MAX_PIECE_CHARACTERS]
+                for n in range(0, len(text), _MAX_PIECE_CHARACTERS)
+            )
 
     def _hold(self, writer: int, text: str) -> None:
         parts = self._begun.pop(writer, None)

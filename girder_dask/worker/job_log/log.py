@@ -21,35 +21,35 @@ from typing import Any
 
 from girder_dask.utils.foreign_objects import exact_bytes, exact_text
 from girder_dask.worker.job_log import orphan_output
-from girder_dask.worker.job_log.limit import Bound
-from girder_dask.worker.job_log.line_assembler import RETRY, Lines
-from girder_dask.worker.job_log.overlay import Overlay
-from girder_dask.worker.job_log.pipe import ChildOutput, JobPipe
+from girder_dask.worker.job_log.job_local_state import JobLocalState
+from girder_dask.worker.job_log.line_assembler import RETRY_DELAY_S, LineAssembler
+from girder_dask.worker.job_log.log_limit import LogLimit
+from girder_dask.worker.job_log.pipe import ForkOutput, JobPipe
 from girder_dask.worker.job_log.print_frames import (
-    caller,
-    calling,
-    in_event_loop,
-    is_there,
-    is_writing,
-    writing_code,
+    call_position,
+    caller_position,
+    is_at_position,
+    is_in_event_loop,
+    is_in_write,
+    write_code,
 )
-from girder_dask.worker.job_log.selector_thread import abandon_pump, pump
-from girder_dask.worker.job_log.utf8_decoder import Characters
+from girder_dask.worker.job_log.selector_thread import abandon_selector_thread, get_selector_thread
+from girder_dask.worker.job_log.utf8_decoder import Utf8Decoder
 
-__all__ = ["JobLog", "as_written", "capturing", "current", "living"]
+__all__ = ["JobLog", "capturing", "current", "exact_output", "living_logs"]
 
 #: The log of the job that the running code belongs to, or None outside of jobs.
 current: ContextVar[JobLog | None] = ContextVar("girder_dask_log", default=None)
 
 #: Most seconds that a thread waits for room if an event loop runs in it: the loop may be
 #: the very one that takes the text away.
-_LOOP_PATIENCE = 1.0
+_MAX_LOOP_WAIT_S = 1.0
 
 #: Seconds in which a subprocess is expected to end a line, which the pipe may have cut.
-_PIPE_PATIENCE = 0.5
+_PIPE_LINE_TIMEOUT_S = 0.5
 
 #: The pipe and the end of a long log, as writers of lines. The numbers of threads are positive.
-_PIPE, _END = -1, -2
+_PIPE, _LOG_END = -1, -2
 
 _logs: weakref.WeakSet[JobLog] = weakref.WeakSet()
 
@@ -82,7 +82,7 @@ class JobLog:
         Characters that may wait. A writer that finds as many has to wait until some are
         taken, and subprocesses are held up by their pipe.
     most
-        Bytes that are kept, see :mod:`girder_dask.worker.job_log.limit`. Nobody waits to write
+        Bytes that are kept, see :mod:`girder_dask.worker.job_log.log_limit`. Nobody waits to write
         more.
 
     Examples
@@ -106,20 +106,20 @@ class JobLog:
         #: The package of the job's function, if that is known.
         self.package: str | None = None
         #: What the job has set of the process's state for itself alone.
-        self.own = Overlay()
+        self.local_state = JobLocalState()
         #: For which levels loggers are enabled in the job, as far as that was asked.
-        self.enabled: dict[tuple[Any, int], bool] = {}
+        self.enabled_levels: dict[tuple[Any, int], bool] = {}
         #: The threads that a log record is passed on in, and whether they have written meanwhile.
-        self.watched: dict[int, bool] = {}
+        self.watched_threads: dict[int, bool] = {}
         self._on_text = on_text
         self._capacity = capacity
         # Reentrant: the garbage collector may run a __del__ that prints while it is held.
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
-        self._lines = Lines(self._is_busy)
-        self._bound = Bound(most)
+        self._lines = LineAssembler(self._is_busy)
+        self._bound = LogLimit(most)
         self._size = 0
-        self._characters = Characters()
+        self._characters = Utf8Decoder()
         self._pipe: JobPipe | None = None
         # By threads, where they were when they last wrote a part of a line.
         self._places: dict[int, tuple[int, int]] = {}
@@ -128,7 +128,7 @@ class JobLog:
         self._announced = False
         self._timer_set = False
         self._closed = False
-        self._child_output: ChildOutput | None = None  # in a forked child
+        self._child_output: ForkOutput | None = None  # in a forked child
         _logs.add(self)
 
     # -- writing ---------------------------------------------------------------------------
@@ -154,9 +154,9 @@ class JobLog:
             If it is neither, as the ``write`` of every file does.
         """
         if type(text) is not str:
-            text = as_written(text)
+            text = exact_output(text)
         with self._lock:
-            if self.watched:
+            if self.watched_threads:
                 self.mark_written()
             if self._child_output is not None:
                 self._child_output.write(text)
@@ -168,7 +168,7 @@ class JobLog:
             if not self._closed:
                 writer = threading.get_ident()
                 if decoded[-1:] != "\n":
-                    self._places[writer] = caller()
+                    self._places[writer] = caller_position()
                 elif self._places:
                     self._places.pop(writer, None)
                 self._add(writer, decoded)
@@ -183,8 +183,8 @@ class JobLog:
     def mark_written(self) -> None:
         """Note that the calling thread has written, if it is watched."""
         thread = threading.get_ident()
-        if thread in self.watched:
-            self.watched[thread] = True
+        if thread in self.watched_threads:
+            self.watched_threads[thread] = True
 
     def flush(self) -> None:
         """Do nothing: what is written can be taken at once. A forked child sends its line."""
@@ -197,7 +197,7 @@ class JobLog:
         if self._is_full():
             self._wait_for_room()
         if self._pipe is not None and self._pipe.active and not self._closed:
-            call = calling()
+            call = call_position()
             self._same_call, self._last_call = call == self._last_call, call
             self._drain(self._pipe)
             self._same_call = False
@@ -206,7 +206,7 @@ class JobLog:
         return self._size >= self._capacity and not self._bound.reached
 
     def _wait_for_room(self) -> None:
-        deadline = time.monotonic() + _LOOP_PATIENCE if in_event_loop() else None
+        deadline = time.monotonic() + _MAX_LOOP_WAIT_S if is_in_event_loop() else None
         while self._is_full() and not self._closed:
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
@@ -233,14 +233,14 @@ class JobLog:
             # line, if it belongs to another call of print than the last part.
             return self._same_call
         if writer != _PIPE:
-            return is_writing(writer) or is_there(writer, self._places.get(writer))
+            return is_in_write(writer) or is_at_position(writer, self._places.get(writer))
         running = self._pipe is not None and self._pipe.has_children()
-        return running and time.monotonic() - since < _PIPE_PATIENCE
+        return running and time.monotonic() - since < _PIPE_LINE_TIMEOUT_S
 
     def _set_timer(self) -> None:
         if not self._timer_set:
             self._timer_set = True
-            pump().call_later(RETRY, self._on_timer)
+            get_selector_thread().call_later(RETRY_DELAY_S, self._on_timer)
 
     def _on_timer(self) -> None:
         with self._lock:
@@ -397,7 +397,7 @@ class JobLog:
             self._lines.settle()
             if end := self._bound.end():
                 self._size += len(end)
-                self._lines.add(_END, end)
+                self._lines.add(_LOG_END, end)
             self._closed = True
             self._room.notify_all()
             announce = self._must_announce()
@@ -411,13 +411,13 @@ class JobLog:
         self._on_text = None
         if self._pipe is not None:
             self._pipe.become_forked(keep=keep_pipe)
-        self._child_output = ChildOutput(self._pipe.write_fd if self._pipe is not None else None)
+        self._child_output = ForkOutput(self._pipe.write_fd if self._pipe is not None else None)
 
 
-writing_code.update((JobLog.write.__code__, JobLog._prepare.__code__))  # noqa: SLF001
+write_code.update((JobLog.write.__code__, JobLog._prepare.__code__))  # noqa: SLF001
 
 
-def as_written(data: str | bytes | bytearray | memoryview) -> str | bytes:
+def exact_output(data: str | bytes | bytearray | memoryview) -> str | bytes:
     """Return text or bytes as they are, and of no subclass: others work with them later.
 
     Raises
@@ -433,7 +433,7 @@ def as_written(data: str | bytes | bytearray | memoryview) -> str | bytes:
     return data.tobytes() if type(data) is memoryview else exact_bytes(data)
 
 
-def living() -> list[JobLog]:
+def living_logs() -> list[JobLog]:
     """Return all logs that somebody has."""
     while True:
         try:
@@ -447,7 +447,7 @@ def after_fork_in_child() -> None:
 
     The current job's log writes to its pipe, the others are let go of.
     """
-    abandon_pump()
+    abandon_selector_thread()
     log = current.get()
-    for other in living():
+    for other in living_logs():
         other.become_forked(keep_pipe=other is log)

@@ -8,40 +8,41 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from girder_dask.worker.job_log.descriptor_writes import write_all
-from girder_dask.worker.job_log.selector_thread import pump
-from girder_dask.worker.job_log.utf8_decoder import Characters
+from girder_dask.worker.job_log.blocking_write import write_all
+from girder_dask.worker.job_log.selector_thread import get_selector_thread
+from girder_dask.worker.job_log.utf8_decoder import Utf8Decoder
 
-__all__ = ["ChildOutput", "JobPipe"]
+__all__ = ["ForkOutput", "JobPipe"]
 
-_CHUNK = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
 #: Most bytes that are read at once: more than a pipe holds by default.
-_MOST = 1024 * 1024
+_MAX_READ_BYTES = 1024 * 1024
 #: The longest unfinished line that a forked child keeps to itself (PIPE_BUF on Linux).
-_LONGEST_LINE = 4096
+_MAX_LINE_BYTES = 4096
 
 
 class JobPipe:
-    """A pipe that the pump watches. Not thread safe: the log holds a lock around each call.
+    """A pipe that the selector thread watches. Not thread safe: the log holds a lock around each
+    call.
 
     Parameters
     ----------
     on_readable
-        Called in the pump's thread when there is something to read.
+        Called in the selector thread when there is something to read.
 
     Attributes
     ----------
     write_fd
         What subprocesses write to, None once this process has closed it. Not inheritable.
     active
-        Whether something may be there that has to stand before what is written now. Not so
-        when all subprocesses have been waited for and read: a system call for each line would
-        cost more than all the rest. Processes that these left behind are heard by the pump.
+        Whether something may be there that has to stand before what is written now. Not so when all
+        subprocesses have been waited for and read: a system call for each line would cost more than
+        all the rest. Processes that these left behind are heard by the selector thread.
     """
 
     def __init__(self, on_readable: Callable[[], None]) -> None:
         self._on_readable = on_readable
-        self._characters = Characters()
+        self._characters = Utf8Decoder()
         self._children: weakref.WeakSet[Any] = weakref.WeakSet()
         read_fd, write_fd = os.pipe()
         self._read_fd: int | None = read_fd
@@ -65,7 +66,7 @@ class JobPipe:
         if self._read_fd is None:
             return None
         try:
-            data = os.read(self._read_fd, _CHUNK)
+            data = os.read(self._read_fd, _CHUNK_BYTES)
         except BlockingIOError:
             return None
         if data:
@@ -78,7 +79,7 @@ class JobPipe:
     def read_all(self) -> Iterator[str]:
         """Yield what has been written before this call, without waiting."""
         running = self._forks or self.has_children()
-        for _ in range(_MOST // _CHUNK):
+        for _ in range(_MAX_READ_BYTES // _CHUNK_BYTES):
             text = self.read()
             if text is None:
                 self.active = running
@@ -89,13 +90,13 @@ class JobPipe:
         """Stop to watch, so that writers come to wait when the pipe is full."""
         if self._watched and self._read_fd is not None:
             self._watched = False
-            pump().unwatch(self._read_fd)
+            get_selector_thread().unwatch(self._read_fd)
 
     def resume(self) -> None:
         """Watch again."""
         if not self._watched and self._read_fd is not None:
             self._watched = True
-            pump().watch(self._read_fd, self._on_readable)
+            get_selector_thread().watch(self._read_fd, self._on_readable)
 
     def close_write(self) -> None:
         """Close this process's end, so that the pipe ends with the last subprocess."""
@@ -131,7 +132,7 @@ class JobPipe:
             self.close_write()
 
 
-class ChildOutput:
+class ForkOutput:
     """The way to the job's log from a forked child.
 
     It writes whole lines, because a pipe keeps small writes together, and others write to it.
@@ -151,7 +152,7 @@ class ChildOutput:
         if isinstance(text, str):
             text = text.encode("utf-8", "backslashreplace")
         self._line += text
-        if b"\n" in text or len(self._line) > _LONGEST_LINE:
+        if b"\n" in text or len(self._line) > _MAX_LINE_BYTES:
             self.flush()
 
     def flush(self) -> None:

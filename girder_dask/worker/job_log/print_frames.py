@@ -12,33 +12,40 @@ import sys
 import threading
 from types import CodeType, FrameType
 
-__all__ = ["caller", "calling", "in_event_loop", "is_there", "is_writing", "writing_code"]
+__all__ = [
+    "call_position",
+    "caller_position",
+    "is_at_position",
+    "is_in_event_loop",
+    "is_in_write",
+    "write_code",
+]
 
 #: The code of the functions that ``print`` calls, and of what they call to find out who did.
-writing_code: set[CodeType] = set()
+write_code: set[CodeType] = set()
 
 
-def is_writing(thread: int) -> bool:
+def is_in_write(thread: int) -> bool:
     """Say whether a thread is in a ``write``."""
     frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented, and the only way
     while frame is not None:
-        if frame.f_code in writing_code:
+        if frame.f_code in write_code:
             return True
         frame = frame.f_back
     return False
 
 
-def calling() -> tuple[int, ...]:
+def call_position() -> tuple[int, ...]:
     """Return what is the same for all parts of one ``print``, and hardly for those of two."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented
-    while frame is not None and frame.f_code in writing_code:
+    while frame is not None and frame.f_code in write_code:
         frame = frame.f_back
     if frame is None:
         return ()
     return threading.get_ident(), id(frame), frame.f_lasti
 
 
-def caller() -> tuple[int, int]:
+def caller_position() -> tuple[int, int]:
     """Return where in its code the one is that has called the stream which calls a log.
 
     It takes a quarter of the time of :func:`calling`, and less matters here.
@@ -50,7 +57,7 @@ def caller() -> tuple[int, int]:
     return id(frame), frame.f_lasti
 
 
-def is_there(thread: int, place: tuple[int, int] | None) -> bool:
+def is_at_position(thread: int, place: tuple[int, int] | None) -> bool:
     """Say whether a thread is still at the place that :func:`caller` has returned."""
     if place is None:
         return False
@@ -62,7 +69,7 @@ def is_there(thread: int, place: tuple[int, int] | None) -> bool:
     return False
 
 
-def in_event_loop() -> bool:
+def is_in_event_loop() -> bool:
     """Say whether an asyncio event loop runs in the calling thread."""
     try:
         asyncio.get_running_loop()

@@ -9,19 +9,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from girder_dask.worker.job_log.descriptor_writes import write_all
-from girder_dask.worker.job_log.log import JobLog, as_written
-from girder_dask.worker.job_log.print_frames import is_writing
-from girder_dask.worker.job_log.selector_thread import pump
+from girder_dask.worker.job_log.blocking_write import write_all
+from girder_dask.worker.job_log.log import JobLog, exact_output
+from girder_dask.worker.job_log.print_frames import is_in_write
+from girder_dask.worker.job_log.selector_thread import get_selector_thread
 
-__all__ = ["ProcessLog", "buffer_lines", "flush_c"]
+__all__ = ["ProcessLog", "flush_c_streams", "line_buffer_stdout"]
 
 #: Seconds within which a line is expected to be ended, and the longest that is kept so long.
-_PATIENCE = 0.02
-_LONGEST = 4096
+_LINE_DELAY_S = 0.02
+_MAX_LINE_BYTES = 4096
 
 #: Seconds that a thread which lost its turn within ``print`` is waited for.
-_TURN = 1.0
+_MAX_TURN_S = 1.0
 
 
 class ProcessLog(JobLog):
@@ -39,7 +39,7 @@ class ProcessLog(JobLog):
     def write(self, text: str | bytes | bytearray | memoryview, source: str = "") -> int:
         """Write text, or bytes in UTF-8, to the descriptor of ``source``."""
         if type(text) is not str:
-            text = as_written(text)
+            text = exact_output(text)
         data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
         fd, thread = 2 if source == "stderr" else 1, threading.get_ident()
         with self._lock:
@@ -49,7 +49,7 @@ class ProcessLog(JobLog):
                 _send(before, begun)
                 begun = b""
             data = begun + data
-            end = len(data) if len(data) > _LONGEST else data.rfind(b"\n") + 1
+            end = len(data) if len(data) > _MAX_LINE_BYTES else data.rfind(b"\n") + 1
             _send(fd, data[:end])
             if data[end:]:
                 self._begun[thread] = fd, data[end:], time.monotonic()
@@ -59,7 +59,7 @@ class ProcessLog(JobLog):
     def _expect_ends(self) -> None:
         if not self._due:
             self._due = True
-            pump().call_later(_PATIENCE, self._write_late)
+            get_selector_thread().call_later(_LINE_DELAY_S, self._write_late)
 
     def _write_late(self) -> None:
         """Write lines whose end has not come for a while."""
@@ -67,7 +67,7 @@ class ProcessLog(JobLog):
             self._due = False
             now = time.monotonic()
             for thread, (fd, data, since) in list(self._begun.items()):
-                if now - since < (_TURN if is_writing(thread) else _PATIENCE / 2):
+                if now - since < (_MAX_TURN_S if is_in_write(thread) else _LINE_DELAY_S / 2):
                     continue
                 del self._begun[thread]
                 _send(fd, data)
@@ -113,7 +113,7 @@ def _send(fd: int, data: bytes) -> None:
         write_all(fd, data)
 
 
-def buffer_lines() -> None:
+def line_buffer_stdout() -> None:
     """Have C's standard output written line by line, though it is no terminal."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         libc = ctypes.CDLL(None)
@@ -121,7 +121,7 @@ def buffer_lines() -> None:
         libc.setvbuf(stream, None, 1, 0)  # _IOLBF
 
 
-def flush_c() -> None:
+def flush_c_streams() -> None:
     """Write what C code has buffered."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).fflush(None)

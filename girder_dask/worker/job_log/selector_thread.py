@@ -1,7 +1,7 @@
 """One thread that moves what subprocesses write into the logs of their jobs.
 
-There is one pump in a process, however many jobs it runs. It waits on the read ends of the
-jobs' pipes and calls back when there is something to read, and it keeps the few timers that
+There is one selector thread in a process, however many jobs it runs. It waits on the read ends of
+the jobs' pipes and calls back when there is something to read, and it keeps the few timers that
 :mod:`girder_dask.worker.job_log.log` needs.
 """
 
@@ -21,19 +21,19 @@ from functools import partial
 
 from girder_dask.utils.background import Guard
 
-__all__ = ["Pump", "abandon_pump", "pump"]
+__all__ = ["SelectorThread", "abandon_selector_thread", "get_selector_thread"]
 
 logger = logging.getLogger(__name__)
 
 # Seconds for which a descriptor is not watched whose callback has failed. It can still be read.
-_REST = 1.0
+_RETRY_DELAY_S = 1.0
 
 
-class Pump:
+class SelectorThread:
     """Calls back when a file descriptor can be read, or when a time has come.
 
     The thread is started with the first use and stays. Every method may be called from any
-    thread. Callbacks run in the pump's thread and must not block.
+    thread. Callbacks run in the selector thread and must not block.
     """
 
     def __init__(self) -> None:
@@ -42,8 +42,8 @@ class Pump:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._resting: dict[int, Callable[[], None]] = {}
-        self._guard = Guard(logger, "The pump of the jobs' logs", longest=_REST)
-        self._callbacks = Guard(logger, "A callback of the pump of the jobs' logs")
+        self._guard = Guard(logger, "The selector thread of the jobs' logs", longest=_RETRY_DELAY_S)
+        self._callbacks = Guard(logger, "A callback of the selector thread of the jobs' logs")
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -88,10 +88,10 @@ class Pump:
             if self._thread is not None:
                 return
             self._thread = threading.Thread(
-                target=self._run, name="girder-dask-log-pump", daemon=True
+                target=self._run, name="girder-dask-log-selector", daemon=True
             )
             thread = self._thread
-        # In an empty context: the pump belongs to no job, whichever job first needs it.
+        # In an empty context: the selector thread belongs to no job, whichever job first needs it.
         contextvars.Context().run(thread.start)
 
     def _run(self) -> None:
@@ -117,7 +117,7 @@ class Pump:
             if fd in self._selector.get_map() and fd != self._wake_read:
                 self._selector.unregister(fd)
                 self._resting[fd] = callback
-                self.call_later(_REST, partial(self._watch_again, fd))
+                self.call_later(_RETRY_DELAY_S, partial(self._watch_again, fd))
 
     def _watch_again(self, fd: int) -> None:
         with self._lock:
@@ -143,23 +143,23 @@ class Pump:
             os.read(self._wake_read, 4096)
 
 
-_pump: Pump | None = None
-_pump_lock = threading.RLock()
+_instance: SelectorThread | None = None
+_instance_lock = threading.RLock()
 
 
-def pump() -> Pump:
-    """Return the pump of this process."""
-    global _pump
-    with _pump_lock:
-        if _pump is None:
-            _pump = Pump()
-        return _pump
+def get_selector_thread() -> SelectorThread:
+    """Return the selector thread of this process."""
+    global _instance
+    with _instance_lock:
+        if _instance is None:
+            _instance = SelectorThread()
+        return _instance
 
 
-def abandon_pump() -> None:
-    """Forget the pump of the parent, in a forked child."""
-    global _pump, _pump_lock
-    _pump_lock = threading.RLock()
-    if _pump is not None:
-        _pump.abandon()
-        _pump = None
+def abandon_selector_thread() -> None:
+    """Forget the selector thread of the parent, in a forked child."""
+    global _instance, _instance_lock
+    _instance_lock = threading.RLock()
+    if _instance is not None:
+        _instance.abandon()
+        _instance = None

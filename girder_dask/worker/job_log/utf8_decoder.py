@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Hashable
 
-__all__ = ["Characters"]
+__all__ = ["Utf8Decoder"]
 
 
-class Characters:
+class Utf8Decoder:
     """Decodes UTF-8 from several sources, each of which may split its characters.
 
     Examples

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from girder_dask.errors import CancelInterrupt, JobTimeout, TimeoutInterrupt
-from girder_dask.worker.concurrency.process_tree import Offspring
+from girder_dask.worker.concurrency.process_tree import ProcessTree
 from girder_dask.worker.interruption.job_threads import JobThreads
 
 __all__ = ["RunInterruption"]
@@ -30,7 +30,7 @@ class RunInterruption:
     ----------
     threads
         The threads of the run.
-    offspring
+    process_tree
         The processes of the run.
 
     Attributes
@@ -39,9 +39,9 @@ class RunInterruption:
         Whether the time limit was reached.
     """
 
-    def __init__(self, threads: JobThreads, offspring: Offspring) -> None:
+    def __init__(self, threads: JobThreads, process_tree: ProcessTree) -> None:
         self._threads = threads
-        self._offspring = offspring
+        self._process_tree = process_tree
         self._lock = threading.Lock()
         self._is_attached = False
         self._is_limited = False
@@ -71,7 +71,7 @@ class RunInterruption:
         with self._lock:
             exception = TimeoutInterrupt if self.timed_out else CancelInterrupt
             if self._threads.interrupt(exception):
-                self._offspring.stop()
+                self._process_tree.stop()
 
     def end_threads(self) -> bool:
         """Wait a while for the threads that the run has left. Say whether none is left."""
@@ -88,7 +88,7 @@ class RunInterruption:
         deadline = time.monotonic() + _FINISHING
         while (threads := self._threads.left()) and time.monotonic() < deadline:
             time.sleep(_LOOK)  # one may be at its last instruction
-        processes = [f"process {pid}" for pid in self._offspring.unfinished()]
+        processes = [f"process {pid}" for pid in self._process_tree.unfinished()]
         return ", ".join([*threads, *processes]) or None
 
     def release(self) -> None:

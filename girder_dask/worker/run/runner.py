@@ -39,9 +39,10 @@ from girder_dask.tasks import context
 from girder_dask.tasks.completion import completed
 from girder_dask.tasks.context import JobManager, RunningJob
 from girder_dask.tasks.task import find_task
-from girder_dask.worker import capture, gpus
+from girder_dask.worker import gpus
+from girder_dask.worker.capture import output_capture
 from girder_dask.worker.concurrency.forks import ending_forks
-from girder_dask.worker.concurrency.process_tree import Offspring
+from girder_dask.worker.concurrency.process_tree import ProcessTree
 from girder_dask.worker.context import WorkerContext
 from girder_dask.worker.failures import (
     Failure,
@@ -52,7 +53,7 @@ from girder_dask.worker.failures import (
 )
 from girder_dask.worker.interruption.job_threads import JobThreads
 from girder_dask.worker.isolation.child import ProcessSpec
-from girder_dask.worker.isolation.parent import IN_A_THREAD, ProcessFailed, TaskProcess
+from girder_dask.worker.isolation.task_process import THREAD_REMEDY, ProcessFailed, TaskProcess
 from girder_dask.worker.job_context import NO_ADDRESS, child_jobs, open_session, running_job
 from girder_dask.worker.outbox import RunSink
 from girder_dask.worker.process_globals.job_scope import JobScope
@@ -118,8 +119,8 @@ class Run:
         self._is_leaving = is_leaving
         self._sink: RunSink = worker.outbox.open(spec)
         self._manager = JobManager(self._sink, JobStatus.QUEUED)
-        self._offspring = Offspring(self._sink.log, self._sink.run)
-        self._interruption = RunInterruption(JobThreads(self._sink.log), self._offspring)
+        self._process_tree = ProcessTree(self._sink.log, self._sink.run)
+        self._interruption = RunInterruption(JobThreads(self._sink.log), self._process_tree)
         self._transforms: TransformRunner | None = None
         self._process: TaskProcess | None = None
         self._workspace = Workspace(worker.directory, f"job-{spec.id}-")
@@ -154,7 +155,7 @@ class Run:
         try:
             if self.key in self.worker.refused:
                 self.cancel()
-            with capture.running(self._sink.log, self.spec.task.partition(":")[0]):
+            with output_capture.capturing_run(self._sink.log, self.spec.task.partition(":")[0]):
                 end = self._end()
             failure = end.failure
             exception = failure.exception if failure is not None else None
@@ -296,14 +297,14 @@ class Run:
     def _in_thread(self, call: Call) -> Callable[..., Any]:
         """Return the function, within its time limit."""
         function = self._function(call)
-        capture.loaded(self._sink.log)
+        output_capture.keep_import_time_state(self._sink.log)
         limit = functools.partial(self.worker.limit, self)
 
         def limited(*args: Any, **kwargs: Any) -> Any:
             with (
                 self._interruption.time_limit(limit, self.spec.timeout, self.spec.id),
                 self._no_forks(),
-                capture.finishing(),
+                output_capture.flushing_at_end(),
             ):
                 value = completed(function, *args, **kwargs)
                 self._tell_left()
@@ -347,13 +348,13 @@ class Run:
         )
         process = TaskProcess(
             spec,
-            worker.standby,
+            worker.fork_server_supervisor,
             log=self._sink.log,
             manager=self._manager,
             directory=worker.directory,
             grace=worker.grace,
         )
-        self._offspring.spared |= process.pids
+        self._process_tree.spared |= process.pids
         with self._lock:
             self._process = process
             if self._manager.status == JobStatus.CANCELING:
@@ -382,7 +383,7 @@ class Run:
         if isinstance(value, Unpicklable):
             raise JobFailed(
                 f"What the task returned cannot be given to its result hooks: {value.reason}. "
-                f"Return a path or plain values, or {IN_A_THREAD}.",
+                f"Return a path or plain values, or {THREAD_REMEDY}.",
                 job_id=self.spec.id,
             )
         return transforms.push(call, value, self._cwd())
@@ -466,7 +467,7 @@ class Run:
                 if self._transforms is not None:
                     ending.callback(self._transforms.clean_up, self._sink.write)
                 if self._is_stopped:
-                    ending.callback(self._end_offspring)
+                    ending.callback(self._end_processes)
                     ending.callback(self._end_threads)
                 else:
                     ending.callback(self._interruption.release)
@@ -481,9 +482,9 @@ class Run:
         while not self._interruption.end_threads():
             pass
 
-    def _end_offspring(self) -> None:
-        if not self._offspring.end(self.worker.grace):
-            pids = ", ".join(str(process.pid) for process in self._offspring.left())
+    def _end_processes(self) -> None:
+        if not self._process_tree.end(self.worker.grace):
+            pids = ", ".join(str(process.pid) for process in self._process_tree.left())
             self._sink.write(f"Processes of the job do not end, although killed: {pids}.\n")
 
     # -- being stopped, from other threads -----------------------------------------------------
@@ -558,4 +559,4 @@ class Run:
 
     def kill_processes(self) -> None:
         """Kill the processes that the task has started in this worker."""
-        self._offspring.kill()
+        self._process_tree.kill()

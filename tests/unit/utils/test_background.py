@@ -28,8 +28,8 @@ from girder_dask.protocol.messages import JobSpec
 from girder_dask.utils.background import Guard, watched
 from girder_dask.worker import cancellation
 from girder_dask.worker import plugin as hooks
-from girder_dask.worker.interruption import thread_interrupt
-from girder_dask.worker.isolation import warm_processes
+from girder_dask.worker.interruption import thread_interrupter
+from girder_dask.worker.isolation import fork_server_supervisor
 from girder_dask.worker.isolation.child import _Child
 from girder_dask.worker.job_log import selector_thread
 from girder_dask.worker.job_log.process_log import ProcessLog
@@ -129,9 +129,9 @@ IN_THE_BACKGROUND = {
     "scheduler/dask_cluster",
     "client/futures",
     "plugin/scheduler_link",
-    "worker/interruption/thread_interrupt",
-    "worker/job_log/log",  # on the timers of the pump
-    "worker/job_log/process_log",  # on the timers of the pump
+    "worker/interruption/thread_interrupter",
+    "worker/job_log/log",  # on the timers of the selector thread
+    "worker/job_log/process_log",  # on the timers of the selector thread
     "worker/job_log/selector_thread",
     "worker/outbox",
     "utils/throttle",  # which awaits what it begins
@@ -143,7 +143,7 @@ IN_THE_BACKGROUND = {
     "scheduler/recorder",
     "scheduler/plugin",
     "worker/termination",
-    "worker/isolation/warm_processes",
+    "worker/isolation/fork_server_supervisor",
     "worker/cancellation",
     "worker/plugin",
     "utils/working_directory",  # which joins what it begins
@@ -330,8 +330,8 @@ async def worker_restart() -> None:
     await asyncio.wait_for(closed.wait(), SECONDS)
 
 
-async def standby_supervision() -> None:
-    kept = warm_processes.Standby()
+async def fork_server_supervision() -> None:
+    kept = fork_server_supervisor.ForkServerSupervisor()
     kept._serve = serve = Fails(lambda: False)  # type: ignore[method-assign]
     kept.begin()
     await soon(lambda: serve.calls == 2)
@@ -339,8 +339,8 @@ async def standby_supervision() -> None:
     kept.close()
 
 
-async def pump_select() -> None:
-    own = selector_thread.Pump()
+async def selector_select() -> None:
+    own = selector_thread.SelectorThread()
     own.call_later(0.0, lambda: None)
     select = inject(own._selector, "select")
     for count in (1, 2):
@@ -350,15 +350,15 @@ async def pump_select() -> None:
         await soon(lambda count=count: select.calls >= count)
 
 
-async def pump_timer() -> None:
-    own, rung = selector_thread.Pump(), threading.Event()
+async def selector_timer() -> None:
+    own, rung = selector_thread.SelectorThread(), threading.Event()
     own.call_later(0.0, Fails())
     own.call_later(0.0, rung.set)
     await soon(rung.is_set)
 
 
-async def pump_pipe() -> None:
-    own = selector_thread.Pump()
+async def selector_pipe() -> None:
+    own = selector_thread.SelectorThread()
     read, write = os.pipe()
     heard: list[bytes] = []
     callback = Fails(lambda: heard.append(os.read(read, 100)))
@@ -371,8 +371,8 @@ async def pump_pipe() -> None:
     os.close(write)
 
 
-async def pump_pipe_closed_meanwhile() -> None:
-    own = selector_thread.Pump()
+async def selector_pipe_closed_meanwhile() -> None:
+    own = selector_thread.SelectorThread()
     read, write = os.pipe()
     callback = Fails()
     own.watch(read, callback)
@@ -388,7 +388,7 @@ async def pump_pipe_closed_meanwhile() -> None:
 
 async def thread_interruption() -> None:
     lock = threading.RLock()
-    interrupter = thread_interrupt.Interrupter(lambda _ident: False, lock)
+    interrupter = thread_interrupter.ThreadInterrupter(lambda _ident: False, lock)
     strike = inject(interrupter, "_strike_those")
     left = {1: None}
     thread = threading.Thread(target=interrupter._strike_later, args=(left, CancelInterrupt))
@@ -423,11 +423,11 @@ PLACES = [
     canceller_limit,
     signal_leaving,
     worker_restart,
-    standby_supervision,
-    pump_select,
-    pump_timer,
-    pump_pipe,
-    pump_pipe_closed_meanwhile,
+    fork_server_supervision,
+    selector_select,
+    selector_timer,
+    selector_pipe,
+    selector_pipe_closed_meanwhile,
     thread_interruption,
     child_listener,
 ]
@@ -435,8 +435,8 @@ PLACES = [
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_processes, "_PAUSE", 0.01)
-    monkeypatch.setattr(selector_thread, "_REST", 0.05)
+    monkeypatch.setattr(fork_server_supervisor, "_MIN_RESTART_DELAY_S", 0.01)
+    monkeypatch.setattr(selector_thread, "_RETRY_DELAY_S", 0.05)
     monkeypatch.setattr(cancellation, "_LEAST_PAUSE", 0.01)
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from girder_dask.utils import working_directory
 from girder_dask.utils.working_directory import apart
-from girder_dask.worker.capture import JobLog, capturing
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.interruption.job_threads import JobThreads
+from girder_dask.worker.job_log.log import JobLog, capturing
 from tests.support.deadline import SECONDS
 
 T = TypeVar("T")

@@ -19,11 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from girder_dask.worker import capture
-from girder_dask.worker.capture import capturing
 from girder_dask.worker.concurrency import propagation
-from girder_dask.worker.job_log.log import JobLog
-from tests.unit.worker.capture.test_install import (
+from girder_dask.worker.job_log.log import JobLog, capturing, current
+from tests.unit.worker.capture.test_output_capture import (
     DEADLINE,
     Worker,
     bare_root_logger,
@@ -85,8 +83,8 @@ def chatter(name: str, count: int) -> None:
 
 def test_eight_jobs_at_once_have_exactly_their_own_lines(monkeypatch):
     # A machine that is busy may leave a writer in the middle of a line for longer than that.
-    monkeypatch.setattr("girder_dask.worker.job_log.log._PIPE_PATIENCE", 30.0)
-    monkeypatch.setattr("girder_dask.worker.job_log.line_assembler._PATIENCE", 30.0)
+    monkeypatch.setattr("girder_dask.worker.job_log.log._PIPE_LINE_TIMEOUT_S", 30.0)
+    monkeypatch.setattr("girder_dask.worker.job_log.line_assembler._MAX_HOLD_S", 30.0)
     count, job_logs = 500, [JobLog() for _ in range(8)]
     barrier = threading.Barrier(8)
 
@@ -182,7 +180,7 @@ def test_threads_that_dask_starts_belong_to_no_job():
         seen = []
 
         def loop() -> None:
-            seen.append(capture.current.get())
+            seen.append(current.get())
 
         loop.__module__ = "distributed.utils"
         thread = threading.Thread(target=loop)
@@ -331,7 +329,7 @@ def test_a_subprocess_of_a_run_carries_its_name_in_its_environment():
     positional = [["sh", "-c", command], -1, None, None, None, None, None, True, False, None]
     with in_job() as job:
         subprocess.run(["sh", "-c", command], check=True)
-        propagation.name_run(job, "run-7")
+        propagation.set_run_name(job, "run-7")
         subprocess.run(["sh", "-c", command], check=True)
         subprocess.run(["sh", "-c", command], check=True, env=given)
         subprocess.run(["sh", "-c", command], check=True, env={b"OWN": b"bytes"})
@@ -342,7 +340,7 @@ def test_a_subprocess_of_a_run_carries_its_name_in_its_environment():
         process.join(DEADLINE)
         assert job.take() == " |run-7 |run-7 kept|run-7 bytes|run-7 kept|run-7 |run-7 |"
     assert given == {"OWN": "kept"}
-    assert propagation.VARIABLE not in os.environ
+    assert propagation.RUN_VARIABLE not in os.environ
 
 
 # -- forks ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from girder_dask.errors import JobCanceled, JobFailed, JobTimeout
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.exceptions import open_exception
 from girder_dask.protocol.payload import open_value
-from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from girder_dask.worker.run.runner import Run
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import WORKER, Worker, captured
@@ -29,16 +29,16 @@ S = JobStatus
 
 
 @pytest.fixture(scope="module")
-def standby() -> Iterator[Standby]:
+def supervisor() -> Iterator[ForkServerSupervisor]:
     """The fork server of all tests here."""
-    kept = Standby()
+    kept = ForkServerSupervisor()
     yield kept
     kept.close()
 
 
 @pytest.fixture
-def worker(tmp_path: Path, standby: Standby) -> Iterator[Worker]:
-    opened = Worker(tmp_path, standby)
+def worker(tmp_path: Path, supervisor: ForkServerSupervisor) -> Iterator[Worker]:
+    opened = Worker(tmp_path, supervisor)
     opened.context.grace = 0.3
     yield opened
     for run in list(opened.context.runs.values()):  # of a test that has failed
@@ -314,7 +314,7 @@ def test_a_crash_in_c_is_an_error_with_a_traceback(worker: Worker) -> None:
         lambda: subprocess.run(["sh", "-c", "kill $$"], check=True),
         lambda: subprocess.run(["sh", "-c", "sh -c 'kill $$'; exit $?"], check=True),
     ],
-    ids=["killed", "interrupted", "warden", "subprocess", "in a shell"],
+    ids=["killed", "interrupted", "subreaper", "subprocess", "in a shell"],
 )
 def test_what_is_ended_with_its_worker_is_left_to_another_attempt(
     worker: Worker, death: Callable[[], Any]
@@ -470,9 +470,9 @@ def test_no_process_is_left_when_the_job_is_canceled(worker: Worker, tmp_path: P
 def test_a_thread_that_does_not_end_does_not_hold_up_the_job(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from girder_dask.worker.isolation import parent
+    from girder_dask.worker.isolation import task_process
 
-    monkeypatch.setattr(parent, "_LEAVING_TIME", 0.3)
+    monkeypatch.setattr(task_process, "_EXIT_TIMEOUT_S", 0.3)
 
     def work() -> int:
         threading.Thread(target=time.sleep, args=(1000,)).start()
@@ -520,13 +520,13 @@ def test_no_process_is_left_when_the_worker_is_killed(tmp_path: Path) -> None:
     until(lambda: not any(alive(pid) for pid in pids))
 
 
-def test_killing_the_warden_ends_the_task_and_is_told(worker: Worker, tmp_path: Path) -> None:
+def test_killing_the_subreaper_ends_the_task_and_is_told(worker: Worker, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     run = begin(worker, loop, str(path), LOOPS["c"])
     future = worker.begin(run)
     pid = pid_in(path)
-    warden = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(warden, signal.SIGKILL)
+    subreaper = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(subreaper, signal.SIGKILL)
     assert isinstance(future.exception(SECONDS), JobFailed)
     until(lambda: not alive(pid))
     until(lambda: worker.statuses() == [S.RUNNING, S.ERROR])

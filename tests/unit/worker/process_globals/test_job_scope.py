@@ -420,10 +420,10 @@ def test_what_cannot_be_put_back_is_told(worker: Worker, monkeypatch: pytest.Mon
 
 HANGS = """
 import sys, threading
-from girder_dask.worker.interruption.thread_interrupt import calm
+from girder_dask.worker.interruption.thread_interrupter import withdraw_interrupt
 
 def work():
-    calm()
+    withdraw_interrupt()
     sys.setprofile(lambda *_: None)
     (lambda: None)()
     sys.setprofile(None)

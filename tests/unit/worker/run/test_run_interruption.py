@@ -23,10 +23,10 @@ import pytest
 from girder_dask import JobCanceled, JobInterrupted, current_job, task
 from girder_dask.errors import CancelInterrupt, JobTimeout, TimeoutInterrupt
 from girder_dask.jobs import JobStatus
-from girder_dask.worker import capture
 from girder_dask.worker.cancellation import RunCanceller
+from girder_dask.worker.capture import output_capture
 from girder_dask.worker.interruption.interruptible_waits import Latch
-from girder_dask.worker.interruption.job_threads import MANY
+from girder_dask.worker.interruption.job_threads import MAX_INTERRUPTIONS
 from girder_dask.worker.run.runner import Run
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker, brought, captured
@@ -415,8 +415,8 @@ def test_tasks_that_print_all_the_time_are_stopped_and_their_logs_are_whole(
             print("line", n, flush=True)
             n += 1
 
-    capture.uninstall()  # pytest has put other streams in the place of those of the fixture
-    capture.install("INFO")
+    output_capture.uninstall()  # pytest has put other streams in the place of those of the fixture
+    output_capture.install("INFO")
     for n in range(10):
         started.clear()
         run, future = begin(worker, work, job_id=str(n))
@@ -487,7 +487,7 @@ def catches_all() -> None:
 def test_a_task_that_catches_whatever_is_raised_ends_after_many(worker: Worker) -> None:
     run, future = begin(worker, catches_all)
     run.cancel()
-    for n in range(MANY):
+    for n in range(MAX_INTERRUPTIONS):
         run.interrupt()
         until(lambda n=n: len(did) == n + 1)
         assert not future.done()

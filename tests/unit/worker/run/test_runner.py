@@ -37,8 +37,8 @@ from girder_dask.jobs import JobStatus
 from girder_dask.protocol.exceptions import open_exception
 from girder_dask.protocol.payload import Unpicklable, open_value, pack_call, pack_value
 from girder_dask.tasks.context import RunningJob
-from girder_dask.worker import capture
 from girder_dask.worker.cancellation import RunCanceller
+from girder_dask.worker.job_log.log import current
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import WORKER, Worker, brought, captured
 
@@ -564,7 +564,7 @@ def test_afterwards_nothing_is_left(worker: Worker) -> None:
         name = worker.outcome(work if not fails else lambda: 1 / 0, job_id=job_id)
         assert fails or not Path(name).exists()
     assert list(worker.context.directory.glob("*")) == []
-    left = worker.threads.submit(lambda: (current_job().id, capture.current.get())).result(SECONDS)
+    left = worker.threads.submit(lambda: (current_job().id, current.get())).result(SECONDS)
     assert left == (None, None)
 
 

@@ -11,9 +11,12 @@ import io
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-from girder_dask.worker.interruption.thread_interrupt import due, meet
+from girder_dask.worker.interruption.thread_interrupter import (
+    pending_interrupts,
+    raise_pending_interrupt,
+)
 from girder_dask.worker.job_log.log import current
-from girder_dask.worker.job_log.print_frames import writing_code
+from girder_dask.worker.job_log.print_frames import write_code
 
 __all__ = ["RoutingBuffer", "RoutingStream"]
 
@@ -93,8 +96,8 @@ class RoutingStream(io.TextIOBase):
         log = current.get()
         if log is not None:
             count = log.write(text, self._name)
-            if due:
-                meet(text)
+            if pending_interrupts:
+                raise_pending_interrupt(text)
             return count
         if isinstance(text, (bytes, bytearray, memoryview)):
             return self._buffer.write(text)
@@ -184,7 +187,7 @@ class RoutingStream(io.TextIOBase):
         return f"<{type(self).__name__} over {self.original!r}>"
 
 
-writing_code.add(RoutingStream.write.__code__)
+write_code.add(RoutingStream.write.__code__)
 
 
 def _flush(original: TextIO) -> None:

@@ -1,7 +1,7 @@
 """The state of ``logging``, for each job its own.
 
 The attributes of loggers become properties. In a job they show the process's value until the job
-sets its own, which is kept with its log (see :mod:`girder_dask.worker.job_log.overlay`):
+sets its own, which is kept with its log (see :mod:`girder_dask.worker.job_log.job_local_state`):
 
 * The level of the root logger is the one of jobs' logs, if the process's is higher.
 * ``logging.disable()`` and ``disabled`` of others do not count.
@@ -23,28 +23,28 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from girder_dask.worker.capture import standard_streams
-from girder_dask.worker.capture.imported_state import importing
-from girder_dask.worker.job_log.log import JobLog, current, living
+from girder_dask.worker.capture.import_time_state import importing_package
+from girder_dask.worker.job_log.log import JobLog, current, living_logs
 
 __all__ = [
-    "Patches",
-    "adopt",
-    "close_made",
-    "effective",
+    "MonkeyPatches",
+    "adopt_handlers",
+    "close_handlers",
+    "effective_levels",
+    "handlers_made",
     "handlers_of_job",
     "install",
     "is_disabled",
     "is_enabled_in_process",
     "is_made_in_job",
     "is_of_logging",
-    "made",
     "propagates",
     "uninstall",
 ]
 
 _ATTRIBUTES = ("level", "disabled", "propagate", "handlers", "filters")
 _DISABLE = "logging.disable"
-_MADE = "logging handlers"
+_HANDLERS = "logging handlers"
 _FLAG = "_girder_dask_of_job"
 
 #: Said of a logger that ``dictConfig`` has disabled because it was there before, which is nearly
@@ -52,10 +52,10 @@ _FLAG = "_girder_dask_of_job"
 _BY_CONFIG = "by configuration"
 
 #: The least level of records that reach a job's log.
-_least = logging.INFO
+_log_level = logging.INFO
 
 
-class Patches:
+class MonkeyPatches:
     """Replacements of attributes, which can be taken back."""
 
     def __init__(self) -> None:
@@ -82,13 +82,13 @@ class Patches:
                     setattr(owner, name, original)
 
 
-_patches = Patches()
+_patches = MonkeyPatches()
 
 
 def install(level: int) -> None:
     """Give jobs loggers of their own."""
-    global _least
-    _least = level
+    global _log_level
+    _log_level = level
     for name in _ATTRIBUTES:
         _patches(logging.Logger, name, functools.partial(_property, name))
     _patches(logging.Logger, "isEnabledFor", lambda _: _is_enabled_for)
@@ -108,8 +108,8 @@ def uninstall() -> None:
 
 
 def _forget() -> None:
-    for log in living():
-        log.enabled.clear()
+    for log in living_logs():
+        log.enabled_levels.clear()
 
 
 # -- attributes of loggers -----------------------------------------------------------------
@@ -135,8 +135,8 @@ def _property(name: str, _original: Any) -> property:
         else:
             if name == "disabled" and value and _is_called_by_config():
                 value = _BY_CONFIG
-            log.own[logger, name] = value
-            log.enabled.clear()
+            log.local_state[logger, name] = value
+            log.enabled_levels.clear()
 
     return property(get, set_)
 
@@ -149,25 +149,25 @@ def _of_process(logger: logging.Logger, name: str) -> Any:
 
 
 def _value(log: JobLog, logger: logging.Logger, name: str) -> Any:
-    value = log.own.get((logger, name))
+    value = log.local_state.get((logger, name))
     if name == "disabled":
         return bool(value)
     if value is None:
         value = logger.__dict__[name]
         if name == "level" and logger is logging.root:
-            value = min(value, _least)
+            value = min(value, _log_level)
     return value
 
 
 def _list(log: JobLog, logger: logging.Logger, name: str) -> list[Any]:
     # Whoever asks for a list may change it.
-    value: list[Any] | None = log.own.get((logger, name))
+    value: list[Any] | None = log.local_state.get((logger, name))
     if value is None:
         process: list[Any] = logger.__dict__[name]
         if _imports_itself(logger):
             return process
         value = [each for each in process if name == "filters" or is_made_in_job(each)]
-        log.own[logger, name] = value
+        log.local_state[logger, name] = value
     return value
 
 
@@ -177,7 +177,7 @@ def _is_shared(logger: logging.Logger) -> bool:
 
 
 def _imports_itself(logger: logging.Logger) -> bool:
-    package = importing()
+    package = importing_package()
     return package is not None and logger.name.partition(".")[0] == package
 
 
@@ -204,11 +204,11 @@ def _is_enabled_for(self: logging.Logger, level: int) -> bool:
         except KeyError:
             return is_enabled_in_process(self, level)
     try:
-        return log.enabled[self, level]
+        return log.enabled_levels[self, level]
     except KeyError:
-        enabled = not (log.own.get(_DISABLE, 0) >= level or is_disabled(log, self))
-        enabled = enabled and level >= effective(log, self)[0]
-        log.enabled[self, level] = enabled
+        enabled = not (log.local_state.get(_DISABLE, 0) >= level or is_disabled(log, self))
+        enabled = enabled and level >= effective_levels(log, self)[0]
+        log.enabled_levels[self, level] = enabled
         return enabled
 
 
@@ -238,12 +238,12 @@ def is_disabled(log: JobLog, logger: logging.Logger) -> bool:
     """Return whether a job has disabled a logger."""
     if not _is_shared(logger):
         return bool(logger.__dict__["disabled"])
-    return log.own.get((logger, "disabled"), False) not in (False, 0, _BY_CONFIG)
+    return log.local_state.get((logger, "disabled"), False) not in (False, 0, _BY_CONFIG)
 
 
-def effective(log: JobLog, logger: logging.Logger | None) -> tuple[int, int]:
+def effective_levels(log: JobLog, logger: logging.Logger | None) -> tuple[int, int]:
     """Return the level of a logger in a job, and the one from which records reach its log."""
-    own = log.own
+    own = log.local_state
     while logger is not None:
         level = own.get((logger, "level"))
         if level or (level is not None and logger is logging.root):
@@ -251,16 +251,16 @@ def effective(log: JobLog, logger: logging.Logger | None) -> tuple[int, int]:
         if level is None:
             level = logger.__dict__["level"]
             if logger is logging.root:
-                return min(level, _least), _least
+                return min(level, _log_level), _log_level
             if level:
-                return level, max(level, _least)
+                return level, max(level, _log_level)
         logger = logger.parent
-    return logging.NOTSET, _least
+    return logging.NOTSET, _log_level
 
 
 def _get_disable(manager: Any) -> int:
     log = current.get()
-    return int(manager.__dict__["_disable"] if log is None else log.own.get(_DISABLE, 0))
+    return int(manager.__dict__["_disable"] if log is None else log.local_state.get(_DISABLE, 0))
 
 
 def _set_disable(manager: Any, value: int | str) -> None:
@@ -270,8 +270,8 @@ def _set_disable(manager: Any, value: int | str) -> None:
         manager.__dict__["_disable"] = level
         _forget()
     else:
-        log.own[_DISABLE] = level
-        log.enabled.clear()
+        log.local_state[_DISABLE] = level
+        log.enabled_levels.clear()
 
 
 def _clear_cache(original: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -290,19 +290,19 @@ def is_made_in_job(handler: Any) -> bool:
     return _FLAG in getattr(handler, "__dict__", ())
 
 
-def adopt() -> None:
+def adopt_handlers() -> None:
     """Regard all handlers that there are as made in jobs: those of a process with one job."""
     for reference in list(logging._handlerList):  # type: ignore[attr-defined]  # noqa: SLF001
         handler = reference()
         if handler is not None:
             handler.__dict__[_FLAG] = True
             if "stream" in handler.__dict__:
-                handler.stream = standard_streams.of_jobs(handler.stream)
+                handler.stream = standard_streams.job_stream(handler.stream)
 
 
 def handlers_of_job(log: JobLog, logger: logging.Logger) -> Sequence[Any]:
     """Return the handlers that a job sees at a logger. They are not to be changed."""
-    own: list[Any] | None = log.own.get((logger, "handlers"))
+    own: list[Any] | None = log.local_state.get((logger, "handlers"))
     if own is not None:
         return own
     process: list[Any] = logger.__dict__["handlers"]
@@ -311,23 +311,23 @@ def handlers_of_job(log: JobLog, logger: logging.Logger) -> Sequence[Any]:
 
 def propagates(log: JobLog, logger: logging.Logger) -> bool:
     """Return whether the records of a logger go on to its parent in a job."""
-    own = log.own.get((logger, "propagate"))
+    own = log.local_state.get((logger, "propagate"))
     return bool(logger.__dict__["propagate"] if own is None else own)
 
 
-def made(log: JobLog) -> list[Any]:
+def handlers_made(log: JobLog) -> list[Any]:
     """Return the handlers that a job has made, the newest first."""
-    found = (reference() for reference in reversed(log.own.get(_MADE, ())))
+    found = (reference() for reference in reversed(log.local_state.get(_HANDLERS, ())))
     return [handler for handler in found if handler is not None]
 
 
-def close_made(log: JobLog) -> None:
+def close_handlers(log: JobLog) -> None:
     """Flush and close the handlers that a job has made, as Python does at its end."""
-    for handler in made(log):
+    for handler in handlers_made(log):
         with contextlib.suppress(Exception), _held(handler):
             handler.flush()
             handler.close()
-    log.own.pop(_MADE, None)
+    log.local_state.pop(_HANDLERS, None)
 
 
 @contextlib.contextmanager
@@ -345,11 +345,11 @@ def _add_handler_ref(original: Callable[[Any], None]) -> Callable[[Any], None]:
         log = current.get()
         if log is not None:
             handler.__dict__[_FLAG] = True
-            if importing() is None:
-                if _MADE not in log.own:
-                    log.own[_MADE] = []
-                    log.own.at_end(functools.partial(close_made, log))
-                log.own[_MADE].append(weakref.ref(handler))
+            if importing_package() is None:
+                if _HANDLERS not in log.local_state:
+                    log.local_state[_HANDLERS] = []
+                    log.local_state.at_end(functools.partial(close_handlers, log))
+                log.local_state[_HANDLERS].append(weakref.ref(handler))
 
     return add_handler_ref
 
@@ -360,7 +360,7 @@ def _shutdown(original: Callable[..., None]) -> Callable[..., None]:
         if log is None:
             original(*args, **kwargs)
         else:
-            close_made(log)
+            close_handlers(log)
 
     return shutdown
 
@@ -371,6 +371,6 @@ def _clear_existing_handlers(original: Callable[[], None]) -> Callable[[], None]
         if log is None:
             original()
         else:
-            close_made(log)
+            close_handlers(log)
 
     return clear_existing_handlers

@@ -14,7 +14,7 @@ from typing import Any
 
 from girder_dask.worker.job_log.log import JobLog
 
-__all__ = ["importing", "loaded"]
+__all__ = ["importing_package", "keep_import_time_state"]
 
 #: What the modules of packages have set in the job that imported them first.
 _of_packages: dict[str, dict[Hashable, Any]] = {}
@@ -23,7 +23,7 @@ _of_packages: dict[str, dict[Hashable, Any]] = {}
 _NO_PACKAGE = ("", "__main__")
 
 
-def importing() -> str | None:
+def importing_package() -> str | None:
     """Return the package whose module is being imported in the calling thread, if one is."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented
     while frame is not None:
@@ -33,7 +33,7 @@ def importing() -> str | None:
     return None
 
 
-def loaded(log: JobLog, module: str, is_kept: Callable[[Hashable], bool]) -> None:
+def keep_import_time_state(log: JobLog, module: str, is_kept: Callable[[Hashable], bool]) -> None:
     """Keep what has been set while the function of a job was loaded, and set what was before.
 
     Parameters
@@ -47,14 +47,14 @@ def loaded(log: JobLog, module: str, is_kept: Callable[[Hashable], bool]) -> Non
     if package in _NO_PACKAGE:
         return
     kept = _of_packages.get(package, {})
-    new = {key: _copy(value) for key, value in log.own.items() if is_kept(key)}
+    new = {key: _copy(value) for key, value in log.local_state.items() if is_kept(key)}
     if new:
         kept = _of_packages[package] = {**kept, **new}
     for key, value in kept.items():
-        if key not in log.own:
-            log.own[key] = _copy(value)
+        if key not in log.local_state:
+            log.local_state[key] = _copy(value)
     if kept:
-        log.enabled.clear()
+        log.enabled_levels.clear()
 
 
 def _copy(value: Any) -> Any:

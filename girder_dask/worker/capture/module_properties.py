@@ -7,10 +7,10 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Contents", "give_properties", "take_properties"]
+__all__ = ["ModuleSnapshot", "add_properties", "remove_properties"]
 
 
-def give_properties(
+def add_properties(
     module: types.ModuleType, properties: Mapping[str, property]
 ) -> type[types.ModuleType]:
     """Give a module a class with these properties, and return the class."""
@@ -22,13 +22,13 @@ def give_properties(
     return made
 
 
-def take_properties(module: types.ModuleType, made: type[types.ModuleType] | None) -> None:
+def remove_properties(module: types.ModuleType, made: type[types.ModuleType] | None) -> None:
     """Take them away, unless somebody has changed the class since."""
     if made is not None and type(module) is made:
         module.__class__ = made.__base__  # type: ignore[assignment]
 
 
-class Contents:
+class ModuleSnapshot:
     """What is in a module, to be put back after ``importlib.reload``.
 
     Parameters

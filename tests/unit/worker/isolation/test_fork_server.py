@@ -21,7 +21,7 @@ from girder_dask.jobs import JobStatus
 from girder_dask.utils.processes import living
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.isolation import fork_server
-from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker, captured
 
@@ -29,9 +29,9 @@ S = JobStatus
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Standby]:
+def shared() -> Iterator[ForkServerSupervisor]:
     """A server that the tests here leave as it is. It has imported NumPy ahead."""
-    kept = Standby(["numpy.random"])
+    kept = ForkServerSupervisor(["numpy.random"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("OF_THE_SERVER", "its own")
@@ -42,21 +42,21 @@ def shared() -> Iterator[Standby]:
 
 
 @pytest.fixture
-def open_worker(tmp_path: Path) -> Iterator[Callable[[Standby], Worker]]:
+def open_worker(tmp_path: Path) -> Iterator[Callable[[ForkServerSupervisor], Worker]]:
     opened: list[Worker] = []
 
-    def start(standby: Standby) -> Worker:
-        opened.append(Worker(tmp_path / str(len(opened)), standby))
+    def start(supervisor: ForkServerSupervisor) -> Worker:
+        opened.append(Worker(tmp_path / str(len(opened)), supervisor))
         return opened[-1]
 
     yield start
     for worker in opened:
         worker.close()
-        worker.context.standby.close()
+        worker.context.fork_server_supervisor.close()
 
 
 @pytest.fixture
-def worker(tmp_path: Path, shared: Standby) -> Iterator[Worker]:
+def worker(tmp_path: Path, shared: ForkServerSupervisor) -> Iterator[Worker]:
     opened = Worker(tmp_path, shared)
     yield opened
     opened.close()
@@ -78,13 +78,13 @@ def alive(pid: int) -> bool:
 
 
 def grandparent() -> int:
-    """Return the process that a task's warden comes from. To be run in a task."""
+    """Return the process that a task's subreaper comes from. To be run in a task."""
     status = Path(f"/proc/{os.getppid()}/stat").read_text()
     return int(status.rpartition(")")[2].split()[1])
 
 
-def pid_of(standby: Standby) -> int:
-    server = standby.wait(SECONDS)
+def pid_of(supervisor: ForkServerSupervisor) -> int:
+    server = supervisor.wait(SECONDS)
     assert server is not None
     return server.process.pid
 
@@ -93,7 +93,7 @@ def pid_of(standby: Standby) -> int:
 
 
 def test_a_process_is_a_fork_of_the_server_and_serves_one_job(
-    worker: Worker, shared: Standby
+    worker: Worker, shared: ForkServerSupervisor
 ) -> None:
     found = [outcome(worker, lambda: (grandparent(), os.getpid()), job_id=i) for i in "abc"]
     assert [server for server, _ in found] == [pid_of(shared)] * 3
@@ -116,7 +116,7 @@ def test_random_numbers_differ_from_job_to_job(worker: Worker) -> None:
 def test_its_environment_and_directory_are_those_that_a_new_process_would_have(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    variable = propagation.VARIABLE
+    variable = propagation.RUN_VARIABLE
 
     def work() -> tuple[Any, ...]:
         import time
@@ -150,7 +150,7 @@ def test_it_has_all_that_it_needs_from_the_server(worker: Worker) -> None:
     """An import would take each job longer than all the rest."""
     worker.context.api_url = "http://girder/api/v1"
     found = set(outcome(worker, lambda: list(sys.modules), token="SECRET"))
-    modules = ["girder_dask.worker.isolation.fork_server", *fork_server.OWN]
+    modules = ["girder_dask.worker.isolation.fork_server", *fork_server.TASK_MODULES]
     code = f"import sys, numpy.random, {', '.join(modules)}; print(*sys.modules)"
     ahead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found - set(ahead.stdout.split()) == {"runpy"}
@@ -162,7 +162,7 @@ def test_several_threads_launch_at_once(worker: Worker) -> None:
 
 
 def test_no_descriptor_of_the_server_or_of_another_job_is_open_in_it(
-    worker: Worker, open_worker: Callable[[Standby], Worker]
+    worker: Worker, open_worker: Callable[[ForkServerSupervisor], Worker]
 ) -> None:
     def work() -> list[str]:
         found = []
@@ -177,8 +177,8 @@ def test_no_descriptor_of_the_server_or_of_another_job_is_open_in_it(
     other = worker.begin(
         worker.run(lambda: threading.Event().wait(1.0), job_id="b", isolation="process")
     )
-    anew = open_worker(Standby())
-    anew.context.standby.close()
+    anew = open_worker(ForkServerSupervisor())
+    anew.context.fork_server_supervisor.close()
     with captured():
         assert outcome(worker, work) == outcome(anew, work)
     assert other.result(SECONDS) is False
@@ -188,12 +188,14 @@ def test_no_descriptor_of_the_server_or_of_another_job_is_open_in_it(
 
 
 def test_a_server_that_dies_is_started_again_and_no_job_is_lost(
-    open_worker: Callable[[Standby], Worker], caplog: pytest.LogCaptureFixture, tmp_path: Path
+    open_worker: Callable[[ForkServerSupervisor], Worker],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
-    worker = open_worker(Standby())
-    standby = worker.context.standby
-    standby.begin()
-    first = pid_of(standby)
+    worker = open_worker(ForkServerSupervisor())
+    supervisor = worker.context.fork_server_supervisor
+    supervisor.begin()
+    first = pid_of(supervisor)
 
     def waits(path: str) -> int:
         import time
@@ -205,13 +207,13 @@ def test_a_server_that_dies_is_started_again_and_no_job_is_lost(
 
     at_work = worker.begin(worker.run(waits, str(tmp_path / "begun"), isolation="process"))
     until((tmp_path / "begun").exists)
-    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.warm_processes"):
+    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.fork_server_supervisor"):
         os.kill(first, signal.SIGKILL)
         until(lambda: not alive(first))
         server = outcome(worker, grandparent, job_id="b")
-        until(lambda: standby.server is not None and pid_of(standby) != first)
-    assert server in (os.getpid(), pid_of(standby)), "it was started anew, or by the next server"
-    assert outcome(worker, grandparent, job_id="c") == pid_of(standby)
+        until(lambda: supervisor.server is not None and pid_of(supervisor) != first)
+    assert server in (os.getpid(), pid_of(supervisor)), "it was started anew, or by the next server"
+    assert outcome(worker, grandparent, job_id="c") == pid_of(supervisor)
     (tmp_path / "go").touch()
     assert at_work.result(SECONDS) == 7
     ends = [r.getMessage() for r in caplog.records if "has ended" in r.getMessage()]
@@ -220,72 +222,72 @@ def test_a_server_that_dies_is_started_again_and_no_job_is_lost(
 
 
 def test_a_server_that_does_not_answer_is_done_without_and_said_once(
-    open_worker: Callable[[Standby], Worker],
+    open_worker: Callable[[ForkServerSupervisor], Worker],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from girder_dask.worker.isolation import launcher
 
-    monkeypatch.setattr(launcher, "_FORK_TIME", 0.2)
-    worker = open_worker(Standby())
-    standby = worker.context.standby
-    standby.begin()
-    pid = pid_of(standby)
+    monkeypatch.setattr(launcher, "_FORK_TIMEOUT_S", 0.2)
+    worker = open_worker(ForkServerSupervisor())
+    supervisor = worker.context.fork_server_supervisor
+    supervisor.begin()
+    pid = pid_of(supervisor)
     os.kill(pid, signal.SIGSTOP)
-    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.warm_processes"):
+    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.fork_server_supervisor"):
         assert outcome(worker, grandparent) == os.getpid(), "it was started anew"
-        until(lambda: standby.server is not None and pid_of(standby) != pid)
-    assert outcome(worker, grandparent, job_id="b") == pid_of(standby)
+        until(lambda: supervisor.server is not None and pid_of(supervisor) != pid)
+    assert outcome(worker, grandparent, job_id="b") == pid_of(supervisor)
     (told,) = (record.getMessage() for record in caplog.records)
     assert told.startswith("The fork server of this worker does not answer, and is started again.")
 
 
-def test_it_ends_with_what_has_it(open_worker: Callable[[Standby], Worker]) -> None:
-    standby = open_worker(Standby()).context.standby
-    standby.begin()
-    pid = pid_of(standby)
+def test_it_ends_with_what_has_it(open_worker: Callable[[ForkServerSupervisor], Worker]) -> None:
+    supervisor = open_worker(ForkServerSupervisor()).context.fork_server_supervisor
+    supervisor.begin()
+    pid = pid_of(supervisor)
     spare = until(lambda: spare_of(pid))
-    standby.close()
+    supervisor.close()
     assert not alive(pid)
     until(lambda: not any(alive(each) for each in spare))
-    assert standby.server is None
+    assert supervisor.server is None
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["warden", "task"])
+@pytest.mark.parametrize("which", [0, 1], ids=["subreaper", "task"])
 def test_a_spare_process_that_is_killed_is_replaced(
-    open_worker: Callable[[Standby], Worker], which: int
+    open_worker: Callable[[ForkServerSupervisor], Worker], which: int
 ) -> None:
-    worker = open_worker(Standby())
-    worker.context.standby.begin()
-    pid = pid_of(worker.context.standby)
+    worker = open_worker(ForkServerSupervisor())
+    worker.context.fork_server_supervisor.begin()
+    pid = pid_of(worker.context.fork_server_supervisor)
     spare = until(lambda: spare_of(pid))
     os.kill(spare[which], signal.SIGKILL)
     until(lambda: not alive(spare[which]))
     server = outcome(worker, grandparent)
-    # A warden without a process of a task leaves the launch of one to the worker.
+    # A subreaper without a process of a task leaves the launch of one to the worker.
     assert server == (pid, os.getpid())[which]
     assert outcome(worker, lambda: 7, job_id="b") == 7
 
 
 def spare_of(server: int) -> list[int]:
-    """Return the warden and the process of a task that a server has forked ahead."""
+    """Return the subreaper and the process of a task that a server has forked ahead."""
     parents = {process.pid: process.parent for process in living()}
-    for task, warden in parents.items():
-        if parents.get(warden) == server:
-            return [warden, task]
+    for task, subreaper in parents.items():
+        if parents.get(subreaper) == server:
+            return [subreaper, task]
     return []
 
 
 def test_where_there_is_no_pidfd_processes_start_anew(
-    open_worker: Callable[[Standby], Worker],
+    open_worker: Callable[[ForkServerSupervisor], Worker],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(*_: Any) -> int:
         raise PermissionError(1, "Operation not permitted")
 
-    worker = open_worker(Standby())
-    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.warm_processes"):
+    worker = open_worker(ForkServerSupervisor())
+    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.fork_server_supervisor"):
         monkeypatch.setattr(os, "pidfd_open", refuse)
         found = [outcome(worker, grandparent, job_id=i) for i in "ab"]
     assert found == [os.getpid()] * 2
@@ -297,7 +299,7 @@ ORPHAN = """
 import os, pathlib, sys, threading
 sys.path[:0] = {path!r}
 from tests.support.run_worker import Worker
-from tests.unit.worker.isolation.test_warm_processes import grandparent
+from tests.unit.worker.isolation.test_fork_server import grandparent
 worker = Worker(pathlib.Path({directory!r}))
 server = worker.run(grandparent, isolation="process")()
 child = os.fork()  # as a task of a thread may: it has all that is open here, and goes on
@@ -341,7 +343,7 @@ def test_modules_that_cannot_be_imported_ahead_are_said_and_left_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    open_worker: Callable[[Standby], Worker],
+    open_worker: Callable[[ForkServerSupervisor], Worker],
 ) -> None:
     (tmp_path / "has_threads.py").write_text(
         "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
@@ -351,15 +353,15 @@ def test_modules_that_cannot_be_imported_ahead_are_said_and_left_out(
         "import signal\nsignal.signal(signal.SIGCHLD, print)\nprint('said once', end='')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    worker = open_worker(Standby(["no_such", "has_threads", "leaves_early", "prints"]))
+    worker = open_worker(ForkServerSupervisor(["no_such", "has_threads", "leaves_early", "prints"]))
 
     def work() -> list[str]:
         assert signal.getsignal(signal.SIGCHLD) is print
         return [m for m in ("has_threads", "leaves_early", "prints") if m in sys.modules]
 
-    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.warm_processes"):
-        worker.context.standby.begin()
-        assert worker.context.standby.wait(SECONDS) is not None
+    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.fork_server_supervisor"):
+        worker.context.fork_server_supervisor.begin()
+        assert worker.context.fork_server_supervisor.wait(SECONDS) is not None
         assert outcome(worker, work) == ["prints"]
     assert worker.log() == ""
     said = "\n".join(record.getMessage() for record in caplog.records)
@@ -372,14 +374,14 @@ def test_a_module_that_ends_the_server_is_not_imported_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    open_worker: Callable[[Standby], Worker],
+    open_worker: Callable[[ForkServerSupervisor], Worker],
 ) -> None:
     (tmp_path / "crashes.py").write_text("import os\nos.abort()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    worker = open_worker(Standby(["crashes"]))
-    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.warm_processes"):
-        worker.context.standby.begin()
-        pid = pid_of(worker.context.standby)
+    worker = open_worker(ForkServerSupervisor(["crashes"]))
+    with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.fork_server_supervisor"):
+        worker.context.fork_server_supervisor.begin()
+        pid = pid_of(worker.context.fork_server_supervisor)
     assert outcome(worker, grandparent) == pid
     (told,) = (record.getMessage() for record in caplog.records)
     assert "has ended (exit code -6) while it imported crashes" in told

@@ -25,7 +25,8 @@ from typing import Any
 
 import pytest
 
-from girder_dask.worker import capture
+from girder_dask.worker.capture import output_capture
+from girder_dask.worker.job_log.log import current
 from tests.support.deadline import until
 from tests.support.run_worker import Worker, captured
 
@@ -381,13 +382,13 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def each_habit() -> None:
-    log = capture.current.get()
+    log = current.get()
     assert log is not None
     for habit in [*HEARD, *SILENT]:
-        with capture.finishing():
+        with output_capture.flushing_at_end():
             habit(f":{habit.__name__}")
-        log.own.end()  # as at the end of the job
-        log.enabled.clear()
+        log.local_state.end()  # as at the end of the job
+        log.enabled_levels.clear()
 
 
 ids = {"ids": lambda value: getattr(value, "__name__", str(value))}
@@ -533,11 +534,12 @@ def test_what_was_configured_before_a_process_got_its_job_is_the_jobs():
     code = """
 import logging
 logging.basicConfig(level=logging.INFO, format="ahead|%(message)s")
-from girder_dask.worker import capture
-capture.install()
-capture.adopt()
-log = capture.JobLog()
-with capture.capturing(log):
+from girder_dask.worker.capture import output_capture
+from girder_dask.worker.job_log.log import JobLog, capturing
+output_capture.install()
+output_capture.adopt_handlers()
+log = JobLog()
+with capturing(log):
     logging.getLogger("a").info("once")
 assert log.take() == "ahead|once\\n", log.take()
 """

@@ -30,7 +30,14 @@ from girder_dask.errors import CancelInterrupt, JobInterrupted, TimeoutInterrupt
 from girder_dask.utils.background import Guard
 from girder_dask.worker.interruption import interruptible_waits
 
-__all__ = ["Interrupter", "calm", "deafened", "due", "meet", "place_of"]
+__all__ = [
+    "ThreadInterrupter",
+    "pending_interrupts",
+    "raise_pending_interrupt",
+    "repeated",
+    "user_position",
+    "withdraw_interrupt",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -45,28 +52,28 @@ _GUARDED = (
     f"{_WORKER}/outbox.py",
     logging.__file__,
 )
-_STREAMS = tuple(f"{_WORKER}/capture/{name}.py" for name in ("streams", "standard_streams"))
+_STREAMS = tuple(f"{_WORKER}/capture/{name}.py" for name in ("routing_streams", "standard_streams"))
 _IMPORT = "<frozen importlib._bootstrap>"
 _STANDARD = str(Path(threading.__file__).parent)
 #: The frames of a task's code are those within one of these.
 _CALLERS = tuple(
-    f"{_WORKER}/{name}.py" for name in ("runner", "isolation/child", "interruption/job_threads")
+    f"{_WORKER}/{name}.py" for name in ("run/runner", "isolation/child", "interruption/job_threads")
 )
 
 #: An exception in one of these leaves a lock behind.
 _LOCKING = frozenset({"acquire", "release", "__enter__", "__exit__", "_acquire_restore"})
 
 #: What is to be raised in threads that write to a log all the time, by their identities.
-due: dict[int, type[JobInterrupted]] = {}
+pending_interrupts: dict[int, type[JobInterrupted]] = {}
 
 #: So many frames are looked at.
-_DEPTH = 40
+_MAX_DEPTH = 40
 #: For how long a thread is let out of such a place, or a loop has to cancel its tasks, in seconds.
-_MOST_WAIT = 1.0
-_LOOK = 0.005
+_MAX_WAIT_S = 1.0
+_POLL_INTERVAL_S = 0.005
 
 
-class Interrupter:
+class ThreadInterrupter:
     """Interrupts threads.
 
     Parameters
@@ -97,16 +104,20 @@ class Interrupter:
                 stop.cancel()
             if stop is not None or not _strike(ident, exception):
                 left[ident] = stop
-        due.update({ident: exception for ident, stop in left.items() if stop is None})
+        pending_interrupts.update(
+            {ident: exception for ident, stop in left.items() if stop is None}
+        )
         if left:
             watch = threading.Thread(target=self._strike_later, args=(left, exception), daemon=True)
             Context().run(watch.start)  # it is no part of the job
 
     def _strike_later(self, left: dict[int, _Loop | None], exception: type[JobInterrupted]) -> None:
-        deadline = time.monotonic() + _MOST_WAIT
-        guard = Guard(logger, "Interrupting a thread of a job", first=_LOOK, longest=_MOST_WAIT)
+        deadline = time.monotonic() + _MAX_WAIT_S
+        guard = Guard(
+            logger, "Interrupting a thread of a job", first=_POLL_INTERVAL_S, longest=_MAX_WAIT_S
+        )
         while left:
-            time.sleep(guard.pause or _LOOK)
+            time.sleep(guard.pause or _POLL_INTERVAL_S)
             is_late = time.monotonic() >= deadline
             with guard:
                 self._strike_those(left, exception, is_late=is_late)
@@ -119,11 +130,11 @@ class Interrupter:
         with self._lock:
             for ident, stop in list(left.items()):
                 is_done = not self._wanted(ident) or (stop is not None and stop.has_run)
-                was_met = stop is None and ident not in due
+                was_met = stop is None and ident not in pending_interrupts
                 may = is_late or stop is None
                 if was_met or is_done or (may and _strike(ident, exception, is_late=is_late)):
                     if not was_met:
-                        due.pop(ident, None)
+                        pending_interrupts.pop(ident, None)
                     del left[ident]
 
 
@@ -173,18 +184,18 @@ class _Loop:
         self.has_run = True
 
 
-def meet(text: Any) -> None:
+def raise_pending_interrupt(text: Any) -> None:
     """Raise what is due in the calling thread, which has written text, if it is at a line's end.
 
     It may write so much that it is hardly ever seen where it could be interrupted.
     """
     ident = threading.get_ident()
-    if ident in due and text[-1:] in ("\n", b"\n"):
+    if ident in pending_interrupts and text[-1:] in ("\n", b"\n"):
         caller: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the only way to it
         while caller is not None and caller.f_code.co_filename.startswith(_STREAMS):
             caller = caller.f_back
         if not _is_guarded(caller):
-            exception = due.pop(ident, None)
+            exception = pending_interrupts.pop(ident, None)
             if exception is not None:
                 raise exception
 
@@ -220,7 +231,7 @@ def _frame(ident: int) -> FrameType | None:
     return sys._current_frames().get(ident)  # noqa: SLF001 - the only way to it
 
 
-def _frames(frame: FrameType | None, most: int = _DEPTH) -> Iterator[FrameType]:
+def _frames(frame: FrameType | None, most: int = _MAX_DEPTH) -> Iterator[FrameType]:
     while frame is not None and most > 0:
         yield frame
         frame, most = frame.f_back, most - 1
@@ -251,7 +262,7 @@ def _is_standard(file: str) -> bool:
     return file.startswith((_STANDARD, "<frozen")) and "-packages" not in file
 
 
-def place_of(ident: int) -> str:
+def user_position(ident: int) -> str:
     """Return where the user's code in a thread is, in words, or an empty text."""
     for frame in _frames(_frame(ident), 1000):
         file = frame.f_code.co_filename
@@ -367,22 +378,22 @@ _DEAFENED: dict[type[JobInterrupted], type[JobInterrupted]] = {
 }
 
 
-def deafened(exception: type[JobInterrupted]) -> type[JobInterrupted]:
+def repeated(exception: type[JobInterrupted]) -> type[JobInterrupted]:
     """Return what is raised in a task that goes on although interrupted many times."""
     return _DEAFENED.get(exception, exception)
 
 
-def calm() -> None:
+def withdraw_interrupt() -> None:
     """Raise nothing any more in the calling thread."""
     ident = threading.get_ident()
-    due.pop(ident, None)
+    pending_interrupts.pop(ident, None)
     if getattr(sys.gettrace(), "__qualname__", None) == _AGAIN:
         sys.settrace(None)
     # To raise None instead would leave a mark in CPython 3.11, which makes the whole process hang
     # as soon as a tracer or a profiler is set in it.
     try:
         _raise_in(ident, _Nothing)
-        for _ in range(_SOON):
+        for _ in range(_MAX_INSTRUCTIONS):
             pass
     except _Nothing:
         pass
@@ -393,4 +404,4 @@ class _Nothing(BaseException):
 
 
 #: Instructions after which an exception has been raised.
-_SOON = 100
+_MAX_INSTRUCTIONS = 100

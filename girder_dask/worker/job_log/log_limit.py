@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 
-__all__ = ["END_CHARACTERS", "Bound"]
+__all__ = ["END_CHARACTERS", "LogLimit"]
 
 #: How much of the end is kept, so that the traceback is always there.
 END_CHARACTERS = 64 * 1024
 
 
-class Bound:
+class LogLimit:
     """Lets so much text pass, and keeps the end of what exceeds it. Not thread safe.
 
     Parameters
@@ -49,7 +49,7 @@ class Bound:
                 self._used += size
                 return text
             self.reached = True
-            passed, text = _divided(text, int(self._most) - self._used)
+            passed, text = _split(text, int(self._most) - self._used)
         was_whole = not self.left_out
         self._keep(text)
         return passed + self._mark() if was_whole and self.left_out else passed
@@ -84,7 +84,7 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "backslashreplace"))
 
 
-def _divided(text: str, most: int) -> tuple[str, str]:
+def _split(text: str, most: int) -> tuple[str, str]:
     """Divide a text where so many bytes are full, not within a character."""
     data = text.encode("utf-8", "backslashreplace")
     head = data[:most].decode("utf-8", "ignore")

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from girder_dask.worker.capture.loggers import Patches
+from girder_dask.worker.capture.logger_state import MonkeyPatches
 from girder_dask.worker.job_log.log import current
 
 __all__ = ["install", "uninstall"]
@@ -18,7 +18,7 @@ _FACTORY = "logging record factory"
 _CLASS = "logging logger class"
 _NAMES = "logging level names"
 
-_patches = Patches()
+_patches = MonkeyPatches()
 #: The level that a job was the first to rename, if one has.
 _renames: list[int] = []
 
@@ -51,7 +51,7 @@ def _set_factory(original: Callable[[Any], None]) -> Callable[[Any], None]:
         if log is None:
             original(factory)
             return
-        log.own[_FACTORY] = factory
+        log.local_state[_FACTORY] = factory
         if not isinstance(logging._logRecordFactory, _Factory):  # type: ignore[attr-defined]  # noqa: SLF001
             original(_Factory(logging._logRecordFactory))  # type: ignore[attr-defined]  # noqa: SLF001
 
@@ -62,7 +62,9 @@ def _get_factory(original: Callable[[], Any]) -> Callable[[], Any]:
     def get_log_record_factory() -> Any:
         log, factory = current.get(), original()
         if isinstance(factory, _Factory):
-            return factory.process if log is None else log.own.get(_FACTORY, factory.process)
+            return (
+                factory.process if log is None else log.local_state.get(_FACTORY, factory.process)
+            )
         return factory
 
     return get_log_record_factory
@@ -76,7 +78,7 @@ class _Factory:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         log = current.get()
-        factory = self.process if log is None else log.own.get(_FACTORY, self.process)
+        factory = self.process if log is None else log.local_state.get(_FACTORY, self.process)
         return factory(*args, **kwargs)
 
 
@@ -97,14 +99,14 @@ def _set_class(original: Callable[[Any], None]) -> Callable[[Any], None]:
 def _get_class(original: Callable[[], Any]) -> Callable[[], Any]:
     def get_logger_class() -> Any:
         log = current.get()
-        return (None if log is None else log.own.get(_CLASS)) or original()
+        return (None if log is None else log.local_state.get(_CLASS)) or original()
 
     return get_logger_class
 
 
 def _get_own_class(manager: Any) -> Any:
     log = current.get()
-    return (None if log is None else log.own.get(_CLASS)) or manager.__dict__["loggerClass"]
+    return (None if log is None else log.local_state.get(_CLASS)) or manager.__dict__["loggerClass"]
 
 
 def _set_own_class(manager: Any, value: Any) -> None:
@@ -112,7 +114,7 @@ def _set_own_class(manager: Any, value: Any) -> None:
     if log is None or "loggerClass" not in manager.__dict__:
         manager.__dict__["loggerClass"] = value
     else:
-        log.own[_CLASS] = value
+        log.local_state[_CLASS] = value
 
 
 # -- names of levels -----------------------------------------------------------------------
@@ -127,7 +129,7 @@ def _add_level_name(original: Callable[[int, str], None]) -> Callable[[int, str]
             original(level, name)
             return
         numbers.setdefault(name, level)
-        log.own.setdefault(_NAMES, {})[level] = name
+        log.local_state.setdefault(_NAMES, {})[level] = name
         if not _renames:
             _renames.append(level)
             _patches(logging, "getLevelName", _get_level_name)
@@ -138,7 +140,7 @@ def _add_level_name(original: Callable[[int, str], None]) -> Callable[[int, str]
 def _get_level_name(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def get_level_name(level: Any) -> Any:
         log = current.get()
-        own = None if log is None else log.own.get(_NAMES)
+        own = None if log is None else log.local_state.get(_NAMES)
         return own[level] if own and level in own else original(level)
 
     return get_level_name

@@ -25,25 +25,25 @@ from girder_dask.protocol.error_text import summary
 from girder_dask.protocol.json_values import opened_message, packed_message
 from girder_dask.protocol.payload import Unpicklable
 from girder_dask.tasks.context import JobManager
-from girder_dask.worker.capture import JobLog
 from girder_dask.worker.failures import TERMINATING_SIGNALS, Failure
-from girder_dask.worker.isolation.child import MESSAGE_SIZE, ProcessSpec, reading, writing
-from girder_dask.worker.isolation.launcher import Warden, launch
-from girder_dask.worker.isolation.warm_processes import Standby
+from girder_dask.worker.isolation.child import MAX_MESSAGE_BYTES, ProcessSpec, reading, writing
+from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
+from girder_dask.worker.isolation.launcher import SubreaperProcess, launch
+from girder_dask.worker.job_log.log import JobLog
 
-__all__ = ["IN_A_THREAD", "ProcessFailed", "TaskProcess"]
+__all__ = ["THREAD_REMEDY", "ProcessFailed", "TaskProcess"]
 
 logger = logging.getLogger(__name__)
 
 #: What to do with a task that needs the worker's process.
-IN_A_THREAD = (
+THREAD_REMEDY = (
     "run it with isolation='thread' on a worker that allows it (girder.worker.isolation: thread)"
 )
 
 # How long the process may take to end by itself once the function has returned.
-_LEAVING_TIME = 5.0
+_EXIT_TIMEOUT_S = 5.0
 # How long it may take until a process is gone that was killed.
-_GONE_TIME = 30.0
+_KILL_TIMEOUT_S = 30.0
 
 
 class ProcessFailed(Exception):
@@ -61,7 +61,7 @@ class TaskProcess:
     ----------
     spec
         What it is told.
-    standby
+    supervisor
         The fork server of the worker.
     log
         The job's log.
@@ -76,7 +76,7 @@ class TaskProcess:
     def __init__(
         self,
         spec: ProcessSpec,
-        standby: Standby,
+        supervisor: ForkServerSupervisor,
         *,
         log: JobLog,
         manager: JobManager,
@@ -97,12 +97,12 @@ class TaskProcess:
         self._status: int | None = None
         self._gone = False
         self._closing = contextlib.ExitStack()
-        self._warden: Warden | None = None
+        self._subreaper: SubreaperProcess | None = None
         with self._closing:
             launched = launch(
-                spec, standby, self._closing, log=log, writer=self, directory=directory
+                spec, supervisor, self._closing, log=log, writer=self, directory=directory
             )
-            self._warden, self._file = launched.warden, launched.file
+            self._subreaper, self._file = launched.subreaper, launched.file
             self._control, self._lifeline = launched.control, launched.lifeline
             self._nudge, nudged = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._closing.callback(self._nudge.close)
@@ -116,12 +116,12 @@ class TaskProcess:
     @property
     def returncode(self) -> int | None:
         """None while something of it may still write to the log."""
-        return self._warden.returncode if self._warden is not None else None
+        return self._subreaper.returncode if self._subreaper is not None else None
 
     @property
     def pids(self) -> set[int]:
         """The process that sees to the end of all that the task starts."""
-        return set() if self._warden is None else {self._warden.pid}
+        return set() if self._subreaper is None else {self._subreaper.pid}
 
     @property
     def timed_out(self) -> bool:
@@ -162,7 +162,7 @@ class TaskProcess:
             except Exception as e:
                 raise ArgumentError(
                     f"An argument of {self._spec.job.task} cannot be handed to a process of its "
-                    f"own, as it cannot be pickled: {summary(e)}. Pass a path, or {IN_A_THREAD}.",
+                    f"own, as it cannot be pickled: {summary(e)}. Pass a path, or {THREAD_REMEDY}.",
                     task=self._spec.job.task,
                 ) from e
             self._send("run")
@@ -187,15 +187,15 @@ class TaskProcess:
     def _leave(self) -> None:
         """Wait until the process and all that it started is gone, and see to it."""
         if self._kill_at is None:
-            self._kill_at = time.monotonic() + _LEAVING_TIME
+            self._kill_at = time.monotonic() + _EXIT_TIMEOUT_S
         give_up = None
         while not self._gone:
             if give_up is None and time.monotonic() >= self._kill_at:
-                give_up = time.monotonic() + _GONE_TIME
+                give_up = time.monotonic() + _KILL_TIMEOUT_S
                 if "end" in self._heard and self._stopping is None:
                     self._manager.write(
                         "The function has returned, but its process went on for "
-                        f"{_LEAVING_TIME:g} s (a thread, or an exit handler). It was killed.\n"
+                        f"{_EXIT_TIMEOUT_S:g} s (a thread, or an exit handler). It was killed.\n"
                     )
             if give_up is not None and time.monotonic() > give_up:
                 logger.error("The process of job %s does not end", self._spec.job.id)
@@ -268,7 +268,7 @@ class TaskProcess:
     def _on_message(self) -> bool:
         """Hear one message, and say whether there was one."""
         try:
-            message = self._control.recv(MESSAGE_SIZE, socket.MSG_DONTWAIT)
+            message = self._control.recv(MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
@@ -308,16 +308,16 @@ class TaskProcess:
             if left and self._stopping is None:
                 count = "a process" if left == 1 else f"{left} processes"
                 self._manager.write(f"The task left {count} behind. That was ended.\n")
-        self._end_warden(lost=not words)
+        self._end_subreaper(lost=not words)
 
-    def _end_warden(self, *, lost: bool) -> None:
-        """Wait for the warden, whose last word was heard. ``lost``: it was killed itself."""
-        if self._warden is None:
+    def _end_subreaper(self, *, lost: bool) -> None:
+        """Wait for the subreaper, whose last word was heard. ``lost``: it was killed itself."""
+        if self._subreaper is None:
             return
         if lost and self._task_pid is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self._task_pid, signal.SIGKILL)
-        self._warden.wait()
+        self._subreaper.wait()
         self._gone = True
 
     def _send(self, kind: str, what: Any = None) -> None:
@@ -365,7 +365,7 @@ class TaskProcess:
     def close(self) -> None:
         """End whatever is left, and let go of it. May be called at any time, and twice."""
         with self._closing:
-            if not self._gone and self._warden is not None:
+            if not self._gone and self._subreaper is not None:
                 with self._waiting():
                     self._kill_at = time.monotonic()
                     self._leave()

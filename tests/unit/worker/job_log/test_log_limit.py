@@ -8,8 +8,8 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girder_dask.worker.capture import JobLog
-from girder_dask.worker.job_log.limit import END_CHARACTERS, Bound
+from girder_dask.worker.job_log.log import JobLog
+from girder_dask.worker.job_log.log_limit import END_CHARACTERS, LogLimit
 from tests.support.deadline import SECONDS
 
 GAP = re.compile(r"\n\[This log has reached the [\d,]+ bytes.*?\]\n\[([\d,]+) bytes .*\]\n")
@@ -20,33 +20,33 @@ def nbytes(text: str) -> int:
 
 
 def test_what_fits_passes_and_has_no_end() -> None:
-    bound = Bound(10)
+    bound = LogLimit(10)
     assert [bound.admit("12345"), bound.admit("67890")] == ["12345", "67890"]
     assert not bound.reached
     assert bound.end() == ""
 
 
 def test_what_is_little_more_is_whole_and_has_no_mark() -> None:
-    bound = Bound(10)
+    bound = LogLimit(10)
     text = "".join(bound.admit(f"line {n}\n") for n in range(1000))
     assert text + bound.end() == "".join(f"line {n}\n" for n in range(1000))
 
 
 def test_a_character_is_not_divided() -> None:
-    bound = Bound(5)
+    bound = LogLimit(5)
     assert bound.admit("äää") == "ää"
     assert bound.end() == "ä"
 
 
 def test_what_utf_8_cannot_hold_is_counted() -> None:
-    bound = Bound(5)
+    bound = LogLimit(5)
     assert bound.admit("a\ud800") + bound.end() == "a\\ud800"
 
 
 @given(st.lists(st.text(alphabet="xä\n", max_size=20), max_size=300), st.integers(0, 200))
 def test_the_gap_is_as_large_as_is_said(texts: list[str], most: int) -> None:
     texts = [text * 997 for text in texts]
-    bound = Bound(most)
+    bound = LogLimit(most)
     kept = "".join([bound.admit(text) for text in texts]) + bound.end()
     whole = "".join(texts)
     found = GAP.search(kept)

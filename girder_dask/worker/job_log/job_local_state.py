@@ -12,16 +12,16 @@ import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
-__all__ = ["Overlay"]
+__all__ = ["JobLocalState"]
 
 logger = logging.getLogger(__name__)
 
 
-class Overlay(dict[Hashable, Any]):
+class JobLocalState(dict[Hashable, Any]):
     """The values that a job has set, under names that say what they stand for.
 
-    It is the ``own`` of a :class:`~girder_dask.worker.capture.JobLog`. Threads that outlive their
-    job go on with it, empty at first, so that they change nothing for others either.
+    It is the ``own`` of a :class:`~girder_dask.worker.job_log.log.JobLog`. Threads that outlive
+    their job go on with it, empty at first, so that they change nothing for others either.
 
     Examples
     --------

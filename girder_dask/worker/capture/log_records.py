@@ -20,20 +20,20 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-from girder_dask.worker.capture import loggers
-from girder_dask.worker.capture.loggers import Patches
+from girder_dask.worker.capture import logger_state
+from girder_dask.worker.capture.logger_state import MonkeyPatches
 from girder_dask.worker.interruption.job_threads import threads_of
 from girder_dask.worker.job_log.log import JobLog, current
 
-__all__ = ["install", "settle_all", "uninstall"]
+__all__ = ["install", "settle_records", "uninstall"]
 
 _LISTENERS = "logging listeners"
 _PENDING = "logging pending"
-_MOST_PENDING = 10_000
+_MAX_PENDING_RECORDS = 10_000
 
 #: Seconds that the listeners of a job get for what is in their queues when its function ends.
-_DRAIN_TIME = 1.0
-_LOOK = 0.005
+_DRAIN_TIMEOUT_S = 1.0
+_POLL_INTERVAL_S = 0.005
 
 #: Dask logs from its own threads, in the context of the job that happened to ask for something.
 _DASK = "distributed"
@@ -41,7 +41,7 @@ _DASK = "distributed"
 _formatter = logging.Formatter()
 _lock = threading.RLock()
 _passing = threading.local()
-_patches = Patches()
+_patches = MonkeyPatches()
 
 
 def install() -> None:
@@ -70,8 +70,8 @@ def _handle(original: Callable[..., None]) -> Callable[..., None]:
                 original(self, record)
             else:
                 self.callHandlers(record)
-        elif not loggers.is_disabled(log, self):
-            filters = log.own.get((self, "filters")) or self.__dict__["filters"]
+        elif not logger_state.is_disabled(log, self):
+            filters = log.local_state.get((self, "filters")) or self.__dict__["filters"]
             passed: Any = self.filter(record) if filters else True
             if passed:
                 # From Python 3.12 on, a filter may return another record.
@@ -109,15 +109,15 @@ def _is_passed_on(outer: logging.LogRecord, record: logging.LogRecord) -> bool:
 def _watching(log: JobLog) -> Iterator[Callable[[], bool]]:
     """Watch whether the calling thread writes to a log."""
     thread = threading.get_ident()
-    before = log.watched.get(thread)
-    log.watched[thread] = False
+    before = log.watched_threads.get(thread)
+    log.watched_threads[thread] = False
     try:
-        yield lambda: log.watched[thread]
+        yield lambda: log.watched_threads[thread]
     finally:
         if before is None:
-            del log.watched[thread]
+            del log.watched_threads[thread]
         else:
-            log.watched[thread] = before
+            log.watched_threads[thread] = before
 
 
 def _call_handlers(original: Callable[..., None]) -> Callable[..., None]:
@@ -130,7 +130,7 @@ def _call_handlers(original: Callable[..., None]) -> Callable[..., None]:
         for handler in _handlers(log, self):
             if record.levelno >= handler.level:
                 handler.handle(record)
-        if loggers.is_enabled_in_process(self, record.levelno):
+        if logger_state.is_enabled_in_process(self, record.levelno):
             token = current.set(None)  # the worker's handlers are no part of the job
             try:
                 _call_all(self, record, workers=True)
@@ -142,14 +142,14 @@ def _call_handlers(original: Callable[..., None]) -> Callable[..., None]:
 
 def _handlers(log: JobLog, logger: logging.Logger) -> Iterator[Any]:
     """Yield the handlers that a job sees, but for those that do nothing."""
-    if log.own.get((logger, "disabled")):
+    if log.local_state.get((logger, "disabled")):
         return  # by dictConfig: its handlers get nothing
     at: logging.Logger | None = logger
     while at is not None:
-        for handler in loggers.handlers_of_job(log, at):
+        for handler in logger_state.handlers_of_job(log, at):
             if not isinstance(handler, logging.NullHandler):
                 yield handler
-        at = at.parent if loggers.propagates(log, at) else None
+        at = at.parent if logger_state.propagates(log, at) else None
 
 
 def _call_all(logger: Any, record: logging.LogRecord, *, workers: bool = False) -> bool:
@@ -160,7 +160,7 @@ def _call_all(logger: Any, record: logging.LogRecord, *, workers: bool = False) 
         for handler in state["handlers"]:
             found = True
             if record.levelno >= handler.level and not (
-                workers and loggers.is_made_in_job(handler)
+                workers and logger_state.is_made_in_job(handler)
             ):
                 handler.handle(record)
         logger = logger.parent if state["propagate"] else None
@@ -171,7 +171,7 @@ def _call_all(logger: Any, record: logging.LogRecord, *, workers: bool = False) 
 
 
 def _show(log: JobLog, logger: logging.Logger, record: logging.LogRecord, handlers: Any) -> None:
-    if record.levelno < loggers.effective(log, logger)[1] or _is_dasks(log, logger):
+    if record.levelno < logger_state.effective_levels(log, logger)[1] or _is_dasks(log, logger):
         return
     if handlers and _is_redirected(log, handlers):
         return
@@ -191,7 +191,7 @@ def _show(log: JobLog, logger: logging.Logger, record: logging.LogRecord, handle
 
 def _is_redirected(log: JobLog, handlers: list[Any]) -> bool:
     """Return whether a handler writes to what the job has in the place of its streams."""
-    assigned = [log.own[name] for name in ("stdout", "stderr") if name in log.own]
+    assigned = [log.local_state[name] for name in ("stdout", "stderr") if name in log.local_state]
     if not assigned:
         return False
     return any(
@@ -215,7 +215,7 @@ def _defers(log: JobLog, handler: Any) -> bool:
         return False
     return any(
         each.queue is handler.queue and each._thread is not None  # noqa: SLF001
-        for each in log.own.get(_LISTENERS, ())
+        for each in log.local_state.get(_LISTENERS, ())
     )
 
 
@@ -226,12 +226,12 @@ def _key(record: logging.LogRecord) -> Hashable:
 def _settle(log: JobLog, logger: Any, record: logging.LogRecord, *, shown: bool) -> bool:
     """Note what one of two has done with a record. Return whether the other has shown nothing."""
     with _lock:
-        pending: dict[Hashable, Any] = log.own.setdefault(_PENDING, {})
+        pending: dict[Hashable, Any] = log.local_state.setdefault(_PENDING, {})
         other = pending.pop(_key(record), None)
         if other is not None:
             return not (shown or other[0])
         pending[_key(record)] = (shown, logger, record)
-        if len(pending) > _MOST_PENDING:
+        if len(pending) > _MAX_PENDING_RECORDS:
             del pending[next(iter(pending))]
         return False
 
@@ -247,7 +247,7 @@ def _start_listener(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def start(self: Any) -> Any:
         log = current.get()
         if log is not None:
-            log.own.setdefault(_LISTENERS, []).append(self)
+            log.local_state.setdefault(_LISTENERS, []).append(self)
         return original(self)
 
     return start
@@ -281,20 +281,20 @@ def _flush_memory(original: Callable[[Any], None]) -> Callable[[Any], None]:
     return flush
 
 
-def settle_all() -> None:
+def settle_records() -> None:
     """Have in the log what handlers of the current job have kept for later."""
     log = current.get()
     if log is None:
         return
-    for handler in loggers.made(log):
+    for handler in logger_state.handlers_made(log):
         with contextlib.suppress(Exception):  # whatever a foreign handler does
             handler.flush()
-    for listener in log.own.get(_LISTENERS, ()):
+    for listener in log.local_state.get(_LISTENERS, ()):
         thread = listener._thread  # noqa: SLF001 - as above
         if thread is not None and thread.is_alive():
             _drain(listener.queue)
     with _lock:
-        pending = log.own.pop(_PENDING, {})
+        pending = log.local_state.pop(_PENDING, {})
     for shown, logger, record in pending.values():
         if logger is not None and not shown:
             _show(log, logger, record, [])
@@ -302,9 +302,9 @@ def settle_all() -> None:
 
 def _drain(queue: Any) -> None:
     """Wait a while until the listener of a queue has done with what is in it."""
-    deadline = time.monotonic() + _DRAIN_TIME
+    deadline = time.monotonic() + _DRAIN_TIMEOUT_S
     with contextlib.suppress(Exception):  # it may be of any kind
         while getattr(queue, "unfinished_tasks", 0) or not queue.empty():
             if time.monotonic() > deadline:
                 return
-            time.sleep(_LOOK)
+            time.sleep(_POLL_INTERVAL_S)

@@ -405,15 +405,16 @@ def test_a_job_writes_to_its_log_in_a_process_without_a_console():
     code = """
 import sys
 sys.stdout = sys.stderr = None
-from girder_dask.worker import capture
-capture.install()
-log = capture.JobLog()
-with capture.running(log):
+from girder_dask.worker.capture import output_capture
+from girder_dask.worker.job_log.log import JobLog, capturing
+output_capture.install()
+log = JobLog()
+with output_capture.capturing_run(log):
     print("heard")
     print("too", file=sys.stderr)
 print("nobody")
 assert sys.stdout is None
-capture.uninstall()
+output_capture.uninstall()
 assert sys.stdout is None
 assert log.take() == "heard\\ntoo\\n"
 """

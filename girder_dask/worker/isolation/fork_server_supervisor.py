@@ -21,23 +21,23 @@ from typing import Any
 
 from girder_dask.utils.background import Guard
 from girder_dask.worker import gpus
-from girder_dask.worker.isolation.fork_server import FORK, MESSAGE_SIZE, OWN
+from girder_dask.worker.isolation.fork_server import FORK_REQUEST, MAX_MESSAGE_BYTES, TASK_MODULES
 
-__all__ = ["ForkServer", "Standby"]
+__all__ = ["ForkServerProcess", "ForkServerSupervisor"]
 
 logger = logging.getLogger(__name__)
 
 # How long the server may take to end that was asked to.
-_ENDING_TIME = 2.0
+_END_TIMEOUT_S = 2.0
 # The pause before a server that died is started again, doubled each time up to the most, and how
 # long one has to live for the first pause.
-_PAUSE, _MOST_PAUSE, _LONG_LIFE = 0.5, 60.0, 60.0
+_MIN_RESTART_DELAY_S, _MAX_RESTART_DELAY_S, _STABLE_TIME_S = 0.5, 60.0, 60.0
 
 # What is said while there is no server.
 _MEANWHILE = "Meanwhile, tasks in processes of their own take longer to start."
 
 
-class Standby:
+class ForkServerSupervisor:
     """A fork server that is kept running. For any number of threads.
 
     Parameters
@@ -52,12 +52,12 @@ class Standby:
         self._path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - links stay
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._server: ForkServer | None = None
+        self._server: ForkServerProcess | None = None
         self._settled = threading.Event()  # a server is there, or none is to be waited for
         self._closed = threading.Event()
 
     @property
-    def server(self) -> ForkServer | None:
+    def server(self) -> ForkServerProcess | None:
         """The server that can fork now, if there is one."""
         server = self._server
         if server is None or not server.is_ready or server.is_given_up:
@@ -70,11 +70,11 @@ class Standby:
             if self._thread is not None or self._closed.is_set():
                 return
             self._thread = threading.Thread(
-                target=self._supervise, daemon=True, name="girder-dask-standby"
+                target=self._supervise, daemon=True, name="girder-dask-fork-server"
             )
             Context().run(self._thread.start)  # it is no part of the job that needs it first
 
-    def wait(self, timeout: float) -> ForkServer | None:
+    def wait(self, timeout: float) -> ForkServerProcess | None:
         """Return the server that can fork, after the first one had its time to begin."""
         self._settled.wait(timeout)
         return self.server
@@ -88,12 +88,12 @@ class Standby:
         if server is not None:
             server.ask_to_end()
         if thread is not None:
-            thread.join(_ENDING_TIME)
+            thread.join(_END_TIMEOUT_S)
             if thread.is_alive() and server is not None:
                 server.process.kill()
-                thread.join(_ENDING_TIME)
+                thread.join(_END_TIMEOUT_S)
 
-    def give_up(self, server: ForkServer) -> None:
+    def give_up(self, server: ForkServerProcess) -> None:
         """End a server that does not answer, which makes room for another."""
         with self._lock:
             if server.is_given_up or self._closed.is_set():
@@ -106,7 +106,7 @@ class Standby:
 
     def _supervise(self) -> None:
         """Keep a server running until the end of the worker."""
-        pause, goes_on = _PAUSE, _has_pidfd()
+        pause, goes_on = _MIN_RESTART_DELAY_S, _has_pidfd()
         guard = Guard(logger, "Keeping the fork server of this worker")
         if not goes_on:
             logger.warning(
@@ -120,9 +120,9 @@ class Standby:
             if len(self._modules) < known:  # without one of them it may do better
                 continue
             self._settled.set()
-            pause = _PAUSE if time.monotonic() - begun >= _LONG_LIFE else pause
+            pause = _MIN_RESTART_DELAY_S if time.monotonic() - begun >= _STABLE_TIME_S else pause
             self._closed.wait(pause)
-            pause = min(2 * pause, _MOST_PAUSE)
+            pause = min(2 * pause, _MAX_RESTART_DELAY_S)
         self._settled.set()
 
     def _serve_once(self) -> bool:
@@ -136,7 +136,7 @@ class Standby:
 
     def _serve(self) -> bool:
         """Start a server and wait for its end. Say whether there may be another."""
-        with contextlib.closing(ForkServer()) as server:
+        with contextlib.closing(ForkServerProcess()) as server:
             with self._lock:
                 self._server = server
             try:
@@ -156,7 +156,7 @@ class Standby:
                 "The fork server of this worker has ended (exit code %d), and is started again. %s",
                 code, _MEANWHILE,
             )  # fmt: skip
-        return report is None or report["threads"] not in OWN
+        return report is None or report["threads"] not in TASK_MODULES
 
     def _tell_early_end(self, code: int) -> None:
         if self._closed.is_set():
@@ -207,7 +207,7 @@ def _has_pidfd() -> bool:
     return True
 
 
-class ForkServer:
+class ForkServerProcess:
     """The process of a fork server."""
 
     def __init__(self) -> None:
@@ -235,13 +235,13 @@ class ForkServer:
         """Have it import what it needs. Return its report, None if it ended before that."""
         try:
             self._channel.send(json.dumps({"modules": modules, "path": path}).encode())
-            report: dict[str, Any] = json.loads(self._channel.recv(MESSAGE_SIZE) or b"null")
+            report: dict[str, Any] = json.loads(self._channel.recv(MAX_MESSAGE_BYTES) or b"null")
         except OSError:
             return None
         return report
 
     def ask(self, ends: tuple[int, int, int], output: int | None) -> None:
-        """Ask for a warden. That it was not heard shows in the other end of the lifeline.
+        """Ask for a subreaper. That it was not heard shows in the other end of the lifeline.
 
         Parameters
         ----------
@@ -255,7 +255,7 @@ class ForkServer:
         directory = os.open(".", os.O_PATH | os.O_DIRECTORY)
         try:
             with contextlib.suppress(OSError):
-                socket.send_fds(self._channel, [FORK], [*ends, *streams, directory])
+                socket.send_fds(self._channel, [FORK_REQUEST], [*ends, *streams, directory])
         finally:
             os.close(directory)
 

@@ -1,16 +1,16 @@
 """Capture of what jobs write: standard output and error, ``logging`` and ``warnings``.
 
 Several jobs run at once in one worker process, each in a thread of its own. What a job writes lands
-in its own :class:`~girder_dask.worker.capture.JobLog`, because what is installed here looks at the
-context of the writer. :mod:`girder_dask.worker.concurrency.propagation` carries that context into
-child threads and thread pools, and gives subprocesses a pipe to the log.
+in its own :class:`~girder_dask.worker.job_log.log.JobLog`, because what is installed here looks at
+the context of the writer. :mod:`girder_dask.worker.concurrency.propagation` carries that context
+into child threads and thread pools, and gives subprocesses a pipe to the log.
 
 * ``print``, ``sys.stdout.write`` and the like go to the log of the job they are called in, unless
   the job has put something else in their place
   (:mod:`girder_dask.worker.capture.standard_streams`).
 * ``logging``: messages from ``log_level`` on reach the log, whatever handlers there are
-  (:mod:`girder_dask.worker.capture.records`). What a job configures concerns that job
-  (:mod:`girder_dask.worker.capture.loggers`). The worker's own log is as it was.
+  (:mod:`girder_dask.worker.capture.log_records`). What a job configures concerns that job
+  (:mod:`girder_dask.worker.capture.logger_state`). The worker's own log is as it was.
 * ``warnings`` are shown once for each place and job, by filters of the job
   (:mod:`girder_dask.worker.capture.warnings_state`).
 
@@ -33,27 +33,24 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 from girder_dask.worker.capture import (
-    descriptors,
-    factories,
-    imported_state,
-    loggers,
-    records,
+    import_time_state,
+    log_records,
+    logger_state,
+    logging_factories,
+    standard_descriptors,
     standard_streams,
     warnings_state,
 )
-from girder_dask.worker.capture.module_proxy import Contents
+from girder_dask.worker.capture.module_properties import ModuleSnapshot
 from girder_dask.worker.job_log import orphan_output
-from girder_dask.worker.job_log.log import JobLog, capturing, current
+from girder_dask.worker.job_log.log import JobLog, capturing
 
 __all__ = [
-    "JobLog",
-    "adopt",
-    "capturing",
-    "current",
-    "finishing",
+    "adopt_handlers",
+    "capturing_run",
+    "flushing_at_end",
     "install",
-    "loaded",
-    "running",
+    "keep_import_time_state",
     "uninstall",
 ]
 
@@ -67,7 +64,7 @@ _CONSTANTS: tuple[tuple[Any, str], ...] = (
 )
 
 #: What ``logging`` and ``warnings`` have in them while output is captured.
-_contents: list[Contents] = []
+_contents: list[ModuleSnapshot] = []
 
 _is_installed = False
 _install_lock = threading.Lock()
@@ -94,18 +91,18 @@ def install(log_level: int | str = logging.INFO) -> None:
         level = _level(log_level)
         orphan_output.set_stream(sys.stderr)
         standard_streams.install()
-        descriptors.install()
-        loggers.install(level)
-        records.install()
-        factories.install()
+        standard_descriptors.install()
+        logger_state.install(level)
+        log_records.install()
+        logging_factories.install()
         warnings_state.install()
-        _contents[:] = [Contents(logging, "Logger"), Contents(warnings, "_showwarnmsg")]
+        _contents[:] = [ModuleSnapshot(logging, "Logger"), ModuleSnapshot(warnings, "_showwarnmsg")]
         _is_installed = True
 
 
-def adopt() -> None:
+def adopt_handlers() -> None:
     """Regard what ``logging`` has as set by the job: in a process that has only one."""
-    loggers.adopt()
+    logger_state.adopt_handlers()
 
 
 def uninstall() -> None:
@@ -117,10 +114,10 @@ def uninstall() -> None:
         _is_installed = False
         _contents.clear()
         warnings_state.uninstall()
-        factories.uninstall()
-        records.uninstall()
-        loggers.uninstall()
-        descriptors.uninstall()
+        logging_factories.uninstall()
+        log_records.uninstall()
+        logger_state.uninstall()
+        standard_descriptors.uninstall()
         standard_streams.uninstall()
         orphan_output.set_stream(None)
 
@@ -138,7 +135,7 @@ def _level(level: int | str) -> int:
 
 
 @contextlib.contextmanager
-def running(log: JobLog, module: str = "") -> Iterator[JobLog]:
+def capturing_run(log: JobLog, module: str = "") -> Iterator[JobLog]:
     """Have the calling thread run the job whose log this is, to its end.
 
     What the job has set for itself is dropped at the end, and what it has changed for the process
@@ -151,38 +148,38 @@ def running(log: JobLog, module: str = "") -> Iterator[JobLog]:
     """
     log.package = module.partition(".")[0] or None
     with capturing(log):
-        descriptors.begin(log)
-        log.own.at_end(functools.partial(descriptors.end, log))
-        log.own.at_end(functools.partial(_put_streams_back, log))
-        log.own.at_end(functools.partial(_put_constants_back, _constants()))
+        standard_descriptors.begin_run(log)
+        log.local_state.at_end(functools.partial(standard_descriptors.end_run, log))
+        log.local_state.at_end(functools.partial(_put_streams_back, log))
+        log.local_state.at_end(functools.partial(_put_constants_back, _constants()))
         try:
             yield log
         finally:
-            log.own.end()
-            log.enabled.clear()
+            log.local_state.end()
+            log.enabled_levels.clear()
 
 
-def loaded(log: JobLog) -> None:
+def keep_import_time_state(log: JobLog) -> None:
     """Take what has been set in a job until now for what its function's module sets at import."""
-    imported_state.loaded(log, log.package or "", _is_kept)
+    import_time_state.keep_import_time_state(log, log.package or "", _is_kept)
 
 
 def _is_kept(key: Hashable) -> bool:
-    return loggers.is_of_logging(key) or warnings_state.is_of_warnings(key)
+    return logger_state.is_of_logging(key) or warnings_state.is_of_warnings(key)
 
 
 @contextlib.contextmanager
-def finishing() -> Iterator[None]:
+def flushing_at_end() -> Iterator[None]:
     """Have what a function has written in the log of the current job when it ends."""
     try:
         yield
     finally:
-        records.settle_all()
+        log_records.settle_records()
         standard_streams.flush_assigned()
 
 
 def _put_streams_back(log: JobLog) -> None:
-    for name in standard_streams.put_back():
+    for name in standard_streams.restore():
         log.write(
             f"Something has replaced {name} in sys.__dict__, which holds for all jobs of the "
             f"worker; it was put back. Assign to sys.{name} instead.\n"

@@ -18,7 +18,7 @@ from typing import Any
 
 from girder_dask.worker.job_log.log import JobLog, current
 
-__all__ = ["begin", "end", "install", "uninstall"]
+__all__ = ["begin_run", "end_run", "install", "uninstall"]
 
 _NAMES = {0: "standard input", 1: "standard output", 2: "standard error"}
 
@@ -59,7 +59,7 @@ def uninstall() -> None:
         _changed.clear()
 
 
-def begin(log: JobLog) -> None:
+def begin_run(log: JobLog) -> None:
     """Regard a job as running. What is found while none runs is the process's own."""
     with _lock:
         if not _running:
@@ -71,7 +71,7 @@ def begin(log: JobLog) -> None:
         _running.add(log)
 
 
-def end(log: JobLog) -> None:
+def end_run(log: JobLog) -> None:
     """Put back what a job has changed, and say so in its log."""
     with _lock:
         _running.discard(log)

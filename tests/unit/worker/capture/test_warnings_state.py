@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from girder_dask.worker import capture
+from girder_dask.worker.job_log.log import current
 from tests.support.deadline import until
 from tests.support.run_worker import Worker, captured
 
@@ -246,12 +246,12 @@ def test_a_habit_in_a_thread_leaves_later_jobs_as_before(worker, habit):
 
 
 def all_habits() -> dict[str, int]:
-    log = capture.current.get()
+    log = current.get()
     assert log is not None
     found = {}
     for habit in HABITS:
         found[habit.__name__] = habit(f":{habit.__name__}")
-        log.own.end()  # as at the end of the job
+        log.local_state.end()  # as at the end of the job
     return found
 
 
@@ -297,10 +297,11 @@ def test_a_python_that_keeps_filters_elsewhere_leads_warnings_to_the_log():
     code = """
 import sys, warnings
 sys.version_info = (3, 14, 0, "final", 0)
-from girder_dask.worker import capture
-capture.install()
-log = capture.JobLog()
-with capture.running(log):
+from girder_dask.worker.capture import output_capture
+from girder_dask.worker.job_log.log import JobLog, capturing
+output_capture.install()
+log = JobLog()
+with output_capture.capturing_run(log):
     warnings.warn("own warns")
     with warnings.catch_warnings(record=True) as seen:
         warnings.warn("seen")

@@ -17,10 +17,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from girder_dask.worker import capture
-from girder_dask.worker.capture import capturing
-from girder_dask.worker.job_log.line_assembler import Lines
-from girder_dask.worker.job_log.log import JobLog
+from girder_dask.worker.capture import output_capture
+from girder_dask.worker.job_log.line_assembler import LineAssembler
+from girder_dask.worker.job_log.log import JobLog, capturing, current
 
 DEADLINE = 20.0
 
@@ -44,11 +43,11 @@ def installed(level: int | str = "INFO") -> Iterator[Worker]:
     # Not a fixture: pytest puts its own filters and handlers around each phase of a test.
     worker = Worker()
     with contextlib.redirect_stdout(worker.stdout), contextlib.redirect_stderr(worker.stderr):
-        capture.install(level)
+        output_capture.install(level)
         try:
             yield worker
         finally:
-            capture.uninstall()
+            output_capture.uninstall()
 
 
 @contextlib.contextmanager
@@ -114,7 +113,7 @@ def test_on_text_runs_outside_of_the_job_and_may_fail():
     seen = []
 
     def on_text() -> None:
-        seen.append(capture.current.get())
+        seen.append(current.get())
         raise RuntimeError("nobody listens")
 
     with installed() as worker:
@@ -225,7 +224,7 @@ def test_closing_twice_is_allowed_and_later_text_goes_to_the_worker():
 
 def test_a_line_that_is_being_written_is_ended_first():
     busy = {1, 2}
-    lines = Lines(is_busy=lambda writer, _: writer in busy)
+    lines = LineAssembler(is_busy=lambda writer, _: writer in busy)
     for writer, text in [(1, "a"), (2, "b"), (3, "c\n"), (1, "a\n"), (2, "b\n"), (1, "d\n")]:
         lines.add(writer, text)
     assert "".join(lines.pieces) == "aa\nbb\nc\nd\n"
@@ -233,7 +232,7 @@ def test_a_line_that_is_being_written_is_ended_first():
 
 def test_a_line_whose_writer_does_something_else_holds_up_nobody():
     busy = {1}
-    lines = Lines(is_busy=lambda writer, _: writer in busy)
+    lines = LineAssembler(is_busy=lambda writer, _: writer in busy)
     lines.add(1, "Working... ")
     lines.add(2, "held\n")
     lines.retry()
@@ -463,7 +462,7 @@ def test_basic_config_in_a_task_works_without_duplicates():
 
 def test_a_level_is_a_number_or_a_name():
     with pytest.raises(ValueError, match="'LOUD' is not the name"):
-        capture.install("LOUD")
+        output_capture.install("LOUD")
     with bare_root_logger(), installed("error"):
         log = JobLog()
         with capturing(log):
@@ -500,9 +499,9 @@ def test_a_line_stays_whole_while_python_makes_a_part_of_it():
 
 WARNINGS = """
     import sys, warnings
-    from girder_dask.worker import capture
-    from girder_dask.worker.capture import JobLog, capturing
-    capture.install()
+    from girder_dask.worker.capture import output_capture
+    from girder_dask.worker.job_log.log import JobLog, capturing
+    output_capture.install()
 
     def warn():
         warnings.warn("old", UserWarning)
@@ -564,11 +563,11 @@ def test_uninstall_restores_everything():
             warnings.showwarning,
             warnings.filters[:],
         )
-        capture.install()
-        capture.install()
+        output_capture.install()
+        output_capture.install()
         assert sys.stdout is not before[0]
-        capture.uninstall()
-        capture.uninstall()
+        output_capture.uninstall()
+        output_capture.uninstall()
         after = (
             sys.stdout,
             sys.stderr,
@@ -584,9 +583,9 @@ def test_uninstall_restores_everything():
 def test_uninstall_leaves_alone_what_somebody_replaced():
     mine = io.StringIO()
     with contextlib.redirect_stdout(sys.stdout):
-        capture.install()
+        output_capture.install()
         sys.stdout = mine
-        capture.uninstall()
+        output_capture.uninstall()
         assert sys.stdout is mine
 
 

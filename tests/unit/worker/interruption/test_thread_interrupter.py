@@ -1,0 +1,34 @@
+"""Interruption of one thread: the frames that are known by the paths of their files."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from girder_dask.worker import tracebacks
+from girder_dask.worker.interruption import thread_interrupter
+from girder_dask.worker.isolation import fork_server
+
+PATHS = {
+    *thread_interrupter._GUARDED,
+    *thread_interrupter._STREAMS,
+    *thread_interrupter._CALLERS,
+    *tracebacks._WRAPPERS,
+}
+MODULES = {
+    *fork_server.TASK_MODULES,
+    "girder_dask.worker.isolation.fork_server",
+    "girder_dask.worker.isolation.subreaper",
+}
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_every_path_by_which_a_frame_is_known_exists(path: str) -> None:
+    assert Path(path).exists()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_that_a_process_is_started_with_exists(module: str) -> None:
+    assert importlib.util.find_spec(module) is not None
