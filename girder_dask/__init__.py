@@ -20,6 +20,7 @@ from girder_dask.tasks.compat import app, girder_job
 from girder_dask.tasks.composition import chain, chord, group
 from girder_dask.tasks.context import current_job
 from girder_dask.tasks.task import Task, task
+from girder_dask.utils.public_names import pin as _pin
 
 __all__ = [  # noqa: RUF022 - grouped by who uses them
     # writing tasks
@@ -49,3 +50,6 @@ __all__ = [  # noqa: RUF022 - grouped by who uses them
     "NotConnectedError",
     "__version__",
 ]
+
+# Errors are named after girder_dask.errors, where all of them are.
+_pin(globals(), home=("girder_dask.errors",))

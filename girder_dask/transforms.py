@@ -26,6 +26,7 @@ from girder_dask.files.outputs import (
     GirderUploadToItem,
 )
 from girder_dask.protocol.transform_types import detached, is_transform, register
+from girder_dask.utils.public_names import pin
 
 __all__ = [
     "GirderFileId",
@@ -55,3 +56,5 @@ register(
     GirderUploadToItem,
     TemporaryDirectory,
 )
+
+pin(globals())

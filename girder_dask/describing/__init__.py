@@ -34,6 +34,7 @@ from girder_dask.describing.inputs import (
     get_input_data,
     parse_inputs,
 )
+from girder_dask.utils.public_names import pin
 
 __all__ = [
     "MissingDescriptionException",
@@ -47,3 +48,5 @@ __all__ = [
     "parse_inputs",
     "types",
 ]
+
+pin(globals())

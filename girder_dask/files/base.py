@@ -181,9 +181,10 @@ class Transform(_Bound, abc.ABC):
 
 
 @Transform.register
-class ResultTransform(_Bound, abc.ABC):
-    """What is done with a result. ``job`` is the job document's id and title."""
+class _BoundHook(_Bound):
+    """What the runner binds a hook to besides."""
 
+    #: The job document's id and title.
     job: Mapping[str, Any] | None = None
     #: Whether it is to send and delete nothing but what is in ``work_dir``.
     confined: bool = False
@@ -191,6 +192,10 @@ class ResultTransform(_Bound, abc.ABC):
     inputs_dir: Path | None = None
     #: Where the task was when it returned, which relative paths in its result start from.
     cwd: str | None = None
+
+
+class ResultTransform(_BoundHook, abc.ABC):
+    """What is done with a result. ``job`` is the job document's id and title."""
 
     @abc.abstractmethod
     def transform(self, data: Any) -> Any:

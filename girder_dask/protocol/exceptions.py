@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import builtins
 import functools
-import pickle
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 from girder_dask.errors import JobFailed, JobInterrupted
+from girder_dask.protocol import unpickling
 from girder_dask.protocol.json_values import dump_plain, load_plain
 from girder_dask.protocol.redaction import clean_data
 from girder_dask.utils.foreign_objects import asked, exact_text
@@ -113,7 +113,7 @@ def open_exception(data: bytes, *, unpickle: bool) -> tuple[BaseException | None
     text = str(known.get("text", ""))
     if unpickle and "pickled" in known:
         try:
-            error = _rebuilt(*pickle.loads(known["pickled"]))
+            error = _rebuilt(*unpickling.loads(known["pickled"]))
         except Exception:  # noqa: BLE001 - for example a package that is not installed here
             error = None
         if isinstance(error, BaseException):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from girder_dask.errors import ArgumentError, PayloadTooLargeError
+from girder_dask.protocol import unpickling
 from girder_dask.protocol.json_values import dump_plain, load_plain
 from girder_dask.protocol.transform_types import build, detached, written
 from girder_dask.utils.module_loading import settled
@@ -201,7 +202,7 @@ def open_call(payload: bytes, *, unpickle: bool = True) -> Call:
             "The call is pickled, and who started this job may not run code of their own, so it is "
             "not opened. Pass plain values."
         )
-    function, args, kwargs, hooks, session = settled(lambda: pickle.loads(rest))
+    function, args, kwargs, hooks, session = settled(lambda: unpickling.loads(rest))
     return Call(args, kwargs, hooks, function, session)
 
 
@@ -257,7 +258,7 @@ def open_value(data: bytes, *, unpickle: bool) -> Any:
             "unpickles it. Have the task return plain values, or upload a file"
         )
     try:
-        return settled(lambda: pickle.loads(rest))
+        return settled(lambda: unpickling.loads(rest))
     except (Exception, SystemExit) as e:
         raise NotOpened(
             f"cannot be opened here ({type(e).__name__}: {e}). Install what it is made of, as on "

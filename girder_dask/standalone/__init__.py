@@ -10,5 +10,8 @@ is a real process, started with the commands that a deployment uses.
 
 from girder_dask.standalone.report import PlainReporter, Reporter, reporter_for
 from girder_dask.standalone.stack import Stack
+from girder_dask.utils.public_names import pin
 
 __all__ = ["PlainReporter", "Reporter", "Stack", "reporter_for"]
+
+pin(globals())
