@@ -40,9 +40,9 @@ def connect(
     GirderError
         If Girder does not answer, or refuses the key or the password.
     """
-    from girder_dask.http.girder_client import ApiClient
+    from girder_dask.http.girder_client import GirderClient
 
-    client = ApiClient(api_url)
+    client = GirderClient(api_url)
 
     def authenticate() -> None:
         if api_key:
@@ -121,11 +121,11 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
     import girder_client
     import requests
 
-    from girder_dask.http.redirects import Told
+    from girder_dask.http.redirects import ExplainedRequestError
 
     try:
         return call()
-    except Told as e:
+    except ExplainedRequestError as e:
         raise GirderError(str(e)) from e
     except girder_client.AuthenticationError as e:
         raise GirderError(f"{refused}.", status=401) from e

@@ -44,7 +44,7 @@ def describe_process(api_url: str | None) -> dict[str, Any]:
         "versions": versions(),
         "tasks": tasks(),
         "api_url": api_url,
-        "no_directories": working_directory.refusal(),
+        "no_directories": working_directory.unsupported_reason(),
         "girder_error": _girder_error(api_url),
     }
 
@@ -88,11 +88,11 @@ def tasks() -> list[dict[str, Any]]:
 
 
 def _girder_error(api_url: str | None) -> str | None:
-    from girder_dask.http.scheduler_api import GirderApi
+    from girder_dask.http.scheduler_api import SchedulerApi
 
     if api_url is None:
         return None
-    api = GirderApi(api_url, timeout=10)
+    api = SchedulerApi(api_url, timeout=10)
     try:
         api.ping()
     except GirderError as e:

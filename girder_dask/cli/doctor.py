@@ -15,7 +15,7 @@ from typing import Any
 from girder_dask import config
 from girder_dask.diagnostics import describe_process
 from girder_dask.errors import GirderError
-from girder_dask.http.scheduler_api import GirderApi
+from girder_dask.http.scheduler_api import SchedulerApi
 
 __all__ = ["Check", "Facts", "examine", "gather_facts", "run_doctor"]
 
@@ -151,7 +151,7 @@ async def _ask(
 def _girder_error(api_url: str | None) -> str | None:
     if api_url is None:
         return "its address is not known here"
-    api = GirderApi(api_url, timeout=_ANSWER_TIMEOUT_S)
+    api = SchedulerApi(api_url, timeout=_ANSWER_TIMEOUT_S)
     try:
         api.version()
     except GirderError as e:

@@ -178,10 +178,10 @@ def _checked(api_url: str) -> str:
 
 def _find(url: str) -> tuple[str, str]:
     """Return where the REST API is, and the version of its plugin dask."""
-    from girder_dask.http.client import Probe
+    from girder_dask.http.client import ApiProbe
 
     candidates = [url] if url.endswith(_API_PATH) else [url + _API_PATH, url]
-    with contextlib.closing(Probe(_ANSWER_TIMEOUT_S)) as probe:
+    with contextlib.closing(ApiProbe(_ANSWER_TIMEOUT_S)) as probe:
         for candidate in candidates:
             answer = probe.get(candidate, "dask/ping")
             if answer is not None and "plugin" in answer.document:

@@ -19,7 +19,7 @@ from girder_dask.errors import ResultUnavailable, SchedulerError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.messages import StoredResult
 from girder_dask.protocol.payload import NotOpened, open_value
-from girder_dask.utils.background import watched
+from girder_dask.utils.background import log_failure
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -96,7 +96,7 @@ def pin(backend: Backend, results: Sequence[JobResult]) -> None:
     references = {result.id: weakref.ref(result) for result in results}
     loop = cast("Any", client.loop).asyncio_loop
     holding = asyncio.run_coroutine_threadsafe(_pin(client, references), loop)
-    watched(holding, logger, "Holding the values of jobs")
+    log_failure(holding, logger, "Holding the values of jobs")
 
 
 async def _pin(client: Client, references: dict[str, weakref.ref[JobResult]]) -> None:

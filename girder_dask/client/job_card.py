@@ -135,11 +135,11 @@ class JobCard:
 
     def _run(self) -> None:
         self._pause, self._next_look = _MIN_POLL_S, 0.0
-        guard = Guard(logger, f"The card of job {self._job['_id']}", longest=_MAX_POLL_S)
+        guard = Guard(logger, f"The card of job {self._job['_id']}", max_delay_s=_MAX_POLL_S)
         while not self._stop_if_unwanted():
             with guard:
                 self._step()
-            time.sleep(guard.pause)
+            time.sleep(guard.delay_s)
 
     def _stop_if_unwanted(self) -> bool:
         """Give up the thread if the widget needs no more updates; return True if so."""

@@ -15,7 +15,7 @@ from girder_dask.errors import (
     SchedulerError,
     SubmissionError,
 )
-from girder_dask.http.client import Web
+from girder_dask.http.client import ApiClient
 from girder_dask.protocol.messages import MapParent, StoredResult, Submission, from_json, to_json
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class RestBackend:
         self.pins = pins
         self._unpickles = unpickles
         self._endures = endures
-        self._web = Web(
+        self._web = ApiClient(
             api_url,
             token=token,
             api_key=api_key,

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 import requests
 
 from girder_dask.errors import TransformError
-from girder_dask.http.redirects import Told
-from girder_dask.http.retry import has_no_content, is_transient, why_untrusted
+from girder_dask.http.redirects import ExplainedRequestError
+from girder_dask.http.retry import certificate_problem, has_no_content, is_transient
 
 __all__ = [
-    "OfResource",
+    "ResourceTransform",
     "ResultTransform",
     "Transform",
     "explain",
@@ -31,7 +31,7 @@ __all__ = [
 
 #: What belongs to one run, and so does not travel.
 _OF_A_RUN = {
-    "gc", "work_dir", "inputs_dir", "cwd", "job", "cache", "links", "note", "report", "traces",
+    "gc", "work_dir", "inputs_dir", "cwd", "job", "cache", "links", "note", "report", "recovery",
     "temp_dir_path", "file_path", "item_path", "folder_path", "output_file_path", "_stock",
 }  # fmt: skip
 #: What Girder says of an id that nothing has.
@@ -58,8 +58,8 @@ def explain(transform: Any, error: BaseException) -> TransformError | None:
     """
     if isinstance(error, TransformError) or not isinstance(error, requests.RequestException):
         return None
-    kind = transform.kind if isinstance(transform, OfResource) else "file, item or folder"
-    text = f"{_shown(transform)}: {reason(kind, error)}"
+    kind = transform.kind if isinstance(transform, ResourceTransform) else "file, item or folder"
+    text = f"{_shown(transform)}: {failure_reason(kind, error)}"
     return TransformError(text, permanent=not is_transient(error))
 
 
@@ -68,9 +68,9 @@ def _shown(transform: Any) -> str:
     return str(describe()) if callable(describe) else type(transform).__name__
 
 
-def reason(kind: str, error: Exception) -> str:
+def failure_reason(kind: str, error: Exception) -> str:
     """Say why a request for something of this kind failed, for the owner of the job."""
-    if isinstance(error, Told):
+    if isinstance(error, ExplainedRequestError):
         return str(error)
     response = getattr(error, "response", None)
     if response is None:
@@ -97,7 +97,7 @@ def _silence(error: Exception) -> str:
     host = urlsplit(str(getattr(getattr(error, "request", None), "url", None) or "")).netloc
     girder = f"Girder at {host.rpartition('@')[2]}" if host else "Girder"
     if isinstance(error, requests.exceptions.SSLError) and not is_transient(error):
-        untrusted = why_untrusted(error)
+        untrusted = certificate_problem(error)
         if untrusted is None:
             return f"{girder} speaks no TLS that is understood here ({error})."
         return (
@@ -205,7 +205,7 @@ class ResultTransform(_BoundHook, abc.ABC):
         """Hear that there is no result: the function, an input or another hook failed."""
 
 
-class OfResource(_Bound):
+class ResourceTransform(_Bound):
     """What a transform has that stands for one thing in Girder."""
 
     #: What the thing is called in messages, and in ``_<kind>_id``.
@@ -233,7 +233,7 @@ class OfResource(_Bound):
 
     def failed(self, what: str, error: Exception | None = None) -> TransformError:
         """Make the error that says what went wrong with what, and why."""
-        why = "" if error is None else f" {reason(self.kind, error)}"
+        why = "" if error is None else f" {failure_reason(self.kind, error)}"
         asked = isinstance(error, requests.RequestException)
         lasting = asked and error is not None and not is_transient(error)
         return TransformError(f"{self._repr_model_()}: {what}{why}", permanent=lasting)

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from girder_dask import config
-from girder_dask.files.cache_entry import Entry, key_of, pauses
+from girder_dask.files.cache_entry import CacheEntry, cache_key, wait_for_fetch
 from girder_dask.utils.file_lock import FileLock, try_lock
 from girder_dask.utils.private_directory import make_private
 
-__all__ = ["CacheUnusable", "FileCache", "Use", "open_cache"]
+__all__ = ["CacheLease", "CacheUnusable", "FileCache", "open_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +70,10 @@ class FileCache:
         make_private(self.directory)
         make_private(self.directory / "users")
 
-    def use(self) -> Use:
+    def use(self) -> CacheLease:
         """Begin to use files. What is got through it stays until it is closed."""
         self._make()  # something may have cleaned the directory of temporary files
-        return Use(self)
+        return CacheLease(self)
 
     def size(self) -> int:
         """Return the bytes of all files, whole or on their way."""
@@ -92,7 +92,7 @@ class FileCache:
     @contextlib.contextmanager
     def _account(self) -> Iterator[None]:
         lock = FileLock(self.directory / "lock")
-        while not lock.take():
+        while not lock.try_acquire():
             time.sleep(random.uniform(0.001, 0.01))  # noqa: S311
         try:
             yield
@@ -189,7 +189,7 @@ def _last_use(entry: Path) -> int:
         return 0
 
 
-class Use:
+class CacheLease:
     """What one run uses of a cache. Another thread or process needs one of its own."""
 
     def __init__(self, cache: FileCache) -> None:
@@ -233,18 +233,18 @@ class Use:
         Exception
             What ``fetch`` raised.
         """
-        key = key_of(url, file)
+        key = cache_key(url, file)
         if key is None or file["size"] > self._cache.max_bytes:
             return None
-        entry = Entry(self._cache, key, name or str(file["name"]), file)
-        for _ in pauses(entry):
+        entry = CacheEntry(self._cache, key, name or str(file["name"]), file)
+        for _ in wait_for_fetch(entry):
             waiting()
             path, settled = self._try(entry, fetch)
             if settled:
                 return path
         return None
 
-    def _try(self, entry: Entry, fetch: Callable[[Path], Any]) -> tuple[Path | None, bool]:
+    def _try(self, entry: CacheEntry, fetch: Callable[[Path], Any]) -> tuple[Path | None, bool]:
         """Return the file, and whether that is the last word."""
         if entry.is_there():
             with entry.locked(shared=True) as locked:
@@ -257,10 +257,10 @@ class Use:
                 return self._mark(entry), True
             return None, True
 
-    def _mark(self, entry: Entry) -> Path:
+    def _mark(self, entry: CacheEntry) -> Path:
         if self._lock is None:
             lock = FileLock(self._cache.directory / "users" / secrets.token_hex(8))
-            lock.take()  # nobody else knows it
+            lock.try_acquire()  # nobody else knows it
             self._lock = lock
         entry.mark(self._lock.path.name)
         self._entries.append(entry.path)

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from girder_dask.files.downloads import DiskFull, version
+from girder_dask.files.downloads import DiskFull, content_version
 from girder_dask.utils.file_lock import FileLock
 
-__all__ = ["Entry", "Room", "key_of", "pauses"]
+__all__ = ["CacheEntry", "Room", "cache_key", "wait_for_fetch"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Room(Protocol):
         """Discard all that nobody uses."""
 
 
-class Entry:
+class CacheEntry:
     """One file in the cache, seen by one who wants it."""
 
     def __init__(self, cache: Room, key: str, name: str, file: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ class Entry:
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
             lock = FileLock(self.path / "lock")
-            taken = lock.take(shared=shared)
+            taken = lock.try_acquire(shared=shared)
         except FileNotFoundError:
             if not self._cache.directory.exists():
                 raise  # something has cleaned it away
@@ -123,13 +123,13 @@ class Entry:
             fetch(self.part)
 
 
-def key_of(url: str, file: Mapping[str, Any]) -> str | None:
+def cache_key(url: str, file: Mapping[str, Any]) -> str | None:
     """Return what names a version of a file in all the world, None if nothing does."""
     if file.get("size") is None or file.get("linkUrl"):
         return None  # what is behind a link may change and Girder not know
     if file.get("imported") and not file.get("modified"):
         return None  # the same holds for a file in place, unless Girder tells its time
-    said = [url.rstrip("/"), *version(file), file.get("modified"), file.get("name")]
+    said = [url.rstrip("/"), *content_version(file), file.get("modified"), file.get("name")]
     return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:40]
 
 
@@ -138,7 +138,7 @@ def _stamp(key: str) -> int:
     return 10**9 + int(key[:8], 16) % (5 * 10**8)
 
 
-def pauses(entry: Entry) -> Iterator[None]:
+def wait_for_fetch(entry: CacheEntry) -> Iterator[None]:
     """Wait between tries to have an entry, until the one who fetches it is stalled."""
     pause, seen, since = _FIRST_PAUSE, None, time.monotonic()
     while True:

@@ -12,18 +12,18 @@ import requests
 
 from girder_dask import config
 from girder_dask.errors import TransformError
-from girder_dask.http.links import follow, place_of, too_large
+from girder_dask.http.links import follow_download, is_too_large, storage_host
 from girder_dask.http.redirects import (
     LINK,
-    Elsewhere,
+    ExplainedRequestError,
     LinkRefused,
-    Told,
-    kind_of,
+    StorageServerError,
+    redirect_kind,
     refuse_redirect,
 )
-from girder_dask.http.retry import TIMEOUT, Patience, ask, probe_of
+from girder_dask.http.retry import TIMEOUT_S, RetryBudget, get_json, health_probe
 
-__all__ = ["DiskFull", "FileChanged", "download", "version"]
+__all__ = ["DiskFull", "FileChanged", "content_version", "download"]
 
 # What has come of a piece is lost when the connection breaks. The memory of one of 128 KiB would
 # come from the system each time: M_MMAP_THRESHOLD of mallopt(3), which stays so in Dask's workers.
@@ -49,7 +49,7 @@ class DiskFull(TransformError):
     """The disk has no room for a file. Nothing of it is left there."""
 
 
-def version(file: Mapping[str, Any]) -> tuple[Any, ...]:
+def content_version(file: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what changes in the document of a file when its content does.
 
     ``created`` is the time of the last upload into the file; see ``finalizeUpload`` of
@@ -122,8 +122,8 @@ class _Fetch:
         # The host that has the file, and whether a link leads there; None is Girder.
         self._elsewhere: tuple[str, str] | None = None
         self._digest = hashlib.sha512()
-        self._patience = Patience(probe=probe_of(gc))
-        self._link_patience = Patience(min(config.seconds("worker.retry-time"), _LINK_TIME))
+        self._patience = RetryBudget(probe=health_probe(gc))
+        self._link_patience = RetryBudget(min(config.seconds("worker.retry-time"), _LINK_TIME))
         self._empty = 0
 
     def run(self) -> _Fetch:
@@ -149,12 +149,12 @@ class _Fetch:
                 "Girder keeps it: ask Girder's operator, or upload the file again.",
                 permanent=True,
             )
-        if self._elsewhere is not None and not isinstance(error, Told):
-            error = Elsewhere(self._elsewhere[0], error, self._elsewhere[1])
+        if self._elsewhere is not None and not isinstance(error, ExplainedRequestError):
+            error = StorageServerError(self._elsewhere[0], error, self._elsewhere[1])
         patience = self._link_patience if self._is_link else self._patience
         try:
             patience.wait(error)
-        except Elsewhere as e:
+        except StorageServerError as e:
             raise e from None  # what it comes of shows the address
 
     @property
@@ -174,8 +174,8 @@ class _Fetch:
             right = right and self._digest.hexdigest() == self._file["sha512"]
             if right:
                 return True
-        now = ask(self._gc, f"file/{self._file['_id']}")
-        if version(now) != version(self._file):
+        now = get_json(self._gc, f"file/{self._file['_id']}")
+        if content_version(now) != content_version(self._file):
             raise FileChanged(now)
         return right
 
@@ -213,7 +213,7 @@ class _Fetch:
         """Take note of what has come."""
         if not self._is_link:
             self._patience.progress()
-        elif too_large(self._offset):
+        elif is_too_large(self._offset):
             raise LinkRefused(
                 f"The file is a link to {self._elsewhere and self._elsewhere[0]}, which sends more "
                 "bytes than are fetched of a link. Upload the file to Girder, or ask the operator "
@@ -236,22 +236,22 @@ class _Fetch:
             headers=headers,
             jsonResp=False,
             stream=True,
-            timeout=TIMEOUT,
+            timeout=TIMEOUT_S,
             allow_redirects=False,
         )
-        if kind_of(response) is None:
+        if redirect_kind(response) is None:
             refuse_redirect(response)
             return response
-        self._elsewhere = place_of(response)
+        self._elsewhere = storage_host(response)
         if self._is_link and not self._file.get("linkUrl"):
             response.close()
             self._refuse_new_link()
         session = getattr(self._gc, "_session", None)
-        return follow(response, session, stream=True, timeout=TIMEOUT)
+        return follow_download(response, session, stream=True, timeout=TIMEOUT_S)
 
     def _refuse_new_link(self) -> None:
         """Begin anew with a file that has become a link, which no cache may keep."""
-        now = ask(self._gc, f"file/{self._file['_id']}")
+        now = get_json(self._gc, f"file/{self._file['_id']}")
         if now.get("linkUrl"):
             raise FileChanged(now)
         raise TransformError(

@@ -12,11 +12,11 @@ from typing import Any
 import requests
 
 from girder_dask.errors import TransformError
-from girder_dask.files.base import OfResource, safe_name
+from girder_dask.files.base import ResourceTransform, safe_name
 from girder_dask.files.downloads import DiskFull, FileChanged, download
-from girder_dask.http.retry import ask
+from girder_dask.http.retry import get_json
 
-__all__ = ["Intake", "is_client", "listing"]
+__all__ = ["FileFetcher", "is_real_client", "list_pages"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,26 +24,26 @@ _PAGE = 500
 _MOST_CHANGES = 5
 
 #: What is to be fetched: the document of a file, and where it goes.
-Wanted = tuple[Mapping[str, Any], Path]
+FetchTarget = tuple[Mapping[str, Any], Path]
 
 
-def is_client(gc: Any) -> bool:
+def is_real_client(gc: Any) -> bool:
     """Say whether this is a client of a real Girder, not a stand-in of somebody's test."""
     return isinstance(getattr(gc, "urlBase", None), str)
 
 
-def listing(gc: Any, path: str, parameters: Mapping[str, Any] | None = None) -> Iterator[Any]:
+def list_pages(gc: Any, path: str, parameters: Mapping[str, Any] | None = None) -> Iterator[Any]:
     """Return what Girder lists under a path, page by page."""
     offset = 0
     while True:
-        page = ask(gc, path, {**(parameters or {}), "limit": _PAGE, "offset": offset})
+        page = get_json(gc, path, {**(parameters or {}), "limit": _PAGE, "offset": offset})
         yield from page
         offset += len(page)
         if len(page) < _PAGE:
             return
 
 
-class Intake:
+class FileFetcher:
     """What one run of a transform fetches. Files of the cache stay there until it is closed.
 
     Parameters
@@ -52,7 +52,7 @@ class Intake:
         The transform.
     """
 
-    def __init__(self, owner: OfResource) -> None:
+    def __init__(self, owner: ResourceTransform) -> None:
         self._owner = owner
         self._gc = owner.client()
         self._use = self._begin_use()
@@ -68,7 +68,7 @@ class Intake:
             logger.warning("The cache of files cannot be used: %s", e)
             return None
 
-    def put(self, wanted: Sequence[Wanted]) -> None:
+    def put(self, wanted: Sequence[FetchTarget]) -> None:
         """Put files where they are to go, from the cache if that is possible.
 
         Raises
@@ -137,7 +137,7 @@ class Intake:
             return file
         facts = {}
         with contextlib.suppress(requests.HTTPError):  # an older plugin has no such route
-            facts = ask(self._gc, f"dask/file/{file['_id']}/path")
+            facts = get_json(self._gc, f"dask/file/{file['_id']}/path")
         return {**file, "modified": facts.get("modified")}
 
     def _download(self, file: Mapping[str, Any], path: Path) -> None:

@@ -14,10 +14,10 @@ import requests
 
 from girder_dask import config
 from girder_dask.errors import TransformError
-from girder_dask.files.base import OfResource, Transform, safe_name
-from girder_dask.files.fetch import Intake, Wanted, is_client, listing
-from girder_dask.http.retry import ask
-from girder_dask.utils.rmtree import remove
+from girder_dask.files.base import ResourceTransform, Transform, safe_name
+from girder_dask.files.fetch import FetchTarget, FileFetcher, is_real_client, list_pages
+from girder_dask.http.retry import get_json
+from girder_dask.utils.rmtree import rmtree
 
 __all__ = [
     "GirderFileId",
@@ -55,22 +55,22 @@ class TemporaryDirectory(Transform):
 
     def cleanup(self) -> None:
         if self.temp_dir_path is not None:
-            remove(self.temp_dir_path)
+            rmtree(self.temp_dir_path)
 
 
-class _Fetched(OfResource, Transform):
+class _Fetched(ResourceTransform, Transform):
     """What is fetched from Girder into a directory of its own."""
 
     temp_dir_path: Path | None = None
-    _stock: Intake | None = None
+    _stock: FileFetcher | None = None
 
     def transform(self) -> str:
         directory = self.temp_dir_path = self.directory()
         gc = self.client()
         with self._explained():
-            if not is_client(gc):
+            if not is_real_client(gc):
                 return str(self._fetch_through(gc, directory))
-            self._stock = Intake(self)
+            self._stock = FileFetcher(self)
             path, wanted = self._plan(gc, directory)
             self._stock.put(wanted)
             return str(path)
@@ -83,7 +83,7 @@ class _Fetched(OfResource, Transform):
             raise self.failed(f"the {self.kind} cannot be fetched.", e) from e
 
     @abc.abstractmethod
-    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[Wanted]]:
+    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[FetchTarget]]:
         """Return what the function gets, and which files belong there."""
 
     @abc.abstractmethod
@@ -94,7 +94,7 @@ class _Fetched(OfResource, Transform):
         if self._stock is not None:
             self._stock.close()
         if self.temp_dir_path is not None:
-            remove(self.temp_dir_path)
+            rmtree(self.temp_dir_path)
 
 
 class GirderFileId(_Fetched):
@@ -120,8 +120,8 @@ class GirderFileId(_Fetched):
         """The id of the file."""
         return self._id
 
-    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[Wanted]]:
-        file = ask(gc, f"file/{self._id}")
+    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[FetchTarget]]:
+        file = get_json(gc, f"file/{self._id}")
         path = directory / safe_name(file["name"], self._id)
         return path, [(file, path)]
 
@@ -171,7 +171,7 @@ class GirderFileIdAllowDirect(GirderFileId):
     def transform(self) -> str:
         gc = self.client()
         if _direct_paths_allowed():
-            if not is_client(gc):
+            if not is_real_client(gc):
                 # It cannot be asked; what a test says is taken as girder_worker takes it.
                 if self.local_file_path and Path(self.local_file_path).is_file():
                     return self.local_file_path
@@ -181,9 +181,9 @@ class GirderFileIdAllowDirect(GirderFileId):
 
     def _in_place(self, gc: Any) -> Path | None:
         with self._explained():
-            file = ask(gc, f"file/{self._id}")  # it must be readable, whatever else is so
+            file = get_json(gc, f"file/{self._id}")  # it must be readable, whatever else is so
             try:
-                facts = ask(gc, f"dask/file/{self._id}/path")
+                facts = get_json(gc, f"dask/file/{self._id}/path")
             except requests.HTTPError:
                 return None
         place = facts.get("path")
@@ -223,9 +223,9 @@ class GirderItemId(_Fetched):
         """The id of the item."""
         return self._id
 
-    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[Wanted]]:
+    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[FetchTarget]]:
         free = _free_names(directory)
-        return directory, [(f, free(f)) for f in listing(gc, f"item/{self._id}/files")]
+        return directory, [(f, free(f)) for f in list_pages(gc, f"item/{self._id}/files")]
 
     def _fetch_through(self, gc: Any, directory: Path) -> Path:
         gc.downloadItem(self._id, str(directory), self._id)
@@ -257,19 +257,19 @@ class GirderFolderId(_Fetched):
         """The id of the folder."""
         return self._id
 
-    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[Wanted]]:
-        folder = ask(gc, f"folder/{self._id}")
-        wanted: list[Wanted] = []
+    def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[FetchTarget]]:
+        folder = get_json(gc, f"folder/{self._id}")
+        wanted: list[FetchTarget] = []
         todo = [(folder, directory)]
         while todo:
             folder, here = todo.pop()
             free = _free_names(here)
             inside = {"parentType": "folder", "parentId": folder["_id"]}
-            for child in listing(gc, "folder", inside):
+            for child in list_pages(gc, "folder", inside):
                 path = free(child)
                 path.mkdir()
                 todo.append((child, path))
-            for item in listing(gc, "item", {"folderId": folder["_id"]}):
+            for item in list_pages(gc, "item", {"folderId": folder["_id"]}):
                 wanted += _plan_item(gc, item, free(item))
         return directory, wanted
 
@@ -278,8 +278,8 @@ class GirderFolderId(_Fetched):
         return directory
 
 
-def _plan_item(gc: Any, item: Mapping[str, Any], path: Path) -> list[Wanted]:
-    files = list(listing(gc, f"item/{item['_id']}/files"))
+def _plan_item(gc: Any, item: Mapping[str, Any], path: Path) -> list[FetchTarget]:
+    files = list(list_pages(gc, f"item/{item['_id']}/files"))
     if len(files) == 1 and files[0]["name"] == item["name"]:
         return [(files[0], path)]
     path.mkdir()

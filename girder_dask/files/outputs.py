@@ -13,11 +13,11 @@ from typing import Any
 
 import requests
 
-from girder_dask.files.base import OfResource, ResultTransform
-from girder_dask.files.fetch import is_client
-from girder_dask.files.upload_recovery import Traces
+from girder_dask.files.base import ResourceTransform, ResultTransform
+from girder_dask.files.fetch import is_real_client
+from girder_dask.files.upload_recovery import UploadRecovery
 from girder_dask.files.uploads import attempt_headers, send_artifact, upload
-from girder_dask.http.retry import again
+from girder_dask.http.retry import retry
 from girder_dask.protocol.job_fields import checked_fields
 
 __all__ = [
@@ -32,17 +32,17 @@ _BAD_REQUEST = 400
 _MOST_NAMED = 10
 
 
-class _OfAttempt(OfResource, ResultTransform):
+class _OfAttempt(ResourceTransform, ResultTransform):
     """What is done in Girder by one attempt of a job, and by none that is over.
 
-    ``traces`` tells of earlier attempts (:class:`girder_dask.files.upload_recovery.Traces`), while
-    a job runs.
+    ``recovery`` knows the uploads of earlier attempts while a job runs
+    (:class:`girder_dask.files.upload_recovery.UploadRecovery`).
     """
 
-    traces: Traces | None = None
+    recovery: UploadRecovery | None = None
 
     def _headers(self) -> dict[str, str]:
-        return attempt_headers(self.traces, self.job)
+        return attempt_headers(self.recovery, self.job)
 
 
 class GirderItemMetadata(_OfAttempt):
@@ -65,7 +65,7 @@ class GirderItemMetadata(_OfAttempt):
         gc = self.client()
         try:
             plain = checked_fields(data, "the result") if isinstance(data, Mapping) else data
-            again(lambda: self._set(gc, plain), gc)
+            retry(lambda: self._set(gc, plain), gc)
         except requests.RequestException as e:
             raise self.failed("the metadata cannot be set.", e) from e
         except (TypeError, ValueError) as e:
@@ -76,7 +76,7 @@ class GirderItemMetadata(_OfAttempt):
         return data
 
     def _set(self, gc: Any, data: Any) -> None:
-        if is_client(gc) and self.traces is not None:
+        if is_real_client(gc) and self.recovery is not None:
             path = f"item/{self._id}/metadata"
             gc.sendRestRequest("PUT", path, json=data, headers=self._headers())
         else:
@@ -224,9 +224,9 @@ class _Upload(_Sent):
 
     def _put(self, parent: str, file: Path) -> None:
         gc = self.client()
-        if is_client(gc):
+        if is_real_client(gc):
             options, parent_id = self.upload_kwargs, (self.kind, parent)
-            upload(gc, parent_id, file, options, self._tell, self.traces, self.job)
+            upload(gc, parent_id, file, options, self._tell, self.recovery, self.job)
             self._done += file.stat().st_size
         else:  # a stand-in of somebody's test
             method = gc.uploadFileToItem if self.kind == "item" else gc.uploadFileToFolder
@@ -326,7 +326,7 @@ class GirderUploadToFolder(_Upload):
             self._check_name(Path(place[-1]))
             gc, name = self.client(), place[-1]
             make = gc.createFolder
-            made[place] = again(lambda: make(parent, name, reuseExisting=True), gc)["_id"]
+            made[place] = retry(lambda: make(parent, name, reuseExisting=True), gc)["_id"]
         return made[place]
 
 

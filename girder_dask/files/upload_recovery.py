@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from girder_dask.http.retry import TIMEOUT, again, ask
+from girder_dask.http.retry import TIMEOUT_S, get_json, retry
 from girder_dask.protocol.names import ATTEMPT_HEADER, UPLOAD_HEADER
 
-__all__ = ["Broken", "Traces"]
+__all__ = ["UploadRecovery", "UploadState"]
 
 
-class Broken(Enum):
+class UploadState(Enum):
     """What has become of an upload when the answer to a request did not come.
 
     ``COMPLETE``: it is a file. ``UNCHANGED``: Girder has nothing of that request. ``NOTHING``:
@@ -24,7 +24,7 @@ class Broken(Enum):
     NOTHING = "nothing"
 
 
-class Traces:
+class UploadRecovery:
     """What is in Girder of the uploads of a job.
 
     Those of the attempts before this one are each to be replaced once.
@@ -55,7 +55,7 @@ class Traces:
         upload: str,
         parent: tuple[str, str],
         begun: tuple[str, int] | None = None,
-    ) -> Broken:
+    ) -> UploadState:
         """Find out what has become of an upload of this attempt that broke.
 
         Girder may have died at any step of making a file of it.
@@ -82,10 +82,10 @@ class Traces:
         if begun is not None:
             given["uploadId"], given["offset"] = begun
         path = f"dask/job/{self._job_id}/upload"
-        answer = again(
-            lambda: gc.sendRestRequest("POST", path, given, jsonResp=False, timeout=TIMEOUT), gc
+        answer = retry(
+            lambda: gc.sendRestRequest("POST", path, given, jsonResp=False, timeout=TIMEOUT_S), gc
         )
-        return Broken(answer.json()["state"])
+        return UploadState(answer.json()["state"])
 
     def take(self, gc: Any, folder: str, name: str) -> Mapping[str, Any] | None:
         """Return a file of an earlier attempt in a folder, None if there is none.
@@ -110,7 +110,7 @@ class Traces:
             return None
         if self._left is None:
             self._left = list(
-                ask(gc, f"dask/job/{self._job_id}/uploads", {"before": self._attempt})
+                get_json(gc, f"dask/job/{self._job_id}/uploads", {"before": self._attempt})
             )
         for file in self._left:
             if (file["folderId"], file["name"]) == (folder, name):

@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 import requests
 
 from girder_dask.files.downloads import Report
-from girder_dask.files.upload_recovery import Broken, Traces
-from girder_dask.http.retry import Patience, again, ask, probe_of, was_not_sent
+from girder_dask.files.upload_recovery import UploadRecovery, UploadState
+from girder_dask.http.retry import RetryBudget, get_json, health_probe, is_unsent, retry
 from girder_dask.protocol.names import JOB_HEADER
 
 __all__ = ["attempt_headers", "send_artifact", "upload"]
@@ -25,23 +25,23 @@ _PIECE = 1 << 20
 
 
 def attempt_headers(
-    traces: Traces | None, job: Mapping[str, Any] | None, upload: str | None = None
+    recovery: UploadRecovery | None, job: Mapping[str, Any] | None, upload: str | None = None
 ) -> dict[str, str]:
     """Return what a request says of the attempt that makes it, so that one that is over is refused.
 
     Parameters
     ----------
-    traces
+    recovery
         Those of the attempt. Without them there are no headers.
     job
         What ``ResultTransform.job`` is.
     upload
         The name of the upload. By default a new one.
     """
-    if traces is None:
+    if recovery is None:
         return {}
     named = {JOB_HEADER: str(job["_id"])} if job and job.get("_id") else {}
-    return named | traces.headers(upload or uuid.uuid4().hex)
+    return named | recovery.headers(upload or uuid.uuid4().hex)
 
 
 class _Span:
@@ -88,7 +88,7 @@ class _Upload:
         source: Path,
         options: dict[str, Any],
         tell: Report,
-        traces: Traces | None,
+        recovery: UploadRecovery | None,
         job: Mapping[str, Any] | None,
     ) -> None:
         self._gc = gc
@@ -101,10 +101,10 @@ class _Upload:
         if options:
             raise TypeError(f"upload_kwargs has {', '.join(options)}, which uploads do not take")
         self._tell = tell
-        self._traces = traces
+        self._recovery = recovery
         # The same for each time that it begins anew, so that Girder knows what was left of it.
         self._own_name = uuid.uuid4().hex
-        self._headers = attempt_headers(traces, job, self._own_name)
+        self._headers = attempt_headers(recovery, job, self._own_name)
         self._size = source.stat().st_size
 
     def run(self) -> None:
@@ -112,7 +112,7 @@ class _Upload:
         replaced = self._file_to_replace()
         if replaced is not None and self._is_there(replaced):
             return
-        patience = Patience(probe=probe_of(self._gc))
+        patience = RetryBudget(probe=health_probe(self._gc))
         while True:
             document = self._begin(replaced)
             if self._size == 0:
@@ -130,8 +130,12 @@ class _Upload:
         """
         kind, parent = self._parent
         if kind != "item":
-            return None if self._traces is None else self._traces.take(self._gc, parent, self._name)
-        for file in again(lambda: list(self._gc.listFile(parent)), self._gc):
+            return (
+                None
+                if self._recovery is None
+                else self._recovery.take(self._gc, parent, self._name)
+            )
+        for file in retry(lambda: list(self._gc.listFile(parent)), self._gc):
             if file["name"] == self._name:
                 return dict(file)
         return None
@@ -155,7 +159,7 @@ class _Upload:
             kind, parent = self._parent
             parameters = {"parentType": kind, "parentId": parent, "name": self._name}
             parameters |= {"size": self._size, "mimeType": self._type, **more}
-        patience = Patience(probe=probe_of(self._gc))
+        patience = RetryBudget(probe=health_probe(self._gc))
         while True:
             try:
                 return dict(
@@ -163,14 +167,14 @@ class _Upload:
                 )
             except requests.RequestException as e:
                 # An empty file that was made must not be made twice.
-                may_be_made = self._size == 0 and not was_not_sent(e)
-                if may_be_made and self._traces is None:
+                may_be_made = self._size == 0 and not is_unsent(e)
+                if may_be_made and self._recovery is None:
                     raise
                 patience.wait(e)
-                if may_be_made and self._settle() == Broken.COMPLETE:
+                if may_be_made and self._settle() == UploadState.COMPLETE:
                     return {}
 
-    def _send(self, upload: str, patience: Patience) -> None:
+    def _send(self, upload: str, patience: RetryBudget) -> None:
         offset = 0
         with self._source.open("rb") as source:
             while offset < self._size:
@@ -201,18 +205,18 @@ class _Upload:
         Girder resumes wrongly what broke within a piece: it takes the bytes that it has, but
         leaves them out of the checksum. So such an upload is thrown away.
         """
-        if was_not_sent(error):
+        if is_unsent(error):
             return False
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None and status < 500:
             raise error
-        if self._traces is not None:
+        if self._recovery is not None:
             state = self._settle((upload, offset))
-            if state == Broken.NOTHING:
+            if state == UploadState.NOTHING:
                 raise _Broken(error) from error
-            return state == Broken.COMPLETE
+            return state == UploadState.COMPLETE
         try:
-            has = ask(self._gc, "file/offset", {"uploadId": upload})["offset"]
+            has = get_json(self._gc, "file/offset", {"uploadId": upload})["offset"]
         except requests.HTTPError as e:
             if e.response is not None and e.response.status_code == 400:
                 # It knows the upload no more: it became a file with the last byte.
@@ -225,12 +229,12 @@ class _Upload:
         self._drop(upload)
         raise _Broken(error) from error
 
-    def _settle(self, begun: tuple[str, int] | None = None) -> Broken:
-        assert self._traces is not None  # noqa: S101 - it was asked for above
-        return self._traces.settle(self._gc, self._own_name, self._parent, begun)
+    def _settle(self, begun: tuple[str, int] | None = None) -> UploadState:
+        assert self._recovery is not None  # noqa: S101 - it was asked for above
+        return self._recovery.settle(self._gc, self._own_name, self._parent, begun)
 
     def _drop(self, upload: str) -> None:
-        patience = Patience(probe=probe_of(self._gc))
+        patience = RetryBudget(probe=health_probe(self._gc))
         while True:
             try:
                 self._gc.delete(f"file/upload/{upload}")
@@ -247,7 +251,7 @@ def upload(
     source: Path,
     options: Mapping[str, Any] | None = None,
     report: Report = lambda *_: None,
-    traces: Traces | None = None,
+    recovery: UploadRecovery | None = None,
     job: Mapping[str, Any] | None = None,
 ) -> None:
     """Upload a file.
@@ -269,7 +273,7 @@ def upload(
         methods of ``girder_client`` take them.
     report
         Called with the bytes that are sent, all bytes and the name.
-    traces
+    recovery
         What earlier attempts of the job have left.
     job
         The id and title of the job.
@@ -279,7 +283,7 @@ def upload(
     requests.RequestException
         If Girder refuses, or stays away for ``girder.worker.retry-time``.
     """
-    _Upload(gc, parent, source, dict(options or {}), report, traces, job).run()
+    _Upload(gc, parent, source, dict(options or {}), report, recovery, job).run()
 
 
 def send_artifact(
@@ -315,7 +319,7 @@ def send_artifact(
     shown, size = name or source.name, source.stat().st_size
     about = {"name": shown, "size": size, "mimeType": mimetypes.guess_type(source)[0]}
     path = f"job/{job_id}/artifact?{urlencode({k: v for k, v in about.items() if v is not None})}"
-    patience = Patience(probe=probe_of(gc))
+    patience = RetryBudget(probe=health_probe(gc))
     while True:
         with source.open("rb") as f:
             body = _Span(f, 0, size, lambda sent: report(sent, size, shown)) if size else b""

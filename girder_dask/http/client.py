@@ -20,12 +20,17 @@ import requests
 
 from girder_dask._version import __version__
 from girder_dask.errors import GirderError, NotConnectedError, SubmissionError
-from girder_dask.http.redirects import Told, host_of, refuse_redirect, target_of
-from girder_dask.http.retry import TIMEOUT, Patience, is_transient
-from girder_dask.http.session import IDLE, GirderSession
+from girder_dask.http.redirects import (
+    ExplainedRequestError,
+    host_of,
+    redirect_target,
+    refuse_redirect,
+)
+from girder_dask.http.retry import TIMEOUT_S, RetryBudget, is_transient
+from girder_dask.http.session import MAX_IDLE_S, GirderSession
 from girder_dask.protocol.names import TOKEN_HEADER
 
-__all__ = ["Answer", "Probe", "Web", "cause", "document", "message"]
+__all__ = ["ApiClient", "ApiProbe", "ProbeResult", "error_cause", "error_message", "json_document"]
 
 # What a proxy answers while Girder restarts behind it.
 _NOT_NOW = {502, 503, 504}
@@ -37,7 +42,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
 _NAP = 0.2  # an interruption comes through between two naps
 
 
-class Web:
+class ApiClient:
     """Signed requests to one Girder. Any thread may use it.
 
     Parameters
@@ -133,10 +138,10 @@ class Web:
             raise NotConnectedError(f"The connection to Girder at {self.url} was closed.")
         data = None if body is None else _dumped(body)
         limit = self._patience if patience is None else patience
-        waits = Patience(limit, self._probe) if self._endures else _Deadline(limit)
+        waits = RetryBudget(limit, self._probe) if self._endures else _Deadline(limit)
         while True:
             try:
-                return (read or document)(self._signed(method, path, data, repeat=repeat))
+                return (read or json_document)(self._signed(method, path, data, repeat=repeat))
             except _Unanswered as e:
                 unanswered = e
             try:
@@ -167,14 +172,16 @@ class Web:
         """Ask Girder's database alone, and return the status of the answer."""
         headers = {} if self._token is None else {TOKEN_HEADER: self._token}
         url = f"{self.url}/user/me"
-        return self._opened(fresh=False).get(url, headers=headers, timeout=TIMEOUT).status_code
+        return self._opened(fresh=False).get(url, headers=headers, timeout=TIMEOUT_S).status_code
 
     def _sign_in(self, stale: str | None) -> str | None:
         """Return a new token, or that which another thread has got since."""
         with self._lock:
             if self._token != stale or self._api_key is None:
                 return self._token
-            answer = document(self._send("POST", "api_key/token", _dumped({}), key=self._api_key))
+            answer = json_document(
+                self._send("POST", "api_key/token", _dumped({}), key=self._api_key)
+            )
             try:
                 self._token = str(answer["authToken"]["token"])
             except (KeyError, TypeError) as e:
@@ -205,11 +212,11 @@ class Web:
                 headers=headers,
                 timeout=self._timeout,
             )
-        except Told as e:
+        except ExplainedRequestError as e:
             status = None if e.response is None else int(e.response.status_code)
             raise GirderError(str(e), status=status) from e
         except requests.RequestException as e:
-            text = f"Girder does not answer at {self.url} ({cause(e)})."
+            text = f"Girder does not answer at {self.url} ({error_cause(e)})."
             if not is_transient(e):
                 raise GirderError(text) from e
             raise _Unanswered(text, e, unsent=_is_unsent(e)) from e
@@ -220,7 +227,7 @@ class Web:
         """Return the session, with no connection that may be closing if it is to be fresh."""
         if self._pid != os.getpid():  # a fork: the connections are the parent's
             self._session, self._pid = self._made(), os.getpid()
-        elif fresh and time.monotonic() - self._used > IDLE:
+        elif fresh and time.monotonic() - self._used > MAX_IDLE_S:
             self._session.close()  # it opens others
         return self._session
 
@@ -229,7 +236,7 @@ class Web:
             return response
         text = (
             f"Girder at {self.url} answered {response.status_code} to {method} {path}: "
-            f"{message(response)}"
+            f"{error_message(response)}"
         )
         if response.status_code in (_NOT_NOW | _PASSES if self._endures else _NOT_NOW):
             raise _Unanswered(text, requests.HTTPError(text, response=response), unsent=False)
@@ -237,14 +244,14 @@ class Web:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeResult:
     """A JSON object that was found, and the REST API that sent it."""
 
     url: str
     document: dict[str, Any]
 
 
-class Probe:
+class ApiProbe:
     """Looks for Girder at addresses that may be wrong, without a token.
 
     It follows redirects within a host, as from http to https: a key that is sent to where it
@@ -264,7 +271,7 @@ class Probe:
         """Close the connections."""
         self._session.close()
 
-    def get(self, url: str, path: str) -> Answer | None:
+    def get(self, url: str, path: str) -> ProbeResult | None:
         """Return the JSON object at ``url/path``, or None if something else is there.
 
         Raises
@@ -275,10 +282,10 @@ class Probe:
         try:
             response = self._session.get(f"{url}/{path}", timeout=self._timeout)
             refuse_redirect(response)
-        except Told as e:
+        except ExplainedRequestError as e:
             raise GirderError(str(e)) from e
         except requests.RequestException as e:
-            raise GirderError(f"Girder does not answer at {url} ({cause(e)}).") from e
+            raise GirderError(f"Girder does not answer at {url} ({error_cause(e)}).") from e
         if response.status_code in _NOT_NOW:
             raise GirderError(
                 f"Girder does not answer at {url} ({response.status_code} {response.reason}).",
@@ -292,7 +299,7 @@ class Probe:
         with contextlib.suppress(ValueError):
             found = response.json()
             if response.ok and isinstance(found, dict):
-                return Answer(response.url.removesuffix(f"/{path}"), found)
+                return ProbeResult(response.url.removesuffix(f"/{path}"), found)
         return None
 
 
@@ -304,7 +311,7 @@ class _WithinHost(requests.Session):
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Return where an answer leads if that is the same host."""
-        if not resp.is_redirect or host_of(target_of(resp)) != host_of(resp.url):
+        if not resp.is_redirect or host_of(redirect_target(resp)) != host_of(resp.url):
             return None
         return super().get_redirect_target(resp)
 
@@ -356,7 +363,7 @@ def _dumped(body: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def document(response: requests.Response) -> Any:
+def json_document(response: requests.Response) -> Any:
     """Return the JSON of an answer.
 
     Raises
@@ -374,7 +381,7 @@ def document(response: requests.Response) -> Any:
     )
 
 
-def cause(error: BaseException) -> str:
+def error_cause(error: BaseException) -> str:
     """Return the innermost reason of an error of requests, without object addresses."""
     reason = error.args[0] if error.args else error
     reason = getattr(reason, "reason", reason)
@@ -384,7 +391,7 @@ def cause(error: BaseException) -> str:
     return text
 
 
-def message(response: requests.Response) -> str:
+def error_message(response: requests.Response) -> str:
     """Return what Girder says of an error."""
     try:
         return str(response.json()["message"])

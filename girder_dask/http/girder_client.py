@@ -9,13 +9,13 @@ from typing import Any
 import girder_client
 import requests
 
-from girder_dask.http.links import settle
+from girder_dask.http.links import resolve_redirect
 from girder_dask.http.session import GirderSession
 
-__all__ = ["ApiClient"]
+__all__ = ["GirderClient"]
 
 
-class ApiClient(girder_client.GirderClient):  # type: ignore[misc]
+class GirderClient(girder_client.GirderClient):  # type: ignore[misc]
     """A ``GirderClient`` that follows no redirects but those of downloads, without its token.
 
     It holds whichever session it is given.
@@ -79,6 +79,6 @@ class ApiClient(girder_client.GirderClient):  # type: ignore[misc]
             redirects = kwargs.pop("allow_redirects", True)
             response = ask(*args, allow_redirects=False, **kwargs)
             more = {name: kwargs.get(name) for name in ("stream", "timeout")}
-            return settle(response, session, redirects=redirects, **more)
+            return resolve_redirect(response, session, redirects=redirects, **more)
 
         return asked

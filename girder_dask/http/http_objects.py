@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from girder_dask.utils.foreign_objects import asked
+from girder_dask.utils.foreign_objects import call_or_default
 
-__all__ = ["MOST_LINKED", "chain", "grouped", "strip_headers"]
+__all__ = ["MAX_LINKED", "group_members", "linked_exceptions", "strip_headers"]
 
 #: So many exceptions are looked at that have led to one, or that it holds.
-MOST_LINKED = 200
+MAX_LINKED = 200
 
 # Read as Python itself does, whatever properties the class of an exception has.
 _CAUSE: Any = BaseException.__dict__["__cause__"]
@@ -34,12 +34,12 @@ _NESTED = ("request", "_request", "response", "_response", "history")
 _SIGNED = ("headers", "_headers", "cookies", "_cookies", "auth", "_auth")
 
 
-def chain(error: BaseException, most: int = MOST_LINKED) -> Iterator[BaseException]:
+def linked_exceptions(error: BaseException, most: int = MAX_LINKED) -> Iterator[BaseException]:
     """Yield an exception, and those that it was raised from or in place of, up to ``most``.
 
     >>> first, second = KeyError('coins'), ValueError('no coins')
     >>> second.__cause__ = first
-    >>> list(chain(second))
+    >>> list(linked_exceptions(second))
     [ValueError('no coins'), KeyError('coins')]
     """
     seen: set[int] = set()
@@ -50,10 +50,10 @@ def chain(error: BaseException, most: int = MOST_LINKED) -> Iterator[BaseExcepti
             continue
         seen.add(id(each))
         yield each
-        waiting += (_CAUSE.__get__(each), _CONTEXT.__get__(each), *grouped(each)[:most])
+        waiting += (_CAUSE.__get__(each), _CONTEXT.__get__(each), *group_members(each)[:most])
 
 
-def grouped(error: BaseException) -> Sequence[BaseException]:
+def group_members(error: BaseException) -> Sequence[BaseException]:
     """Return the exceptions of a group, none of any other."""
     if issubclass(type(error), _GROUP):
         members: Sequence[BaseException] = _EXCEPTIONS.__get__(error)
@@ -67,8 +67,8 @@ def strip_headers(error: BaseException) -> None:
     Also those that the exceptions hold which led to it.
     """
     seen: set[int] = set()
-    for each in chain(error):
-        asked(functools.partial(_strip_one, each, seen), None)
+    for each in linked_exceptions(error):
+        call_or_default(functools.partial(_strip_one, each, seen), None)
 
 
 def _strip_one(error: BaseException, seen: set[int]) -> None:

@@ -23,16 +23,16 @@ from girder_dask.http.addresses import HostRefused, LinkHosts
 from girder_dask.http.redirects import (
     ASSETSTORE,
     LINK,
-    Elsewhere,
     LinkRefused,
+    StorageServerError,
     host_of,
-    kind_of,
+    redirect_kind,
+    redirect_target,
     refuse_redirect,
-    target_of,
 )
-from girder_dask.http.retry import TIMEOUT
+from girder_dask.http.retry import TIMEOUT_S
 
-__all__ = ["follow", "place_of", "settle", "too_large"]
+__all__ = ["follow_download", "is_too_large", "resolve_redirect", "storage_host"]
 
 _MOST_REDIRECTS = 5
 # What goes along of a request for a file.
@@ -41,7 +41,7 @@ _HEADERS = ("Range", "Accept-Encoding")
 _OF_THE_SITE = ("verify", "proxies", "trust_env")
 
 
-def settle(
+def resolve_redirect(
     response: requests.Response,
     session: requests.Session | None,
     *,
@@ -63,19 +63,19 @@ def settle(
 
     Raises
     ------
-    Redirected
+    UnexpectedRedirect
         If it is any other redirect.
-    Elsewhere, LinkRefused
+    StorageServerError, LinkRefused
         If that of a download leads nowhere.
     """
-    kind = kind_of(response)
+    kind = redirect_kind(response)
     if kind is None:
         refuse_redirect(response)
         return response
-    return follow(response, session, **options) if redirects else response
+    return follow_download(response, session, **options) if redirects else response
 
 
-def follow(
+def follow_download(
     response: requests.Response,
     session: requests.Session | None = None,
     *,
@@ -86,11 +86,15 @@ def follow(
 
     Nothing that the client says of itself goes along: no token, no cookies, no key of its own.
     """
-    url, kind = target_of(response), kind_of(response)
+    url, kind = redirect_target(response), redirect_kind(response)
     asked = response.request.headers
     headers = {name: asked[name] for name in _HEADERS if name in asked}
     response.close()
-    options: dict[str, Any] = {"headers": headers, "stream": stream, "timeout": timeout or TIMEOUT}
+    options: dict[str, Any] = {
+        "headers": headers,
+        "stream": stream,
+        "timeout": timeout or TIMEOUT_S,
+    }
     if kind == LINK:
         return _open_link(url, options)
     with _Anonymous() as elsewhere:
@@ -101,12 +105,12 @@ def follow(
         return _answer(lambda: elsewhere.get(url, **options), url, ASSETSTORE)
 
 
-def place_of(response: requests.Response) -> tuple[str, str]:
+def storage_host(response: requests.Response) -> tuple[str, str]:
     """Return the host to which Girder redirects a download, and of what kind that is."""
-    return host_of(target_of(response)), kind_of(response) or LINK
+    return host_of(redirect_target(response)), redirect_kind(response) or LINK
 
 
-def too_large(size: int) -> bool:
+def is_too_large(size: int) -> bool:
     """Say whether a link has more bytes than are fetched of one."""
     return size > config.nbytes("worker.link-size")
 
@@ -117,10 +121,10 @@ def _answer(get: Callable[[], requests.Response], url: str, kind: str) -> reques
     except requests.RequestException as e:
         if kind == LINK and isinstance(e, (InvalidURL, InvalidSchema)):
             raise
-        raise Elsewhere(host_of(url), e, kind) from None  # it shows the address
+        raise StorageServerError(host_of(url), e, kind) from None  # it shows the address
     if response.status_code >= requests.codes.bad_request:
         response.close()
-        raise Elsewhere(host_of(url), requests.HTTPError(response=response), kind)
+        raise StorageServerError(host_of(url), requests.HTTPError(response=response), kind)
     return response
 
 
@@ -171,8 +175,8 @@ def _open_link(url: str, options: Mapping[str, Any]) -> requests.Response:
                 _check_size(response, url)
                 return response
             response.close()
-            url = target_of(response)
-    raise Elsewhere(host_of(url), requests.TooManyRedirects(), LINK)
+            url = redirect_target(response)
+    raise StorageServerError(host_of(url), requests.TooManyRedirects(), LINK)
 
 
 def _one_hop(
@@ -198,7 +202,7 @@ def _authorities() -> str | bool:
 
 def _check_size(response: requests.Response, url: str) -> None:
     said = response.headers.get("Content-Length", "")
-    if said.isdigit() and too_large(int(said)):
+    if said.isdigit() and is_too_large(int(said)):
         response.close()
         raise LinkRefused(
             f"The file is a link to {host_of(url)}, where it has {int(said):,} bytes, more than "

@@ -17,15 +17,15 @@ from girder_dask.protocol.names import KIND_HEADER
 __all__ = [
     "ASSETSTORE",
     "LINK",
-    "Elsewhere",
+    "ExplainedRequestError",
     "LinkRefused",
-    "Redirected",
-    "Told",
+    "StorageServerError",
+    "UnexpectedRedirect",
     "host_of",
-    "is_within",
-    "kind_of",
+    "is_within_api",
+    "redirect_kind",
+    "redirect_target",
     "refuse_redirect",
-    "target_of",
 ]
 
 #: The site itself keeps the file there.
@@ -37,19 +37,19 @@ _API_PATH = re.compile(r"/api/v\d+/")
 _REDIRECTS = range(300, 400)
 
 
-class Told(requests.RequestException):
+class ExplainedRequestError(requests.RequestException):
     """An error of a request whose text is written for the owner of the job."""
 
 
-class Redirected(Told):
+class UnexpectedRedirect(ExplainedRequestError):
     """Girder's API, or what stands before it, answered with a redirect, which is not followed."""
 
 
-class LinkRefused(Told):
+class LinkRefused(ExplainedRequestError):
     """A link leads where workers may not go."""
 
 
-class Elsewhere(Told):
+class StorageServerError(ExplainedRequestError):
     """A host failed that is not Girder, where the content of a file is.
 
     The address is not told: it may hold what signs it.
@@ -89,7 +89,7 @@ class Elsewhere(Told):
         return type(self), (self.host, self.error, self.kind)
 
 
-def target_of(response: requests.Response) -> str:
+def redirect_target(response: requests.Response) -> str:
     """Return the address to which an answer leads; it may be none."""
     said = response.headers["Location"].encode("latin-1", "replace").decode("utf-8", "replace")
     try:
@@ -98,7 +98,7 @@ def target_of(response: requests.Response) -> str:
         return said
 
 
-def kind_of(response: requests.Response) -> str | None:
+def redirect_kind(response: requests.Response) -> str | None:
     """Return what a redirect of a download leads to, None for any other answer.
 
     What Girder does not say is taken for a link, as it may be one.
@@ -109,25 +109,25 @@ def kind_of(response: requests.Response) -> str | None:
     if said in (ASSETSTORE, LINK):
         return said
     here = _split(response.url).path
-    moved = _split(target_of(response)).path == here  # the API is at another address
+    moved = _split(redirect_target(response)).path == here  # the API is at another address
     return LINK if "/download" in here and not moved else None
 
 
 def refuse_redirect(response: requests.Response) -> None:
-    """Raise Redirected if an answer leads elsewhere; one of a download is asked before."""
+    """Raise UnexpectedRedirect if an answer leads elsewhere; one of a download is asked before."""
     if response.status_code not in _REDIRECTS:
         return
     response.close()
     method = getattr(response.request, "method", None) or "GET"
     said = f"{_shown(response.url)} answered {response.status_code} to {method}"
     if "Location" not in response.headers:
-        raise Redirected(f"{said}, which is no answer of Girder.", response=response)
-    target = _split(target_of(response))
+        raise UnexpectedRedirect(f"{said}, which is no answer of Girder.", response=response)
+    target = _split(redirect_target(response))
     hint = ""
     if target.path == urlsplit(response.url).path and (found := _API_PATH.search(target.path)):
         api = _shown(urlunsplit(target._replace(path=target.path[: found.end() - 1])))
         hint = f": {api} in place of {_shown(response.url)[: -len(target.path) + found.end() - 1]}"
-    raise Redirected(
+    raise UnexpectedRedirect(
         f"{said} and leads to {_shown(target.geturl())}. Nothing with a token or a key is sent on "
         f"to there. Use the address at which Girder itself answers{hint} (girder.api-url on "
         "scheduler and workers, dask.api_url in Girder).",
@@ -153,12 +153,12 @@ def _shown(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def is_within(url: str | None, api: str) -> bool:
+def is_within_api(url: str | None, api: str) -> bool:
     """Say whether an address is one of an API, by scheme, host, port and path.
 
-    >>> is_within('http://girder:8080/api/v1/user', 'http://girder:8080/api/v1')
+    >>> is_within_api('http://girder:8080/api/v1/user', 'http://girder:8080/api/v1')
     True
-    >>> is_within('http://girder:8080/api/v1/../../x', 'http://girder:8080/api/v1')
+    >>> is_within_api('http://girder:8080/api/v1/../../x', 'http://girder:8080/api/v1')
     False
     """
     try:

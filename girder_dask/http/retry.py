@@ -11,24 +11,24 @@ from typing import Any, TypeVar
 import requests
 
 from girder_dask import config
-from girder_dask.http.redirects import Elsewhere, Told, refuse_redirect
+from girder_dask.http.redirects import ExplainedRequestError, StorageServerError, refuse_redirect
 
 __all__ = [
-    "TIMEOUT",
-    "Patience",
-    "again",
-    "ask",
+    "TIMEOUT_S",
+    "RetryBudget",
+    "certificate_problem",
+    "get_json",
     "has_no_content",
+    "health_probe",
     "is_transient",
-    "probe_of",
-    "was_not_sent",
-    "why_untrusted",
+    "is_unsent",
+    "retry",
 ]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that a connection may take, and that Girder may be silent.
-TIMEOUT = (10, 60)
+TIMEOUT_S = (10, 60)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
 _NAP = 0.2  # an interruption comes through between two naps
@@ -43,7 +43,7 @@ _GONE = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError, TimeoutEr
 _T = TypeVar("_T")
 
 
-class Patience:
+class RetryBudget:
     """The time that one transfer may be without progress.
 
     Parameters
@@ -85,7 +85,7 @@ class Patience:
                 raise error
         if now - self._since > _QUIET and not self._is_told:
             self._is_told = True
-            who = error.host if isinstance(error, Elsewhere) else "Girder"
+            who = error.host if isinstance(error, StorageServerError) else "Girder"
             logger.warning("%s is away (%s). It is asked again for %g s.", who, error, self._limit)
         until = now + self._pause
         while (left := until - time.monotonic()) > 0:
@@ -94,7 +94,7 @@ class Patience:
 
     def _is_away(self, error: Exception) -> bool:
         """Say whether Girder has internal errors also where nothing but its database is asked."""
-        if self._probe is None or isinstance(error, Elsewhere):
+        if self._probe is None or isinstance(error, StorageServerError):
             return False
         try:
             return self._probe() >= _SERVER_ERROR
@@ -110,9 +110,9 @@ def is_transient(error: Exception) -> bool:
     >>> is_transient(requests.ConnectionError()), is_transient(requests.exceptions.InvalidURL())
     (True, False)
     """
-    if isinstance(error, Elsewhere):
+    if isinstance(error, StorageServerError):
         return is_transient(error.error)
-    if isinstance(error, Told):
+    if isinstance(error, ExplainedRequestError):
         return False
     status = _status(error)
     if status is not None:
@@ -154,7 +154,7 @@ def _reasons(error: BaseException) -> Iterator[BaseException]:
         todo += [found for found in inner if isinstance(found, BaseException)]
 
 
-def why_untrusted(error: BaseException) -> str | None:
+def certificate_problem(error: BaseException) -> str | None:
     """Return what is wrong with a certificate, None if an error is of something else."""
     for each in _reasons(error):
         if isinstance(each, ssl.SSLCertVerificationError):
@@ -162,7 +162,7 @@ def why_untrusted(error: BaseException) -> str | None:
     return None
 
 
-def was_not_sent(error: Exception) -> bool:
+def is_unsent(error: Exception) -> bool:
     """Say whether Girder surely has done nothing of a request that failed."""
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
@@ -176,7 +176,7 @@ def _status(error: Exception) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def again(request: Callable[[], _T], gc: Any = None) -> _T:
+def retry(request: Callable[[], _T], gc: Any = None) -> _T:
     """Return what a request returns, and make it again while Girder is away.
 
     Parameters
@@ -191,7 +191,7 @@ def again(request: Callable[[], _T], gc: Any = None) -> _T:
     requests.RequestException
         If Girder refuses, or stays away.
     """
-    patience = Patience(probe=None if gc is None else probe_of(gc))
+    patience = RetryBudget(probe=None if gc is None else health_probe(gc))
     while True:
         try:
             return request()
@@ -199,7 +199,7 @@ def again(request: Callable[[], _T], gc: Any = None) -> _T:
             patience.wait(e)
 
 
-def ask(gc: Any, path: str, parameters: dict[str, Any] | None = None) -> Any:
+def get_json(gc: Any, path: str, parameters: dict[str, Any] | None = None) -> Any:
     """Return what Girder answers to a GET request, and ask again while it is away.
 
     Raises
@@ -207,7 +207,7 @@ def ask(gc: Any, path: str, parameters: dict[str, Any] | None = None) -> Any:
     requests.RequestException
         If it refuses, or stays away.
     """
-    patience = Patience(probe=probe_of(gc))
+    patience = RetryBudget(probe=health_probe(gc))
     while True:
         try:
             answer = gc.sendRestRequest(
@@ -215,7 +215,7 @@ def ask(gc: Any, path: str, parameters: dict[str, Any] | None = None) -> Any:
                 path,
                 parameters or {},
                 jsonResp=False,
-                timeout=TIMEOUT,
+                timeout=TIMEOUT_S,
                 allow_redirects=False,
             )
             refuse_redirect(answer)
@@ -224,12 +224,12 @@ def ask(gc: Any, path: str, parameters: dict[str, Any] | None = None) -> Any:
             patience.wait(e)
 
 
-def probe_of(gc: Any) -> Callable[[], int]:
+def health_probe(gc: Any) -> Callable[[], int]:
     """Return a request of a client that asks Girder's database alone, and returns its status."""
 
     def probe() -> int:
         answer = gc.sendRestRequest(
-            "GET", "user/me", jsonResp=False, timeout=TIMEOUT, allow_redirects=False
+            "GET", "user/me", jsonResp=False, timeout=TIMEOUT_S, allow_redirects=False
         )
         return int(answer.status_code)
 

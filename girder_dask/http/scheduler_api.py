@@ -10,16 +10,16 @@ from typing import Any
 import requests
 
 from girder_dask.errors import GirderError
-from girder_dask.http.client import cause, message
-from girder_dask.http.redirects import Told
+from girder_dask.http.client import error_cause, error_message
+from girder_dask.http.redirects import ExplainedRequestError
 from girder_dask.http.session import GirderSession
 from girder_dask.protocol.messages import from_json, to_json
 from girder_dask.protocol.names import TOKEN_HEADER
 
-__all__ = ["GirderApi"]
+__all__ = ["SchedulerApi"]
 
 
-class GirderApi:
+class SchedulerApi:
     """A connection to the REST API of a Girder with the dask plugin.
 
     It signs in with an API key when it is first used, and again when Girder no longer
@@ -56,7 +56,7 @@ class GirderApi:
 
     def check_credential(self) -> dict[str, Any]:
         """Return what Girder says of itself to the scheduler
-        (:func:`girder_dask.diagnostics.describe_process`).
+        (:func:`girder_dask.diagnostics.gather`).
 
         Raises
         ------
@@ -178,16 +178,16 @@ class GirderApi:
             response = self._session.request(
                 method, f"{self.url}/{path}", timeout=self._timeout, **arguments
             )
-        except Told as e:
+        except ExplainedRequestError as e:
             status = None if e.response is None else int(e.response.status_code)
             raise GirderError(str(e), status=status) from e
         except requests.RequestException as e:
-            raise GirderError(f"Girder does not answer at {self.url} ({cause(e)}).") from e
+            raise GirderError(f"Girder does not answer at {self.url} ({error_cause(e)}).") from e
         if response.ok:
             return _document(response)
         raise GirderError(
             f"Girder at {self.url} answered {response.status_code} to {method} {path}: "
-            f"{message(response)}",
+            f"{error_message(response)}",
             status=response.status_code,
         )
 

@@ -11,17 +11,17 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from girder_dask._version import __version__
-from girder_dask.http.links import settle
-from girder_dask.http.redirects import Elsewhere, is_within
-from girder_dask.http.retry import Patience, is_transient, was_not_sent
+from girder_dask.http.links import resolve_redirect
+from girder_dask.http.redirects import StorageServerError, is_within_api
+from girder_dask.http.retry import RetryBudget, is_transient, is_unsent
 from girder_dask.protocol.names import TOKEN_HEADER
 
-__all__ = ["IDLE", "GirderSession", "make_session"]
+__all__ = ["MAX_IDLE_S", "GirderSession", "make_retrying_session"]
 
 
 #: Seconds after which a connection that is kept open is not used again. A server may be closing
 #: one that is idle; uvicorn, which runs Girder, does so after 5 s.
-IDLE = 2.0
+MAX_IDLE_S = 2.0
 
 # Seconds that a connection may take, and that Girder may work at a request, if nobody says.
 _TIMEOUT = (10, 600)
@@ -32,8 +32,8 @@ _IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}
 class GirderSession(requests.Session):
     """A session for the API of one Girder.
 
-    Redirects of the API are errors (:class:`girder_dask.http.redirects.Redirected`). Those of
-    downloads are followed without the token, and links only to where
+    Redirects of the API are errors (:class:`girder_dask.http.redirects.UnexpectedRedirect`).
+    Those of downloads are followed without the token, and links only to where
     ``girder.worker.link-hosts`` allows. A token goes nowhere but to the API.
 
     Parameters
@@ -53,17 +53,17 @@ class GirderSession(requests.Session):
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Return where requests itself would follow an answer: not one of the API."""
-        return None if is_within(resp.url, self.api) else super().get_redirect_target(resp)
+        return None if is_within_api(resp.url, self.api) else super().get_redirect_target(resp)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send a request, and follow the redirect of a download."""
-        if not is_within(request.url, self.api):
+        if not is_within_api(request.url, self.api):
             request.headers.pop(TOKEN_HEADER, None)
             return super().send(request, **kwargs)
         redirects = kwargs.pop("allow_redirects", True)
         response = super().send(request, allow_redirects=False, **kwargs)
         more = {name: kwargs.get(name) for name in ("stream", "timeout")}
-        return settle(response, self, redirects=redirects, **more)
+        return resolve_redirect(response, self, redirects=redirects, **more)
 
 
 class _FreshAdapter(HTTPAdapter):
@@ -74,7 +74,7 @@ class _FreshAdapter(HTTPAdapter):
         super().__init__()
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
-        if time.monotonic() - self._used > IDLE:
+        if time.monotonic() - self._used > MAX_IDLE_S:
             self.poolmanager.clear()
         try:
             return super().send(request, *args, **kwargs)
@@ -82,7 +82,7 @@ class _FreshAdapter(HTTPAdapter):
             self._used = time.monotonic()
 
 
-class _PatientSession(GirderSession):
+class _RetryingSession(GirderSession):
     """One that waits for a store of files that is away, as for Girder."""
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
@@ -93,12 +93,12 @@ class _PatientSession(GirderSession):
         while True:
             try:
                 return super().send(request, **kwargs)
-            except Elsewhere as e:
-                patience = patience or Patience()
+            except StorageServerError as e:
+                patience = patience or RetryBudget()
                 patience.wait(e)
 
 
-class _PatientAdapter(HTTPAdapter):
+class _RetryingAdapter(HTTPAdapter):
     """Makes requests again that do the same twice as once, or have done nothing.
 
     One that has a timeout of its own is made once: whoever set that looks after what is then.
@@ -112,12 +112,12 @@ class _PatientAdapter(HTTPAdapter):
         if kwargs.get("timeout") is not None:
             return super().send(request, *args, **kwargs)
         kwargs["timeout"] = _TIMEOUT
-        patience = Patience(probe=self._probe(request, *args, **kwargs))
+        patience = RetryBudget(probe=self._probe(request, *args, **kwargs))
         while True:
             error, response = self._failed(request, *args, **kwargs)
             if error is None:
                 return response
-            may_repeat = request.method in _IDEMPOTENT or was_not_sent(error)
+            may_repeat = request.method in _IDEMPOTENT or is_unsent(error)
             if not may_repeat or not is_transient(error) or not _is_rewound(request):
                 return _outcome(error, response)
             try:
@@ -145,7 +145,7 @@ class _PatientAdapter(HTTPAdapter):
             asking.prepare_method("GET")
             asking.prepare_url(f"{self._api.rstrip('/')}/user/me", None)
             asking.prepare_body(None, None)
-            return int(super(_PatientAdapter, self).send(asking, *args, **kwargs).status_code)
+            return int(super(_RetryingAdapter, self).send(asking, *args, **kwargs).status_code)
 
         return probe
 
@@ -161,7 +161,9 @@ def _is_rewound(request: requests.PreparedRequest) -> bool:
     return request.body is None or isinstance(request.body, (bytes, str))
 
 
-def make_session(api: str, attributes: Mapping[str, Any] | None = None) -> requests.Session:
+def make_retrying_session(
+    api: str, attributes: Mapping[str, Any] | None = None
+) -> requests.Session:
     """Return a session whose requests wait for Girder, for ``girder.worker.retry-time``.
 
     Those that read, PUT and DELETE are made again, and others if Girder surely has not seen them.
@@ -173,11 +175,11 @@ def make_session(api: str, attributes: Mapping[str, Any] | None = None) -> reque
     attributes
         Of the session, such as ``verify``.
     """
-    session = _PatientSession(api)
+    session = _RetryingSession(api)
     # A kept connection may be closed by Girder just when it is used again.
     session.headers["Connection"] = "close"
     for scheme in ("http://", "https://"):
-        session.mount(scheme, _PatientAdapter(api))
+        session.mount(scheme, _RetryingAdapter(api))
     for name, value in (attributes or {}).items():
         setattr(session, name, value)
     return session

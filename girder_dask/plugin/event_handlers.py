@@ -25,7 +25,7 @@ from girder_dask.plugin.rest.reserved_fields import (
 from girder_dask.plugin.store import artifacts, models, recording
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.maps import parents
-from girder_dask.utils.text import MOST_LINE
+from girder_dask.utils.text import MAX_LINE_CHARACTERS
 
 __all__ = ["bind"]
 
@@ -166,10 +166,10 @@ def _updating(event: Any) -> None:
 def _refuse_long_messages(event: Any) -> None:
     """Refuse ``PUT job/:id`` with a message that no page can show, since lists of jobs have it."""
     length = len(str(event.info["params"].get("progressMessage") or ""))
-    if length > MOST_LINE:
+    if length > MAX_LINE_CHARACTERS:
         raise RestException(
-            f"The progressMessage has {length:,} characters, more than the {MOST_LINE:,} that are "
-            "shown of a job. Use log for long text."
+            f"The progressMessage has {length:,} characters, more than the "
+            f"{MAX_LINE_CHARACTERS:,} that are shown of a job. Use log for long text."
         )
 
 

@@ -185,14 +185,14 @@ class _LinkThread:
         self._loop.close()
 
     async def _run(self) -> None:
-        guard = Guard(logger, "The link to the scheduler", longest=_LONGEST_PAUSE_FACTOR)
+        guard = Guard(logger, "The link to the scheduler", max_delay_s=_LONGEST_PAUSE_FACTOR)
         with guard:
             await self._hello()
         while not self._stopping:
             with guard:
                 await self._step()
             if guard.failed:
-                await asyncio.sleep(guard.pause)
+                await asyncio.sleep(guard.delay_s)
                 self._wake.set()  # nobody else does while something waits
         with guard:
             self._disconnect()

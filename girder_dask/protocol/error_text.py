@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from girder_dask.protocol.redaction import clean_text, clean_urls
-from girder_dask.utils.foreign_objects import asked, exact_text
-from girder_dask.utils.text import MOST_LINE, shortened
+from girder_dask.utils.foreign_objects import call_or_default, exact_text
+from girder_dask.utils.text import MAX_LINE_CHARACTERS, shortened
 
 __all__ = ["name_of", "summary"]
 
@@ -17,8 +17,8 @@ def summary(error: BaseException) -> str:
     >>> summary(ValueError('no coins'))
     'ValueError: no coins'
     """
-    name = asked(lambda: exact_text(_kind_of(error)), "an exception")
-    text = asked(lambda: _line_of(error), "")
+    name = call_or_default(lambda: exact_text(_kind_of(error)), "an exception")
+    text = call_or_default(lambda: _line_of(error), "")
     return f"{name}: {text}" if text else name
 
 
@@ -31,10 +31,10 @@ def _kind_of(error: BaseException) -> str:
 
 def _line_of(error: BaseException) -> str:
     # First what there is no use for: a text may be very long.
-    text = exact_text(str(error))[: 4 * MOST_LINE]
+    text = exact_text(str(error))[: 4 * MAX_LINE_CHARACTERS]
     return clean_text(clean_urls(shortened(" ".join(text.split()))))
 
 
 def name_of(value: Any) -> str:
     """Return the ``repr`` of a value, or the name of its type where that fails."""
-    return asked(lambda: exact_text(repr(value)), type(value).__name__)
+    return call_or_default(lambda: exact_text(repr(value)), type(value).__name__)

@@ -12,7 +12,7 @@ from girder_dask.errors import JobFailed, JobInterrupted
 from girder_dask.protocol import unpickling
 from girder_dask.protocol.json_values import dump_plain, load_plain
 from girder_dask.protocol.redaction import clean_data
-from girder_dask.utils.foreign_objects import asked, exact_text
+from girder_dask.utils.foreign_objects import call_or_default, exact_text
 
 __all__ = ["CarriedError", "RemoteTraceback", "failure", "open_exception", "pack_exception"]
 
@@ -63,7 +63,7 @@ def pack_exception(error: BaseException, text: str) -> bytes:
     except JobInterrupted:
         raise
     except BaseException as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
-        known["unpicklable"] = asked(functools.partial(_repr_of, e), type(e).__name__)
+        known["unpicklable"] = call_or_default(functools.partial(_repr_of, e), type(e).__name__)
     return clean_data(dump_plain(known))
 
 

@@ -17,8 +17,8 @@ from girder_dask.errors import ArgumentError, PayloadTooLargeError
 from girder_dask.protocol import unpickling
 from girder_dask.protocol.json_values import dump_plain, load_plain
 from girder_dask.protocol.transform_types import build, detached, written
-from girder_dask.utils.module_loading import settled
-from girder_dask.utils.pytree import map_leaves
+from girder_dask.utils.module_loading import retry_import_deadlock
+from girder_dask.utils.pytree import tree_map
 
 __all__ = [
     "PACKING",
@@ -107,9 +107,9 @@ def pack_call(
 
     call: tuple[Any, ...] = (
         function,
-        map_leaves(detached, tuple(args)),
-        map_leaves(detached, dict(kwargs)),
-        map_leaves(detached, tuple(hooks)),
+        tree_map(detached, tuple(args)),
+        tree_map(detached, dict(kwargs)),
+        tree_map(detached, tuple(hooks)),
         session,
     )
     try:
@@ -193,7 +193,7 @@ def open_call(payload: bytes, *, unpickle: bool = True) -> Call:
     kind, rest = payload[:1], payload[1:]
     if kind == _PLAIN:
         special = {_TRANSFORM: build, _JOB: lambda job_id: Dependency(str(job_id))}
-        args, kwargs, hooks = settled(lambda: load_plain(rest, special))
+        args, kwargs, hooks = retry_import_deadlock(lambda: load_plain(rest, special))
         return Call(args=tuple(args), kwargs=dict(kwargs), hooks=tuple(hooks))
     if kind != _PICKLED:
         raise ValueError("This is no call that girder_dask has packed.")
@@ -202,7 +202,7 @@ def open_call(payload: bytes, *, unpickle: bool = True) -> Call:
             "The call is pickled, and who started this job may not run code of their own, so it is "
             "not opened. Pass plain values."
         )
-    function, args, kwargs, hooks, session = settled(lambda: unpickling.loads(rest))
+    function, args, kwargs, hooks, session = retry_import_deadlock(lambda: unpickling.loads(rest))
     return Call(args, kwargs, hooks, function, session)
 
 
@@ -258,7 +258,7 @@ def open_value(data: bytes, *, unpickle: bool) -> Any:
             "unpickles it. Have the task return plain values, or upload a file"
         )
     try:
-        return settled(lambda: unpickling.loads(rest))
+        return retry_import_deadlock(lambda: unpickling.loads(rest))
     except (Exception, SystemExit) as e:
         raise NotOpened(
             f"cannot be opened here ({type(e).__name__}: {e}). Install what it is made of, as on "

@@ -16,8 +16,8 @@ from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
 from girder_dask.scheduler.unrunnable import shortage
 from girder_dask.scheduler.worker_losses import WorkerLosses
-from girder_dask.utils.background import Guard, watched
-from girder_dask.utils.bounded_dict import Newest
+from girder_dask.utils.background import Guard, log_failure
+from girder_dask.utils.bounded_dict import BoundedDict
 
 __all__ = ["DaskCluster"]
 
@@ -73,7 +73,7 @@ class DaskCluster:
         self._sent: dict[str, Future[Any]] = {}  # jobs with inputs which were not seen yet
         self._look: asyncio.TimerHandle | None = None
         self._dropping: list[str] = []
-        self._dropped_early = Newest[str, None](_MOST_KNOWN)
+        self._dropped_early = BoundedDict[str, None](_MOST_KNOWN)
         self._pins: dict[str, set[str]] = {}
         self._telling: set[asyncio.Task[None]] = set()
         self._guards = {what: Guard(logger, what) for what in (_GIVING, _REFUSING, _RELEASING)}
@@ -290,7 +290,7 @@ class DaskCluster:
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
-        self._telling.add(watched(task, logger, "Telling Dask of a job"))
+        self._telling.add(log_failure(task, logger, "Telling Dask of a job"))
         task.add_done_callback(self._telling.discard)
 
     async def _tell(self, worker: str, what: str, **whom: list[str]) -> Any:

@@ -31,7 +31,7 @@ from girder_dask.scheduler.dependencies import DependencyGate, DependencyGraph, 
 from girder_dask.scheduler.job_state import Backoff, JobState
 from girder_dask.scheduler.pending_reasons import PendingReasons
 from girder_dask.scheduler.retention import RetainedResults
-from girder_dask.utils.bounded_dict import Newest
+from girder_dask.utils.bounded_dict import BoundedDict
 
 __all__ = ["Dispatcher"]
 
@@ -84,8 +84,8 @@ class Dispatcher:
         self._backoff = backoff or Backoff()
         self._clock = clock
         self._by_id: dict[str, JobState] = {}
-        self._canceled_before = Newest[str, None](_MOST_KNOWN)
-        self._ended_before = Newest[str, tuple[int, float]](_MOST_KNOWN)
+        self._canceled_before = BoundedDict[str, None](_MOST_KNOWN)
+        self._ended_before = BoundedDict[str, tuple[int, float]](_MOST_KNOWN)
         #: The jobs in hand, by the keys under which Dask has them.
         self.jobs = self._by_key = dict[str, JobState]()
         #: Their attempts.

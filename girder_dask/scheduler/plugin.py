@@ -25,7 +25,7 @@ from distributed.diagnostics.plugin import NannyPlugin, SchedulerPlugin, WorkerP
 from girder_dask import config
 from girder_dask._version import __version__
 from girder_dask.errors import GirderError
-from girder_dask.http.scheduler_api import GirderApi
+from girder_dask.http.scheduler_api import SchedulerApi
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import PLUGIN_NAME
 from girder_dask.scheduler.dask_cluster import DaskCluster
@@ -38,7 +38,7 @@ from girder_dask.scheduler.retirement import WorkerRetirement
 from girder_dask.scheduler.rpc import RpcHandlers
 from girder_dask.scheduler.run_reports import RunReports
 from girder_dask.scheduler.stealing import JobStealing
-from girder_dask.utils.background import Guard, watched
+from girder_dask.utils.background import Guard, log_failure
 
 __all__ = ["PLUGIN_NAME", "GirderSchedulerPlugin", "WorkerSide"]
 
@@ -171,12 +171,12 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             self._loop.create_task(self._watch_queue(), name="girder-dask queue"),
         ]
         for task in self._tasks:
-            watched(task, logger, task.get_name())
+            log_failure(task, logger, task.get_name())
         logger.info("girder_dask %s runs the jobs of %s", __version__, self._api_url)
 
-    def _api(self) -> GirderApi:
+    def _api(self) -> SchedulerApi:
         timeout = config.seconds("scheduler.request-timeout")
-        return GirderApi(self._api_url or "", self._credential, timeout=timeout)
+        return SchedulerApi(self._api_url or "", self._credential, timeout=timeout)
 
     async def before_close(self) -> None:
         """Give runs their time, tell Girder what it has not heard, and stop."""
@@ -308,7 +308,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         """Look why jobs wait, and end those that wait for too long."""
         pause, guard = 0.0, Guard(logger, "The look why jobs wait")
         while True:
-            await asyncio.sleep(guard.pause or pause)
+            await asyncio.sleep(guard.delay_s or pause)
             with guard:
                 pause = self.dispatcher.pending.look()
 

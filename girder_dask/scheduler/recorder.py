@@ -21,7 +21,7 @@ from girder_dask.jobs import FINAL
 from girder_dask.protocol.messages import JobEvent, JobUpdate
 from girder_dask.scheduler.delivery import Post, Receipt, UpdateDelivery, Verdicts
 from girder_dask.utils.background import Guard
-from girder_dask.utils.throttle import Pace
+from girder_dask.utils.throttle import Throttle
 
 __all__ = ["Recorder"]
 
@@ -162,11 +162,11 @@ class Recorder:
         self._under_way: list[PendingUpdate] = []
         self._receipts: dict[tuple[str, int], float] = {}
         self._receipts_under_way: list[tuple[str, int]] = []
-        self._pace = Pace(interval, burst=_BURST, spacing=_SPACING * interval, rest=_REST)
+        self._pace = Throttle(interval, burst=_BURST, spacing=_SPACING * interval, rest=_REST)
         self._reminder: asyncio.TimerHandle | None = None
         self._settled = asyncio.Condition()
-        self._guard = Guard(logger, "The recorder", longest=retry_delay_max)
-        self._delivering = Guard(logger, "Telling Girder of jobs", longest=retry_delay_max)
+        self._guard = Guard(logger, "The recorder", max_delay_s=retry_delay_max)
+        self._delivering = Guard(logger, "Telling Girder of jobs", max_delay_s=retry_delay_max)
         self._making = Guard(logger, "Making the update of a job")
         self._hearing = Guard(logger, "Taking in what Girder says of a job")
         self._delivery = UpdateDelivery(
@@ -267,7 +267,7 @@ class Recorder:
                 await self._pace.turn()
                 await self._deliver_all()
             if self._guard.failed:
-                await asyncio.sleep(self._guard.pause)
+                await asyncio.sleep(self._guard.delay_s)
                 self._pace.poke(urgent=True)  # there may be nothing new to do so
 
     async def _deliver_all(self) -> None:
@@ -370,7 +370,7 @@ class Recorder:
         while True:
             with self._delivering:
                 return await self._delivery.insist(wire, receipts)
-            await asyncio.sleep(self._delivering.pause)
+            await asyncio.sleep(self._delivering.delay_s)
 
     def _number(self, job_id: str, attempt: int) -> int:
         """Return the number of the next update of an attempt."""

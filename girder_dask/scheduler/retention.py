@@ -65,7 +65,9 @@ class RetainedResults:
         self._values: dict[str, _Value] = {}  # oldest first
         self._jobs: dict[str, str] = {}
         self._timer: Timer | None = None
-        self._guard = Guard(logger, "Letting go of values that nobody needs", longest=_LOOK_AGAIN)
+        self._guard = Guard(
+            logger, "Letting go of values that nobody needs", max_delay_s=_LOOK_AGAIN
+        )
         #: Bytes of all values that are kept.
         self.nbytes = 0
 
@@ -156,7 +158,7 @@ class RetainedResults:
         with self._guard:
             self._let_go_of_old()
         if self._guard.failed and self._timer is None:
-            self._timer = self._holder.call_later(self._guard.pause, self._expire)
+            self._timer = self._holder.call_later(self._guard.delay_s, self._expire)
 
     def _let_go_of_old(self) -> None:
         now = self._clock()

@@ -14,7 +14,7 @@ from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.recorder import Recorder
-from girder_dask.utils.bounded_dict import Newest
+from girder_dask.utils.bounded_dict import BoundedDict
 
 __all__ = ["RpcHandlers"]
 
@@ -68,7 +68,7 @@ class RpcHandlers:
         self._check_credential = check_credential
         #: Why Girder could not be asked for jobs the last time, None if it could.
         self.claim_error: str | None = None
-        self._batches = Newest[str, tuple[int, list[str]]](_MOST_OUTBOXES)
+        self._batches = BoundedDict[str, tuple[int, list[str]]](_MOST_OUTBOXES)
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:

@@ -52,7 +52,7 @@ class JobStealing:
         """Look until cancelled."""
         guard = Guard(logger, "The look for jobs that could run elsewhere")
         while True:
-            await asyncio.sleep(max(_PAUSE, guard.pause))
+            await asyncio.sleep(max(_PAUSE, guard.delay_s))
             with guard:
                 self.look()
 

@@ -23,7 +23,7 @@ def ensure_administrator(api: str, state: dict[str, Any]) -> Any:
     """
     import girder_client
 
-    from girder_dask.http.girder_client import ApiClient
+    from girder_dask.http.girder_client import GirderClient
 
     if state.get("login"):
         try:
@@ -31,7 +31,7 @@ def ensure_administrator(api: str, state: dict[str, Any]) -> Any:
         except GirderError as e:
             if e.status != 401:
                 raise
-    client = ApiClient(api)
+    client = GirderClient(api)
     password = secrets.token_urlsafe(12)
     try:
         user = client.post(

@@ -59,7 +59,7 @@ def watch(stack: Stack, stopped: threading.Event | None = None) -> None:
     stopped = stopped or threading.Event()
     supervisor = Supervisor(stack.parts, stack.reporter, start=stack.start_again, clear=stack.clear)
     guard, is_saved = Guard(logger, "Watching the stack"), True
-    while not stopped.wait(max(_WATCH_INTERVAL_S, guard.pause)):
+    while not stopped.wait(max(_WATCH_INTERVAL_S, guard.delay_s)):
         with guard:
             is_saved &= not supervisor.poll()
             if not is_saved:

@@ -20,7 +20,7 @@ from girder_dask.protocol.payload import Dependency, pack_call
 from girder_dask.protocol.transform_types import is_transform
 from girder_dask.tasks.discovery import package_of
 from girder_dask.tasks.untracked import UntrackedResult
-from girder_dask.utils.pytree import leaves_of, map_leaves
+from girder_dask.utils.pytree import tree_leaves, tree_map
 
 __all__ = [
     "CALL_OPTIONS",
@@ -164,7 +164,7 @@ def pack(
         return Dependency(value.id)
 
     try:
-        args, kwargs = map_leaves(stand_in, args), map_leaves(stand_in, dict(kwargs))
+        args, kwargs = tree_map(stand_in, args), tree_map(stand_in, dict(kwargs))
     except RecursionError:
         raise _too_deep(name, stand_in, args, kwargs) from None
     payload = pack_call(
@@ -191,7 +191,7 @@ def _too_deep(
     wrong = "An argument"
     for argument, value in named:
         try:
-            map_leaves(function, value)
+            tree_map(function, value)
         except RecursionError:
             wrong = argument
             break
@@ -234,7 +234,7 @@ def _hooks(name: str, given: Any) -> tuple[Any, ...]:
             "one for each result. No job was made.",
             task=name,
         )
-    for hook in leaves_of(given):
+    for hook in tree_leaves(given):
         usable = callable(getattr(hook, "transform", None)) and not isinstance(hook, type)
         if hook is not None and not usable:
             raise SubmissionError(

@@ -18,7 +18,7 @@ from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.payload import open_call
 from girder_dask.protocol.transform_types import is_transform
 from girder_dask.tasks.completion import completed
-from girder_dask.utils.pytree import map_leaves
+from girder_dask.utils.pytree import tree_map
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -44,7 +44,7 @@ def run(payload: bytes) -> Any:
 
     try:
         function: Callable[..., Any] = call.function  # type: ignore[assignment]
-        args, kwargs = map_leaves(transformed, call.args), map_leaves(transformed, call.kwargs)
+        args, kwargs = tree_map(transformed, call.args), tree_map(transformed, call.kwargs)
         return completed(function, *args, **kwargs)
     finally:
         for transform in reversed(begun):

@@ -69,7 +69,7 @@ class TestStack(Stack):
 
     def create_user(self) -> User:
         """Make an ordinary user with a private folder."""
-        from girder_dask.http.girder_client import ApiClient
+        from girder_dask.http.girder_client import GirderClient
 
         login, password = f"user{secrets.token_hex(5)}", secrets.token_urlsafe(12)
         user = self.admin.post(
@@ -83,7 +83,7 @@ class TestStack(Stack):
                 "admin": False,
             },
         )
-        client = ApiClient(self.api)
+        client = GirderClient(self.api)
         client.authenticate(login, password)
         return User(client, str(user["_id"]), login, _private_folder(client, user["_id"]))
 

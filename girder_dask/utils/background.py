@@ -1,49 +1,51 @@
-"""Loops in the background that no error ends, and tasks that nobody awaits.
+"""Loops in the background that no error ends, and tasks that nothing awaits.
 
-An exception out of a thread or an asyncio task ends it, often without a word. So each step of a
-loop is guarded, and what nobody awaits is watched. What asks a loop to end is no ``Exception``
-(cancellation, an interruption, ``SystemExit``) and passes through.
+An exception out of a thread or an asyncio task ends it, often without a message. So each step of a
+loop is guarded, and tasks that nothing awaits are watched. What asks a loop to end is no
+``Exception`` (cancellation, an interruption, ``SystemExit``) and passes through.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import logging
 from types import TracebackType
 from typing import Any, TypeVar, final
 
-__all__ = ["Guard", "watched"]
+from girder_dask.utils.backoff import Backoff
+from girder_dask.utils.error_log import ErrorLog, describe
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
+__all__ = ["Guard", "log_failure"]
+
+_FIRST_DELAY_S, _MAX_DELAY_S = 0.5, 15.0
 
 _Awaitable = TypeVar("_Awaitable", asyncio.Task[Any], concurrent.futures.Future[Any])
 
 
 @final
 class Guard:
-    """A context manager for the steps of a loop: an exception is logged, and the loop goes on.
+    """Context manager around each step of a loop: it logs an exception and lets the loop go on.
 
-    It is logged with its traceback, and the same one in a row only once.
+    An exception is logged with its traceback, and the same one in a row only once.
 
     Parameters
     ----------
     logger
-        The logger of the module that the loop is in.
+        The logger of the module with the loop.
     what
         What the loop does, as the subject of a sentence.
     expected
         Exceptions that an outage causes. They are logged without a traceback.
-    first, longest
-        Seconds of :attr:`pause` after one failure, and the most after many.
+    first_delay_s, max_delay_s, jitter
+        The :class:`~girder_dask.utils.backoff.Backoff` of :attr:`delay_s`.
 
     Examples
     --------
     >>> guard = Guard(logging.getLogger('example'), 'The look at the queue')
     >>> with guard:
     ...     pass
-    >>> guard.failed, guard.pause
+    >>> guard.failed, guard.delay_s
     (False, 0.0)
     """
 
@@ -53,22 +55,21 @@ class Guard:
         what: str,
         *,
         expected: tuple[type[Exception], ...] = (),
-        first: float = _FIRST_PAUSE,
-        longest: float = _LONGEST_PAUSE,
+        first_delay_s: float = _FIRST_DELAY_S,
+        max_delay_s: float = _MAX_DELAY_S,
+        jitter: float = 0.5,
     ) -> None:
-        self._logger = logger
         self._what = what
-        self._expected = expected
-        self._first = first
-        self._longest = longest
-        self._told: str | None = None
-        #: Seconds to wait before the next step: none after one that went well.
-        self.pause = 0.0
+        self._errors = ErrorLog(logger, expected=expected)
+        self._backoff = Backoff(min(first_delay_s, max_delay_s), max_delay_s, jitter)
+        self._failures = 0
+        #: Seconds to wait before the next step; 0 after a success.
+        self.delay_s = 0.0
 
     @property
     def failed(self) -> bool:
-        """Whether the last step has failed."""
-        return self.pause > 0
+        """Whether the last step failed."""
+        return self._failures > 0
 
     def __enter__(self) -> Guard:
         return self
@@ -80,43 +81,24 @@ class Guard:
         traceback: TracebackType | None,
     ) -> bool:
         if error is None:
-            self._went_well()
+            self._failures, self.delay_s = 0, 0.0
+            self._errors.recovered("%s works again", self._what)
             return True
         if not isinstance(error, Exception):
             return False
-        self.pause = min(max(2 * self.pause, self._first), self._longest)
-        # What logs it may be foreign, as the text of an error is, and must not end the loop either.
-        with contextlib.suppress(Exception):
-            self._tell(error)
+        self._failures += 1
+        self.delay_s = self._backoff.delay_s(self._failures)
+        self._errors.failed(error, "%s failed and goes on: %s", self._what)
         return True
 
-    def _went_well(self) -> None:
-        if self._told is not None:
-            self._told, self.pause = None, 0.0
-            with contextlib.suppress(Exception):
-                self._logger.info("%s works again", self._what)
 
-    def _tell(self, error: Exception) -> None:
-        is_expected = isinstance(error, self._expected)
-        before, self._told = self._told, type(error).__name__  # if it has no text
-        self._told = f"{type(error).__name__}: {error}"
-        if self._told != before:
-            self._logger.log(
-                logging.WARNING if is_expected else logging.ERROR,
-                "%s failed and goes on: %s",
-                self._what,
-                self._told,
-                exc_info=None if is_expected else error,
-            )
+def log_failure(work: _Awaitable, logger: logging.Logger, what: str) -> _Awaitable:
+    """Have the exception of a task that nothing awaits logged at once, and return the task."""
 
-
-def watched(work: _Awaitable, logger: logging.Logger, what: str) -> _Awaitable:
-    """Have the exception of a task that nobody awaits logged at once, and return the task."""
-
-    def tell(done: Any) -> None:
+    def log(done: Any) -> None:
         error = None if done.cancelled() else done.exception()
         if isinstance(error, Exception):
-            logger.error("%s failed: %s: %s", what, type(error).__name__, error, exc_info=error)
+            logger.error("%s failed: %s", what, describe(error), exc_info=error)
 
-    work.add_done_callback(tell)
+    work.add_done_callback(log)
     return work

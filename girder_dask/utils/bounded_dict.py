@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-__all__ = ["Newest"]
+__all__ = ["BoundedDict"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Newest(dict[K, V]):
+class BoundedDict(dict[K, V]):
     """A dictionary of the items that were set last.
 
     Parameters
@@ -20,7 +20,7 @@ class Newest(dict[K, V]):
 
     Examples
     --------
-    >>> batches = Newest[str, int](2)
+    >>> batches = BoundedDict[str, int](2)
     >>> batches['a'] = 1; batches['b'] = 1; batches['a'] = 2; batches['c'] = 1
     >>> batches
     {'a': 2, 'c': 1}

@@ -23,7 +23,7 @@ class FileLock:
         # An open file, as that closes itself when an interruption drops it.
         self._file: BinaryIO | None = None
 
-    def take(self, *, shared: bool = False) -> bool:
+    def try_acquire(self, *, shared: bool = False) -> bool:
         """Take it, if that is possible now.
 
         Returns
@@ -77,6 +77,6 @@ def try_lock(path: Path, *, shared: bool = False) -> Iterator[bool]:
     """Hold a lock for a block of code, if that is possible now; tell whether it is."""
     lock = FileLock(path)
     try:
-        yield lock.take(shared=shared)
+        yield lock.try_acquire(shared=shared)
     finally:
         lock.release()

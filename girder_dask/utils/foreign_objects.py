@@ -11,15 +11,15 @@ from typing import TypeVar
 
 from girder_dask.errors import JobInterrupted
 
-__all__ = ["asked", "exact_bytes", "exact_text"]
+__all__ = ["call_or_default", "exact_bytes", "exact_text"]
 
 T = TypeVar("T")
 
 
-def asked(question: Callable[[], T], otherwise: T) -> T:
+def call_or_default(question: Callable[[], T], otherwise: T) -> T:
     """Return an answer, or ``otherwise`` whatever is raised but an interruption of the job.
 
-    >>> asked(lambda: str(exit), '?'), asked(lambda: exit(3), '?')
+    >>> call_or_default(lambda: str(exit), '?'), asked(lambda: exit(3), '?')
     ('Use exit() or Ctrl-D (i.e. EOF) to exit', '?')
     """
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TypeVar
 
-__all__ = ["load_module", "settled"]
+__all__ = ["load_module", "retry_import_deadlock"]
 
 _DEADLOCK = "_DeadlockError"  # of importlib, and a RuntimeError
 _MOST, _PAUSE = 10, 0.05
@@ -37,10 +37,10 @@ def load_module(name: str) -> ModuleType:
     package = name.rpartition(".")[0]
     if package:
         load_module(package)
-    return settled(lambda: importlib.import_module(name))
+    return retry_import_deadlock(lambda: importlib.import_module(name))
 
 
-def settled(load: Callable[[], _T]) -> _T:
+def retry_import_deadlock(load: Callable[[], _T]) -> _T:
     """Return what a function returns that imports modules, and call it again after a deadlock.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The processes that come from one, as far as the system tells: where there is a ``/proc``."""
+"""The processes of this host, as far as the system shows them to this user."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-__all__ = ["Process", "descendants", "has_variable", "living", "send_signal"]
+import psutil
+
+__all__ = ["Process", "descendants", "has_variable", "running_processes", "send_signal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,60 +19,51 @@ class Process:
     pid: int
     parent: int
     group: int
-    born: int
+    born: float
 
 
 def send_signal(pid: int, number: int) -> None:
     """Send a signal to a process, if it is still there."""
-    with contextlib.suppress(OSError):  # it has ended, or is somebody else's now
+    with contextlib.suppress(OSError):  # it has ended, or its number is another user's now
         os.kill(pid, number)
 
 
 def descendants(root: int) -> list[int]:
-    """Return the living processes that come from ``root``.
+    """Return the ids of the running processes that descend from ``root``.
 
     >>> os.getpid() in descendants(os.getppid())
     True
     """
-    parents = {process.pid: process.parent for process in living()}
-    found, grown = {root}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        found |= more
-        grown = bool(more)
-    return sorted(found - {root})
+    with contextlib.suppress(psutil.Error):
+        children = psutil.Process(root).children(recursive=True)
+        return sorted(child.pid for child in children if _is_running(child))
+    return []
 
 
 def has_variable(pid: int, name: str, value: str) -> bool:
-    """Say whether a process was started with a variable in its environment.
+    """Return True if a process was started with a variable in its environment.
 
-    That of another user's process cannot be read, so it has none.
+    The environment of another user's process cannot be read, so it has none.
     """
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # it is somebody else's, or has ended
-        return False
-    return os.fsencode(f"{name}={value}") in environment.split(b"\0")
+    with contextlib.suppress(psutil.Error, OSError):
+        return psutil.Process(pid).environ().get(name) == value
+    return False
 
 
-def living() -> Iterator[Process]:
+def running_processes() -> Iterator[Process]:
     """Yield each process that has not ended.
 
-    >>> os.getpid() in {process.pid for process in living()}
+    >>> os.getpid() in {process.pid for process in running_processes()}
     True
     """
-    try:
-        entries = list(Path("/proc").iterdir())
-    except OSError:
-        return
-    for entry in entries:
-        if not entry.name.isdigit():
-            continue
-        try:
-            # The name of the program, in parentheses, may hold anything.
-            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-            state, parent, group, born = fields[0], fields[1], fields[2], fields[19]
-        except (OSError, IndexError):  # it has just ended
-            continue
-        if state != b"Z":
-            yield Process(int(entry.name), int(parent), int(group), int(born))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError), process.oneshot():
+            if _is_running(process):
+                group = os.getpgid(process.pid)
+                yield Process(process.pid, process.ppid(), group, process.create_time())
+
+
+def _is_running(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["leaves_of", "map_leaves"]
+__all__ = ["tree_leaves", "tree_map"]
 
 
-def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+def tree_map(function: Callable[[Any], Any], value: Any) -> Any:
     """Apply ``function`` to whatever is no dict, list or tuple in ``value``.
 
     Containers in which nothing changed are returned as they are.
 
-    >>> map_leaves(lambda v: v + 1, {'a': [1, (2,)]})
+    >>> tree_map(lambda v: v + 1, {'a': [1, (2,)]})
     {'a': [2, (3,)]}
     """
     if isinstance(value, dict):
-        changed = {k: map_leaves(function, v) for k, v in value.items()}
+        changed = {k: tree_map(function, v) for k, v in value.items()}
         return changed if any(changed[k] is not v for k, v in value.items()) else value
     if isinstance(value, (list, tuple)):
-        items = [map_leaves(function, v) for v in value]
+        items = [tree_map(function, v) for v in value]
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
         if isinstance(value, list):
@@ -30,10 +30,10 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-def leaves_of(value: Any) -> Iterator[Any]:
+def tree_leaves(value: Any) -> Iterator[Any]:
     """Return whatever is no dict, list or tuple in ``value``, in order.
 
-    >>> list(leaves_of({'a': [1, (2,)], 'b': None}))
+    >>> list(tree_leaves({'a': [1, (2,)], 'b': None}))
     [1, 2, None]
     """
     if isinstance(value, dict):
@@ -42,4 +42,4 @@ def leaves_of(value: Any) -> Iterator[Any]:
         yield value
         return
     for inner in value:
-        yield from leaves_of(inner)
+        yield from tree_leaves(inner)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["remove"]
+__all__ = ["rmtree"]
 
 _TRIES = 6
 _FIRST_PAUSE = 0.02  # seconds; it doubles
@@ -21,7 +21,7 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _DEPTH = 32
 
 
-def remove(directory: str | os.PathLike[str]) -> None:
+def rmtree(directory: str | os.PathLike[str]) -> None:
     """Remove a directory with all that is in it, whatever modes it has, if it is there.
 
     Who writes into it by its path is shut out first, and what is made there meanwhile is
@@ -42,7 +42,7 @@ def remove(directory: str | os.PathLike[str]) -> None:
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp())
     >>> (path / 'locked').mkdir(mode=0o500)
-    >>> remove(path)
+    >>> rmtree(path)
     >>> path.exists()
     False
     """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["MOST_LINE", "clean_text", "shortened"]
+__all__ = ["MAX_LINE_CHARACTERS", "clean_text", "shortened"]
 
 #: The most characters of one line that is shown of a job: its progress, or why it failed.
-MOST_LINE = 10_000
+MAX_LINE_CHARACTERS = 10_000
 
 
 def shortened(line: str) -> str:
@@ -14,7 +14,7 @@ def shortened(line: str) -> str:
     >>> len(shortened('x' * 50_000_000))
     10000
     """
-    return line if len(line) <= MOST_LINE else line[: MOST_LINE - 1] + "…"
+    return line if len(line) <= MAX_LINE_CHARACTERS else line[: MAX_LINE_CHARACTERS - 1] + "…"
 
 
 def clean_text(text: str) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["Pace"]
+__all__ = ["Throttle"]
 
 
-class Pace:
+class Throttle:
     """Says when it is time to send. To be used on one event loop.
 
     Parameters

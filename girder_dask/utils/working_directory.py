@@ -5,11 +5,11 @@ and processes that it starts. There is no way back into what the other threads s
 of a worker's pool returns to the *directory* of the process in the end, and keeps one of its own.
 
 A thread of a pool works for several jobs: it goes to the directory of whoever submits the work, and
-back (:func:`following`). It may have been started by a job, which must not bind it
-(:func:`returning`).
+back (:func:`in_this_directory`). It may have been started by a job, which must not bind it
+(:func:`in_process_directory`).
 
 Some systems refuse ``unshare``: containers whose seccomp profile does not allow it. Then nothing
-here has an effect, and :func:`refusal` says why.
+here has an effect, and :func:`unsupported_reason` says why.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
 from typing import TypeVar
 
-__all__ = ["apart", "following", "is_apart", "noting_umask", "refusal", "returning"]
+__all__ = [
+    "has_own_directory",
+    "in_process_directory",
+    "in_this_directory",
+    "own_working_directory",
+    "recording_umask",
+    "unsupported_reason",
+]
 
 T = TypeVar("T")
 
@@ -91,7 +98,7 @@ def _libc() -> ctypes.PyDLL:
 
 
 @functools.cache
-def refusal() -> str | None:
+def unsupported_reason() -> str | None:
     """Say why threads cannot have a working directory of their own here, None if they can."""
     reasons: list[str | None] = []
 
@@ -110,7 +117,7 @@ def refusal() -> str | None:
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[bool]:
+def own_working_directory() -> Iterator[bool]:
     """Give the calling thread a working directory and a umask of its own.
 
     Yields whether it could be done. In the end the thread is in the directory of the process
@@ -119,13 +126,13 @@ def apart() -> Iterator[bool]:
     Examples
     --------
     >>> before = os.getcwd()
-    >>> with apart() as is_own:
+    >>> with own_working_directory() as is_own:
     ...     if is_own:
     ...         os.chdir('/')
     >>> os.getcwd() == before
     True
     """
-    if refusal() is not None:
+    if unsupported_reason() is not None:
         yield False
         return
     # The process's first thread is where the others return to.
@@ -147,7 +154,7 @@ def apart() -> Iterator[bool]:
         _unshare()  # what the run has left goes its own way from here
 
 
-def is_apart() -> bool:
+def has_own_directory() -> bool:
     """Say whether the running code belongs to a run with a directory of its own."""
     return _current.get() is not None
 
@@ -157,7 +164,7 @@ def _return() -> None:
         _raise()
 
 
-def returning(run: Callable[[], T]) -> Callable[[], T]:
+def in_process_directory(run: Callable[[], T]) -> Callable[[], T]:
     """Return what runs in a new thread that serves more than the job that starts it."""
     own = _current.get()
     if own is None:
@@ -172,7 +179,7 @@ def returning(run: Callable[[], T]) -> Callable[[], T]:
     return run_in_process
 
 
-def following(work: Callable[..., T]) -> Callable[..., T]:
+def in_this_directory(work: Callable[..., T]) -> Callable[..., T]:
     """Return what does ``work`` in another thread, in the directory in which this one is now."""
     own = _current.get()
     if own is None:
@@ -207,7 +214,7 @@ def _here() -> _Place | None:
     return place
 
 
-def noting_umask(original: Callable[[int], int]) -> Callable[[int], int]:
+def recording_umask(original: Callable[[int], int]) -> Callable[[int], int]:
     """Return what sets the umask, for the threads of pools too that work for the run."""
 
     def umask(mask: int, /) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
-from girder_dask.utils.background import Guard, watched
+from girder_dask.utils.background import Guard, log_failure
 from girder_dask.worker.run.runner import Run
 
 __all__ = ["RunCanceller"]
@@ -55,7 +55,7 @@ class RunCanceller:
         self._limits: dict[Run, asyncio.TimerHandle] = {}
         # So that a run of which one step fails is stopped by the others, and others are, too.
         self._guard = Guard(logger, "Stopping a run")
-        self._expiring = Guard(logger, "Ending a run whose time is over", longest=5.0)
+        self._expiring = Guard(logger, "Ending a run whose time is over", max_delay_s=5.0)
 
     def cancel(self, keys: Iterable[str]) -> set[str]:
         """Stop the runs of keys. They have their grace; to ask twice does not shorten it.
@@ -101,7 +101,7 @@ class RunCanceller:
             if run.expire():
                 self._begin(run, 0.0)
         if self._expiring.failed:
-            self.limit(run, self._expiring.pause)
+            self.limit(run, self._expiring.delay_s)
 
     async def close(self, timeout: float) -> None:
         """Stop all runs, and wait for their ends for at most ``timeout`` seconds.
@@ -132,7 +132,7 @@ class RunCanceller:
         if run in self._tasks:  # it is being stopped, and to ask again changes nothing
             return
         task = asyncio.get_running_loop().create_task(self._insist(run, grace))
-        self._tasks[run] = watched(task, logger, f"Stopping a run of job {run.spec.id}")
+        self._tasks[run] = log_failure(task, logger, f"Stopping a run of job {run.spec.id}")
         task.add_done_callback(lambda done: self._forget(run, done))
 
     def _forget(self, run: Run, task: asyncio.Task[None]) -> None:

@@ -17,13 +17,13 @@ from girder_dask.errors import (
     TaskNotFoundError,
     TransformError,
 )
-from girder_dask.http.http_objects import chain, strip_headers
+from girder_dask.http.http_objects import linked_exceptions, strip_headers
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import name_of, summary
 from girder_dask.protocol.exceptions import CarriedError, pack_exception
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.redaction import clean_text, clean_urls
-from girder_dask.utils.foreign_objects import asked, exact_text
+from girder_dask.utils.foreign_objects import call_or_default, exact_text
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.tracebacks import format_error, own_traceback
 
@@ -144,7 +144,9 @@ def _failure_of(
     if is_stop:
         return _over_time(spec)
     line = summary(error)
-    told = asked(lambda: exact_text(_log_text(error, spec, location, started=started)), f"{line}\n")
+    told = call_or_default(
+        lambda: exact_text(_log_text(error, spec, location, started=started)), f"{line}\n"
+    )
     text = clean_text(clean_urls(_cut(told)))
     if reason == "timeout":  # its answer to the interruption, or what became of that
         return replace(_over_time(spec), text=f"{text}{_limit_line(spec)}\n")
@@ -207,7 +209,7 @@ def was_killed(error: BaseException) -> bool:
     >>> was_killed(CalledProcessError(-signal.SIGTERM, 'count')), was_killed(ValueError())
     (True, False)
     """
-    for each in chain(error):
+    for each in linked_exceptions(error):
         if isinstance(each, KeyboardInterrupt):
             return True
         if isinstance(each, CalledProcessError) and _number(each.returncode) in TERMINATING_SIGNALS:

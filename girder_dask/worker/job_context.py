@@ -44,10 +44,10 @@ def running_job(
     """
     client = None
     if api_url is not None:
-        from girder_dask.http.girder_client import ApiClient
-        from girder_dask.http.session import make_session
+        from girder_dask.http.girder_client import GirderClient
+        from girder_dask.http.session import make_retrying_session
 
-        client = ApiClient(api_url, spec.token, make_session)
+        client = GirderClient(api_url, spec.token, make_retrying_session)
     request = Request(
         id=spec.id,
         attempt=spec.attempt,

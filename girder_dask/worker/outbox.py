@@ -26,7 +26,7 @@ from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.protocol.redaction import Secrets, clean_data
 from girder_dask.utils.background import Guard
 from girder_dask.utils.text import clean_text
-from girder_dask.utils.throttle import Pace
+from girder_dask.utils.throttle import Throttle
 from girder_dask.worker.job_log.log import JobLog
 
 __all__ = ["Outbox", "RunSink"]
@@ -244,7 +244,7 @@ class Outbox:
         self._on_dropped = on_dropped
         self._asking: dict[RunSink, asyncio.Task[None]] = {}
         self._guards = {
-            what: Guard(logger, f"{what} of the worker {worker}", longest=_RETRY_DELAY_MOST)
+            what: Guard(logger, f"{what} of the worker {worker}", max_delay_s=_RETRY_DELAY_MOST)
             for what in (_SENDER, _GATHERER, _DROPPER, _ASKER)
         }
         self._log = {"capacity": log_capacity, "most": max_log}
@@ -258,7 +258,7 @@ class Outbox:
         self.closed = False
         self._dropped: set[str] = set()
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(interval, burst=_BURST, spacing=min(interval, _SPACING), rest=_REST)
+        self._pace = Throttle(interval, burst=_BURST, spacing=min(interval, _SPACING), rest=_REST)
         # What the sender was told since it last looked: of something urgent, that goes at once.
         self._woken: tuple[bool, bool] | None = None
         self._idle = asyncio.Event()
@@ -327,7 +327,7 @@ class Outbox:
                 await self._pace.turn()
                 await self._send_all()
             if guard.failed:
-                await asyncio.sleep(guard.pause)
+                await asyncio.sleep(guard.delay_s)
                 self._pace.poke(urgent=True)  # nobody else may have more to say
 
     async def _send_all(self) -> None:

@@ -25,7 +25,7 @@ from girder_dask.files.cache import CacheUnusable, FileCache, open_cache
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION, PLUGIN_NAME
 from girder_dask.utils import working_directory
-from girder_dask.utils.background import Guard, watched
+from girder_dask.utils.background import Guard, log_failure
 from girder_dask.utils.private_directory import require_unchangeable
 from girder_dask.worker import gpus
 from girder_dask.worker.cancellation import RunCanceller
@@ -141,7 +141,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             logger.error("%s", unsafe)
             # Dask goes on with a worker whose plugin has failed. Nothing is to run on this one.
             closing = asyncio.create_task(worker.close(nanny=True, reason=_UNSAFE))
-            self._closing = watched(closing, logger, f"Closing the worker {worker.address}")
+            self._closing = log_failure(closing, logger, f"Closing the worker {worker.address}")
             return
         _forget_credential()
         _start_capture()
@@ -241,7 +241,7 @@ class GirderWorkerPlugin(WorkerPlugin):
     def _give_up(self, run: Run) -> None:
         if self._restart is None:
             restart = asyncio.get_running_loop().create_task(self._restarted(run))
-            self._restart = watched(restart, logger, "Ending this worker")
+            self._restart = log_failure(restart, logger, "Ending this worker")
 
     async def _restarted(self, run: Run) -> None:
         """End the process because of a run that cannot be stopped; a nanny starts another."""
@@ -366,7 +366,7 @@ def _forget_credential() -> None:
 
 
 def _warn_without_directories() -> None:
-    why = working_directory.refusal()
+    why = working_directory.unsupported_reason()
     if why is not None:
         logger.warning(
             "This system gives threads no working directory of their own (%s), so jobs share that "

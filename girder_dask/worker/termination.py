@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
 
-from girder_dask.utils.background import Guard, watched
+from girder_dask.utils.background import Guard, log_failure
 
 __all__ = ["AlarmSignals", "TerminationSignals"]
 
@@ -57,7 +57,7 @@ class TerminationSignals:
     def _begin(self, number: int, before: Any) -> None:
         if self._task is None:
             task = self._loop.create_task(self._end(number, before))
-            self._task = watched(task, logger, "Ending this process after a signal")
+            self._task = log_failure(task, logger, "Ending this process after a signal")
 
     async def _end(self, number: int, before: Any) -> None:
         with Guard(logger, "Leaving in good order after a signal"):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from girder_dask.http.http_objects import MOST_LINKED, chain, grouped
-from girder_dask.utils.foreign_objects import asked, exact_text
+from girder_dask.http.http_objects import MAX_LINKED, group_members, linked_exceptions
+from girder_dask.utils.foreign_objects import call_or_default, exact_text
 
 __all__ = ["format_error", "own_traceback"]
 
@@ -45,11 +45,11 @@ def format_error(error: BaseException) -> str:
     """
     if _is_endless(error):
         stack = traceback.extract_tb(own_traceback(error))
-        name, text = type(error).__qualname__, asked(lambda: exact_text(str(error)), "")
+        name, text = type(error).__qualname__, call_or_default(lambda: exact_text(str(error)), "")
         return (
             "Traceback (most recent call last):\n"
             f"{''.join(traceback.format_list(_without_wrappers(stack)))}{name}: {text}\n"
-            f"More than {MOST_LINKED} other exceptions, which led to it or are in its group, are "
+            f"More than {MAX_LINKED} other exceptions, which led to it or are in its group, are "
             "left out.\n"
         )
     told = traceback.TracebackException(type(error), error, own_traceback(error))
@@ -60,13 +60,13 @@ def format_error(error: BaseException) -> str:
 
 def _is_endless(error: BaseException) -> bool:
     """Say whether too many exceptions would be told: a group is told each time that it is met."""
-    waiting = list(chain(error, MOST_LINKED + 1))
+    waiting = list(linked_exceptions(error, MAX_LINKED + 1))
     count = len(waiting)
-    while waiting and count <= MOST_LINKED:
-        inner = grouped(waiting.pop())
+    while waiting and count <= MAX_LINKED:
+        inner = group_members(waiting.pop())
         count += len(inner)
         waiting += inner
-    return count > MOST_LINKED
+    return count > MAX_LINKED
 
 
 def _errors(told: traceback.TracebackException) -> Iterator[traceback.TracebackException]:

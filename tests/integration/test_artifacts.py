@@ -12,7 +12,7 @@ import pytest
 from girder_client import GirderClient, HttpError
 
 from girder_dask.errors import TransformError
-from girder_dask.files.upload_recovery import Traces
+from girder_dask.files.upload_recovery import UploadRecovery
 from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER
 from girder_dask.transforms import GirderUploadJobArtifact
 from tests.support.rest_site import ask, start_waiting
@@ -165,7 +165,7 @@ def test_a_hook_of_an_attempt_that_is_over_adds_nothing(girder_stack, job, tmp_p
     def push(attempt: int) -> None:
         (tmp_path / "a").write_text(f"of attempt {attempt}")
         hook = GirderUploadJobArtifact(gc=client)
-        hook.job, hook.traces = {"_id": job["id"]}, Traces(job["id"], attempt)
+        hook.job, hook.recovery = {"_id": job["id"]}, UploadRecovery(job["id"], attempt)
         hook.transform(tmp_path / "a")
 
     push(2)

@@ -8,7 +8,7 @@ import pytest
 from girder_client import GirderClient
 
 from girder_dask.errors import TransformError
-from girder_dask.files.upload_recovery import Traces
+from girder_dask.files.upload_recovery import UploadRecovery
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER, UPLOAD_HEADER
 from girder_dask.transforms import GirderItemMetadata, GirderUploadToFolder
@@ -382,10 +382,10 @@ def test_an_attempt_that_is_over_sets_no_metadata(girder_stack, girder_user):
 
     hook = GirderItemMetadata(item, gc=GirderClient(apiUrl=girder_stack.api))
     hook.gc.token = token
-    hook.job, hook.traces = {"_id": job_id}, Traces(job_id, 1)
+    hook.job, hook.recovery = {"_id": job_id}, UploadRecovery(job_id, 1)
     with pytest.raises(TransformError, match=f"Attempt 1 of job {job_id} is over"):
         hook.transform({"n": 5})
-    hook.traces = Traces(job_id, 2)
+    hook.recovery = UploadRecovery(job_id, 2)
     hook.transform({"n": 6})
     assert value() == 6
     girder_user.client.put(f"job/{job_id}/cancel")

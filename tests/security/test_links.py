@@ -23,9 +23,9 @@ from girder_dask.errors import GirderDaskError, TransformError
 from girder_dask.files.cache import FileCache
 from girder_dask.http import addresses, links
 from girder_dask.http.addresses import HostRefused, LinkHosts, is_public
-from girder_dask.http.girder_client import ApiClient
+from girder_dask.http.girder_client import GirderClient
 from girder_dask.http.redirects import LinkRefused
-from girder_dask.http.session import make_session
+from girder_dask.http.session import make_retrying_session
 from girder_dask.jobs import JobStatus
 from girder_dask.transforms import (
     GirderFileId,
@@ -47,8 +47,8 @@ def girder() -> Iterator[FileGirder]:
 
 
 @pytest.fixture
-def gc(girder: FileGirder) -> Iterator[ApiClient]:
-    client = ApiClient(girder.url, "TOKEN", make_session)
+def gc(girder: FileGirder) -> Iterator[GirderClient]:
+    client = GirderClient(girder.url, "TOKEN", make_retrying_session)
     yield client
     client.close()
 
@@ -359,7 +359,7 @@ def test_nothing_of_the_job_goes_to_a_link(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    client = ApiClient(girder.url, "TOKEN", make_session)
+    client = GirderClient(girder.url, "TOKEN", make_retrying_session)
     client.attributes = {"headers": {"X-Site": "secret"}, "auth": ("a", "secret")}
     with serving() as site:
         internet.servers = {(PUBLIC, 80): site.port}

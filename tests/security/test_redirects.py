@@ -17,13 +17,13 @@ from girder_dask.cli.doctor import gather_facts
 from girder_dask.client.connection import connect
 from girder_dask.client.rest_backend import RestBackend
 from girder_dask.errors import GirderError, SubmissionError, TransformError
-from girder_dask.files.upload_recovery import Traces
+from girder_dask.files.upload_recovery import UploadRecovery
 from girder_dask.files.uploads import send_artifact
-from girder_dask.http.client import Web
-from girder_dask.http.girder_client import ApiClient
-from girder_dask.http.redirects import Redirected, is_within
-from girder_dask.http.scheduler_api import GirderApi
-from girder_dask.http.session import GirderSession, make_session
+from girder_dask.http.client import ApiClient
+from girder_dask.http.girder_client import GirderClient
+from girder_dask.http.redirects import UnexpectedRedirect, is_within_api
+from girder_dask.http.scheduler_api import SchedulerApi
+from girder_dask.http.session import GirderSession, make_retrying_session
 from girder_dask.protocol.messages import JobUpdate, Submission
 from girder_dask.protocol.names import KIND_HEADER
 from girder_dask.standalone import accounts
@@ -81,13 +81,13 @@ def girder(request: pytest.FixtureRequest, other: Peer) -> Iterator[Peer]:
             yield peer
 
 
-def _client(url: str) -> ApiClient:
-    return ApiClient(url, SECRET, make_session)
+def _client(url: str) -> GirderClient:
+    return GirderClient(url, SECRET, make_retrying_session)
 
 
 def _upload(url: str) -> None:
     hook = GirderUploadToFolder("5f", gc=_client(url))
-    hook.traces, hook.job = Traces("5e", 1), {"_id": "5e"}
+    hook.recovery, hook.job = UploadRecovery("5e", 1), {"_id": "5e"}
     hook.transform(__file__)
 
 
@@ -98,9 +98,9 @@ CLIENTS: dict[str, Callable[[str], Any]] = {
     ),
     "scheduler, claim": lambda url: _api(url, lambda api: api.claim("s", 10)),
     "scheduler, states": lambda url: _api(url, lambda api: api.states(["a"])),
-    "scheduler, signing in": lambda url: GirderApi(url, SECRET).check_credential(),
-    "notebook": lambda url: Web(url, token=SECRET).ask("GET", "job/1"),
-    "notebook, signing in": lambda url: Web(url, api_key=SECRET).ask("POST", "dask/job", {}),
+    "scheduler, signing in": lambda url: SchedulerApi(url, SECRET).check_credential(),
+    "notebook": lambda url: ApiClient(url, token=SECRET).ask("GET", "job/1"),
+    "notebook, signing in": lambda url: ApiClient(url, api_key=SECRET).ask("POST", "dask/job", {}),
     "child": lambda url: RestBackend(url, token=SECRET, endures=True).submit(
         [Submission("a:b", b"j[]")]
     ),
@@ -122,8 +122,8 @@ CLIENTS: dict[str, Callable[[str], Any]] = {
     "output": _upload,
     "artifact": lambda url: send_artifact(_client(url), "5e", Path(__file__)),
     "record_start": lambda url: record_start(_client(url), "5e", attempt=1, run="r", worker="w"),
-    "trace": lambda url: Traces("5e", 2).settle(_client(url), "u", ("folder", "5f")),
-    "earlier attempts": lambda url: Traces("5e", 2).take(_client(url), "5f", "a"),
+    "trace": lambda url: UploadRecovery("5e", 2).settle(_client(url), "u", ("folder", "5f")),
+    "earlier attempts": lambda url: UploadRecovery("5e", 2).take(_client(url), "5f", "a"),
 }
 
 
@@ -133,13 +133,13 @@ def _foreign(url: str) -> girder_client.GirderClient:
     return client
 
 
-def _in_session(client: ApiClient, session: requests.Session | None) -> Any:
+def _in_session(client: GirderClient, session: requests.Session | None) -> Any:
     with client.session(session):
         return client.get("user/me")
 
 
-def _api(url: str, ask: Callable[[GirderApi], Any]) -> Any:
-    api = GirderApi(url, SECRET)
+def _api(url: str, ask: Callable[[SchedulerApi], Any]) -> Any:
+    api = SchedulerApi(url, SECRET)
     api._session.headers["Girder-Token"] = SECRET
     with contextlib.closing(api):
         return ask(api)
@@ -147,7 +147,9 @@ def _api(url: str, ask: Callable[[GirderApi], Any]) -> Any:
 
 @pytest.mark.parametrize("who", CLIENTS)
 def test_no_credential_follows_a_redirect(girder: Peer, other: Peer, who: str) -> None:
-    with pytest.raises((GirderError, SubmissionError, Redirected, TransformError)) as caught:
+    with pytest.raises(
+        (GirderError, SubmissionError, UnexpectedRedirect, TransformError)
+    ) as caught:
         CLIENTS[who](girder.url)
     assert other.asked == []
     said = str(caught.value)
@@ -160,7 +162,7 @@ def test_no_credential_follows_a_redirect(girder: Peer, other: Peer, who: str) -
 
 def test_what_to_set_is_said(girder: Peer, other: Peer) -> None:
     with pytest.raises(GirderError) as caught:
-        GirderApi(girder.url).version()
+        SchedulerApi(girder.url).version()
     assert (
         f"Use the address at which Girder itself answers: {other.url} in place of {girder.url} "
         "(girder.api-url on scheduler and workers, dask.api_url in Girder)."
@@ -204,7 +206,7 @@ def test_a_redirect_hides_what_signs_it(other: Peer) -> None:
     with serving() as peer:
         peer.answers = {"GET user/me": (302, {})}
         peer.locations = {"GET user/me": f"http://u:{SECRET}@example.org/login?sig={SECRET}"}
-        with pytest.raises(Redirected) as caught:
+        with pytest.raises(UnexpectedRedirect) as caught:
             _client(peer.url).get("user/me")
     assert "leads to http://example.org/login. " in str(caught.value)
     assert SECRET not in str(caught.value)
@@ -215,7 +217,7 @@ def test_a_redirect_to_nowhere(location: str) -> None:
     with serving() as peer:
         peer.answers = {"GET user/me": (302, {})}
         peer.locations = {"GET user/me": location}
-        with pytest.raises(Redirected):
+        with pytest.raises(UnexpectedRedirect):
             _client(peer.url).get("user/me")
 
 
@@ -290,18 +292,18 @@ def test_a_store_that_leads_back_gets_no_token(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_an_address_of_the_api(url: str, inside: bool) -> None:
-    assert is_within(url, "http://girder:8080/api/v1/") is inside
+    assert is_within_api(url, "http://girder:8080/api/v1/") is inside
 
 
 def test_usual_ports_need_not_be_named() -> None:
-    assert is_within("https://girder:443/api/v1/a", "https://girder/api/v1")
-    assert is_within("http://girder/api/v1/a", "http://girder:80/api/v1")
+    assert is_within_api("https://girder:443/api/v1/a", "https://girder/api/v1")
+    assert is_within_api("http://girder/api/v1/a", "http://girder:80/api/v1")
 
 
 def test_a_token_leaves_the_session_for_its_own_api_alone(other: Peer) -> None:
     with serving() as peer:
         peer.answers = {"GET a": (200, {})}
-        for make in (GirderSession, make_session):
+        for make in (GirderSession, make_retrying_session):
             session = make(peer.url)
             session.headers["Girder-Token"] = SECRET
             session.get(f"{other.url}/a")

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_dask.errors import TransformError
-from girder_dask.files.base import reason, safe_name
+from girder_dask.files.base import failure_reason, safe_name
 from girder_dask.transforms import (
     GirderFileId,
     GirderFileIdAllowDirect,
@@ -38,7 +38,7 @@ from girder_dask.transforms import (
     explain,
     is_transform,
 )
-from girder_dask.utils.pytree import map_leaves
+from girder_dask.utils.pytree import tree_map
 
 Pair = namedtuple("Pair", "left right")  # noqa: PYI024 - the untyped kind has to work too
 
@@ -97,29 +97,29 @@ def leaves(value: Any) -> list[Any]:
 
 @given(trees)
 def test_where_nothing_changes_the_very_same_value_comes_back(tree: Any) -> None:
-    assert map_leaves(lambda v: v, tree) is tree
+    assert tree_map(lambda v: v, tree) is tree
 
 
 @given(trees)
 def test_every_leaf_is_changed_once_and_the_shape_stays(tree: Any) -> None:
     before = repr(tree)
-    changed = map_leaves(str, tree)
+    changed = tree_map(str, tree)
     assert leaves(changed) == [str(v) for v in leaves(tree)]
     assert repr(tree) == before
-    assert map_leaves(int, changed) == tree
+    assert tree_map(int, changed) == tree
 
 
 def test_only_what_holds_a_change_is_made_anew() -> None:
     same, other = [1, 2], [3]
     value = {"same": same, "other": other}
-    changed = map_leaves(lambda v: v + (v == 3), value)
+    changed = tree_map(lambda v: v + (v == 3), value)
     assert changed == {"same": [1, 2], "other": [4]}
     assert changed["same"] is same
     assert value["other"] == [3]
 
 
 def test_a_named_tuple_stays_one() -> None:
-    changed = map_leaves(lambda v: v * 2, [Pair(1, 2)])
+    changed = tree_map(lambda v: v * 2, [Pair(1, 2)])
     assert type(changed[0]) is Pair
     assert changed[0].right == 4
 
@@ -127,7 +127,7 @@ def test_a_named_tuple_stays_one() -> None:
 def test_keys_keep_their_order_and_are_no_leaves() -> None:
     file = GirderFileId("5f")
     value = OrderedDict([("b", 1), (file, 2)])
-    assert list(map_leaves(lambda v: v + 1, value).items()) == [("b", 2), (file, 3)]
+    assert list(tree_map(lambda v: v + 1, value).items()) == [("b", 2), (file, 3)]
 
 
 # -- travelling ----------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_a_transform_can_be_built_anew_from_its_arguments(transform: Any) -> Non
     assert again.arguments() == arguments
     assert "gc" not in arguments
     assert vars(pickle.loads(pickle.dumps(transform))) == {
-        k: v for k, v in vars(transform).items() if k not in ("gc", "traces")
+        k: v for k, v in vars(transform).items() if k not in ("gc", "recovery")
     }
 
 
@@ -272,7 +272,7 @@ def answer(status: int, body: Any, reason: str = "Because") -> requests.HTTPErro
     ],
 )
 def test_an_answer_of_girder_becomes_a_sentence(error: requests.HTTPError, said: str) -> None:
-    assert reason("file", error) == said
+    assert failure_reason("file", error) == said
 
 
 def test_a_foreign_transform_that_girder_refuses_is_explained() -> None:

@@ -80,7 +80,7 @@ class Courier:
         self._alone_until = 0.0
         self._pid: int | None = None
         self._complaint: str | None = None
-        self._guard = Guard(logger, "Publishing notices about jobs", longest=_PATIENCE)
+        self._guard = Guard(logger, "Publishing notices about jobs", max_delay_s=_PATIENCE)
 
     def post(self, batch: Batch) -> None:
         """Publish messages. Returns at once."""
@@ -107,7 +107,7 @@ class Courier:
                 self._publish(client, batches)
             del batches  # what they hold on to can be large
             # What comes meanwhile goes together.
-            time.sleep(max(_SPACING, self._guard.pause))
+            time.sleep(max(_SPACING, self._guard.delay_s))
 
     def _publish(self, client: redis.Redis, batches: Sequence[Batch]) -> None:
         try:

@@ -21,7 +21,7 @@ from girder.models.file import File
 from girder.models.item import Item
 from girder.models.upload import Upload
 
-from girder_dask.files.upload_recovery import Broken
+from girder_dask.files.upload_recovery import UploadState
 from girder_dask.plugin.rest import routes
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store.requester import identify
@@ -117,13 +117,13 @@ def settle(
     if uploadId:
         sender = requester.user["_id"] if requester.user else None
         upload = Upload().findOne({"_id": _object_id(uploadId), "userId": sender})
-    state = Broken.NOTHING
+    state = UploadState.NOTHING
     if File().findOne(mark) is not None:
-        state = Broken.COMPLETE
+        state = UploadState.COMPLETE
         if upload is not None:
             Upload().remove(upload)
     elif upload is not None and offset is not None and _offset(upload) == offset:
-        state = Broken.UNCHANGED
+        state = UploadState.UNCHANGED
     else:
         if upload is not None:
             Upload().cancelUpload(upload)

@@ -20,8 +20,9 @@ from girder_dask.plugin.girder_events import is_bound
 from girder_dask.plugin.store.database import UNFIT, reason
 from girder_dask.protocol.job_fields import MOST_LEVELS
 from girder_dask.protocol.messages import Submission
+from girder_dask.utils.text import clean_text
 
-__all__ = ["OURS", "announce_saved", "build", "plain", "utf8"]
+__all__ = ["OURS", "announce_saved", "build", "plain"]
 
 #: The most bytes of a new job document; the log comes on top, and MongoDB takes 16 MiB.
 MOST_BYTES = 4 * 1024**2
@@ -98,7 +99,7 @@ def build(
 
 def _shown_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     # They are stored as JSON, so that a name may be what no key of MongoDB may be.
-    return {utf8(str(name)): plain(value) for name, value in kwargs.items()}
+    return {clean_text(str(name)): plain(value) for name, value in kwargs.items()}
 
 
 def _serialised(kwargs: Any) -> str:
@@ -182,7 +183,7 @@ def plain(value: Any, _level: int = 0) -> Any:
         # Girder sends strict JSON, and answers 500 to whoever asks for a document with another.
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, str):
-        return utf8(value)
+        return clean_text(value)
     if isinstance(value, int):
         return int(value) if -(2**63) <= value < 2**63 else str(value)
     if _level < MOST_LEVELS:
@@ -191,19 +192,12 @@ def plain(value: Any, _level: int = 0) -> Any:
         if isinstance(value, Mapping) and all(_is_key(k) for k in value):
             return {k: plain(v, _level + 1) for k, v in value.items()}
     try:
-        return utf8(_short.repr(value))
+        return clean_text(_short.repr(value))
     except Exception as e:  # noqa: BLE001 - a foreign __repr__ may raise anything
         return f"<{type(value).__qualname__} whose repr raised {type(e).__name__}>"
 
 
 def _is_key(key: Any) -> bool:
-    return isinstance(key, str) and "\0" not in key and not key.startswith("$") and utf8(key) == key
-
-
-def utf8(text: str) -> str:
-    r"""Return ``text`` without what UTF-8 cannot hold.
-
-    >>> utf8("a\ud800")
-    'a\\ud800'
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if not isinstance(key, str) or "\0" in key or key.startswith("$"):
+        return False
+    return clean_text(key) == key

@@ -18,10 +18,9 @@ from pymongo import UpdateOne
 from girder_dask.jobs import FINAL, JobStatus, can_follow
 from girder_dask.plugin.store.attempt_outcome import FIELD as OUTCOME
 from girder_dask.plugin.store.attempt_outcome import Outcome
-from girder_dask.plugin.store.documents import utf8
 from girder_dask.plugin.store.logs.writer import FIELD, LogBook
 from girder_dask.protocol.messages import JobUpdate
-from girder_dask.utils.text import shortened
+from girder_dask.utils.text import clean_text, shortened
 
 __all__ = ["History", "Verdict"]
 
@@ -185,7 +184,7 @@ class History:
                     continue
                 self.advance(status, moment)
                 if status in FINAL:
-                    error = None if update.error is None else utf8(update.error)
+                    error = None if update.error is None else clean_text(update.error)
                     self.outcome = Outcome(
                         self.dask["attempt"], update.result, error, update.exception
                     )
@@ -282,7 +281,7 @@ class History:
 
         ``unreached`` marks a reason that holds until a scheduler says that it has the job.
         """
-        reason = utf8(shortened(reason))
+        reason = clean_text(shortened(reason))
         if self.job["status"] != JobStatus.QUEUED or reason == self.dask.get("waits", ""):
             return
         self._wait_no_more()
@@ -360,5 +359,5 @@ def _checked_progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | No
         if progress.get(name) is not None and math.isfinite(number := float(progress[name]))
     }
     if progress.get("message") is not None:
-        checked["message"] = utf8(shortened(str(progress["message"])))
+        checked["message"] = clean_text(shortened(str(progress["message"])))
     return checked

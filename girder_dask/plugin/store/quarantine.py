@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin.store import models
 from girder_dask.plugin.store.validation import Malformed, check_group, check_job
-from girder_dask.utils.bounded_dict import Newest
+from girder_dask.utils.bounded_dict import BoundedDict
 
 __all__ = ["FIELD", "count", "ensure", "look_after", "put", "require", "sound"]
 
@@ -40,7 +40,7 @@ _MOST = 200
 _next_look = 0.0
 
 # Jobs that could not be set aside are found again and again. They are logged once.
-_told: Newest[Any, str] = Newest(1_000)
+_told: BoundedDict[Any, str] = BoundedDict(1_000)
 
 
 def ensure() -> None:

@@ -58,7 +58,7 @@ class Unreached:
         self._next_look = 0.0
         self._heard: dict[str, float] = {}
         what = "Saying in jobs why they wait"
-        self._guard = Guard(logger, what, expected=(PyMongoError,), longest=_LOOK)
+        self._guard = Guard(logger, what, expected=(PyMongoError,), max_delay_s=_LOOK)
 
     def hear(self, reason: str | None, job_ids: Iterable[str] = ()) -> None:
         """Take note of why the scheduler cannot be reached, None if it can. Returns at once.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from girder_dask.utils.processes import Process, has_variable, living, send_signal
+from girder_dask.utils.processes import Process, has_variable, running_processes, send_signal
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.job_log.log import JobLog
 
@@ -99,7 +99,7 @@ class ProcessTree:
         return sorted({p.pid for p in started if p.poll() is None} - self.spared)
 
     def _left(self) -> list[Process]:
-        everybody = {process.pid: process for process in living()}
+        everybody = {process.pid: process for process in running_processes()}
         subprocesses = propagation.running_subprocesses(self._log)
         if not everybody:  # there is no /proc
             return [Process(p.pid, 0, 0, 0) for p in subprocesses if p.poll() is None]

@@ -179,7 +179,7 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
             return
         serves_others = _serves_others(self)
         context, end = copy_context(), interruptible_waits.end_latch(self)
-        run = working_directory.returning(self.run) if serves_others else self.run
+        run = working_directory.in_process_directory(self.run) if serves_others else self.run
         owner = None if serves_others else job_threads.threads_of(log)
 
         def run_in_job() -> None:
@@ -228,8 +228,8 @@ def _is_dasks(thread: threading.Thread) -> bool:
     """Say whether a thread is Dask's, and let it not be in the directory of the job if it is."""
     if not _is_of(thread, _DASK):
         return False
-    if working_directory.is_apart():
-        thread.run = working_directory.returning(thread.run)  # type: ignore[method-assign]
+    if working_directory.has_own_directory():
+        thread.run = working_directory.in_process_directory(thread.run)  # type: ignore[method-assign]
     return True
 
 
@@ -253,7 +253,7 @@ def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
         if log is not None:
             # A thread of the pool would go on there, and wait for work.
             fn = _ending_forks(fn, log)
-            run = working_directory.following(run)
+            run = working_directory.in_this_directory(run)
         return original(self, run if owner is None else owner.for_pool(run), fn, *args, **kwargs)
 
     return submit

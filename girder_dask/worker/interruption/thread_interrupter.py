@@ -114,10 +114,13 @@ class ThreadInterrupter:
     def _strike_later(self, left: dict[int, _Loop | None], exception: type[JobInterrupted]) -> None:
         deadline = time.monotonic() + _MAX_WAIT_S
         guard = Guard(
-            logger, "Interrupting a thread of a job", first=_POLL_INTERVAL_S, longest=_MAX_WAIT_S
+            logger,
+            "Interrupting a thread of a job",
+            first_delay_s=_POLL_INTERVAL_S,
+            max_delay_s=_MAX_WAIT_S,
         )
         while left:
-            time.sleep(guard.pause or _POLL_INTERVAL_S)
+            time.sleep(guard.delay_s or _POLL_INTERVAL_S)
             is_late = time.monotonic() >= deadline
             with guard:
                 self._strike_those(left, exception, is_late=is_late)

@@ -42,7 +42,9 @@ class SelectorThread:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._resting: dict[int, Callable[[], None]] = {}
-        self._guard = Guard(logger, "The selector thread of the jobs' logs", longest=_RETRY_DELAY_S)
+        self._guard = Guard(
+            logger, "The selector thread of the jobs' logs", max_delay_s=_RETRY_DELAY_S
+        )
         self._callbacks = Guard(logger, "A callback of the selector thread of the jobs' logs")
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe()
@@ -99,7 +101,7 @@ class SelectorThread:
             with self._guard:
                 self._turn()
             if self._guard.failed:
-                time.sleep(self._guard.pause)
+                time.sleep(self._guard.delay_s)
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._timeout()):

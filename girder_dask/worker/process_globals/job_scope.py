@@ -47,7 +47,7 @@ _lock = threading.Lock()
 @functools.cache
 def _settings_restorer() -> SettingsRestorer:
     items = process_settings()
-    if working_directory.refusal() is not None:
+    if working_directory.unsupported_reason() is not None:
         items += directory_settings()
     return SettingsRestorer(items)
 
@@ -65,8 +65,8 @@ def install() -> None:
         for module, name, item in setting_functions():
             if hasattr(module, name):
                 _patch(module, name, functools.partial(_tracking, state, item))
-        if working_directory.refusal() is None:
-            _patch(os, "umask", working_directory.noting_umask)
+        if working_directory.unsupported_reason() is None:
+            _patch(os, "umask", working_directory.recording_umask)
         else:
             for name in ("chdir", "fchdir"):
                 _patch(os, name, functools.partial(_tracking, state, "the working directory"))
@@ -126,7 +126,7 @@ class JobScope:
 
     def begin(self) -> None:
         """Part from the other threads of the process, whose directory this one is still in."""
-        self._is_apart = self._ending.enter_context(working_directory.apart())
+        self._is_apart = self._ending.enter_context(working_directory.own_working_directory())
 
     @contextlib.contextmanager
     def importing(self) -> Iterator[None]:

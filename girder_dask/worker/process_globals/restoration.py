@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from girder_dask.utils.foreign_objects import asked
+from girder_dask.utils.foreign_objects import call_or_default
 from girder_dask.worker.process_globals.environ import is_importing
 
 __all__ = ["SettingsRestorer", "SharedSetting", "changed_settings", "restore_setting"]
@@ -54,7 +54,9 @@ class SharedSetting:
 
     def is_same(self, one: Any, other: Any) -> bool:
         """Say whether a value is still what it was."""
-        return one is other or (self.by_value and asked(lambda: bool(one == other), False))
+        return one is other or (
+            self.by_value and call_or_default(lambda: bool(one == other), False)
+        )
 
 
 def changed_settings(
@@ -80,7 +82,7 @@ def restore_setting(item: SharedSetting, value: Any) -> str | None:
 
 def _read(item: SharedSetting) -> Any:
     """Return the value of an item, None where a task has left what cannot be read."""
-    return asked(item.read, None)
+    return call_or_default(item.read, None)
 
 
 class _Job:

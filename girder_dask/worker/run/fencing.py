@@ -11,7 +11,7 @@ from typing import Any
 import requests
 
 from girder_dask.errors import AlreadyBegun
-from girder_dask.http.retry import TIMEOUT, again
+from girder_dask.http.retry import TIMEOUT_S, retry
 
 __all__ = ["StartAnswer", "await_recorded_attempt", "record_start"]
 
@@ -91,9 +91,9 @@ def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -
     """
     given = {"attempt": attempt, "run": run, "worker": worker}
     try:
-        again(
+        retry(
             lambda: gc.sendRestRequest(
-                "POST", f"dask/job/{job_id}/record_start", given, jsonResp=False, timeout=TIMEOUT
+                "POST", f"dask/job/{job_id}/record_start", given, jsonResp=False, timeout=TIMEOUT_S
             ),
             gc,
         )

@@ -20,7 +20,7 @@ from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import from_json
 from girder_dask.protocol.payload import Call, Dependency, NotOpened, Unpicklable, open_value
 from girder_dask.tasks.context import RunningJob
-from girder_dask.utils.pytree import map_leaves
+from girder_dask.utils.pytree import tree_map
 
 __all__ = ["resolved"]
 
@@ -57,7 +57,7 @@ def resolved(call: Call, values: Mapping[str, Any] | None, job: RunningJob) -> C
             raise _unavailable(leaf.job_id, job, f"returned a value, but {value.reason}")
         return value
 
-    arguments = map_leaves(value_of, call.args), map_leaves(value_of, dict(call.kwargs))
+    arguments = tree_map(value_of, call.args), tree_map(value_of, dict(call.kwargs))
     return replace(call, args=arguments[0], kwargs=arguments[1])
 
 

@@ -11,12 +11,12 @@ from typing import Any
 from girder_dask import transforms as _transforms  # noqa: F401 - registers those of plain calls
 from girder_dask.errors import TransformError
 from girder_dask.files.base import ResultTransform, explain
-from girder_dask.files.upload_recovery import Traces
+from girder_dask.files.upload_recovery import UploadRecovery
 from girder_dask.protocol.error_text import name_of, summary
 from girder_dask.protocol.payload import Call
 from girder_dask.protocol.transform_types import is_transform
 from girder_dask.tasks.context import RunningJob
-from girder_dask.utils.pytree import leaves_of, map_leaves
+from girder_dask.utils.pytree import tree_leaves, tree_map
 from girder_dask.worker.run.workspace import Workspace
 
 __all__ = ["TransformRunner", "amount"]
@@ -79,7 +79,7 @@ class TransformRunner:
         self._all: dict[int, Any] = {}
         self._ran: set[int] = set()
         self._links: set[tuple[int, int]] = set()
-        self._traces = Traces(job.id or "", job.request.attempt)
+        self._recovery = UploadRecovery(job.id or "", job.request.attempt)
         self._lock = threading.Lock()
         self._runs = 0
         self._counts: dict[int, tuple[int, int | None]] = {}
@@ -87,14 +87,14 @@ class TransformRunner:
 
     def take_on(self, call: Call) -> None:
         """Answer for the transforms and hooks of a call: all clean up, whether they ran or not."""
-        for leaf in leaves_of([call.args, dict(call.kwargs), call.hooks]):
+        for leaf in tree_leaves([call.args, dict(call.kwargs), call.hooks]):
             if is_transform(leaf):
                 self._all[id(leaf)] = leaf
-        self._hooks = {id(leaf) for leaf in leaves_of(call.hooks)}
+        self._hooks = {id(leaf) for leaf in tree_leaves(call.hooks)}
 
     def needed(self, call: Call) -> bool:
         """Say whether a transform is among the arguments of a call."""
-        return any(map(is_transform, leaves_of([call.args, dict(call.kwargs)])))
+        return any(map(is_transform, tree_leaves([call.args, dict(call.kwargs)])))
 
     def fetch(self, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Return the arguments of a call with values in place of transforms."""
@@ -105,7 +105,7 @@ class TransformRunner:
             return self._run(leaf)
 
         with self._phase("Fetching"):
-            return map_leaves(value_of, call.args), map_leaves(value_of, dict(call.kwargs))
+            return tree_map(value_of, call.args), tree_map(value_of, dict(call.kwargs))
 
     def push(self, call: Call, value: Any, cwd: str | None = None) -> Any:
         """Give each element of a tuple to the hook at its place; a single value to the first.
@@ -124,7 +124,7 @@ class TransformRunner:
     def _note_idle(self, hooks: Sequence[Any], results: int) -> None:
         """Write which hooks had nothing to do, since the function returned less than expected."""
         for n, hook in enumerate(hooks, results + 1):
-            for leaf in leaves_of(hook):
+            for leaf in tree_leaves(hook):
                 if callable(getattr(leaf, "transform", None)):
                     self._note(
                         f"{name_of(leaf)} had nothing to do: it is the result hook for value {n}, "
@@ -150,7 +150,7 @@ class TransformRunner:
 
     def tell_hooks(self, call: Call, write: Callable[[str], None]) -> None:
         """Tell all hooks that there is no result, and write what goes wrong."""
-        for hook in leaves_of(call.hooks):
+        for hook in tree_leaves(call.hooks):
             try:
                 if callable(getattr(hook, "exception", None)):
                     self._bind(hook)
@@ -191,7 +191,7 @@ class TransformRunner:
             ("cache", self._cache),
             ("links", self._links),
             ("note", self._note),
-            ("traces", self._traces),
+            ("recovery", self._recovery),
             ("report", functools.partial(self._report, self._runs)),
         ):
             if getattr(transform, name, 0) is None:  # a foreign one may mean something else

@@ -7,7 +7,7 @@ import secrets
 import threading
 from pathlib import Path
 
-from girder_dask.utils.rmtree import remove
+from girder_dask.utils.rmtree import rmtree
 
 __all__ = ["Workspace"]
 
@@ -82,7 +82,7 @@ class Workspace:
         with self._lock:
             self._is_over = True
         if self._path is not None and not _removed_empty(self._path):
-            remove(self._path)
+            rmtree(self._path)
 
 
 def _removed_empty(path: Path) -> bool:

@@ -18,11 +18,11 @@ import requests
 from girder_dask import config
 from girder_dask.errors import GirderError, TransformError
 from girder_dask.files.downloads import download
-from girder_dask.http.client import Web
-from girder_dask.http.girder_client import ApiClient
-from girder_dask.http.redirects import LINK, Elsewhere
+from girder_dask.http.client import ApiClient
+from girder_dask.http.girder_client import GirderClient
+from girder_dask.http.redirects import LINK, StorageServerError
 from girder_dask.http.retry import is_transient
-from girder_dask.http.session import make_session
+from girder_dask.http.session import make_retrying_session
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import Call, Dependency
 from girder_dask.tasks.context import RunningJob
@@ -54,7 +54,7 @@ def soon() -> Iterator[None]:
 
 
 def fetch(url: str, work_dir: Path, _id: str = "id0") -> TransformError:
-    transform = GirderFileId(_id, gc=ApiClient(url, "TOKEN", make_session))
+    transform = GirderFileId(_id, gc=GirderClient(url, "TOKEN", make_retrying_session))
     transform.work_dir = work_dir
     with pytest.raises(TransformError) as caught:
         transform.transform()
@@ -124,9 +124,9 @@ def test_an_untrusted_certificate_is_told_at_once(untrusted: Tls, tmp_path: Path
 def test_so_it_is_for_what_a_task_asks_and_its_children(untrusted: Tls) -> None:
     url = f"https://localhost:{untrusted.port}/api/v1"
     with pytest.raises(requests.exceptions.SSLError):
-        ApiClient(url, "TOKEN", make_session).get("user/me")
+        GirderClient(url, "TOKEN", make_retrying_session).get("user/me")
     with pytest.raises(GirderError, match="certificate verify failed"):
-        Web(url, token="TOKEN", endures=True, patience=900).ask("GET", "user/me")
+        ApiClient(url, token="TOKEN", endures=True, patience=900).ask("GET", "user/me")
     assert untrusted.connections == 2
 
 
@@ -217,7 +217,7 @@ def test_what_fails_elsewhere_is_not_told_as_girder(
             return 503 if len(store.asked) < 3 else None
 
         store.fault = fault
-        transform = GirderFileId("id0", gc=ApiClient(girder.url, "TOKEN", make_session))
+        transform = GirderFileId("id0", gc=GirderClient(girder.url, "TOKEN", make_retrying_session))
         transform.work_dir = tmp_path
         monkeypatch.setattr("girder_dask.http.retry._QUIET", -1.0)
         assert Path(transform.transform()).read_bytes() == b"abc"
@@ -258,21 +258,21 @@ def test_a_link_is_not_waited_for_as_girder_is(
 def test_an_error_of_another_host_says_whose_it_is() -> None:
     response = requests.Response()
     response.status_code, response.reason = 404, "Not Found"
-    error = Elsewhere("data.example.org", requests.HTTPError(response=response), LINK)
+    error = StorageServerError("data.example.org", requests.HTTPError(response=response), LINK)
     assert str(error) == (
         "The file is a link to data.example.org, which answered 404 Not Found. Correct the link, "
         "or upload the file."
     )
     assert not is_transient(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    assert is_transient(Elsewhere("data.example.org", requests.ConnectionError()))
+    assert is_transient(StorageServerError("data.example.org", requests.ConnectionError()))
 
 
 def test_internal_errors_are_looked_into_with_the_clients_own_session(
     girder: FileGirder, tmp_path: Path
 ) -> None:
     """The token goes with it, and so has to go where the client itself would send it."""
-    client = ApiClient(girder.url, "TOKEN", make_session)
+    client = GirderClient(girder.url, "TOKEN", make_retrying_session)
     client.attributes = {"params": {"site": "7"}}
     girder.fault = lambda what: None if "user/me" in what else 500
     file = girder.put("a.bin", b"abc")
@@ -298,7 +298,7 @@ def test_the_end_of_a_run_says_whether_it_would_end_so_again(permanent: bool) ->
 def test_an_input_that_is_refused_is_permanent() -> None:
     with serving() as peer:
         peer.answers = {"GET dask/job/5f/result": (404, {"message": "gone"})}
-        job = RunningJob(girder_client=ApiClient(peer.url, "TOKEN", make_session))
+        job = RunningJob(girder_client=GirderClient(peer.url, "TOKEN", make_retrying_session))
         with pytest.raises(TransformError, match="no input job 5f any more") as caught:
             resolved(Call((Dependency("5f"),)), None, job)
     assert caught.value.permanent
@@ -339,7 +339,7 @@ def test_a_cut_is_still_resumed(girder: FileGirder, tmp_path: Path) -> None:
     content = bytes(range(256)) * 4096
     girder.cuts = [300_000, 0, 0, 0]
     file = girder.put("a.bin", content)
-    client = ApiClient(girder.url, "TOKEN", make_session)
+    client = GirderClient(girder.url, "TOKEN", make_retrying_session)
     download(client, file, tmp_path / "a", ignore)
     assert (tmp_path / "a").read_bytes() == content
     faults: list[Any] = [Cut(), None]

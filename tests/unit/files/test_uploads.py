@@ -13,7 +13,7 @@ import requests
 
 from girder_dask import config
 from girder_dask.errors import TransformError
-from girder_dask.files.upload_recovery import Traces
+from girder_dask.files.upload_recovery import UploadRecovery
 from girder_dask.files.uploads import send_artifact, upload
 from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER
 from girder_dask.transforms import (
@@ -227,7 +227,7 @@ def test_each_hook_says_of_which_attempt_it_is(tmp_path: Path) -> None:
         ]
         for hook, value in hooks:
             hook.job = {"_id": "5e", "title": "Count"}
-            hook.traces = Traces("5e", 2)
+            hook.recovery = UploadRecovery("5e", 2)
             hook.transform(value)
         named = [
             (headers.get(JOB_HEADER), headers.get(ATTEMPT_HEADER))

@@ -11,7 +11,7 @@ import pytest
 
 from girder_dask import __version__
 from girder_dask.errors import GirderError
-from girder_dask.http.scheduler_api import GirderApi
+from girder_dask.http.scheduler_api import SchedulerApi
 from girder_dask.protocol.messages import JobUpdate
 from tests.support.local_girder import Answer, Peer, serving
 
@@ -54,28 +54,28 @@ def peer() -> Iterator[Peer]:
 
 
 @pytest.fixture
-def api(peer: Peer) -> Iterator[GirderApi]:
-    opened = GirderApi(peer.url, "the-key", timeout=10)
+def api(peer: Peer) -> Iterator[SchedulerApi]:
+    opened = SchedulerApi(peer.url, "the-key", timeout=10)
     yield opened
     opened.close()
 
 
 def test_what_is_public_needs_no_key(peer: Peer) -> None:
-    api = GirderApi(peer.url + "/")
+    api = SchedulerApi(peer.url + "/")
     assert api.ping() == {"plugin": "0.1"}
     api.close()
     assert peer.asked == [PING]
     assert peer.headers[0]["User-Agent"] == f"girder_dask/{__version__}"
 
 
-def test_it_signs_in_once(peer: Peer, api: GirderApi) -> None:
+def test_it_signs_in_once(peer: Peer, api: SchedulerApi) -> None:
     api.check_credential()
     api.check_credential()
     assert peer.asked == [SIGN_IN, CREDENTIAL, CREDENTIAL]
     assert peer.headers[-1]["Girder-Token"] == "token1"
 
 
-def test_it_signs_in_again_when_its_token_is_no_longer_known(peer: Peer, api: GirderApi) -> None:
+def test_it_signs_in_again_when_its_token_is_no_longer_known(peer: Peer, api: SchedulerApi) -> None:
     api.check_credential()
     peer.valid.clear()  # type: ignore[attr-defined]
     api.check_credential()
@@ -84,7 +84,7 @@ def test_it_signs_in_again_when_its_token_is_no_longer_known(peer: Peer, api: Gi
     assert peer.headers[-1]["Girder-Token"] == "token2"
 
 
-def test_it_signs_in_again_only_once(peer: Peer, api: GirderApi) -> None:
+def test_it_signs_in_again_only_once(peer: Peer, api: SchedulerApi) -> None:
     peer.answers[CREDENTIAL] = (401, {"message": "You must be logged in."})
     with pytest.raises(GirderError, match="You must be logged in") as caught:
         api.check_credential()
@@ -93,7 +93,7 @@ def test_it_signs_in_again_only_once(peer: Peer, api: GirderApi) -> None:
 
 
 def test_a_key_that_is_refused_and_then_made_good(peer: Peer) -> None:
-    api = GirderApi(peer.url, "revoked")
+    api = SchedulerApi(peer.url, "revoked")
     with pytest.raises(GirderError, match=r"400 to POST api_key/token: Invalid API key") as caught:
         api.check_credential()
     api.close()
@@ -102,12 +102,12 @@ def test_a_key_that_is_refused_and_then_made_good(peer: Peer) -> None:
 
 def test_without_a_key_nothing_is_asked(peer: Peer) -> None:
     with pytest.raises(GirderError, match="girder-dask credential") as caught:
-        GirderApi(peer.url).claim("s", 1)
+        SchedulerApi(peer.url).claim("s", 1)
     assert caught.value.status == 401
     assert peer.asked == []
 
 
-def test_updates_are_sent_with_their_bytes(peer: Peer, api: GirderApi) -> None:
+def test_updates_are_sent_with_their_bytes(peer: Peer, api: SchedulerApi) -> None:
     update = JobUpdate(id="a", attempt=1, sequence=2, log="ü", result=b"\x00\xff")
     verdicts = api.update("s1", [update.to_wire()], [("b", 3)])
     assert verdicts == {"stale": ["a"], "gone": [], "cancel": []}
@@ -118,7 +118,7 @@ def test_updates_are_sent_with_their_bytes(peer: Peer, api: GirderApi) -> None:
     assert body["received"] == [["b", 3]]
 
 
-def test_claimed_jobs_come_with_their_bytes(peer: Peer, api: GirderApi) -> None:
+def test_claimed_jobs_come_with_their_bytes(peer: Peer, api: SchedulerApi) -> None:
     claimed = api.claim("s1", 5, "c", [("d", 2, 7)])
     assert claimed == {"specs": [{"id": "a", "payload": b"x"}], "cancel": ["b"]}
     assert json.loads(peer.bodies[-1]) == {
@@ -129,7 +129,7 @@ def test_claimed_jobs_come_with_their_bytes(peer: Peer, api: GirderApi) -> None:
     }
 
 
-def test_states_are_asked_by_id(peer: Peer, api: GirderApi) -> None:
+def test_states_are_asked_by_id(peer: Peer, api: SchedulerApi) -> None:
     peer.answers[STATES] = (200, {"jobs": [{"_id": "a", "status": 3, "title": "Count"}]})
     assert api.states(["a", "gone"]) == {"a": {"_id": "a", "status": 3, "title": "Count"}}
     assert json.loads(peer.bodies[-1]) == {"ids": ["a", "gone"]}
@@ -137,7 +137,7 @@ def test_states_are_asked_by_id(peer: Peer, api: GirderApi) -> None:
 
 @pytest.mark.parametrize("answer", [{}, {"jobs": None}, {"jobs": [{"status": 3}]}, {"jobs": [1]}])
 def test_states_that_are_none_are_an_error_of_girder(
-    peer: Peer, api: GirderApi, answer: object
+    peer: Peer, api: SchedulerApi, answer: object
 ) -> None:
     """Else a job would take its inputs for deleted."""
     peer.answers[STATES] = (200, answer)
@@ -156,7 +156,7 @@ def test_states_that_are_none_are_an_error_of_girder(
     ],
 )
 def test_a_refusal_is_a_sentence(
-    peer: Peer, api: GirderApi, answer: Answer, status: int, said: str
+    peer: Peer, api: SchedulerApi, answer: Answer, status: int, said: str
 ) -> None:
     peer.answers[PING] = answer
     with pytest.raises(GirderError) as caught:
@@ -169,7 +169,7 @@ def test_a_refusal_is_a_sentence(
 @pytest.mark.parametrize("body", [b"<html>Please log in</html>", b"", b"[1]", b'"text"'])
 @pytest.mark.parametrize("what", [PING, SIGN_IN, CREDENTIAL, UPDATES, CLAIM])
 def test_an_answer_that_is_none_of_girder_is_an_error_of_girder(
-    peer: Peer, api: GirderApi, what: str, body: bytes
+    peer: Peer, api: SchedulerApi, what: str, body: bytes
 ) -> None:
     """As a proxy gives it. Whoever delivers updates tries again after a GirderError only."""
     peer.answers[what] = (200, body)
@@ -180,7 +180,7 @@ def test_an_answer_that_is_none_of_girder_is_an_error_of_girder(
 
 
 def test_after_a_strange_answer_to_the_sign_in_it_signs_in_again(
-    peer: Peer, api: GirderApi
+    peer: Peer, api: SchedulerApi
 ) -> None:
     good = peer.answers[SIGN_IN]
     peer.answers[SIGN_IN] = (503, {"message": "Starting"})
@@ -200,7 +200,7 @@ def unused_port() -> int:
 def test_a_girder_that_cannot_be_reached_is_named_without_object_addresses(host: str) -> None:
     url = f"http://{host}:{unused_port()}/api/v1"
     with pytest.raises(GirderError) as caught:
-        GirderApi(url).ping()
+        SchedulerApi(url).ping()
     message = str(caught.value)
     assert message.startswith(f"Girder does not answer at {url} (")
     assert " at 0x" not in message
@@ -215,7 +215,7 @@ def test_a_girder_that_hangs_up_or_is_slow_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/api/v1"
         with pytest.raises(GirderError, match=r"does not answer.*timed out") as slow:
-            GirderApi(url, timeout=0.1).ping()
+            SchedulerApi(url, timeout=0.1).ping()
         assert " at 0x" not in str(slow.value)
         server.accept()[0].close()
 
@@ -225,7 +225,7 @@ def test_a_girder_that_hangs_up_or_is_slow_is_named() -> None:
         thread = threading.Thread(target=hang_up)
         thread.start()
         with pytest.raises(GirderError, match="does not answer") as gone:
-            GirderApi(url, timeout=10).ping()
+            SchedulerApi(url, timeout=10).ping()
         thread.join()
     assert " at 0x" not in str(gone.value)
 
@@ -233,10 +233,10 @@ def test_a_girder_that_hangs_up_or_is_slow_is_named() -> None:
 @pytest.mark.parametrize("url", ["girder.example.org/api/v1", "", "http://"])
 def test_an_address_that_is_none_is_an_error_of_girder(url: str) -> None:
     with pytest.raises(GirderError, match="does not answer"):
-        GirderApi(url).ping()
+        SchedulerApi(url).ping()
 
 
-def test_the_connection_is_kept_open(peer: Peer, api: GirderApi) -> None:
+def test_the_connection_is_kept_open(peer: Peer, api: SchedulerApi) -> None:
     for _ in range(3):
         api.check_credential()
     assert len(peer.asked) == 4

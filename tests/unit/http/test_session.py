@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from girder_dask import config
-from girder_dask.http.session import GirderSession, make_session
+from girder_dask.http.session import GirderSession, make_retrying_session
 from tests.support.file_girder import FileGirder, serving_files
 
 
@@ -28,7 +28,7 @@ def girder() -> Iterator[FileGirder]:
 @pytest.fixture
 def gc(girder: FileGirder) -> Any:
     client = girder_client.GirderClient(apiUrl=girder.url)
-    client._session = make_session(client.urlBase)
+    client._session = make_retrying_session(client.urlBase)
     return client
 
 
@@ -60,7 +60,7 @@ def test_what_writes_is_sent_when_somebody_listens(girder: FileGirder) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     client = girder_client.GirderClient(apiUrl=f"http://127.0.0.1:{port}/api/v1")
-    client._session = make_session(client.urlBase)
+    client._session = make_retrying_session(client.urlBase)
 
     def listen() -> None:
         time.sleep(0.5)
@@ -91,7 +91,9 @@ def test_refusals_come_at_once(girder: FileGirder, gc: Any) -> None:
 
 
 def test_attributes_of_the_session() -> None:
-    session = make_session("http://girder/api/v1", {"verify": False, "headers": {"X-Site": "7"}})
+    session = make_retrying_session(
+        "http://girder/api/v1", {"verify": False, "headers": {"X-Site": "7"}}
+    )
     assert session.verify is False
     assert session.headers == {"X-Site": "7"}
 
@@ -101,7 +103,7 @@ def test_a_connection_that_girder_may_be_closing_is_not_used_again(
 ) -> None:
     with GirderSession(girder.url) as session:
         for idle, connections in ((60.0, 1), (0.0, 3)):
-            monkeypatch.setattr("girder_dask.http.session.IDLE", idle)
+            monkeypatch.setattr("girder_dask.http.session.MAX_IDLE_S", idle)
             for _ in range(2):
                 assert session.get(f"{girder.url}/user/me").status_code
             assert len(girder.connections) == connections

@@ -25,7 +25,7 @@ from girder_dask.errors import CancelInterrupt
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.json_values import packed_message
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.utils.background import Guard, watched
+from girder_dask.utils.background import Guard, log_failure
 from girder_dask.worker import cancellation
 from girder_dask.worker import plugin as hooks
 from girder_dask.worker.interruption import thread_interrupter
@@ -49,17 +49,17 @@ def spec(job_id: str = "a") -> JobSpec:
 
 
 def test_an_error_is_told_once_until_it_changes(caplog: pytest.LogCaptureFixture) -> None:
-    guard = Guard(logger, "The loop", first=1.0, longest=3.0)
+    guard = Guard(logger, "The loop", first_delay_s=1.0, max_delay_s=3.0, jitter=0.0)
     pauses = []
     for text in ("one", "one", "one", "two"):
         with guard:
             raise Injected(text)
-        pauses.append(guard.pause)
+        pauses.append(guard.delay_s)
     assert pauses == [1.0, 2.0, 3.0, 3.0]
     assert guard.failed
     with caplog.at_level(logging.INFO), guard:
         pass
-    assert (guard.failed, guard.pause) == (False, 0.0)
+    assert (guard.failed, guard.delay_s) == (False, 0.0)
     with guard:
         raise Injected("two")
     failed = "The loop failed and goes on: Injected: "
@@ -110,7 +110,7 @@ def test_a_task_that_nobody_awaits_tells_its_error(caplog: pytest.LogCaptureFixt
     async def main() -> list[asyncio.Task[Any]]:
         tasks = [asyncio.create_task(work) for work in (fail(), asyncio.sleep(60))]
         for task in tasks:
-            watched(task, logger, "The task")
+            log_failure(task, logger, "The task")
         tasks[1].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         return tasks

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from girder_dask.utils.module_loading import settled
+from girder_dask.utils.module_loading import retry_import_deadlock
 
 # Each package imports its module late, which imports another module of it.
 # To find one takes its time, as on a shared disk: then threads come upon each other.
@@ -91,5 +91,5 @@ def test_what_fails_otherwise_fails_at_once() -> None:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        settled(load)
+        retry_import_deadlock(load)
     assert calls == [1]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from girder_dask.utils.rmtree import remove
+from girder_dask.utils.rmtree import rmtree
 from tests.support.deadline import until
 
 # Root may do anything, so it becomes somebody else first.
@@ -25,7 +25,7 @@ from pathlib import Path
 root = Path(sys.argv[1])
 if os.getuid() == 0:
     os.chown(root, 65534, 65534)
-from girder_dask.utils.rmtree import remove
+from girder_dask.utils.rmtree import rmtree
 if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)
@@ -42,7 +42,7 @@ for mode in (0, 0o555):
             pass
         else:
             assert (mode, locked) == (0o555, "") or (mode, locked) == (0o555, "a")
-        remove(path)
+        rmtree(path)
         assert list(root.iterdir()) == [], (mode, locked)
 print("all gone")
 """
@@ -69,7 +69,7 @@ def test_who_still_writes_is_shut_out(tmp_path: Path) -> None:
     thread = threading.Thread(target=write)
     thread.start()
     until(lambda: written[0] > 100)
-    remove(path)
+    rmtree(path)
     thread.join(10)
     assert not thread.is_alive()
     assert list(tmp_path.iterdir()) == []
@@ -97,26 +97,26 @@ def makes_anew(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
 
 def test_what_is_made_meanwhile_is_removed_too(tmp_path: Path, makes_anew: Any) -> None:
     makes_anew(tmp_path / "job", 3)
-    remove(tmp_path / "job")
+    rmtree(tmp_path / "job")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_left_is_an_error(tmp_path: Path, makes_anew: Any) -> None:
     makes_anew(tmp_path / "job", 1000)
     with pytest.raises(OSError, match="is made again and again"):
-        remove(tmp_path / "job")
+        rmtree(tmp_path / "job")
 
 
 def test_a_link_in_its_place_is_removed_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     (tmp_path / "job").symlink_to(tmp_path / "other")
-    remove(tmp_path / "job")
+    rmtree(tmp_path / "job")
     assert [p.name for p in tmp_path.rglob("*")] == ["other", "file"]
 
 
 def test_what_is_not_there_is_no_error(tmp_path: Path) -> None:
-    remove(tmp_path / "job")
+    rmtree(tmp_path / "job")
 
 
 def test_directories_that_lie_deeper_than_python_recurses_are_removed(tmp_path: Path) -> None:
@@ -131,5 +131,5 @@ def test_directories_that_lie_deeper_than_python_recurses_are_removed(tmp_path: 
     os.close(fd)
     (tmp_path / "kept").mkdir()
     (path / "link").symlink_to(tmp_path / "kept")
-    remove(path)
+    rmtree(path)
     assert [each.name for each in tmp_path.iterdir()] == ["kept"]

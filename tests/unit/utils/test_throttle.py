@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from girder_dask.utils.throttle import Pace
+from girder_dask.utils.throttle import Throttle
 
 LONG = 60.0
 
 
-async def turned(pace: Pace, within: float = 1.0) -> bool:
+async def turned(pace: Throttle, within: float = 1.0) -> bool:
     """Say whether it is time to send within some seconds."""
     task = asyncio.create_task(pace.turn())
     done, _ = await asyncio.wait([task], timeout=within)
@@ -18,24 +18,24 @@ async def turned(pace: Pace, within: float = 1.0) -> bool:
 
 
 async def test_nothing_is_sent_before_there_is_something() -> None:
-    assert not await turned(Pace(0.0), within=0.05)
+    assert not await turned(Throttle(0.0), within=0.05)
 
 
 async def test_an_idle_sender_sends_at_once() -> None:
-    pace = Pace(LONG)
+    pace = Throttle(LONG)
     pace.poke(urgent=False)
     assert await turned(pace)
 
 
 async def test_a_busy_sender_waits_for_its_interval() -> None:
-    pace = Pace(LONG)
+    pace = Throttle(LONG)
     pace.sent()
     pace.poke(urgent=False)
     assert not await turned(pace, within=0.05)
 
 
 async def test_what_is_urgent_does_not_wait() -> None:
-    pace = Pace(LONG)
+    pace = Throttle(LONG)
     pace.sent()
     pace.poke(urgent=False)
     waiting = asyncio.create_task(pace.turn())
@@ -45,7 +45,7 @@ async def test_what_is_urgent_does_not_wait() -> None:
 
 
 async def test_a_turn_answers_all_pokes_before_it() -> None:
-    pace = Pace(0.0)
+    pace = Throttle(0.0)
     pace.poke(urgent=True)
     pace.poke(urgent=False)
     assert await turned(pace)
@@ -53,7 +53,7 @@ async def test_a_turn_answers_all_pokes_before_it() -> None:
 
 
 async def test_waiting_can_be_canceled() -> None:
-    pace = Pace(LONG)
+    pace = Throttle(LONG)
     pace.sent()
     pace.poke(urgent=False)
     waiting = asyncio.create_task(pace.turn())
@@ -65,7 +65,7 @@ async def test_waiting_can_be_canceled() -> None:
 
 
 async def test_what_is_urgent_uses_up_its_burst_and_gets_it_back() -> None:
-    pace = Pace(0.1, burst=2)
+    pace = Throttle(0.1, burst=2)
     for _ in range(2):
         pace.poke(urgent=True)
         assert await turned(pace, within=0.05)
@@ -79,7 +79,7 @@ async def test_what_is_urgent_uses_up_its_burst_and_gets_it_back() -> None:
 
 
 async def test_what_somebody_waits_for_does_not_wait_for_credit() -> None:
-    pace = Pace(LONG, burst=1)
+    pace = Throttle(LONG, burst=1)
     pace.poke(urgent=True)
     assert await turned(pace)
     pace.sent()
@@ -95,7 +95,7 @@ async def test_what_somebody_waits_for_does_not_wait_for_credit() -> None:
 
 
 async def test_a_burst_is_no_larger_after_a_long_rest() -> None:
-    pace = Pace(0.02, burst=2)
+    pace = Throttle(0.02, burst=2)
     await asyncio.sleep(0.2)
     taken = 0
     begun = asyncio.get_running_loop().time()
@@ -108,7 +108,7 @@ async def test_a_burst_is_no_larger_after_a_long_rest() -> None:
 
 
 async def test_a_sender_rests_in_proportion_to_what_a_sending_took() -> None:
-    pace = Pace(LONG, burst=1, spacing=LONG, rest=5.0)
+    pace = Throttle(LONG, burst=1, spacing=LONG, rest=5.0)
     loop = asyncio.get_running_loop()
     for took in (0.02, 0.1):
         pace.poke(urgent=True)
@@ -124,7 +124,7 @@ async def test_a_sender_rests_in_proportion_to_what_a_sending_took() -> None:
 
 
 async def test_what_is_not_urgent_makes_no_debt() -> None:
-    pace = Pace(0.0, burst=2, spacing=0.2)
+    pace = Throttle(0.0, burst=2, spacing=0.2)
     for _ in range(50):
         pace.poke(urgent=False)
         assert await turned(pace)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pytest
 
 from girder_dask.utils import working_directory
-from girder_dask.utils.working_directory import apart
+from girder_dask.utils.working_directory import own_working_directory
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.interruption.job_threads import JobThreads
 from girder_dask.worker.job_log.log import JobLog, capturing
@@ -26,7 +26,7 @@ T = TypeVar("T")
 @pytest.fixture(autouse=True)
 def _inherited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     propagation.install()
-    monkeypatch.setattr(os, "umask", working_directory.noting_umask(os.umask))
+    monkeypatch.setattr(os, "umask", working_directory.recording_umask(os.umask))
     yield
     propagation.uninstall()
 
@@ -37,7 +37,7 @@ def in_thread(work: Callable[[], T]) -> T:
     def run() -> T:
         log = JobLog()
         threads = JobThreads(log)
-        with capturing(log), apart() as is_own:
+        with capturing(log), own_working_directory() as is_own:
             assert is_own
             threads.enter()
             try:
@@ -65,7 +65,7 @@ def test_it_concerns_the_thread_alone_and_ends_with_the_run(tmp_path: Path) -> N
         return Path.cwd(), *elsewhere  # type: ignore[return-value]
 
     def twice() -> tuple[Path, int]:
-        with apart():
+        with own_working_directory():
             work()
         return Path.cwd(), mask()
 
@@ -95,7 +95,7 @@ def test_a_directory_that_goes_breaks_nothing_afterwards(tmp_path: Path) -> None
     before = Path.cwd()
 
     def run() -> Path:
-        with apart():
+        with own_working_directory():
             os.chdir(gone)
             gone.rmdir()
         return Path.cwd()
@@ -107,9 +107,9 @@ def test_a_directory_that_goes_breaks_nothing_afterwards(tmp_path: Path) -> None
 def test_the_main_thread_returns_to_where_it_was(tmp_path: Path) -> None:
     code = (
         "import os\n"
-        "from girder_dask.utils.working_directory import apart\n"
+        "from girder_dask.utils.working_directory import own_working_directory\n"
         "before = os.getcwd()\n"
-        f"with apart():\n    os.chdir({str(tmp_path)!r})\n"
+        f"with own_working_directory():\n    os.chdir({str(tmp_path)!r})\n"
         "print(os.getcwd() == before)"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"
@@ -157,12 +157,12 @@ def test_who_has_no_directory_of_its_own_is_left_alone(monkeypatch: pytest.Monke
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(working_directory, "_unshare", refused)
-    working_directory.refusal.cache_clear()
+    working_directory.unsupported_reason.cache_clear()
     try:
-        assert working_directory.refusal() == "[Errno 1] Operation not permitted"
-        with apart() as is_own:
+        assert working_directory.unsupported_reason() == "[Errno 1] Operation not permitted"
+        with own_working_directory() as is_own:
             assert not is_own
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 assert pool.submit(Path.cwd).result(SECONDS) == Path.cwd()
     finally:
-        working_directory.refusal.cache_clear()
+        working_directory.unsupported_reason.cache_clear()

@@ -53,9 +53,9 @@ def test_a_package_whose_name_begins_like_ours_is_the_users() -> None:
 
 def test_our_frames_within_the_users_code_stay() -> None:
     source = """
-from girder_dask.utils.pytree import map_leaves
+from girder_dask.utils.pytree import tree_map
 def work():
-    map_leaves(lambda v: 1 / v, [0])
+    tree_map(lambda v: 1 / v, [0])
 """
     text = describe_error(caught(of_user(source)))
     assert "pytree.py" in text

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from girder_dask.utils.pytree import map_leaves
+from girder_dask.utils.pytree import tree_map
 from girder_dask.worker.tracebacks import format_error, own_traceback
 from tests.support.run_worker import Worker, captured
 
@@ -35,7 +35,7 @@ def fails(_: Any) -> None:
 
 
 def test_a_frame_of_ours_that_the_user_has_called_is_shown() -> None:
-    text = format_error(caught(lambda: map_leaves(fails, [1])))
+    text = format_error(caught(lambda: tree_map(fails, [1])))
     assert text.index("pytree.py") < text.index("in fails")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from bson import ObjectId
 
 from girder_dask import config
-from girder_dask.plugin.store.documents import utf8
+from girder_dask.utils.text import clean_text
 
 __all__ = ["FIELD", "LOG_LIMIT", "LogBook", "mark"]
 
@@ -104,7 +104,7 @@ class LogBook:
         Of what comes with the end of the job, such as a traceback, the last part always is, and
         the job document has it too.
         """
-        text = utf8(text)
+        text = clean_text(text)
         if not text:
             return
         self._written.append((text, ends))

@@ -18,7 +18,7 @@ import pytest
 from girder_dask.errors import ArgumentError
 from girder_dask.files.base import Transform
 from girder_dask.jobs import JobStatus
-from girder_dask.utils.processes import living
+from girder_dask.utils.processes import running_processes
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.isolation import fork_server
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
@@ -271,7 +271,7 @@ def test_a_spare_process_that_is_killed_is_replaced(
 
 def spare_of(server: int) -> list[int]:
     """Return the subreaper and the process of a task that a server has forked ahead."""
-    parents = {process.pid: process.parent for process in living()}
+    parents = {process.pid: process.parent for process in running_processes()}
     for task, subreaper in parents.items():
         if parents.get(subreaper) == server:
             return [subreaper, task]

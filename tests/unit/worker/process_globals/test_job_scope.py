@@ -59,7 +59,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise PermissionError(1, "Operation not permitted")
 
     def forget() -> None:
-        working_directory.refusal.cache_clear()
+        working_directory.unsupported_reason.cache_clear()
         job_scope._settings_restorer.cache_clear()
 
     monkeypatch.setattr(working_directory, "_unshare", unshare)
