@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from girder_dask.utils.background import Guard, log_failure
-from girder_dask.worker.run.runner import Run
+from girder_dask.worker.run.control import RunControl
 
 __all__ = ["RunCanceller"]
 
@@ -40,19 +40,19 @@ class RunCanceller:
 
     def __init__(
         self,
-        runs: Mapping[str, Run],
+        runs: Mapping[str, RunControl],
         refused: dict[str, None],
         grace: float,
         restart_after: float | None = None,
-        give_up: Callable[[Run], None] = lambda _run: None,
+        give_up: Callable[[RunControl], None] = lambda _run: None,
     ) -> None:
         self._runs = runs
         self._refused = refused
         self._grace = grace
         self._restart_after = restart_after
         self._give_up = give_up
-        self._tasks: dict[Run, asyncio.Task[None]] = {}
-        self._limits: dict[Run, asyncio.TimerHandle] = {}
+        self._tasks: dict[RunControl, asyncio.Task[None]] = {}
+        self._limits: dict[RunControl, asyncio.TimerHandle] = {}
         # So that a run of which one step fails is stopped by the others, and others are, too.
         self._guard = Guard(logger, "Stopping a run")
         self._expiring = Guard(logger, "Ending a run whose time is over", max_delay_s=5.0)
@@ -86,7 +86,7 @@ class RunCanceller:
                     run.drop()
                 self._begin(run, 0.0)
 
-    def limit(self, run: Run, seconds: float | None) -> None:
+    def limit(self, run: RunControl, seconds: float | None) -> None:
         """Stop a run when it goes on for more than ``seconds``; None takes that back."""
         timer = self._limits.pop(run, None)
         if timer is not None:
@@ -95,7 +95,7 @@ class RunCanceller:
             loop = asyncio.get_running_loop()
             self._limits[run] = loop.call_later(seconds, self._expire, run)
 
-    def _expire(self, run: Run) -> None:
+    def _expire(self, run: RunControl) -> None:
         self._limits.pop(run, None)
         with self._expiring:
             if run.expire():
@@ -128,18 +128,18 @@ class RunCanceller:
         for task in list(self._tasks.values()):
             task.cancel()
 
-    def _begin(self, run: Run, grace: float) -> None:
+    def _begin(self, run: RunControl, grace: float) -> None:
         if run in self._tasks:  # it is being stopped, and to ask again changes nothing
             return
         task = asyncio.get_running_loop().create_task(self._insist(run, grace))
         self._tasks[run] = log_failure(task, logger, f"Stopping a run of job {run.spec.id}")
         task.add_done_callback(lambda done: self._forget(run, done))
 
-    def _forget(self, run: Run, task: asyncio.Task[None]) -> None:
+    def _forget(self, run: RunControl, task: asyncio.Task[None]) -> None:
         if self._tasks.get(run) is task:
             del self._tasks[run]
 
-    async def _insist(self, run: Run, grace: float) -> None:
+    async def _insist(self, run: RunControl, grace: float) -> None:
         """Interrupt a run until it ends."""
         loop = asyncio.get_running_loop()
         if not await self._goes_on(run, grace):
@@ -160,7 +160,7 @@ class RunCanceller:
                 self._give_up(run)
                 return
 
-    async def _goes_on(self, run: Run, seconds: float) -> bool:
+    async def _goes_on(self, run: RunControl, seconds: float) -> bool:
         """Wait for the end of a run. Say whether it still goes on."""
         deadline = asyncio.get_running_loop().time() + seconds
         while run.id in self._runs:
@@ -170,7 +170,7 @@ class RunCanceller:
             await asyncio.sleep(min(left, 0.05))
         return False
 
-    def _complain(self, run: Run) -> None:
+    def _complain(self, run: RunControl) -> None:
         logger.warning("A run of job %s was interrupted and goes on", run.spec.id)
         then = (
             f"Its worker is restarted after {self._restart_after:g} s "

@@ -14,8 +14,8 @@ from girder_dask.worker.outbox import Outbox
 
 if TYPE_CHECKING:
     from girder_dask.protocol.messages import JobSpec
+    from girder_dask.worker.run.control import RunControl
     from girder_dask.worker.run.fencing import StartAnswer
-    from girder_dask.worker.run.runner import Run
 
 __all__ = ["WorkerContext"]
 
@@ -52,8 +52,8 @@ class WorkerContext:
     dask_client: Callable[[], Any] | None = None
     scheduler: tuple[str, Any] | None = None
     may_start: Callable[[str, int], StartAnswer] | None = None
-    limit: Callable[[Run, float | None], None] = lambda _run, _seconds: None
-    runs: dict[str, Run] = field(default_factory=dict)
+    limit: Callable[[RunControl, float | None], None] = lambda _run, _seconds: None
+    runs: dict[str, RunControl] = field(default_factory=dict)
     refused: dict[str, None] = field(default_factory=dict)
 
     def girder_of(self, spec: JobSpec) -> str | None:

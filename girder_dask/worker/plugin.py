@@ -36,6 +36,7 @@ from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSuperv
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
 from girder_dask.worker.process_globals import job_scope
+from girder_dask.worker.run.control import RunControl
 from girder_dask.worker.run.fencing import StartAnswer
 from girder_dask.worker.run.runner import Run
 from girder_dask.worker.termination import AlarmSignals, TerminationSignals
@@ -91,7 +92,7 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
     try:
         return run()
     except Exception as e:
-        if run.reports_end:
+        if run.control.reports_end:
             raise
         # It was stopped since it is another's, or since the worker ends: Dask knows where it goes.
         raise Reschedule from e
@@ -233,17 +234,17 @@ class GirderWorkerPlugin(WorkerPlugin):
         except Exception as e:  # noqa: BLE001 - whatever it is, the worker is to end
             logger.warning("Worker %s ends and cannot tell the scheduler: %r", address, e)
 
-    def _limit(self, run: Run, seconds: float | None) -> None:
+    def _limit(self, run: RunControl, seconds: float | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the worker ends
             # In no job's context: what is logged there is the worker's.
             self._loop.call_soon_threadsafe(self._canceller.limit, run, seconds, context=Context())
 
-    def _give_up(self, run: Run) -> None:
+    def _give_up(self, run: RunControl) -> None:
         if self._restart is None:
             restart = asyncio.get_running_loop().create_task(self._restarted(run))
             self._restart = log_failure(restart, logger, "Ending this worker")
 
-    async def _restarted(self, run: Run) -> None:
+    async def _restarted(self, run: RunControl) -> None:
         """End the process because of a run that cannot be stopped; a nanny starts another."""
         worker = self._worker
         guard = Guard(logger, "Ending this worker")  # which does end, whatever fails

@@ -210,8 +210,8 @@ def test_an_exception_that_takes_for_ever_to_show_is_interrupted(
         run = worker.run(None, method, task=raises_what_takes_for_ever.name)
     future = worker.begin(run)
     assert begun.wait(SECONDS)
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     ended(worker, future)
     assert worker.statuses()[-1] == S.CANCELED
     assert_goes_on(worker)
@@ -259,7 +259,7 @@ def test_what_cannot_be_sent_of_one_job_does_not_silence_the_others(
 ) -> None:
     def work() -> None:
         sink: Any = current_job().job_manager._sink
-        sink.waiting = raising(ValueError("spoiled"))
+        sink.take_event = raising(ValueError("spoiled"))
         print("lost")
 
     worker.outcome(work)
@@ -372,8 +372,8 @@ def test_a_process_has_nothing_of_the_worker_and_of_other_jobs_open(worker: Work
         names = worker.outcome(work, isolation="process")
     finally:
         for run in list(worker.context.runs.values()):
-            run.cancel()
-            run.interrupt()
+            run.control.cancel()
+            run.control.interrupt()
         other.exception(SECONDS)
     # Its log, the socket to its run, and the file of its call: no other.
     # Its log, the socket to its run, and the file of its call, some of them twice: no other.

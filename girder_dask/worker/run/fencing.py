@@ -93,7 +93,7 @@ def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -
     try:
         retry(
             lambda: gc.sendRestRequest(
-                "POST", f"dask/job/{job_id}/record_start", given, jsonResp=False, timeout=TIMEOUT_S
+                "POST", f"dask/job/{job_id}/begin", given, jsonResp=False, timeout=TIMEOUT_S
             ),
             gc,
         )

@@ -37,8 +37,8 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     opened = Worker(tmp_path)
     yield opened
     for run in list(opened.context.runs.values()):  # of a test that has failed
-        run.cancel()
-        run.interrupt()
+        run.control.cancel()
+        run.control.interrupt()
     opened.close()
 
 
@@ -85,8 +85,8 @@ def test_an_async_task_is_canceled(worker: Worker, isolation: str) -> None:
     with captured():
         future = worker.begin(run)
         until(lambda: "begun" in worker.log())
-        run.cancel()
-        run.interrupt()
+        run.control.cancel()
+        run.control.interrupt()
         assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
     assert worker.log() == "begun\ncleaned up\nThe job was canceled.\n"

@@ -133,6 +133,7 @@ IN_THE_BACKGROUND = {
     "worker/job_log/log",  # on the timers of the selector thread
     "worker/job_log/process_log",  # on the timers of the selector thread
     "worker/job_log/selector_thread",
+    "worker/back_pressure",
     "worker/outbox",
     "utils/throttle",  # which awaits what it begins
     "plugin/notify/redis_publisher",
@@ -199,7 +200,7 @@ async def outbox_on_dropped() -> None:
 async def outbox_output() -> None:
     async with an_outbox() as (outbox, sent):
         sinks = [outbox.open(spec(job_id)) for job_id in "ab"]
-        inject(sinks[0], "waiting")
+        inject(sinks[0], "take_event")
         for sink in sinks:
             sink.write("text\n")
         await asyncio.wait_for(outbox.flushed(), SECONDS)

@@ -13,8 +13,10 @@ from typing import Any
 
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
-from girder_dask.worker import outbox as module
-from girder_dask.worker.outbox import Outbox, RunSink
+from girder_dask.worker import event_delivery, run_sink
+from girder_dask.worker import outbox as outbox_module
+from girder_dask.worker.outbox import Outbox
+from girder_dask.worker.run_sink import RunSink
 from tests.support.deadline import SECONDS, soon
 
 S = JobStatus
@@ -168,7 +170,7 @@ async def test_many_threads_lose_and_mix_up_nothing() -> None:
 async def test_failed_batches_are_sent_again_as_they_were_before_anything_else(
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_DELAY", 0.001)
+    monkeypatch.setattr(event_delivery, "_FIRST_RETRY_DELAY_S", 0.001)
     scheduler = Scheduler()
     scheduler.failures = [OSError("away"), RuntimeError("a bug"), asyncio.TimeoutError()]
     async with opened(scheduler) as outbox:
@@ -185,7 +187,7 @@ async def test_failed_batches_are_sent_again_as_they_were_before_anything_else(
 async def test_a_batch_whose_answer_was_lost_can_be_told_from_a_new_one(
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_DELAY", 0.001)
+    monkeypatch.setattr(event_delivery, "_FIRST_RETRY_DELAY_S", 0.001)
     scheduler = Scheduler()
     scheduler.fail_after_taking = True
     scheduler.failures = [OSError("away")] * 3
@@ -498,7 +500,7 @@ async def test_output_that_is_forced_all_the_time_does_not_keep_the_sender_busy(
 
         await in_thread(flood)
         elapsed = time.monotonic() - begun
-        assert len(scheduler.batches) <= elapsed / module._FLUSH_PAUSE + 2
+        assert len(scheduler.batches) <= elapsed / run_sink._FLUSH_INTERVAL_S + 2
 
 
 async def test_who_waits_does_not_wait_for_what_comes_meanwhile() -> None:
@@ -519,7 +521,7 @@ async def test_who_waits_does_not_wait_for_what_comes_meanwhile() -> None:
             for _ in range(5):
                 assert await in_thread(waits.confirm, SECONDS)
             # Neither for the end of what is said, nor for the rest of a busy sender.
-            assert time.monotonic() - begun < 5 * module._SPACING
+            assert time.monotonic() - begun < 5 * outbox_module._SPACING_S
         finally:
             over.set()
             await speaking
@@ -541,7 +543,10 @@ async def test_a_busy_sender_rests_also_when_more_comes_while_it_sends() -> None
         begun = time.monotonic()
         await in_thread(speak)
         elapsed = time.monotonic() - begun
-        assert len(scheduler.batches) <= module._BURST + elapsed / module._SPACING + 2
+        assert (
+            len(scheduler.batches)
+            <= outbox_module._BURST_BATCHES + elapsed / outbox_module._SPACING_S + 2
+        )
 
 
 async def test_closing_has_a_limit() -> None:

@@ -42,8 +42,8 @@ def worker(tmp_path: Path, supervisor: ForkServerSupervisor) -> Iterator[Worker]
     opened.context.grace = 0.3
     yield opened
     for run in list(opened.context.runs.values()):  # of a test that has failed
-        run.cancel()
-        run.interrupt()
+        run.control.cancel()
+        run.control.interrupt()
     opened.close()
 
 
@@ -322,7 +322,7 @@ def test_what_is_ended_with_its_worker_is_left_to_another_attempt(
     run = begin(worker, death)
     run._is_leaving = lambda: True
     assert worker.begin(run).exception(SECONDS) is not None
-    assert not run.reports_end
+    assert not run.control.reports_end
     until(lambda: worker.log().endswith("was ended together with its worker.\n"))
     assert worker.statuses() == [S.RUNNING]
 
@@ -365,8 +365,8 @@ def test_a_canceled_task_ends_whatever_it_does(worker: Worker, tmp_path: Path, k
     run = begin(worker, loop, str(path), LOOPS[kind])
     future = worker.begin(run)
     pid = pid_in(path)
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
     assert worker.log() == "The job was canceled.\n"
@@ -396,7 +396,7 @@ def test_a_task_that_looks_stops_by_itself(worker: Worker, tmp_path: Path) -> No
     run = begin(worker, work, str(tmp_path / "pid"))
     future = worker.begin(run)
     pid_in(tmp_path / "pid")
-    run.cancel()
+    run.control.cancel()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     assert (tmp_path / "seen").exists()
 
@@ -412,8 +412,8 @@ def test_a_job_that_is_canceled_while_its_module_loads_ends(
     run = begin(worker, None, task="loads_long:count")
     future = worker.begin(run)
     pid = pid_in(tmp_path / "pid")
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     assert not alive(pid)
 
@@ -460,8 +460,8 @@ def test_no_process_is_left_when_the_job_is_canceled(worker: Worker, tmp_path: P
     run = begin(worker, tree(), str(tmp_path / "pids"), "subprocess.run(['sleep', '1000'])")
     future = worker.begin(run)
     pids = pids_in(tmp_path / "pids")
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     assert [pid for pid in pids if alive(pid)] == []
     until(lambda: worker.log() == "The job was canceled.\n")

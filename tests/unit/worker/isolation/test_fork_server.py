@@ -139,7 +139,7 @@ def test_its_environment_and_directory_are_those_that_a_new_process_would_have(
 
     has, seen, cwd, zone, path, signals = open_value(worker.end.result or b"", unpickle=True)
     assert not has
-    assert seen == ["changed", run.id]
+    assert seen == ["changed", run.control.id]
     assert cwd.parent == worker.context.directory, "it is that of the run"
     assert zone == ("XYZ", "XYZ")
     assert path == sys.path

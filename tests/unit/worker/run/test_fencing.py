@@ -125,11 +125,11 @@ def test_an_attempt_that_is_to_end_does_not_call_its_function(worker: Worker, ho
     if how == "over":
         scheduler.answer.set_result(False)
     elif how == "canceled":
-        run.cancel()
+        run.control.cancel()
     else:
-        run.drop()
+        run.control.drop()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     # What becomes of the job is for another run to say, or for nobody.
-    assert run.reports_end == (how == "canceled")
-    until(lambda: worker.statuses() == ([S.CANCELED] if run.reports_end else []))
+    assert run.control.reports_end == (how == "canceled")
+    until(lambda: worker.statuses() == ([S.CANCELED] if run.control.reports_end else []))
     assert not called.is_set()

@@ -27,6 +27,7 @@ from girder_dask.worker.cancellation import RunCanceller
 from girder_dask.worker.capture import output_capture
 from girder_dask.worker.interruption.interruptible_waits import Latch
 from girder_dask.worker.interruption.job_threads import MAX_INTERRUPTIONS
+from girder_dask.worker.run.control import RunControl
 from girder_dask.worker.run.runner import Run
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker, brought, captured
@@ -83,8 +84,8 @@ def begin(
 
 
 def stop(run: Run) -> None:
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
 
 
 # -- what a task waits for -----------------------------------------------------------------
@@ -354,7 +355,7 @@ def test_a_coroutine_that_swallows_it_is_interrupted_again(worker: Worker) -> No
     until(lambda: did)
     for _ in range(2):  # out of the loop, and out of what asyncio does to end it
         time.sleep(0.1)
-        run.interrupt()
+        run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
 
@@ -454,7 +455,7 @@ def test_what_hooks_do_about_an_interruption_is_not_interrupted(worker: Worker) 
     stop(run)
     until(lambda: "begun" in did)
     for _ in range(5):
-        run.interrupt()
+        run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     assert did[1:] == ["begun", "told"]
     assert outcome(worker, lambda: 1, job_id="b") == 1
@@ -465,8 +466,8 @@ def test_one_that_comes_late_harms_nobody(worker: Worker) -> None:
     for n in range(50):
         run = run_of(worker, lambda: sum(range(20_000)), job_id=f"a{n}")
         future = worker.begin(run)
-        run.cancel()
-        until(lambda future=future, run=run: future.done() or run.interrupt() is not None)
+        run.control.cancel()
+        until(lambda future=future, run=run: future.done() or run.control.interrupt() is not None)
         error = future.exception(SECONDS)
         assert error is None or isinstance(error, JobCanceled)
     assert outcome(worker, lambda: 1, job_id="b") == 1
@@ -486,15 +487,15 @@ def catches_all() -> None:
 
 def test_a_task_that_catches_whatever_is_raised_ends_after_many(worker: Worker) -> None:
     run, future = begin(worker, catches_all)
-    run.cancel()
+    run.control.cancel()
     for n in range(MAX_INTERRUPTIONS):
-        run.interrupt()
+        run.control.interrupt()
         until(lambda n=n: len(did) == n + 1)
         assert not future.done()
     assert {type(e) for e in did} == {CancelInterrupt}
     assert isinstance(did[0], JobInterrupted)
     assert did[0].reason == "canceled"
-    run.interrupt()
+    run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
     go_on.set()
@@ -517,7 +518,7 @@ def test_what_is_said_of_one_that_cannot_be_stopped_does_not_depend_on_why(
     future = worker.begin(run)
     if how == "cancel":
         assert started.wait(SECONDS)
-        worker._loop.call_soon_threadsafe(worker._canceller.cancel, [run.key])
+        worker._loop.call_soon_threadsafe(worker._canceller.cancel, [run.control.key])
     until(worker.log)
     assert not future.done(), "it is said meanwhile"
     said = worker.log()
@@ -539,7 +540,7 @@ def test_what_is_said_of_one_that_cannot_be_stopped_does_not_depend_on_why(
 def test_one_that_cannot_be_stopped_is_given_up_whyever_it_is_to_end(
     worker: Worker, how: str
 ) -> None:
-    given_up: list[Run] = []
+    given_up: list[RunControl] = []
 
     async def make() -> RunCanceller:
         return RunCanceller(worker.context.runs, {}, 0.1, 0.5, given_up.append)
@@ -550,16 +551,16 @@ def test_one_that_cannot_be_stopped_is_given_up_whyever_it_is_to_end(
     future = worker.begin(run)
     assert started.wait(SECONDS)
     if how == "cancel":
-        worker._loop.call_soon_threadsafe(canceller.cancel, [run.key])
-    until(lambda: given_up == [run])
+        worker._loop.call_soon_threadsafe(canceller.cancel, [run.control.key])
+    until(lambda: given_up == [run.control])
     assert not future.done()
     until(lambda: "(girder.worker.restart-stuck)" in worker.log())
-    run.give_up()
+    run.control.give_up()
     if how == "timeout":  # the scheduler would run it again, and that would end in the same way
         until(lambda: worker.statuses() == [S.RUNNING, S.ERROR])
         assert worker.end.error == "The task ran longer than the 0.2 s that it may."
     future.exception(SECONDS)
-    until(lambda: run.id not in worker.context.runs)
+    until(lambda: run.control.id not in worker.context.runs)
     assert worker.statuses().count(S.ERROR) == (how == "timeout")
 
 
@@ -593,7 +594,7 @@ def test_a_loop_over_progress_is_not_tried_again(worker: Worker) -> None:
                 did.append(current_job().canceled)
 
     run, future = begin(worker, work)
-    run.cancel()
+    run.control.cancel()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
     assert not any(did[:-1])

@@ -572,7 +572,7 @@ def test_a_work_directory_that_stays_is_told(worker: Worker, monkeypatch: Any) -
     def fails(_: Any) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("girder_dask.worker.run.workspace.remove", fails)
+    monkeypatch.setattr("girder_dask.worker.run.workspace.rmtree", fails)
     assert worker.outcome(lambda: (current_job().work_dir / "left").write_text("x"))
     assert worker.statuses()[-1] == S.SUCCESS
     assert "Cleaning up after the job failed: OSError: the disk is gone\n" in worker.log()
@@ -645,7 +645,7 @@ def stubborn() -> str:
 
 def test_a_job_canceled_before_it_begins_does_not_run(worker: Worker) -> None:
     run = worker.run(None, task=patient.name)
-    run.cancel()
+    run.control.cancel()
     assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
     assert not started.is_set()
     until(lambda: worker.statuses() == [S.CANCELED])
@@ -657,7 +657,7 @@ def test_a_key_that_was_refused_is_not_begun_with(worker: Worker) -> None:
     called: list[int] = []
     run = worker.run(called.append, 1)
     canceller = RunCanceller(worker.context.runs, worker.context.refused, grace=0.0)
-    assert canceller.cancel([run.key]) == {run.key}
+    assert canceller.cancel([run.control.key]) == {run.control.key}
     assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.CANCELED])
     assert called == []
@@ -693,8 +693,8 @@ def test_a_canceled_job_that_answers_with_an_error_is_canceled(worker: Worker) -
     run = worker.run(None, task=answers.name, retries=3)
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     error = future.exception(SECONDS)
     assert isinstance(error and brought(error), ValueError)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
@@ -707,10 +707,10 @@ def test_a_run_that_nobody_hears_does_not_say_how_the_job_ended(worker: Worker) 
     run = worker.run(None, task=patient.name)
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    run.drop()
+    run.control.drop()
     future.exception(SECONDS)
-    assert not run.reports_end
-    until(lambda: run.id not in worker.context.runs)
+    assert not run.control.reports_end
+    until(lambda: run.control.id not in worker.context.runs)
     assert worker.statuses() == [S.RUNNING]
 
 
@@ -720,9 +720,9 @@ def test_to_be_stopped_again_changes_neither_grace_nor_count(worker: Worker) -> 
 
     async def stop() -> None:
         canceller = RunCanceller(worker.context.runs, worker.context.refused, grace=0.5)
-        canceller.cancel([run.key])
+        canceller.cancel([run.control.key])
         for _ in range(60):
-            canceller.drop([run.id])
+            canceller.drop([run.control.id])
             await asyncio.sleep(0.02)
 
     future = worker.begin(run)
@@ -737,7 +737,7 @@ def test_to_be_stopped_again_changes_neither_grace_nor_count(worker: Worker) -> 
 
 def test_a_job_canceled_before_it_begins_fetches_nothing(worker: Worker) -> None:
     run = worker.run(lambda _: None, Input("a"))
-    run.cancel()
+    run.control.cancel()
     assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
     assert did == []
 
@@ -746,8 +746,8 @@ def test_a_task_may_stop_by_itself(worker: Worker) -> None:
     run = worker.run(None, task=patient.name)
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    assert worker.context.runs == {run.id: run}
-    run.cancel()
+    assert worker.context.runs == {run.control.id: run.control}
+    run.control.cancel()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
 
@@ -756,8 +756,8 @@ def test_a_loop_in_python_is_interrupted(worker: Worker) -> None:
     run = worker.run(None, task=deaf.name)
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
     assert list(worker.context.directory.glob("*")) == []
@@ -767,8 +767,8 @@ def test_a_task_that_swallows_the_interruption_is_canceled_nevertheless(worker: 
     run = worker.run(None, task=stubborn.name)
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses()[-1:] == [S.CANCELED])
 
@@ -793,8 +793,8 @@ def test_after_its_end_a_run_interrupts_nobody(worker: Worker) -> None:
     run = worker.run(lambda: 1)
     worker.threads = concurrent.futures.ThreadPoolExecutor(1)
     assert worker.begin(run).result(SECONDS) == 1
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     assert worker.threads.submit(lambda: sum(range(100_000))).result(SECONDS) == 4999950000
 
 
@@ -817,13 +817,13 @@ def test_an_interruption_while_the_end_is_written_does_not_lose_it(worker: Worke
     def waits_for_room() -> bool:
         for innermost in sys._current_frames().values():
             names = {frame.f_code.co_name for frame, _ in traceback.walk_stack(innermost)}
-            if {"_wait_for_room", "_failed"} <= names:
+            if {"_wait_for_room", "failed"} <= names:
                 return True
         return False
 
     until(waits_for_room)
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     worker.open.set()
     error = future.exception(SECONDS)
     go_on.set()
@@ -842,12 +842,12 @@ def test_the_end_of_one_run_of_a_job_does_not_hide_another(worker: Worker) -> No
     new = worker.run(None, task=patient.name, attempt=2)
     new_future = worker.begin(new)
     assert started.wait(SECONDS)
-    old.cancel()
+    old.control.cancel()
     assert isinstance(old_future.exception(SECONDS), JobCanceled)
     try:
-        assert worker.context.runs == {new.id: new}
+        assert worker.context.runs == {new.control.id: new.control}
     finally:
-        new.cancel()
+        new.control.cancel()
         new_future.exception(SECONDS)
 
 
@@ -902,9 +902,9 @@ def test_subprocesses_that_a_task_waits_for_are_ended(
         future = worker.begin(run)
         until(lambda: running(seconds))
         if how == "cancel":
-            run.cancel()
-            run.interrupt()
-            run.interrupt()
+            run.control.cancel()
+            run.control.interrupt()
+            run.control.interrupt()
         error = future.exception(SECONDS)
         expected = JobCanceled if how == "cancel" else JobTimeout
         assert isinstance(error and brought(error), expected)
@@ -935,12 +935,12 @@ def test_a_subprocess_in_the_background_is_ended(
     with captured():
         futures = [worker.begin(each) for each in (run, other)]
         until(lambda: all("begun" in worker.log(each) for each in (seconds, others)))
-        run.cancel()
-        run.interrupt()
+        run.control.cancel()
+        run.control.interrupt()
         assert isinstance(futures[0].exception(SECONDS), JobCanceled)
         left = running(seconds), running(others)
-        other.cancel()
-        other.interrupt()
+        other.control.cancel()
+        other.control.interrupt()
         futures[1].exception(SECONDS)
         for pid in [*running(seconds), *running(others)]:  # where this fails
             os.kill(int(pid), signal.SIGKILL)
@@ -1180,9 +1180,9 @@ def stopped(worker: Worker, name: str, *args: Any, times: int = 1) -> None:
     run = worker.run(None, *args, task=f"{__name__}:{name}")
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    run.cancel()
+    run.control.cancel()
     for _ in range(times):
-        run.interrupt()
+        run.control.interrupt()
         concurrent.futures.wait([future], 1)
     assert isinstance(future.exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
@@ -1214,10 +1214,10 @@ def test_threads_that_a_task_has_left_are_interrupted_when_their_time_has_come(
     run = worker.run(None, ["loop", "loop"], daemon, task=leaves.name)
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    run.cancel()
+    run.control.cancel()
     assert not concurrent.futures.wait([future], 0.2).done, "they have their grace too"
     assert not none_counts()
-    run.interrupt()
+    run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     assert none_counts()
 
@@ -1227,11 +1227,11 @@ def test_a_thread_that_catches_the_interruption_is_interrupted_again(worker: Wor
     run = worker.run(None, ["careless"], task=leaves.name)
     future = worker.begin(run)
     assert started.wait(SECONDS)
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     assert not concurrent.futures.wait([future], 0.2).done
     assert not none_counts()
-    run.interrupt()
+    run.control.interrupt()
     assert isinstance(future.exception(SECONDS), JobCanceled)
     assert none_counts()
 
@@ -1285,7 +1285,7 @@ def test_a_job_ends_when_its_thread_in_c_code_has(worker: Worker) -> None:
 
     async def stop() -> float:
         canceller = RunCanceller(worker.context.runs, worker.context.refused, grace=0.2)
-        canceller.cancel([run.key])
+        canceller.cancel([run.control.key])
         return time.monotonic()
 
     future = worker.begin(run)
@@ -1315,8 +1315,8 @@ def test_threads_go_on_after_the_end_of_a_task(worker: Worker) -> None:
     run = worker.run(None, ["loop"], task=starts.name)
     assert worker.begin(run).result(SECONDS) is None
     until(lambda: worker.statuses() == [S.RUNNING, S.SUCCESS])
-    run.cancel()
-    run.interrupt()
+    run.control.cancel()
+    run.control.interrupt()
     assert not none_counts()
     go_on.set()
 
@@ -1329,8 +1329,8 @@ def test_a_pool_of_two_jobs_works_on_for_the_other(worker: Worker) -> None:
             runs = [worker.run(None, n, task=shares.name, job_id=n) for n in "ab"]
             futures = [worker.begin(run) for run in runs]
             until(lambda: len(loops) == 2)
-            runs[0].cancel()
-            runs[0].interrupt()
+            runs[0].control.cancel()
+            runs[0].control.interrupt()
             assert isinstance(futures[0].exception(SECONDS), JobCanceled)
             a, b = loops["a"], loops["b"]
             until(lambda: loops["b"] > b)
@@ -1393,7 +1393,7 @@ def test_an_exception_of_any_size_is_kept_within_bounds(worker: Worker) -> None:
 
 def test_nothing_is_kept_of_the_end_of_a_canceled_job(worker: Worker) -> None:
     run = worker.run(lambda: None)
-    run.cancel()
+    run.control.cancel()
     assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.CANCELED])
     assert worker.end.exception is None

@@ -1,0 +1,97 @@
+"""Execution of a task's function: in the thread of the run, or in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from girder_dask.protocol.payload import Call
+from girder_dask.tasks.completion import completed
+from girder_dask.tasks.context import RunningJob
+from girder_dask.worker.capture import output_capture
+from girder_dask.worker.concurrency.forks import ending_forks
+from girder_dask.worker.context import WorkerContext
+from girder_dask.worker.failures import describe_error
+from girder_dask.worker.isolation.child import ProcessSpec
+from girder_dask.worker.isolation.task_process import TaskProcess
+from girder_dask.worker.run.control import RunControl
+
+__all__ = ["guard_forks", "in_process", "in_thread"]
+
+
+def guard_forks(control: RunControl) -> contextlib.AbstractContextManager[None]:
+    """End a process that is forked within, and that leaves this block, instead of running on."""
+    return ending_forks(control.sink.log.flush, describe_error, callable)
+
+
+def in_thread(
+    function: Callable[..., Any], control: RunControl, worker: WorkerContext
+) -> Callable[..., Any]:
+    """Return what calls a function in this thread, within its time limit."""
+    output_capture.keep_import_time_state(control.sink.log)
+    set_limit = functools.partial(worker.limit, control)
+
+    def call_function(*args: Any, **kwargs: Any) -> Any:
+        time_limit = control.interruption.time_limit(
+            set_limit, control.spec.timeout, control.spec.id
+        )
+        with time_limit, guard_forks(control), output_capture.flushing_at_end():
+            value = completed(function, *args, **kwargs)
+            _write_unfinished(control)
+            return value
+
+    return call_function
+
+
+def _write_unfinished(control: RunControl) -> None:
+    left = control.interruption.left()
+    if left is not None:
+        control.write(
+            f"The task returned while what it had started was still running: {left:.500}. The "
+            "job ends without it, and what it writes from now on may be lost. Wait for it "
+            "before returning: join() threads, shut pools down, wait() for processes.\n"
+        )
+
+
+def in_process(
+    call: Call, job: RunningJob, control: RunControl, worker: WorkerContext, work_dir: Path
+) -> Callable[..., Any]:
+    """Start a process for a task, and return what calls the function there.
+
+    The process loads the function and waits for its arguments.
+    """
+    import cloudpickle
+
+    spec = ProcessSpec(
+        job=replace(control.spec, payload=b""),
+        location=worker.location,
+        work_dir=work_dir,
+        function=None if call.function is None else cloudpickle.dumps(call.function),
+        api_url=job.request.girder_api_url,
+        gpus=job.request.gpus,
+        log_level=worker.log_level,
+        scheduler=pickle.dumps(worker.scheduler) if worker.scheduler else None,
+        path=tuple(sys.path),
+        session=call.session,
+    )
+    process = TaskProcess(
+        spec,
+        worker.fork_server_supervisor,
+        log=control.sink.log,
+        manager=control.manager,
+        directory=worker.directory,
+        grace=worker.grace,
+    )
+    control.process = process
+    process.load()
+
+    def call_function(*args: Any, **kwargs: Any) -> Any:
+        return process.call(args, kwargs, control.spec.timeout)
+
+    return call_function

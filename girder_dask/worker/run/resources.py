@@ -1,0 +1,109 @@
+"""The resources of one run, and their release when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import TypeVar
+
+from girder_dask.protocol.error_text import summary
+from girder_dask.protocol.messages import JobSpec
+from girder_dask.worker.process_globals.job_scope import JobScope
+from girder_dask.worker.run.control import RunControl
+from girder_dask.worker.run.transform_runner import TransformRunner
+from girder_dask.worker.run.workspace import Workspace
+from girder_dask.worker.run_sink import RunSink
+
+__all__ = ["RunResources"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class RunResources:
+    """What a run holds while it goes on.
+
+    Parameters
+    ----------
+    spec
+        What the run executes.
+    directory
+        The directory of the worker, in which those of the run are made.
+    sink
+        The sink of the run.
+
+    Attributes
+    ----------
+    work_dir
+        The working directory of the task.
+    inputs
+        The directory of fetched inputs.
+    scope
+        What the run has apart from the rest of its process.
+    transforms
+        The transforms of the run, once there are any.
+    """
+
+    def __init__(self, spec: JobSpec, directory: Path, sink: RunSink) -> None:
+        self.work_dir = Workspace(directory, f"job-{spec.id}-")
+        self.inputs = Workspace(directory, f"job-{spec.id}-inputs-")
+        self.scope = JobScope(self.work_dir.path, sink.write)
+        self.transforms: TransformRunner | None = None
+        self._stack = contextlib.ExitStack()
+
+    def enter(self, resource: contextlib.AbstractContextManager[T]) -> T:
+        """Enter a context manager, which is left at the end of the run."""
+        return self._stack.enter_context(resource)
+
+    def current_directory(self, control: RunControl) -> str | None:
+        """Return where the function was when it returned, None if that is gone."""
+        process = control.process
+        if process is not None and process.cwd is not None:
+            self.scope.follow(process.cwd)
+            return process.cwd
+        with contextlib.suppress(OSError):
+            return str(Path.cwd())
+        return None
+
+    def release(self, control: RunControl, grace: float) -> None:
+        """Release everything, the last first, whatever fails.
+
+        The process of the task ends, then the threads and processes that a stopped task has left.
+        Transforms clean up, and the directories are removed.
+
+        Parameters
+        ----------
+        grace
+            Seconds between SIGTERM and SIGKILL for processes that are left.
+        """
+        try:
+            with self._stack as ending:
+                ending.callback(self.work_dir.remove)
+                ending.callback(self.inputs.remove)
+                ending.callback(self.scope.end)
+                if self.transforms is not None:
+                    ending.callback(self.transforms.clean_up, control.write)
+                if control.is_stopped:
+                    ending.callback(_end_processes, control, grace)
+                    ending.callback(_end_threads, control)
+                else:
+                    ending.callback(control.interruption.release)
+                if control.process is not None:
+                    ending.callback(control.process.close)
+        except BaseException as e:
+            logger.exception("Cleaning up after job %s", control.spec.id)
+            control.write(f"Cleaning up after the job failed: {summary(e)}\n")
+
+
+def _end_threads(control: RunControl) -> None:
+    """Wait for the threads that the task has left. RunCanceller interrupts them meanwhile."""
+    while not control.interruption.end_threads():
+        pass
+
+
+def _end_processes(control: RunControl, grace: float) -> None:
+    if not control.processes.end(grace):
+        pids = ", ".join(str(process.pid) for process in control.processes.left())
+        control.write(f"Processes of the job do not end, although killed: {pids}.\n")

@@ -1,0 +1,69 @@
+"""The result of a run: the value for Dask, and the same packed for Girder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dask.sizeof import sizeof
+
+from girder_dask.errors import JobInterrupted
+from girder_dask.protocol.error_text import summary
+from girder_dask.protocol.payload import (
+    PACKING,
+    NotOpened,
+    Unpicklable,
+    is_plain,
+    open_value,
+    pack_value,
+)
+from girder_dask.protocol.redaction import Secrets
+
+__all__ = ["PackedResult", "pack_result"]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedResult:
+    """A result. ``data`` is None where Girder does not keep it, and ``note`` says why."""
+
+    value: Any
+    data: bytes | None = None
+    note: str | None = None
+
+
+def pack_result(value: Any, *, max_bytes: int, secrets: Secrets) -> PackedResult:
+    """Pack what a function returned, without the secrets of its job.
+
+    Parameters
+    ----------
+    max_bytes
+        The largest result that Girder keeps with a job.
+    secrets
+        What is blanked in the result.
+    """
+    if isinstance(value, Unpicklable):
+        return PackedResult(value, note=value.reason)
+    try:
+        data = pack_value(value)
+        if not is_plain(data):
+            sizeof(value)  # Dask asks for that too, and SystemExit would end the worker
+    except JobInterrupted:
+        raise
+    except BaseException as e:  # noqa: BLE001 - any error of a foreign __reduce__
+        # Dask would fail to bring it to anybody, with a traceback in the logs of each part.
+        reason = f"it cannot be pickled ({summary(e)})"
+        return PackedResult(Unpicklable(reason), note=reason)
+    if len(data) > max_bytes + PACKING:
+        note = (
+            f"it takes {len(data):,} bytes, more than the {max_bytes:,} that are kept with a job "
+            "(girder.worker.max-result)"
+        )
+        return PackedResult(value, note=note)
+    cleaned = secrets.clean_data(data)
+    if cleaned == data:
+        return PackedResult(value, data)
+    try:
+        return PackedResult(open_value(cleaned, unpickle=True), cleaned)
+    except NotOpened as e:
+        reason = f"it held a secret of the job, and without it {e}"
+        return PackedResult(Unpicklable(reason), cleaned)
