@@ -122,6 +122,7 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
     import requests
 
     from girder_dask.http.redirects import ExplainedRequestError
+    from girder_dask.http.request_errors import error_cause, error_message
 
     try:
         return call()
@@ -142,7 +143,7 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
             raise GirderError(
                 f"{url} is not Girder's REST API. Its address usually ends in /api/v1.", status=404
             ) from e
-        message = _message(e)
+        message = error_message(e.response, str(text or e)[:300])
         raise GirderError(f"{refused} (HTTP {e.status}): {message}", status=e.status) from e
     except requests.exceptions.JSONDecodeError as e:
         raise GirderError(
@@ -150,22 +151,4 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
             "/api/v1."
         ) from e
     except (requests.exceptions.RequestException, OSError) as e:
-        raise GirderError(f"Girder cannot be reached at {url}: {_cause(e)}.") from e
-
-
-def _message(error: Any) -> str:
-    try:
-        return str(error.response.json()["message"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return str(error.responseText or error)[:300]
-
-
-def _cause(error: BaseException) -> str:
-    """Return the first reason that says something, from inside what libraries wrapped."""
-    while True:
-        inner = error.__cause__ or getattr(error, "reason", None)
-        if inner is None and error.args and isinstance(error.args[0], BaseException):
-            inner = error.args[0]
-        if not isinstance(inner, BaseException):
-            return str(error).rstrip(".")
-        error = inner
+        raise GirderError(f"Girder cannot be reached at {url}: {error_cause(e)}.") from e

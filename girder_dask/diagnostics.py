@@ -92,7 +92,7 @@ def _girder_error(api_url: str | None) -> str | None:
 
     if api_url is None:
         return None
-    api = SchedulerApi(api_url, timeout=10)
+    api = SchedulerApi(api_url, timeout_s=10)
     try:
         api.ping()
     except GirderError as e:

@@ -151,7 +151,7 @@ async def _ask(
 def _girder_error(api_url: str | None) -> str | None:
     if api_url is None:
         return "its address is not known here"
-    api = SchedulerApi(api_url, timeout=_ANSWER_TIMEOUT_S)
+    api = SchedulerApi(api_url, timeout_s=_ANSWER_TIMEOUT_S)
     try:
         api.version()
     except GirderError as e:

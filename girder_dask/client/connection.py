@@ -178,7 +178,7 @@ def _checked(api_url: str) -> str:
 
 def _find(url: str) -> tuple[str, str]:
     """Return where the REST API is, and the version of its plugin dask."""
-    from girder_dask.http.client import ApiProbe
+    from girder_dask.http.probe import ApiProbe
 
     candidates = [url] if url.endswith(_API_PATH) else [url + _API_PATH, url]
     with contextlib.closing(ApiProbe(_ANSWER_TIMEOUT_S)) as probe:

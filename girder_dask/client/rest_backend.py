@@ -89,12 +89,12 @@ class RestBackend:
         self.pins = pins
         self._unpickles = unpickles
         self._endures = endures
-        self._web = ApiClient(
+        self._api = ApiClient(
             api_url,
             token=token,
             api_key=api_key,
-            patience=patience,
-            endures=endures,
+            retry_time_s=patience,
+            retry_internal_errors=endures,
             session=session,
         )
         self._lock = threading.Lock()
@@ -135,7 +135,7 @@ class RestBackend:
         if self._endures:
             body["key"] = uuid.uuid4().hex  # by which Girder knows a request that comes again
         try:
-            answer = self._web.ask("POST", "dask/job", body, repeat=self._endures)
+            answer = self._api.request("POST", "dask/job", body, repeat=self._endures)
         except GirderError as e:
             raise _refusal(e, submissions) from e
         return [dict(job) for job in answer["jobs"]]
@@ -152,7 +152,7 @@ class RestBackend:
 
     def load_job(self, job_id: str, *, log: bool = False) -> dict[str, Any]:
         """Return a job document. Raises GirderError where there is none that may be read."""
-        job = dict(self._web.ask("GET", f"job/{_checked(job_id)}"))
+        job = dict(self._api.request("GET", f"job/{_checked(job_id)}"))
         if not log:
             job.pop("log", None)
         return job
@@ -163,23 +163,23 @@ class RestBackend:
         ids = list(job_ids)
         for start in range(0, len(ids), _MAX_JOBS_PER_REQUEST):
             body = {"ids": ids[start : start + _MAX_JOBS_PER_REQUEST]}
-            found += self._web.ask("POST", "dask/job/states", body)["jobs"]
+            found += self._api.request("POST", "dask/job/states", body)["jobs"]
         return found
 
     def load_log(self, job_id: str) -> str:
         """Return all that is kept of the log of a job, which may be long."""
-        return self._web.text(f"dask/job/{_checked(job_id)}/log")
+        return self._api.get_text(f"dask/job/{_checked(job_id)}/log")
 
     def load_result(self, job_id: str) -> StoredResult:
         """Return what is kept of the end of a job."""
-        return _stored(self._web.ask("GET", f"dask/job/{_checked(job_id)}/result"))
+        return _stored(self._api.request("GET", f"dask/job/{_checked(job_id)}/result"))
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
         """Return what is kept of the ends of many jobs, by their ids, of those to be read."""
         found: dict[str, StoredResult] = {}
         left = list(job_ids)
         while left:
-            answer = self._web.ask(
+            answer = self._api.request(
                 "POST", "dask/job/results", {"ids": left[:_MAX_JOBS_PER_REQUEST]}
             )
             found |= {job_id: _stored(kept) for job_id, kept in answer["results"].items()}
@@ -188,7 +188,7 @@ class RestBackend:
 
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job."""
-        self._web.ask("PUT", f"dask/job/{_checked(job_id)}/cancel")
+        self._api.request("PUT", f"dask/job/{_checked(job_id)}/cancel")
 
     def scheduler_address(self) -> str | None:
         """Return the address of the Dask scheduler, if one is known."""
@@ -217,7 +217,7 @@ class RestBackend:
             self._open_client = self._address = None
         if made and client is not None:
             client.close()
-        self._web.close()
+        self._api.close()
 
     # -- for connect() --------------------------------------------------------------------
 
@@ -227,9 +227,9 @@ class RestBackend:
         The document is empty for nobody.
         """
         if self._user is None:
-            user = self._web.ask("GET", "user/me")
+            user = self._api.request("GET", "user/me")
             if user is None:  # the token is limited, or there is none like it
-                token = self._web.ask("GET", "token/current") or {}
+                token = self._api.request("GET", "token/current") or {}
                 user = {"_id": token["userId"]} if token.get("userId") else {}
             self._user = dict(user)
         return self._user
@@ -261,7 +261,7 @@ class RestBackend:
 
     def _scheduler_of_girder(self) -> str | None:
         try:
-            status = self._web.ask("GET", "dask/status", patience=0.0)
+            status = self._api.request("GET", "dask/status", retry_time_s=0.0)
         except GirderError:
             return None
         address = status.get("scheduler", {}).get("address")

@@ -19,7 +19,13 @@ import requests
 
 from girder_dask.errors import TransformError
 from girder_dask.http.redirects import ExplainedRequestError
-from girder_dask.http.retry import certificate_problem, has_no_content, is_transient
+from girder_dask.http.request_errors import (
+    certificate_problem,
+    error_cause,
+    error_message,
+    has_no_content,
+    is_transient,
+)
 
 __all__ = [
     "ResourceTransform",
@@ -69,17 +75,13 @@ def _shown(transform: Any) -> str:
 
 
 def failure_reason(kind: str, error: Exception) -> str:
-    """Say why a request for something of this kind failed, for the owner of the job."""
+    """Return why a request for something of this kind failed, for the owner of the job."""
     if isinstance(error, ExplainedRequestError):
         return str(error)
     response = getattr(error, "response", None)
     if response is None:
         return _silence(error)
-    try:
-        message = str(response.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        message = ""
-    status = response.status_code
+    status, message = response.status_code, error_message(response, "")
     if status in (401, 403):
         return f"The owner of the job may not do this ({message or 'access denied'})."
     if status == 404 or (status == 400 and _INVALID_ID.search(message)):
@@ -93,7 +95,7 @@ def failure_reason(kind: str, error: Exception) -> str:
 
 
 def _silence(error: Exception) -> str:
-    """Say why there was no answer that could be read."""
+    """Return why there was no answer that could be read."""
     host = urlsplit(str(getattr(getattr(error, "request", None), "url", None) or "")).netloc
     girder = f"Girder at {host.rpartition('@')[2]}" if host else "Girder"
     if isinstance(error, requests.exceptions.SSLError) and not is_transient(error):
@@ -106,7 +108,7 @@ def _silence(error: Exception) -> str:
         )
     if isinstance(error, requests.exceptions.InvalidJSONError):
         return f"What answers as {girder} sent no JSON ({error})."
-    return f"Girder did not answer ({type(error).__name__}: {error})."
+    return f"Girder did not answer ({type(error).__name__}: {error_cause(error)})."
 
 
 def safe_name(name: str, default: str) -> str:

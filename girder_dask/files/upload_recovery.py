@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from girder_dask.http.retry import TIMEOUT_S, get_json, retry
+from girder_dask.http.retry import get_json, post_json
 from girder_dask.protocol.names import ATTEMPT_HEADER, UPLOAD_HEADER
 
 __all__ = ["UploadRecovery", "UploadState"]
@@ -81,11 +81,8 @@ class UploadRecovery:
             given["folderId"] = parent[1]
         if begun is not None:
             given["uploadId"], given["offset"] = begun
-        path = f"dask/job/{self._job_id}/upload"
-        answer = retry(
-            lambda: gc.sendRestRequest("POST", path, given, jsonResp=False, timeout=TIMEOUT_S), gc
-        )
-        return UploadState(answer.json()["state"])
+        answer = post_json(gc, f"dask/job/{self._job_id}/upload", given)
+        return UploadState(answer["state"])
 
     def take(self, gc: Any, folder: str, name: str) -> Mapping[str, Any] | None:
         """Return a file of an earlier attempt in a folder, None if there is none.

@@ -15,7 +15,8 @@ import requests
 
 from girder_dask.files.downloads import Report
 from girder_dask.files.upload_recovery import UploadRecovery, UploadState
-from girder_dask.http.retry import RetryBudget, get_json, health_probe, is_unsent, retry
+from girder_dask.http.request_errors import is_unsent
+from girder_dask.http.retry import RetryBudget, get_json, health_probe, retry
 from girder_dask.protocol.names import JOB_HEADER
 
 __all__ = ["attempt_headers", "send_artifact", "upload"]

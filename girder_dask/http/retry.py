@@ -1,71 +1,75 @@
-"""How long a transfer to or from Girder is tried again, and when it is given up."""
+"""Requests that are made again while Girder is away, for a limited time."""
 
 from __future__ import annotations
 
 import logging
-import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import requests
 
 from girder_dask import config
-from girder_dask.http.redirects import ExplainedRequestError, StorageServerError, refuse_redirect
+from girder_dask.http.redirects import StorageServerError, refuse_redirect
+from girder_dask.http.request_errors import TRANSIENT_STATUSES, is_transient, status_of
+from girder_dask.utils.backoff import Backoff
 
-__all__ = [
-    "TIMEOUT_S",
-    "RetryBudget",
-    "certificate_problem",
-    "get_json",
-    "has_no_content",
-    "health_probe",
-    "is_transient",
-    "is_unsent",
-    "retry",
-]
+__all__ = ["TIMEOUT_S", "RetryBudget", "get_json", "health_probe", "post_json", "retry"]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that a connection may take, and that Girder may be silent.
 TIMEOUT_S = (10, 60)
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
-_NAP = 0.2  # an interruption comes through between two naps
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-_MOST_500 = 3  # by a Girder that is well otherwise: then something stays broken
-_QUIET = 5.0  # seconds before the log says that Girder is away
-_SERVER_ERROR = 500
-_NO_CONTENT = "file-does-not-exist"  # the end of Girder's identifier
-_REFUSED_BY_PROXY = "Tunnel connection failed: 4"
-_GONE = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError, TimeoutError)
+_BACKOFF = Backoff(0.25, 15.0)
+_NAP_S = 0.2  # an interruption of the job comes through between two naps
+_MAX_INTERNAL_ERRORS = 3  # of one request, while Girder is well otherwise
+_QUIET_S = 5.0  # before the log says that Girder is away
+_INTERNAL_ERROR = 500
 
 _T = TypeVar("_T")
 
 
 class RetryBudget:
-    """The time that one transfer may be without progress.
+    """The time for which one transfer is retried without progress.
 
     Parameters
     ----------
-    limit
+    limit_s
         Seconds. By default ``girder.worker.retry-time``.
     probe
-        Makes a request that only asks Girder's database, and returns its status: after an
-        internal error it tells whether Girder as a whole is not well.
+        Makes a request that needs only Girder's database, and returns the status. After an
+        internal error it tells a Girder that is not well from a request that stays broken.
+    statuses
+        The statuses that are retried.
+    backoff
+        The delays between tries.
+    is_silent
+        Whether the log says nothing of a Girder that is away.
     """
 
-    def __init__(self, limit: float | None = None, probe: Callable[[], int] | None = None) -> None:
-        self._limit = config.seconds("worker.retry-time") if limit is None else limit
+    def __init__(
+        self,
+        limit_s: float | None = None,
+        probe: Callable[[], int] | None = None,
+        *,
+        statuses: frozenset[int] = TRANSIENT_STATUSES,
+        backoff: Backoff = _BACKOFF,
+        is_silent: bool = False,
+    ) -> None:
+        self._limit_s = config.seconds("worker.retry-time") if limit_s is None else limit_s
         self._probe = probe
+        self._statuses = statuses
+        self._backoff = backoff
+        self._is_silent = is_silent
         self.progress()
 
     def progress(self) -> None:
-        """Begin anew, as something has come through."""
+        """Start the budget anew, since something has come through."""
         self._since: float | None = None
-        self._pause = _FIRST_PAUSE
-        self._internal = 0
-        self._is_told = False
+        self._delays_s = self._backoff.delays_s()
+        self._internal_errors = 0
+        self._is_logged = self._is_silent
 
     def wait(self, error: Exception) -> None:
         """Wait before the next try.
@@ -73,164 +77,83 @@ class RetryBudget:
         Raises
         ------
         Exception
-            The error, if it stays, or if the time is over.
+            The error, if it is permanent or the budget is spent.
         """
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        if not is_transient(error) or now - self._since + self._pause > self._limit:
+        left_s = self._since + self._limit_s - now
+        if left_s <= 0 or not is_transient(error, self._statuses):
             raise error
-        if _status(error) == _SERVER_ERROR and not self._is_away(error):
-            self._internal += 1
-            if self._internal >= _MOST_500:
+        if status_of(error) == _INTERNAL_ERROR and not self._is_girder_ill(error):
+            self._internal_errors += 1
+            if self._internal_errors >= _MAX_INTERNAL_ERRORS:
                 raise error
-        if now - self._since > _QUIET and not self._is_told:
-            self._is_told = True
-            who = error.host if isinstance(error, StorageServerError) else "Girder"
-            logger.warning("%s is away (%s). It is asked again for %g s.", who, error, self._limit)
-        until = now + self._pause
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _NAP))
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        if now - self._since > _QUIET_S and not self._is_logged:
+            self._is_logged = True
+            host = error.host if isinstance(error, StorageServerError) else "Girder"
+            logger.warning("%s is away (%s). Retrying for %g s.", host, error, self._limit_s)
+        until = now + min(next(self._delays_s), left_s)
+        while (left_s := until - time.monotonic()) > 0:
+            time.sleep(min(left_s, _NAP_S))
 
-    def _is_away(self, error: Exception) -> bool:
-        """Say whether Girder has internal errors also where nothing but its database is asked."""
+    def _is_girder_ill(self, error: Exception) -> bool:
+        """Return True if a request that needs only Girder's database fails as well."""
         if self._probe is None or isinstance(error, StorageServerError):
             return False
         try:
-            return self._probe() >= _SERVER_ERROR
+            return self._probe() >= _INTERNAL_ERROR
         except requests.HTTPError as e:
-            return (_status(e) or _SERVER_ERROR) >= _SERVER_ERROR
+            return (status_of(e) or _INTERNAL_ERROR) >= _INTERNAL_ERROR
         except requests.RequestException:
             return True
 
 
-def is_transient(error: Exception) -> bool:
-    """Say whether a request may work when it is made again.
-
-    >>> is_transient(requests.ConnectionError()), is_transient(requests.exceptions.InvalidURL())
-    (True, False)
-    """
-    if isinstance(error, StorageServerError):
-        return is_transient(error.error)
-    if isinstance(error, ExplainedRequestError):
-        return False
-    status = _status(error)
-    if status is not None:
-        return status in _TRANSIENT and not has_no_content(error)
-    if isinstance(error, requests.exceptions.ProxyError):
-        return not any(_REFUSED_BY_PROXY in str(each) for each in _reasons(error))
-    if isinstance(error, requests.exceptions.SSLError):
-        # Not of a certificate, nor of what is no TLS: the other side has gone.
-        return any(isinstance(each, _GONE) for each in _reasons(error))
-    broken = (
-        requests.ConnectionError,
-        requests.Timeout,
-        requests.exceptions.ChunkedEncodingError,
-    )
-    return isinstance(error, broken)
-
-
-def has_no_content(error: Exception) -> bool:
-    """Say whether Girder answers that a file is not where its assetstore should have it."""
-    response = getattr(error, "response", None)
-    try:
-        said = None if response is None else response.json()
-    except (ValueError, RuntimeError, requests.RequestException):
-        return False
-    identifier = said.get("identifier") if isinstance(said, dict) else None
-    return isinstance(identifier, str) and identifier.endswith(_NO_CONTENT)
-
-
-def _reasons(error: BaseException) -> Iterator[BaseException]:
-    """Return an error, and those within that libraries have wrapped."""
-    todo, seen = [error], set()
-    while todo:
-        each = todo.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        inner = [*each.args[:1], getattr(each, "reason", None), each.__cause__, each.__context__]
-        todo += [found for found in inner if isinstance(found, BaseException)]
-
-
-def certificate_problem(error: BaseException) -> str | None:
-    """Return what is wrong with a certificate, None if an error is of something else."""
-    for each in _reasons(error):
-        if isinstance(each, ssl.SSLCertVerificationError):
-            return str(each.verify_message)
-    return None
-
-
-def is_unsent(error: Exception) -> bool:
-    """Say whether Girder surely has done nothing of a request that failed."""
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
-
-    reason = error.args[0] if error.args else None
-    reason = getattr(reason, "reason", reason)
-    return _status(error) == 503 or isinstance(reason, (NewConnectionError, ConnectTimeoutError))
-
-
-def _status(error: Exception) -> int | None:
-    response = getattr(error, "response", None)
-    return None if response is None else int(response.status_code)
-
-
 def retry(request: Callable[[], _T], gc: Any = None) -> _T:
-    """Return what a request returns, and make it again while Girder is away.
+    """Return what a request returns, and repeat it while Girder is away.
 
     Parameters
     ----------
     request
-        What may be done twice without harm.
+        A function that may be called twice without harm.
     gc
-        The client that makes it.
+        The client that makes the request.
 
     Raises
     ------
     requests.RequestException
-        If Girder refuses, or stays away.
+        If Girder refuses, or stays away for ``girder.worker.retry-time``.
     """
-    patience = RetryBudget(probe=None if gc is None else health_probe(gc))
+    budget = RetryBudget(probe=None if gc is None else health_probe(gc))
     while True:
         try:
             return request()
         except requests.RequestException as e:
-            patience.wait(e)
+            budget.wait(e)
 
 
 def get_json(gc: Any, path: str, parameters: dict[str, Any] | None = None) -> Any:
-    """Return what Girder answers to a GET request, and ask again while it is away.
+    """Return Girder's answer to a GET request; raises what :func:`retry` does."""
+    return retry(lambda: _answered(gc, "GET", path, parameters or {}), gc)
 
-    Raises
-    ------
-    requests.RequestException
-        If it refuses, or stays away.
-    """
-    patience = RetryBudget(probe=health_probe(gc))
-    while True:
-        try:
-            answer = gc.sendRestRequest(
-                "GET",
-                path,
-                parameters or {},
-                jsonResp=False,
-                timeout=TIMEOUT_S,
-                allow_redirects=False,
-            )
-            refuse_redirect(answer)
-            return answer.json()
-        except requests.RequestException as e:
-            patience.wait(e)
+
+def post_json(gc: Any, path: str, parameters: dict[str, Any]) -> Any:
+    """Return Girder's answer to a POST request that may be repeated, as :func:`get_json` does."""
+    return retry(lambda: _answered(gc, "POST", path, parameters), gc)
 
 
 def health_probe(gc: Any) -> Callable[[], int]:
-    """Return a request of a client that asks Girder's database alone, and returns its status."""
+    """Return a function whose request needs only Girder's database. It returns the status."""
+    return lambda: int(_sent(gc, "GET", "user/me", {}).status_code)
 
-    def probe() -> int:
-        answer = gc.sendRestRequest(
-            "GET", "user/me", jsonResp=False, timeout=TIMEOUT_S, allow_redirects=False
-        )
-        return int(answer.status_code)
 
-    return probe
+def _answered(gc: Any, method: str, path: str, parameters: dict[str, Any]) -> Any:
+    answer = _sent(gc, method, path, parameters)
+    refuse_redirect(answer)
+    return answer.json()
+
+
+def _sent(gc: Any, method: str, path: str, parameters: dict[str, Any]) -> requests.Response:
+    answer: requests.Response = gc.sendRestRequest(
+        method, path, parameters, jsonResp=False, timeout=TIMEOUT_S, allow_redirects=False
+    )
+    return answer

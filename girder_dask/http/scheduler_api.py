@@ -1,29 +1,21 @@
-"""The routes of our Girder plugin, as a client sees them."""
+"""The scheduler's client: the routes of the dask plugin that claim and update jobs."""
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import requests
-
 from girder_dask.errors import GirderError
-from girder_dask.http.client import error_cause, error_message
-from girder_dask.http.redirects import ExplainedRequestError
-from girder_dask.http.session import GirderSession
+from girder_dask.http.client import ApiClient, encode_json, json_object
 from girder_dask.protocol.messages import from_json, to_json
-from girder_dask.protocol.names import TOKEN_HEADER
 
 __all__ = ["SchedulerApi"]
 
 
-class SchedulerApi:
-    """A connection to the REST API of a Girder with the dask plugin.
+class SchedulerApi(ApiClient):
+    """Requests of the scheduler to a Girder with the dask plugin.
 
-    It signs in with an API key when it is first used, and again when Girder no longer
-    knows its token. One thread may use it at a time; the connection is kept open.
+    None is retried here: the scheduler itself decides when to ask again.
 
     Parameters
     ----------
@@ -31,39 +23,31 @@ class SchedulerApi:
         The REST API, for example ``http://girder.example.org:8080/api/v1``.
     api_key
         What ``girder-dask credential`` made, or None to use only what is public.
-    timeout
+    timeout_s
         Seconds that an answer may take.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, timeout: float = 60.0) -> None:
-        self.url = url.rstrip("/")
-        self._api_key = api_key
-        self._timeout = timeout
-        self._session = GirderSession(self.url)
-        self._lock = threading.Lock()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._session.close()
+    def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 60.0) -> None:
+        super().__init__(url, api_key=api_key, timeout_s=timeout_s, retry_time_s=0.0)
 
     def ping(self) -> dict[str, Any]:
-        """Return what the plugin says of itself to anybody: its version."""
-        return self._request("GET", "dask/ping")
+        """Return the version of the plugin, which is public."""
+        return self._object("GET", "dask/ping", signed=False)
 
     def version(self) -> dict[str, Any]:
-        """Return what Girder says of its version to anybody."""
-        return self._request("GET", "system/version")
+        """Return the version of Girder, which is public."""
+        return self._object("GET", "system/version", signed=False)
 
     def check_credential(self) -> dict[str, Any]:
-        """Return what Girder says of itself to the scheduler
-        (:func:`girder_dask.diagnostics.gather`).
+        """Return what Girder tells the scheduler about itself
+        (:func:`girder_dask.diagnostics.describe_process`).
 
         Raises
         ------
         GirderError
-            If the API key is not good for updating jobs.
+            If the API key may not update jobs.
         """
-        return self._signed("GET", "dask/credential")
+        return self._object("GET", "dask/credential")
 
     def update(
         self,
@@ -80,7 +64,7 @@ class SchedulerApi:
         updates
             Values of :meth:`girder_dask.protocol.messages.JobUpdate.to_wire`.
         received
-            Job ids with the number of the attempt that the scheduler has in hand.
+            Job ids, each with the attempt that the scheduler has accepted.
 
         Returns
         -------
@@ -92,16 +76,11 @@ class SchedulerApi:
         GirderError
             If Girder refuses them or cannot be reached.
         TypeError, ValueError
-            If an update is no JSON.
+            If an update cannot be written as JSON.
         """
         body = {"scheduler": scheduler, "updates": to_json(updates), "received": list(received)}
-        # Not left to requests, which takes what is no JSON for a failure of the connection.
-        # Nor is the text kept besides its bytes: it can be large, and Girder away for long.
-        data = json.dumps(body, allow_nan=False, ensure_ascii=False).encode(
-            "utf-8", "backslashreplace"
-        )
-        headers = {"Content-Type": "application/json"}
-        return self._signed("POST", "dask/job/updates", data=data, headers=headers)
+        # Only the bytes are kept: they can be many, and Girder away for long.
+        return self._object("POST", "dask/job/updates", encode_json(body))
 
     def claim(
         self,
@@ -110,7 +89,7 @@ class SchedulerApi:
         after: str | None = None,
         lacking: Sequence[tuple[str, int, int]] = (),
     ) -> dict[str, Any]:
-        """Take over unfinished jobs that this scheduler does not have.
+        """Claim unfinished jobs that this scheduler does not have.
 
         Parameters
         ----------
@@ -119,10 +98,10 @@ class SchedulerApi:
         limit
             The most jobs.
         after
-            Where the page begins that is asked for of the jobs that Girder takes this scheduler
-            to have, None for no page.
+            Where the wanted page begins of the jobs that Girder attributes to this scheduler.
+            None for no page.
         lacking
-            Those of such a page that it does not have, as they are there.
+            The entries of earlier pages that this scheduler does not have.
 
         Returns
         -------
@@ -131,75 +110,33 @@ class SchedulerApi:
             job ids, and ``held``, the page, or None: lists of an id, an attempt and a sequence.
         """
         body = {"scheduler": scheduler, "limit": limit, "after": after, "lacking": list(lacking)}
-        return dict(from_json(self._signed("POST", "dask/job/claim", json=body)))
+        return dict(from_json(self._object("POST", "dask/job/claim", encode_json(body))))
 
     def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return documents of jobs by their ids, with their states, but for jobs that are gone.
+        """Return documents of jobs with their states, by id. Deleted jobs are missing.
 
         Raises
         ------
         GirderError
             If Girder cannot be reached, or answers something else.
         """
-        answer = self._signed("POST", "dask/job/states", json={"ids": list(ids)})
+        answer = self._object("POST", "dask/job/states", encode_json({"ids": list(ids)}))
         try:
             return {str(job["_id"]): job for job in answer["jobs"]}
         except (KeyError, TypeError) as e:
             raise GirderError(f"{self.url} gave no states of jobs; is its dask plugin old?") from e
 
-    def _signed(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        with self._lock:
-            if TOKEN_HEADER not in self._session.headers:
-                self._sign_in()
-            try:
-                return self._request(method, path, **arguments)
-            except GirderError as e:
-                if e.status != 401:
-                    raise
-            self._sign_in()
-            return self._request(method, path, **arguments)
+    def _object(
+        self, method: str, path: str, body: bytes | None = None, *, signed: bool = True
+    ) -> dict[str, Any]:
+        answer: dict[str, Any] = self.request(method, path, body, signed=signed, read=json_object)
+        return answer
 
-    def _sign_in(self) -> None:
+    def _sign_in(self, stale: str | None) -> str | None:
         if not self._api_key:
             raise GirderError(
                 "The scheduler has no credential for Girder. Make one with 'girder-dask "
                 "credential' and set girder.credential-file (or DASK_GIRDER__CREDENTIAL).",
                 status=401,
             )
-        self._session.headers.pop(TOKEN_HEADER, None)
-        answer = self._request("POST", "api_key/token", data={"key": self._api_key})
-        try:
-            self._session.headers[TOKEN_HEADER] = answer["authToken"]["token"]
-        except (KeyError, TypeError) as e:
-            raise GirderError(f"{self.url} gave no token for the API key; is it Girder?") from e
-
-    def _request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        try:
-            response = self._session.request(
-                method, f"{self.url}/{path}", timeout=self._timeout, **arguments
-            )
-        except ExplainedRequestError as e:
-            status = None if e.response is None else int(e.response.status_code)
-            raise GirderError(str(e), status=status) from e
-        except requests.RequestException as e:
-            raise GirderError(f"Girder does not answer at {self.url} ({error_cause(e)}).") from e
-        if response.ok:
-            return _document(response)
-        raise GirderError(
-            f"Girder at {self.url} answered {response.status_code} to {method} {path}: "
-            f"{error_message(response)}",
-            status=response.status_code,
-        )
-
-
-def _document(response: requests.Response) -> dict[str, Any]:
-    try:
-        document = response.json()
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise GirderError(
-            f"What answers at {response.url} is no Girder with the dask plugin: it sent "
-            f"{response.headers.get('Content-Type', 'something')} that is no JSON object."
-        )
-    return document
+        return super()._sign_in(stale)

@@ -13,7 +13,8 @@ from requests.adapters import HTTPAdapter
 from girder_dask._version import __version__
 from girder_dask.http.links import resolve_redirect
 from girder_dask.http.redirects import StorageServerError, is_within_api
-from girder_dask.http.retry import RetryBudget, is_transient, is_unsent
+from girder_dask.http.request_errors import is_transient, is_unsent
+from girder_dask.http.retry import RetryBudget
 from girder_dask.protocol.names import TOKEN_HEADER
 
 __all__ = ["MAX_IDLE_S", "GirderSession", "make_retrying_session"]

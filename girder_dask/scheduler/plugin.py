@@ -176,7 +176,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     def _api(self) -> SchedulerApi:
         timeout = config.seconds("scheduler.request-timeout")
-        return SchedulerApi(self._api_url or "", self._credential, timeout=timeout)
+        return SchedulerApi(self._api_url or "", self._credential, timeout_s=timeout)
 
     async def before_close(self) -> None:
         """Give runs their time, tell Girder what it has not heard, and stop."""

@@ -99,8 +99,10 @@ CLIENTS: dict[str, Callable[[str], Any]] = {
     "scheduler, claim": lambda url: _api(url, lambda api: api.claim("s", 10)),
     "scheduler, states": lambda url: _api(url, lambda api: api.states(["a"])),
     "scheduler, signing in": lambda url: SchedulerApi(url, SECRET).check_credential(),
-    "notebook": lambda url: ApiClient(url, token=SECRET).ask("GET", "job/1"),
-    "notebook, signing in": lambda url: ApiClient(url, api_key=SECRET).ask("POST", "dask/job", {}),
+    "notebook": lambda url: ApiClient(url, token=SECRET).request("GET", "job/1"),
+    "notebook, signing in": lambda url: ApiClient(url, api_key=SECRET).request(
+        "POST", "dask/job", {}
+    ),
     "child": lambda url: RestBackend(url, token=SECRET, endures=True).submit(
         [Submission("a:b", b"j[]")]
     ),
@@ -140,7 +142,7 @@ def _in_session(client: GirderClient, session: requests.Session | None) -> Any:
 
 def _api(url: str, ask: Callable[[SchedulerApi], Any]) -> Any:
     api = SchedulerApi(url, SECRET)
-    api._session.headers["Girder-Token"] = SECRET
+    api._token = SECRET
     with contextlib.closing(api):
         return ask(api)
 

@@ -11,7 +11,7 @@ from typing import Any
 import requests
 
 from girder_dask.errors import AlreadyBegun
-from girder_dask.http.retry import TIMEOUT_S, retry
+from girder_dask.http.retry import post_json
 
 __all__ = ["StartAnswer", "await_recorded_attempt", "record_start"]
 
@@ -91,12 +91,7 @@ def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -
     """
     given = {"attempt": attempt, "run": run, "worker": worker}
     try:
-        retry(
-            lambda: gc.sendRestRequest(
-                "POST", f"dask/job/{job_id}/begin", given, jsonResp=False, timeout=TIMEOUT_S
-            ),
-            gc,
-        )
+        post_json(gc, f"dask/job/{job_id}/begin", given)
     except requests.HTTPError as e:
         if e.response is None or e.response.status_code != _CONFLICT:
             raise

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import requests
 
 from girder_dask.errors import TransformError
-from girder_dask.http.retry import is_transient
+from girder_dask.http.request_errors import is_transient
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import from_json
 from girder_dask.protocol.payload import Call, Dependency, NotOpened, Unpicklable, open_value

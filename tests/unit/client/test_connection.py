@@ -89,7 +89,7 @@ def test_what_is_closed_asks_nothing_any_more(peer: Peer) -> None:
     with pytest.raises(NotConnectedError, match="was closed"):
         found._backend.load_job("a")
     assert len(peer.asked) == asked
-    assert "the-secret" not in repr(vars(found._backend._web))
+    assert "the-secret" not in repr(vars(found._backend._api))
 
 
 def test_a_new_connection_takes_the_place_of_the_old(peer: Peer) -> None:

@@ -238,4 +238,4 @@ def test_a_client_is_asked_for_once_and_left_open(peer: Peer) -> None:
 
 def test_nothing_shows_the_token(backend: RestBackend) -> None:
     assert "the-secret" not in repr(backend)
-    assert "the-secret" not in repr(backend._web)
+    assert "the-secret" not in repr(backend._api)

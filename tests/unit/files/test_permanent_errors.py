@@ -21,7 +21,7 @@ from girder_dask.files.downloads import download
 from girder_dask.http.client import ApiClient
 from girder_dask.http.girder_client import GirderClient
 from girder_dask.http.redirects import LINK, StorageServerError
-from girder_dask.http.retry import is_transient
+from girder_dask.http.request_errors import is_transient
 from girder_dask.http.session import make_retrying_session
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import Call, Dependency
@@ -126,7 +126,9 @@ def test_so_it_is_for_what_a_task_asks_and_its_children(untrusted: Tls) -> None:
     with pytest.raises(requests.exceptions.SSLError):
         GirderClient(url, "TOKEN", make_retrying_session).get("user/me")
     with pytest.raises(GirderError, match="certificate verify failed"):
-        ApiClient(url, token="TOKEN", endures=True, patience=900).ask("GET", "user/me")
+        ApiClient(url, token="TOKEN", retry_internal_errors=True, retry_time_s=900).request(
+            "GET", "user/me"
+        )
     assert untrusted.connections == 2
 
 
@@ -219,7 +221,7 @@ def test_what_fails_elsewhere_is_not_told_as_girder(
         store.fault = fault
         transform = GirderFileId("id0", gc=GirderClient(girder.url, "TOKEN", make_retrying_session))
         transform.work_dir = tmp_path
-        monkeypatch.setattr("girder_dask.http.retry._QUIET", -1.0)
+        monkeypatch.setattr("girder_dask.http.retry._QUIET_S", -1.0)
         assert Path(transform.transform()).read_bytes() == b"abc"
         told = "127.0.0.1 is away (Girder says that the file is at 127.0.0.1, which answered 503"
         assert told in caplog.text

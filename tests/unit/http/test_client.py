@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from girder_dask.errors import CancelInterrupt, GirderError, SubmissionError
-from girder_dask.http.client import ApiClient, ApiProbe
+from girder_dask.http.client import ApiClient
+from girder_dask.http.probe import ApiProbe
 from tests.support.local_girder import Answer, Peer, serving
 
 SIGN_IN = "POST api_key/token"
@@ -52,28 +53,28 @@ def unknown_token(good: str) -> object:
 
 
 def test_a_token_goes_in_a_header_and_nowhere_else(peer: Peer) -> None:
-    web = ApiClient(peer.url + "/", token=SECRET)
-    assert web.ask("GET", "job/1") == {"n": 1}
-    assert web.ask("POST", "dask/job", {"x": "é"}) == {"n": 2}
+    api = ApiClient(peer.url + "/", token=SECRET)
+    assert api.request("GET", "job/1") == {"n": 1}
+    assert api.request("POST", "dask/job", {"x": "é"}) == {"n": 2}
     assert [h["Girder-Token"] for h in peer.headers] == [SECRET] * 2
     assert peer.bodies[-1] == '{"x": "é"}'.encode()
     assert not any(SECRET in what for what in peer.asked)
-    assert SECRET not in repr(web)
+    assert SECRET not in repr(api)
 
 
 def test_a_key_gives_a_token_that_is_used_until_it_expires(peer: Peer) -> None:
-    web = ApiClient(peer.url, api_key=SECRET)
-    web.ask("GET", "job/1")
-    web.ask("GET", "job/1")
+    api = ApiClient(peer.url, api_key=SECRET)
+    api.request("GET", "job/1")
+    api.request("GET", "job/1")
     assert peer.asked == [SIGN_IN, GET, GET]
     peer.answers[POST] = unknown_token("token2")  # type: ignore[assignment]
-    assert web.ask("POST", "dask/job", {}, repeat=False) == {"n": 3}
+    assert api.request("POST", "dask/job", {}, repeat=False) == {"n": 3}
     assert peer.asked[3:] == [POST, SIGN_IN, POST]
 
 
 def test_many_threads_sign_in_once(peer: Peer) -> None:
-    web = ApiClient(peer.url, api_key=SECRET)
-    threads = [threading.Thread(target=web.ask, args=("GET", "job/1")) for _ in range(8)]
+    api = ApiClient(peer.url, api_key=SECRET)
+    threads = [threading.Thread(target=api.request, args=("GET", "job/1")) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -85,28 +86,28 @@ def test_many_threads_sign_in_once(peer: Peer) -> None:
 def test_a_token_that_girder_does_not_know_is_an_error(peer: Peer) -> None:
     peer.answers[GET] = unknown_token("other")  # type: ignore[assignment]
     with pytest.raises(GirderError, match="401 to GET job/1: You must be logged in") as caught:
-        ApiClient(peer.url, token=SECRET).ask("GET", "job/1")
+        ApiClient(peer.url, token=SECRET).request("GET", "job/1")
     assert caught.value.status == 401
     assert SECRET not in str(caught.value)
 
 
 def test_a_wrong_key_is_an_error_that_does_not_show_it(peer: Peer) -> None:
     with pytest.raises(GirderError, match=r"Invalid API key\.") as caught:
-        ApiClient(peer.url, api_key="wrong-secret").ask("GET", "job/1")
+        ApiClient(peer.url, api_key="wrong-secret").request("GET", "job/1")
     assert "wrong-secret" not in str(caught.value)
 
 
 def test_what_may_be_repeated_is_until_girder_is_back(peer: Peer) -> None:
     answers: list[Answer] = [(503, b"starting"), (502, b""), (200, {"n": 9})]
     peer.answers[GET] = lambda _: answers.pop(0)
-    assert ApiClient(peer.url, token="t").ask("GET", "job/1") == {"n": 9}
+    assert ApiClient(peer.url, token="t").request("GET", "job/1") == {"n": 9}
     assert peer.asked == [GET] * 3
 
 
 def test_what_may_not_be_repeated_is_sent_once(peer: Peer) -> None:
     peer.answers[POST] = (502, b"")
     with pytest.raises(GirderError, match="answered 502 to POST dask/job"):
-        ApiClient(peer.url, token="t").ask("POST", "dask/job", {}, repeat=False)
+        ApiClient(peer.url, token="t").request("POST", "dask/job", {}, repeat=False)
     assert peer.asked == [POST]
 
 
@@ -128,27 +129,27 @@ def test_a_connection_that_breaks_in_the_middle_is_no_reason_to_send_twice() -> 
 
         thread = threading.Thread(target=serve)
         thread.start()
-        web = ApiClient(f"http://127.0.0.1:{server.getsockname()[1]}/api/v1", token="t")
+        api = ApiClient(f"http://127.0.0.1:{server.getsockname()[1]}/api/v1", token="t")
         with pytest.raises(GirderError, match="does not answer"):
-            web.ask("POST", "dask/job", {}, repeat=False)
+            api.request("POST", "dask/job", {}, repeat=False)
         with pytest.raises(GirderError):
-            web.ask("GET", "stop", patience=0)
+            api.request("GET", "stop", retry_time_s=0)
         thread.join()
     assert sum(data.startswith(b"POST") for data in seen) == 1
 
 
 def test_what_was_not_sent_is_tried_again(free_port: int) -> None:
-    web = ApiClient(f"http://127.0.0.1:{free_port}/api/v1", token="t")
+    api = ApiClient(f"http://127.0.0.1:{free_port}/api/v1", token="t")
     begun = time.monotonic()
     with pytest.raises(GirderError, match=f"does not answer at .*{free_port}.* refused"):
-        web.ask("POST", "dask/job", {}, repeat=False, patience=0.4)
+        api.request("POST", "dask/job", {}, repeat=False, retry_time_s=0.4)
     assert time.monotonic() - begun > 0.3
 
 
 def test_an_error_of_girder_is_not_repeated(peer: Peer) -> None:
     peer.answers[GET] = (500, {"message": "Internal error"})
     with pytest.raises(GirderError, match="Internal error") as caught:
-        ApiClient(peer.url, token="t").ask("GET", "job/1")
+        ApiClient(peer.url, token="t").request("GET", "job/1")
     assert caught.value.status == 500
     assert peer.asked == [GET]
 
@@ -156,33 +157,42 @@ def test_an_error_of_girder_is_not_repeated(peer: Peer) -> None:
 def test_a_job_waits_until_girder_has_no_errors_any_more(peer: Peer) -> None:
     answers: list[Answer] = [(500, {"message": "No database"}), (429, b""), (200, {"n": 9})]
     peer.answers[POST] = lambda _: answers.pop(0)
-    web = ApiClient(peer.url, token="t", patience=20, endures=True)
-    assert web.ask("POST", "dask/job", {}) == {"n": 9}
+    api = ApiClient(peer.url, token="t", retry_time_s=20, retry_internal_errors=True)
+    assert api.request("POST", "dask/job", {}) == {"n": 9}
     assert peer.asked.count(POST) == 3
 
 
 def test_a_job_waits_while_girder_has_errors_everywhere(peer: Peer) -> None:
     answers: list[Answer] = [(500, {})] * 4 + [(200, {"n": 9})]
     peer.answers |= {GET: lambda _: answers.pop(0), "GET user/me": (500, {})}
-    assert ApiClient(peer.url, token="t", patience=20, endures=True).ask("GET", "job/1") == {"n": 9}
+    assert ApiClient(peer.url, token="t", retry_time_s=20, retry_internal_errors=True).request(
+        "GET", "job/1"
+    ) == {"n": 9}
 
 
 def test_a_job_does_not_wait_for_what_stays_broken(peer: Peer) -> None:
     peer.answers |= {GET: (500, {"message": "Internal error"}), "GET user/me": (200, {})}
     with pytest.raises(GirderError, match="Internal error") as caught:
-        ApiClient(peer.url, token="t", patience=60, endures=True).ask("GET", "job/1")
+        ApiClient(peer.url, token="t", retry_time_s=60, retry_internal_errors=True).request(
+            "GET", "job/1"
+        )
     assert caught.value.status == 500
     assert peer.asked.count(GET) == 3
 
 
 @pytest.mark.parametrize("endures", [True, False])
 def test_a_wait_is_interrupted_soon(free_port: int, endures: bool) -> None:
-    web = ApiClient(f"http://127.0.0.1:{free_port}/api/v1", token="t", patience=60, endures=endures)
+    api = ApiClient(
+        f"http://127.0.0.1:{free_port}/api/v1",
+        token="t",
+        retry_time_s=60,
+        retry_internal_errors=endures,
+    )
     ended: list[float] = []
 
     def wait() -> None:
         try:
-            web.ask("GET", "job/1")
+            api.request("GET", "job/1")
         except CancelInterrupt:
             ended.append(time.monotonic())
 
@@ -202,54 +212,54 @@ def test_the_token_does_not_follow_a_redirect(peer: Peer) -> None:
         peer.answers[GET] = (302, {})
         peer.locations = {GET: f"{other.url}/job/1"}
         with pytest.raises(GirderError, match=f"leads to {other.url}/job/1"):
-            ApiClient(peer.url, token="t").ask("GET", "job/1")
+            ApiClient(peer.url, token="t").request("GET", "job/1")
         assert other.asked == []
 
 
 def test_something_else_than_girder(peer: Peer) -> None:
     peer.answers[GET] = (200, b"<html>")
     with pytest.raises(GirderError, match="no Girder with the dask plugin"):
-        ApiClient(peer.url, token="t").ask("GET", "job/1")
+        ApiClient(peer.url, token="t").request("GET", "job/1")
 
 
 def test_no_answer_may_be_null(peer: Peer) -> None:
     peer.answers["GET user/me"] = (200, None)
-    assert ApiClient(peer.url, token="t").ask("GET", "user/me") is None
+    assert ApiClient(peer.url, token="t").request("GET", "user/me") is None
 
 
 def test_a_value_that_is_no_json_is_no_failure_of_the_connection(peer: Peer) -> None:
     for value in (float("nan"), {1}, object()):
         with pytest.raises(SubmissionError, match=r"cannot be written as JSON.*Nothing was sent"):
-            ApiClient(peer.url, token="t").ask("POST", "dask/job", {"x": value})
+            ApiClient(peer.url, token="t").request("POST", "dask/job", {"x": value})
     assert peer.asked == []
 
 
 def test_cookies_are_not_taken(peer: Peer) -> None:
     peer.cookie = "girderToken=stale; Path=/"
-    web = ApiClient(peer.url, token="t")
-    web.ask("GET", "job/1")
-    web.ask("GET", "job/1")
+    api = ApiClient(peer.url, token="t")
+    api.request("GET", "job/1")
+    api.request("GET", "job/1")
     assert "Cookie" not in peer.headers[-1]
 
 
 def test_a_connection_stays_open(peer: Peer) -> None:
-    web = ApiClient(peer.url, token="t")
+    api = ApiClient(peer.url, token="t")
     for _ in range(3):
-        web.ask("GET", "job/1")
+        api.request("GET", "job/1")
     assert len(set(peer.clients)) == 1
 
 
 def test_a_fork_opens_a_connection_of_its_own(peer: Peer, tmp_path: Path) -> None:
-    web = ApiClient(peer.url, token="t")
-    web.ask("GET", "job/1")
+    api = ApiClient(peer.url, token="t")
+    api.request("GET", "job/1")
     child = os.fork()
     if child == 0:
         try:
-            (tmp_path / "answer").write_text(str(web.ask("GET", "job/1")))
+            (tmp_path / "answer").write_text(str(api.request("GET", "job/1")))
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    web.ask("GET", "job/1")
+    api.request("GET", "job/1")
     assert (tmp_path / "answer").read_text() == "{'n': 1}"
     assert peer.clients[0] == peer.clients[2] != peer.clients[1]
 

@@ -55,7 +55,7 @@ def peer() -> Iterator[Peer]:
 
 @pytest.fixture
 def api(peer: Peer) -> Iterator[SchedulerApi]:
-    opened = SchedulerApi(peer.url, "the-key", timeout=10)
+    opened = SchedulerApi(peer.url, "the-key", timeout_s=10)
     yield opened
     opened.close()
 
@@ -215,7 +215,7 @@ def test_a_girder_that_hangs_up_or_is_slow_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/api/v1"
         with pytest.raises(GirderError, match=r"does not answer.*timed out") as slow:
-            SchedulerApi(url, timeout=0.1).ping()
+            SchedulerApi(url, timeout_s=0.1).ping()
         assert " at 0x" not in str(slow.value)
         server.accept()[0].close()
 
@@ -225,7 +225,7 @@ def test_a_girder_that_hangs_up_or_is_slow_is_named() -> None:
         thread = threading.Thread(target=hang_up)
         thread.start()
         with pytest.raises(GirderError, match="does not answer") as gone:
-            SchedulerApi(url, timeout=10).ping()
+            SchedulerApi(url, timeout_s=10).ping()
         thread.join()
     assert " at 0x" not in str(gone.value)
 
