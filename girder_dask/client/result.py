@@ -37,9 +37,13 @@ class JobResult:
     ----------
     job
         A job document, or the id of a job as a string or ObjectId.
+
+    Attributes
+    ----------
+    parent
+        In a chain, the result before this one.
     """
 
-    #: In a chain, the result before this one.
     parent: JobResult | None = None
 
     def __init__(self, job: Mapping[str, Any] | Any) -> None:

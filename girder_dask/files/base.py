@@ -186,18 +186,26 @@ class Transform(_Bound, abc.ABC):
 class _BoundHook(_Bound):
     """What the runner binds a hook to besides."""
 
-    #: The job document's id and title.
     job: Mapping[str, Any] | None = None
-    #: Whether it is to send and delete nothing but what is in ``work_dir``.
     confined: bool = False
-    #: Where the inputs of the run are, if it has some.
     inputs_dir: Path | None = None
-    #: Where the task was when it returned, which relative paths in its result start from.
     cwd: str | None = None
 
 
 class ResultTransform(_BoundHook, abc.ABC):
-    """What is done with a result. ``job`` is the job document's id and title."""
+    """What is done with a result.
+
+    Attributes
+    ----------
+    job
+        The job document's id and title.
+    confined
+        Whether it is to send and delete nothing but what is in ``work_dir``.
+    inputs_dir
+        Where the inputs of the run are, if it has some.
+    cwd
+        Where the task was when it returned, which relative paths in its result start from.
+    """
 
     @abc.abstractmethod
     def transform(self, data: Any) -> Any:
