@@ -6,14 +6,13 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from girder_dask import credential
 from girder_dask.errors import GirderDaskError, StackError
 from girder_dask.standalone import accounts, processes, programs
-from girder_dask.standalone.directory import StackDirectory
+from girder_dask.standalone.info import StackInfo
 from girder_dask.standalone.part import Part
 from girder_dask.standalone.plan import Plan
 from girder_dask.standalone.reaper import Reaper
@@ -27,7 +26,7 @@ __all__ = ["Stack"]
 _POLL_INTERVAL_S = 0.03
 
 
-class Stack:
+class Stack(StackInfo):
     """A database, a broker, Girder, a Dask scheduler and workers, as processes of this machine.
 
     Use it as a context manager, or call :meth:`start` and :meth:`stop`.
@@ -80,7 +79,7 @@ class Stack:
         worker_env: Mapping[str, str] | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        self._directory = StackDirectory(directory)
+        super().__init__(directory)
         self.workers = workers
         self.threads = threads
         self.host = host
@@ -94,72 +93,10 @@ class Stack:
         self._env = dict(env or {})
         self._girder_env = dict(girder_env or {})
         self._worker_env = dict(worker_env or {})
-        self._state: dict[str, Any] = {}
         self._ended: set[str] = set()
         self._reaper: Reaper | None = None
-        self._planned: Plan | None = None
 
     # What runs
-
-    @property
-    def directory(self) -> Path:
-        """Where data, logs and secrets are kept."""
-        return self._directory.path
-
-    @property
-    def stack_file(self) -> Path:
-        """The JSON file that describes what runs."""
-        return self._directory.stack_file
-
-    @property
-    def credential_file(self) -> Path:
-        """The file that holds the scheduler's API key."""
-        return self._directory.credential_file
-
-    @property
-    def girder(self) -> str:
-        """Girder's web page."""
-        return self._plan.girder
-
-    @property
-    def api(self) -> str:
-        """Girder's REST API."""
-        return self._plan.api
-
-    @property
-    def mongo(self) -> str:
-        """The URI of Girder's database."""
-        return self._plan.mongo
-
-    @property
-    def redis(self) -> str:
-        """The URL of the broker of Girder's notifications."""
-        return self._plan.redis
-
-    @property
-    def scheduler(self) -> str:
-        """The address of the Dask scheduler."""
-        return self._plan.scheduler
-
-    @property
-    def dashboard(self) -> str:
-        """Dask's dashboard."""
-        return f"{self._plan.dashboard}/status"
-
-    @property
-    def api_key(self) -> str:
-        """A key with all rights of the administrator."""
-        return str(self._state["api_key"])
-
-    @property
-    def login(self) -> str:
-        """The administrator's name."""
-        return str(self._state["login"])
-
-    @property
-    def password(self) -> str:
-        """The administrator's password."""
-        return str(self._state["password"])
 
     @property
     def pids(self) -> dict[str, int]:
@@ -277,12 +214,6 @@ class Stack:
             self._directory.save_stack(self.describe())
 
     # Starting
-
-    @property
-    def _plan(self) -> Plan:
-        if self._planned is None:
-            raise StackError(f"The stack in {self.directory} was not started.")
-        return self._planned
 
     def _start_parts(self) -> None:
         plan = self._planned = Plan(
