@@ -16,7 +16,9 @@ from typing import Any
 from girder_dask.errors import GirderError
 from girder_dask.utils import working_directory
 
-__all__ = ["COMPARED_DISTRIBUTIONS", "describe_process"]
+__all__ = ["COMPARED_DISTRIBUTIONS", "describe_process", "girder_error", "tasks", "versions"]
+
+_TIMEOUT_S = 10.0
 
 #: The distributions whose versions must be the same everywhere.
 COMPARED_DISTRIBUTIONS = ("dask", "distributed", "cloudpickle", "girder_dask")
@@ -45,7 +47,7 @@ def describe_process(api_url: str | None) -> dict[str, Any]:
         "tasks": tasks(),
         "api_url": api_url,
         "no_directories": working_directory.unsupported_reason(),
-        "girder_error": _girder_error(api_url),
+        "girder_error": None if api_url is None else girder_error(api_url),
     }
 
 
@@ -87,14 +89,28 @@ def tasks() -> list[dict[str, Any]]:
     return sorted(found, key=lambda task: task["module"])
 
 
-def _girder_error(api_url: str | None) -> str | None:
+def girder_error(
+    api_url: str, *, needs_plugin: bool = True, timeout_s: float = _TIMEOUT_S
+) -> str | None:
+    """Return why Girder does not answer, or None if it does.
+
+    Parameters
+    ----------
+    api_url
+        Girder's REST API.
+    needs_plugin
+        Whether a Girder without the plugin ``dask`` counts as one that does not answer.
+    timeout_s
+        Seconds that the answer may take.
+    """
     from girder_dask.http.scheduler_api import SchedulerApi
 
-    if api_url is None:
-        return None
-    api = SchedulerApi(api_url, timeout_s=10)
+    api = SchedulerApi(api_url, timeout_s=timeout_s)
     try:
-        api.ping()
+        if needs_plugin:
+            api.ping()
+        else:
+            api.version()
     except GirderError as e:
         return str(e)
     finally:

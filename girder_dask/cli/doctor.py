@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from girder_dask import config
-from girder_dask.diagnostics import describe_process
-from girder_dask.errors import GirderError
-from girder_dask.http.scheduler_api import SchedulerApi
+from girder_dask.diagnostics import describe_process, girder_error
 
 __all__ = ["Check", "Facts", "examine", "gather_facts", "run_doctor"]
 
@@ -113,6 +111,11 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
             error = str(e) or type(e).__name__
     if api_url is None and status is not None:
         api_url = status["api_url"]
+    problem: str | None = "its address is not known here"
+    if api_url is not None:
+        problem = await asyncio.to_thread(
+            girder_error, api_url, needs_plugin=False, timeout_s=_ANSWER_TIMEOUT_S
+        )
     return Facts(
         here=await asyncio.to_thread(describe_process, None),
         scheduler_address=address,
@@ -120,7 +123,7 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
         scheduler=status,
         workers=workers,
         girder_url=api_url,
-        girder_error=await asyncio.to_thread(_girder_error, api_url),
+        girder_error=problem,
     )
 
 
@@ -146,19 +149,6 @@ async def _ask(
         worker: answers[worker] if isinstance(answers.get(worker), dict) else None
         for worker in known
     }
-
-
-def _girder_error(api_url: str | None) -> str | None:
-    if api_url is None:
-        return "its address is not known here"
-    api = SchedulerApi(api_url, timeout_s=_ANSWER_TIMEOUT_S)
-    try:
-        api.version()
-    except GirderError as e:
-        return str(e)
-    finally:
-        api.close()
-    return None
 
 
 def examine(facts: Facts) -> Iterator[Check]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -192,15 +193,19 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def tail(log: Path, lines: int = 20) -> list[str]:
-    """Return the last lines of a log file, those of mongod made readable."""
+def tail(log: Path, lines: int = 20, *, leave_out: re.Pattern[str] | None = None) -> list[str]:
+    """Return the last lines of a log file, those of mongod made readable.
+
+    Lines in which ``leave_out`` matches do not count.
+    """
     try:
         with log.open("rb") as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - _TAIL_BYTES))
             text = f.read().decode(errors="replace")
     except FileNotFoundError:
         return []
-    return [_readable(line) for line in text.splitlines()[-lines:]]
+    kept = [x for x in text.splitlines() if leave_out is None or not leave_out.search(x)]
+    return [_readable(line) for line in kept[-lines:]]
 
 
 def _readable(line: str) -> str:

@@ -72,11 +72,12 @@ def girder_user(girder_stack: TestStack) -> User:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item,
+    item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the last log lines of the stack with a test that failed and used it."""
     report = yield
     stack = item.config.stash.get(_stack_key, None)
     if report.failed and stack is not None and "girder_stack" in getattr(item, "fixturenames", ()):
-        report.sections.append(("girder_stack", stack.recent_logs()))
+        error = call.excinfo.value if call.excinfo is not None else None
+        report.sections.append(("girder_stack", stack.report_logs(error)))
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -17,9 +18,25 @@ from girder_dask.standalone import Stack
 from girder_dask.standalone.part import tail
 from girder_dask.testing.remote import pack, unpack
 
-__all__ = ["TestStack", "User"]
+__all__ = ["TestStack", "UnexpectedStatusError", "User", "WaitTimeoutError"]
 
 _POLL_INTERVAL_S = 0.03
+_REPORT_LINES = 15
+
+# A line of Girder's access log. The test that sent the requests knows them.
+_ACCESS = r"^\w+:cherrypy\.access\."
+# Dask logs the exception of each task, which the job's own log has too.
+_TASK_ERROR = r"- ERROR - Compute Failed$|^(Key|State|Task|Exception|Traceback): +\S"
+_IN_REPORT = re.compile(_ACCESS)
+_AFTER_JOB_LOG = re.compile(f"{_ACCESS}|{_TASK_ERROR}")
+
+
+class UnexpectedStatusError(AssertionError):
+    """A job ended in another state than the test waited for."""
+
+
+class WaitTimeoutError(TimeoutError):
+    """A job did not come to the state that the test waited for."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +198,11 @@ class TestStack(Stack):
         Raises
         ------
         AssertionError
-            If the job ends in another state than ``status``.
+            If the job ends in another state than ``status``. The message has the job's log.
         TimeoutError
-            If the time is over. The message has the job's log and the last lines of the stack's.
+            If the time is over. The message has the job's log.
         """
+        __tracebackhide__ = True  # pytest shows the line of the test
         deadline = time.monotonic() + timeout
         while True:
             job = self.job(job_id)
@@ -192,19 +210,33 @@ class TestStack(Stack):
             if now == status or (status is None and now in FINAL):
                 return job
             if now in FINAL:
-                raise AssertionError(f"{_describe(job)}, not {JobStatus(int(status or 0)).name}.")
+                expected = f", not {JobStatus(int(status or 0)).name}"
+                raise UnexpectedStatusError(_describe(job, expected))
             if time.monotonic() > deadline:
-                raise TimeoutError(f"After {timeout:g} s, {_describe(job)}.\n{self.recent_logs()}")
+                raise WaitTimeoutError(_describe(job, f" after {timeout:g} s"))
             time.sleep(_POLL_INTERVAL_S)
 
     def recent_logs(self, lines: int = 15) -> str:
         """Return the last log lines of each part but the database and the broker."""
+        return self._last_lines(lines, None)
+
+    def report_logs(self, error: BaseException | None = None) -> str:
+        """Return the log lines for the report of a failed test, without Girder's access log.
+
+        After an ``error`` of :meth:`wait`, which has the log of its job, they do not repeat what
+        the job raised.
+        """
+        has_job_log = isinstance(error, (UnexpectedStatusError, WaitTimeoutError))
+        return self._last_lines(_REPORT_LINES, _AFTER_JOB_LOG if has_job_log else _IN_REPORT)
+
+    def _last_lines(self, lines: int, leave_out: re.Pattern[str] | None) -> str:
         chapters = []
         for part in self.parts:
             if part.name in {"mongod", "redis"} and part.running:
                 continue
             state = "" if part.running else f" (ended, exit code {part.exit_code})"
-            chapters.append("\n".join([f"--- {part.name}{state}", *tail(part.log, lines)]))
+            last = tail(part.log, lines, leave_out=leave_out)
+            chapters.append("\n".join([f"--- {part.name}{state}", *last]))
         return "\n".join(chapters)
 
 
@@ -215,10 +247,11 @@ def _private_folder(client: Any, user_id: str) -> dict[str, Any]:
     return dict(made)
 
 
-def _describe(job: dict[str, Any]) -> str:
+def _describe(job: dict[str, Any], how: str) -> str:
     log = "".join(job.get("log") or []) or "(empty)\n"
-    status = JobStatus(job["status"]).name
-    return f"job {job['_id']} ({job['title']!r}) is {status}. Its log:\n{log}"
+    waits = (job.get("dask") or {}).get("waits")
+    status = f"{JobStatus(job['status']).name}{f' ({waits})' if waits else ''}"
+    return f"Job {job['_id']} ({job['title']!r}) is {status}{how}. Its log:\n{log}"
 
 
 def _text(data: bytes) -> str:

@@ -91,10 +91,10 @@ def test_wait_and_log(girder_stack: TestStack) -> None:
 
 def test_wait_tells_why(girder_stack: TestStack) -> None:
     failed = girder_stack.call(_create_job, "ill", JobStatus.ERROR, "it broke\n")
-    with pytest.raises(AssertionError, match=r"'ill'\) is ERROR(?s:.*)it broke\n, not SUCCESS"):
+    with pytest.raises(AssertionError, match=r"'ill'\) is ERROR, not SUCCESS(?s:.*)it broke\n"):
         girder_stack.wait(failed["_id"], status=JobStatus.SUCCESS)
     running = girder_stack.call(_create_job, "slow", JobStatus.RUNNING, "still at it\n")
-    with pytest.raises(TimeoutError, match=r"'slow'\) is RUNNING(?s:.*)--- scheduler"):
+    with pytest.raises(TimeoutError, match=r"'slow'\) is RUNNING after 0.1 s(?s:.*)still at it\n"):
         girder_stack.wait(running["_id"], timeout=0.1)
 
 
@@ -105,6 +105,18 @@ def test_failing_test_shows_the_logs(tmp_path: Path) -> None:
         "    assert girder_stack.workers == 1\n"
         "    assert [n for n in girder_stack.pids if 'worker' in n] == ['worker-0']\n"
         "    assert False, 'on purpose'\n"
+        "def start(*words):\n"
+        "    from my_worker_tasks.endings import fails\n"
+        "    return fails.delay(' '.join(words)).id\n"
+        "def test_job_fails(girder_stack):\n"
+        "    girder_stack.wait(girder_stack.call(start, 'too', 'cold'), status=3)\n"
+        "def hang():\n"
+        "    from my_worker_tasks.endings import slow\n"
+        "    return slow.delay(60.0, 1).id\n"
+        "def test_job_takes_too_long(girder_stack):\n"
+        "    job = girder_stack.call(hang)\n"
+        "    girder_stack.wait(job, status=2)\n"
+        "    girder_stack.wait(job, timeout=0.1)\n"
     )
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)],
@@ -117,6 +129,13 @@ def test_failing_test_shows_the_logs(tmp_path: Path) -> None:
     assert "AssertionError: on purpose" in run.stdout
     assert "--- worker-0" in run.stdout
     assert "Starting Worker plugin" in run.stdout
+    assert "cherrypy.access" not in run.stdout, "a test knows its requests"
+    assert "Girder server running" in run.stdout
+    assert run.stdout.count(": too cold") == 1, "the log of the job tells it"
+    assert run.stdout.count("is ERROR, not SUCCESS. Its log:") == 1
+    assert run.stdout.count("is RUNNING after 0.1 s. Its log:") == 1
+    assert run.stdout.count("--- scheduler") == 3, "each report has it once"
+    assert "def wait" not in run.stdout
 
 
 def test_plugin_costs_nothing_when_unused(tmp_path: Path) -> None:

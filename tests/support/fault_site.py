@@ -69,7 +69,7 @@ class FaultStack(TestStack):
         """
         parts = [self.part(name) for name in names]
         for part in parts:
-            part.start(self._guard, again=True)
+            part.start(self._reaper, again=True)
         until(lambda: all(part.is_ready() for part in parts), 60)
         self._ended -= set(names)
 
