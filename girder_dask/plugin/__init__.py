@@ -29,7 +29,6 @@ from girder_dask.plugin.rest import (
 )
 from girder_dask.plugin.rest.scheduler import DaskResource
 from girder_dask.plugin.store import artifacts, idempotency, models, quarantine
-from girder_dask.plugin.store.logs import chunks
 
 __all__ = ["DaskPlugin"]
 
@@ -45,11 +44,11 @@ class DaskPlugin(GirderPlugin):
         getPlugin("jobs").load(info)
 
         models.ensure_indices()
-        quarantine.ensure()
-        artifacts.ensure()
-        chunks.DaskLog()
+        quarantine.ensure_index()
+        artifacts.set_up()
+        models.DaskLog()
         uploads.ensure()
-        idempotency.ensure()
+        idempotency.ensure_index()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
         # So that workers can check what they fetch, and know when a copy is still good.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})

@@ -23,14 +23,14 @@ from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin import malloc, settings
 from girder_dask.plugin.dask_client import LazyDaskClient
-from girder_dask.plugin.store import models, recording, tokens
-from girder_dask.plugin.store.database import explained
+from girder_dask.plugin.store import cancellation, claims, job_records, recording, results, tokens
+from girder_dask.plugin.store.authority import IN_GIRDER, Authority
+from girder_dask.plugin.store.database import translated_errors
 from girder_dask.plugin.store.logs import chunks
-from girder_dask.plugin.store.maps import parents as groups
+from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.requester import may_access
-from girder_dask.plugin.store.trust import IN_GIRDER, Authority
 from girder_dask.plugin.store.unreachable import Unreached
-from girder_dask.plugin.store.validation import Malformed
+from girder_dask.plugin.store.validation import MalformedDocument, is_map_parent
 from girder_dask.protocol.messages import JobSpec, MapParent, StoredResult, Submission
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class GirderBackend:
 
         With a group, the document of its parent job comes first.
         """
-        with explained(_NO_JOB_CREATED):
+        with translated_errors(_NO_JOB_CREATED):
             user = _request_user()
         return self.submit_for(user, None, submissions, group)
 
@@ -89,8 +89,8 @@ class GirderBackend:
 
     def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return where jobs stand, those that the user of the request may read."""
-        with explained(f"The states of {len(job_ids)} jobs cannot be read"):
-            jobs = models.states(job_ids)
+        with translated_errors(f"The states of {len(job_ids)} jobs cannot be read"):
+            jobs = job_records.load_states(job_ids)
         if not _in_request():
             return jobs
         user = _request_user()
@@ -99,15 +99,15 @@ class GirderBackend:
     def load_log(self, job_id: str) -> str:
         """Return the whole log of a job, if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
-        with explained(f"The log of job {job_id} cannot be read"):
+        with translated_errors(f"The log of job {job_id} cannot be read"):
             return b"".join(chunks.load(job["_id"]).read()).decode("utf-8", "replace")
 
     def load_result(self, job_id: str) -> StoredResult:
         """Return what is kept of the end of a job, if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
-        with explained(f"The result of job {job_id} cannot be read"):
-            stored = recording.result(job_id)
-            return replace(stored, status=int(job["status"]), parts=groups.parts(job))
+        with translated_errors(f"The result of job {job_id} cannot be read"):
+            stored = results.load(job_id)
+            return replace(stored, status=int(job["status"]), parts=parents.load_part_ids(job))
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
         """Return what is kept of the ends of many jobs, of those that the user may read."""
@@ -120,7 +120,7 @@ class GirderBackend:
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job, if the user of the request may change it."""
         job = self._load(job_id, AccessType.WRITE)
-        with explained(f"Job {job_id} cannot be canceled"):
+        with translated_errors(f"Job {job_id} cannot be canceled"):
             try:
                 Job().cancelJob(job)
             except GirderException as e:
@@ -146,14 +146,14 @@ class GirderBackend:
         authority: Authority = IN_GIRDER,
     ) -> list[dict[str, Any]]:
         """Do as :meth:`submit` does, for a user and a job that starts them."""
-        with explained(_NO_JOB_CREATED):
+        with translated_errors(_NO_JOB_CREATED):
             if group is None:
                 recorded = recording.record(
                     submissions, user, parent, authority=authority, tokens_later=True
                 )
                 jobs = [r.job for r in recorded]
             else:
-                job, recorded = recording.record_group(
+                job, recorded = recording.record_map(
                     group,
                     submissions,
                     user,
@@ -166,7 +166,7 @@ class GirderBackend:
         if len(recorded) >= _TRIM_MIN_JOBS:
             malloc.trim_later()
         try:
-            self._cancel_late([parent, *(job["_id"] for job in jobs[:1] if groups.is_group(job))])
+            self._cancel_late([parent, *(job["_id"] for job in jobs[:1] if is_map_parent(job))])
         except PyMongoError:
             # They are recorded and will run: whoever started them must be given them.
             logger.exception("It could not be seen whether new jobs were canceled meanwhile")
@@ -175,29 +175,29 @@ class GirderBackend:
     def _cancel_late(self, parents: Sequence[ObjectId | None]) -> None:
         """Cancel what jobs have started that were canceled while this was recorded."""
         for above in parents:
-            if above is not None and models.is_stopping(above):
-                self.tell_canceled(recording.cancel_children(above, self.ask_scheduler))
+            if above is not None and job_records.is_stopping(above):
+                self.tell_canceled(cancellation.cancel_children(above, self.ask_scheduler))
 
     def schedule(self, job: dict[str, Any]) -> None:
         """Queue an INACTIVE job that Girder's own model made, and hand it to the scheduler."""
         owner = User().load(job["userId"], force=True) if job.get("userId") else None
-        self._send([recording.adopt(job, owner).spec])
+        self._send([recording.queue_inactive(job, owner).spec])
 
     def stop(self, job_id: ObjectId) -> JobStatus | None:
         """Cancel a job and all that it has started, and return the state that it is in now."""
         try:
-            status = recording.cancel(job_id, self.ask_scheduler)
-        except Malformed:
+            status = cancellation.cancel(job_id, self.ask_scheduler)
+        except MalformedDocument:
             # It was ended, and so is what it has started.
-            children = recording.cancel_children(job_id, self.ask_scheduler)
+            children = cancellation.cancel_children(job_id, self.ask_scheduler)
             self.tell_canceled([str(job_id), *children])
             raise
         told = []
         if status is not None and status != JobStatus.SUCCESS:
             told = [str(job_id)]  # also of one that was ended since its document is full
-        self.tell_canceled(told + recording.cancel_children(job_id, self.ask_scheduler))
+        self.tell_canceled(told + cancellation.cancel_children(job_id, self.ask_scheduler))
         # A parent of a map has ended with its jobs.
-        return models.status(job_id)
+        return job_records.load_status(job_id)
 
     def tell_canceled(self, job_ids: Sequence[str]) -> None:
         """Tell the scheduler to stop jobs, all in one call. Returns at once."""
@@ -248,7 +248,7 @@ class GirderBackend:
     def _load(self, job_id: str, level: int, **options: Any) -> Any:
         user = _request_user()
         try:
-            with explained(f"Job {job_id} cannot be read"):
+            with translated_errors(f"Job {job_id} cannot be read"):
                 job = Job().load(
                     ObjectId(job_id), user=user, level=level, force=not _in_request(), **options
                 )
@@ -268,8 +268,8 @@ def _hand_over(scheduler: str | None, job_ids: Sequence[str]) -> Collection[str]
     # Before the jobs are looked at: what is handed over has not ended, so that its end deletes the
     # token. Of the rest, some may have ended before their tokens were there.
     tokens.store(tokens.pending.take(job_ids))
-    taken = set() if scheduler is None else recording.hand_over(scheduler, job_ids)
-    tokens.drop_ended([ObjectId(job_id) for job_id in job_ids if job_id not in taken])
+    taken = set() if scheduler is None else claims.claim_for_push(scheduler, job_ids)
+    tokens.delete_ended([ObjectId(job_id) for job_id in job_ids if job_id not in taken])
     return taken
 
 

@@ -22,9 +22,10 @@ from girder_dask.plugin.rest.reserved_fields import (
     refuse_non_finite_numbers,
     refuse_reserved_fields,
 )
-from girder_dask.plugin.store import artifacts, models, recording
+from girder_dask.plugin.store import artifacts, cancellation, job_records
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.validation import is_map_parent
 from girder_dask.utils.text import MAX_LINE_CHARACTERS
 
 __all__ = ["bind"]
@@ -57,7 +58,7 @@ def bind(backend: GirderBackend) -> None:
 def _is_ours(job: dict[str, Any]) -> bool:
     """Say whether we run a job: a call may have given it another handler."""
     is_open = isinstance(dask := job.get("dask"), dict) and "open" in dask
-    return job.get("handler") == HANDLER or is_open or parents.is_group(job)
+    return job.get("handler") == HANDLER or is_open or is_map_parent(job)
 
 
 def _validate_status(event: Any) -> None:
@@ -117,14 +118,14 @@ class _Removed:
             return  # no job that we could have run
         artifacts.remove_all(ObjectId(job["_id"]))
         if _is_ours(job) or job.get("dask"):
-            if not parents.is_group(job):
+            if not is_map_parent(job):
                 # First: a token that is stored from now on is not kept.
-                models.close(ObjectId(job["_id"]))
-            recording.forget([ObjectId(job["_id"])])
-            chunks.forget([ObjectId(job["_id"])])
+                job_records.close_removed(ObjectId(job["_id"]))
+            job_records.delete([ObjectId(job["_id"])])
+            chunks.delete([ObjectId(job["_id"])])
             if job.get("status") not in FINAL:
-                recording.remember(ObjectId(job["_id"]))
-                children = recording.cancel_children(
+                cancellation.record_removal(ObjectId(job["_id"]))
+                children = cancellation.cancel_children(
                     ObjectId(job["_id"]), self._backend.ask_scheduler
                 )
                 self._backend.tell_canceled([str(job["_id"]), *children])
@@ -138,7 +139,7 @@ class _UserRemoved:
 
     def __call__(self, event: Any) -> None:
         self._backend.tell_canceled(
-            recording.cancel_of_user(event.info, self._backend.ask_scheduler)
+            cancellation.cancel_jobs_of_user(event.info, self._backend.ask_scheduler)
         )
 
 
@@ -150,11 +151,11 @@ class _Updated:
 
     def __call__(self, event: Any) -> None:
         job = event.info["job"]
-        if recording.ended_by_others(job):
+        if cancellation.clean_up_ended(job):
             self._backend.tell_canceled([str(job["_id"])])
         elif not job.get("dask"):
             # A job that others run may belong to the parent of a map.
-            parents.follow([job])
+            parents.recount_parents_of([job])
 
 
 def _updating(event: Any) -> None:

@@ -169,9 +169,9 @@ def jobs_under(stack: FaultStack, parent: str) -> list[str]:
     def find() -> list[str]:
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin.store.maps.parents import parts
+        from girder_dask.plugin.store.maps.parents import load_part_ids
 
-        return parts(Job().load(parent, force=True)) or []
+        return load_part_ids(Job().load(parent, force=True)) or []
 
     return list(stack.call(find))
 

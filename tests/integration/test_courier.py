@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from girder_dask.plugin.notify.redis_publisher import Batch, Courier, is_alone
+from girder_dask.plugin.notify.redis_publisher import LazyMessages, RedisPublisher, is_alone
 
 Connect = Callable[..., redis.Redis]
 
@@ -78,7 +78,7 @@ class Listener:
         return [self._next()["data"].decode() for _ in range(count)]
 
 
-def batch(made: list[set[str]], *channels: str) -> Batch:
+def batch(made: list[set[str]], *channels: str) -> LazyMessages:
     """Return one message for each channel, and note for whom they are made."""
 
     def make(heard: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -87,12 +87,12 @@ def batch(made: list[set[str]], *channels: str) -> Batch:
             if channel in heard:
                 yield channel, f"for {channel}"
 
-    return Batch(frozenset(channels), 1, make)
+    return LazyMessages(frozenset(channels), 1, make)
 
 
 def test_nothing_is_made_for_nobody(connect: Connect) -> None:
     listener = Listener(connect(), "listens")
-    courier, made = Courier(connect), list[set[str]]()
+    courier, made = RedisPublisher(connect), list[set[str]]()
     courier.post(batch(made, "silent"))
     courier.post(batch(made, "silent", "listens"))
     courier.post(batch(made, "silent"))
@@ -108,8 +108,8 @@ def test_what_cannot_be_made_does_not_hold_up_the_others(
         raise ValueError("odd")
 
     listener = Listener(connect(), "listens")
-    courier, made = Courier(connect), list[set[str]]()
-    courier.post(Batch(frozenset({"listens"}), 1, fail))
+    courier, made = RedisPublisher(connect), list[set[str]]()
+    courier.post(LazyMessages(frozenset({"listens"}), 1, fail))
     courier.post(batch(made, "listens"))
     assert listener.texts(1) == ["for listens"]
     assert "Notices about jobs cannot be made" in caplog.text
@@ -120,7 +120,7 @@ def test_who_may_not_ask_who_listens_tells_everybody(connect: Connect) -> None:
         "teller", enabled=True, passwords=["+secret"], commands=["+publish"], channels=["*"]
     )
     listener = Listener(connect(), "listens")
-    courier = Courier(lambda: connect(username="teller", password="secret"))
+    courier = RedisPublisher(lambda: connect(username="teller", password="secret"))
     made: list[set[str]] = []
     courier.post(batch(made, "silent", "listens"))
     assert listener.texts(1) == ["for listens"]
@@ -148,9 +148,9 @@ def test_this_redis_is_alone(connect: Connect) -> None:
 
 
 def test_the_order_is_that_of_the_posts(connect: Connect) -> None:
-    listener, courier = Listener(connect(), "listens"), Courier(connect)
+    listener, courier = Listener(connect(), "listens"), RedisPublisher(connect)
     for n in range(200):
-        courier.post(Batch(frozenset({"listens"}), 1, lambda _, n=n: [("listens", str(n))]))
+        courier.post(LazyMessages(frozenset({"listens"}), 1, lambda _, n=n: [("listens", str(n))]))
     assert listener.texts(200) == [str(n) for n in range(200)]
 
 
@@ -158,13 +158,15 @@ def test_what_is_too_much_is_dropped_and_said(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    listener, courier = Listener(connect(), "listens"), Courier(connect)
+    listener, courier = Listener(connect(), "listens"), RedisPublisher(connect)
     for n in range(100):
-        courier.post(Batch(frozenset({"listens"}), 1 << 20, lambda _, n=n: [("listens", str(n))]))
+        courier.post(
+            LazyMessages(frozenset({"listens"}), 1 << 20, lambda _, n=n: [("listens", str(n))])
+        )
     assert listener.texts(1) == ["0"]
     for _ in range(100):
         if "were too many meanwhile" in caplog.text:
             break
-        courier.post(Batch(frozenset({"listens"}), 1, lambda _: [("listens", "last")]))
+        courier.post(LazyMessages(frozenset({"listens"}), 1, lambda _: [("listens", "last")]))
         time.sleep(0.05)
     assert "Notices about jobs are sent again" in caplog.text

@@ -34,18 +34,18 @@ class Site:
             for n in range(count)
         ]
         group = MapParent("Many", **options)
-        parent, children = recording.record_group(group, calls, getCurrentUser())
+        parent, children = recording.record_map(group, calls, getCurrentUser())
         return {"id": str(parent["_id"]), "children": [r.spec.id for r in children]}
 
     @staticmethod
     def tell(job_id: str, *statuses: int, sequence: int = 1, **fields: Any) -> None:
         """Update a job as a scheduler does."""
-        from girder_dask.plugin.store import recording
+        from girder_dask.plugin.store import updates
         from girder_dask.protocol.messages import JobUpdate
 
         now = time.time()
         steps = [[int(status), now] for status in statuses]
-        recording.apply("test", [JobUpdate(job_id, 1, sequence, statuses=steps, **fields)])
+        updates.apply("test", [JobUpdate(job_id, 1, sequence, statuses=steps, **fields)])
 
     @staticmethod
     def load(job_id: str) -> dict[str, Any]:
@@ -129,14 +129,14 @@ def test_it_starts_with_the_first_and_succeeds_with_the_last(inside):
 
 def test_all_at_once_is_a_legal_history(inside):
     def run() -> Any:
-        from girder_dask.plugin.store import recording
+        from girder_dask.plugin.store import updates
         from girder_dask.protocol.messages import JobUpdate
 
         made = Site.record(5)
         news = [JobUpdate(c, 1, 1, statuses=[[2, 1.0], [3, 2.0]]) for c in made["children"]]
-        recording.apply("test", news)
+        updates.apply("test", news)
         once = Site.load(made["id"])
-        recording.apply("test", news)  # comes twice
+        updates.apply("test", news)  # comes twice
         return Site.states(made["id"]), Site.group(made["id"]), once == Site.load(made["id"])
 
     states, group, same = inside(run)
@@ -182,19 +182,19 @@ def test_what_was_not_counted_is_counted_when_a_scheduler_asks(inside):
 
         made = Site.record(2)
         # As if the process had died after it wrote the jobs.
-        ask = parents._recounts.ask
-        parents._recounts.ask = lambda _: None
+        ask = parents._throttle.ask
+        parents._throttle.ask = lambda _: None
         try:
             for child in made["children"]:
                 Site.tell(child, RUN, OK)
         finally:
-            parents._recounts.ask = ask
+            parents._throttle.ask = ask
         before = Site.states(made["id"])
         long_ago = datetime.now(timezone.utc) - timedelta(seconds=10)
         Job().collection.update_one(
             {"_id": Site.load(made["id"])["_id"]}, {"$set": {"updated": long_ago}}
         )
-        parents.look_after(datetime.now(timezone.utc))
+        parents.recount_quiet(datetime.now(timezone.utc))
         return before, Site.states(made["id"]), Site.group(made["id"])["done"]
 
     assert inside(run) == (["QUEUED"], ["QUEUED", "RUNNING", "SUCCESS"], 2)
@@ -222,7 +222,7 @@ def test_a_map_of_which_parts_were_never_recorded_ends(inside, girder_stack):
         Job().collection.update_one(
             {"_id": parent}, {"$set": {"dask.group.recording": long_ago, "updated": long_ago}}
         )
-        parents.look_after(datetime.now(timezone.utc))
+        parents.recount_quiet(datetime.now(timezone.utc))
         return made["id"], early, Site.states(made["id"])
 
     parent, early, states = inside(run)
@@ -318,7 +318,7 @@ def test_all_or_nothing_is_recorded(inside):
             "my_worker_tasks:noop", pack_call((), {}), dependencies=["5f3c00000000000000000000"]
         )
         try:
-            recording.record_group(MapParent("Many"), [good, bad], getCurrentUser())
+            recording.record_map(MapParent("Many"), [good, bad], getCurrentUser())
         except SubmissionError as e:
             return str(e), count() == before
         return "", False
@@ -341,7 +341,7 @@ def test_counting_uses_an_index(inside):
         parent = Site.load(made["id"])["_id"]
         counted = jobs.database.command(
             "explain",
-            {"aggregate": "job", "pipeline": parents.counting([parent]), "cursor": {}},
+            {"aggregate": "job", "pipeline": parents.counting_pipeline([parent]), "cursor": {}},
             verbosity="queryPlanner",
         )
         quiet = {"dask.group.open": True, "updated": {"$lt": datetime.now(timezone.utc)}}
@@ -358,11 +358,11 @@ def test_counting_uses_an_index(inside):
 
 def test_a_parent_is_never_handed_to_a_scheduler(inside):
     def run() -> Any:
-        from girder_dask.plugin.store import recording
+        from girder_dask.plugin.store import claims, updates
 
         made = Site.record(1)
-        claimed = {spec.id for spec in recording.claim("greedy", 10_000).specs}
-        news = recording.Verdicts
+        claimed = {spec.id for spec in claims.claim("greedy", 10_000).specs}
+        news = updates.Verdicts
         Site.tell(made["id"], RUN, OK)  # a scheduler that thinks it had it
         return made["id"] in claimed, Site.states(made["id"]), news is not None
 
@@ -447,7 +447,7 @@ def test_cancel_reaches_the_children_of_children(inside, girder_stack, girder_us
         (top,) = recording.record([call], user)
         (middle,) = recording.record([call], user, parent=ObjectId(top.spec.id))
         Site.tell(middle.spec.id, RUN, OK)  # has ended, what it started has not
-        group, low = recording.record_group(
+        group, low = recording.record_map(
             MapParent("Low"), [call, call], user, parent=ObjectId(middle.spec.id)
         )
         (other,) = recording.record([call], user)

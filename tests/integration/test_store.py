@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,6 +116,31 @@ def services(tmp_path_factory):
         )
 
 
+def store_functions() -> SimpleNamespace:
+    """Return what most tests call of the store."""
+    from girder_dask.plugin.store import (
+        acknowledgements,
+        cancellation,
+        claims,
+        recording,
+        results,
+        updates,
+    )
+
+    return SimpleNamespace(
+        Verdicts=updates.Verdicts,
+        apply=updates.apply,
+        cancel=cancellation.cancel,
+        cancel_children=cancellation.cancel_children,
+        claim=claims.claim,
+        claim_for_push=claims.claim_for_push,
+        list_held=acknowledgements.list_held,
+        acknowledge=acknowledgements.acknowledge,
+        record=recording.record,
+        result=results.load,
+    )
+
+
 class Girder:
     """The models of a Girder that was loaded in this process, with our plugin and others."""
 
@@ -123,9 +149,9 @@ class Girder:
         from girder.models.user import User
         from girder_jobs.models.job import Job
 
-        from girder_dask.plugin.store import models, recording
+        from girder_dask.plugin.store import models
 
-        self.store, self.records = recording, models
+        self.store = store_functions()
         self.job, self.token, self.user_model = Job(), Token(), User()
         self.dask_job, self.payload = models.DaskJob(), models.DaskPayload()
         self.admin = self._make_user("boss", admin=True)
@@ -461,15 +487,15 @@ def test_a_job_that_is_not_there_is_gone(girder):
 
 
 def test_what_came_of_a_job_is_one_write_with_its_end_if_it_is_small(girder, monkeypatch):
-    from girder_dask.plugin.store import attempt_outcome, results
+    from girder_dask.plugin.store import results
 
     small, large, failed = girder.record(3)
-    value = b"v" * (2 * attempt_outcome.MOST_WITHIN)
+    value = b"v" * (2 * results.MAX_INLINE_BYTES)
     kept = []
     monkeypatch.setattr(
         results,
-        "keep",
-        lambda given, now, keep=results.keep: kept.append(given) or keep(given, now),
+        "store",
+        lambda given, now, store=results.store: kept.append(given) or store(given, now),
     )
     girder.store.apply(
         "s",
@@ -489,26 +515,26 @@ def test_what_came_of_a_job_is_one_write_with_its_end_if_it_is_small(girder, mon
         (None, "no", b"e"),
     ]
     ids = [girder.object_id(job.spec.id) for job in (small, large, failed)]
-    assert results.errors(ids) == dict(zip(ids, (None, None, "no"), strict=True))
+    assert results.load_errors(ids) == dict(zip(ids, (None, None, "no"), strict=True))
     job = girder.load(small.spec.id)
     assert job["dask_outcome"]["result"] == b"small"
     assert "dask_outcome" not in girder.job.filter(job, girder.user)
 
 
 def test_what_came_of_the_newest_attempt_counts(girder):
-    from girder_dask.plugin.store import attempt_outcome, results
+    from girder_dask.plugin.store import results
 
     first, second = girder.record(2)
     now = datetime.now(timezone.utc)
-    results.keep(
-        [(recorded.job["_id"], attempt_outcome.Outcome(1, b"one")) for recorded in (first, second)],
+    results.store(
+        [(recorded.job["_id"], results.AttemptOutcome(1, b"one")) for recorded in (first, second)],
         now,
     )
     for recorded, value in ((first, b"two"), (second, b"v" * 10_000)):
         ends = (JobStatus.RUNNING, JobStatus.SUCCESS)
         news = update(recorded.spec.id, 1, *ends, attempt=2, result=value)
         girder.store.apply("s", [news])
-        results.keep([(recorded.job["_id"], attempt_outcome.Outcome(1, b"one, late"))], now)
+        results.store([(recorded.job["_id"], results.AttemptOutcome(1, b"one, late"))], now)
         assert girder.store.result(recorded.spec.id).value == value
 
 
@@ -565,19 +591,19 @@ def whole_log(job_id: str) -> str:
 def count_chunks(job_id: str) -> int:
     from bson import ObjectId
 
-    from girder_dask.plugin.store.logs import chunks
+    from girder_dask.plugin.store import models
 
-    return int(chunks.DaskLog().collection.count_documents({"job": ObjectId(job_id)}))
+    return int(models.DaskLog().collection.count_documents({"job": ObjectId(job_id)}))
 
 
 def test_a_log_is_cut_with_a_mark(girder, monkeypatch):
     from girder_dask.plugin.store.logs import writer
 
-    monkeypatch.setattr(writer, "LOG_LIMIT", 10_000)
-    monkeypatch.setattr(writer, "_CHUNK_LEAST", 1000)
+    monkeypatch.setattr(writer, "MAX_DOCUMENT_LOG_BYTES", 10_000)
+    monkeypatch.setattr(writer, "_MIN_CHUNK_BYTES", 1000)
     recorded = girder.record_running()
     job_id = recorded.spec.id
-    mark = writer.mark(job_id)
+    mark = writer.cut_line(job_id)
     for n in range(1, 40):
         girder.store.apply("s", [update(job_id, n, log="ä" * 250)])
         girder.store.apply("s", [update(job_id, n, log="ä" * 250)])  # again
@@ -599,7 +625,7 @@ def test_a_log_is_cut_with_a_mark(girder, monkeypatch):
 def test_the_chunks_of_an_update_that_is_not_applied_are_deleted(girder, monkeypatch):
     from girder_dask.plugin.store.logs import chunks, writer
 
-    monkeypatch.setattr(writer, "LOG_LIMIT", 100)
+    monkeypatch.setattr(writer, "MAX_DOCUMENT_LOG_BYTES", 100)
     recorded = girder.record_running()
     job_id = recorded.spec.id
     girder.store.apply("s", [update(job_id, 1, log="x" * 200_000)])
@@ -626,7 +652,7 @@ def test_the_chunks_of_an_update_that_is_not_applied_are_deleted(girder, monkeyp
 def test_a_log_that_others_wrote_to_is_whole(girder, monkeypatch):
     from girder_dask.plugin.store.logs import writer
 
-    monkeypatch.setattr(writer, "LOG_LIMIT", 100)
+    monkeypatch.setattr(writer, "MAX_DOCUMENT_LOG_BYTES", 100)
     recorded = girder.record_running()
     job_id = recorded.spec.id
     girder.store.apply("s", [update(job_id, 1, log="1\n")])
@@ -967,7 +993,7 @@ def test_any_order_and_repetition_of_updates_gives_a_legal_history(girder, monke
             apply(*batches[(n + len(more)) % len(batches)])
         elif what == "receive":
             receipt = (job_id, max(attempt + more[0][1], 1))
-            answer = girder.store.receive(who, [receipt])
+            answer = girder.store.acknowledge(who, [receipt])
             check(answer, who, [update(job_id, 0, attempt=receipt[1])])
         elif what == "claim":
             handed = [(spec.id, spec.attempt) for spec in girder.store.claim(who, 10).specs]
@@ -1115,15 +1141,15 @@ def test_a_job_that_its_scheduler_lacks_is_a_new_attempt(girder):
     kept = [(girder.job.collection, query), (girder.dask_job.collection, query)]
     before = [collection.find_one(query) for collection, query in kept]
     girder.store.apply("s", [update(ended.spec.id, 2, JobStatus.SUCCESS)])
-    assert [job_id for job_id, _, _ in girder.store.held("s", "", 10)] == sorted(ids[1:])
+    assert [job_id for job_id, _, _ in girder.store.list_held("s", "", 10)] == sorted(ids[1:])
     for (collection, query), document in zip(kept, before, strict=True):
         collection.replace_one(query, document, upsert=True)
 
-    pages = [girder.store.held("s", "", 2)]
-    pages.append(girder.store.held("s", pages[0][-1][0], 2))
+    pages = [girder.store.list_held("s", "", 2)]
+    pages.append(girder.store.list_held("s", pages[0][-1][0], 2))
     assert [job_id for page in pages for job_id, _, _ in page] == sorted(ids)
-    assert girder.store.held("s", pages[1][-1][0], 2) == []
-    assert girder.store.held("another", "", 10) == []
+    assert girder.store.list_held("s", pages[1][-1][0], 2) == []
+    assert girder.store.list_held("another", "", 10) == []
 
     there = {girder.object_id(i): (attempt, n) for page in pages for i, attempt, n in page}
     lacking = {i: there.get(i, (1, 0)) for i in (ended.job["_id"], stopped.job["_id"])}
@@ -1147,7 +1173,7 @@ def test_a_job_that_its_scheduler_lacks_is_a_new_attempt(girder):
 
 
 def receive(girder, scheduler: str, *receipts: tuple[str, int]):
-    return girder.store.receive(scheduler, receipts)
+    return girder.store.acknowledge(scheduler, receipts)
 
 
 def test_a_receipt_says_that_a_scheduler_has_a_job(girder):
@@ -1209,8 +1235,8 @@ def test_a_job_goes_to_one_scheduler_before_it_is_sent(girder):
     girder.job.collection.update_one({"_id": girder.object_id(sent)}, {"$set": {"created": later}})
     assert [spec.id for spec in girder.store.claim("s", 10).specs] == [claimed]
     # A claim came first: the scheduler may have run it, and let go of it, by the time it is sent.
-    assert girder.store.hand_over("s", [sent, claimed, ended, gone]) == {sent}
-    assert girder.store.hand_over("t", [sent]) == set()
+    assert girder.store.claim_for_push("s", [sent, claimed, ended, gone]) == {sent}
+    assert girder.store.claim_for_push("t", [sent]) == set()
     assert girder.load(sent)["dask"]["scheduler"] == "s"
     assert girder.store.claim("s", 10).specs == []
     girder.store.apply("s", [update(sent, 1, JobStatus.RUNNING)])
@@ -1220,14 +1246,14 @@ def test_a_job_goes_to_one_scheduler_before_it_is_sent(girder):
 def test_a_job_that_was_sent_to_a_scheduler_that_is_lost_is_a_new_attempt(girder):
     """A run of it may have begun before the scheduler could say that it has the job."""
     (recorded,) = girder.record()
-    assert girder.store.hand_over("old", [recorded.spec.id]) == {recorded.spec.id}
+    assert girder.store.claim_for_push("old", [recorded.spec.id]) == {recorded.spec.id}
     (spec,) = girder.store.claim("new", 10).specs
     assert (spec.id, spec.attempt) == (recorded.spec.id, 2)
 
 
 def test_a_job_that_was_not_sent_after_all_is_handed_over_again(girder):
     (recorded,) = girder.record()
-    girder.store.hand_over("s", [recorded.spec.id])
+    girder.store.claim_for_push("s", [recorded.spec.id])
     assert girder.store.claim("s", 10).specs == []
     long_ago = datetime.now(timezone.utc) - timedelta(minutes=5)
     girder.job.collection.update_many({}, {"$set": {"dask.claimed": long_ago}})
@@ -1236,12 +1262,10 @@ def test_a_job_that_was_not_sent_after_all_is_handed_over_again(girder):
 
 
 def test_a_job_is_claimed_or_sent_and_never_both(girder):
-    jobs = [r.spec.id for r in girder.record(300)]
+    jobs, push = [r.spec.id for r in girder.record(300)], girder.store.claim_for_push
 
     def send(start: int) -> list[str]:
-        return [
-            i for n in range(start, 300, 30) for i in girder.store.hand_over("s", jobs[n:][:10])
-        ]
+        return [i for n in range(start, 300, 30) for i in push("s", jobs[n:][:10])]
 
     with ThreadPoolExecutor(4) as pool:
         sent = [pool.submit(send, start) for start in (0, 10, 20)]
@@ -1294,7 +1318,7 @@ def test_a_job_whose_call_is_lost_ends_in_error(girder):
 
 
 def test_claims_use_an_index(girder, monkeypatch):
-    from girder_dask.plugin.store import claims, models, unreachable
+    from girder_dask.plugin.store import claims, models, quarantine, unreachable
 
     recorded = girder.record(300)
     girder.store.claim("old", 100)
@@ -1302,7 +1326,7 @@ def test_claims_use_an_index(girder, monkeypatch):
     girder.store.cancel(recorded[0].job["_id"])
     done = [update(r.spec.id, 2, JobStatus.SUCCESS) for r in recorded[10:40]]
     girder.store.apply("old", done)
-    plans = []
+    plans, here = [], threading.current_thread()
 
     class Spy:
         def __init__(self, collection):
@@ -1310,22 +1334,23 @@ def test_claims_use_an_index(girder, monkeypatch):
 
         def find(self, query, *args, **options):
             cursor = self._collection.find(query, *args, **options)
-            if "_id" not in query:
+            if "_id" not in query and threading.current_thread() is here:
                 plans.append(json.dumps(cursor.clone().explain()["queryPlanner"], default=str))
             return cursor
 
     real = models.collection
     monkeypatch.setattr(claims.models, "collection", lambda model: Spy(real(model)))
     monkeypatch.setattr(claims, "_next_renewal", {})
+    monkeypatch.setattr(quarantine, "_next_scan", 0.0)
     girder.store.claim("new", 400)
     unreachable.mark("nobody is there")
     unreachable.unmark("new")
     names = {
-        *(models.OPEN_INDEX, models.REMIND_INDEX, models.CLAIM_INDEX, models.GROUP_INDEX),
+        *(models.OPEN_INDEX, models.REMIND_INDEX, models.CLAIM_INDEX, models.MAP_PARENT_INDEX),
         models.UNREACHED_INDEX,
     }
     asked = [plan for plan in plans if "girder.job" in plan]
-    assert len(asked) == 8
+    assert len(asked) == 11
     for plan in asked:
         winner = plan[: plan.index('"rejectedPlans"')]
         assert "COLLSCAN" not in winner
@@ -1454,7 +1479,7 @@ def test_the_scheduler_is_asked_about_a_queued_job_that_it_has(girder):
     """Girder may not have heard yet that it is at work."""
     begins, waits, arrives, unsent = girder.record(4)
     for recorded in (begins, waits, arrives):
-        girder.store.receive("s", [(recorded.spec.id, 1)])
+        girder.store.acknowledge("s", [(recorded.spec.id, 1)])
     asked = []
 
     def ask(ids):
@@ -1480,12 +1505,12 @@ def test_a_job_that_is_handed_over_meanwhile_is_asked_about_as_well(girder):
     parent = girder.job.createJob(title="parent", type="t", user=girder.user)
     call = Submission("pkg.mod:work", pack_call((), {}))
     first, second = girder.store.record([call] * 2, girder.user, parent=parent["_id"])
-    girder.store.hand_over("s", [first.spec.id])
+    girder.store.claim_for_push("s", [first.spec.id])
     asked = []
 
     def ask(ids):
         asked.append(list(ids))
-        girder.store.hand_over("s", [second.spec.id])
+        girder.store.claim_for_push("s", [second.spec.id])
         return [second.spec.id]
 
     girder.store.cancel_children(parent["_id"], ask)
@@ -1531,7 +1556,7 @@ def test_cancel_and_start_at_once_agree(girder):
 
 
 def test_removal_leaves_only_a_reminder_for_a_while(girder):
-    from girder_dask.plugin.store.cancellation import REMIND_TIME, removed
+    from girder_dask.plugin.store.cancellation import REMIND_PERIOD, collect_removals
 
     (recorded,) = girder.record()
     girder.job.remove(girder.job.load(recorded.spec.id, force=True))
@@ -1541,9 +1566,9 @@ def test_removal_leaves_only_a_reminder_for_a_while(girder):
     # What is left says to schedulers that come later that the job is gone, and goes itself.
     record = girder.dask_job.collection.find_one({"_id": girder.object_id(recorded.spec.id)})
     assert set(record) == {"_id", "removed"}
-    later = datetime.now(timezone.utc) + REMIND_TIME
-    assert recorded.spec.id in removed(later - timedelta(minutes=1))
-    removed(later + timedelta(minutes=1))
+    later = datetime.now(timezone.utc) + REMIND_PERIOD
+    assert recorded.spec.id in collect_removals(later - timedelta(minutes=1))
+    collect_removals(later + timedelta(minutes=1))
     assert girder.left(recorded.spec.id) == {"record": False, "payload": 0, "tokens": 0}
 
 
@@ -1659,10 +1684,10 @@ def test_without_redis_jobs_are_recorded_and_updated(girder, monkeypatch):
     import redis
 
     from girder_dask.plugin.notify import notifications
-    from girder_dask.plugin.notify.redis_publisher import Courier
+    from girder_dask.plugin.notify.redis_publisher import RedisPublisher
 
     nobody = redis.Redis(port=free_port())
-    monkeypatch.setattr(notifications, "_courier", Courier(lambda: nobody))
+    monkeypatch.setattr(notifications, "_publisher", RedisPublisher(lambda: nobody))
     (recorded,) = girder.record()
     girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING)])
     assert girder.status(recorded.spec.id) == JobStatus.RUNNING

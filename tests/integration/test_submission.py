@@ -49,13 +49,13 @@ def test_a_failed_job_keeps_its_error(girder_stack, girder_admin):
 
 def test_an_exception_is_kept_beside_the_error(girder_stack, girder_admin):
     def fail(job_id: str) -> None:
-        from girder_dask.plugin.store import recording
+        from girder_dask.plugin.store import updates
         from girder_dask.protocol.messages import JobUpdate
 
         news = JobUpdate(
             job_id, 1, 1, statuses=[[2, 1.0], [4, 2.0]], error="ValueError: no", exception=b"\0e"
         )
-        recording.apply("test", [news])
+        updates.apply("test", [news])
 
     waiting = girder_stack.call(start_waiting)
     girder_stack.call(fail, waiting["id"])

@@ -33,13 +33,13 @@ def keep_from_schedulers(job_id: str) -> None:
 
 def write(job_id: str, *texts: str) -> None:
     """Apply updates with text. Run it in Girder."""
-    from girder_dask.plugin.store import models, recording
+    from girder_dask.plugin.store import models, recording, updates
     from girder_dask.protocol.messages import JobUpdate
 
     job = models.collection(recording.Job()).find_one({"_id": recording.ObjectId(job_id)})
     begin = job["dask"]["sequence"] + 1
     for sequence, text in enumerate(texts, begin):
-        recording.apply("test", [JobUpdate(job_id, job["dask"]["attempt"], sequence, log=text)])
+        updates.apply("test", [JobUpdate(job_id, job["dask"]["attempt"], sequence, log=text)])
 
 
 def get(stack: Any, job: dict[str, str], by: Any = None, **options: Any) -> Any:

@@ -104,19 +104,19 @@ def find_left(ids: list[str]) -> list[str]:
     from girder_jobs.models.job import Job
 
     from girder_dask.plugin.store import validation
-    from girder_dask.plugin.store.updates import without_log
+    from girder_dask.plugin.store.updates import WITHOUT_LOG
 
     left = []
     objects = [ObjectId(i) for i in ids if ObjectId.is_valid(i)]
-    for job in Job().collection.find({"_id": {"$in": objects}}, without_log):
+    for job in Job().collection.find({"_id": {"$in": objects}}, WITHOUT_LOG):
         dask = job["dask"] if isinstance(job.get("dask"), dict) else {}
         group = dask["group"] if isinstance(dask.get("group"), dict) else {}
         try:
             if dask.get("open") is True:
                 validation.check_job(job)
             if group.get("open") is True:
-                validation.check_group(job)
-        except validation.Malformed as e:
+                validation.check_map_parent(job)
+        except validation.MalformedDocument as e:
             left.append(str(e))
     return left
 

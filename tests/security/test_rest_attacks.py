@@ -140,7 +140,7 @@ def test_arguments_of_megabytes_are_not_either(girder_stack, attacker):
     large = ["x" * 100_000] * 30
     answer = submit(girder_stack, call(TASK, args=large, resources=NOWHERE), by=attacker)
     (made,) = answer.json()["jobs"]
-    assert len(json.dumps(girder_stack.job(made["_id"]))) < documents.MOST_SHOWN
+    assert len(json.dumps(girder_stack.job(made["_id"]))) < documents.MAX_SHOWN_BYTES
     delete(girder_stack, made["_id"])
 
 

@@ -54,14 +54,14 @@ def without_settings(start: Any, *args: Any) -> dict[str, Any]:
     import os
 
     from girder_dask.plugin import settings
-    from girder_dask.plugin.store import models
+    from girder_dask.plugin.store import job_records, models
 
     there = os.environ.pop("GIRDER_SETTING_DASK_API_URL", None)
     settings.clear_cache()
     try:
         job_id = start(*args)
         record = models.DaskJob().collection.find_one({"_id": job_id})
-        (spec,) = models.load_specs([record], {job_id: 1})
+        (spec,) = job_records.load_specs([record], {job_id: 1})
     finally:
         if there is not None:
             os.environ["GIRDER_SETTING_DASK_API_URL"] = there
@@ -121,12 +121,12 @@ def test_an_address_that_was_recorded_from_a_request_before_is_not_believed(gird
         from bson import ObjectId
 
         from girder_dask.plugin import settings
-        from girder_dask.plugin.store import models
+        from girder_dask.plugin.store import job_records, models
 
         known = models.DaskJob().collection
         known.update_one({"_id": ObjectId(job_id)}, {"$set": {"api_url": "http://127.0.0.1:9"}})
         record = known.find_one({"_id": ObjectId(job_id)})
-        (spec,) = models.load_specs([record], {ObjectId(job_id): 2})
+        (spec,) = job_records.load_specs([record], {ObjectId(job_id): 2})
         return spec.to_wire(), settings.default_api_url()
 
     job = girder_stack.call(start_waiting)

@@ -17,8 +17,9 @@ ENDERS = ("canceled", "deleted", "ended by others")
 
 # What happens between two of these, which one of both does, happens at once.
 STEPS = (
-    *("tokens.store", "tokens.drop_ended", "tokens.delete", "store.hand_over", "store.save"),
-    *("store._write_records", "claims.save", "records.clean", "records.close", "chunks.forget"),
+    *("tokens.store", "tokens.delete_ended", "tokens.delete", "claims.claim_for_push"),
+    *("claims.save", "recording.save", "recording._write_records"),
+    *("job_records.purge_ended", "job_records.close_removed", "chunks.delete"),
 )
 
 
@@ -100,12 +101,12 @@ def make_job(sender: str, user: Any) -> Any:
 
 def send(sender: str, user: Any, job: Any) -> None:
     from girder_dask.plugin import backend
-    from girder_dask.plugin.store import recording
+    from girder_dask.plugin.store import claims, recording
 
     if sender == "scheduled":
-        recording.adopt(job, user)
+        recording.queue_inactive(job, user)
     elif sender.startswith("claimed"):
-        recording.claim("a scheduler", 1)
+        claims.claim("a scheduler", 1)
     else:
         scheduler = "a scheduler" if sender == "handed over" else None
         backend._hand_over(scheduler, [str(job["_id"])])
@@ -115,10 +116,10 @@ def end(ender: str, job: Any) -> None:
     from girder_jobs.models.job import Job
 
     from girder_dask.jobs import JobStatus
-    from girder_dask.plugin.store import recording
+    from girder_dask.plugin.store import cancellation
 
     if ender == "canceled":
-        recording.cancel(job["_id"])
+        cancellation.cancel(job["_id"])
     elif ender == "deleted":
         Job().remove(job)
     else:
@@ -131,14 +132,14 @@ def tokens_left(job_id: Any) -> int:
     from girder_jobs.models.job import Job
 
     from girder_dask.jobs import FINAL
-    from girder_dask.plugin.store import models, recording
+    from girder_dask.plugin.store import cancellation, job_records
 
     found = Job().load(job_id, force=True)
     if found is not None and found["status"] not in FINAL:
-        recording.cancel(job_id)  # whoever ended it was too early, and was told so
+        cancellation.cancel(job_id)  # whoever ended it was too early, and was told so
     left = Token().collection.count_documents({"dask_job": job_id})
     Job().collection.delete_one({"_id": job_id})
-    models.forget([job_id])
+    job_records.delete([job_id])
     return int(left)
 
 
@@ -147,12 +148,12 @@ def interleave(sender: str, ender: str) -> dict[str, Any]:
     from girder.api.rest import getCurrentUser
     from girder_jobs.models.job import Job
 
-    from girder_dask.plugin.store import claims, models, recording, tokens
+    from girder_dask.plugin.store import claims, job_records, recording, tokens
     from girder_dask.plugin.store.logs import chunks
 
     user, turns = getCurrentUser(), Turns("")
-    modules = {"tokens": tokens, "store": recording, "claims": claims}
-    modules |= {"records": models, "chunks": chunks}
+    modules = {"tokens": tokens, "recording": recording, "claims": claims}
+    modules |= {"job_records": job_records, "chunks": chunks}
 
     def stepwise(call: Any) -> Any:
         def stepping(*args: Any, **kwargs: Any) -> Any:

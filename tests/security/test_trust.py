@@ -189,7 +189,7 @@ def test_a_record_of_another_version_gains_nothing(girder_stack, girder_user, fi
     def make_old(job_id: str) -> bool:
         from bson import ObjectId
 
-        from girder_dask.plugin.store import models
+        from girder_dask.plugin.store import job_records, models
 
         known = models.DaskJob().collection
         change = {"$unset": {"trusted": True, "from_girder": True}}
@@ -197,7 +197,7 @@ def test_a_record_of_another_version_gains_nothing(girder_stack, girder_user, fi
         if fields:
             known.update_one({"_id": ObjectId(job_id)}, {"$set": fields})
         record = known.find_one({"_id": ObjectId(job_id)})
-        (spec,) = models.load_specs([record], {ObjectId(job_id): 1})
+        (spec,) = job_records.load_specs([record], {ObjectId(job_id): 1})
         return spec.trusted
 
     parent = girder_stack.call(start_in_girder, user=girder_user)

@@ -287,7 +287,7 @@ async def link_address() -> None:
 
 
 async def courier_connection() -> None:
-    from girder_dask.plugin.notify.redis_publisher import Batch, Courier
+    from girder_dask.plugin.notify.redis_publisher import LazyMessages, RedisPublisher
 
     class Redis:
         """One that has nobody who listens."""
@@ -302,10 +302,10 @@ async def courier_connection() -> None:
     made: list[int] = []
 
     def post(number: int) -> None:
-        courier.post(Batch(frozenset("c"), 1, lambda _heard: made.append(number) or []))  # type: ignore[func-returns-value]
+        courier.post(LazyMessages(frozenset("c"), 1, lambda _heard: made.append(number) or []))  # type: ignore[func-returns-value]
 
     connect = Fails(Redis)
-    courier = Courier(connect)
+    courier = RedisPublisher(connect)
     post(1)
     await soon(lambda: connect.calls)
     post(2)
@@ -317,7 +317,7 @@ async def unreached_mark(monkeypatch: pytest.MonkeyPatch) -> None:
 
     mark = Fails(lambda *_args, **_more: 0)
     monkeypatch.setattr(unreachable, "mark", mark)
-    monkeypatch.setattr(unreachable, "_PAUSE", 0.01)
+    monkeypatch.setattr(unreachable, "_PAUSE_S", 0.01)
     telling = unreachable.Unreached()
     telling.hear("no scheduler", ["a"])
     thread = telling._thread
@@ -357,10 +357,10 @@ async def memory_trim() -> None:
 
 
 async def recount_later() -> None:
-    from girder_dask.plugin.store.maps.throttle import Recount
+    from girder_dask.plugin.store.maps.count_throttle import CountThrottle
 
     count = Fails(lambda _ids: {})
-    recount = Recount(count)
+    recount = CountThrottle(count)
     recount._ended["p"] = 1
     for _ in range(2):
         recount._come_back("p")

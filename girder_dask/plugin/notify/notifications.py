@@ -21,20 +21,20 @@ from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
-from girder_dask.plugin.notify.redis_publisher import Batch, Courier
+from girder_dask.plugin.notify.redis_publisher import LazyMessages, RedisPublisher
 
-__all__ = ["Change", "Notices", "owners", "publish"]
+__all__ = ["Change", "NotificationBatch", "load_owners", "publish"]
 
 logger = logging.getLogger(__name__)
 
 #: What a notice takes while it waits, besides text that was printed and arguments.
-_NOTICE_BYTES = 8000
+_NOTIFICATION_BYTES = 8000
 
-_courier = Courier()
+_publisher = RedisPublisher()
 
 
 class Change(Protocol):
-    """What was written to a job: a :class:`~girder_dask.plugin.store.job_change.History`, for
+    """What was written to a job: a :class:`~girder_dask.plugin.store.job_change.JobChange`, for
     example.
 
     ``steps`` are the states that it went through, each with how many timestamps the job had
@@ -62,14 +62,14 @@ class Change(Protocol):
 def publish(changes: Iterable[Change]) -> None:
     """Tell users' browsers and handlers of events of what was written to jobs."""
     changes = [change for change in changes if change.changed]
-    notices = Notices()
+    batch = NotificationBatch()
     for change in changes:
         try:
-            notices.changed(change)
+            batch.add_changed(change)
         except (TypeError, ValueError, KeyError, AttributeError):
             # What was written is written, and the others are to be told.
             logger.exception("Nobody is told of job %s, which is malformed", change.job.get("_id"))
-    notices.send()
+    batch.send()
     _tell_handlers(changes)
 
 
@@ -84,7 +84,7 @@ def _tell_handlers(changes: Sequence[Change]) -> None:
             logger.exception("A handler of jobs.job.update.after failed: %s", change.job["_id"])
 
 
-def owners(user_ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+def load_owners(user_ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
     """Return the owners of jobs by their ids, all found at once. None is nobody's id."""
     ids = set(user_ids) - {None}
     if not ids:
@@ -92,7 +92,7 @@ def owners(user_ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
     return {user["_id"]: user for user in User().collection.find({"_id": {"$in": list(ids)}})}
 
 
-class Notices:
+class NotificationBatch:
     """Notices that are collected and then sent together.
 
     What they are made of is kept as it is now. They are made later, if somebody listens.
@@ -102,13 +102,13 @@ class Notices:
         self._waiting: list[tuple[Any, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]]] = []
         self._size = 0
 
-    def created(self, job: Mapping[str, Any]) -> None:
+    def add_created(self, job: Mapping[str, Any]) -> None:
         """Tell of a new job. ``kwargs`` of the document are serialised."""
         shown = _copied(job)
         size = len(job["kwargs"]) if isinstance(job["kwargs"], str) else 0
         self._add(job, lambda _: iter([{"type": "job_created", "data": shown}]), size)
 
-    def changed(self, change: Change) -> None:
+    def add_changed(self, change: Change) -> None:
         """Tell of what was written to a job."""
         job, text, sizes = _copied(change.job), "".join(change.text), change.log_sizes
         for name in ("args", "kwargs"):  # they can be large, and no page needs them
@@ -134,7 +134,7 @@ class Notices:
     ) -> None:
         if job.get("userId"):
             self._waiting.append((job["userId"], make))
-            self._size += _NOTICE_BYTES + size
+            self._size += _NOTIFICATION_BYTES + size
 
     def send(self) -> None:
         """Send what was collected. Returns at once, and never raises."""
@@ -144,7 +144,7 @@ class Notices:
 
         def make(heard: Collection[str]) -> Iterator[tuple[str, str]]:
             told = [notices for notices in waiting if _channel(notices[0]) in heard]
-            users = owners(user_id for user_id, _ in told)
+            users = load_owners(user_id for user_id, _ in told)
             for user_id, make_one in told:
                 if user_id not in users:
                     continue
@@ -158,7 +158,7 @@ class Notices:
                     yield _channel(user_id), text
 
         channels = frozenset(_channel(user_id) for user_id, _ in waiting)
-        _courier.post(Batch(channels, self._size, make))
+        _publisher.post(LazyMessages(channels, self._size, make))
         self._size = 0
 
 

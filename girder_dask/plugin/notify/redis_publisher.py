@@ -19,27 +19,27 @@ from girder.notification import _redis_client_sync
 
 from girder_dask.utils.background import Guard
 
-__all__ = ["Batch", "Courier", "is_alone"]
+__all__ = ["LazyMessages", "RedisPublisher", "is_alone"]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that Redis may take. Girder itself would wait for ever.
-_PATIENCE = 5.0
+_TIMEOUT_S = 5.0
 
 #: Seconds between two requests. What comes alone is published at once.
-_SPACING = 0.02
+_INTERVAL_S = 0.02
 
 #: Seconds for which a Redis is taken for the only one, as it says.
-_ALONE_TIME = 60.0
+_ALONE_CHECK_INTERVAL_S = 60.0
 
 #: Most bytes of notices that wait, about.
-_MOST_BYTES = 16 * 1024**2
+_MAX_WAITING_BYTES = 16 * 1024**2
 
 
 def _connected() -> redis.Redis:
     """Return a client of Girder's Redis that gives up on one that is silent."""
     pool = _redis_client_sync().connection_pool
-    patience = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
+    patience = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S}
     options = {**pool.connection_kwargs, **patience}
     return redis.Redis(
         connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
@@ -47,7 +47,7 @@ def _connected() -> redis.Redis:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class LazyMessages:
     """Messages that are made when somebody listens.
 
     ``make`` is called in another thread with those of the channels that are listened to, and
@@ -59,7 +59,7 @@ class Batch:
     make: Callable[[Collection[str]], Iterable[tuple[str, str]]]
 
 
-class Courier:
+class RedisPublisher:
     """Publishes messages in their order, from a thread of its own. Any thread may use it.
 
     They are for those who look right now. So what cannot be published soon is dropped, with a
@@ -74,18 +74,18 @@ class Courier:
     def __init__(self, connect: Callable[[], redis.Redis] = _connected) -> None:
         self._connect = connect
         self._news = threading.Condition()
-        self._waiting: list[Batch] = []
+        self._waiting: list[LazyMessages] = []
         self._size = 0
         self._dropped = 0
         self._alone_until = 0.0
         self._pid: int | None = None
         self._complaint: str | None = None
-        self._guard = Guard(logger, "Publishing notices about jobs", max_delay_s=_PATIENCE)
+        self._guard = Guard(logger, "Publishing notices about jobs", max_delay_s=_TIMEOUT_S)
 
-    def post(self, batch: Batch) -> None:
+    def post(self, batch: LazyMessages) -> None:
         """Publish messages. Returns at once."""
         with self._news:
-            if self._waiting and self._size + batch.size > _MOST_BYTES:
+            if self._waiting and self._size + batch.size > _MAX_WAITING_BYTES:
                 self._dropped += 1
                 return
             self._waiting.append(batch)
@@ -107,9 +107,9 @@ class Courier:
                 self._publish(client, batches)
             del batches  # what they hold on to can be large
             # What comes meanwhile goes together.
-            time.sleep(max(_SPACING, self._guard.delay_s))
+            time.sleep(max(_INTERVAL_S, self._guard.delay_s))
 
-    def _publish(self, client: redis.Redis, batches: Sequence[Batch]) -> None:
+    def _publish(self, client: redis.Redis, batches: Sequence[LazyMessages]) -> None:
         try:
             heard = self._listened_to(
                 client, {name for batch in batches for name in batch.channels}
@@ -146,7 +146,7 @@ class Courier:
             if now >= self._alone_until:
                 if not is_alone(client.info()):
                     return channels
-                self._alone_until = now + _ALONE_TIME
+                self._alone_until = now + _ALONE_CHECK_INTERVAL_S
             pipeline = client.pipeline(transaction=False)
             pipeline.pubsub_numpat()
             pipeline.pubsub_numsub(*names)
@@ -168,7 +168,7 @@ def is_alone(info: Mapping[str, Any]) -> bool:
     return not is_cluster and info.get("role") == "master" and not info.get("connected_slaves")
 
 
-def _made(batch: Batch, heard: Collection[str]) -> list[tuple[str, str]]:
+def _made(batch: LazyMessages, heard: Collection[str]) -> list[tuple[str, str]]:
     try:
         return list(batch.make(heard))
     except Exception:

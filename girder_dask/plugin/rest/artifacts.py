@@ -29,7 +29,7 @@ def mount(resource: Resource) -> None:
     routes.add(resource, "GET", (":id", "artifact", ":name"), download)
     routes.add(resource, "DELETE", (":id", "artifact", ":name"), delete)
     # The name of an artifact may have directories, and a route has a fixed length.
-    for levels in range(2, artifacts.MOST_LEVELS + 1):
+    for levels in range(2, artifacts.MAX_LEVELS + 1):
         parts = tuple(f":part{n}" for n in range(levels))
         path = (":id", "artifact", *parts)
         routes.add(resource, "GET", path, _with_name(download, parts), documented=False)
@@ -68,7 +68,7 @@ def _shown(artifact: dict[str, Any]) -> dict[str, Any]:
     .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param(
         "name",
-        f"The name of the file, with / between directories, {artifacts.MOST_LEVELS} parts at most.",
+        f"The name of the file, with / between directories, {artifacts.MAX_LEVELS} parts at most.",
     )
     .param(
         "size",

@@ -22,6 +22,7 @@ from girder_jobs.models.job import Job
 from girder_dask.plugin.girder_events import EVENT_HANDLER
 from girder_dask.plugin.rest.uploads import remove_empty_items
 from girder_dask.plugin.store import models
+from girder_dask.plugin.store.job_records import find_running_job
 from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER, UPLOAD_HEADER
 
 __all__ = ["bind"]
@@ -56,7 +57,7 @@ def _uploader() -> tuple[dict[str, Any], int] | None:
     request = cherrypy.request
     if not hasattr(request, "dask_uploader"):  # several events of one request ask
         token = getCurrentToken()
-        request.dask_uploader = None if token is None else models.running_job(token["_id"], job_id)
+        request.dask_uploader = None if token is None else find_running_job(token["_id"], job_id)
     job = request.dask_uploader
     return None if job is None else (job, attempt)
 

@@ -18,11 +18,11 @@ from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import authorization, openapi_schemas, routes, submissions
 from girder_dask.plugin.rest.json_body import read_body, require_json
 from girder_dask.plugin.rest.routes import StoredJob
-from girder_dask.plugin.store import models, recording
-from girder_dask.plugin.store.idempotency import Repeatable
+from girder_dask.plugin.store import job_records, results
+from girder_dask.plugin.store.authority import Authority
+from girder_dask.plugin.store.idempotency import IdempotencyKey
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.requester import Requester, identify
-from girder_dask.plugin.store.trust import Authority
 from girder_dask.protocol.messages import MapParent, StoredResult, Submission, to_json
 from girder_dask.protocol.names import SUBMIT_SCOPE
 
@@ -85,8 +85,8 @@ class JobRoutes:
         calls = submissions.read_submissions(body.get("submissions"), requester)
         group = submissions.read_group(body.get("group"), requester)
         authority = authorization.authorize(requester, calls, group)
-        repeatable = _repeatable(body.get("key"), requester)
-        jobs = self._record(requester, calls, group, repeatable, authority)
+        key = _idempotency_key(body.get("key"), requester)
+        jobs = self._record(requester, calls, group, key, authority)
         shown = [Job().filter(job, requester.user) for job in jobs]
         for job in shown:
             job.pop("log", None)
@@ -97,19 +97,19 @@ class JobRoutes:
         requester: Requester,
         submissions: Sequence[Submission],
         group: MapParent | None,
-        repeatable: Repeatable | None,
+        key: IdempotencyKey | None,
         authority: Authority,
     ) -> list[dict[str, Any]]:
         parent = requester.job["_id"] if requester.job is not None else None
-        if repeatable is not None:
-            submissions, group = repeatable.marked(submissions, group)
+        if key is not None:
+            submissions, group = key.mark(submissions, group)
         try:
             return self._backend.submit_for(
                 _owner(requester), parent, submissions, group, authority=authority
             )
         except GirderError:
             # So it is as well if they were recorded before.
-            known = repeatable.recorded(submissions, group) if repeatable is not None else []
+            known = key.find_jobs(submissions, group) if key is not None else []
             if not known:
                 raise
             return known
@@ -140,7 +140,7 @@ class JobRoutes:
         return {
             "jobs": [
                 _state(job)
-                for job in models.states(ids)
+                for job in job_records.load_states(ids)
                 if requester.is_scheduler
                 or str(job["_id"]) in allowed
                 or requester.may(job, AccessType.READ)
@@ -164,7 +164,7 @@ class JobRoutes:
         requester = identify()
         if str(job["_id"]) not in _dependencies(requester):
             requester.require(job, AccessType.READ)
-        return _shown(job, recording.result(job["_id"]))
+        return _shown(job, results.load(job["_id"]))
 
     @access.public(scope=TokenScope.DATA_READ)
     @autoDescribeRoute(
@@ -190,10 +190,10 @@ class JobRoutes:
         allowed = _dependencies(requester)
         shown: dict[str, Any] = {}
         size = 0
-        for job in models.states(ids):
+        for job in job_records.load_states(ids):
             if str(job["_id"]) not in allowed and not requester.may(job, AccessType.READ):
                 continue
-            kept = recording.result(job["_id"])
+            kept = results.load(job["_id"])
             size += len(kept.value or b"") + len(kept.exception or b"")
             if shown and size > _MAX_RESULTS_BYTES:
                 return {"results": shown, "left": [i for i in ids if i not in shown]}
@@ -216,7 +216,7 @@ class JobRoutes:
         requester = identify()
         if requester.job is None:
             requester.require(job, AccessType.WRITE)
-        elif not models.is_descendant(job, requester.job["_id"]):
+        elif not job_records.is_descendant(job, requester.job["_id"]):
             raise AccessException(
                 f"Job {requester.job['_id']} has not started job {job['_id']}, so it may not "
                 "cancel it."
@@ -253,7 +253,7 @@ def _shown(job: Mapping[str, Any], kept: StoredResult) -> dict[str, Any]:
         "value": to_json(kept.value),
         "error": kept.error,
         "exception": to_json(kept.exception),
-        "parts": parents.parts(job),
+        "parts": parents.load_part_ids(job),
     }
 
 
@@ -265,10 +265,12 @@ def _owner(requester: Requester) -> dict[str, Any] | None:
     return User().load(owner_id, force=True) if owner_id else None
 
 
-def _repeatable(key: Any, requester: Requester) -> Repeatable | None:
+def _idempotency_key(key: Any, requester: Requester) -> IdempotencyKey | None:
     sender = requester.job or requester.user
-    return None if key is None or sender is None else Repeatable(key, sender["_id"])
+    return None if key is None or sender is None else IdempotencyKey(key, sender["_id"])
 
 
 def _dependencies(requester: Requester) -> set[str]:
-    return set() if requester.job is None else set(models.dependencies(requester.job["_id"]))
+    return (
+        set() if requester.job is None else set(job_records.load_dependencies(requester.job["_id"]))
+    )

@@ -26,8 +26,8 @@ from pymongo.errors import (
 )
 
 from girder_dask.errors import GirderDaskError, GirderError
-from girder_dask.plugin.store.database import UNFIT, reason
-from girder_dask.plugin.store.dependencies import DependencyRefused
+from girder_dask.plugin.store.database import UNSTORABLE, describe_error
+from girder_dask.plugin.store.dependency_access import DependencyRefused
 
 __all__ = ["MAX_NESTING_LEVELS", "encode", "nesting_levels", "to_json_values", "translated_errors"]
 
@@ -115,8 +115,8 @@ def translated_errors() -> Iterator[None]:
         raise AccessException(str(e)) from e
     except GirderDaskError as e:
         raise RestException(str(e), code=_status(e)) from e
-    except UNFIT as e:
-        raise RestException(f"The request cannot be answered: {reason(e)}.") from e
+    except UNSTORABLE as e:
+        raise RestException(f"The request cannot be answered: {describe_error(e)}.") from e
     except PyMongoError as e:
         logger.warning("A request failed, as Girder's database refused it: %s", e)
         raise _of_database(e) from e

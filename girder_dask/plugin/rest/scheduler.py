@@ -21,8 +21,8 @@ from girder_dask.plugin import settings
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import openapi_schemas, routes
 from girder_dask.plugin.rest.json_body import read_body
-from girder_dask.plugin.store import quarantine, recording
-from girder_dask.plugin.store.trust import may_run_code
+from girder_dask.plugin.store import acknowledgements, claims, quarantine, updates
+from girder_dask.plugin.store.authority import may_run_code
 from girder_dask.plugin.store.unreachable import unmark
 from girder_dask.protocol.messages import JobUpdate, from_json, to_json
 from girder_dask.protocol.names import SCHEDULER_SCOPE
@@ -105,7 +105,7 @@ class DaskResource(Resource):
             **diagnostics.describe_process(None),
             "scheduler": self._backend.check_scheduler(),
             "worker_api_url": settings.default_api_url(),
-            "set_aside": quarantine.count(datetime.now(timezone.utc)),
+            "set_aside": quarantine.summarize(datetime.now(timezone.utc)),
         }
 
     @access.token(scope=SCHEDULER_SCOPE, required=True)
@@ -136,14 +136,14 @@ class DaskResource(Resource):
         if not isinstance(wires, list):
             raise RestException("The body has no list of updates.")
         read = [(wire, _read(wire)) for wire in wires]
-        updates = [update for _, update in read if isinstance(update, JobUpdate)]
+        readable = [update for _, update in read if isinstance(update, JobUpdate)]
         unreadable = [(wire, error) for wire, error in read if isinstance(error, Exception)]
-        if unreadable and not updates:
+        if unreadable and not readable:
             # All of them: the two sides do not understand one another.
             raise RestException(str(unreadable[0][1]))
         receipts = _receipts(body)
-        verdicts = recording.apply(_scheduler(body), updates)
-        verdicts.merge(recording.receive(_scheduler(body), receipts))
+        verdicts = updates.apply(_scheduler(body), readable)
+        verdicts.merge(acknowledgements.acknowledge(_scheduler(body), receipts))
         for wire, error in unreadable:
             logger.warning("An update of a job is dropped: %s", error)
             if isinstance(wire, dict) and isinstance(wire.get("id"), str):
@@ -182,12 +182,13 @@ class DaskResource(Resource):
         after = body.get("after")
         if not isinstance(after, (str, type(None))):
             raise RestException("What the page comes after must be a job id, or empty.")
-        limit = min(limit, _MAX_CLAIM_JOBS)
-        claim = recording.claim(_scheduler(body), limit, _lacking(body))
+        scheduler = _scheduler(body)
+        claim = claims.claim(scheduler, min(limit, _MAX_CLAIM_JOBS), _lacking(body))
+        held = None if after is None else acknowledgements.list_held(scheduler, after, _PAGE_JOBS)
         return {
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],
             "cancel": claim.cancel,
-            "held": None if after is None else recording.held(_scheduler(body), after, _PAGE_JOBS),
+            "held": held,
         }
 
     def _require_scheduler(self) -> None:

@@ -32,16 +32,16 @@ from girder_dask.plugin.store import models
 __all__ = [
     "ARTIFACT_INDEX",
     "ATTACHED_TO",
-    "MOST_LEVELS",
+    "MAX_LEVELS",
     "add",
     "check_name",
-    "ensure",
     "find",
     "list_of",
     "open_stream",
     "protect",
     "remove",
     "remove_all",
+    "set_up",
 ]
 
 logger = logging.getLogger(__name__)
@@ -53,17 +53,17 @@ ATTACHED_TO = "job"
 ARTIFACT_INDEX = "dask_artifacts"
 
 _CHUNK_BYTES = 32 * 1024**2
-_MOST_NAME = 1_000
+_MAX_NAME_LENGTH = 1_000
 
 #: The most parts of a name: the file, and the directories that it is in. There is a route for
 #: each number of them.
-MOST_LEVELS = 12
+MAX_LEVELS = 12
 
 # Control characters, halves of surrogate pairs, and separators of lines.
-_ODD = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
-def ensure() -> None:
+def set_up() -> None:
     """Make the index, and let Girder find the job that a file is attached to.
 
     What it serves of such files is protected.
@@ -92,14 +92,14 @@ def check_name(name: str) -> str:
     """
     parts = name.split("/")
     # A server may take %2F for a slash, wherever it stands.
-    odd = any(category(character) in _ODD for character in name)
+    odd = any(category(character) in _REFUSED_CATEGORIES for character in name)
     odd = odd or "\\" in name or "%2f" in name.lower()
-    too_large = len(name) > _MOST_NAME or len(parts) > MOST_LEVELS
+    too_large = len(name) > _MAX_NAME_LENGTH or len(parts) > MAX_LEVELS
     if odd or too_large or any(part.strip() in ("", ".", "..") for part in parts):
         raise ValueError(
-            f"{name[:200]!r} is no name of an artifact. Give the name of a file, with / between "
-            f"directories if there are any: {MOST_LEVELS} parts and {_MOST_NAME:,} characters at "
-            "most."
+            f"{name[:200]!r} cannot be the name of an artifact. Give the name of a file, with / "
+            f"between directories if there are any: at most {MAX_LEVELS} parts and "
+            f"{_MAX_NAME_LENGTH:,} characters."
         )
     return name
 

@@ -13,44 +13,44 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, HANDLER, JobStatus
-from girder_dask.plugin.store import models, quarantine
-from girder_dask.plugin.store.job_change import History
-from girder_dask.plugin.store.maps import parents as groups
-from girder_dask.plugin.store.updates import MOST_ROUNDS, publish, save, without_log
-from girder_dask.plugin.store.validation import Malformed
+from girder_dask.plugin.store import job_records, models, quarantine
+from girder_dask.plugin.store.job_change import JobChange
+from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.updates import MAX_ROUNDS, WITHOUT_LOG, publish, save
+from girder_dask.plugin.store.validation import MalformedDocument, is_map_parent
 
 __all__ = [
-    "REMIND_TIME",
-    "Ask",
+    "REMIND_PERIOD",
+    "AskScheduler",
     "cancel",
     "cancel_children",
-    "cancel_of_user",
-    "ended_by_others",
-    "remember",
-    "removed",
+    "cancel_jobs_of_user",
+    "clean_up_ended",
+    "collect_removals",
+    "record_removal",
 ]
 
 logger = logging.getLogger(__name__)
 
 #: How long a scheduler is reminded that a job was canceled.
-REMIND_TIME = timedelta(minutes=10)
+REMIND_PERIOD = timedelta(minutes=10)
 
 #: The most jobs that are read at once.
-_MOST_AT_ONCE = 1_000
+_MAX_JOBS_PER_QUERY = 1_000
 
-_FINAL = [int(status) for status in FINAL]
+_FINAL_STATUSES = [int(status) for status in FINAL]
 
 
 #: Tells the scheduler to end jobs, and returns the ids of those that have begun, or may have; None
 #: if it does not answer. Girder may not have heard yet that they are at work.
-Ask = Callable[[Sequence[str]], Collection[str] | None]
+AskScheduler = Callable[[Sequence[str]], Collection[str] | None]
 
 
-def _nobody(_ids: Sequence[str]) -> None:
+def _no_scheduler(_ids: Sequence[str]) -> None:
     return None
 
 
-def cancel(job_id: ObjectId, ask: Ask = _nobody) -> JobStatus | None:
+def cancel(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> JobStatus | None:
     """Cancel a job, but none that it has started; see :func:`cancel_children`.
 
     One that has not started is CANCELED at once, whether there is a scheduler or not. One
@@ -76,18 +76,18 @@ def cancel(job_id: ObjectId, ask: Ask = _nobody) -> JobStatus | None:
     Malformed
         If its document is malformed. Then it was set aside.
     """
-    job = models.collection(Job()).find_one({"_id": job_id}, without_log)
-    if job is not None and groups.is_group(job):
-        return groups.stop(job_id)
-    if job is not None and job.get("status") not in _FINAL:
-        quarantine.require(job)
+    job = models.collection(Job()).find_one({"_id": job_id}, WITHOUT_LOG)
+    if job is not None and is_map_parent(job):
+        return parents.cancel(job_id)
+    if job is not None and job.get("status") not in _FINAL_STATUSES:
+        quarantine.require_valid(job)
     left = _cancel_all([job_id], ask)
     if left:
         raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
-    return models.status(job_id)
+    return job_records.load_status(job_id)
 
 
-def cancel_children(job_id: ObjectId, ask: Ask = _nobody) -> list[str]:
+def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list[str]:
     """Cancel the unfinished jobs that a job has started, and those that these have started.
 
     It takes what :func:`cancel` does.
@@ -103,25 +103,27 @@ def cancel_children(job_id: ObjectId, ask: Ask = _nobody) -> list[str]:
         If others change one of the jobs all the time.
     """
     told: list[str] = []
-    seen, parents = {job_id}, [job_id]
+    seen, unvisited = {job_id}, [job_id]
     left: set[ObjectId] = set()
-    while parents:
+    while unvisited:
         children = list(
             models.collection(Job()).find(
-                {"parentId": {"$in": parents[:_MOST_AT_ONCE]}},
+                {"parentId": {"$in": unvisited[:_MAX_JOBS_PER_QUERY]}},
                 {"status": True, "dask.open": True, "dask.group": True, "handler": True},
             )
         )
-        del parents[:_MOST_AT_ONCE]
+        del unvisited[:_MAX_JOBS_PER_QUERY]
         # Also those that have ended: what they have started may still be at work.
         fresh = [child for child in children if child["_id"] not in seen]
         seen.update(child["_id"] for child in fresh)
-        parents += [child["_id"] for child in fresh]
-        ours = _stop_others([child for child in fresh if child.get("status") not in _FINAL])
+        unvisited += [child["_id"] for child in fresh]
+        ours = _cancel_others(
+            [child for child in fresh if child.get("status") not in _FINAL_STATUSES]
+        )
         left |= _cancel_all(ours, ask)
         told += [str(child_id) for child_id in ours]
     # Once more, for groups whose jobs have all ended meanwhile.
-    groups.follow([{"parentId": parent} for parent in seen])
+    parents.recount_parents_of([{"parentId": parent} for parent in seen])
     if left:
         raise GirderError(
             f"{len(left)} jobs that job {job_id} has started, among them {min(left)}, are being "
@@ -130,7 +132,7 @@ def cancel_children(job_id: ObjectId, ask: Ask = _nobody) -> list[str]:
     return told
 
 
-def cancel_of_user(user: Mapping[str, Any], ask: Ask = _nobody) -> list[str]:
+def cancel_jobs_of_user(user: Mapping[str, Any], ask: AskScheduler = _no_scheduler) -> list[str]:
     """Cancel the unfinished jobs of a user who is deleted.
 
     Returns
@@ -142,20 +144,20 @@ def cancel_of_user(user: Mapping[str, Any], ask: Ask = _nobody) -> list[str]:
     jobs = models.collection(Job()).find(
         {"userId": user["_id"], "$or": unfinished}, {"dask.open": True, "dask.group": True}
     )
-    ours = _stop_others(jobs)
+    ours = _cancel_others(jobs)
     left = _cancel_all(ours, ask, f"The owner of this job, {user['login']}, was deleted.\n")
     for job_id in left:
         logger.warning("Job %s, whose owner was deleted, is not canceled; cancel it", job_id)
     return [str(job_id) for job_id in ours]
 
 
-def _stop_others(children: Iterable[dict[str, Any]]) -> list[ObjectId]:
+def _cancel_others(children: Iterable[dict[str, Any]]) -> list[ObjectId]:
     """Stop parents of maps and jobs of other handlers. Return the ids of the rest."""
     ours = []
     for child in children:
-        if groups.is_group(child):
-            with contextlib.suppress(Malformed):  # it was ended
-                groups.stop(child["_id"])
+        if is_map_parent(child):
+            with contextlib.suppress(MalformedDocument):  # it was ended
+                parents.cancel(child["_id"])
         elif isinstance(child.get("dask"), dict) and child["dask"].get("open"):
             ours.append(child["_id"])
         else:
@@ -173,7 +175,7 @@ def _cancel_foreign(job_id: ObjectId) -> None:
         logger.exception("Job %s, which another one has started, is not canceled", job_id)
 
 
-def _cancel_all(ids: Sequence[ObjectId], ask: Ask, why: str = "") -> set[ObjectId]:
+def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> set[ObjectId]:
     """Cancel jobs, many in one request, and say why in their logs.
 
     Returns
@@ -183,7 +185,7 @@ def _cancel_all(ids: Sequence[ObjectId], ask: Ask, why: str = "") -> set[ObjectI
     """
     left = set(ids)
     begun, asked, told = set[str](), set[ObjectId](), set[ObjectId]()
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         if not left:
             break
         found = _unfinished(left)
@@ -197,19 +199,19 @@ def _cancel_all(ids: Sequence[ObjectId], ask: Ask, why: str = "") -> set[ObjectI
             found = _unfinished(left)
         # Those that a scheduler was given while it was asked have the next turn.
         late = {job["_id"] for job in found if _may_have_begun(job)} - asked
-        ready = [History(job) for job in found if job["_id"] not in late]
-        histories = [history for history in ready if _end(history, begun, told, why)]
-        held, _ = save(histories)
+        ready = [JobChange(job) for job in found if job["_id"] not in late]
+        changes = [change for change in ready if _apply_cancel(change, begun, told, why)]
+        held, _ = save(changes)
         publish(held)
-        left = late | {h.id for h in histories} - {h.id for h in held}
+        left = late | {h.id for h in changes} - {h.id for h in held}
     return left
 
 
 def _unfinished(ids: Iterable[ObjectId]) -> list[dict[str, Any]]:
     found = models.collection(Job()).find(
-        {"_id": {"$in": list(ids)}, "status": {"$nin": _FINAL}}, without_log
+        {"_id": {"$in": list(ids)}, "status": {"$nin": _FINAL_STATUSES}}, WITHOUT_LOG
     )
-    return quarantine.sound(found)
+    return quarantine.filter_valid(found)
 
 
 def _may_have_begun(job: Mapping[str, Any]) -> bool:
@@ -218,24 +220,24 @@ def _may_have_begun(job: Mapping[str, Any]) -> bool:
     return job["status"] == JobStatus.QUEUED and scheduler is not None
 
 
-def _end(history: History, begun: Collection[str], told: Collection[ObjectId], why: str) -> bool:
+def _apply_cancel(
+    change: JobChange, begun: Collection[str], told: Collection[ObjectId], why: str
+) -> bool:
     """Cancel one job. Say whether there is anything to write."""
-    status = history.job["status"]
+    status = change.job["status"]
     if status == JobStatus.CANCELING:
         return False
-    waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED) and str(history.id) not in begun
+    waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED) and str(change.id) not in begun
     if why:
-        history.write(why)
-    history.advance(
-        JobStatus.CANCELED if waits else JobStatus.CANCELING, datetime.now(timezone.utc)
-    )
-    if not waits or history.id not in told:
+        change.write(why)
+    change.advance(JobStatus.CANCELED if waits else JobStatus.CANCELING, datetime.now(timezone.utc))
+    if not waits or change.id not in told:
         # Until the scheduler surely knows, each claim of it is told again.
-        history.dask["remind"] = True
+        change.dask["remind"] = True
     return True
 
 
-def ended_by_others(job: dict[str, Any]) -> bool:
+def clean_up_ended(job: dict[str, Any]) -> bool:
     """Clean up after a job whose end came through Girder's own ``updateJob``.
 
     Returns
@@ -243,7 +245,9 @@ def ended_by_others(job: dict[str, Any]) -> bool:
     bool
         Whether the scheduler is to be told.
     """
-    if job["status"] not in _FINAL or (job.get("handler") != HANDLER and not job.get("dask")):
+    if job["status"] not in _FINAL_STATUSES or (
+        job.get("handler") != HANDLER and not job.get("dask")
+    ):
         return False
     # The document that is given may have been read before the job was queued.
     ended = Job().collection.update_one(
@@ -257,26 +261,26 @@ def ended_by_others(job: dict[str, Any]) -> bool:
         return False
     if isinstance(job.get("dask"), dict):
         job["dask"].pop("open", None)
-    models.clean([job["_id"]])
-    groups.follow([job])
+    job_records.purge_ended([job["_id"]])
+    parents.recount_parents_of([job])
     return True
 
 
-def remember(job_id: ObjectId) -> None:
+def record_removal(job_id: ObjectId) -> None:
     """Note that an unfinished job is deleted, in case the scheduler is not there to be told."""
     models.DaskJob().collection.replace_one(
         {"_id": job_id}, {"removed": datetime.now(timezone.utc)}, upsert=True
     )
 
 
-def removed(now: datetime) -> list[str]:
+def collect_removals(now: datetime) -> list[str]:
     """Return jobs that were deleted before they had ended, each for as long as is needed."""
     jobs = models.collection(models.DaskJob())
     found = list(jobs.find({"removed": {"$exists": True}}, {"removed": True}))
     old = [
         job["_id"]
         for job in found
-        if not isinstance(job["removed"], datetime) or job["removed"] < now - REMIND_TIME
+        if not isinstance(job["removed"], datetime) or job["removed"] < now - REMIND_PERIOD
     ]
     if old:
         jobs.delete_many({"_id": {"$in": old}})

@@ -14,50 +14,50 @@ from bson import ObjectId
 from girder_jobs.models.job import Job
 
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.plugin.notify.notifications import owners
-from girder_dask.plugin.store import models, quarantine, tokens
-from girder_dask.plugin.store.attempt_outcome import Outcome
-from girder_dask.plugin.store.cancellation import REMIND_TIME, removed
-from girder_dask.plugin.store.job_change import History
+from girder_dask.plugin.notify.notifications import load_owners
+from girder_dask.plugin.store import job_records, models, quarantine, tokens
+from girder_dask.plugin.store.cancellation import REMIND_PERIOD, collect_removals
+from girder_dask.plugin.store.job_change import JobChange
 from girder_dask.plugin.store.maps import parents
-from girder_dask.plugin.store.updates import publish, save, without_log
+from girder_dask.plugin.store.results import AttemptOutcome
+from girder_dask.plugin.store.updates import WITHOUT_LOG, publish, save
 from girder_dask.plugin.store.validation import check_record, check_times
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.utils.background import Guard
 
-__all__ = ["Claim", "claim", "hand_over"]
+__all__ = ["Claim", "claim", "claim_for_push"]
 
 logger = logging.getLogger(__name__)
 
-_looks = {what: Guard(logger, f"The look after {what}") for what in ("documents", "groups")}
+_guards = {what: Guard(logger, f"The look after {what}") for what in ("documents", "groups")}
 
 #: The most bytes of pickled calls in one answer.
-MOST_PAYLOAD = 32 * 1024**2
+MAX_PAYLOAD_BYTES = 32 * 1024**2
 
 #: How long a new job is left to be delivered by the process that recorded it.
-PUSH_TIME = timedelta(seconds=2)
+PUSH_GRACE = timedelta(seconds=2)
 
 #: How long it is left to that process if it is known that it is about to deliver it.
-SEND_TIME = timedelta(seconds=30)
+PENDING_PUSH_GRACE = timedelta(seconds=30)
 
 #: How long a scheduler has to say that it has a job that was handed to it, before the
 #: answer is taken for lost and the job is handed over again.
-ANSWER_TIME = timedelta(seconds=60)
+ACKNOWLEDGE_TIMEOUT = timedelta(seconds=60)
 
 #: How often a job begins anew that its scheduler lacks, though it had taken it. One whose updates
 #: Girder cannot apply would do so for ever.
-MOST_LACKED = 5
+MAX_TIMES_LACKED = 5
 
-NO_CALL = "What is needed to run this job is no longer in the database."
-LACKED = (
-    f"The scheduler has let go of this job {MOST_LACKED + 1} times before Girder knew of its end, "
-    "so it is not run again. Look in the logs of Girder and the scheduler for updates of it that "
-    "were refused."
+CALL_MISSING = "What is needed to run this job is no longer in the database."
+LACKED_TOO_OFTEN = (
+    f"The scheduler has let go of this job {MAX_TIMES_LACKED + 1} times before Girder knew of its "
+    "end, so it is not run again. Look in the logs of Girder and the scheduler for updates of it "
+    "that were refused."
 )
 
 #: How often the tokens of unfinished jobs are looked after, in seconds, and when one is
 #: renewed.
-RENEW_INTERVAL = 600.0
+RENEW_INTERVAL_S = 600.0
 RENEW_AFTER = timedelta(days=1)
 
 _UNFINISHED = [int(s) for s in JobStatus if s not in FINAL and s != JobStatus.INACTIVE]
@@ -92,15 +92,15 @@ def claim(
     """
     lacking = lacking or {}
     now = datetime.now(timezone.utc)
-    answer = Claim(cancel=_to_stop(scheduler, now))
+    answer = Claim(cancel=_collect_cancellations(scheduler, now))
     claim_id = uuid.uuid4().hex
     jobs = _candidates(scheduler, limit, lacking, now)
     jobs, known = _with_records(jobs)
-    histories = [
-        history
-        for job in _that_fit(jobs, known)
-        if _take(
-            history := History(job),
+    changes = [
+        change
+        for job in _within_payload_limit(jobs, known)
+        if take(
+            change := JobChange(job),
             scheduler,
             known.get(job["_id"]),
             claim_id,
@@ -108,22 +108,22 @@ def claim(
             is_lacking=_is_lacking(job, scheduler, lacking),
         )
     ]
-    held, _ = save(histories)
+    held, _ = save(changes)
     publish(held)
-    taken = [history for history in held if not history.final]
+    taken = [change for change in held if not change.is_final]
     if taken:
         answer.specs = _specs(taken, known, now)
     _renew_tokens(scheduler, now)
     if len(jobs) < limit:  # else the scheduler asks again at once, as it lacks many
         # The jobs that were claimed are not lost with these.
-        with _looks["documents"]:
-            quarantine.look_after()
-        with _looks["groups"]:
-            parents.look_after(now)
+        with _guards["documents"]:
+            quarantine.scan()
+        with _guards["groups"]:
+            parents.recount_quiet(now)
     return answer
 
 
-def hand_over(scheduler: str, job_ids: Sequence[str]) -> set[str]:
+def claim_for_push(scheduler: str, job_ids: Sequence[str]) -> set[str]:
     """Note of new jobs that they are sent to a scheduler. This comes before they are sent.
 
     If it is lost then, the next one knows that a run of them may have begun.
@@ -167,12 +167,12 @@ def _candidates(
     """Find jobs that nobody has, those another scheduler had, lost answers, and lost jobs."""
     unfinished = {"$in": _UNFINISHED}
     questions: list[dict[str, Any]] = [
-        {"dask.scheduler": None, "status": unfinished, "created": {"$lt": now - PUSH_TIME}},
+        {"dask.scheduler": None, "status": unfinished, "created": {"$lt": now - PUSH_GRACE}},
         {"dask.scheduler": {"$nin": [None, scheduler]}, "status": unfinished},
         {
             "dask.scheduler": scheduler,
             "status": int(JobStatus.QUEUED),
-            "dask.claimed": {"$lt": now - ANSWER_TIME},
+            "dask.claimed": {"$lt": now - ACKNOWLEDGE_TIMEOUT},
         },
     ]
     jobs: list[dict[str, Any]] = []
@@ -180,15 +180,21 @@ def _candidates(
         if len(jobs) < limit:
             found = models.collection(Job()).find(
                 {"dask.open": True, **question},
-                without_log,
+                WITHOUT_LOG,
                 sort=[("dask.scheduler", 1), ("status", 1), ("created", 1)],
                 limit=limit - len(jobs),
             )
-            jobs += (job for job in quarantine.sound(found) if not _is_on_its_way(job, now))
+            jobs += (
+                job
+                for job in quarantine.filter_valid(found)
+                if not _is_about_to_be_pushed(job, now)
+            )
     if lacking:
         some = {"_id": {"$in": list(lacking)}, "dask.open": True, "status": unfinished}
-        found = models.collection(Job()).find(some, without_log)
-        jobs += (job for job in quarantine.sound(found) if _is_lacking(job, scheduler, lacking))
+        found = models.collection(Job()).find(some, WITHOUT_LOG)
+        jobs += (
+            job for job in quarantine.filter_valid(found) if _is_lacking(job, scheduler, lacking)
+        )
     return jobs[:limit]
 
 
@@ -204,9 +210,9 @@ def _is_lacking(
     )
 
 
-def _is_on_its_way(job: Mapping[str, Any], now: datetime) -> bool:
+def _is_about_to_be_pushed(job: Mapping[str, Any], now: datetime) -> bool:
     """Say whether this process is about to deliver a new job."""
-    return job["_id"] in tokens.pending and job["created"] > now - SEND_TIME
+    return job["_id"] in tokens.pending and job["created"] > now - PENDING_PUSH_GRACE
 
 
 def _with_records(
@@ -217,19 +223,21 @@ def _with_records(
         {"_id": {"$in": [job["_id"] for job in jobs]}}, {"result": False}
     )
     there = {record["_id"]: record for record in found}
-    known = {record["_id"]: record for record in quarantine.sound(there.values(), check_record)}
+    known = {
+        record["_id"]: record for record in quarantine.filter_valid(there.values(), check_record)
+    }
     left_out = there.keys() - known.keys()
     return [job for job in jobs if job["_id"] not in left_out], known
 
 
-def _that_fit(
+def _within_payload_limit(
     jobs: Sequence[dict[str, Any]], known: Mapping[Any, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     fitting: list[dict[str, Any]] = []
     size = 0
     for job in jobs:
         size += known.get(job["_id"], {}).get("payload_bytes", 0)
-        if fitting and size > MOST_PAYLOAD:
+        if fitting and size > MAX_PAYLOAD_BYTES:
             break
         fitting.append(job)
     return fitting
@@ -238,8 +246,8 @@ def _that_fit(
 # -- taking it --------------------------------------------------------------------------------
 
 
-def _take(
-    history: History,
+def take(
+    change: JobChange,
     scheduler: str,
     record: Mapping[str, Any] | None,
     claim_id: str,
@@ -248,55 +256,55 @@ def _take(
     is_lacking: bool = False,
 ) -> bool:
     """Make a job one of a scheduler. Say whether there is anything to write."""
-    dask, status = history.dask, history.job["status"]
+    dask, status = change.dask, change.job["status"]
     if status == JobStatus.CANCELING and (is_lacking or dask["scheduler"] != scheduler):
         # Who was to stop it is gone, and with it what ran of it.
-        history.advance(JobStatus.CANCELED, now)
+        change.advance(JobStatus.CANCELED, now)
         return True
     if record is None or not record["payload_bytes"]:
-        return _give_up(history, now)
+        return _give_up(change, now)
     if is_lacking:
         dask["lacked"] = dask.get("lacked", 0) + 1
-        if dask["lacked"] > MOST_LACKED:
-            return _give_up(history, now, LACKED)
+        if dask["lacked"] > MAX_TIMES_LACKED:
+            return _give_up(change, now, LACKED_TOO_OFTEN)
     if is_lacking or dask["scheduler"] not in (None, scheduler):
         why = "did not have the job any more" if is_lacking else "was restarted"
         dask.update(attempt=dask["attempt"] + 1, sequence=0)
-        history.wait("")
-        history.write(f"The scheduler {why}; this is attempt {dask['attempt']}.\n")
+        change.set_pending_reason("")
+        change.write(f"The scheduler {why}; this is attempt {dask['attempt']}.\n")
     if status != JobStatus.QUEUED:
-        history.advance(JobStatus.QUEUED, now)
+        change.advance(JobStatus.QUEUED, now)
     # Removed by the first update of the scheduler, which says that it has the job.
     # The id tells this claim from another one of the same scheduler at the same time.
     dask.update(scheduler=scheduler, claimed=now, claim=claim_id)
     return True
 
 
-def _give_up(history: History, now: datetime, error: str = NO_CALL) -> bool:
-    logger.error("Job %s: %s", history.id, error)
-    history.write(f"{error}\n", ends=True)
-    history.advance(JobStatus.ERROR, now)
-    history.outcome = Outcome(history.dask["attempt"], error=error)
+def _give_up(change: JobChange, now: datetime, error: str = CALL_MISSING) -> bool:
+    logger.error("Job %s: %s", change.id, error)
+    change.write(f"{error}\n", ends=True)
+    change.advance(JobStatus.ERROR, now)
+    change.outcome = AttemptOutcome(change.dask["attempt"], error=error)
     return True
 
 
 def _specs(
-    taken: Sequence[History], known: dict[Any, dict[str, Any]], now: datetime
+    taken: Sequence[JobChange], known: dict[Any, dict[str, Any]], now: datetime
 ) -> list[JobSpec]:
     orphans = _ensure_tokens(taken, known, now)
     if orphans:
-        _end_orphans(orphans, now)
-        taken = [history for history in taken if history not in orphans]
-    attempts = {history.id: history.dask["attempt"] for history in taken}
-    specs = models.load_specs([known[job_id] for job_id in attempts], attempts)
+        _cancel_orphans(orphans, now)
+        taken = [change for change in taken if change not in orphans]
+    attempts = {change.id: change.dask["attempt"] for change in taken}
+    specs = job_records.load_specs([known[job_id] for job_id in attempts], attempts)
     if len(specs) != len(taken):
         # Ended or deleted since they were taken, or the database has lost a part.
         there = {spec.id for spec in specs}
-        missing = [history for history in taken if str(history.id) not in there]
+        missing = [change for change in taken if str(change.id) not in there]
         logger.warning("%d jobs that were claimed have no call", len(missing))
-        broken = [History(history.job) for history in missing]
-        for history in broken:
-            _give_up(history, now)
+        broken = [JobChange(change.job) for change in missing]
+        for change in broken:
+            _give_up(change, now)
         publish(save(broken)[0])
     return specs
 
@@ -305,8 +313,8 @@ def _specs(
 
 
 def _ensure_tokens(
-    taken: Sequence[History], known: dict[Any, dict[str, Any]], now: datetime
-) -> list[History]:
+    taken: Sequence[JobChange], known: dict[Any, dict[str, Any]], now: datetime
+) -> list[JobChange]:
     """See to it that each job has a token that is good for a while.
 
     Returns
@@ -314,16 +322,16 @@ def _ensure_tokens(
     list
         Those that can have none, as their owner was deleted.
     """
-    tokens.store_of_existing(tokens.pending.take(history.id for history in taken))
-    own = {history.id: history for history in taken if known[history.id]["own_token"]}
-    expiry = tokens.valid_until(known[job_id]["token"] or "" for job_id in own)
-    users = owners(history.job["userId"] for history in own.values())
+    tokens.store_of_existing(tokens.pending.take(change.id for change in taken))
+    own = {change.id: change for change in taken if known[change.id]["own_token"]}
+    expiry = tokens.load_expiry(known[job_id]["token"] or "" for job_id in own)
+    users = load_owners(change.job["userId"] for change in own.values())
     renewed, made, orphans = [], {}, []
-    for job_id, history in own.items():
+    for job_id, change in own.items():
         expires = expiry.get(known[job_id]["token"])
-        user_id = history.job["userId"]
+        user_id = change.job["userId"]
         if expires is None and user_id is not None and user_id not in users:
-            orphans.append(history)
+            orphans.append(change)
         elif expires is None:
             made[job_id] = tokens.build(users.get(user_id), now, job_id)
             known[job_id]["token"] = made[job_id]["_id"]
@@ -332,16 +340,16 @@ def _ensure_tokens(
     tokens.renew(renewed)
     if made:
         tokens.store_of_existing(list(made.values()))
-        models.set_tokens({job_id: token["_id"] for job_id, token in made.items()})
+        job_records.set_tokens({job_id: token["_id"] for job_id, token in made.items()})
     return orphans
 
 
-def _end_orphans(histories: Sequence[History], now: datetime) -> None:
+def _cancel_orphans(changes: Sequence[JobChange], now: datetime) -> None:
     """Cancel jobs whose owner was deleted."""
-    fresh = [History(history.job) for history in histories]
-    for history in fresh:
-        history.write("The owner of this job was deleted.\n", ends=True)
-        history.advance(JobStatus.CANCELED, now)
+    fresh = [JobChange(change.job) for change in changes]
+    for change in fresh:
+        change.write("The owner of this job was deleted.\n", ends=True)
+        change.advance(JobStatus.CANCELED, now)
     publish(save(fresh)[0])
 
 
@@ -350,22 +358,22 @@ def _renew_tokens(scheduler: str, now: datetime) -> None:
     if time.monotonic() < _next_renewal.get(scheduler, 0.0):
         return
     _next_renewal.clear()  # only the present run of a scheduler comes back
-    _next_renewal[scheduler] = time.monotonic() + RENEW_INTERVAL
+    _next_renewal[scheduler] = time.monotonic() + RENEW_INTERVAL_S
     jobs = models.collection(Job()).find(
         {"dask.open": True, "dask.scheduler": scheduler}, {"created": True}
     )
-    some = quarantine.sound(jobs, check_times("created"))
+    some = quarantine.filter_valid(jobs, check_times("created"))
     old = [job["_id"] for job in some if job["created"] < now - RENEW_AFTER]
     if old:
-        tokens.renew(models.own_tokens(old))
+        tokens.renew(job_records.load_own_tokens(old))
 
 
 # -- what to stop -----------------------------------------------------------------------------
 
 
-def _to_stop(scheduler: str, now: datetime) -> list[str]:
+def _collect_cancellations(scheduler: str, now: datetime) -> list[str]:
     """Return jobs that were canceled or deleted, in case nobody was there to be told."""
-    jobs = quarantine.sound(
+    jobs = quarantine.filter_valid(
         models.collection(Job()).find(
             {
                 "dask.remind": True,
@@ -379,8 +387,8 @@ def _to_stop(scheduler: str, now: datetime) -> list[str]:
     old = [
         job["_id"]
         for job in jobs
-        if job["status"] == JobStatus.CANCELED and job["updated"] < now - REMIND_TIME
+        if job["status"] == JobStatus.CANCELED and job["updated"] < now - REMIND_PERIOD
     ]
     if old:
         Job().collection.update_many({"_id": {"$in": old}}, {"$unset": {"dask.remind": True}})
-    return [*(str(job["_id"]) for job in jobs), *removed(now)]
+    return [*(str(job["_id"]) for job in jobs), *collect_removals(now)]

@@ -11,13 +11,13 @@ from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError,
 
 from girder_dask.errors import GirderError
 
-__all__ = ["UNFIT", "explained", "insert", "reason"]
+__all__ = ["UNSTORABLE", "describe_error", "insert", "translated_errors"]
 
 #: What the driver raises for a document that cannot be stored, before it is sent.
-UNFIT = (BSONError, OverflowError, UnicodeError, RecursionError)
+UNSTORABLE = (BSONError, OverflowError, UnicodeError, RecursionError)
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return what an error of the database says, without what the driver knows of servers.
 
     >>> from pymongo.errors import ServerSelectionTimeoutError
@@ -27,7 +27,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, (BulkWriteError, DuplicateKeyError)):
         # What it says holds the document.
         return "it refused a document, or has one of the same key"
-    if isinstance(error, UNFIT):
+    if isinstance(error, UNSTORABLE):
         return _unfit(error)
     text = str(error)
     if isinstance(error, ConnectionFailure):
@@ -48,7 +48,7 @@ def _unfit(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
+def translated_errors(what: str) -> Iterator[None]:
     """Raise GirderError in place of what the database raises.
 
     Parameters
@@ -59,7 +59,7 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except PyMongoError as e:
-        raise GirderError(f"{what}: {reason(e)}.") from e
+        raise GirderError(f"{what}: {describe_error(e)}.") from e
 
 
 def insert(collection: Any, documents: Sequence[Mapping[str, Any]]) -> None:

@@ -17,23 +17,23 @@ from girder_jobs.models.job import Job
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import HANDLER, JobStatus
 from girder_dask.plugin.girder_events import is_bound
-from girder_dask.plugin.store.database import UNFIT, reason
+from girder_dask.plugin.store.database import UNSTORABLE, describe_error
 from girder_dask.protocol.job_fields import MOST_LEVELS
 from girder_dask.protocol.messages import Submission
 from girder_dask.utils.text import clean_text
 
-__all__ = ["OURS", "announce_saved", "build", "plain"]
+__all__ = ["RESERVED_FIELDS", "announce_saved", "build", "storable"]
 
 #: The most bytes of a new job document; the log comes on top, and MongoDB takes 16 MiB.
-MOST_BYTES = 4 * 1024**2
+MAX_JOB_BYTES = 4 * 1024**2
 
 #: The most bytes of the arguments that are shown of a job. Lists of jobs have them all.
-MOST_SHOWN = 256 * 1024
+MAX_SHOWN_BYTES = 256 * 1024
 
 #: What ``other_fields`` never sets: what we rely on, and what grants access.
-OURS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
+RESERVED_FIELDS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
 
-_PLAIN = (type(None), bool, bytes, datetime, ObjectId)
+_STORABLE_TYPES = (type(None), bool, bytes, datetime, ObjectId)
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 200
 
@@ -62,7 +62,7 @@ def build(
     job: dict[str, Any] = {
         "title": submission.title,
         "type": submission.type,
-        "args": plain(list(submission.args)),
+        "args": storable(list(submission.args)),
         "kwargs": _shown_kwargs(submission.kwargs),
         "created": now,
         "updated": now,
@@ -77,7 +77,9 @@ def build(
         "timestamps": [{"status": int(JobStatus.QUEUED), "time": now}],
         "parentId": None,
     }
-    job.update((k, plain(v)) for k, v in submission.other_fields.items() if k not in OURS)
+    job.update(
+        (k, storable(v)) for k, v in submission.other_fields.items() if k not in RESERVED_FIELDS
+    )
     if parent is not None:
         job["parentId"] = parent
     elif isinstance(job["parentId"], str) and ObjectId.is_valid(job["parentId"]):
@@ -99,7 +101,7 @@ def build(
 
 def _shown_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     # They are stored as JSON, so that a name may be what no key of MongoDB may be.
-    return {clean_text(str(name)): plain(value) for name, value in kwargs.items()}
+    return {clean_text(str(name)): storable(value) for name, value in kwargs.items()}
 
 
 def _serialised(kwargs: Any) -> str:
@@ -147,22 +149,22 @@ def announce_saved(job: dict[str, Any]) -> None:
 def _fit(job: dict[str, Any], submission: Submission) -> None:
     try:
         size = len(bson.encode(job))
-        if size > MOST_SHOWN and _shown_bytes(job) > MOST_SHOWN:
+        if size > MAX_SHOWN_BYTES and _shown_bytes(job) > MAX_SHOWN_BYTES:
             # What is shown of the arguments may be cut; the arguments themselves are in
             # the payload.
             job["args"] = [_short.repr(job["args"])]
             job["kwargs"] = json_util.dumps({"…": job["kwargs"][:1000]})
             size = len(bson.encode(job))
-    except UNFIT as e:
+    except UNSTORABLE as e:
         raise SubmissionError(
-            f"The fields of the job of {submission.task} cannot be stored: {reason(e)}. No job was "
-            "made.",
+            f"The fields of the job of {submission.task} cannot be stored: {describe_error(e)}. "
+            "No job was made.",
             task=submission.task,
         ) from e
-    if size > MOST_BYTES:
+    if size > MAX_JOB_BYTES:
         raise SubmissionError(
             f"The fields given for the job of {submission.task} (girder_job_other_fields) take "
-            f"{size:,} bytes, more than the {MOST_BYTES:,} that a job holds. No job was made.",
+            f"{size:,} bytes, more than the {MAX_JOB_BYTES:,} that a job holds. No job was made.",
             task=submission.task,
         )
 
@@ -171,13 +173,13 @@ def _shown_bytes(job: Mapping[str, Any]) -> int:
     return len(bson.encode({name: job[name] for name in ("args", "kwargs")}))
 
 
-def plain(value: Any, _level: int = 0) -> Any:
+def storable(value: Any, _level: int = 0) -> Any:
     """Return ``value`` as MongoDB can store it: what it cannot store becomes its ``repr``.
 
     >>> plain({"a": (1, 2**80), "b": {3}, "c": float("nan")})
     {'a': [1, '1208925819614629174706176'], 'b': '{3}', 'c': 'nan'}
     """
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _STORABLE_TYPES):
         return value
     if isinstance(value, float):
         # Girder sends strict JSON, and answers 500 to whoever asks for a document with another.
@@ -188,9 +190,9 @@ def plain(value: Any, _level: int = 0) -> Any:
         return int(value) if -(2**63) <= value < 2**63 else str(value)
     if _level < MOST_LEVELS:
         if isinstance(value, (list, tuple)):
-            return [plain(v, _level + 1) for v in value]
+            return [storable(v, _level + 1) for v in value]
         if isinstance(value, Mapping) and all(_is_key(k) for k in value):
-            return {k: plain(v, _level + 1) for k, v in value.items()}
+            return {k: storable(v, _level + 1) for k, v in value.items()}
     try:
         return clean_text(_short.repr(value))
     except Exception as e:  # noqa: BLE001 - a foreign __repr__ may raise anything

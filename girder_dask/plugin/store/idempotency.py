@@ -18,23 +18,26 @@ from girder_dask.errors import GirderError
 from girder_dask.plugin.store import models
 from girder_dask.protocol.messages import MapParent, Submission
 
-__all__ = ["FIELD", "Repeatable", "ensure"]
+__all__ = ["REQUEST_FIELD", "IdempotencyKey", "ensure_index"]
 
 #: The field of a job with its mark.
-FIELD = "dask_request"
+REQUEST_FIELD = "dask_request"
 
 _KEY = re.compile("[0-9a-f]{32}")
 
 
-def ensure() -> None:
+def ensure_index() -> None:
     """Make the index that lets a mark be there once only."""
-    there = {FIELD: {"$exists": True}}
+    there = {REQUEST_FIELD: {"$exists": True}}
     Job().ensureIndex(
-        ([(FIELD, 1)], {"name": FIELD, "unique": True, "partialFilterExpression": there})
+        (
+            [(REQUEST_FIELD, 1)],
+            {"name": REQUEST_FIELD, "unique": True, "partialFilterExpression": there},
+        )
     )
 
 
-class Repeatable:
+class IdempotencyKey:
     """A request to start jobs that may come again.
 
     Parameters
@@ -50,17 +53,17 @@ class Repeatable:
             raise RestException("The key of the request is not 32 hexadecimal digits.")
         self._prefix = f"{sender}:{key}:"
 
-    def marked(
+    def mark(
         self, submissions: Sequence[Submission], group: MapParent | None
     ) -> tuple[list[Submission], MapParent | None]:
         """Return the calls, and the parent job, with their marks."""
-        calls = [self._marked(call, str(n)) for n, call in enumerate(submissions)]
-        return calls, None if group is None else self._marked(group, "group")
+        calls = [self._mark(call, str(n)) for n, call in enumerate(submissions)]
+        return calls, None if group is None else self._mark(group, "group")
 
-    def _marked(self, call: Any, name: str) -> Any:
-        return replace(call, other_fields={**call.other_fields, FIELD: self._prefix + name})
+    def _mark(self, call: Any, name: str) -> Any:
+        return replace(call, other_fields={**call.other_fields, REQUEST_FIELD: self._prefix + name})
 
-    def recorded(
+    def find_jobs(
         self, submissions: Sequence[Submission], group: MapParent | None
     ) -> list[dict[str, Any]]:
         """Return the jobs that were recorded for this request before, that of the group first.
@@ -75,8 +78,10 @@ class Repeatable:
         names = [*(["group"] if group is not None else []), *map(str, range(len(submissions)))]
         marks = [self._prefix + name for name in names]
         found = {
-            job[FIELD]: job
-            for job in models.collection(Job()).find({FIELD: {"$in": marks}}, {"log": False})
+            job[REQUEST_FIELD]: job
+            for job in models.collection(Job()).find(
+                {REQUEST_FIELD: {"$in": marks}}, {"log": False}
+            )
         }
         if found and len(found) < len(marks):
             raise GirderError(

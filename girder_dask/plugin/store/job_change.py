@@ -16,16 +16,15 @@ from typing import Any
 from pymongo import UpdateOne
 
 from girder_dask.jobs import FINAL, JobStatus, can_follow
-from girder_dask.plugin.store.attempt_outcome import FIELD as OUTCOME
-from girder_dask.plugin.store.attempt_outcome import Outcome
-from girder_dask.plugin.store.logs.writer import FIELD, LogBook
+from girder_dask.plugin.store.logs.writer import LOG_FIELD, LogWriter
+from girder_dask.plugin.store.results import OUTCOME_FIELD, AttemptOutcome
 from girder_dask.protocol.messages import JobUpdate
 from girder_dask.utils.text import clean_text, shortened
 
-__all__ = ["History", "Verdict"]
+__all__ = ["JobChange", "Verdict"]
 
 # What the database holds as a whole number.
-_MOST_NUMBER = 2**62
+_MAX_COUNT = 2**62
 
 _UNSET = {"attempt": None, "sequence": None, "scheduler": None}
 
@@ -38,7 +37,7 @@ class Verdict(Enum):
     CANCEL = "cancel"
 
 
-class History:
+class JobChange:
     """A job document, and what is to be written to it.
 
     Parameters
@@ -60,11 +59,11 @@ class History:
         self.job["dask"] = self.dask
         self.steps: list[tuple[int, int]] = []
         # Not left in the document, which users are told of.
-        self.log = LogBook(job["_id"], self.dask, job.pop(FIELD, None))
+        self.log = LogWriter(job["_id"], self.dask, job.pop(LOG_FIELD, None))
         self.progressed = False
         self.restated = False
         self.ended = False
-        self.outcome: Outcome | None = None
+        self.outcome: AttemptOutcome | None = None
         self.abandoned = False
         self._spilled = False
         self._allow = allow
@@ -89,7 +88,7 @@ class History:
         return self.dask["attempt"], self.dask["sequence"]
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         """Whether the job has ended."""
         return self.job["status"] in FINAL
 
@@ -117,7 +116,7 @@ class History:
 
     # -- updates ------------------------------------------------------------------------------
 
-    def take(self, update: JobUpdate, scheduler: str) -> Verdict:
+    def apply(self, update: JobUpdate, scheduler: str) -> Verdict:
         """Apply an update of a scheduler. One with the sequence 0 says that it has the job.
 
         Raises
@@ -129,7 +128,7 @@ class History:
         progress = _checked_progress(update.progress)
         _check_kinds(update)
         attempt, sequence = int(update.attempt), int(update.sequence)
-        if not (0 <= attempt < _MOST_NUMBER and 0 <= sequence < _MOST_NUMBER):
+        if not (0 <= attempt < _MAX_COUNT and 0 <= sequence < _MAX_COUNT):
             raise ValueError("its attempt or its sequence is no count")
 
         ends = any(status in FINAL for status, _ in statuses)
@@ -144,13 +143,13 @@ class History:
                 self.dask["attempt"] = attempt
             self.dask.update(sequence=sequence, scheduler=scheduler)
             self.acknowledge()
-            self._apply(statuses, update, progress)
+            self._apply_parts(statuses, update, progress)
             if update.waits is not None:
-                self.wait(update.waits)
+                self.set_pending_reason(update.waits)
         elif sequence == 0:
             self.dask["scheduler"] = scheduler
             self.acknowledge()
-        if ends and self.final:
+        if ends and self.is_final:
             # Also for what came twice: the first time may have died before it cleaned up.
             self.ended = True
         return self._verdict(ends)
@@ -158,13 +157,13 @@ class History:
     def _is_current(self, attempt: int, scheduler: str) -> bool:
         if self.dask["scheduler"] not in (None, scheduler) or attempt < self.dask["attempt"]:
             return False
-        return attempt == self.dask["attempt"] or not self.final
+        return attempt == self.dask["attempt"] or not self.is_final
 
     def _verdict(self, ends: bool) -> Verdict:
         stopping = self.job["status"] in (JobStatus.CANCELING, JobStatus.CANCELED)
         return Verdict.CANCEL if stopping and not ends else Verdict.TAKEN
 
-    def _apply(
+    def _apply_parts(
         self,
         statuses: list[tuple[JobStatus, datetime]],
         update: JobUpdate,
@@ -185,7 +184,7 @@ class History:
                 self.advance(status, moment)
                 if status in FINAL:
                     error = None if update.error is None else clean_text(update.error)
-                    self.outcome = Outcome(
+                    self.outcome = AttemptOutcome(
                         self.dask["attempt"], update.result, error, update.exception
                     )
             self._note(log, reached, ends=status in FINAL)
@@ -239,7 +238,7 @@ class History:
         self.job["status"] = int(status)
         self.steps.append((int(status), len(self.job["timestamps"])))
         if status != JobStatus.QUEUED:
-            self._wait_no_more()
+            self._clear_pending_reason()
         if status in FINAL:
             self.ended = True
             self.dask.pop("open", None)
@@ -265,18 +264,18 @@ class History:
         self.log.drop()
         self.outcome = None
         self.abandoned = self._spilled = True
-        if not self.final:
+        if not self.is_final:
             self.advance(JobStatus.CANCELED if canceled else JobStatus.ERROR, moment)
-            self.outcome = Outcome(attempt, error=error)
+            self.outcome = AttemptOutcome(attempt, error=error)
 
     def acknowledge(self) -> None:
         """Note that the scheduler has the job that it claimed, or need not have it."""
         self.dask.pop("claim", None)
         self.dask.pop("claimed", None)
         if "unreached" in self.dask:
-            self.wait("")
+            self.set_pending_reason("")
 
-    def wait(self, reason: str, *, unreached: bool = False) -> None:
+    def set_pending_reason(self, reason: str, *, unreached: bool = False) -> None:
         """Note why the job waits in the queue; empty if it waits for its turn alone.
 
         ``unreached`` marks a reason that holds until a scheduler says that it has the job.
@@ -284,7 +283,7 @@ class History:
         reason = clean_text(shortened(reason))
         if self.job["status"] != JobStatus.QUEUED or reason == self.dask.get("waits", ""):
             return
-        self._wait_no_more()
+        self._clear_pending_reason()
         self.restated = True
         if reason:
             self.dask["waits"] = reason
@@ -292,7 +291,7 @@ class History:
         if unreached:
             self.dask["unreached"] = True
 
-    def _wait_no_more(self) -> None:
+    def _clear_pending_reason(self) -> None:
         self.dask.pop("waits", None)
         self.dask.pop("unreached", None)
 
@@ -326,7 +325,7 @@ class History:
             change.setdefault("$push", {})["timestamps"] = {"$each": self._timestamps}
         self.log.add_to(change)
         if self.outcome is not None and not self.outcome_beside:
-            change["$set"][OUTCOME] = self.outcome.document()
+            change["$set"][OUTCOME_FIELD] = self.outcome.document()
         if self.progressed:
             change["$set"]["progress"] = self.job["progress"]
         return UpdateOne(self._read, change)

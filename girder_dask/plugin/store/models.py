@@ -8,52 +8,30 @@ a MongoDB document holds 16 MiB at most. Neither is reachable through REST.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from bson import ObjectId
 from girder.models.model_base import Model
 from girder_jobs.models.job import Job
-from pymongo import ReadPreference, UpdateOne
+from pymongo import ReadPreference
 
-from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.plugin import settings
 from girder_dask.plugin.store import tokens
-from girder_dask.plugin.store.database import insert
-from girder_dask.protocol.messages import JobSpec
 
 __all__ = [
     "CHILDREN_INDEX",
     "CHUNK_BYTES",
     "CLAIM_INDEX",
-    "GROUP_INDEX",
     "INLINE_BYTES",
+    "MAP_PARENT_INDEX",
     "OPEN_INDEX",
     "REMIND_INDEX",
     "REMOVED_INDEX",
     "TOKEN_INDEX",
     "UNREACHED_INDEX",
     "DaskJob",
+    "DaskLog",
     "DaskPayload",
-    "Origin",
-    "clean",
-    "close",
     "collection",
-    "dependencies",
     "ensure_indices",
-    "forget",
-    "is_descendant",
-    "is_stopping",
-    "load_specs",
-    "origin",
-    "own_tokens",
-    "payload_pieces",
-    "running_job",
-    "set_tokens",
-    "states",
-    "status",
-    "store_records",
 ]
 
 #: The most bytes of a pickled call that is kept in the document of its job.
@@ -75,26 +53,13 @@ UNREACHED_INDEX = "dask_unreached"
 CHILDREN_INDEX = "dask_children"
 
 #: The index over the parents of maps that have not ended.
-GROUP_INDEX = "dask_groups"
+MAP_PARENT_INDEX = "dask_groups"
 
 #: The index over the tokens that belong to a job.
 TOKEN_INDEX = "dask_token"  # noqa: S105
 
 #: The index over the jobs that were deleted before they had ended.
 REMOVED_INDEX = "dask_removed"
-
-_OPTIONS = (
-    "girder_api_url",
-    "package",
-    "title",
-    "retries",
-    "timeout",
-    "priority",
-    "isolation",
-    "at_most_once",
-    "dependencies",
-    "trusted",
-)
 
 
 class DaskJob(Model):
@@ -123,6 +88,19 @@ class DaskPayload(Model):
         """Name the collection and its index."""
         self.name = "dask_payload"
         self.ensureIndex(([("job", 1), ("n", 1)], {"unique": True}))
+
+    def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
+        """Accept the document: only this package writes it."""
+        return doc
+
+
+class DaskLog(Model):
+    """A part of the log of a job: ``{job, size, data}``, compressed with zlib."""
+
+    def initialize(self) -> None:
+        """Name the collection and its index."""
+        self.name = "dask_log"
+        self.ensureIndex("job")
 
     def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
         """Accept the document: only this package writes it."""
@@ -167,216 +145,11 @@ def ensure_indices() -> None:
     Job().ensureIndex(
         (
             [("updated", 1)],
-            {"name": GROUP_INDEX, "partialFilterExpression": {"dask.group.open": True}},
+            {"name": MAP_PARENT_INDEX, "partialFilterExpression": {"dask.group.open": True}},
         )
     )
     Job().ensureIndex(([("parentId", 1), ("status", 1)], {"name": CHILDREN_INDEX}))
     DaskJob()
     DaskPayload()
+    DaskLog()
     tokens.ensure_index()
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a job is, and whether code inside Girder has started it.
-
-    ``from_girder`` is true of the jobs of the same package as well that such a job has started.
-    ``girder_api_url`` is Girder's REST API as that code gave it.
-    """
-
-    task: str = ""
-    from_girder: bool = False
-    girder_api_url: str | None = None
-
-
-def store_records(
-    specs: Sequence[JobSpec], own_tokens: Sequence[bool], from_girder: Sequence[bool]
-) -> None:
-    """Store how to run new jobs.
-
-    ``own_tokens`` says which tokens end with their job, ``from_girder`` is as in :class:`Origin`.
-    """
-    insert(DaskPayload().collection, [piece for spec in specs for piece in payload_pieces(spec)])
-    insert(
-        DaskJob().collection,
-        [_record(*each) for each in zip(specs, own_tokens, from_girder, strict=True)],
-    )
-
-
-def payload_pieces(spec: JobSpec) -> list[dict[str, Any]]:
-    """Cut the pickled call of a job into documents; none for a small one."""
-    job, data = ObjectId(spec.id), spec.payload
-    if len(data) <= INLINE_BYTES:
-        return []
-    return [
-        {"job": job, "n": n, "data": data[start : start + CHUNK_BYTES]}
-        for n, start in enumerate(range(0, len(data), CHUNK_BYTES))
-    ]
-
-
-def _record(spec: JobSpec, own_token: bool, from_girder: bool) -> dict[str, Any]:
-    record = {name: getattr(spec, name) for name in _OPTIONS}
-    return {
-        "_id": ObjectId(spec.id),
-        "task": spec.task,
-        "token": spec.token,
-        "own_token": own_token,
-        "from_girder": from_girder,
-        "payload_bytes": len(spec.payload),
-        **({"payload": spec.payload} if len(spec.payload) <= INLINE_BYTES else {}),
-        # Pairs, since the name of a resource may hold what a key of MongoDB may not.
-        "resources": list(spec.resources.items()) if spec.resources else None,
-        **record,
-    }
-
-
-def load_specs(records: Iterable[Mapping[str, Any]], attempts: Mapping[Any, int]) -> list[JobSpec]:
-    """Return the specs of jobs whose ``dask_job`` documents are given.
-
-    A job whose pickled call is not there, or not all of it, is left out.
-    """
-    records = list(records)
-    payloads: dict[Any, list[bytes]] = {}
-    apart = [record["_id"] for record in records if "payload" not in record]
-    pieces = collection(DaskPayload()).find({"job": {"$in": apart}}, sort=[("job", 1), ("n", 1)])
-    for piece in pieces if apart else ():
-        payloads.setdefault(piece["job"], []).append(piece["data"])
-    specs = []
-    default = settings.default_api_url()
-    for record in records:
-        payload = record.get("payload") or b"".join(payloads.get(record["_id"], ()))
-        if payload and len(payload) == record["payload_bytes"]:
-            specs.append(_spec(record, payload, attempts[record["_id"]], default))
-    return specs
-
-
-def _spec(
-    record: Mapping[str, Any], payload: bytes, attempt: int, default_api_url: str | None
-) -> JobSpec:
-    return JobSpec(
-        id=str(record["_id"]),
-        attempt=attempt,
-        task=record["task"],
-        payload=payload,
-        token=record["token"],
-        default_api_url=default_api_url,
-        resources=dict(record["resources"]) if record["resources"] else None,
-        # A job that was recorded by an older version has not all of them. Its api_url may have
-        # come with a request, and is not among them.
-        **{"trusted": False, **{name: record[name] for name in _OPTIONS if name in record}},
-    )
-
-
-def dependencies(job_id: ObjectId) -> list[str]:
-    """Return the ids of the jobs whose values are among the arguments of a job."""
-    record = collection(DaskJob()).find_one({"_id": job_id}, {"dependencies": 1}) or {}
-    return list(record.get("dependencies") or ())
-
-
-def origin(job_id: ObjectId) -> Origin:
-    """Return what a job is, and whether code inside Girder has started it."""
-    fields = ("task", "from_girder", "girder_api_url")
-    record = collection(DaskJob()).find_one({"_id": job_id}, dict.fromkeys(fields, 1)) or {}
-    return Origin(
-        task=str(record.get("task") or ""),
-        from_girder=record.get("from_girder") is True,
-        girder_api_url=record.get("girder_api_url") or None,
-    )
-
-
-def running_job(token: str, job_id: ObjectId | None = None) -> dict[str, Any] | None:
-    """Return the unfinished job, without its log, that a token was made for.
-
-    With ``job_id`` it is that job, also if it was started with a token that was there before.
-    """
-    which = {"own_token": True} if job_id is None else {"_id": job_id}
-    record = collection(DaskJob()).find_one({"token": token, **which}, {"_id": 1})
-    if record is None:
-        return None
-    job: dict[str, Any] | None = collection(Job()).find_one(
-        {"_id": record["_id"], "dask.open": True}, {"log": False, "args": False, "kwargs": False}
-    )
-    return job
-
-
-def states(job_ids: Iterable[str]) -> list[dict[str, Any]]:
-    """Return where jobs stand, with what tells who may read them."""
-    ids = [ObjectId(job_id) for job_id in job_ids if ObjectId.is_valid(job_id)]
-    fields = ("title", "status", "progress", "updated", "dask.group", "dask.waits")
-    rights = ("userId", "access", "public", "publicFlags")
-    return list(collection(Job()).find({"_id": {"$in": ids}}, dict.fromkeys(fields + rights, True)))
-
-
-def status(job_id: ObjectId) -> JobStatus | None:
-    """Return the state of a job, None if there is no such job."""
-    job = collection(Job()).find_one({"_id": job_id}, {"status": True})
-    try:
-        return None if job is None else JobStatus(job.get("status"))
-    except (ValueError, TypeError):
-        return JobStatus.ERROR  # malformed, and so not at work
-
-
-def is_descendant(job: Mapping[str, Any], of: ObjectId) -> bool:
-    """Say whether a job was started by another one, or by one that this has started."""
-    parent, seen = job.get("parentId"), set()
-    while isinstance(parent, ObjectId) and parent != of and parent not in seen:
-        seen.add(parent)
-        above = collection(Job()).find_one({"_id": parent}, {"parentId": True}) or {}
-        parent = above.get("parentId")
-    return parent == of
-
-
-def is_stopping(job_id: ObjectId) -> bool:
-    """Say whether somebody has asked for the end of a job."""
-    return status(job_id) in (JobStatus.CANCELING, JobStatus.CANCELED)
-
-
-def clean(job_ids: Sequence[ObjectId]) -> None:
-    """Delete the tokens and calls of jobs that have ended. What came of them stays."""
-    if not job_ids:
-        return
-    tokens.pending.take(job_ids)
-    these = {"_id": {"$in": list(job_ids)}}
-    fields = {"token": 1, "own_token": 1, "payload_bytes": 1, "inline": {"$gt": ["$payload", None]}}
-    found = list(collection(DaskJob()).find(these, fields))
-    # By both: tokens of an earlier version do not name their job.
-    own = (record["token"] for record in found if record["own_token"] and record["token"])
-    tokens.delete(own, of=job_ids)
-    apart = [record["_id"] for record in found if record["payload_bytes"] and not record["inline"]]
-    if apart:
-        DaskPayload().collection.delete_many({"job": {"$in": apart}})
-    DaskJob().collection.update_many(
-        these, {"$set": {"token": None, "payload_bytes": 0}, "$unset": {"payload": True}}
-    )
-
-
-def forget(job_ids: Sequence[ObjectId]) -> None:
-    """Delete all that is kept of jobs besides their job documents."""
-    tokens.pending.take(job_ids)
-    tokens.delete(own_tokens(job_ids), of=job_ids)
-    DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
-    DaskJob().collection.delete_many({"_id": {"$in": list(job_ids)}})
-
-
-def close(job_id: ObjectId) -> None:
-    """End an unfinished job that is about to be deleted, so that nobody hands or queues it now."""
-    Job().collection.update_one(
-        {"_id": job_id, "status": {"$nin": [int(status) for status in FINAL]}},
-        {"$set": {"status": int(JobStatus.CANCELED)}, "$unset": {"dask.open": True}},
-    )
-
-
-def set_tokens(ids: Mapping[Any, str]) -> None:
-    """Give jobs other tokens, by the ids of the jobs."""
-    DaskJob().collection.bulk_write(
-        [UpdateOne({"_id": job}, {"$set": {"token": token}}) for job, token in ids.items()],
-        ordered=False,
-    )
-
-
-def own_tokens(job_ids: Sequence[ObjectId]) -> list[str]:
-    """Return the ids of the tokens that were made for jobs and end with them."""
-    records = collection(DaskJob()).find(
-        {"_id": {"$in": list(job_ids)}, "own_token": True}, {"token": 1}
-    )
-    return [record["token"] for record in records if record["token"]]

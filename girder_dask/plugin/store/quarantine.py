@@ -17,39 +17,52 @@ from girder_jobs.models.job import Job
 from pymongo.errors import PyMongoError
 
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.plugin.store import models
-from girder_dask.plugin.store.validation import Malformed, check_group, check_job
+from girder_dask.plugin.store import job_records, models
+from girder_dask.plugin.store.validation import MalformedDocument, check_job, check_map_parent
 from girder_dask.utils.bounded_dict import BoundedDict
 
-__all__ = ["FIELD", "count", "ensure", "look_after", "put", "require", "sound"]
+__all__ = [
+    "QUARANTINE_FIELD",
+    "add",
+    "ensure_index",
+    "filter_valid",
+    "require_valid",
+    "scan",
+    "summarize",
+]
 
 logger = logging.getLogger(__name__)
 
 #: The field of a job that was set aside: why, and when.
-FIELD = "dask_aside"
+QUARANTINE_FIELD = "dask_aside"
 
 #: For how long ``girder-dask doctor`` tells of a job that was set aside.
-RECENT = timedelta(days=1)
+RECENT_PERIOD = timedelta(days=1)
 
 # What has the rest of the plugin find a job.
-_MARKS = ("open", "group.open", "remind", "claimed", "claim", "unreached", "waits")
+_QUEUE_FIELDS = ("open", "group.open", "remind", "claimed", "claim", "unreached", "waits")
 
 # Seconds between two looks for those that are found in no other way, and the most at once.
-_LOOK = 10.0
-_MOST = 200
-_next_look = 0.0
+_SCAN_INTERVAL_S = 10.0
+_MAX_SCANNED_JOBS = 200
+_next_scan = 0.0
 
 # Jobs that could not be set aside are found again and again. They are logged once.
-_told: BoundedDict[Any, str] = BoundedDict(1_000)
+_logged_reasons: BoundedDict[Any, str] = BoundedDict(1_000)
 
 
-def ensure() -> None:
+def ensure_index() -> None:
     """Make the index over the jobs that were set aside."""
-    there = {FIELD: {"$exists": True}}
-    Job().ensureIndex(([(f"{FIELD}.time", 1)], {"name": FIELD, "partialFilterExpression": there}))
+    there = {QUARANTINE_FIELD: {"$exists": True}}
+    Job().ensureIndex(
+        (
+            [(f"{QUARANTINE_FIELD}.time", 1)],
+            {"name": QUARANTINE_FIELD, "partialFilterExpression": there},
+        )
+    )
 
 
-def sound(
+def filter_valid(
     jobs: Iterable[dict[str, Any]], check: Callable[[Mapping[str, Any]], None] = check_job
 ) -> list[dict[str, Any]]:
     """Return the documents that are as they should be, and set the others aside."""
@@ -57,28 +70,32 @@ def sound(
     for job in jobs:
         try:
             check(job)
-        except Malformed as e:
-            put(job["_id"], str(e))
+        except MalformedDocument as e:
+            add(job["_id"], str(e))
         else:
             kept.append(job)
     return kept
 
 
-def require(job: dict[str, Any], check: Callable[[Mapping[str, Any]], None] = check_job) -> None:
+def require_valid(
+    job: dict[str, Any], check: Callable[[Mapping[str, Any]], None] = check_job
+) -> None:
     """Set a document aside that is malformed, and raise Malformed for who has named it."""
     try:
         check(job)
-    except Malformed as e:
-        put(job["_id"], str(e))
-        raise Malformed(e.document_id, e.field, f"{e.expected}, so the job was ended") from e
+    except MalformedDocument as e:
+        add(job["_id"], str(e))
+        raise MalformedDocument(
+            e.document_id, e.field, f"{e.expected}, so the job was ended"
+        ) from e
 
 
-def look_after() -> None:
+def scan() -> None:
     """Set malformed documents aside that no question for jobs finds, now and then."""
-    global _next_look
-    if time.monotonic() < _next_look:
+    global _next_scan
+    if time.monotonic() < _next_scan:
         return
-    _next_look = time.monotonic() + _LOOK
+    _next_scan = time.monotonic() + _SCAN_INTERVAL_S
     jobs = models.collection(Job())
     unlike = [
         {"created": {"$not": {"$type": "date"}}},
@@ -86,32 +103,34 @@ def look_after() -> None:
         {"dask.scheduler": {"$not": {"$type": ["string", "null"]}}},
     ]
     hidden = {"dask.open": True, "$or": unlike}
-    sound(jobs.find(hidden, {"log": False}, limit=_MOST, hint=models.OPEN_INDEX))
+    filter_valid(jobs.find(hidden, {"log": False}, limit=_MAX_SCANNED_JOBS, hint=models.OPEN_INDEX))
     hidden = {"dask.claimed": {"$exists": True, "$not": {"$type": "date"}}}
-    sound(jobs.find(hidden, {"log": False}, limit=_MOST, hint=models.CLAIM_INDEX))
+    filter_valid(
+        jobs.find(hidden, {"log": False}, limit=_MAX_SCANNED_JOBS, hint=models.CLAIM_INDEX)
+    )
     hidden = {"dask.group.open": True, "updated": {"$not": {"$type": "date"}}}
-    found = jobs.find(hidden, {"log": False}, limit=_MOST, hint=models.GROUP_INDEX)
-    sound(found, check_group)
+    found = jobs.find(hidden, {"log": False}, limit=_MAX_SCANNED_JOBS, hint=models.MAP_PARENT_INDEX)
+    filter_valid(found, check_map_parent)
 
 
-def put(job_id: Any, reason: str) -> None:
+def add(job_id: Any, reason: str) -> None:
     """Set a job aside: end it in ERROR, unless it has ended, and say why in its log."""
-    if _told.get(job_id) != reason:
-        _told[job_id] = reason
+    if _logged_reasons.get(job_id) != reason:
+        _logged_reasons[job_id] = reason
         logger.error("%s It is set aside, and the other jobs go on.", reason)
     now = datetime.now(timezone.utc)
     jobs = Job().collection
-    for change in (_end(reason, now), _bare_end(reason, now)):
+    for change in (_full_change(reason, now), _minimal_change(reason, now)):
         try:
             jobs.update_one({"_id": job_id}, change)
             break
         except PyMongoError as e:
             logger.warning("Job %s cannot be set aside: %s", job_id, e)
     if isinstance(job_id, ObjectId):
-        models.clean([job_id])
+        job_records.purge_ended([job_id])
 
 
-def _end(reason: str, now: datetime) -> list[dict[str, Any]]:
+def _full_change(reason: str, now: datetime) -> list[dict[str, Any]]:
     """Return the change of a document of which no field need be what it should be."""
     log = {
         "$switch": {
@@ -125,7 +144,7 @@ def _end(reason: str, now: datetime) -> list[dict[str, Any]]:
     stamps = {"$cond": [{"$isArray": ["$timestamps"]}, "$timestamps", []]}
     times = {"$filter": {"input": stamps, "cond": {"$eq": [{"$type": "$$this.time"}, "date"]}}}
     text = f"{reason} girder_dask cannot run it, so the job was ended. Start it again.\n"
-    (status, *marks) = _bare_end(reason, now)
+    (status, *marks) = _minimal_change(reason, now)
     whole = {
         "log": {"$concatArrays": [log, [text]]},
         "timestamps": {
@@ -136,23 +155,30 @@ def _end(reason: str, now: datetime) -> list[dict[str, Any]]:
     return [{"$set": {**status["$set"], **whole}}, *marks]
 
 
-def _bare_end(reason: str, now: datetime) -> list[dict[str, Any]]:
+def _minimal_change(reason: str, now: datetime) -> list[dict[str, Any]]:
     """Return the same for a document that can grow no more."""
     final = [int(status) for status in FINAL]
     outcome = {"result": None, "error": reason, "exception": None, "result_attempt": 0}
     fields = {
         "status": {"$cond": [{"$in": ["$status", final]}, "$status", int(JobStatus.ERROR)]},
         "updated": now,
-        FIELD: {"$literal": {"reason": reason, "time": now}},
+        QUARANTINE_FIELD: {"$literal": {"reason": reason, "time": now}},
         "dask_outcome": {"$literal": outcome},
     }
-    return [{"$set": fields}, {"$unset": [f"dask.{mark}" for mark in _MARKS]}]
+    return [{"$set": fields}, {"$unset": [f"dask.{mark}" for mark in _QUEUE_FIELDS]}]
 
 
-def count(now: datetime) -> dict[str, Any]:
+def summarize(now: datetime) -> dict[str, Any]:
     """Return how many jobs were set aside in the last day, and why the last one was."""
     jobs = models.collection(Job())
-    recent = {FIELD: {"$exists": True}, f"{FIELD}.time": {"$gt": now - RECENT}}
-    found = list(jobs.find(recent, {FIELD: True}, sort=[(f"{FIELD}.time", -1)], limit=1))
-    last = str(found[0][FIELD]["reason"]) if found else None
+    recent = {
+        QUARANTINE_FIELD: {"$exists": True},
+        f"{QUARANTINE_FIELD}.time": {"$gt": now - RECENT_PERIOD},
+    }
+    found = list(
+        jobs.find(
+            recent, {QUARANTINE_FIELD: True}, sort=[(f"{QUARANTINE_FIELD}.time", -1)], limit=1
+        )
+    )
+    last = str(found[0][QUARANTINE_FIELD]["reason"]) if found else None
     return {"number": jobs.count_documents(recent), "last": last}

@@ -26,62 +26,31 @@ from girder_dask import config
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin import settings
-from girder_dask.plugin.notify.notifications import Notices
-from girder_dask.plugin.store import documents, models, tokens
-from girder_dask.plugin.store.acknowledgements import receive
-from girder_dask.plugin.store.attempt_outcome import Outcome
-from girder_dask.plugin.store.cancellation import (
-    cancel,
-    cancel_children,
-    cancel_of_user,
-    ended_by_others,
-    remember,
-)
-from girder_dask.plugin.store.claims import Claim, claim, hand_over
-from girder_dask.plugin.store.database import UNFIT, insert, reason
-from girder_dask.plugin.store.dependencies import check as check_dependencies
-from girder_dask.plugin.store.job_change import History
+from girder_dask.plugin.notify.notifications import NotificationBatch
+from girder_dask.plugin.store import documents, job_records, tokens
+from girder_dask.plugin.store.authority import IN_GIRDER, Authority
+from girder_dask.plugin.store.database import UNSTORABLE, describe_error, insert
+from girder_dask.plugin.store.dependency_access import check as check_dependencies
+from girder_dask.plugin.store.job_change import JobChange
 from girder_dask.plugin.store.maps import parents
-from girder_dask.plugin.store.models import forget
-from girder_dask.plugin.store.results import result
-from girder_dask.plugin.store.scheduler_inventory import held
-from girder_dask.plugin.store.trust import IN_GIRDER, Authority
-from girder_dask.plugin.store.updates import Verdicts, apply, publish, save
+from girder_dask.plugin.store.results import AttemptOutcome
+from girder_dask.plugin.store.updates import publish, save
 from girder_dask.protocol.messages import JobSpec, MapParent, Submission
 from girder_dask.protocol.payload import pack_call
 from girder_dask.tasks.options import checked_placement
 
-__all__ = [
-    "Claim",
-    "Recorded",
-    "Verdicts",
-    "adopt",
-    "apply",
-    "cancel",
-    "cancel_children",
-    "cancel_of_user",
-    "claim",
-    "ended_by_others",
-    "forget",
-    "hand_over",
-    "held",
-    "receive",
-    "record",
-    "record_group",
-    "remember",
-    "result",
-]
+__all__ = ["RecordedJob", "queue_inactive", "record", "record_map"]
 
 logger = logging.getLogger(__name__)
 
 #: What a new job's subdocument ``dask`` holds besides its task.
-_NEW = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 0, "open": True}
+_NEW_DASK_FIELDS = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 0, "open": True}
 
 # Seconds that it may take to delete what was not recorded as a whole.
-_UNDO_TIME = 2.0
+_UNDO_TIMEOUT_S = 2.0
 
-_NONE = "None of them was recorded."
-_NOT_KNOWN = (
+_NONE_RECORDED = "None of them was recorded."
+_MAYBE_RECORDED = (
     "Whether they were recorded is not known: look in Girder's list of jobs before you start them "
     "again."
 )
@@ -90,7 +59,7 @@ _OPTIONS = ("retries", "timeout", "resources", "priority", "isolation", "at_most
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedJob:
     """A job that was recorded, and what runs it."""
 
     job: dict[str, Any]
@@ -115,7 +84,7 @@ def record(
     *,
     authority: Authority = IN_GIRDER,
     tokens_later: bool = False,
-) -> list[Recorded]:
+) -> list[RecordedJob]:
     """Record a job for each call: all of them at once, or none.
 
     Parameters
@@ -144,7 +113,7 @@ def record(
     return _announced(drafts)
 
 
-def record_group(
+def record_map(
     group: MapParent,
     submissions: Sequence[Submission],
     user: Mapping[str, Any] | None = None,
@@ -152,7 +121,7 @@ def record_group(
     *,
     authority: Authority = IN_GIRDER,
     tokens_later: bool = False,
-) -> tuple[dict[str, Any], list[Recorded]]:
+) -> tuple[dict[str, Any], list[RecordedJob]]:
     """Record a job for each call, and one that they all belong to.
 
     Takes and raises what :func:`record` does.
@@ -166,34 +135,34 @@ def record_group(
     job = parents.build(group, submissions, owner, datetime.now(timezone.utc), parent)
     drafts = _drafts(submissions, owner, job["_id"], authority)
     try:
-        parents.begin(job)
+        parents.store(job)
         _write(drafts, tokens_later=tokens_later)
     except PyMongoError as e:
-        _abandon(job)
+        _undo_parent(job)
         raise GirderError(
             f"Girder's database did not take the job '{group.title}' of {len(drafts)} jobs: "
-            f"{reason(e)}. {_NONE}"
+            f"{describe_error(e)}. {_NONE_RECORDED}"
         ) from e
     except GirderError:
-        _abandon(job)
+        _undo_parent(job)
         raise
-    notices = Notices()
-    notices.created(job)
-    notices.send()
+    batch = NotificationBatch()
+    batch.add_created(job)
+    batch.send()
     _announce(job)
     recorded = _announced(drafts)
     try:
-        parents.complete(job)
+        parents.mark_complete(job)
     except PyMongoError:
         # It is recorded and counted later: whoever started it must be given it.
         logger.exception("It is not noted that all jobs of %s are recorded", job["_id"])
     return job, recorded
 
 
-def _abandon(job: dict[str, Any]) -> None:
+def _undo_parent(job: dict[str, Any]) -> None:
     try:
-        with pymongo.timeout(_UNDO_TIME):
-            parents.abandon(job)
+        with pymongo.timeout(_UNDO_TIMEOUT_S):
+            parents.delete(job)
     except PyMongoError:
         logger.exception("The job %s, of which no parts were recorded, may be left", job["_id"])
 
@@ -213,16 +182,16 @@ def _drafts(
     return drafts
 
 
-def _announced(drafts: Sequence[_Draft]) -> list[Recorded]:
-    notices = Notices()
+def _announced(drafts: Sequence[_Draft]) -> list[RecordedJob]:
+    batch = NotificationBatch()
     for draft in drafts:
-        notices.created(draft.job)
+        batch.add_created(draft.job)
     for draft in drafts:
         _announce(draft.job)
         if isinstance(draft.job["kwargs"], str):
             draft.job["kwargs"] = json_util.loads(draft.job["kwargs"])
-    notices.send()
-    return [Recorded(draft.job, draft.spec) for draft in drafts]
+    batch.send()
+    return [RecordedJob(draft.job, draft.spec) for draft in drafts]
 
 
 def _draft(
@@ -234,7 +203,7 @@ def _draft(
     default_api_url: str | None,
 ) -> _Draft:
     owner = submission.user if submission.user is not None else user
-    dask = {**_NEW, "task": submission.task, "package": submission.package}
+    dask = {**_NEW_DASK_FIELDS, "task": submission.task, "package": submission.package}
     job = documents.build(submission, owner, now, dask, parent)
     own = None if submission.token else tokens.build(owner, now, job["_id"])
     token = own["_id"] if own else _token_id(submission.token)
@@ -277,15 +246,16 @@ def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
         # Whatever it is (BSON refuses some values with errors of its own), nothing may be left.
         may_exist = may_exist and not isinstance(e, ServerSelectionTimeoutError)
         may_exist = not _undo(drafts) and may_exist
-        if isinstance(e, UNFIT):
+        if isinstance(e, UNSTORABLE):
             raise SubmissionError(
                 f"One of {len(drafts)} new jobs, the first of {drafts[0].spec.task}, cannot be "
-                f"stored: {reason(e)}. {_NONE}",
+                f"stored: {describe_error(e)}. {_NONE_RECORDED}",
                 task=drafts[0].spec.task,
             ) from e
+        outcome = _MAYBE_RECORDED if may_exist else _NONE_RECORDED
         raise GirderError(
             f"Girder's database did not take {len(drafts)} new jobs, the first of "
-            f"{drafts[0].spec.task}: {reason(e)}. {_NOT_KNOWN if may_exist else _NONE}"
+            f"{drafts[0].spec.task}: {describe_error(e)}. {outcome}"
         ) from e
 
 
@@ -293,10 +263,10 @@ def _undo(drafts: Sequence[_Draft]) -> bool:
     """Delete what is there of jobs that were not recorded, and say whether that worked."""
     ids = [draft.job["_id"] for draft in drafts]
     try:
-        with pymongo.timeout(_UNDO_TIME):
+        with pymongo.timeout(_UNDO_TIMEOUT_S):
             Job().collection.delete_many({"_id": {"$in": ids}})
             tokens.delete(draft.token["_id"] for draft in drafts if draft.token)
-            forget(ids)
+            job_records.delete(ids)
     except PyMongoError:
         logger.exception("Parts of %d jobs that were not recorded may be left", len(ids))
         return False
@@ -308,7 +278,7 @@ def _write_tokens(drafts: Sequence[_Draft]) -> None:
 
 
 def _write_records(drafts: Sequence[_Draft]) -> None:
-    models.store_records(
+    job_records.store_records(
         [draft.spec for draft in drafts],
         [draft.token is not None for draft in drafts],
         [draft.from_girder for draft in drafts],
@@ -323,7 +293,7 @@ def _announce(job: dict[str, Any]) -> None:
         logger.exception("A handler of model.job.save.after failed for job %s", job["_id"])
 
 
-def adopt(job: dict[str, Any], user: Mapping[str, Any] | None) -> Recorded:
+def queue_inactive(job: dict[str, Any], user: Mapping[str, Any] | None) -> RecordedJob:
     """Queue an INACTIVE job that ``Job().createJob`` made, inside Girder.
 
     Its ``dask.task`` names the task, its ``args`` and ``kwargs`` are those of the call.
@@ -370,28 +340,30 @@ def adopt(job: dict[str, Any], user: Mapping[str, Any] | None) -> Recorded:
         **checked_placement({n: given[n] for n in _OPTIONS if n in given}, task),
     )
     _queue(_Draft(job, spec, user, token, from_girder=True), now)
-    return Recorded(job, spec)
+    return RecordedJob(job, spec)
 
 
 def _queue(draft: _Draft, now: datetime) -> None:
     job = draft.job
-    history = History(dict(job))
-    history.dask.update(_NEW, package=draft.spec.package)
-    history.outcome = Outcome(0)  # instead of what its maker may have put there
-    history.advance(JobStatus.QUEUED, now)
+    change = JobChange(dict(job))
+    change.dask.update(_NEW_DASK_FIELDS, package=draft.spec.package)
+    change.outcome = AttemptOutcome(0)  # instead of what its maker may have put there
+    change.advance(JobStatus.QUEUED, now)
     taken = f"Job {job['_id']} was scheduled or changed by somebody else."
     try:
         _write_tokens([draft])
         _write_records([draft])
-        held, _ = save([history])
+        held, _ = save([change])
     except (DuplicateKeyError, BulkWriteError) as e:
         # What is there is that of the other one.
         tokens.delete([str(draft.spec.token)])
         raise SubmissionError(taken, task=draft.spec.task) from e
     except PyMongoError as e:
-        raise GirderError(f"Girder's database did not take job {job['_id']}: {reason(e)}.") from e
+        raise GirderError(
+            f"Girder's database did not take job {job['_id']}: {describe_error(e)}."
+        ) from e
     if not held:
-        forget([job["_id"]])
+        job_records.delete([job["_id"]])
         raise SubmissionError(taken, task=draft.spec.task)
     publish(held)
-    job.update({k: v for k, v in history.job.items() if k not in ("kwargs", "args")})
+    job.update({k: v for k, v in change.job.items() if k not in ("kwargs", "args")})

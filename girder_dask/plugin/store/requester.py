@@ -15,7 +15,7 @@ from girder.models.token import Token
 from girder.models.user import User
 from girder_jobs.models.job import Job
 
-from girder_dask.plugin.store import models
+from girder_dask.plugin.store import job_records
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 
 __all__ = ["Requester", "identify", "may_access"]
@@ -64,7 +64,10 @@ class Requester:
         """
         if self.runs(job):
             return True
-        return self.token is not None and models.running_job(self.token, job["_id"]) is not None
+        return (
+            self.token is not None
+            and job_records.find_running_job(self.token, job["_id"]) is not None
+        )
 
     def may(self, job: dict[str, Any], level: int) -> bool:
         """Say whether they have some access to a job."""
@@ -94,7 +97,7 @@ def identify() -> Requester:
     # Girder's own look-up of tokens takes those that have expired as well.
     if token is None or token["expires"] < datetime.now(timezone.utc):
         return Requester(user)
-    job = models.running_job(token["_id"])
+    job = job_records.find_running_job(token["_id"])
     return Requester(user, job, _is_scheduler(token), token["_id"])
 
 

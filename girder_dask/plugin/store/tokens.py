@@ -28,17 +28,17 @@ from girder_dask.protocol.names import SUBMIT_SCOPE
 
 __all__ = [
     "LIFETIME",
-    "Pending",
+    "PendingTokens",
     "build",
     "delete",
-    "drop_ended",
+    "delete_ended",
     "ensure_index",
+    "load_expiry",
     "pending",
     "renew",
     "store",
     "store_of_existing",
     "sweep",
-    "valid_until",
 ]
 
 #: How long a token is valid without being renewed.
@@ -67,10 +67,10 @@ JOB_FIELD = "dask_job"
 JOB_INDEX = "dask_job"
 
 #: How long a job may take to be recorded after its token.
-RECORD_TIME = timedelta(minutes=10)
+RECORD_TIMEOUT = timedelta(minutes=10)
 
 # Jobs that are looked up at once.
-_MANY = 1_000
+_BATCH_SIZE = 1_000
 
 
 def ensure_index() -> None:
@@ -104,16 +104,16 @@ def store(documents: Sequence[Mapping[str, Any]]) -> None:
 def store_of_existing(documents: Sequence[Mapping[str, Any]]) -> None:
     """Store new token documents of jobs that are there, but none of a job that has ended."""
     store(documents)
-    drop_ended([document[JOB_FIELD] for document in documents])
+    delete_ended([document[JOB_FIELD] for document in documents])
 
 
-def drop_ended(job_ids: Collection[ObjectId]) -> None:
+def delete_ended(job_ids: Collection[ObjectId]) -> None:
     """Delete the tokens of those of the jobs that have ended or are gone."""
     if job_ids:
-        delete(of=set(job_ids) - _open(job_ids))
+        delete(of=set(job_ids) - _find_open(job_ids))
 
 
-def _open(job_ids: Iterable[ObjectId]) -> set[ObjectId]:
+def _find_open(job_ids: Iterable[ObjectId]) -> set[ObjectId]:
     found = _primary(Job()).find({"_id": {"$in": list(job_ids)}, "dask.open": True}, {"_id": True})
     return {job["_id"] for job in found}
 
@@ -123,7 +123,7 @@ def _primary(model: Any) -> Any:
     return model.collection.with_options(read_preference=ReadPreference.PRIMARY)
 
 
-class Pending:
+class PendingTokens:
     """Tokens of new jobs that are stored when the jobs are sent, many at once.
 
     Who starts a job need not wait for that: no one uses the token before. One that is never
@@ -154,7 +154,7 @@ class Pending:
 
 
 #: Those of the jobs that this process has recorded and not sent yet.
-pending = Pending()
+pending = PendingTokens()
 
 
 def delete(ids: Iterable[str] = (), *, of: Iterable[ObjectId] = ()) -> None:
@@ -169,7 +169,7 @@ def delete(ids: Iterable[str] = (), *, of: Iterable[ObjectId] = ()) -> None:
 def sweep(now: datetime) -> int:
     """Delete the tokens whose job has ended or is gone, and return how many there were.
 
-    One that is younger than :data:`RECORD_TIME` may belong to a job that is being recorded.
+    One that is younger than :data:`RECORD_TIMEOUT` may belong to a job that is being recorded.
     """
     found = _primary(Token()).find({JOB_FIELD: {"$exists": True}}, {JOB_FIELD: 1, "created": 1})
     count = 0
@@ -192,12 +192,12 @@ def sweep(now: datetime) -> int:
 def _is_left(job: Mapping[str, Any] | None, age: timedelta) -> bool:
     if job is not None and (job.get("dask") or {}).get("open"):
         return False
-    return age > RECORD_TIME or (job is not None and job["status"] in FINAL)
+    return age > RECORD_TIMEOUT or (job is not None and job["status"] in FINAL)
 
 
 def _batches(found: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     found = iter(found)
-    while some := list(itertools.islice(found, _MANY)):
+    while some := list(itertools.islice(found, _BATCH_SIZE)):
         yield some
 
 
@@ -211,7 +211,7 @@ def renew(ids: Iterable[str]) -> None:
         )
 
 
-def valid_until(ids: Iterable[str]) -> dict[str, datetime]:
+def load_expiry(ids: Iterable[str]) -> dict[str, datetime]:
     """Return when tokens expire. One that does not exist is left out."""
     found = Token().collection.find({"_id": {"$in": list(ids)}}, {"expires": 1})
     return {token["_id"]: token["expires"] for token in found}

@@ -18,8 +18,8 @@ from pymongo.errors import PyMongoError
 
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin.store import models, quarantine
-from girder_dask.plugin.store.job_change import History
-from girder_dask.plugin.store.updates import publish, save, without_log
+from girder_dask.plugin.store.job_change import JobChange
+from girder_dask.plugin.store.updates import WITHOUT_LOG, publish, save
 from girder_dask.utils.background import Guard
 
 __all__ = ["Unreached", "mark", "unmark"]
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 
 #: Most jobs that are read and written at once, and the seconds between two times. They take
 #: turns with what else this Girder does.
-_MOST = 500
-_PAUSE = 1.0
+_MAX_JOBS_PER_QUERY = 500
+_PAUSE_S = 1.0
 
 #: Most jobs that are remembered by their ids. Any others are found at the next look.
-_MOST_IDS = 10_000
+_MAX_REMEMBERED_JOBS = 10_000
 
 #: Seconds between two looks for jobs that nobody has named, such as those of a scheduler that
 #: is heard no more.
-_LOOK = 15.0
+_SCAN_INTERVAL_S = 15.0
 
 #: Seconds after which a scheduler that has said nothing is taken for gone. It asks for jobs
 #: every ``girder.scheduler.pull-interval``.
-_SILENCE = 30.0
+_SILENCE_S = 30.0
 
 
 class Unreached:
@@ -54,11 +54,11 @@ class Unreached:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._reason: str | None = None
-        self._ids: deque[str] = deque(maxlen=_MOST_IDS)
+        self._ids: deque[str] = deque(maxlen=_MAX_REMEMBERED_JOBS)
         self._next_look = 0.0
         self._heard: dict[str, float] = {}
         what = "Saying in jobs why they wait"
-        self._guard = Guard(logger, what, expected=(PyMongoError,), max_delay_s=_LOOK)
+        self._guard = Guard(logger, what, expected=(PyMongoError,), max_delay_s=_SCAN_INTERVAL_S)
 
     def hear(self, reason: str | None, job_ids: Iterable[str] = ()) -> None:
         """Take note of why the scheduler cannot be reached, None if it can. Returns at once.
@@ -83,7 +83,7 @@ class Unreached:
         self._heard[scheduler] = time.monotonic()
 
     def _speaking(self) -> list[str]:
-        since = time.monotonic() - _SILENCE
+        since = time.monotonic() - _SILENCE_S
         for scheduler, moment in list(self._heard.items()):
             if moment < since:
                 self._heard.pop(scheduler, None)
@@ -92,7 +92,7 @@ class Unreached:
     def _run(self) -> None:
         while True:
             # The link may be up again in a moment.
-            time.sleep(_PAUSE)
+            time.sleep(_PAUSE_S)
             with self._lock:
                 reason = self._reason
                 if reason is None:
@@ -100,14 +100,14 @@ class Unreached:
                     self._ids.clear()
                     return
                 self._wake.clear()
-                ids = [self._ids.popleft() for _ in range(min(_MOST, len(self._ids)))]
+                ids = [self._ids.popleft() for _ in range(min(_MAX_JOBS_PER_QUERY, len(self._ids)))]
             left = self._next_look - time.monotonic()
             if ids:
                 self._mark(reason, ids)
             elif left > 0:
                 self._wake.wait(left)
-            elif self._mark(reason) < _MOST:
-                self._next_look = time.monotonic() + _LOOK
+            elif self._mark(reason) < _MAX_JOBS_PER_QUERY:
+                self._next_look = time.monotonic() + _SCAN_INTERVAL_S
 
     def _mark(self, reason: str, ids: Sequence[str] | None = None) -> int:
         with self._guard:
@@ -120,7 +120,7 @@ def mark(
     job_ids: Sequence[str] | None = None,
     *,
     besides: Sequence[str] = (),
-    limit: int = _MOST,
+    limit: int = _MAX_JOBS_PER_QUERY,
 ) -> int:
     """Say in jobs of the queue why they wait, where it is not said yet.
 
@@ -152,16 +152,16 @@ def mark(
     return _write(query, reason, limit)
 
 
-def unmark(scheduler: str, limit: int = _MOST) -> int:
+def unmark(scheduler: str, limit: int = _MAX_JOBS_PER_QUERY) -> int:
     """Take it back in the jobs of a scheduler that speaks, and return in how many."""
     query = {"dask.unreached": True, "dask.scheduler": scheduler}
     return _write(query, "", limit, models.UNREACHED_INDEX)
 
 
 def _write(query: dict[str, Any], reason: str, limit: int, index: str | None = None) -> int:
-    jobs = models.collection(Job()).find(query, without_log, limit=limit, hint=index)
-    histories = [History(job) for job in quarantine.sound(jobs)]
-    for history in histories:
-        history.wait(reason, unreached=bool(reason))
-    publish(save(histories)[0])
-    return len(histories)
+    jobs = models.collection(Job()).find(query, WITHOUT_LOG, limit=limit, hint=index)
+    changes = [JobChange(job) for job in quarantine.filter_valid(jobs)]
+    for change in changes:
+        change.set_pending_reason(reason, unreached=bool(reason))
+    publish(save(changes)[0])
+    return len(changes)

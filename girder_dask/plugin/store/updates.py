@@ -17,32 +17,32 @@ from pymongo.errors import BulkWriteError
 from girder_dask.errors import GirderError
 from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
 from girder_dask.plugin.notify import notifications
-from girder_dask.plugin.store import models, quarantine, results
-from girder_dask.plugin.store.attempt_outcome import FIELD as OUTCOME
-from girder_dask.plugin.store.database import UNFIT
-from girder_dask.plugin.store.job_change import History, Verdict
+from girder_dask.plugin.store import job_records, models, quarantine, results
+from girder_dask.plugin.store.database import UNSTORABLE
+from girder_dask.plugin.store.job_change import JobChange, Verdict
 from girder_dask.plugin.store.logs import chunks
-from girder_dask.plugin.store.logs.writer import FIELD
+from girder_dask.plugin.store.logs.writer import LOG_FIELD
 from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.results import OUTCOME_FIELD
 from girder_dask.protocol.messages import JobUpdate
 
-__all__ = ["Verdicts", "apply", "publish", "save", "without_log"]
+__all__ = ["WITHOUT_LOG", "Verdicts", "apply", "publish", "save"]
 
 logger = logging.getLogger(__name__)
 
 #: What the database answers when a document cannot take an update, now or later: it would be too
 #: large, or something in it is not as the update needs it. What else it refuses is for a moment.
-_PERMANENT = frozenset({2, 9, 14, 28, 40, 52, 54, 57, 121, 10334, 17419})
+_PERMANENT_ERROR_CODES = frozenset({2, 9, 14, 28, 40, 52, 54, 57, 121, 10334, 17419})
 
 #: How often a job is read again because somebody else changed it in between.
-MOST_ROUNDS = 5
+MAX_ROUNDS = 5
 
 # What tells whether a write took place.
-_WRITTEN = ("attempt", "sequence", "scheduler", "claim", "waits")
+_COMPARED_FIELDS = ("attempt", "sequence", "scheduler", "claim", "waits")
 
 #: A projection of job documents: the log can be long and is never needed to add to it. What
 #: came of a job is nobody's but its owner's.
-without_log = {"log": False, f"{FIELD}.chunks": False, OUTCOME: False}
+WITHOUT_LOG = {"log": False, f"{LOG_FIELD}.chunks": False, OUTCOME_FIELD: False}
 
 
 @dataclass
@@ -94,18 +94,18 @@ def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
         can be sent again.
     """
     verdicts = Verdicts()
-    pending = _by_job(updates, verdicts)
-    for _ in range(MOST_ROUNDS):
+    pending = _group_by_job(updates, verdicts)
+    for _ in range(MAX_ROUNDS):
         if not pending:
             return verdicts
-        histories = _read(scheduler, pending, verdicts)
-        written, refused = save(histories)
+        changes = _read(scheduler, pending, verdicts)
+        written, refused = save(changes)
         publish(written)
-        for history in [*written, *refused]:
-            if history.abandoned:
-                verdicts.add(str(history.id), Verdict.STALE)
-        done = {history.id for history in [*written, *refused]}
-        left = {history.id for history in histories} - done
+        for change in [*written, *refused]:
+            if change.abandoned:
+                verdicts.add(str(change.id), Verdict.STALE)
+        done = {change.id for change in [*written, *refused]}
+        left = {change.id for change in changes} - done
         pending = {job_id: pending[job_id] for job_id in left}
     if pending:
         raise GirderError(
@@ -116,7 +116,9 @@ def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
     return verdicts
 
 
-def _by_job(updates: Iterable[JobUpdate], verdicts: Verdicts) -> dict[ObjectId, list[JobUpdate]]:
+def _group_by_job(
+    updates: Iterable[JobUpdate], verdicts: Verdicts
+) -> dict[ObjectId, list[JobUpdate]]:
     grouped: dict[ObjectId, list[JobUpdate]] = {}
     for update in updates:
         job_id = _object_id(update.id)
@@ -130,32 +132,32 @@ def _by_job(updates: Iterable[JobUpdate], verdicts: Verdicts) -> dict[ObjectId, 
 
 def _read(
     scheduler: str, pending: dict[ObjectId, list[JobUpdate]], verdicts: Verdicts
-) -> list[History]:
-    allow = _ask_others if is_bound("jobs.job.update", besides=EVENT_HANDLER) else None
+) -> list[JobChange]:
+    allow = _is_allowed_by_handlers if is_bound("jobs.job.update", besides=EVENT_HANDLER) else None
     found = models.collection(Job()).find(
-        {"_id": {"$in": list(pending)}, "dask.task": {"$exists": True}}, without_log
+        {"_id": {"$in": list(pending)}, "dask.task": {"$exists": True}}, WITHOUT_LOG
     )
-    histories = {
-        job["_id"]: History(job, allow)
-        for job in quarantine.sound(found)
+    changes = {
+        job["_id"]: JobChange(job, allow)
+        for job in quarantine.filter_valid(found)
         if "attempt" in job["dask"]
     }
     for job_id, updates in pending.items():
-        history = histories.get(job_id)
-        if history is None:
+        change = changes.get(job_id)
+        if change is None:
             if str(job_id) not in verdicts.gone:
                 verdicts.gone.append(str(job_id))
             continue
         for update in updates:
-            verdicts.add(str(job_id), _take(history, update, scheduler))
-    return list(histories.values())
+            verdicts.add(str(job_id), _apply_one(change, update, scheduler))
+    return list(changes.values())
 
 
-def _take(history: History, update: JobUpdate, scheduler: str) -> Verdict:
+def _apply_one(change: JobChange, update: JobUpdate, scheduler: str) -> Verdict:
     try:
-        return history.take(update, scheduler)
+        return change.apply(update, scheduler)
     except (ValueError, TypeError, KeyError, OverflowError, OSError) as e:
-        logger.warning("An update of job %s is dropped: %s", history.id, e)
+        logger.warning("An update of job %s is dropped: %s", change.id, e)
         return Verdict.STALE
 
 
@@ -166,7 +168,7 @@ def _object_id(text: Any) -> ObjectId | None:
         return None
 
 
-def _ask_others(info: dict[str, Any]) -> bool:
+def _is_allowed_by_handlers(info: dict[str, Any]) -> bool:
     try:
         return not events.trigger("jobs.job.update", info).defaultPrevented
     except Exception:
@@ -175,7 +177,7 @@ def _ask_others(info: dict[str, Any]) -> bool:
         return True
 
 
-def save(histories: Sequence[History]) -> tuple[list[History], list[History]]:
+def save(changes: Sequence[JobChange]) -> tuple[list[JobChange], list[JobChange]]:
     """Write what is to be written, in one request.
 
     Where the database refuses to let a job document grow, the log goes elsewhere, and if that
@@ -184,57 +186,57 @@ def save(histories: Sequence[History]) -> tuple[list[History], list[History]]:
     Returns
     -------
     tuple
-        The histories that hold now, and those of which the database refuses even the end. Those
+        The changes that hold now, and those of which the database refuses even the end. Those
         that are in neither were changed by somebody else since they were read, or the database
         did not take them in this moment.
     """
     now = datetime.now(timezone.utc)
-    held = [history for history in histories if not history.changed]
-    written, refused = _write([history for history in histories if history.changed], now)
+    held = [change for change in changes if not change.changed]
+    written, refused = _write([change for change in changes if change.changed], now)
     held += written
     for is_last in (False, True):
-        for history, message in refused:
-            logger.error("Job %s cannot be updated: %s", history.id, message)
+        for change, message in refused:
+            logger.error("Job %s cannot be updated: %s", change.id, message)
             if is_last:
-                history.abandon(
+                change.abandon(
                     f"Girder's database takes no more of what happens to it: {message}", now
                 )
             else:
-                history.spill()
-        written, refused = _write([history for history, _ in refused], now)
+                change.spill()
+        written, refused = _write([change for change, _ in refused], now)
         held += written
-    for history, message in refused:
-        logger.error("Job %s cannot even be ended: %s", history.id, message)
-    models.clean([history.id for history in held if history.ended])
-    return held, [history for history, _ in refused]
+    for change, message in refused:
+        logger.error("Job %s cannot even be ended: %s", change.id, message)
+    job_records.purge_ended([change.id for change in held if change.ended])
+    return held, [change for change, _ in refused]
 
 
 def _write(
-    changed: Sequence[History], now: datetime
-) -> tuple[list[History], list[tuple[History, str]]]:
-    """Write histories. Return those that hold now, and those that are refused, each with why."""
+    changed: Sequence[JobChange], now: datetime
+) -> tuple[list[JobChange], list[tuple[JobChange, str]]]:
+    """Write changes. Return those that hold now, and those that are refused, each with why."""
     if not changed:
         return [], []
     # Before the jobs are seen to have ended, so that who sees it finds the results.
-    results.keep(
+    results.store(
         [(h.id, h.outcome) for h in changed if h.outcome is not None and h.outcome_beside], now
     )
-    chunks.store([chunk for history in changed for chunk in history.log.chunks])
+    chunks.store([chunk for change in changed for chunk in change.log.chunks])
     written, refused = _write_jobs(changed, now)
-    holds = {history.id for history in written}
-    chunks.discard(c for h in changed if h.id not in holds for c in h.log.chunks)
+    holds = {change.id for change in written}
+    chunks.delete_unnamed(c for h in changed if h.id not in holds for c in h.log.chunks)
     return written, refused
 
 
 def _write_jobs(
-    changed: Sequence[History], now: datetime
-) -> tuple[list[History], list[tuple[History, str]]]:
+    changed: Sequence[JobChange], now: datetime
+) -> tuple[list[JobChange], list[tuple[JobChange, str]]]:
     refused: dict[int, str] = {}
     failed: dict[int, str] = {}
     try:
         matched = (
             Job()
-            .collection.bulk_write([history.operation(now) for history in changed], ordered=False)
+            .collection.bulk_write([change.operation(now) for change in changed], ordered=False)
             .matched_count
         )
     except BulkWriteError as e:
@@ -242,56 +244,56 @@ def _write_jobs(
         if not errors:
             raise
         for error in errors:
-            kind = refused if error["code"] in _PERMANENT else failed
+            kind = refused if error["code"] in _PERMANENT_ERROR_CODES else failed
             kind[error["index"]] = error["errmsg"]
         matched = e.details.get("nMatched", 0)
-    except UNFIT as e:
+    except UNSTORABLE as e:
         # The driver sends nothing then, so what cannot be stored is found by itself.
         return _write_alone(changed, now, e)
     for index, message in failed.items():
         logger.warning("Job %s is not updated now: %s", changed[index].id, message)
     done = refused.keys() | failed.keys()
-    tried = [history for index, history in enumerate(changed) if index not in done]
+    tried = [change for index, change in enumerate(changed) if index not in done]
     if matched != len(tried):
-        tried = _that_hold(tried)
+        tried = _written_ones(tried)
     return tried, [(changed[index], message) for index, message in refused.items()]
 
 
 def _write_alone(
-    changed: Sequence[History], now: datetime, error: Exception
-) -> tuple[list[History], list[tuple[History, str]]]:
+    changed: Sequence[JobChange], now: datetime, error: Exception
+) -> tuple[list[JobChange], list[tuple[JobChange, str]]]:
     if len(changed) == 1:
         return [], [(changed[0], f"something in it cannot be stored ({error})")]
-    parts = [_write_jobs([history], now) for history in changed]
-    written = [history for some, _ in parts for history in some]
+    parts = [_write_jobs([change], now) for change in changed]
+    written = [change for some, _ in parts for change in some]
     return written, [pair for _, some in parts for pair in some]
 
 
-def _that_hold(tried: list[History]) -> list[History]:
+def _written_ones(tried: list[JobChange]) -> list[JobChange]:
     """Find out which of some writes took place, when not all did."""
     positions = {
         job["_id"]: job
         for job in models.collection(Job()).find(
-            {"_id": {"$in": [history.id for history in tried]}}, {"status": 1, "dask": 1}
+            {"_id": {"$in": [change.id for change in tried]}}, {"status": 1, "dask": 1}
         )
     }
     return [
-        history
-        for history in tried
-        if (job := positions.get(history.id)) is not None and _is_at(history, job)
+        change
+        for change in tried
+        if (job := positions.get(change.id)) is not None and _is_written(change, job)
     ]
 
 
-def _is_at(history: History, job: Mapping[str, Any]) -> bool:
+def _is_written(change: JobChange, job: Mapping[str, Any]) -> bool:
     # One that was never queued has but the name of its task.
     dask = job.get("dask")
     dask = dask if isinstance(dask, dict) else {}
-    is_there = all(dask.get(key) == history.dask.get(key) for key in _WRITTEN)
-    return is_there and job.get("status") == history.job["status"]
+    is_there = all(dask.get(key) == change.dask.get(key) for key in _COMPARED_FIELDS)
+    return is_there and job.get("status") == change.job["status"]
 
 
-def publish(histories: Iterable[History]) -> None:
+def publish(changes: Iterable[JobChange]) -> None:
     """Tell others of what was written: users, handlers of events, and parents of maps."""
-    histories = list(histories)
-    notifications.publish(histories)
-    parents.follow(history.job for history in histories if history.steps)
+    changes = list(changes)
+    notifications.publish(changes)
+    parents.recount_parents_of(change.job for change in changes if change.steps)

@@ -17,16 +17,16 @@ from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
 
 __all__ = [
-    "Malformed",
-    "check_group",
+    "MalformedDocument",
     "check_job",
     "check_log",
+    "check_map_parent",
     "check_outcome",
     "check_position",
     "check_record",
     "check_times",
-    "is_group",
-    "is_key",
+    "is_id_value",
+    "is_map_parent",
 ]
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -35,7 +35,7 @@ _STATUSES = frozenset(int(status) for status in JobStatus)
 _BAD_REQUEST = 400
 
 
-class Malformed(GirderError):
+class MalformedDocument(GirderError):
     """A document in the database that is not as this package keeps it. It says which field."""
 
     def __init__(self, document_id: Any, field: str, expected: str) -> None:
@@ -51,7 +51,7 @@ class Malformed(GirderError):
 # -- what fields are ----------------------------------------------------------------------------
 
 
-def is_key(value: Any) -> bool:
+def is_id_value(value: Any) -> bool:
     """Return whether a value is an id, so that it can be looked up and compared."""
     return isinstance(value, (ObjectId, str))
 
@@ -121,7 +121,7 @@ _TRUTH: Rule = (_is_truth, "true or false")
 _TIME: Rule = (_is_time, "a time")
 _BYTES: Rule = (_is_bytes, "bytes")
 _MAPPING: Rule = (_is_mapping, "an object")
-_KEY: Rule = (is_key, "an id")
+_KEY: Rule = (is_id_value, "an id")
 
 # -- what documents are -------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ def check_job(job: Mapping[str, Any]) -> None:
     """Raise Malformed unless a job can be updated, claimed and canceled."""
     job_id = job.get("_id")
     if not isinstance(job_id, ObjectId):
-        raise Malformed(job_id, "_id", "an id of Girder")
+        raise MalformedDocument(job_id, "_id", "an id of Girder")
     _check(job_id, job, _JOB)
     _check(job_id, job, _JOB_IF_THERE, if_there=True)
     dask = job.get("dask")
@@ -206,7 +206,7 @@ def check_job(job: Mapping[str, Any]) -> None:
         check_log(job_id, job["dask_log"])
 
 
-def check_group(job: Mapping[str, Any]) -> None:
+def check_map_parent(job: Mapping[str, Any]) -> None:
     """Raise Malformed unless a job is a parent of a map that can be counted."""
     check_job(job)
     _check(job["_id"], job, {"updated": _TIME})
@@ -220,7 +220,7 @@ def check_position(job: Mapping[str, Any]) -> None:
     """Raise Malformed unless a job that was read in part has an attempt and a sequence."""
     _check(job["_id"], job["dask"], {n: _OPEN[n] for n in ("attempt", "sequence")}, "dask.")
     if not isinstance(job["_id"], ObjectId):
-        raise Malformed(job["_id"], "_id", "an id of Girder")
+        raise MalformedDocument(job["_id"], "_id", "an id of Girder")
 
 
 def check_times(*names: str) -> Callable[[Mapping[str, Any]], None]:
@@ -228,7 +228,7 @@ def check_times(*names: str) -> Callable[[Mapping[str, Any]], None]:
     return lambda job: _check(job["_id"], job, dict.fromkeys(names, _TIME))
 
 
-def is_group(job: Mapping[str, Any]) -> bool:
+def is_map_parent(job: Mapping[str, Any]) -> bool:
     """Return whether a job is the parent of a map."""
     dask = job.get("dask")
     return isinstance(dask, dict) and isinstance(dask.get("group"), dict)
@@ -264,4 +264,4 @@ def _check(
         if if_there and name not in part:
             continue
         if not is_right(part.get(name)):
-            raise Malformed(document_id, prefix + name, expected)
+            raise MalformedDocument(document_id, prefix + name, expected)

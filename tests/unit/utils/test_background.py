@@ -138,7 +138,7 @@ IN_THE_BACKGROUND = {
     "utils/throttle",  # which awaits what it begins
     "plugin/notify/redis_publisher",
     "plugin/malloc",
-    "plugin/store/maps/throttle",
+    "plugin/store/maps/count_throttle",
     "plugin/token_sweeper",
     "plugin/store/unreachable",
     "scheduler/recorder",

@@ -13,55 +13,41 @@ from functools import partial
 from typing import Any
 
 from bson import ObjectId
-from girder.models.model_base import Model
 from girder_jobs.models.job import Job
 
 from girder_dask.plugin.store import models
 from girder_dask.plugin.store.database import insert
-from girder_dask.plugin.store.logs.writer import FIELD, mark
-from girder_dask.plugin.store.validation import Malformed, check_log
+from girder_dask.plugin.store.logs.writer import LOG_FIELD, cut_line
+from girder_dask.plugin.store.validation import MalformedDocument, check_log
 
-__all__ = ["DaskLog", "WholeLog", "discard", "forget", "load", "store"]
+__all__ = ["WholeLog", "delete", "delete_unnamed", "load", "store"]
 
 logger = logging.getLogger(__name__)
 
 #: Most bytes that are handed out at once: the reader may be slow, and there may be many.
-_PIECE_BYTES = 256 * 1024
-
-
-class DaskLog(Model):
-    """A part of the log of a job: ``{job, size, data}``, compressed with zlib."""
-
-    def initialize(self) -> None:
-        """Name the collection and its index."""
-        self.name = "dask_log"
-        self.ensureIndex("job")
-
-    def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
-        """Accept the document: only this package writes it."""
-        return doc
+_READ_BYTES = 256 * 1024
 
 
 def store(chunks: Sequence[Mapping[str, Any]]) -> None:
     """Store chunks that job documents are about to name."""
-    insert(DaskLog().collection, chunks)
+    insert(models.DaskLog().collection, chunks)
 
 
-def discard(chunks: Iterable[Mapping[str, Any]]) -> None:
+def delete_unnamed(chunks: Iterable[Mapping[str, Any]]) -> None:
     """Delete those of some chunks that no job document names, after it was to be written."""
     jobs = {chunk["_id"]: chunk["job"] for chunk in chunks}
     if not jobs:
         return
     found = models.collection(Job()).find(
-        {"_id": {"$in": list(set(jobs.values()))}}, {f"{FIELD}.chunks": True}
+        {"_id": {"$in": list(set(jobs.values()))}}, {f"{LOG_FIELD}.chunks": True}
     )
     named = {chunk_id for job in found for chunk_id, _ in _beside(job).get("chunks") or ()}
-    DaskLog().collection.delete_many({"_id": {"$in": list(jobs.keys() - named)}})
+    models.DaskLog().collection.delete_many({"_id": {"$in": list(jobs.keys() - named)}})
 
 
-def forget(job_ids: Sequence[ObjectId]) -> None:
+def delete(job_ids: Sequence[ObjectId]) -> None:
     """Delete all chunks of jobs."""
-    DaskLog().collection.delete_many({"job": {"$in": list(job_ids)}})
+    models.DaskLog().collection.delete_many({"job": {"$in": list(job_ids)}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +77,13 @@ class WholeLog:
             data = get()
             if data is None:  # the job was deleted meanwhile
                 return
-            for offset in range(first, last, _PIECE_BYTES):
-                yield data[offset : min(offset + _PIECE_BYTES, last)]
+            for offset in range(first, last, _READ_BYTES):
+                yield data[offset : min(offset + _READ_BYTES, last)]
 
 
 def load(job_id: ObjectId) -> WholeLog:
     """Return the log of a job, which is empty if there is no such job."""
-    job = models.collection(Job()).find_one({"_id": job_id}, {"log": True, FIELD: True}) or {}
+    job = models.collection(Job()).find_one({"_id": job_id}, {"log": True, LOG_FIELD: True}) or {}
     parts = [_whole(piece) for piece in _head(job)]
     beside = _beside(job)
     parts += [(size, partial(_chunk, chunk)) for chunk, size in beside.get("chunks") or ()]
@@ -106,7 +92,7 @@ def load(job_id: ObjectId) -> WholeLog:
 
 def _head(job: Mapping[str, Any]) -> Iterator[bytes]:
     log = job.get("log") or []
-    cut = mark(job.get("_id")) if FIELD in job else None
+    cut = cut_line(job.get("_id")) if LOG_FIELD in job else None
     for piece in log if isinstance(log, list) else [log]:
         if piece == cut:
             return
@@ -115,10 +101,10 @@ def _head(job: Mapping[str, Any]) -> Iterator[bytes]:
 
 def _beside(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the job says of its pieces, nothing if that is malformed."""
-    beside = job.get(FIELD)
+    beside = job.get(LOG_FIELD)
     try:
         check_log(job["_id"], beside)
-    except Malformed as e:
+    except MalformedDocument as e:
         if beside is not None:
             logger.warning("What is beside the log of a job is left out: %s", e)
         return {}
@@ -130,5 +116,5 @@ def _whole(data: bytes) -> tuple[int, Callable[[], bytes | None]]:
 
 
 def _chunk(chunk_id: ObjectId) -> bytes | None:
-    found = models.collection(DaskLog()).find_one({"_id": chunk_id}, {"data": True})
+    found = models.collection(models.DaskLog()).find_one({"_id": chunk_id}, {"data": True})
     return None if found is None else zlib.decompress(found["data"])

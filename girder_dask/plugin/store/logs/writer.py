@@ -19,38 +19,38 @@ from bson import ObjectId
 from girder_dask import config
 from girder_dask.utils.text import clean_text
 
-__all__ = ["FIELD", "LOG_LIMIT", "LogBook", "mark"]
+__all__ = ["LOG_FIELD", "MAX_DOCUMENT_LOG_BYTES", "LogWriter", "cut_line"]
 
 #: The field of a job document that tells what of its log is elsewhere.
-FIELD = "dask_log"
+LOG_FIELD = "dask_log"
 
 #: The most bytes of a log that are kept in the job document. MongoDB takes 16 MiB in all.
-LOG_LIMIT = 8 * 1024**2
+MAX_DOCUMENT_LOG_BYTES = 8 * 1024**2
 
 #: What the database needs for a piece of a log besides its text.
-_PIECE_BYTES = 16
+_ENTRY_OVERHEAD_BYTES = 16
 
 #: How much of the end of a long log is shown in the job document as well.
-_END_BYTES = 64 * 1024
+_SHOWN_END_BYTES = 64 * 1024
 
 #: The bytes of a chunk, before it is compressed: the least, and the most.
-_CHUNK_LEAST = 64 * 1024
-_CHUNK_MOST = 4 * 1024**2
+_MIN_CHUNK_BYTES = 64 * 1024
+_MAX_CHUNK_BYTES = 4 * 1024**2
 
 #: What a worker may send over ``girder.max-log``: the end of the output, and what is said of it.
-_SLACK = 1024**2
+_SLACK_BYTES = 1024**2
 
 
-def mark(job_id: Any) -> str:
+def cut_line(job_id: Any) -> str:
     """Return the line in the job document where a log was cut."""
     return (
-        f"\n[Only the first {LOG_LIMIT / 1024**2:g} MiB of this log, and its end when the job has "
-        f"ended, are shown here. The whole log: GET dask/job/{job_id}/log, or "
+        f"\n[Only the first {MAX_DOCUMENT_LOG_BYTES / 1024**2:g} MiB of this log, and its end when "
+        f"the job has ended, are shown here. The whole log: GET dask/job/{job_id}/log, or "
         f"JobResult('{job_id}').log().]\n"
     )
 
 
-class LogBook:
+class LogWriter:
     """Adds to the log of a job.
 
     Parameters
@@ -110,13 +110,13 @@ class LogBook:
         self._written.append((text, ends))
         data = text.encode()
         used = self._dask.get("log_bytes", 0)
-        if used + len(data) + _PIECE_BYTES <= LOG_LIMIT:
-            self._dask["log_bytes"] = used + len(data) + _PIECE_BYTES
+        if used + len(data) + _ENTRY_OVERHEAD_BYTES <= MAX_DOCUMENT_LOG_BYTES:
+            self._dask["log_bytes"] = used + len(data) + _ENTRY_OVERHEAD_BYTES
             self.text.append(text)
             return
-        if used <= LOG_LIMIT:
-            data = self._cut(data, LOG_LIMIT - used - _PIECE_BYTES)
-        end = (self._tail + data)[-_END_BYTES:]
+        if used <= MAX_DOCUMENT_LOG_BYTES:
+            data = self._cut(data, MAX_DOCUMENT_LOG_BYTES - used - _ENTRY_OVERHEAD_BYTES)
+        end = (self._tail + data)[-_SHOWN_END_BYTES:]
         self._keep(data, ends=ends)
         if not self._is_spilled:
             self._show(end.decode("utf-8", "ignore") if ends else "")
@@ -126,20 +126,20 @@ class LogBook:
         head = data[: max(0, fits)].decode("utf-8", "ignore")
         if head:
             self.text.append(head)
-        self._dask["log_bytes"] = LOG_LIMIT + 1
+        self._dask["log_bytes"] = MAX_DOCUMENT_LOG_BYTES + 1
         return data[len(head.encode()) :]
 
     def _show(self, end: str) -> None:
         """Write the mark, once, and the end of the log into the job document."""
         if not self._marked:
             self._marked = True
-            self.text.append(mark(self._job_id))
+            self.text.append(cut_line(self._job_id))
         if end:
             self.text.append(end)
 
     def _keep(self, data: bytes, *, ends: bool) -> None:
         most = config.nbytes("max-log")
-        room = max(0, most + _SLACK - LOG_LIMIT - self._size)
+        room = max(0, most + _SLACK_BYTES - MAX_DOCUMENT_LOG_BYTES - self._size)
         kept, rest = data[:room], data[room:]
         if rest:
             if not self._left_out:
@@ -149,7 +149,7 @@ class LogBook:
                 )
             self._left_out += len(rest)
             if ends:
-                end = rest[-_END_BYTES:]
+                end = rest[-_SHOWN_END_BYTES:]
                 self._left_out -= len(end)
                 kept += _said(f"[{self._left_out:,} bytes of the log are left out here.]\n") + end
         self._add(kept)
@@ -157,10 +157,10 @@ class LogBook:
     def _add(self, data: bytes) -> None:
         self._size += len(data)
         self._tail += data
-        if len(self._tail) < _CHUNK_LEAST and not self._is_spilled:
+        if len(self._tail) < _MIN_CHUNK_BYTES and not self._is_spilled:
             return
-        for start in range(0, len(self._tail), _CHUNK_MOST):
-            piece = self._tail[start : start + _CHUNK_MOST]
+        for start in range(0, len(self._tail), _MAX_CHUNK_BYTES):
+            piece = self._tail[start : start + _MAX_CHUNK_BYTES]
             self.chunks.append(
                 {
                     "_id": ObjectId(),
@@ -175,7 +175,7 @@ class LogBook:
         """Write nothing into the job's ``log`` after all, as the document cannot take it."""
         written, self._written = self._written, []
         self._is_spilled = True
-        self._dask["log_bytes"] = LOG_LIMIT + 1
+        self._dask["log_bytes"] = MAX_DOCUMENT_LOG_BYTES + 1
         self._begin()
         for text, ends in written:
             self.write(text, ends=ends)
@@ -196,10 +196,10 @@ class LogBook:
                 "marked": self._marked,
                 "tail": self._tail,
             }
-            change["$set"].update({f"{FIELD}.{key}": value for key, value in now.items()})
+            change["$set"].update({f"{LOG_FIELD}.{key}": value for key, value in now.items()})
         if self.chunks:
             names = [[chunk["_id"], chunk["size"]] for chunk in self.chunks]
-            change.setdefault("$push", {})[f"{FIELD}.chunks"] = {"$each": names}
+            change.setdefault("$push", {})[f"{LOG_FIELD}.chunks"] = {"$each": names}
 
 
 def _said(text: str) -> bytes:

@@ -13,23 +13,23 @@ from typing import Any
 
 from girder_dask.jobs import FINAL, JobStatus
 
-__all__ = ["Change", "Count", "Parent", "is_overdue", "progress"]
+__all__ = ["ParentChange", "ParentState", "StatusCounts", "is_overdue", "progress"]
 
 #: How long a group is left alone while its jobs are being recorded. Who records them has
 #: died if it takes longer.
-RECORD_TIME = timedelta(minutes=2)
+RECORD_TIMEOUT = timedelta(minutes=2)
 
-_WAITING = (JobStatus.INACTIVE, JobStatus.QUEUED)
+_PENDING_STATUSES = (JobStatus.INACTIVE, JobStatus.QUEUED)
 
 
 def is_overdue(job: Mapping[str, Any], now: datetime) -> bool:
     """Say whether who records the jobs of a parent must have died, as that takes so long."""
     began: datetime | None = job["dask"]["group"].get("recording")
-    return began is not None and now - began >= RECORD_TIME
+    return began is not None and now - began >= RECORD_TIMEOUT
 
 
 @dataclass(slots=True)
-class Count:
+class StatusCounts:
     """How many jobs of a group are in which state; ``started`` have left the queue."""
 
     total: int = 0
@@ -46,7 +46,7 @@ class Count:
     def add(self, status: Any, number: int) -> None:
         """Count some jobs in a state."""
         self.total += number
-        if status not in _WAITING:
+        if status not in _PENDING_STATUSES:
             self.started += number
         if status == JobStatus.SUCCESS:
             self.done += number
@@ -57,7 +57,7 @@ class Count:
 
 
 @dataclass(slots=True)
-class Change:
+class ParentChange:
     """What is written to the parent job; a :class:`.notifications.Change`."""
 
     job: dict[str, Any]
@@ -71,7 +71,7 @@ class Change:
     log_sizes: tuple[int, int] | None = None
 
 
-class Parent:
+class ParentState:
     """Makes the change of one group from what was read of it."""
 
     def __init__(self, job: dict[str, Any], now: datetime) -> None:
@@ -87,12 +87,12 @@ class Parent:
         self._steps: list[tuple[int, int]] = []
         self._text: list[str] = []
 
-    def stop(self) -> Change:
+    def stop(self) -> ParentChange:
         """Return the change to CANCELING."""
         self._advance(JobStatus.CANCELING)
         return self._change()
 
-    def counted(self, count: Count, failures: Callable[[], str]) -> Change | None:
+    def counted(self, count: StatusCounts, failures: Callable[[], str]) -> ParentChange | None:
         """Return the change to what was counted, None if there is none.
 
         ``failures`` is asked what to say of the jobs that failed, if all have ended.
@@ -103,7 +103,7 @@ class Parent:
             # Somebody else has ended it.
             self._group["open"] = False
             return self._change()
-        if count.started > count.canceled and self._job["status"] in _WAITING:
+        if count.started > count.canceled and self._job["status"] in _PENDING_STATUSES:
             self._advance(JobStatus.RUNNING)
         if count.ended == count.total:
             self._end(count, failures)
@@ -111,7 +111,7 @@ class Parent:
             return None
         return self._change()
 
-    def _take(self, count: Count) -> bool:
+    def _take(self, count: StatusCounts) -> bool:
         """Note what was counted. Say whether it is worth anything yet."""
         began = self._group.pop("recording", None)
         if began is not None:
@@ -133,16 +133,16 @@ class Parent:
         )
         return True
 
-    def _end(self, count: Count, failures: Callable[[], str]) -> None:
+    def _end(self, count: StatusCounts, failures: Callable[[], str]) -> None:
         end = self._last_state(count)
-        if end == JobStatus.SUCCESS and self._job["status"] in _WAITING:
+        if end == JobStatus.SUCCESS and self._job["status"] in _PENDING_STATUSES:
             self._advance(JobStatus.RUNNING)
         self._advance(end)
         self._group["open"] = False
         if count.failed:
             self._text.insert(0, failures())
 
-    def _last_state(self, count: Count) -> JobStatus:
+    def _last_state(self, count: StatusCounts) -> JobStatus:
         stopping = self._job["status"] == JobStatus.CANCELING
         if count.failed and not (stopping and count.canceled):
             return JobStatus.ERROR
@@ -157,7 +157,7 @@ class Parent:
         self._steps.append((int(status), len(stamps) + 1))
         self._job["status"] = int(status)
 
-    def _change(self) -> Change:
+    def _change(self) -> ParentChange:
         job, group = self._job, {**self._group, "revision": self._group["revision"] + 1}
         reached = progress(group)
         progressed = reached != job["progress"]
@@ -176,7 +176,7 @@ class Parent:
             change.setdefault("$push", {})["timestamps"] = {"$each": self._stamps}
         if self._text:
             change.setdefault("$push", {})["log"] = {"$each": self._text}
-        return Change(job, self._read, change, self._steps, self._text, progressed)
+        return ParentChange(job, self._read, change, self._steps, self._text, progressed)
 
 
 def progress(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,42 +20,47 @@ from girder_jobs.models.job import Job
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin.notify import notifications
-from girder_dask.plugin.store import documents, models, quarantine, results, validation
-from girder_dask.plugin.store.attempt_outcome import Outcome
-from girder_dask.plugin.store.maps.counts import Change, Count, Parent, is_overdue, progress
-from girder_dask.plugin.store.maps.throttle import Recount
+from girder_dask.plugin.store import documents, job_records, models, quarantine, results, validation
+from girder_dask.plugin.store.maps.count_throttle import CountThrottle
+from girder_dask.plugin.store.maps.counts import (
+    ParentChange,
+    ParentState,
+    StatusCounts,
+    is_overdue,
+    progress,
+)
+from girder_dask.plugin.store.results import AttemptOutcome
 from girder_dask.protocol.messages import MapParent, Submission
 
 __all__ = [
-    "abandon",
-    "begin",
     "build",
-    "complete",
-    "counting",
-    "follow",
-    "is_group",
-    "look_after",
-    "parts",
-    "stop",
+    "cancel",
+    "counting_pipeline",
+    "delete",
+    "load_part_ids",
+    "mark_complete",
+    "recount_parents_of",
+    "recount_quiet",
+    "store",
 ]
 
 logger = logging.getLogger(__name__)
 
 #: A group that was not counted for this long is counted when a scheduler asks for jobs.
-QUIET_TIME = timedelta(seconds=5)
+QUIET_PERIOD = timedelta(seconds=5)
 
 # By how much the clock that makes ids may go back while a group is recorded.
-_CLOCKS = timedelta(minutes=1)
+_CLOCK_SKEW = timedelta(minutes=1)
 
 #: The most jobs of a group that is counted with each change of one of them.
-MOST_COUNTED = 100
+MAX_JOBS_COUNTED_EACH_TIME = 100
 
 #: How many failed jobs the log of their parent names.
-MOST_NAMED = 10
+MAX_FAILURES_NAMED = 10
 
-_MOST_ROUNDS = 5
-_MOST_AT_ONCE = 200
-_NO_LOG = {"log": False, "args": False, "kwargs": False}
+_MAX_ROUNDS = 5
+_MAX_PARENTS_PER_QUERY = 200
+_WITHOUT_LOG = {"log": False, "args": False, "kwargs": False}
 
 
 # -- recording --------------------------------------------------------------------------------
@@ -89,7 +94,7 @@ def build(
     return job
 
 
-def begin(job: dict[str, Any]) -> None:
+def store(job: dict[str, Any]) -> None:
     """Store the parent job, before its jobs are stored: there must be one to cancel."""
     models.DaskJob().collection.insert_one(
         {
@@ -103,13 +108,13 @@ def begin(job: dict[str, Any]) -> None:
     Job().collection.insert_one(job)
 
 
-def abandon(job: Mapping[str, Any]) -> None:
+def delete(job: Mapping[str, Any]) -> None:
     """Delete a parent job whose jobs could not be stored."""
     Job().collection.delete_one({"_id": job["_id"]})
-    models.forget([job["_id"]])
+    job_records.delete([job["_id"]])
 
 
-def complete(job: dict[str, Any]) -> None:
+def mark_complete(job: dict[str, Any]) -> None:
     """Note that all jobs of a parent are stored. From now on they are counted."""
     Job().collection.update_one({"_id": job["_id"]}, {"$unset": {"dask.group.recording": True}})
     job["dask"]["group"].pop("recording", None)
@@ -122,17 +127,12 @@ def complete(job: dict[str, Any]) -> None:
 # -- counting ---------------------------------------------------------------------------------
 
 
-def is_group(job: Mapping[str, Any]) -> bool:
-    """Say whether a job is the parent of a map."""
-    return validation.is_group(job)
-
-
-def parts(job: Mapping[str, Any]) -> list[str] | None:
+def load_part_ids(job: Mapping[str, Any]) -> list[str] | None:
     """Return the ids of the jobs under the parent of a map, in the order of the calls.
 
     None for a job that is no such parent.
     """
-    if not is_group(job):
+    if not validation.is_map_parent(job):
         return None
     # They were made one after another, and an id counts on from the one before.
     found = models.collection(Job()).find(
@@ -141,33 +141,33 @@ def parts(job: Mapping[str, Any]) -> list[str] | None:
     return [str(part["_id"]) for part in found]
 
 
-def follow(jobs: Iterable[Mapping[str, Any]]) -> None:
+def recount_parents_of(jobs: Iterable[Mapping[str, Any]]) -> None:
     """Count the groups that some jobs, whose states have changed, belong to."""
     ended: Counter[Any] = Counter()
     for job in jobs:
-        if validation.is_key(job.get("parentId")):
+        if validation.is_id_value(job.get("parentId")):
             ended[job["parentId"]] += job.get("status") in FINAL
     if ended:
-        _recounts.ask(ended)
+        _throttle.ask(ended)
 
 
-def look_after(now: datetime) -> None:
+def recount_quiet(now: datetime) -> None:
     """Count groups that nothing was heard of for a while.
 
     Who changed a job may have died before it counted, or somebody else changed it.
     """
     quiet = models.collection(Job()).find(
-        {"dask.group.open": True, "updated": {"$lt": now - QUIET_TIME}},
+        {"dask.group.open": True, "updated": {"$lt": now - QUIET_PERIOD}},
         {"_id": True},
         sort=[("updated", 1)],
-        limit=_MOST_AT_ONCE,
+        limit=_MAX_PARENTS_PER_QUERY,
     )
     ids = [job["_id"] for job in quiet]
     if ids:
         _recount(ids)
 
 
-def stop(job_id: ObjectId) -> JobStatus | None:
+def cancel(job_id: ObjectId) -> JobStatus | None:
     """Note that a group is to be canceled, and return the state that it is in now.
 
     It is CANCELED when all its jobs have ended.
@@ -177,16 +177,16 @@ def stop(job_id: ObjectId) -> JobStatus | None:
     Malformed
         If its document is malformed. Then it was set aside.
     """
-    for _ in range(_MOST_ROUNDS):
-        job = models.collection(Job()).find_one({"_id": job_id}, _NO_LOG)
+    for _ in range(_MAX_ROUNDS):
+        job = models.collection(Job()).find_one({"_id": job_id}, _WITHOUT_LOG)
         if job is None:
             return None
         if job.get("status") not in FINAL:
-            quarantine.require(job, validation.check_group)
+            quarantine.require_valid(job, validation.check_map_parent)
         status = JobStatus(job["status"])
         if status in FINAL or status == JobStatus.CANCELING:
             return status
-        change = Parent(job, datetime.now(timezone.utc)).stop()
+        change = ParentState(job, datetime.now(timezone.utc)).stop()
         if _write([change]):
             notifications.publish([change])
             return JobStatus.CANCELING
@@ -204,28 +204,28 @@ def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
     """
     left = list(ids)
     large: dict[ObjectId, int] = {}
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         now = datetime.now(timezone.utc)
         # Read before the jobs are counted: a write holds only if nobody has written since,
         # so that what was counted first never replaces what was counted later.
         found = models.collection(Job()).find(
-            {"_id": {"$in": left}, "dask.group.open": True}, _NO_LOG
+            {"_id": {"$in": left}, "dask.group.open": True}, _WITHOUT_LOG
         )
-        groups = quarantine.sound(found, validation.check_group)
+        groups = quarantine.filter_valid(found, validation.check_map_parent)
         counts = _counts(groups, now)
         large |= {
             group_id: count.total - count.ended
             for group_id, count in counts.items()
-            if count.total > MOST_COUNTED
+            if count.total > MAX_JOBS_COUNTED_EACH_TIME
         }
         changes = [
-            change for group in groups if (change := _tally(group, counts[group["_id"]], now))
+            change for group in groups if (change := _recounted(group, counts[group["_id"]], now))
         ]
-        _keep_errors(changes, now)
+        _store_errors(changes, now)
         written = _write(changes)
         notifications.publish(written)
         # A group may be the job of another one, if it was started by one of its jobs.
-        follow(change.job for change in written if change.steps)
+        recount_parents_of(change.job for change in written if change.steps)
         held = {change.job["_id"] for change in written}
         left = [change.job["_id"] for change in changes if change.job["_id"] not in held]
         if not left:
@@ -234,17 +234,17 @@ def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
     return large
 
 
-_recounts = Recount(_recount)
+_throttle = CountThrottle(_recount)
 
 
 def _exact_total(group: Mapping[str, Any]) -> int:
     """Count the jobs of a group by their ids, which do not change. This takes its time."""
-    ids = {"$gt": ObjectId.from_datetime(group["created"] - _CLOCKS)}
+    ids = {"$gt": ObjectId.from_datetime(group["created"] - _CLOCK_SKEW)}
     query = {"_id": ids, "parentId": group["_id"]}
     return int(models.collection(Job()).count_documents(query, hint=[("_id", 1)]))
 
 
-def _counts(groups: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectId, Count]:
+def _counts(groups: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectId, StatusCounts]:
     """Count groups, with totals that do not change while jobs go from one state to another.
 
     The index that is counted is ordered by states, so that a job may be passed twice, or not at
@@ -273,10 +273,10 @@ def _counts(groups: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectId
     return counts
 
 
-def _count(ids: Sequence[ObjectId]) -> dict[ObjectId, Count]:
-    counts = {group_id: Count() for group_id in ids}
+def _count(ids: Sequence[ObjectId]) -> dict[ObjectId, StatusCounts]:
+    counts = {group_id: StatusCounts() for group_id in ids}
     if ids:
-        for found in models.collection(Job()).aggregate(counting(ids)):
+        for found in models.collection(Job()).aggregate(counting_pipeline(ids)):
             parent = found["_id"].get("parent")
             # A list of ids, among which is one of these, is no parent.
             if isinstance(parent, ObjectId):
@@ -284,7 +284,7 @@ def _count(ids: Sequence[ObjectId]) -> dict[ObjectId, Count]:
     return counts
 
 
-def counting(ids: Sequence[ObjectId]) -> list[dict[str, Any]]:
+def counting_pipeline(ids: Sequence[ObjectId]) -> list[dict[str, Any]]:
     """Return the question how many jobs of some parents are in which state."""
     return [
         {"$match": {"parentId": {"$in": list(ids)}}},
@@ -297,7 +297,7 @@ def counting(ids: Sequence[ObjectId]) -> list[dict[str, Any]]:
     ]
 
 
-def _write(changes: Sequence[Change]) -> list[Change]:
+def _write(changes: Sequence[ParentChange]) -> list[ParentChange]:
     """Write changes, each for itself, and return those that took place."""
     jobs = Job().collection
     return [
@@ -305,28 +305,32 @@ def _write(changes: Sequence[Change]) -> list[Change]:
     ]
 
 
-def _keep_errors(changes: Sequence[Change], now: datetime) -> None:
+def _store_errors(changes: Sequence[ParentChange], now: datetime) -> None:
     # Before the jobs are seen to have ended, so that who sees it finds the error.
     failed = [change for change in changes if change.job["status"] == JobStatus.ERROR]
-    results.keep(
-        [(c.job["_id"], Outcome(1, error="".join(c.text).partition("\n")[0])) for c in failed], now
+    results.store(
+        [
+            (c.job["_id"], AttemptOutcome(1, error="".join(c.text).partition("\n")[0]))
+            for c in failed
+        ],
+        now,
     )
 
 
-def _tally(group: dict[str, Any], count: Count, now: datetime) -> Change | None:
-    return Parent(group, now).counted(count, lambda: _failures(group["_id"], count))
+def _recounted(group: dict[str, Any], count: StatusCounts, now: datetime) -> ParentChange | None:
+    return ParentState(group, now).counted(count, lambda: _failures(group["_id"], count))
 
 
-def _failures(group_id: ObjectId, count: Count) -> str:
+def _failures(group_id: ObjectId, count: StatusCounts) -> str:
     """Return what the log of a parent says of its jobs that failed."""
     failed = list(
         models.collection(Job()).find(
             {"parentId": group_id, "status": int(JobStatus.ERROR)},
             {"title": True},
-            limit=MOST_NAMED,
+            limit=MAX_FAILURES_NAMED,
         )
     )
-    errors = results.errors([job["_id"] for job in failed])
+    errors = results.load_errors([job["_id"] for job in failed])
     lines = [f"{count.failed} of {count.total} jobs failed:"]
     for job in failed:
         error = (errors.get(job["_id"]) or "see its log").splitlines()[0]

@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 )
 
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.plugin.store.claims import _take
-from girder_dask.plugin.store.job_change import History, Verdict
+from girder_dask.plugin.store.claims import take
+from girder_dask.plugin.store.job_change import JobChange, Verdict
 from girder_dask.protocol.messages import JobEvent, JobSpec, JobUpdate
 from tests.support.dispatch_site import SimulatedRun, Site
 
@@ -45,7 +45,7 @@ class Girder:
         }
 
     def hand_over(self, scheduler: str, job: str) -> bool:
-        """Do as claims.hand_over does."""
+        """Do as claims.claim_for_push does."""
         dask = self.jobs[job]["dask"]
         if dask["scheduler"] is not None or "open" not in dask:
             return False
@@ -58,16 +58,16 @@ class Girder:
             dask = document["dask"]
             lost = late and "claimed" in dask and document["status"] == S.QUEUED
             if "open" in dask and (dask["scheduler"] != scheduler or lost):
-                history = History(copy.deepcopy(document))
-                _take(history, scheduler, {"payload_bytes": 1}, "claim", NOW)
-                self.jobs[job] = history.job
-                if not history.final:
-                    yield job, history.dask["attempt"]
+                change = JobChange(copy.deepcopy(document))
+                take(change, scheduler, {"payload_bytes": 1}, "claim", NOW)
+                self.jobs[job] = change.job
+                if not change.is_final:
+                    yield job, change.dask["attempt"]
 
     def apply(self, scheduler: str, update: JobUpdate) -> Verdict:
-        history = History(copy.deepcopy(self.jobs[update.id]))
-        verdict = history.take(update, scheduler)
-        self.jobs[update.id] = history.job
+        change = JobChange(copy.deepcopy(self.jobs[update.id]))
+        verdict = change.apply(update, scheduler)
+        self.jobs[update.id] = change.job
         return verdict
 
 

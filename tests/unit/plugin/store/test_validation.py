@@ -11,9 +11,9 @@ from bson import ObjectId
 
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin.store.validation import (
-    Malformed,
-    check_group,
+    MalformedDocument,
     check_job,
+    check_map_parent,
     check_outcome,
     check_record,
 )
@@ -35,9 +35,9 @@ SPEC = JobSpec(id=str(ObjectId()), attempt=1, task="a:b", payload=b"j[]", token=
 
 
 def record(spec: JobSpec) -> dict[str, Any]:
-    from girder_dask.plugin.store import models
+    from girder_dask.plugin.store import job_records
 
-    return models._record(spec, own_token=True, from_girder=False)
+    return job_records._record(spec, own_token=True, from_girder=False)
 
 
 @pytest.mark.parametrize("status", list(JobStatus))
@@ -49,17 +49,17 @@ def test_jobs_in_all_states(status: JobStatus) -> None:
 
 def test_parents_of_maps() -> None:
     group = {"total": 1, "done": 0, "failed": 0, "canceled": 0, "open": True, "revision": 0}
-    check_group({**JOB, "dask": {"task": "a", "group": {**group, "recording": NOW}}})
-    with pytest.raises(Malformed, match=r"its field dask\.group\.revision is not a count"):
-        check_group({**JOB, "dask": {"group": {"open": True} | {**group, "revision": None}}})
+    check_map_parent({**JOB, "dask": {"task": "a", "group": {**group, "recording": NOW}}})
+    with pytest.raises(MalformedDocument, match=r"its field dask\.group\.revision is not a count"):
+        check_map_parent({**JOB, "dask": {"group": {"open": True} | {**group, "revision": None}}})
 
 
 def test_outcomes_are_of_the_kinds_that_are_kept() -> None:
-    from girder_dask.plugin.store.attempt_outcome import Outcome
+    from girder_dask.plugin.store.results import AttemptOutcome
 
-    check_outcome(JOB["_id"], Outcome(1, b"j1", "error", b"p").document())
-    check_outcome(JOB["_id"], Outcome(0).document())
-    with pytest.raises(Malformed, match=r"dask_outcome\.error is not text or null"):
+    check_outcome(JOB["_id"], AttemptOutcome(1, b"j1", "error", b"p").document())
+    check_outcome(JOB["_id"], AttemptOutcome(0).document())
+    with pytest.raises(MalformedDocument, match=r"dask_outcome\.error is not text or null"):
         check_outcome(JOB["_id"], {"error": 5})
 
 
@@ -74,5 +74,5 @@ def test_how_to_run_a_job_may_leave_options_open(name: str) -> None:
     ("name", "value"), [("trusted", None), ("trusted", 1), ("priority", 1.5), ("task", None)]
 )
 def test_what_would_be_taken_for_something_else_is_malformed(name: str, value: Any) -> None:
-    with pytest.raises(Malformed, match=f"its field dask_job.{name} is not"):
+    with pytest.raises(MalformedDocument, match=f"its field dask_job.{name} is not"):
         check_record({**record(SPEC), name: value})

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_dask.plugin.store.logs import writer
-from girder_dask.plugin.store.logs.writer import LogBook, mark
+from girder_dask.plugin.store.logs.writer import LogWriter, cut_line
 
 ID = ObjectId()
 LIMIT, MOST, SLACK, END = 1000, 4000, 500, 100
@@ -22,11 +22,11 @@ LIMIT, MOST, SLACK, END = 1000, 4000, 500, 100
 def small():
     """Bounds that a test reaches soon."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "LOG_LIMIT", LIMIT)
-        patch.setattr(writer, "_SLACK", SLACK)
-        patch.setattr(writer, "_END_BYTES", END)
-        patch.setattr(writer, "_CHUNK_LEAST", 150)
-        patch.setattr(writer, "_CHUNK_MOST", 400)
+        patch.setattr(writer, "MAX_DOCUMENT_LOG_BYTES", LIMIT)
+        patch.setattr(writer, "_SLACK_BYTES", SLACK)
+        patch.setattr(writer, "_SHOWN_END_BYTES", END)
+        patch.setattr(writer, "_MIN_CHUNK_BYTES", 150)
+        patch.setattr(writer, "_MAX_CHUNK_BYTES", 400)
         patch.setattr(writer.config, "nbytes", lambda _: MOST)
         yield
 
@@ -38,9 +38,9 @@ class Database:
         self.job: dict[str, Any] = {"_id": ID, "dask": {}, "log": []}
         self.chunks: dict[Any, bytes] = {}
 
-    def write(self, *texts: str, ends: bool = False, spill: bool = False) -> LogBook:
+    def write(self, *texts: str, ends: bool = False, spill: bool = False) -> LogWriter:
         dask, stored = dict(self.job["dask"]), self.job.get("dask_log")
-        book = LogBook(ID, dask, stored and {k: v for k, v in stored.items() if k != "chunks"})
+        book = LogWriter(ID, dask, stored and {k: v for k, v in stored.items() if k != "chunks"})
         for text in texts:
             book.write(text, ends=ends)
         if spill:
@@ -66,7 +66,7 @@ class Database:
     @property
     def whole(self) -> str:
         log, stored = self.job["log"], self.job.get("dask_log") or {}
-        head = log[: log.index(mark(ID))] if stored and mark(ID) in log else log
+        head = log[: log.index(cut_line(ID))] if stored and cut_line(ID) in log else log
         parts = [self.chunks[chunk_id] for chunk_id, _ in stored.get("chunks", ())]
         return "".join(head) + b"".join([*parts, stored.get("tail", b"")]).decode()
 
@@ -86,7 +86,7 @@ def test_a_long_log_is_cut_in_the_document_with_a_mark_that_names_the_route() ->
         database.write(line)
     assert database.whole == "".join(lines)
     assert f"GET dask/job/{ID}/log" in database.shown
-    assert len(database.shown) < LIMIT + len(mark(ID))
+    assert len(database.shown) < LIMIT + len(cut_line(ID))
     database.write("Traceback\n", ends=True)
     assert database.shown.endswith("line 299\nTraceback\n")
     assert database.whole == "".join([*lines, "Traceback\n"])
@@ -131,7 +131,7 @@ def test_no_text_is_lost_however_it_comes(updates: list[list[str]], spills: set[
             assert database.whole == wanted
         else:
             assert database.whole[:1000] == wanted[:1000]
-        assert len(database.shown.encode()) < LIMIT + len(mark(ID)) + 1
+        assert len(database.shown.encode()) < LIMIT + len(cut_line(ID)) + 1
         assert len(database.whole.encode()) < MOST + SLACK + END + 1000
 
 

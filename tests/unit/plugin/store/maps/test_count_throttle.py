@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from girder_dask.plugin.store.maps.throttle import Recount
+from girder_dask.plugin.store.maps.count_throttle import CountThrottle
 from tests.support.deadline import until
 
 SHORT = 0.01
@@ -30,7 +30,7 @@ class Maps:
 
 def test_a_small_one_is_counted_each_time() -> None:
     maps = Maps(a=None)
-    recount = Recount(maps.count)
+    recount = CountThrottle(maps.count)
     for _ in range(3):
         recount.ask({"a": 1})
     assert maps.counted == ["a"] * 3
@@ -39,7 +39,7 @@ def test_a_small_one_is_counted_each_time() -> None:
 
 def test_a_large_one_rests_and_is_counted_again_without_being_asked() -> None:
     maps = Maps(a=1000, b=None)
-    recount = Recount(maps.count)
+    recount = CountThrottle(maps.count)
     began = time.monotonic()
     for _ in range(10):
         recount.ask({"a": 1, "b": 0})
@@ -54,7 +54,7 @@ def test_a_large_one_rests_and_is_counted_again_without_being_asked() -> None:
 def test_a_large_one_is_counted_when_all_that_were_left_have_ended() -> None:
     maps = Maps(a=5)
     maps.takes = 0.2  # so that it would rest for long
-    recount = Recount(maps.count)
+    recount = CountThrottle(maps.count)
     recount.ask({"a": 3})
     recount.ask({"a": 4})
     assert maps.counted == ["a"]
@@ -66,7 +66,7 @@ def test_a_large_one_is_counted_when_all_that_were_left_have_ended() -> None:
 def test_what_ends_while_it_is_counted_is_not_forgotten() -> None:
     maps = Maps(a=2)
     maps.takes = 0.2
-    recount = Recount(maps.count)
+    recount = CountThrottle(maps.count)
     counting = threading.Thread(target=recount.ask, args=({"a": 1},))
     counting.start()
     time.sleep(0.05)
@@ -80,7 +80,7 @@ def test_what_ends_while_it_is_counted_is_not_forgotten() -> None:
 def test_of_one_that_is_over_nothing_is_remembered() -> None:
     maps = Maps(a=1000, b=None)
     maps.takes = 0.0
-    recount = Recount(maps.count)
+    recount = CountThrottle(maps.count)
     recount.ask({"a": 1})
 
     def ask_again() -> bool:

@@ -16,7 +16,7 @@ from girder.models.group import Group
 from girder.models.user import User
 
 from girder_dask.plugin import settings
-from girder_dask.plugin.store import models
+from girder_dask.plugin.store import job_records
 from girder_dask.tasks import discovery
 
 __all__ = ["IN_GIRDER", "Authority", "may_run_code", "of_job", "of_user", "who_may"]
@@ -74,7 +74,7 @@ def of_user(user: Mapping[str, Any]) -> Authority:
 def of_job(job: Mapping[str, Any]) -> Authority:
     """Return that of the token of a job: what its owner may now, whoever has started it."""
     owner = User().load(job["userId"], force=True) if job.get("userId") else None
-    origin = models.origin(job["_id"])
+    origin = job_records.load_origin(job["_id"])
     modules: frozenset[str] = frozenset()
     if origin.from_girder:
         modules = discovery.modules_beside(origin.task.partition(":")[0])

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Recount"]
+__all__ = ["CountThrottle"]
 
 logger = logging.getLogger(__name__)
 
 # The share of the time that may be spent on counting one large parent.
-_SHARE = 0.03
+_MAX_COUNTING_SHARE = 0.03
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class _Rest:
     left: int
 
 
-class Recount:
+class CountThrottle:
     """Has parents counted. Any thread may use it.
 
     Parameters
@@ -97,7 +97,7 @@ class Recount:
                 self._ended[parent] = 0
         left = self._count(parents)
         end = time.monotonic()
-        until = end + (end - start) / _SHARE
+        until = end + (end - start) / _MAX_COUNTING_SHARE
         with self._lock:
             for parent in parents:
                 if parent in left:

@@ -12,13 +12,19 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import SubmissionError
 from girder_dask.plugin.store import models
-from girder_dask.plugin.store.maps.parents import is_group
 from girder_dask.plugin.store.requester import may_access
+from girder_dask.plugin.store.validation import is_map_parent
 from girder_dask.protocol.messages import JobSpec
 
 __all__ = ["DependencyRefused", "check"]
 
-_ACCESS = {"dask.group": True, "access": True, "public": True, "publicFlags": True, "userId": True}
+_ACCESS_FIELDS = {
+    "dask.group": True,
+    "access": True,
+    "public": True,
+    "publicFlags": True,
+    "userId": True,
+}
 
 
 class DependencyRefused(SubmissionError):
@@ -63,7 +69,7 @@ def check(wanted: Iterable[tuple[JobSpec, Mapping[str, Any] | None]]) -> None:
                 "owner of that job for access to it.",
                 task=spec.task,
             )
-        if is_group(job):
+        if is_map_parent(job):
             raise SubmissionError(
                 f"Job {job_id}, which is an argument of {spec.task}, is the parent job of a map "
                 "and has no value of its own. Pass what map() returned, or the list of its jobs. "
@@ -74,7 +80,7 @@ def check(wanted: Iterable[tuple[JobSpec, Mapping[str, Any] | None]]) -> None:
 
 def _load(ids: set[str]) -> dict[str, dict[str, Any]]:
     known = [ObjectId(job_id) for job_id in ids if _is_id(job_id)]
-    found = models.collection(Job()).find({"_id": {"$in": known}}, _ACCESS)
+    found = models.collection(Job()).find({"_id": {"$in": known}}, _ACCESS_FIELDS)
     return {str(job["_id"]): job for job in found}
 
 
