@@ -33,6 +33,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(NAME, raising=False)
     yield
     propagation.uninstall()
+    time.tzset()  # a test has set the time zone for C code
 
 
 def test_four_jobs_at_once_have_their_own() -> None:
