@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from girder_dask.utils.background import Guard
+from girder_dask.utils.backoff import Backoff
 from girder_dask.worker.run_sink import RunSink
 
 __all__ = ["AwaitRoom", "BackPressure"]
@@ -13,7 +14,8 @@ __all__ = ["AwaitRoom", "BackPressure"]
 #: Waits until the scheduler has room for more output of a job. Returns True if it has.
 AwaitRoom = Callable[[str], Awaitable[bool]]
 
-_RETRY_DELAY_S = 0.2
+# Between two questions while the scheduler has no room.
+_NO_ROOM_BACKOFF = Backoff(first_s=0.2, max_s=0.2)
 
 
 class BackPressure:
@@ -52,7 +54,7 @@ class BackPressure:
         with self._guard:
             if await await_room(sink.spec.id):
                 return True
-        await asyncio.sleep(_RETRY_DELAY_S)
+        await asyncio.sleep(self._guard.delay_s or _NO_ROOM_BACKOFF.delay_s(1))
         return False
 
     async def close(self) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from girder_dask.utils.background import Guard
+from girder_dask.utils.backoff import Backoff
+from girder_dask.utils.error_log import ErrorLog
 
 __all__ = ["EventDelivery", "OnDropped", "SendBatch"]
 
@@ -21,8 +23,7 @@ OnDropped = Callable[[Collection[str]], None]
 
 # The fields that any event can be sent with.
 _MINIMAL_FIELDS = {"version", "id", "attempt", "time", "status", "run", "worker"}
-_FIRST_RETRY_DELAY_S = 0.2
-_MAX_RETRY_DELAY_S = 5.0
+_RETRY_BACKOFF = Backoff(first_s=0.2, max_s=5.0)
 
 
 class EventDelivery:
@@ -45,6 +46,7 @@ class EventDelivery:
         self._on_dropped = on_dropped
         self._outbox = outbox
         self._guard = guard
+        self._errors = ErrorLog(logger, expected=(Exception,))
         self._number = 0
         #: The runs that the scheduler ignores.
         self.dropped: set[str] = set()
@@ -70,17 +72,16 @@ class EventDelivery:
 
     async def _insist(self, batch: list[dict[str, Any]]) -> None:
         self._number += 1
-        delay = _FIRST_RETRY_DELAY_S
-        while True:
+        for delay_s in _RETRY_BACKOFF.delays_s():
             try:
                 dropped = await self._send(self._outbox, self._number, batch)
             except (TypeError, ValueError, OverflowError):  # it can never be sent
                 raise
             except Exception as e:  # noqa: BLE001 - whatever else it is, the events are kept
-                logger.warning("The scheduler did not take job events (%r); trying again", e)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _MAX_RETRY_DELAY_S)
+                self._errors.failed(e, "The scheduler did not take job events; trying again: %s")
+                await asyncio.sleep(delay_s)
             else:
+                self._errors.recovered("The scheduler takes job events again")
                 self.dropped.update(dropped)
                 with self._guard:
                     self._on_dropped(dropped)

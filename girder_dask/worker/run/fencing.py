@@ -1,4 +1,4 @@
-"""What a run asks before it calls its function."""
+"""Fencing: no two runs have the same attempt, and none calls a function that may run only once."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ import requests
 
 from girder_dask.errors import AlreadyBegun
 from girder_dask.http.retry import post_json
+from girder_dask.utils.backoff import Backoff
 
 __all__ = ["StartAnswer", "await_recorded_attempt", "record_start"]
 
 logger = logging.getLogger(__name__)
 
-#: What the scheduler says: the attempt may record_start, or is over; None: ask again.
+#: The scheduler's answer: True if the attempt may start, False if it is over, None to ask again.
 StartAnswer = concurrent.futures.Future[bool | None]
 
-_CONFLICT = 409
-# Seconds between two looks whether a run that waits is to end, and before it asks again.
-_LOOK = 0.1
-_PAUSE = 0.5
+_HTTP_CONFLICT = 409
+# Between two looks whether a run that waits is to end.
+_CHECK_INTERVAL_S = 0.1
+# Between two questions to the scheduler.
+_ASK_BACKOFF = Backoff(first_s=0.5, max_s=0.5)
 
 
 def await_recorded_attempt(ask: Callable[[], StartAnswer], check: Callable[[], None]) -> bool:
-    """Wait until Girder has the number of an attempt, so that no other run is given it.
+    """Wait until Girder has recorded the number of an attempt, so that no other run gets it.
 
-    The first attempt has its number from Girder. The scheduler counts those that follow, and
-    if it is lost before Girder has heard of one, the next scheduler counts from there.
+    The first attempt has its number from Girder. The scheduler counts those that follow; if it
+    is lost before Girder has recorded one, the next scheduler would count it again.
 
     Parameters
     ----------
@@ -49,25 +51,25 @@ def await_recorded_attempt(ask: Callable[[], StartAnswer], check: Callable[[], N
         try:
             while not asked.done():
                 check()
-                concurrent.futures.wait([asked], _LOOK)
+                concurrent.futures.wait([asked], _CHECK_INTERVAL_S)
         finally:
             asked.cancel()
         check()
         try:
             answer = asked.result()
         except Exception as e:  # noqa: BLE001 - whatever it is, the scheduler is asked again
-            logger.debug("The scheduler was not asked (%r); trying again", e)
+            logger.debug("The scheduler did not answer (%r); trying again", e)
         else:
             if answer is not None:
                 return answer
-        time.sleep(_PAUSE)
+        time.sleep(_ASK_BACKOFF.delay_s(1))
 
 
 def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -> None:
-    """Let Girder note that a run calls its function now, and that no other one may.
+    """Have Girder record that a run is about to call its function, so that no other run may.
 
-    The note is made before the call. So a function that runs at most once may not run at all:
-    if the worker dies between the two, nobody knows on which side of the call it was.
+    This happens before the call. So a function that runs at most once may not run at all: if
+    the worker dies between the two, it is unknown on which side of the call that was.
 
     Parameters
     ----------
@@ -78,14 +80,14 @@ def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -
     attempt
         Which attempt of the job it is.
     run
-        What tells this run from any other. The same run may ask again.
+        The name of the run. The same run may ask again.
     worker
-        The name of the worker, for whoever asks later.
+        The name of the worker, which later runs are told.
 
     Raises
     ------
     AlreadyBegun
-        If another run has begun.
+        If another run has called the function.
     requests.RequestException
         If Girder refuses for another reason, or stays away for ``girder.worker.retry-time``.
     """
@@ -93,6 +95,6 @@ def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -
     try:
         post_json(gc, f"dask/job/{job_id}/begin", given)
     except requests.HTTPError as e:
-        if e.response is None or e.response.status_code != _CONFLICT:
+        if e.response is None or e.response.status_code != _HTTP_CONFLICT:
             raise
         raise AlreadyBegun(e.response.json()["message"], job_id=job_id) from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
+from girder_dask.utils.backoff import Backoff
 from girder_dask.worker import event_delivery, run_sink
 from girder_dask.worker import outbox as outbox_module
 from girder_dask.worker.outbox import Outbox
@@ -170,7 +171,7 @@ async def test_many_threads_lose_and_mix_up_nothing() -> None:
 async def test_failed_batches_are_sent_again_as_they_were_before_anything_else(
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(event_delivery, "_FIRST_RETRY_DELAY_S", 0.001)
+    monkeypatch.setattr(event_delivery, "_RETRY_BACKOFF", Backoff(0.001, 5.0))
     scheduler = Scheduler()
     scheduler.failures = [OSError("away"), RuntimeError("a bug"), asyncio.TimeoutError()]
     async with opened(scheduler) as outbox:
@@ -187,7 +188,7 @@ async def test_failed_batches_are_sent_again_as_they_were_before_anything_else(
 async def test_a_batch_whose_answer_was_lost_can_be_told_from_a_new_one(
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(event_delivery, "_FIRST_RETRY_DELAY_S", 0.001)
+    monkeypatch.setattr(event_delivery, "_RETRY_BACKOFF", Backoff(0.001, 5.0))
     scheduler = Scheduler()
     scheduler.fail_after_taking = True
     scheduler.failures = [OSError("away")] * 3

@@ -12,6 +12,7 @@ import pytest
 
 from girder_dask.errors import JobCanceled
 from girder_dask.jobs import JobStatus
+from girder_dask.utils.backoff import Backoff
 from girder_dask.worker.run import fencing
 from girder_dask.worker.run.fencing import StartAnswer, await_recorded_attempt
 from tests.support.deadline import SECONDS, until
@@ -22,8 +23,8 @@ S = JobStatus
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fencing, "_LOOK", 0.001)
-    monkeypatch.setattr(fencing, "_PAUSE", 0.001)
+    monkeypatch.setattr(fencing, "_CHECK_INTERVAL_S", 0.001)
+    monkeypatch.setattr(fencing, "_ASK_BACKOFF", Backoff(0.001, 0.001))
 
 
 def answered(answer: bool | Exception | None) -> StartAnswer:
