@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections import deque
 
-__all__ = ["END_CHARACTERS", "LogLimit"]
+from girder_dask.protocol.log_limit import LOG_END_BYTES, gap_line, limit_line
 
-#: How much of the end is kept, so that the traceback is always there.
-END_CHARACTERS = 64 * 1024
+__all__ = ["LogLimit"]
 
 
 class LogLimit:
@@ -21,7 +20,7 @@ class LogLimit:
 
     Examples
     --------
-    >>> bound = Bound(8)
+    >>> bound = LogLimit(8)
     >>> bound.admit("7 coins\\n"), bound.reached
     ('7 coins\\n', False)
     >>> bound.admit("and no more"), bound.reached
@@ -52,21 +51,15 @@ class LogLimit:
             passed, text = _split(text, int(self._most) - self._used)
         was_whole = not self.left_out
         self._keep(text)
-        return passed + self._mark() if was_whole and self.left_out else passed
-
-    def _mark(self) -> str:
-        return (
-            f"\n[This log has reached the {int(self._most):,} bytes that are kept of it "
-            "(girder.max-log). Of what follows only the end is kept.]\n"
-        )
+        return passed + limit_line(int(self._most)) if was_whole and self.left_out else passed
 
     def _keep(self, text: str) -> None:
-        if len(text) > END_CHARACTERS:
-            dropped, text = text[:-END_CHARACTERS], text[-END_CHARACTERS:]
+        if len(text) > LOG_END_BYTES:
+            dropped, text = text[:-LOG_END_BYTES], text[-LOG_END_BYTES:]
             self.left_out += _size(dropped)
         self._end.append((text, _size(text)))
         self._end_length += len(text)
-        while self._end_length - len(self._end[0][0]) >= END_CHARACTERS:
+        while self._end_length - len(self._end[0][0]) >= LOG_END_BYTES:
             first, size = self._end.popleft()
             self._end_length -= len(first)
             self.left_out += size
@@ -77,7 +70,7 @@ class LogLimit:
         self._end.clear()
         if not self.left_out:
             return text
-        return f"[{self.left_out:,} bytes of the log are left out here.]\n{text}"
+        return gap_line(self.left_out) + text
 
 
 def _size(text: str) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from bson import ObjectId
 
 from girder_dask import config
+from girder_dask.protocol.log_limit import LOG_END_BYTES, gap_line, limit_line
 from girder_dask.utils.text import clean_text
 
 __all__ = ["LOG_FIELD", "MAX_DOCUMENT_LOG_BYTES", "LogWriter", "cut_line"]
@@ -29,9 +30,6 @@ MAX_DOCUMENT_LOG_BYTES = 8 * 1024**2
 
 #: What the database needs for a piece of a log besides its text.
 _ENTRY_OVERHEAD_BYTES = 16
-
-#: How much of the end of a long log is shown in the job document as well.
-_SHOWN_END_BYTES = 64 * 1024
 
 #: The bytes of a chunk, before it is compressed: the least, and the most.
 _MIN_CHUNK_BYTES = 64 * 1024
@@ -116,7 +114,7 @@ class LogWriter:
             return
         if used <= MAX_DOCUMENT_LOG_BYTES:
             data = self._cut(data, MAX_DOCUMENT_LOG_BYTES - used - _ENTRY_OVERHEAD_BYTES)
-        end = (self._tail + data)[-_SHOWN_END_BYTES:]
+        end = (self._tail + data)[-LOG_END_BYTES:]
         self._keep(data, ends=ends)
         if not self._is_spilled:
             self._show(end.decode("utf-8", "ignore") if ends else "")
@@ -143,15 +141,12 @@ class LogWriter:
         kept, rest = data[:room], data[room:]
         if rest:
             if not self._left_out:
-                kept += _said(
-                    f"\n[This log has reached the {most:,} bytes that are kept of it "
-                    "(girder.max-log). Of what follows only the end is kept.]\n"
-                )
+                kept += limit_line(most).encode()
             self._left_out += len(rest)
             if ends:
-                end = rest[-_SHOWN_END_BYTES:]
+                end = rest[-LOG_END_BYTES:]
                 self._left_out -= len(end)
-                kept += _said(f"[{self._left_out:,} bytes of the log are left out here.]\n") + end
+                kept += gap_line(self._left_out).encode() + end
         self._add(kept)
 
     def _add(self, data: bytes) -> None:
@@ -200,7 +195,3 @@ class LogWriter:
         if self.chunks:
             names = [[chunk["_id"], chunk["size"]] for chunk in self.chunks]
             change.setdefault("$push", {})[f"{LOG_FIELD}.chunks"] = {"$each": names}
-
-
-def _said(text: str) -> bytes:
-    return text.encode()

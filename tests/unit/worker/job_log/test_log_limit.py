@@ -8,8 +8,9 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
+from girder_dask.protocol.log_limit import LOG_END_BYTES
 from girder_dask.worker.job_log.log import JobLog
-from girder_dask.worker.job_log.log_limit import END_CHARACTERS, LogLimit
+from girder_dask.worker.job_log.log_limit import LogLimit
 from tests.support.deadline import SECONDS
 
 GAP = re.compile(r"\n\[This log has reached the [\d,]+ bytes.*?\]\n\[([\d,]+) bytes .*\]\n")
@@ -57,7 +58,7 @@ def test_the_gap_is_as_large_as_is_said(texts: list[str], most: int) -> None:
     assert whole.startswith(before)
     assert whole.endswith(after)
     assert most - 2 < nbytes(before) <= most
-    assert len(after) >= min(END_CHARACTERS, len(texts[-1]))
+    assert len(after) >= min(LOG_END_BYTES, len(texts[-1]))
     missing = int(found[1].replace(",", ""))
     assert nbytes(before) + missing + nbytes(after) == nbytes(whole)
 
@@ -82,7 +83,7 @@ def test_nobody_waits_to_write_what_is_not_kept() -> None:
     assert text.startswith("line 0\nline 1\n")
     assert text.endswith("line 19999\nTraceback\n")
     assert len(GAP.findall(text)) == 1
-    assert len(text) < END_CHARACTERS + 500
+    assert len(text) < LOG_END_BYTES + 500
 
 
 def test_the_end_is_there_though_others_hold_the_line() -> None:

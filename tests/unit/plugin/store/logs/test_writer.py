@@ -24,7 +24,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "MAX_DOCUMENT_LOG_BYTES", LIMIT)
         patch.setattr(writer, "_SLACK_BYTES", SLACK)
-        patch.setattr(writer, "_SHOWN_END_BYTES", END)
+        patch.setattr(writer, "LOG_END_BYTES", END)
         patch.setattr(writer, "_MIN_CHUNK_BYTES", 150)
         patch.setattr(writer, "_MAX_CHUNK_BYTES", 400)
         patch.setattr(writer.config, "nbytes", lambda _: MOST)
