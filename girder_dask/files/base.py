@@ -1,8 +1,8 @@
-"""What every transform is: an argument or a result that stands for something in Girder.
+"""Base classes of transforms: arguments and results that stand for something in Girder.
 
-A transform holds no Girder client when it travels. The runner hands it that of its job
-(``gc``), a directory that is removed when the run ends (``work_dir``), the host's cache of
-files (``cache``) and a function that shows bytes on the job (``report``).
+A transform travels without a Girder client. The runner binds it to a run: it sets the client of
+the job (``gc``), a directory that is removed when the run ends (``work_dir``), the cache of the
+host (``cache``) and a function that shows progress in bytes on the job (``report``).
 """
 
 from __future__ import annotations
@@ -35,32 +35,33 @@ __all__ = [
     "safe_name",
 ]
 
-#: What belongs to one run, and so does not travel.
-_OF_A_RUN = {
-    "gc", "work_dir", "inputs_dir", "cwd", "job", "cache", "links", "note", "report", "recovery",
-    "temp_dir_path", "file_path", "item_path", "folder_path", "output_file_path", "_stock",
+#: Attributes that the runner sets for one run, and that are not pickled.
+_RUN_ATTRIBUTES = {
+    "gc", "work_dir", "inputs_dir", "cwd", "job", "cache", "links", "note", "report",
+    "upload_recovery", "temp_dir_path", "file_path", "item_path", "folder_path",
+    "output_file_path", "_fetcher",
 }  # fmt: skip
-#: What Girder says of an id that nothing has.
+#: Girder's message about an id that does not exist.
 _INVALID_ID = re.compile(r"\bInvalid (?:\w+ )?(?:id|ObjectId)\b", re.IGNORECASE)
 _ID = re.compile(r"[\w -]*", re.ASCII)
-_LONGEST_NAME = 255  # bytes, on the file systems of today
-_LONGEST_EXTENSION = 40
+_MAX_NAME_BYTES = 255  # of the usual file systems
+_MAX_EXTENSION_CHARACTERS = 40
 
 
 def explain(transform: Any, error: BaseException) -> TransformError | None:
-    """Say in a sentence why a transform failed at Girder, whoever wrote it.
+    """Return in a sentence why Girder made a transform fail.
 
     Parameters
     ----------
     transform
-        The transform, ours or a foreign one.
+        The transform, of this package or of another one.
     error
         What its ``transform()`` raised.
 
     Returns
     -------
     TransformError or None
-        None if the error is no answer of Girder and no failure to reach it.
+        None if the error comes neither from an answer of Girder nor from the lack of one.
     """
     if isinstance(error, TransformError) or not isinstance(error, requests.RequestException):
         return None
@@ -112,7 +113,7 @@ def _silence(error: Exception) -> str:
 
 
 def safe_name(name: str, default: str) -> str:
-    """Return a file name that stays in its directory, with the extension it had.
+    """Return a file name that cannot leave its directory. The extension is kept.
 
     >>> safe_name('../scan.nii.gz', '5f3c')
     '.._scan.nii.gz'
@@ -120,27 +121,26 @@ def safe_name(name: str, default: str) -> str:
     safe = name.replace("/", "_").replace("\0", "_")
     if safe in ("", ".", ".."):
         return default
-    if len(safe.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME:
+    if len(safe.encode("utf-8", "surrogatepass")) <= _MAX_NAME_BYTES:
         return safe
-    extension = "".join(Path(safe).suffixes)[-_LONGEST_EXTENSION:]
-    room = _LONGEST_NAME - len(extension.encode("utf-8", "replace"))
+    extension = "".join(Path(safe).suffixes)[-_MAX_EXTENSION_CHARACTERS:]
+    room = _MAX_NAME_BYTES - len(extension.encode("utf-8", "replace"))
     stem = safe.encode("utf-8", "replace")[: max(room, 0)].decode("utf-8", "ignore")
     return stem + extension
 
 
-class _Bound:
-    """What the runner binds to a run, and what every transform has."""
+class _RunBound:
+    """What all transforms have: the attributes that the runner sets, and progress."""
 
     #: The Girder client of the job, while it runs.
     gc: Any = None
-    #: A directory of this run alone, while it runs. That of a hook is the task's own.
+    #: A directory of this run alone, while it runs. A hook gets that of the task.
     work_dir: Path | None = None
     #: The host's cache of files (:class:`girder_dask.files.cache.FileCache`), or None.
     cache: Any = None
-    #: The files of the cache that inputs of this run have put into ``work_dir`` under another
-    #: name: the device and inode of each.
+    #: Device and inode of each cached file that the inputs of this run linked into ``work_dir``.
     links: set[tuple[int, int]] | None = None
-    #: Called with the bytes that are through, all bytes (None if unknown) and a message.
+    #: Called with the bytes done, all bytes (None if unknown) and a message.
     report: Callable[[int, int | None, str], None] | None = None
     #: Called with a line for the job's log, while it runs.
     note: Callable[[str], None] | None = None
@@ -149,32 +149,32 @@ class _Bound:
         self.gc = gc
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in _OF_A_RUN}
+        return {k: v for k, v in self.__dict__.items() if k not in _RUN_ATTRIBUTES}
 
     def _repr_model_(self) -> str:
         """Return what is shown on the job's page."""
         return str(self)
 
     def cleanup(self) -> None:
-        """Take away what :meth:`transform` left. Called whatever happened."""
+        """Remove what :meth:`transform` created. Always called, also after a failure."""
 
     def directory(self) -> Path:
-        """Make a directory that is gone after the run."""
+        """Make a directory that is removed after the run."""
         return Path(tempfile.mkdtemp(dir=self.work_dir))
 
     def tell(self, current: int, total: int | None, message: str) -> None:
-        """Show on the job how many bytes are through."""
+        """Show on the job how many bytes are done."""
         if self.report is not None:
             self.report(current, total, message)
 
 
-class Transform(_Bound, abc.ABC):
-    """A value that is made on the worker.
+class Transform(_RunBound, abc.ABC):
+    """An argument that the worker replaces by the value which the function gets.
 
     Parameters
     ----------
     gc
-        A ``girder_client.GirderClient``. The runner sets that of the job.
+        A ``girder_client.GirderClient``. By default that of the job.
     """
 
     @abc.abstractmethod
@@ -182,9 +182,8 @@ class Transform(_Bound, abc.ABC):
         """Return the value that the function gets."""
 
 
-@Transform.register
-class _BoundHook(_Bound):
-    """What the runner binds a hook to besides."""
+class _RunBoundHook(_RunBound):
+    """What all hooks have: further attributes that the runner sets."""
 
     job: Mapping[str, Any] | None = None
     confined: bool = False
@@ -192,47 +191,48 @@ class _BoundHook(_Bound):
     cwd: str | None = None
 
 
-class ResultTransform(_BoundHook, abc.ABC):
-    """What is done with a result.
+@Transform.register
+class ResultTransform(_RunBoundHook, abc.ABC):
+    """A hook that handles a result.
 
     Attributes
     ----------
     job
         The job document's id and title.
     confined
-        Whether it is to send and delete nothing but what is in ``work_dir``.
+        Whether it may send and delete only what is in ``work_dir``.
     inputs_dir
-        Where the inputs of the run are, if it has some.
+        The directory with the inputs of the run, if it has any.
     cwd
-        Where the task was when it returned, which relative paths in its result start from.
+        The task's working directory when it returned. Relative paths in the result start there.
     """
 
     @abc.abstractmethod
     def transform(self, data: Any) -> Any:
-        """Take the result; what is returned replaces it."""
+        """Handle the result. The returned value replaces it."""
 
     def exception(self) -> None:
-        """Hear that there is no result: the function, an input or another hook failed."""
+        """Handle the lack of a result: the function, an input or another hook failed."""
 
 
-class ResourceTransform(_Bound):
-    """What a transform has that stands for one thing in Girder."""
+class ResourceTransform(_RunBound):
+    """A transform of one resource in Girder: a file, an item, a folder or a job."""
 
-    #: What the thing is called in messages, and in ``_<kind>_id``.
+    #: The resource's kind in messages, and in ``_<kind>_id``.
     kind = "resource"
 
     def __init__(self, _id: Any, *, gc: Any = None) -> None:
         super().__init__(gc=gc)
         self._id = str(_id)
-        # It becomes a part of addresses, in which other characters lead elsewhere.
+        # It becomes a part of URLs, in which other characters could lead to another route.
         if not _ID.fullmatch(self._id):
             raise TransformError(
-                f"{type(self).__name__}({self._id!r:.100}): that is no id of a {self.kind} in "
-                "Girder, which is 24 letters and digits."
+                f"{type(self).__name__}({self._id!r:.100}): this is not the id of a {self.kind} in "
+                "Girder, which has 24 letters and digits."
             )
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments that make this transform anew, all plain values."""
+        """Return the keyword arguments that make an equal transform, all plain values."""
         return {"_id": self._id}
 
     def _repr_model_(self) -> str:
@@ -242,7 +242,7 @@ class ResourceTransform(_Bound):
         return self._repr_model_()
 
     def failed(self, what: str, error: Exception | None = None) -> TransformError:
-        """Make the error that says what went wrong with what, and why."""
+        """Return an error that names this transform, what went wrong and why."""
         why = "" if error is None else f" {failure_reason(self.kind, error)}"
         asked = isinstance(error, requests.RequestException)
         lasting = asked and error is not None and not is_transient(error)
@@ -254,7 +254,7 @@ class ResourceTransform(_Bound):
         Raises
         ------
         TransformError
-            If there is none, or nothing to ask for.
+            If there is no client, or the id is empty.
         """
         if not self._id.strip():
             raise TransformError(
@@ -262,7 +262,7 @@ class ResourceTransform(_Bound):
             )
         if self.gc is None:
             raise self.failed(
-                "there is no Girder to ask, as this worker knows no address of it. Ask the "
-                "operator to set girder.api-url."
+                "this worker does not know the address of Girder. Ask the operator to set "
+                "girder.api-url."
             )
         return self.gc

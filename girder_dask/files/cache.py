@@ -1,11 +1,14 @@
 """The cache of input files that the workers of one host share.
 
-In the cache's directory there is for each file a directory, the entry, named after what
-the file is and how many bytes it has. In it are ``content/<name>``, the file itself;
-``part``, while it is fetched; ``lock``, which the one who fetches, discards or hands it out
-holds; and ``users``, with the names of those who use it. Each user holds a lock on the file
-of its name in ``users`` of the cache. All locks are the operating system's, so whatever a
-process held is free when it dies.
+Each file has a directory in the cache, its entry, named by a key and the size. The entry holds
+
+* ``content/<name>``, the file itself;
+* ``part``, the file while it is fetched;
+* ``lock``, which is held to fetch, discard or lease the file;
+* ``users``, with the names of the leases on the file.
+
+Each lease holds a lock on the file of its name in ``users`` of the cache. The locks are those of
+the operating system, so all locks of a process are free when it dies.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import re
 import secrets
 import shutil
@@ -25,6 +27,7 @@ from typing import Any
 
 from girder_dask import config
 from girder_dask.files.cache_entry import CacheEntry, cache_key, wait_for_fetch
+from girder_dask.utils.backoff import Backoff
 from girder_dask.utils.file_lock import FileLock, try_lock
 from girder_dask.utils.private_directory import make_private
 
@@ -32,8 +35,9 @@ __all__ = ["CacheLease", "CacheUnusable", "FileCache", "open_cache"]
 
 logger = logging.getLogger(__name__)
 
-_ENTRY = re.compile(r"[0-9a-f]{40}-(\d+)")
-_TRASH = "trash-"
+_LOCK_DELAY = Backoff(0.01, 0.01, jitter=0.9)
+_ENTRY_NAME = re.compile(r"[0-9a-f]{40}-(\d+)")
+_TRASH_PREFIX = "trash-"
 
 
 class CacheUnusable(Exception):
@@ -41,22 +45,22 @@ class CacheUnusable(Exception):
 
 
 class FileCache:
-    """A bounded set of files. Several processes may have one for the same directory.
+    """A bounded cache of files. Several processes may share its directory.
 
     Parameters
     ----------
     directory
-        Where it is. It is made if it is missing, for the user of this process alone. A directory
-        that another user could change is refused with an OSError.
+        Made if it is missing, for the user of this process alone. A directory that another user
+        could change is refused with an OSError.
     max_bytes
-        What all files in it may take together.
+        The most bytes of all files together.
 
     Examples
     --------
     >>> cache = FileCache(tempfile.mkdtemp(), 1000)
     >>> file = {'_id': '5f3c', 'name': 'a.txt', 'size': 2, 'created': '2026-01-01T00:00:00'}
-    >>> with contextlib.closing(cache.use()) as use:
-    ...     path = use.get('https://example.org/api/v1', file, lambda part: part.write_text('hi'))
+    >>> with contextlib.closing(cache.lease()) as lease:
+    ...     path = lease.get('https://example.org/api/v1', file, lambda part: part.write_text('hi'))
     ...     path.name, path.read_text()
     ('a.txt', 'hi')
     """
@@ -70,13 +74,13 @@ class FileCache:
         make_private(self.directory)
         make_private(self.directory / "users")
 
-    def use(self) -> CacheLease:
-        """Begin to use files. What is got through it stays until it is closed."""
-        self._make()  # something may have cleaned the directory of temporary files
+    def lease(self) -> CacheLease:
+        """Return a lease. The files obtained through it stay until it is closed."""
+        self._make()  # something may have removed it from the directory of temporary files
         return CacheLease(self)
 
     def size(self) -> int:
-        """Return the bytes of all files, whole or on their way."""
+        """Return the bytes of all files, complete or being fetched."""
         return sum(_size(entry) for entry in self.entries())
 
     def entries(self) -> list[Path]:
@@ -85,15 +89,15 @@ class FileCache:
 
     def _found(self) -> Iterator[Path]:
         with os.scandir(self.directory) as found:
-            yield from (Path(f.path) for f in found if _ENTRY.fullmatch(f.name))
+            yield from (Path(f.path) for f in found if _ENTRY_NAME.fullmatch(f.name))
 
-    # -- room, under one lock for all of the cache --------------------------------------------
+    # -- accounting, under one lock for the whole cache ----------------------------------------
 
     @contextlib.contextmanager
-    def _account(self) -> Iterator[None]:
+    def _accounting(self) -> Iterator[None]:
         lock = FileLock(self.directory / "lock")
         while not lock.try_acquire():
-            time.sleep(random.uniform(0.001, 0.01))  # noqa: S311
+            time.sleep(_LOCK_DELAY.delay_s(1))
         try:
             yield
         finally:
@@ -101,7 +105,7 @@ class FileCache:
 
     @property
     def _counted(self) -> int:
-        """The bytes of all entries, or more after a process was killed."""
+        """The bytes of all entries; more than that after a process was killed."""
         try:
             return int((self.directory / "bytes").read_text())
         except (FileNotFoundError, ValueError):
@@ -112,9 +116,9 @@ class FileCache:
         (self.directory / "bytes").write_text(str(value))
 
     def reserve(self, entry: Path) -> bool:
-        """Make room for an entry whose lock one holds, and say whether there is."""
+        """Reserve room for an entry, and return True if there is. The caller holds its lock."""
         size = int(entry.name.rpartition("-")[2])
-        with self._account():
+        with self._accounting():
             counted = self._counted
             if counted + size > self.max_bytes:
                 counted = self._evict(self.max_bytes - size)
@@ -126,12 +130,12 @@ class FileCache:
             return True
 
     def shrink(self) -> None:
-        """Discard all that nobody uses."""
-        with self._account():
+        """Discard all files without a lease."""
+        with self._accounting():
             self._counted = self._evict(0)
 
     def _evict(self, target: int) -> int:
-        """Discard until there are so few bytes, if possible, and return how many there are."""
+        """Discard files until ``target`` bytes are left, if possible; return the bytes left."""
         self._sweep()
         entries = self.entries()
         total = sum(_size(entry) for entry in entries)
@@ -139,34 +143,35 @@ class FileCache:
             if total <= target:
                 break
             with contextlib.suppress(FileNotFoundError), try_lock(entry / "lock") as alone:
-                if alone and not self._in_use(entry):
-                    total -= self._throw_away(entry)
+                if alone and not self._is_leased(entry):
+                    total -= self._remove(entry)
         return total
 
     def discard(self, entry: Path) -> None:
-        """Remove an entry whose lock one holds."""
-        with self._account():
+        """Remove an entry. The caller holds its lock."""
+        with self._accounting():
             counted = self._counted
-            self._counted = max(counted - self._throw_away(entry), 0)
+            self._counted = max(counted - self._remove(entry), 0)
 
-    def _throw_away(self, entry: Path) -> int:
+    def _remove(self, entry: Path) -> int:
         size = _size(entry)
-        trash = self.directory / f"{_TRASH}{secrets.token_hex(8)}"
-        entry.rename(trash)  # at once, so that nobody sees a half of it
+        trash = self.directory / f"{_TRASH_PREFIX}{secrets.token_hex(8)}"
+        entry.rename(trash)  # at once, so that no process sees a half of it
         shutil.rmtree(trash, ignore_errors=True)
         return size
 
     def _sweep(self) -> None:
-        """Remove what processes that were killed have left."""
-        for trash in self.directory.glob(f"{_TRASH}*"):
+        """Remove what killed processes left behind."""
+        for trash in self.directory.glob(f"{_TRASH_PREFIX}*"):
             shutil.rmtree(trash, ignore_errors=True)
         for user in (self.directory / "users").iterdir():
-            self._is_gone(user.name)
+            self._collect(user.name)
 
-    def _in_use(self, entry: Path) -> bool:
-        return not all(self._is_gone(user.name) for user in (entry / "users").glob("*"))
+    def _is_leased(self, entry: Path) -> bool:
+        return not all(self._collect(user.name) for user in (entry / "users").glob("*"))
 
-    def _is_gone(self, user: str) -> bool:
+    def _collect(self, user: str) -> bool:
+        """Remove a lease whose process has died, and return True if there is no such lease."""
         path = self.directory / "users" / user
         if not path.exists():
             return True
@@ -177,7 +182,7 @@ class FileCache:
 
 
 def _size(entry: Path) -> int:
-    """Return what an entry counts: nothing, while somebody only asks for it."""
+    """Return the bytes that an entry counts: none while a process only asks for it."""
     counts = (entry / "content").exists() or (entry / "part").exists()
     return int(entry.name.rpartition("-")[2]) if counts else 0
 
@@ -190,7 +195,7 @@ def _last_use(entry: Path) -> int:
 
 
 class CacheLease:
-    """What one run uses of a cache. Another thread or process needs one of its own."""
+    """The files of a cache that one run uses. Each thread and process needs its own lease."""
 
     def __init__(self, cache: FileCache) -> None:
         self._cache = cache
@@ -206,27 +211,27 @@ class CacheLease:
         name: str | None = None,
         waiting: Callable[[], None] = lambda: None,
     ) -> Path | None:
-        """Return a file of the cache, and put it there first if it is missing.
+        """Return a file of the cache. A missing file is fetched first.
 
-        If somebody else fetches it at this time, wait for that.
+        If another run fetches it already, this one waits for it.
 
         Parameters
         ----------
         url
             The REST API of the Girder that has the file.
         file
-            Its document there, as it is now. That the user may read it has been checked.
+            Its document there, as it is now. The caller has checked that the user may read it.
         fetch
             Writes the file to a path.
         name
-            Its name in the cache, by default its own; it must be no path.
+            Its name in the cache, by default its own. It must not be a path.
         waiting
-            Called again and again while somebody else fetches it; it may raise.
+            Called repeatedly while another run fetches the file. It may raise.
 
         Returns
         -------
         Path or None
-            The file, which nobody may change. None if the cache does not take it.
+            The file, which must not be changed. None if the cache does not take it.
 
         Raises
         ------
@@ -239,35 +244,36 @@ class CacheLease:
         entry = CacheEntry(self._cache, key, name or str(file["name"]), file)
         for _ in wait_for_fetch(entry):
             waiting()
-            path, settled = self._try(entry, fetch)
-            if settled:
+            path, is_final = self._try_get(entry, fetch)
+            if is_final:
                 return path
         return None
 
-    def _try(self, entry: CacheEntry, fetch: Callable[[Path], Any]) -> tuple[Path | None, bool]:
-        """Return the file, and whether that is the last word."""
-        if entry.is_there():
+    def _try_get(self, entry: CacheEntry, fetch: Callable[[Path], Any]) -> tuple[Path | None, bool]:
+        """Return the file, and whether it is final: another try returns the same."""
+        if entry.exists():
             with entry.locked(shared=True) as locked:
-                if locked and entry.is_right():
+                if locked and entry.is_intact():
                     return self._mark(entry), True
         with entry.locked() as locked:
             if not locked:
                 return None, False
-            if entry.is_right() or entry.fill(fetch):
+            if entry.is_intact() or entry.fill(fetch):
                 return self._mark(entry), True
             return None, True
 
     def _mark(self, entry: CacheEntry) -> Path:
         if self._lock is None:
             lock = FileLock(self._cache.directory / "users" / secrets.token_hex(8))
-            lock.try_acquire()  # nobody else knows it
+            lock.try_acquire()  # no other process knows its name
             self._lock = lock
+        entry.protect()
         entry.mark(self._lock.path.name)
         self._entries.append(entry.path)
         return entry.content
 
     def close(self) -> None:
-        """Use them no more."""
+        """Release the files."""
         if self._lock is None:
             return
         for entry in self._entries:
@@ -292,7 +298,7 @@ def open_cache() -> FileCache | None:
     Raises
     ------
     CacheUnusable
-        If its directory cannot be used. Without a cache all works, but more slowly.
+        If its directory cannot be used. Without a cache everything works, but more slowly.
     """
     where, size = config.get("worker.cache-directory"), config.nbytes("worker.cache-size")
     if size <= 0 or where is False or str(where).strip().lower() in ("", "false"):

@@ -1,4 +1,4 @@
-"""How a transform gets files: from the cache of the host, or else from Girder."""
+"""The files of a transform, fetched from the cache of the host or from Girder."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ __all__ = ["FileFetcher", "is_real_client", "list_pages"]
 
 logger = logging.getLogger(__name__)
 
-_PAGE = 500
-_MOST_CHANGES = 5
+_PAGE_SIZE = 500
+_MAX_CHANGES = 5
 
-#: What is to be fetched: the document of a file, and where it goes.
+#: A file to fetch: its document and its local path.
 FetchTarget = tuple[Mapping[str, Any], Path]
 
 
 def is_real_client(gc: Any) -> bool:
-    """Say whether this is a client of a real Girder, not a stand-in of somebody's test."""
+    """Return True if a client asks a Girder, and is not the stand-in of a user's test."""
     return isinstance(getattr(gc, "urlBase", None), str)
 
 
 def list_pages(gc: Any, path: str, parameters: Mapping[str, Any] | None = None) -> Iterator[Any]:
-    """Return what Girder lists under a path, page by page."""
+    """Yield what Girder lists at a path, page by page."""
     offset = 0
     while True:
-        page = get_json(gc, path, {**(parameters or {}), "limit": _PAGE, "offset": offset})
+        page = get_json(gc, path, {**(parameters or {}), "limit": _PAGE_SIZE, "offset": offset})
         yield from page
         offset += len(page)
-        if len(page) < _PAGE:
+        if len(page) < _PAGE_SIZE:
             return
 
 
 class FileFetcher:
-    """What one run of a transform fetches. Files of the cache stay there until it is closed.
+    """Fetches the files of one transform. Those of the cache stay there until it is closed.
 
     Parameters
     ----------
@@ -55,26 +55,26 @@ class FileFetcher:
     def __init__(self, owner: ResourceTransform) -> None:
         self._owner = owner
         self._gc = owner.client()
-        self._use = self._begin_use()
+        self._lease = self._open_lease()
         self._done = 0
         self._total: int | None = 0
 
-    def _begin_use(self) -> Any:
+    def _open_lease(self) -> Any:
         if self._owner.cache is None:
             return None
         try:
-            return self._owner.cache.use()
+            return self._owner.cache.lease()
         except OSError as e:
             logger.warning("The cache of files cannot be used: %s", e)
             return None
 
     def put(self, wanted: Sequence[FetchTarget]) -> None:
-        """Put files where they are to go, from the cache if that is possible.
+        """Put files at their paths, from the cache where possible.
 
         Raises
         ------
         TransformError
-            If that is not possible.
+            If a file cannot be had as Girder describes it.
         """
         sizes = [file.get("size") for file, _ in wanted]
         self._total = None if None in sizes else sum(s for s in sizes if s is not None)
@@ -83,12 +83,12 @@ class FileFetcher:
             self._done += path.stat().st_size
 
     def close(self) -> None:
-        """Give the files back to the cache."""
-        if self._use is not None:
-            self._use.close()
+        """Release the files of the cache."""
+        if self._lease is not None:
+            self._lease.close()
 
     def _put(self, file: Mapping[str, Any], path: Path) -> None:
-        for _ in range(_MOST_CHANGES):
+        for _ in range(_MAX_CHANGES):
             try:
                 if not self._put_from_cache(file, path):
                     self._download(file, path)
@@ -96,15 +96,15 @@ class FileFetcher:
             except FileChanged as e:
                 file = e.file
         raise self._owner.failed(
-            f"{file['name']} changed {_MOST_CHANGES} times while it was fetched. Start the job "
-            "again when nobody uploads into it any more."
+            f"{file['name']} changed {_MAX_CHANGES} times while it was fetched. Start the job "
+            "again when the uploads into it have ended."
         )
 
     def _put_from_cache(self, file: Mapping[str, Any], path: Path) -> bool:
-        if self._use is None:
+        if self._lease is None:
             return False
         try:
-            cached = self._use.get(
+            cached = self._lease.get(
                 self._gc.urlBase,
                 self._with_time(file),
                 lambda part: self._download(file, part),
@@ -121,24 +121,24 @@ class FileFetcher:
         return cached is not None
 
     def _link(self, cached: Path, path: Path) -> None:
-        """Give a task a file of the cache under a name of its own."""
+        """Give a cached file a name of its own in the directory of the task."""
         try:
-            os.link(cached, path)  # also to be seen where only the work directory is
+            os.link(cached, path)  # which is also visible where only the work directory is
         except OSError:
-            path.symlink_to(cached)  # another disk, or one that has no such links
+            path.symlink_to(cached)  # it is on another disk, or the disk has no hard links
             return
         if self._owner.links is not None:
             found = path.stat()
             self._owner.links.add((found.st_dev, found.st_ino))
 
     def _with_time(self, file: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the document, for an imported file with the time that it has on its disk."""
+        """Return a file's document; that of an imported file with its time on Girder's disk."""
         if not file.get("imported"):
             return file
-        facts = {}
+        on_disk = {}
         with contextlib.suppress(requests.HTTPError):  # an older plugin has no such route
-            facts = get_json(self._gc, f"dask/file/{file['_id']}/path")
-        return {**file, "modified": facts.get("modified")}
+            on_disk = get_json(self._gc, f"dask/file/{file['_id']}/path")
+        return {**file, "modified": on_disk.get("modified")}
 
     def _download(self, file: Mapping[str, Any], path: Path) -> None:
         try:

@@ -62,7 +62,7 @@ class _Fetched(ResourceTransform, Transform):
     """What is fetched from Girder into a directory of its own."""
 
     temp_dir_path: Path | None = None
-    _stock: FileFetcher | None = None
+    _fetcher: FileFetcher | None = None
 
     def transform(self) -> str:
         directory = self.temp_dir_path = self.directory()
@@ -70,9 +70,9 @@ class _Fetched(ResourceTransform, Transform):
         with self._explained():
             if not is_real_client(gc):
                 return str(self._fetch_through(gc, directory))
-            self._stock = FileFetcher(self)
+            self._fetcher = FileFetcher(self)
             path, wanted = self._plan(gc, directory)
-            self._stock.put(wanted)
+            self._fetcher.put(wanted)
             return str(path)
 
     @contextlib.contextmanager
@@ -91,8 +91,8 @@ class _Fetched(ResourceTransform, Transform):
         """Have the methods of a stand-in for a client fetch it."""
 
     def cleanup(self) -> None:
-        if self._stock is not None:
-            self._stock.close()
+        if self._fetcher is not None:
+            self._fetcher.close()
         if self.temp_dir_path is not None:
             rmtree(self.temp_dir_path)
 

@@ -6,17 +6,15 @@ import abc
 import contextlib
 import os
 import shutil
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from girder_dask.files.base import ResourceTransform, ResultTransform
 from girder_dask.files.fetch import is_real_client
-from girder_dask.files.upload_recovery import UploadRecovery
-from girder_dask.files.uploads import attempt_headers, send_artifact, upload
+from girder_dask.files.path_output import FencedOutput, PathOutput
+from girder_dask.files.uploads import send_artifact, upload
 from girder_dask.http.retry import retry
 from girder_dask.protocol.job_fields import checked_fields
 
@@ -28,24 +26,9 @@ __all__ = [
 ]
 
 _BAD_REQUEST = 400
-# How many names of what is left out one line of a log has.
-_MOST_NAMED = 10
 
 
-class _OfAttempt(ResourceTransform, ResultTransform):
-    """What is done in Girder by one attempt of a job, and by none that is over.
-
-    ``recovery`` knows the uploads of earlier attempts while a job runs
-    (:class:`girder_dask.files.upload_recovery.UploadRecovery`).
-    """
-
-    recovery: UploadRecovery | None = None
-
-    def _headers(self) -> dict[str, str]:
-        return attempt_headers(self.recovery, self.job)
-
-
-class GirderItemMetadata(_OfAttempt):
+class GirderItemMetadata(FencedOutput):
     """Set the result, a dict, as metadata of a Girder item.
 
     Parameters
@@ -76,102 +59,14 @@ class GirderItemMetadata(_OfAttempt):
         return data
 
     def _set(self, gc: Any, data: Any) -> None:
-        if is_real_client(gc) and self.recovery is not None:
+        if is_real_client(gc) and self.upload_recovery is not None:
             path = f"item/{self._id}/metadata"
             gc.sendRestRequest("PUT", path, json=data, headers=self._headers())
         else:
             gc.addMetadataToItem(self._id, data)
 
 
-class _Sent(_OfAttempt):
-    """The result is a path; what is there is sent to Girder."""
-
-    output_file_path: str | None = None
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except requests.RequestException as e:
-            raise self.failed("the result cannot be uploaded.", e) from e
-
-    def _path(self, data: Any) -> str:
-        """Return what the function returned as an absolute path."""
-        return str(Path(self.cwd or "", os.fspath(data)).absolute())
-
-    def _source(self, data: Any) -> Path | None:
-        """Return the path that the function returned, None if nothing is there."""
-        try:
-            source = Path(self._path(data))
-            return source if source.exists() else None
-        except (TypeError, ValueError) as e:
-            raise self.failed(
-                f"the function returned {data!r:.200}, which is no path. Return the path of the "
-                "file that is to be uploaded."
-            ) from e
-
-    def _check_name(self, path: Path) -> None:
-        try:
-            path.name.encode()
-        except UnicodeEncodeError as e:
-            raise self.failed(
-                f"the name {path.name!r} is not UTF-8, as names in Girder are. Rename the file in "
-                "the task."
-            ) from e
-
-    def _check_place(self, path: Path) -> None:
-        """Refuse what is outside of the job's directory, for those who may start no code."""
-        if not self.confined:
-            return
-        own = {each.resolve() for each in (self.work_dir, self.inputs_dir) if each is not None}
-        if own.isdisjoint(path.resolve().parents):
-            raise self.failed(
-                f"{str(path)!r:.200} is not in the directory of the job, and who started it may "
-                "not run code of their own, so nothing else is sent. Have the task write into its "
-                "working directory, girder_dask.current_job().work_dir."
-            )
-        found = path.stat()
-        is_fetched = (found.st_dev, found.st_ino) in (self.links or ())
-        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 and not is_fetched:
-            raise self.failed(
-                f"{str(path)!r:.200} has another name as well (a hard link), so it may be a file "
-                "that the task did not make. Have the task write a copy of it, as shutil.copy does."
-            )
-
-    def _note_left_out(self, paths: Sequence[Path], why: str) -> None:
-        """Write into the job's log what is not sent."""
-        if paths:
-            names = ", ".join(repr(path.name) for path in paths[:_MOST_NAMED])
-            more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
-            self._note(f"{self._repr_model_()} has left out {names}{more}: {why}.")
-
-    def _note(self, line: str) -> None:
-        if self.note is not None:
-            self.note(line)
-
-    def _flat(self, source: Path) -> list[Path]:
-        """Return the files of a flat directory, or the one file; what else is there is noted."""
-        if not source.is_dir():
-            return [source]
-        entries = sorted(source.iterdir())
-        files = [entry for entry in entries if entry.is_file()]
-        self._note_left_out(
-            [entry for entry in entries if entry not in set(files)],
-            "only files directly in the directory are sent; GirderUploadToFolder sends a tree",
-        )
-        return files
-
-    def _count(self, files: list[Path]) -> None:
-        for file in files:
-            self._check_place(file)
-            self._check_name(file)
-        self._done, self._total = 0, sum(file.stat().st_size for file in files)
-
-    def _tell(self, current: int, _total: int | None, name: str) -> None:
-        self.tell(self._done + current, self._total, name)
-
-
-class _Upload(_Sent):
+class _Upload(PathOutput):
     """What is put into an item or a folder.
 
     Parameters
@@ -226,7 +121,7 @@ class _Upload(_Sent):
         gc = self.client()
         if is_real_client(gc):
             options, parent_id = self.upload_kwargs, (self.kind, parent)
-            upload(gc, parent_id, file, options, self._tell, self.recovery, self.job)
+            upload(gc, parent_id, file, options, self._tell, self.upload_recovery, self.job)
             self._done += file.stat().st_size
         else:  # a stand-in of somebody's test
             method = gc.uploadFileToItem if self.kind == "item" else gc.uploadFileToFolder
@@ -358,7 +253,7 @@ def _others_below(source: Path) -> Iterator[Path]:
             yield entry
 
 
-class GirderUploadJobArtifact(_Sent):
+class GirderUploadJobArtifact(PathOutput):
     """Attach the result, the path of a file or of a flat directory, to the job.
 
     If there is nothing at the path, nothing is done. The job's log says so, and names what a

@@ -165,7 +165,7 @@ def test_a_hook_of_an_attempt_that_is_over_adds_nothing(girder_stack, job, tmp_p
     def push(attempt: int) -> None:
         (tmp_path / "a").write_text(f"of attempt {attempt}")
         hook = GirderUploadJobArtifact(gc=client)
-        hook.job, hook.recovery = {"_id": job["id"]}, UploadRecovery(job["id"], attempt)
+        hook.job, hook.upload_recovery = {"_id": job["id"]}, UploadRecovery(job["id"], attempt)
         hook.transform(tmp_path / "a")
 
     push(2)

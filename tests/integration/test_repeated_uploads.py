@@ -382,10 +382,10 @@ def test_an_attempt_that_is_over_sets_no_metadata(girder_stack, girder_user):
 
     hook = GirderItemMetadata(item, gc=GirderClient(apiUrl=girder_stack.api))
     hook.gc.token = token
-    hook.job, hook.recovery = {"_id": job_id}, UploadRecovery(job_id, 1)
+    hook.job, hook.upload_recovery = {"_id": job_id}, UploadRecovery(job_id, 1)
     with pytest.raises(TransformError, match=f"Attempt 1 of job {job_id} is over"):
         hook.transform({"n": 5})
-    hook.recovery = UploadRecovery(job_id, 2)
+    hook.upload_recovery = UploadRecovery(job_id, 2)
     hook.transform({"n": 6})
     assert value() == 6
     girder_user.client.put(f"job/{job_id}/cancel")

@@ -87,7 +87,7 @@ def _client(url: str) -> GirderClient:
 
 def _upload(url: str) -> None:
     hook = GirderUploadToFolder("5f", gc=_client(url))
-    hook.recovery, hook.job = UploadRecovery("5e", 1), {"_id": "5e"}
+    hook.upload_recovery, hook.job = UploadRecovery("5e", 1), {"_id": "5e"}
     hook.transform(__file__)
 
 

@@ -40,7 +40,7 @@ def fetch(facts: dict[str, Any], part: Path) -> None:
 
 def use_file(facts: dict[str, Any]) -> None:
     cache = FileCache(facts["directory"], facts["max_bytes"])
-    with contextlib.closing(cache.use()) as use:
+    with contextlib.closing(cache.lease()) as lease:
         told = threading.Event()
 
         def waiting() -> None:
@@ -49,7 +49,7 @@ def use_file(facts: dict[str, Any]) -> None:
                 say("waiting")
             told.set()
 
-        path = use.get(URL, facts["file"], lambda part: fetch(facts, part), waiting=waiting)
+        path = lease.get(URL, facts["file"], lambda part: fetch(facts, part), waiting=waiting)
         say("got", path.stat().st_size if path else None)
         sys.stdin.read()
 

@@ -79,7 +79,7 @@ class TransformRunner:
         self._all: dict[int, Any] = {}
         self._ran: set[int] = set()
         self._links: set[tuple[int, int]] = set()
-        self._recovery = UploadRecovery(job.id or "", job.request.attempt)
+        self._upload_recovery = UploadRecovery(job.id or "", job.request.attempt)
         self._lock = threading.Lock()
         self._runs = 0
         self._counts: dict[int, tuple[int, int | None]] = {}
@@ -191,7 +191,7 @@ class TransformRunner:
             ("cache", self._cache),
             ("links", self._links),
             ("note", self._note),
-            ("recovery", self._recovery),
+            ("upload_recovery", self._upload_recovery),
             ("report", functools.partial(self._report, self._runs)),
         ):
             if getattr(transform, name, 0) is None:  # a foreign one may mean something else

@@ -42,8 +42,8 @@ def cache(tmp_path: Path) -> FileCache:
 
 def put(cache: FileCache, *names: str) -> None:
     for name in names:
-        with contextlib.closing(cache.use()) as use:
-            assert use.get(URL, document(name), writes()) is not None
+        with contextlib.closing(cache.lease()) as lease:
+            assert lease.get(URL, document(name), writes()) is not None
 
 
 def names(cache: FileCache) -> list[str]:
@@ -56,8 +56,8 @@ def names(cache: FileCache) -> list[str]:
 
 def test_a_file_is_fetched_once_and_read_only(cache: FileCache) -> None:
     put(cache, "a.nii.gz")
-    with contextlib.closing(cache.use()) as use:
-        path = use.get(URL, document(), refuses)
+    with contextlib.closing(cache.lease()) as lease:
+        path = lease.get(URL, document(), refuses)
         assert path is not None
         assert path.name == "a.nii.gz"
         assert path.read_bytes() == b"x" * 1000
@@ -79,8 +79,8 @@ def test_a_file_that_changed_in_girder_is_another(cache: FileCache, change: dict
     put(cache, "a.nii.gz")
     fetched = []
     changed = document() | change
-    with contextlib.closing(cache.use()) as use:
-        path = use.get(
+    with contextlib.closing(cache.lease()) as lease:
+        path = lease.get(
             URL, changed, lambda p: fetched.append(p.write_bytes(b"y" * changed["size"]))
         )
         assert path is not None
@@ -91,9 +91,9 @@ def test_a_file_that_changed_in_girder_is_another(cache: FileCache, change: dict
 def test_the_same_id_in_another_girder_is_another_file(cache: FileCache) -> None:
     put(cache, "a.nii.gz")
     fetched = []
-    with contextlib.closing(cache.use()) as use:
-        use.get("https://other.invalid/api/v1", document(), lambda p: fetched.append(writes()(p)))
-        assert use.get(f"{URL}/", document(), refuses) is not None
+    with contextlib.closing(cache.lease()) as lease:
+        lease.get("https://other.invalid/api/v1", document(), lambda p: fetched.append(writes()(p)))
+        assert lease.get(f"{URL}/", document(), refuses) is not None
     assert fetched
 
 
@@ -108,17 +108,17 @@ def test_the_same_id_in_another_girder_is_another_file(cache: FileCache) -> None
     ids=["too large", "behind a link", "imported, of unknown time", "of unknown size"],
 )
 def test_what_cannot_be_kept_is_left_to_the_caller(cache: FileCache, file: dict[str, Any]) -> None:
-    with contextlib.closing(cache.use()) as use:
-        assert use.get(URL, file, refuses) is None
+    with contextlib.closing(cache.lease()) as lease:
+        assert lease.get(URL, file, refuses) is None
     assert cache.entries() == []
 
 
 def test_an_imported_file_is_kept_as_long_as_it_has_the_same_time(cache: FileCache) -> None:
     fetched = []
     for modified in (1.5, 1.5, 2.5):
-        with contextlib.closing(cache.use()) as use:
+        with contextlib.closing(cache.lease()) as lease:
             file = document(imported=True, modified=modified)
-            assert use.get(URL, file, lambda p: fetched.append(writes()(p))) is not None
+            assert lease.get(URL, file, lambda p: fetched.append(writes()(p))) is not None
     assert len(fetched) == 2
 
 
@@ -133,8 +133,8 @@ def test_a_file_that_changed_on_disk_is_fetched_anew(
     else:
         path.chmod(0o600)
         path.write_bytes({"longer": b"z" * 1001, "as long": b"z" * 1000, "empty": b""}[how])
-    with contextlib.closing(cache.use()) as use:
-        again = use.get(URL, document(), writes())
+    with contextlib.closing(cache.lease()) as lease:
+        again = lease.get(URL, document(), writes())
         assert again is not None
         assert again.read_bytes() == b"x" * 1000
         assert stat.S_IMODE(again.stat().st_mode) == 0o444
@@ -152,9 +152,9 @@ def test_the_least_recently_used_goes_first(cache: FileCache) -> None:
 
 
 def test_what_is_in_use_stays(cache: FileCache) -> None:
-    with contextlib.closing(cache.use()) as use:
-        paths = [use.get(URL, document(name), writes()) for name in "abc"]
-        with contextlib.closing(cache.use()) as another:
+    with contextlib.closing(cache.lease()) as lease:
+        paths = [lease.get(URL, document(name), writes()) for name in "abc"]
+        with contextlib.closing(cache.lease()) as another:
             assert another.get(URL, document("d"), refuses) is None
         assert all(path is not None and path.exists() for path in paths)
     put(cache, "d")
@@ -163,11 +163,11 @@ def test_what_is_in_use_stays(cache: FileCache) -> None:
 
 def test_two_uses_of_a_file_are_two(cache: FileCache) -> None:
     cache.max_bytes = 1000
-    first, second = cache.use(), cache.use()
+    first, second = cache.lease(), cache.lease()
     assert first.get(URL, document("a"), writes()) is not None
     assert second.get(URL, document("a"), refuses) is not None
     first.close()
-    with contextlib.closing(cache.use()) as third:
+    with contextlib.closing(cache.lease()) as third:
         assert third.get(URL, document("b"), refuses) is None
     second.close()
     put(cache, "b")
@@ -181,8 +181,8 @@ def test_a_fetch_that_fails_leaves_nothing(cache: FileCache) -> None:
         raise ConnectionResetError
 
     for _ in range(5):  # or what failed would fill the cache
-        with contextlib.closing(cache.use()) as use, pytest.raises(ConnectionResetError):
-            use.get(URL, document(), breaks)
+        with contextlib.closing(cache.lease()) as lease, pytest.raises(ConnectionResetError):
+            lease.get(URL, document(), breaks)
     assert cache.entries() == []
     put(cache, "a", "b", "c")
     assert cache.size() == 3000
@@ -198,8 +198,8 @@ def test_a_full_disk_costs_the_files_that_nobody_uses(cache: FileCache) -> None:
             raise DiskFull("no room")
         writes()(part)
 
-    with contextlib.closing(cache.use()) as use:
-        assert use.get(URL, document("c"), full_at_first) is not None
+    with contextlib.closing(cache.lease()) as lease:
+        assert lease.get(URL, document("c"), full_at_first) is not None
     assert tries == [["a", "b"], []]
 
 
@@ -222,9 +222,9 @@ def test_a_directory_that_was_cleaned_is_made_again(cache: FileCache) -> None:
 
 def test_a_whole_dataset_takes_one_open_file(cache: FileCache) -> None:
     cache.max_bytes = 10**6
-    with contextlib.closing(cache.use()) as use:
+    with contextlib.closing(cache.lease()) as lease:
         for n in range(50):
-            assert use.get(URL, document(f"{n}"), writes()) is not None
+            assert lease.get(URL, document(f"{n}"), writes()) is not None
         opened = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
         assert len([path for path in opened if path.startswith(str(cache.directory))]) == 1
     assert list((cache.directory / "users").iterdir()) == []
@@ -237,8 +237,8 @@ def test_many_threads_fetch_once(cache: FileCache) -> None:
 
     def work() -> None:
         gate.wait()
-        with contextlib.closing(cache.use()) as use:
-            got.append(use.get(URL, document(), lambda p: fetched.append(writes()(p))))
+        with contextlib.closing(cache.lease()) as lease:
+            got.append(lease.get(URL, document(), lambda p: fetched.append(writes()(p))))
 
     threads = [threading.Thread(target=work) for _ in range(16)]
     for thread in threads:
@@ -261,8 +261,8 @@ def test_who_waits_can_be_stopped(cache: FileCache) -> None:
         writes()(part)
 
     def fetch() -> None:
-        with contextlib.closing(cache.use()) as use:
-            use.get(URL, document(), slow)
+        with contextlib.closing(cache.lease()) as lease:
+            lease.get(URL, document(), slow)
 
     thread = threading.Thread(target=fetch)
     thread.start()
@@ -275,8 +275,8 @@ def test_who_waits_can_be_stopped(cache: FileCache) -> None:
             raise Stopped
 
     try:
-        with contextlib.closing(cache.use()) as use, pytest.raises(Stopped):
-            use.get(URL, document(), refuses, waiting=waiting)
+        with contextlib.closing(cache.lease()) as lease, pytest.raises(Stopped):
+            lease.get(URL, document(), refuses, waiting=waiting)
     finally:
         done.set()
         thread.join()
@@ -353,11 +353,11 @@ def test_what_another_process_uses_stays_until_it_ends_or_is_killed(
     cache.max_bytes = 1000
     user = start(max_bytes=1000)
     assert [user.line(), user.line()] == ["half", "got 1000"]
-    with contextlib.closing(cache.use()) as use:
-        assert use.get(URL, document("b"), refuses) is None
+    with contextlib.closing(cache.lease()) as lease:
+        assert lease.get(URL, document("b"), refuses) is None
         assert names(cache) == ["a.nii.gz"]
         user.kill()
-        assert use.get(URL, document("b"), writes()) is not None
+        assert lease.get(URL, document("b"), writes()) is not None
     assert names(cache) == ["b"]
     assert list((cache.directory / "users").iterdir()) == []
 
@@ -366,10 +366,10 @@ def test_what_was_killed_on_its_way_makes_room(start: Any, cache: FileCache) -> 
     user = start(document("half", 3000), hang=True)
     assert user.line() == "half"
     assert cache.size() == 3000
-    with contextlib.closing(cache.use()) as use:
-        assert use.get(URL, document("b"), refuses) is None
+    with contextlib.closing(cache.lease()) as lease:
+        assert lease.get(URL, document("b"), refuses) is None
         user.kill()
-        assert use.get(URL, document("b"), writes()) is not None
+        assert lease.get(URL, document("b"), writes()) is not None
     assert cache.size() == 1000
 
 
@@ -487,4 +487,4 @@ def test_a_directory_that_changes_hands_is_not_used_again(tmp_path: Path) -> Non
     cache = FileCache(tmp_path / "cache", 10)
     give_away(tmp_path / "cache")
     with pytest.raises(PermissionError):
-        cache.use()
+        cache.lease()

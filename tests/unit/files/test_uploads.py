@@ -227,7 +227,7 @@ def test_each_hook_says_of_which_attempt_it_is(tmp_path: Path) -> None:
         ]
         for hook, value in hooks:
             hook.job = {"_id": "5e", "title": "Count"}
-            hook.recovery = UploadRecovery("5e", 2)
+            hook.upload_recovery = UploadRecovery("5e", 2)
             hook.transform(value)
         named = [
             (headers.get(JOB_HEADER), headers.get(ATTEMPT_HEADER))
