@@ -45,7 +45,7 @@ def loads(data: bytes) -> Any:
     Examples
     --------
     >>> loads(b'cgirder_dask.result\\nJobResult\\n.')
-    <class 'girder_dask.client.result.JobResult'>
+    <class 'girder_dask.JobResult'>
     """
     return _Unpickler(io.BytesIO(data)).load()
 
