@@ -6,11 +6,14 @@ import importlib
 import inspect
 import pickle
 import typing
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import cloudpickle
 import pytest
+
+from tests.support.public_api import public_api
 
 MODULES = (
     "girder_dask",
@@ -38,6 +41,7 @@ def exported() -> list[tuple[str, str, Any]]:
     return found
 
 
+API = Path(__file__).parents[1] / "data" / "public_api.txt"
 EXPORTED = exported()
 IDS = [f"{module}.{name}" for module, name, _ in EXPORTED]
 
@@ -81,3 +85,11 @@ def test_what_is_neither_class_nor_function_is_known() -> None:
         "app",
         "types",
     }
+
+
+def test_public_names_have_the_signatures_of_the_release() -> None:
+    """What changes here changes for users: name it in CHANGELOG.md, and then write the file anew.
+
+    python tests/support/public_api.py > tests/data/public_api.txt
+    """
+    assert public_api() == API.read_text().splitlines()
