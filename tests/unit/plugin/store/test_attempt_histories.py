@@ -130,12 +130,12 @@ class Scheduler:
         updates, self.updates = self.updates, []
         stale = {u.id for u, v in zip(updates, verdicts, strict=True) if v == Verdict.STALE}
         for job in stale:
-            self.site.dispatcher.verdict(job, "stale")
+            self.site.dispatcher.on_verdict(job, "stale")
         for update in updates:
             if update.id not in stale:
                 self.site.dispatcher.attempts.heard(update.id, update.attempt)
             if update.statuses and update.statuses[-1][0] in FINAL:
-                self.site.dispatcher.verdict(update.id, "done")
+                self.site.dispatcher.on_verdict(update.id, "done")
 
 
 class Numbers(RuleBasedStateMachine):
@@ -261,7 +261,7 @@ class Numbers(RuleBasedStateMachine):
             doing.words.append(doing.run.event(ends[len(self.calls) % 2]))
         elif doing.number == 1 or (
             doing.key.scheduler in self.schedulers  # one that is lost answers nobody
-            and attempts.may_begin(doing.key.spec.key, doing.number)
+            and attempts.may_start(doing.key.spec.key, doing.number)
         ):
             doing.called = True
             self.calls.append((doing.key.spec.id, doing.number))
@@ -277,7 +277,7 @@ class Numbers(RuleBasedStateMachine):
             self.lose(str(key.worker), dead=dead)
         elif what == "leave":
             if key.run is None:
-                site.dispatcher.given_back(key.spec.key)
+                site.dispatcher.on_unstarted(key.spec.key)
             self.take_away(key, alive=True, leaving=True)
         elif what == "reschedule":
             self.take_away(key, alive=True)
@@ -285,13 +285,13 @@ class Numbers(RuleBasedStateMachine):
             key.over = True
             site.cluster.places.pop(key.spec.key, None)
             if key.run is not None and key.run.over:
-                site.dispatcher.ended(key.spec.key, key.worker, 10)
-            site.dispatcher.forgotten(key.spec.key)
+                site.dispatcher.on_finished(key.spec.key, key.worker, 10)
+            site.dispatcher.on_forgotten(key.spec.key)
 
     def lose(self, worker: str, *, dead: bool) -> None:
         keys = [key for key in self.placed() if key.worker == worker]
         for key in keys:
-            key.scheduler.site.dispatcher.placed(key.spec.key, worker)
+            key.scheduler.site.dispatcher.on_assigned(key.spec.key, worker)
         for key in keys:
             if key.run is not None:
                 key.run.over |= dead
@@ -301,7 +301,7 @@ class Numbers(RuleBasedStateMachine):
         site, worker = key.scheduler.site, key.worker
         key.worker = key.run = None
         site.cluster.places.pop(key.spec.key, None)
-        site.dispatcher.taken_away(key.spec.key, worker, alive=alive, leaving=leaving)
+        site.dispatcher.on_released(key.spec.key, worker, alive=alive, leaving=leaving)
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -315,7 +315,7 @@ class Numbers(RuleBasedStateMachine):
 
     def speak(self, doing: Doing) -> None:
         while doing.words:
-            doing.key.scheduler.site.dispatcher.hear(doing.words.pop(0))
+            doing.key.scheduler.site.dispatcher.on_run_event(doing.words.pop(0))
 
     @invariant()
     def no_number_is_used_twice(self) -> None:
