@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -106,16 +105,16 @@ class GirderBackend:
         """Return what is kept of the end of a job, if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
         with translated_errors(f"The result of job {job_id} cannot be read"):
-            stored = results.load(job_id)
-            return replace(stored, status=int(job["status"]), parts=parents.load_part_ids(job))
+            return _with_state(results.load(job["_id"]), job)
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
         """Return what is kept of the ends of many jobs, of those that the user may read."""
-        found = {}
-        for job_id in job_ids:
-            with contextlib.suppress(GirderError):
-                found[job_id] = self.load_result(job_id)
-        return found
+        jobs = {job["_id"]: job for job in self.load_jobs(job_ids)}
+        with translated_errors(f"The results of {len(jobs)} jobs cannot be read"):
+            return {
+                str(job_id): _with_state(stored, jobs[job_id])
+                for job_id, stored in results.load_many(jobs)
+            }
 
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job, if the user of the request may change it."""
@@ -262,6 +261,10 @@ class GirderBackend:
         if job is None:
             raise GirderError(f"There is no job {job_id}.", status=404)
         return job
+
+
+def _with_state(stored: StoredResult, job: Mapping[str, Any]) -> StoredResult:
+    return replace(stored, status=int(job["status"]), parts=parents.load_part_ids(job))
 
 
 def _hand_over(scheduler: str | None, job_ids: Sequence[str]) -> Collection[str]:

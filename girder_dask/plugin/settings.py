@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 from bson import ObjectId
-from bson.errors import InvalidId
 from girder.exceptions import ValidationException
 from girder.models.group import Group
 from girder.models.setting import Setting
@@ -93,7 +92,7 @@ def _validate_direct_path(doc: dict[str, Any]) -> None:
 @setting_utilities.validator(SUBMITTERS)
 def _validate_submitters(doc: dict[str, Any]) -> None:
     value = _text({**doc, "value": str(doc["value"] or "")})
-    if value and (not _is_id(value) or Group().load(value, force=True) is None):
+    if value and (not ObjectId.is_valid(value) or Group().load(value, force=True) is None):
         raise ValidationException(
             f"There is no group with the id {value!r}. Give the id of a group of this Girder, or "
             "nothing to let site administrators alone start code of their own.",
@@ -135,14 +134,6 @@ def _priority(value: Any) -> int | None:
     except (TypeError, ValueError):
         return None
     return whole if whole is not None and abs(whole) <= _MAX_ABS_PRIORITY else None
-
-
-def _is_id(text: str) -> bool:
-    try:
-        ObjectId(text)
-    except InvalidId:
-        return False
-    return True
 
 
 def _are_patterns(value: Any) -> bool:
@@ -227,7 +218,7 @@ def direct_path() -> bool:
 def submitters() -> ObjectId | None:
     """Return the id of the group that may start code of its own, None where none is set."""
     value = str(_get(SUBMITTERS) or "")
-    return ObjectId(value) if value and _is_id(value) else None
+    return ObjectId(value) if value and ObjectId.is_valid(value) else None
 
 
 def allow_tasks() -> bool | list[str]:

@@ -118,6 +118,8 @@ def services(tmp_path_factory):
 
 def store_functions() -> SimpleNamespace:
     """Return what most tests call of the store."""
+    from bson import ObjectId
+
     from girder_dask.plugin.store import (
         acknowledgements,
         cancellation,
@@ -137,7 +139,7 @@ def store_functions() -> SimpleNamespace:
         list_held=acknowledgements.list_held,
         acknowledge=acknowledgements.acknowledge,
         record=recording.record,
-        result=results.load,
+        result=lambda job_id: results.load(ObjectId(job_id)),
     )
 
 
@@ -519,6 +521,33 @@ def test_what_came_of_a_job_is_one_write_with_its_end_if_it_is_small(girder, mon
     job = girder.load(small.spec.id)
     assert job["dask_outcome"]["result"] == b"small"
     assert "dask_outcome" not in girder.job.filter(job, girder.user)
+
+
+def test_results_of_many_jobs_take_two_queries(girder, monkeypatch):
+    from girder_dask.client.backend import get_backend
+    from girder_dask.plugin.store import models, results
+
+    small, large, failed, waiting, *more = girder.record(30)
+    value = b"v" * (2 * results.MAX_INLINE_BYTES)
+    ends = [(small, {"result": b"small"}), (large, {"result": value}), (failed, {"error": "no"})]
+    for recorded, end in ends:
+        status = JobStatus.ERROR if "error" in end else JobStatus.SUCCESS
+        girder.store.apply("s", [update(recorded.spec.id, 1, JobStatus.RUNNING, status, **end)])
+    by_others = girder.job.createJob(title="by others", type="t", user=girder.user)
+    ids = [recorded.job["_id"] for recorded in (small, large, failed, waiting, *more)]
+    alone = {job_id: results.load(job_id) for job_id in [*ids, by_others["_id"]]}
+    queries = []
+    real = models.collection
+    monkeypatch.setattr(models, "collection", lambda model: queries.append(model) or real(model))
+    assert dict(results.load_many([*ids, by_others["_id"]])) == alone
+    assert len(queries) == 2
+    assert [alone[job_id].value for job_id in ids[:4]] == [b"small", value, None, None]
+    assert alone[ids[2]].error == "no"
+    stored = get_backend().load_results([*map(str, ids), "5f3c00000000000000000000"])
+    assert len(queries) == 4
+    assert stored.keys() == set(map(str, ids))
+    states = [JobStatus(stored[str(job_id)].status) for job_id in ids[:4]]
+    assert states == [JobStatus.SUCCESS, JobStatus.SUCCESS, JobStatus.ERROR, JobStatus.QUEUED]
 
 
 def test_what_came_of_the_newest_attempt_counts(girder):

@@ -22,6 +22,7 @@ from girder_jobs.models.job import Job
 from girder_dask.plugin.girder_events import EVENT_HANDLER
 from girder_dask.plugin.rest.uploads import remove_empty_items
 from girder_dask.plugin.store import models
+from girder_dask.plugin.store.database import to_object_id
 from girder_dask.plugin.store.job_records import find_running_job
 from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER, UPLOAD_HEADER
 
@@ -45,7 +46,7 @@ def _named() -> tuple[ObjectId | None, int] | None:
     job = cherrypy.request.headers.get(JOB_HEADER, "")
     if not (attempt.isdecimal() and attempt.isascii() and len(attempt) < _MAX_DIGITS):
         return None
-    return ObjectId(job) if ObjectId.is_valid(job) else None, int(attempt)
+    return to_object_id(job), int(attempt)
 
 
 def _uploader() -> tuple[dict[str, Any], int] | None:

@@ -188,16 +188,18 @@ class JobRoutes:
         requester = identify()
         ids = _ids()
         allowed = _dependencies(requester)
+        jobs = {
+            job["_id"]: job
+            for job in job_records.load_states(ids)
+            if str(job["_id"]) in allowed or requester.may(job, AccessType.READ)
+        }
         shown: dict[str, Any] = {}
         size = 0
-        for job in job_records.load_states(ids):
-            if str(job["_id"]) not in allowed and not requester.may(job, AccessType.READ):
-                continue
-            kept = results.load(job["_id"])
-            size += len(kept.value or b"") + len(kept.exception or b"")
+        for job_id, stored in results.load_many(jobs):
+            size += len(stored.value or b"") + len(stored.exception or b"")
             if shown and size > _MAX_RESULTS_BYTES:
                 return {"results": shown, "left": [i for i in ids if i not in shown]}
-            shown[str(job["_id"])] = _shown(job, kept)
+            shown[str(job_id)] = _shown(jobs[job_id], stored)
         return {"results": shown, "left": []}
 
     @access.public(scope=SUBMIT_SCOPE)

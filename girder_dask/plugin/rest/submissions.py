@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bson import ObjectId
-from bson.errors import InvalidId
 from girder.constants import AccessType
 from girder.exceptions import RestException
 from girder_jobs.models.job import Job
 
 from girder_dask import config
 from girder_dask.plugin.rest.reserved_fields import RESERVED_FIELDS, find_reserved
+from girder_dask.plugin.store.database import to_object_id
 from girder_dask.plugin.store.requester import Requester
 from girder_dask.protocol.messages import MapParent, Submission, from_json
 
@@ -85,19 +84,12 @@ def _with_parent(value: Any, requester: Requester) -> Any:
     given = value.other_fields.get("parentId")
     if given is None:
         return value
-    parent = Job().load(ObjectId(given), force=True) if _is_id(given) else None
+    parent_id = to_object_id(given)
+    parent = None if parent_id is None else Job().load(parent_id, force=True)
     if parent is None:
         raise ValueError(f"there is no job {given!r}, which it names as its parent")
     requester.require(parent, AccessType.WRITE)
     return replace(value, other_fields={**value.other_fields, "parentId": parent["_id"]})
-
-
-def _is_id(value: Any) -> bool:
-    try:
-        ObjectId(value)
-    except (InvalidId, TypeError):
-        return False
-    return isinstance(value, str)
 
 
 def _is_number(value: Any) -> bool:
@@ -173,7 +165,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "isolation": (lambda v: v in (None, "thread", "process"), "'thread', 'process' or null"),
     "at_most_once": (_is_truth, "true or false"),
     "dependencies": (
-        lambda v: isinstance(v, (list, tuple)) and all(_is_id(job_id) for job_id in v),
+        lambda v: isinstance(v, (list, tuple)) and all(to_object_id(job_id) for job_id in v),
         "a list of ids of jobs",
     ),
 }

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from bson import ObjectId
-from bson.errors import InvalidId
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
 from girder.api.rest import Resource
@@ -24,6 +23,7 @@ from girder.models.upload import Upload
 from girder_dask.files.upload_recovery import UploadState
 from girder_dask.plugin.rest import routes
 from girder_dask.plugin.rest.routes import StoredJob
+from girder_dask.plugin.store.database import to_object_id
 from girder_dask.plugin.store.requester import identify
 
 __all__ = ["UPLOAD_INDEX", "ensure", "mount", "remove_empty_items"]
@@ -135,10 +135,10 @@ def settle(
 
 
 def _object_id(text: str) -> ObjectId:
-    try:
-        return ObjectId(text)
-    except InvalidId as e:
-        raise RestException(f"{text!r} is no id.") from e
+    found = to_object_id(text)
+    if found is None:
+        raise RestException(f"{text!r} is no id.")
+    return found
 
 
 def _offset(upload: dict[str, Any]) -> int | None:

@@ -10,11 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from bson import MinKey, ObjectId
+from bson import MinKey
 from girder_jobs.models.job import Job
 
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin.store import models, quarantine
+from girder_dask.plugin.store.database import to_object_id
 from girder_dask.plugin.store.updates import Verdicts, apply
 from girder_dask.plugin.store.validation import check_position
 from girder_dask.protocol.messages import JobUpdate
@@ -55,7 +56,7 @@ def acknowledge(scheduler: str, receipts: Iterable[tuple[str, int]]) -> Verdicts
 
 def _acknowledge_queued(scheduler: str, attempt: int, job_ids: list[str]) -> list[str]:
     """Note it of the jobs that wait; return the others."""
-    ids = [ObjectId(job_id) for job_id in job_ids if ObjectId.is_valid(job_id)]
+    ids = [found for job_id in job_ids if (found := to_object_id(job_id))]
     waiting = {"_id": {"$in": ids}, "status": int(JobStatus.QUEUED), "dask.attempt": attempt}
     # The reason why no scheduler has it is taken back with more than this.
     plain: dict[str, Any] = {"dask.unreached": {"$exists": False}}
@@ -101,7 +102,7 @@ def list_held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, in
             "dask.open": True,
             "dask.scheduler": scheduler,
             "dask.claimed": None,
-            "_id": {"$gt": ObjectId(after) if ObjectId.is_valid(after) else MinKey()},
+            "_id": {"$gt": to_object_id(after) or MinKey()},
         },
         {"dask.attempt": True, "dask.sequence": True},
         sort=[("_id", 1)],

@@ -28,6 +28,7 @@ from girder_jobs.models.job import Job
 from girder_dask.plugin import user_content
 from girder_dask.plugin.girder_events import EVENT_HANDLER
 from girder_dask.plugin.store import models
+from girder_dask.plugin.store.database import to_object_id
 
 __all__ = [
     "ARTIFACT_INDEX",
@@ -237,7 +238,7 @@ def _check_change(event: Any) -> None:
     params = event.info["params"]
     name, mime_type = params.get("name"), params.get("mimeType")
     # Girder takes an id of the query for that of the path.
-    ids = [ObjectId(i) for i in (event.info.get("id"), params.get("id")) if ObjectId.is_valid(i)]
+    ids = [found for i in (event.info.get("id"), params.get("id")) if (found := to_object_id(i))]
     attached = {"_id": {"$in": ids}, "attachedToType": ATTACHED_TO}
     if not (name or mime_type) or _files().find_one(attached, {"_id": True}) is None:
         return

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
+from bson import ObjectId
 from bson.errors import BSONError
 from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError, PyMongoError
 
 from girder_dask.errors import GirderError
 
-__all__ = ["UNSTORABLE", "describe_error", "insert", "translated_errors"]
+__all__ = ["UNSTORABLE", "batches", "describe_error", "insert", "to_object_id", "translated_errors"]
+
+_T = TypeVar("_T")
 
 #: What the driver raises for a document that cannot be stored, before it is sent.
 UNSTORABLE = (BSONError, OverflowError, UnicodeError, RecursionError)
@@ -60,6 +64,23 @@ def translated_errors(what: str) -> Iterator[None]:
         yield
     except PyMongoError as e:
         raise GirderError(f"{what}: {describe_error(e)}.") from e
+
+
+def to_object_id(value: Any) -> ObjectId | None:
+    """Return the id that a value is or spells, None if it is neither.
+
+    >>> to_object_id("5f3c") is None
+    True
+    """
+    is_id = isinstance(value, (str, ObjectId)) and ObjectId.is_valid(value)
+    return ObjectId(value) if is_id else None
+
+
+def batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Yield items in lists of at most ``size``."""
+    iterator = iter(items)
+    while some := list(itertools.islice(iterator, size)):
+        yield some
 
 
 def insert(collection: Any, documents: Sequence[Mapping[str, Any]]) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bson import ObjectId
-from bson.errors import InvalidId
 from girder.constants import AccessType
 from girder_jobs.models.job import Job
 
 from girder_dask.errors import SubmissionError
 from girder_dask.plugin.store import models
+from girder_dask.plugin.store.database import to_object_id
 from girder_dask.plugin.store.requester import may_access
 from girder_dask.plugin.store.validation import is_map_parent
 from girder_dask.protocol.messages import JobSpec
@@ -79,17 +78,9 @@ def check(wanted: Iterable[tuple[JobSpec, Mapping[str, Any] | None]]) -> None:
 
 
 def _load(ids: set[str]) -> dict[str, dict[str, Any]]:
-    known = [ObjectId(job_id) for job_id in ids if _is_id(job_id)]
+    known = [found for job_id in ids if (found := to_object_id(job_id))]
     found = models.collection(Job()).find({"_id": {"$in": known}}, _ACCESS_FIELDS)
     return {str(job["_id"]): job for job in found}
-
-
-def _is_id(text: Any) -> bool:
-    try:
-        ObjectId(text)
-    except (InvalidId, TypeError):
-        return False
-    return True
 
 
 def _may_read(job: dict[str, Any], owner: Mapping[str, Any] | None) -> bool:

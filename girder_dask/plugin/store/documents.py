@@ -17,7 +17,7 @@ from girder_jobs.models.job import Job
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import HANDLER, JobStatus
 from girder_dask.plugin.girder_events import is_bound
-from girder_dask.plugin.store.database import UNSTORABLE, describe_error
+from girder_dask.plugin.store.database import UNSTORABLE, describe_error, to_object_id
 from girder_dask.protocol.job_fields import MOST_LEVELS
 from girder_dask.protocol.messages import Submission
 from girder_dask.utils.text import clean_text
@@ -82,8 +82,8 @@ def build(
     )
     if parent is not None:
         job["parentId"] = parent
-    elif isinstance(job["parentId"], str) and ObjectId.is_valid(job["parentId"]):
-        job["parentId"] = ObjectId(job["parentId"])  # as Girder looks for it
+    else:
+        job["parentId"] = to_object_id(job["parentId"]) or job["parentId"]  # as Girder queries it
     job["dask"] = dict(dask)
     Job().setPublic(job, public=bool(submission.public))
     if user is None:

@@ -13,7 +13,7 @@ from pymongo import UpdateOne
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.store import tokens
-from girder_dask.plugin.store.database import insert
+from girder_dask.plugin.store.database import insert, to_object_id
 from girder_dask.plugin.store.models import (
     CHUNK_BYTES,
     INLINE_BYTES,
@@ -181,7 +181,7 @@ def find_running_job(token: str, job_id: ObjectId | None = None) -> dict[str, An
 
 def load_states(job_ids: Iterable[str]) -> list[dict[str, Any]]:
     """Return where jobs stand, with what tells who may read them."""
-    ids = [ObjectId(job_id) for job_id in job_ids if ObjectId.is_valid(job_id)]
+    ids = [found for job_id in job_ids if (found := to_object_id(job_id))]
     fields = ("title", "status", "progress", "updated", "dask.group", "dask.waits")
     rights = ("userId", "access", "public", "publicFlags")
     return list(collection(Job()).find({"_id": {"$in": ids}}, dict.fromkeys(fields + rights, True)))

@@ -11,7 +11,7 @@ was made by others, that field goes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,7 @@ from girder_jobs.models.job import Job
 from pymongo import UpdateOne
 
 from girder_dask.plugin.store import models
+from girder_dask.plugin.store.database import batches
 from girder_dask.plugin.store.validation import MalformedDocument, check_outcome
 from girder_dask.protocol.messages import StoredResult
 from girder_dask.utils.text import shortened
@@ -32,6 +33,7 @@ __all__ = [
     "AttemptOutcome",
     "load",
     "load_errors",
+    "load_many",
     "store",
 ]
 
@@ -46,6 +48,8 @@ MAX_INLINE_BYTES = 2 * 1024
 #: The most bytes of a value, or of an exception, that are kept with a job, whatever
 #: ``girder.worker.max-result`` is.
 MAX_RESULT_BYTES = 6 * 1024**2
+
+_MAX_JOBS_PER_QUERY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,43 +110,52 @@ def store(outcomes: Sequence[tuple[ObjectId, AttemptOutcome]], now: datetime) ->
         )
 
 
-def load(job_id: Any) -> StoredResult:
-    """Return what is kept of the end of a job, empty where there is nothing."""
-    kept = _load_fields([ObjectId(job_id)], ("result", "error", "exception")).get(
-        ObjectId(job_id), {}
-    )
-    return StoredResult(
-        value=kept.get("result"), error=kept.get("error"), exception=kept.get("exception")
-    )
+def load(job_id: ObjectId) -> StoredResult:
+    """Return the result of a job, empty where none is stored."""
+    return next(stored for _, stored in load_many([job_id]))
+
+
+def load_many(job_ids: Iterable[ObjectId]) -> Iterator[tuple[ObjectId, StoredResult]]:
+    """Yield the result of each job, with two queries for a thousand jobs.
+
+    Values can be large, so they are yielded as the database sends them: whoever has enough stops.
+    """
+    for some in batches(job_ids, _MAX_JOBS_PER_QUERY):
+        missing = set(some)
+        for job_id, stored in _load_fields(some, ("result", "error", "exception")):
+            missing.discard(job_id)
+            value, error, exception = map(stored.get, ("result", "error", "exception"))
+            yield job_id, StoredResult(value=value, error=error, exception=exception)
+        for job_id in missing:
+            yield job_id, StoredResult()
 
 
 def load_errors(job_ids: Sequence[ObjectId]) -> dict[ObjectId, str | None]:
-    """Return why jobs have failed, by their ids, as far as that is kept."""
-    return {job_id: kept.get("error") for job_id, kept in _load_fields(job_ids, ("error",)).items()}
+    """Return why jobs have failed, by their ids, as far as that is stored."""
+    return {job_id: stored.get("error") for job_id, stored in _load_fields(job_ids, ("error",))}
 
 
 def _load_fields(
     job_ids: Sequence[ObjectId], names: Iterable[str]
-) -> dict[ObjectId, Mapping[str, Any]]:
-    """Return fields of what is kept of the newest attempt of jobs."""
+) -> Iterator[tuple[ObjectId, Mapping[str, Any]]]:
+    """Yield fields of the outcome of the newest attempt of each job that has a record."""
     names = [*names, "result_attempt"]
-    beside = models.collection(models.DaskJob()).find(
-        {"_id": {"$in": list(job_ids)}}, dict.fromkeys(names, True)
-    )
-    found: dict[ObjectId, Mapping[str, Any]] = {
-        record["_id"]: record if _is_valid(record["_id"], record) else {} for record in beside
-    }
-    within = models.collection(Job()).find(
-        {"_id": {"$in": list(found)}, OUTCOME_FIELD: {"$exists": True}},
+    jobs = models.collection(Job()).find(
+        {"_id": {"$in": list(job_ids)}, OUTCOME_FIELD: {"$exists": True}},
         {f"{OUTCOME_FIELD}.{name}": True for name in names},
     )
-    for job in within:
-        kept = job.get(OUTCOME_FIELD)
-        if not _is_valid(job["_id"], kept):
-            continue
-        if kept.get("result_attempt", 0) >= found[job["_id"]].get("result_attempt", 0):
-            found[job["_id"]] = kept
-    return found
+    inline = {
+        job["_id"]: job[OUTCOME_FIELD] for job in jobs if _is_valid(job["_id"], job[OUTCOME_FIELD])
+    }
+    records = models.collection(models.DaskJob()).find(
+        {"_id": {"$in": list(job_ids)}}, dict.fromkeys(names, True)
+    )
+    for record in records:
+        job_id = record["_id"]
+        beside = record if _is_valid(job_id, record) else {}
+        within = inline.get(job_id, {})
+        is_newer = within.get("result_attempt", 0) >= beside.get("result_attempt", 0)
+        yield job_id, within if within and is_newer else beside
 
 
 def _is_valid(job_id: Any, kept: Any) -> bool:

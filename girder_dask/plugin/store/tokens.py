@@ -8,10 +8,9 @@ behind that dies in between is found by :func:`sweep`.
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -23,7 +22,7 @@ from girder_jobs.models.job import Job
 from pymongo import ReadPreference
 
 from girder_dask.jobs import FINAL
-from girder_dask.plugin.store.database import insert
+from girder_dask.plugin.store.database import batches, insert
 from girder_dask.protocol.names import SUBMIT_SCOPE
 
 __all__ = [
@@ -173,7 +172,7 @@ def sweep(now: datetime) -> int:
     """
     found = _primary(Token()).find({JOB_FIELD: {"$exists": True}}, {JOB_FIELD: 1, "created": 1})
     count = 0
-    for some in _batches(found.hint(JOB_INDEX)):
+    for some in batches(found.hint(JOB_INDEX), _BATCH_SIZE):
         jobs = {token[JOB_FIELD] for token in some}
         fields = {"status": True, "dask.open": True}
         states = {
@@ -193,12 +192,6 @@ def _is_left(job: Mapping[str, Any] | None, age: timedelta) -> bool:
     if job is not None and (job.get("dask") or {}).get("open"):
         return False
     return age > RECORD_TIMEOUT or (job is not None and job["status"] in FINAL)
-
-
-def _batches(found: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    found = iter(found)
-    while some := list(itertools.islice(found, _BATCH_SIZE)):
-        yield some
 
 
 def renew(ids: Iterable[str]) -> None:

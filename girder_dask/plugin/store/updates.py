@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 from bson import ObjectId
-from bson.errors import InvalidId
 from girder import events
 from girder_jobs.models.job import Job
 from pymongo.errors import BulkWriteError
@@ -18,7 +17,7 @@ from girder_dask.errors import GirderError
 from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
 from girder_dask.plugin.notify import notifications
 from girder_dask.plugin.store import job_records, models, quarantine, results
-from girder_dask.plugin.store.database import UNSTORABLE
+from girder_dask.plugin.store.database import UNSTORABLE, to_object_id
 from girder_dask.plugin.store.job_change import JobChange, Verdict
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.logs.writer import LOG_FIELD
@@ -121,7 +120,7 @@ def _group_by_job(
 ) -> dict[ObjectId, list[JobUpdate]]:
     grouped: dict[ObjectId, list[JobUpdate]] = {}
     for update in updates:
-        job_id = _object_id(update.id)
+        job_id = to_object_id(update.id)
         if job_id is None:
             logger.warning("An update of %r, which is no job id, is dropped", update.id)
             verdicts.add(str(update.id), Verdict.STALE)
@@ -159,13 +158,6 @@ def _apply_one(change: JobChange, update: JobUpdate, scheduler: str) -> Verdict:
     except (ValueError, TypeError, KeyError, OverflowError, OSError) as e:
         logger.warning("An update of job %s is dropped: %s", change.id, e)
         return Verdict.STALE
-
-
-def _object_id(text: Any) -> ObjectId | None:
-    try:
-        return ObjectId(text) if text else None
-    except (InvalidId, TypeError):
-        return None
 
 
 def _is_allowed_by_handlers(info: dict[str, Any]) -> bool:
