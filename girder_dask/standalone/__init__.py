@@ -1,7 +1,7 @@
 """A whole girder_dask on one machine: database, broker, Girder, scheduler and workers.
 
-``girder-dask standalone``, ``girder-dask demo`` and the pytest plugin start it. Each part
-is a real process, started with the commands that a deployment uses.
+``girder-dask standalone``, ``girder-dask demo`` and the pytest plugin start it. Each part is a real
+process and is started with the command that a deployment uses.
 
 >>> from girder_dask.standalone import Stack
 >>> Stack("/tmp/stack", workers=1).directory.name

@@ -1,4 +1,4 @@
-"""What a fresh Girder needs before it is of use: an administrator, keys, an assetstore."""
+"""The administrator, the API keys and the assetstore of a new Girder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _FILESYSTEM = 0
 
 
 def ensure_administrator(api: str, state: dict[str, Any]) -> Any:
-    """Log in as the administrator in ``state``, or make the first user of this Girder.
+    """Log in as the administrator in ``state``, or create the first user of this Girder.
 
-    Returns a ``GirderClient``. ``login`` and ``password`` of ``state`` are set.
+    Sets ``login`` and ``password`` of ``state`` and returns a ``GirderClient``.
     """
     import girder_client
 
@@ -36,7 +36,7 @@ def ensure_administrator(api: str, state: dict[str, Any]) -> Any:
     try:
         user = client.post(
             "user",
-            # In the body: what is in the URL gets into Girder's log.
+            # In the body, since Girder logs the URL.
             data={
                 "login": _LOGIN,
                 "email": "admin@example.org",
@@ -52,7 +52,7 @@ def ensure_administrator(api: str, state: dict[str, Any]) -> Any:
         client.delete(f"user/{user['_id']}")
         raise StackError(_not_ours(api))
     state["login"], state["password"] = _LOGIN, password
-    # Keys of another database are of no use here.
+    # These keys belong to another database.
     state.pop("api_key", None)
     state.pop("credential", None)
     return client
@@ -60,27 +60,27 @@ def ensure_administrator(api: str, state: dict[str, Any]) -> Any:
 
 def _not_ours(api: str) -> str:
     return (
-        f"The database of Girder at {api} already has users, and this directory knows no "
-        "administrator among them. Name an empty database in GIRDER_MONGO_URI (the part after "
-        "the last /), or use the directory that the database was made with."
+        f"The database of Girder at {api} already has users, but this directory has no login of "
+        "an administrator. Name an empty database in GIRDER_MONGO_URI (the part after the last "
+        "/), or use the directory that the database was created with."
     )
 
 
 def ensure_api_key(api: str, client: Any, state: dict[str, Any]) -> None:
-    """Set ``api_key`` of ``state`` to a key with all rights of the administrator."""
+    """Set ``api_key`` of ``state`` to a valid key with all rights of the administrator."""
     if not _is_valid(api, state.get("api_key")):
         state["api_key"] = client.post("api_key", parameters={"name": _KEY_NAME})["key"]
 
 
 def ensure_credential(api: str, client: Any, path: Path) -> None:
-    """Write the scheduler's credential to ``path``, unless a valid one is there."""
+    """Write the scheduler's credential to ``path`` unless the file holds a valid one."""
     known = path.read_text().strip() if path.exists() else None
     if not _is_valid(api, known):
         credential.write(path, credential.create(client, revoke_others=True))
 
 
 def ensure_assetstore(client: Any, root: Path) -> None:
-    """Make a filesystem assetstore in ``root``, unless there is one."""
+    """Create a filesystem assetstore in ``root`` unless there is one."""
     if any(a.get("root") == str(root) for a in client.get("assetstore")):
         return
     parameters = {"name": root.name, "type": _FILESYSTEM, "root": str(root)}

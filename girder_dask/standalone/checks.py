@@ -1,4 +1,4 @@
-"""Whether a service answers. Each check is one real request, and is quick to give up."""
+"""Health checks of the parts. Each is one real request with a short timeout."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _TIMEOUT_S = 2.0
 
 
 def get_json(url: str, timeout: float = _TIMEOUT_S) -> Any:
-    """Return the JSON document at ``url``, or None if there is no answer or an error."""
-    # Only http addresses of this stack are asked.
+    """Return the JSON document at ``url``, or None after an error or without an answer."""
+    # The URL is an http address of this stack.
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310
             return json.load(answer)
@@ -25,7 +25,7 @@ def get_json(url: str, timeout: float = _TIMEOUT_S) -> Any:
 
 
 def mongo_answers(uri: str, timeout: float = 1.0) -> bool:
-    """Say whether the database answers a ping within ``timeout`` seconds."""
+    """Return True if the database answers a ping within ``timeout`` seconds."""
     import pymongo
     import pymongo.errors
 
@@ -39,7 +39,7 @@ def mongo_answers(uri: str, timeout: float = 1.0) -> bool:
 
 
 def redis_answers(url: str) -> bool:
-    """Say whether Redis answers a ping."""
+    """Return True if Redis answers a ping."""
     import redis
 
     try:
@@ -50,25 +50,25 @@ def redis_answers(url: str) -> bool:
 
 
 def girder_answers(api: str) -> bool:
-    """Say whether Girder's REST API answers, with our plugin.
+    """Return True if Girder's REST API answers and has our plugin.
 
     Raises
     ------
     StackError
-        If Girder answers, but does not have the plugin.
+        If Girder answers but does not have the plugin.
     """
     if get_json(f"{api}/system/version") is None:
         return False
     if get_json(f"{api}/dask/ping") is None:
         raise StackError(
-            "Girder has started without the dask plugin. Its own log says why; if it says "
-            "nothing, the plugin is not installed for this Python: "
+            "Girder has started without the dask plugin. Girder's log has the reason; if it has "
+            "none, the plugin is not installed for this Python: "
             "pip install 'girder_dask[standalone]'."
         )
     return True
 
 
 def registered_workers(dashboard: str) -> int | None:
-    """Return how many workers the scheduler has, None if it does not answer."""
+    """Return the number of workers of the scheduler, or None if it does not answer."""
     counts = get_json(f"{dashboard}/json/counts.json")
     return None if counts is None else int(counts["workers"])

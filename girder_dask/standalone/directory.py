@@ -1,4 +1,4 @@
-"""The directory of a stack: where its data, its secrets and its logs are."""
+"""The directory of a stack: its data, its secrets and its logs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _REAPER_TIMEOUT_S = 30.0
 class StackDirectory:
     """The directory of a stack.
 
-    ``state.json`` holds what a next start needs (the administrator's password and key, the
-    ports), ``stack.json`` what runs now. Both are readable by their owner alone.
+    ``state.json`` holds what the next start needs (the administrator's password and key, the
+    ports). ``stack.json`` describes what runs now. Only their owner can read them.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -32,12 +32,12 @@ class StackDirectory:
 
     @property
     def stack_file(self) -> Path:
-        """What runs now; its ``pids`` are empty when nothing does."""
+        """The description of what runs now. ``pids`` is empty if nothing does."""
         return self.path / "stack.json"
 
     @property
     def state_file(self) -> Path:
-        """What the next start needs."""
+        """The state that the next start needs."""
         return self.path / "state.json"
 
     @property
@@ -46,11 +46,11 @@ class StackDirectory:
         return self.path / "credential"
 
     def part(self, name: str) -> Path:
-        """Return a directory for the data of a part, made if it is missing, for its owner alone."""
+        """Return the directory of a part's data. It is created if missing, for its owner alone."""
         path = self.path / name
         path.mkdir(mode=0o700, exist_ok=True)
         if path.stat().st_uid == os.getuid():
-            path.chmod(0o700)  # one of an earlier version may be open to others
+            path.chmod(0o700)  # a directory that was there before may be open to others
         return path
 
     def log(self, part: str) -> Path:
@@ -58,14 +58,14 @@ class StackDirectory:
         return self.part("logs") / f"{part}.log"
 
     def lock(self) -> int:
-        """Claim the directory for this process, and return the lock's file descriptor.
+        """Lock the directory for this process, and return the lock's file descriptor.
 
-        A stack whose launcher was killed is given time to stop.
+        If the launcher of a stack was killed, wait until the reaper has stopped the stack.
 
         Raises
         ------
         StackError
-            If another launcher has it, or if it cannot be written.
+            If another launcher holds the lock, or the directory cannot be written.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,27 +89,27 @@ class StackDirectory:
         return fd
 
     def unlock(self) -> None:
-        """Let others have the directory."""
+        """Release the lock."""
         if self._lock is not None:
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
 
     def load_state(self) -> dict[str, Any]:
-        """Return what an earlier start left, empty if this is the first."""
+        """Return the state that an earlier start saved, or an empty one."""
         try:
             state = json.loads(self.state_file.read_text())
         except FileNotFoundError:
             return {}
         except ValueError as e:
             raise StackError(
-                f"{self.state_file} is damaged ({e}). It holds the administrator's password; "
-                "without it, start in a new directory."
+                f"{self.state_file}, which holds the administrator's password, is damaged ({e}). "
+                "Restore it, or start in a new directory."
             ) from e
         return dict(state)
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Keep what a next start needs."""
+        """Write ``state.json``."""
         credential.write(self.state_file, json.dumps(state, indent=2))
 
     def save_stack(self, description: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a stack tells about itself: its files, its addresses and its administrator."""
+"""The files, the addresses and the administrator of a stack."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StackInfo:
 
     @property
     def stack_file(self) -> Path:
-        """The JSON file that describes what runs."""
+        """The JSON file that describes what runs now."""
         return self._directory.stack_file
 
     @property

@@ -1,4 +1,4 @@
-"""Running a stack for a person at a terminal, or for a service manager."""
+"""The launcher: runs a stack for a person at a terminal or for a service manager."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ _SECOND_CTRL_C_AFTER_S = 1.0
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Make SIGTERM and a closed terminal do what Ctrl-C does: raise KeyboardInterrupt.
+    """Have SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does.
 
-    While that is being attended to, more of them change nothing: a terminal that closes and
-    some service managers send several. Only a person who presses Ctrl-C again, some time
-    after the first, does not want to wait for an orderly stop.
+    Further signals are ignored, since a closing terminal and some service managers send several.
+    But a second Ctrl-C, a second or more after the first signal, ends the orderly stop.
     """
     first: float | None = None
 
@@ -55,10 +54,10 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def watch(stack: Stack, stopped: threading.Event | None = None) -> None:
-    """Start each part again that ends, until ``stopped`` is set or KeyboardInterrupt is raised."""
+    """Restart each part that ends, until ``stopped`` is set or KeyboardInterrupt is raised."""
     stopped = stopped or threading.Event()
     supervisor = Supervisor(stack.parts, stack.reporter, start=stack.start_again, clear=stack.clear)
-    guard, is_saved = Guard(logger, "Watching the stack"), True
+    guard, is_saved = Guard(logger, "The supervision of the stack"), True
     while not stopped.wait(max(_WATCH_INTERVAL_S, guard.delay_s)):
         with guard:
             is_saved &= not supervisor.poll()
@@ -68,7 +67,7 @@ def watch(stack: Stack, stopped: threading.Event | None = None) -> None:
 
 
 def run_standalone(directory: Path, **options: Any) -> int:
-    """Start a stack, say where it is, and stop it when asked to. Returns the exit code.
+    """Start a stack, print its addresses, and stop it on a signal. Returns the exit code.
 
     The options are those of :class:`Stack`.
     """
@@ -97,10 +96,10 @@ def _show(stack: Stack, reporter: Reporter) -> None:
         reporter.note(f"{name:<10} {value}")
     if stack.host not in {"127.0.0.1", "::1", "localhost"}:
         reporter.note(
-            f"\nThe scheduler listens on {stack.host} without authentication: whoever reaches it "
-            "can run code here."
+            f"\nThe scheduler listens on {stack.host} without authentication: anyone who can "
+            "connect to it can run code here."
         )
-    reporter.note("\nCtrl-C stops all of it. The data stays.")
+    reporter.note("\nCtrl-C stops everything. The data stays.")
 
 
 def _without_password(url: str) -> str:

@@ -21,7 +21,7 @@ _TAIL_BYTES = 64 * 1024
 
 
 class Part:
-    """One process of the stack: how it is started, known to be ready, and stopped.
+    """One process of the stack: its command, its health check and its end.
 
     Parameters
     ----------
@@ -34,16 +34,16 @@ class Part:
     directory
         Its working directory.
     log
-        The file that gets its output. That of the run before is kept beside it, as ``.1``;
-        what is started again within a run goes on in the same file.
+        The file for its output. The file of the previous run is kept beside it as ``.1``; a
+        process that is restarted within a run appends to the same file.
     check
-        Says whether the part does its work. Called again and again until it does.
+        Health check: returns True once the part works. Called repeatedly until then.
     timeout
-        Seconds until it must be ready.
+        Seconds in which the part must become ready.
     grace
-        Seconds between being asked to stop and being killed.
+        Seconds between SIGTERM and SIGKILL.
     hints
-        For text that may turn up in the log of a failed start, what to do about it.
+        Advice by text that may occur in the log of a failed start.
     """
 
     def __init__(
@@ -77,36 +77,35 @@ class Part:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, None before it is started."""
+        """The process id, or None before the first start."""
         return self._process.pid if self._process else None
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of a process that has ended; the negative signal if one ended it."""
+        """The exit code of a process that has ended; negative if a signal ended it."""
         return self._process.poll() if self._process else None
 
     @property
     def running(self) -> bool:
-        """Whether its process runs."""
+        """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def is_worker(self) -> bool:
-        """Whether this is one of the workers."""
+        """Whether this part is a worker."""
         return self.name.startswith("worker-")
 
     def start(self, reaper: Reaper | None = None, *, again: bool = False) -> None:
-        """Start the process, as the leader of a session and process group of its own.
+        """Start the process as the leader of its own session and process group.
 
-        A Ctrl-C on the terminal then reaches the launcher alone, which stops the parts in
-        their order.
+        Ctrl-C on the terminal then interrupts the launcher alone, which stops the parts in order.
 
         Parameters
         ----------
         reaper
-            Told of the process.
+            Where the process is registered.
         again
-            Go on in the log of the process before, after a line that says so.
+            Append to the log of the previous process, after a line that marks the restart.
         """
         if self.log.exists() and not again:
             self.log.replace(self.log.with_name(self.log.name + ".1"))
@@ -125,7 +124,7 @@ class Part:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    # What a worker's tasks write is theirs; the rest is the stack's.
+                    # Files of tasks belong to the user; those of the stack are private.
                     umask=-1 if self.is_worker else 0o077,
                 )
         except OSError as e:
@@ -137,12 +136,12 @@ class Part:
             reaper.watch(self._process.pid)
 
     def is_ready(self) -> bool:
-        """Say whether the part does its work.
+        """Return True if the part works.
 
         Raises
         ------
         StackError
-            If it has ended, or is not ready in time. The message has its last log lines.
+            If it has ended or is not ready in time. The message has its last log lines.
         """
         if not self.running:
             raise StackError(self.describe_end("ended while starting"))
@@ -153,23 +152,23 @@ class Part:
         return False
 
     def terminate(self) -> None:
-        """Ask the process to stop."""
+        """Send SIGTERM to the process."""
         if self.running and self._process is not None:
             self._process.terminate()
 
     def kill(self) -> None:
-        """Kill what is left of the process group, and reap the process."""
+        """Kill the rest of the process group and reap the process."""
         if self._process is None or self._is_cleared:
             return
-        # The group outlives its leader while a member is left, so its number is still ours.
-        # Once the group is gone it may be another's, so this is done once.
+        # While a member lives, the group keeps its number. Later another group may get it, so the
+        # group is killed once.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._is_cleared = True
 
     def describe_end(self, what: str) -> str:
-        """Return a message with the end of the log, and a hint where one is known."""
+        """Return a message with the end of the log and the hints that match it."""
         code = self.exit_code
         if code is None:
             how = ""

@@ -1,4 +1,4 @@
-"""Which parts a stack has, where each listens, and what each is told of the others."""
+"""The plan of a stack: its parts, their ports and their configuration."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from girder_dask.standalone.part import Part
 
 __all__ = ["NO_REDIS_NOTE", "Plan"]
 
-#: What is said where no Redis can be started.
+#: The note to users if no Redis can be started.
 NO_REDIS_NOTE = (
-    "There is no Redis here, so Girder's pages do not change by themselves: reload them. Install "
-    "one and start again: apt-get install redis-server (or valkey-server); or let "
-    "GIRDER_NOTIFICATION_REDIS_URL name one that runs already."
+    "No Redis was found, so Girder's pages do not update by themselves: reload them. Install one "
+    "(apt-get install redis-server, or valkey-server) and start again, or set "
+    "GIRDER_NOTIFICATION_REDIS_URL to the URL of a running one."
 )
 
 _LOOPBACK = "127.0.0.1"
@@ -27,10 +27,9 @@ _ALL_INTERFACES = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened 
 
 _MONGO_HINTS = {
     "error while loading shared libraries": (
-        "Libraries of the system are missing. On Debian and Ubuntu: "
-        "apt-get install libcurl4 libssl3"
+        "System libraries are missing. On Debian and Ubuntu: apt-get install libcurl4 libssl3"
     ),
-    "Address already in use": "Another program took the port meanwhile. Start again.",
+    "Address already in use": "Another program has taken the port since. Start again.",
 }
 _GIRDER_HINTS = {
     "ServerSelectionTimeoutError": "Girder cannot reach the database.",
@@ -40,14 +39,14 @@ _GIRDER_HINTS = {
 
 
 class Plan:
-    """The parts of one stack.
+    """The parts of one stack, with their ports and their environment.
 
     Parameters
     ----------
     directory
         The directory of the stack.
     env
-        Environment variables for every part, beside those of this process.
+        Environment variables for every part, in addition to those of this process.
     girder_env, worker_env
         Environment variables for Girder alone, and for the workers alone.
     host
@@ -55,7 +54,7 @@ class Plan:
     wanted
         The ports that the caller asks for: ``girder``, ``scheduler``, ``dashboard``.
     before
-        The ports of the run before, taken again where they are free.
+        The ports of the previous run, used again if they are free.
 
     Raises
     ------
@@ -83,7 +82,7 @@ class Plan:
         here = _LOOPBACK if host in _ALL_INTERFACES else host
         mongo = f"mongodb://{_LOOPBACK}:{self.ports['mongod']}/girder"
         redis = f"redis://{_LOOPBACK}:{self.ports['redis']}"
-        #: What a person should know of this stack.
+        #: Notes for the user about this stack.
         self.notes: list[str] = []
         self.mongo = self._env.get("GIRDER_MONGO_URI") or mongo
         self.redis = self._env.get("GIRDER_NOTIFICATION_REDIS_URL") or redis
@@ -93,14 +92,14 @@ class Plan:
         self.dashboard = f"http://{here}:{self.ports['dashboard']}"
 
     def storage_parts(self) -> list[Part]:
-        """Return the database and the broker, without those that the environment names.
+        """Return the database and the broker, except those that the environment names.
 
-        Where no Redis is installed there is no broker, and ``notes`` says what that means.
+        Without an installed Redis there is no broker, and ``notes`` explains the consequence.
 
         Raises
         ------
         StackError
-            If one that the environment names does not answer.
+            If a service that the environment names does not answer.
         """
         parts = []
         if not self._env.get("GIRDER_MONGO_URI"):
@@ -131,7 +130,7 @@ class Plan:
         )
 
     def scheduler_part(self) -> Part:
-        """Return the scheduler, configured as that of a deployment is."""
+        """Return the scheduler, configured as in a deployment."""
         env = {
             "DASK_CONFIG": str(self._dask_config()),
             "DASK_GIRDER__API_URL": self.api,
@@ -145,16 +144,16 @@ class Plan:
         )
 
     def worker_parts(self, count: int, threads: int) -> list[Part]:
-        """Return the workers, each a process of its own."""
+        """Return the workers, one process each."""
         parts: list[Part] = []
 
         def registered() -> bool:
-            # A worker need not wait for another that has ended meanwhile.
+            # A worker does not wait for another that has ended.
             running = sum(part.running for part in parts)
             return (checks.registered_workers(self.dashboard) or 0) >= running
 
         directory = self._directory.part("workers")
-        # Not the directory that all stacks of this user would share.
+        # By default all stacks of this user would share one directory.
         cache = {"DASK_GIRDER__WORKER__CACHE_DIRECTORY": str(self._directory.path / "cache")}
         cache = {k: self._env.get(k, v) for k, v in cache.items()}
         parts += [
@@ -197,7 +196,7 @@ class Plan:
         )
 
     def _dask_config(self) -> Path:
-        """Return a directory for DASK_CONFIG: the deployment's file, after the user's own."""
+        """Return a directory for DASK_CONFIG: the user's files, then that of the deployment."""
         directory = self._directory.part("dask")
         for old in directory.iterdir():
             old.unlink()
@@ -218,9 +217,9 @@ def _environment(extra: Mapping[str, str], directory: Path) -> dict[str, str]:
     env = {**os.environ, **extra}
     env[processes.MARK] = str(directory)
     env["PYTHONUNBUFFERED"] = "1"
-    # Else each thread of Girder keeps what many jobs at once have needed.
+    # Otherwise each thread of Girder keeps the memory that many jobs at once needed.
     env.setdefault("MALLOC_ARENA_MAX", "2")
-    # Girder would prefer it to the database that we name.
+    # It would take precedence over the database of this stack.
     env.pop("GIRDER_TEST_DB", None)
     # The parts have another working directory.
     if env.get("PYTHONPATH"):
@@ -240,8 +239,8 @@ def _choose_ports(
         port = wanted.get(name)
         if port and not ports.is_free(port, address):
             raise StackError(
-                f"Port {port} of {address}, wanted for {name}, cannot be had. Stop the program "
-                f"that listens there, or choose another with --{name}-port."
+                f"Port {port} of {address}, wanted for {name}, is in use. Stop the program that "
+                f"listens there, or choose another port with --{name}-port."
             )
         chosen[name] = port or ports.choose(before.get(name), address, chosen.values())
     return chosen
@@ -249,6 +248,6 @@ def _choose_ports(
 
 def _no_answer(service: str, variable: str) -> str:
     return (
-        f"The {service} that {variable} names does not answer. Start it, or unset {variable} so "
-        "that the stack starts its own."
+        f"The {service} that {variable} names does not answer. Start it, or unset {variable} to "
+        "have the stack start its own."
     )

@@ -10,17 +10,17 @@ from girder_dask.errors import StackError
 
 __all__ = ["choose", "is_free"]
 
-# Below the range from which systems take the ports of outgoing connections, so that a
-# chosen port is still free when its part gets round to listening on it.
+# Below the range of ephemeral ports, so that no outgoing connection takes a chosen port before its
+# part listens on it.
 _PORT_RANGE = range(15000, 32000)
 _MAX_TRIES = 200
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Say whether a server can listen on ``port`` of ``host``."""
+    """Return True if a server can listen on ``port`` of ``host``."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as s:
-        # As servers do: connections of an earlier run that still linger are no obstacle.
+        # As servers do, so that lingering connections of an earlier run do not count.
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             s.bind((host, port))
@@ -30,7 +30,7 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def choose(preferred: int | None, host: str = "127.0.0.1", taken: Collection[int] = ()) -> int:
-    """Return ``preferred`` if it is free, and any free port otherwise.
+    """Return ``preferred`` if it is free, otherwise any free port.
 
     Raises
     ------

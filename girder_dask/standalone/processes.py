@@ -1,7 +1,7 @@
-"""Finding and ending processes that belong to a stack, whoever their parent is now.
+"""The processes of a stack: found by an environment variable, and ended.
 
-Every process of a stack carries the environment variable :data:`MARK` with the stack's
-directory. A child that left its process group, or whose parent died, still has it.
+Each process of a stack has the environment variable :data:`MARK` with the stack's directory, also
+a child that has left its process group or whose parent has died.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import psutil
 
 __all__ = ["MARK", "end", "is_running", "marked"]
 
-#: The environment variable by which the processes of a stack are known.
+#: The environment variable that marks the processes of a stack.
 MARK = "GIRDER_DASK_STACK"
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Say whether a process still runs. One that waits to be reaped does not."""
+    """Return True if a process runs. A zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -31,7 +31,7 @@ def marked(directory: str) -> list[psutil.Process]:
     """Return the running processes of the stack in ``directory``, without this one."""
     found = []
     for process in psutil.process_iter():
-        # Processes of others may not be looked into, and some end meanwhile.
+        # Processes of other users are not readable, and some end meanwhile.
         with contextlib.suppress(psutil.Error, OSError):
             if (
                 process.pid != os.getpid()

@@ -18,13 +18,13 @@ __all__ = ["girder", "mongod", "redis_server", "require_girder", "scheduler", "w
 
 _INSTALL = "pip install 'girder_dask[standalone]'"
 
-#: The least version of a Redis that can be told to leave its title alone.
+#: The first version of Redis with the option --set-proc-title.
 _MIN_REDIS_VERSION = (6, 2)
 _VERSION_TIMEOUT_S = 5.0  # seconds
 
 
 def _in_wheel(distribution: str, path: str) -> str | None:
-    """Find a program in an installed wheel, without importing it."""
+    """Return the path of a program in an installed wheel, without importing the wheel."""
     try:
         found = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
     except importlib.metadata.PackageNotFoundError:
@@ -33,15 +33,15 @@ def _in_wheel(distribution: str, path: str) -> str | None:
 
 
 def mongod(directory: Path, port: int) -> list[str]:
-    """Return the command of the database: that of the system, else that of the wheel.
+    """Return the command of the database: the program of the system, else that of the wheel.
 
-    What has made the data of ``directory`` is used for it again, since another version of MongoDB
-    may not read them. Its path is kept in a file beside the directory.
+    The program that created the data of ``directory`` is used for it again, since another version
+    of MongoDB may not read them. A file beside the directory holds its path.
 
     Raises
     ------
     StackError
-        If there is none.
+        If no program is found.
     """
     return [
         _mongod_for(directory),
@@ -61,14 +61,14 @@ def _mongod_for(directory: Path) -> str:
         known = used.read_text(encoding="utf-8").strip()
         if os.access(known, os.X_OK):
             return known
-    # Without a note, what is there was made by the program of the wheel.
+    # Data without such a file were created by the program of the wheel.
     order = [wheel, system] if any(directory.glob("WiredTiger*")) else [system, wheel]
     program = next((found for found in order if found), None)
     if program is None:
         raise StackError(
-            "There is no mongod here, the database of Girder. Install MongoDB 4.4 or later so that "
-            f"mongod is on the PATH, or the wheel that has one ({_INSTALL}, on Linux), or let "
-            "GIRDER_MONGO_URI name a database that runs already."
+            "mongod, the database of Girder, was not found. Install MongoDB 4.4 or later so that "
+            f"mongod is on the PATH, or the wheel that contains it ({_INSTALL}, on Linux), or set "
+            "GIRDER_MONGO_URI to the URI of a running database."
         )
     used.touch(mode=0o600)
     used.write_text(f"{program}\n", encoding="utf-8")
@@ -76,10 +76,10 @@ def _mongod_for(directory: Path) -> str:
 
 
 def redis_server(directory: Path, port: int) -> list[str] | None:
-    """Return the command of the broker of Girder's notifications, which keeps nothing on disk.
+    """Return the command of the broker of Girder's notifications, or None without a program.
 
-    That is ``redis-server`` or ``valkey-server`` of the system, else that of the wheel. None if
-    there is none: Girder does without, but its pages do not change by themselves.
+    The program is ``redis-server`` or ``valkey-server`` of the system, else that of the wheel. It
+    stores nothing on disk. Without it Girder works, but its pages do not update by themselves.
     """
     names = ("redis-server", "valkey-server")
     system = [found for name in names if (found := shutil.which(name)) is not None]
@@ -93,13 +93,13 @@ def redis_server(directory: Path, port: int) -> list[str] | None:
         program,
         *("--bind", "127.0.0.1", "--port", str(port)),
         *("--dir", str(directory), "--save", "", "--appendonly", "no"),
-        # A title would be written over the environment, by which leftovers are known.
+        # A process title would overwrite the environment, which marks the processes of a stack.
         *("--set-proc-title", "no"),
     ]
 
 
 def _redis_version(program: str) -> tuple[int, ...]:
-    """Return the version of a Redis or Valkey; empty if it does not tell."""
+    """Return the version of a Redis or Valkey, empty if unknown."""
     try:
         done = subprocess.run(
             [program, "--version"],
@@ -115,7 +115,7 @@ def _redis_version(program: str) -> tuple[int, ...]:
 
 
 def require_girder() -> None:
-    """Raise StackError unless Girder and its jobs plugin are installed here."""
+    """Raise StackError unless Girder and its jobs plugin are installed."""
     missing = [n for n in ("girder", "girder_jobs") if importlib.util.find_spec(n) is None]
     if missing:
         raise StackError(f"{' and '.join(missing)} is not installed here: {_INSTALL}.")
@@ -128,7 +128,7 @@ def girder(host: str, port: int) -> list[str]:
 
 
 def scheduler(host: str, port: int, dashboard_port: int) -> list[str]:
-    """Return the command of the scheduler. Its hooks come from Dask's configuration."""
+    """Return the command of the scheduler. Dask's configuration preloads our hooks."""
     return [
         *_dask("scheduler"),
         *("--host", host, "--port", str(port)),
@@ -137,7 +137,7 @@ def scheduler(host: str, port: int, dashboard_port: int) -> list[str]:
 
 
 def worker(address: str, name: str, threads: int, directory: Path) -> list[str]:
-    """Return the command of a worker: a plain ``dask worker``, on this machine."""
+    """Return the command of a worker: a plain ``dask worker`` on this machine."""
     return [
         *_dask("worker"),
         address,

@@ -1,11 +1,11 @@
-"""A small process that stops a stack whose launcher was killed.
+"""The reaper: a small process that stops a stack whose launcher was killed.
 
-The launcher holds the other end of the guard's standard input. It writes ``+PID`` for
-each process that it starts and ``-PID`` for each that ended. When the pipe closes, what is
-still registered is stopped, newest first. After an ordinary stop nothing is left to do.
+The launcher holds the other end of the reaper's standard input. It writes ``+PID`` for each
+process that it starts and ``-PID`` for each that ended. When the pipe closes, the reaper stops the
+processes that are still registered, newest first. After an orderly stop there are none.
 
-The kernel's parent-death signal is not used: it comes when the *thread* that started a
-child ends, exists on Linux alone, and gives the parts no order.
+The kernel's parent-death signal is not used: it is sent when the *thread* that started a child
+ends, exists on Linux alone, and does not order the parts.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 class Reaper:
-    """The launcher's side: start the guard, and tell it what to watch.
+    """The launcher's side: starts the reaper and registers processes with it.
 
     Parameters
     ----------
     directory
         The directory of the stack.
     lock
-        A file descriptor that the guard keeps open, so that the directory stays locked
-        until all is stopped.
+        A file descriptor that the reaper keeps open, so that the directory stays locked until
+        everything has stopped.
     log
-        The file for what the guard has to say, for its owner alone.
+        The log file of the reaper. Only its owner can read it.
     """
 
     def __init__(self, directory: str, lock: int, log: Path) -> None:
@@ -61,11 +61,11 @@ class Reaper:
         self._tell(f"+{pid}\n")
 
     def forget(self, pid: int) -> None:
-        """``pid`` has ended; its number may belong to another process soon."""
+        """Unregister ``pid``, which has ended. Another process may get its number."""
         self._tell(f"-{pid}\n")
 
     def close(self) -> None:
-        """End the guard."""
+        """End the reaper."""
         assert self._process.stdin is not None  # noqa: S101 - it was asked for above
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -77,18 +77,18 @@ class Reaper:
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None  # noqa: S101 - it was asked for above
-        # Without its guard a stack still works and still stops in order.
+        # A stack works and stops in order without its reaper, too.
         with contextlib.suppress(OSError):
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
 
 
 def main() -> None:
-    """Watch until standard input closes, then stop what is left."""
+    """Read registrations until standard input closes, then stop what is registered."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     watched: dict[int, psutil.Process] = {}
-    guard = background.Guard(logger, "The guard of the stack")
+    guard = background.Guard(logger, "The reaper of the stack")
     for line in sys.stdin:
         with guard:
             _apply_line(line, watched)

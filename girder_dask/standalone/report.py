@@ -1,4 +1,4 @@
-"""What the launcher tells a person while it works."""
+"""Reporters: what a stack prints while it starts, runs and stops."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ __all__ = ["PlainReporter", "Reporter", "RichReporter", "reporter_for"]
 
 
 class Reporter:
-    """Hears of what happens to the parts of a stack. This one says nothing."""
+    """Callbacks for the events of a stack. This base class prints nothing."""
 
     def starting(self, part: str) -> None:
-        """A part was started."""
+        """Report that a part was started."""
 
     def ready(self, part: str, seconds: float) -> None:
-        """A part does its work, ``seconds`` after it was started."""
+        """Report that a part works, ``seconds`` after its start."""
 
     def stopping(self, part: str) -> None:
-        """A part was asked to stop."""
+        """Report that a part was asked to stop."""
 
     def stopped(self) -> None:
-        """Nothing runs any more."""
+        """Report that everything has stopped."""
 
     def note(self, text: str) -> None:
-        """Something else that a person should know."""
+        """Print another text for the user."""
 
     def failed(self, part: str, text: str) -> None:
-        """A part has ended. The text says how, and what becomes of it."""
+        """Report that a part has ended. The text says how, and whether it is restarted."""
 
 
 class PlainReporter(Reporter):
-    """Writes a line for each thing that happens."""
+    """Prints one line per event."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -63,7 +63,7 @@ class PlainReporter(Reporter):
 
 
 class RichReporter(Reporter):
-    """Shows a line for each part that is ready, and below them what is waited for."""
+    """Shows a line for each part that is ready, and below the parts that are pending."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -113,7 +113,7 @@ class RichReporter(Reporter):
 
 
 def reporter_for(stream: TextIO | None = None) -> Reporter:
-    """Return the reporter that suits a stream: lively on a terminal, plain elsewhere."""
+    """Return the reporter for a stream: live on a terminal, plain elsewhere."""
     stream = stream or sys.stdout
     if stream.isatty():
         try:

