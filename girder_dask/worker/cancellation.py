@@ -1,4 +1,4 @@
-"""How runs on a worker are stopped: told, then interrupted, and what is said if that fails."""
+"""Cancellation of the runs on a worker: they are asked to stop, interrupted, and given up."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["RunCanceller"]
 logger = logging.getLogger(__name__)
 
 # A run that ignores an interruption is interrupted again after the grace, or after this.
-_LEAST_PAUSE = 1.0
-# At the end of the worker: how long before the last moment the processes of runs are killed.
-_KILL_TIME = 0.5
-# How many keys are remembered that are not to be begun with.
-_MOST_REFUSED = 10_000
+_MIN_INTERRUPT_INTERVAL_S = 1.0
+# At the end of the worker: how long before the deadline the processes of runs are killed.
+_KILL_TIME_S = 0.5
+_POLL_INTERVAL_S = 0.05
+_MAX_REFUSED_KEYS = 10_000
 
 
 class RunCanceller:
@@ -27,11 +27,11 @@ class RunCanceller:
     Parameters
     ----------
     runs
-        Those that go on, by their ids.
+        The runs that go on, by their ids.
     refused
-        The keys that are not to be begun with any more.
+        The keys of tasks that must not start here any more.
     grace
-        Seconds that a run which is told to stop has before it is interrupted.
+        Seconds that a canceled run has before it is interrupted.
     restart_after
         Seconds after which a run that does not end is given up, None for never.
     give_up
@@ -52,86 +52,85 @@ class RunCanceller:
         self._restart_after = restart_after
         self._give_up = give_up
         self._tasks: dict[RunControl, asyncio.Task[None]] = {}
-        self._limits: dict[RunControl, asyncio.TimerHandle] = {}
-        # So that a run of which one step fails is stopped by the others, and others are, too.
+        self._time_limits: dict[RunControl, asyncio.TimerHandle] = {}
+        # An error in one step prevents neither the next step nor the end of other runs.
         self._guard = Guard(logger, "Stopping a run")
-        self._expiring = Guard(logger, "Ending a run whose time is over", max_delay_s=5.0)
+        self._expiry_guard = Guard(logger, "Ending a run whose time is over", max_delay_s=5.0)
 
     def cancel(self, keys: Iterable[str]) -> set[str]:
-        """Stop the runs of keys. They have their grace; to ask twice does not shorten it.
+        """Cancel the runs of keys. To ask twice does not shorten their grace.
 
         Returns
         -------
         set of str
-            The keys that have no run. One that begins later stops by itself.
+            The keys that have no run. One that starts later stops by itself.
         """
         wanted = set(keys)
-        self._refused.update(dict.fromkeys(wanted))  # first: a run looks when it is among the runs
-        while len(self._refused) > max(_MOST_REFUSED, len(wanted)):
+        self._refused.update(dict.fromkeys(wanted))  # first: a run looks once it is among the runs
+        while len(self._refused) > max(_MAX_REFUSED_KEYS, len(wanted)):
             del self._refused[next(iter(self._refused))]
         for run in list(self._runs.values()):
             if run.key in wanted:
                 with self._guard:
                     run.cancel()
-                self._begin(run, self._grace)
+                self._stop(run, self._grace)
                 wanted.discard(run.key)
         return wanted
 
     def drop(self, ids: Iterable[str]) -> None:
-        """Stop runs that nobody hears any more, at once, but for the grace of canceled ones."""
+        """Stop runs that the scheduler ignores. A run that is canceled already keeps its grace."""
         for run_id in ids:
             run = self._runs.get(run_id)
             if run is not None:
                 with self._guard:
                     run.drop()
-                self._begin(run, 0.0)
+                self._stop(run, 0.0)
 
     def limit(self, run: RunControl, seconds: float | None) -> None:
-        """Stop a run when it goes on for more than ``seconds``; None takes that back."""
-        timer = self._limits.pop(run, None)
+        """Stop a run that goes on for more than ``seconds``. None removes the limit."""
+        timer = self._time_limits.pop(run, None)
         if timer is not None:
             timer.cancel()
         if seconds is not None:
             loop = asyncio.get_running_loop()
-            self._limits[run] = loop.call_later(seconds, self._expire, run)
+            self._time_limits[run] = loop.call_later(seconds, self._expire, run)
 
     def _expire(self, run: RunControl) -> None:
-        self._limits.pop(run, None)
-        with self._expiring:
+        self._time_limits.pop(run, None)
+        with self._expiry_guard:
             if run.expire():
-                self._begin(run, 0.0)
-        if self._expiring.failed:
-            self.limit(run, self._expiring.delay_s)
+                self._stop(run, 0.0)
+        if self._expiry_guard.failed:
+            self.limit(run, self._expiry_guard.delay_s)
 
     async def close(self, timeout: float) -> None:
         """Stop all runs, and wait for their ends for at most ``timeout`` seconds.
 
-        Processes of theirs that are left shortly before are killed, as their grace is that of
-        the worker, which ends.
+        Processes that are left shortly before are killed: their grace is that of the worker.
         """
         self._restart_after = None
         for task in list(self._tasks.values()):
             task.cancel()
         self._tasks.clear()
-        for timer in self._limits.values():
+        for timer in self._time_limits.values():
             timer.cancel()
-        self._limits.clear()
+        self._time_limits.clear()
         self.drop(list(self._runs))
         if self._tasks:
             tasks = list(self._tasks.values())
-            _, left = await asyncio.wait(tasks, timeout=max(timeout - _KILL_TIME, 0.0))
+            _, left = await asyncio.wait(tasks, timeout=max(timeout - _KILL_TIME_S, 0.0))
             for run in list(self._runs.values()):
                 with self._guard:
                     run.kill_processes()
             if left:
-                await asyncio.wait(left, timeout=min(timeout, _KILL_TIME))
+                await asyncio.wait(left, timeout=min(timeout, _KILL_TIME_S))
         for task in list(self._tasks.values()):
             task.cancel()
 
-    def _begin(self, run: RunControl, grace: float) -> None:
-        if run in self._tasks:  # it is being stopped, and to ask again changes nothing
+    def _stop(self, run: RunControl, grace: float) -> None:
+        if run in self._tasks:  # it is being stopped already
             return
-        task = asyncio.get_running_loop().create_task(self._insist(run, grace))
+        task = asyncio.get_running_loop().create_task(self._interrupt(run, grace))
         self._tasks[run] = log_failure(task, logger, f"Stopping a run of job {run.spec.id}")
         task.add_done_callback(lambda done: self._forget(run, done))
 
@@ -139,38 +138,41 @@ class RunCanceller:
         if self._tasks.get(run) is task:
             del self._tasks[run]
 
-    async def _insist(self, run: RunControl, grace: float) -> None:
-        """Interrupt a run until it ends."""
+    async def _interrupt(self, run: RunControl, grace: float) -> None:
+        """Interrupt a run until it ends, or is given up."""
         loop = asyncio.get_running_loop()
-        if not await self._goes_on(run, grace):
+        if await self._ends(run, grace):
             return
-        start, pause = loop.time(), max(self._grace, _LEAST_PAUSE)
-        has_complained = False
+        start, interval = loop.time(), max(self._grace, _MIN_INTERRUPT_INTERVAL_S)
+        is_told = False
         while True:
             with self._guard:
                 run.interrupt()
-            if not await self._goes_on(run, pause):
+            if await self._ends(run, interval):
                 return
-            if not has_complained:
-                has_complained = True
+            if not is_told:
+                is_told = True
                 with self._guard:
-                    self._complain(run)
+                    self._tell_stuck(run)
             limit = self._restart_after
             if limit is not None and loop.time() - start >= limit:
-                self._give_up(run)
-                return
+                with self._guard:
+                    self._give_up(run)
+                    return
 
-    async def _goes_on(self, run: RunControl, seconds: float) -> bool:
-        """Wait for the end of a run. Say whether it still goes on."""
-        deadline = asyncio.get_running_loop().time() + seconds
+    async def _ends(self, run: RunControl, seconds: float) -> bool:
+        """Wait for the end of a run. Return False if it still goes on after ``seconds``."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
         while run.id in self._runs:
-            left = deadline - asyncio.get_running_loop().time()
+            left = deadline - loop.time()
             if left <= 0:
-                return True
-            await asyncio.sleep(min(left, 0.05))
-        return False
+                return False
+            await asyncio.sleep(min(left, _POLL_INTERVAL_S))
+        return True
 
-    def _complain(self, run: RunControl) -> None:
+    def _tell_stuck(self, run: RunControl) -> None:
+        """Say in the logs of the worker and of the job that a run does not end."""
         logger.warning("A run of job %s was interrupted and goes on", run.spec.id)
         then = (
             f"Its worker is restarted after {self._restart_after:g} s "

@@ -301,6 +301,23 @@ async def canceller_limit() -> None:
     await soon(lambda: not run.runs)
 
 
+async def canceller_give_up() -> None:
+    run = StubRun()
+    run.interrupt = lambda: None  # type: ignore[method-assign]
+    given_up = Fails(lambda _run: run.runs.clear())
+    cancellation.RunCanceller(run.runs, {}, 0.0, 0.0, given_up).cancel(["a"])
+    await soon(lambda: given_up.calls == 2)
+    await soon(lambda: not run.runs)
+
+
+async def outbox_event() -> None:
+    async with an_outbox() as (outbox, sent):
+        outbox.post(SimpleNamespace(to_wire=Fails(), log=None, result=None))
+        outbox.open(spec()).status(JobStatus.RUNNING)
+        await asyncio.wait_for(outbox.flushed(), SECONDS)
+        assert [event["id"] for event in sent] == ["a"]
+
+
 async def signal_leaving() -> None:
     heard = asyncio.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: heard.set())
@@ -416,12 +433,14 @@ PLACES = [
     outbox_on_dropped,
     outbox_output,
     outbox_loop,
+    outbox_event,
     outbox_room,
     canceller_cancel,
     canceller_drop,
     canceller_interrupt,
     canceller_complaint,
     canceller_limit,
+    canceller_give_up,
     signal_leaving,
     worker_restart,
     fork_server_supervision,
@@ -438,7 +457,7 @@ PLACES = [
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fork_server_supervisor, "_MIN_RESTART_DELAY_S", 0.01)
     monkeypatch.setattr(selector_thread, "_RETRY_DELAY_S", 0.05)
-    monkeypatch.setattr(cancellation, "_LEAST_PAUSE", 0.01)
+    monkeypatch.setattr(cancellation, "_MIN_INTERRUPT_INTERVAL_S", 0.01)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: str(place.__name__))
