@@ -31,9 +31,9 @@ from girder_dask.diagnostics import describe_process
 from girder_dask.files.base import ResultTransform
 from girder_dask.jobs import JobStatus
 from girder_dask.utils import working_directory
-from girder_dask.worker.plugin import _warn_without_directories
 from girder_dask.worker.process_globals import job_scope
 from girder_dask.worker.process_globals.job_scope import _forget_modules
+from girder_dask.worker.process_setup import warn_of_shared_directory
 from tests.support.deadline import SECONDS
 from tests.support.run_worker import Worker, captured
 
@@ -468,7 +468,7 @@ def test_an_alarm_of_a_task_does_not_end_the_worker() -> None:
 
 @pytest.mark.usefixtures("refused")
 def test_a_refusal_is_told_to_operators(caplog: pytest.LogCaptureFixture) -> None:
-    _warn_without_directories()
+    warn_of_shared_directory()
     assert "no working directory of their own ([Errno 1] Operation not permitted)" in caplog.text
     worker = {**describe_process(None), "api_url": "http://girder/api/v1", "girder_error": None}
     (check,) = [
