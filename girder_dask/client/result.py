@@ -1,4 +1,4 @@
-"""A job as the one who started it sees it."""
+"""Handle to a job for the code that started it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,63 @@ if TYPE_CHECKING:
 
     from girder_dask.protocol.messages import StoredResult
 
-__all__ = ["JobResult", "MapResult", "prefetch"]
+__all__ = ["CallResult", "JobResult", "MapResult", "prefetch"]
+
+_MIN_POLL_S, _MAX_POLL_S, _POLL_GROWTH = 0.01, 1.0, 1.5
 
 
-class JobResult:
+class CallResult:
+    """What the results of calls have in common, whether there is a job or not."""
+
+    @property
+    def id(self) -> str | None:
+        """The id of the job."""
+        raise NotImplementedError
+
+    @property
+    def task_id(self) -> str | None:
+        """The same as ``id``, under Celery's name."""
+        return self.id
+
+    @property
+    def status(self) -> JobStatus:
+        """The state of the job."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> str:
+        """The name of the state of the job."""
+        return self.status.name
+
+    def ready(self) -> bool:
+        """Return True if the job has ended."""
+        return self.status in FINAL
+
+    def successful(self) -> bool:
+        """Return True if the job has ended in SUCCESS."""
+        return self.status == JobStatus.SUCCESS
+
+    def failed(self) -> bool:
+        """Return True if the job has ended in ERROR."""
+        return self.status == JobStatus.ERROR
+
+    def cancel(self) -> None:
+        """Cancel the job."""
+        raise NotImplementedError
+
+    def revoke(self, **_options: Any) -> None:
+        """Do what :meth:`cancel` does, under Celery's name. Its options are ignored."""
+        self.cancel()
+
+
+class JobResult(CallResult):
     """A job that was started.
 
-    It can be indexed like the job document: ``result['title']``. What it knows of the
-    job is as old as the last question; ``status``, ``ready()`` and the like ask again.
+    It can be indexed like the job document: ``result['title']``. The document is as old as the
+    last request to Girder; ``status``, ``ready()`` and the like send a new one.
 
-    Given to another ``delay()`` as an argument, also within lists and dicts, it stands for
-    the value that its job will return: the other job waits for it, in the queue.
+    As an argument of another ``delay()``, also within lists and dicts, it stands for the value
+    that its job will return. The other job waits for it in the queue.
 
     Parameters
     ----------
@@ -58,11 +104,6 @@ class JobResult:
         return str(self._job["_id"])
 
     @property
-    def task_id(self) -> str:
-        """The id of the job, under the name that Celery has for it."""
-        return self.id
-
-    @property
     def job(self) -> dict[str, Any]:
         """The job document."""
         if not self._complete:
@@ -70,7 +111,7 @@ class JobResult:
         return self._job
 
     def refresh(self) -> JobResult:
-        """Ask Girder for the job document again."""
+        """Load the job document again."""
         self._job = get_backend().load_job(self.id)
         self._complete = True
         return self
@@ -102,114 +143,97 @@ class JobResult:
         return f"<JobResult {self.id} {self._job.get('title', '')!r} {self._where()}>"
 
     def _where(self) -> str:
-        """Return the name of the state that is known here, and why the job waits in it."""
+        """Return the name of the last known state, and why the job waits in it."""
         why = waits_for(self._job)
         return JobStatus(self._job["status"]).name + (f", waiting: {why}" if why else "")
 
     @property
     def status(self) -> JobStatus:
-        """The state of the job, asked for now unless it has ended."""
+        """The state of the job. Unless it has ended, Girder is asked."""
         if self._job.get("status") not in FINAL:
             states = get_backend().load_jobs([self.id])
             if states:
                 self._apply_state(states[0])
             else:
-                self.refresh()  # which says why there is none
+                self.refresh()  # raises the reason
         return JobStatus(self._job["status"])
 
     @property
     def waits_for(self) -> str:
-        """Why the job waits in the queue, asked for now; empty if it waits for its turn alone.
+        """Why the job waits in the queue; empty if it only waits for its turn. Girder is asked.
 
-        The same sentence stands beside the state on the job's page.
+        The job's page shows the same sentence beside the state.
         """
         _ = self.status
         return waits_for(self._job)
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
-        """Take note of a state that Girder has told, perhaps of many jobs at once."""
+        """Record a state that Girder has returned, perhaps for many jobs at once."""
         if self._job.get("status") not in FINAL:
-            # The rest of the document is asked for when it is wanted: it comes with the log.
+            # The rest of the document is loaded when it is read, since the log comes with it.
             self._complete = self._complete and self._job.get("status") == state["status"]
             dask = {**(self._job.get("dask") or {}), "waits": None, **(state.get("dask") or {})}
             self._job.update({**state, "dask": dask})
 
     def _has_ended(self) -> bool:
-        """Say whether it is known here that the job has ended."""
+        """Return True if the last known state is final."""
         return self._job.get("status") in FINAL
 
     def _apply_fetched(self, state: Mapping[str, Any] | None, stored: StoredResult | None) -> None:
-        """Take note of what was asked for of many jobs at once."""
+        """Record a state and a result that were loaded for many jobs at once."""
         if state is not None:
             self._apply_state(state)
-        if self._has_ended():  # else there is nothing yet
+        if self._has_ended():  # otherwise there is no result yet
             self._stored = stored
 
-    @property
-    def state(self) -> str:
-        """The name of the state of the job."""
-        return self.status.name
-
-    def ready(self) -> bool:
-        """Say whether the job has ended."""
-        return self.status in FINAL
-
-    def successful(self) -> bool:
-        """Say whether the job has ended in SUCCESS."""
-        return self.status == JobStatus.SUCCESS
-
-    def failed(self) -> bool:
-        """Say whether the job has ended in ERROR."""
-        return self.status == JobStatus.ERROR
-
     def log(self) -> str:
-        """Return the job's log: all that is kept of it, which can be ``girder.max-log``."""
+        """Return the job's log, as far as Girder stores it (up to ``girder.max-log``)."""
         return get_backend().load_log(self.id)
 
     def wait(self, timeout: float | None = None) -> JobResult:
         """Wait until the job has ended.
 
         Do not wait inside a Girder request for a job that needs this Girder: return the
-        job instead, and let the client look.
+        job, and let the client poll.
 
         Parameters
         ----------
         timeout
-            Seconds to wait, None for as long as it takes.
+            Seconds to wait. None: without limit.
 
         Raises
         ------
         TimeoutError
-            If the job has not ended by then. The job goes on.
+            If the job has not ended by then. The job continues.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        pause = 0.01
+        pause_s = _MIN_POLL_S
         while not self.ready():
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(
-                    f"Job {self.id} is {self._where()} after {timeout} s; it goes on."
+                    f"Job {self.id} is {self._where()} after {timeout} s; it continues."
                 )
-            time.sleep(pause)
-            pause = min(pause * 1.5, 1.0)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * _POLL_GROWTH, _MAX_POLL_S)
         return self
 
     def get(self, timeout: float | None = None) -> Any:
         """Wait for the job and return what its function returned.
 
-        For the parent job of a map that is the list of what its jobs returned.
+        For the parent job of a map that is the list of the values of its jobs.
 
         Raises
         ------
         JobFailed
-            If the job ended in ERROR. Where it can be had, the error is also an instance of
-            the class that the task raised, and its cause has the traceback of the worker.
+            If the job ended in ERROR. If possible, the error is also an instance of the class
+            that the task raised. Its cause has the traceback of the worker.
         JobCanceled
             If it was canceled.
         ResultUnavailable
-            If it succeeded but its value is not to be had: it was larger than
-            ``girder.worker.max-result`` and is on the cluster no more, or could not be
-            pickled, or cannot be opened here, for example since a package is missing. In Girder
-            also if it is not plain: what Girder opens must not run code.
+            If it succeeded, but its value is unavailable. The value was larger than
+            ``girder.worker.max-result`` and is no longer on the cluster, could not be pickled,
+            or cannot be unpickled here, for example because a package is missing. Inside Girder,
+            also if the value is not plain, since Girder must not run the code of others.
         TimeoutError
             If it has not ended after ``timeout`` seconds.
         """
@@ -228,10 +252,10 @@ class JobResult:
         try:
             return open_value(stored.value, unpickle=unpickle)
         except NotOpened as e:
-            raise ResultUnavailable(f"What job {self.id} returned {e}.", job_id=self.id) from e
+            raise ResultUnavailable(f"The value of job {self.id} {e}.", job_id=self.id) from e
 
     def _value_on_cluster(self, why: str | None, *, unpickle: bool) -> Any:
-        """Return a value that is not kept with the job from the cluster, if it is there."""
+        """Return a value that Girder does not store from the cluster, if it is there."""
         if unpickle:
             try:
                 value = self.future.result()
@@ -243,57 +267,53 @@ class JobResult:
                     return value
                 why = value.reason
         raise ResultUnavailable(
-            f"The value that job {self.id} returned is not kept: {why or 'it is no longer there'}",
+            f"The value of job {self.id} is unavailable: {why or 'it is no longer there'}",
             job_id=self.id,
         )
 
     @property
     def future(self) -> Future[Any]:
-        """The Dask future of the job's value, which keeps the value on the cluster.
+        """The Dask future of the job's value, which pins the value on the cluster.
 
         Raises
         ------
         SchedulerError
             If no Dask scheduler is known here.
         ResultUnavailable
-            If the value is on the cluster no more.
+            If the value is no longer on the cluster.
         """
         from girder_dask.client import futures
 
-        # A try that failed, and a scheduler that was restarted, leave a future without a value.
+        # A failed attempt, and a restarted scheduler, leave a future without a value.
         if self._future is None or self._future.status not in ("pending", "finished"):
             self._future = futures.future_of(self.id)
         return self._future
 
     def _pin(self, future: Future[Any]) -> None:
-        """Keep a future of the value, so that it stays on the cluster as long as this object."""
+        """Keep a future, which pins the value on the cluster as long as this object lives."""
         if self._future is None:
             self._future = future
 
     def cancel(self) -> None:
-        """Ask for the end of the job. It is CANCELED when nothing of it runs any more."""
+        """Cancel the job. It is CANCELED once none of its code runs any longer."""
         get_backend().cancel(self.id)
 
-    def revoke(self, **_options: Any) -> None:
-        """Do what :meth:`cancel` does; the name is Celery's, whose options are ignored."""
-        self.cancel()
-
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        """Show a card that lives in Jupyter."""
+        """Return a live card for Jupyter."""
         from girder_dask.client import job_card
 
         return job_card.mimebundle(self, include=include, exclude=exclude)
 
 
 class MapResult(JobResult):
-    """The parent job of a :meth:`girder_dask.Task.map`, and the jobs under it.
+    """The parent job of a :meth:`girder_dask.Task.map`, and its child jobs.
 
     Parameters
     ----------
     job
         The document of the parent job.
     results
-        The jobs under it, in the order of the calls.
+        The child jobs, in the order of the calls.
     """
 
     def __init__(self, job: Mapping[str, Any], results: Iterable[JobResult]) -> None:
@@ -313,18 +333,18 @@ class MapResult(JobResult):
         return f"<MapResult of {len(self.results):,} jobs: {super().__repr__()[1:-1]}>"
 
     def get(self, timeout: float | None = None) -> list[Any]:
-        """Wait for all jobs and return what they returned, in the order of the calls.
+        """Wait for all jobs and return their values, in the order of the calls.
 
         Raises
         ------
         JobFailed
-            If one of them ended in ERROR: that of the first one.
+            If a job ended in ERROR. The error is that of the first such job.
         JobCanceled
             If they were canceled.
         TimeoutError
             If they have not all ended after ``timeout`` seconds.
         GirderDaskError
-            As :meth:`JobResult.get` raises it.
+            The other errors of :meth:`JobResult.get`.
         """
         self.wait(timeout)
         if self.status == JobStatus.ERROR:
@@ -346,7 +366,7 @@ class MapResult(JobResult):
 
 
 def prefetch(results: Iterable[JobResult]) -> None:
-    """Ask for the ends of many jobs at once, so that their ``get()`` need not ask."""
+    """Load the results of many jobs at once, so that their ``get()`` sends no request."""
     jobs = list(results)
     if len(jobs) < 2:
         return

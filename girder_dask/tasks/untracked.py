@@ -1,7 +1,7 @@
-"""A call that runs without a job: ``girder_job_disable=True``.
+"""Calls that run without a job: ``girder_job_disable=True``.
 
-It runs on the Dask cluster where one is known, and here and now where none is. Nothing of
-it is recorded in Girder.
+They run on the Dask cluster if one is known, otherwise at once in this process. Girder records
+nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from girder_dask.client.backend import get_backend
+from girder_dask.client.result import CallResult
 from girder_dask.errors import JobCanceled, NotConnectedError, TransformError
-from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.jobs import JobStatus
 from girder_dask.protocol.payload import open_call
 from girder_dask.protocol.transform_types import is_transform
 from girder_dask.tasks.completion import completed
@@ -27,7 +28,7 @@ __all__ = ["UntrackedResult", "run", "start"]
 
 
 def run(payload: bytes) -> Any:
-    """Open a packed call and run it. This is the function that Dask is given."""
+    """Open a packed call and run it. Dask runs this function."""
     call = open_call(payload)
     begun: list[Any] = []
 
@@ -52,12 +53,12 @@ def run(payload: bytes) -> Any:
 
 
 def start(name: str, payload: bytes, placement: Mapping[str, Any]) -> UntrackedResult:
-    """Run a packed call on the cluster that is known here, else at once in this process.
+    """Run a packed call on the cluster if one is known here, otherwise at once in this process.
 
     Raises
     ------
     SchedulerError
-        If there is a Girder, but its scheduler cannot be reached.
+        If this process has a way to Girder, but cannot reach its scheduler.
     """
     try:
         backend = get_backend()
@@ -86,8 +87,8 @@ def _outcome(payload: bytes) -> tuple[Any, Exception | None]:
         return None, e
 
 
-class UntrackedResult:
-    """The result of a call that has no job. It has the methods of a ``JobResult``."""
+class UntrackedResult(CallResult):
+    """The result of a call without a job. It has the methods of a ``JobResult``."""
 
     #: There is no job document.
     job = None
@@ -103,49 +104,27 @@ class UntrackedResult:
 
     @property
     def id(self) -> str | None:
-        """The Dask key of the call, None if it ran here."""
+        """The Dask key of the call. None if it ran in this process."""
         return None if self.future is None else str(self.future.key)
 
     @property
-    def task_id(self) -> str | None:
-        """The same, under the name that Celery has for it."""
-        return self.id
-
-    @property
     def status(self) -> JobStatus:
-        """The state that a job of this call would have."""
+        """The state that a job would have."""
         if self.future is None:
             return JobStatus.SUCCESS if self._value[1] is None else JobStatus.ERROR
         names = {"finished": JobStatus.SUCCESS, "pending": JobStatus.QUEUED}
         names |= {"cancelled": JobStatus.CANCELED}
         return names.get(str(self.future.status), JobStatus.ERROR)
 
-    @property
-    def state(self) -> str:
-        """The name of that state."""
-        return self.status.name
-
-    def ready(self) -> bool:
-        """Say whether the call has ended."""
-        return self.status in FINAL
-
-    def successful(self) -> bool:
-        """Say whether the call has returned."""
-        return self.status == JobStatus.SUCCESS
-
-    def failed(self) -> bool:
-        """Say whether the call has raised."""
-        return self.status == JobStatus.ERROR
-
     def wait(self, timeout: float | None = None) -> UntrackedResult:
-        """Wait for the end of the call. Raises TimeoutError if it takes longer."""
+        """Wait until the call has ended. Raises TimeoutError after ``timeout`` seconds."""
         if self.future is not None:
             with contextlib.suppress(CancelledError):
                 self.future.exception(timeout)
         return self
 
     def get(self, timeout: float | None = None) -> Any:
-        """Return what the function returned, or raise what it raised."""
+        """Return the value of the call, or raise its exception."""
         if self.future is None:
             value, error = self._value
             if error is not None:
@@ -156,17 +135,13 @@ class UntrackedResult:
         return self.future.result(timeout)
 
     def log(self) -> str:
-        """Return the empty text: without a job the output stays on the worker."""
+        """Return an empty text: without a job, the output stays in the worker's log."""
         return ""
 
     def cancel(self) -> None:
-        """Have Dask drop the call. What runs already goes on."""
+        """Cancel the call in Dask. A call that has begun continues."""
         if self.future is not None:
             self.future.cancel(force=True)
-
-    def revoke(self, **_options: Any) -> None:
-        """Do what :meth:`cancel` does."""
-        self.cancel()
 
     def __repr__(self) -> str:
         return f"<UntrackedResult {self.id or 'run here'} {self.state}>"

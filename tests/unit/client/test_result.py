@@ -146,7 +146,7 @@ def test_a_value_that_cannot_be_opened_here_says_why(
 ) -> None:
     backend.trusted = {"a"}
     backend.results["a"] = StoredResult(value=pack_value(Opens(code)))
-    with pytest.raises(ResultUnavailable, match="What job a returned cannot be opened here") as e:
+    with pytest.raises(ResultUnavailable, match="value of job a cannot be opened here") as e:
         job(backend, S.SUCCESS).get()
     assert said in str(e.value)
     assert "Install what it is made of" in str(e.value)
@@ -155,7 +155,9 @@ def test_a_value_that_cannot_be_opened_here_says_why(
 
 def test_a_value_that_is_not_kept_says_why(backend: RecordingBackend) -> None:
     backend.results["a"] = StoredResult(error="it takes 2 MB")
-    with pytest.raises(ResultUnavailable, match="job a returned is not kept: it takes 2 MB") as e:
+    with pytest.raises(
+        ResultUnavailable, match="value of job a is unavailable: it takes 2 MB"
+    ) as e:
         job(backend, S.SUCCESS).get()
     assert e.value.job_id == "a"
 
@@ -189,7 +191,7 @@ def test_waiting_ends_when_the_job_does(backend: RecordingBackend) -> None:
 def test_waiting_has_a_limit_and_the_job_goes_on(backend: RecordingBackend) -> None:
     result = job(backend, S.RUNNING)
     begun = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"Job a is RUNNING after 0\.1 s; it goes on"):
+    with pytest.raises(TimeoutError, match=r"Job a is RUNNING after 0\.1 s; it continues"):
         result.get(timeout=0.1)
     assert 0.1 <= time.monotonic() - begun < 0.6
     assert not backend.canceled
