@@ -302,10 +302,10 @@ async def courier_connection() -> None:
     made: list[int] = []
 
     def post(number: int) -> None:
-        courier.post(LazyMessages(frozenset("c"), 1, lambda _heard: made.append(number) or []))  # type: ignore[func-returns-value]
+        publisher.post(LazyMessages(frozenset("c"), 1, lambda _heard: made.append(number) or []))  # type: ignore[func-returns-value]
 
     connect = Fails(Redis)
-    courier = RedisPublisher(connect)
+    publisher = RedisPublisher(connect)
     post(1)
     await soon(lambda: connect.calls)
     post(2)

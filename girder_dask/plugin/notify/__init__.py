@@ -1,3 +1,3 @@
-"""Notifications to the browsers of users."""
+"""Notifications to users' browsers."""
 
 __all__: list[str] = []

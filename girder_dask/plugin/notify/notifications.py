@@ -1,7 +1,7 @@
-"""What users' browsers are told of their jobs, exactly as ``girder_jobs`` tells it.
+"""Notifications to users' browsers about their jobs, in the format of ``girder_jobs``.
 
-Each notice of ``girder_jobs`` is a request to Redis, which its sender waits for. Here those of
-a batch go in one, nobody waits, and none is made that nobody listens to
+Each notification of ``girder_jobs`` is a blocking request to Redis. Those of a batch are one
+request here, sent in the background, and none is built without a subscriber
 (:mod:`girder_dask.plugin.notify.redis_publisher`).
 """
 
@@ -27,18 +27,18 @@ __all__ = ["Change", "NotificationBatch", "load_owners", "publish"]
 
 logger = logging.getLogger(__name__)
 
-#: What a notice takes while it waits, besides text that was printed and arguments.
+#: About how many bytes a waiting notification takes, besides log text and arguments.
 _NOTIFICATION_BYTES = 8000
 
 _publisher = RedisPublisher()
 
 
 class Change(Protocol):
-    """What was written to a job: a :class:`~girder_dask.plugin.store.job_change.JobChange`, for
-    example.
+    """A change that was written to a job, such as a
+    :class:`~girder_dask.plugin.store.job_change.JobChange`.
 
-    ``steps`` are the states that it went through, each with how many timestamps the job had
-    then. ``restated`` says that there is other news of the state that it is in.
+    ``steps`` are pairs of a state that the job went through and the number of timestamps that it
+    had then. ``restated`` is true if something else about the present state has changed.
     """
 
     job: dict[str, Any]
@@ -48,27 +48,27 @@ class Change(Protocol):
 
     @property
     def text(self) -> Sequence[str]:
-        """What was added to the log."""
+        """The text that was added to the log."""
 
     @property
     def log_sizes(self) -> tuple[int, int] | None:
-        """From which size of the log to which it goes; None if the sizes do not tell."""
+        """The sizes of the log before and after, None if they are not known."""
 
     @property
     def changed(self) -> bool:
-        """Whether anything was written at all."""
+        """Whether anything was written."""
 
 
 def publish(changes: Iterable[Change]) -> None:
-    """Tell users' browsers and handlers of events of what was written to jobs."""
+    """Notify users' browsers and event handlers of changes that were written to jobs."""
     changes = [change for change in changes if change.changed]
     batch = NotificationBatch()
     for change in changes:
         try:
             batch.add_changed(change)
         except (TypeError, ValueError, KeyError, AttributeError):
-            # What was written is written, and the others are to be told.
-            logger.exception("Nobody is told of job %s, which is malformed", change.job.get("_id"))
+            # The change is written, and the other jobs need their notifications.
+            logger.exception("Malformed job %s: users are not notified", change.job.get("_id"))
     batch.send()
     _tell_handlers(changes)
 
@@ -80,12 +80,12 @@ def _tell_handlers(changes: Sequence[Change]) -> None:
         try:
             events.trigger("jobs.job.update.after", {"job": change.job})
         except Exception:
-            # The job is updated; a handler of somebody else cannot undo that.
+            # The job is updated; a handler of another plugin cannot undo that.
             logger.exception("A handler of jobs.job.update.after failed: %s", change.job["_id"])
 
 
 def load_owners(user_ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
-    """Return the owners of jobs by their ids, all found at once. None is nobody's id."""
+    """Return users by their ids, with one query. None is no id of a user."""
     ids = set(user_ids) - {None}
     if not ids:
         return {}
@@ -93,9 +93,10 @@ def load_owners(user_ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
 
 
 class NotificationBatch:
-    """Notices that are collected and then sent together.
+    """Notifications that are collected and then sent together.
 
-    What they are made of is kept as it is now. They are made later, if somebody listens.
+    Jobs are copied when they are added. The notifications are built later, if a browser has
+    subscribed to them.
     """
 
     def __init__(self) -> None:
@@ -103,13 +104,13 @@ class NotificationBatch:
         self._size = 0
 
     def add_created(self, job: Mapping[str, Any]) -> None:
-        """Tell of a new job. ``kwargs`` of the document are serialised."""
+        """Add a new job. ``kwargs`` of its document are serialised."""
         shown = _copied(job)
         size = len(job["kwargs"]) if isinstance(job["kwargs"], str) else 0
         self._add(job, lambda _: iter([{"type": "job_created", "data": shown}]), size)
 
     def add_changed(self, change: Change) -> None:
-        """Tell of what was written to a job."""
+        """Add a change that was written to a job."""
         job, text, sizes = _copied(change.job), "".join(change.text), change.log_sizes
         for name in ("args", "kwargs"):  # they can be large, and no page needs them
             job.pop(name, None)
@@ -137,22 +138,22 @@ class NotificationBatch:
             self._size += _NOTIFICATION_BYTES + size
 
     def send(self) -> None:
-        """Send what was collected. Returns at once, and never raises."""
+        """Send the collected notifications. Returns at once and never raises."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
 
-        def make(heard: Collection[str]) -> Iterator[tuple[str, str]]:
-            told = [notices for notices in waiting if _channel(notices[0]) in heard]
-            users = load_owners(user_id for user_id, _ in told)
-            for user_id, make_one in told:
+        def make(subscribed: Collection[str]) -> Iterator[tuple[str, str]]:
+            wanted = [each for each in waiting if _channel(each[0]) in subscribed]
+            users = load_owners(user_id for user_id, _ in wanted)
+            for user_id, make_one in wanted:
                 if user_id not in users:
                     continue
                 try:
                     texts = [json.dumps(one, default=str) for one in make_one(users[user_id])]
                 except Exception:
-                    # Something in a document is not as Girder's models have it.
-                    logger.exception("A user is not told of a job")
+                    # The document is not as Girder's models expect it.
+                    logger.exception("A user is not notified of a job")
                     continue
                 for text in texts:
                     yield _channel(user_id), text
@@ -163,7 +164,7 @@ class NotificationBatch:
 
 
 def _copied(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a job as it is now. What is deeper in it is replaced, not changed."""
+    """Return a copy of a job. Its nested values need none: they are replaced, never changed."""
     dask = dict(job.get("dask") or {})
     if "group" in dask:
         dask["group"] = dict(dask["group"])
@@ -177,9 +178,9 @@ def _channel(user_id: Any) -> str:
 def _states(
     job: dict[str, Any], user: dict[str, Any], steps: Iterable[tuple[int, int]]
 ) -> Iterator[dict[str, Any]]:
-    """Tell of the states that a job has gone through.
+    """Yield a notification of each state that a job went through.
 
-    ``steps`` are pairs of a state and how many timestamps the job had in it.
+    ``steps`` are pairs of a state and the number of timestamps that the job had in it.
     """
     filtered = Job().filter({k: v for k, v in job.items() if k != "log"}, user)
     for status, length in steps:
@@ -188,16 +189,17 @@ def _states(
 
 
 def _log(job: Mapping[str, Any], text: str, sizes: tuple[int, int] | None) -> dict[str, Any]:
-    """Tell of text that was added to a log, and from which size of it to which it goes.
+    """Return the notification of text that was added to a log.
 
-    So a page knows whether what it has fetched holds the text.
+    The sizes of the log before and after let a page see whether the log that it has fetched
+    contains the text.
     """
     data: dict[str, Any] = {"_id": job["_id"], "overwrite": False, "text": text}
     return {"type": "job_log", "data": data if sizes is None else {**data, "sizes": sizes}}
 
 
 def _progress(job: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """Tell how far a job is."""
+    """Return the notification of the progress of a job."""
     progress = job["progress"]
     data = {
         "title": job["title"],
@@ -218,9 +220,9 @@ def _progress(job: Mapping[str, Any], now: float) -> dict[str, Any]:
 
 
 def _progress_state(status: int) -> str:
-    """Return the state that a browser shows a progress bar in.
+    """Return the state in which a browser shows the progress bar.
 
-    Girder's own jobs know no states besides theirs, and show the others as errors.
+    ``girder_jobs`` shows states that are not its own as errors.
     """
     if status not in FINAL and status >= JobStatus.FETCHING_INPUT:
         return str(ProgressState.ACTIVE)

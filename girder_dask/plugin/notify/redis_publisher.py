@@ -1,13 +1,13 @@
-"""What brings notices to Redis. Nobody waits for a Redis that is away or slow.
+"""Publisher of notifications to Redis from a background thread.
 
-Redis keeps no message, it hands it to those who listen. So it is asked who listens, and a notice
-for nobody is not made at all: most jobs have no browser open.
+Requests never block on Redis. Redis stores no message but passes it to subscribers, so the
+publisher asks first which channels have any, and builds no message for the others: most jobs have
+no browser open.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,29 +18,31 @@ import redis
 from girder.notification import _redis_client_sync
 
 from girder_dask.utils.background import Guard
+from girder_dask.utils.error_log import ErrorLog
+from girder_dask.utils.forks import reset_after_fork
 
 __all__ = ["LazyMessages", "RedisPublisher", "is_alone"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that Redis may take. Girder itself would wait for ever.
+#: Timeout of requests to Redis. Girder itself sets none.
 _TIMEOUT_S = 5.0
 
-#: Seconds between two requests. What comes alone is published at once.
+#: Seconds between two requests. A single message is published at once.
 _INTERVAL_S = 0.02
 
-#: Seconds for which a Redis is taken for the only one, as it says.
+#: Seconds between two checks that there is no other Redis server to subscribe at.
 _ALONE_CHECK_INTERVAL_S = 60.0
 
-#: Most bytes of notices that wait, about.
+#: Approximate limit of the bytes that wait to be published.
 _MAX_WAITING_BYTES = 16 * 1024**2
 
 
 def _connected() -> redis.Redis:
-    """Return a client of Girder's Redis that gives up on one that is silent."""
+    """Return a client of Girder's Redis with timeouts."""
     pool = _redis_client_sync().connection_pool
-    patience = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S}
-    options = {**pool.connection_kwargs, **patience}
+    timeouts = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S}
+    options = {**pool.connection_kwargs, **timeouts}
     return redis.Redis(
         connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
     )
@@ -48,10 +50,17 @@ def _connected() -> redis.Redis:
 
 @dataclass(frozen=True, slots=True)
 class LazyMessages:
-    """Messages that are made when somebody listens.
+    """Messages that are built only if their channels have subscribers.
 
-    ``make`` is called in another thread with those of the channels that are listened to, and
-    returns messages, each with its channel. ``size`` says about how many bytes it holds on to.
+    Attributes
+    ----------
+    channels
+        The channels of the messages.
+    size
+        About how many bytes the object keeps in memory.
+    make
+        Called from the publisher's thread with the channels that have subscribers. Returns pairs
+        of a channel and a message.
     """
 
     channels: frozenset[str]
@@ -60,65 +69,69 @@ class LazyMessages:
 
 
 class RedisPublisher:
-    """Publishes messages in their order, from a thread of its own. Any thread may use it.
+    """Publishes messages in order, from a background thread. Thread-safe.
 
-    They are for those who look right now. So what cannot be published soon is dropped, with a
-    word in the log.
+    Messages are for browsers that are open now, so those that cannot be published soon are dropped
+    and logged.
 
     Parameters
     ----------
     connect
-        Returns a client of Redis. By default that of Girder.
+        Returns a client of Redis. The default is a client of Girder's Redis.
     """
 
     def __init__(self, connect: Callable[[], redis.Redis] = _connected) -> None:
         self._connect = connect
-        self._news = threading.Condition()
+        self._alone_until = 0.0
+        self._errors = ErrorLog(logger, expected=(redis.RedisError,))
+        self._guard = Guard(logger, "Publishing notifications about jobs", max_delay_s=_TIMEOUT_S)
+        self._reset()
+        reset_after_fork(self, RedisPublisher._reset)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
         self._waiting: list[LazyMessages] = []
         self._size = 0
         self._dropped = 0
-        self._alone_until = 0.0
-        self._pid: int | None = None
-        self._complaint: str | None = None
-        self._guard = Guard(logger, "Publishing notices about jobs", max_delay_s=_TIMEOUT_S)
+        self._thread: threading.Thread | None = None
 
     def post(self, batch: LazyMessages) -> None:
         """Publish messages. Returns at once."""
-        with self._news:
+        with self._changed:
             if self._waiting and self._size + batch.size > _MAX_WAITING_BYTES:
                 self._dropped += 1
                 return
             self._waiting.append(batch)
             self._size += batch.size
-            # A thread does not survive a fork; the child starts its own.
-            if self._pid != os.getpid():
-                self._pid = os.getpid()
-                threading.Thread(target=self._run, name="girder-dask-notices", daemon=True).start()
-            self._news.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="girder-dask-notifications", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify()
 
     def _run(self) -> None:
         client: redis.Redis | None = None
         while True:
-            with self._news:
-                self._news.wait_for(lambda: self._waiting)
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
                 batches, self._waiting, self._size = self._waiting, [], 0
             with self._guard:
                 client = client or self._connect()
                 self._publish(client, batches)
-            del batches  # what they hold on to can be large
-            # What comes meanwhile goes together.
+            del batches  # they can be large
+            # Messages that are posted during the pause are published together.
             time.sleep(max(_INTERVAL_S, self._guard.delay_s))
 
     def _publish(self, client: redis.Redis, batches: Sequence[LazyMessages]) -> None:
         try:
-            heard = self._listened_to(
-                client, {name for batch in batches for name in batch.channels}
-            )
+            channels = {name for batch in batches for name in batch.channels}
+            subscribed = self._find_subscribed(client, channels)
             messages = [
                 message
                 for batch in batches
-                if not heard.isdisjoint(batch.channels)
-                for message in _made(batch, heard)
+                if not subscribed.isdisjoint(batch.channels)
+                for message in _make(batch, subscribed)
             ]
             if messages:
                 pipeline = client.pipeline(transaction=False)
@@ -126,20 +139,16 @@ class RedisPublisher:
                     pipeline.publish(channel, text)
                 pipeline.execute()
         except redis.RedisError as e:
-            if str(e) != self._complaint:
-                logger.warning("Notices about jobs are not sent: %r", e)
-            self._complaint = str(e)
+            self._errors.failed(e, "Notifications about jobs are not sent: %s")
             return
-        with self._news:
+        self._errors.recovered("Notifications about jobs are sent again")
+        with self._changed:
             dropped, self._dropped = self._dropped, 0
-        if self._complaint is not None or dropped:
-            logger.info(
-                "Notices about jobs are sent again; %d batches of them were too many", dropped
-            )
-        self._complaint = None
+        if dropped:
+            logger.info("%d batches of notifications about jobs were dropped", dropped)
 
-    def _listened_to(self, client: redis.Redis, channels: set[str]) -> set[str]:
-        """Return those of some channels that somebody listens to, as far as Redis tells."""
+    def _find_subscribed(self, client: redis.Redis, channels: set[str]) -> set[str]:
+        """Return the channels that have subscribers, or may have some."""
         names = sorted(channels)
         now = time.monotonic()
         try:
@@ -151,7 +160,7 @@ class RedisPublisher:
             pipeline.pubsub_numpat()
             pipeline.pubsub_numsub(*names)
             patterns, counts = pipeline.execute()
-        except redis.ResponseError:  # a user of Redis who may not ask
+        except redis.ResponseError:  # this user of Redis may not ask
             return channels
         if patterns:
             return channels
@@ -159,7 +168,7 @@ class RedisPublisher:
 
 
 def is_alone(info: Mapping[str, Any]) -> bool:
-    """Say whether nobody can listen at another server to what is published at the one of this info.
+    """Return True if all subscribers are at the Redis server of this ``INFO``, at no other one.
 
     >>> is_alone({'role': 'master', 'connected_slaves': 2})
     False
@@ -168,9 +177,9 @@ def is_alone(info: Mapping[str, Any]) -> bool:
     return not is_cluster and info.get("role") == "master" and not info.get("connected_slaves")
 
 
-def _made(batch: LazyMessages, heard: Collection[str]) -> list[tuple[str, str]]:
+def _make(batch: LazyMessages, subscribed: Collection[str]) -> list[tuple[str, str]]:
     try:
-        return list(batch.make(heard))
+        return list(batch.make(subscribed))
     except Exception:
-        logger.exception("Notices about jobs cannot be made")
+        logger.exception("Notifications about jobs cannot be built")
         return []

@@ -1,4 +1,4 @@
-"""Notices reach those who listen on a real Redis, and are made for nobody else."""
+"""The publisher of notifications on a real Redis: only messages with subscribers are built."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ def batch(made: list[set[str]], *channels: str) -> LazyMessages:
 
 def test_nothing_is_made_for_nobody(connect: Connect) -> None:
     listener = Listener(connect(), "listens")
-    courier, made = RedisPublisher(connect), list[set[str]]()
-    courier.post(batch(made, "silent"))
-    courier.post(batch(made, "silent", "listens"))
-    courier.post(batch(made, "silent"))
-    courier.post(batch(made, "listens"))
+    publisher, made = RedisPublisher(connect), list[set[str]]()
+    publisher.post(batch(made, "silent"))
+    publisher.post(batch(made, "silent", "listens"))
+    publisher.post(batch(made, "silent"))
+    publisher.post(batch(made, "listens"))
     assert listener.texts(2) == ["for listens"] * 2
     assert made == [{"listens"}] * 2
 
@@ -108,11 +108,11 @@ def test_what_cannot_be_made_does_not_hold_up_the_others(
         raise ValueError("odd")
 
     listener = Listener(connect(), "listens")
-    courier, made = RedisPublisher(connect), list[set[str]]()
-    courier.post(LazyMessages(frozenset({"listens"}), 1, fail))
-    courier.post(batch(made, "listens"))
+    publisher, made = RedisPublisher(connect), list[set[str]]()
+    publisher.post(LazyMessages(frozenset({"listens"}), 1, fail))
+    publisher.post(batch(made, "listens"))
     assert listener.texts(1) == ["for listens"]
-    assert "Notices about jobs cannot be made" in caplog.text
+    assert "Notifications about jobs cannot be built" in caplog.text
 
 
 def test_who_may_not_ask_who_listens_tells_everybody(connect: Connect) -> None:
@@ -120,9 +120,9 @@ def test_who_may_not_ask_who_listens_tells_everybody(connect: Connect) -> None:
         "teller", enabled=True, passwords=["+secret"], commands=["+publish"], channels=["*"]
     )
     listener = Listener(connect(), "listens")
-    courier = RedisPublisher(lambda: connect(username="teller", password="secret"))
+    publisher = RedisPublisher(lambda: connect(username="teller", password="secret"))
     made: list[set[str]] = []
-    courier.post(batch(made, "silent", "listens"))
+    publisher.post(batch(made, "silent", "listens"))
     assert listener.texts(1) == ["for listens"]
     assert made == [{"silent", "listens"}]
 
@@ -148,9 +148,11 @@ def test_this_redis_is_alone(connect: Connect) -> None:
 
 
 def test_the_order_is_that_of_the_posts(connect: Connect) -> None:
-    listener, courier = Listener(connect(), "listens"), RedisPublisher(connect)
+    listener, publisher = Listener(connect(), "listens"), RedisPublisher(connect)
     for n in range(200):
-        courier.post(LazyMessages(frozenset({"listens"}), 1, lambda _, n=n: [("listens", str(n))]))
+        publisher.post(
+            LazyMessages(frozenset({"listens"}), 1, lambda _, n=n: [("listens", str(n))])
+        )
     assert listener.texts(200) == [str(n) for n in range(200)]
 
 
@@ -158,15 +160,15 @@ def test_what_is_too_much_is_dropped_and_said(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    listener, courier = Listener(connect(), "listens"), RedisPublisher(connect)
+    listener, publisher = Listener(connect(), "listens"), RedisPublisher(connect)
     for n in range(100):
-        courier.post(
+        publisher.post(
             LazyMessages(frozenset({"listens"}), 1 << 20, lambda _, n=n: [("listens", str(n))])
         )
     assert listener.texts(1) == ["0"]
     for _ in range(100):
-        if "were too many meanwhile" in caplog.text:
+        if "batches of notifications about jobs were dropped" in caplog.text:
             break
-        courier.post(LazyMessages(frozenset({"listens"}), 1, lambda _: [("listens", "last")]))
+        publisher.post(LazyMessages(frozenset({"listens"}), 1, lambda _: [("listens", "last")]))
         time.sleep(0.05)
-    assert "Notices about jobs are sent again" in caplog.text
+    assert "batches of notifications about jobs were dropped" in caplog.text
