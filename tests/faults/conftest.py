@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.fault_site import FaultStack
+from tests.support.storage import Storage
 
 # Short enough that a test need not wait long for what takes its time on purpose.
 _QUICK = {
@@ -19,16 +20,27 @@ _QUICK = {
 }
 
 
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
+    """Start the MongoDB and the Redis of all stacks whose tests break neither."""
+    with Storage(tmp_path_factory.mktemp("storage")) as started:
+        yield started
+
+
 @pytest.fixture
 def fault_stack(
-    tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, request: pytest.FixtureRequest, storage: Storage
 ) -> Iterator[Callable[..., FaultStack]]:
-    """Start a stack of its own for a test, with the options of Stack."""
+    """Start a stack of its own for a test, with the options of Stack.
+
+    It has ``own_storage``, or shares its MongoDB and its Redis with the stacks of other tests.
+    """
     with ExitStack() as stacks:
         made: list[FaultStack] = []
 
-        def start(**options: Any) -> FaultStack:
-            env = {**_QUICK, **options.pop("env", {})}
+        def start(*, own_storage: bool = False, **options: Any) -> FaultStack:
+            shared = {} if own_storage else storage.env()
+            env = {**_QUICK, **shared, **options.pop("env", {})}
             stack = FaultStack(tmp_path / f"stack{len(made)}", env=env, **options)
             made.append(stacks.enter_context(stack))
             return stack

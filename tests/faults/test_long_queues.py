@@ -44,7 +44,7 @@ def test_many_jobs_wait(
     capsys: pytest.CaptureFixture[str],
     count: int,
 ) -> None:
-    stack = fault_stack(workers=1, threads=4)
+    stack = fault_stack(workers=1, threads=4, own_storage=True)
     stack.kill("worker-0")
     stack.call(leave_out_girder_worker)
     tally = tmp_path / "tally"
