@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -37,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"which are measured, with commas between; default: {','.join(SYSTEMS)}",
     )
     made.add_argument(
-        "--output", type=Path, default=report.RESULTS, help="where the results are written"
+        "--output", type=Path, default=report.MEASURED, help="where the results are written"
     )
     made.add_argument(
         "--update",
@@ -140,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = {name: getattr(options, name) for name in ("jobs", "rounds", "systems")}
     found = report.build(runner.ratios, runner.failures, runner.results, about, settings)
     if options.update:
-        before = json.loads((options.output / "latest.json").read_text())
+        before = report.latest(options.output)
         found = report.updated(found, before, [case.name for case in chosen])
     report.write(found, options.output)
     plots.draw(found, options.output)

@@ -1,14 +1,15 @@
-"""Puts the last measurements into the pages that show them: ``python -m benchmarks.pages``."""
+"""Publishes the last measurements: ``python -m benchmarks.pages``."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import profiles
-from benchmarks.report import RESULTS, about, goals_table, medians_table
+from benchmarks.report import MEASURED, RESULTS, about, goals_table, medians_table
 
 __all__ = ["PAGES", "filled", "main"]
 
@@ -66,7 +67,10 @@ def filled(page: Path) -> str:
 
 
 def main() -> None:
-    """Write the pages anew."""
+    """Publish what was measured since, and write the pages anew."""
+    if MEASURED.exists():
+        for file in MEASURED.iterdir():
+            shutil.move(file, RESULTS / file.name)
     for page in PAGES:
         page.write_text(filled(page))
 

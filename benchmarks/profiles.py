@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.report import RESULTS
+from benchmarks.report import MEASURED, RESULTS
 from benchmarks.side import Side
 from benchmarks.stack import BenchmarkStack
 from girder_dask.standalone.launcher import stopping_on_signals
@@ -113,10 +113,10 @@ def _profile(stack: BenchmarkStack, side: Side, part: str, way: str, jobs: int) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Profile each case, write :data:`FILE`, and show it."""
+    """Profile each case, write what was seen, and show it."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
     made.add_argument("--jobs", type=int, default=2000, help="how many jobs, for each case")
-    made.add_argument("--output", type=Path, default=FILE)
+    made.add_argument("--output", type=Path, default=MEASURED / FILE.name)
     options = made.parse_args(arguments)
     found: dict[str, Any] = {}
     with (
@@ -129,6 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(about, flush=True)
             found[about] = _profile(stack, side, part, way, options.jobs)
     kept = {about: {n: round(s, 4) for n, s in each.items()} for about, each in found.items()}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(kept, indent=1) + "\n")
     print(f"\n{tables(kept)}")
     return 0

@@ -12,10 +12,12 @@ from typing import Any
 from benchmarks.goals import GOALS
 
 __all__ = [
+    "MEASURED",
     "RESULTS",
     "about",
     "build",
     "goals_table",
+    "latest",
     "medians_table",
     "tables",
     "updated",
@@ -24,6 +26,8 @@ __all__ = [
 
 #: Where results are kept.
 RESULTS = Path(__file__).parent / "results"
+#: Where measurements are written. Nothing there is part of the repository until it is published.
+MEASURED = Path(__file__).parent / "measured"
 
 
 def build(
@@ -53,6 +57,13 @@ def build(
         "settings": dict(settings),
         "results": results,
     }
+
+
+def latest(directory: Path) -> dict[str, Any]:
+    """Return the report of a directory, or the published one where it has none."""
+    file = directory / "latest.json"
+    found: dict[str, Any] = json.loads((file if file.exists() else RESULTS / file.name).read_text())
+    return found
 
 
 def updated(
