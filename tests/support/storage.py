@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Self
 
-from girder_dask.standalone import checks, ports, programs
 from girder_dask.standalone.guard import Guard
+
+from girder_dask.standalone import checks, ports, programs
 from girder_dask.standalone.part import Part
 
 __all__ = ["Storage"]
