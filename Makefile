@@ -4,20 +4,23 @@ PYTHON := .venv/bin/python
 METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyproject.toml \
 	examples/*/setup.cfg tests/packages/*/pyproject.toml tests/packages/*/setup.cfg)
 
-# Two files of tests at a time: most of them wait for something.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+# Some files of tests at a time, as most of them wait for something, in the order of conftest.py.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint versions bench profile figures matrix layout docs clean
+.PHONY: help demo test test-fast faults lint versions bench profile figures matrix layout docs clean
 
 help: ## Show this
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 demo: .venv/.run ## Start a whole stack and count the coins of a picture in a job
 	.venv/bin/girder-dask demo
 
 test: .venv/.test ## Run all tests, with real services
 	$(PYTHON) -m pytest -m 'not long' $(SIDE_BY_SIDE) $(ARGS)
+
+test-fast: .venv/.test ## Run the tests that need no stack
+	$(PYTHON) -m pytest tests/unit -m 'not long and not stack' -n 4 $(ARGS)
 
 faults: .venv/.test ## Kill, stop and cut off parts of a stack, for a longer time
 	$(PYTHON) -m pytest tests/faults $(ARGS)

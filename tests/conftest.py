@@ -26,6 +26,28 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"chaos: --chaos-seed={config.option.chaos_seed}"
 
 
+# What starts a stack, and so takes longer than anything else.
+_STACKS = {"girder_stack", "fault_stack", "journaled_stack", "stack"}
+# Files that take minutes begin first, so that none of them is left alone at the end.
+_LONGEST_FIRST = ("tests/faults/", "tests/browser/", "tests/integration/", "tests/security/")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a stack, and begin with the files that take longest."""
+    for item in items:
+        if _STACKS & set(getattr(item, "fixturenames", ())) or "/unit/" not in str(item.path):
+            item.add_marker("stack")
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    for turn, directory in enumerate(_LONGEST_FIRST):
+        if item.nodeid.startswith(directory):
+            return turn
+    return len(_LONGEST_FIRST)
+
+
 R = TypeVar("R", pytest.TestReport, pytest.CollectReport)
 
 
