@@ -1,4 +1,4 @@
-"""What a worker gives to the runs on it, and which runs there are."""
+"""The context of the runs on a worker: what they share, and which there are."""
 
 from __future__ import annotations
 
@@ -22,18 +22,34 @@ __all__ = ["WorkerContext"]
 
 @dataclass(slots=True)
 class WorkerContext:
-    """What a worker gives to the runs on it.
+    """What a worker gives to its runs.
 
-    ``api_url`` is Girder's REST API as this worker is configured to reach it, and
-    ``scheduler_api_url`` as the scheduler is; None where there is no such setting. ``max_result``
-    is in bytes. ``cache`` holds files of this host, and ``cache_error`` is why there is none
-    although one is asked for. ``fork_server_supervisor`` is what forks the processes of tasks that
-    have one of their own, and ``isolation`` is ``'process'`` if all have. ``grace`` is in seconds,
-    between asking such a task to stop and killing it. ``runs`` are those that go on, by their ids;
-    ``refused`` are keys that are not to be begun with. ``dask_client`` returns a client of the
-    scheduler, and ``scheduler`` is its address with what a client needs to be let in. ``may_start``
-    asks it about an attempt. ``limit`` has a run stopped after so many seconds, or no more for
-    None.
+    Attributes
+    ----------
+    api_url, scheduler_api_url
+        Girder's REST API in the settings of this worker, and of the scheduler; None without one.
+    max_result
+        Bytes of a result that are kept with a job.
+    cache, cache_error
+        The cache of files on this host, or why there is none although it is configured.
+    fork_server_supervisor
+        Forks the processes of tasks that have one of their own.
+    isolation
+        ``'process'`` if all tasks have a process of their own.
+    grace
+        Seconds between asking a process to stop and killing it.
+    dask_client
+        Returns a client of the scheduler.
+    scheduler
+        The address of the scheduler, and the security settings of its clients.
+    may_start
+        Asks the scheduler whether an attempt may start.
+    limit
+        Has a run stopped after so many seconds; None removes the limit.
+    runs
+        The runs that go on, by their ids.
+    refused
+        Keys of tasks that must not start here any more.
     """
 
     location: WorkerLocation
@@ -57,9 +73,9 @@ class WorkerContext:
     refused: dict[str, None] = field(default_factory=dict)
 
     def girder_of(self, spec: JobSpec) -> str | None:
-        """Return where Girder is for a job, to which its token is sent, None if nobody knows it.
+        """Return the address of Girder that a job's token is sent to, None if there is none.
 
         This worker's own setting comes first, then what code inside Girder gave for the call,
-        the scheduler's setting, and those of Girder. Nothing of it comes with a request.
+        the scheduler's setting, and those of Girder. None of them comes from a request.
         """
         return self.api_url or spec.girder_api_url or self.scheduler_api_url or spec.default_api_url

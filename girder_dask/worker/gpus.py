@@ -1,9 +1,9 @@
-"""Which run has which GPU.
+"""Allocation of GPUs to the runs on a worker.
 
 A Dask worker that was started with ``--resources GPU=2`` counts GPUs, but does not say which
 ones a task got. Here each run gets ids of its own, and ``CUDA_VISIBLE_DEVICES`` shows it these
-alone. The variable belongs to a whole process, so only one run at a time can have it in
-the worker's own; others need a process of their own.
+alone. The variable belongs to a process, so only one run at a time can have it in the worker's
+own; others need a process of their own.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["RESOURCE", "VARIABLE", "GpuAllocator", "environment", "exposed", "vi
 #: The Dask resource that counts GPUs.
 RESOURCE = "GPU"
 
-#: What CUDA reads.
+#: The environment variable that CUDA reads.
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
-# What the worker itself was given, while a run has the variable: a tuple of one.
+# The worker's own value while a run has the variable, in a tuple: the value may be None.
 _own: tuple[str | None] | None = None
 _lock = threading.Lock()
 
@@ -37,7 +37,7 @@ def visible_ids(total: float) -> list[str]:
     Parameters
     ----------
     total
-        How many there are according to Dask, for a process that was told no ids.
+        How many there are according to Dask, for a process without the variable.
 
     Examples
     --------
@@ -49,18 +49,18 @@ def visible_ids(total: float) -> list[str]:
     if value is None:
         return [str(i) for i in range(int(total))]
     ids = [each.strip() for each in value.split(",")]
-    # CUDA reads up to the first one that is none.
+    # CUDA reads up to the first id that names no GPU.
     end = next((i for i, each in enumerate(ids) if each in ("", "-1", "NoDevFiles")), len(ids))
     return ids[:end]
 
 
 class GpuAllocator:
-    """The GPUs of one worker.
+    """Allocates the GPUs of one worker.
 
     Parameters
     ----------
     ids
-        What names them in ``CUDA_VISIBLE_DEVICES``.
+        Their names in ``CUDA_VISIBLE_DEVICES``.
 
     Examples
     --------
@@ -76,9 +76,9 @@ class GpuAllocator:
 
     @contextlib.contextmanager
     def allocated(self, count: float) -> Iterator[tuple[str, ...]]:
-        """Lend ``count`` GPUs, which nobody else has meanwhile. Less than one is a share of one.
+        """Allocate ``count`` GPUs, exclusively. Less than one is a share of one GPU.
 
-        Dask sees to it that no more are asked for than there are.
+        Dask never starts tasks that ask for more GPUs than there are.
         """
         share = min(count, 1.0)
         with self._lock:
@@ -105,9 +105,7 @@ class GpuAllocator:
 
 @contextlib.contextmanager
 def exposed(ids: Sequence[str]) -> Iterator[bool]:
-    """Show these GPUs, and no others, to all that runs in this process.
-
-    Yields whether it could be done: not while another run has done it.
+    """Show only these GPUs to the whole process. Yield False while another run does that.
 
     Examples
     --------
@@ -134,7 +132,7 @@ def exposed(ids: Sequence[str]) -> Iterator[bool]:
 
 
 def environment(ids: Sequence[str]) -> Mapping[str, str]:
-    """Return the environment of a process of its own that has these GPUs."""
+    """Return the environment of a task's own process, with these GPUs."""
     with _lock:
         variables = dict(os.environ)
         value = ",".join(ids) if ids else _own_value()

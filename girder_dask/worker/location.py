@@ -1,4 +1,4 @@
-"""Where a worker runs, in words."""
+"""The location of a worker, as messages name it."""
 
 from __future__ import annotations
 

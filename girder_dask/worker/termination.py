@@ -1,4 +1,4 @@
-"""TerminationSignals that ask the process of a worker to end."""
+"""Signals that end the process of a worker, and those that a task must not end it with."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ __all__ = ["AlarmSignals", "TerminationSignals"]
 
 logger = logging.getLogger(__name__)
 
-# What a task may have sent to the process, which would end it.
-_ALARMS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU)
+# Signals of timers and limits, which end a process that has no handler.
+_ALARM_SIGNALS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU)
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class TerminationSignals:
-    """Has a worker do something before SIGINT or SIGTERM ends its process.
+    """Handlers of SIGINT and SIGTERM, with which a worker leaves in good order.
 
-    Only the main thread of a process can do that: in any other one this does nothing. A
-    second signal does what it would have done without this.
+    A second signal has its usual effect. Only the main thread of a process can set handlers: in
+    any other thread this does nothing.
 
     Parameters
     ----------
     leave
         Coroutine function that is called once, on the running event loop.
     child
-        Whether the process is there for the worker alone. Else signals without a handler are
-        left alone: the process has another purpose.
+        Whether the process was started for the worker. In any other process, signals without a
+        handler stay as they are.
     """
 
     def __init__(self, leave: Callable[[], Awaitable[None]], *, child: bool) -> None:
@@ -44,7 +44,7 @@ class TerminationSignals:
         self._task: asyncio.Task[None] | None = None
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in _NUMBERS:
+        for number in _TERMINATION_SIGNALS:
             before = signal.getsignal(number)
             if child or (callable(before) and before is not signal.default_int_handler):
                 self._before[number] = signal.signal(number, self._on_signal)
@@ -73,15 +73,15 @@ class TerminationSignals:
         return before
 
     def close(self) -> None:
-        """Leave signals alone again."""
+        """Restore the handlers that were there before."""
         if threading.current_thread() is threading.main_thread():
             self._restore()
 
 
 class AlarmSignals:
-    """Keeps the signals of timers and limits that a task may set from ending the worker.
+    """Handlers that keep the timers and limits of a task from ending its worker.
 
-    They come to the main thread, and not to the thread of the task. This does nothing in any other
+    Their signals come to the main thread, not to that of the task. This does nothing in any other
     thread, and to a signal that has a handler.
     """
 
@@ -89,7 +89,7 @@ class AlarmSignals:
         self._loop = asyncio.get_running_loop()
         self._handled: list[int] = []
         if threading.current_thread() is threading.main_thread():
-            for number in _ALARMS:
+            for number in _ALARM_SIGNALS:
                 if signal.getsignal(number) == signal.SIG_DFL:
                     signal.signal(number, self._on_signal)
                     self._handled.append(number)
@@ -107,7 +107,7 @@ class AlarmSignals:
         )
 
     def close(self) -> None:
-        """Leave these signals alone again."""
+        """Remove the handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in self._handled:
                 if signal.getsignal(number) == self._on_signal:

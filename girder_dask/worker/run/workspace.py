@@ -1,4 +1,4 @@
-"""The directories of one run: the working directory of its task, and that of its inputs."""
+"""A directory of one run, for the task to work in or for its inputs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Workspace"]
 
 
 class Workspace:
-    """A directory that is made with its first use. Any thread may use it.
+    """A directory that is created with its first use. Any thread may use it.
 
     Parameters
     ----------
     parent
-        Where it is made. That is made too, if it is not there.
+        Where it is created. A missing parent is created too.
     prefix
-        How its name begins.
+        The beginning of its name.
 
     Examples
     --------
@@ -35,12 +35,12 @@ class Workspace:
     """
 
     def __init__(self, parent: Path, prefix: str) -> None:
-        # The working directory of a thread may be another one later.
+        # A relative path would change with the working directory of the thread.
         self._parent = parent.absolute()
         self._prefix = prefix
         self._lock = threading.Lock()
         self._path: Path | None = None
-        self._is_over = False
+        self._removed = False
 
     def path(self) -> Path:
         """Return the directory.
@@ -48,16 +48,16 @@ class Workspace:
         Raises
         ------
         OSError
-            If it cannot be made, or if it was removed.
+            If it cannot be created, or was removed.
         """
         with self._lock:
-            if self._is_over:
+            if self._removed:
                 raise FileNotFoundError("The run has ended, and with it its directory.")
             if self._path is None:
-                self._path = self._made()
+                self._path = self._create()
             return self._path
 
-    def _made(self) -> Path:
+    def _create(self) -> Path:
         path = self._parent / f"{self._prefix}{secrets.token_hex(6)}"
         try:
             path.mkdir(mode=0o700)
@@ -68,11 +68,11 @@ class Workspace:
 
     @property
     def made(self) -> Path | None:
-        """The directory, None if nobody has asked for it."""
+        """The directory, None if it was never used."""
         return self._path
 
     def remove(self) -> None:
-        """Remove it with all that is in it, if it was made. There is none afterwards.
+        """Remove the directory and its contents. It cannot be used afterwards.
 
         Raises
         ------
@@ -80,13 +80,13 @@ class Workspace:
             If something is left.
         """
         with self._lock:
-            self._is_over = True
-        if self._path is not None and not _removed_empty(self._path):
+            self._removed = True
+        if self._path is not None and not _rmdir(self._path):
             rmtree(self._path)
 
 
-def _removed_empty(path: Path) -> bool:
-    """Remove a directory in one call if it is empty, as most are."""
+def _rmdir(path: Path) -> bool:
+    """Remove a directory if it is empty, as most are. Return True if it is gone."""
     try:
         path.rmdir()
     except OSError:
