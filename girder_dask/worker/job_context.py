@@ -1,4 +1,4 @@
-"""What a run gives to its task: the running job, and a way to Girder for child jobs."""
+"""The context of a task: the running job, and the submission of child jobs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from girder_dask.tasks.context import JobManager, Request, RunningJob
 
 __all__ = ["NO_ADDRESS", "child_jobs", "open_session", "running_job"]
 
-#: What a job is told that has no way to Girder.
+#: The message to a job whose worker has no address of Girder.
 NO_ADDRESS = (
-    "No address of Girder is known to this worker, so the job can neither fetch files, nor send "
-    "any, nor start other jobs. The operator sets girder.api-url (DASK_GIRDER__API_URL) for the "
-    "scheduler or for this worker, or dask.api_url or core.server_root in Girder."
+    "This worker has no address of Girder, so the job can neither fetch nor upload files, nor "
+    "start other jobs. The operator sets girder.api-url (DASK_GIRDER__API_URL) for the scheduler "
+    "or for this worker, or dask.api_url or core.server_root in Girder."
 )
 
 
@@ -33,14 +33,14 @@ def running_job(
 ) -> RunningJob:
     """Return the running job of a task, with a client that has the job's token.
 
-    The client waits for a Girder that is away.
+    The client retries while Girder is unavailable.
 
     Parameters
     ----------
     work_dir
         Returns the directory of the run.
     api_url
-        Girder's REST API as it is reached from here, None where nobody knows it.
+        Girder's REST API as this worker reaches it, None without an address.
     """
     client = None
     if api_url is not None:
@@ -66,7 +66,7 @@ def running_job(
 
 
 def open_session(job: RunningJob, attributes: Mapping[str, Any] | None) -> None:
-    """Give the sessions of the job's client these attributes."""
+    """Set attributes of the sessions of the job's client."""
     if job.girder_client is not None:
         job.girder_client.attributes = dict(attributes or {})
 
@@ -78,9 +78,9 @@ def child_jobs(
     dask_client: Callable[[], Any] | None,
     job: RunningJob | None = None,
 ) -> Iterator[None]:
-    """Let ``delay()`` within record child jobs of the one whose token this is.
+    """Have ``delay()`` record child jobs of the job with this token, as long as the block lasts.
 
-    They are asked for with sessions that have the attributes of those of the job's client.
+    Its requests to Girder have the attributes of the sessions of the job's client.
     """
     if api_url is None or token is None:
         with without_backend(NO_ADDRESS):
@@ -100,7 +100,7 @@ def child_jobs(
             session=None if client is None else client.attributes,
         )
 
-    backend = _WhenNeeded(make)
+    backend = _LazyProxy(make)
     try:
         with use_backend(cast("Backend", backend)):
             yield
@@ -108,21 +108,21 @@ def child_jobs(
         backend.close()
 
 
-class _WhenNeeded:
-    """Stands for what is made with its first use: few tasks ask Girder or start other jobs."""
+class _LazyProxy:
+    """A proxy of an object that is created with its first use: few tasks start other jobs."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        self._made: Any = None
+    def __init__(self, create: Callable[[], Any]) -> None:
+        self._create = create
+        self._target: Any = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if self._made is None:
-            self._made = self._make()
-        return getattr(self._made, name)
+        if self._target is None:
+            self._target = self._create()
+        return getattr(self._target, name)
 
     def close(self) -> None:
-        """Close what was made."""
-        if self._made is not None and callable(getattr(self._made, "close", None)):
-            self._made.close()
+        """Close the object if it was created."""
+        if self._target is not None and callable(getattr(self._target, "close", None)):
+            self._target.close()

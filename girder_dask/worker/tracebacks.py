@@ -1,4 +1,4 @@
-"""Tracebacks as the author of a task reads them, without frames of this package above theirs."""
+"""Tracebacks for authors of tasks, without frames of this package above their own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from girder_dask.utils.foreign_objects import call_or_default, exact_text
 
 __all__ = ["format_error", "own_traceback"]
 
-_HERE = str(Path(__file__).parents[1]) + os.sep
-# Where threads, pools and forks of a job are wrapped. What a task calls of ours itself is shown.
-_WRAPPERS = tuple(
-    str(Path(_HERE, *each))
+_PACKAGE_DIRECTORY = str(Path(__file__).parents[1]) + os.sep
+# Wrappers of threads, pools and forks. Other functions of ours were called by the task itself.
+_WRAPPER_PATHS = tuple(
+    str(Path(_PACKAGE_DIRECTORY, *each))
     for each in (
         ("worker", "capture", ""),
         ("worker", "job_log", ""),
@@ -32,7 +32,7 @@ _WRAPPERS = tuple(
 def own_traceback(error: BaseException) -> TracebackType | None:
     """Return the traceback of an error from the first frame that is the user's."""
     tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_HERE):
+    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_PACKAGE_DIRECTORY):
         tb = tb.tb_next
     return tb
 
@@ -43,7 +43,7 @@ def format_error(error: BaseException) -> str:
     >>> format_error(ValueError('no coins'))
     'ValueError: no coins\\n'
     """
-    if _is_endless(error):
+    if _is_too_long(error):
         stack = traceback.extract_tb(own_traceback(error))
         name, text = type(error).__qualname__, call_or_default(lambda: exact_text(str(error)), "")
         return (
@@ -58,8 +58,8 @@ def format_error(error: BaseException) -> str:
     return "".join(told.format())
 
 
-def _is_endless(error: BaseException) -> bool:
-    """Say whether too many exceptions would be told: a group is told each time that it is met."""
+def _is_too_long(error: BaseException) -> bool:
+    """Return True if a traceback would show too many exceptions. Groups count each time."""
     waiting = list(linked_exceptions(error, MAX_LINKED + 1))
     count = len(waiting)
     while waiting and count <= MAX_LINKED:
@@ -81,5 +81,7 @@ def _errors(told: traceback.TracebackException) -> Iterator[traceback.TracebackE
 
 
 def _without_wrappers(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
-    """Leave out the frames that stand around the work of threads and pools, unless all are such."""
-    return [frame for frame in stack if not frame.filename.startswith(_WRAPPERS)] or list(stack)
+    """Return a stack without the frames of wrappers, or as it is if there are no others."""
+    return [frame for frame in stack if not frame.filename.startswith(_WRAPPER_PATHS)] or list(
+        stack
+    )

@@ -1,7 +1,7 @@
-"""The values of other jobs among the arguments of a call.
+"""The results of other jobs among the arguments of a call.
 
-Dask brings those that it still has. The others are kept with their jobs in Girder, and
-are asked for with the token of the job that needs them.
+Dask brings those that it still has. The others are fetched from Girder, with the token of the
+job that needs them.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from girder_dask.utils.pytree import tree_map
 
 __all__ = ["resolved"]
 
-_WHAT_TO_DO = (
+_REMEDY = (
     "Start that job again and pass its new JobResult, or have it upload what it makes to "
     "Girder, and pass GirderFileId(file_id)."
 )
 
 
 def resolved(call: Call, values: Mapping[str, Any] | None, job: RunningJob) -> Call:
-    """Return a call with the values of other jobs in place of what stands for them.
+    """Return a call with the results of other jobs in place of its dependencies.
 
     Parameters
     ----------
     values
-        The values that Dask has brought, by the ids of their jobs.
+        The results that Dask has brought, by the ids of their jobs.
     job
         The job that needs them.
 
     Raises
     ------
     TransformError
-        If a value is not to be had; it names the job.
+        If a result is not available. It names the job.
     """
     known = dict(values or {})
 
@@ -64,9 +64,9 @@ def resolved(call: Call, values: Mapping[str, Any] | None, job: RunningJob) -> C
 def _fetch(job_id: str, job: RunningJob) -> Any:
     if job.girder_client is None:
         raise TransformError(
-            f"The value of input job {job_id} is in Girder, and this worker does not know where "
-            "that is. The operator sets girder.api-url for the scheduler or here, or dask.api_url "
-            "in Girder."
+            f"The result of input job {job_id} cannot be fetched, as this worker has no address of "
+            "Girder. The operator sets girder.api-url for the scheduler or for this worker, or "
+            "dask.api_url in Girder."
         )
     try:
         answer = from_json(job.girder_client.get(f"dask/job/{quote(job_id, safe='')}/result"))
@@ -75,15 +75,15 @@ def _fetch(job_id: str, job: RunningJob) -> Any:
         raise TransformError(_refusal(job_id, status), permanent=not is_transient(e)) from e
     except requests.RequestException as e:
         raise TransformError(
-            f"The value of input job {job_id} cannot be fetched: Girder did not answer "
+            f"The result of input job {job_id} cannot be fetched: Girder did not answer "
             f"({type(e).__name__}: {e}). Start this job again.",
             permanent=not is_transient(e),
         ) from e
     if answer["status"] != JobStatus.SUCCESS:
         state = JobStatus(answer["status"]).name
-        raise _unavailable(job_id, job, f"is in state {state}, so that it has no value")
+        raise _unavailable(job_id, job, f"is in state {state}, so it has no result")
     if answer["value"] is None:
-        reason = answer["error"] or "it is kept no longer"
+        reason = answer["error"] or "it is no longer kept"
         raise _unavailable(job_id, job, f"returned a value, but {reason}")
     try:
         return open_value(answer["value"], unpickle=True)
@@ -94,12 +94,12 @@ def _fetch(job_id: str, job: RunningJob) -> Any:
 def _refusal(job_id: str, status: int | None) -> str:
     if status in (401, 403):
         return (
-            f"The value of input job {job_id} cannot be used: the owner of this job may not read "
+            f"The result of input job {job_id} cannot be used: the owner of this job may not read "
             "that job. Ask its owner for access."
         )
     if status in (400, 404):
-        return f"There is no input job {job_id} any more, so this job cannot run. {_WHAT_TO_DO}"
-    return f"The value of input job {job_id} cannot be fetched: Girder answered {status}."
+        return f"Input job {job_id} no longer exists, so this job cannot run. {_REMEDY}"
+    return f"The result of input job {job_id} cannot be fetched: Girder answered {status}."
 
 
 def _unavailable(job_id: str, job: RunningJob, what: str) -> TransformError:
@@ -107,4 +107,4 @@ def _unavailable(job_id: str, job: RunningJob, what: str) -> TransformError:
     if job.girder_client is not None:
         with contextlib.suppress(requests.RequestException):
             title = f" ({job.girder_client.get(f'job/{job_id}')['title']!r})"
-    return TransformError(f"Input job {job_id}{title} {what}. {_WHAT_TO_DO}", permanent=True)
+    return TransformError(f"Input job {job_id}{title} {what}. {_REMEDY}", permanent=True)

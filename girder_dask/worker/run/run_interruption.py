@@ -1,6 +1,6 @@
-"""How the code of a run is stopped in its threads: an exception at their next Python instruction.
+"""Interruption of one run: an exception in its threads, at their next Python instruction.
 
-The subprocesses that they wait for are ended too, or they would wait for them first.
+Its subprocesses get signals, since a thread that waits for one executes no instruction.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from girder_dask.worker.interruption.job_threads import JobThreads
 
 __all__ = ["RunInterruption"]
 
-# How long it is waited for threads, and how often it is looked whether one has ended.
-_PAUSE = 1.0
-_LOOK = 0.02
-# How long a thread may take to end that has done its work.
-_FINISHING = 0.1
+# How long end_threads() waits at a time, and how often it looks.
+_WAIT_S = 1.0
+_POLL_INTERVAL_S = 0.02
+# How long a thread may take to end after its last line.
+_FINISH_TIME_S = 0.1
 
 
 class RunInterruption:
-    """The threads of a run, while they may be interrupted.
+    """Interrupts the threads and processes of a run.
 
     Parameters
     ----------
@@ -48,25 +48,25 @@ class RunInterruption:
         self.timed_out = False
 
     def attach(self) -> None:
-        """Let the calling thread be interrupted from now on."""
+        """Allow interruptions of the calling thread."""
         self._is_attached = True
         self._threads.enter()
 
     def detach(self) -> None:
-        """Let it be interrupted no more, and take back what has not happened yet."""
+        """Allow none any more, and take back one that has not been raised yet."""
         self._threads.leave()
         self._is_attached = False
 
     def expire(self) -> bool:
-        """Take note that the time of the run is over. False: its function has returned."""
+        """Record that the time limit is reached. Return False if the function has returned."""
         with self._lock:
             self.timed_out = self.timed_out or self._is_limited
             return self.timed_out
 
     def interrupt(self) -> None:
-        """Raise in the threads of the run, from another one, what says why it is to end.
+        """Raise TimeoutInterrupt or CancelInterrupt in the threads of the run.
 
-        Its subprocesses get SIGTERM, and SIGKILL when they are still there the next time.
+        Its subprocesses get SIGTERM, and SIGKILL if they are still there the next time.
         """
         with self._lock:
             exception = TimeoutInterrupt if self.timed_out else CancelInterrupt
@@ -74,30 +74,30 @@ class RunInterruption:
                 self._process_tree.stop()
 
     def end_threads(self) -> bool:
-        """Wait a while for the threads that the run has left. Say whether none is left."""
+        """Wait a while for the threads that the run has left. Return True once none is left."""
         start = time.monotonic()
-        while time.monotonic() < start + _PAUSE:
-            with self._lock:  # so that nobody stops the processes any more when this returns
+        while time.monotonic() < start + _WAIT_S:
+            with self._lock:  # nothing stops the processes any more when this returns
                 if self._threads.close():
                     return True
-            time.sleep(_LOOK)
+            time.sleep(_POLL_INTERVAL_S)
         return False
 
     def left(self) -> str | None:
-        """Return what goes on although the function has returned, in words. None: nothing."""
-        deadline = time.monotonic() + _FINISHING
+        """Return in words what goes on although the function has returned, None for nothing."""
+        deadline = time.monotonic() + _FINISH_TIME_S
         while (threads := self._threads.left()) and time.monotonic() < deadline:
-            time.sleep(_LOOK)  # one may be at its last instruction
+            time.sleep(_POLL_INTERVAL_S)  # a thread may be at its last instruction
         processes = [f"process {pid}" for pid in self._process_tree.unfinished()]
         return ", ".join([*threads, *processes]) or None
 
     def release(self) -> None:
-        """Let the threads that the run has left go on."""
+        """Allow the threads that the run has left to go on."""
         self._threads.release()
 
     @property
     def stuck_reason(self) -> str:
-        """What is said of a run that does not end although it is interrupted."""
+        """Why the run does not end although it was interrupted."""
         name, place = next(iter(self._threads.places().items()), ("", ""))
         return (
             f"its thread{f' {name}' if name and not self._is_attached else ''} cannot be "
@@ -109,18 +109,18 @@ class RunInterruption:
     def time_limit(
         self, limit: Callable[[float | None], None], seconds: float | None, job_id: str
     ) -> Iterator[None]:
-        """Let what runs within be ended when it takes longer than it may.
+        """Interrupt what runs within when it reaches the time limit.
 
         Parameters
         ----------
         limit
             Has :meth:`expire` called after so many seconds, and then :meth:`interrupt` until the
-            run has ended. ``None`` takes that back.
+            run has ended. ``None`` removes the limit.
 
         Raises
         ------
         JobTimeout
-            If it took longer, and has swallowed what was raised in it.
+            If it took longer, and has caught the interruption.
         """
         if seconds is None:
             yield

@@ -15,7 +15,7 @@ PATHS = {
     *thread_interrupter._GUARDED,
     *thread_interrupter._STREAMS,
     *thread_interrupter._CALLERS,
-    *tracebacks._WRAPPERS,
+    *tracebacks._WRAPPER_PATHS,
 }
 MODULES = {
     *fork_server.TASK_MODULES,

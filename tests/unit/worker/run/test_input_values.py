@@ -83,10 +83,10 @@ class Absent:
     [
         (answer(Absent()), ["returned a value that cannot be opened here", "no_such_module"]),
         (answer(error="it takes 2,000,000 bytes"), ["returned a value, but it takes 2,000,000 b"]),
-        (answer(), ["it is kept no longer", "Start that job again"]),
+        (answer(), ["it is no longer kept", "Start that job again"]),
         (answer(status=4), ["is in state ERROR"]),
         ((403, {"message": "Read access denied"}), ["may not read", "Ask its owner"]),
-        ((400, {"message": "Invalid job id"}), ["There is no input job"]),
+        ((400, {"message": "Invalid job id"}), ["no longer exists"]),
         ((500, {"message": "Oh"}), ["Girder answered 500"]),
     ],
 )

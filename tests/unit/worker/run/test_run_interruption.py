@@ -569,7 +569,7 @@ def test_a_time_limit_that_was_kept_is_forgotten(worker: Worker) -> None:
         assert outcome(worker, lambda: 1, job_id=str(n), timeout=0.3) == 1
     run = run_of(worker, lambda: time.sleep(0.02), timeout=0.02 + 1e-3, job_id="close")
     worker.begin(run).exception(SECONDS)
-    until(lambda: not worker._canceller._limits)
+    until(lambda: not worker._canceller._time_limits)
     assert outcome(worker, lambda: time.sleep(0.4), job_id="b") is None
 
 
