@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import msgspec
+
 from girder_dask.errors import (
     GirderError,
     PayloadTooLargeError,
@@ -16,7 +18,8 @@ from girder_dask.errors import (
     SubmissionError,
 )
 from girder_dask.http.client import ApiClient
-from girder_dask.protocol.messages import MapParent, StoredResult, Submission, from_json, to_json
+from girder_dask.protocol.messages import MapParent, StoredResult, Submission
+from girder_dask.protocol.wire_json import from_json, to_json
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -279,9 +282,13 @@ def _check_reached(address: str) -> None:
 
 
 def _stored(wire: Mapping[str, Any]) -> StoredResult:
-    kept = from_json(wire)
-    names = ("value", "error", "exception", "status", "parts")
-    return StoredResult(**{name: kept.get(name) for name in names})
+    try:
+        return msgspec.convert(from_json(wire), StoredResult, builtin_types=(bytes,))
+    except msgspec.ValidationError as e:
+        raise GirderError(
+            f"Girder's answer about the end of a job cannot be read: {e}. Install the same "
+            "girder_dask here as in Girder."
+        ) from e
 
 
 def _check_owner(given: Sequence[Submission | MapParent]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from girder_dask.errors import GirderError
 from girder_dask.http.client import ApiClient, encode_json, json_object
-from girder_dask.protocol.messages import from_json, to_json
+from girder_dask.protocol.wire_json import from_json, to_json
 
 __all__ = ["SchedulerApi"]
 

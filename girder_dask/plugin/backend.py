@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import cherrypy
@@ -16,6 +15,7 @@ from girder.constants import AccessType
 from girder.exceptions import AccessException, GirderException
 from girder.models.user import User
 from girder_jobs.models.job import Job
+from msgspec.structs import replace
 from pymongo.errors import PyMongoError
 
 from girder_dask.errors import GirderError

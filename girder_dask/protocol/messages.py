@@ -1,61 +1,100 @@
 """The messages between processes: submissions, job specs, events and updates.
 
 Messages are frozen and carry a version. ``to_wire`` returns plain types that msgpack
-(Dask's comms) can send; :func:`to_json` and :func:`from_json` wrap the bytes among them
-for HTTP. No ``repr`` shows a token or the bytes of a call.
+(Dask's comms) can send; :mod:`girder_dask.protocol.wire_json` wraps the bytes among them
+for HTTP. ``from_wire`` validates the fields. No ``repr`` shows a token or the bytes of a call.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, Self
+
+import msgspec
+from msgspec import Meta, Struct, field
+from msgspec.structs import replace
+
+from girder_dask.protocol.execution_options import ExecutionOptions
 
 __all__ = [
     "WIRE_VERSION",
     "JobEvent",
+    "JobId",
     "JobSpec",
     "JobUpdate",
+    "MalformedMessage",
     "MapParent",
+    "Message",
     "StoredResult",
     "Submission",
-    "Wire",
-    "from_json",
-    "to_json",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: The version of the messages. A receiver refuses a version that it does not know.
 WIRE_VERSION = 1
 
+# What the wire holds as it is. Text is not taken for base64.
+_WIRE_TYPES = (bytes, datetime)
 
-@functools.cache
-def _defaults(cls: type) -> dict[str, Any]:
-    return {f.name: f.default for f in fields(cls)}
+# Fields that no repr shows.
+_HIDDEN_FIELDS = frozenset({"exception", "payload", "result", "token", "value"})
+
+# What MongoDB holds as a whole number.
+_Count = Annotated[int, Meta(ge=0, lt=2**62)]
+
+# Logs, keys of Dask and pages show it.
+_TaskName = Annotated[str, Meta(pattern=r"^[\w.-]+:([\w.]|<locals>|<lambda>)+\Z", max_length=999)]
+# A status, and when it was reached.
+_StatusChange = Annotated[list[float], Meta(min_length=2, max_length=2)]
+
+#: The id of a job document.
+JobId = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{24}\Z")]
 
 
-class Wire:
-    """Conversion of a flat frozen dataclass to and from plain types."""
+class MalformedMessage(ValueError):
+    """A message has a field that is missing or of another type."""
+
+
+class _HidesSecrets:
+    """A ``repr`` that shows no tokens and no packed calls or values."""
+
+    __slots__ = ()
+
+    def __rich_repr__(self) -> Any:
+        for name in self.__struct_fields__:  # type: ignore[attr-defined]
+            if name not in _HIDDEN_FIELDS:
+                yield name, getattr(self, name)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
+
+
+class Message(_HidesSecrets):
+    """Conversion of a struct to and from wire types. Unknown fields of the wire are ignored."""
 
     __slots__ = ()
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults, as plain types."""
-        wire: dict[str, Any] = {"version": WIRE_VERSION}
-        for name, default in _defaults(type(self)).items():  # type: ignore[arg-type]
-            value = getattr(self, name)
-            if value is not None and value != default:
-                wire[name] = value
+        """Return the version, and the fields that differ from their defaults."""
+        wire: dict[str, Any] = msgspec.to_builtins(
+            self, builtin_types=_WIRE_TYPES, enc_hook=_encode_foreign
+        )
+        wire["version"] = WIRE_VERSION
         return wire
 
     @classmethod
-    def from_wire(cls, wire: Mapping[str, Any]) -> Any:
-        """Build the value again.
+    def from_wire(cls, wire: Mapping[str, Any]) -> Self:
+        """Build the message again.
 
         Raises
         ------
+        MalformedMessage
+            If a field is missing or of another type; it names the field.
         ValueError
             If it was written by a version of girder_dask that this one cannot read.
         """
@@ -66,22 +105,41 @@ class Wire:
                 f"version {WIRE_VERSION}). Install the same girder_dask in Girder, on the "
                 "scheduler and on the workers; 'girder-dask doctor' shows which differs."
             )
-        known = _defaults(cls)  # type: ignore[arg-type]
-        return cls(**{k: v for k, v in wire.items() if k in known})
+        try:
+            return msgspec.convert(wire, cls, builtin_types=_WIRE_TYPES)
+        except msgspec.ValidationError as e:
+            raise MalformedMessage(str(e)) from e
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it in a quarter of the time that a dataclass takes: each task has one."""
-        names = _defaults(type(self))  # type: ignore[arg-type]
-        return type(self), tuple(getattr(self, name) for name in names)
+    @classmethod
+    def from_wires(cls, wires: Iterable[Mapping[str, Any]]) -> list[Self]:
+        """Build many messages. Malformed ones are logged and left out.
+
+        Raises
+        ------
+        ValueError
+            If they were written by a version of girder_dask that this one cannot read.
+        """
+        messages = []
+        for wire in wires:
+            try:
+                messages.append(cls.from_wire(wire))
+            except MalformedMessage as e:
+                logger.error("A %s of job %s is malformed: %s", cls.__name__, wire.get("id"), e)
+        return messages
+
+
+def _encode_foreign(value: Any) -> str:
+    if type(value).__name__ == "ObjectId":
+        return str(value)
+    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} cannot be sent")
 
 
 # Characters of the name of a task in a key of Dask.
 _MOST_NAME = 100
 
 
-@dataclass(frozen=True, slots=True)
-class JobSpec(Wire):
-    """All that is needed to run one attempt of a job.
+class JobSpec(Message, ExecutionOptions, frozen=True):
+    """All that is needed to run one attempt of a job, with its execution options.
 
     Attributes
     ----------
@@ -104,18 +162,6 @@ class JobSpec(Wire):
         The distribution that holds the task, with its version, for error messages.
     title
         The title of the job.
-    retries
-        How many more times a task that raised is tried.
-    timeout
-        Seconds that the function may run, or None.
-    resources
-        Dask worker resources that the job needs.
-    priority
-        Larger runs earlier.
-    isolation
-        ``'thread'`` or ``'process'``, None for what the worker does by default.
-    at_most_once
-        Whether a second run must not begin the function, also if the first one was lost.
     dependencies
         The ids of the jobs whose values are among the arguments.
     trusted
@@ -127,18 +173,12 @@ class JobSpec(Wire):
     id: str
     attempt: int
     task: str
-    payload: bytes = field(default=b"", repr=False)
-    token: str | None = field(default=None, repr=False)
+    payload: bytes = b""
+    token: str | None = None
     girder_api_url: str | None = None
     default_api_url: str | None = None
     package: str | None = None
     title: str = ""
-    retries: int = 0
-    timeout: float | None = None
-    resources: Mapping[str, float] | None = None
-    priority: int = 0
-    isolation: str | None = None
-    at_most_once: bool = False
     dependencies: Sequence[str] | None = None
     trusted: bool = False
 
@@ -147,7 +187,7 @@ class JobSpec(Wire):
 
         Not that another version takes the lack of a word for trust.
         """
-        return {**Wire.to_wire(self), "trusted": self.trusted}
+        return {**Message.to_wire(self), "trusted": self.trusted}
 
     @property
     def key(self) -> str:
@@ -160,8 +200,7 @@ def _name(task: str) -> str:
     return task.rpartition(":")[2].replace(".", "_").strip("<>")[:_MOST_NAME] or "job"
 
 
-@dataclass(frozen=True, slots=True)
-class JobEvent(Wire):
+class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     """Something that happened to an attempt of a job.
 
     ``time`` is in seconds since the epoch, when it happened. ``log`` is text to append,
@@ -178,9 +217,9 @@ class JobEvent(Wire):
     status: int | None = None
     log: str | None = None
     progress: Mapping[str, Any] | None = None
-    result: bytes | None = field(default=None, repr=False)
+    result: bytes | None = None
     error: str | None = None
-    exception: bytes | None = field(default=None, repr=False)
+    exception: bytes | None = None
     waits: str | None = None
     run: str | None = None
     worker: str | None = None
@@ -194,8 +233,7 @@ class JobEvent(Wire):
         return all(value is None for value in (*told, *why))
 
 
-@dataclass(frozen=True, slots=True)
-class JobUpdate(Wire):
+class JobUpdate(Message, Struct, frozen=True, omit_defaults=True):
     """All that Girder has not yet heard of an attempt of a job, merged from its events.
 
     ``sequence`` grows with each update of the same attempt, so that one which is sent
@@ -203,19 +241,18 @@ class JobUpdate(Wire):
     """
 
     id: str
-    attempt: int
-    sequence: int
-    statuses: list[list[float]] | None = None
+    attempt: _Count
+    sequence: _Count
+    statuses: list[_StatusChange] | None = None
     log: str | None = None
     progress: Mapping[str, Any] | None = None
-    result: bytes | None = field(default=None, repr=False)
+    result: bytes | None = None
     error: str | None = None
-    exception: bytes | None = field(default=None, repr=False)
+    exception: bytes | None = None
     waits: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Submission(Wire):
+class Submission(Message, ExecutionOptions, frozen=True):
     """A call that is to become a job.
 
     ``args`` and ``kwargs`` are what people read on the job: plain values, transforms as
@@ -225,8 +262,8 @@ class Submission(Wire):
     does not travel.
     """
 
-    task: str
-    payload: bytes = field(repr=False)
+    task: _TaskName
+    payload: bytes
     package: str | None = None
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -236,23 +273,16 @@ class Submission(Wire):
     handler: str | None = None
     other_fields: Mapping[str, Any] = field(default_factory=dict)
     user: Any = None
-    token: Any = field(default=None, repr=False)
+    token: Any = None
     api_url: str | None = None
-    retries: int = 0
-    timeout: float | None = None
-    resources: Mapping[str, float] | None = None
-    priority: int = 0
-    isolation: str | None = None
-    at_most_once: bool = False
-    dependencies: Sequence[str] = ()
+    dependencies: Sequence[JobId] = ()
 
     def to_wire(self) -> dict[str, Any]:
         """Return what travels to Girder: all but the user, who is whoever sends it."""
-        return Wire.to_wire(replace(self, user=None))
+        return Message.to_wire(replace(self, user=None))
 
 
-@dataclass(frozen=True, slots=True)
-class MapParent(Wire):
+class MapParent(Message, Struct, frozen=True, omit_defaults=True):
     """The parent job of many calls that are submitted together."""
 
     title: str
@@ -264,11 +294,10 @@ class MapParent(Wire):
 
     def to_wire(self) -> dict[str, Any]:
         """Return what travels to Girder: all but the user, who is whoever sends it."""
-        return Wire.to_wire(replace(self, user=None))
+        return Message.to_wire(replace(self, user=None))
 
 
-@dataclass(frozen=True, slots=True)
-class StoredResult:
+class StoredResult(_HidesSecrets, Struct, frozen=True):
     """What is kept of the end of a job: the packed value, or why there is none.
 
     ``exception`` is what the task raised, packed by
@@ -277,54 +306,8 @@ class StoredResult:
     order of the calls, and None for any other job.
     """
 
-    value: bytes | None = field(default=None, repr=False)
+    value: bytes | None = None
     error: str | None = None
-    exception: bytes | None = field(default=None, repr=False)
+    exception: bytes | None = None
     status: int | None = None
     parts: Sequence[str] | None = None
-
-
-_BYTES, _TIME, _ESCAPED = "b64", "date", "esc"
-_TAGS = frozenset((_BYTES, _TIME, _ESCAPED))
-_JSON_TYPES = (str, int, float, type(None))
-
-
-def to_json(wire: Any) -> Any:
-    """Make wire types fit for JSON: bytes become ``{"b64": …}``, times ``{"date": …}``.
-
-    A mapping that looks like one of these becomes ``{"esc": …}``. An ObjectId becomes its text.
-
-    >>> from_json(to_json({"payload": b"x", "n": [1, 2], "m": {"b64": "?"}}))
-    {'payload': b'x', 'n': [1, 2], 'm': {'b64': '?'}}
-    """
-    if isinstance(wire, _JSON_TYPES):
-        return wire
-    if isinstance(wire, bytes):
-        return {_BYTES: base64.b64encode(wire).decode("ascii")}
-    if isinstance(wire, Mapping):
-        written = {k: to_json(v) for k, v in wire.items()}
-        return {_ESCAPED: written} if len(written) == 1 and _TAGS & written.keys() else written
-    if isinstance(wire, (list, tuple)):
-        return [to_json(v) for v in wire]
-    if isinstance(wire, datetime):
-        return {_TIME: wire.isoformat()}
-    return str(wire) if type(wire).__name__ == "ObjectId" else wire
-
-
-def from_json(value: Any) -> Any:
-    """Undo :func:`to_json`."""
-    if isinstance(value, dict):
-        if len(value) == 1 and _TAGS & value.keys():
-            return _from_tagged(*next(iter(value.items())))
-        return {k: from_json(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [from_json(v) for v in value]
-    return value
-
-
-def _from_tagged(tag: str, value: Any) -> Any:
-    if tag == _BYTES:
-        return base64.b64decode(value)
-    if tag == _TIME:
-        return datetime.fromisoformat(value)
-    return {k: from_json(v) for k, v in value.items()}

@@ -9,7 +9,8 @@ counts on from what Girder has.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from girder_dask.jobs import JobStatus
 from girder_dask.scheduler.cluster import Cluster

@@ -20,8 +20,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec

@@ -298,7 +298,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         answer = await self._ask_girder("claim", self.id, _CLAIM_LIMIT, self._audit.after, lacking)
         self.dispatcher.cancel(answer["cancel"])
         self._audit.hear(answer.get("held"))
-        specs = [JobSpec.from_wire(wire) for wire in answer["specs"]]
+        specs = JobSpec.from_wires(answer["specs"])
         if specs:
             logger.info("Girder had %d unfinished jobs for this scheduler", len(specs))
             self.dispatcher.accept(specs)

@@ -93,7 +93,7 @@ class RpcHandlers:
         """Take jobs in hand that are this scheduler's. The answer is the acknowledgement."""
         if scheduler != self._id:
             return {"accepted": []}
-        return {"accepted": self._dispatcher.accept([JobSpec.from_wire(wire) for wire in specs])}
+        return {"accepted": self._dispatcher.accept(JobSpec.from_wires(specs))}
 
     async def girder_cancel(self, jobs: list[str]) -> dict[str, Any]:
         """End jobs. Return those that have begun, and those of which nobody can say it in a second.
@@ -122,7 +122,7 @@ class RpcHandlers:
         """Take in events of runs. A batch that comes again is acknowledged again, and no more."""
         last, dropped = self._batches.get(outbox, (0, []))
         if batch > last:
-            read = [JobEvent.from_wire(wire) for wire in events]
+            read = JobEvent.from_wires(events)
             dropped = [e.run for e in read if not self._hear(e) and e.run is not None]
             self._batches[outbox] = batch, dropped
         await self._recorder.room()

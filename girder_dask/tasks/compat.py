@@ -7,8 +7,9 @@ girder_job`` to ``from girder_dask import app, girder_job``; the decorators stay
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from girder_dask.jobs import HANDLER
 from girder_dask.tasks.callables import checked

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from msgspec import field
+from msgspec.structs import force_setattr, replace
 
 from girder_dask import config
 from girder_dask.client.result import JobResult
 from girder_dask.errors import ArgumentError, SubmissionError
 from girder_dask.jobs import HANDLER
 from girder_dask.protocol.display import readable
+from girder_dask.protocol.execution_options import OPTION_NAMES, ExecutionOptions
 from girder_dask.protocol.job_fields import checked_fields
 from girder_dask.protocol.messages import MapParent, Submission
 from girder_dask.protocol.payload import Dependency, pack_call
@@ -26,17 +28,16 @@ __all__ = [
     "CALL_OPTIONS",
     "TaskSettings",
     "check",
-    "checked_placement",
-    "group",
+    "checked_options",
+    "execution_options",
+    "map_parent",
     "pack",
-    "placement",
     "split",
     "submission",
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskSettings:
+class TaskSettings(ExecutionOptions, frozen=True):
     """What ``@task(…)`` was given; see :func:`girder_dask.task`."""
 
     title: str | None = None
@@ -45,12 +46,6 @@ class TaskSettings:
     handler: str = HANDLER
     other_fields: Mapping[str, Any] = field(default_factory=dict)
     bind: bool = False
-    retries: int = 0
-    timeout: float | None = None
-    resources: Mapping[str, float] | None = None
-    priority: int = 0
-    isolation: str | None = None
-    at_most_once: bool = False
 
     def changed(self, name: str, changes: Mapping[str, Any]) -> TaskSettings:
         """Return the settings with changes.
@@ -60,10 +55,16 @@ class TaskSettings:
         SubmissionError
             If an option does not exist or makes no sense; ``name`` is that of the task.
         """
-        possible = set(_PLACEMENT) | {"title", "type", "public", "other_fields"}
+        possible = {*OPTION_NAMES, "title", "type", "public", "other_fields"}
         _refuse_unknown(name, changes.keys(), possible)
         _refuse_no_text(name, changes)
-        return replace(self, **{**changes, **checked_placement(changes, name)})
+        return replace(self, **{**changes, **checked_options(changes, name)})
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        """Restore the values from a pickle of an earlier release, of a dataclass."""
+        restored = TaskSettings(**dict(zip(self.__struct_fields__, state, strict=False)))
+        for name in self.__struct_fields__:
+            force_setattr(self, name, getattr(restored, name))
 
 
 #: The names that girder_worker gave to the options of a call, and what they set.
@@ -80,10 +81,6 @@ CALL_OPTIONS = {
     "girder_result_hooks": "hooks",
     "girder_job_disable": "disable",
 }
-_PLACEMENT = ("retries", "timeout", "resources", "priority", "isolation", "at_most_once")
-_ISOLATIONS = (None, "thread", "process")
-# More than any of the numbers can be.
-_MOST = 2**31
 
 #: Options of Celery's ``apply_async``, and what there is in their place.
 _OF_CELERY = {
@@ -113,7 +110,7 @@ def check(
     options: Mapping[str, Any],
 ) -> None:
     """Raise SubmissionError for a call that cannot work, before anything is recorded."""
-    _refuse_unknown(name, options.keys(), set(CALL_OPTIONS) | set(_PLACEMENT))
+    _refuse_unknown(name, options.keys(), {*CALL_OPTIONS, *OPTION_NAMES})
     try:
         signature.bind(*args, **kwargs)
     except TypeError as e:
@@ -282,7 +279,7 @@ def submission(
     args, kwargs
         The arguments of the function.
     options
-        Those of the call: names of :data:`CALL_OPTIONS` and options of placement.
+        Those of the call: names of :data:`CALL_OPTIONS` and execution options.
     function
         What travels by value, None for a task that the workers have installed.
 
@@ -292,7 +289,6 @@ def submission(
         If it cannot become a job.
     """
     payload, dependencies, args, kwargs = pack(name, args, kwargs, options, function)
-    chosen = {n: options.get(n, getattr(settings, n)) for n in _PLACEMENT}
     return Submission(
         task=name,
         package=None if function is not None else package_of(name.partition(":")[0]),
@@ -300,20 +296,21 @@ def submission(
         dependencies=dependencies,
         args=readable(list(args)),
         kwargs=readable(kwargs),
-        **checked_placement(chosen, name),
+        **execution_options(name, settings, options),
         **_fields(name, settings, options, "user", "token", "api_url"),
     )
 
 
-def group(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> MapParent:
+def map_parent(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> MapParent:
     """Return the parent job of many calls."""
     return MapParent(**_fields(name, settings, options, "user"))
 
 
-def placement(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of placement of a call, checked."""
-    chosen = {n: options.get(n, getattr(settings, n)) for n in _PLACEMENT}
-    return checked_placement(chosen, name)
+def execution_options(
+    name: str, settings: TaskSettings, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the execution options of a call, checked: its own before those of its task."""
+    return checked_options({n: options.get(n, getattr(settings, n)) for n in OPTION_NAMES}, name)
 
 
 def _fields(
@@ -352,67 +349,14 @@ def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:
             )
 
 
-def checked_placement(options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return options of placement as plain numbers, which any database takes."""
-    plain: dict[str, Any] = {k: v for k, v in options.items() if k in _PLACEMENT}
+def checked_options(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the execution options in ``given`` as plain values, which any database takes."""
+    chosen = {k: v for k, v in given.items() if k in OPTION_NAMES}
     try:
-        for option in ("retries", "priority"):
-            if option in plain:
-                plain[option] = _whole(option, plain[option])
-        if plain.get("timeout") is not None:
-            plain["timeout"] = _positive("timeout", plain["timeout"], _MOST)
-        if plain.get("resources") is not None:
-            plain["resources"] = _resources(plain["resources"])
-        if plain.get("retries", 0) < 0:
-            raise ValueError("retries is less than 0")
-        if plain.get("isolation") not in _ISOLATIONS:
-            raise ValueError(
-                f"isolation is 'thread', 'process' or None, not {plain['isolation']!r}"
-            )
-        if not isinstance(plain.get("at_most_once", False), bool):
-            raise ValueError(f"at_most_once is True or False, not {plain['at_most_once']!r}")
-        if plain.get("at_most_once") and plain.get("retries"):
-            raise ValueError("a task that runs at most once has no retries")
-    except (TypeError, ValueError, AttributeError) as e:
+        options = ExecutionOptions.checked(chosen)
+    except ValueError as e:
         raise SubmissionError(
             f"{name} was started with options that make no sense ({e}). No job was made.",
             task=name,
         ) from e
-    return plain
-
-
-def _whole(option: str, value: Any) -> int:
-    try:
-        if not isinstance(value, bool):
-            whole = operator.index(value)
-            if abs(whole) >= _MOST:
-                raise ValueError(f"{option} is not between -{_MOST:,} and {_MOST:,}")
-            return whole
-    except TypeError:
-        pass
-    raise ValueError(f"{option} is a whole number, not {value!r:.200}")
-
-
-def _positive(option: str, value: Any, most: float = float("inf")) -> float:
-    try:
-        number = 0.0 if isinstance(value, (str, bool)) else float(value)
-    except (TypeError, ValueError, OverflowError):  # an integer of many digits is the last
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise ValueError(f"{option}: {value!r:.200} is no positive number")
-    if number >= most:
-        raise ValueError(f"{option}: {value!r:.200} is not below {most:,}")
-    return number
-
-
-def _resources(wanted: Any) -> dict[str, float]:
-    if not isinstance(wanted, Mapping):
-        raise ValueError(f"resources are a mapping of names to numbers, not {wanted!r:.200}")
-    return {_name(k): _positive(f"resource {k}", v) for k, v in wanted.items()}
-
-
-def _name(resource: Any) -> str:
-    name = str(resource)
-    if not name.strip() or not name.isprintable():
-        raise ValueError(f"resource {name!r:.200}: that is no name")
-    return name
+    return {option: getattr(options, option) for option in chosen}

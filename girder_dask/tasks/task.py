@@ -192,7 +192,7 @@ class Task(Generic[P, R]):
             raise SubmissionError(
                 f"{self.name}.map() was given nothing to map over. No job was made.", task=self.name
             )
-        parent = calls.group(self.name, self.settings, options)
+        parent = calls.map_parent(self.name, self.settings, options)
         options = {**options, "girder_job_title": None}
         submissions = []
         for n, row in enumerate(rows, 1):
@@ -287,8 +287,8 @@ class Task(Generic[P, R]):
                 "job or result hooks, which need a job.",
                 task=self.name,
             )
-        placement = calls.placement(self.name, self.settings, options)
-        return untracked.start(self.name, payload, placement)
+        how = calls.execution_options(self.name, self.settings, options)
+        return untracked.start(self.name, payload, how)
 
 
 @overload

@@ -52,7 +52,7 @@ def run(payload: bytes) -> Any:
             transform.cleanup()
 
 
-def start(name: str, payload: bytes, placement: Mapping[str, Any]) -> UntrackedResult:
+def start(name: str, payload: bytes, options: Mapping[str, Any]) -> UntrackedResult:
     """Run a packed call on the cluster if one is known here, otherwise at once in this process.
 
     Raises
@@ -72,9 +72,9 @@ def start(name: str, payload: bytes, placement: Mapping[str, Any]) -> UntrackedR
         payload,
         key=f"{name.rpartition(':')[2].strip('<>')}-{uuid.uuid4().hex}",
         pure=False,
-        retries=placement["retries"] or None,
-        resources=placement["resources"] and dict(placement["resources"]),
-        priority=placement["priority"],
+        retries=options["retries"] or None,
+        resources=options["resources"] and dict(options["resources"]),
+        priority=options["priority"],
     )
     fire_and_forget(future)
     return UntrackedResult(future=future)

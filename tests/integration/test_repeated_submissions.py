@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from girder_dask.protocol.messages import MapParent, to_json
+from girder_dask.protocol.messages import MapParent
+from girder_dask.protocol.wire_json import to_json
 from tests.support.rest_site import ask, call
 
 KEY = "0123456789abcdef" * 2

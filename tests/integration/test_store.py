@@ -28,8 +28,9 @@ from hypothesis import strategies as st
 from girder_dask._version import __version__
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import FINAL, HANDLER, JobStatus, can_follow
-from girder_dask.protocol.messages import JobUpdate, StoredResult, Submission, to_json
+from girder_dask.protocol.messages import JobUpdate, StoredResult, Submission
 from girder_dask.protocol.payload import open_call, pack_call
+from girder_dask.protocol.wire_json import to_json
 
 SERVE = "import sys; from girder.cli.serve import main; sys.exit(main())"
 

@@ -9,8 +9,9 @@ import pytest
 
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.messages import MapParent, from_json
+from girder_dask.protocol.messages import MapParent
 from girder_dask.protocol.payload import open_value, pack_call
+from girder_dask.protocol.wire_json import from_json
 from tests.support.rest_site import ask, call, read, set_status, start_waiting, submit
 
 
@@ -71,14 +72,20 @@ def test_an_exception_is_kept_beside_the_error(girder_stack, girder_admin):
         ({"submissions": "x"}, "no list of submissions"),
         ({"submissions": [5]}, "Submission 1 is not a JSON object"),
         ({"submissions": [{"version": 99}]}, "girder-dask doctor"),
-        ({"submissions": [call(), call(retries="x")]}, "Submission 2 cannot be read: its field 'r"),
-        ({"submissions": [call(timeout=-1)]}, "'timeout' must be"),
-        ({"submissions": [call(resources={"GPU": "x"})]}, "'resources' must be"),
-        ({"submissions": [call(priority=True)]}, "'priority' must be"),
-        ({"submissions": [call(isolation="none")]}, "'isolation' must be"),
-        ({"submissions": [call("no_task")]}, "'task' must be"),
-        ({"submissions": [call(payload=b"x")]}, "'payload' must be"),
-        ({"submissions": [call(dependencies=["x"])]}, "'dependencies' must be"),
+        (
+            {"submissions": [call(), call(retries="x")]},
+            "Submission 2 cannot be read: Expected `int`, got `str` - at `$.retries`",
+        ),
+        ({"submissions": [call(timeout=-1)]}, "Expected `float` > 0.0 - at `$.timeout`"),
+        (
+            {"submissions": [call(resources={"GPU": "x"})]},
+            "Expected `float`, got `str` - at `$.resources[...]`",
+        ),
+        ({"submissions": [call(priority=True)]}, "Expected `int`, got `bool` - at `$.priority`"),
+        ({"submissions": [call(isolation="none")]}, "(thread|process)"),
+        ({"submissions": [call("no_task")]}, "- at `$.task`"),
+        ({"submissions": [call(payload=b"x")]}, "Expected a packed call - at `$.payload`"),
+        ({"submissions": [call(dependencies=["x"])]}, "- at `$.dependencies[...]`"),
         ({"submissions": [call(other_fields={"created": 5})]}, "must not set created"),
         ({"submissions": [call(other_fields={"userId": "x"})]}, "must not set userId"),
         ({"submissions": [call(other_fields={"parentId": "x"})]}, "there is no job 'x'"),

@@ -123,7 +123,7 @@ def test_what_makes_no_sense_is_refused_by_its_name(girder_stack, girder_user, g
         token = getattr(who, "client", who).token
         # As text: requests writes no NaN, as JSON has none, but whoever attacks does.
         text = json.dumps(body)
-        told = "no number of JSON" if "NaN" in text or "Infinity" in text else repr(name)
+        told = "no number of JSON" if "NaN" in text or "Infinity" in text else f"`$.{name}"
         answers[f"{name}={value!r:.40}"] = post(girder_stack, text, token), told
     wrong = {
         case: answer.text
@@ -138,7 +138,7 @@ def test_a_call_that_runs_once_is_not_tried_again(girder_stack, girder_admin):
     refused = submit(girder_stack, once, by=girder_admin)
     assert refused.status_code == 400
     assert "at_most_once" in refused.json()["message"]
-    assert "retries" in refused.json()["message"]
+    assert "`$.retries`" in refused.json()["message"]
 
 
 def post(stack: Any, text: str, token: str) -> Any:
@@ -184,6 +184,9 @@ def test_a_job_that_would_wait_for_ever_is_refused_in_delay(value):
 
     with (
         use_backend(RecordingBackend()),
-        pytest.raises(SubmissionError, match=r"resource n: .* is no positive number.*No job was"),
+        pytest.raises(
+            SubmissionError,
+            match=r"resources=\{'n': .*\}?: (Expected `float`|Number out).*No job was",
+        ),
     ):
         noop.apply_async(resources={"n": value})

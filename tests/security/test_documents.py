@@ -11,7 +11,8 @@ import pytest
 import requests
 
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.messages import MapParent, to_json
+from girder_dask.protocol.messages import MapParent
+from girder_dask.protocol.wire_json import to_json
 from tests.support.rest_site import ask, call, read, start_waiting, submit
 
 BAD = ["x", -1, 1.5, None, [], [1, "x"], {}, {"open": True}, True, 2**62, math.nan]

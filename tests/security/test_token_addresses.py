@@ -16,8 +16,9 @@ from distributed import Worker as DaskWorker
 from girder_dask.cli.doctor import examine
 from girder_dask.client.rest_backend import RestBackend
 from girder_dask.errors import NotConnectedError, SubmissionError
-from girder_dask.protocol.messages import JobSpec, Submission, to_json
+from girder_dask.protocol.messages import JobSpec, Submission
 from girder_dask.protocol.payload import pack_call
+from girder_dask.protocol.wire_json import to_json
 from girder_dask.scheduler_hooks import make_plugin
 from girder_dask.testing.remote import pack, unpack
 from girder_dask.transforms import GirderFileId

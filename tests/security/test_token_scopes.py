@@ -14,8 +14,9 @@ from girder_jobs.constants import REST_CREATE_JOB_TOKEN_SCOPE, REST_LIST_JOB_TOK
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin.rest.reserved_fields import CORE_FIELDS, RESERVED_FIELDS, find_reserved
 from girder_dask.plugin.store import tokens
-from girder_dask.protocol.messages import MapParent, to_json
+from girder_dask.protocol.messages import MapParent
 from girder_dask.protocol.names import SCHEDULER_SCOPE, SUBMIT_SCOPE
+from girder_dask.protocol.wire_json import to_json
 from tests.integration.test_permissions import configure
 from tests.support.rest_site import ask, call, count_jobs, read, start_waiting, submit
 

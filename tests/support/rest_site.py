@@ -6,8 +6,9 @@ from typing import Any
 
 import requests
 
-from girder_dask.protocol.messages import Submission, to_json
+from girder_dask.protocol.messages import Submission
 from girder_dask.protocol.payload import pack_call
+from girder_dask.protocol.wire_json import to_json
 
 
 def ask(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
@@ -12,19 +12,21 @@ from girder.constants import AccessType, TokenScope
 from girder.exceptions import AccessException, RestException
 from girder.models.user import User
 from girder_jobs.models.job import Job
+from msgspec import Meta, Struct
 
 from girder_dask.errors import GirderError
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import authorization, openapi_schemas, routes, submissions
-from girder_dask.plugin.rest.json_body import read_body, require_json
+from girder_dask.plugin.rest.json_body import read_body, read_body_as, require_json
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import job_records, results
 from girder_dask.plugin.store.authority import Authority
 from girder_dask.plugin.store.idempotency import IdempotencyKey
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.requester import Requester, identify
-from girder_dask.protocol.messages import MapParent, StoredResult, Submission, to_json
+from girder_dask.protocol.messages import MapParent, StoredResult, Submission
 from girder_dask.protocol.names import SUBMIT_SCOPE
+from girder_dask.protocol.wire_json import to_json
 
 __all__ = ["JobRoutes", "mount"]
 
@@ -44,6 +46,12 @@ def mount(resource: Resource, backend: GirderBackend) -> None:
     routes.add(resource, "GET", ("job", ":id", "result"), ours.result)
     routes.add(resource, "POST", ("job", "results"), ours.results)
     routes.add(resource, "PUT", ("job", ":id", "cancel"), ours.cancel)
+
+
+class _Ids(Struct):
+    """The body of a request about many jobs."""
+
+    ids: Annotated[list[str], Meta(max_length=_MAX_IDS)]
 
 
 class JobRoutes:
@@ -134,7 +142,7 @@ class JobRoutes:
     def states(self) -> dict[str, list[dict[str, Any]]]:
         """Tell where many jobs stand, in one request."""
         requester = identify()
-        ids = _ids()
+        ids = read_body_as(_Ids, most=_MAX_ID_LIST_BYTES).ids
         # What a job depends on was checked when it was recorded.
         allowed = _dependencies(requester)
         return {
@@ -186,7 +194,7 @@ class JobRoutes:
     def results(self) -> dict[str, Any]:
         """Return what is kept of the ends of many jobs, in one request."""
         requester = identify()
-        ids = _ids()
+        ids = read_body_as(_Ids, most=_MAX_ID_LIST_BYTES).ids
         allowed = _dependencies(requester)
         jobs = {
             job["_id"]: job
@@ -232,15 +240,6 @@ class JobRoutes:
                 "or an administrator can delete it."
             ) from e
         return {"_id": canceled["_id"], "status": canceled["status"]}
-
-
-def _ids() -> list[str]:
-    ids = read_body(most=_MAX_ID_LIST_BYTES).get("ids")
-    if not isinstance(ids, list) or not all(isinstance(job_id, str) for job_id in ids):
-        raise RestException("The body has no list of ids of jobs.")
-    if len(ids) > _MAX_IDS:
-        raise RestException(f"The body has more than {_MAX_IDS:,} ids. Ask in parts.")
-    return ids
 
 
 def _state(job: Mapping[str, Any]) -> dict[str, Any]:

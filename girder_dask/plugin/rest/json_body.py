@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import cherrypy
+import msgspec
 from girder.exceptions import RestException
 
 from girder_dask.plugin.rest.responses import MAX_NESTING_LEVELS, nesting_levels
 
-__all__ = ["MAX_BODY_BYTES", "read_body", "require_json"]
+__all__ = ["MAX_BODY_BYTES", "read_body", "read_body_as", "require_json"]
+
+T = TypeVar("T")
 
 #: The most bytes in the body of a request. A scheduler sends about half of it at most.
 MAX_BODY_BYTES = 64 * 1024**2
@@ -45,6 +48,21 @@ def read_body(*, lenient: bool = False, most: int = MAX_BODY_BYTES) -> dict[str,
             f"The body has more than {MAX_NESTING_LEVELS} levels of lists and objects."
         )
     return body
+
+
+def read_body_as(kind: type[T], *, lenient: bool = False, most: int = MAX_BODY_BYTES) -> T:
+    """Return the body of this request as a struct. The parameters are those of :func:`read_body`.
+
+    Raises
+    ------
+    RestException
+        If there is none, or it is not of this kind; it names the field.
+    """
+    body = read_body(lenient=lenient, most=most)
+    try:
+        return msgspec.convert(body, kind)
+    except msgspec.ValidationError as e:
+        raise RestException(f"The body cannot be read: {e}.") from e
 
 
 def _to_null(_constant: str) -> None:

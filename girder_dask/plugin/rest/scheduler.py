@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any
 
 from bson import ObjectId
-from bson.errors import InvalidId
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
 from girder.api.rest import Resource
 from girder.constants import TokenScope
 from girder.exceptions import RestException
 from girder.models.api_key import ApiKey
+from msgspec import Meta, Struct
 
 from girder_dask import diagnostics
 from girder_dask._version import __version__
 from girder_dask.plugin import settings
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import openapi_schemas, routes
-from girder_dask.plugin.rest.json_body import read_body
+from girder_dask.plugin.rest.json_body import read_body_as
 from girder_dask.plugin.store import acknowledgements, claims, quarantine, updates
 from girder_dask.plugin.store.authority import may_run_code
 from girder_dask.plugin.store.unreachable import unmark
-from girder_dask.protocol.messages import JobUpdate, from_json, to_json
+from girder_dask.protocol.messages import JobId, JobUpdate
 from girder_dask.protocol.names import SCHEDULER_SCOPE
+from girder_dask.protocol.wire_json import from_json, to_json
 
 __all__ = ["DaskResource"]
 
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 _MAX_CLAIM_JOBS = 10_000
 # Jobs in one page of those that a scheduler should have. Each page goes over all of them.
 _PAGE_JOBS = 5_000
-# What the database holds as a whole number.
-_MAX_COUNT = 2**62
 
 TokenScope.describeScope(
     SCHEDULER_SCOPE,
@@ -44,6 +43,27 @@ TokenScope.describeScope(
     "act for their owners, and to update them. It allows nothing else.",
     admin=True,
 )
+
+
+_Id = Annotated[str, Meta(min_length=1)]
+_Count = Annotated[int, Meta(ge=0, lt=2**62)]
+
+
+class _Updates(Struct):
+    """The body of a request with updates."""
+
+    scheduler: _Id
+    updates: list[Any]
+    received: list[tuple[str, _Count]] = []
+
+
+class _Claim(Struct):
+    """The body of a request for jobs."""
+
+    scheduler: _Id
+    limit: Annotated[int, Meta(ge=1)]
+    after: str | None = None
+    lacking: list[tuple[JobId, _Count, _Count]] = []
 
 
 class DaskResource(Resource):
@@ -130,20 +150,16 @@ class DaskResource(Resource):
     def update_jobs(self) -> dict[str, list[str]]:
         """Apply a batch of updates."""
         self._require_scheduler()
-        body = read_body(lenient=True)
-        self._backend.unreached.heard(_scheduler(body))
-        wires = body.get("updates")
-        if not isinstance(wires, list):
-            raise RestException("The body has no list of updates.")
-        read = [(wire, _read(wire)) for wire in wires]
+        body = read_body_as(_Updates, lenient=True)
+        self._backend.unreached.heard(body.scheduler)
+        read = [(wire, _read(wire)) for wire in body.updates]
         readable = [update for _, update in read if isinstance(update, JobUpdate)]
         unreadable = [(wire, error) for wire, error in read if isinstance(error, Exception)]
         if unreadable and not readable:
             # All of them: the two sides do not understand one another.
-            raise RestException(str(unreadable[0][1]))
-        receipts = _receipts(body)
-        verdicts = updates.apply(_scheduler(body), readable)
-        verdicts.merge(acknowledgements.acknowledge(_scheduler(body), receipts))
+            raise RestException(f"No update can be read. The first: {unreadable[0][1]}")
+        verdicts = updates.apply(body.scheduler, readable)
+        verdicts.merge(acknowledgements.acknowledge(body.scheduler, body.received))
         for wire, error in unreadable:
             logger.warning("An update of a job is dropped: %s", error)
             if isinstance(wire, dict) and isinstance(wire.get("id"), str):
@@ -173,17 +189,12 @@ class DaskResource(Resource):
     def claim_jobs(self) -> dict[str, Any]:
         """Hand unfinished jobs over to the scheduler that asks."""
         self._require_scheduler()
-        body = read_body()
-        limit = body.get("limit")
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise RestException("The limit must be a number of jobs, 1 or more.")
-        self._backend.unreached.heard(_scheduler(body))
-        unmark(_scheduler(body))
-        after = body.get("after")
-        if not isinstance(after, (str, type(None))):
-            raise RestException("What the page comes after must be a job id, or empty.")
-        scheduler = _scheduler(body)
-        claim = claims.claim(scheduler, min(limit, _MAX_CLAIM_JOBS), _lacking(body))
+        body = read_body_as(_Claim)
+        scheduler, after = body.scheduler, body.after
+        self._backend.unreached.heard(scheduler)
+        unmark(scheduler)
+        lacking = {ObjectId(job): (attempt, sequence) for job, attempt, sequence in body.lacking}
+        claim = claims.claim(scheduler, min(body.limit, _MAX_CLAIM_JOBS), lacking)
         held = None if after is None else acknowledgements.list_held(scheduler, after, _PAGE_JOBS)
         return {
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],
@@ -202,35 +213,3 @@ def _read(wire: Any) -> JobUpdate | Exception:
     except (ValueError, TypeError, AttributeError) as e:
         return e
     return update
-
-
-def _receipts(body: dict[str, Any]) -> list[tuple[str, int]]:
-    receipts = body.get("received", [])
-    try:
-        return [(str(job_id), _count(attempt)) for job_id, attempt in receipts]
-    except (ValueError, TypeError, OverflowError) as e:
-        raise RestException("What was received is no list of job ids and attempts.") from e
-
-
-def _lacking(body: dict[str, Any]) -> dict[ObjectId, tuple[int, int]]:
-    try:
-        return {
-            ObjectId(job_id): (_count(attempt), _count(sequence))
-            for job_id, attempt, sequence in body.get("lacking", [])
-        }
-    except (InvalidId, ValueError, TypeError, OverflowError) as e:
-        raise RestException("What is lacking is no list of ids, attempts and sequences.") from e
-
-
-def _count(value: Any) -> int:
-    number = int(value)
-    if not 0 <= number < _MAX_COUNT:
-        raise ValueError("no count")
-    return number
-
-
-def _scheduler(body: dict[str, Any]) -> str:
-    scheduler = body.get("scheduler")
-    if not isinstance(scheduler, str) or not scheduler:
-        raise RestException("The body does not name the scheduler.")
-    return scheduler

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from bson import ObjectId, json_util
 from girder.exceptions import RestException
 from girder_jobs.models.job import Job
+from msgspec.structs import replace
 
 from girder_dask.errors import GirderError
 from girder_dask.plugin.store import models

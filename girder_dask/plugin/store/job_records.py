@@ -21,6 +21,7 @@ from girder_dask.plugin.store.models import (
     DaskPayload,
     collection,
 )
+from girder_dask.protocol.execution_options import OPTION_NAMES
 from girder_dask.protocol.messages import JobSpec
 
 __all__ = [
@@ -42,18 +43,7 @@ __all__ = [
     "store_records",
 ]
 
-_OPTION_FIELDS = (
-    "girder_api_url",
-    "package",
-    "title",
-    "retries",
-    "timeout",
-    "priority",
-    "isolation",
-    "at_most_once",
-    "dependencies",
-    "trusted",
-)
+_SPEC_FIELDS = ("girder_api_url", "package", "title", *OPTION_NAMES, "dependencies", "trusted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +85,8 @@ def payload_pieces(spec: JobSpec) -> list[dict[str, Any]]:
 
 
 def _record(spec: JobSpec, own_token: bool, from_girder: bool) -> dict[str, Any]:
-    record = {name: getattr(spec, name) for name in _OPTION_FIELDS}
     return {
+        **{name: getattr(spec, name) for name in _SPEC_FIELDS},
         "_id": ObjectId(spec.id),
         "task": spec.task,
         "token": spec.token,
@@ -106,7 +96,6 @@ def _record(spec: JobSpec, own_token: bool, from_girder: bool) -> dict[str, Any]
         **({"payload": spec.payload} if len(spec.payload) <= INLINE_BYTES else {}),
         # Pairs, since the name of a resource may hold what a key of MongoDB may not.
         "resources": list(spec.resources.items()) if spec.resources else None,
-        **record,
     }
 
 
@@ -133,6 +122,11 @@ def load_specs(records: Iterable[Mapping[str, Any]], attempts: Mapping[Any, int]
 def _spec(
     record: Mapping[str, Any], payload: bytes, attempt: int, default_api_url: str | None
 ) -> JobSpec:
+    # A job that an older version recorded lacks some. Its api_url may have come with a request, and
+    # is not among them.
+    fields = {name: record[name] for name in _SPEC_FIELDS if record.get(name) is not None}
+    if "resources" in fields:
+        fields["resources"] = dict(fields["resources"])
     return JobSpec(
         id=str(record["_id"]),
         attempt=attempt,
@@ -140,10 +134,7 @@ def _spec(
         payload=payload,
         token=record["token"],
         default_api_url=default_api_url,
-        resources=dict(record["resources"]) if record["resources"] else None,
-        # A job that was recorded by an older version has not all of them. Its api_url may have
-        # come with a request, and is not among them.
-        **{"trusted": False, **{name: record[name] for name in _OPTION_FIELDS if name in record}},
+        **fields,
     )
 
 

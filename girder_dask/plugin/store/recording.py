@@ -35,9 +35,10 @@ from girder_dask.plugin.store.job_change import JobChange
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.results import AttemptOutcome
 from girder_dask.plugin.store.updates import publish, save
+from girder_dask.protocol.execution_options import OPTION_NAMES
 from girder_dask.protocol.messages import JobSpec, MapParent, Submission
 from girder_dask.protocol.payload import pack_call
-from girder_dask.tasks.options import checked_placement
+from girder_dask.tasks.options import checked_options
 
 __all__ = ["RecordedJob", "queue_inactive", "record", "record_map"]
 
@@ -54,8 +55,6 @@ _MAYBE_RECORDED = (
     "Whether they were recorded is not known: look in Girder's list of jobs before you start them "
     "again."
 )
-
-_OPTIONS = ("retries", "timeout", "resources", "priority", "isolation", "at_most_once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +218,7 @@ def _draft(
         title=str(job["title"]),
         dependencies=list(submission.dependencies) or None,
         trusted=authority.runs_code,
-        **{name: getattr(submission, name) for name in _OPTIONS},
+        **{name: getattr(submission, name) for name in OPTION_NAMES},
     )
     return _Draft(job, spec, owner, own, authority.starts_its_package(submission.task))
 
@@ -337,7 +336,7 @@ def queue_inactive(job: dict[str, Any], user: Mapping[str, Any] | None) -> Recor
         package=given.get("package"),
         title=str(job["title"]),
         trusted=True,
-        **checked_placement({n: given[n] for n in _OPTIONS if n in given}, task),
+        **checked_options(given, task),
     )
     _queue(_Draft(job, spec, user, token, from_girder=True), now)
     return RecordedJob(job, spec)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from bson import ObjectId
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
+from girder_dask.protocol.execution_options import OPTION_NAMES, ExecutionOptions
 
 __all__ = [
     "MalformedDocument",
@@ -58,10 +60,6 @@ def is_id_value(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**62
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**62
 
 
 def _is_number(value: Any) -> bool:
@@ -115,7 +113,6 @@ def _is_resource(value: Any) -> bool:
 
 
 _COUNT: Rule = (_is_count, "a count")
-_WHOLE: Rule = (_is_whole, "a whole number")
 _TEXT: Rule = (_is_text, "text")
 _TRUTH: Rule = (_is_truth, "true or false")
 _TIME: Rule = (_is_time, "a time")
@@ -181,11 +178,6 @@ _RECORD_IF_THERE: Mapping[str, Rule] = {
     "girder_api_url": _or_none(_TEXT),
     "package": _or_none(_TEXT),
     "title": _or_none(_TEXT),
-    "retries": _or_none(_COUNT),
-    "timeout": _or_none((_is_number, "a number of seconds")),
-    "priority": _or_none(_WHOLE),
-    "isolation": _or_none(_TEXT),
-    "at_most_once": _or_none(_TRUTH),
 }
 
 
@@ -238,6 +230,15 @@ def check_record(record: Mapping[str, Any]) -> None:
     """Raise Malformed unless a document of ``dask_job`` says how to run a job."""
     _check(record.get("_id"), record, _RECORD, "dask_job.")
     _check(record.get("_id"), record, _RECORD_IF_THERE, "dask_job.", if_there=True)
+    options = {name: record[name] for name in OPTION_NAMES if record.get(name) is not None}
+    if "resources" in options:
+        options["resources"] = dict(options["resources"])
+    for name, value in options.items():
+        try:
+            msgspec.convert({name: value}, ExecutionOptions)
+        except msgspec.ValidationError as e:
+            problem = str(e).partition(" - at ")[0]
+            raise Malformed(record.get("_id"), f"dask_job.{name}", f"valid ({problem})") from e
 
 
 def check_log(job_id: Any, beside: Any) -> None:

@@ -7,9 +7,10 @@ import functools
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from girder_dask.protocol.payload import Call
 from girder_dask.tasks.completion import completed

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from girder_dask.errors import CancelInterrupt, JobFailed
 from girder_dask.jobs import JobStatus

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_dask.protocol.job_fields import checked_fields
-from girder_dask.protocol.messages import from_json, to_json
+from girder_dask.protocol.wire_json import from_json, to_json
 
 DAY = dt.datetime(2026, 1, 2, 3, tzinfo=dt.timezone.utc)
 

@@ -15,8 +15,9 @@ from distributed import Nanny, Scheduler
 
 from girder_dask import config
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.messages import JobSpec, to_json
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import pack_call
+from girder_dask.protocol.wire_json import to_json
 from girder_dask.scheduler.plugin import GirderSchedulerPlugin
 from girder_dask.scheduler_hooks import make_plugin
 from tests.support.deadline import soon

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.messages import JobEvent, JobUpdate, to_json
+from girder_dask.protocol.messages import JobEvent, JobUpdate
+from girder_dask.protocol.wire_json import to_json
 from girder_dask.scheduler.recorder import Recorder
 from tests.support.deadline import SECONDS, soon
 

@@ -175,9 +175,9 @@ def test_options_return_another_task(backend: RecordingBackend) -> None:
     [
         ({"retires": 2}, "Did you mean retries"),
         ({"queue": "local"}, "resources="),
-        ({"timeout": -1}, "no positive number"),
+        ({"timeout": -1}, "timeout=-1: Expected `float` > 0"),
         ({"bind": True}, "do not exist"),
-        ({"at_most_once": 1}, "True or False"),
+        ({"at_most_once": 1}, "at_most_once=1: Expected `bool`, got `int`"),
         ({"at_most_once": True, "retries": 1}, "has no retries"),
     ],
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from msgspec.structs import fields, replace
 
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin.store.validation import (

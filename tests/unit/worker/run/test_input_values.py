@@ -10,8 +10,8 @@ import dask
 import pytest
 
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.messages import to_json
 from girder_dask.protocol.payload import Dependency, Unpicklable, pack_value
+from girder_dask.protocol.wire_json import to_json
 from girder_dask.worker.run.runner import Run
 from tests.support.local_girder import Peer, serving
 from tests.support.run_worker import Worker

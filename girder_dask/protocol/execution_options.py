@@ -1,0 +1,132 @@
+"""Execution options: how a job runs, the same for tasks, submissions and job specs."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import astuple
+
+__all__ = ["OPTION_NAMES", "ExecutionOptions"]
+
+_LIMIT = 2**31
+
+_Count = Annotated[int, Meta(ge=0, lt=_LIMIT)]
+_Priority = Annotated[int, Meta(gt=-_LIMIT, lt=_LIMIT)]
+_Seconds = Annotated[float, Meta(gt=0, lt=_LIMIT)]
+# The upper bound keeps infinity out.
+_Amount = Annotated[float, Meta(gt=0, lt=1e300)]
+# A pattern, since the error of a Literal does not name the possible values.
+_Isolation = Annotated[str, Meta(pattern=r"^(thread|process)\Z")]
+
+
+class ExecutionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a job runs.
+
+    A new option is declared here, documented at :func:`girder_dask.task`, and read where it takes
+    effect. Whatever records, sends and checks options takes names and types from this class.
+
+    Attributes
+    ----------
+    retries
+        How many more times a task that raised is tried.
+    timeout
+        Seconds that the function may run, or None.
+    resources
+        Dask worker resources that the job needs.
+    priority
+        Larger runs earlier.
+    isolation
+        ``'thread'`` or ``'process'``, None for what the worker does by default.
+    at_most_once
+        Whether a second run must not begin the function, even if the first one was lost.
+    """
+
+    retries: _Count = 0
+    timeout: _Seconds | None = None
+    resources: Mapping[str, _Amount] | None = None
+    priority: _Priority = 0
+    isolation: _Isolation | None = None
+    at_most_once: bool = False
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> ExecutionOptions:
+        """Return the options in ``given``, with numbers of any kind as Python's.
+
+        Raises
+        ------
+        ValueError
+            If one makes no sense; it names the option and its value.
+
+        Examples
+        --------
+        >>> ExecutionOptions.checked({'retries': 2}).retries
+        2
+        >>> ExecutionOptions.checked({'retries': -1})
+        Traceback (most recent call last):
+            ...
+        ValueError: retries=-1: Expected `int` >= 0
+        """
+        try:
+            plain = {name: _plain(value) for name, value in given.items()}
+            options = msgspec.convert(plain, ExecutionOptions)
+        except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as e:
+            raise _first_error(given) or e from e
+        options.check()
+        return options
+
+    def check(self) -> None:
+        """Raise ValueError for what types cannot express, with the path of the field."""
+        for name in self.resources or ():
+            if not name.strip() or not name.isprintable():
+                raise ValueError(f"Expected a printable name, got {name!r:.200} - at `$.resources`")
+        if self.at_most_once and self.retries:
+            raise ValueError("Expected 0: a job with at_most_once has no retries - at `$.retries`")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the values without their names: each task of Dask has such an object."""
+        return _rebuild, (type(self), *astuple(self))
+
+
+#: The names of the execution options.
+OPTION_NAMES: tuple[str, ...] = ExecutionOptions.__struct_fields__
+
+
+def _rebuild(cls: type[ExecutionOptions], *values: Any) -> ExecutionOptions:
+    # Options are keywords, and come after the other fields.
+    others = len(values) - len(OPTION_NAMES)
+    return cls(*values[:others], **dict(zip(OPTION_NAMES, values[others:], strict=True)))
+
+
+def _first_error(given: Mapping[str, Any]) -> ValueError | None:
+    """Return an error that names the first option that makes no sense, and its value."""
+    for name, value in given.items():
+        try:
+            msgspec.convert({name: _plain(value)}, ExecutionOptions)
+        except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as e:
+            return ValueError(f"{name}={_shown(value)}: {str(e).partition(' - at ')[0]}")
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of any kind, such as numpy's, as Python's, and so those of a mapping."""
+    if isinstance(value, (bool, str, int, float, type(None))):
+        return value
+    if hasattr(value, "__index__"):
+        return operator.index(value)
+    if isinstance(value, numbers.Real) or hasattr(value, "__float__"):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.200}"
+    except ValueError:  # an integer of thousands of digits
+        return "…"
