@@ -182,7 +182,7 @@ _RECORD_IF_THERE: Mapping[str, Rule] = {
 
 
 def check_job(job: Mapping[str, Any]) -> None:
-    """Raise Malformed unless a job can be updated, claimed and canceled."""
+    """Raise MalformedDocument unless a job can be updated, claimed and canceled."""
     job_id = job.get("_id")
     if not isinstance(job_id, ObjectId):
         raise MalformedDocument(job_id, "_id", "an id of Girder")
@@ -199,7 +199,7 @@ def check_job(job: Mapping[str, Any]) -> None:
 
 
 def check_map_parent(job: Mapping[str, Any]) -> None:
-    """Raise Malformed unless a job is a parent of a map that can be counted."""
+    """Raise MalformedDocument unless a job is a parent of a map that can be counted."""
     check_job(job)
     _check(job["_id"], job, {"updated": _TIME})
     group: Any = (job.get("dask") or {}).get("group")
@@ -209,7 +209,7 @@ def check_map_parent(job: Mapping[str, Any]) -> None:
 
 
 def check_position(job: Mapping[str, Any]) -> None:
-    """Raise Malformed unless a job that was read in part has an attempt and a sequence."""
+    """Raise MalformedDocument unless a job that was read in part has an attempt and a sequence."""
     _check(job["_id"], job["dask"], {n: _OPEN[n] for n in ("attempt", "sequence")}, "dask.")
     if not isinstance(job["_id"], ObjectId):
         raise MalformedDocument(job["_id"], "_id", "an id of Girder")
@@ -227,28 +227,29 @@ def is_map_parent(job: Mapping[str, Any]) -> bool:
 
 
 def check_record(record: Mapping[str, Any]) -> None:
-    """Raise Malformed unless a document of ``dask_job`` says how to run a job."""
+    """Raise MalformedDocument unless a document of ``dask_job`` says how to run a job."""
     _check(record.get("_id"), record, _RECORD, "dask_job.")
     _check(record.get("_id"), record, _RECORD_IF_THERE, "dask_job.", if_there=True)
     options = {name: record[name] for name in OPTION_NAMES if record.get(name) is not None}
     if "resources" in options:
         options["resources"] = dict(options["resources"])
-    for name, value in options.items():
-        try:
-            msgspec.convert({name: value}, ExecutionOptions)
-        except msgspec.ValidationError as e:
-            problem = str(e).partition(" - at ")[0]
-            raise Malformed(record.get("_id"), f"dask_job.{name}", f"valid ({problem})") from e
+    try:
+        msgspec.convert(options, ExecutionOptions)
+    except msgspec.ValidationError as e:
+        problem, _, path = str(e).rpartition("$.")
+        name = path.partition("[")[0].strip("`")
+        problem = problem.partition(" - at ")[0]
+        raise MalformedDocument(record.get("_id"), f"dask_job.{name}", f"valid ({problem})") from e
 
 
 def check_log(job_id: Any, beside: Any) -> None:
-    """Raise Malformed unless something is what a job says of its log in pieces."""
+    """Raise MalformedDocument unless something is what a job says of its log in pieces."""
     _check(job_id, {"dask_log": beside}, {"dask_log": _MAPPING})
     _check(job_id, beside, _LOG, "dask_log.", if_there=True)
 
 
 def check_outcome(job_id: Any, kept: Any) -> None:
-    """Raise Malformed unless something is what is kept of the end of a job, or a part of it."""
+    """Raise MalformedDocument unless something is what is kept of the end of a job, or a part of it."""
     _check(job_id, {"dask_outcome": kept}, {"dask_outcome": _MAPPING})
     _check(job_id, kept, _OUTCOME, "dask_outcome.", if_there=True)
 
