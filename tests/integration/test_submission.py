@@ -85,7 +85,7 @@ def test_an_exception_is_kept_beside_the_error(girder_stack, girder_admin):
         ({"submissions": [call(isolation="none")]}, "(thread|process)"),
         ({"submissions": [call("no_task")]}, "- at `$.task`"),
         ({"submissions": [call(payload=b"x")]}, "Expected a packed call - at `$.payload`"),
-        ({"submissions": [call(dependencies=["x"])]}, "- at `$.dependencies[...]`"),
+        ({"submissions": [call(dependencies=["x"])]}, "- at `$.dependencies[0]`"),
         ({"submissions": [call(other_fields={"created": 5})]}, "must not set created"),
         ({"submissions": [call(other_fields={"userId": "x"})]}, "must not set userId"),
         ({"submissions": [call(other_fields={"parentId": "x"})]}, "there is no job 'x'"),
