@@ -249,7 +249,7 @@ def check_log(job_id: Any, beside: Any) -> None:
 
 
 def check_outcome(job_id: Any, kept: Any) -> None:
-    """Raise MalformedDocument unless something is what is kept of the end of a job, or a part of it."""
+    """Raise MalformedDocument unless something is the stored outcome of a job, or a part of it."""
     _check(job_id, {"dask_outcome": kept}, {"dask_outcome": _MAPPING})
     _check(job_id, kept, _OUTCOME, "dask_outcome.", if_there=True)
 
