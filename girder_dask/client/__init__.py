@@ -1,3 +1,3 @@
-"""Submitting jobs and watching them: from Girder, notebooks, scripts and running tasks."""
+"""Submission and observation of jobs from Girder, notebooks, scripts and running tasks."""
 
 __all__: list[str] = []

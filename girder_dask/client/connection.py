@@ -1,4 +1,4 @@
-"""``connect()``: the way to Girder for notebooks and scripts."""
+"""Connection to Girder for notebooks and scripts: ``connect()``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ __all__ = ["Connection", "connect"]
 
 _API_PATH = "/api/v1"
 
-# Seconds for which Girder may be silent before it counts as not there.
 _ANSWER_TIMEOUT_S = 10.0
 
 _current: Connection | None = None
@@ -28,16 +27,16 @@ _current: Connection | None = None
 
 @final
 class Connection:
-    """The way from this process to a Girder, which :func:`connect` opened.
+    """The connection of this process to a Girder, opened by :func:`connect`.
 
-    It is a context manager, which closes it at its end.
+    As a context manager, it is closed at the end of the block.
 
     Attributes
     ----------
     api_url
         Girder's REST API.
     user
-        The login of the user whose jobs are started, None if the API key does not tell.
+        The login of the user whose jobs are started. None if the token may not read it.
     """
 
     def __init__(self, backend: RestBackend, user: str | None) -> None:
@@ -57,7 +56,7 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether ``delay()`` goes through this connection."""
+        """Whether ``delay()`` uses this connection."""
         return _current is self
 
     @property
@@ -66,7 +65,7 @@ class Connection:
         return self._backend.dask_client()
 
     def close(self) -> None:
-        """Close it. Jobs go on; ``delay()`` in this process raises NotConnectedError."""
+        """Close the connection. Jobs continue. ``delay()`` here raises NotConnectedError."""
         global _current
         unset_backend(self._backend)
         if _current is self:
@@ -81,24 +80,23 @@ def connect(
     token: str | None = None,
     scheduler: str | Client | None = None,
 ) -> Connection:
-    """Have ``delay()`` in this process record its jobs in a Girder.
+    """Connect this process to a Girder, in which ``delay()`` then records jobs.
 
-    A process has one connection: a new one closes the one before.
+    There is one connection per process; connecting again replaces it.
 
     Parameters
     ----------
     api_url
-        Girder, for example ``https://girder.example.org``, or its REST API.
+        The address of Girder, for example ``https://girder.example.org``, or of its REST API.
     api_key
-        An API key of yours, from the page of your account in Girder. Keep it out of the
-        notebook: read it from the environment or with ``getpass``.
+        Your API key, from your account page in Girder. Keep it out of the notebook: read it from
+        the environment or with ``getpass``.
     token
-        A Girder token, in place of an API key.
+        A Girder token, instead of an API key.
     scheduler
-        The Dask scheduler that Girder uses, as an address such as
-        ``'tcp://dask.example.org:8786'`` or as a ``distributed.Client``. It is needed for
-        :attr:`JobResult.future`, for values too large to be kept in Girder and for
-        ``girder_job_disable=True``; all else works without.
+        Girder's Dask scheduler, as an address such as ``'tcp://dask.example.org:8786'`` or as a
+        ``distributed.Client``. :attr:`JobResult.future`, values too large for Girder and
+        ``girder_job_disable=True`` need it; everything else works without.
 
     Returns
     -------
@@ -107,18 +105,18 @@ def connect(
     Raises
     ------
     GirderError
-        If what answers there is no Girder with the plugin dask, or does not accept the key.
+        If there is no Girder with the plugin dask at the address, or it rejects the key.
     SchedulerError
         If the scheduler does not answer.
     NotConnectedError
-        If it is called in a Girder, in a running task, or without a key.
+        If the call is inside Girder, inside a running task, or without a key.
     """
     global _current
     _check_place()
     if (api_key is None) == (token is None):
         raise NotConnectedError(
-            "girder_dask.connect() takes an API key or a token, and one of them: "
-            "connect(api_url, api_key=…). You make API keys in Girder, on the page of your account."
+            "girder_dask.connect() takes either an API key or a token: connect(api_url, "
+            "api_key=…). Create an API key on your account page in Girder."
         )
     found, version = _find(_checked(api_url))
     from girder_dask.client.rest_backend import RestBackend
@@ -151,7 +149,7 @@ def _check_place() -> None:
     if in_run():
         raise NotConnectedError(
             "girder_dask.connect() is for notebooks and scripts. In a task that runs as a job, "
-            "delay() needs no connection: it makes child jobs of the running one."
+            "delay() needs no connection: it creates child jobs of the running job."
         )
     if _current is None and has_backend():
         raise NotConnectedError(
@@ -161,23 +159,23 @@ def _check_place() -> None:
 
 
 def _checked(api_url: str) -> str:
-    """Return the address without what does not belong to it."""
+    """Return the address without query, fragment and trailing slash."""
     parts = urlsplit(str(api_url).strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise GirderError(
-            f"{str(api_url).rpartition('@')[2]!r} is no address of a Girder. Give one such as "
+            f"{str(api_url).rpartition('@')[2]!r} is not the address of a Girder. Pass one such as "
             "'https://girder.example.org'."
         )
     if "@" in parts.netloc or parts.query:
         raise GirderError(
-            f"The address of the Girder at {parts.hostname} pins more than an address. Addresses "
-            "end up in logs: give the API key as connect(api_url, api_key=…)."
+            f"The address of the Girder at {parts.hostname} contains a user, a password or a "
+            "query. Addresses end up in logs: pass the API key as connect(api_url, api_key=…)."
         )
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
 def _find(url: str) -> tuple[str, str]:
-    """Return where the REST API is, and the version of its plugin dask."""
+    """Return the address of the REST API, and the version of its plugin dask."""
     from girder_dask.http.probe import ApiProbe
 
     candidates = [url] if url.endswith(_API_PATH) else [url + _API_PATH, url]
@@ -195,27 +193,27 @@ def _find(url: str) -> tuple[str, str]:
                     status=404,
                 )
     raise GirderError(
-        f"There is no Girder at {url}: something answers there, but not as Girder's REST API "
-        "does. Give the address that a browser shows for Girder, or that of its REST API."
+        f"There is no Girder at {url}: the server there does not answer like Girder's REST API. "
+        "Pass the address that a browser shows for Girder, or that of its REST API."
     )
 
 
 def _signed_in(backend: RestBackend) -> str | None:
-    """Return the login of the user, None if the token does not tell."""
+    """Return the login of the user. None if the token may not read it."""
     try:
         user = backend.user()
     except GirderError as e:
         if e.status not in (400, 401, 403):
             raise
         raise GirderError(
-            f"Girder at {backend.api_url} does not accept the API key or token ({e}). You make "
-            "API keys in Girder, on the page of your account.",
+            f"Girder at {backend.api_url} rejects the API key or token ({e}). Create an API key on "
+            "your account page in Girder.",
             status=e.status,
         ) from None
     if not user.get("_id"):
         raise GirderError(
             f"Girder at {backend.api_url} does not know the token; it may have expired. Connect "
-            "with an API key, which gives new tokens by itself: connect(api_url, api_key=…).",
+            "with an API key, which is exchanged for new tokens: connect(api_url, api_key=…).",
             status=401,
         )
     login = user.get("login")
@@ -225,7 +223,7 @@ def _signed_in(backend: RestBackend) -> str | None:
 def _warn_of_version(version: str, url: str) -> None:
     if version != __version__:
         warnings.warn(
-            f"Girder at {url} has girder_dask {version}, and here is {__version__}. Install the "
-            f"same here: pip install girder_dask=={version}",
+            f"Girder at {url} has girder_dask {version}, but {__version__} is installed here. "
+            f"Install the same version: pip install girder_dask=={version}",
             stacklevel=3,
         )

@@ -1,8 +1,8 @@
 """Dask futures of the values of jobs.
 
-A future that this process holds keeps the value of its job on the cluster. Girder's jobs
-belong to the scheduler's own client, so the scheduler is asked to count ours in
-(RPC ``girder_pin``), and tells the key.
+A future in this process pins the value of its job on the cluster. Girder's jobs belong to the
+scheduler's own client, so the scheduler has to register ours (RPC ``girder_pin``). It returns the
+key.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ __all__ = ["future_of", "pin"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds for the scheduler to answer. It waits up to 5 s for a job that it has not got yet.
+# The scheduler waits up to 5 s for a job that it has not received yet.
 _RPC_TIMEOUT_S = 15.0
-# Seconds between two questions about a job of which Girder has not heard the end yet.
+# Between two requests for the result of a job whose end Girder has not recorded yet.
 _POLL_INTERVAL_S = 0.05
 
 
 def future_of(job_id: str) -> Future[Any]:
-    """Return a Dask future of the value that a job returns.
+    """Return a Dask future of the value of a job.
 
     Raises
     ------
     SchedulerError
         If no Dask scheduler is known here, or it does not answer.
     ResultUnavailable
-        If the value is not on the cluster, and Girder does not have it; or if it is that of
-        another user's job, as a future unpickles it.
+        If neither the cluster nor Girder has the value, or if the job is another user's: a
+        future would unpickle its value.
     GirderError
         If the user may not read the job.
     """
@@ -57,7 +57,7 @@ def future_of(job_id: str) -> Future[Any]:
         key = _key(backend, client, job_id)
         if key is not None:
             return _future_of_key(client, key)
-        # The scheduler has nothing more to do for the job. Girder may hear of its end just now.
+        # The scheduler has finished the job. Its update may be on the way to Girder.
         stored = backend.load_result(job_id)
         if stored.status in (None, *FINAL) or time.monotonic() >= deadline:
             return _scattered(backend, client, job_id, stored)
@@ -65,56 +65,56 @@ def future_of(job_id: str) -> Future[Any]:
 
 
 def _key(backend: Backend, client: Client, job_id: str) -> str | None:
-    """Return the key of a job's value, None if the scheduler does not have it (any more)."""
+    """Return the key of a job's value. None if the scheduler does not have it."""
     try:
         keys: dict[str, str] = cast("Any", client.sync)(_pinned_keys, client, [job_id])
     except (OSError, asyncio.TimeoutError, ValueError, AttributeError, RuntimeError) as e:
         raise SchedulerError(
-            f"The Dask scheduler at {backend.scheduler_address()} does not say where the value of "
-            f"job {job_id} is ({type(e).__name__}: {e}). 'girder-dask doctor' tells whether it is "
-            "the one that runs Girder's jobs."
+            f"The Dask scheduler at {backend.scheduler_address()} does not return the key of the "
+            f"value of job {job_id} ({type(e).__name__}: {e}). 'girder-dask doctor' shows whether "
+            "it is the one that runs Girder's jobs."
         ) from e
     return keys.get(job_id)
 
 
 def _check_access(backend: Backend, job_id: str) -> None:
-    # The scheduler itself gives any value to any client.
+    # The scheduler itself returns any value to any client.
     known = backend.load_jobs([job_id]) or [backend.load_job(job_id)]
     if getattr(backend, "pins", False) and not backend.unpickles(known[0]):
         raise ResultUnavailable(
-            f"Job {job_id} is not one of yours, and a future would unpickle its value, which can "
-            "run code of its owner. get() returns it if it is plain.",
+            f"Job {job_id} is not yours, and a future would unpickle its value, which can run code "
+            "of its owner. get() returns it if it is plain.",
             job_id=job_id,
         )
 
 
 def pin(backend: Backend, results: Sequence[JobResult]) -> None:
-    """Begin to hold the values of new jobs, where the backend does that. Returns at once."""
+    """Begin to pin the values of new jobs, if the backend does so. Returns at once."""
     if not getattr(backend, "pins", False):
         return
     client = backend.dask_client()
     references = {result.id: weakref.ref(result) for result in results}
     loop = cast("Any", client.loop).asyncio_loop
     holding = asyncio.run_coroutine_threadsafe(_pin(client, references), loop)
-    log_failure(holding, logger, "Holding the values of jobs")
+    log_failure(holding, logger, "Pinning the values of jobs")
 
 
 async def _pin(client: Client, references: dict[str, weakref.ref[JobResult]]) -> None:
     try:
         keys = await _pinned_keys(client, list(references))
-    except Exception as e:  # noqa: BLE001 - it is asked again when the value is needed
-        logger.info("The values of %d jobs are not held (%s).", len(references), e)
+    except Exception as e:  # noqa: BLE001 - the request is repeated when a value is needed
+        logger.info("The values of %d jobs are not pinned (%s).", len(references), e)
         return
     for job_id, key in keys.items():
         result = references[job_id]() if job_id in references else None
-        # Without anybody to hold it, the future goes at once, and the scheduler lets go too.
+        # If the result is gone, so is the future at once, and the scheduler releases the value.
         future = _future_of_key(client, key)
         if result is not None:
             result._pin(future)  # noqa: SLF001 - of this package
 
 
 async def _pinned_keys(client: Client, job_ids: list[str]) -> dict[str, str]:
-    """Have the scheduler count this client in, and return the keys of jobs that it knows."""
+    """Register this client with the scheduler, and return the keys of the jobs that it knows."""
     scheduler: Any = client.scheduler
     answer = await asyncio.wait_for(
         scheduler.girder_pin(jobs=job_ids, client=client.id), _RPC_TIMEOUT_S
@@ -125,18 +125,18 @@ async def _pinned_keys(client: Client, job_ids: list[str]) -> dict[str, str]:
 
 
 def _future_of_key(client: Client, key: str) -> Future[Any]:
-    """Return a future of a key that the scheduler holds for this client."""
+    """Return a future of a key that the scheduler has pinned for this client."""
     from distributed import Future
 
     future: Future[Any] = Future(key, client)
-    # The scheduler tells the state of the key once more, now that somebody listens.
+    # Now that there is a future, the scheduler sends the state of the key again.
     message = {"op": "client-desires-keys", "keys": [key], "client": client.id}
     cast("Any", client)._send_to_scheduler(message)  # noqa: SLF001 - what Dask's own futures do
     return future
 
 
 def _scattered(backend: Backend, client: Client, job_id: str, stored: StoredResult) -> Future[Any]:
-    """Return a future of a value that only Girder has."""
+    """Return a future of a value that only Girder stores."""
     if stored.value is not None:
         try:
             value = open_value(stored.value, unpickle=backend.unpickles({"_id": job_id}))
@@ -144,7 +144,7 @@ def _scattered(backend: Backend, client: Client, job_id: str, stored: StoredResu
             raise ResultUnavailable(
                 f"The value of job {job_id} is not on the Dask cluster, and {e}.", job_id=job_id
             ) from e
-        # As an item of a list, so that a dict or a list becomes one future.
+        # In a list, so that a dict or a list becomes one future.
         (future,) = cast("Any", client).scatter([value], hash=False)
         return cast("Future[Any]", future)
     why = f" ({stored.error})" if stored.error else ""

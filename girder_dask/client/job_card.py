@@ -1,4 +1,4 @@
-"""The card of a job in a notebook. It follows the job while both are there."""
+"""Live card of a job in a notebook, kept up to date while the job runs."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = ["JobCard", "mimebundle"]
 logger = logging.getLogger(__name__)
 
 _MIN_POLL_S, _MAX_POLL_S, _POLL_GROWTH = 0.3, 5.0, 1.15
-# A log comes as a whole: looking at it takes no more than this part of the time.
+# Each update loads the whole log. Loading takes at most this share of the time.
 _MAX_LOG_TIME_SHARE = 0.1
 
 
-#: The cards of jobs that are followed, so that a job which is shown twice is asked for once.
+#: The live cards by job, so that a job which is shown twice is polled once.
 _cards: weakref.WeakValueDictionary[str, JobCard] = weakref.WeakValueDictionary()
 
 
 def mimebundle(
     result: JobResult, include: Any = None, exclude: Any = None
 ) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
-    """Return what Jupyter shows for a job: a card, live if ipywidgets is installed.
+    """Return the representations of a job for Jupyter: a card, live if ipywidgets is installed.
 
-    ``include`` and ``exclude`` are IPython's, which filters what this returns by itself.
+    ``include`` and ``exclude`` are IPython's, which applies them to what this returns.
     """
     plain = {"text/plain": repr(result)}
     if not progress_bar.is_notebook():
@@ -48,7 +48,7 @@ def mimebundle(
         backend = get_backend()
         job = backend.load_job(result.id, log=True)
     except GirderDaskError as e:
-        logger.info("No card is drawn for job %s: %s", result.id, e)
+        logger.info("Job %s is shown without a card: %s", result.id, e)
         return plain
     html = render(job, url=_page(backend, result.id))
     static = {**plain, "text/html": html}
@@ -56,7 +56,7 @@ def mimebundle(
         return static
     widget = _live_widget(backend, job, html)
     if widget is None:
-        note = "This card stays as it is. Install ipywidgets for one that follows the job."
+        note = "This card is not updated. Install ipywidgets for a live one."
         return {**plain, "text/html": render(job, url=_page(backend, result.id), note=note)}
     bundle = widget._repr_mimebundle_(include=include, exclude=exclude)
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
@@ -70,7 +70,7 @@ def _live_widget(backend: Backend, job: Mapping[str, Any], html: str) -> HTML | 
         return None
     card = _cards.get(str(job["_id"]))
     if card is None or card.is_over:
-        # With a count of 0, the notebook says how often the widget is on show.
+        # With a count of 0, the notebook reports how often the widget is displayed.
         card = JobCard(backend, job, HTML(value=html, _view_count=0))
         _cards[str(job["_id"])] = card
         card.follow()
@@ -78,16 +78,16 @@ def _live_widget(backend: Backend, job: Mapping[str, Any], html: str) -> HTML | 
 
 
 class JobCard:
-    """A widget that shows a job, and the thread that keeps it up to date.
+    """A widget that shows a job, and the thread that updates it.
 
-    The thread ends when the job has ended, when the widget was closed or is on show no more,
-    when the connection to Girder was closed, or with the kernel. It begins again when the
-    widget comes back.
+    The thread ends when the job has ended, when the widget is closed or no longer displayed,
+    when the connection to Girder is closed, and with the kernel. It starts again when the widget
+    is displayed again.
 
     Parameters
     ----------
     backend
-        The way to Girder.
+        The connection to Girder.
     job
         The job document, with its log.
     widget
@@ -104,12 +104,12 @@ class JobCard:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
-        #: Whether there is nothing more to follow.
+        #: Whether the widget is final.
         self.is_over = False
         widget.observe(self._on_views, names="_view_count")
 
     def follow(self) -> None:
-        """Keep the widget up to date, in a thread."""
+        """Update the widget from a thread."""
         with self._lock:
             if self._thread is None and not self.is_over:
                 self._thread = threading.Thread(
@@ -125,7 +125,7 @@ class JobCard:
             self.follow()
 
     def _is_wanted(self) -> bool:
-        """Return True if there is a widget to update that may be on show."""
+        """Return True if the widget may be displayed and is not final."""
         is_hidden = self._was_seen and not self.widget._view_count  # noqa: SLF001 - its only name
         return not (self.is_over or self._is_closed or is_hidden)
 
@@ -142,7 +142,7 @@ class JobCard:
             time.sleep(guard.delay_s)
 
     def _stop_if_unwanted(self) -> bool:
-        """Give up the thread if the widget needs no more updates; return True if so."""
+        """End the thread if the widget needs no updates. Return True if it ends."""
         with self._lock:
             if self._is_wanted():
                 return False
@@ -163,7 +163,7 @@ class JobCard:
             self._draw()
 
     def _poll(self) -> bool:
-        """Ask Girder how the job is, and say whether that is news."""
+        """Load the job from Girder. Return True if it has changed."""
         job_id = str(self._job["_id"])
         try:
             states = self._backend.load_jobs([job_id])
@@ -173,7 +173,7 @@ class JobCard:
             self._job = self._backend.load_job(job_id, log=True)
             self._state = state
         except NotConnectedError:
-            self._end("The connection to Girder was closed; this card stays as it is.")
+            self._end("The connection to Girder was closed. This card is no longer updated.")
             return False
         except GirderDaskError as e:
             self._fail(e)
@@ -187,9 +187,9 @@ class JobCard:
     def _fail(self, error: GirderDaskError) -> None:
         status = getattr(error, "status", None)
         if status in (400, 401, 403, 404):
-            self._end("The job is not there any more, or may not be read.")
+            self._end("The job was deleted, or you may no longer read it.")
         else:
-            self._draw("Girder does not answer just now.")
+            self._draw("Girder does not answer at the moment.")
 
     def _end(self, note: str | None) -> None:
         self.is_over = True
@@ -201,7 +201,7 @@ class JobCard:
 
 
 def _page(backend: Backend, job_id: str) -> str | None:
-    """Return the page of a job in Girder, if this process knows where that is."""
+    """Return the address of a job's page in Girder, or None if this process does not know it."""
     api_url = getattr(backend, "api_url", None)
     if not isinstance(api_url, str):
         return None

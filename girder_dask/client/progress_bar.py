@@ -1,6 +1,6 @@
-"""The progress bar of terminals and notebooks.
+"""Progress bar in terminals and notebooks.
 
-It is that of tqdm, a small package without dependencies of its own that draws in both.
+It is tqdm's, a small package without dependencies that draws in both.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ __all__ = ["draw", "is_notebook", "is_seen"]
 
 
 def is_seen() -> bool:
-    """Say whether somebody looks: standard error is a terminal, or this is a notebook."""
+    """Return True if a bar would be seen: standard error is a terminal, or this is a notebook."""
     return is_notebook() or bool(getattr(sys.stderr, "isatty", bool)())
 
 
 def draw(total: float | None, message: str | None = None, *, show: bool | None = None) -> Any:
-    """Return a bar with ``update(n)`` and ``close()``, one that shows nothing if nobody looks.
+    """Return a bar with ``update(n)`` and ``close()``.
 
     Parameters
     ----------
     total
-        How much there is to do, None if that is not known.
+        The number of steps, None if unknown.
     message
-        What stands before the bar.
+        The text before the bar.
     show
-        Whether it is shown; None: if somebody looks.
+        Whether the bar is drawn. None: if it would be seen.
     """
     show = is_seen() if show is None else show
     if show and _has_widgets():
@@ -39,7 +39,7 @@ def draw(total: float | None, message: str | None = None, *, show: bool | None =
 
 
 def is_notebook() -> bool:
-    """Say whether this is a kernel of Jupyter, which shows what is written to it."""
+    """Return True if this process is a Jupyter kernel."""
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None

@@ -1,4 +1,4 @@
-"""Submission over Girder's REST API: from a notebook, a script, or a running task."""
+"""Backend that uses Girder's REST API: in notebooks, scripts and running tasks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["RestBackend"]
 
-# Seconds for a connection to the scheduler.
+# To the scheduler.
 _CONNECT_TIMEOUT_S = 5.0
 
-# Most jobs that are asked for in one request.
 _MAX_JOBS_PER_REQUEST = 1_000
 
-# Most bytes of packed calls in one request: Girder reads 64 MiB, in which they take a third more.
+# Of packed calls. Girder reads 64 MiB, in which they take a third more.
 _MAX_REQUEST_BYTES = 47 * 1024**2
 
 
 class RestBackend:
-    """A :class:`girder_dask.client.backend.Backend` over HTTP. Any thread may use it.
+    """A :class:`girder_dask.client.backend.Backend` over HTTP. It is thread-safe.
 
     Parameters
     ----------
@@ -46,23 +45,23 @@ class RestBackend:
     token
         A Girder token, such as that of a running job.
     api_key
-        An API key of the user, in place of a token.
+        An API key of the user, instead of a token.
     dask_client
-        Returns a client of the Dask scheduler. It is called when one is first needed.
+        Returns a client of the Dask scheduler. Called when a client is first needed.
     dask_address
-        The address of the scheduler, in place of ``dask_client``.
+        The address of the scheduler, instead of ``dask_client``.
     ships_code
-        Whether functions are shipped by value.
+        Whether functions travel by value.
     unpickles
-        Whether what jobs return is unpickled: True, or ``'own'`` for only the jobs of the
-        user who is signed in.
+        Whether values of jobs are unpickled: True, or ``'own'`` for only the jobs of the user
+        who is signed in.
     pins
-        Whether what jobs return is held on the cluster for as long as their ``JobResult``.
-    patience
-        Seconds for which Girder may be away before what is asked of it fails.
-    endures
-        Whether it may have internal errors for as long, and the answer to a submission may be
-        lost: within a job.
+        Whether values of jobs are pinned on the cluster for the lifetime of their ``JobResult``.
+    retry_time_s
+        How long requests are repeated while Girder cannot be reached.
+    is_durable
+        Whether internal errors of Girder are retried as well, and submissions whose answer was
+        lost. Within a job.
     session
         Attributes of the ``requests.Session``, such as ``verify``.
 
@@ -83,28 +82,28 @@ class RestBackend:
         ships_code: bool = True,
         unpickles: bool | str = True,
         pins: bool = False,
-        patience: float = 30.0,
-        endures: bool = False,
+        retry_time_s: float = 30.0,
+        is_durable: bool = False,
         session: Mapping[str, Any] | None = None,
     ) -> None:
         self.api_url = api_url.rstrip("/")
         self.ships_code = ships_code
         self.pins = pins
         self._unpickles = unpickles
-        self._endures = endures
+        self._is_durable = is_durable
         self._api = ApiClient(
             api_url,
             token=token,
             api_key=api_key,
-            retry_time_s=patience,
-            retry_internal_errors=endures,
+            retry_time_s=retry_time_s,
+            retry_internal_errors=is_durable,
             session=session,
         )
         self._lock = threading.Lock()
         self._open_client = dask_client
         self._address = dask_address
         self._client: Client | None = None
-        self._made_client = False
+        self._is_client_ours = False
         self._user: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -115,7 +114,7 @@ class RestBackend:
     def submit(
         self, submissions: Sequence[Submission], group: MapParent | None = None
     ) -> list[dict[str, Any]]:
-        """Record a job for each, have Girder send them, and return the job documents.
+        """Record a job for each submission, and return the job documents.
 
         With a group, its parent job is recorded too, and its document comes first.
 
@@ -135,16 +134,16 @@ class RestBackend:
             "submissions": [to_json(submission.to_wire()) for submission in submissions],
             "group": None if group is None else to_json(group.to_wire()),
         }
-        if self._endures:
-            body["key"] = uuid.uuid4().hex  # by which Girder knows a request that comes again
+        if self._is_durable:
+            body["key"] = uuid.uuid4().hex  # the idempotency key of a repeated request
         try:
-            answer = self._api.request("POST", "dask/job", body, repeat=self._endures)
+            answer = self._api.request("POST", "dask/job", body, repeat=self._is_durable)
         except GirderError as e:
             raise _refusal(e, submissions) from e
         return [dict(job) for job in answer["jobs"]]
 
     def unpickles(self, job: Mapping[str, Any]) -> bool:
-        """Say whether what this job returned may be unpickled here, which can run its code."""
+        """Return True if the value of this job may be unpickled here, which can run its code."""
         if self._unpickles != "own":
             return bool(self._unpickles)
         owner = job.get("userId")
@@ -154,14 +153,14 @@ class RestBackend:
         return owner is not None and str(owner) == str(self.user().get("_id"))
 
     def load_job(self, job_id: str, *, log: bool = False) -> dict[str, Any]:
-        """Return a job document. Raises GirderError where there is none that may be read."""
+        """Return a job document. Raises GirderError if there is none that the user may read."""
         job = dict(self._api.request("GET", f"job/{_checked(job_id)}"))
         if not log:
             job.pop("log", None)
         return job
 
     def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return ``_id``, ``title``, ``status`` and ``progress`` of those that may be read."""
+        """Return ``_id``, ``title``, ``status`` and ``progress`` of jobs that the user may read."""
         found: list[dict[str, Any]] = []
         ids = list(job_ids)
         for start in range(0, len(ids), _MAX_JOBS_PER_REQUEST):
@@ -170,15 +169,15 @@ class RestBackend:
         return found
 
     def load_log(self, job_id: str) -> str:
-        """Return all that is kept of the log of a job, which may be long."""
+        """Return the stored log of a job, which may be long."""
         return self._api.get_text(f"dask/job/{_checked(job_id)}/log")
 
     def load_result(self, job_id: str) -> StoredResult:
-        """Return what is kept of the end of a job."""
+        """Return the stored result of a job."""
         return _stored(self._api.request("GET", f"dask/job/{_checked(job_id)}/result"))
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
-        """Return what is kept of the ends of many jobs, by their ids, of those to be read."""
+        """Return the stored results, by id, of those jobs that the user may read."""
         found: dict[str, StoredResult] = {}
         left = list(job_ids)
         while left:
@@ -190,7 +189,7 @@ class RestBackend:
         return found
 
     def cancel(self, job_id: str) -> None:
-        """Ask for the end of a job."""
+        """Cancel a job."""
         self._api.request("PUT", f"dask/job/{_checked(job_id)}/cancel")
 
     def scheduler_address(self) -> str | None:
@@ -200,7 +199,7 @@ class RestBackend:
         return self._address
 
     def dask_client(self) -> Client:
-        """Return a client of the Dask scheduler, which is made when it is first asked for.
+        """Return the client of the Dask scheduler, which the first call creates.
 
         Raises
         ------
@@ -213,25 +212,25 @@ class RestBackend:
             return self._client
 
     def close(self) -> None:
-        """Close the connections. A Dask client that was given stays open."""
+        """Close the connections. A Dask client that was passed in stays open."""
         with self._lock:
             client, self._client = self._client, None
-            made, self._made_client = self._made_client, False
+            is_ours, self._is_client_ours = self._is_client_ours, False
             self._open_client = self._address = None
-        if made and client is not None:
+        if is_ours and client is not None:
             client.close()
         self._api.close()
 
     # -- for connect() --------------------------------------------------------------------
 
     def user(self) -> dict[str, Any]:
-        """Return ``_id`` and, if it may be known, ``login`` of the user who is signed in.
+        """Return ``_id`` of the user who is signed in, and ``login`` if the token may read it.
 
-        The document is empty for nobody.
+        The document is empty if no user is signed in.
         """
         if self._user is None:
             user = self._api.request("GET", "user/me")
-            if user is None:  # the token is limited, or there is none like it
+            if user is None:  # the token has limited scopes, or is unknown
                 token = self._api.request("GET", "token/current") or {}
                 user = {"_id": token["userId"]} if token.get("userId") else {}
             self._user = dict(user)
@@ -243,23 +242,23 @@ class RestBackend:
         if self._address is None:
             known = self._scheduler_of_girder()
             raise SchedulerError(
-                "No Dask scheduler is known here, and this needs one. Connect again with its "
-                "address as this machine reaches it, or with a client of it: "
+                "This needs a Dask scheduler, and none is known here. Connect again with the "
+                "address at which this machine reaches it, or with a client of it: "
                 f"girder_dask.connect(…, scheduler={known or 'tcp://dask.example.org:8786'!r})."
-                f"{' That is how Girder reaches it.' if known else ''}"
+                f"{' Girder reaches it at that address.' if known else ''}"
             )
         from distributed import Client
 
         try:
             _check_reached(self._address)
-            # asynchronous=False, as a notebook's own event loop runs in this thread.
+            # asynchronous=False, since a notebook's own event loop runs in this thread.
             client = Client(self._address, asynchronous=False, set_as_default=False, timeout="10s")
         except (OSError, ValueError) as e:
             raise SchedulerError(
-                f"The Dask scheduler at {self._address} does not answer ({e}). Check the address "
-                "and that this machine reaches it; jobs can be started without it."
+                f"The Dask scheduler at {self._address} does not answer ({e}). Check the address, "
+                "and that this machine can reach it. Jobs can be started without it."
             ) from e
-        self._made_client = True
+        self._is_client_ours = True
         return client
 
     def _scheduler_of_girder(self) -> str | None:
@@ -272,7 +271,7 @@ class RestBackend:
 
 
 def _check_reached(address: str) -> None:
-    """Raise OSError at once if nobody listens there. A client would go on trying."""
+    """Raise OSError at once if nothing listens there. A client would keep trying."""
     from distributed.comm.addressing import resolve_address
 
     scheme, _, host = resolve_address(address).partition("://")
@@ -296,8 +295,8 @@ def _check_owner(given: Sequence[Submission | MapParent]) -> None:
         if call.user is not None:
             task = call.task if isinstance(call, Submission) else None
             raise SubmissionError(
-                f"{task or call.title} was started with girder_user=, which is for code inside "
-                "Girder. Here the owner of a job is the user who is signed in. No job was made.",
+                f"{task or call.title} was started with girder_user=, which only code inside "
+                "Girder may use. Here the user who is signed in owns the job. No job was made.",
                 task=task,
             )
 
@@ -306,10 +305,9 @@ def _check_address(submissions: Sequence[Submission]) -> None:
     for call in submissions:
         if call.api_url is not None:
             raise SubmissionError(
-                f"{call.task} was started with girder_api_url=, which is for code inside Girder. "
-                "The token of a job is sent there, so no request says where that is. Leave it out; "
-                "the operator sets girder.api-url for the scheduler or for the workers. No job was "
-                "made.",
+                f"{call.task} was started with girder_api_url=, which only code inside Girder may "
+                "use, since the job's token is sent there. Leave it out; the operator sets "
+                "girder.api-url for the scheduler or the workers. No job was made.",
                 task=call.task,
             )
 
@@ -328,20 +326,20 @@ def _check_size(submissions: Sequence[Submission]) -> None:
 
 
 def _checked(job_id: str) -> str:
-    """Return an id as it may stand in a path."""
+    """Return an id, quoted for the path of a URL."""
     return quote(str(job_id), safe="")
 
 
 def _refusal(error: GirderError, submissions: Sequence[Submission]) -> Exception:
-    """Return what to raise for a submission that failed."""
+    """Return the exception for a submission that failed."""
     names = sorted({submission.task for submission in submissions})
     task = names[0] if len(names) == 1 else None
-    said = str(error)
+    text = str(error)
     if error.status is None or error.status >= 500:
         return GirderError(
-            f"{said} Whether jobs of {', '.join(names)} were recorded is not known: look in "
-            "Girder's list of jobs before you start them again.",
+            f"{text} Whether jobs of {', '.join(names)} were recorded is not known: check Girder's "
+            "list of jobs before you start them again.",
             status=error.status,
         )
-    made = "" if "No job was made" in said else " No job was made."
-    return SubmissionError(f"{said.rstrip('.')}.{made}", task=task)
+    made = "" if "No job was made" in text else " No job was made."
+    return SubmissionError(f"{text.rstrip('.')}.{made}", task=task)

@@ -95,8 +95,8 @@ def child_jobs(
             api_url,
             token=token,
             dask_client=dask_client,
-            patience=config.seconds("worker.retry-time"),
-            endures=True,
+            retry_time_s=config.seconds("worker.retry-time"),
+            is_durable=True,
             session=None if client is None else client.attributes,
         )
 

@@ -457,7 +457,7 @@ def test_another_scheduler_is_told_apart(girder_stack):
     ):
         result = task(lambda: 1).delay().wait(30)
         assert result.get() == 1
-        with pytest.raises(SchedulerError, match="does not say where the value"):
+        with pytest.raises(SchedulerError, match="does not return the key of the value"):
             _ = result.future
 
 

@@ -103,7 +103,7 @@ CLIENTS: dict[str, Callable[[str], Any]] = {
     "notebook, signing in": lambda url: ApiClient(url, api_key=SECRET).request(
         "POST", "dask/job", {}
     ),
-    "child": lambda url: RestBackend(url, token=SECRET, endures=True).submit(
+    "child": lambda url: RestBackend(url, token=SECRET, is_durable=True).submit(
         [Submission("a:b", b"j[]")]
     ),
     "log": lambda url: RestBackend(url, token=SECRET).load_log("1"),

@@ -179,7 +179,7 @@ def test_a_child_has_the_address_that_code_in_girder_gave(girder_stack, girder_u
 
 
 def test_a_notebook_that_names_an_address_is_told_so_and_sends_nothing():
-    backend = RestBackend("http://127.0.0.1:9/api/v1", token="SECRET", patience=0.0)
+    backend = RestBackend("http://127.0.0.1:9/api/v1", token="SECRET", retry_time_s=0.0)
     with pytest.raises(SubmissionError, match=r"m:f was started with girder_api_url=.*No job was"):
         backend.submit([Submission("m:f", b"j", api_url=EVIL)])
 

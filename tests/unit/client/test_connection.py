@@ -110,7 +110,7 @@ def test_a_failed_one_leaves_the_old(peer: Peer) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"api_key": "k", "token": "t"}])
 def test_one_credential_is_needed(peer: Peer, given: dict[str, str]) -> None:
-    with pytest.raises(NotConnectedError, match="page of your account"):
+    with pytest.raises(NotConnectedError, match="account page in Girder"):
         connect(peer.url, **given)
     assert peer.asked == []
 
@@ -118,12 +118,15 @@ def test_one_credential_is_needed(peer: Peer, given: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("girder.example.org", "no address of a Girder"),
-        ("ftp://girder.example.org", "no address of a Girder"),
-        ("", "no address of a Girder"),
-        ("ada:pw-secret@girder.example.org", "no address of a Girder"),
-        ("https://ada:pw-secret@girder.example.org", "more than an address"),
-        ("https://girder.example.org/api/v1?token=pw-secret", "more than an address"),
+        ("girder.example.org", "is not the address of a Girder"),
+        ("ftp://girder.example.org", "is not the address of a Girder"),
+        ("", "is not the address of a Girder"),
+        ("ada:pw-secret@girder.example.org", "is not the address of a Girder"),
+        ("https://ada:pw-secret@girder.example.org", "contains a user, a password or a query"),
+        (
+            "https://girder.example.org/api/v1?token=pw-secret",
+            "contains a user, a password or a query",
+        ),
     ],
 )
 def test_an_address_is_no_more_than_that(url: str, message: str) -> None:
@@ -151,7 +154,7 @@ def test_no_girder_at_all(peer: Peer) -> None:
 
 def test_a_key_that_is_not_good(peer: Peer) -> None:
     peer.answers["POST api_key/token"] = (400, {"message": "Invalid API key."})
-    with pytest.raises(GirderError, match="does not accept the API key") as caught:
+    with pytest.raises(GirderError, match="rejects the API key") as caught:
         connect(peer.url, api_key="pw-secret")
     assert "pw-secret" not in str(caught.value)
     assert caught.value.__suppress_context__

@@ -122,7 +122,7 @@ def test_a_closed_widget_stops(site: Site) -> None:
 def test_a_girder_that_is_away_is_asked_again(site: Site) -> None:
     _, shown = live()
     site.fails = GirderError("away")
-    until(lambda: "does not answer just now" in shown.widget.value)
+    until(lambda: "does not answer at the moment" in shown.widget.value)
     site.fails = None
     site.tell(log=["back\n"], progress={"total": 1, "current": 1})
     until(lambda: "back" in shown.widget.value)
@@ -131,7 +131,7 @@ def test_a_girder_that_is_away_is_asked_again(site: Site) -> None:
 @pytest.mark.parametrize(
     ("error", "note"),
     [
-        (GirderError("gone", status=404), "not there any more"),
+        (GirderError("gone", status=404), "was deleted, or you may no longer read it"),
         (NotConnectedError("closed"), "connection to Girder was closed"),
     ],
 )

@@ -38,7 +38,7 @@ def peer() -> Iterator[Peer]:
 
 @pytest.fixture
 def backend(peer: Peer) -> Iterator[RestBackend]:
-    opened = RestBackend(peer.url, token="the-secret", unpickles="own", patience=0)
+    opened = RestBackend(peer.url, token="the-secret", unpickles="own", retry_time_s=0)
     yield opened
     opened.close()
 
@@ -90,7 +90,7 @@ def test_a_failure_leaves_open_whether_there_is_a_job(peer: Peer, backend: RestB
 def test_a_job_submits_again_by_the_same_key(peer: Peer) -> None:
     answers: list[Any] = [(500, {}), (504, b""), (200, {"jobs": [{"_id": "a"}]})]
     peer.answers[SUBMIT] = lambda _: answers.pop(0)
-    backend = RestBackend(peer.url, token="t", patience=20, endures=True)
+    backend = RestBackend(peer.url, token="t", retry_time_s=20, is_durable=True)
     assert backend.submit([CALL]) == [{"_id": "a"}]
     keys = [json.loads(body)["key"] for body in peer.bodies if body]
     assert len(keys) == 3
@@ -120,7 +120,7 @@ def test_a_girder_that_is_not_there_has_no_job() -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    backend = RestBackend(f"http://127.0.0.1:{port}/api/v1", token="t", patience=0)
+    backend = RestBackend(f"http://127.0.0.1:{port}/api/v1", token="t", retry_time_s=0)
     with pytest.raises(GirderError, match="does not answer") as caught:
         backend.submit([CALL])
     assert caught.value.status is None
