@@ -1,6 +1,6 @@
-"""The Girder plugin: jobs of this Girder run on a Dask cluster.
+"""The Girder plugin that runs the jobs of this Girder on a Dask cluster.
 
-This package is the only one here that imports Girder, and only Girder imports it.
+Only this package imports Girder, and only Girder imports this package.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = ["DaskPlugin"]
 
 
 class DaskPlugin(GirderPlugin):
-    """What Girder loads."""
+    """The plugin ``dask``, which Girder loads."""
 
     DISPLAY_NAME = "Dask"
 
     def load(self, info: dict[str, Any]) -> None:
-        """Bind the plugin to a Girder that is starting."""
+        """Set up the database, the event handlers and the routes of a Girder that starts."""
         girder_log.install()
         getPlugin("jobs").load(info)
 
@@ -50,7 +50,7 @@ class DaskPlugin(GirderPlugin):
         uploads.ensure()
         idempotency.ensure_index()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
-        # So that workers can check what they fetch, and know when a copy is still good.
+        # Workers check downloads with them, and whether a cached copy is still valid.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
 
         openapi_schemas.register()

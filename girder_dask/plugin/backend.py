@@ -1,4 +1,4 @@
-"""The way of this process to jobs and the scheduler: into the database, then to Dask."""
+"""The backend inside Girder: records jobs in the database, then sends them to the scheduler."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ __all__ = ["GirderBackend"]
 
 logger = logging.getLogger(__name__)
 
-_NO_JOB_CREATED = "No job was made, as Girder's database does not answer"
+_NO_JOB_MADE = "No job was made, as Girder's database does not answer"
 
-# So many jobs in one request need memory that is worth to be given back.
+# After a request with so many jobs, free memory is returned to the system.
 _TRIM_MIN_JOBS = 1000
-# Seconds that a look at the scheduler may take.
+# Timeout of a check whether the scheduler answers.
 _CHECK_TIMEOUT_S = 8.0
-# A little more than the scheduler takes to see which jobs have begun.
+# A little longer than the scheduler takes to find out which jobs have begun.
 _CANCEL_TIMEOUT_S = 2.0
 
 
 class GirderBackend:
     """A :class:`girder_dask.client.backend.Backend` on Girder's own models."""
 
-    #: What a function that is not installed could do on a worker, it could do here as well.
+    #: Code inside Girder may run any code here, so calls of installed functions suffice.
     ships_code = False
 
     def __init__(self) -> None:
         self._dask_client = LazyDaskClient(settings.scheduler_address)
         self._link: SchedulerLink | None = None
-        #: Says in jobs that the scheduler cannot be reached.
+        #: Records in queued jobs that the scheduler is unreachable.
         self.unreached = Unreached()
         self._lock = threading.Lock()
 
@@ -69,25 +69,25 @@ class GirderBackend:
     def submit(
         self, submissions: Sequence[Submission], group: MapParent | None = None
     ) -> list[dict[str, Any]]:
-        """Record a job for each, hand them to the scheduler, and return the job documents.
+        """Record the calls as jobs, send them to the scheduler, and return the job documents.
 
-        With a group, the document of its parent job comes first.
+        With a group, the first document is that of its parent job.
         """
-        with translated_errors(_NO_JOB_CREATED):
+        with translated_errors(_NO_JOB_MADE):
             user = _request_user()
         return self.submit_for(user, None, submissions, group)
 
     def unpickles(self, job: Mapping[str, Any]) -> bool:  # noqa: ARG002 - it is part of Backend
-        """Say no: a pickle could do with Girder what it likes."""
+        """Return False: unpickling could run any code inside Girder."""
         return False
 
     def load_job(self, job_id: str, *, log: bool = False) -> dict[str, Any]:
-        """Return a job document, if the user of the request may read it."""
+        """Return a job document if the user of the request may read it."""
         job: dict[str, Any] = self._load(job_id, AccessType.READ, includeLog=log)
         return job
 
     def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return where jobs stand, those that the user of the request may read."""
+        """Return the states of those jobs that the user of the request may read."""
         with translated_errors(f"The states of {len(job_ids)} jobs cannot be read"):
             jobs = job_records.load_states(job_ids)
         if not _in_request():
@@ -96,19 +96,19 @@ class GirderBackend:
         return [job for job in jobs if may_access(job, user, AccessType.READ)]
 
     def load_log(self, job_id: str) -> str:
-        """Return the whole log of a job, if the user of the request may read it."""
+        """Return the whole log of a job if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
         with translated_errors(f"The log of job {job_id} cannot be read"):
             return b"".join(chunks.load(job["_id"]).read()).decode("utf-8", "replace")
 
     def load_result(self, job_id: str) -> StoredResult:
-        """Return what is kept of the end of a job, if the user of the request may read it."""
+        """Return the stored result of a job if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
         with translated_errors(f"The result of job {job_id} cannot be read"):
             return _with_state(results.load(job["_id"]), job)
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
-        """Return what is kept of the ends of many jobs, of those that the user may read."""
+        """Return the stored results of those jobs that the user of the request may read."""
         jobs = {job["_id"]: job for job in self.load_jobs(job_ids)}
         with translated_errors(f"The results of {len(jobs)} jobs cannot be read"):
             return {
@@ -117,7 +117,7 @@ class GirderBackend:
             }
 
     def cancel(self, job_id: str) -> None:
-        """Ask for the end of a job, if the user of the request may change it."""
+        """Cancel a job if the user of the request may change it."""
         job = self._load(job_id, AccessType.WRITE)
         with translated_errors(f"Job {job_id} cannot be canceled"):
             try:
@@ -126,11 +126,11 @@ class GirderBackend:
                 raise GirderError(f"Job {job_id} cannot be canceled: {e}.") from e
 
     def scheduler_address(self) -> str | None:
-        """Return the address of the Dask scheduler, if one is set."""
+        """Return the address of the Dask scheduler, or None if none is set."""
         return settings.scheduler_address()
 
     def dask_client(self) -> Client:
-        """Return the Dask client of this process, made when it is first asked for."""
+        """Return the Dask client of this process, which the first call creates."""
         return self._dask_client.client()
 
     # -- for the rest of the plugin -------------------------------------------------------
@@ -144,8 +144,8 @@ class GirderBackend:
         *,
         authority: Authority = IN_GIRDER,
     ) -> list[dict[str, Any]]:
-        """Do as :meth:`submit` does, for a user and a job that starts them."""
-        with translated_errors(_NO_JOB_CREATED):
+        """Record and send calls as :meth:`submit` does, for a given user and parent job."""
+        with translated_errors(_NO_JOB_MADE):
             if group is None:
                 recorded = recording.record(
                     submissions, user, parent, authority=authority, tokens_later=True
@@ -167,51 +167,51 @@ class GirderBackend:
         try:
             self._cancel_late([parent, *(job["_id"] for job in jobs[:1] if is_map_parent(job))])
         except PyMongoError:
-            # They are recorded and will run: whoever started them must be given them.
-            logger.exception("It could not be seen whether new jobs were canceled meanwhile")
+            # The jobs are recorded and will run, so the caller must get them.
+            logger.exception("New jobs were not checked for a cancellation that came meanwhile")
         return jobs
 
     def _cancel_late(self, parents: Sequence[ObjectId | None]) -> None:
-        """Cancel what jobs have started that were canceled while this was recorded."""
+        """Cancel the children of jobs that were canceled while the children were recorded."""
         for above in parents:
             if above is not None and job_records.is_stopping(above):
                 self.tell_canceled(cancellation.cancel_children(above, self.ask_scheduler))
 
     def schedule(self, job: dict[str, Any]) -> None:
-        """Queue an INACTIVE job that Girder's own model made, and hand it to the scheduler."""
+        """Queue an INACTIVE job that Girder's model created, and send it to the scheduler."""
         owner = User().load(job["userId"], force=True) if job.get("userId") else None
         self._send([recording.queue_inactive(job, owner).spec])
 
     def stop(self, job_id: ObjectId) -> JobStatus | None:
-        """Cancel a job and all that it has started, and return the state that it is in now."""
+        """Cancel a job and the jobs that it has started. Return its new state."""
         try:
             status = cancellation.cancel(job_id, self.ask_scheduler)
         except MalformedDocument:
-            # It was ended, and so is what it has started.
+            # The job was ended, so its children are canceled.
             children = cancellation.cancel_children(job_id, self.ask_scheduler)
             self.tell_canceled([str(job_id), *children])
             raise
         told = []
         if status is not None and status != JobStatus.SUCCESS:
-            told = [str(job_id)]  # also of one that was ended since its document is full
+            told = [str(job_id)]  # also one that was ended because its document is full
         self.tell_canceled(told + cancellation.cancel_children(job_id, self.ask_scheduler))
-        # A parent of a map has ended with its jobs.
+        # The parent of a map ends with its jobs.
         return job_records.load_status(job_id)
 
     def tell_canceled(self, job_ids: Sequence[str]) -> None:
-        """Tell the scheduler to stop jobs, all in one call. Returns at once."""
+        """Tell the scheduler in one call to stop jobs. Returns at once."""
         if job_ids:
             self._scheduler_link().cancel(list(job_ids))
 
     def ask_scheduler(self, job_ids: Sequence[str]) -> Collection[str] | None:
-        """Have the scheduler end jobs, and return the ids of those that have begun.
+        """Have the scheduler cancel jobs, and return the ids of those that have begun.
 
-        None if it does not answer.
+        Return None if it does not answer.
         """
         return self._scheduler_link().cancel_now(job_ids, _CANCEL_TIMEOUT_S)
 
     def connect(self) -> None:
-        """Begin to connect to the scheduler. Returns at once."""
+        """Start to connect to the scheduler. Returns at once."""
         self._scheduler_link().connect()
 
     def scheduler_status(self) -> dict[str, Any]:
@@ -219,11 +219,11 @@ class GirderBackend:
         return self._scheduler_link().status()
 
     def check_scheduler(self) -> dict[str, Any]:
-        """Try to reach the scheduler, and return the same."""
+        """Connect to the scheduler, and return its status as :meth:`scheduler_status` does."""
         return self._scheduler_link().check(_CHECK_TIMEOUT_S)
 
     def close(self) -> None:
-        """Let the scheduler go."""
+        """Close the connections to the scheduler."""
         with self._lock:
             link, self._link = self._link, None
         if link is not None:
@@ -268,8 +268,8 @@ def _with_state(stored: StoredResult, job: Mapping[str, Any]) -> StoredResult:
 
 
 def _hand_over(scheduler: str | None, job_ids: Sequence[str]) -> Collection[str]:
-    # Before the jobs are looked at: what is handed over has not ended, so that its end deletes the
-    # token. Of the rest, some may have ended before their tokens were there.
+    # Tokens are stored before the jobs are claimed: a claimed job has not ended, so its end deletes
+    # the token. Of the other jobs, some may have ended before their tokens were stored.
     tokens.store(tokens.pending.take(job_ids))
     taken = set() if scheduler is None else claims.claim_for_push(scheduler, job_ids)
     tokens.delete_ended([ObjectId(job_id) for job_id in job_ids if job_id not in taken])

@@ -1,4 +1,4 @@
-"""The Dask client of the Girder process, for what is no job."""
+"""The Dask client of the Girder process, for work that is not a job."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
 
 __all__ = ["LazyDaskClient"]
 
-# Seconds that connecting may take.
 _CONNECT_TIMEOUT_S = 5.0
 
 
 class LazyDaskClient:
-    """A Dask client that is made when it is first asked for.
+    """A Dask client that is created on first use.
 
     Parameters
     ----------
     address
-        Returns the scheduler's address, None while there is none. Asked each time, so that
-        a changed setting takes effect.
+        Returns the scheduler's address, or None. Called each time, so that a changed setting takes
+        effect.
     """
 
     def __init__(self, address: Callable[[], str | None]) -> None:
@@ -40,16 +39,16 @@ class LazyDaskClient:
         Raises
         ------
         SchedulerError
-            If no scheduler is set, or the one that is set does not answer.
+            If no scheduler is set, or it does not answer.
         """
         address = self._address()
         if not address:
             raise SchedulerError(
-                "This Girder knows no Dask scheduler. Set dask.scheduler_address, for example to "
+                "This Girder has no Dask scheduler. Set dask.scheduler_address, for example to "
                 "tcp://dask.example.org:8786, on the page of the plugin Dask."
             )
         with self._lock:
-            # A client does not survive a fork; the child makes its own.
+            # A client does not survive a fork, so a child process creates its own.
             if self._client is not None and self._made_for == (os.getpid(), address):
                 if self._client.status not in ("closed", "closing"):
                     return self._client
@@ -60,7 +59,7 @@ class LazyDaskClient:
             return self._client
 
     def close(self) -> None:
-        """Let the scheduler go."""
+        """Close the client."""
         with self._lock:
             self._drop()
 
@@ -77,6 +76,6 @@ def _connect(address: str) -> Client:
         return Client(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False, name="girder")
     except (OSError, TimeoutError) as e:
         raise SchedulerError(
-            f"The Dask scheduler at {address} does not answer: {e}. See that it runs, and that "
+            f"The Dask scheduler at {address} does not answer: {e}. Check that it runs and that "
             "Girder's setting dask.scheduler_address is right; 'girder-dask doctor' checks both."
         ) from e

@@ -1,8 +1,7 @@
-"""What the plugin does when Girder says that something happens to a job."""
+"""The plugin's handlers of Girder's events about jobs, users and settings."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -30,56 +29,38 @@ from girder_dask.utils.text import MAX_LINE_CHARACTERS
 
 __all__ = ["bind"]
 
-logger = logging.getLogger(__name__)
-
 _STATUSES = frozenset(int(status) for status in JobStatus)
 
 
 def bind(backend: GirderBackend) -> None:
-    """Bind the events. The handlers send what the scheduler must know through ``backend``."""
-    handlers: dict[str, Callable[[Any], None]] = {
+    """Bind the events. The handlers tell the scheduler through ``backend``."""
+    handlers = _JobEventHandlers(backend)
+    bound: dict[str, Callable[[Any], None]] = {
         "jobs.status.validate": _validate_status,
-        "jobs.status.validTransitions": _valid_transitions,
-        "jobs.schedule": _Schedule(backend),
-        "jobs.cancel": _Cancel(backend),
-        "jobs.job.update": _updating,
-        "jobs.job.update.after": _Updated(backend),
-        "model.job.remove": _Removed(backend),
-        "model.user.remove": _UserRemoved(backend),
+        "jobs.status.validTransitions": _allow_transitions,
+        "jobs.schedule": handlers.on_schedule,
+        "jobs.cancel": handlers.on_cancel,
+        "jobs.job.update": _before_update,
+        "jobs.job.update.after": handlers.on_updated,
+        "model.job.remove": handlers.on_removed,
+        "model.user.remove": handlers.on_user_removed,
         "rest.post.job.before": refuse_reserved_fields,
         "rest.put.job/:id.before": _refuse_long_messages,
         "model.setting.save.after": settings.clear_cache,
         "model.setting.remove": settings.clear_cache,
     }
-    for name, handler in handlers.items():
+    for name, handler in bound.items():
         events.bind(name, EVENT_HANDLER, handler)
 
 
-def _is_ours(job: dict[str, Any]) -> bool:
-    """Say whether we run a job: a call may have given it another handler."""
-    is_open = isinstance(dask := job.get("dask"), dict) and "open" in dask
-    return job.get("handler") == HANDLER or is_open or is_map_parent(job)
-
-
-def _validate_status(event: Any) -> None:
-    if isinstance(event.info, int) and event.info in _STATUSES:
-        event.preventDefault().addResponse(True)
-
-
-def _valid_transitions(event: Any) -> None:
-    status = event.info["status"]
-    if _is_ours(event.info["job"]) and isinstance(status, int) and status in _STATUSES:
-        before = PREDECESSORS[JobStatus(event.info["status"])]
-        event.preventDefault().addResponse([int(status) for status in before])
-
-
-class _Schedule:
-    """Queues a job that ``Job().createJob`` made, when ``Job().scheduleJob`` is called."""
+class _JobEventHandlers:
+    """Handlers of events after which the scheduler must do something."""
 
     def __init__(self, backend: GirderBackend) -> None:
         self._backend = backend
 
-    def __call__(self, event: Any) -> None:
+    def on_schedule(self, event: Any) -> None:
+        """Queue a job of ``Job().createJob`` when ``Job().scheduleJob`` is called."""
         if event.info.get("handler") != HANDLER:
             return
         event.stopPropagation()
@@ -88,14 +69,8 @@ class _Schedule:
         except GirderDaskError as e:
             raise ValidationException(str(e), "dask") from e
 
-
-class _Cancel:
-    """Cancels our jobs when ``Job().cancelJob`` is called."""
-
-    def __init__(self, backend: GirderBackend) -> None:
-        self._backend = backend
-
-    def __call__(self, event: Any) -> None:
+    def on_cancel(self, event: Any) -> None:
+        """Cancel a job of ours when ``Job().cancelJob`` is called."""
         job = event.info
         if _is_ours(job):
             event.stopPropagation().preventDefault()
@@ -105,51 +80,32 @@ class _Cancel:
                 # Girder answers the request with this document.
                 job["status"] = int(status)
 
-
-class _Removed:
-    """Forgets a job that is deleted with its artifacts, and ends what runs of it."""
-
-    def __init__(self, backend: GirderBackend) -> None:
-        self._backend = backend
-
-    def __call__(self, event: Any) -> None:
+    def on_removed(self, event: Any) -> None:
+        """Delete what belongs to a deleted job, and end its run."""
         job = event.info
         if not isinstance(job["_id"], ObjectId):
-            return  # no job that we could have run
-        artifacts.remove_all(ObjectId(job["_id"]))
-        if _is_ours(job) or job.get("dask"):
-            if not is_map_parent(job):
-                # First: a token that is stored from now on is not kept.
-                job_records.close_removed(ObjectId(job["_id"]))
-            job_records.delete([ObjectId(job["_id"])])
-            chunks.delete([ObjectId(job["_id"])])
-            if job.get("status") not in FINAL:
-                cancellation.record_removal(ObjectId(job["_id"]))
-                children = cancellation.cancel_children(
-                    ObjectId(job["_id"]), self._backend.ask_scheduler
-                )
-                self._backend.tell_canceled([str(job["_id"]), *children])
+            return  # not a job that we could have run
+        job_id = ObjectId(job["_id"])
+        artifacts.remove_all(job_id)
+        if not (_is_ours(job) or job.get("dask")):
+            return
+        if not is_map_parent(job):
+            # First, so that a token that is stored from now on is deleted.
+            job_records.close_removed(job_id)
+        job_records.delete([job_id])
+        chunks.delete([job_id])
+        if job.get("status") not in FINAL:
+            cancellation.record_removal(job_id)
+            children = cancellation.cancel_children(job_id, self._backend.ask_scheduler)
+            self._backend.tell_canceled([str(job_id), *children])
 
+    def on_user_removed(self, event: Any) -> None:
+        """End the jobs of a deleted user."""
+        canceled = cancellation.cancel_jobs_of_user(event.info, self._backend.ask_scheduler)
+        self._backend.tell_canceled(canceled)
 
-class _UserRemoved:
-    """Ends the jobs of a user who is deleted."""
-
-    def __init__(self, backend: GirderBackend) -> None:
-        self._backend = backend
-
-    def __call__(self, event: Any) -> None:
-        self._backend.tell_canceled(
-            cancellation.cancel_jobs_of_user(event.info, self._backend.ask_scheduler)
-        )
-
-
-class _Updated:
-    """Cleans up after a job that somebody ended through ``Job().updateJob``."""
-
-    def __init__(self, backend: GirderBackend) -> None:
-        self._backend = backend
-
-    def __call__(self, event: Any) -> None:
+    def on_updated(self, event: Any) -> None:
+        """Clean up after a job that other code has ended through ``Job().updateJob``."""
         job = event.info["job"]
         if cancellation.clean_up_ended(job):
             self._backend.tell_canceled([str(job["_id"])])
@@ -158,14 +114,32 @@ class _Updated:
             parents.recount_parents_of([job])
 
 
-def _updating(event: Any) -> None:
+def _is_ours(job: dict[str, Any]) -> bool:
+    """Return True if we run a job, whose call may have set another handler."""
+    is_open = isinstance(dask := job.get("dask"), dict) and "open" in dask
+    return job.get("handler") == HANDLER or is_open or is_map_parent(job)
+
+
+def _validate_status(event: Any) -> None:
+    if isinstance(event.info, int) and event.info in _STATUSES:
+        event.preventDefault().addResponse(True)
+
+
+def _allow_transitions(event: Any) -> None:
+    status = event.info["status"]
+    if _is_ours(event.info["job"]) and isinstance(status, int) and status in _STATUSES:
+        before = PREDECESSORS[JobStatus(event.info["status"])]
+        event.preventDefault().addResponse([int(status) for status in before])
+
+
+def _before_update(event: Any) -> None:
     refuse_non_finite_numbers(event)
-    _keep_tokens_out(event)
+    _remove_tokens(event)
 
 
 @access.public  # Girder asks of handlers what it asks of routes; the route has its own rules
 def _refuse_long_messages(event: Any) -> None:
-    """Refuse ``PUT job/:id`` with a message that no page can show, since lists of jobs have it."""
+    """Refuse a ``progressMessage`` of ``PUT job/:id`` that is too long for lists of jobs."""
     length = len(str(event.info["params"].get("progressMessage") or ""))
     if length > MAX_LINE_CHARACTERS:
         raise RestException(
@@ -174,8 +148,8 @@ def _refuse_long_messages(event: Any) -> None:
         )
 
 
-def _keep_tokens_out(event: Any) -> None:
-    """Take out the token that ``girder_plugin_worker`` puts into every job that is saved."""
+def _remove_tokens(event: Any) -> None:
+    """Remove the token that ``girder_plugin_worker`` puts into each job that is saved."""
     fields = event.info["params"].get("otherFields")
     if not fields or "jobInfoSpec" not in fields or not _is_ours(event.info["job"]):
         return

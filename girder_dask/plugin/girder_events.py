@@ -1,4 +1,4 @@
-"""Handlers of Girder's events: which are bound, and the name under which ours are."""
+"""Girder's events: the name of our handlers, and whether others are bound."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ EVENT_HANDLER = "dask"
 
 
 def is_bound(name: str, *, besides: str | None = None) -> bool:
-    """Say whether anybody has bound an event, not counting the handler named ``besides``."""
+    """Return True if an event has a handler other than the one named ``besides``."""
     handlers = events._mapping.get(name)  # noqa: SLF001 - Girder has no other way to ask
     return bool(handlers) and any(handler != besides for handler in handlers)

@@ -1,8 +1,8 @@
-"""Girder's log, without what signs requests.
+"""Redaction of tokens and passwords in Girder's log.
 
-CherryPy writes all headers of a request to Girder's log when the answer is 500, and the address of
-each request. Here each record of the process is changed as it is made, so before any handler gets
-it, of whichever logger, and whenever that handler was added.
+CherryPy logs the address of each request, and all headers of a request that it answers with 500.
+A log record factory redacts each record of the process when it is created, so before any handler of
+any logger gets it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["clean", "install"]
 
 _format = logging.Formatter().formatException
 
-# The logger of requests, whose records hold the parameters apart.
+# The logger of requests. Its records have the parameters in a field of their own.
 _AUDIT_LOGGER = "girder_audit"
 
-# Parameters of requests that are secrets, as the audit log has them.
+# Secret parameters of requests, in the audit log's spelling.
 _SECRET_PARAMETERS = frozenset({"token", "password", "old", "new", "key", "apikey", "authtoken"})
 
 
 def install() -> None:
-    """Change the records of this process from now on."""
+    """Redact the log records of this process from now on."""
     make = logging.getLogRecordFactory()
     if not isinstance(make, _Factory):
         logging.setLogRecordFactory(_Factory(make))
@@ -36,20 +36,20 @@ def install() -> None:
 
 
 class _Factory:
-    """Makes records that hold nothing that signs a request."""
+    """A log record factory that redacts what authenticates a request."""
 
     def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
         self._make = make
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record = self._make(*args, **kwargs)
-        with contextlib.suppress(Exception):  # of arguments that do not fit, logging tells
+        with contextlib.suppress(Exception):  # logging itself reports arguments that do not fit
             clean(record)
         return record
 
 
 def clean(record: logging.LogRecord) -> None:
-    """Blank what signs requests in a record."""
+    """Redact what authenticates a request in a record."""
     if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
         text = _format(record.exc_info)
         if (cleaned := clean_headers(text)) != text:
@@ -57,7 +57,7 @@ def clean(record: logging.LogRecord) -> None:
     text = record.getMessage()
     if (cleaned := clean_headers(text)) == text:
         return
-    # The formatter of an access log has use for the arguments.
+    # The formatter of an access log uses the arguments.
     if isinstance(record.args, tuple):
         record.args = tuple(clean_headers(a) if isinstance(a, str) else a for a in record.args)
         text = record.getMessage()
@@ -66,7 +66,7 @@ def clean(record: logging.LogRecord) -> None:
 
 
 class _AuditFilter(logging.Filter):
-    """Blanks parameters in the records of Girder's audit log, which holds them apart."""
+    """Redacts the parameters in the records of Girder's audit log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         details = getattr(record, "details", None)

@@ -1,9 +1,8 @@
-"""The way from a process that submits to the scheduler.
+"""The link to the scheduler: a thread that sends new jobs and cancellations.
 
-Recording a job must never wait for the cluster, so a thread of its own carries new jobs
-and cancellations over. Before a job is sent it is noted which scheduler it goes to, so that no
-other one runs it as the same attempt. What cannot be delivered is dropped, with a word in the
-log: the scheduler asks Girder for what it lacks as soon as it is there.
+Recording a job must never wait for the cluster. Before a job is sent, the database records to which
+scheduler, so that no other scheduler runs the same attempt. Messages that cannot be delivered are
+dropped and logged: a scheduler claims the jobs that it lacks as soon as it is back.
 """
 
 from __future__ import annotations
@@ -27,38 +26,38 @@ logger = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 10.0
 _MAX_BATCH_JOBS = 500
-# Seconds between two deliveries, at least and at most, and how often the time that one has taken. A
-# job that comes alone is delivered at once; a request that starts many is not held up.
+# The pause between two deliveries: a multiple of the time that the last one took, within bounds. A
+# single job is sent at once, and a request that starts many jobs is not slowed down.
 _MIN_DELIVERY_PAUSE_S, _MAX_DELIVERY_PAUSE_S, _PAUSE_FACTOR = 0.02, 0.1, 9.0
-# How often it is tried whether the scheduler is there.
+# The interval between checks whether the scheduler answers.
 _PROBE_INTERVAL_S = 15.0
-# Seconds that it rests after errors of its own, at most: it is to stop soon when it is asked to.
+# Short, so that the thread stops soon when it is asked to.
 _LONGEST_PAUSE_FACTOR = 5.0
 
 _T = TypeVar("_T")
 
-#: Takes why the scheduler is not reached, None if it is, and the ids of jobs that it did not
-#: take.
+#: Takes why the scheduler is unreachable, or None if it answers, and the ids of jobs that were not
+#: sent because of that.
 ReachabilityCallback = Callable[[str | None, Sequence[str]], None]
 
-#: Takes the id of a scheduler's run, None if it is not reached, and those of new jobs; notes that
-#: they go to it, and returns the ids of those that go to no other one.
+#: Takes the id of a scheduler, or None if it is unreachable, and the ids of new jobs. Records that
+#: the jobs go to this scheduler, and returns the ids of those that no other scheduler has.
 HandOver = Callable[[str | None, Sequence[str]], Collection[str]]
 
 
 class SchedulerLink:
-    """Delivers jobs and cancellations to the scheduler. Its methods return at once.
+    """Sends jobs and cancellations to the scheduler. Its methods return at once.
 
     Parameters
     ----------
     address
-        Returns the scheduler's address, None while there is none. Asked before each
-        delivery, so a changed setting takes effect.
+        Returns the scheduler's address, or None. Called before each delivery, so that a changed
+        setting takes effect.
     on_reachability
-        Called when the scheduler is reached or not reached, and for jobs that it does not take,
-        from any thread. It returns at once.
+        Called from any thread when the scheduler becomes reachable or unreachable, and for jobs
+        that were not sent. It must return at once.
     hand_over
-        Called before jobs are sent, from a thread of the link.
+        Called in the thread of the link before jobs are sent.
     """
 
     def __init__(
@@ -74,17 +73,17 @@ class SchedulerLink:
         self._thread: _LinkThread | None = None
 
     def submit(self, specs: Sequence[JobSpec]) -> None:
-        """Deliver jobs."""
+        """Send jobs."""
         self._ensure_thread().put(specs=specs)
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Deliver the wish to end jobs."""
+        """Send cancellations of jobs."""
         self._ensure_thread().put(cancels=ids)
 
     def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str] | None:
-        """Have the scheduler end jobs, and return the ids of those that have begun.
+        """Have the scheduler cancel jobs, and return the ids of those that have begun.
 
-        None if the scheduler is not there, or does not answer for ``timeout`` seconds.
+        Return None if the scheduler is unreachable or does not answer within ``timeout`` seconds.
         """
         thread = self._ensure_thread()
         return None if thread.state["reachable"] is False else thread.cancel_now(ids, timeout)
@@ -96,11 +95,11 @@ class SchedulerLink:
         return {"address": self._address(), **state}
 
     def connect(self) -> None:
-        """Begin to connect, so that the first job need not wait for it."""
+        """Start to connect, so that the first job does not wait for the connection."""
         self._ensure_thread()
 
     def check(self, timeout: float) -> dict[str, Any]:
-        """Try to reach the scheduler, for at most ``timeout`` seconds, and return the status."""
+        """Connect to the scheduler within ``timeout`` seconds, and return the status."""
         self._ensure_thread().check(timeout)
         return self.status()
 
@@ -113,7 +112,7 @@ class SchedulerLink:
 
     def _ensure_thread(self) -> _LinkThread:
         with self._lock:
-            # A thread does not survive a fork; the child starts its own.
+            # A thread does not survive a fork, so a child process starts its own.
             if self._thread is None or self._thread.pid != os.getpid():
                 self._thread = _LinkThread(self._address, self._on_reachability, self._hand_over)
             return self._thread
@@ -124,7 +123,7 @@ def _unknown_state() -> dict[str, Any]:
 
 
 class _LinkThread:
-    """An event loop in a thread, with a queue of what to deliver."""
+    """The thread of a link: an event loop with a queue of what to send."""
 
     def __init__(
         self,
@@ -137,7 +136,7 @@ class _LinkThread:
         self._address = address
         self._on_reachability = on_reachability
         self._hand_over = hand_over
-        self._unreachable_reason: str | None = None  # why it is not reached, for users
+        self._unreachable_reason: str | None = None  # for users
         self._lock = threading.Lock()
         self._specs: list[JobSpec] = []
         self._cancels: list[str] = []
@@ -154,7 +153,7 @@ class _LinkThread:
             self._specs.extend(specs)
             self._cancels.extend(cancels)
         if self._unreachable_reason is not None and specs:
-            # Not after the next try, which takes seconds.
+            # At once: the next connection attempt takes seconds.
             self._on_reachability(self._unreachable_reason, [spec.id for spec in specs])
         if idle:
             self._loop.call_soon_threadsafe(self._wake.set)
@@ -193,7 +192,7 @@ class _LinkThread:
                 await self._step()
             if guard.failed:
                 await asyncio.sleep(guard.delay_s)
-                self._wake.set()  # nobody else does while something waits
+                self._wake.set()  # put() sets it only when the queue was empty
         with guard:
             self._disconnect()
 
@@ -210,7 +209,7 @@ class _LinkThread:
             start = time.monotonic()
             if not await self._deliver():
                 return
-            # What comes during the pause goes together.
+            # Jobs that come during the pause are sent together.
             pause = min(_PAUSE_FACTOR * (time.monotonic() - start), _MAX_DELIVERY_PAUSE_S)
             await asyncio.sleep(
                 0.0 if len(self._specs) > _MAX_BATCH_JOBS else max(pause, _MIN_DELIVERY_PAUSE_S)
@@ -221,7 +220,7 @@ class _LinkThread:
         if self._specs:
             scheduler = await self._hello()
             with self._lock:
-                # If it is not reached none goes there, and the first that asks may have them all.
+                # If it is unreachable, the first scheduler that claims them may have all jobs.
                 most = len(self._specs) if scheduler is None else _MAX_BATCH_JOBS
                 specs, self._specs = self._specs[:most], self._specs[most:]
             await self._submit(scheduler, specs)
@@ -236,27 +235,27 @@ class _LinkThread:
     async def _submit(self, scheduler: str | None, specs: Sequence[JobSpec]) -> None:
         try:
             taken = set(self._hand_over(scheduler, [spec.id for spec in specs]))
-        except Exception as e:  # noqa: BLE001 - it writes to the database, which may be away
-            logger.warning("It cannot be noted that jobs go to the scheduler: %r", e)
+        except Exception as e:  # noqa: BLE001 - the database may be down
+            logger.warning("Jobs are not sent, since their scheduler cannot be recorded: %r", e)
             return
         wires = [spec.to_wire() for spec in specs if spec.id in taken]
         if wires and scheduler is not None:
-            # Once: a scheduler that has got it may have run what it holds by now.
+            # Once, since the scheduler may have received and run the jobs already.
             await self._call("girder_submit", tries=1, scheduler=scheduler, specs=wires)
 
     async def _hello(self) -> str | None:
-        """Connect, and return the id of this run of the scheduler if it takes jobs."""
+        """Connect, and return the id of the scheduler if it takes jobs."""
         answer = await self._call("girder_hello")
         return str(answer["scheduler"]) if answer is not None else None
 
     async def _call(
         self, operation: str, tries: int = 2, **arguments: Any
     ) -> Mapping[str, Any] | None:
-        """Call a remote procedure, and return its answer, None if there is none."""
+        """Call a remote procedure, and return its answer, or None after a failure."""
         try:
             address = self._address()
-        except Exception as e:  # noqa: BLE001 - in Girder it asks the database, which may be away
-            self._record_failure(f"the address of the scheduler cannot be looked up ({e!r})")
+        except Exception as e:  # noqa: BLE001 - it reads the database, which may be down
+            self._record_failure(f"the address of the scheduler cannot be read ({e!r})")
             return None
         if not address:
             self._record_failure(
@@ -264,12 +263,12 @@ class _LinkThread:
                 "no Dask scheduler is set in Girder (dask.scheduler_address)",
             )
             return None
-        # The second try is for a connection that the scheduler has closed since.
+        # The second try is for a connection that the scheduler has closed meanwhile.
         for left in reversed(range(tries)):
             try:
                 sent = self._send(address, operation, arguments)
                 answer = await asyncio.wait_for(sent, _ANSWER_TIMEOUT_S)
-            except Exception as e:  # noqa: BLE001 - a remote error is raised as what it was
+            except Exception as e:  # noqa: BLE001 - a remote error has its original type
                 self._disconnect()
                 if not left or isinstance(e, asyncio.TimeoutError):
                     is_away = isinstance(e, OSError | asyncio.TimeoutError)
@@ -298,7 +297,9 @@ class _LinkThread:
             self._rpc = rpc(address, timeout=_CONNECT_TIMEOUT_S, connection_args=security)
         answer = await getattr(self._rpc, operation)(**arguments)
         if not isinstance(answer, Mapping):
-            raise LookupError(f"it knows no {operation}; is girder_dask.scheduler_hooks loaded?")
+            raise LookupError(
+                f"it has no handler {operation}; preload girder_dask.scheduler_hooks there"
+            )
         return answer
 
     def _disconnect(self) -> None:

@@ -1,4 +1,4 @@
-"""The settings of the plugin.
+"""The settings of the plugin, with their validators and defaults.
 
 They are Girder settings: on the plugin's page, through ``PUT system/setting``, or in the
 environment (``dask.scheduler_address`` is ``GIRDER_SETTING_DASK_SCHEDULER_ADDRESS``).
@@ -36,22 +36,21 @@ __all__ = [
 
 #: The address of the Dask scheduler, for example ``tcp://dask.example.org:8786``.
 SCHEDULER_ADDRESS = "dask.scheduler_address"
-#: Girder's REST API as the workers reach it, for those whose own configuration and whose
-#: scheduler's name none. Empty: below Girder's own setting of where it is.
+#: Girder's REST API as the workers reach it, for workers without an address in their own
+#: configuration or that of the scheduler. Empty: below ``core.server_root``.
 API_URL = "dask.api_url"
-#: Whether workers that see Girder's file system may read its files in place.
+#: Whether workers that share Girder's file system may read its files in place.
 DIRECT_PATH = "dask.direct_path"
-#: The id of the group whose members may start code of their own, from notebooks and scripts.
-#: Empty: site administrators alone, who always may.
+#: The id of the group whose members may run code of their own, from notebooks and scripts.
+#: Empty: only site administrators may.
 SUBMITTERS = "dask.submitters"
 #: Which installed tasks any user may start from outside Girder: false, true, or a list of
 #: patterns of their names, for example ``["my_package.*:segment"]``.
 ALLOW_TASKS = "dask.allow_tasks"
-#: The highest priority of calls of those who may not run code of their own.
+#: The highest priority of calls of users who may not run code of their own.
 MAX_PRIORITY = "dask.max_priority"
 
-#: Seconds that a value read from the database is used. Girder itself reads the database
-#: each time, which would be most of what a ``delay()`` costs.
+#: Girder reads the database at each access, which would be most of the cost of a ``delay()``.
 _CACHE_TTL_S = 1.0
 
 _MAX_ABS_PRIORITY = 10**9
@@ -95,7 +94,7 @@ def _validate_submitters(doc: dict[str, Any]) -> None:
     if value and (not ObjectId.is_valid(value) or Group().load(value, force=True) is None):
         raise ValidationException(
             f"There is no group with the id {value!r}. Give the id of a group of this Girder, or "
-            "nothing to let site administrators alone start code of their own.",
+            "nothing to let site administrators alone run code of their own.",
             "value",
         )
     doc["value"] = value
@@ -128,7 +127,7 @@ def _validate_max_priority(doc: dict[str, Any]) -> None:
 
 
 def _priority(value: Any) -> int | None:
-    """Return a priority, which comes as text from the environment; None if it is none."""
+    """Return a priority, which is text in the environment, or None if it is malformed."""
     try:
         whole = None if isinstance(value, (bool, float)) else int(value)
     except (TypeError, ValueError):
@@ -190,60 +189,60 @@ def _get(key: str) -> Any:
 
 
 def clear_cache(_event: Any = None) -> None:
-    """Read the settings anew. Bound to their being saved, so that a change is seen at once."""
+    """Clear the cached settings. Bound to the event of a saved setting."""
     _cache.clear()
 
 
 def _known_text(key: str) -> str | None:
     value = _get(key)
-    # From the environment, or from the database, it comes as it is, unchecked.
+    # Values of the environment and the database are not validated.
     return value if isinstance(value, str) and value else None
 
 
 def scheduler_address() -> str | None:
-    """Return the address of the Dask scheduler, None where none is set."""
+    """Return the address of the Dask scheduler, or None if none is set."""
     return _known_text(SCHEDULER_ADDRESS)
 
 
 def api_url() -> str | None:
-    """Return Girder's REST API as the workers reach it, None where it is not set."""
+    """Return Girder's REST API as the workers reach it, or None if it is not set."""
     return _known_text(API_URL)
 
 
 def direct_path() -> bool:
-    """Say whether workers may read Girder's files in place."""
+    """Return True if workers may read Girder's files in place."""
     return bool(_get(DIRECT_PATH))
 
 
 def submitters() -> ObjectId | None:
-    """Return the id of the group that may start code of its own, None where none is set."""
+    """Return the id of the group that may run code of its own, or None if none is set."""
     value = str(_get(SUBMITTERS) or "")
     return ObjectId(value) if value and ObjectId.is_valid(value) else None
 
 
 def allow_tasks() -> bool | list[str]:
-    """Say which installed tasks any user may start: all, none, or those of some patterns."""
+    """Return which installed tasks any user may start: all, none, or a list of patterns."""
     value = _get(ALLOW_TASKS)
     if isinstance(value, bool):
         return value
-    # From the environment it comes as it is, unchecked.
+    # Values of the environment are not validated.
     return value if _are_patterns(value) else False
 
 
 def max_priority() -> int:
-    """Return the highest priority of calls of those who may not run code of their own."""
+    """Return the highest priority of calls of users who may not run code of their own."""
     return _priority(_get(MAX_PRIORITY)) or 0
 
 
 def server_root() -> str | None:
-    """Return Girder's own setting of where it is, None where it is not set."""
+    """Return Girder's setting ``core.server_root``, or None if it is not set."""
     return _known_text(SettingKey.SERVER_ROOT)
 
 
 def default_api_url() -> str | None:
-    """Return Girder's REST API as its settings have it, None where neither of them is set.
+    """Return Girder's REST API according to its settings, or None if neither of them is set.
 
-    No request has a say in it: tokens are sent there.
+    Tokens are sent there, so no request can change it.
     """
     root = server_root()
     return api_url() or (f"{root.rstrip('/')}/api/v1" if root else None)

@@ -1,8 +1,8 @@
-"""The thread that looks for tokens whose job has ended.
+"""The thread that deletes tokens whose job has ended.
 
-They are left behind only where a process dies between two steps, see
-:mod:`girder_dask.plugin.store.tokens`. A process of Girder looks when it starts, as the one before
-it may have died, and then now and then.
+They are left behind only if a process dies between two steps, see
+:mod:`girder_dask.plugin.store.tokens`. A process of Girder looks for them when it starts, since the
+previous one may have died, and then periodically.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SWEEP_INTERVAL_S", "start"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks, on average.
+#: The mean interval between two sweeps.
 SWEEP_INTERVAL_S = 600.0
 
 _THREAD_NAME = "girder-dask-sweeper"
@@ -35,11 +35,11 @@ def start() -> None:
 
 
 def _work() -> None:
-    what = "The look for tokens that jobs have left behind"
+    what = "The sweep of tokens of ended jobs"
     guard = Guard(logger, what, expected=(PyMongoError,))
     while True:
         with guard:
             if count := tokens.sweep(datetime.now(timezone.utc)):
-                logger.warning("Deleted %d tokens that their jobs had left behind", count)
-        # Not all processes of Girder at once.
+                logger.warning("Deleted %d tokens of jobs that have ended", count)
+        # With jitter, so that the processes of Girder do not sweep at once.
         time.sleep(SWEEP_INTERVAL_S * random.uniform(0.5, 1.5))  # noqa: S311 - it is no secret

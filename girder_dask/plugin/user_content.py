@@ -1,7 +1,7 @@
-"""How what users have made is served: as data that a browser shows, and never runs.
+"""Response headers for files of users: a browser may show them but never runs them.
 
-Girder's pages and what users store there have one origin. A page among the latter could act as
-whoever opens it.
+Girder's pages and the files of users have the same origin. A page among these files could act as
+anyone who opens it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
     "set_headers",
 ]
 
-#: The media types that a browser is let show. SVG and PDF may hold scripts.
+#: The media types that a browser may show. SVG and PDF can contain scripts.
 INLINE_MEDIA_TYPES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp", "text/plain"})
 
 _OPAQUE_MEDIA_TYPE = "application/octet-stream"
@@ -32,22 +32,22 @@ _MAX_NAME_CHARS = 255
 
 
 def forbid_scripts() -> None:
-    """Have the browser run nothing of this answer, and take it for no other type."""
+    """Forbid the browser to run scripts of this answer, and to guess another media type."""
     setResponseHeader("X-Content-Type-Options", "nosniff")
     setResponseHeader("Content-Security-Policy", "sandbox; default-src 'none'")
 
 
 def set_headers(name: str, mime_type: Any, wanted: str) -> None:
-    """Set the headers that say what is served, and whether it is shown.
+    """Set the headers for the media type and the name of a file, and whether it is shown.
 
     Parameters
     ----------
     name
-        The name of the file, whatever is in it.
+        The name of the file; it may hold any characters.
     mime_type
-        Its media type as its maker has given it.
+        The media type that the owner of the file has given.
     wanted
-        ``inline`` or ``attachment``. The first one is heard for harmless types alone.
+        ``inline`` or ``attachment``. ``inline`` takes effect for harmless media types alone.
     """
     kind = mime_type if is_media_type(mime_type) else _OPAQUE_MEDIA_TYPE
     bare = kind.partition(";")[0].strip().lower()
@@ -57,7 +57,7 @@ def set_headers(name: str, mime_type: Any, wanted: str) -> None:
 
 
 def is_media_type(text: Any) -> bool:
-    """Say whether a text is a media type, such as ``text/plain;charset=utf-8``.
+    """Return True if a text is a media type, such as ``text/plain;charset=utf-8``.
 
     >>> is_media_type("image/png"), is_media_type("text/html\\r\\nSet-Cookie: a=b")
     (True, False)

@@ -241,7 +241,7 @@ def test_a_scheduler_without_our_plugin_is_told(
     scheduler.start(scheduler.address)
     link.submit([spec("a")])
     until(lambda: link.status()["error"])
-    assert "is girder_dask.scheduler_hooks loaded?" in link.status()["error"]
+    assert "preload girder_dask.scheduler_hooks there" in link.status()["error"]
 
 
 def test_jobs_are_handed_over_before_they_are_sent(scheduler: LocalScheduler) -> None:
