@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from girder_dask.errors import JobInterrupted
 
-__all__ = ["call_or_default", "exact_bytes", "exact_text"]
+__all__ = ["call_or_default", "exact_bytes", "exact_output", "exact_text"]
 
 T = TypeVar("T")
 
@@ -47,3 +47,19 @@ def exact_bytes(data: bytes | bytearray | memoryview) -> bytes:
     b'coins'
     """
     return data if type(data) is bytes else bytes.join(b"", (data,))
+
+
+def exact_output(data: str | bytes | bytearray | memoryview) -> str | bytes:
+    """Return text or bytes that something writes as ``str`` or ``bytes``, and no subclass.
+
+    Raises
+    ------
+    TypeError
+        If it is neither, as the ``write`` of a file does.
+    """
+    if isinstance(data, str):
+        return exact_text(data)
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"write() argument must be str or bytes, not {type(data).__name__}")
+    # Not of a memoryview, whose bytes may lie apart.
+    return data.tobytes() if type(data) is memoryview else exact_bytes(data)

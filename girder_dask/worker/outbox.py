@@ -86,7 +86,7 @@ class Outbox:
         dropping = self._guarding("Stopping runs that the scheduler has given up")
         self._delivery = EventDelivery(send, on_dropped, name, dropping)
         self._back_pressure = BackPressure(room, self._guarding("Asking the scheduler for room"))
-        self._log = {"capacity": log_capacity, "most": max_log}
+        self._log = {"capacity": log_capacity, "max_bytes": max_log}
         self._run_names = (f"{name}-{n}" for n in itertools.count(1))
         self._queue: deque[JobEvent] = deque()
         self._dirty: dict[RunSink, None] = {}

@@ -84,7 +84,7 @@ def _deliver(log: JobLog, logger: logging.Logger, record: logging.LogRecord) -> 
     outer: logging.LogRecord | None = getattr(_passing, "record", None)
     _passing.record = record
     try:
-        with _watching(log) as wrote:
+        with log.watch.watching() as wrote:
             logger.callHandlers(record)
             handlers, shown = list(_handlers(log, logger)), wrote()
             if any(_defers(log, handler) for handler in handlers):
@@ -95,7 +95,7 @@ def _deliver(log: JobLog, logger: logging.Logger, record: logging.LogRecord) -> 
     finally:
         _passing.record = outer
     if outer is not None and _is_passed_on(outer, record):
-        log.mark_written()
+        log.watch.mark_written()
 
 
 def _is_passed_on(outer: logging.LogRecord, record: logging.LogRecord) -> bool:
@@ -103,21 +103,6 @@ def _is_passed_on(outer: logging.LogRecord, record: logging.LogRecord) -> bool:
     with contextlib.suppress(Exception):  # whatever is wrong with their arguments
         return outer.getMessage() in record.getMessage()
     return False
-
-
-@contextlib.contextmanager
-def _watching(log: JobLog) -> Iterator[Callable[[], bool]]:
-    """Watch whether the calling thread writes to a log."""
-    thread = threading.get_ident()
-    before = log.watched_threads.get(thread)
-    log.watched_threads[thread] = False
-    try:
-        yield lambda: log.watched_threads[thread]
-    finally:
-        if before is None:
-            del log.watched_threads[thread]
-        else:
-            log.watched_threads[thread] = before
 
 
 def _call_handlers(original: Callable[..., None]) -> Callable[..., None]:
@@ -237,7 +222,7 @@ def _settle(log: JobLog, logger: Any, record: logging.LogRecord, *, shown: bool)
 
 
 def _pass_late(log: JobLog, record: logging.LogRecord, pass_on: Callable[[], Any]) -> None:
-    with _watching(log) as wrote:
+    with log.watch.watching() as wrote:
         pass_on()
         if _settle(log, None, record, shown=wrote()):
             _show(log, logging.getLogger(record.name), record, [])

@@ -133,20 +133,13 @@ def with_run_name(log: JobLog, environment: Mapping[str, str]) -> dict[str, str]
 
 def running_subprocesses(log: JobLog) -> list[Any]:
     """Return the ``Popen`` of each subprocess that a job has started and not yet waited for."""
-    with log._lock:  # noqa: SLF001 - it guards the pipe
-        pipe = log._pipe  # noqa: SLF001
-        running = [] if pipe is None else pipe.children()
     # Some are in the making, and some stand for a process that has a subreaper.
-    return [process for process in running if getattr(process, "pid", None)]
+    return [process for process in log.children() if getattr(process, "pid", None)]
 
 
 def pipe_identity(log: JobLog) -> tuple[int, int] | None:
     """Return what tells the pipe that a job's subprocesses write to: its device and inode."""
-    with log._lock:  # noqa: SLF001 - it guards the pipe
-        pipe = log._pipe  # noqa: SLF001
-        if pipe is None or pipe.write_fd is None:
-            return None
-        return _identity(pipe.write_fd)
+    return log.pipe_identity()
 
 
 def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -343,7 +336,7 @@ def _before_fork() -> None:
     # The child would write what the worker's own streams still hold once more.
     standard_streams.flush_originals()
     with contextlib.suppress(ValueError):  # closed: the child writes to the worker's stderr
-        log.pipe_for_fork()
+        log.pipe(for_fork=True)
     _standard.clear()
     for fd in (1, 2):
         with contextlib.suppress(OSError):

@@ -42,8 +42,9 @@ from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.concurrency.forks import ending_forks
 from girder_dask.worker.failures import Failure, describe_error, failure_of
 from girder_dask.worker.job_context import child_jobs, open_session, running_job
+from girder_dask.worker.job_log.c_stdio import flush_c_streams, line_buffer_stdout
 from girder_dask.worker.job_log.log import capturing
-from girder_dask.worker.job_log.process_log import ProcessLog, flush_c_streams, line_buffer_stdout
+from girder_dask.worker.job_log.process_log import ProcessLog
 from girder_dask.worker.job_log.selector_thread import get_selector_thread
 from girder_dask.worker.location import WorkerLocation
 

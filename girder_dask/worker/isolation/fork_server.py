@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from girder_dask.worker.isolation import child, subreaper
-from girder_dask.worker.job_log.process_log import flush_c_streams
+from girder_dask.worker.job_log.c_stdio import flush_c_streams
 
 __all__ = ["DESCRIPTOR_COUNT", "FORK_REQUEST", "MAX_MESSAGE_BYTES", "TASK_MODULES", "main"]
 

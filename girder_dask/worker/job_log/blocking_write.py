@@ -1,4 +1,4 @@
-"""Writing to a descriptor that others may have changed."""
+"""Complete writes to a descriptor that another process may have made non-blocking."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["write_all"]
 def write_all(fd: int, data: bytes) -> None:
     """Write all data to a descriptor, and wait for room where it does not block.
 
-    Whoever shares the descriptor may have switched that off for all who do: programs such as
-    ``node`` and ``ssh`` do so with the standard output that they inherit.
+    A program that shares the descriptor may have made it non-blocking for all processes: ``node``
+    and ``ssh`` do so with the standard output that they inherit.
 
     Raises
     ------
     OSError
-        If nobody is left to read it.
+        If it has no reader left.
 
     Examples
     --------

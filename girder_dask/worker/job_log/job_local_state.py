@@ -1,8 +1,8 @@
-"""What a job sets of its process's state for itself alone.
+"""Process state that a job has set for itself alone.
 
 Several jobs run at once in one process. What one of them assigns to ``sys.stdout`` or sets in
 ``logging`` is kept here, with its log, and seen by the code of this job only: its thread, and
-the threads and pools that it starts. A ``ContextVar`` would not do, as threads that run already
+the threads and pools that it starts. A ``ContextVar`` would not do: threads that already run
 would miss what is set later.
 """
 
@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 class JobLocalState(dict[Hashable, Any]):
-    """The values that a job has set, under names that say what they stand for.
+    """Values that a job has set, by names for what they replace.
 
-    It is the ``own`` of a :class:`~girder_dask.worker.job_log.log.JobLog`. Threads that outlive
-    their job go on with it, empty at first, so that they change nothing for others either.
+    Each :class:`~girder_dask.worker.job_log.log.JobLog` has one. Threads that outlive their job
+    continue with it, emptied, so that they change nothing for others either.
 
     Examples
     --------
-    >>> own = Overlay()
-    >>> own["answer"] = 42
-    >>> own.at_end(lambda: print("put back"))
-    >>> own.end()
+    >>> state = JobLocalState()
+    >>> state["answer"] = 42
+    >>> state.at_end(lambda: print("put back"))
+    >>> state.end()
     put back
-    >>> own
+    >>> state
     {}
     """
 
@@ -39,11 +39,11 @@ class JobLocalState(dict[Hashable, Any]):
         self._callbacks: list[Callable[[], object]] = []
 
     def at_end(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` at the end of the run, in the job's own thread, the newest first."""
+        """Have ``callback`` called at the end of the run, in the job's own thread, newest first."""
         self._callbacks.append(callback)
 
     def end(self) -> None:
-        """Call what waits for the end, and drop all values. Log what fails."""
+        """Call the registered functions, and drop all values. Failures are logged."""
         while self._callbacks:
             callback = self._callbacks.pop()
             try:

@@ -1,7 +1,7 @@
 """Whole lines from several writers.
 
-``print`` hands over a text and its newline in two steps. A thread that loses its turn between
-the two would find the line of another in the middle of its own.
+``print`` writes a text and its newline in two steps. If another thread ran between the two, its
+line would stand in the middle of the first.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from collections.abc import Callable
 
 __all__ = ["RETRY_DELAY_S", "LineAssembler"]
 
-#: Seconds after which to look again whether a writer is still busy with its line.
+#: Seconds after which :meth:`LineAssembler.retry` is to be called while something is held.
 RETRY_DELAY_S = 0.02
 
-#: Seconds that others wait at most.
+#: Most seconds that lines are held.
 _MAX_HOLD_S = 1.0
 
-#: The longest piece, in characters: what is taken off a piece is copied.
+#: The longest piece: taking a part of a piece copies the rest.
 _MAX_PIECE_CHARACTERS = 64 * 1024
 
 
 class LineAssembler:
-    """Puts texts in the order of writing, but lets a line that is being written be ended first.
+    """Texts in the order of writing, with each line ended before the next begins.
 
-    What is begun is in :attr:`pieces` at once. What others write while its writer is busy is
-    held. Not thread safe: the owner holds a lock around each call.
+    The beginning of a line is in :attr:`pieces` at once. What others write while its writer is
+    busy is held. Not thread safe: the owner holds a lock around each call.
 
     Parameters
     ----------
     is_busy
-        Called with a writer, and the time of ``time.monotonic`` when it last wrote: whether
-        it is about to go on.
+        Called with a writer and the time of ``time.monotonic`` when it last wrote. Returns
+        whether it is about to end its line.
 
     Examples
     --------
-    >>> lines = Lines(is_busy=lambda writer, since: writer == 1)
+    >>> lines = LineAssembler(is_busy=lambda writer, since: writer == 1)
     >>> lines.add(1, "one"), lines.add(2, "two\\n"), lines.add(1, "\\n")
     (False, True, False)
     >>> "".join(lines.pieces)
@@ -50,18 +50,18 @@ class LineAssembler:
         self._writer: int | None = None  # who has begun a line
         self._since = 0.0  # when it last added to it
         self._held: list[tuple[int, list[str]]] = []  # lines, in the order of their begin
-        self._begun: dict[int, list[str]] = {}  # those of them that are not ended
+        self._unended: dict[int, list[str]] = {}  # those of them that are not ended
         self._held_since = 0.0
 
     @property
-    def holding(self) -> bool:
-        """Whether something waits for the end of another's line."""
+    def is_holding(self) -> bool:
+        """Whether a line waits for the end of another's."""
         return bool(self._held)
 
     def add(self, writer: int, text: str) -> bool:
-        """Add a text, which is not empty, of ``writer``: any number that stands for one.
+        """Add a text that is not empty. ``writer`` is any number that stands for one.
 
-        Returns whether something is held, so that :meth:`retry` has to be called before long.
+        Returns True if something is held, so that :meth:`retry` has to be called before long.
         """
         if self._writer is not None and self._writer != writer and self._must_hold():
             self._hold(writer, text)
@@ -76,7 +76,7 @@ class LineAssembler:
         return bool(self._held)
 
     def take(self, limit: int | None) -> str:
-        """Remove and return the first texts, of so many characters at most."""
+        """Remove and return the first texts, at most ``limit`` characters."""
         if limit is None:
             limit = sum(map(len, self.pieces))
         taken: list[str] = []
@@ -90,7 +90,7 @@ class LineAssembler:
         return "".join(taken)
 
     def retry(self) -> None:
-        """Let those write who were held, unless the one they wait for is still busy."""
+        """Release what is held, unless the writer that it waits for is still busy."""
         if self._held and (
             time.monotonic() - self._held_since > _MAX_HOLD_S or not self._writer_is_busy()
         ):
@@ -102,11 +102,11 @@ class LineAssembler:
             self._release()
 
     def settle(self) -> None:
-        """Put everything in order as it came, and regard every line as ended."""
+        """Release everything in the order in which it came, and regard every line as ended."""
         for _, parts in self._held:
             self._append("".join(parts))
         self._held.clear()
-        self._begun.clear()
+        self._unended.clear()
         self._writer = None
 
     def _append(self, text: str) -> None:
@@ -119,13 +119,13 @@ class LineAssembler:
             )
 
     def _hold(self, writer: int, text: str) -> None:
-        parts = self._begun.pop(writer, None)
+        parts = self._unended.pop(writer, None)
         if parts is None:
             parts = []
             self._held.append((writer, parts))
         parts.append(text)
         if text[-1] != "\n":
-            self._begun[writer] = parts
+            self._unended[writer] = parts
 
     def _must_hold(self) -> bool:
         if self._held:
@@ -137,7 +137,7 @@ class LineAssembler:
         return self._writer is not None and self._is_busy(self._writer, self._since)
 
     def _release(self) -> None:
-        # Each in turn, and one that is not at the end of its line may hold up the others.
-        held, self._held, self._begun, self._writer = self._held, [], {}, None
+        # One of them that has not ended its line may hold up the others again.
+        held, self._held, self._unended, self._writer = self._held, [], {}, None
         for writer, parts in held:
             self.add(writer, "".join(parts))

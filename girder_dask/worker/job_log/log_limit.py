@@ -1,4 +1,4 @@
-"""A bound for the output of one job: its beginning is kept, and its end."""
+"""The limit of the output of one job: its beginning is kept, and its end."""
 
 from __future__ import annotations
 
@@ -11,74 +11,80 @@ __all__ = ["LogLimit"]
 
 
 class LogLimit:
-    """Lets so much text pass, and keeps the end of what exceeds it. Not thread safe.
+    """Filter that passes text up to a limit, and keeps the end of what follows. Not thread safe.
 
     Parameters
     ----------
-    most
+    max_bytes
         Bytes, as UTF-8, that pass.
+
+    Attributes
+    ----------
+    is_reached
+        Whether nothing passes from now on.
+    left_out_bytes
+        Bytes that were dropped.
 
     Examples
     --------
-    >>> bound = LogLimit(8)
-    >>> bound.admit("7 coins\\n"), bound.reached
+    >>> limit = LogLimit(8)
+    >>> limit.admit("7 coins\\n"), limit.is_reached
     ('7 coins\\n', False)
-    >>> bound.admit("and no more"), bound.reached
+    >>> limit.admit("and a button"), limit.is_reached
     ('', True)
-    >>> bound.end()
-    'and no more'
+    >>> limit.end()
+    'and a button'
     """
 
-    def __init__(self, most: float = math.inf) -> None:
-        self._most = most
+    def __init__(self, max_bytes: float = math.inf) -> None:
+        self._max_bytes = max_bytes
         self._used = 0
         self._end: deque[tuple[str, int]] = deque()
         self._end_length = 0
-        #: Whether no more passes.
-        self.reached = False
-        #: The bytes that were let go of.
-        self.left_out = 0
+        self.is_reached = False
+        self.left_out_bytes = 0
 
     def admit(self, text: str) -> str:
-        """Return what passes of a text: in the end nothing but a mark."""
+        """Return the part of a text that passes, with a mark where the rest is dropped."""
         passed = ""
-        if not self.reached:
+        if not self.is_reached:
             size = _size(text)
-            if self._used + size <= self._most:
+            if self._used + size <= self._max_bytes:
                 self._used += size
                 return text
-            self.reached = True
-            passed, text = _split(text, int(self._most) - self._used)
-        was_whole = not self.left_out
+            self.is_reached = True
+            passed, text = _split(text, int(self._max_bytes) - self._used)
+        was_whole = not self.left_out_bytes
         self._keep(text)
-        return passed + limit_line(int(self._most)) if was_whole and self.left_out else passed
+        is_first = was_whole and self.left_out_bytes
+        return passed + limit_line(int(self._max_bytes)) if is_first else passed
 
     def _keep(self, text: str) -> None:
         if len(text) > LOG_END_BYTES:
             dropped, text = text[:-LOG_END_BYTES], text[-LOG_END_BYTES:]
-            self.left_out += _size(dropped)
+            self.left_out_bytes += _size(dropped)
         self._end.append((text, _size(text)))
         self._end_length += len(text)
         while self._end_length - len(self._end[0][0]) >= LOG_END_BYTES:
             first, size = self._end.popleft()
             self._end_length -= len(first)
-            self.left_out += size
+            self.left_out_bytes += size
 
     def end(self) -> str:
-        """Return the end of what did not pass, and say how much is missing before it."""
+        """Return the end of what did not pass, after a line that says how much is missing."""
         text = "".join(text for text, _ in self._end)
         self._end.clear()
-        if not self.left_out:
+        if not self.left_out_bytes:
             return text
-        return gap_line(self.left_out) + text
+        return gap_line(self.left_out_bytes) + text
 
 
 def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "backslashreplace"))
 
 
-def _split(text: str, most: int) -> tuple[str, str]:
-    """Divide a text where so many bytes are full, not within a character."""
+def _split(text: str, max_bytes: int) -> tuple[str, str]:
+    """Split a text after at most ``max_bytes`` bytes, not within a character."""
     data = text.encode("utf-8", "backslashreplace")
-    head = data[:most].decode("utf-8", "ignore")
+    head = data[:max_bytes].decode("utf-8", "ignore")
     return head, data[len(head.encode()) :].decode("utf-8")

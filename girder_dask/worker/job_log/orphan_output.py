@@ -1,4 +1,4 @@
-"""Where the output of threads and processes that outlive their job goes."""
+"""Output of threads and processes that outlive their job: the worker's own stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _stream: TextIO | None = None
 
 
 def set_stream(stream: TextIO | None) -> None:
-    """Say where to write. None: the process's own stderr."""
+    """Set the stream to write to. None: the process's own stderr."""
     global _stream
     _stream = stream
 
@@ -21,7 +21,7 @@ def write(text: str) -> None:
     """Write to the worker's own stderr."""
     stream = sys.__stderr__ if _stream is None else _stream
     if stream is not None:
-        # A worker whose stderr is gone has nowhere left to say so.
+        # A worker without stderr has no place to report that.
         with contextlib.suppress(OSError, ValueError):
             stream.write(text)
             stream.flush()

@@ -1,6 +1,6 @@
-"""What a thread that prints is doing right now.
+"""Frames of threads that print.
 
-``print`` is C code that calls ``write`` once for each part of a line. The interpreter can turn
+``print`` is C code that calls ``write`` once for each part of a line. The interpreter can switch
 to another thread inside those calls, in the ``__str__`` of what is printed, and in what the
 garbage collector calls.
 """
@@ -21,12 +21,12 @@ __all__ = [
     "write_code",
 ]
 
-#: The code of the functions that ``print`` calls, and of what they call to find out who did.
+#: The code of the functions that ``print`` calls, and of those that look for their caller.
 write_code: set[CodeType] = set()
 
 
 def is_in_write(thread: int) -> bool:
-    """Say whether a thread is in a ``write``."""
+    """Return True if a thread is in a ``write``."""
     frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented, and the only way
     while frame is not None:
         if frame.f_code in write_code:
@@ -36,7 +36,7 @@ def is_in_write(thread: int) -> bool:
 
 
 def call_position() -> tuple[int, ...]:
-    """Return what is the same for all parts of one ``print``, and hardly for those of two."""
+    """Return a position that all parts of one ``print`` share, and two calls hardly do."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented
     while frame is not None and frame.f_code in write_code:
         frame = frame.f_back
@@ -46,9 +46,9 @@ def call_position() -> tuple[int, ...]:
 
 
 def caller_position() -> tuple[int, int]:
-    """Return where in its code the one is that has called the stream which calls a log.
+    """Return the position of the code that has called the stream which calls a log.
 
-    It takes a quarter of the time of :func:`calling`, and less matters here.
+    It takes a quarter of the time of :func:`call_position`, and is less exact.
     """
     try:
         frame = sys._getframe(3)  # noqa: SLF001 - documented
@@ -57,20 +57,20 @@ def caller_position() -> tuple[int, int]:
     return id(frame), frame.f_lasti
 
 
-def is_at_position(thread: int, place: tuple[int, int] | None) -> bool:
-    """Say whether a thread is still at the place that :func:`caller` has returned."""
-    if place is None:
+def is_at_position(thread: int, position: tuple[int, int] | None) -> bool:
+    """Return True if a thread is still at what :func:`caller_position` has returned."""
+    if position is None:
         return False
     frame = sys._current_frames().get(thread)  # noqa: SLF001 - as above
     while frame is not None:
-        if (id(frame), frame.f_lasti) == place:
+        if (id(frame), frame.f_lasti) == position:
             return True
         frame = frame.f_back
     return False
 
 
 def is_in_event_loop() -> bool:
-    """Say whether an asyncio event loop runs in the calling thread."""
+    """Return True if an asyncio event loop runs in the calling thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

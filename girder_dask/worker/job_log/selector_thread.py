@@ -1,8 +1,7 @@
-"""One thread that moves what subprocesses write into the logs of their jobs.
+"""The thread that waits on the pipes of all jobs, and keeps the timers of their logs.
 
-There is one selector thread in a process, however many jobs it runs. It waits on the read ends of
-the jobs' pipes and calls back when there is something to read, and it keeps the few timers that
-:mod:`girder_dask.worker.job_log.log` needs.
+There is one in a process, however many jobs it runs. It calls back when there is something to
+read, or when the time of a timer has come.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ __all__ = ["SelectorThread", "abandon_selector_thread", "get_selector_thread"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds for which a descriptor is not watched whose callback has failed. It can still be read.
+# Seconds after which a descriptor is watched again whose callback has failed.
 _RETRY_DELAY_S = 1.0
 
 
 class SelectorThread:
-    """Calls back when a file descriptor can be read, or when a time has come.
+    """Thread that calls back when a descriptor can be read, or when a time has come.
 
-    The thread is started with the first use and stays. Every method may be called from any
-    thread. Callbacks run in the selector thread and must not block.
+    It is started with the first use and stays. Every method may be called from any thread.
+    Callbacks run in the selector thread and must not block.
     """
 
     def __init__(self) -> None:
@@ -41,7 +40,7 @@ class SelectorThread:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
-        self._resting: dict[int, Callable[[], None]] = {}
+        self._paused: dict[int, Callable[[], None]] = {}
         self._guard = Guard(
             logger, "The selector thread of the jobs' logs", max_delay_s=_RETRY_DELAY_S
         )
@@ -55,15 +54,15 @@ class SelectorThread:
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever ``fd`` can be read, until :meth:`unwatch`."""
         with self._lock:
-            self._resting.pop(fd, None)
+            self._paused.pop(fd, None)
             # epoll and kqueue take new descriptors while another thread waits on them.
             self._selector.register(fd, selectors.EVENT_READ, callback)
         self._start()
 
     def unwatch(self, fd: int) -> None:
-        """Forget ``fd``. To be called before it is closed."""
+        """Stop watching ``fd``. To be called before it is closed."""
         with self._lock, contextlib.suppress(KeyError):
-            if self._resting.pop(fd, None) is None:
+            if self._paused.pop(fd, None) is None:
                 self._selector.unregister(fd)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> None:
@@ -93,7 +92,7 @@ class SelectorThread:
                 target=self._run, name="girder-dask-log-selector", daemon=True
             )
             thread = self._thread
-        # In an empty context: the selector thread belongs to no job, whichever job first needs it.
+        # In an empty context: the thread belongs to no job, whichever job first needs it.
         contextvars.Context().run(thread.start)
 
     def _run(self) -> None:
@@ -105,25 +104,25 @@ class SelectorThread:
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._timeout()):
-            # The one thread that serves all jobs goes on without the one that failed.
+            # The thread serves all jobs, so it continues without the one that failed.
             with self._callbacks:
                 key.data()
             if self._callbacks.failed:
-                self._rest(key.fd, key.data)
+                self._pause(key.fd, key.data)
         for callback in self._due():
             with self._callbacks:
                 callback()
 
-    def _rest(self, fd: int, callback: Callable[[], None]) -> None:
+    def _pause(self, fd: int, callback: Callable[[], None]) -> None:
         with self._lock:
             if fd in self._selector.get_map() and fd != self._wake_read:
                 self._selector.unregister(fd)
-                self._resting[fd] = callback
+                self._paused[fd] = callback
                 self.call_later(_RETRY_DELAY_S, partial(self._watch_again, fd))
 
     def _watch_again(self, fd: int) -> None:
         with self._lock:
-            callback = self._resting.get(fd)
+            callback = self._paused.get(fd)
             if callback is not None:
                 self.watch(fd, callback)
 
@@ -159,7 +158,7 @@ def get_selector_thread() -> SelectorThread:
 
 
 def abandon_selector_thread() -> None:
-    """Forget the selector thread of the parent, in a forked child."""
+    """Drop the selector thread of the parent, in a forked child."""
     global _instance, _instance_lock
     _instance_lock = threading.RLock()
     if _instance is not None:

@@ -1,24 +1,24 @@
-"""Text from bytes that arrive in pieces."""
+"""Text from UTF-8 that arrives in pieces."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Hashable
 
-__all__ = ["Utf8Decoder"]
+__all__ = ["Utf8Decoder", "encodable"]
 
 
 class Utf8Decoder:
-    """Decodes UTF-8 from several sources, each of which may split its characters.
+    """Decoder of UTF-8 from several sources, each of which may split its characters.
 
     Examples
     --------
-    >>> characters = Characters()
-    >>> characters.decode("a", "é".encode()[:1])
+    >>> decoder = Utf8Decoder()
+    >>> decoder.decode("a", "é".encode()[:1])
     ''
-    >>> characters.decode("b", b"other")
+    >>> decoder.decode("b", b"other")
     'other'
-    >>> characters.decode("a", "é".encode()[1:])
+    >>> decoder.decode("a", "é".encode()[1:])
     'é'
     """
 
@@ -26,8 +26,10 @@ class Utf8Decoder:
         #: Sources that are in the middle of a character; nearly always none.
         self.pending: dict[Hashable, codecs.IncrementalDecoder] = {}
 
-    def decode(self, source: Hashable, data: bytes) -> str:
+    def decode(self, source: Hashable, data: str | bytes) -> str:
         """Return the characters that ``data`` completes. What is not UTF-8 becomes U+FFFD."""
+        if isinstance(data, str):
+            return self.end(source) + data
         decoder = self.pending.pop(source, None)
         if decoder is None:
             try:
@@ -47,3 +49,16 @@ class Utf8Decoder:
     def end_all(self) -> str:
         """End every source."""
         return "".join(self.end(source) for source in list(self.pending))
+
+
+def encodable(text: str) -> str:
+    r"""Return text that can be encoded in UTF-8: lone surrogates become ``\udcxx``.
+
+    >>> encodable("7 coins\ud800")
+    '7 coins\\ud800'
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text

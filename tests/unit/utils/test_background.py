@@ -395,9 +395,9 @@ async def selector_pipe_closed_meanwhile() -> None:
     callback = Fails()
     own.watch(read, callback)
     os.write(write, b"text")
-    await soon(lambda: read in own._resting)
+    await soon(lambda: read in own._paused)
     own.unwatch(read)
-    assert read not in own._resting
+    assert read not in own._paused
     own._watch_again(read)
     assert read not in own._selector.get_map()
     os.close(read)

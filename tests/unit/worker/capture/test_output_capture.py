@@ -236,10 +236,10 @@ def test_a_line_whose_writer_does_something_else_holds_up_nobody():
     lines.add(1, "Working... ")
     lines.add(2, "held\n")
     lines.retry()
-    assert lines.holding
+    assert lines.is_holding
     busy.clear()
     lines.retry()
-    assert not lines.holding
+    assert not lines.is_holding
     lines.add(1, "more... ")
     lines.add(2, "other\n")
     assert "".join(lines.pieces) == "Working... held\nmore... other\n"

@@ -83,7 +83,7 @@ def chatter(name: str, count: int) -> None:
 
 def test_eight_jobs_at_once_have_exactly_their_own_lines(monkeypatch):
     # A machine that is busy may leave a writer in the middle of a line for longer than that.
-    monkeypatch.setattr("girder_dask.worker.job_log.log._PIPE_LINE_TIMEOUT_S", 30.0)
+    monkeypatch.setattr("girder_dask.worker.job_log.pipe._LINE_TIMEOUT_S", 30.0)
     monkeypatch.setattr("girder_dask.worker.job_log.line_assembler._MAX_HOLD_S", 30.0)
     count, job_logs = 500, [JobLog() for _ in range(8)]
     barrier = threading.Barrier(8)
@@ -258,9 +258,9 @@ def test_a_full_buffer_holds_up_a_subprocess_and_loses_nothing():
     log = JobLog(capacity=100_000)
     with carrying(), capturing(log):
         process = subprocess.Popen(["seq", "1", "400000"])
-        wait_until(lambda: log._size >= 100_000, "the buffer never filled")
+        wait_until(lambda: log._buffer.size >= 100_000, "the buffer never filled")
         assert process.poll() is None
-        assert log._size < 100_000 + 1_200_000
+        assert log._buffer.size < 100_000 + 1_200_000
         taken: list[str] = []
         wait_until(lambda: taken.append(log.take()) or process.poll() is not None, "it hangs")
         log.close()
@@ -293,7 +293,7 @@ def test_a_process_that_outlives_its_job_writes_to_the_worker():
                 ["sh", "-c", "echo early; read answer; seq 1 50000; echo $answer >&2"],
                 stdin=subprocess.PIPE,
             )
-            wait_until(lambda: log._size, "nothing came")
+            wait_until(lambda: log._buffer.size, "nothing came")
         log.close()
         assert log.take() == "early\n"
         process.communicate(b"late\n", timeout=DEADLINE)

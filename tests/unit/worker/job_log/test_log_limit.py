@@ -21,34 +21,34 @@ def nbytes(text: str) -> int:
 
 
 def test_what_fits_passes_and_has_no_end() -> None:
-    bound = LogLimit(10)
-    assert [bound.admit("12345"), bound.admit("67890")] == ["12345", "67890"]
-    assert not bound.reached
-    assert bound.end() == ""
+    limit = LogLimit(10)
+    assert [limit.admit("12345"), limit.admit("67890")] == ["12345", "67890"]
+    assert not limit.is_reached
+    assert limit.end() == ""
 
 
 def test_what_is_little_more_is_whole_and_has_no_mark() -> None:
-    bound = LogLimit(10)
-    text = "".join(bound.admit(f"line {n}\n") for n in range(1000))
-    assert text + bound.end() == "".join(f"line {n}\n" for n in range(1000))
+    limit = LogLimit(10)
+    text = "".join(limit.admit(f"line {n}\n") for n in range(1000))
+    assert text + limit.end() == "".join(f"line {n}\n" for n in range(1000))
 
 
 def test_a_character_is_not_divided() -> None:
-    bound = LogLimit(5)
-    assert bound.admit("äää") == "ää"
-    assert bound.end() == "ä"
+    limit = LogLimit(5)
+    assert limit.admit("äää") == "ää"
+    assert limit.end() == "ä"
 
 
 def test_what_utf_8_cannot_hold_is_counted() -> None:
-    bound = LogLimit(5)
-    assert bound.admit("a\ud800") + bound.end() == "a\\ud800"
+    limit = LogLimit(5)
+    assert limit.admit("a\ud800") + limit.end() == "a\\ud800"
 
 
 @given(st.lists(st.text(alphabet="xä\n", max_size=20), max_size=300), st.integers(0, 200))
 def test_the_gap_is_as_large_as_is_said(texts: list[str], most: int) -> None:
     texts = [text * 997 for text in texts]
-    bound = LogLimit(most)
-    kept = "".join([bound.admit(text) for text in texts]) + bound.end()
+    limit = LogLimit(most)
+    kept = "".join([limit.admit(text) for text in texts]) + limit.end()
     whole = "".join(texts)
     found = GAP.search(kept)
     if found is None:
@@ -67,7 +67,7 @@ def test_the_gap_is_as_large_as_is_said(texts: list[str], most: int) -> None:
 
 
 def test_nobody_waits_to_write_what_is_not_kept() -> None:
-    log = JobLog(capacity=100, most=100)
+    log = JobLog(capacity=100, max_bytes=100)
 
     def write() -> None:
         for n in range(20_000):
@@ -87,7 +87,7 @@ def test_nobody_waits_to_write_what_is_not_kept() -> None:
 
 
 def test_the_end_is_there_though_others_hold_the_line() -> None:
-    log = JobLog(most=10)
+    log = JobLog(max_bytes=10)
     log.write("0123456789 begun")
     log.write(" and ended\n")
     log.close()
