@@ -102,7 +102,7 @@ def _silence(error: Exception) -> str:
     if isinstance(error, requests.exceptions.SSLError) and not is_transient(error):
         untrusted = certificate_problem(error)
         if untrusted is None:
-            return f"{girder} speaks no TLS that is understood here ({error})."
+            return f"{girder} speaks no TLS that this worker understands ({error})."
         return (
             f"The certificate of {girder} is not trusted on the worker ({untrusted}). Ask the "
             "operator to name the authority in REQUESTS_CA_BUNDLE there."

@@ -1,4 +1,4 @@
-"""The transforms that stand for what a function gets."""
+"""Transforms of arguments: files, items and folders of Girder, and temporary directories."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class TemporaryDirectory(Transform):
-    """An empty directory that is gone after the run. The function gets its path.
+    """An empty directory that is removed after the run. The function gets its path.
 
     Examples
     --------
@@ -43,7 +43,7 @@ class TemporaryDirectory(Transform):
     temp_dir_path: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments that make this transform anew: none."""
+        """Return the keyword arguments that make an equal transform: none."""
         return {}
 
     def _repr_model_(self) -> str:
@@ -59,7 +59,7 @@ class TemporaryDirectory(Transform):
 
 
 class _Fetched(ResourceTransform, Transform):
-    """What is fetched from Girder into a directory of its own."""
+    """A resource that is fetched from Girder into a directory of its own."""
 
     temp_dir_path: Path | None = None
     _fetcher: FileFetcher | None = None
@@ -84,11 +84,11 @@ class _Fetched(ResourceTransform, Transform):
 
     @abc.abstractmethod
     def _plan(self, gc: Any, directory: Path) -> tuple[Path, list[FetchTarget]]:
-        """Return what the function gets, and which files belong there."""
+        """Return the path that the function gets, and the files to fetch."""
 
     @abc.abstractmethod
     def _fetch_through(self, gc: Any, directory: Path) -> Path:
-        """Have the methods of a stand-in for a client fetch it."""
+        """Fetch it through the methods of a user's stand-in for the client."""
 
     def cleanup(self) -> None:
         if self._fetcher is not None:
@@ -100,7 +100,7 @@ class _Fetched(ResourceTransform, Transform):
 class GirderFileId(_Fetched):
     """A Girder file. The function gets the path of a local copy with the file's own name.
 
-    It may be read only: other jobs may be given the same copy.
+    The copy may be read-only: other jobs may share it.
 
     Parameters
     ----------
@@ -133,22 +133,22 @@ class GirderFileId(_Fetched):
 
 
 class GirderFileIdAllowDirect(GirderFileId):
-    """A Girder file, in place where the worker may and can reach it, else a local copy.
+    """A Girder file, used in place if the worker may and can reach it, else as a local copy.
 
-    In place means that the function gets a link, named like the file, to where Girder itself
-    has it. The operators of both must want that: Girder's setting ``dask.direct_path``, and
-    ``girder.worker.direct-paths`` or ``GW_DIRECT_PATHS`` on the worker. Girder names the
-    place, after it has checked that the job's owner may read the file, and what is there must
-    have the size that Girder knows. The function must not change the file.
+    In place means that the function gets a link, named like the file, to Girder's own copy. Both
+    operators must allow that: Girder's setting ``dask.direct_path``, and
+    ``girder.worker.direct-paths`` or ``GW_DIRECT_PATHS`` on the worker. Girder names the path after
+    it has checked that the job's owner may read the file, and the file there must have the size
+    that Girder knows. The function must not change the file.
 
     Parameters
     ----------
     _id
         The id of the file.
     name
-        Not needed: Girder knows the name.
+        Ignored: Girder knows the name.
     local_path
-        Not needed, and not trusted: Girder names the place.
+        Ignored and not trusted: Girder names the path.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class GirderFileIdAllowDirect(GirderFileId):
         self.local_file_path = None if local_path is None else str(local_path)
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments that make this transform anew, all plain values."""
+        """Return the keyword arguments that make an equal transform, all plain values."""
         return {"_id": self._id, "name": self.file_name, "local_path": self.local_file_path}
 
     def _repr_model_(self) -> str:
@@ -172,7 +172,7 @@ class GirderFileIdAllowDirect(GirderFileId):
         gc = self.client()
         if _direct_paths_allowed():
             if not is_real_client(gc):
-                # It cannot be asked; what a test says is taken as girder_worker takes it.
+                # Girder cannot be asked. The path is taken as girder_worker takes it.
                 if self.local_file_path and Path(self.local_file_path).is_file():
                     return self.local_file_path
             elif (path := self._in_place(gc)) is not None:
@@ -181,13 +181,13 @@ class GirderFileIdAllowDirect(GirderFileId):
 
     def _in_place(self, gc: Any) -> Path | None:
         with self._explained():
-            file = get_json(gc, f"file/{self._id}")  # it must be readable, whatever else is so
+            file = get_json(gc, f"file/{self._id}")  # which checks that the user may read it
             try:
-                facts = get_json(gc, f"dask/file/{self._id}/path")
+                on_disk = get_json(gc, f"dask/file/{self._id}/path")
             except requests.HTTPError:
                 return None
-        place = facts.get("path")
-        if not place or not _is_file_of(place, file.get("size"), facts.get("modified")):
+        place = on_disk.get("path")
+        if not place or not _is_file_of(place, file.get("size"), on_disk.get("modified")):
             return None
         self.temp_dir_path = self.directory()
         path = self.temp_dir_path / safe_name(file["name"], self._id)
@@ -200,7 +200,7 @@ def _direct_paths_allowed() -> bool:
 
 
 def _is_file_of(path: str, size: int | None, modified: float | None) -> bool:
-    """Say whether the file that Girder has is there, not another that this host has there."""
+    """Return True if Girder's file is at a path, and not another file of this host."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -212,8 +212,8 @@ def _is_file_of(path: str, size: int | None, modified: float | None) -> bool:
 class GirderItemId(_Fetched):
     """A Girder item. The function gets the path of a directory with its files.
 
-    The files may be read only: other jobs may be given the same copies. If several have the
-    same name, the later ones have their id in front of it.
+    The files may be read-only: other jobs may share the copies. If several files have the same
+    name, the later ones have their id in front of it.
     """
 
     kind = "item"
@@ -233,11 +233,11 @@ class GirderItemId(_Fetched):
 
 
 class GirderFolderId(_Fetched):
-    """A Girder folder with all that is in it. The function gets the path of a directory.
+    """A Girder folder with all its content. The function gets the path of a directory.
 
-    A subfolder becomes a directory. An item with a single file of the item's own name becomes
-    that file. Any other item becomes a directory with its files. What would have the name of
-    something that is there already has its id in front of it. The files may be read only.
+    A subfolder becomes a directory. An item with a single file of the item's own name becomes that
+    file. Any other item becomes a directory with its files. Where a name is taken, the id is put in
+    front of it. The files may be read-only.
 
     Parameters
     ----------
@@ -288,11 +288,11 @@ def _plan_item(gc: Any, item: Mapping[str, Any], path: Path) -> list[FetchTarget
 
 
 def _free_names(directory: Path) -> Callable[[Mapping[str, Any]], Path]:
-    """Return what gives each thing of Girder a path of its own in a directory."""
+    """Return a function that gives each resource of Girder a path of its own in a directory."""
     taken: set[str] = set()
 
-    def free(thing: Mapping[str, Any]) -> Path:
-        identifier, name = str(thing["_id"]), str(thing["name"])
+    def free(resource: Mapping[str, Any]) -> Path:
+        identifier, name = str(resource["_id"]), str(resource["name"])
         safe = safe_name(name, identifier)
         if safe in taken:
             safe = safe_name(f"{identifier}-{name}", identifier)

@@ -1,4 +1,4 @@
-"""The transforms that stand for what is done with a result."""
+"""Hooks for results: uploads to an item, a folder or the job, and metadata."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class GirderItemMetadata(FencedOutput):
         except (TypeError, ValueError) as e:
             raise self.failed(
                 f"the function returned what cannot be metadata: {e}. Return a dict of plain "
-                "values: numbers of numpy are made plain by int() and float(), arrays by tolist()."
+                "values: int() and float() convert numbers of numpy, tolist() converts arrays."
             ) from e
         return data
 
@@ -67,14 +67,14 @@ class GirderItemMetadata(FencedOutput):
 
 
 class _Upload(PathOutput):
-    """What is put into an item or a folder.
+    """The upload of a result into an item or a folder.
 
     Parameters
     ----------
     _id
         The id of the item or folder.
     delete_file
-        Whether the local data is deleted afterwards.
+        Whether the local files are deleted afterwards.
     upload_kwargs
         More arguments for the upload method of ``girder_client``: ``filename``,
         ``mimeType``, ``reference`` and ``progressCallback``.
@@ -93,7 +93,7 @@ class _Upload(PathOutput):
         self.upload_kwargs = dict(upload_kwargs or {})
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments that make this transform anew, all plain values."""
+        """Return the keyword arguments that make an equal transform, all plain values."""
         more = {"delete_file": self.delete_file, "upload_kwargs": dict(self.upload_kwargs)}
         return {"_id": self._id, **more}
 
@@ -102,13 +102,13 @@ class _Upload(PathOutput):
             path = self._path(data)
             self._check_place(Path(path))
             self.output_file_path = path
-            there = Path(path).exists()
+            exists = Path(path).exists()
         except TypeError:
-            there = False
-        if not there:
+            exists = False
+        if not exists:
             raise self.failed(
                 f"the function returned {data!r:.200}, but there is no such file. Return the "
-                "path of the file that is to be uploaded."
+                "path of the file to upload."
             )
         with self._explained():
             self._send(Path(path))
@@ -123,7 +123,7 @@ class _Upload(PathOutput):
             options, parent_id = self.upload_kwargs, (self.kind, parent)
             upload(gc, parent_id, file, options, self._tell, self.upload_recovery, self.job)
             self._done += file.stat().st_size
-        else:  # a stand-in of somebody's test
+        else:  # the stand-in of a user's test
             method = gc.uploadFileToItem if self.kind == "item" else gc.uploadFileToFolder
             method(parent, str(file), **self.upload_kwargs)
 
@@ -140,8 +140,8 @@ class _Upload(PathOutput):
 class GirderUploadToItem(_Upload):
     """Upload the result, the path of a file or of a flat directory, into a Girder item.
 
-    A file takes the place of the item's file of the same name. The job's log names what a directory
-    holds besides files, which is left out.
+    A file replaces the item's file of the same name. Other entries of a directory are left out, and
+    the job's log names them.
     """
 
     kind = "item"
@@ -161,14 +161,13 @@ class GirderUploadToItem(_Upload):
 class GirderUploadToFolder(_Upload):
     """Upload the result, the path of a file or of a directory, into a Girder folder.
 
-    Directories become subfolders, which are used again if they are there; each file becomes
-    an item. Links to directories, and what is neither a file nor a directory, are left out; the
-    job's log names them.
+    Directories become subfolders, or are put into those of the same name. Each file becomes an
+    item. Links to directories and special files are left out, and the job's log names them.
 
     Parameters
     ----------
     must_exist
-        Whether it is an error when there is nothing at the path.
+        Whether a path that does not exist is an error.
     """
 
     kind = "folder"
@@ -191,7 +190,7 @@ class GirderUploadToFolder(_Upload):
         return self._id
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments that make this transform anew, all plain values."""
+        """Return the keyword arguments that make an equal transform, all plain values."""
         return {**super().arguments(), "must_exist": self.must_exist}
 
     def transform(self, data: Any) -> Any:
@@ -215,7 +214,7 @@ class GirderUploadToFolder(_Upload):
         )
 
     def _folder(self, place: tuple[str, ...], made: dict[tuple[str, ...], str]) -> str:
-        """Return the id of a folder below, and make it if it is missing."""
+        """Return the id of a subfolder, which is made if it is missing."""
         if place not in made:
             parent = self._folder(place[:-1], made)
             self._check_name(Path(place[-1]))
@@ -226,7 +225,7 @@ class GirderUploadToFolder(_Upload):
 
 
 def _files_below(source: Path, place: tuple[str, ...]) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Return each file, and the names of the directories that it is in."""
+    """Yield each file, and the names of the directories that it is in."""
     if not source.is_dir():
         yield source, place
         return
@@ -245,7 +244,7 @@ def _directories_below(source: Path, place: tuple[str, ...]) -> Iterator[tuple[s
 
 
 def _others_below(source: Path) -> Iterator[Path]:
-    """Return what is not sent: links to directories, and what is no file and no directory."""
+    """Yield the entries that are not sent: links to directories, and special files."""
     for entry in sorted(source.iterdir()) if source.is_dir() else ():
         if entry.is_dir() and not entry.is_symlink():
             yield from _others_below(entry)
@@ -256,16 +255,16 @@ def _others_below(source: Path) -> Iterator[Path]:
 class GirderUploadJobArtifact(PathOutput):
     """Attach the result, the path of a file or of a flat directory, to the job.
 
-    If there is nothing at the path, nothing is done. The job's log says so, and names what a
-    directory holds besides files, which is left out. Who may read the job may read its
-    artifacts, and they are deleted with it.
+    If the path does not exist, nothing is sent, and the job's log says so. Entries of a directory
+    that are not files are left out, and the log names them. Users who may read the job may read its
+    artifacts, which are deleted with the job.
 
     Parameters
     ----------
     job_id
-        The id of the job. By default the one that runs.
+        The id of the job. By default that of the running job.
     name
-        What a single file is called there. By default its own name.
+        The name of a single file in Girder. By default its own name.
     """
 
     kind = "job"
@@ -276,7 +275,7 @@ class GirderUploadJobArtifact(PathOutput):
         self.name = name
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments that make this transform anew, all plain values."""
+        """Return the keyword arguments that make an equal transform, all plain values."""
         return {"job_id": self.job_id, "name": self.name}
 
     def _repr_model_(self) -> str:
@@ -301,7 +300,7 @@ class GirderUploadJobArtifact(PathOutput):
             self._attach(files, None if source.is_dir() else self.name)
 
     def _attach(self, files: list[Path], name: str | None) -> None:
-        """Attach what Girder takes, and raise if there is more."""
+        """Attach the files that Girder takes, and raise an error that names the others."""
         gc, refused = self.client(), []
         for file in files:
             try:

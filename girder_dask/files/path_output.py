@@ -1,4 +1,4 @@
-"""The result as a path: what may be sent of it, and what is left out."""
+"""Results that are paths: which files may be sent to Girder, and which are left out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from girder_dask.files.uploads import attempt_headers
 
 __all__ = ["FencedOutput", "PathOutput"]
 
-# Names in one line of the job's log about what is left out.
+# In one line of the job's log about files that are left out.
 _MAX_NAMES = 10
 
 
 class FencedOutput(ResourceTransform, ResultTransform):
-    """What is done in Girder by one attempt of a job, and by none that is over.
+    """A hook whose requests name the attempt, so that Girder refuses one that is over.
 
     ``upload_recovery`` knows the uploads of earlier attempts while a job runs
     (:class:`girder_dask.files.upload_recovery.UploadRecovery`).
@@ -35,7 +35,7 @@ class FencedOutput(ResourceTransform, ResultTransform):
 
 
 class PathOutput(FencedOutput):
-    """The result is a path; what is there is sent to Girder."""
+    """A hook that sends the files at the returned path to Girder."""
 
     output_file_path: str | None = None
 
@@ -47,18 +47,18 @@ class PathOutput(FencedOutput):
             raise self.failed("the result cannot be uploaded.", e) from e
 
     def _path(self, data: Any) -> str:
-        """Return what the function returned as an absolute path."""
+        """Return the function's result as an absolute path."""
         return str(Path(self.cwd or "", os.fspath(data)).absolute())
 
     def _source(self, data: Any) -> Path | None:
-        """Return the path that the function returned, None if nothing is there."""
+        """Return the path that the function returned, None if it does not exist."""
         try:
             source = Path(self._path(data))
             return source if source.exists() else None
         except (TypeError, ValueError) as e:
             raise self.failed(
-                f"the function returned {data!r:.200}, which is no path. Return the path of the "
-                "file that is to be uploaded."
+                f"the function returned {data!r:.200}, which is not a path. Return the path of the "
+                "file to upload."
             ) from e
 
     def _check_name(self, path: Path) -> None:
@@ -66,20 +66,20 @@ class PathOutput(FencedOutput):
             path.name.encode()
         except UnicodeEncodeError as e:
             raise self.failed(
-                f"the name {path.name!r} is not UTF-8, as names in Girder are. Rename the file in "
+                f"the name {path.name!r} is not UTF-8, which Girder requires. Rename the file in "
                 "the task."
             ) from e
 
     def _check_place(self, path: Path) -> None:
-        """Refuse what is outside of the job's directory, for those who may start no code."""
+        """Refuse a path outside of the job's directory if its owner may not run their own code."""
         if not self.confined:
             return
         own = {each.resolve() for each in (self.work_dir, self.inputs_dir) if each is not None}
         if own.isdisjoint(path.resolve().parents):
             raise self.failed(
-                f"{str(path)!r:.200} is not in the directory of the job, and who started it may "
-                "not run code of their own, so nothing else is sent. Have the task write into its "
-                "working directory, girder_dask.current_job().work_dir."
+                f"{str(path)!r:.200} is not in the directory of the job. Only files there are "
+                "sent, as the user who started it may not run code of their own. Have the task "
+                "write into its working directory, girder_dask.current_job().work_dir."
             )
         found = path.stat()
         is_fetched = (found.st_dev, found.st_ino) in (self.links or ())
@@ -90,7 +90,7 @@ class PathOutput(FencedOutput):
             )
 
     def _note_left_out(self, paths: Sequence[Path], why: str) -> None:
-        """Write into the job's log what is not sent."""
+        """Write into the job's log which files are not sent."""
         if paths:
             names = ", ".join(repr(path.name) for path in paths[:_MAX_NAMES])
             more = f" and {len(paths) - _MAX_NAMES} more" if len(paths) > _MAX_NAMES else ""
@@ -101,7 +101,7 @@ class PathOutput(FencedOutput):
             self.note(line)
 
     def _flat(self, source: Path) -> list[Path]:
-        """Return the files of a flat directory, or the one file; what else is there is noted."""
+        """Return the files of a flat directory, or the single file. The log names other entries."""
         if not source.is_dir():
             return [source]
         entries = sorted(source.iterdir())

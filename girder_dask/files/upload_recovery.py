@@ -1,4 +1,4 @@
-"""What attempts of a job have left in Girder: whole files of earlier ones, and broken uploads."""
+"""Recovery of uploads: files that earlier attempts of a job left in Girder, and broken uploads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["UploadRecovery", "UploadState"]
 
 
 class UploadState(Enum):
-    """What has become of an upload when the answer to a request did not come.
+    """The state of an upload after a request without an answer.
 
-    ``COMPLETE``: it is a file. ``UNCHANGED``: Girder has nothing of that request. ``NOTHING``:
-    it had begun something, which is removed.
+    ``COMPLETE``: the file exists. ``UNCHANGED``: Girder has not seen the request. ``NOTHING``:
+    Girder had processed a part of it, which was removed.
     """
 
     COMPLETE = "complete"
@@ -25,12 +25,10 @@ class UploadState(Enum):
 
 
 class UploadRecovery:
-    """What is in Girder of the uploads of a job.
+    """Finds the uploads of a job in Girder, so that repeated ones replace them.
 
-    Those of the attempts before this one are each to be replaced once.
-
-    An attempt may be lost after its upload and before its end is known. The next one uploads
-    again, and must not leave two files where one attempt leaves one.
+    An attempt may be lost after its upload and before the scheduler learns of its end. The next
+    attempt uploads again, and must not leave two files where one attempt leaves one.
 
     Parameters
     ----------
@@ -43,10 +41,10 @@ class UploadRecovery:
     def __init__(self, job_id: str, attempt: int) -> None:
         self._job_id = job_id
         self._attempt = attempt
-        self._left: list[Mapping[str, Any]] | None = None
+        self._earlier_files: list[Mapping[str, Any]] | None = None
 
     def headers(self, upload: str) -> dict[str, str]:
-        """Return what the requests of an upload say of the run and of themselves."""
+        """Return the headers that name the attempt and the upload to Girder."""
         return {ATTEMPT_HEADER: str(self._attempt), UPLOAD_HEADER: upload}
 
     def settle(
@@ -56,20 +54,20 @@ class UploadRecovery:
         parent: tuple[str, str],
         begun: tuple[str, int] | None = None,
     ) -> UploadState:
-        """Find out what has become of an upload of this attempt that broke.
+        """Return the state of an upload that broke. What Girder has of a part of it is removed.
 
-        Girder may have died at any step of making a file of it.
+        Girder may have died at any step between the last byte and the finished file.
 
         Parameters
         ----------
         gc
             A ``girder_client.GirderClient`` of the job.
         upload
-            Its name, as it is in the header.
+            The name of the upload, as in the header.
         parent
-            What it is put into: ``'item'`` or ``'folder'``, and its id.
+            The kind of the parent, ``'item'`` or ``'folder'``, and its id.
         begun
-            The id that Girder has given to it, and the offset of the piece that broke.
+            Girder's id of the upload, and the offset of the piece that broke.
 
         Raises
         ------
@@ -85,9 +83,9 @@ class UploadRecovery:
         return UploadState(answer["state"])
 
     def take(self, gc: Any, folder: str, name: str) -> Mapping[str, Any] | None:
-        """Return a file of an earlier attempt in a folder, None if there is none.
+        """Return a file that an earlier attempt left in a folder, or None.
 
-        Each is returned once, the oldest first: a run may upload several of one name.
+        Each is returned once, the oldest first: a run may upload several files of one name.
 
         Parameters
         ----------
@@ -105,12 +103,12 @@ class UploadRecovery:
         """
         if self._attempt <= 1:
             return None
-        if self._left is None:
-            self._left = list(
+        if self._earlier_files is None:
+            self._earlier_files = list(
                 get_json(gc, f"dask/job/{self._job_id}/uploads", {"before": self._attempt})
             )
-        for file in self._left:
+        for file in self._earlier_files:
             if (file["folderId"], file["name"]) == (folder, name):
-                self._left.remove(file)
+                self._earlier_files.remove(file)
                 return file
         return None

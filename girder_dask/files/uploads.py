@@ -1,4 +1,4 @@
-"""One local file, put into Girder in pieces that are sent again when a connection breaks."""
+"""The upload of one file, in pieces that are sent again when a connection breaks."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from girder_dask.protocol.names import JOB_HEADER
 __all__ = ["attempt_headers", "send_artifact", "upload"]
 
 
-_PIECE = 1 << 20
+_BUFFER_BYTES = 1 << 20
 
 
 def attempt_headers(
     recovery: UploadRecovery | None, job: Mapping[str, Any] | None, upload: str | None = None
 ) -> dict[str, str]:
-    """Return what a request says of the attempt that makes it, so that one that is over is refused.
+    """Return headers that name the attempt, so that Girder refuses one that is over.
 
     Parameters
     ----------
     recovery
-        Those of the attempt. Without them there are no headers.
+        That of the attempt. Without it there are no headers.
     job
-        What ``ResultTransform.job`` is.
+        As ``ResultTransform.job``.
     upload
         The name of the upload. By default a new one.
     """
@@ -45,8 +45,8 @@ def attempt_headers(
     return named | recovery.headers(upload or uuid.uuid4().hex)
 
 
-class _Span:
-    """A part of a file as the body of a request. It is read while it is sent."""
+class _FilePart:
+    """A part of a file as the body of a request, read while it is sent."""
 
     def __init__(
         self, source: BufferedReader, offset: int, size: int, sent: Callable[[int], None]
@@ -60,19 +60,19 @@ class _Span:
         return self._size
 
     def __iter__(self) -> Iterator[memoryview]:
-        # One buffer for all pieces. In a worker of Dask the memory of each new one would come
-        # from the system and go back to it, which takes longer than to read and to send it.
-        buffer = memoryview(bytearray(min(self._size, _PIECE)))
+        # One buffer for all reads. In a Dask worker the memory of each new one would be mapped and
+        # unmapped, which takes longer than to read and send it.
+        buffer = memoryview(bytearray(min(self._size, _BUFFER_BYTES)))
         self._source.seek(self._offset)
         left = self._size
-        while left and (count := self._source.readinto(buffer[: min(left, _PIECE)])):
+        while left and (count := self._source.readinto(buffer[: min(left, _BUFFER_BYTES)])):
             left -= count
             yield buffer[:count]
             self._sent(self._offset + self._size - left)
 
 
-class _Broken(Exception):
-    """Girder may have a part of a piece, so the upload has to begin anew."""
+class _BrokenUpload(Exception):
+    """Girder may have a part of a piece, so the upload has to start again."""
 
     def __init__(self, error: requests.RequestException) -> None:
         super().__init__(str(error))
@@ -80,7 +80,7 @@ class _Broken(Exception):
 
 
 class _Upload:
-    """A file on its way into an item or a folder."""
+    """The upload of a file into an item or a folder."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class _Upload:
         parent: tuple[str, str],
         source: Path,
         options: dict[str, Any],
-        tell: Report,
+        report: Report,
         recovery: UploadRecovery | None,
         job: Mapping[str, Any] | None,
     ) -> None:
@@ -101,33 +101,33 @@ class _Upload:
         self._callback = options.pop("progressCallback", None)
         if options:
             raise TypeError(f"upload_kwargs has {', '.join(options)}, which uploads do not take")
-        self._tell = tell
+        self._report = report
         self._recovery = recovery
-        # The same for each time that it begins anew, so that Girder knows what was left of it.
-        self._own_name = uuid.uuid4().hex
-        self._headers = attempt_headers(recovery, job, self._own_name)
+        # The same after each restart, by which Girder finds what the upload has left.
+        self._upload_name = uuid.uuid4().hex
+        self._headers = attempt_headers(recovery, job, self._upload_name)
         self._size = source.stat().st_size
 
     def run(self) -> None:
-        """Send it. An upload that broke within a piece begins anew."""
+        """Send the file. An upload that broke within a piece starts again."""
         replaced = self._file_to_replace()
-        if replaced is not None and self._is_there(replaced):
+        if replaced is not None and self._has_same_content(replaced):
             return
-        patience = RetryBudget(probe=health_probe(self._gc))
+        budget = RetryBudget(probe=health_probe(self._gc))
         while True:
             document = self._begin(replaced)
             if self._size == 0:
-                return  # an empty file is complete when it is begun
+                return  # Girder finishes an empty file at once
             try:
-                self._send(str(document["_id"]), patience)
+                self._send(str(document["_id"]), budget)
                 return
-            except _Broken as e:
-                patience.wait(e.error)
+            except _BrokenUpload as e:
+                budget.wait(e.error)
 
     def _file_to_replace(self) -> Mapping[str, Any] | None:
-        """Return the file of this name in the item, or of an earlier attempt in the folder.
+        """Return the item's file of this name, or the folder's one from an earlier attempt.
 
-        Else each upload into a folder is a new item.
+        Any other upload into a folder makes a new item.
         """
         kind, parent = self._parent
         if kind != "item":
@@ -141,12 +141,12 @@ class _Upload:
                 return dict(file)
         return None
 
-    def _is_there(self, file: Mapping[str, Any]) -> bool:
+    def _has_same_content(self, file: Mapping[str, Any]) -> bool:
         if file.get("size") != self._size or not file.get("sha512"):
             return False
         with self._source.open("rb") as f:
             digest = hashlib.sha512()
-            while piece := f.read(_PIECE):
+            while piece := f.read(_BUFFER_BYTES):
                 digest.update(piece)
         return bool(digest.hexdigest() == file["sha512"])
 
@@ -160,51 +160,51 @@ class _Upload:
             kind, parent = self._parent
             parameters = {"parentType": kind, "parentId": parent, "name": self._name}
             parameters |= {"size": self._size, "mimeType": self._type, **more}
-        patience = RetryBudget(probe=health_probe(self._gc))
+        budget = RetryBudget(probe=health_probe(self._gc))
         while True:
             try:
                 return dict(
                     self._gc.sendRestRequest(method, path, parameters, headers=self._headers)
                 )
             except requests.RequestException as e:
-                # An empty file that was made must not be made twice.
+                # An empty file must not be made twice.
                 may_be_made = self._size == 0 and not is_unsent(e)
                 if may_be_made and self._recovery is None:
                     raise
-                patience.wait(e)
+                budget.wait(e)
                 if may_be_made and self._settle() == UploadState.COMPLETE:
                     return {}
 
-    def _send(self, upload: str, patience: RetryBudget) -> None:
+    def _send(self, upload: str, budget: RetryBudget) -> None:
         offset = 0
         with self._source.open("rb") as source:
             while offset < self._size:
-                span = _Span(
+                part = _FilePart(
                     source, offset, min(self._gc.MAX_CHUNK_SIZE, self._size - offset), self._sent
                 )
                 try:
                     chunk = f"file/chunk?offset={offset}&uploadId={upload}"
-                    self._gc.post(chunk, data=span, headers=self._headers)
+                    self._gc.post(chunk, data=part, headers=self._headers)
                 except requests.RequestException as e:
-                    if self._arrived(upload, offset, len(span), e):
+                    if self._arrived(upload, offset, len(part), e):
                         return
-                    patience.wait(e)
+                    budget.wait(e)
                     continue
-                offset += len(span)
-                patience.progress()
+                offset += len(part)
+                budget.progress()
                 if callable(self._callback):
                     self._callback({"current": offset, "total": self._size})
 
     def _sent(self, count: int) -> None:
-        self._tell(count, self._size, self._name)
+        self._report(count, self._size, self._name)
 
     def _arrived(
         self, upload: str, offset: int, length: int, error: requests.RequestException
     ) -> bool:
-        """Say whether the upload is complete although a request failed; if not, go on.
+        """Return True if the upload is complete although a request failed, False to send it again.
 
-        Girder resumes wrongly what broke within a piece: it takes the bytes that it has, but
-        leaves them out of the checksum. So such an upload is thrown away.
+        Girder resumes an upload that broke within a piece wrongly: it keeps the bytes that it has,
+        but leaves them out of the checksum. Such an upload is dropped.
         """
         if is_unsent(error):
             return False
@@ -214,36 +214,36 @@ class _Upload:
         if self._recovery is not None:
             state = self._settle((upload, offset))
             if state == UploadState.NOTHING:
-                raise _Broken(error) from error
+                raise _BrokenUpload(error) from error
             return state == UploadState.COMPLETE
         try:
             has = get_json(self._gc, "file/offset", {"uploadId": upload})["offset"]
         except requests.HTTPError as e:
             if e.response is not None and e.response.status_code == 400:
-                # It knows the upload no more: it became a file with the last byte.
+                # Girder forgets an upload when its last byte makes it a file.
                 if offset + length == self._size:
                     return True
-                raise _Broken(error) from error
+                raise _BrokenUpload(error) from error
             raise
         if has == offset:
             return False
         self._drop(upload)
-        raise _Broken(error) from error
+        raise _BrokenUpload(error) from error
 
     def _settle(self, begun: tuple[str, int] | None = None) -> UploadState:
-        assert self._recovery is not None  # noqa: S101 - it was asked for above
-        return self._recovery.settle(self._gc, self._own_name, self._parent, begun)
+        assert self._recovery is not None  # noqa: S101 - the callers checked it
+        return self._recovery.settle(self._gc, self._upload_name, self._parent, begun)
 
     def _drop(self, upload: str) -> None:
-        patience = RetryBudget(probe=health_probe(self._gc))
+        budget = RetryBudget(probe=health_probe(self._gc))
         while True:
             try:
                 self._gc.delete(f"file/upload/{upload}")
                 return
             except requests.RequestException as e:
                 if e.response is not None and e.response.status_code == 400:
-                    return  # a request before has dropped it
-                patience.wait(e)
+                    return  # an earlier request dropped it
+                budget.wait(e)
 
 
 def upload(
@@ -257,25 +257,25 @@ def upload(
 ) -> None:
     """Upload a file.
 
-    In an item it replaces the file of its name, if there is one. In a folder it becomes a new
-    item, unless an earlier attempt of the job has left it there. What Girder has with the same
-    checksum is not sent.
+    In an item it replaces the file of the same name, if there is one. In a folder it becomes a new
+    item, unless an earlier attempt of the job has left it there. Content that Girder has with the
+    same checksum is not sent again.
 
     Parameters
     ----------
     gc
         A ``girder_client.GirderClient``.
     parent
-        What it is put into: ``'item'`` or ``'folder'``, and its id.
+        The kind of the parent, ``'item'`` or ``'folder'``, and its id.
     source
         The file.
     options
         Any of ``filename``, ``mimeType``, ``reference`` and ``progressCallback``, as the
         methods of ``girder_client`` take them.
     report
-        Called with the bytes that are sent, all bytes and the name.
+        Called as bytes are sent.
     recovery
-        What earlier attempts of the job have left.
+        The uploads of earlier attempts of the job.
     job
         The id and title of the job.
 
@@ -295,7 +295,7 @@ def send_artifact(
     report: Report = lambda *_: None,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    """Attach a file to a job, in place of what it has of that name.
+    """Attach a file to a job. It replaces the artifact of the same name.
 
     Parameters
     ----------
@@ -306,9 +306,9 @@ def send_artifact(
     source
         The file.
     name
-        What it is called there; by default as here.
+        The name of the artifact. By default that of the file.
     report
-        Called with the bytes that are sent, all bytes and the name.
+        Called as bytes are sent.
     headers
         What :func:`attempt_headers` returns.
 
@@ -317,15 +317,15 @@ def send_artifact(
     requests.RequestException
         If Girder refuses, or stays away for ``girder.worker.retry-time``.
     """
-    shown, size = name or source.name, source.stat().st_size
-    about = {"name": shown, "size": size, "mimeType": mimetypes.guess_type(source)[0]}
+    name, size = name or source.name, source.stat().st_size
+    about = {"name": name, "size": size, "mimeType": mimetypes.guess_type(source)[0]}
     path = f"job/{job_id}/artifact?{urlencode({k: v for k, v in about.items() if v is not None})}"
-    patience = RetryBudget(probe=health_probe(gc))
+    budget = RetryBudget(probe=health_probe(gc))
     while True:
         with source.open("rb") as f:
-            body = _Span(f, 0, size, lambda sent: report(sent, size, shown)) if size else b""
+            body = _FilePart(f, 0, size, lambda sent: report(sent, size, name)) if size else b""
             try:
                 gc.post(path, data=body, headers=dict(headers or {}))
                 return
             except requests.RequestException as e:
-                patience.wait(e)
+                budget.wait(e)

@@ -1,7 +1,7 @@
-"""Which hosts a worker may ask for the content of link files.
+"""Hosts that workers may ask for the content of link files.
 
-A *link file* of Girder names any address that a user cares to write. The worker that follows
-it stands in the network of the site, where services trust whoever reaches them.
+A *link file* of Girder holds an address that a user wrote. The worker that follows it is inside the
+network of the site, where services may trust everyone who reaches them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from girder_dask.errors import GirderDaskError
 
 __all__ = ["HostRefused", "LinkHosts", "is_public"]
 
-#: The ports that are meant where none is named.
+#: The default ports.
 PORTS = {"http": 80, "https": 443}
 
 _PUBLIC = "public"
@@ -41,11 +41,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class HostRefused(Exception):
-    """A link leads where workers may not go. It is no ``OSError``, which HTTP clients retry."""
+    """A link leads to a host that workers may not ask. Not an ``OSError``: clients retry those."""
 
 
 def is_public(address: Address) -> bool:
-    """Say whether an address is one of the public internet, by what it leads to.
+    """Return True if an address, or the IPv4 address that it embeds, is on the public internet.
 
     >>> [is_public(ipaddress.ip_address(a)) for a in ('1.1.1.1', '10.0.0.1', '64:ff9b::a00:1')]
     [True, False, False]
@@ -64,7 +64,7 @@ def is_public(address: Address) -> bool:
 
 
 def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address to which an IPv6 address leads through a gateway."""
+    """Return the IPv4 address that an IPv6 address embeds for a gateway, or None."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address in _NAT64:
@@ -74,21 +74,21 @@ def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A network, or a pattern of names, and a port (None: the usual ones)."""
+    """A network, or a pattern of names, with a port. Without a port both default ports match."""
 
     network: ipaddress.IPv4Network | ipaddress.IPv6Network | None
     pattern: str
     port: int | None
 
     def allows(self, host: str, port: int, address: Address) -> bool:
-        """Say whether a host may be asked at an address."""
+        """Return True if a host may be asked at an address."""
         if port != self.port if self.port is not None else port not in PORTS.values():
             return False
         if self.network is not None:
             return address.version == self.network.version and address in self.network
         if isinstance(address, ipaddress.IPv6Address):
             address = _inner(address) or address
-        # Whoever owns an allowed name may have it mean this host, or a metadata service.
+        # The owner of an allowed name may let it resolve to this host or a metadata service.
         special = address.is_loopback or address.is_link_local or address.is_multicast
         ordinary = not special and not address.is_unspecified
         return ordinary and fnmatch.fnmatchcase(host, self.pattern)
@@ -96,7 +96,7 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class LinkHosts:
-    """The hosts that links may lead to, as ``girder.worker.link-hosts`` says.
+    """The hosts that links may lead to, of ``girder.worker.link-hosts``.
 
     Examples
     --------
@@ -112,60 +112,60 @@ class LinkHosts:
 
     @classmethod
     def configured(cls) -> LinkHosts:
-        """Return what the configuration of this worker allows."""
+        """Return the hosts that this worker's configuration allows."""
         return cls.of(config.get("worker.link-hosts"))
 
     @classmethod
     def of(cls, value: Any) -> LinkHosts:
-        """Return what a value of the setting allows.
+        """Return the hosts that a value of the setting allows.
 
         Raises
         ------
         GirderDaskError
-            If the value makes no sense. Nothing is allowed then.
+            If the value is invalid.
         """
         if value is None or value is False:
             return cls()
         given = value.split(",") if isinstance(value, str) else value
         if not isinstance(given, (list, tuple)):
-            raise _senseless(value)
+            raise _invalid(value)
         names = [str(each).strip().lower() for each in given]
         names = [name for name in names if name not in _NONE]
         rules = tuple(_rule(name) for name in names if name != _PUBLIC)
         return cls(_PUBLIC in names, rules)
 
     def __str__(self) -> str:
-        """Return what the owner of a job is told of it."""
-        said = ["public addresses at the ports 80 and 443"] if self.public else []
-        said += ["the hosts that the operator has listed"] if self.rules else []
-        return " and ".join(said) or "no hosts at all"
+        """Return the allowed hosts in words, for the owner of a job."""
+        parts = ["public addresses at the ports 80 and 443"] if self.public else []
+        parts += ["the hosts that the operator has listed"] if self.rules else []
+        return " and ".join(parts) or "no hosts at all"
 
     def check(self, url: str) -> SplitResult:
-        """Return the parts of an address, which is to be one of HTTP and no more.
+        """Return the parts of an address after the checks that need no name lookup.
 
         Raises
         ------
         HostRefused
-            If it is not, or surely leads where it may not.
+            If it is not a plain address of HTTP, or its host is not allowed at any address.
         """
         try:
             parts = urlsplit(url)
             host, port = (parts.hostname or "").rstrip("."), port_of(parts)
         except ValueError:
-            raise HostRefused("which is no address") from None
+            raise HostRefused("which is not an address") from None
         if parts.scheme not in PORTS or not host:
-            raise HostRefused("which is no address of http or https")
+            raise HostRefused("which is not an address of http or https")
         if "@" in parts.netloc:
             raise HostRefused("an address with a name or a password in it")
         literal = _literal(host)
         if literal is not None and not self.may_ask(host, port, str(literal)):
             raise HostRefused("which workers may not ask")
-        if literal is None and not self._may_know(host, port):
+        if literal is None and not self._may_resolve(host, port):
             raise HostRefused("which workers may not ask")
         return parts
 
-    def _may_know(self, host: str, port: int) -> bool:
-        """Say whether the address of a name is to be looked up at all."""
+    def _may_resolve(self, host: str, port: int) -> bool:
+        """Return True if a name may be looked up at all."""
         if self.public and port in PORTS.values():
             return True
         return any(
@@ -173,43 +173,46 @@ class LinkHosts:
         )
 
     def may_ask(self, host: str, port: int, address: str) -> bool:
-        """Say whether a host may be asked at an address."""
+        """Return True if a host may be asked at an address."""
         found = _plain(address)
         if found is None:
             return False
         if any(rule.allows(host, port, found) for rule in self.rules):
             return True
-        usual = self.public and port in PORTS.values()
-        return usual and is_public(found) and not _is_here(str(found))
+        is_open = self.public and port in PORTS.values()
+        return is_open and is_public(found) and not _is_own(str(found))
 
     def addresses(self, host: str, port: int) -> list[str]:
-        """Look a host up, once, and return the addresses at which it may be asked.
+        """Look a host up once, and return the addresses at which it may be asked.
 
         Raises
         ------
         HostRefused
-            If there is none: no name tells whether it is known in the network of the workers.
+            If there is none. The message does not reveal whether the name exists in the network.
         OSError
-            If it cannot be looked up now.
+            If the name cannot be looked up now.
         """
         name = host.rstrip(".").lower()
-        allowed = [a for a in _looked_up(host, port) if self.may_ask(name, port, a)]
+        allowed = [a for a in _resolve(host, port) if self.may_ask(name, port, a)]
         if not allowed:
             raise HostRefused("which is not known, or which workers may not ask")
         return allowed
 
     def check_name(self, url: str) -> None:
-        """Refuse an address whose host is known here, and may not be asked: a proxy would ask it.
+        """Refuse an address whose host resolves here to one that may not be asked.
+
+        For use with a proxy, which would ask that host. Names that do not resolve here are left to
+        the proxy.
 
         Raises
         ------
         HostRefused
-            If it may not. What is not known here is the proxy's to look up.
+            If the host may not be asked.
         """
         parts = urlsplit(url)
         host, port = str(parts.hostname), port_of(parts)
         try:
-            known = _looked_up(host, port)
+            known = _resolve(host, port)
         except OSError:
             return
         if not all(self.may_ask(host.rstrip("."), port, address) for address in known):
@@ -217,12 +220,12 @@ class LinkHosts:
 
 
 def port_of(parts: SplitResult) -> int:
-    """Return the port of an address. Raises ValueError if it is none."""
+    """Return the port of an address. Raises ValueError if it is invalid."""
     return parts.port or PORTS.get(parts.scheme, 0)
 
 
-def _looked_up(host: str, port: int) -> list[str]:
-    """Return the addresses of a host, none if it is not known. Raises OSError if nobody says."""
+def _resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a host, none if it does not exist. OSError: there is no answer."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as e:
@@ -235,7 +238,7 @@ def _looked_up(host: str, port: int) -> list[str]:
 
 
 def _literal(host: str) -> Address | None:
-    """Return the address that a host is written as, in any form that the system takes."""
+    """Return the address that a host is written as, in any form that the system accepts."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -247,7 +250,7 @@ def _literal(host: str) -> Address | None:
 
 
 def _plain(address: str) -> Address | None:
-    """Return an address; what is IPv4 within IPv6 is IPv4."""
+    """Return a parsed address, that of IPv4 if it is mapped into IPv6, or None."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -256,15 +259,15 @@ def _plain(address: str) -> Address | None:
     return found if mapped is None else mapped
 
 
-def _is_here(address: str) -> bool:
-    """Say whether an address is this host's own. Nothing is sent: UDP has no handshake."""
+def _is_own(address: str) -> bool:
+    """Return True if an address is one of this host. Nothing is sent: UDP has no handshake."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 9))
             return str(probe.getsockname()[0]) == address
     except OSError:
-        return False  # there is no way to it
+        return False  # there is no route to it
 
 
 def _rule(text: str) -> _Rule:
@@ -276,10 +279,10 @@ def _rule(text: str) -> _Rule:
         host, port = text, ""
     number = int(port) if port.isdigit() else None
     if (colon and number is None) or (number is not None and not 0 < number < 65536):
-        raise _senseless(text)
+        raise _invalid(text)
     network = _network(host.strip("[]"))
     if network is None and not _PATTERN.fullmatch(host):
-        raise _senseless(text)
+        raise _invalid(text)
     return _Rule(network, host, number)
 
 
@@ -290,7 +293,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
         return None
 
 
-def _senseless(value: Any) -> GirderDaskError:
+def _invalid(value: Any) -> GirderDaskError:
     return GirderDaskError(
         f"girder.worker.link-hosts has {value!r:.100}. It is 'public', false, or a list of host "
         "names (*.example.org), addresses and networks (10.1.0.0/16), each with :PORT if it is "

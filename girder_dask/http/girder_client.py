@@ -1,4 +1,4 @@
-"""The Girder client of a job, whose token goes to its own Girder alone."""
+"""The ``girder_client.GirderClient`` of this package: its token goes to its own Girder alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["GirderClient"]
 
 
 class GirderClient(girder_client.GirderClient):  # type: ignore[misc]
-    """A ``GirderClient`` that follows no redirects but those of downloads, without its token.
+    """A client that follows only the redirects of downloads, and those without its token.
 
-    It holds whichever session it is given.
+    This holds for sessions of the caller, too.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class GirderClient(girder_client.GirderClient):  # type: ignore[misc]
     token
         A Girder token.
     make_session
-        Makes the session of its requests.
+        Returns a session for a REST API.
     """
 
     def __init__(
@@ -43,42 +43,43 @@ class GirderClient(girder_client.GirderClient):  # type: ignore[misc]
         self.attributes: Mapping[str, Any] = {}
         self._make_session = make_session
         self._session: requests.Session | None = None
-        self._kept: requests.Session | None = None
+        self._own_session: requests.Session | None = None
 
     @contextlib.contextmanager
     def session(self, session: requests.Session | None = None) -> Iterator[requests.Session]:
-        """Use a session for all requests within, by default a new one like its own."""
-        before, within = self._session, session or self._made()
-        self._session = within
+        """Make all requests of a block with one session, by default a new one."""
+        outer, inner = self._session, session or self._new_session()
+        self._session = inner
         try:
-            yield within
+            yield inner
         finally:
-            within.close()
-            self._session = before
+            inner.close()
+            self._session = outer
 
     def close(self) -> None:
-        """Close its connections."""
-        if self._kept is not None:
-            self._kept.close()
+        """Close the connections."""
+        if self._own_session is not None:
+            self._own_session.close()
 
-    def _made(self) -> requests.Session:
-        made = self._make_session(self.urlBase)
+    def _new_session(self) -> requests.Session:
+        session = self._make_session(self.urlBase)
         for name, value in self.attributes.items():
-            setattr(made, name, value)
-        return made
+            setattr(session, name, value)
+        return session
 
     def _requestFunc(self, method: str) -> Callable[..., requests.Response]:
         session = self._session
-        if session is None:  # few tasks ask Girder, so it is made when it is needed
-            session = self._session = self._kept = self._kept or self._made()
-        ask: Callable[..., requests.Response] = getattr(session, method.lower())
+        if session is None:  # made late, as few tasks make requests
+            self._own_session = self._own_session or self._new_session()
+            session = self._session = self._own_session
+        send: Callable[..., requests.Response] = getattr(session, method.lower())
         if isinstance(session, GirderSession):
-            return ask
+            return send
 
-        def asked(*args: Any, **kwargs: Any) -> requests.Response:
+        def send_within_api(*args: Any, **kwargs: Any) -> requests.Response:
             redirects = kwargs.pop("allow_redirects", True)
-            response = ask(*args, allow_redirects=False, **kwargs)
+            response = send(*args, allow_redirects=False, **kwargs)
             more = {name: kwargs.get(name) for name in ("stream", "timeout")}
             return resolve_redirect(response, session, redirects=redirects, **more)
 
-        return asked
+        return send_within_api

@@ -1,7 +1,7 @@
-"""Requests and answers of HTTP that an exception holds, without what signs them.
+"""HTTP requests and answers that exceptions hold, without their credentials.
 
-Exceptions of ``requests``, ``httpx`` and ``girder_client`` have the request that went wrong, with
-its headers: tokens, cookies, passwords. Whoever reads how a job ended has no use for these.
+Exceptions of ``requests``, ``httpx`` and ``girder_client`` hold the failed request with its
+headers: tokens, cookies, passwords. Users who read how a job ended must not see these.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from girder_dask.utils.foreign_objects import call_or_default
 
 __all__ = ["MAX_LINKED", "group_members", "linked_exceptions", "strip_headers"]
 
-#: So many exceptions are looked at that have led to one, or that it holds.
+#: The most exceptions that are visited among the causes and members of one.
 MAX_LINKED = 200
 
-# Read as Python itself does, whatever properties the class of an exception has.
+# Read as Python itself does, since a class of exceptions may define properties of these names.
 _CAUSE: Any = BaseException.__dict__["__cause__"]
 _CONTEXT: Any = BaseException.__dict__["__context__"]
 _GROUP = BaseExceptionGroup  # noqa: F821 - Python has it from 3.11 on
 _EXCEPTIONS: Any = _GROUP.__dict__["exceptions"]
 
-#: Whose objects are stripped.
+#: Libraries whose objects are stripped.
 _LIBRARIES = frozenset({"requests", "httpx", "urllib3", "girder_client", "aiohttp"})
 
-# Under these names they hold each other.
+# Attributes by which these objects hold each other.
 _NESTED = ("request", "_request", "response", "_response", "history")
-# What of them is emptied.
-_SIGNED = ("headers", "_headers", "cookies", "_cookies", "auth", "_auth")
+# Attributes that are emptied.
+_CREDENTIALS = ("headers", "_headers", "cookies", "_cookies", "auth", "_auth")
 
 
-def linked_exceptions(error: BaseException, most: int = MAX_LINKED) -> Iterator[BaseException]:
-    """Yield an exception, and those that it was raised from or in place of, up to ``most``.
+def linked_exceptions(error: BaseException, max_count: int = MAX_LINKED) -> Iterator[BaseException]:
+    """Yield an exception, its causes, contexts and members, up to ``max_count``.
 
     >>> first, second = KeyError('coins'), ValueError('no coins')
     >>> second.__cause__ = first
@@ -44,17 +44,17 @@ def linked_exceptions(error: BaseException, most: int = MAX_LINKED) -> Iterator[
     """
     seen: set[int] = set()
     waiting: deque[BaseException | None] = deque([error])
-    while waiting and len(seen) < most:
+    while waiting and len(seen) < max_count:
         each = waiting.popleft()
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
         yield each
-        waiting += (_CAUSE.__get__(each), _CONTEXT.__get__(each), *group_members(each)[:most])
+        waiting += (_CAUSE.__get__(each), _CONTEXT.__get__(each), *group_members(each)[:max_count])
 
 
 def group_members(error: BaseException) -> Sequence[BaseException]:
-    """Return the exceptions of a group, none of any other."""
+    """Return the members of an exception group, none for another exception."""
     if issubclass(type(error), _GROUP):
         members: Sequence[BaseException] = _EXCEPTIONS.__get__(error)
         return members
@@ -64,7 +64,7 @@ def group_members(error: BaseException) -> Sequence[BaseException]:
 def strip_headers(error: BaseException) -> None:
     """Empty the headers and cookies of all requests and answers that an exception holds.
 
-    Also those that the exceptions hold which led to it.
+    Those of its causes, contexts and members are emptied, too.
     """
     seen: set[int] = set()
     for each in linked_exceptions(error):
@@ -85,7 +85,7 @@ def _strip(value: Any, seen: set[int]) -> None:
         return
     seen.add(id(value))
     attributes = getattr(value, "__dict__", {})
-    for name in _SIGNED:
+    for name in _CREDENTIALS:
         if attributes.get(name) is not None:
             with contextlib.suppress(Exception):
                 setattr(value, name, type(attributes[name])())

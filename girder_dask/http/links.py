@@ -1,4 +1,4 @@
-"""The content of files that are elsewhere than in Girder, asked for without any credential."""
+"""Downloads from storage servers and links, without any credential."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ from girder_dask.http.retry import TIMEOUT_S
 
 __all__ = ["follow_download", "is_too_large", "resolve_redirect", "storage_host"]
 
-_MOST_REDIRECTS = 5
-# What goes along of a request for a file.
-_HEADERS = ("Range", "Accept-Encoding")
-# What of the client's session counts for the site's own stores.
-_OF_THE_SITE = ("verify", "proxies", "trust_env")
+_MAX_REDIRECTS = 5
+_FORWARDED_HEADERS = ("Range", "Accept-Encoding")
+# Attributes of the client's session that hold for the site's own storage servers, too.
+_SITE_ATTRIBUTES = ("verify", "proxies", "trust_env")
 
 
 def resolve_redirect(
@@ -48,25 +47,25 @@ def resolve_redirect(
     redirects: bool,
     **options: Any,
 ) -> requests.Response:
-    """Return what an answer of Girder's API leads to, or the answer itself.
+    """Return the answer to which a redirect of Girder's API leads, or the given answer.
 
     Parameters
     ----------
     response
-        The answer, with no redirect followed.
+        An answer of the API. Its redirect has not been followed.
     session
-        The session that has made the request.
+        The session of the request.
     redirects
-        Whether one of a download is followed; otherwise it is returned as it is.
+        Whether the redirect of a download is followed. Otherwise it is returned as it is.
     options
         ``stream`` and ``timeout``, as for ``requests.get``.
 
     Raises
     ------
     UnexpectedRedirect
-        If it is any other redirect.
+        If it is a redirect, and not one of a download.
     StorageServerError, LinkRefused
-        If that of a download leads nowhere.
+        If the redirect of a download cannot be followed.
     """
     kind = redirect_kind(response)
     if kind is None:
@@ -84,11 +83,11 @@ def follow_download(
 ) -> requests.Response:
     """Return the answer of the host to which Girder redirects a download.
 
-    Nothing that the client says of itself goes along: no token, no cookies, no key of its own.
+    The request carries no credential: neither token nor cookies nor a client certificate.
     """
     url, kind = redirect_target(response), redirect_kind(response)
     asked = response.request.headers
-    headers = {name: asked[name] for name in _HEADERS if name in asked}
+    headers = {name: asked[name] for name in _FORWARDED_HEADERS if name in asked}
     response.close()
     options: dict[str, Any] = {
         "headers": headers,
@@ -97,21 +96,21 @@ def follow_download(
     }
     if kind == LINK:
         return _open_link(url, options)
-    with _Anonymous() as elsewhere:
-        for name in _OF_THE_SITE:
+    with _AnonymousSession() as anonymous:
+        for name in _SITE_ATTRIBUTES:
             if session is not None:
-                setattr(elsewhere, name, getattr(session, name))
-        elsewhere.max_redirects = _MOST_REDIRECTS
-        return _answer(lambda: elsewhere.get(url, **options), url, ASSETSTORE)
+                setattr(anonymous, name, getattr(session, name))
+        anonymous.max_redirects = _MAX_REDIRECTS
+        return _answer(lambda: anonymous.get(url, **options), url, ASSETSTORE)
 
 
 def storage_host(response: requests.Response) -> tuple[str, str]:
-    """Return the host to which Girder redirects a download, and of what kind that is."""
+    """Return the host to which Girder redirects a download, and the kind of the redirect."""
     return host_of(redirect_target(response)), redirect_kind(response) or LINK
 
 
 def is_too_large(size: int) -> bool:
-    """Say whether a link has more bytes than are fetched of one."""
+    """Return True if so many bytes are more than workers fetch from a link."""
     return size > config.nbytes("worker.link-size")
 
 
@@ -121,15 +120,15 @@ def _answer(get: Callable[[], requests.Response], url: str, kind: str) -> reques
     except requests.RequestException as e:
         if kind == LINK and isinstance(e, (InvalidURL, InvalidSchema)):
             raise
-        raise StorageServerError(host_of(url), e, kind) from None  # it shows the address
+        raise StorageServerError(host_of(url), e, kind) from None  # which shows the address
     if response.status_code >= requests.codes.bad_request:
         response.close()
         raise StorageServerError(host_of(url), requests.HTTPError(response=response), kind)
     return response
 
 
-class _Anonymous(requests.Session):
-    """A session without cookies and without what a ``.netrc`` has for the host."""
+class _AnonymousSession(requests.Session):
+    """A session without cookies and without passwords of a ``.netrc``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,14 +139,14 @@ class _Anonymous(requests.Session):
     def rebuild_auth(
         self, prepared_request: requests.PreparedRequest, response: requests.Response
     ) -> None:
-        """Add nothing where a redirect leads."""
+        """Add no credential to a redirect."""
 
 
-class _OneHop(_Anonymous):
-    """A session that follows nothing by itself."""
+class _OneHopSession(_AnonymousSession):
+    """A session that follows no redirect."""
 
     def get_redirect_target(self, _resp: requests.Response) -> None:
-        """Return where requests itself would follow an answer."""
+        """Return None: no redirect is followed."""
 
 
 def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -158,18 +157,18 @@ def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _open_link(url: str, options: Mapping[str, Any]) -> requests.Response:
-    """Follow a link. Each host is checked, and asked at the address that was checked."""
+    """Follow a link. Each host is checked, and the connection goes to the checked address."""
     try:
         hosts, proxy = LinkHosts.configured(), config.get("worker.link-proxy")
     except GirderDaskError as e:
         raise LinkRefused(f"The file is a link, and links are followed nowhere: {e}") from None
-    with _OneHop() as session:
-        session.trust_env = False  # its proxies would look the host up again
+    with _OneHopSession() as session:
+        session.trust_env = False  # proxies would resolve the host again
         session.verify = _authorities()
         session.proxies = {"http": str(proxy), "https": str(proxy)} if proxy else {}
         for scheme in ("http://", "https://"):
-            session.mount(scheme, _Checked(hosts))
-        for _ in range(_MOST_REDIRECTS + 1):
+            session.mount(scheme, _CheckingAdapter(hosts))
+        for _ in range(_MAX_REDIRECTS + 1):
             response = _one_hop(session, hosts, url, options)
             if not response.is_redirect:
                 _check_size(response, url)
@@ -188,7 +187,7 @@ def _one_hop(
             hosts.check_name(url)
         return _answer(lambda: session.get(url, allow_redirects=False, **options), url, LINK)
     except (HostRefused, InvalidURL, InvalidSchema) as e:
-        why = e if isinstance(e, HostRefused) else "which is no address"
+        why = e if isinstance(e, HostRefused) else "which is not an address"
         raise LinkRefused(
             f"The file is a link to {host_of(url)}, {why}: links may lead to {hosts}. Upload the "
             "file to Girder, or ask the operator (girder.worker.link-hosts)."
@@ -196,30 +195,30 @@ def _one_hop(
 
 
 def _authorities() -> str | bool:
-    """Return the certificates that are trusted, as requests has them from the environment."""
+    """Return the trusted certificates, as requests takes them from the environment."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
 
 
 def _check_size(response: requests.Response, url: str) -> None:
-    said = response.headers.get("Content-Length", "")
-    if said.isdigit() and is_too_large(int(said)):
+    length = response.headers.get("Content-Length", "")
+    if length.isdigit() and is_too_large(int(length)):
         response.close()
         raise LinkRefused(
-            f"The file is a link to {host_of(url)}, where it has {int(said):,} bytes, more than "
-            "are fetched of a link. Upload it to Girder, or ask the operator "
+            f"The file is a link to {host_of(url)}, where it has {int(length):,} bytes, more than "
+            "workers fetch from a link. Upload it to Girder, or ask the operator "
             "(girder.worker.link-size)."
         )
 
 
-class _Checked(HTTPAdapter):
-    """Connects to no address but those that were found allowed for a host."""
+class _CheckingAdapter(HTTPAdapter):
+    """An adapter that connects only to addresses that are allowed for a host."""
 
     def __init__(self, hosts: LinkHosts) -> None:
         self._hosts = hosts
         super().__init__()
 
     def init_poolmanager(self, *_args: Any, **_kwargs: Any) -> None:
-        """Make the pools, with connections that look their host up themselves."""
+        """Make pools whose connections resolve and check their host themselves."""
         self.poolmanager = _pools(self._hosts)
 
 
@@ -234,13 +233,13 @@ def _pools(hosts: LinkHosts) -> PoolManager:
 
     plain = type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": Plain})
     secure = type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": Secure})
-    made = PoolManager(num_pools=1, maxsize=1)
-    made.pool_classes_by_scheme = {"http": plain, "https": secure}
-    return made
+    manager = PoolManager(num_pools=1, maxsize=1)
+    manager.pool_classes_by_scheme = {"http": plain, "https": secure}
+    return manager
 
 
 def _connected(connection: Any, hosts: LinkHosts) -> Any:
-    """Return a socket to the host, whose name stands for what was looked up here and now."""
+    """Return a socket to an allowed address of the host, which is resolved only here."""
     error: OSError | None = None
     try:
         for address in hosts.addresses(connection.host, connection.port):

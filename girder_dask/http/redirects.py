@@ -1,7 +1,8 @@
-"""Answers that lead elsewhere than to the API of Girder.
+"""Redirects of Girder's API, and the errors they end in.
 
-A token goes only to the API that it is for. Redirects of the API are errors; those of
-downloads are followed without the token, and Girder says of each what it leads to.
+A token goes only to the API that issued it. Redirects of the API are errors. Those of downloads are
+followed without the token, and Girder says for each whether it leads to a storage server of the
+site or to a link.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ __all__ = [
     "refuse_redirect",
 ]
 
-#: The site itself keeps the file there.
+#: The redirect leads to a storage server of the site.
 ASSETSTORE = "assetstore"
-#: A user has said that it is there.
+#: The redirect leads to an address that a user gave for a file.
 LINK = "link"
 
 _API_PATH = re.compile(r"/api/v\d+/")
@@ -38,30 +39,30 @@ _REDIRECTS = range(300, 400)
 
 
 class ExplainedRequestError(requests.RequestException):
-    """An error of a request whose text is written for the owner of the job."""
+    """An error of a request with a message for the owner of the job."""
 
 
 class UnexpectedRedirect(ExplainedRequestError):
-    """Girder's API, or what stands before it, answered with a redirect, which is not followed."""
+    """Girder's API, or a proxy before it, answered with a redirect, which is not followed."""
 
 
 class LinkRefused(ExplainedRequestError):
-    """A link leads where workers may not go."""
+    """A link leads to a host that workers may not ask, or to too large a file."""
 
 
 class StorageServerError(ExplainedRequestError):
-    """A host failed that is not Girder, where the content of a file is.
+    """The storage server failed to which Girder redirected a download.
 
-    The address is not told: it may hold what signs it.
+    The message does not show the address, which may hold a signature.
 
     Parameters
     ----------
     host
-        Its name.
+        The name of the server.
     error
-        What happened.
+        The error of the request.
     kind
-        Whether a link leads there.
+        The kind of the redirect: :data:`ASSETSTORE` or :data:`LINK`.
     """
 
     def __init__(self, host: str, error: requests.RequestException, kind: str = ASSETSTORE) -> None:
@@ -77,8 +78,8 @@ class StorageServerError(ExplainedRequestError):
             )
         else:
             text = (
-                f"Girder says that the file is at {host}, which {what}. Ask whoever keeps files "
-                "there."
+                f"Girder says that the file is at {host}, which {what}. Ask the operator of that "
+                "server."
             )
         super().__init__(text, response=response)
         self.host = host
@@ -90,53 +91,53 @@ class StorageServerError(ExplainedRequestError):
 
 
 def redirect_target(response: requests.Response) -> str:
-    """Return the address to which an answer leads; it may be none."""
-    said = response.headers["Location"].encode("latin-1", "replace").decode("utf-8", "replace")
+    """Return the address to which an answer leads. It may be invalid."""
+    location = response.headers["Location"].encode("latin-1", "replace").decode("utf-8", "replace")
     try:
-        return urljoin(response.url, said)
+        return urljoin(response.url, location)
     except ValueError:
-        return said
+        return location
 
 
 def redirect_kind(response: requests.Response) -> str | None:
-    """Return what a redirect of a download leads to, None for any other answer.
+    """Return the kind of a download's redirect, None for any other answer.
 
-    What Girder does not say is taken for a link, as it may be one.
+    A redirect without a kind is taken for a link, the less trusted of the two.
     """
     if not response.is_redirect:
         return None
-    said = response.headers.get(KIND_HEADER)
-    if said in (ASSETSTORE, LINK):
-        return said
+    kind = response.headers.get(KIND_HEADER)
+    if kind in (ASSETSTORE, LINK):
+        return kind
     here = _split(response.url).path
     moved = _split(redirect_target(response)).path == here  # the API is at another address
     return LINK if "/download" in here and not moved else None
 
 
 def refuse_redirect(response: requests.Response) -> None:
-    """Raise UnexpectedRedirect if an answer leads elsewhere; one of a download is asked before."""
+    """Raise UnexpectedRedirect if an answer is a redirect, and not one of a download."""
     if response.status_code not in _REDIRECTS:
         return
     response.close()
     method = getattr(response.request, "method", None) or "GET"
-    said = f"{_shown(response.url)} answered {response.status_code} to {method}"
+    answered = f"{_shown(response.url)} answered {response.status_code} to {method}"
     if "Location" not in response.headers:
-        raise UnexpectedRedirect(f"{said}, which is no answer of Girder.", response=response)
+        raise UnexpectedRedirect(f"{answered}, which Girder never does.", response=response)
     target = _split(redirect_target(response))
     hint = ""
     if target.path == urlsplit(response.url).path and (found := _API_PATH.search(target.path)):
         api = _shown(urlunsplit(target._replace(path=target.path[: found.end() - 1])))
         hint = f": {api} in place of {_shown(response.url)[: -len(target.path) + found.end() - 1]}"
     raise UnexpectedRedirect(
-        f"{said} and leads to {_shown(target.geturl())}. Nothing with a token or a key is sent on "
-        f"to there. Use the address at which Girder itself answers{hint} (girder.api-url on "
-        "scheduler and workers, dask.api_url in Girder).",
+        f"{answered} and leads to {_shown(target.geturl())}. Tokens and keys are not sent there. "
+        f"Use the address at which Girder itself answers{hint} (girder.api-url on scheduler and "
+        "workers, dask.api_url in Girder).",
         response=response,
     )
 
 
 def host_of(url: str) -> str:
-    """Return the name of the host of an address, in words if it has none."""
+    """Return the name of the host of an address, or ``'no host'``."""
     return _split(url).hostname or "no host"
 
 
@@ -148,13 +149,13 @@ def _split(url: str) -> SplitResult:
 
 
 def _shown(url: str) -> str:
-    """Return an address without what may be a secret in it."""
+    """Return an address without the parts that may be secret."""
     parts = _split(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def is_within_api(url: str | None, api: str) -> bool:
-    """Say whether an address is one of an API, by scheme, host, port and path.
+    """Return True if an address belongs to an API, by scheme, host, port and path.
 
     >>> is_within_api('http://girder:8080/api/v1/user', 'http://girder:8080/api/v1')
     True

@@ -1,4 +1,4 @@
-"""Sessions of clients of Girder: a credential goes to its API alone, and redirects do not lead."""
+"""Sessions for Girder's API: the credential goes to this API alone, also after redirects."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from girder_dask._version import __version__
 from girder_dask.http.links import resolve_redirect
@@ -20,14 +21,13 @@ from girder_dask.protocol.names import TOKEN_HEADER
 __all__ = ["MAX_IDLE_S", "GirderSession", "make_retrying_session"]
 
 
-#: Seconds after which a connection that is kept open is not used again. A server may be closing
-#: one that is idle; uvicorn, which runs Girder, does so after 5 s.
+#: Seconds after which an idle connection is not used again. The server may be closing it: uvicorn,
+#: which runs Girder, does so after 5 s.
 MAX_IDLE_S = 2.0
 
-# Seconds that a connection may take, and that Girder may work at a request, if nobody says.
-_TIMEOUT = (10, 600)
-# What HTTP lets a client make again, since it does the same twice as once.
-_IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}
+# For the connection and for Girder's answer, by default. Girder may work on a request for long.
+_TIMEOUT_S = (10, 600)
+_IDEMPOTENT_METHODS = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}
 
 
 class GirderSession(requests.Session):
@@ -35,7 +35,7 @@ class GirderSession(requests.Session):
 
     Redirects of the API are errors (:class:`girder_dask.http.redirects.UnexpectedRedirect`).
     Those of downloads are followed without the token, and links only to where
-    ``girder.worker.link-hosts`` allows. A token goes nowhere but to the API.
+    ``girder.worker.link-hosts`` allows. The token is sent to the API only.
 
     Parameters
     ----------
@@ -47,13 +47,13 @@ class GirderSession(requests.Session):
         super().__init__()
         self.api = api
         self.headers["User-Agent"] = f"girder_dask/{__version__}"
-        # Girder would take a cookie for a token, which would outlive the one that we give.
         for scheme in ("http://", "https://"):
             self.mount(scheme, _FreshAdapter())
+        # Girder takes its cookie for a token, and the cookie would outlive the given token.
         self.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Return where requests itself would follow an answer: not one of the API."""
+        """Return the target of a redirect that requests follows itself: none of the API."""
         return None if is_within_api(resp.url, self.api) else super().get_redirect_target(resp)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
@@ -68,68 +68,89 @@ class GirderSession(requests.Session):
 
 
 class _FreshAdapter(HTTPAdapter):
-    """Uses no connection again that Girder may be closing: a request on it would be lost."""
+    """An adapter whose connections are closed after some idle time, before they are used again."""
 
-    def __init__(self) -> None:
-        self._used = time.monotonic()
-        super().__init__()
+    def max_idle_s(self) -> float:
+        """Return the idle time after which a connection is closed."""
+        return MAX_IDLE_S
 
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
-        if time.monotonic() - self._used > MAX_IDLE_S:
-            self.poolmanager.clear()
-        try:
-            return super().send(request, *args, **kwargs)
-        finally:
-            self._used = time.monotonic()
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pools of connections."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": _fresh(HTTPConnectionPool, self.max_idle_s),
+            "https": _fresh(HTTPSConnectionPool, self.max_idle_s),
+        }
+
+
+def _fresh(pool: type[HTTPConnectionPool], max_idle_s: Callable[[], float]) -> Any:
+    class Fresh(pool):  # type: ignore[misc, valid-type]
+        def _put_conn(self, connection: Any) -> None:
+            if connection is not None:
+                connection.idle_since = time.monotonic()
+            super()._put_conn(connection)
+
+        def _get_conn(self, timeout: float | None = None) -> Any:
+            connection = super()._get_conn(timeout)
+            since = getattr(connection, "idle_since", None)
+            if since is not None and time.monotonic() - since >= max_idle_s():
+                connection.close()  # it connects again
+            return connection
+
+    return Fresh
 
 
 class _RetryingSession(GirderSession):
-    """One that waits for a store of files that is away, as for Girder."""
+    """A session that retries downloads whose storage server does not answer."""
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        """Send a request; ask again for a file whose store does not answer."""
+        """Send a request, and repeat it while the storage server is away."""
         if kwargs.get("timeout") is not None:
             return super().send(request, **kwargs)
-        patience = None
+        budget = None
         while True:
             try:
                 return super().send(request, **kwargs)
             except StorageServerError as e:
-                patience = patience or RetryBudget()
-                patience.wait(e)
+                budget = budget or RetryBudget()
+                budget.wait(e)
 
 
-class _RetryingAdapter(HTTPAdapter):
-    """Makes requests again that do the same twice as once, or have done nothing.
+class _RetryingAdapter(_FreshAdapter):
+    """An adapter that retries requests that are idempotent, or that Girder did not see.
 
-    One that has a timeout of its own is made once: whoever set that looks after what is then.
+    A request with a timeout of its own is made once: its caller handles the failure.
     """
 
     def __init__(self, api: str) -> None:
         self._api = api
         super().__init__()
 
+    def max_idle_s(self) -> float:
+        """Return 0: each request has a connection of its own."""
+        return 0.0
+
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("timeout") is not None:
             return super().send(request, *args, **kwargs)
-        kwargs["timeout"] = _TIMEOUT
-        patience = RetryBudget(probe=self._probe(request, *args, **kwargs))
+        kwargs["timeout"] = _TIMEOUT_S
+        budget = RetryBudget(probe=self._probe(request, *args, **kwargs))
         while True:
             error, response = self._failed(request, *args, **kwargs)
             if error is None:
                 return response
-            may_repeat = request.method in _IDEMPOTENT or is_unsent(error)
+            may_repeat = request.method in _IDEMPOTENT_METHODS or is_unsent(error)
             if not may_repeat or not is_transient(error) or not _is_rewound(request):
                 return _outcome(error, response)
             try:
-                patience.wait(error)
+                budget.wait(error)
             except requests.RequestException:
                 return _outcome(error, response)
 
     def _failed(
         self, request: requests.PreparedRequest, *args: Any, **kwargs: Any
     ) -> tuple[requests.RequestException | None, requests.Response | None]:
-        """Send a request once. Return what came, and an error if that may pass."""
+        """Send a request once. Return the error, if any, and the answer, if any."""
         try:
             response = super().send(request, *args, **kwargs)
         except requests.RequestException as e:
@@ -158,26 +179,26 @@ def _outcome(error: Exception, response: requests.Response | None) -> requests.R
 
 
 def _is_rewound(request: requests.PreparedRequest) -> bool:
-    """Say whether a request has all of its body still."""
+    """Return True if the whole body of a request can be sent again."""
     return request.body is None or isinstance(request.body, (bytes, str))
 
 
 def make_retrying_session(
     api: str, attributes: Mapping[str, Any] | None = None
 ) -> requests.Session:
-    """Return a session whose requests wait for Girder, for ``girder.worker.retry-time``.
+    """Return a session that retries requests for ``girder.worker.retry-time``.
 
-    Those that read, PUT and DELETE are made again, and others if Girder surely has not seen them.
+    GET, PUT and DELETE are repeated; others only if Girder did not see them.
 
     Parameters
     ----------
     api
         The REST API of the Girder.
     attributes
-        Of the session, such as ``verify``.
+        Attributes of the session, such as ``verify``.
     """
     session = _RetryingSession(api)
-    # A kept connection may be closed by Girder just when it is used again.
+    # A request on a connection that Girder is closing would be lost.
     session.headers["Connection"] = "close"
     for scheme in ("http://", "https://"):
         session.mount(scheme, _RetryingAdapter(api))

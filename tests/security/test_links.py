@@ -484,7 +484,7 @@ def test_a_link_sends_no_more_than_is_allowed(
         said = refusal(gc, file, tmp_path, size="1 kB")
         assert "has 3,000 bytes, more than" in said
         site.answers["/"] = (200, {"Content-Length": "no"}, b"x" * 3000)
-        assert "sends more bytes than are fetched of a link" in refusal(
+        assert "sends more bytes than workers fetch from a link" in refusal(
             gc, file, tmp_path, size="1 kB"
         )
         assert len(fetched(gc, file, tmp_path, size="3 kB")) == 3000

@@ -277,7 +277,7 @@ def test_a_place_that_is_down_is_not_girder_and_its_address_is_not_told(
         transform.transform()
     assert str(caught.value) == (
         "GirderFileId('id0'): the file cannot be fetched. Girder says that the file is at "
-        "127.0.0.1, which did not answer (ConnectionError). Ask whoever keeps files there."
+        "127.0.0.1, which did not answer (ConnectionError). Ask the operator of that server."
     )
 
 

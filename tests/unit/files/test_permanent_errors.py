@@ -134,7 +134,7 @@ def test_so_it_is_for_what_a_task_asks_and_its_children(untrusted: Tls) -> None:
 
 def test_what_speaks_no_tls_is_told_at_once(girder: FileGirder, tmp_path: Path) -> None:
     error = fetch(girder.url.replace("http:", "https:"), tmp_path)
-    assert "speaks no TLS that is understood here" in str(error)
+    assert "speaks no TLS that this worker understands" in str(error)
     assert error.permanent
 
 
@@ -236,7 +236,7 @@ def test_what_fails_elsewhere_is_not_told_as_girder(
 def test_a_link_is_not_waited_for_as_girder_is(
     girder: FileGirder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("girder_dask.files.downloads._LINK_TIME", 1.0)
+    monkeypatch.setattr("girder_dask.files.downloads._LINK_RETRY_TIME_S", 1.0)
     girder.kind = "link"
     with serving_files() as site:
         port = site.url.split(":")[2].split("/")[0]

@@ -259,7 +259,7 @@ def test_what_is_not_plain_is_no_metadata() -> None:
 
 @pytest.mark.parametrize("value", [None, 7])
 def test_an_artifact_is_a_path(value: Any) -> None:
-    with pytest.raises(TransformError, match=f"returned {value}, which is no path"):
+    with pytest.raises(TransformError, match=f"returned {value}, which is not a path"):
         GirderUploadJobArtifact("5f", gc=object()).transform(value)
 
 
