@@ -368,7 +368,9 @@ def test_bytes_are_shown(girder_stack, girder_user, proxy):
     job_id = girder_stack.call(
         start, "file_size", GirderFileId(file["_id"]), user=girder_user, girder_api_url=proxy.url
     )
-    assert shows(girder_stack, job_id, r"Fetching a\.bin, [01](\.\d+)? of 4 MB")
+    assert shows(
+        girder_stack, job_id, r"Fetching a\.bin, ([01]\.\d+ MiB|[\d.]+ (B|kiB)) of 3\.81 MiB"
+    )
     shown = girder_stack.job(job_id)["progress"]
     assert 0 < shown["current"] < shown["total"] == 4 * MB
     proxy.go_on()
@@ -384,7 +386,7 @@ def test_bytes_are_shown(girder_stack, girder_user, proxy):
         girder_result_hooks=[hook],
         girder_api_url=proxy.url,
     )
-    assert shows(girder_stack, job_id, r"Uploading b\.bin, \d+(\.\d+)? of 12 MB")
+    assert shows(girder_stack, job_id, r"Uploading b\.bin, [\d.]+ (B|kiB|MiB) of 11\.44 MiB")
     shown = girder_stack.job(job_id)["progress"]
     assert 0 < shown["current"] < shown["total"] == 12 * MB
     proxy.go_on()

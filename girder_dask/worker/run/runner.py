@@ -190,7 +190,7 @@ class Run:
         self.control.check()
         call = open_call(self.spec.payload, unpickle=self.spec.trusted)
         self._sink.secrets.add(*secrets_in(call.session))
-        transforms.take_on(call)
+        transforms.register(call)
         try:
             value = self._called(job, transforms, call, own_process=own_process)
             result = self._pack(value)
@@ -204,7 +204,7 @@ class Run:
             self.control.interruption.detach()  # what hooks do now is no part of the task
             hand_over_if_leaving(e, self.control, self._is_leaving)
             if self.control.reports_end:
-                transforms.tell_hooks(call, self._sink.write)
+                transforms.notify_failure(call, self._sink.write)
             raise
         return RunOutcome(
             JobStatus.SUCCESS, value=result.value, result=result.data, error=result.note
@@ -253,7 +253,7 @@ class Run:
     def _fetch(
         self, transforms: TransformRunner, call: Call
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        if not transforms.needed(call):
+        if not transforms.has_inputs(call):
             return call.args, call.kwargs
         self.control.enter(JobStatus.FETCHING_INPUT)
         return transforms.fetch(call)

@@ -1,4 +1,4 @@
-"""The inputs and outputs of one run: transforms, their byte progress and their clean-up."""
+"""The transforms of one run: inputs are fetched, outputs pushed, and all clean up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from dask.utils import format_bytes
 
 from girder_dask import transforms as _transforms  # noqa: F401 - registers those of plain calls
 from girder_dask.errors import TransformError
@@ -21,43 +23,34 @@ from girder_dask.worker.run.workspace import Workspace
 
 __all__ = ["TransformRunner", "amount"]
 
-_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
-
-def amount(current: float, total: float | None) -> str:
-    """Return a number of bytes out of so many, in words.
+def amount(current: int, total: int | None) -> str:
+    """Return a number of bytes, out of a total if that is known.
 
     >>> amount(12_345_678, 100_000_000)
-    '12.3 of 100 MB'
+    '11.77 MiB of 95.37 MiB'
     >>> amount(512, None)
     '512 B'
     """
-    size, unit = next(((s, u) for s, u in _UNITS if max(current, total or 0) >= s), (1, "B"))
-    shown = _short(current / size)
-    return f"{shown} {unit}" if total is None else f"{shown} of {_short(total / size)} {unit}"
-
-
-def _short(number: float) -> str:
-    decimals = 0 if number >= 100 else 1 if number >= 10 else 2
-    text = f"{number:.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if decimals else text
+    of_total = "" if total is None else f" of {format_bytes(total)}"
+    return f"{format_bytes(current)}{of_total}"
 
 
 class TransformRunner:
-    """The transforms of one run.
+    """Runs the transforms of one run.
 
     Parameters
     ----------
     job
-        The job they work for. They get its client, directory and facts.
+        The job, whose client, directory and id they get.
     cache
         The host's cache of files, or None.
     check
-        Called before each; raises to end the run.
+        Called before each transform; raises to end the run.
     confined
-        Whether hooks send and delete nothing but what is in the job's directories.
+        Whether hooks upload and delete only files in the directories of the job.
     inputs
-        The directory of what is fetched. By default that of the task.
+        The directory of fetched files. By default the working directory of the task.
     """
 
     def __init__(
@@ -85,15 +78,15 @@ class TransformRunner:
         self._counts: dict[int, tuple[int, int | None]] = {}
         self._verb = ""
 
-    def take_on(self, call: Call) -> None:
-        """Answer for the transforms and hooks of a call: all clean up, whether they ran or not."""
+    def register(self, call: Call) -> None:
+        """Have the transforms and hooks of a call clean up, whether they run or not."""
         for leaf in tree_leaves([call.args, dict(call.kwargs), call.hooks]):
             if is_transform(leaf):
                 self._all[id(leaf)] = leaf
         self._hooks = {id(leaf) for leaf in tree_leaves(call.hooks)}
 
-    def needed(self, call: Call) -> bool:
-        """Say whether a transform is among the arguments of a call."""
+    def has_inputs(self, call: Call) -> bool:
+        """Return True if a transform is among the arguments of a call."""
         return any(map(is_transform, tree_leaves([call.args, dict(call.kwargs)])))
 
     def fetch(self, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -108,21 +101,22 @@ class TransformRunner:
             return tree_map(value_of, call.args), tree_map(value_of, dict(call.kwargs))
 
     def push(self, call: Call, value: Any, cwd: str | None = None) -> Any:
-        """Give each element of a tuple to the hook at its place; a single value to the first.
+        """Return a value with what the result hooks made of its elements.
 
-        Hooks in a list, tuple or dict get what is at their place in such a value. Relative paths
-        are looked for in ``cwd``.
+        Each hook gets the element of a tuple at its position; a single value goes to the first.
+        Hooks in a list, tuple or dict get the elements at their positions in such a value.
+        ``cwd`` is the directory of relative paths.
         """
         self._cwd = cwd
         results = list(value) if isinstance(value, tuple) else [value]
         with self._phase("Uploading"):
             for i, hook in enumerate(call.hooks[: len(results)]):
                 results[i] = self._pushed(hook, results[i])
-        self._note_idle(call.hooks[len(results) :], len(results))
+        self._note_unused(call.hooks[len(results) :], len(results))
         return tuple(results) if isinstance(value, tuple) else results[0]
 
-    def _note_idle(self, hooks: Sequence[Any], results: int) -> None:
-        """Write which hooks had nothing to do, since the function returned less than expected."""
+    def _note_unused(self, hooks: Sequence[Any], results: int) -> None:
+        """Write which hooks had nothing to do, as the function returned too few values."""
         for n, hook in enumerate(hooks, results + 1):
             for leaf in tree_leaves(hook):
                 if callable(getattr(leaf, "transform", None)):
@@ -135,7 +129,7 @@ class TransformRunner:
         self._job.job_manager.write(f"girder_dask: {line}\n")
 
     def _pushed(self, hook: Any, value: Any) -> Any:
-        """Return what takes the place of a value."""
+        """Return what a hook makes of a value."""
         if isinstance(hook, dict):
             if not isinstance(value, dict) or not hook.keys() <= value.keys():
                 raise _mismatch(f"a dict with {', '.join(map(repr, hook))}", value)
@@ -148,8 +142,8 @@ class TransformRunner:
             return pushed if isinstance(value, list) else getattr(value, "_make", tuple)(pushed)
         return self._run(hook, value) if callable(getattr(hook, "transform", None)) else value
 
-    def tell_hooks(self, call: Call, write: Callable[[str], None]) -> None:
-        """Tell all hooks that there is no result, and write what goes wrong."""
+    def notify_failure(self, call: Call, write: Callable[[str], None]) -> None:
+        """Call ``exception()`` of all hooks, as there is no result, and write their errors."""
         for hook in tree_leaves(call.hooks):
             try:
                 if callable(getattr(hook, "exception", None)):
@@ -162,7 +156,7 @@ class TransformRunner:
         self._check()
         self._bind(transform)
         if is_transform(transform):
-            self._all.setdefault(id(transform), transform)  # perhaps another job returned it
+            self._all.setdefault(id(transform), transform)  # another job may have returned it
         self._ran.add(id(transform))
         self._runs += 1
         try:
@@ -174,7 +168,7 @@ class TransformRunner:
             raise explained from e
 
     def _bind(self, transform: Any) -> None:
-        """Hand a transform what it asks for of this run."""
+        """Set the attributes of a transform that belong to this run."""
         job = self._job
         for name, value in (
             ("gc", job.girder_client),
@@ -194,7 +188,7 @@ class TransformRunner:
             ("upload_recovery", self._upload_recovery),
             ("report", functools.partial(self._report, self._runs)),
         ):
-            if getattr(transform, name, 0) is None:  # a foreign one may mean something else
+            if getattr(transform, name, 0) is None:  # a foreign one may use the name otherwise
                 setattr(transform, name, value)
 
     def _directory(self, transform: Any) -> Any:
@@ -205,7 +199,7 @@ class TransformRunner:
     # -- progress in bytes ---------------------------------------------------------------------
 
     def _report(self, index: int, current: int, total: int | None, name: str) -> None:
-        """Show how many bytes all transforms of this phase have moved, and which file is next."""
+        """Show how many bytes all transforms of this phase have moved, and the current file."""
         self._check()
         with self._lock:
             self._counts[index] = current, total
@@ -218,7 +212,7 @@ class TransformRunner:
 
     @contextlib.contextmanager
     def _phase(self, verb: str) -> Iterator[None]:
-        """Count the bytes of one phase, and show again what the task had shown before."""
+        """Show the bytes of one phase, then again the progress that the task had shown."""
         manager = self._job.job_manager
         before = {"total": 0.0, "current": 0.0, "message": "", **manager.progress}
         with self._lock:
@@ -232,7 +226,7 @@ class TransformRunner:
     # -- the end -------------------------------------------------------------------------------
 
     def clean_up(self, write: Callable[[str], None]) -> None:
-        """Let each clean up, the last first, and write what goes wrong."""
+        """Have each transform clean up, the last first, and write their errors."""
         while self._all:
             key, transform = self._all.popitem()
             try:
@@ -245,6 +239,6 @@ class TransformRunner:
 
 def _mismatch(wanted: str, value: Any) -> TransformError:
     return TransformError(
-        f"The function returned {name_of(value):.200}, but girder_result_hooks has hooks for what "
-        f"is in {wanted}. Return such a value, or give the hooks in the shape of what it returns."
+        f"The function returned {name_of(value):.200}, but girder_result_hooks has hooks for the "
+        f"elements of {wanted}. Return such a value, or give the hooks in the shape of the result."
     )

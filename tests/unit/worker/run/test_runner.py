@@ -428,7 +428,7 @@ def test_hooks_that_do_not_fit_the_result_are_an_error(
 ) -> None:
     worker.outcome(lambda: value, hooks=hooks)
     assert worker.statuses()[-1] == S.ERROR
-    assert f"hooks for what is in {wanted}" in worker.log()
+    assert f"hooks for the elements of {wanted}" in worker.log()
     assert "exception x" in did
 
 

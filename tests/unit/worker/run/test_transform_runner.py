@@ -70,13 +70,13 @@ def test_bytes_are_summed_and_what_the_task_has_shown_is_shown_again(
     monkeypatch.setattr(run._sink, "progress", note)
     worker.begin(run).result(20)
     assert told == [
-        (10, 2_000_000, "Fetching a.png, 0 of 2 MB"),
-        (2_000_000, 2_000_000, "Fetching a.png, 2 of 2 MB"),
-        (2_000_010, 5_000_000, "Fetching b.png, 2 of 5 MB"),
-        (5_000_000, 5_000_000, "Fetching b.png, 5 of 5 MB"),
+        (10, 2_000_000, "Fetching a.png, 10 B of 1.91 MiB"),
+        (2_000_000, 2_000_000, "Fetching a.png, 1.91 MiB of 1.91 MiB"),
+        (2_000_010, 5_000_000, "Fetching b.png, 1.91 MiB of 4.77 MiB"),
+        (5_000_000, 5_000_000, "Fetching b.png, 4.77 MiB of 4.77 MiB"),
         (0, 0, ""),
         (4, 4, "Found 24"),
-        (5, 10, "Uploading out.png, 5 of 10 B"),
+        (5, 10, "Uploading out.png, 5 B of 10 B"),
         (4, 4, "Found 24"),
     ]
 
@@ -139,12 +139,12 @@ def test_an_error_of_its_own_keeps_its_traceback(worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("current", "total", "words"),
     [
-        (0, 0, "0 of 0 B"),
-        (12_345_678, 10**8, "12.3 of 100 MB"),
-        (1_500, None, "1.5 kB"),
-        (0, 3 * 10**12, "0 of 3 TB"),
-        (700, 1_000, "0.7 of 1 kB"),
-        (123_456, 456_789, "123 of 457 kB"),
+        (0, 0, "0 B of 0 B"),
+        (12_345_678, 10**8, "11.77 MiB of 95.37 MiB"),
+        (1_500, None, "1.46 kiB"),
+        (0, 3 * 10**12, "0 B of 2.73 TiB"),
+        (700, 1_000, "700 B of 0.98 kiB"),
+        (123_456, 456_789, "120.56 kiB of 446.08 kiB"),
     ],
 )
 def test_amounts_are_short(current: int, total: int | None, words: str) -> None:
