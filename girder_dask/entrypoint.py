@@ -24,17 +24,17 @@ __all__ = [
 
 
 def discover() -> dict[str, Task[Any, Any]]:
-    """Import every module that the entry point group ``girder_dask.tasks`` names.
+    """Import every module in the entry point group ``girder_dask.tasks``.
 
     Returns
     -------
     dict
-        The tasks by name, in order of their names.
+        The tasks by name, sorted.
 
     Raises
     ------
     ImportError
-        If a module that is named cannot be imported.
+        If one of the modules cannot be imported.
     """
     found: dict[str, Task[Any, Any]] = {}
     for name in discovery.modules_of_tasks():
@@ -43,13 +43,12 @@ def discover() -> dict[str, Task[Any, Any]]:
 
 
 def survey() -> tuple[list[str], dict[str, BaseException]]:
-    """Do what :func:`discover` does, but leave out what fails, and say why.
+    """Do what :func:`discover` does, but collect errors.
 
     Returns
     -------
     tuple
-        The names of the tasks, and for each entry point or module that cannot be imported what
-        it has raised.
+        The names of the tasks, and the exceptions by entry point or module that failed.
     """
     names: set[str] = set()
     failed: dict[str, BaseException] = {}
@@ -70,7 +69,7 @@ def survey() -> tuple[list[str], dict[str, BaseException]]:
 
 
 def tasks_in(module: ModuleType) -> dict[str, Task[Any, Any]]:
-    """Return the tasks of a module by the names that they have there."""
+    """Return the tasks of a module by their names in it."""
     return dict(_tasks(module))
 
 
@@ -79,14 +78,14 @@ def _tasks(module: ModuleType) -> Iterator[tuple[str, Task[Any, Any]]]:
         try:
             if isinstance(value, Task):
                 yield name, value
-        except Exception:  # noqa: BLE001, S112 - what stands for another object may not answer
+        except Exception:  # noqa: BLE001, S112 - of a proxy object
             continue
 
 
 class GirderWorkerPluginABC:
-    """The base of the class that an entry point of the group ``girder_worker_plugins`` names.
+    """Base of the classes in the entry point group ``girder_worker_plugins``.
 
-    An entry point of the group ``girder_dask.tasks`` that names the module needs no class.
+    An entry point of the group ``girder_dask.tasks`` names a module, and needs no class.
     """
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
@@ -98,7 +97,7 @@ class GirderWorkerPluginABC:
 
 
 def get_extensions(app: Any = None) -> list[str]:  # noqa: ARG001 - girder_worker has it
-    """Return the names of the installed packages with tasks, as their entry points have them.
+    """Return the names of the entry points of installed packages with tasks.
 
     Examples
     --------
@@ -111,12 +110,12 @@ def get_extensions(app: Any = None) -> list[str]:  # noqa: ARG001 - girder_worke
 def get_module_tasks(module_name: str) -> dict[str, Callable[..., Any]]:
     """Return the tasks and the described functions of a module.
 
-    girder_worker returns the described ones only.
+    girder_worker returns only the described ones.
 
     Returns
     -------
     dict
-        They by ``module.name``.
+        The functions by ``module.name``.
     """
     module = importlib.import_module(module_name)
     return {
@@ -134,7 +133,7 @@ def _is_task_or_described(value: Any) -> bool:
             get_description_attribute(value)
     except MissingDescriptionException:
         return False
-    except Exception:  # noqa: BLE001 - what stands for another object may not answer
+    except Exception:  # noqa: BLE001 - of a proxy object
         return False
     return True
 
@@ -149,9 +148,9 @@ def get_extension_tasks(
     extension
         The name of its entry point.
     app
-        What a class of the group ``girder_worker_plugins`` is made with.
+        The argument for a class of the group ``girder_worker_plugins``.
     celery_only
-        Leave out functions that are described but no tasks.
+        Leave out described functions that are not tasks.
 
     Raises
     ------
@@ -161,9 +160,9 @@ def get_extension_tasks(
     known = discovery.extensions()
     if extension not in known:
         raise TaskNotFoundError(
-            f"No installed package has tasks under the name {extension!r}; there are "
-            f"{', '.join(sorted(known)) or 'none'}. The name is that of an entry point of the "
-            f"group {discovery.ENTRY_POINT_GROUP}."
+            f"No installed package has an entry point {extension!r} in the group "
+            f"{discovery.ENTRY_POINT_GROUP}. Those with tasks are: "
+            f"{', '.join(sorted(known)) or 'none'}."
         )
     tasks: dict[str, Callable[..., Any]] = {}
     for module in discovery.modules_of(known[extension], app):

@@ -1,4 +1,4 @@
-"""``progress()``: a loop that says how far it is."""
+"""Progress of loops: ``progress()``."""
 
 from __future__ import annotations
 
@@ -16,35 +16,34 @@ __all__ = ["progress"]
 
 T = TypeVar("T")
 
-# Seconds between two words about the same loop.
 _REPORT_INTERVAL_S = 0.1
 
-#: The managers to which a loop reports. A loop within it does not.
+#: The managers to which a loop reports. Loops inside that loop do not report.
 _reporting: weakref.WeakSet[JobManager] = weakref.WeakSet()
 
 
 def progress(
     iterable: Iterable[T], total: float | None = None, message: str | None = None
 ) -> Iterator[T]:
-    """Yield the elements of an iterable, and show on the job how far the loop is.
+    """Yield the elements of an iterable, and report the progress of the loop.
 
-    In a task, the job's progress follows the loop, and the loop stops where it is when the
-    job is canceled. Of loops within each other the outermost one is shown. Elsewhere, a
-    progress bar is drawn in a terminal or a notebook.
+    In a task, the loop sets the job's progress, and stops when the job is canceled. Of nested
+    loops, only the outermost reports. Outside a task, a progress bar is drawn in a terminal or a
+    notebook.
 
     Parameters
     ----------
     iterable
-        What to loop over.
+        The elements.
     total
-        How many elements there are, by default ``len(iterable)`` if it has a length.
+        The number of elements, by default ``len(iterable)`` if it has a length.
     message
-        What the job shows with its progress.
+        The text that the job shows with its progress.
 
     Raises
     ------
     JobInterrupted
-        From the loop, between two elements, when the job was asked to stop.
+        Between two elements, if the job was canceled.
 
     Examples
     --------
@@ -92,7 +91,7 @@ def _reported(
 
 
 class _Reporter:
-    """Tells a job manager how far a loop is, not too often."""
+    """Reports the progress of a loop to a job manager, throttled."""
 
     def __init__(
         self, manager: JobManager | None, total: float | None, message: str | None
@@ -101,7 +100,7 @@ class _Reporter:
         self._next = time.monotonic() + _REPORT_INTERVAL_S
         self.count = 0
         if manager is not None:
-            # A total of 0 is how Girder says that it is not known.
+            # For Girder, a total of 0 is an unknown one.
             manager.updateProgress(total=total or 0, current=0, message=message)
 
     def advance(self) -> None:
@@ -113,6 +112,6 @@ class _Reporter:
             self.finish()
 
     def finish(self) -> None:
-        """Tell the count as it is."""
+        """Report the current count."""
         if self._manager is not None:
             self._manager.updateProgress(current=self.count)

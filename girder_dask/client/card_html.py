@@ -1,18 +1,19 @@
-"""A job as HTML, for a notebook.
+"""HTML card of a job, for notebooks.
 
-It takes its colors from the page, so that it suits light and dark themes. All that comes
-from a job is escaped.
+The card inherits the page's colors, which suits light and dark themes. All text from a job is
+escaped.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
 from typing import Any
+
+from dask.utils import format_bytes, format_time
 
 from girder_dask.jobs import FINAL, JobStatus, waits_for
 
@@ -32,10 +33,10 @@ _COLORS = {
 }
 _WORKING_COLOR = "#1a6fb5"
 
-# More than anybody counts. What is not finite is more as well.
+# Larger numbers, and those that are not finite, are not shown.
 _MAX_NUMBER = 10**30
 
-# The states in which progress is counted in bytes.
+# The states whose progress counts bytes.
 _BYTE_PROGRESS = {JobStatus.FETCHING_INPUT, JobStatus.PUSHING_OUTPUT}
 
 _STYLE = """
@@ -67,18 +68,18 @@ def render(
     note: str | None = None,
     now: datetime | None = None,
 ) -> str:
-    """Return a card that shows a job.
+    """Return the card of a job.
 
     Parameters
     ----------
     job
         The job document, with its log.
     url
-        The page of the job.
+        The address of the job's page.
     note
-        A sentence at the end.
+        A sentence at the end of the card.
     now
-        The present time, for a job that has not ended.
+        The current time, for a job that has not ended.
     """
     status = _status(job)
     color = _COLORS.get(status, _WORKING_COLOR)
@@ -97,7 +98,7 @@ def render(
 
 
 def tail(log: Sequence[str] | str, lines: int = _MAX_LOG_LINES) -> list[str]:
-    """Return the last lines of a log as a terminal would show them.
+    """Return the last lines of a log, as a terminal would show them.
 
     >>> tail(['one\\ntwo\\n', ' 10%\\r 90%\\x1b[0m\\n'], lines=2)
     ['two', ' 90%']
@@ -113,7 +114,7 @@ def tail(log: Sequence[str] | str, lines: int = _MAX_LOG_LINES) -> list[str]:
 
 
 def _end(pieces: Sequence[str]) -> str:
-    """Return the pieces at the end of a log, no more of them than are needed."""
+    """Return the last pieces of a log, as many as the card needs."""
     found: list[str] = []
     size = 0
     for piece in reversed(pieces):
@@ -128,7 +129,7 @@ def _status(job: Mapping[str, Any]) -> JobStatus:
     try:
         return JobStatus(job.get("status", JobStatus.QUEUED))
     except (ValueError, TypeError):
-        return JobStatus.INACTIVE  # of a plugin that has states of its own
+        return JobStatus.INACTIVE  # a state of another plugin
 
 
 def _name(status: JobStatus) -> str:
@@ -157,13 +158,13 @@ def _duration(job: Mapping[str, Any], status: JobStatus, now: datetime) -> str:
     waiting = {JobStatus.QUEUED, JobStatus.INACTIVE}
     end = times[-1][1] if status in FINAL else now
     if status in waiting:
-        return f"waits for {_clock(times[-1][1], end)}"
-    # After the last time in the queue: a job that is tried again begins anew.
+        return f"waits for {_seconds(times[-1][1], end)}"
+    # A job that is retried begins again after its last time in the queue.
     begun = times[0][1]
     for (before, _), (state, time) in itertools.pairwise(times):
         if before in waiting and state not in waiting:
             begun = time
-    return f"{'took' if status in FINAL else 'runs for'} {_clock(begun, end)}"
+    return f"{'took' if status in FINAL else 'runs for'} {_seconds(begun, end)}"
 
 
 def _time(value: Any) -> datetime | None:
@@ -174,14 +175,8 @@ def _time(value: Any) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
 
 
-def _clock(begin: datetime, end: datetime) -> str:
-    seconds = max((end - begin).total_seconds(), 0.0)
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = int(seconds) // 60, int(seconds) // 3600
-    if not hours:
-        return f"{minutes}:{int(seconds) % 60:02} min"
-    return f"{hours}:{minutes % 60:02}:{int(seconds) % 60:02} h"
+def _seconds(begin: datetime, end: datetime) -> str:
+    return format_time(max((end - begin).total_seconds(), 0.0))
 
 
 def _message(job: Mapping[str, Any]) -> str:
@@ -203,20 +198,17 @@ def _message(job: Mapping[str, Any]) -> str:
     text = str(progress.get("message") or "")[:_MAX_LINE_CHARS]
     goal, current = _number(progress.get("total")), _number(progress.get("current"))
     if goal and current is not None:
-        show = _size if job.get("status") in _BYTE_PROGRESS else _amount
+        show = _bytes if job.get("status") in _BYTE_PROGRESS else _count
         text = f"{text} {show(current)}/{show(goal)}".strip()
     return text
 
 
-def _amount(number: float) -> str:
+def _bytes(number: float) -> str:
+    return format_bytes(int(number))
+
+
+def _count(number: float) -> str:
     return f"{number:,.0f}" if number == int(number) else f"{number:,.2f}"
-
-
-def _size(number: float) -> str:
-    if number < 1000:
-        return f"{number:.0f} B"
-    power = min(int(math.log10(number)) // 3, 4)
-    return f"{number / 1000**power:.1f} {' kMGT'[power]}B"
 
 
 def _bar(job: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Waiting for many jobs with few questions."""
+"""Waiting for many jobs with few requests."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ _MIN_POLL_S, _MAX_POLL_S, _POLL_GROWTH = 0.02, 2.0, 1.4
 
 
 def as_completed(results: Any, timeout: float | None = None) -> Iterator[Any]:
-    """Yield jobs as they end, however they end.
+    """Yield jobs as they end, in whatever state.
 
     Parameters
     ----------
     results
-        An iterable of :class:`JobResult`, or what ``task.map()`` or a group returned. Maps
-        and groups among them stand for their jobs.
+        An iterable of :class:`JobResult`, or what ``task.map()`` or a group returned. A map or
+        group in the iterable stands for its jobs.
     timeout
-        Seconds from the first question to the end of the last job, None for as long as it
-        takes.
+        Seconds from the first request to the end of the last job. None: without limit.
 
     Yields
     ------
     JobResult
-        Each of them, in the order in which they end. It is ready, so ``get()`` does not wait.
+        Each job, in the order in which they end. ``get()`` of it does not wait.
 
     Raises
     ------
     TimeoutError
-        If some have not ended by then. They go on.
+        If some jobs have not ended by then. They continue.
     GirderError
         If Girder does not answer.
 
@@ -61,14 +60,14 @@ def gather(
     ----------
     results
         An iterable of :class:`JobResult`, or what ``task.map()`` or a group returned. A map or
-        a group among them gives the list of its values.
+        group in the iterable yields the list of its values.
     timeout
-        Seconds to wait, None for as long as it takes.
+        Seconds to wait. None: without limit.
     progress
-        Whether a progress bar is shown. By default it is in a terminal and in a notebook.
+        Whether a progress bar is shown. By default, it is in a terminal and in a notebook.
     errors
-        ``'raise'``: the first job that ends in ERROR or is canceled raises, at once.
-        ``'return'``: its exception stands in place of its value.
+        ``'raise'``: the first job that ends in ERROR or is canceled raises its exception at once.
+        ``'return'``: the list has exceptions in place of such values.
 
     Returns
     -------
@@ -77,9 +76,9 @@ def gather(
     Raises
     ------
     JobFailed, JobCanceled, ResultUnavailable
-        As :meth:`JobResult.get` does, unless ``errors='return'``. The other jobs go on.
+        The errors of :meth:`JobResult.get`, unless ``errors='return'``. The other jobs continue.
     TimeoutError
-        If some have not ended by then. They go on.
+        If some jobs have not ended by then. They continue.
 
     Examples
     --------
@@ -87,7 +86,7 @@ def gather(
     []
     """
     if errors not in ("raise", "return"):
-        raise ValueError(f"errors is 'raise' or 'return', not {errors!r}.")
+        raise ValueError(f"errors must be 'raise' or 'return', not {errors!r}.")
     shape = _shape(results)
     poller = _JobPoller(_leaves(shape))
     values: dict[int, Any] = {}
@@ -125,13 +124,13 @@ def _report_interrupt(poller: _JobPoller) -> None:
         )
 
 
-# -- what is waited for ---------------------------------------------------------------------
+# -- the jobs -------------------------------------------------------------------------------
 
 
 def _shape(results: Any) -> list[Any]:
-    """Return jobs as nested lists: maps and groups as lists of theirs."""
+    """Return jobs as nested lists, in which maps and groups are lists of their jobs."""
     if isinstance(results, Mapping | str):
-        raise TypeError(f"Jobs are waited for, in a list, and not {type(results).__name__}.")
+        raise TypeError(f"Pass a list of JobResults, not a {type(results).__name__}.")
     inner = getattr(results, "results", None)
     if inner is None:
         inner = [results] if _is_job(results) else list(results)
@@ -162,7 +161,7 @@ def _filled(part: Any, values: Mapping[int, Any]) -> Any:
 
 
 class _JobPoller:
-    """Looks at many jobs until they have ended."""
+    """Polls many jobs until they have ended."""
 
     def __init__(self, jobs: Sequence[Any]) -> None:
         #: Each object once.
@@ -175,7 +174,7 @@ class _JobPoller:
             yield from batch
 
     def batches(self, timeout: float | None) -> Iterator[list[Any]]:
-        """Yield the jobs that have ended between one look and the next."""
+        """Yield the jobs that have ended since the last request."""
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _MIN_POLL_S
         while self.left:
@@ -190,13 +189,13 @@ class _JobPoller:
             if left is not None and left <= 0:
                 raise TimeoutError(
                     f"{len(self.left):,} of {len(self.jobs):,} jobs have not ended after {timeout} "
-                    f"s, the first of them {next(iter(self.left.values())).id}. They go on."
+                    f"s, the first of them {next(iter(self.left.values())).id}. They continue."
                 )
             pause = _MIN_POLL_S if found else min(pause * _POLL_GROWTH, _MAX_POLL_S)
             time.sleep(pause if left is None else min(pause, left))
 
     def _poll(self) -> list[Any]:
-        """Return those that have ended since the last look, in that order."""
+        """Return the jobs that have ended since the last request, in that order."""
         asked = [job for job in self.left.values() if isinstance(job, JobResult)]
         ids = {job.id for job in asked}
         told = {str(s["_id"]): s for s in (get_backend().load_jobs(list(ids)) if ids else [])}
@@ -205,7 +204,7 @@ class _JobPoller:
         for job in asked:
             state = told.get(job.id)
             if state is None:
-                found.append(job)  # gone, or not to be read: get() says so
+                found.append(job)  # deleted or not readable: get() raises the reason
                 continue
             job._apply_state(state)  # noqa: SLF001 - of this package
             if state["status"] in FINAL:

@@ -1,4 +1,4 @@
-"""The names that code written for girder_worker imports, on top of :mod:`girder_dask.tasks.task`.
+"""Decorators of girder_worker, on top of :mod:`girder_dask.tasks.task`.
 
 Change ``from girder_worker.app import app`` and ``from girder_worker.utils import
 girder_job`` to ``from girder_dask import app, girder_job``; the decorators stay.
@@ -22,12 +22,12 @@ _CELERY_HANDLERS = {"celery_handler", "worker_handler"}
 
 
 class App:
-    """Stands where girder_worker's Celery application stood."""
+    """Replacement of girder_worker's Celery application."""
 
     def task(
         self, function: Callable[..., Any] | None = None, *, bind: bool = False, **options: Any
     ) -> Any:
-        """Make a function a task. Options of Celery that have no meaning here are ignored.
+        """Turn a function into a task. Options of Celery that mean nothing here are ignored.
 
         Examples
         --------
@@ -41,7 +41,7 @@ class App:
         """
         settings = TaskSettings(
             bind=bind,
-            # In Celery, too, a call that raises is tried again only where this is asked for.
+            # Celery also retries a call that raises only with autoretry_for.
             retries=int(options.get("max_retries", 3) or 0) if options.get("autoretry_for") else 0,
             timeout=options.get("time_limit") or options.get("soft_time_limit"),
         )
@@ -60,7 +60,7 @@ def girder_job(
     handler: str = HANDLER,
     otherFields: Mapping[str, Any] | None = None,
 ) -> Callable[[Task[Any, Any]], Task[Any, Any]]:
-    """Set the fields of a task's jobs. The handlers of Celery become our own."""
+    """Set the fields of a task's jobs. Celery's handlers are replaced by ours."""
 
     def decorate(decorated: Task[Any, Any]) -> Task[Any, Any]:
         settings = replace(

@@ -92,5 +92,5 @@ def test_each_package_is_found_once() -> None:
 
 
 def test_an_unknown_package_is_an_error_that_says_which_there_are() -> None:
-    with pytest.raises(TaskNotFoundError, match=r"'nothing'; there are .*ported_tasks"):
+    with pytest.raises(TaskNotFoundError, match=r"'nothing' in the group .*ported_tasks"):
         entrypoint.get_extension_tasks("nothing")

@@ -136,7 +136,7 @@ def test_what_makes_no_sense(site: Site) -> None:
     with pytest.raises(ValueError, match="'raise' or 'return'"):
         gather([], errors="ignore")  # type: ignore[arg-type]
     for odd in ("abc", {"a": site.job("a")}):
-        with pytest.raises(TypeError, match="in a list"):
+        with pytest.raises(TypeError, match="Pass a list of JobResults"):
             gather(odd)
 
 
