@@ -200,7 +200,8 @@ def test_doctor_says_it(girder: Peer, other: Peer) -> None:
 def test_other_answers_of_300_are_no_delivery(status: int) -> None:
     with serving() as peer:
         peer.answers = {"POST dask/job/updates": (status, {"stale": [], "gone": [], "cancel": []})}
-        with pytest.raises(GirderError, match=f"answered {status} to POST, which is no answer"):
+        told = f"answered {status} to POST, which Girder never does"
+        with pytest.raises(GirderError, match=told):
             _api(peer.url, lambda api: api.update("s", [JobUpdate("a", 1, 1).to_wire()]))
 
 
