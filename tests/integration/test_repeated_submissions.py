@@ -89,6 +89,20 @@ def test_some_of_the_jobs_are_there(girder_stack: Any, user: Any) -> None:
     assert girder_stack.wait(first["_id"])["status"] == 3
 
 
+@pytest.mark.parametrize(("count", "group"), [(3, False), (1, False), (2, True)])
+def test_a_key_of_another_request_is_refused(
+    girder_stack: Any, user: Any, count: int, group: bool
+) -> None:
+    first = send(girder_stack, user, KEY).json()["jobs"]
+    answer = send(girder_stack, user, KEY, count=count, group=group)
+    assert answer.status_code == 400
+    message = answer.json()["message"]
+    assert f"request for 2 jobs, and this one is for {count + group}. No job was made." in message
+    assert girder_stack.call(count_jobs, user.id) == 2
+    again = send(girder_stack, user, KEY).json()["jobs"]
+    assert [job["_id"] for job in again] == [job["_id"] for job in first]
+
+
 @pytest.mark.parametrize("key", ["", "x" * 32, 5, KEY + "0"])
 def test_a_key_that_is_none(girder_stack: Any, user: Any, key: Any) -> None:
     answer = send(girder_stack, user, key)

@@ -22,6 +22,8 @@ __all__ = ["REQUEST_FIELD", "IdempotencyKey", "ensure_index"]
 
 #: The field of a job with its mark.
 REQUEST_FIELD = "dask_request"
+# The field with the number of jobs of that request, the parent of a map included.
+_SIZE_FIELD = "dask_request_size"
 
 _KEY = re.compile("[0-9a-f]{32}")
 
@@ -57,11 +59,13 @@ class IdempotencyKey:
         self, submissions: Sequence[Submission], group: MapParent | None
     ) -> tuple[list[Submission], MapParent | None]:
         """Return the calls, and the parent job, with their marks."""
-        calls = [self._mark(call, str(n)) for n, call in enumerate(submissions)]
-        return calls, None if group is None else self._mark(group, "group")
+        size = len(submissions) + (group is not None)
+        calls = [self._mark(call, str(n), size) for n, call in enumerate(submissions)]
+        return calls, None if group is None else self._mark(group, "group", size)
 
-    def _mark(self, call: Any, name: str) -> Any:
-        return replace(call, other_fields={**call.other_fields, REQUEST_FIELD: self._prefix + name})
+    def _mark(self, call: Any, name: str, size: int) -> Any:
+        mark = {REQUEST_FIELD: self._prefix + name, _SIZE_FIELD: size}
+        return replace(call, other_fields={**call.other_fields, **mark})
 
     def find_jobs(
         self, submissions: Sequence[Submission], group: MapParent | None
@@ -74,6 +78,8 @@ class IdempotencyKey:
         ------
         GirderError
             If some of them are there, as when they are being recorded.
+        RestException
+            If the key belongs to a request for another number of jobs.
         """
         names = [*(["group"] if group is not None else []), *map(str, range(len(submissions)))]
         marks = [self._prefix + name for name in names]
@@ -83,6 +89,13 @@ class IdempotencyKey:
                 {REQUEST_FIELD: {"$in": marks}}, {"log": False}
             )
         }
+        for size in {job.get(_SIZE_FIELD, len(marks)) for job in found.values()}:
+            if size != len(marks):
+                raise RestException(
+                    f"The key of this request belongs to an earlier request for {size:,} jobs, and "
+                    f"this one is for {len(marks):,}. No job was made. Make up a key for each "
+                    "request."
+                )
         if found and len(found) < len(marks):
             raise GirderError(
                 f"{len(found)} of {len(marks)} jobs of this request are recorded so far.",
