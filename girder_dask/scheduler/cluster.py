@@ -1,4 +1,4 @@
-"""What the scheduler's account of jobs asks of Dask. No method waits that is not async."""
+"""The interface to Dask that the scheduler's job handling uses. Only its coroutines wait."""
 
 from __future__ import annotations
 
@@ -7,66 +7,72 @@ from typing import Protocol
 
 from girder_dask.protocol.messages import JobSpec
 
-__all__ = ["Cluster", "Holder", "Timer"]
+__all__ = ["Cluster"]
 
 
-class Timer(Protocol):
-    """What a call that is to come later is called off with."""
+class Cluster(Protocol):
+    """A Dask cluster as job handling sees it; tests have one in memory."""
 
-    def cancel(self) -> None:
-        """Do not call."""
+    def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
+        """Submit jobs under their keys.
 
+        Parameters
+        ----------
+        values
+            By job id: the keys of values on the cluster that the job needs, by the ids of the
+            jobs that made them.
+        """
 
-class Holder(Protocol):
-    """What holds values: Dask."""
+    def has(self, key: str) -> bool:
+        """Return True if a key was submitted and Dask has it, or will have it once connected."""
 
-    def drop(self, keys: Sequence[str]) -> None:
-        """Want keys no more, so that they are forgotten unless somebody else wants them.
+    def release(self, keys: Sequence[str]) -> None:
+        """Release keys. Dask forgets them unless another client wants them.
 
-        No run of them begins any more, also if somebody does and Dask places them again.
+        No further run of them starts, even if Dask assigns them again for that client.
         """
 
     def is_wanted(self, key: str) -> bool:
-        """Say whether somebody else wants a key."""
+        """Return True if another client wants a key."""
 
-    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
-        """Call a function in ``delay`` seconds."""
+    def cancel_runs(
+        self, worker: str, keys: Sequence[str], on_unstarted: Callable[[str, str], None]
+    ) -> None:
+        """Ask the runs of keys on a worker to stop.
 
-
-class Cluster(Holder, Protocol):
-    """What a dispatcher asks of Dask."""
-
-    def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
-        """Have the jobs run, under their keys.
-
-        ``values`` has for jobs that need values on the cluster the keys of these, by the
-        ids of the jobs that made them.
+        Parameters
+        ----------
+        on_unstarted
+            Called with each key that the worker has not started and will not start, and with
+            the worker, after all events of its runs there have arrived.
         """
 
-    def stop(self, worker: str, keys: Sequence[str], unstarted: Callable[[str, str], None]) -> None:
-        """Tell the runs of keys on a worker to stop.
-
-        ``not_begun`` is called with each key, and the worker, that it has not begun with, and
-        will not, when all is here that runs of them have said there.
-        """
-
-    def end_run(self, worker: str, run: str) -> None:
-        """Tell a run on a worker that nobody hears it any more."""
+    def drop_run(self, worker: str, run: str) -> None:
+        """Tell a worker that the events of one of its runs are ignored from now on."""
 
     async def flush(self, worker: str) -> None:
-        """Wait until what runs on a worker have said is here, if that does not take long."""
+        """Wait until the events of a worker's runs have arrived, up to a few seconds."""
 
     async def unstarted(self, worker: str) -> Sequence[str]:
-        """Return the keys with which a worker that is to begin nothing more has not begun."""
+        """Return the keys that a draining worker has not started."""
 
     def set_attempt(self, key: str, attempt: int) -> None:
-        """Tell the next run of a key which attempt it is."""
+        """Set the attempt number for the next run of a key."""
 
     def unrunnable(self) -> Mapping[str, str]:
-        """Return why keys wait for which there is no worker, by key."""
+        """Return the keys that no worker can run, each with the reason."""
+
+    def has_worker(self, worker: str) -> bool:
+        """Return True if a worker is connected."""
 
     def loss_reason(self, worker: str) -> str:
-        """Say why a worker was lost; empty if that is not known."""
+        """Return why a worker was lost; empty if that is unknown."""
 
     def assigned_to(self, key: str) -> str | None:
-        """Return the address of the worker that a key is placed on."""
+        """Return the address of the worker to which Dask has assigned a key."""
+
+    def time(self) -> float:
+        """Return the seconds of a monotonic clock."""
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Call a function after a delay; return a function that cancels the call."""

@@ -1,4 +1,4 @@
-"""A dispatcher's view of a Dask cluster, from inside its scheduler."""
+"""The Dask cluster as job handling sees it, from inside its scheduler."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dask
@@ -14,89 +14,71 @@ from distributed import Client, Future, Scheduler
 
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
-from girder_dask.scheduler.unrunnable import shortage
 from girder_dask.scheduler.worker_losses import WorkerLosses
-from girder_dask.utils.background import Guard, log_failure
+from girder_dask.scheduler.worker_rpc import WorkerRpc
+from girder_dask.utils.background import Guard
 from girder_dask.utils.bounded_dict import BoundedDict
 
-__all__ = ["DaskCluster"]
+__all__ = ["REFUSED_INTERVAL_S", "DaskCluster"]
 
 logger = logging.getLogger(__name__)
 
+#: How often to call :meth:`DaskCluster.take_refused`.
+REFUSED_INTERVAL_S = 1.0
 # For the scheduler a client like any other: keys stay while it wants them. Unlike
-# fire_and_forget it goes on to want them when they have ended.
+# fire_and_forget it goes on to want them when they have finished.
 _KEEPER = "girder-dask-keeper"
-# How often it is looked whether the scheduler has taken jobs with inputs.
-_LOOK = 1.0
-# How long a worker may take to send what its runs have said, or to say what it has not begun.
-_FLUSH_TIME = 3.0
-_CONNECT_PAUSE, _CONNECT_PAUSE_MAX = 0.5, 15.0
-# How many keys are known that were dropped before the scheduler had them.
-_MOST_KNOWN = 100_000
-
-# What may fail, as the log names it. Jobs that Dask was not given are found again, see
-# girder_dask.scheduler.dask_reconciler.
-_GIVING = "Giving jobs to Dask"
-_REFUSING = "Ending jobs that Dask did not take"
-_RELEASING = "Releasing the keys of jobs"
+_CONNECT_DELAY_S, _MAX_CONNECT_DELAY_S = 0.5, 15.0
+# How many keys are remembered that were released before the scheduler had them.
+_MAX_EARLY_RELEASES = 100_000
 
 
-class DaskCluster:
-    """Submits jobs to the scheduler that this is in, and holds what they return.
+class DaskCluster(WorkerRpc):
+    """Submits jobs to the scheduler that it is in, and keeps what they return.
 
     Parameters
     ----------
     scheduler
         Dask's scheduler.
-    loop
-        Its event loop.
     run_job
-        What is to run on a worker. It is given the spec of a job, and as ``values`` those
-        of its inputs that are on the cluster.
-    refused
-        Called with the key of a job that the scheduler did not take, as an input was lost.
+        The function of every task. Its arguments are the spec of a job, and as ``values`` those
+        of its dependencies' results that are on the cluster.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        loop: asyncio.AbstractEventLoop,
-        run_job: Callable[..., Any],
-        refused: Callable[[str], None],
-    ) -> None:
-        self._scheduler = scheduler
-        self._loop = loop
+    def __init__(self, scheduler: Scheduler, run_job: Callable[..., Any]) -> None:
+        super().__init__(scheduler)
         self._run_job = run_job
-        self._refused = refused
         self._client: Client | None = None
-        self._waiting: dict[str, tuple[JobSpec, Mapping[str, str]]] = {}
-        self._sent: dict[str, Future[Any]] = {}  # jobs with inputs which were not seen yet
-        self._look: asyncio.TimerHandle | None = None
-        self._dropping: list[str] = []
-        self._dropped_early = BoundedDict[str, None](_MOST_KNOWN)
+        self._unsent: dict[str, tuple[JobSpec, Mapping[str, str]]] = {}
+        # Jobs with values that the scheduler has not received yet.
+        self._in_flight: dict[str, Future[Any]] = {}
+        self._released: list[str] = []
+        self._released_early = BoundedDict[str, None](_MAX_EARLY_RELEASES)
         self._pins: dict[str, set[str]] = {}
-        self._telling: set[asyncio.Task[None]] = set()
-        self._guards = {what: Guard(logger, what) for what in (_GIVING, _REFUSING, _RELEASING)}
+        # Jobs that Dask was not given are found again by the DaskReconciler.
+        self._submit_guard = Guard(logger, "Giving jobs to Dask")
+        self._release_guard = Guard(logger, "Releasing the keys of jobs")
+        self._timer_guard = Guard(logger, "A delayed call")
         #: Why workers were lost.
         self.losses = WorkerLosses()
 
     # -- submission ---------------------------------------------------------------------------
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
-        """Have jobs run; before there is a connection they wait for it."""
+        """Submit jobs. Until there is a connection they wait for it."""
         for spec in specs:
-            self._waiting[spec.key] = spec, values.get(spec.id, {})
-            self._dropped_early.pop(spec.key, None)
+            self._unsent[spec.key] = spec, values.get(spec.id, {})
+            self._released_early.pop(spec.key, None)
         if self._client is not None and self._client.status == "closed":
-            # It does that when it has lost the scheduler for some time.
+            # A client closes after it has lost the scheduler for some time.
             self._client = None
-            self._later(self.connect())
+            self.begin(self.connect())
         elif self._client is not None:
             self._send(self._client)
 
     async def connect(self) -> None:
-        """Become a client of the scheduler that this is in, and submit what waits."""
-        pause = _CONNECT_PAUSE
+        """Become a client of the scheduler that this is in, and submit the jobs that wait."""
+        delay_s = _CONNECT_DELAY_S
         while self._client is None:
             try:
                 self._client = await self._new_client()
@@ -105,11 +87,11 @@ class DaskCluster:
                     "The scheduler cannot connect to itself at %s, so %d jobs wait; it tries "
                     "again in %g s",
                     self._scheduler.address,
-                    len(self._waiting),
-                    pause,
+                    len(self._unsent),
+                    delay_s,
                 )
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _CONNECT_PAUSE_MAX)
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, _MAX_CONNECT_DELAY_S)
         self._send(self._client)
 
     async def _new_client(self) -> Client:
@@ -125,20 +107,20 @@ class DaskCluster:
         return client
 
     def _send(self, client: Client) -> None:
-        jobs, self._waiting = self._waiting, {}
+        jobs, self._unsent = self._unsent, {}
         alike: dict[Any, list[JobSpec]] = defaultdict(list)
-        # They keep the keys until the keeper wants them: what tells the scheduler that they
-        # are gone comes after the jobs.
+        # The futures keep the keys until the keeper wants them: the message that they are gone
+        # follows the jobs.
         futures: list[Future[Any]] = []
         for spec, values in jobs.values():
             resources = tuple(sorted((spec.resources or {}).items()))
             if values:
-                with self._guards[_GIVING]:
+                with self._submit_guard:
                     futures.append(self._send_dependent(client, spec, values))
             else:
                 alike[spec.priority, resources].append(spec)
         for (priority, resources), group in alike.items():
-            with self._guards[_GIVING]:
+            with self._submit_guard:
                 futures += client.map(
                     self._run_job,
                     group,
@@ -160,90 +142,88 @@ class DaskCluster:
             resources=dict(spec.resources or {}) or None,
             pure=False,
         )
-        # When an input is lost on the way, the scheduler tells nobody but the client.
-        self._sent[spec.key] = future
-        if self._look is None:
-            self._look = self._loop.call_later(_LOOK, self._look_at_sent)
+        self._in_flight[spec.key] = future
         return future
 
-    def _look_at_sent(self) -> None:
-        self._look = None
-        lost = [key for key, future in self._sent.items() if future.status != "pending"]
-        for key in lost:
-            del self._sent[key]
-        for key in lost:
+    def take_refused(self) -> list[str]:
+        """Return the keys of jobs that Dask did not take, as a value was lost on the way.
+
+        The scheduler reports that to the client only.
+        """
+        refused = [key for key, future in self._in_flight.items() if future.status != "pending"]
+        for key in refused:
+            del self._in_flight[key]
             logger.info("Dask did not take %s, as the value of an input was lost", key)
-            with self._guards[_REFUSING]:
-                self._refused(key)
-        if self._sent and self._look is None:
-            self._look = self._loop.call_later(_LOOK, self._look_at_sent)
+        return refused
 
     def on_received(self, key: str) -> None:
-        """Take note that the scheduler has a key, and want it. This is within a transition."""
-        self._sent.pop(key, None)
+        """Want a key that the scheduler has received. Called within a transition."""
+        self._in_flight.pop(key, None)
         self._scheduler.client_desires_keys([key], _KEEPER)
         for client in self._pins.pop(key, ()):
             if client in self._scheduler.clients:
                 self._scheduler.client_desires_keys([key], client)
 
-    # -- values -------------------------------------------------------------------------------
+    def on_received_late(self, key: str) -> None:
+        """Prevent runs of a key that was released on its way here. Called within a transition."""
+        if key in self._released_early:
+            del self._released_early[key]
+            self.set_attempt(key, 0)
+
+    def has(self, key: str) -> bool:
+        """Return True if the scheduler has a key, or the key waits for a connection."""
+        return key in self._scheduler.tasks or key in self._unsent
+
+    # -- results ------------------------------------------------------------------------------
 
     def on_result(self, key: str) -> int:
-        """Take note that a value is on a worker; return its size in bytes.
+        """Turn the task of a key that is in memory into data; return the bytes of its result.
 
-        From now on it is data: if its worker is lost, so is the value. The job that made it
-        does not run again, which would repeat all that it did.
+        If its worker is lost, so is the result. The task does not run again, which would repeat
+        its side effects.
         """
         ts = self._scheduler.tasks[key]
         ts.run_spec = None
         return int(ts.get_nbytes())
 
-    def drop(self, keys: Sequence[str]) -> None:
-        """Want keys no more. Not at once: this may be within a transition.
+    def release(self, keys: Sequence[str]) -> None:
+        """Release keys, a moment later: this may be within a transition.
 
-        Until then Dask may place them again, as it may if another client wants them.
+        Until then Dask may assign them again, as it may if another client wants them. Such a run
+        does not start.
         """
         for key in keys:
             if key in self._scheduler.tasks:
                 self.set_attempt(key, 0)
             else:
-                self._dropped_early[key] = None
-        if not self._dropping:
-            self._loop.call_soon(self._release)
-        self._dropping += keys
+                self._released_early[key] = None
+        if not self._released:
+            asyncio.get_running_loop().call_soon(self._release_now)
+        self._released += keys
 
-    def on_late_arrival(self, key: str) -> None:
-        """Have nothing begin of a key that was on its way here when it was dropped.
-
-        This is within the transition by which the scheduler takes it.
-        """
-        if key in self._dropped_early:
-            del self._dropped_early[key]
-            self.set_attempt(key, 0)
-
-    def _release(self) -> None:
-        keys, self._dropping = self._dropping, []
+    def _release_now(self) -> None:
+        keys, self._released = self._released, []
         known = []
         for key in keys:
-            self._sent.pop(key, None)
-            self._waiting.pop(key, None)
+            self._in_flight.pop(key, None)
+            self._unsent.pop(key, None)
             if key in self._scheduler.tasks:
                 known.append(key)
-            with self._guards[_RELEASING]:
+            with self._release_guard:
                 self._unpin(key)
         if known and _KEEPER in self._scheduler.clients:
-            with self._guards[_RELEASING]:
+            with self._release_guard:
                 self._scheduler.client_releases_keys(known, _KEEPER, stimulus_id="girder-dask-drop")
 
     def is_wanted(self, key: str) -> bool:
-        """Say whether a client wants a key, or what another one computes needs it."""
+        """Return True if another client wants a key, or a task of it needs the result."""
         ts = self._scheduler.tasks.get(key)
         if ts is None:
             return False
         return any(client.client_key != _KEEPER for client in ts.who_wants or ())
 
     def pin(self, key: str, client: str) -> None:
-        """Make a client want a key, now or when the scheduler gets it."""
+        """Make a client want a key, now or when the scheduler receives it."""
         if client not in self._scheduler.clients:
             return
         if key in self._scheduler.tasks:
@@ -263,103 +243,80 @@ class DaskCluster:
                 client=client,
             )
 
-    # -- the rest -----------------------------------------------------------------------------
-
-    def call_later(self, delay: float, function: Callable[[], None]) -> asyncio.TimerHandle:
-        """Call a function in ``delay`` seconds."""
-
-        def call() -> None:
-            with Guard(logger, "What was to be done later"):
-                function()
-
-        return self._loop.call_later(delay, call)
-
-    def stop(self, worker: str, keys: Sequence[str], unstarted: Callable[[str, str], None]) -> None:
-        """Tell the runs of keys on a worker to stop, and hear with which it has not begun."""
-        self._later(self._stop(worker, keys, unstarted))
-
-    async def _stop(
-        self, worker: str, keys: Sequence[str], unstarted: Callable[[str, str], None]
-    ) -> None:
-        for key in await self._tell(worker, "girder_cancel", keys=list(keys)) or ():
-            unstarted(key, worker)
-
-    def end_run(self, worker: str, run: str) -> None:
-        """Tell a run on a worker that nobody hears it any more."""
-        self._later(self._tell(worker, "girder_drop", runs=[run]))
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._telling.add(log_failure(task, logger, "Telling Dask of a job"))
-        task.add_done_callback(self._telling.discard)
-
-    async def _tell(self, worker: str, what: str, **whom: list[str]) -> Any:
-        try:
-            return await getattr(self._scheduler.rpc(worker), what)(**whom)
-        except Exception as e:  # noqa: BLE001 - whatever the worker raised comes back here
-            named = ", ".join(itertools.chain(*whom.values()))
-            logger.warning("Worker %s was not told to stop %s: %r", worker, named, e)
-            return None
-
-    async def flush(self, worker: str) -> None:
-        """Wait until what runs on a worker have said is here, if that does not take long."""
-        try:
-            flushed = self._scheduler.rpc(worker).girder_flush()
-            await asyncio.wait_for(flushed, _FLUSH_TIME)
-        except Exception as e:  # noqa: BLE001 - as above
-            logger.warning("Worker %s may have said more than has arrived here: %r", worker, e)
-
-    async def unstarted(self, worker: str) -> Sequence[str]:
-        """Return the keys with which a worker that is to begin nothing more has not begun.
-
-        If it does not answer that is not known of any.
-        """
-        try:
-            asked = self._scheduler.rpc(worker).girder_not_begun()
-            keys: Sequence[str] = await asyncio.wait_for(asked, _FLUSH_TIME)
-        except Exception as e:  # noqa: BLE001 - as above
-            logger.warning("Worker %s does not say what it has not begun: %r", worker, e)
-            return ()
-        return keys
+    # -- tasks and workers --------------------------------------------------------------------
 
     def set_attempt(self, key: str, attempt: int) -> None:
-        """Tell the next run of a key which attempt it is. This is within a transition."""
+        """Set the attempt number for the next run of a key. This may be within a transition."""
         ts = self._scheduler.tasks.get(key)
         if ts is not None:
             ts.annotations = {**(ts.annotations or {}), ATTEMPT_ANNOTATION: attempt}
 
+    def assigned_to(self, key: str) -> str | None:
+        """Return the address of the worker to which Dask has assigned a key."""
+        ts = self._scheduler.tasks.get(key)
+        ws = ts.processing_on if ts is not None else None
+        return None if ws is None else str(ws.address)
+
     def unrunnable(self) -> dict[str, str]:
-        """Return why keys wait for which there is no worker, by key."""
+        """Return the keys that no worker can run, each with the reason."""
         scheduler = self._scheduler
         # Without any worker, tasks are queued as they are when all are busy.
         queued = () if scheduler.running else scheduler.queued
         reasons: dict[Any, str] = {}
         found = {}
         for ts in itertools.chain(queued, scheduler.unrunnable):
-            needs = tuple(sorted((ts.resource_restrictions or {}).items()))
-            if needs not in reasons:
-                reasons[needs] = shortage(scheduler, dict(needs))
-            if reasons[needs]:
-                found[str(ts.key)] = reasons[needs]
+            resources = tuple(sorted((ts.resource_restrictions or {}).items()))
+            if resources not in reasons:
+                reasons[resources] = _unrunnable_reason(scheduler, dict(resources))
+            if reasons[resources]:
+                found[str(ts.key)] = reasons[resources]
         return found
 
+    def has_worker(self, worker: str) -> bool:
+        """Return True if a worker is connected."""
+        return worker in self._scheduler.workers
+
     def loss_reason(self, worker: str) -> str:
-        """Say why a worker was lost; empty if that is not known."""
-        return self.losses.why(worker)
+        """Return why a worker was lost; empty if that is unknown."""
+        return self.losses.reason(worker)
 
-    def has(self, key: str) -> bool:
-        """Say whether the scheduler has a key, or it waits for a connection."""
-        return key in self._scheduler.tasks or key in self._waiting
+    # -- the event loop -----------------------------------------------------------------------
 
-    def assigned_to(self, key: str) -> str | None:
-        """Return the address of the worker that a key is placed on."""
-        ts = self._scheduler.tasks.get(key)
-        ws = ts.processing_on if ts is not None else None
-        return None if ws is None else str(ws.address)
+    def time(self) -> float:
+        """Return the time of the event loop."""
+        return asyncio.get_running_loop().time()
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Call a function after a delay; return a function that cancels the call."""
+
+        def call() -> None:
+            with self._timer_guard:
+                function()
+
+        return asyncio.get_running_loop().call_later(delay_s, call).cancel
 
     async def close(self) -> None:
-        """Be a client no more."""
-        if self._look is not None:
-            self._look.cancel()
+        """Close the connection."""
         if self._client is not None:
             await self._client.close()
+
+
+def _unrunnable_reason(scheduler: Scheduler, resources: Mapping[str, float]) -> str:
+    """Return why no worker can run a task that needs resources; empty if one can."""
+    if not scheduler.workers:
+        return "no worker is connected to the Dask scheduler"
+    fit = set(scheduler.workers)
+    for name, amount in resources.items():
+        offers = scheduler.resources.get(name, {})
+        fit = {worker for worker in fit if offers.get(worker, 0.0) >= amount}
+    count = len(scheduler.workers)
+    workers = "the one worker does not have" if count == 1 else f"none of the {count} workers has"
+    if not fit:
+        asked = " and ".join(f"{name}={amount:g}" for name, amount in resources.items())
+        return f"{workers} the resources {asked} (dask worker --resources)"
+    if not any(ws.address in fit for ws in scheduler.running):
+        return (
+            f"no worker that could run it takes tasks now: {len(fit)} of them are paused, since "
+            "their memory is nearly full, or are leaving"
+        )
+    return ""

@@ -1,4 +1,4 @@
-"""How updates of jobs reach Girder: tried again until they are taken, and in parts if need be."""
+"""Delivery of updates to Girder: retried until they are taken, and divided if need be."""
 
 from __future__ import annotations
 
@@ -8,124 +8,127 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from girder_dask.errors import GirderError
+from girder_dask.utils.background import Guard
 
-__all__ = ["Post", "Receipt", "UpdateDelivery", "Verdicts"]
+__all__ = ["Acknowledgement", "Post", "UpdateDelivery", "Verdicts"]
 
 logger = logging.getLogger(__name__)
 
-#: The id of a job, and the number of the attempt that the scheduler has in hand.
-Receipt = tuple[str, int]
+#: The id of a job, and the attempt of it that the scheduler has.
+Acknowledgement = tuple[str, int]
 
-#: What Girder answers: ids of jobs by kinds.
+#: Girder's answer: ids of jobs by kind.
 Verdicts = Mapping[str, Sequence[str]]
 
-#: Delivers updates, and which attempts this scheduler has in hand; returns Girder's verdicts.
-Post = Callable[[list[dict[str, Any]], list[Receipt]], Awaitable[Verdicts]]
+#: Posts updates and acknowledgements; returns Girder's answer.
+Post = Callable[[list[dict[str, Any]], list[Acknowledgement]], Awaitable[Verdicts]]
 
 _TOO_LARGE = 413
-# The length of a log that is not divided any more: no server refuses so little.
-_SHORT = 4096
-# What is left out of an update first, and what can be delivered of any.
-_LARGE = {"progress", "result", "exception"}
-_BARE = {"version", "id", "attempt", "sequence", "statuses"}
-# What stands in a log for what could not be delivered of it.
-_LOST = "\n[Part of the output could not be sent to Girder.]\n"
+# A log of this length is no longer divided: every server takes it.
+_SHORT_LOG = 4096
+# The fields that are left out of an update first, and those that always remain.
+_LARGE_FIELDS = {"progress", "result", "exception"}
+_BARE_FIELDS = {"version", "id", "attempt", "sequence", "statuses"}
+# Replaces the part of a log that could not be delivered.
+_LOST_LOG = "\n[Part of the output could not be sent to Girder.]\n"
 
 
 class UpdateDelivery:
-    """Delivers one request after another.
+    """Delivers one request after another, and numbers the updates of each attempt.
 
     Parameters
     ----------
     post
-        Coroutine function that delivers updates and receipts. GirderError means that they were
-        not delivered, and they are tried again.
-    number
-        Returns the number of the next update of the attempt of a job, for one that is divided.
-    waiting
-        Returns how many jobs wait, for the log.
-    retry_delay, retry_delay_max
-        Seconds before a failed request is tried again, doubled each time up to the most.
+        Coroutine function that posts updates and acknowledgements. GirderError means that they
+        were not delivered; they are tried again.
+    retry_delay_s, max_retry_delay_s
+        The delay before a failed request is tried again, doubled each time up to the limit.
     """
 
-    def __init__(
-        self,
-        post: Post,
-        number: Callable[[str, int], int],
-        waiting: Callable[[], int],
-        *,
-        retry_delay: float,
-        retry_delay_max: float,
-    ) -> None:
+    def __init__(self, post: Post, *, retry_delay_s: float, max_retry_delay_s: float) -> None:
         self._post = post
-        self._number = number
-        self._waiting = waiting
-        self._retry_delay = retry_delay
-        self._retry_delay_max = retry_delay_max
-        #: Why the last request failed, or None if it did not.
-        self.error: str | None = None
+        self._guard = Guard(
+            logger,
+            "Sending job updates to Girder",
+            expected=(GirderError,),
+            first_delay_s=retry_delay_s,
+            max_delay_s=max_retry_delay_s,
+        )
+        self._sequences: dict[tuple[str, int], int] = {}
+        #: How many requests were made.
         self.requests = 0
 
-    async def insist(self, updates: list[dict[str, Any]], receipts: list[Receipt]) -> Verdicts:
-        """Deliver updates, as :class:`JobUpdate` writes them, and receipts.
+    @property
+    def error(self) -> str | None:
+        """Why the last request failed, None if it succeeded."""
+        return self._guard.error
 
-        What Girder never takes is divided, so that one job holds up no other and a long log is
-        not lost. What is left out of an update then is said in it.
+    def next_sequence(self, job_id: str, attempt: int) -> int:
+        """Return the number of the next update of an attempt."""
+        key = (job_id, attempt)
+        self._sequences[key] = sequence = self._sequences.get(key, 0) + 1
+        return sequence
+
+    def forget(self, job_id: str, attempt: int) -> None:
+        """Forget the numbers of an attempt that has no further updates."""
+        self._sequences.pop((job_id, attempt), None)
+
+    async def deliver(
+        self, updates: list[dict[str, Any]], acknowledgements: list[Acknowledgement]
+    ) -> Verdicts:
+        """Deliver updates (:meth:`girder_dask.protocol.messages.JobUpdate.to_wire`).
+
+        It returns when they are delivered, whatever fails: Girder knows those that it has by
+        their numbers. What Girder never takes is divided, so that one job does not block the
+        others and a long log is not lost. An update says what was left out of it.
         """
-        delay = self._retry_delay
         while True:
-            self.requests += 1
-            try:
-                verdicts = await self._post(updates, receipts)
-            except Exception as e:  # noqa: BLE001 - whatever it is, the updates are kept
-                if _is_permanent(e):
-                    return await self._divide(updates, receipts, e)
-                self._failed(e)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, self._retry_delay_max)
-            else:
-                if self.error is not None:
-                    logger.info("Girder takes job updates again")
-                self.error = None
-                return verdicts
-
-    def _failed(self, error: Exception) -> None:
-        text = str(error) if isinstance(error, GirderError) else repr(error)
-        if text != self.error:
-            unexpected = None if isinstance(error, GirderError) else error
-            logger.warning("%s %d jobs wait.", text, self._waiting(), exc_info=unexpected)
-        self.error = text
+            with self._guard:
+                self.requests += 1
+                try:
+                    return await self._post(updates, acknowledgements)
+                except Exception as e:
+                    if not _is_permanent(e):
+                        raise
+                    error = e
+                return await self._divide(updates, acknowledgements, error)
+            await asyncio.sleep(self._guard.delay_s)
 
     async def _divide(
-        self, updates: list[dict[str, Any]], receipts: list[Receipt], error: Exception
+        self,
+        updates: list[dict[str, Any]],
+        acknowledgements: list[Acknowledgement],
+        error: Exception,
     ) -> Verdicts:
-        if updates and receipts:
-            first = await self.insist(updates, [])
-            return _merged(first, await self.insist([], receipts))
-        if len(receipts) > 1:
-            half = len(receipts) // 2
-            first = await self.insist([], receipts[:half])
-            return _merged(first, await self.insist([], receipts[half:]))
+        if updates and acknowledgements:
+            first = await self.deliver(updates, [])
+            return _merged(first, await self.deliver([], acknowledgements))
+        if len(acknowledgements) > 1:
+            half = len(acknowledgements) // 2
+            first = await self.deliver([], acknowledgements[:half])
+            return _merged(first, await self.deliver([], acknowledgements[half:]))
         if not updates:
-            logger.error("Girder cannot be told that a job is here: %s", error)
+            logger.error("A job cannot be acknowledged to Girder: %s", error)
             return {}
         if len(updates) > 1:
             half = len(updates) // 2
-            first = await self.insist(updates[:half], [])
-            return _merged(first, await self.insist(updates[half:], []))
-        (update,) = updates
+            first = await self.deliver(updates[:half], [])
+            return _merged(first, await self.deliver(updates[half:], []))
+        return await self._divide_update(updates[0], error)
+
+    async def _divide_update(self, update: dict[str, Any], error: Exception) -> Verdicts:
         log = update.get("log") or ""
-        if _is_too_large(error) and len(log) > _SHORT:
+        if _is_too_large(error) and len(log) > _SHORT_LOG:
             half = len(log) // 2
-            head = {k: v for k, v in update.items() if k in _BARE - {"statuses"}}
-            first = await self.insist([{**head, "log": log[:half]}], [])
+            head = {k: v for k, v in update.items() if k in _BARE_FIELDS - {"statuses"}}
+            first = await self.deliver([{**head, "log": log[:half]}], [])
             # Only now, since the head may have been divided as well.
-            number = self._number(update["id"], update["attempt"])
-            rest = {**update, "log": log[half:], "sequence": number}
-            return _merged(first, await self.insist([rest], []))
+            sequence = self.next_sequence(update["id"], update["attempt"])
+            rest = {**update, "log": log[half:], "sequence": sequence}
+            return _merged(first, await self.deliver([rest], []))
         logger.error("Part of an update of job %s cannot be delivered: %s", update["id"], error)
-        less = _less(update, error)
-        return {} if less is None else await self.insist([less], [])
+        reduced = _reduced(update, error)
+        return {} if reduced is None else await self.deliver([reduced], [])
 
 
 def _merged(first: Verdicts, second: Verdicts) -> Verdicts:
@@ -133,16 +136,16 @@ def _merged(first: Verdicts, second: Verdicts) -> Verdicts:
     return {kind: [*first.get(kind, ()), *second.get(kind, ())] for kind in kinds}
 
 
-def _less(update: dict[str, Any], error: Exception) -> dict[str, Any] | None:
-    """Return an update with less in it, which says so, or None if there is no less."""
-    kept = {k: v for k, v in update.items() if k not in _LARGE}
+def _reduced(update: dict[str, Any], error: Exception) -> dict[str, Any] | None:
+    """Return an update with less in it, which says so, or None if nothing is left to drop."""
+    kept = {k: v for k, v in update.items() if k not in _LARGE_FIELDS}
     if kept != update:
         if "result" in update:
             kept["error"] = f"it could not be sent to Girder: {error}"
         return kept
-    if update.get("log", _LOST) != _LOST:
-        return {**update, "log": _LOST}
-    bare = {k: v for k, v in update.items() if k in _BARE}
+    if update.get("log", _LOST_LOG) != _LOST_LOG:
+        return {**update, "log": _LOST_LOG}
+    bare = {k: v for k, v in update.items() if k in _BARE_FIELDS}
     return bare if bare != update else None
 
 
@@ -151,7 +154,7 @@ def _is_too_large(error: Exception) -> bool:
 
 
 def _is_permanent(error: Exception) -> bool:
-    """Say whether the same request will never be taken."""
+    """Return True if the same request will never be taken."""
     if isinstance(error, GirderError):
         return _is_too_large(error)
     return isinstance(error, (TypeError, ValueError, OverflowError))

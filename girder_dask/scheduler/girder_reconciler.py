@@ -1,10 +1,9 @@
-"""Whether a scheduler has the jobs that Girder takes it to have.
+"""Reconciles the jobs that Girder believes this scheduler has with those that it has.
 
-A scheduler lets go of a job when Girder has acknowledged its end. A database that crashes may
-have forgotten what it acknowledged in the last moment before, and then has the job at work for
-ever. So Girder is asked, a page at a time, which jobs it takes this scheduler to have, and told
-which of them it has not. Girder goes by that only for jobs that are still as they were, and makes
-new attempts of them.
+A scheduler removes a job when Girder has acknowledged its end. A database that crashes may have
+lost what it acknowledged in the last moment before, and then shows the job as running for ever.
+So Girder is asked, page by page, which jobs it believes this scheduler to have, and told which of
+them are missing here. Girder begins new attempts only of those that have not changed meanwhile.
 """
 
 from __future__ import annotations
@@ -12,64 +11,62 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-__all__ = ["GirderReconciler", "Held"]
+from girder_dask.scheduler.job_state import JobTable
 
-#: The id of a job, and its attempt and sequence as Girder has them.
-Held = tuple[str, int, int]
+__all__ = ["GirderReconciler", "HeldJob"]
+
+#: The id of a job, and its attempt and sequence number as Girder has them.
+HeldJob = tuple[str, int, int]
 
 
 class GirderReconciler:
-    """Compares, in turns, what Girder takes a scheduler to have with what it has.
+    """Goes through Girder's list of this scheduler's jobs, in rounds of pages.
 
     Parameters
     ----------
-    has
-        Says whether the scheduler has the job with an id.
-    interval
-        Seconds between the end of one turn and the beginning of the next.
+    jobs
+        The table of jobs.
+    interval_s
+        Seconds between the end of one round and the beginning of the next.
     clock
-        Seconds that only grow.
+        A monotonic clock, in seconds.
 
     Examples
     --------
-    >>> audit = GirderReconciler({'a', 'b'}.__contains__, interval=60.0)
-    >>> audit.after, audit.lacking()
+    >>> reconciler = GirderReconciler(JobTable(), interval_s=60.0)
+    >>> reconciler.page_after, reconciler.missing()
     ('', [])
-    >>> audit.hear([('a', 1, 5), ('c', 2, 7)])
-    >>> audit.after, audit.lacking()
-    ('c', [('c', 2, 7)])
+    >>> reconciler.on_page([('a', 1, 5), ('c', 2, 7)])
+    >>> reconciler.page_after, reconciler.missing()
+    ('c', [('a', 1, 5), ('c', 2, 7)])
     """
 
     def __init__(
-        self,
-        has: Callable[[str], bool],
-        *,
-        interval: float,
-        clock: Callable[[], float] = time.monotonic,
+        self, jobs: JobTable, *, interval_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._has = has
-        self._interval = interval
+        self._jobs = jobs
+        self._interval_s = interval_s
         self._clock = clock
-        self._last = ""
-        self._begin = clock()
-        self._doubtful: list[Held] = []
+        self._last_id = ""
+        self._round_begins_at = clock()
+        self._candidates: list[HeldJob] = []
 
     @property
-    def after(self) -> str | None:
-        """The id after which Girder's next page of jobs begins, None while there is no turn."""
-        return self._last if self._clock() >= self._begin else None
+    def page_after(self) -> str | None:
+        """The id after which Girder's next page begins, None between two rounds."""
+        return self._last_id if self._clock() >= self._round_begins_at else None
 
-    def lacking(self) -> list[Held]:
-        """Return those of the last page that the scheduler does not have now."""
-        return [held for held in self._doubtful if not self._has(held[0])]
+    def missing(self) -> list[HeldJob]:
+        """Return those jobs of the last page that the scheduler does not have now."""
+        return [held for held in self._candidates if held[0] not in self._jobs]
 
-    def hear(self, page: Sequence[Held] | None) -> None:
-        """Take in a page. An empty one ends a turn, and None is no page."""
-        self._doubtful = []
+    def on_page(self, page: Sequence[HeldJob] | None) -> None:
+        """Handle a page. An empty one ends a round; None is no page."""
+        self._candidates = []
         if page is None:
             return
-        self._doubtful = [(job_id, attempt, sequence) for job_id, attempt, sequence in page]
-        self._doubtful = self.lacking()
-        self._last = max((job_id for job_id, _, _ in page), default="")
+        self._candidates = [(job_id, attempt, sequence) for job_id, attempt, sequence in page]
+        self._candidates = self.missing()
+        self._last_id = max((job_id for job_id, _, _ in page), default="")
         if not page:
-            self._begin = self._clock() + self._interval
+            self._round_begins_at = self._clock() + self._interval_s

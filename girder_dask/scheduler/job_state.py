@@ -1,90 +1,86 @@
-"""A job in the hand of a dispatcher, and how long it pauses between two tries."""
+"""The scheduler's state of each job, and the table of all of them.
+
+A job is in the table from its acceptance until Girder has acknowledged its end.
+
+The attempt number is a fencing token: no two runs share one. A run may be executing, unreported,
+as soon as Dask has assigned the job to a worker. Girder gives the first number with the job, and
+the scheduler counts on from there. No run with a number of the scheduler's own calls its function
+before Girder has recorded that number: if this scheduler is lost, the next one counts on from
+what Girder has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec.structs import replace
 
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
-from girder_dask.scheduler.cluster import Timer
 
-__all__ = ["Backoff", "JobState"]
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Pauses between the tries of a job, in seconds: doubled each time, up to the most.
-
-    >>> [Backoff(1.0, 5.0).pause(n) for n in (1, 2, 3, 4)]
-    [1.0, 2.0, 4.0, 5.0]
-    """
-
-    first: float = 1.0
-    most: float = 60.0
-
-    def pause(self, tries: int) -> float:
-        """Return the pause after ``tries`` tries that failed."""
-        return float(min(self.first * 2.0 ** min(tries - 1, 64), self.most))
+__all__ = ["JobState", "JobTable"]
 
 
 @dataclass(slots=True, eq=False)
 class JobState:
-    """A job in hand.
+    """The scheduler's state of one job, from acceptance until Girder has acknowledged its end.
 
     Attributes
     ----------
     attempt
-        The attempt as Girder counts, which is at least that of ``spec``.
+        The current attempt, at least that of ``spec``.
     recorded_attempt
-        The last attempt of which Girder has the number.
-    tries
-        Runs that raised.
+        The last attempt that Girder has recorded.
+    failed_tries
+        The number of runs that raised.
     run
-        The run that is heard.
+        The admitted run: the only one whose events count.
     assigned
-        Whether Dask has placed it in this attempt, so that a run of it may have begun.
+        Whether Dask has assigned this attempt to a worker, where a run may have started.
     worker
-        The worker where it is, or was last.
-    ended_on
-        The worker where Dask has seen it end.
-    closed
-        Runs that are heard no more.
-    lost_on
-        The workers that were lost while it was on them.
-    parked
-        Whether it waits for its inputs.
-    pause
-        What ends the pause before its next try.
-    forgotten
-        How often Dask has forgotten it.
+        The worker that has or last had the job. Set by :meth:`JobTable.place`.
+    finished_on
+        The worker on which Dask has seen the task finish.
+    closed_runs
+        Runs whose events are ignored from now on.
+    lost_workers
+        The workers that were lost while they had the job.
+    blocked
+        Whether it waits for dependencies.
+    cancel_retry
+        Cancels the timer of its next try.
+    times_forgotten
+        How often Dask has forgotten the task.
     end_reported
         Whether its end was given to the recorder.
     acknowledged
-        Whether Girder has its end.
+        Whether Girder has acknowledged its end.
     result_stored
-        Whether Girder has its value.
+        Whether Girder has its result.
     nbytes
-        How large its value is, once that is in the memory of a worker.
+        The size of its result, once that is in the memory of a worker.
     finished
-        Whether Dask has told its end too.
+        Whether Dask has reported the end of the task too.
     """
 
     spec: JobSpec
     attempt: int
     recorded_attempt: int
-    tries: int = 0
+    failed_tries: int = 0
     status: JobStatus = JobStatus.QUEUED
     run: str | None = None
     assigned: bool = False
     worker: str | None = None
-    ended_on: str | None = None
-    closed: set[str] = field(default_factory=set)
-    lost_on: list[str] = field(default_factory=list)
+    finished_on: str | None = None
+    closed_runs: set[str] = field(default_factory=set)
+    lost_workers: list[str] = field(default_factory=list)
     canceled: bool = False
     blocked: bool = False
-    pause: Timer | None = None
-    forgotten: int = 0
+    cancel_retry: Callable[[], None] | None = None
+    times_forgotten: int = 0
     end_reported: bool = False
     acknowledged: bool = False
     result_stored: bool = False
@@ -93,47 +89,155 @@ class JobState:
 
     @property
     def is_queued(self) -> bool:
-        """Whether no run of it has begun, and it is not to end."""
+        """Whether it is still to run, and no run of it is known."""
         return self.run is None and not self.end_reported and not self.canceled
 
     @property
-    def is_on_its_way(self) -> bool:
-        """Whether Dask was given it, and has not placed it anywhere in this attempt."""
-        waits = self.blocked or self.pause is not None
-        return self.is_queued and not (waits or self.assigned or self.ended_on)
+    def is_submitted(self) -> bool:
+        """Whether it was submitted to Dask, which has not assigned this attempt yet."""
+        waits = self.blocked or self.cancel_retry is not None
+        return self.is_queued and not (waits or self.assigned or self.finished_on)
 
-    def try_admit(self, event: JobEvent, place: str | None) -> bool:
-        """Say whether what a run says is heard; ``place`` is where Dask has placed the job."""
-        if event.run is None or event.run == self.run:
-            return event.run is not None
-        if event.run in self.closed or self.run is not None:
-            return False
-        if event.worker not in (place, self.worker, self.ended_on):
-            return False
-        self.run = event.run
-        self.worker = event.worker
-        return True
+    @property
+    def may_retry(self) -> bool:
+        """Whether it is tried again after a run that raised."""
+        return self.failed_tries < self.spec.retries and not self.canceled
 
-    def close_run(self) -> None:
-        """Listen to the present run no more, and begin the next attempt."""
-        if self.run is not None:
-            self.closed.add(self.run)
-        self.run = self.worker = None
-        self.assigned = False
-        self.attempt += 1
-        self.status = JobStatus.QUEUED
+    def event(self, **fields: Any) -> JobEvent:
+        """Return an event of the current attempt."""
+        return JobEvent(id=self.spec.id, attempt=self.attempt, time=time.time(), **fields)
 
-    def describe_losses(self, why: Callable[[str], str]) -> str:
-        """Name the workers that were lost, each with why; empty if there are none."""
-        if not self.lost_on:
+    def describe_losses(self, reason: Callable[[str], str]) -> str:
+        """Return a sentence that names the lost workers, each with its reason; empty if none."""
+        if not self.lost_workers:
             return ""
-        lost = [(name, why(name)) for name in self.lost_on]
-        named = ", ".join(f"{name} ({reason})" if reason else name for name, reason in lost)
+        lost = [(name, reason(name)) for name in self.lost_workers]
+        named = ", ".join(f"{name} ({why})" if why else name for name, why in lost)
         return f" Workers lost: {named}."
 
     def stop_waiting(self) -> None:
-        """Wait neither for inputs nor for the next try."""
+        """Wait neither for dependencies nor for the next try."""
         self.blocked = False
-        if self.pause is not None:
-            self.pause.cancel()
-            self.pause = None
+        if self.cancel_retry is not None:
+            self.cancel_retry()
+            self.cancel_retry = None
+
+
+class JobTable:
+    """The jobs of a scheduler, by id, by Dask key and by worker."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, JobState] = {}
+        self._by_key: dict[str, JobState] = {}
+        self._by_worker: dict[str, set[JobState]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[JobState]:
+        return iter(self._by_id.values())
+
+    def __contains__(self, job_id: object) -> bool:
+        return job_id in self._by_id
+
+    def get(self, job_id: str) -> JobState | None:
+        """Return the job with an id."""
+        return self._by_id.get(job_id)
+
+    def of_ids(self, ids: Iterable[str]) -> list[JobState]:
+        """Return the jobs with these ids, without those that are unknown."""
+        return [job for job_id in ids if (job := self._by_id.get(job_id))]
+
+    def by_key(self, key: str) -> JobState | None:
+        """Return the job whose current Dask key this is."""
+        return self._by_key.get(key)
+
+    def on_worker(self, worker: str) -> Collection[JobState]:
+        """Return the jobs that a worker has or last had."""
+        return self._by_worker.get(worker, ())
+
+    def is_open(self, key: str) -> bool:
+        """Return True if the end of the job with this key is not reported yet."""
+        job = self._by_key.get(key)
+        return job is not None and not job.end_reported
+
+    def is_queued(self, key: str) -> bool:
+        """Return True if the job with this key is still to run, and no run of it is known."""
+        job = self._by_key.get(key)
+        return job is not None and job.is_queued
+
+    def may_start(self, key: str, attempt: int) -> bool | None:
+        """Return True if a run may call its function, None until Girder has recorded it."""
+        job = self._by_key.get(key)
+        if job is None or job.end_reported or job.canceled or job.attempt != attempt:
+            return False
+        return True if job.recorded_attempt >= attempt else None
+
+    def add(self, spec: JobSpec) -> JobState:
+        """Add a job in the attempt of its spec."""
+        job = JobState(spec, spec.attempt, spec.attempt)
+        self._by_id[spec.id] = self._by_key[spec.key] = job
+        return job
+
+    def remove(self, job: JobState) -> None:
+        """Remove a job."""
+        self.place(job, None)
+        self._by_id.pop(job.spec.id, None)
+        self._by_key.pop(job.spec.key, None)
+
+    def place(self, job: JobState, worker: str | None) -> None:
+        """Record which worker has a job."""
+        if job.worker == worker:
+            return
+        if job.worker is not None:
+            jobs = self._by_worker[job.worker]
+            jobs.discard(job)
+            if not jobs:
+                del self._by_worker[job.worker]
+        if worker is not None:
+            self._by_worker.setdefault(worker, set()).add(job)
+        job.worker = worker
+
+    def try_admit(self, job: JobState, event: JobEvent, assigned_to: str | None) -> bool:
+        """Return True if an event is of the admitted run, or of one that can be admitted now.
+
+        Parameters
+        ----------
+        assigned_to
+            The worker to which Dask has assigned the job.
+        """
+        if event.run is None or event.run == job.run:
+            return event.run is not None
+        if event.run in job.closed_runs or job.run is not None:
+            return False
+        if event.worker not in (assigned_to, job.worker, job.finished_on):
+            return False
+        job.run = event.run
+        self.place(job, event.worker)
+        return True
+
+    def next_attempt(self, job: JobState) -> int:
+        """Close the current run of a job and begin its next attempt; return its number."""
+        if job.run is not None:
+            job.closed_runs.add(job.run)
+        job.run = None
+        self.place(job, None)
+        job.assigned = False
+        job.attempt += 1
+        job.status = JobStatus.QUEUED
+        return job.attempt
+
+    def renew_key(self, job: JobState) -> str:
+        """Give a job the key of its current attempt; return the old key."""
+        old = job.spec.key
+        self._by_key.pop(old, None)
+        job.spec = replace(job.spec, attempt=job.attempt)
+        job.finished_on = job.nbytes = None
+        self._by_key[job.spec.key] = job
+        return old
+
+    def on_recorded(self, job_id: str, attempt: int) -> None:
+        """Record that Girder has recorded an attempt."""
+        job = self._by_id.get(job_id)
+        if job is not None:
+            job.recorded_attempt = max(job.recorded_attempt, attempt)

@@ -1,9 +1,9 @@
-"""The scheduler's account of its jobs to Girder.
+"""The recorder: merges the events of jobs into updates and has them delivered to Girder.
 
-The recorder merges the events of each job into one update and sends the updates of many
-jobs in one request. It knows nothing of Dask: it is given events, and a coroutine function
-that delivers updates. An idle recorder sends at once; while a request is under way the next
-one gathers. What was sent is kept until Girder has answered.
+It merges the events of each job into one update and sends the updates of many jobs in one
+request. It knows nothing of Dask: it is given events, and a coroutine function that posts updates.
+An idle recorder sends at once; while a request is under way, the next one is coalesced. Updates
+are kept until Girder has answered.
 """
 
 from __future__ import annotations
@@ -12,108 +12,37 @@ import asyncio
 import itertools
 import logging
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from girder_dask.jobs import FINAL
 from girder_dask.protocol.messages import JobEvent, JobUpdate
-from girder_dask.scheduler.delivery import Post, Receipt, UpdateDelivery, Verdicts
-from girder_dask.utils.background import Guard
+from girder_dask.scheduler.delivery import Acknowledgement, Post, UpdateDelivery, Verdicts
+from girder_dask.scheduler.pending_update import PendingUpdate
+from girder_dask.utils.background import Guard, repeat
 from girder_dask.utils.throttle import Throttle
 
 __all__ = ["Recorder"]
 
 logger = logging.getLogger(__name__)
 
-Verdict = Callable[[str, str], None]
-Heard = Callable[[str, int], None]
-
 # In characters of logs; as JSON they take up to six times as many bytes.
-_MOST_BYTES = 8 << 20
+_MAX_REQUEST_BYTES = 8 << 20
 # The share of one job in a request, so that a job that floods takes turns with the others.
-_SHARE = 4
-# What may wait of a job before its worker is made to wait with more output of it.
-_MOST_WAITING_OF_A_JOB = 4 << 20
-# Seconds that a receipt waits: of a job that has begun by then, another update says it, too.
-_RECEIPT_DELAY = 1.0
-# Most receipts in one request. They are short, and cost Girder next to nothing.
-_MOST_RECEIPTS = 5000
-# Requests that may follow each other at once: a job on an idle system takes two or three. When
-# they are used up, one more may go in so many intervals, or when the recorder has rested so many
-# times as long as the last one took: a request costs as much as ten jobs.
+_JOB_SHARE = 4
+# How much of a job may be pending before its worker has to wait with further output of it.
+_MAX_JOB_BYTES = 4 << 20
+# An acknowledgement waits: if the job has started by then, its next update acknowledges it too.
+_ACKNOWLEDGEMENT_DELAY_S = 1.0
+# Acknowledgements are short, and cost Girder next to nothing.
+_MAX_ACKNOWLEDGEMENTS = 5000
+# The throttle of requests. A job on an idle system takes two or three requests, which may follow
+# each other at once. When the burst is used up, one more may go every two intervals, or when the
+# recorder has rested nine times as long as the last request took: a request costs as much as ten
+# jobs.
 _BURST = 4
-_SPACING = 2.0
-_REST = 9.0
-
-
-@dataclass(slots=True)
-class PendingUpdate:
-    """What Girder has not yet heard of one attempt."""
-
-    id: str
-    attempt: int
-    statuses: list[list[float]] = field(default_factory=list)
-    log: deque[str] = field(default_factory=deque)
-    progress: dict[str, Any] = field(default_factory=dict)
-    result: bytes | None = None
-    error: str | None = None
-    exception: bytes | None = None
-    waits: str | None = None
-    size: int = 0
-
-    def add(self, event: JobEvent) -> int:
-        """Merge an event; return by how many bytes, about, the account grew."""
-        grown = 100
-        if event.log:
-            self.log.append(event.log)
-            grown += len(event.log)
-        if event.progress:
-            self.progress.update(event.progress)
-        if event.status is not None:
-            self.statuses.append([event.status, event.time])
-        if event.result is not None:
-            self.result = event.result
-            grown += len(event.result)
-        if event.error is not None:
-            self.error = event.error
-        if event.exception is not None:
-            self.exception = event.exception
-            grown += len(event.exception)
-        if event.waits is not None:
-            self.waits = event.waits
-            grown += len(event.waits)
-        self.size += grown
-        return grown
-
-    def head(self, most: int) -> PendingUpdate:
-        """Split off the beginning of the log, of at least one event, as an account of its own."""
-        head = PendingUpdate(self.id, self.attempt)
-        while self.log and (not head.log or head.size + len(self.log[0]) <= most):
-            text = self.log.popleft()
-            head.log.append(text)
-            head.size += len(text)
-        self.size -= head.size
-        return head
-
-    @property
-    def final(self) -> bool:
-        return bool(self.statuses) and self.statuses[-1][0] in FINAL
-
-    def update(self, sequence: int) -> JobUpdate:
-        return JobUpdate(
-            id=self.id,
-            attempt=self.attempt,
-            sequence=sequence,
-            statuses=self.statuses or None,
-            log="".join(self.log) or None,
-            progress=self.progress or None,
-            result=self.result,
-            error=self.error,
-            exception=self.exception,
-            waits=self.waits,
-        )
+_SPACING_INTERVALS = 2.0
+_REST_FACTOR = 9.0
 
 
 class Recorder:
@@ -122,28 +51,22 @@ class Recorder:
     Parameters
     ----------
     post
-        Coroutine function that delivers updates, and the ``(id, attempt)`` of jobs of which
-        there is no more to say than that they have arrived; it returns Girder's verdicts.
-        GirderError means that they were not delivered, and they are tried again.
-    verdict
-        Called with a job id and one of ``'done'``, ``'stale'``, ``'gone'`` or ``'cancel'``.
-    heard
-        Called with the job id and the attempt of each update that Girder has taken.
+        Coroutine function that posts updates, and the ``(id, attempt)`` of jobs that are only to
+        be acknowledged; it returns Girder's answer. GirderError means that they were not
+        delivered; they are tried again.
     interval
-        Least seconds between two requests, but for a few that hold a change of state.
+        Least seconds between two requests, except for a few that hold a change of state.
     batch_size
         Most jobs in one request.
     buffer
-        Bytes that may wait before :meth:`room` makes its callers wait.
+        Bytes that may be pending before :meth:`room` makes its callers wait.
     retry_delay, retry_delay_max
-        Seconds before a failed request is tried again, doubled each time up to the most.
+        Seconds before a failed request is tried again, doubled each time up to the limit.
     """
 
     def __init__(
         self,
         post: Post,
-        verdict: Verdict,
-        heard: Heard = lambda _job_id, _attempt: None,
         *,
         interval: float = 0.1,
         batch_size: int = 500,
@@ -151,100 +74,103 @@ class Recorder:
         retry_delay: float = 0.5,
         retry_delay_max: float = 15.0,
     ) -> None:
-        self._verdict = verdict
-        self._heard = heard
+        self._on_verdict: Callable[[str, str], None]
+        self._on_recorded: Callable[[str, int], None]
         self._batch_size = batch_size
         self._buffer = buffer
-        self._waiting: dict[tuple[str, int], PendingUpdate] = {}
-        self._sequences: dict[tuple[str, int], int] = {}
-        self._bytes = 0
-        self._bytes_of: Counter[str] = Counter()
-        self._under_way: list[PendingUpdate] = []
-        self._receipts: dict[tuple[str, int], float] = {}
-        self._receipts_under_way: list[tuple[str, int]] = []
-        self._pace = Throttle(interval, burst=_BURST, spacing=_SPACING * interval, rest=_REST)
-        self._reminder: asyncio.TimerHandle | None = None
-        self._settled = asyncio.Condition()
-        self._guard = Guard(logger, "The recorder", max_delay_s=retry_delay_max)
-        self._delivering = Guard(logger, "Telling Girder of jobs", max_delay_s=retry_delay_max)
-        self._making = Guard(logger, "Making the update of a job")
-        self._hearing = Guard(logger, "Taking in what Girder says of a job")
-        self._delivery = UpdateDelivery(
-            post,
-            self._number,
-            lambda: self.waiting,
-            retry_delay=retry_delay,
-            retry_delay_max=retry_delay_max,
+        self._pending: dict[tuple[str, int], PendingUpdate] = {}
+        self._pending_bytes = 0
+        self._bytes_by_job: Counter[str] = Counter()
+        self._in_flight: list[PendingUpdate] = []
+        self._acknowledgements: dict[Acknowledgement, float] = {}
+        self._acknowledgements_in_flight: list[Acknowledgement] = []
+        self._throttle = Throttle(
+            interval, burst=_BURST, spacing=_SPACING_INTERVALS * interval, rest=_REST_FACTOR
         )
+        self._reminder: asyncio.TimerHandle | None = None
+        self._delivered = asyncio.Condition()
+        self._loop_guard = Guard(logger, "The recorder", max_delay_s=retry_delay_max)
+        self._message_guard = Guard(logger, "Making the update of a job")
+        self._answer_guard = Guard(logger, "Handling Girder's answer for a job")
+        self._delivery = UpdateDelivery(
+            post, retry_delay_s=retry_delay, max_retry_delay_s=retry_delay_max
+        )
+        #: How many updates were delivered.
         self.updates = 0
 
-    def record(self, event: JobEvent) -> None:
-        """Take note of an event. Cheap: dictionary look-ups and appends.
+    # -- events -----------------------------------------------------------------------------
 
-        One that says nothing is the receipt of a job.
+    def record(self, event: JobEvent) -> None:
+        """Record an event. Cheap: dictionary look-ups and appends.
+
+        An event without content acknowledges the job.
         """
         key = (event.id, event.attempt)
-        account = self._waiting.get(key)
+        update = self._pending.get(key)
         if event.is_bare:
-            if account is None:
-                self._receipts[key] = asyncio.get_running_loop().time()
-                self._soon()
+            if update is None:
+                self._acknowledgements[key] = asyncio.get_running_loop().time()
+                self._set_reminder()
             return
-        self._receipts.pop(key, None)
-        if account is None:
-            account = self._waiting[key] = PendingUpdate(event.id, event.attempt)
-        grown = account.add(event)
-        self._bytes += grown
-        self._bytes_of[event.id] += grown
-        self._pace.poke(urgent=event.status is not None)
+        self._acknowledgements.pop(key, None)
+        if update is None:
+            update = self._pending[key] = PendingUpdate(event.id, event.attempt)
+        grown = update.merge(event)
+        self._pending_bytes += grown
+        self._bytes_by_job[event.id] += grown
+        self._throttle.poke(urgent=event.status is not None)
 
-    def _soon(self) -> None:
-        """See to it that receipts are sent when they have waited for long enough."""
+    def _set_reminder(self) -> None:
         if self._reminder is None:
             loop = asyncio.get_running_loop()
-            self._reminder = loop.call_later(_RECEIPT_DELAY, self._remind)
+            self._reminder = loop.call_later(_ACKNOWLEDGEMENT_DELAY_S, self._remind)
 
     def _remind(self) -> None:
         self._reminder = None
-        self._pace.poke(urgent=False)
+        self._throttle.poke(urgent=False)
 
     def forget(self, job_id: str, attempt: int) -> None:
-        """Drop what waits of an attempt and of those before it, and their sequences."""
-        for key in ((job_id, number) for number in range(1, attempt + 1)):
-            account = self._waiting.pop(key, None)
-            if account is not None:
-                self._bytes -= account.size
-                self._taken(account)
-            self._receipts.pop(key, None)
-            self._sequences.pop(key, None)
+        """Drop what is pending of an attempt and of those before it, and their sequences."""
+        for number in range(1, attempt + 1):
+            key = (job_id, number)
+            update = self._pending.pop(key, None)
+            if update is not None:
+                self._pending_bytes -= update.nbytes
+                self._subtract(update)
+            self._acknowledgements.pop(key, None)
+            self._delivery.forget(job_id, number)
+
+    # -- what is pending ----------------------------------------------------------------------
 
     @property
     def is_full(self) -> bool:
-        """Whether as much waits for Girder as the buffer may hold."""
-        return self._bytes >= self._buffer
+        """Whether the buffer is full."""
+        return self._pending_bytes >= self._buffer
 
     async def room(self) -> None:
-        """Wait until less waits for Girder than the buffer may hold."""
-        await self.until(lambda: not self.is_full)
+        """Wait until the buffer is not full."""
+        await self.wait_until(lambda: not self.is_full)
 
     async def room_for(self, job_id: str) -> None:
-        """Wait until less of one job waits for Girder than a job may have waiting."""
-        await self.until(lambda: self._bytes_of[job_id] < _MOST_WAITING_OF_A_JOB)
+        """Wait until little enough of one job is pending."""
+        await self.wait_until(lambda: self._bytes_by_job[job_id] < _MAX_JOB_BYTES)
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition that a delivery can make true."""
+        async with self._delivered:
+            await self._delivered.wait_for(condition)
 
     def has_pending_state(self, job_id: str, attempt: int) -> bool:
-        """Say whether Girder has yet to hear of a change of state of an attempt."""
-        waiting = self._waiting.get((job_id, attempt))
-        under_way = [a for a in self._under_way if (a.id, a.attempt) == (job_id, attempt)]
-        return any(account.statuses for account in [*under_way, *([waiting] if waiting else [])])
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for what comes true when something was delivered."""
-        async with self._settled:
-            await self._settled.wait_for(condition)
+        """Return True if Girder has not recorded the last change of state of an attempt."""
+        key = (job_id, attempt)
+        updates = [each for each in self._in_flight if (each.id, each.attempt) == key]
+        if key in self._pending:
+            updates.append(self._pending[key])
+        return any(update.statuses for update in updates)
 
     @property
     def error(self) -> str | None:
-        """Why the last request failed, or None if it did not."""
+        """Why the last request failed, None if it succeeded."""
         return self._delivery.error
 
     @property
@@ -254,148 +180,156 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """How many jobs have something that Girder has not heard."""
-        ids = {account.id for account in self._under_way}
-        for keys in (self._waiting, self._receipts, self._receipts_under_way):
+        """How many jobs have something that Girder has not recorded."""
+        ids = {update.id for update in self._in_flight}
+        for keys in (self._pending, self._acknowledgements, self._acknowledgements_in_flight):
             ids.update(job_id for job_id, _ in keys)
         return len(ids)
 
-    async def run(self) -> None:
-        """Deliver until cancelled."""
-        while True:
-            with self._guard:
-                await self._pace.turn()
-                await self._deliver_all()
-            if self._guard.failed:
-                await asyncio.sleep(self._guard.delay_s)
-                self._pace.poke(urgent=True)  # there may be nothing new to do so
-
-    async def _deliver_all(self) -> None:
-        # What comes meanwhile has its own turn.
-        left = len(self._waiting) - await self._deliver()
-        while left > 0 and self._waiting:
-            left -= await self._deliver()
-        if self._waiting:
-            self._pace.poke(urgent=left > 0 or self._bytes > _MOST_BYTES)
-        if self._receipts:
-            self._soon()
-        self._pace.sent()
-        async with self._settled:
-            self._settled.notify_all()
-
     async def flush(self, timeout: float) -> bool:
-        """Wait until all is delivered, for at most ``timeout`` seconds. Say whether it is."""
+        """Wait until all is delivered, up to ``timeout`` seconds. Return True if it is."""
         try:
-            await asyncio.wait_for(self._all_delivered(), timeout)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(timeout):
+                await self._all_delivered()
+        except TimeoutError:
             return False
         return True
 
     async def _all_delivered(self) -> None:
-        async with self._settled:
-            while self._waiting or self._receipts or self._under_way or self._receipts_under_way:
-                self._receipts = dict.fromkeys(self._receipts, -math.inf)
-                self._pace.poke(urgent=True, at_once=True)
-                await self._settled.wait()
+        async with self._delivered:
+            while (
+                self._pending
+                or self._acknowledgements
+                or self._in_flight
+                or self._acknowledgements_in_flight
+            ):
+                self._acknowledgements = dict.fromkeys(self._acknowledgements, -math.inf)
+                self._throttle.poke(urgent=True, at_once=True)
+                await self._delivered.wait()
 
-    def _take(self) -> list[PendingUpdate]:
-        """Take accounts out of those that wait, oldest first, up to the size of a request."""
-        taken: list[PendingUpdate] = []
-        size, share = 0, _MOST_BYTES // _SHARE
-        halved: set[str] = set()
-        for key in list(itertools.islice(self._waiting, self._batch_size)):
-            account = self._waiting[key]
-            if account.id in halved:
-                continue  # Girder would not hear the rest of the attempt before any more
-            is_long = account.size > share and len(account.log) > 1
-            if taken and size + (share if is_long else account.size) > _MOST_BYTES:
-                break
-            del self._waiting[key]
-            part = account
-            if is_long:
-                part = account.head(share)
-                halved.add(account.id)
-                self._wait_again(account)
-            taken.append(part)
-            size += part.size
-            self._taken(part)
-        return taken
+    # -- delivery -----------------------------------------------------------------------------
 
-    def _wait_again(self, account: PendingUpdate) -> None:
-        """Have the rest of an account wait for its next turn, before later attempts of its job."""
-        later = [key for key in self._waiting if key[0] == account.id]
-        self._waiting[account.id, account.attempt] = account
-        for key in later:
-            self._waiting[key] = self._waiting.pop(key)
+    async def run(
+        self,
+        on_verdict: Callable[[str, str], None],
+        on_recorded: Callable[[str, int], None] = lambda _job_id, _attempt: None,
+    ) -> None:
+        """Deliver until cancelled.
 
-    def _take_receipts(self) -> list[tuple[str, int]]:
-        """Take receipts that have waited for long enough."""
-        before = asyncio.get_running_loop().time() - _RECEIPT_DELAY
-        oldest = itertools.islice(self._receipts.items(), _MOST_RECEIPTS)
-        due = [key for key, _ in itertools.takewhile(lambda item: item[1] <= before, oldest)]
-        for key in due:
-            del self._receipts[key]
-        return due
+        Parameters
+        ----------
+        on_verdict
+            Called with a job id and ``'done'``, ``'stale'``, ``'gone'`` or ``'cancel'``.
+        on_recorded
+            Called with the job id and the attempt of each update that Girder has taken.
+        """
+        self._on_verdict = on_verdict
+        self._on_recorded = on_recorded
+        await repeat(self._deliver_turn, self._loop_guard)
 
-    def _taken(self, account: PendingUpdate) -> None:
-        self._bytes_of[account.id] -= account.size
-        if self._bytes_of[account.id] <= 0:
-            del self._bytes_of[account.id]
+    async def _deliver_turn(self) -> None:
+        if self._loop_guard.failed:
+            self._throttle.poke(urgent=True)  # nothing new may come that does so
+        await self._throttle.turn()
+        await self._deliver_all()
+
+    async def _deliver_all(self) -> None:
+        # What comes meanwhile has its own turn.
+        left = len(self._pending) - await self._deliver()
+        while left > 0 and self._pending:
+            left -= await self._deliver()
+        if self._pending:
+            self._throttle.poke(urgent=left > 0 or self._pending_bytes > _MAX_REQUEST_BYTES)
+        if self._acknowledgements:
+            self._set_reminder()
+        self._throttle.sent()
+        await self._notify()
 
     async def _deliver(self) -> int:
-        """Deliver what fits into one request; return how many accounts that were."""
-        accounts = self._under_way = self._take()
-        receipts = self._receipts_under_way = self._take_receipts()
-        if not accounts and not receipts:
+        """Deliver what fits into one request; return how many updates that were."""
+        updates = self._in_flight = self._take_updates()
+        acknowledgements = self._acknowledgements_in_flight = self._take_acknowledgements()
+        if not updates and not acknowledgements:
             return 0
-        wire = [self._wire(account) for account in accounts]
-        verdicts = await self._insist(wire, receipts)
-        self._under_way, self._receipts_under_way = [], []
-        self._bytes -= sum(account.size for account in accounts)
+        wire = [self._to_wire(update) for update in updates]
+        verdicts = await self._delivery.deliver(wire, acknowledgements)
+        self._in_flight, self._acknowledgements_in_flight = [], []
+        self._pending_bytes -= sum(update.nbytes for update in updates)
         self.updates += len(wire)
-        self._pass_on(accounts, verdicts)
-        async with self._settled:
-            self._settled.notify_all()
-        return len(accounts)
+        self._handle_answer(updates, verdicts)
+        await self._notify()
+        return len(updates)
 
-    def _wire(self, account: PendingUpdate) -> dict[str, Any]:
-        sequence = self._number(account.id, account.attempt)
-        with self._making:
-            return account.update(sequence).to_wire()
-        bare = JobUpdate(account.id, account.attempt, sequence, statuses=account.statuses or None)
-        return bare.to_wire()
+    async def _notify(self) -> None:
+        async with self._delivered:
+            self._delivered.notify_all()
 
-    async def _insist(self, wire: list[dict[str, Any]], receipts: list[Receipt]) -> Verdicts:
-        """Deliver them, whatever fails: Girder knows by their numbers those that it has."""
-        while True:
-            with self._delivering:
-                return await self._delivery.insist(wire, receipts)
-            await asyncio.sleep(self._delivering.delay_s)
+    def _take_updates(self) -> list[PendingUpdate]:
+        """Take pending updates, oldest first, up to the size of a request."""
+        taken: list[PendingUpdate] = []
+        nbytes, share = 0, _MAX_REQUEST_BYTES // _JOB_SHARE
+        split: set[str] = set()
+        for key in list(itertools.islice(self._pending, self._batch_size)):
+            update = self._pending[key]
+            if update.id in split:
+                continue  # Girder would then refuse the rest of the split attempt
+            is_long = update.nbytes > share and len(update.log) > 1
+            if taken and nbytes + (share if is_long else update.nbytes) > _MAX_REQUEST_BYTES:
+                break
+            del self._pending[key]
+            part = update
+            if is_long:
+                part = update.split_log(share)
+                split.add(update.id)
+                self._put_back(update)
+            taken.append(part)
+            nbytes += part.nbytes
+            self._subtract(part)
+        return taken
 
-    def _number(self, job_id: str, attempt: int) -> int:
-        """Return the number of the next update of an attempt."""
-        key = (job_id, attempt)
-        self._sequences[key] = sequence = self._sequences.get(key, 0) + 1
-        return sequence
+    def _put_back(self, update: PendingUpdate) -> None:
+        """Put the rest of an update at the end, before later attempts of its job."""
+        later = [key for key in self._pending if key[0] == update.id]
+        self._pending[update.id, update.attempt] = update
+        for key in later:
+            self._pending[key] = self._pending.pop(key)
 
-    def _pass_on(self, accounts: Sequence[PendingUpdate], verdicts: Verdicts) -> None:
+    def _take_acknowledgements(self) -> list[Acknowledgement]:
+        """Take acknowledgements that have waited for long enough."""
+        before = asyncio.get_running_loop().time() - _ACKNOWLEDGEMENT_DELAY_S
+        oldest = itertools.islice(self._acknowledgements.items(), _MAX_ACKNOWLEDGEMENTS)
+        due = [key for key, _ in itertools.takewhile(lambda item: item[1] <= before, oldest)]
+        for key in due:
+            del self._acknowledgements[key]
+        return due
+
+    def _subtract(self, update: PendingUpdate) -> None:
+        self._bytes_by_job[update.id] -= update.nbytes
+        if self._bytes_by_job[update.id] <= 0:
+            del self._bytes_by_job[update.id]
+
+    def _to_wire(self, update: PendingUpdate) -> dict[str, Any]:
+        sequence = self._delivery.next_sequence(update.id, update.attempt)
+        with self._message_guard:
+            return update.to_update(sequence).to_wire()
+        statuses = update.statuses or None
+        return JobUpdate(update.id, update.attempt, sequence, statuses=statuses).to_wire()
+
+    def _handle_answer(self, updates: Sequence[PendingUpdate], verdicts: Verdicts) -> None:
         refused: set[str] = set()
-        with self._hearing:  # it may be no answer at all
+        with self._answer_guard:  # it may have any form
             refused = {*verdicts.get("stale", ()), *verdicts.get("gone", ())}
             for kind, ids in verdicts.items():
                 for job_id in ids:
-                    self._judge(job_id, kind)
-        for account in accounts:
-            if account.id not in refused:
-                with self._hearing:
-                    self._heard(account.id, account.attempt)
-            if account.final:
-                self._sequences.pop((account.id, account.attempt), None)
-                self._judge(account.id, "done")
+                    self._pass_verdict(job_id, kind)
+        for update in updates:
+            if update.id not in refused:
+                with self._answer_guard:
+                    self._on_recorded(update.id, update.attempt)
+            if update.is_final:
+                self._delivery.forget(update.id, update.attempt)
+                self._pass_verdict(update.id, "done")
 
-    def _judge(self, job_id: str, kind: str) -> None:
-        try:
-            self._verdict(job_id, kind)
-        except Exception:
-            # Else nothing of any job would be delivered any more.
-            logger.exception("What Girder says of job %s could not be taken in: %s", job_id, kind)
+    def _pass_verdict(self, job_id: str, kind: str) -> None:
+        with Guard(logger, f"Handling Girder's answer for job {job_id}, {kind},"):
+            self._on_verdict(job_id, kind)

@@ -1,171 +1,170 @@
-"""The values that stay on the cluster after their jobs have ended.
+"""The results that stay on the cluster after their jobs have ended.
 
-A value that Girder has is let go of as soon as no other job needs it. One that Girder does
-not have, since it is too large, is kept for a while. It stays longer while jobs that are to
-run need it, or while somebody else, such as a notebook, wants it of Dask.
+A result that Girder has stored is released once no dependent job needs it. One that is too large
+for Girder is retained for a while. It stays longer while jobs depend on it, or while another
+client of Dask, such as a notebook, wants it.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from girder_dask.scheduler.cluster import Holder, Timer
+from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.dependency_graph import DependencyGraph
 from girder_dask.utils.background import Guard
 
 __all__ = ["RetainedResults"]
 
 logger = logging.getLogger(__name__)
 
-# How often it is looked whether a value whose time is over is still wanted.
-_LOOK_AGAIN = 30.0
+# How often an expired result that is still wanted is checked again.
+_RECHECK_S = 30.0
 
 
 @dataclass(slots=True)
-class _Value:
+class _Result:
     job_id: str
     key: str
     nbytes: int
-    until: float
+    expires_at: float
 
 
 class RetainedResults:
-    """Values on the cluster, by the ids of their jobs.
+    """Results on the cluster, by the ids of their jobs.
 
     Parameters
     ----------
-    holder
-        Where the values are.
-    needed
-        Says whether a job that is to run needs the value of a job.
-    seconds
-        How long a value that nobody needs is kept.
-    nbytes
-        How many bytes of such values are kept; the oldest go first.
-    clock
-        Seconds that only grow.
+    cluster
+        Dask.
+    graph
+        The dependencies between jobs.
+    ttl_s
+        How long a result that no job needs is retained.
+    max_bytes
+        How many bytes of such results are retained; the oldest are released first.
     """
 
     def __init__(
         self,
-        holder: Holder,
-        needed: Callable[[str], bool],
+        cluster: Cluster,
+        graph: DependencyGraph,
         *,
-        seconds: float = 600.0,
-        nbytes: int = 2 << 30,
-        clock: Callable[[], float] = time.monotonic,
+        ttl_s: float = 600.0,
+        max_bytes: int = 2 << 30,
     ) -> None:
-        self._holder = holder
-        self._needed = needed
-        self._seconds = seconds
-        self._limit = nbytes
-        self._clock = clock
-        self._values: dict[str, _Value] = {}  # oldest first
-        self._jobs: dict[str, str] = {}
-        self._timer: Timer | None = None
-        self._guard = Guard(
-            logger, "Letting go of values that nobody needs", max_delay_s=_LOOK_AGAIN
-        )
-        #: Bytes of all values that are kept.
+        self._cluster = cluster
+        self._graph = graph
+        self._ttl_s = ttl_s
+        self._max_bytes = max_bytes
+        self._results: dict[str, _Result] = {}  # oldest first
+        self._job_ids: dict[str, str] = {}
+        self._cancel_timer: Callable[[], None] | None = None
+        self._guard = Guard(logger, "Releasing results that nothing needs", max_delay_s=_RECHECK_S)
+        #: Bytes of all retained results.
         self.nbytes = 0
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._results)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._jobs
+        return key in self._job_ids
 
     def key(self, job_id: str) -> str | None:
-        """Return the key of the value of a job, if it is kept."""
-        value = self._values.get(job_id)
-        return None if value is None else value.key
+        """Return the key of the result of a job, if it is retained."""
+        result = self._results.get(job_id)
+        return None if result is None else result.key
 
     def add(self, job_id: str, key: str, nbytes: int, *, stored: bool) -> None:
-        """Keep a value for as long as it is good for.
+        """Retain a result for as long as it is of use.
 
         Parameters
         ----------
         stored
             Whether Girder has it too.
         """
-        if stored and not self._needed(job_id):
-            self._holder.drop([key])
+        if stored and not self._graph.has_dependents(job_id):
+            self._cluster.release([key])
             return
-        now = self._clock()
-        self.lose(key)
-        self._values[job_id] = _Value(job_id, key, nbytes, now if stored else now + self._seconds)
-        self._jobs[key] = job_id
+        now = self._cluster.time()
+        self.on_lost(key)
+        self._results[job_id] = _Result(job_id, key, nbytes, now if stored else now + self._ttl_s)
+        self._job_ids[key] = job_id
         self.nbytes += nbytes
-        self._bound()
+        self._enforce_limits()
 
-    def lose(self, key: str) -> None:
-        """Take note that a value is there no longer."""
-        job_id = self._jobs.pop(key, None)
+    def on_lost(self, key: str) -> None:
+        """Handle a key that is no longer on the cluster."""
+        job_id = self._job_ids.pop(key, None)
         if job_id is not None:
-            self.nbytes -= self._values.pop(job_id).nbytes
+            self.nbytes -= self._results.pop(job_id).nbytes
 
     def release(self, job_id: str) -> None:
-        """Keep the value of a job no longer, whoever needs it."""
-        value = self._values.get(job_id)
-        if value is not None:
-            self.lose(value.key)
-            self._holder.drop([value.key])
+        """Release the result of a job, even if others need it."""
+        result = self._results.get(job_id)
+        if result is not None:
+            self.on_lost(result.key)
+            self._cluster.release([result.key])
 
-    def reconsider(self, job_id: str) -> None:
-        """Take note that no job needs a value any more."""
-        value = self._values.get(job_id)
-        if value is None or self._needed(job_id):
+    def release_if_unneeded(self, job_id: str) -> None:
+        """Release a result that no job depends on any longer, at the latest when it expires."""
+        result = self._results.get(job_id)
+        if result is None or self._graph.has_dependents(job_id):
             return
-        if value.until <= self._clock() and not self._holder.is_wanted(value.key):
+        if result.expires_at <= self._cluster.time() and not self._cluster.is_wanted(result.key):
             self.release(job_id)
             return
-        if self._timer is not None:
-            self._timer.cancel()  # its time may be over before that of all others
-            self._timer = None
-        self._bound()
+        if self._cancel_timer is not None:
+            self._cancel_timer()  # this one may expire before all others
+            self._cancel_timer = None
+        self._enforce_limits()
 
-    def _free(self) -> list[_Value]:
+    def _unneeded(self) -> list[_Result]:
         return [
-            value
-            for value in self._values.values()
-            if not self._needed(value.job_id) and not self._holder.is_wanted(value.key)
+            result
+            for result in self._results.values()
+            if not self._graph.has_dependents(result.job_id)
+            and not self._cluster.is_wanted(result.key)
         ]
 
-    def _bound(self) -> None:
-        """Hold to the number of bytes, and see to it that the rest is looked at in time."""
-        if self.nbytes > self._limit:
-            free = self._free()
-            excess = sum(value.nbytes for value in free) - self._limit
-            for value in free:
+    def _enforce_limits(self) -> None:
+        """Release results beyond the limit of bytes, and set a timer for those that expire."""
+        if self.nbytes > self._max_bytes:
+            unneeded = self._unneeded()
+            excess = sum(result.nbytes for result in unneeded) - self._max_bytes
+            for result in unneeded:
                 if excess <= 0:
                     break
-                excess -= value.nbytes
-                self.release(value.job_id)
-        if self._timer is None:
+                excess -= result.nbytes
+                self.release(result.job_id)
+        if self._cancel_timer is None:
             self._set_timer()
 
     def _set_timer(self) -> None:
-        # What jobs need is looked at when they need it no longer.
-        times = [v.until for v in self._values.values() if not self._needed(v.job_id)]
+        # Results that jobs need are checked once they are no longer needed.
+        times = [
+            result.expires_at
+            for result in self._results.values()
+            if not self._graph.has_dependents(result.job_id)
+        ]
         if times:
-            pause = max(min(times) - self._clock(), 0.0)
-            self._timer = self._holder.call_later(pause, self._expire)
+            delay_s = max(min(times) - self._cluster.time(), 0.0)
+            self._cancel_timer = self._cluster.call_later(delay_s, self._on_timer)
 
-    def _expire(self) -> None:
-        self._timer = None
+    def _on_timer(self) -> None:
+        self._cancel_timer = None
         with self._guard:
-            self._let_go_of_old()
-        if self._guard.failed and self._timer is None:
-            self._timer = self._holder.call_later(self._guard.delay_s, self._expire)
+            self._release_expired()
+        if self._guard.failed and self._cancel_timer is None:
+            self._cancel_timer = self._cluster.call_later(self._guard.delay_s, self._on_timer)
 
-    def _let_go_of_old(self) -> None:
-        now = self._clock()
-        for value in self._free():
-            if value.until <= now:
-                self.release(value.job_id)
-        for value in self._values.values():
-            if value.until <= now:
-                value.until = now + _LOOK_AGAIN
-        self._bound()
+    def _release_expired(self) -> None:
+        now = self._cluster.time()
+        for result in self._unneeded():
+            if result.expires_at <= now:
+                self.release(result.job_id)
+        for result in self._results.values():
+            if result.expires_at <= now:
+                result.expires_at = now + _RECHECK_S
+        self._enforce_limits()

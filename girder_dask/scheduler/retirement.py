@@ -1,68 +1,70 @@
-"""Workers that leave in good order: their runs get time to end, or begin again elsewhere.
+"""Drains workers before they leave: their runs get time to end, or begin again elsewhere.
 
-Dask's ``retire_workers`` moves values away and takes running tasks from the worker at once. The
-same name is a remote procedure here, which gives runs their time first; clients, adaptive
-clusters and workers whose ``--lifetime`` is over all call it. A nanny, or a worker without
-one, that is asked to end calls ``girder_leave``.
+Dask's ``retire_workers`` moves results away and takes running tasks from the worker at once. The
+procedure of the same name here drains the worker first; clients, adaptive clusters and workers
+whose ``--lifetime`` is over all call it. A nanny, or a worker without one, calls ``girder_leave``
+when it is asked to end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from distributed import Scheduler, Status
 
 from girder_dask.scheduler.cluster import Cluster
 from girder_dask.scheduler.dispatcher import Dispatcher
+from girder_dask.scheduler.job_state import JobState
 
 __all__ = ["WorkerRetirement"]
 
 logger = logging.getLogger(__name__)
 
-_PAUSE = 0.1
+_DRAIN_CHECK_INTERVAL_S = 0.1
 _STIMULUS = "girder-dask-leave"
 
 
 class WorkerRetirement:
-    """The workers of a scheduler that are about to leave.
+    """The workers of a scheduler that are leaving.
 
     Parameters
     ----------
     scheduler
         Dask's scheduler.
     dispatcher
-        The jobs that are in hand.
+        Handles the events of jobs.
     cluster
-        Dask, as the dispatcher sees it.
-    grace
-        Seconds that the runs on a worker which leaves have to end.
+        Dask, as job handling sees it.
+    grace_s
+        Seconds that the runs on a leaving worker have to end.
     """
 
     def __init__(
-        self, scheduler: Scheduler, dispatcher: Dispatcher, cluster: Cluster, grace: float
+        self, scheduler: Scheduler, dispatcher: Dispatcher, cluster: Cluster, grace_s: float
     ) -> None:
         self._scheduler = scheduler
         self._dispatcher = dispatcher
+        self._jobs = dispatcher.jobs
         self._cluster = cluster
-        self._grace = grace
+        self._grace_s = grace_s
         self._retire: Callable[..., Awaitable[Mapping[str, Any]]] = scheduler.retire_workers
-        self._workers: set[str] = set()
-        self._open = True
+        self._leaving: set[str] = set()
+        self._is_closing = False
 
     def __contains__(self, worker: object) -> bool:
-        return worker in self._workers
+        return worker in self._leaving
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
-        """The remote procedures, by their names."""
+        """The remote procedures, by name."""
         return {"retire_workers": self.retire_workers, "girder_leave": self.girder_leave}
 
-    def joined(self, worker: str) -> None:
-        """Take note that a worker is there, perhaps again."""
-        self._workers.discard(worker)
+    def on_joined(self, worker: str) -> None:
+        """Record that a worker has joined, perhaps again."""
+        self._leaving.discard(worker)
 
     async def retire_workers(
         self,
@@ -73,18 +75,18 @@ class WorkerRetirement:
         stimulus_id: str | None = None,
         **choice: Any,
     ) -> Mapping[str, Any]:
-        """Do as Dask's own procedure does, when the runs on these workers have had their time.
+        """Drain workers, then retire them as Dask's own procedure does.
 
         Parameters
         ----------
         workers, names, **choice
-            Which workers: their addresses, their names, or what Dask chooses them by.
+            Which workers: their addresses, their names, or the criteria of Dask.
         close_workers, remove, stimulus_id
-            What Dask's own takes.
+            As for Dask's own procedure.
         """
         addresses = self._chosen(workers, names, choice)
         before = {a: self._scheduler.workers[a].status for a in addresses}
-        if self._open:
+        if not self._is_closing:
             await self._leave(addresses)
         retired = await self._retire(
             workers=addresses,
@@ -92,9 +94,9 @@ class WorkerRetirement:
             remove=remove,
             stimulus_id=stimulus_id or _STIMULUS,
         )
-        for address in set(addresses) - retired.keys():  # Dask could not move its values away
+        for address in set(addresses) - retired.keys():  # Dask could not move its results away
             self._set_status(address, before[address])
-            self._workers.discard(address)
+            self._leaving.discard(address)
         return retired
 
     async def girder_leave(
@@ -104,7 +106,7 @@ class WorkerRetirement:
         grace: float | None = None,
         remove: bool = True,
     ) -> None:
-        """Have a worker leave that is going to end.
+        """Drain a worker that is about to end.
 
         Parameters
         ----------
@@ -115,24 +117,24 @@ class WorkerRetirement:
         grace
             Seconds that its runs have, by default those of this scheduler.
         remove
-            Whether it is the scheduler's no longer when this returns.
+            Whether to remove it from the scheduler before this returns.
         """
-        if not self._open or worker not in self._scheduler.workers:
+        if self._is_closing or worker not in self._scheduler.workers:
             return
         await self._leave([worker], stuck, grace)
         if worker in self._scheduler.workers:
             await self._retire(workers=[worker], remove=remove, stimulus_id=_STIMULUS)
-        if remove:  # also if there is no other worker to take its values
+        if remove:  # even if no other worker can take its results
             await self._scheduler.remove_worker(
                 worker, expected=True, close=False, stimulus_id=_STIMULUS
             )
 
     async def close(self) -> None:
-        """Give all runs their time, as the scheduler itself ends. No new one begins."""
-        self._open = False
+        """Drain all workers, as the scheduler itself ends. No new run starts."""
+        self._is_closing = True
         workers = list(self._scheduler.workers)
-        await self._mark(workers)
-        await self._drain(workers, self._grace)
+        await self._stop_starting(workers)
+        await self._drain(workers, self._grace_s)
         await self._flush(workers)
 
     def _chosen(
@@ -155,18 +157,18 @@ class WorkerRetirement:
         if not workers:
             return
         logger.info("Workers are leaving: %s", ", ".join(workers))
-        await self._mark(workers)
-        await self._drain(workers, self._grace if grace is None else grace, stuck)
+        await self._stop_starting(workers)
+        await self._drain(workers, self._grace_s if grace is None else grace, stuck)
         await self._flush(workers)
         for worker in workers:
-            keys = [str(ts.key) for ts in self._processing(worker)]
-            for key in keys:  # it may have stolen some of them, of which no transition has told
+            keys = self._assigned_keys(worker)
+            for key in keys:  # it may have stolen some of them without any transition
                 self._dispatcher.on_assigned(key, worker)
-            self._release(keys, stuck)
+            self._run_elsewhere(keys, stuck)
 
-    async def _mark(self, workers: Collection[str]) -> None:
-        """Have workers begin nothing more. What is left with them then has begun."""
-        self._workers.update(workers)
+    async def _stop_starting(self, workers: Collection[str]) -> None:
+        """Have workers start nothing more. The tasks that remain with them have started."""
+        self._leaving.update(workers)
         for address in workers:
             self._set_status(address, Status.closing_gracefully)
         await asyncio.gather(*(self._take_back(address) for address in workers))
@@ -181,23 +183,23 @@ class WorkerRetirement:
         self._scheduler.worker_send(address, message)
 
     async def _take_back(self, worker: str) -> None:
-        """Take from a worker what it has not begun, and will not, so that it runs elsewhere."""
-        if not self._processing(worker):
+        """Take back from a worker what it has not started, so that it runs elsewhere."""
+        if not self._assigned_keys(worker):
             return
         unstarted = set(await self._cluster.unstarted(worker))
-        keys = unstarted.intersection(str(ts.key) for ts in self._processing(worker))
+        keys = unstarted.intersection(self._assigned_keys(worker))
         for key in keys:
             self._dispatcher.on_unstarted(key)
-        self._release(keys)
+        self._run_elsewhere(keys)
 
-    def _processing(self, worker: str) -> Collection[Any]:
-        """Return Dask's accounts of the tasks that it has placed on a worker."""
+    def _assigned_keys(self, worker: str) -> list[str]:
+        """Return the keys of the tasks that Dask has assigned to a worker."""
         ws = self._scheduler.workers.get(worker)
-        return ws.processing if ws is not None else ()
+        return [str(ts.key) for ts in ws.processing] if ws is not None else []
 
-    def _release(self, keys: Iterable[str], stuck: Collection[str] = ()) -> None:
-        """Have jobs run elsewhere that are placed on a worker which leaves, but those stuck."""
-        jobs = [job for key in keys if (job := self._dispatcher.jobs.get(key))]
+    def _run_elsewhere(self, keys: Iterable[str], stuck: Collection[str] = ()) -> None:
+        """Have the jobs of a leaving worker run elsewhere, except those that are stuck."""
+        jobs = [job for key in keys if (job := self._jobs.by_key(key))]
         free = [
             job.spec.key
             for job in jobs
@@ -206,27 +208,33 @@ class WorkerRetirement:
         self._scheduler.transitions(dict.fromkeys(free, "released"), _STIMULUS)
 
     async def _drain(
-        self, workers: Collection[str], grace: float, stuck: Collection[str] = ()
+        self, workers: Collection[str], grace_s: float, stuck: Collection[str] = ()
     ) -> None:
-        """Wait until nothing runs on workers, but for at most ``grace`` seconds."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + grace
-        while loop.time() < deadline:
-            if not self._at_work(workers) - set(stuck):
+        """Wait until nothing runs on workers, but for at most ``grace_s`` seconds."""
+        deadline = self._cluster.time() + grace_s
+        while self._cluster.time() < deadline:
+            if not any(self._is_busy(worker, stuck) for worker in workers):
                 return
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_DRAIN_CHECK_INTERVAL_S)
 
     async def _flush(self, workers: Collection[str]) -> None:
-        """Have what was said on workers arrive here."""
-        busy = [worker for worker in workers if self._at_work([worker])]
+        """Have the events of workers arrive here."""
+        busy = [worker for worker in workers if self._is_busy(worker)]
         await asyncio.gather(*(self._cluster.flush(worker) for worker in busy))
 
-    def _at_work(self, workers: Collection[str]) -> set[str]:
-        """Return the jobs of which something may run on workers that are still there."""
-        there = {worker for worker in workers if worker in self._scheduler.workers}
-        placed = {str(ts.key) for worker in there for ts in self._processing(worker)}
-        return {
-            job.spec.id
-            for key, job in self._dispatcher.jobs.items()
-            if (key in placed or (job.run is not None and job.worker in there)) and not job.finished
-        }
+    def _is_busy(self, worker: str, stuck: Collection[str] = ()) -> bool:
+        """Return True if a job may be running on a worker that is connected, and is not stuck."""
+        if worker not in self._scheduler.workers:
+            return False
+        return any(
+            not job.finished and job.spec.id not in stuck for job in self._running_on(worker)
+        )
+
+    def _running_on(self, worker: str) -> Iterator[JobState]:
+        for key in self._assigned_keys(worker):
+            job = self._jobs.by_key(key)
+            if job is not None:
+                yield job
+        for job in self._jobs.on_worker(worker):
+            if job.run is not None:
+                yield job

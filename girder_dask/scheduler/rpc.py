@@ -1,19 +1,24 @@
-"""What Girder, workers and notebooks ask the scheduler: its remote procedures."""
+"""The remote procedures of the scheduler, for Girder, workers and notebooks."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from girder_dask.diagnostics import describe_process
 from girder_dask.errors import GirderError
 from girder_dask.protocol.messages import JobEvent, JobSpec
+from girder_dask.scheduler.claims import JobClaims
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.dispatcher import Dispatcher
+from girder_dask.scheduler.girder_requests import GirderRequests
 from girder_dask.scheduler.recorder import Recorder
+from girder_dask.scheduler.retention import RetainedResults
+from girder_dask.utils.background import Guard
 from girder_dask.utils.bounded_dict import BoundedDict
 
 __all__ = ["RpcHandlers"]
@@ -21,59 +26,67 @@ __all__ = ["RpcHandlers"]
 logger = logging.getLogger(__name__)
 
 # How many workers' outboxes are remembered, by the number of their last batch and its answer.
-_MOST_OUTBOXES = 10_000
-# How long a worker is kept waiting that asks for something.
-_ANSWER_TIME = 20.0
+_MAX_OUTBOXES = 10_000
+# How long a worker has to wait for an answer.
+_ANSWER_TIMEOUT_S = 20.0
 # How long a job that is to be pinned may take to arrive here.
-_PIN_TIME = 5.0
-_PIN_PAUSE = 0.05
-# How long it may take to see what of canceled jobs has begun, and how often that is looked at.
-_CANCEL_TIME = 1.0
-_LOOK = 0.01
+_PIN_TIMEOUT_S = 5.0
+_PIN_CHECK_INTERVAL_S = 0.05
+# How long it may take to find out which of canceled jobs have started.
+_CANCEL_TIMEOUT_S = 1.0
+_CANCEL_CHECK_INTERVAL_S = 0.01
 
 
 class RpcHandlers:
-    """The remote procedures of a scheduler. To be used on its event loop.
+    """The remote procedures of a scheduler.
 
     Parameters
     ----------
-    scheduler
+    scheduler_id
         The id of this run of the scheduler.
     dispatcher
-        The jobs that are in hand.
+        Handles the events of jobs.
+    retained
+        The results that stay on the cluster.
     recorder
-        What tells Girder of them.
+        Tells Girder.
     cluster
-        Dask, as the dispatcher sees it.
+        Dask.
+    girder
+        Makes requests to Girder.
+    claims
+        Claims jobs from Girder.
     api_url
         Girder's REST API, for ``girder-dask doctor``.
-    check_credential
-        Asks Girder what the scheduler's credential is good for; raises GirderError.
     """
 
     def __init__(
         self,
-        scheduler: str,
+        scheduler_id: str,
+        *,
         dispatcher: Dispatcher,
+        retained: RetainedResults,
         recorder: Recorder,
         cluster: DaskCluster,
+        girder: GirderRequests,
+        claims: JobClaims,
         api_url: str | None,
-        check_credential: Callable[[], Awaitable[Any]],
     ) -> None:
-        self._id = scheduler
+        self._id = scheduler_id
         self._dispatcher = dispatcher
+        self._jobs = dispatcher.jobs
+        self._retained = retained
         self._recorder = recorder
         self._cluster = cluster
+        self._girder = girder
+        self._claims = claims
         self._api_url = api_url
-        self._check_credential = check_credential
-        #: Why Girder could not be asked for jobs the last time, None if it could.
-        self.claim_error: str | None = None
-        self._batches = BoundedDict[str, tuple[int, list[str]]](_MOST_OUTBOXES)
+        self._batches = BoundedDict[str, tuple[int, list[str]]](_MAX_OUTBOXES)
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
-        """The remote procedures, by their names."""
-        rpc = (
+        """The remote procedures, by name."""
+        procedures = (
             self.girder_hello,
             self.girder_submit,
             self.girder_cancel,
@@ -83,114 +96,116 @@ class RpcHandlers:
             self.girder_pin,
             self.girder_status,
         )
-        return {procedure.__name__: procedure for procedure in rpc}
+        return {procedure.__name__: procedure for procedure in procedures}
+
+    # -- Girder -------------------------------------------------------------------------------
 
     async def girder_hello(self) -> dict[str, Any]:
-        """Say which run of a scheduler this is."""
+        """Return the id of this run of the scheduler."""
         return {"scheduler": self._id}
 
     async def girder_submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Take jobs in hand that are this scheduler's. The answer is the acknowledgement."""
+        """Accept jobs that are this scheduler's. The answer is the acknowledgement."""
         if scheduler != self._id:
             return {"accepted": []}
         return {"accepted": self._dispatcher.accept(JobSpec.from_wires(specs))}
 
     async def girder_cancel(self, jobs: list[str]) -> dict[str, Any]:
-        """End jobs. Return those that have begun, and those of which nobody can say it in a second.
+        """Cancel jobs. Return those that have started, or may have after one second.
 
-        If it does not take longer, Girder has heard by then that they have begun.
+        If it does not take longer, Girder has recorded by then that they have started.
         """
         self._dispatcher.cancel(jobs)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._settled(jobs), _CANCEL_TIME)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CANCEL_TIMEOUT_S):
+                await self._settled(jobs)
         return {"begun": list(self._dispatcher.started(jobs))}
 
     async def _settled(self, jobs: Sequence[str]) -> None:
-        """Wait until it is known which of canceled jobs have begun, and Girder knows that too."""
-        doubtful = self._dispatcher.possibly_started(jobs)
-        while doubtful:
-            await asyncio.sleep(_LOOK)
-            doubtful = self._dispatcher.possibly_started(doubtful)
-        begun = self._dispatcher.started(jobs).items()
-        await self._recorder.until(
-            lambda: not any(self._recorder.has_pending_state(*b) for b in begun)
-        )
+        """Wait until it is known which of canceled jobs have started, and Girder knows it too."""
+        undecided = self._dispatcher.undecided(jobs)
+        while undecided:
+            await asyncio.sleep(_CANCEL_CHECK_INTERVAL_S)
+            undecided = self._dispatcher.undecided(undecided)
+        started = self._dispatcher.started(jobs).items()
+        is_pending = self._recorder.has_pending_state
+        await self._recorder.wait_until(lambda: not any(is_pending(*job) for job in started))
+
+    async def girder_status(self) -> dict[str, Any]:
+        """Return what ``girder-dask doctor`` asks of a scheduler."""
+        process = await asyncio.to_thread(describe_process, self._api_url)
+        girder = credential_error = None
+        try:
+            girder = await self._girder.check_credential()
+        except GirderError as e:
+            credential_error = str(e)
+        return {
+            **process,
+            "id": self._id,
+            "jobs": len(self._jobs),
+            "waiting": self._recorder.waiting,
+            "kept": len(self._retained),
+            "kept_bytes": self._retained.nbytes,
+            "requests": self._recorder.requests,
+            "updates": self._recorder.updates,
+            "error": self._recorder.error,
+            "claim_error": self._claims.error,
+            "credential_error": credential_error,
+            "girder": girder,
+        }
+
+    # -- workers ------------------------------------------------------------------------------
 
     async def girder_events(
         self, outbox: str, batch: int, events: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """Take in events of runs. A batch that comes again is acknowledged again, and no more."""
+        """Handle a batch of events of runs. A repeated batch is only acknowledged again."""
         last, dropped = self._batches.get(outbox, (0, []))
         if batch > last:
-            read = JobEvent.from_wires(events)
-            dropped = [e.run for e in read if not self._hear(e) and e.run is not None]
+            parsed = JobEvent.from_wires(events)
+            dropped = [e.run for e in parsed if not self._handle(e) and e.run is not None]
             self._batches[outbox] = batch, dropped
         await self._recorder.room()
         return {"dropped": dropped}
 
-    def _hear(self, event: JobEvent) -> bool:
-        try:
+    def _handle(self, event: JobEvent) -> bool:
+        # One that fails must not take the rest of the batch with it.
+        with Guard(logger, f"Handling an event of job {event.id}, {event!r},"):
             return self._dispatcher.on_run_event(event)
-        except Exception:
-            # Else all that came with it would be lost.
-            logger.exception("An event of job %s could not be taken in: %r", event.id, event)
-            return True
+        return True
 
     async def girder_room(self, job: str) -> bool:
         """Wait until Girder has taken most of the output of a job. False if that takes long."""
         try:
-            await asyncio.wait_for(self._recorder.room_for(job), _ANSWER_TIME)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                await self._recorder.room_for(job)
+        except TimeoutError:
             return False
         return True
 
     async def girder_may_begin(self, key: str, attempt: int) -> bool | None:
-        """Wait until it is known whether an attempt may begin. None if that takes long."""
-        may_start = partial(self._dispatcher.attempts.may_start, key, attempt)
-        known = self._recorder.until(lambda: may_start() is not None)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(known, _ANSWER_TIME)
+        """Wait until it is known whether an attempt may start. None if that takes long."""
+        may_start = partial(self._jobs.may_start, key, attempt)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                await self._recorder.wait_until(lambda: may_start() is not None)
         return may_start()
 
-    async def girder_pin(self, jobs: list[str], client: str) -> dict[str, str]:
-        """Make a Dask client want the values of jobs; return the keys of those known here.
+    # -- notebooks ----------------------------------------------------------------------------
 
-        A job that was just submitted may not have arrived, so it is waited for a little.
+    async def girder_pin(self, jobs: list[str], client: str) -> dict[str, str]:
+        """Make a Dask client want the results of jobs; return the keys of those known here.
+
+        A job that was just submitted may not have arrived yet, so it is waited for.
         """
-        deadline = asyncio.get_running_loop().time() + _PIN_TIME
+        deadline = self._cluster.time() + _PIN_TIMEOUT_S
         while True:
             keys = {job_id: self._dispatcher.key_of(job_id) for job_id in jobs}
             found = {job_id: key for job_id, key in keys.items() if key is not None}
-            missing = [i for i in jobs if i not in found and not self._dispatcher.has(i)]
-            if not missing or asyncio.get_running_loop().time() > deadline:
+            missing = [i for i in jobs if i not in found and i not in self._jobs]
+            if not missing or self._cluster.time() > deadline:
                 break
-            await asyncio.sleep(_PIN_PAUSE)
+            await asyncio.sleep(_PIN_CHECK_INTERVAL_S)
         for key in found.values():
             self._cluster.pin(key, client)
         return found
-
-    async def girder_status(self) -> dict[str, Any]:
-        """Return what ``girder-dask doctor`` asks of a scheduler."""
-
-        from girder_dask.diagnostics import describe_process
-
-        facts = await asyncio.to_thread(describe_process, self._api_url)
-        girder = credential = None
-        try:
-            girder = await self._check_credential()
-        except GirderError as e:
-            credential = str(e)
-        return {
-            **facts,
-            "id": self._id,
-            "jobs": len(self._dispatcher),
-            "waiting": self._recorder.waiting,
-            "kept": len(self._dispatcher.retained),
-            "kept_bytes": self._dispatcher.retained.nbytes,
-            "requests": self._recorder.requests,
-            "updates": self._recorder.updates,
-            "error": self._recorder.error,
-            "claim_error": self.claim_error,
-            "credential_error": credential,
-            "girder": girder,
-        }

@@ -1,22 +1,28 @@
-"""What runs say of their own ends, which is waited for when Dask has seen them."""
+"""Waits for a run's own report of its end after Dask has reported the task finished.
+
+The report travels beside Dask's message, so it may arrive a moment later. Most are here within a
+tenth of a second. If it is lost, as with the worker, Dask's account of the end is all there is.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.job_state import JobTable
+from girder_dask.scheduler.recorder import Recorder
 from girder_dask.utils.background import Guard
 
-__all__ = ["RunReports"]
+__all__ = ["CHECK_INTERVAL_S", "RunReports"]
 
 logger = logging.getLogger(__name__)
 
-# How long the account of a run is waited for when Dask has seen its end, and how often
-# it is looked whether its worker is still there.
-_ACCOUNT_TIME = 30.0
-_PAUSE = 0.5
+#: How often to call :meth:`RunReports.check`.
+CHECK_INTERVAL_S = 0.5
+# How long a report of a run on a connected worker may take.
+_REPORT_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,83 +30,63 @@ class _Awaited:
     key: str
     worker: str | None
     since: float
-    then: Callable[[], None]
+    if_lost: Callable[[], None]
 
 
 class RunReports:
-    """Accounts of runs that are waited for. To be used on the scheduler's event loop.
-
-    Each job is waited for, most for less than a tenth of a second. So one timer looks after all.
+    """The reports of runs that are awaited.
 
     Parameters
     ----------
-    is_open
-        Says whether the end of the job under a key is not known yet.
-    is_there
-        Says whether a worker is there.
-    is_held_up
-        Says whether workers are made to wait with what their runs say. Then no account is late.
+    jobs
+        The table of jobs.
+    cluster
+        Dask.
+    recorder
+        Makes workers wait with their events while its buffer is full. No report is late then.
     """
 
-    def __init__(
-        self,
-        is_open: Callable[[str], bool],
-        is_there: Callable[[str], bool],
-        is_held_up: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._is_open = is_open
-        self._is_there = is_there
-        self._is_held_up = is_held_up
-        self._held_up_until = float("-inf")
+    def __init__(self, jobs: JobTable, cluster: Cluster, recorder: Recorder) -> None:
+        self._jobs = jobs
+        self._cluster = cluster
+        self._recorder = recorder
+        self._full_at = float("-inf")
         self._awaited: list[_Awaited] = []
-        self._look: asyncio.TimerHandle | None = None
-        self._guard = Guard(logger, "The look for jobs whose end Dask saw")
+        self._guard = Guard(logger, "The check for lost reports of runs")
 
-    def await_report(self, key: str, worker: str | None, then: Callable[[], None]) -> None:
-        """Act on an end that Dask saw, unless the run's own account of it still comes.
+    def wait_for(self, key: str, worker: str | None, if_lost: Callable[[], None]) -> None:
+        """Wait for the report of a run that has finished on a worker.
 
-        The account travels beside Dask's message, so it may be a moment later; it can no
-        longer come when the worker is gone.
+        Parameters
+        ----------
+        if_lost
+            Called if the report cannot arrive any longer.
         """
-        if not self._is_open(key):
+        if self._jobs.is_open(key):
+            self._awaited.append(_Awaited(key, worker, self._cluster.time(), if_lost))
+
+    def check(self) -> None:
+        """Act on the reports that are lost."""
+        if not self._awaited:
             return
-        self._awaited.append(_Awaited(key, worker, asyncio.get_running_loop().time(), then))
-        self._look_later()
-
-    def _look_later(self) -> None:
-        if self._look is None:
-            self._look = asyncio.get_running_loop().call_later(_PAUSE, self._look_now)
-
-    def _look_now(self) -> None:
-        self._look = None
         with self._guard:
-            if self._is_held_up():
-                self._held_up_until = asyncio.get_running_loop().time()
+            if self._recorder.is_full:
+                self._full_at = self._cluster.time()
         awaited, self._awaited = self._awaited, []
-        for one in awaited:
+        for report in awaited:
             is_lost = False
-            with self._guard:  # each, or the others would be waited for in vain
-                if not self._is_open(one.key):
+            with self._guard:  # for each, so that the others are still checked
+                if not self._jobs.is_open(report.key):
                     continue
-                is_lost = self._is_lost(one)
+                is_lost = self._is_lost(report)
             if is_lost:
-                with Guard(logger, f"Acting on the end of {one.key} that Dask saw"):
-                    one.then()
+                with Guard(logger, f"Handling the end of {report.key} that Dask reported"):
+                    report.if_lost()
             else:
-                self._awaited.append(one)
-        if self._awaited:
-            self._look_later()
+                self._awaited.append(report)
 
-    def _is_lost(self, one: _Awaited) -> bool:
-        """Say whether an account comes no more."""
-        now = asyncio.get_running_loop().time()
-        gone = one.worker is not None and not self._is_there(one.worker)
-        if gone:
-            return now - one.since >= _PAUSE
-        return now - max(one.since, self._held_up_until) >= _ACCOUNT_TIME
-
-    def close(self) -> None:
-        """Wait no more."""
-        self._awaited.clear()
-        if self._look is not None:
-            self._look.cancel()
+    def _is_lost(self, report: _Awaited) -> bool:
+        now = self._cluster.time()
+        if report.worker is not None and not self._cluster.has_worker(report.worker):
+            return now - report.since >= CHECK_INTERVAL_S
+        return now - max(report.since, self._full_at) >= _REPORT_TIMEOUT_S

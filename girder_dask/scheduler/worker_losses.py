@@ -1,93 +1,87 @@
-"""Why workers were lost, as far as the scheduler can know."""
+"""The reasons why workers were lost, as far as the scheduler can know."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dask.utils import format_bytes
 
+from girder_dask.utils.bounded_dict import BoundedDict
+
 __all__ = ["WorkerLosses"]
 
-# What Dask's nannies and its scheduler call what they have done.
-_TOO_LARGE = "worker-restart-memory"
-_SILENT = "worker-ttl-timed-out"
+# Events of Dask's nannies and of its scheduler.
+_OUT_OF_MEMORY_TOPIC = "worker-restart-memory"
+_SILENT_ACTION = "worker-ttl-timed-out"
 
-# A worker that was last seen with so much of its memory in use is likely to have died of it.
-_NEARLY_FULL = 0.8
-# How many workers are remembered.
-_MOST = 10_000
+# A worker that last reported this share of its memory in use probably died of it.
+_NEARLY_FULL_SHARE = 0.8
+_MAX_WORKERS = 10_000
 
 
 class WorkerLosses:
-    """What is known of workers, that are there or were.
+    """Reasons why workers were lost, and the workers themselves, connected or not.
 
-    Dask's nannies tell the scheduler when they end a worker that takes too much memory, and
-    the scheduler says when it gives up one that is silent. Of any other death there is only
-    what the worker said last of its memory.
+    Dask's nannies report when they end a worker that uses too much memory, and the scheduler
+    reports when it gives up a silent one. For any other death there is only the memory use that
+    the worker reported last.
     """
 
     def __init__(self) -> None:
-        self._workers: OrderedDict[str, Any] = OrderedDict()
-        self._reasons: OrderedDict[str, str] = OrderedDict()
+        self._workers = BoundedDict[str, Any](_MAX_WORKERS)
+        self._reasons = BoundedDict[str, str](_MAX_WORKERS)
 
-    def joined(self, address: str, worker: Any) -> None:
-        """Take note of a worker: Dask's account of it, which has its memory."""
+    def on_joined(self, address: str, worker: Any) -> None:
+        """Record a worker, with Dask's state of it, which has its memory use."""
         self._workers[address] = worker
         self._reasons.pop(address, None)
-        _bound(self._workers)
 
-    def heard(self, topic: str, message: Any) -> list[str]:
-        """Take in an event of Dask, and return the workers of which it says something."""
+    def on_event(self, topic: str, message: Any) -> list[str]:
+        """Handle an event of Dask; return the workers whose loss it explains."""
         if not isinstance(message, Mapping):
             return []
-        if topic == _TOO_LARGE:
+        if topic == _OUT_OF_MEMORY_TOPIC:
             address = str(message.get("worker"))
-            return self._explain([address], self._too_large(address, message.get("rss") or 0))
-        if topic == "scheduler" and message.get("action") == _SILENT:
+            return self._explain([address], self._out_of_memory(address, message.get("rss") or 0))
+        if topic == "scheduler" and message.get("action") == _SILENT_ACTION:
             silent = f"it was silent for more than {message.get('ttl', 0):g} s"
             return self._explain(map(str, message.get("workers", ())), silent)
         return []
 
-    def is_known(self, address: str | None) -> bool:
-        """Say whether somebody has said why a worker was lost."""
+    def is_explained(self, address: str | None) -> bool:
+        """Return True if an event has explained the loss of a worker."""
         return address in self._reasons
 
-    def why(self, address: str) -> str:
-        """Say why a worker was lost; empty if that is not known.
+    def reason(self, address: str) -> str:
+        """Return why a worker was lost; empty if that is unknown.
 
         >>> losses = WorkerLosses()
-        >>> losses.heard('worker-restart-memory', {'worker': 'tcp://10.0.0.7:4312', 'rss': 3e9})
+        >>> losses.on_event('worker-restart-memory', {'worker': 'tcp://10.0.0.7:4312', 'rss': 3e9})
         ['tcp://10.0.0.7:4312']
-        >>> losses.why('tcp://10.0.0.7:4312')
+        >>> losses.reason('tcp://10.0.0.7:4312')
         'its nanny ended it for using too much memory, 2.79 GiB'
         """
-        return self._reasons.get(address) or self._likely(address)
+        return self._reasons.get(address) or self._probable_reason(address)
 
     def _explain(self, addresses: Iterable[str], reason: str) -> list[str]:
         explained = list(addresses)
-        self._reasons.update(dict.fromkeys(explained, reason))
-        _bound(self._reasons)
+        for address in explained:
+            self._reasons[address] = reason
         return explained
 
-    def _too_large(self, address: str, used: float) -> str:
+    def _out_of_memory(self, address: str, used: float) -> str:
         limit = getattr(self._workers.get(address), "memory_limit", 0)
         of = f" of its limit of {format_bytes(limit)}" if limit else ""
         return f"its nanny ended it for using too much memory, {format_bytes(int(used))}{of}"
 
-    def _likely(self, address: str) -> str:
+    def _probable_reason(self, address: str) -> str:
         worker = self._workers.get(address)
         limit = getattr(worker, "memory_limit", 0)
         used = worker.metrics.get("memory", 0) if worker is not None else 0
-        if not limit or used < _NEARLY_FULL * limit:
+        if not limit or used < _NEARLY_FULL_SHARE * limit:
             return ""
         return (
             "it may have run out of memory, as it was last seen to use "
             f"{format_bytes(used)} of its limit of {format_bytes(limit)}"
         )
-
-
-def _bound(known: OrderedDict[str, Any]) -> None:
-    while len(known) > _MOST:
-        known.popitem(last=False)

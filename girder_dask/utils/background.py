@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import inspect
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar, final
 
 from girder_dask.utils.backoff import Backoff
 from girder_dask.utils.error_log import ErrorLog, describe
 
-__all__ = ["Guard", "log_failure"]
+__all__ = ["Guard", "log_failure", "repeat"]
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.5, 15.0
 
@@ -71,6 +73,11 @@ class Guard:
         """Whether the last step failed."""
         return self._failures > 0
 
+    @property
+    def error(self) -> str | None:
+        """The error of the last step in one line, None if it succeeded."""
+        return self._errors.error
+
     def __enter__(self) -> Guard:
         return self
 
@@ -90,6 +97,30 @@ class Guard:
         self.delay_s = self._backoff.delay_s(self._failures)
         self._errors.failed(error, "%s failed and goes on: %s", self._what)
         return True
+
+
+async def repeat(step: Callable[[], Any], guard: Guard, *, interval_s: float = 0.0) -> None:
+    """Run a step again and again until cancelled. No error of a step ends it.
+
+    Parameters
+    ----------
+    step
+        A function or coroutine function. It may return after how many seconds the next step
+        follows.
+    guard
+        Guards each step. After a failed one its delay is waited for, if that is longer.
+    interval_s
+        Seconds between two steps, unless a step returns another number.
+    """
+    while True:
+        delay_s = None
+        with guard:
+            delay_s = step()
+            if inspect.isawaitable(delay_s):
+                delay_s = await delay_s
+        if delay_s is None or guard.failed:
+            delay_s = interval_s
+        await asyncio.sleep(max(delay_s, guard.delay_s))
 
 
 def log_failure(work: _Awaitable, logger: logging.Logger, what: str) -> _Awaitable:

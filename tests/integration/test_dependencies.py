@@ -56,7 +56,7 @@ def on_scheduler(stack: Any, function: Callable[..., Any], *args: Any) -> Any:
 
 def kept(stack: Any) -> int:
     """Return how many values the scheduler keeps."""
-    return int(on_scheduler(stack, lambda plugin: len(plugin.dispatcher.kept)))
+    return int(on_scheduler(stack, lambda plugin: len(plugin.transitions.retained)))
 
 
 def keys(stack: Any) -> set[str]:
@@ -66,7 +66,7 @@ def keys(stack: Any) -> set[str]:
 
 
 def let_go(stack: Any, job_id: str) -> None:
-    on_scheduler(stack, lambda plugin, job: plugin.dispatcher.kept.let_go(job), job_id)
+    on_scheduler(stack, lambda plugin, job: plugin.transitions.retained.release(job), job_id)
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +74,8 @@ def before(girder_stack):
     """Give the keys that Dask knew before the test, to which none may be added for long."""
 
     def forget_all(plugin: Any) -> None:
-        for job_id in list(plugin.dispatcher.kept._values):
-            plugin.dispatcher.kept.let_go(job_id)
+        for job_id in list(plugin.transitions.retained._results):
+            plugin.transitions.retained.release(job_id)
 
     on_scheduler(girder_stack, forget_all)
     poll(lambda: kept(girder_stack) == 0, "values of other tests are left behind")
@@ -190,7 +190,7 @@ def test_a_lost_worker_does_not_make_a_value_again(girder_stack, girder_user, tm
     poll(lambda: kept(girder_stack), "the value is not kept")
 
     def holders(plugin: Any) -> list[Any]:
-        (key,) = plugin.dispatcher.kept._jobs
+        (key,) = plugin.transitions.retained._job_ids
         return [(ws.address, ws.pid) for ws in plugin._scheduler.tasks[key].who_has]
 
     def workers(plugin: Any) -> list[str]:

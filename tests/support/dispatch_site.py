@@ -1,7 +1,8 @@
-"""A dispatcher with a cluster in memory, and all that it says."""
+"""A dispatcher with a cluster and a recorder in memory."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,11 @@ from typing import Any
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.dispatcher import Dispatcher
-from girder_dask.scheduler.job_state import Backoff
+from girder_dask.scheduler.job_state import JobTable
+from girder_dask.scheduler.pending_reasons import PendingReasons
+from girder_dask.scheduler.recorder import Recorder
+from girder_dask.scheduler.transitions import JobTransitions
+from girder_dask.utils.backoff import Backoff
 
 _runs = itertools.count(1)
 
@@ -33,14 +38,16 @@ class MemoryCluster:
         self.wanted: set[str] = set()
         self.submitted: list[str] = []
         self.specs: dict[str, JobSpec] = {}
-        self.dropped: list[str] = []
+        self.released: list[str] = []
         self.stopped: list[tuple[str, str]] = []
         self.questions: dict[tuple[str, str], Callable[[str, str], None]] = {}
-        self.ended: list[tuple[str, str]] = []
+        self.dropped_runs: list[tuple[str, str]] = []
         self.places: dict[str, str] = {}
         self.reasons: dict[str, str] = {}  # why workers were lost
         self.lacking: dict[str, str] = {}  # why there is no worker for keys
         self.attempts: dict[str, int] = {}  # what keys that run again were told
+        self.workers: set[str] = set()  # those that are connected
+        self.lost: set[str] = set()  # keys that never reached Dask
         self.unbegun: dict[str, list[str]] = {}  # the keys that workers have not begun
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
@@ -50,18 +57,28 @@ class MemoryCluster:
             self.specs[spec.key] = spec
             self.values[spec.key] = values.get(spec.id, {})
 
-    def drop(self, keys: Sequence[str]) -> None:
-        self.dropped += keys
+    def release(self, keys: Sequence[str]) -> None:
+        self.released += keys
         self.attempts |= dict.fromkeys(keys, 0)
         for key in keys:
             self.places.pop(key, None)
 
+    def has(self, key: str) -> bool:
+        return key in self.submitted and key not in self.lost
+
+    def has_worker(self, worker: str) -> bool:
+        return worker in self.workers
+
     def is_wanted(self, key: str) -> bool:
         return key in self.wanted
 
-    def call_later(self, delay: float, function: Callable[[], None]) -> MemoryTimer:
-        self.timers.append(MemoryTimer(self.now + delay, function))
-        return self.timers[-1]
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> Callable[[], None]:
+        timer = MemoryTimer(self.now + delay_s, function)
+        self.timers.append(timer)
+        return timer.cancel
 
     def next_time(self) -> float | None:
         """Return when the next timer is due."""
@@ -78,16 +95,18 @@ class MemoryCluster:
             timer.function()
         self.now = until
 
-    def stop(self, worker: str, keys: Sequence[str], unstarted: Callable[[str, str], None]) -> None:
+    def cancel_runs(
+        self, worker: str, keys: Sequence[str], on_unstarted: Callable[[str, str], None]
+    ) -> None:
         self.stopped += [(worker, key) for key in keys]
-        self.questions.update({(worker, key): unstarted for key in keys})
+        self.questions.update({(worker, key): on_unstarted for key in keys})
 
     def answer(self, worker: str, key: str) -> None:
         """Let a worker that was told to stop a key say that it has not begun with it."""
         self.questions.pop((worker, key))(key, worker)
 
-    def end_run(self, worker: str, run: str) -> None:
-        self.ended.append((worker, run))
+    def drop_run(self, worker: str, run: str) -> None:
+        self.dropped_runs.append((worker, run))
 
     async def flush(self, worker: str) -> None:
         """There is nothing on its way."""
@@ -108,8 +127,39 @@ class MemoryCluster:
         return self.places.get(key)
 
 
+class MemoryRecorder(Recorder):
+    """A recorder that delivers nothing."""
+
+    def __init__(self) -> None:
+        self.events: list[JobEvent] = []
+        self.forgotten: list[tuple[str, int]] = []
+        self.full = False
+
+    def record(self, event: JobEvent) -> None:
+        self.events.append(event)
+
+    def forget(self, job_id: str, attempt: int) -> None:
+        self.forgotten.append((job_id, attempt))
+
+    @property
+    def is_full(self) -> bool:
+        return self.full
+
+
+class CountedEvent(asyncio.Event):
+    """An event that counts how often it was set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def set(self) -> None:
+        self.count += 1
+        super().set()
+
+
 class SimulatedRun:
-    """A run on a worker. What it says is heard by the dispatcher when :meth:`says` is called."""
+    """A run on a worker. Its events arrive at the dispatcher when :meth:`says` is called."""
 
     def __init__(self, site: Site, spec: JobSpec, worker: str) -> None:
         self.id = f"run{next(_runs)}"
@@ -135,22 +185,28 @@ class SimulatedRun:
 class Site:
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
-        self.events: list[JobEvent] = []
-        self.forgotten: list[tuple[str, int]] = []
-        self.asked = 0
-        self.dispatcher = Dispatcher(
+        self.recorder = MemoryRecorder()
+        self.events = self.recorder.events
+        self.forgotten = self.recorder.forgotten
+        self.jobs = JobTable()
+        self.transitions = JobTransitions(
+            self.jobs,
             self.cluster,
-            self.events.append,
-            lambda *what: self.forgotten.append(what),
-            self.ask,
-            backoff=Backoff(1.0, 60.0),
-            keep_seconds=100.0,
-            keep_bytes=1000,
-            clock=lambda: self.cluster.now,
+            self.recorder,
+            backoff=Backoff(1.0, 60.0, jitter=0.0),
+            result_ttl_s=100.0,
+            max_result_bytes=1000,
         )
+        self.dependencies = self.transitions.dependencies
+        self.dependencies.lookup_needed = self.lookups = CountedEvent()
+        self.retained = self.transitions.retained
+        self.dispatcher = Dispatcher(self.jobs, self.transitions, self.cluster, self.recorder)
+        self.pending = PendingReasons(self.jobs, self.transitions, self.cluster, self.recorder)
 
-    def ask(self) -> None:
-        self.asked += 1
+    @property
+    def asked(self) -> int:
+        """How often Girder was to be asked about dependencies."""
+        return self.lookups.count
 
     def accept(self, job_id: str = "a", attempt: int = 1, **fields: Any) -> JobSpec:
         spec = JobSpec(id=job_id, attempt=attempt, task="m:count", **fields)

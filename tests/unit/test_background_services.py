@@ -19,11 +19,16 @@ from girder_dask.client import futures, job_card
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin.scheduler_link import SchedulerLink
 from girder_dask.protocol.messages import JobEvent, JobSpec
-from girder_dask.scheduler import run_reports, stealing
+from girder_dask.scheduler.claims import JobClaims
 from girder_dask.scheduler.dask_cluster import DaskCluster
-from girder_dask.scheduler.plugin import GirderSchedulerPlugin
+from girder_dask.scheduler.dask_reconciler import DaskReconciler
+from girder_dask.scheduler.dependency_graph import DependencyGraph
+from girder_dask.scheduler.dispatcher import Dispatcher
+from girder_dask.scheduler.pending_reasons import PendingReasons
 from girder_dask.scheduler.recorder import Recorder
 from girder_dask.scheduler.retention import RetainedResults
+from girder_dask.scheduler.run_reports import RunReports
+from girder_dask.scheduler.stealing import JobStealing
 from girder_dask.scheduler_hooks import make_plugin
 from girder_dask.standalone import launcher, reaper
 from girder_dask.standalone.report import Reporter
@@ -49,12 +54,12 @@ class Recording:
         self.sent: list[str] = []
         self.heard: list[str] = []
         self.ended: list[str] = []
-        self.recorder = Recorder(
-            self.post,
-            lambda job_id, _kind: self.ended.append(job_id),
-            lambda job_id, _attempt: self.heard.append(job_id),
-            interval=0.0,
-        )
+        self.recorder = Recorder(self.post, interval=0.0)
+        self.on_verdict = lambda job_id, _kind: self.ended.append(job_id)
+        self.on_recorded = lambda job_id, _attempt: self.heard.append(job_id)
+
+    def run(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self.recorder.run(self.on_verdict, self.on_recorded))
 
     async def post(self, updates: list[dict[str, Any]], _receipts: Any) -> Any:
         self.sent += [update["id"] for update in updates]
@@ -62,7 +67,7 @@ class Recording:
 
     async def tell(self) -> None:
         """Record the ends of two jobs, one after the other."""
-        running = asyncio.create_task(self.recorder.run())
+        running = self.run()
         for count, job_id in enumerate("ab", 1):
             event = JobEvent(id=job_id, attempt=1, time=1.0, status=int(S.SUCCESS))
             self.recorder.record(event)
@@ -80,22 +85,22 @@ async def recorder_loop() -> None:
 
 async def recorder_delivery() -> None:
     site = Recording()
-    inject(site.recorder._delivery, "insist")
+    inject(site.recorder._delivery, "_post")
     await site.tell()
     assert site.sent == site.heard == ["a", "b"]
 
 
 async def recorder_heard() -> None:
     site = Recording()
-    inject(site.recorder, "_heard")
+    inject(site, "on_recorded")
     await site.tell()
     assert site.sent == ["a", "b"]
 
 
 async def recorder_verdict() -> None:
     site = Recording()
-    verdict = inject(site.recorder, "_verdict")
-    running = asyncio.create_task(site.recorder.run())
+    verdict = inject(site, "on_verdict")
+    running = site.run()
     for count, job_id in enumerate("ab", 1):
         event = JobEvent(id=job_id, attempt=1, time=1.0, status=int(S.SUCCESS))
         site.recorder.record(event)
@@ -121,48 +126,52 @@ async def recorder_answer() -> None:
     assert site.heard == ["a", "b"]
 
 
-async def accounts_question() -> None:
+def run_reports_site(is_open: Callable[[str], bool]) -> RunReports:
+    """Reports of runs whose worker is gone."""
+    now = iter(range(100))
+    return RunReports(
+        SimpleNamespace(is_open=is_open),  # type: ignore[arg-type]
+        SimpleNamespace(time=lambda: next(now), has_worker=lambda _worker: False),  # type: ignore[arg-type]
+        SimpleNamespace(is_full=False),  # type: ignore[arg-type]
+    )
+
+
+async def run_reports_question() -> None:
     acted: list[str] = []
     is_open = Fails(lambda _key: True)
-    awaited = run_reports.RunReports(is_open, lambda _worker: False)
+    reports = run_reports_site(is_open)
     is_open.calls = 1
     for key in "ab":
-        awaited.await_report(key, "w", lambda key=key: acted.append(key))  # type: ignore[misc]
+        reports.wait_for(key, "w", lambda key=key: acted.append(key))  # type: ignore[misc]
     is_open.calls = 0
-    await soon(lambda: sorted(acted) == ["a", "b"])
+    for _ in range(2):
+        reports.check()
+    assert sorted(acted) == ["a", "b"]
 
 
-async def accounts_action() -> None:
+async def run_reports_action() -> None:
     acted: list[str] = []
-    awaited = run_reports.RunReports(lambda _key: True, lambda _worker: False)
-    awaited.await_report("a", "w", Fails())
-    awaited.await_report("b", "w", lambda: acted.append("b"))
-    await soon(lambda: acted == ["b"])
+    reports = run_reports_site(lambda _key: True)
+    reports.wait_for("a", "w", Fails())
+    reports.wait_for("b", "w", lambda: acted.append("b"))
+    reports.check()
+    assert acted == ["b"]
 
 
-async def placement_look() -> None:
-    placed = stealing.JobStealing(SimpleNamespace(extensions={}), lambda _key: False)  # type: ignore[arg-type]
-    look = inject(placed, "look")
-    running = asyncio.create_task(placed.run())
-    await soon(lambda: look.calls == 2)
-    running.cancel()
-
-
-async def kept_values() -> None:
+async def retained_results() -> None:
     cluster = MemoryCluster()
-    kept = RetainedResults(cluster, lambda _id: False, seconds=10.0, clock=lambda: cluster.now)
-    kept.add("a", "key-a", 1, stored=False)
+    retained = RetainedResults(cluster, DependencyGraph(), ttl_s=10.0)
+    retained.add("a", "key-a", 1, stored=False)
     inject(cluster, "is_wanted")
     cluster.advance(10.0)
-    assert cluster.dropped == []
+    assert cluster.released == []
     cluster.advance(1.0)
-    assert cluster.dropped == ["key-a"]
+    assert cluster.released == ["key-a"]
 
 
 def a_cluster(**client: Any) -> DaskCluster:
     scheduler = SimpleNamespace(tasks={}, clients={"girder-dask-keeper": None}, **client)
-    loop = asyncio.get_running_loop()
-    return DaskCluster(scheduler, loop, print, lambda _key: None)  # type: ignore[arg-type]
+    return DaskCluster(scheduler, print)  # type: ignore[arg-type]
 
 
 async def cluster_giving() -> None:
@@ -179,21 +188,13 @@ async def cluster_giving() -> None:
     assert given == ["b"]
 
 
-async def cluster_refusing() -> None:
-    cluster = a_cluster()
-    refused = inject(cluster, "_refused")
-    cluster._sent = {key: SimpleNamespace(status="lost") for key in "ab"}  # type: ignore[misc]
-    cluster._look_at_sent()
-    assert refused.calls == 2
-
-
 async def cluster_releasing() -> None:
     released: list[str] = []
     release = Fails(lambda keys, *_args, **_more: released.extend(keys))
     cluster = a_cluster(client_releases_keys=release)
     cluster._scheduler.tasks.update(dict.fromkeys("ab", SimpleNamespace(annotations=None)))  # type: ignore[arg-type]
     for key in "ab":
-        cluster.drop([key])
+        cluster.release([key])
         await asyncio.sleep(0)
     assert released == ["b"]
 
@@ -211,14 +212,22 @@ async def cluster_told() -> None:
         raise Injected
 
     cluster = a_cluster()
-    cluster._later(fail())
-    await soon(lambda: not cluster._telling)
+    cluster.begin(fail())
+    await soon(lambda: not cluster._calls)
 
 
-async def in_a_scheduler(find: Callable[[GirderSchedulerPlugin], tuple[Any, str]]) -> None:
-    """Run a scheduler against a Girder until what it does on a period has failed and been done."""
+async def in_a_scheduler(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+    """Run a scheduler against a Girder until a method has failed once and been called again."""
     import dask
 
+    step = Fails(getattr(owner, name))
+
+    def method(*args: Any, **more: Any) -> Any:
+        return step(*args, **more)
+
+    monkeypatch.setattr(owner, name, method)
+    for interval in ("STEAL_INTERVAL_S", "CHECK_INTERVAL_S", "REFUSED_INTERVAL_S"):
+        monkeypatch.setattr(f"girder_dask.scheduler.plugin.{interval}", 0.01)
     with serving() as peer, dask.config.set({"girder.scheduler.pull-interval": "10 ms"}):
         answers: dict[str, Any] = {
             "POST api_key/token": (200, {"authToken": {"token": "t"}}),
@@ -231,7 +240,6 @@ async def in_a_scheduler(find: Callable[[GirderSchedulerPlugin], tuple[Any, str]
             plugin = make_plugin(peer.url, "the-key")
             scheduler.add_plugin(plugin)
             await plugin.start(scheduler)
-            step = inject(*find(plugin))
             await soon(lambda: step.calls >= 3)
             assert not any(t.done() for t in plugin._tasks if t.get_name() != "girder-dask client")
 
@@ -240,20 +248,38 @@ def claim(_peer: Peer) -> tuple[int, Any]:
     return 200, {"specs": [], "cancel": []}
 
 
-async def scheduler_pull() -> None:
-    await in_a_scheduler(lambda plugin: (plugin, "_claim"))
+async def scheduler_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    await in_a_scheduler(monkeypatch, JobClaims, "claim")
 
 
-async def scheduler_queue() -> None:
-    await in_a_scheduler(lambda plugin: (plugin.dispatcher.pending, "look"))
+async def scheduler_dependencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    await in_a_scheduler(monkeypatch, JobClaims, "look_up_dependencies")
 
 
-async def scheduler_missing() -> None:
-    await in_a_scheduler(lambda plugin: (plugin._missing, "look"))
+async def scheduler_pending(monkeypatch: pytest.MonkeyPatch) -> None:
+    await in_a_scheduler(monkeypatch, PendingReasons, "scan")
 
 
-async def scheduler_inputs() -> None:
-    await in_a_scheduler(lambda plugin: (plugin, "_ask"))
+async def scheduler_reconciliation(monkeypatch: pytest.MonkeyPatch) -> None:
+    await in_a_scheduler(monkeypatch, DaskReconciler, "reconcile")
+
+
+async def scheduler_stealing(monkeypatch: pytest.MonkeyPatch) -> None:
+    await in_a_scheduler(monkeypatch, JobStealing, "steal")
+
+
+async def scheduler_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    await in_a_scheduler(monkeypatch, RunReports, "check")
+
+
+async def scheduler_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    await in_a_scheduler(monkeypatch, DaskCluster, "take_refused")
+
+
+async def scheduler_refused_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be handled does not take the others with it."""
+    monkeypatch.setattr(DaskCluster, "take_refused", lambda _self: ["a", "b"])
+    await in_a_scheduler(monkeypatch, Dispatcher, "on_forgotten")
 
 
 # -- Girder ---------------------------------------------------------------------------------
@@ -496,19 +522,21 @@ PLACES = [
     recorder_heard,
     recorder_verdict,
     recorder_answer,
-    accounts_question,
-    accounts_action,
-    placement_look,
-    kept_values,
+    run_reports_question,
+    run_reports_action,
+    retained_results,
     cluster_giving,
-    cluster_refusing,
     cluster_releasing,
     cluster_later,
     cluster_told,
-    scheduler_pull,
-    scheduler_queue,
-    scheduler_missing,
-    scheduler_inputs,
+    scheduler_claims,
+    scheduler_pending,
+    scheduler_reconciliation,
+    scheduler_dependencies,
+    scheduler_stealing,
+    scheduler_reports,
+    scheduler_refusals,
+    scheduler_refused_job,
     link_delivery,
     link_submission,
     link_address,
@@ -523,12 +551,6 @@ PLACES = [
     stack_save,
     guard_line,
 ]
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_reports, "_PAUSE", 0.01)
-    monkeypatch.setattr(stealing, "_PAUSE", 0.01)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: str(place.__name__))

@@ -31,14 +31,13 @@ class Plugin(SchedulerPlugin):
         self.scheduler = scheduler
         self.cluster: DaskCluster
         self.open: set[str] = set()
-        self.refused: list[str] = []
         self.numbers: dict[str, Any] = {}  # those that workers were told, by keys
 
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **_details: Any) -> None:
         if start == "released" and key in self.open:
             self.cluster.on_received(key)
         elif start == "released":
-            self.cluster.on_late_arrival(key)
+            self.cluster.on_received_late(key)
         if finish == "processing":
             annotations = self.scheduler.tasks[key].annotations or {}
             self.numbers[key] = annotations.get(ATTEMPT_ANNOTATION)
@@ -62,8 +61,7 @@ async def site(*, connected: bool = True) -> AsyncIterator[Plugin]:
     async with Scheduler(port=0, dashboard_address=":0") as scheduler:
         plugin = Plugin(scheduler)
         scheduler.add_plugin(plugin)
-        loop = asyncio.get_running_loop()
-        plugin.cluster = DaskCluster(scheduler, loop, run_job, plugin.refused.append)
+        plugin.cluster = DaskCluster(scheduler, run_job)
         if connected:
             await plugin.cluster.connect()
         try:
@@ -79,7 +77,7 @@ async def test_a_value_stays_until_it_is_dropped() -> None:
         await soon(lambda: not dask.cluster.is_wanted(key))
         await asyncio.sleep(0.1)
         assert dask.state(key) == "memory"
-        dask.cluster.drop([key, "unknown"])
+        dask.cluster.release([key, "unknown"])
         await soon(lambda: dask.state(key) is None)
 
 
@@ -93,7 +91,7 @@ async def test_a_job_gets_the_values_of_others() -> None:
             future = Future(b, c)
             dask.cluster.pin(b, c.id)
             assert await future == ["b", {"a": ["a", None]}]
-        assert dask.refused == []
+        assert dask.cluster.take_refused() == []
 
 
 async def test_a_value_is_not_made_again_when_its_worker_is_lost() -> None:
@@ -113,17 +111,18 @@ async def test_a_job_whose_input_is_lost_on_the_way_is_refused() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         a = dask.submit("a")
         await soon(lambda: dask.state(a) == "memory")
-        dask.cluster.drop([a])
+        dask.cluster.release([a])
         b = dask.submit("b", {"a": a})
-        await soon(lambda: dask.refused)
-        assert dask.refused == [b]
+        refused = await soon(dask.cluster.take_refused)
+        assert refused == [b]
+        assert dask.cluster.take_refused() == []
         assert ran == [a]
 
 
 async def test_what_is_dropped_before_there_is_a_connection_does_not_run() -> None:
     async with site(connected=False) as dask, Worker(dask.scheduler.address, nthreads=1):
         a, b = dask.submit("a"), dask.submit("b")
-        dask.cluster.drop([a])
+        dask.cluster.release([a])
         await asyncio.sleep(0)
         await dask.cluster.connect()
         await soon(lambda: dask.state(b) == "memory")
@@ -133,7 +132,7 @@ async def test_what_is_dropped_before_there_is_a_connection_does_not_run() -> No
 async def test_what_is_closed_before_dask_has_taken_it_is_forgotten() -> None:
     async with site() as dask:
         a = dask.submit("a")
-        dask.cluster.drop([a])
+        dask.cluster.release([a])
         dask.open.clear()
         await soon(lambda: any(a == t.key for t in dask.scheduler.transition_log))
         await soon(lambda: dask.state(a) is None)
@@ -146,14 +145,14 @@ async def test_what_is_closed_before_dask_has_taken_it_begins_nowhere() -> None:
         a, b = dask.submit("a"), dask.submit("b")
         assert dask.state(a) is None, "it is on its way"
         dask.open.discard(a)
-        dask.cluster.drop([a])
+        dask.cluster.release([a])
         await soon(lambda: dask.state(b) == "memory")
         await soon(lambda: dask.state(a) is None)
         assert dask.numbers == {first: None, a: 0, b: None}
 
 
 async def test_it_connects_again_when_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.dask_cluster._CONNECT_PAUSE", 0.01)
+    monkeypatch.setattr("girder_dask.scheduler.dask_cluster._CONNECT_DELAY_S", 0.01)
     failures = [OSError("refused"), ValueError("odd")]
     original = Client.__init__
 
@@ -195,7 +194,7 @@ async def test_a_key_may_be_wanted_before_and_after_dask_has_it() -> None:
             async with Worker(address, nthreads=1):
                 assert await early == ["a", None]
                 assert await late == ["b", None]
-                dask.cluster.drop([a, b])
+                dask.cluster.release([a, b])
                 await asyncio.sleep(0.05)
                 assert dask.state(a) == dask.state(b) == "memory"
                 assert dask.cluster.is_wanted(a)
@@ -210,7 +209,7 @@ async def test_who_wants_a_job_that_never_runs_is_told() -> None:
     ):
         future = Future("count-a-1", client)
         dask.cluster.pin("count-a-1", client.id)
-        dask.cluster.drop(["count-a-1"])
+        dask.cluster.release(["count-a-1"])
         with pytest.raises(CancelledError):
             await asyncio.wait_for(future.result(), 10)
 
@@ -224,7 +223,7 @@ async def test_what_is_dropped_is_marked_before_dask_can_place_it_again() -> Non
             await soon(lambda: dask.state(key) is not None)
             dask.cluster.set_attempt(key, 3)
             assert dask.scheduler.tasks[key].annotations[ATTEMPT_ANNOTATION] == 3
-            dask.cluster.drop([key, "unknown"])
+            dask.cluster.release([key, "unknown"])
             assert dask.scheduler.tasks[key].annotations[ATTEMPT_ANNOTATION] == 0
 
 
@@ -249,8 +248,8 @@ async def test_a_worker_that_cannot_stop_a_job_is_no_error(
     answers: list[str] = []
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1) as worker:
         worker.handlers["girder_cancel"] = cancel
-        dask.cluster.stop(worker.address, ["a"], lambda key, _worker: answers.append(key))
-        await soon(lambda: not dask.cluster._telling)
+        dask.cluster.cancel_runs(worker.address, ["a"], lambda key, _worker: answers.append(key))
+        await soon(lambda: not dask.cluster._calls)
     assert f"Worker {worker.address} was not told to stop a: " in caplog.text
     assert answers == []
 

@@ -25,7 +25,7 @@ def test_what_is_accepted_is_submitted_and_girder_told_who_has_it(site: Site) ->
     assert site.cluster.submitted == [spec.key]
     assert [(e.id, e.attempt, e.status, e.log) for e in site.events] == [("a", 1, None, None)]
     assert spec.key in site.dispatcher
-    assert len(site.dispatcher) == 1
+    assert len(site.jobs) == 1
 
 
 def test_accepting_again_changes_nothing(site: Site) -> None:
@@ -34,14 +34,14 @@ def test_accepting_again_changes_nothing(site: Site) -> None:
     site.accept(attempt=1)
     assert site.cluster.submitted == [spec.key]
     assert len(site.events) == 1
-    assert not site.cluster.dropped
+    assert not site.cluster.released
 
 
 def test_a_job_that_has_just_ended_does_not_run_again(site: Site) -> None:
     spec = site.accept()
     site.succeed(spec)
     site.dispatcher.on_verdict("a", "done")
-    assert not site.dispatcher.has("a")
+    assert "a" not in site.jobs
     # Girder had sent it once more before it heard of the end.
     assert site.dispatcher.accept([spec]) == ["a"]
     assert site.cluster.submitted == [spec.key]
@@ -54,7 +54,7 @@ def test_a_job_that_has_just_ended_does_not_run_again(site: Site) -> None:
     site.cluster.advance(61)
     site.cluster.submitted.remove(other.key)
     site.dispatcher.accept([other])
-    assert site.dispatcher.has("b")
+    assert "b" in site.jobs
 
 
 def test_a_higher_attempt_takes_the_place_of_the_one_before(site: Site) -> None:
@@ -62,10 +62,10 @@ def test_a_higher_attempt_takes_the_place_of_the_one_before(site: Site) -> None:
     run = site.running(old)
     new = site.accept(attempt=2)
     assert site.cluster.submitted == [old.key, new.key]
-    assert site.cluster.dropped == [old.key]
+    assert site.cluster.released == [old.key]
     assert site.forgotten == [("a", 1)]
     assert not run.says(S.SUCCESS)
-    assert len(site.dispatcher) == 1
+    assert len(site.jobs) == 1
     assert site.history()[-1] == (1, S.RUNNING)
 
 
@@ -102,7 +102,7 @@ def test_a_run_is_heard_on_the_worker_that_has_the_key(site: Site) -> None:
     assert site.history() == [(1, S.FETCHING_INPUT), (1, S.SUCCESS)]
     assert site.log() == "half way\ndone\n"
     assert site.events[-1].result == b"r"
-    assert not site.dispatcher.is_open(spec.key)
+    assert not site.jobs.is_open(spec.key)
 
 
 def test_a_run_on_another_worker_is_not_heard(site: Site) -> None:
@@ -179,7 +179,7 @@ def test_what_is_taken_from_a_worker_unheard_may_have_begun(
     assert site.history() == [(2, S.QUEUED)]
     assert site.cluster.attempts == {spec.key: 2}
     assert site.log().startswith(("Worker w1 ", "Dask took the job from worker w1;"))
-    assert site.cluster.ended == [], "nobody knows its run"
+    assert site.cluster.dropped_runs == [], "nobody knows its run"
 
 
 def test_what_a_worker_gives_back_keeps_its_number(site: Site) -> None:
@@ -272,7 +272,7 @@ def test_why_a_worker_was_lost_is_said_when_it_is_known(site: Site) -> None:
     site.dispatcher.on_loss_explained("w2")
     assert site.log().endswith("again as attempt 3.\nWorker w2: it was silent.\n")
     site.running(spec, "w3")
-    site.dispatcher.on_failed(spec.key, "The task was lost.", worker="w3")
+    site.dispatcher.on_failed(spec.key, "The task was lost.", lost_worker="w3")
     told = "The task was lost. Workers lost: w1 (it was full), w2 (it was silent), w3."
     assert site.events[-1].error == told
     site.dispatcher.on_loss_explained("w3")
@@ -284,7 +284,7 @@ def test_workers_that_are_lost_before_the_start_are_named_in_the_end(site: Site)
     for worker in ("w1", "w2"):
         site.place(spec, worker)
         site.lose(spec)
-    site.dispatcher.on_failed(spec.key, "The task was lost.", worker="w3")
+    site.dispatcher.on_failed(spec.key, "The task was lost.", lost_worker="w3")
     assert site.events[-1].error == "The task was lost. Workers lost: w1, w2, w3."
 
 
@@ -300,17 +300,17 @@ def test_a_run_with_a_number_of_the_schedulers_own_begins_when_girder_has_heard_
     site: Site,
 ) -> None:
     spec = site.accept(attempt=3)
-    may_start = site.dispatcher.attempts.may_start
+    may_start = site.jobs.may_start
     assert may_start(spec.key, 3), "Girder has given it"
     site.place(spec, "w1")
     site.lose(spec)
     assert may_start(spec.key, 3) is False
     assert may_start(spec.key, 4) is None
-    site.dispatcher.attempts.heard("a", 3)
-    site.dispatcher.attempts.heard("unknown", 4)
+    site.jobs.on_recorded("a", 3)
+    site.jobs.on_recorded("unknown", 4)
     assert may_start(spec.key, 4) is None
-    site.dispatcher.attempts.heard("a", 4)
-    site.dispatcher.attempts.heard("a", 3)
+    site.jobs.on_recorded("a", 4)
+    site.jobs.on_recorded("a", 3)
     assert may_start(spec.key, 4) is True
     assert may_start("unknown", 4) is False
 
@@ -321,15 +321,15 @@ def test_a_run_does_not_begin_with_a_number_that_girder_has_given_to_another(sit
     site.running(old)
     site.lose(old)
     new = site.accept(attempt=2)
-    assert site.dispatcher.attempts.may_start(old.key, 2) is False
-    assert site.dispatcher.attempts.may_start(new.key, 2) is True
+    assert site.jobs.may_start(old.key, 2) is False
+    assert site.jobs.may_start(new.key, 2) is True
 
 
 def test_a_run_does_not_begin_when_the_job_has_ended(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.dispatcher.cancel(["a"])
-    assert site.dispatcher.attempts.may_start(spec.key, 1) is False
+    assert site.jobs.may_start(spec.key, 1) is False
 
 
 # -- retries -------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_a_run_that_raises_is_tried_again_after_a_pause(site: Site) -> None:
     spec = site.accept(retries=1, payload=b"call")
     old = site.running(spec)
     assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no", exception=b"e")
-    assert site.cluster.dropped == [spec.key]
+    assert site.cluster.released == [spec.key]
     site.cluster.advance(0.9)
     assert site.cluster.submitted == [spec.key]
     site.cluster.advance(0.1)
@@ -371,7 +371,7 @@ def test_what_dask_says_of_the_failed_try_is_nothing_to_the_next(site: Site) -> 
     old = site.running(spec)
     site.end(spec, "w1", None)
     assert old.says(S.ERROR, error="ValueError: no")
-    assert not site.dispatcher.is_open(spec.key)
+    assert not site.jobs.is_open(spec.key)
     for _ in range(2):
         site.dispatcher.on_finished(spec.key, "w1")
         site.dispatcher.on_failed(spec.key, "Dask could not run the task", raised=True)
@@ -447,7 +447,7 @@ def test_a_job_that_waits_is_canceled_at_once(site: Site) -> None:
     spec = site.accept()
     site.dispatcher.cancel(["a", "unknown"])
     assert site.history() == [(1, S.CANCELED)]
-    assert site.cluster.dropped == [spec.key]
+    assert site.cluster.released == [spec.key]
     assert site.cluster.stopped == []
     assert not site.run(spec).says(S.RUNNING)
 
@@ -460,13 +460,13 @@ def test_a_job_that_is_placed_is_canceled_when_its_worker_says_that_it_has_not_b
     site.dispatcher.cancel(["a"])
     assert site.cluster.stopped == [("w1", spec.key)]
     assert site.history() == []
-    assert site.dispatcher.possibly_started(["a"]) == ["a"]
+    assert site.dispatcher.undecided(["a"]) == ["a"]
     assert site.dispatcher.started(["a"]) == {"a": 1}
     site.cluster.answer("w1", spec.key)
     assert site.history() == [(1, S.CANCELED)]
-    assert site.dispatcher.possibly_started(["a"]) == []
+    assert site.dispatcher.undecided(["a"]) == []
     assert site.dispatcher.started(["a"]) == {}
-    assert site.cluster.dropped == [spec.key]
+    assert site.cluster.released == [spec.key]
 
 
 def test_a_job_of_whose_start_nobody_has_heard_is_canceled_when_its_run_has_ended(
@@ -475,7 +475,7 @@ def test_a_job_of_whose_start_nobody_has_heard_is_canceled_when_its_run_has_ende
     run = site.run(site.accept())
     site.dispatcher.cancel(["a"])
     assert run.says(S.RUNNING)
-    assert site.dispatcher.possibly_started(["a"]) == []
+    assert site.dispatcher.undecided(["a"]) == []
     assert site.dispatcher.started(["a"]) == {"a": 1}
     assert run.says(S.CANCELED)
     assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
@@ -527,7 +527,7 @@ def test_a_job_that_runs_is_canceled_when_its_run_has_ended(site: Site) -> None:
     site.dispatcher.cancel(["a"])
     assert site.cluster.stopped == [("w1", spec.key)]
     assert site.dispatcher.started(["a"]) == {"a": 1}
-    assert site.cluster.dropped == []
+    assert site.cluster.released == []
     assert site.history() == [(1, S.RUNNING)]
     assert run.says(S.CANCELED, log="stopped\n")
     assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
@@ -548,7 +548,7 @@ def test_a_job_whose_worker_is_lost_while_it_is_stopped_is_canceled(site: Site) 
     site.dispatcher.cancel(["a"])
     site.lose(spec)
     assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
-    assert site.cluster.dropped == [spec.key]
+    assert site.cluster.released == [spec.key]
     assert not run.says(S.SUCCESS)
 
 
@@ -565,7 +565,7 @@ def test_a_canceled_job_is_not_tried_again(site: Site, end: JobStatus, dask_firs
     if not dask_first:
         site.lose(spec, alive=True)
     assert site.history() == [(1, S.RUNNING), (1, end)]
-    assert spec.key in site.cluster.dropped
+    assert spec.key in site.cluster.released
 
 
 def test_a_job_canceled_between_two_tries_does_not_run_again(site: Site) -> None:
@@ -617,7 +617,7 @@ def test_after_its_end_was_told_nothing_of_dask_matters(site: Site) -> None:
 
 def test_keys_of_others_are_nothing_to_us(site: Site) -> None:
     assert "x" not in site.dispatcher
-    assert not site.dispatcher.is_open("x")
+    assert not site.jobs.is_open("x")
     for tell in (site.dispatcher.on_forgotten,):
         tell("x")
     site.dispatcher.on_failed("x", "no")
@@ -629,10 +629,12 @@ def test_keys_of_others_are_nothing_to_us(site: Site) -> None:
 def test_what_dask_forgets_is_submitted_again_under_another_key(site: Site) -> None:
     spec = site.accept(payload=b"call")
     old = site.running(spec)
-    assert site.dispatcher.is_open(spec.key)
+    assert site.jobs.is_open(spec.key)
     site.dispatcher.on_forgotten(spec.key)
     assert site.cluster.submitted == [spec.key, "count-a-2"]
-    assert site.cluster.dropped == [spec.key], "its value may be there, when only Dask told its end"
+    assert site.cluster.released == [spec.key], (
+        "its value may be there, when only Dask told its end"
+    )
     again = site.cluster.specs["count-a-2"]
     assert (again.attempt, again.payload) == (2, b"call")
     assert spec.key not in site.dispatcher
@@ -694,11 +696,11 @@ def test_a_run_that_was_never_heard_is_not_heard_for_the_attempt_after(site: Sit
 def test_a_job_is_in_hand_until_girder_has_acknowledged_its_end(site: Site) -> None:
     spec = site.accept()
     site.dispatcher.on_verdict("a", "done")
-    assert len(site.dispatcher) == 1, "its end is not told yet"
+    assert len(site.jobs) == 1, "its end is not told yet"
     site.succeed(spec)
-    assert len(site.dispatcher) == 1
+    assert len(site.jobs) == 1
     site.dispatcher.on_verdict("a", "done")
-    assert len(site.dispatcher) == 0
+    assert len(site.jobs) == 0
     assert spec.key not in site.dispatcher
     assert site.forgotten == [("a", 1)]
     site.dispatcher.on_verdict("a", "done")
@@ -709,11 +711,11 @@ def test_a_job_is_in_hand_until_dask_has_told_its_end_too(site: Site) -> None:
     spec = site.accept()
     site.running(spec).says(S.SUCCESS)
     site.dispatcher.on_verdict("a", "done")
-    assert len(site.dispatcher) == 1
+    assert len(site.jobs) == 1
     site.lose(spec)
-    assert site.cluster.dropped == [spec.key]
+    assert site.cluster.released == [spec.key]
     assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
-    assert len(site.dispatcher) == 0
+    assert len(site.jobs) == 0
 
 
 @pytest.mark.parametrize("kind", ["stale", "gone"])
@@ -724,9 +726,9 @@ def test_a_job_that_is_ours_no_longer_is_stopped_and_let_go(site: Site, kind: st
     site.dispatcher.on_verdict("a", kind)
     assert site.cluster.stopped == [("w1", spec.key)]
     site.cluster.answer("w1", spec.key)
-    assert site.cluster.dropped == [spec.key]
+    assert site.cluster.released == [spec.key]
     assert site.forgotten == [("a", 1)]
-    assert len(site.dispatcher) == 0
+    assert len(site.jobs) == 0
     assert not run.says(S.SUCCESS)
     assert len(site.events) == said
 

@@ -99,11 +99,11 @@ class Histories(RuleBasedStateMachine):
                 spec = self.site.cluster.specs[key]
                 self.keys[key] = Key(spec)
                 self.check_inputs(spec)
-        for name in self.site.cluster.dropped:
+        for name in self.site.cluster.released:
             if name in self.keys:  # else it was never submitted
                 self.keys[name].over = True
                 self.keys[name].holder = None
-        self.site.cluster.dropped.clear()
+        self.site.cluster.released.clear()
         for place in self.site.cluster.stopped:
             self.refused.add(place)
             for doing in self.doings:
@@ -135,7 +135,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(job=st.sampled_from(JOBS))
     def submit_again(self, job: str) -> None:
-        if self.site.dispatcher.has(job):
+        if job in self.site.jobs:
             self.site.dispatcher.accept([self.specs[job]])
 
     @rule(job=st.sampled_from(JOBS))
@@ -157,8 +157,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def ask_girder(self) -> None:
-        asked = self.site.dispatcher.dependencies.unknown()
-        self.site.dispatcher.dependencies.learn(
+        asked = self.site.dependencies.unknown()
+        self.site.dispatcher.on_dependency_states(
             asked, {i: {"status": self.status(i)} for i in asked}
         )
 
@@ -234,7 +234,7 @@ class Histories(RuleBasedStateMachine):
         for key in self.keys.values():
             if key.holder == lost:
                 key.holder = None
-                if not self.site.dispatcher.is_open(key.spec.key):
+                if not self.site.jobs.is_open(key.spec.key):
                     self.site.dispatcher.on_forgotten(key.spec.key)
         if data.draw(st.booleans()):  # else it was only thought dead
             for doing in self.doings:
@@ -272,14 +272,14 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def dask_forgets(self, data: st.DataObject) -> None:
         """Its account was waited for in vain."""
-        is_open = self.site.dispatcher.is_open
+        is_open = self.site.jobs.is_open
         ended = [k for k in self.keys.values() if k.over]
         over = [k for k in ended if k.holder is None or is_open(k.spec.key)]
         if over:
             self.forget(data.draw(st.sampled_from(over)))
 
     def forget(self, key: Key) -> None:
-        if self.site.dispatcher.is_open(key.spec.key):
+        if self.site.jobs.is_open(key.spec.key):
             self.site.dispatcher.on_forgotten(key.spec.key)
 
     # -- what must hold ----------------------------------------------------------------------
@@ -343,8 +343,8 @@ class Histories(RuleBasedStateMachine):
         for job in self.specs:
             ends = [status for _, status in self.site.history(job) if status in FINAL]
             assert len(ends) == 1, f"job {job}: {self.site.history(job)}"
-        assert len(self.site.dispatcher) == 0
-        assert len(self.site.dispatcher.retained) == 0
+        assert len(self.site.jobs) == 0
+        assert len(self.site.retained) == 0
         held = {key.spec.key for key in self.keys.values() if key.holder is not None}
         assert not held, "values that nobody has an account of"
 
@@ -378,18 +378,18 @@ class Histories(RuleBasedStateMachine):
                 self.site.dispatcher.on_assigned(key.spec.key, key.worker)
             return True
         for key in self.keys.values():
-            if key.over and self.site.dispatcher.is_open(key.spec.key):
+            if key.over and self.site.jobs.is_open(key.spec.key):
                 self.forget(key)
                 return True
         return self.let_time_pass()
 
     def let_time_pass(self) -> bool:
-        if self.site.dispatcher.dependencies.unknown() and not self.asked:
+        if self.site.dependencies.unknown() and not self.asked:
             self.ask_girder()
             self.asked = True
             return True
         self.asked = False
-        if any(self.site.dispatcher.has(job) and self.status(job) in FINAL for job in JOBS):
+        if any(job in self.site.jobs and self.status(job) in FINAL for job in JOBS):
             for job in JOBS:
                 self.acknowledge(job)
             return True

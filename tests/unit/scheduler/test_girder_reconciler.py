@@ -14,16 +14,22 @@ class Site:
         self.now = 0.0
         self.here = {"a", "b", "c", "d", "e"}
         self.there = ["a", "b", "c", "d", "e"]
-        self.audit = GirderReconciler(self.here.__contains__, interval=60.0, clock=lambda: self.now)
+        self.reconciler = GirderReconciler(
+            self.here,  # type: ignore[arg-type]
+            interval_s=60.0,
+            clock=lambda: self.now,
+        )
 
     def lacking(self) -> list[str]:
-        return [job_id for job_id, attempt, sequence in self.audit.lacking() if attempt < sequence]
+        return [
+            job_id for job_id, attempt, sequence in self.reconciler.missing() if attempt < sequence
+        ]
 
     def pull(self) -> tuple[str | None, list[str]]:
         """Ask Girder as the scheduler does. Return what was asked and what was told."""
-        after, lacking = self.audit.after, self.lacking()
+        after, lacking = self.reconciler.page_after, self.lacking()
         page = None if after is None else [(i, 1, 7) for i in self.there if i > after][:2]
-        self.audit.hear(page)
+        self.reconciler.on_page(page)
         return after, lacking
 
 
@@ -56,10 +62,10 @@ def test_what_came_here_meanwhile_is_not_lacking(site: Site) -> None:
 def test_without_an_answer_the_same_is_asked_and_told_again(site: Site) -> None:
     site.here.discard("a")
     site.pull()
-    assert (site.audit.after, site.lacking()) == ("b", ["a"])
+    assert (site.reconciler.page_after, site.lacking()) == ("b", ["a"])
     assert site.pull() == ("b", ["a"])
 
 
 def test_a_girder_that_knows_no_pages_is_asked_again_and_told_nothing(site: Site) -> None:
-    site.audit.hear(None)
-    assert (site.audit.after, site.lacking()) == ("", [])
+    site.reconciler.on_page(None)
+    assert (site.reconciler.page_after, site.lacking()) == ("", [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.scheduler.pending_reasons import _MOST
+from girder_dask.scheduler.pending_reasons import _MAX_REPORTS
 from tests.support.dispatch_site import Site
 
 NONE = "no worker is there"
@@ -17,7 +17,7 @@ def told(site: Site, job_id: str = "a") -> list[str]:
 
 def look(site: Site, seconds: float = 0.0) -> None:
     site.cluster.now += seconds
-    site.dispatcher.pending.look()
+    site.pending.scan()
 
 
 def lack(site: Site, spec: JobSpec, reason: str = NONE) -> JobSpec:
@@ -146,7 +146,7 @@ def test_in_the_end_it_is_given_up_if_so_configured() -> None:
     site = Site()
     spec = lack(site, site.accept("a"))
     blocked = site.accept("b", dependencies=["elsewhere"])
-    site.dispatcher.pending.timeout = 10
+    site.pending.timeout_s = 10
     look(site)
     look(site, 9)
     lack(site, spec, GPU)  # it lacks a worker all the same
@@ -160,13 +160,13 @@ def test_in_the_end_it_is_given_up_if_so_configured() -> None:
     assert "girder.scheduler.no-worker-timeout" in error
     look(site, 100)
     assert site.history("b") == [], "it needs no worker yet"
-    assert site.dispatcher.has(blocked.id)
+    assert blocked.id in site.jobs
 
 
 def test_the_time_without_a_worker_begins_anew_after_one() -> None:
     site = Site()
     spec = lack(site, site.accept("a"))
-    site.dispatcher.pending.timeout = 10
+    site.pending.timeout_s = 10
     look(site)
     look(site, 9)
     site.cluster.lacking.clear()
@@ -181,7 +181,7 @@ def test_the_time_without_a_worker_begins_anew_after_one() -> None:
 
 def test_a_long_queue_is_told_in_parts_and_looked_at_less_often() -> None:
     site = Site()
-    number = 2 * _MOST + 10
+    number = 2 * _MAX_REPORTS + 10
     for n in range(number):
         lack(site, site.accept(str(n)))
     look(site)
@@ -190,5 +190,5 @@ def test_a_long_queue_is_told_in_parts_and_looked_at_less_often() -> None:
         before = len(site.events)
         look(site, 3)
         counts.append(len(site.events) - before)
-    assert counts == [_MOST, _MOST, 10, 0]
-    assert site.dispatcher.pending.look() >= 0.5
+    assert counts == [_MAX_REPORTS, _MAX_REPORTS, 10, 0]
+    assert site.pending.scan() >= 0.5

@@ -106,7 +106,7 @@ async def test_a_claimed_job_waits_for_inputs_that_only_girder_knows(girder: Gir
     async with running(girder) as plugin, Nanny(plugin._scheduler.address, nthreads=1):
         await soon(lambda: girder.ended("b") == girder.ended("c") == S.SUCCESS)
         await soon(lambda: girder.ended("d") == S.ERROR)
-        await soon(lambda: not len(plugin.dispatcher))
+        await soon(lambda: not len(plugin.dispatcher.jobs))
         await soon(lambda: not plugin._scheduler.tasks)
     asked = [json.loads(b)["ids"] for b in girder.peer.bodies if b.startswith(b'{"ids"')]
     assert asked == [["a", "x"], ["a", "x"], ["a"]]
@@ -185,7 +185,10 @@ async def test_what_began_unheard_on_a_worker_that_had_stolen_it_is_another_atte
                 nanny = await nannies.enter_async_context(Nanny(address, nthreads=1))
                 await soon(lambda: numbers(tally) == ["1 1"])
                 other = await nannies.enter_async_context(Nanny(address, nthreads=1))
-                plugin.dispatcher.jobs["tally-a-1"].worker = other.worker_address
+                jobs = plugin.dispatcher.jobs
+                job = jobs.by_key("tally-a-1")
+                assert job is not None
+                jobs.place(job, other.worker_address)
                 thief = nanny.worker_address
                 await plugin._scheduler.remove_worker(thief, stimulus_id="lost")
             await soon(lambda: girder.ended("a") == S.SUCCESS)
@@ -227,7 +230,7 @@ async def test_another_attempt_begins_when_girder_has_heard_of_it(
     girder: Girder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else another scheduler would give its number to another run."""
-    monkeypatch.setattr("girder_dask.scheduler.rpc._ANSWER_TIME", 0.1)
+    monkeypatch.setattr("girder_dask.scheduler.rpc._ANSWER_TIMEOUT_S", 0.1)
     tally, girder_path = tmp_path / "tally", "POST dask/job/updates"
     girder.specs = [spec("a", "tally", str(tally), 1, [60.0, 0.0])]
     async with running(girder) as plugin:
@@ -252,25 +255,27 @@ async def test_a_job_that_goes_to_another_scheduler_is_not_taken(girder: Girder)
         assert await plugin.rpc.girder_hello() == {"scheduler": plugin.id}
         wire = spec("a", "add_one", 1).to_wire()
         assert await plugin.rpc.girder_submit("before", [wire]) == {"accepted": []}
-        assert not plugin.dispatcher.has("a")
+        assert "a" not in plugin.dispatcher.jobs
         assert await plugin.rpc.girder_submit(plugin.id, [wire]) == {"accepted": ["a"]}
-        assert plugin.dispatcher.has("a")
+        assert "a" in plugin.dispatcher.jobs
 
 
 async def test_doctor_is_told_that_claims_are_refused(girder: Girder) -> None:
     claim = girder.peer.answers["POST dask/job/claim"]
     girder.peer.answers["POST dask/job/claim"] = lambda _peer: (500, {"message": "malformed"})
     async with running(girder) as plugin:
-        await soon(lambda: plugin.rpc.claim_error is not None)
+        await soon(lambda: plugin.claims.error is not None)
         told = (await plugin.rpc.girder_status())["claim_error"]
         assert "answered 500" in told
         girder.peer.answers["POST dask/job/claim"] = claim
-        await soon(lambda: plugin.rpc.claim_error is None)
+        await soon(lambda: plugin.claims.error is None)
 
 
 async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
     async with running(girder) as plugin:
-        plugin._loop.call_later(0.2, lambda: plugin.dispatcher.accept([spec("a", "add_one", 1)]))
+        asyncio.get_running_loop().call_later(
+            0.2, lambda: plugin.dispatcher.accept([spec("a", "add_one", 1)])
+        )
         assert await plugin.rpc.girder_pin(["a"], "nobody") == {"a": "add_one-a-1"}
         assert (await plugin.rpc.girder_status())["kept"] == 0
 
@@ -278,7 +283,7 @@ async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
 async def test_what_never_arrives_has_no_key(
     girder: Girder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.rpc._PIN_TIME", 0.1)
+    monkeypatch.setattr("girder_dask.scheduler.rpc._PIN_TIMEOUT_S", 0.1)
     async with running(girder) as plugin:
         assert await plugin.rpc.girder_pin(["a"], "nobody") == {}
 
@@ -286,7 +291,7 @@ async def test_what_never_arrives_has_no_key(
 async def test_workers_that_are_gone_are_not_remembered_for_ever(
     girder: Girder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.rpc._MOST_OUTBOXES", 3)
+    monkeypatch.setattr("girder_dask.scheduler.rpc._MAX_OUTBOXES", 3)
     async with running(girder) as plugin:
         for n in range(10):
             await plugin.rpc.girder_events(f"outbox{n}", 1, [])
@@ -305,7 +310,7 @@ async def test_a_job_does_not_wait_behind_a_long_one_while_a_thread_is_free(
         async with Nanny(address, nthreads=1), Nanny(address, nthreads=1):
             long = [spec(gate.name, "hold", str(gate)) for gate in gates]
             plugin.dispatcher.accept(long)
-            await soon(lambda: all(plugin.dispatcher.jobs[s.key].run for s in long))
+            await soon(lambda: all(plugin.dispatcher.jobs.by_key(s.key).run for s in long))
             late = [spec(f"late{n}", "hold", str(tmp_path)) for n in range(2)]
             plugin.dispatcher.accept(late)
             await soon(lambda: all(place(s.key) for s in late))

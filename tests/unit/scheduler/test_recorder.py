@@ -59,8 +59,9 @@ class Girder:
 @contextlib.asynccontextmanager
 async def recording(girder: Girder, **options: Any) -> AsyncIterator[Recorder]:
     options = {"retry_delay": 0.0, "interval": 0.0} | options
-    recorder = Recorder(girder.post, girder.verdict, **options)
-    task = asyncio.create_task(recorder.run())
+    on_recorded = options.pop("on_recorded", lambda *_: None)
+    recorder = Recorder(girder.post, **options)
+    task = asyncio.create_task(recorder.run(girder.verdict, on_recorded))
     try:
         yield recorder
         assert not task.done(), f"the recorder has died: {task.exception()!r}"
@@ -148,10 +149,10 @@ async def test_an_exception_travels_with_the_error_and_counts() -> None:
         recorder.record(event(log="x"))
         recorder.record(event(status=int(S.ERROR), error="no", exception=b"e" * 2000))
         await soon(lambda: girder.requests)
-        assert recorder._bytes > 2000
+        assert recorder._pending_bytes > 2000
         girder.gate.set()
         assert await recorder.flush(SECONDS)
-        assert recorder._bytes == 0
+        assert recorder._pending_bytes == 0
     (update,) = girder.requests[0]
     assert (update.error, update.exception) == ("no", b"e" * 2000)
 
@@ -230,7 +231,10 @@ async def test_a_failed_request_is_sent_again_as_it_was_before_anything_else() -
     assert recorder.error is None
 
 
-async def test_it_waits_longer_after_each_failure_up_to_the_most() -> None:
+async def test_it_waits_longer_after_each_failure_up_to_the_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("girder_dask.utils.backoff._random.random", lambda: 0.0)  # no jitter
     girder = Girder()
     girder.failures = [GirderError("Girder is away.")] * 5
     async with recording(girder, retry_delay=0.05, retry_delay_max=0.2) as recorder:
@@ -290,7 +294,7 @@ async def test_bytes_are_counted_until_they_are_acknowledged() -> None:
 async def test_a_job_that_floods_does_not_hold_up_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.recorder._MOST_BYTES", 1000)
+    monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_REQUEST_BYTES", 1000)
     girder = Girder()
     girder.gate.clear()
     async with recording(girder) as recorder:
@@ -310,7 +314,7 @@ async def test_a_job_that_floods_does_not_hold_up_the_others(
 async def test_room_for_a_job_is_there_when_girder_has_taken_its_output(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.recorder._MOST_WAITING_OF_A_JOB", 1000)
+    monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_JOB_BYTES", 1000)
     girder = Girder()
     girder.gate.clear()
     async with recording(girder) as recorder:
@@ -326,14 +330,14 @@ async def test_room_for_a_job_is_there_when_girder_has_taken_its_output(
         recorder.record(event("a", log="x" * 2000))
         recorder.forget("a", 1)
         await asyncio.wait_for(recorder.room_for("a"), SECONDS)
-        assert not recorder._bytes_of
+        assert not recorder._bytes_by_job
 
 
 async def test_a_log_that_is_too_long_for_a_request_is_sent_in_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As when Girder was away for long; it refuses a body that is too large."""
-    monkeypatch.setattr("girder_dask.scheduler.recorder._MOST_BYTES", 1000)
+    monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_REQUEST_BYTES", 1000)
     girder = Girder()
     girder.failures = [GirderError("away")]
     pieces = [f"{n:03}" * 100 for n in range(20)]
@@ -344,7 +348,7 @@ async def test_a_log_that_is_too_long_for_a_request_is_sent_in_parts(
         recorder.record(event("a", status=int(S.SUCCESS), result=b"r"))
         assert await recorder.flush(SECONDS)
         await asyncio.wait_for(recorder.room(), SECONDS)
-        assert recorder._bytes == 0
+        assert recorder._pending_bytes == 0
     answered = girder.requests[1:]
     assert "".join(u.log or "" for r in answered for u in r if u.id == "a") == "".join(pieces)
     assert all(sum(len(u.log or "") for u in r) <= 1500 for r in answered)
@@ -359,7 +363,7 @@ async def test_the_rest_of_a_long_log_arrives_before_the_next_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Girder takes nothing of an attempt when it has heard of a later one."""
-    monkeypatch.setattr("girder_dask.scheduler.recorder._MOST_BYTES", 4000)
+    monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_REQUEST_BYTES", 4000)
     girder = Girder()
     async with recording(girder) as recorder:
         for n in range(20):
@@ -370,7 +374,7 @@ async def test_the_rest_of_a_long_log_arrives_before_the_next_attempt(
         assert await recorder.flush(SECONDS)
         recorder.forget("a", 3)
         recorder.forget("b", 1)
-        assert not recorder._sequences, "nor of its earlier attempts"
+        assert not recorder._delivery._sequences, "nor of its earlier attempts"
     assert girder.log("a") == "".join(f"{n:03}" * 100 for n in range(20))
     attempts = [u.attempt for r in girder.requests for u in r if u.id == "a"]
     assert attempts == sorted(attempts)
@@ -408,8 +412,8 @@ async def test_flush_says_whether_all_is_delivered() -> None:
 async def test_it_can_be_stopped_right_after_a_flush() -> None:
     """As a scheduler does that closes; it waits without a limit for the recorder to end."""
     girder = Girder()
-    recorder = Recorder(girder.post, girder.verdict, interval=A_WHILE)
-    task = asyncio.create_task(recorder.run())
+    recorder = Recorder(girder.post, interval=A_WHILE)
+    task = asyncio.create_task(recorder.run(girder.verdict))
     girder.gate.clear()
     recorder.record(event(log="1"))
     await soon(lambda: girder.requests)
@@ -452,8 +456,8 @@ async def test_after_its_end_nothing_is_remembered_of_a_job() -> None:
         recorder.record(event("b", log="x"))
         assert await recorder.flush(SECONDS)
         recorder.forget("b", 1)
-        assert not recorder._sequences
-        assert not recorder._waiting
+        assert not recorder._delivery._sequences
+        assert not recorder._pending
 
 
 async def test_it_is_told_which_attempts_girder_has_heard_of() -> None:
@@ -467,11 +471,11 @@ async def test_it_is_told_which_attempts_girder_has_heard_of() -> None:
         return {"stale": ["b"], "gone": ["c"], "cancel": ["d"]}
 
     girder.answer = answer
-    async with recording(girder, heard=lambda *what: heard.append(what)) as recorder:
+    async with recording(girder, on_recorded=lambda *what: heard.append(what)) as recorder:
         for job in "abcd":
             recorder.record(event(job, 1, status=int(S.RUNNING)))
             recorder.record(event(job, 2, status=int(S.QUEUED)))
-        waiting = asyncio.create_task(recorder.until(lambda: ("a", 2) in heard))
+        waiting = asyncio.create_task(recorder.wait_until(lambda: ("a", 2) in heard))
         assert await recorder.flush(SECONDS)
         await asyncio.wait_for(waiting, SECONDS)
     assert heard == [("a", 1), ("a", 2), ("d", 1), ("d", 2)]
@@ -483,7 +487,7 @@ async def test_it_is_told_which_attempts_girder_has_heard_of() -> None:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.recorder._RECEIPT_DELAY", 0.0)
+    monkeypatch.setattr("girder_dask.scheduler.recorder._ACKNOWLEDGEMENT_DELAY_S", 0.0)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -627,12 +631,11 @@ def test_every_log_arrives_once_and_in_order(
     async def main() -> None:
         recorder = Recorder(
             receiver.post,
-            lambda *_: None,
             interval=0.0,
             batch_size=batch_size,
             retry_delay=0.0,
         )
-        task = asyncio.create_task(recorder.run())
+        task = asyncio.create_task(recorder.run(lambda *_: None))
         for n, (job, attempt, status, pause) in enumerate(steps):
             recorder.record(event(job, attempt, log=f"{n},", status=status))
             log[job, attempt] += f"{n},"

@@ -30,7 +30,7 @@ Key = tuple[str, int]  # a job and an attempt of it
 Answer = dict[str, list[str]]
 
 # Of what a log waits, a request takes so little that long ones go in parts.
-SMALL = {"_MOST_BYTES": 1600, "_MOST_RECEIPTS": 2, "_RECEIPT_DELAY": 0.0}
+SMALL = {"_MAX_REQUEST_BYTES": 1600, "_MAX_ACKNOWLEDGEMENTS": 2, "_ACKNOWLEDGEMENT_DELAY_S": 0.0}
 
 
 @dataclass
@@ -156,15 +156,13 @@ class Deliveries(RuleBasedStateMachine):
         async def make() -> Recorder:
             return Recorder(
                 self.post,
-                self.verdict,
-                self.hear,
                 interval=0.0,
                 batch_size=batch_size,
                 retry_delay=0.0,
             )
 
         self.recorder = self.loop.run_until_complete(make())
-        self.task = self.loop.create_task(self.recorder.run())
+        self.task = self.loop.create_task(self.recorder.run(self.verdict, self.hear))
 
     def spin(self) -> None:
         """Let the recorder come as far as it can."""
@@ -428,9 +426,13 @@ class Deliveries(RuleBasedStateMachine):
         for job in self.jobs.values():
             assert done[job.id] == 1 or (job.release and done[job.id] == 0)
         recorder = self.recorder
-        assert (recorder._waiting, recorder._sequences, recorder._receipts) == ({}, {}, {})
-        assert (recorder._under_way, recorder._receipts_under_way) == ([], [])
-        assert (recorder._bytes, recorder._bytes_of) == (0, {})
+        assert (recorder._pending, recorder._delivery._sequences, recorder._acknowledgements) == (
+            {},
+            {},
+            {},
+        )
+        assert (recorder._in_flight, recorder._acknowledgements_in_flight) == ([], [])
+        assert (recorder._pending_bytes, recorder._bytes_by_job) == (0, {})
 
 
 TestDeliveries = Deliveries.TestCase

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import pytest
 
+from girder_dask.scheduler.dependency_graph import DependencyGraph
 from girder_dask.scheduler.retention import RetainedResults
 from tests.support.dispatch_site import MemoryCluster
 
 
 class Shelf:
-    """Values of which nobody needs any, unless they are in ``needed``."""
+    """Results that no job needs, unless :meth:`need` says so."""
 
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
-        self.needed: set[str] = set()
-        self.kept = RetainedResults(
+        self.graph = DependencyGraph()
+        self.retained = RetainedResults(
             self.cluster,
-            self.needed.__contains__,
-            seconds=100.0,
-            nbytes=1000,
-            clock=lambda: self.cluster.now,
+            self.graph,
+            ttl_s=100.0,
+            max_bytes=1000,
         )
 
+    def need(self, job_id: str) -> None:
+        self.graph.add("dependent", [job_id])
+
+    def need_nothing(self) -> None:
+        self.graph.remove("dependent")
+
     def add(self, job_id: str, nbytes: int = 10, *, stored: bool = False) -> None:
-        self.kept.add(job_id, f"key-{job_id}", nbytes, stored=stored)
+        self.retained.add(job_id, f"key-{job_id}", nbytes, stored=stored)
 
     @property
     def jobs(self) -> str:
-        return "".join(i for i in "abcdefgh" if self.kept.key(i) is not None)
+        return "".join(i for i in "abcdefgh" if self.retained.key(i) is not None)
 
 
 @pytest.fixture
@@ -37,19 +43,19 @@ def shelf() -> Shelf:
 
 def test_what_girder_has_and_nobody_needs_is_let_go_of_at_once(shelf: Shelf) -> None:
     shelf.add("a", stored=True)
-    assert shelf.cluster.dropped == ["key-a"]
-    assert len(shelf.kept) == 0
+    assert shelf.cluster.released == ["key-a"]
+    assert len(shelf.retained) == 0
     assert shelf.cluster.next_time() is None
 
 
 def test_what_girder_has_stays_while_it_is_needed(shelf: Shelf) -> None:
-    shelf.needed.add("a")
+    shelf.need("a")
     shelf.add("a", stored=True)
     shelf.cluster.advance(1000)
     assert shelf.jobs == "a"
-    shelf.needed.clear()
-    shelf.kept.reconsider("a")
-    assert shelf.cluster.dropped == ["key-a"]
+    shelf.need_nothing()
+    shelf.retained.release_if_unneeded("a")
+    assert shelf.cluster.released == ["key-a"]
 
 
 def test_what_only_the_cluster_has_stays_for_its_time(shelf: Shelf) -> None:
@@ -62,25 +68,25 @@ def test_what_only_the_cluster_has_stays_for_its_time(shelf: Shelf) -> None:
     assert shelf.jobs == "b"
     shelf.cluster.advance(50)
     assert shelf.jobs == ""
-    assert shelf.cluster.dropped == ["key-a", "key-b"]
-    assert shelf.kept.nbytes == 0
+    assert shelf.cluster.released == ["key-a", "key-b"]
+    assert shelf.retained.nbytes == 0
     assert shelf.cluster.next_time() is None
 
 
 def test_a_value_is_let_go_of_when_it_is_no_longer_needed_after_its_time(shelf: Shelf) -> None:
-    shelf.needed.add("a")
+    shelf.need("a")
     shelf.add("a")
     shelf.cluster.advance(60)
     shelf.add("b")
-    shelf.needed.clear()
-    shelf.kept.reconsider("a")
+    shelf.need_nothing()
+    shelf.retained.release_if_unneeded("a")
     shelf.cluster.advance(41)
     assert shelf.jobs == "b", "the time of a value does not depend on that of another"
-    shelf.needed.add("b")
+    shelf.need("b")
     shelf.cluster.advance(200)
     assert shelf.jobs == "b"
-    shelf.needed.clear()
-    shelf.kept.reconsider("b")
+    shelf.need_nothing()
+    shelf.retained.release_if_unneeded("b")
     assert shelf.jobs == ""
 
 
@@ -90,21 +96,21 @@ def test_the_oldest_go_when_there_are_too_many_bytes(shelf: Shelf) -> None:
     assert shelf.jobs == "bc"
     shelf.add("d", 900)
     assert shelf.jobs == "d"
-    assert shelf.kept.nbytes == 900
+    assert shelf.retained.nbytes == 900
     shelf.add("e", 1001)
     assert shelf.jobs == ""
 
 
 def test_what_is_needed_or_wanted_does_not_count(shelf: Shelf) -> None:
-    shelf.needed.add("a")
+    shelf.need("a")
     shelf.cluster.wanted.add("key-b")
     for job in "abc":
         shelf.add(job, 800)
     assert shelf.jobs == "abc"
     shelf.add("d", 300)
     assert shelf.jobs == "abd"
-    shelf.needed.clear()
-    shelf.kept.reconsider("a")
+    shelf.need_nothing()
+    shelf.retained.release_if_unneeded("a")
     assert shelf.jobs == "bd"
 
 
@@ -120,10 +126,10 @@ def test_what_a_notebook_wants_stays_until_it_does_no_more(shelf: Shelf) -> None
 
 def test_what_is_lost_is_not_dropped(shelf: Shelf) -> None:
     shelf.add("a", 400)
-    assert "key-a" in shelf.kept
-    shelf.kept.lose("key-a")
-    shelf.kept.lose("key-a")
-    shelf.kept.reconsider("a")
-    shelf.kept.release("a")
-    assert (shelf.jobs, shelf.kept.nbytes, shelf.cluster.dropped) == ("", 0, [])
-    assert "key-a" not in shelf.kept
+    assert "key-a" in shelf.retained
+    shelf.retained.on_lost("key-a")
+    shelf.retained.on_lost("key-a")
+    shelf.retained.release_if_unneeded("a")
+    shelf.retained.release("a")
+    assert (shelf.jobs, shelf.retained.nbytes, shelf.cluster.released) == ("", 0, [])
+    assert "key-a" not in shelf.retained

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from girder_dask.scheduler import run_reports as module
 from girder_dask.scheduler.run_reports import RunReports
+from girder_dask.utils.background import Guard, repeat
 from tests.support.deadline import soon
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAUSE", 0.02)
-    monkeypatch.setattr(module, "_ACCOUNT_TIME", 0.2)
+    monkeypatch.setattr(module, "CHECK_INTERVAL_S", 0.02)
+    monkeypatch.setattr(module, "_REPORT_TIMEOUT_S", 0.2)
 
 
 class Site:
@@ -25,29 +28,35 @@ class Site:
     def __init__(self) -> None:
         self.open = {"a", "b"}
         self.workers = {"w"}
-        self.held_up = False
+        self.recorder = SimpleNamespace(is_full=False)
         self.acted: list[str] = []
-        self.accounts = RunReports(
-            self.open.__contains__, self.workers.__contains__, lambda: self.held_up
+        loop = asyncio.get_running_loop()
+        self.reports = RunReports(
+            SimpleNamespace(is_open=self.open.__contains__),  # type: ignore[arg-type]
+            SimpleNamespace(time=loop.time, has_worker=self.workers.__contains__),  # type: ignore[arg-type]
+            self.recorder,  # type: ignore[arg-type]
         )
 
     def wait_for(self, key: str) -> None:
-        self.accounts.await_report(key, "w", lambda: self.act(key))
+        self.reports.wait_for(key, "w", lambda: self.act(key))
 
     def act(self, key: str) -> None:
         self.acted.append(key)
         self.open.discard(key)
 
 
-@contextmanager
-def opened() -> Iterator[Site]:
+@asynccontextmanager
+async def opened() -> AsyncIterator[Site]:
     site = Site()
+    guard = Guard(logging.getLogger("girder_dask.tests"), "The check")
+    checks = repeat(site.reports.check, guard, interval_s=module.CHECK_INTERVAL_S)
+    task = asyncio.create_task(checks)
     yield site
-    site.accounts.close()
+    task.cancel()
 
 
 async def test_an_account_that_comes_is_all() -> None:
-    with opened() as site:
+    async with opened() as site:
         site.wait_for("a")
         site.open.discard("a")
         await asyncio.sleep(0.4)
@@ -55,7 +64,7 @@ async def test_an_account_that_comes_is_all() -> None:
 
 
 async def test_who_is_gone_says_nothing_more() -> None:
-    with opened() as site:
+    async with opened() as site:
         site.wait_for("a")
         site.wait_for("b")
         site.open.discard("b")
@@ -64,7 +73,7 @@ async def test_who_is_gone_says_nothing_more() -> None:
 
 
 async def test_who_is_there_has_its_time() -> None:
-    with opened() as site:
+    async with opened() as site:
         site.wait_for("a")
         await asyncio.sleep(0.1)
         assert site.acted == []
@@ -72,12 +81,12 @@ async def test_who_is_there_has_its_time() -> None:
 
 
 async def test_nobody_is_late_who_is_made_to_wait() -> None:
-    with opened() as site:
-        site.held_up = True
+    async with opened() as site:
+        site.recorder.is_full = True
         site.wait_for("a")
         await asyncio.sleep(0.5)
         assert site.acted == []
-        site.held_up = False
+        site.recorder.is_full = False
         await asyncio.sleep(0.1)
         assert site.acted == []
         await soon(lambda: site.acted == ["a"])
@@ -89,8 +98,8 @@ async def test_one_that_cannot_be_acted_on_does_not_hold_up_the_others(
     def fail() -> None:
         raise ValueError("odd")
 
-    with opened() as site:
-        site.accounts.await_report("b", "w", fail)
+    async with opened() as site:
+        site.reports.wait_for("b", "w", fail)
         site.wait_for("a")
         await soon(lambda: site.acted == ["a"])
-    assert "Acting on the end of b that Dask saw failed" in caplog.text
+    assert "Handling the end of b that Dask reported failed" in caplog.text

@@ -20,31 +20,31 @@ class DaskWorker:
 
 
 def too_large(known: WorkerLosses, worker: str = A) -> list[str]:
-    return known.heard("worker-restart-memory", {"worker": worker, "rss": 960 * MIB, "pid": 7})
+    return known.on_event("worker-restart-memory", {"worker": worker, "rss": 960 * MIB, "pid": 7})
 
 
 def test_a_nanny_tells_that_it_ended_a_worker_for_its_memory() -> None:
     known = WorkerLosses()
-    known.joined(A, DaskWorker())
+    known.on_joined(A, DaskWorker())
     assert too_large(known) == [A]
-    assert known.why(A) == (
+    assert known.reason(A) == (
         "its nanny ended it for using too much memory, 0.94 GiB of its limit of 0.98 GiB"
     )
-    assert known.why(B) == ""
+    assert known.reason(B) == ""
 
 
 def test_a_worker_that_joins_again_is_another_one() -> None:
     known = WorkerLosses()
     too_large(known)
-    known.joined(A, DaskWorker())
-    assert known.why(A) == ""
+    known.on_joined(A, DaskWorker())
+    assert known.reason(A) == ""
 
 
 def test_the_scheduler_tells_that_workers_were_silent() -> None:
     known = WorkerLosses()
     event = {"action": "worker-ttl-timed-out", "workers": [A, B], "ttl": 300.0}
-    assert known.heard("scheduler", event) == [A, B]
-    assert known.why(A) == known.why(B) == "it was silent for more than 300 s"
+    assert known.on_event("scheduler", event) == [A, B]
+    assert known.reason(A) == known.reason(B) == "it was silent for more than 300 s"
 
 
 @pytest.mark.parametrize(
@@ -53,30 +53,30 @@ def test_the_scheduler_tells_that_workers_were_silent() -> None:
 )
 def test_other_events_say_nothing(topic: str, message: object) -> None:
     known = WorkerLosses()
-    assert known.heard(topic, message) == []
-    assert known.why(A) == ""
+    assert known.on_event(topic, message) == []
+    assert known.reason(A) == ""
 
 
 def test_of_a_sudden_death_there_is_what_the_worker_said_last() -> None:
     known = WorkerLosses()
     worker = DaskWorker()
-    known.joined(A, worker)
-    assert known.why(A) == ""
+    known.on_joined(A, worker)
+    assert known.reason(A) == ""
     worker.metrics = {"memory": 500 * MIB}
-    assert known.why(A) == ""
+    assert known.reason(A) == ""
     worker.metrics = {"memory": 900 * MIB}
-    assert known.why(A) == (
+    assert known.reason(A) == (
         "it may have run out of memory, as it was last seen to use 900.00 MiB of its limit of "
         "0.98 GiB"
     )
     worker.memory_limit = 0  # it has none
-    assert known.why(A) == ""
+    assert known.reason(A) == ""
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_losses, "_MOST", 2)
+    monkeypatch.setattr(worker_losses, "_MAX_WORKERS", 2)
     known = WorkerLosses()
     for n in range(4):
-        known.joined(f"w{n}", DaskWorker(metrics={"memory": 990 * MIB}))
+        known.on_joined(f"w{n}", DaskWorker(metrics={"memory": 990 * MIB}))
         too_large(known, f"w{n}")
-    assert [bool(known.why(f"w{n}")) for n in range(4)] == [False, False, True, True]
+    assert [bool(known.reason(f"w{n}")) for n in range(4)] == [False, False, True, True]

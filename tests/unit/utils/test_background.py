@@ -25,7 +25,7 @@ from girder_dask.errors import CancelInterrupt
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.json_values import packed_message
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.utils.background import Guard, log_failure
+from girder_dask.utils.background import Guard, log_failure, repeat
 from girder_dask.worker import cancellation
 from girder_dask.worker import plugin as hooks
 from girder_dask.worker.interruption import thread_interrupter
@@ -120,10 +120,38 @@ def test_a_task_that_nobody_awaits_tells_its_error(caplog: pytest.LogCaptureFixt
     assert len(kept) == 2
 
 
+async def test_a_repeated_step_sets_the_pause_and_no_error_ends_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await real(0)
+
+    results = iter([7.0, None, Injected("one"), Injected("one"), None, 0.0])
+
+    async def step() -> float | None:
+        result = next(results, None)
+        if isinstance(result, Exception):
+            raise result
+        if len(pauses) == 5:
+            task.cancel()
+        return result
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    guard = Guard(logger, "The step", first_delay_s=4.0, max_delay_s=9.0, jitter=0.0)
+    task = asyncio.create_task(repeat(step, guard, interval_s=5.0))
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert pauses == [7.0, 5.0, 5.0, 8.0, 5.0, 0.0]
+    assert told(caplog) == ["The step failed and goes on: Injected: one"]
+
+
 #: The modules that begin something in the background. Whoever adds one guards its steps (or has it
 #: ``watched``), and adds a place to ``PLACES`` here or in ``test_background_services.py``.
 IN_THE_BACKGROUND = {
-    "scheduler/run_reports",
     "client/job_card",
     "worker/isolation/child",
     "scheduler/dask_cluster",
@@ -143,6 +171,7 @@ IN_THE_BACKGROUND = {
     "plugin/store/unreachable",
     "scheduler/recorder",
     "scheduler/plugin",
+    "scheduler/worker_rpc",
     "worker/termination",
     "worker/isolation/fork_server_supervisor",
     "worker/cancellation",
@@ -163,10 +192,8 @@ def test_everything_in_the_background_has_its_place_here() -> None:
         names = {f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls}
         if names & BEGINNINGS:
             found.add(str(path.relative_to(root).with_suffix("")))
-    passing_on = {
-        "scheduler/dispatcher",
-        "scheduler/retention",
-    }  # what they begin, dask_cluster guards
+    # What they begin, scheduler/dask_cluster guards.
+    passing_on = {"scheduler/retention", "scheduler/transitions"}
     assert found - passing_on == IN_THE_BACKGROUND
 
 

@@ -133,7 +133,7 @@ class Scheduler:
             self.site.dispatcher.on_verdict(job, "stale")
         for update in updates:
             if update.id not in stale:
-                self.site.dispatcher.attempts.heard(update.id, update.attempt)
+                self.site.jobs.on_recorded(update.id, update.attempt)
             if update.statuses and update.statuses[-1][0] in FINAL:
                 self.site.dispatcher.on_verdict(update.id, "done")
 
@@ -201,10 +201,10 @@ class Numbers(RuleBasedStateMachine):
                 if name not in scheduler.keys:
                     pinned = len(scheduler.keys) % 2 == 0  # somebody else wants it, too
                     scheduler.keys[name] = Key(scheduler, cluster.specs[name], pinned)
-            for name in cluster.dropped:
+            for name in cluster.released:
                 if name in scheduler.keys and not scheduler.keys[name].pinned:
                     scheduler.keys[name].over = True
-            cluster.dropped.clear()
+            cluster.released.clear()
             found += scheduler.keys.values()
         return [key for key in found if not key.over]
 
@@ -254,14 +254,14 @@ class Numbers(RuleBasedStateMachine):
         """Call the function if that may be, or end if it was called."""
         if doing.over:
             return
-        attempts = doing.key.scheduler.site.dispatcher.attempts
+        jobs = doing.key.scheduler.site.jobs
         if doing.called:
             doing.over = True
             ends = [S.SUCCESS, S.ERROR]
             doing.words.append(doing.run.event(ends[len(self.calls) % 2]))
         elif doing.number == 1 or (
             doing.key.scheduler in self.schedulers  # one that is lost answers nobody
-            and attempts.may_start(doing.key.spec.key, doing.number)
+            and jobs.may_start(doing.key.spec.key, doing.number)
         ):
             doing.called = True
             self.calls.append((doing.key.spec.id, doing.number))

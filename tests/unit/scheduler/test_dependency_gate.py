@@ -20,8 +20,8 @@ def site() -> Site:
 
 def answer(site: Site, **jobs: dict[str, Any]) -> list[str]:
     """Answer for Girder what the dispatcher wants to know; return what that was."""
-    asked = site.dispatcher.dependencies.unknown()
-    site.dispatcher.dependencies.learn(asked, {i: {"_id": i, **job} for i, job in jobs.items()})
+    asked = site.dependencies.unknown()
+    site.dispatcher.on_dependency_states(asked, {i: {"_id": i, **job} for i, job in jobs.items()})
     return asked
 
 
@@ -44,9 +44,9 @@ def test_a_job_waits_for_its_input_and_gets_its_key(site: Site) -> None:
     assert submitted(site) == ["a", "b"]
     assert site.cluster.values[b.key] == {"a": a.key}
     assert site.asked == 0
-    assert a.key not in site.cluster.dropped
+    assert a.key not in site.cluster.released
     site.succeed(b)
-    assert site.cluster.dropped == [a.key, b.key] or site.cluster.dropped == [b.key, a.key]
+    assert site.cluster.released == [a.key, b.key] or site.cluster.released == [b.key, a.key]
     assert site.history("b") == [(1, S.RUNNING), (1, S.SUCCESS)]
 
 
@@ -69,7 +69,7 @@ def test_a_job_waits_for_all_of_its_inputs(site: Site) -> None:
     assert site.cluster.values[c.key] == {"a": a.key, "b": b.key}
     assert submitted(site).count("c") == 1
     site.succeed(c)
-    assert sorted(site.cluster.dropped) == [a.key, b.key, c.key]
+    assert sorted(site.cluster.released) == [a.key, b.key, c.key]
 
 
 def test_jobs_may_come_before_what_they_need(site: Site) -> None:
@@ -91,9 +91,9 @@ def test_the_next_try_gets_the_values_too(site: Site) -> None:
     site.running(b).says(S.ERROR, error="no")
     site.cluster.advance(1)
     assert site.cluster.values["count-b-2"] == {"a": a.key}
-    assert a.key not in site.cluster.dropped
+    assert a.key not in site.cluster.released
     site.succeed(site.again(b))
-    assert a.key in site.cluster.dropped
+    assert a.key in site.cluster.released
 
 
 # -- inputs that fail ------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_a_job_that_waits_is_canceled_at_once(site: Site) -> None:
     assert site.history("b") == [(1, S.CANCELED)]
     site.succeed(a)
     assert submitted(site) == ["a"]
-    assert a.key in site.cluster.dropped, "nobody needs it"
+    assert a.key in site.cluster.released, "nobody needs it"
 
 
 def test_a_failed_try_of_an_input_ends_nothing(site: Site) -> None:
@@ -184,9 +184,9 @@ def test_what_girder_says_of_a_bad_input_ends_the_job(
 
 def test_an_input_may_come_into_hand_while_girder_is_asked(site: Site) -> None:
     b = site.accept("b", dependencies=["a"])
-    asked = site.dispatcher.dependencies.unknown()
+    asked = site.dependencies.unknown()
     a = site.accept("a")
-    site.dispatcher.dependencies.learn(asked, {})  # an answer from before it was recorded
+    site.dispatcher.on_dependency_states(asked, {})  # an answer from before it was recorded
     assert site.history("b") == []
     site.succeed(a)
     assert site.cluster.values[b.key] == {"a": a.key}
@@ -205,7 +205,7 @@ def test_girder_is_asked_for_an_input_that_is_taken_from_us(site: Site, kind: st
 def test_a_small_value_is_had_from_girder_when_girder_has_it(site: Site) -> None:
     a = site.accept("a")
     site.succeed(a)
-    assert site.cluster.dropped == [a.key]
+    assert site.cluster.released == [a.key]
     b = site.accept("b", dependencies=["a"])
     assert submitted(site) == ["a"], "Girder has not acknowledged it"
     site.dispatcher.on_verdict("a", "done")
@@ -221,15 +221,15 @@ def test_a_large_value_is_there_for_those_that_come_later(site: Site) -> None:
     a = site.accept("a")
     site.succeed(a, stored=False)
     site.dispatcher.on_verdict("a", "done")
-    assert site.cluster.dropped == []
+    assert site.cluster.released == []
     assert a.key in site.dispatcher, "what Dask does with it matters"
     site.cluster.advance(99)
     b = site.accept("b", dependencies=["a"])
     assert site.cluster.values[b.key] == {"a": a.key}
     site.cluster.advance(99)
-    assert site.cluster.dropped == [], "a job that runs needs it"
+    assert site.cluster.released == [], "a job that runs needs it"
     site.succeed(b)
-    assert site.cluster.dropped == [a.key, b.key] or site.cluster.dropped == [b.key, a.key]
+    assert site.cluster.released == [a.key, b.key] or site.cluster.released == [b.key, a.key]
 
 
 def test_a_large_value_that_is_gone_is_not_waited_for(site: Site) -> None:
@@ -238,7 +238,7 @@ def test_a_large_value_that_is_gone_is_not_waited_for(site: Site) -> None:
     site.succeed(a, stored=False)
     site.dispatcher.on_verdict("a", "done")
     site.cluster.advance(101)
-    assert site.cluster.dropped == [a.key]
+    assert site.cluster.released == [a.key]
     b = site.accept("b", dependencies=["a"])
     answer(site, a={"status": 3})
     assert site.cluster.values[b.key] == {}
@@ -286,9 +286,9 @@ def test_nothing_is_remembered_of_what_is_over(site: Site) -> None:
     site.succeed(b)
     for job in "ab":
         site.dispatcher.on_verdict(job, "done")
-    needs = site.dispatcher._graph
-    assert {**needs._inputs, **needs._dependents, **needs._outcomes} == {}
-    assert len(site.dispatcher) == len(site.dispatcher.retained) == 0
+    graph = site.transitions._graph
+    assert {**graph._dependencies, **graph._dependents, **graph._outcomes} == {}
+    assert len(site.jobs) == len(site.retained) == 0
     assert site.cluster.next_time() is None
 
 
@@ -301,5 +301,5 @@ def test_the_key_of_a_value_is_known_while_it_can_be_had(site: Site) -> None:
     assert site.dispatcher.key_of("a") == a.key
     b = site.accept("b")
     site.succeed(b)
-    assert site.dispatcher.has("b")
+    assert "b" in site.jobs
     assert site.dispatcher.key_of("b") is None, "Girder has it"

@@ -1,0 +1,93 @@
+"""Claims of unfinished jobs from Girder, and questions about dependencies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from girder_dask import config
+from girder_dask.errors import GirderError
+from girder_dask.protocol.messages import JobSpec
+from girder_dask.scheduler.dependency_gate import DependencyGate
+from girder_dask.scheduler.dispatcher import Dispatcher
+from girder_dask.scheduler.girder_reconciler import GirderReconciler
+from girder_dask.scheduler.girder_requests import GirderRequests
+from girder_dask.utils.background import Guard
+
+__all__ = ["JobClaims"]
+
+logger = logging.getLogger(__name__)
+
+# Jobs in one request.
+_MAX_JOBS = 500
+
+
+class JobClaims:
+    """Asks Girder for the jobs that this scheduler lacks, and about those that others depend on.
+
+    Parameters
+    ----------
+    girder
+        Makes the requests.
+    dispatcher
+        Handles the events of jobs.
+    dependencies
+        Knows which dependencies to ask about.
+    reconciler
+        Compares Girder's list of this scheduler's jobs with those that it has.
+    """
+
+    def __init__(
+        self,
+        girder: GirderRequests,
+        dispatcher: Dispatcher,
+        dependencies: DependencyGate,
+        reconciler: GirderReconciler,
+    ) -> None:
+        self._girder = girder
+        self._dispatcher = dispatcher
+        self._dependencies = dependencies
+        self._reconciler = reconciler
+        self._interval_s = config.seconds("scheduler.pull-interval")
+        # The errors are of any kind, for example with a Girder of another version.
+        self.claim_guard = self._guard("Asking Girder for unfinished jobs")
+        self.lookup_guard = self._guard("Asking Girder for the inputs of jobs")
+
+    def _guard(self, what: str) -> Guard:
+        return Guard(
+            logger,
+            what,
+            expected=(GirderError,),
+            first_delay_s=config.seconds("scheduler.retry-delay"),
+            max_delay_s=self._interval_s,
+        )
+
+    @property
+    def error(self) -> str | None:
+        """Why the last claim failed, None if it succeeded."""
+        return self.claim_guard.error
+
+    async def claim(self) -> float:
+        """Claim jobs; return how many seconds later to claim again."""
+        missing = self._reconciler.missing()
+        answer = await self._girder.claim(_MAX_JOBS, self._reconciler.page_after, missing)
+        self._dispatcher.cancel(answer["cancel"])
+        self._reconciler.on_page(answer.get("held"))
+        specs = JobSpec.from_wires(answer["specs"])
+        if specs:
+            logger.info("Girder had %d unfinished jobs for this scheduler", len(specs))
+            self._dispatcher.accept(specs)
+        is_complete = not specs and not self._reconciler.missing()
+        return self._interval_s if is_complete else 0.0
+
+    async def look_up_dependencies(self) -> None:
+        """Ask about unknown dependencies, when there are new ones or the interval is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._interval_s):
+                await self._dependencies.lookup_needed.wait()
+        self._dependencies.lookup_needed.clear()
+        ids = self._dependencies.unknown()
+        for i in range(0, len(ids), _MAX_JOBS):
+            some = ids[i : i + _MAX_JOBS]
+            self._dispatcher.on_dependency_states(some, await self._girder.states(some))

@@ -1,0 +1,116 @@
+"""The decision which jobs may start.
+
+A job whose arguments hold results of other jobs depends on them. It may start once each of them
+has ended in SUCCESS. Girder is asked for those that this scheduler does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.scheduler.dependency_graph import DependencyGraph, DependencyOutcome
+from girder_dask.scheduler.job_state import JobState, JobTable
+from girder_dask.scheduler.retention import RetainedResults
+
+__all__ = ["DependencyGate"]
+
+
+class DependencyGate:
+    """Decides which jobs may start.
+
+    Parameters
+    ----------
+    jobs
+        The table of jobs.
+    graph
+        The dependencies between jobs.
+    retained
+        The results on the cluster.
+    """
+
+    def __init__(self, jobs: JobTable, graph: DependencyGraph, retained: RetainedResults) -> None:
+        self._jobs = jobs
+        self._graph = graph
+        self._retained = retained
+        #: Set when Girder is to be asked for the jobs of :meth:`unknown`.
+        self.lookup_needed = asyncio.Event()
+
+    def resolve(self, job: JobState) -> Mapping[str, str] | DependencyOutcome | None:
+        """Resolve the dependencies of a job. It is blocked from now on, or no longer.
+
+        Returns
+        -------
+        dict
+            If it may start: by the id of each dependency whose result is on the cluster, its key.
+        DependencyOutcome
+            If it cannot run: the end of the dependency that failed.
+        None
+            If it is blocked.
+        """
+        dependencies = job.spec.dependencies or ()
+        states = {job_id: self._state(job_id) for job_id in dependencies}
+        for state in states.values():
+            if isinstance(state, DependencyOutcome) and not state.is_success:
+                job.blocked = False
+                return state
+        job.blocked = None in states.values()
+        if not job.blocked:
+            return {job_id: key for job_id, key in states.items() if isinstance(key, str)}
+        if any(state is None and job_id not in self._jobs for job_id, state in states.items()):
+            self.lookup_needed.set()
+        return None
+
+    def _state(self, job_id: str) -> str | DependencyOutcome | None:
+        """Return the key of a result, or else the end of its job, or None while that is open."""
+        job = self._jobs.get(job_id)
+        if job is not None and job.end_reported and job.status != JobStatus.SUCCESS:
+            return DependencyOutcome(job_id, job.status, job.spec.title)
+        key = self._retained.key(job_id)
+        if key is not None or job is not None:
+            # Without a key, the result can be fetched once Girder has acknowledged it.
+            return key
+        return self._graph.outcome(job_id)
+
+    def blocked_dependents(self, job_id: str) -> list[JobState]:
+        """Return the blocked jobs that depend on this one."""
+        return [job for job in self._jobs.of_ids(self._graph.dependents(job_id)) if job.blocked]
+
+    def blocked(self) -> Iterator[tuple[JobState, str]]:
+        """Yield the blocked jobs, each with the reason."""
+        for job in self._jobs.of_ids(self._graph.jobs()):
+            if job.blocked:
+                yield job, self._reason(job.spec.dependencies or ())
+
+    def _reason(self, dependencies: Sequence[str]) -> str:
+        if len(dependencies) > 1:
+            count = f"{len(dependencies):,}"
+            return f"it needs the values of {count} other jobs, which have not all ended"
+        (job_id,) = dependencies
+        job = self._jobs.get(job_id)
+        title = f" ('{job.spec.title}')" if job is not None and job.spec.title else ""
+        return f"it needs the value of job {job_id}{title}, which has not ended"
+
+    def unknown(self) -> list[str]:
+        """Return the ids of dependencies of which this scheduler knows nothing."""
+        return [job_id for job_id in self._graph.dependencies() if self._is_unknown(job_id)]
+
+    def _is_unknown(self, job_id: str) -> bool:
+        return job_id not in self._jobs and self._state(job_id) is None
+
+    def record_answer(self, asked: Iterable[str], jobs: Mapping[str, Any]) -> list[str]:
+        """Record Girder's answer for dependencies, job documents by id; return those that ended.
+
+        A job that was asked for and is not in the answer is deleted.
+        """
+        ended = []
+        for job_id in [each for each in asked if self._is_unknown(each)]:
+            job = jobs.get(job_id)
+            status = None if job is None else JobStatus(job["status"])
+            if status is None or status in FINAL:
+                title = str(job.get("title") or "") if job is not None else ""
+                self._graph.record_outcome(DependencyOutcome(job_id, status, title))
+                ended.append(job_id)
+        return ended
