@@ -1,3 +1,3 @@
-"""Tools that know no job, no Girder and no Dask."""
+"""General tools, which know no job, no Girder and no Dask."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""A dictionary that forgets what is oldest."""
+"""A dictionary of bounded size that drops its oldest items."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ V = TypeVar("V")
 
 
 class BoundedDict(dict[K, V]):
-    """A dictionary of the items that were set last.
+    """A dictionary of the items that were set most recently.
 
     Parameters
     ----------
-    most
-        How many it holds.
+    max_items
+        The most items that it holds.
 
     Examples
     --------
@@ -26,13 +26,13 @@ class BoundedDict(dict[K, V]):
     {'a': 2, 'c': 1}
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_items: int) -> None:
         super().__init__()
-        self._most = most
+        self._max_items = max_items
 
     def __setitem__(self, key: K, value: V) -> None:
-        """Set an item, as the newest one."""
+        """Set an item as the newest one."""
         self.pop(key, None)
         super().__setitem__(key, value)
-        if len(self) > self._most:
+        if len(self) > self._max_items:
             del self[next(iter(self))]

@@ -1,4 +1,4 @@
-"""Locks between processes and threads of one host, which vanish with their holder."""
+"""Locks between the processes and threads of one host, which end with their holder."""
 
 from __future__ import annotations
 
@@ -12,29 +12,24 @@ __all__ = ["FileLock", "try_lock"]
 
 
 class FileLock:
-    """A lock on a file, made when it is missing. It is not taken when it is made.
+    """A lock on a file, which is made if it is missing.
 
-    It is that of the operating system (``flock``): it ends with :meth:`release`, or with the
-    process, however that ends. Who only reads shares it.
+    It is that of the operating system (``flock``) and ends with :meth:`release`, or with the
+    process, even if that is killed. Readers can share it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # An open file, as that closes itself when an interruption drops it.
+        # An open file and not a descriptor: it is closed even if an interruption loses it.
         self._file: BinaryIO | None = None
 
     def try_acquire(self, *, shared: bool = False) -> bool:
-        """Take it, if that is possible now.
-
-        Returns
-        -------
-        bool
-            Whether it is taken.
+        """Acquire the lock if it is free, and return True if it is held.
 
         Raises
         ------
         FileNotFoundError
-            If there is no directory for it.
+            If its directory does not exist.
         """
         while True:
             file = self.path.open("ab", buffering=0)
@@ -44,7 +39,7 @@ class FileLock:
             if self._is_current(file):
                 self._file = file
                 return True
-            file.close()  # it was removed meanwhile; there may be a new one
+            file.close()  # the file was removed meanwhile; there may be a new one
 
     def _is_current(self, file: BinaryIO) -> bool:
         try:
@@ -53,7 +48,7 @@ class FileLock:
             return False
 
     def release(self) -> None:
-        """Give it back. A forked process that has it as well no longer holds it either."""
+        """Release the lock, also for a forked process that shares it."""
         import fcntl
 
         if self._file is not None:
@@ -63,7 +58,7 @@ class FileLock:
 
 
 def _flock(file: BinaryIO, shared: bool) -> bool:
-    import fcntl  # here, as nobody needs it where there is no fcntl
+    import fcntl  # here, since not all systems have it
 
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -74,7 +69,7 @@ def _flock(file: BinaryIO, shared: bool) -> bool:
 
 @contextlib.contextmanager
 def try_lock(path: Path, *, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock for a block of code, if that is possible now; tell whether it is."""
+    """Hold a lock for a block of code if it is free. Yields whether it is held."""
     lock = FileLock(path)
     try:
         yield lock.try_acquire(shared=shared)

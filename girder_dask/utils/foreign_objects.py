@@ -1,7 +1,7 @@
-"""Answers of objects that a task has made: whatever they do to whoever asks.
+"""Safe calls of methods of objects whose classes are unknown.
 
-A method such as ``__str__`` may raise anything, ``SystemExit`` too, and return what only looks like
-text: a subclass of ``str`` whose methods would run in the threads of the worker.
+A method such as ``__str__`` may raise anything, ``SystemExit`` too. It may also return a subclass
+of ``str`` whose methods would run later, in other threads.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ __all__ = ["call_or_default", "exact_bytes", "exact_output", "exact_text"]
 T = TypeVar("T")
 
 
-def call_or_default(question: Callable[[], T], otherwise: T) -> T:
-    """Return an answer, or ``otherwise`` whatever is raised but an interruption of the job.
+def call_or_default(function: Callable[[], T], default: T) -> T:
+    """Return what a function returns, or a default if it raises anything but an interruption.
 
-    >>> call_or_default(lambda: str(exit), '?'), asked(lambda: exit(3), '?')
+    >>> call_or_default(lambda: str(exit), '?'), call_or_default(lambda: exit(3), '?')
     ('Use exit() or Ctrl-D (i.e. EOF) to exit', '?')
     """
     try:
-        return question()
+        return function()
     except JobInterrupted:
         raise
-    except BaseException:  # noqa: BLE001 - SystemExit would end the worker
-        return otherwise
+    except BaseException:  # noqa: BLE001 - SystemExit would end the process
+        return default
 
 
 def exact_text(text: str) -> str:
-    """Return text as a ``str`` and no subclass, without a call of its methods.
+    """Return text as a plain ``str``, without calling methods of a subclass.
 
     >>> class Loud(str): __str__ = __len__ = lambda self: 1 / 0
     >>> type(exact_text(Loud('coins')))
@@ -41,7 +41,7 @@ def exact_text(text: str) -> str:
 
 
 def exact_bytes(data: bytes | bytearray | memoryview) -> bytes:
-    """Return bytes as ``bytes`` and no subclass, without a call of its methods.
+    """Return bytes as plain ``bytes``, without calling methods of a subclass.
 
     >>> exact_bytes(b'coins')
     b'coins'

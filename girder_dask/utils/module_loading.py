@@ -1,8 +1,8 @@
-"""Imports in the threads of a worker, several of which may want the same package at once.
+"""Imports in many threads, without deadlocks.
 
-Python holds a lock for each module that it loads. A package whose ``__init__`` imports its
-modules, while another thread imports one of these first, would wait for that thread, and that one
-for the package. Python sees this, and has one of the two fail.
+Python holds a lock for each module that it loads. If one thread imports a package whose
+``__init__`` imports its modules, and another thread imports one of these modules first, each waits
+for the other. Python detects this, and one of the two imports fails.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TypeVar
 __all__ = ["load_module", "retry_import_deadlock"]
 
 _DEADLOCK = "_DeadlockError"  # of importlib, and a RuntimeError
-_MOST, _PAUSE = 10, 0.05
+_MAX_TRIES, _RETRY_DELAY_S = 10, 0.05
 
 _T = TypeVar("_T")
 
 
 def load_module(name: str) -> ModuleType:
-    """Import a module after the packages that it is in, so that threads wait in one order.
+    """Import a module after its parent packages, so that all threads wait in the same order.
 
     Raises
     ------
@@ -41,18 +41,18 @@ def load_module(name: str) -> ModuleType:
 
 
 def retry_import_deadlock(load: Callable[[], _T]) -> _T:
-    """Return what a function returns that imports modules, and call it again after a deadlock.
+    """Return what a function returns that imports modules. It is called again after a deadlock.
 
     Parameters
     ----------
     load
-        What may be done twice without harm.
+        A function that may be called twice without harm.
     """
-    for _ in range(_MOST):
+    for _ in range(_MAX_TRIES):
         try:
             return load()
         except RuntimeError as e:
             if type(e).__name__ != _DEADLOCK:
                 raise
-        time.sleep(_PAUSE)  # the other thread goes on
+        time.sleep(_RETRY_DELAY_S)  # for the other thread to go on
     return load()

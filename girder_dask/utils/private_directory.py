@@ -1,9 +1,9 @@
-"""Directories in which no other user of the host can put or replace anything.
+"""Directories in which no other user of the host can create or replace files.
 
-A directory whose name can be guessed may have been made by somebody else first, or lie below one
-that somebody else may change. The rules are those of ``StrictModes`` in OpenSSH: each directory
-above belongs to root or to the user of this process, and if others may write into it, it has the
-sticky bit, as ``/tmp`` has.
+If the name of a directory can be guessed, another user may make it first, or may own a directory
+above it. The rules are those of ``StrictModes`` in OpenSSH: each directory above belongs to root
+or to the user of this process, and if others may write into it, it has the sticky bit, as ``/tmp``
+has.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory for the user of this process alone, or check the one that is there.
+    """Make a directory for the user of this process alone, or check an existing one.
 
     Raises
     ------
     OSError
-        If it cannot be made, or if another user could change what is in it.
+        If it cannot be made, or if another user could change its content.
 
     Examples
     --------
@@ -42,14 +42,14 @@ def make_private(directory: Path) -> None:
 
 
 def require_private(directory: Path) -> None:
-    """Raise OSError unless a directory is of the user of this process alone.
+    """Raise OSError unless a directory belongs to the user of this process alone.
 
     Raises
     ------
     NotADirectoryError
-        If it is a link, or no directory.
+        If it is a link or a file.
     PermissionError
-        If it belongs to another user, or others may use it, or could replace it.
+        If it belongs to another user, or others may use it or could replace it.
     """
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode):
@@ -95,7 +95,7 @@ def _is_writable_by_others(found: os.stat_result) -> bool:
 
 
 def _is_own_group(group_id: int) -> bool:
-    """Return True if a group is the one that Debian and others make for each user alone."""
+    """Return True if a group has one user only, as Debian and others make one for each user."""
     import grp
     import pwd
 

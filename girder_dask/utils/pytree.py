@@ -1,4 +1,4 @@
-"""What stands in nested containers."""
+"""Functions over the leaves of nested dicts, lists and tuples."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["tree_leaves", "tree_map"]
 
 
 def tree_map(function: Callable[[Any], Any], value: Any) -> Any:
-    """Apply ``function`` to whatever is no dict, list or tuple in ``value``.
+    """Return ``value`` with a function applied to each leaf: what is not a dict, list or tuple.
 
-    Containers in which nothing changed are returned as they are.
+    Containers without a change are returned as they are.
 
     >>> tree_map(lambda v: v + 1, {'a': [1, (2,)]})
     {'a': [2, (3,)]}
@@ -31,7 +31,7 @@ def tree_map(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def tree_leaves(value: Any) -> Iterator[Any]:
-    """Return whatever is no dict, list or tuple in ``value``, in order.
+    """Yield the leaves of ``value`` in order: what is not a dict, list or tuple.
 
     >>> list(tree_leaves({'a': [1, (2,)], 'b': None}))
     [1, 2, None]

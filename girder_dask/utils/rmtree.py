@@ -1,4 +1,4 @@
-"""The removal of a directory that somebody may still write into."""
+"""The removal of a directory into which other processes may still write."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from girder_dask.utils.backoff import Backoff
+
 __all__ = ["rmtree"]
 
-_TRIES = 6
-_FIRST_PAUSE = 0.02  # seconds; it doubles
+_MAX_TRIES = 6
+# Without jitter: the delays add up to the time for which other writers are waited out.
+_BACKOFF = Backoff(0.02, 1.0, jitter=0.0)
 
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-# The levels of directories that are gone through at once. Each takes a descriptor.
-_DEPTH = 32
+_OPEN_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+# Levels of directories that are open at once. Each takes a descriptor.
+_MAX_OPEN_LEVELS = 32
 
 
 def rmtree(directory: str | os.PathLike[str]) -> None:
-    """Remove a directory with all that is in it, whatever modes it has, if it is there.
+    """Remove a directory and its content, whatever their modes, if it exists.
 
-    Who writes into it by its path is shut out first, and what is made there meanwhile is
-    removed too, for about half a second.
+    It is renamed first, which shuts out writers that use its path. What they create at the path
+    meanwhile is removed as well, for about half a second.
 
     Parameters
     ----------
     directory
-        The directory, or a link that somebody has put in its place.
+        The directory, or a link that has replaced it.
 
     Raises
     ------
     OSError
-        If something is left.
+        If something could not be removed.
 
     Examples
     --------
@@ -48,20 +51,20 @@ def rmtree(directory: str | os.PathLike[str]) -> None:
     """
     path = Path(directory)
     left = {path}
-    for n in range(_TRIES):
-        if n:
-            time.sleep(_FIRST_PAUSE * 2 ** (n - 1))
+    for failures in range(_MAX_TRIES):
+        if failures:
+            time.sleep(_BACKOFF.delay_s(failures))
         if os.path.lexists(path):
-            left.add(_aside(path))
+            left.add(_renamed(path))
         problems = [problem for each in left if (problem := _problem_of(each)) is not None]
         left = {each for each in left if os.path.lexists(each)}
         if not left and not os.path.lexists(path):
             return
-    raise problems[0] if problems else OSError(f"{path} is made again and again")
+    raise problems[0] if problems else OSError(f"{path} is created again and again")
 
 
-def _aside(path: Path) -> Path:
-    """Give a directory another name in its place, if that is possible."""
+def _renamed(path: Path) -> Path:
+    """Rename a directory within its parent if possible, and return its path."""
     name = path.with_name(f"{path.name[:200]}-{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):
         path.rename(name)
@@ -70,14 +73,14 @@ def _aside(path: Path) -> Path:
 
 
 def _problem_of(path: Path) -> Exception | None:
-    """Try to remove it, and return what prevents that."""
+    """Try to remove a directory, and return the error that prevents it, if any."""
     try:
         if not stat.S_ISDIR(path.lstat().st_mode):
             path.unlink()
             return None
         try:
             shutil.rmtree(path)
-        except (OSError, RecursionError):  # it recurses, before Python 3.13
+        except (OSError, RecursionError):  # before Python 3.13 it recurses
             _flatten(path)
             shutil.rmtree(path)
     except FileNotFoundError:
@@ -88,10 +91,10 @@ def _problem_of(path: Path) -> Exception | None:
 
 
 def _flatten(directory: Path) -> None:
-    """Let the owner into all directories below, and move those that lie deep to the top."""
+    """Give the owner access to all directories below, and move deep ones to the top."""
     with contextlib.suppress(OSError):
         os.chmod(directory, stat.S_IRWXU)  # noqa: PTH101
-    top = os.open(directory, _OPEN)
+    top = os.open(directory, _OPEN_FLAGS)
     try:
         todo = ["."]
         while todo:
@@ -102,14 +105,14 @@ def _flatten(directory: Path) -> None:
 
 
 def _lift(directory: int, top: int, level: int = 1) -> list[str]:
-    """Do so for one directory, and return the new names of those that were moved."""
+    """Flatten one directory, and return the new names of the directories that were moved."""
     moved = []
     with os.scandir(directory) as entries:
         names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     for name in names:
-        with contextlib.suppress(OSError):  # it is another user's, or it is gone
+        with contextlib.suppress(OSError):  # it belongs to another user, or is gone
             os.chmod(name, stat.S_IRWXU, dir_fd=directory)
-            if level == _DEPTH:
+            if level == _MAX_OPEN_LEVELS:
                 moved.append(secrets.token_hex(16))
                 os.rename(name, moved[-1], src_dir_fd=directory, dst_dir_fd=top)
             else:
@@ -120,7 +123,7 @@ def _lift(directory: int, top: int, level: int = 1) -> list[str]:
 
 @contextlib.contextmanager
 def _opened(name: str, directory: int) -> Iterator[int]:
-    fd = os.open(name, _OPEN, dir_fd=directory)
+    fd = os.open(name, _OPEN_FLAGS, dir_fd=directory)
     try:
         yield fd
     finally:

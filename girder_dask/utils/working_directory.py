@@ -1,15 +1,15 @@
-"""The working directory and the umask of a job, which Linux can give to a thread alone.
+"""A working directory and umask of its own for a thread, which Linux can provide.
 
-After ``unshare(CLONE_FS)`` a thread's ``chdir`` and ``umask`` concern that thread, and the threads
-and processes that it starts. There is no way back into what the other threads share, so a thread
-of a worker's pool returns to the *directory* of the process in the end, and keeps one of its own.
+After ``unshare(CLONE_FS)`` a thread's ``chdir`` and ``umask`` affect only that thread, and the
+threads and processes that it starts. A thread cannot share them again. So at the end it changes to
+the *directory* of the process, but its state stays its own.
 
-A thread of a pool works for several jobs: it goes to the directory of whoever submits the work, and
-back (:func:`in_this_directory`). It may have been started by a job, which must not bind it
-(:func:`in_process_directory`).
+A thread of a pool serves several callers: for each piece of work it changes to the directory of the
+submitter, and back (:func:`in_this_directory`). A thread may outlive the run that started it, whose
+directory it must not keep (:func:`in_process_directory`).
 
-Some systems refuse ``unshare``: containers whose seccomp profile does not allow it. Then nothing
-here has an effect, and :func:`unsupported_reason` says why.
+Some systems refuse ``unshare``, such as containers whose seccomp profile forbids it. Then nothing
+here has an effect, and :func:`unsupported_reason` returns why.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ T = TypeVar("T")
 
 # From Linux's sched.h.
 _CLONE_FS = 0x200
-# The directory of the first thread of this process, which is never apart but in its own run.
-_OF_PROCESS = b"/proc/self/cwd"
-# Without a note.
+# The directory of the main thread, which unshares it only for a run of its own.
+_PROCESS_DIRECTORY = b"/proc/self/cwd"
+# The original function, which records nothing.
 _set_umask = os.umask
 
 
-class _Apart:
-    """What the threads of one run share. ``umask`` is what the run has set, None if nothing."""
+class _OwnState:
+    """The state that the threads of one run share. ``umask`` is None until the run sets it."""
 
-    __slots__ = ("of_process", "umask")
+    __slots__ = ("process_umask", "umask")
 
-    def __init__(self, of_process: int) -> None:
-        self.of_process = of_process
+    def __init__(self, process_umask: int) -> None:
+        self.process_umask = process_umask
         self.umask: int | None = None
 
 
-class _Place:
-    """A directory that is held open, so that it can be entered whatever it is called by then."""
+class _OpenDirectory:
+    """A directory that is held open, so that it can be entered even after it was renamed."""
 
     __slots__ = ("__weakref__", "fd")
 
@@ -65,14 +65,16 @@ class _Place:
         os.close(self.fd)
 
 
-#: What the running code has of its own, None for code that shares all with the process.
-_current: ContextVar[_Apart | None] = ContextVar("girder_dask_apart", default=None)
-# By device and inode: work that is submitted by the thousand takes one descriptor.
-_places: weakref.WeakValueDictionary[tuple[int, int], _Place] = weakref.WeakValueDictionary()
+#: The own state of the running code, None for code that shares that of the process.
+_current: ContextVar[_OwnState | None] = ContextVar("girder_dask_own_directory", default=None)
+# By device and inode: thousands of submissions from one directory take one descriptor.
+_open_directories: weakref.WeakValueDictionary[tuple[int, int], _OpenDirectory] = (
+    weakref.WeakValueDictionary()
+)
 
 
 def _unshare() -> None:
-    """Give the calling thread a directory and a umask of its own, as they are now.
+    """Give the calling thread a directory and umask of its own, equal to the present ones.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def _raise() -> None:
 
 @functools.cache
 def _libc() -> ctypes.PyDLL:
-    # Which keeps the lock of the interpreter: to get it back would cost a hundred times the call.
+    # PyDLL keeps the GIL: to get it back would take a hundred times as long as the call.
     libc = ctypes.PyDLL(None, use_errno=True)
     if not hasattr(libc, "unshare"):
         raise OSError("this system has no unshare()")
@@ -99,17 +101,17 @@ def _libc() -> ctypes.PyDLL:
 
 @functools.cache
 def unsupported_reason() -> str | None:
-    """Say why threads cannot have a working directory of their own here, None if they can."""
+    """Return why threads cannot have a working directory of their own, None if they can."""
     reasons: list[str | None] = []
 
     def probe() -> None:
         try:
             _unshare()
-            os.stat(_OF_PROCESS)  # noqa: PTH116
+            os.stat(_PROCESS_DIRECTORY)  # noqa: PTH116
         except OSError as e:
             reasons.append(str(e))
 
-    # What it tries out ends with it.
+    # In a thread, since the effect ends with it.
     thread = threading.Thread(target=probe, name="girder-dask-unshare")
     Context().run(thread.start)
     thread.join()
@@ -120,8 +122,8 @@ def unsupported_reason() -> str | None:
 def own_working_directory() -> Iterator[bool]:
     """Give the calling thread a working directory and a umask of its own.
 
-    Yields whether it could be done. In the end the thread is in the directory of the process
-    again, with the umask that it had, and with it go the threads that were started within.
+    Yields whether that is possible here. At the end the thread returns to the directory of the
+    process and to its former umask, and so do the threads that were started within.
 
     Examples
     --------
@@ -135,87 +137,87 @@ def own_working_directory() -> Iterator[bool]:
     if unsupported_reason() is not None:
         yield False
         return
-    # The process's first thread is where the others return to.
+    # The other threads return to the directory of the main thread, which must be restored.
     back = os.open(".", os.O_PATH) if threading.get_native_id() == os.getpid() else None
     _unshare()
     umask = _set_umask(0)
     _set_umask(umask)
-    token = _current.set(_Apart(umask))
+    token = _current.set(_OwnState(umask))
     try:
         yield True
     finally:
         _current.reset(token)
         _set_umask(umask)
         if back is None:
-            _return()
+            _enter_process_directory()
         else:
             os.fchdir(back)
             os.close(back)
-        _unshare()  # what the run has left goes its own way from here
+        _unshare()  # threads that the run left behind keep the former state to themselves
 
 
 def has_own_directory() -> bool:
-    """Say whether the running code belongs to a run with a directory of its own."""
+    """Return True if the running code belongs to a run with a directory of its own."""
     return _current.get() is not None
 
 
-def _return() -> None:
-    if _libc().chdir(_OF_PROCESS):
+def _enter_process_directory() -> None:
+    if _libc().chdir(_PROCESS_DIRECTORY):
         _raise()
 
 
 def in_process_directory(run: Callable[[], T]) -> Callable[[], T]:
-    """Return what runs in a new thread that serves more than the job that starts it."""
+    """Return the function of a new thread that serves more than the run which starts it."""
     own = _current.get()
     if own is None:
         return run
 
     def run_in_process() -> T:
         _unshare()
-        _return()
-        _set_umask(own.of_process)
+        _enter_process_directory()
+        _set_umask(own.process_umask)
         return run()
 
     return run_in_process
 
 
 def in_this_directory(work: Callable[..., T]) -> Callable[..., T]:
-    """Return what does ``work`` in another thread, in the directory in which this one is now."""
+    """Return a function that does ``work`` in another thread, in this thread's directory."""
     own = _current.get()
     if own is None:
         return work
-    place = _here()
+    directory = _current_directory()
 
     def work_there(*args: object, **kwargs: object) -> T:
         _unshare()
         umask = None if own.umask is None else _set_umask(own.umask)
         try:
-            if place is not None:
-                os.fchdir(place.fd)
+            if directory is not None:
+                os.fchdir(directory.fd)
             return work(*args, **kwargs)
         finally:
-            _return()
+            _enter_process_directory()
             if umask is not None:
                 _set_umask(umask)
 
     return work_there
 
 
-def _here() -> _Place | None:
-    """Return the calling thread's directory, None if it cannot be held open."""
+def _current_directory() -> _OpenDirectory | None:
+    """Return the calling thread's directory, held open, or None if that is impossible."""
     try:
         status = os.stat(".")  # noqa: PTH116
-        place = _places.get((status.st_dev, status.st_ino))
-        if place is None:
-            place = _Place(os.open(".", os.O_PATH | os.O_CLOEXEC))
-            _places[status.st_dev, status.st_ino] = place
+        directory = _open_directories.get((status.st_dev, status.st_ino))
+        if directory is None:
+            directory = _OpenDirectory(os.open(".", os.O_PATH | os.O_CLOEXEC))
+            _open_directories[status.st_dev, status.st_ino] = directory
     except OSError:
         return None
-    return place
+    return directory
 
 
 def recording_umask(original: Callable[[int], int]) -> Callable[[int], int]:
-    """Return what sets the umask, for the threads of pools too that work for the run."""
+    """Return a ``umask`` function that also holds for threads of pools that work for the run."""
 
     def umask(mask: int, /) -> int:
         before = original(mask)

@@ -163,7 +163,6 @@ IN_THE_BACKGROUND = {
     "worker/job_log/selector_thread",
     "worker/back_pressure",
     "worker/outbox",
-    "utils/throttle",  # which awaits what it begins
     "plugin/notify/redis_publisher",
     "plugin/malloc",
     "plugin/store/maps/count_throttle",

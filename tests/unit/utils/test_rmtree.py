@@ -103,7 +103,7 @@ def test_what_is_made_meanwhile_is_removed_too(tmp_path: Path, makes_anew: Any) 
 
 def test_what_is_left_is_an_error(tmp_path: Path, makes_anew: Any) -> None:
     makes_anew(tmp_path / "job", 1000)
-    with pytest.raises(OSError, match="is made again and again"):
+    with pytest.raises(OSError, match="is created again and again"):
         rmtree(tmp_path / "job")
 
 

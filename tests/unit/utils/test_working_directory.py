@@ -149,7 +149,7 @@ def test_work_by_the_thousand_takes_one_descriptor(tmp_path: Path) -> None:
     more, found = in_thread(work)
     assert found == {tmp_path}
     assert more < 10
-    assert not working_directory._places, "and lets go of it"
+    assert not working_directory._open_directories, "and lets go of it"
 
 
 def test_who_has_no_directory_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
