@@ -1,4 +1,4 @@
-"""How the end of a run that went wrong is told to the owner of the job."""
+"""Failures of runs: what the log, Girder and Dask are told of the error that ended one."""
 
 from __future__ import annotations
 
@@ -36,62 +36,66 @@ __all__ = [
     "was_killed",
 ]
 
-# What is kept of an exception with a job, in bytes.
-_MOST_KEPT = 256 * 1024
-# What the log says of one, in characters.
-_MOST_TOLD = 1 << 20
+# Of an exception that is kept with a job.
+_MAX_EXCEPTION_BYTES = 256 * 1024
+# Of a traceback in the log.
+_MAX_TRACEBACK_CHARACTERS = 1 << 20
 
-#: The signals by which all processes of a worker may be asked, or made, to end.
+#: The signals with which all processes of a worker may be terminated or killed.
 TERMINATING_SIGNALS = frozenset(
     {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)}  # none on Windows
 )
-_OF_KEYBOARD = "The task raised KeyboardInterrupt, which ends it as an error.\n"
+_KEYBOARD_HINT = "The task raised KeyboardInterrupt, which ends it as an error.\n"
 _OWN_PROCESS = "@task(isolation='process'), or my_task.options(isolation='process')"
-_OF_CHILDREN = (
-    "The processes of workers start no others by multiprocessing. Give the task a process of its "
-    f"own, which does: {_OWN_PROCESS}.\n"
+_PROCESSES_HINT = (
+    "multiprocessing starts no processes from the process of a worker. Give the task a process of "
+    f"its own: {_OWN_PROCESS}.\n"
 )
-_OF_SIGNALS = (
-    "A task runs in a thread of a worker, where no handlers of signals can be set. Give it a "
-    f"process of its own: {_OWN_PROCESS}.\n"
+_SIGNAL_HANDLER_HINT = (
+    "A task runs in a thread of a worker, and only the main thread can set signal handlers. Give "
+    f"the task a process of its own: {_OWN_PROCESS}.\n"
 )
-_OF_LOOPS = (
+_EVENT_LOOP_HINT = (
     "A task runs in a thread of a worker, which has no event loop. Use asyncio.run(), or define "
     "the task with 'async def'.\n"
 )
-_NO_INPUT = "A job has no standard input, and nobody who could answer. "
-_OF_INPUT = f"{_NO_INPUT}Give the task what it asks for as an argument.\n"
-_OF_DEBUGGERS = f"{_NO_INPUT}Take breakpoint() and pdb.set_trace() out of the task.\n"
-#: What is said of errors that come of where a task runs: the type, what its text has, and the line.
+_NO_INPUT = "A job has no standard input. "
+_INPUT_HINT = f"{_NO_INPUT}Pass what the task asks for as an argument.\n"
+_DEBUGGER_HINT = f"{_NO_INPUT}Remove breakpoint() and pdb.set_trace() from the task.\n"
+# Errors that come from where a task runs: the type, a part of the text, and a hint for the log.
 _HINTS = (
-    ("builtins.AssertionError", "daemonic processes are not allowed to have", _OF_CHILDREN),
-    ("builtins.ValueError", "signal only works in main thread", _OF_SIGNALS),
-    ("builtins.RuntimeError", "There is no current event loop in thread", _OF_LOOPS),
-    ("builtins.EOFError", "EOF when reading a line", _OF_INPUT),
-    ("bdb.BdbQuit", "", _OF_DEBUGGERS),
+    (
+        "builtins.AssertionError",
+        "daemonic processes are not allowed to have",
+        _PROCESSES_HINT,
+    ),
+    ("builtins.ValueError", "signal only works in main thread", _SIGNAL_HANDLER_HINT),
+    ("builtins.RuntimeError", "There is no current event loop in thread", _EVENT_LOOP_HINT),
+    ("builtins.EOFError", "EOF when reading a line", _INPUT_HINT),
+    ("bdb.BdbQuit", "", _DEBUGGER_HINT),
 )
-# A shell adds it to the signal that has ended what it ran.
-_SHELL = 128
+# The exit code of a shell is this plus the signal that has ended its command.
+_SHELL_SIGNAL_OFFSET = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How a run ended that did not succeed.
+    """How a run failed, or was canceled.
 
     Attributes
     ----------
     status
         ERROR or CANCELED.
     text
-        What the log says of it.
+        The text for the log.
     error
-        The same in one line, None for a canceled job.
+        The error in one line, None for a canceled job.
     exception
         What was raised, packed by :func:`girder_dask.protocol.exceptions.pack_exception`.
     killed
         Whether a signal has ended the task's process, or one that it waited for.
     permanent
-        Whether the job would end so again, so that it is not tried again.
+        Whether every retry would fail in the same way.
     """
 
     status: JobStatus
@@ -110,12 +114,12 @@ def failure_of(
     started: bool,
     reason: str | None,
 ) -> Failure:
-    """Return what is told of an error that ended a run.
+    """Return what is reported of an error that ended a run.
 
     Parameters
     ----------
     started
-        Whether the function was called, so that what is missing is its own matter.
+        Whether the function was called: a missing package is then no fault of the environment.
     reason
         Why the run was stopped, ``'timeout'`` or ``'canceled'``; None if it was not.
     """
@@ -123,9 +127,9 @@ def failure_of(
         return _failure_of(error, spec, location, started=started, reason=reason)
     except JobInterrupted:
         raise
-    except BaseException as e:  # noqa: BLE001 - what a task raises may do anything to who looks
+    except BaseException as e:  # noqa: BLE001 - an object that a task raises may run any code
         name = type.__dict__["__qualname__"].__get__(type(error))
-        line = f"{name}, of which nothing more can be told: it raised {type(e).__name__} when asked"
+        line = f"{name}, which cannot be described: that raised {type(e).__name__}"
         return Failure(JobStatus.ERROR, f"{line}.\n", line, _packed(JobFailed(line), line))
 
 
@@ -142,18 +146,18 @@ def _failure_of(
     if isinstance(error, JobCanceled) or (is_stop and reason == "canceled"):
         return Failure(JobStatus.CANCELED, "The job was canceled.\n")
     if is_stop:
-        return _over_time(spec)
+        return _timeout_failure(spec)
     line = summary(error)
     told = call_or_default(
         lambda: exact_text(_log_text(error, spec, location, started=started)), f"{line}\n"
     )
     text = clean_text(clean_urls(_cut(told)))
-    if reason == "timeout":  # its answer to the interruption, or what became of that
-        return replace(_over_time(spec), text=f"{text}{_limit_line(spec)}\n")
+    if reason == "timeout":  # raised in answer to the interruption
+        return replace(_timeout_failure(spec), text=f"{text}{_limit_line(spec)}\n")
     packed = _packed(error, text)
     killed, permanent = was_killed(error), isinstance(error, TransformError) and error.permanent
     if permanent and spec.retries:
-        text += "The job is not tried again, as this would not change.\n"
+        text += "The job is not tried again, as it would fail in the same way.\n"
     return Failure(JobStatus.ERROR, text, line, packed, killed=killed, permanent=permanent)
 
 
@@ -168,27 +172,27 @@ def _log_text(
 
 
 def _cut(text: str) -> str:
-    """Return a text without its middle if it is too long for anybody to read."""
-    left = len(text) - _MOST_TOLD
+    """Return a text without its middle if it is too long to read."""
+    left = len(text) - _MAX_TRACEBACK_CHARACTERS
     if left <= 0:
         return text
-    half = _MOST_TOLD // 2
+    half = _MAX_TRACEBACK_CHARACTERS // 2
     return f"{text[:half]}\n[{left:,} characters are left out]\n{text[-half:]}"
 
 
-def _over_time(spec: JobSpec) -> Failure:
-    """Return what is told of a run that has reached its time limit."""
+def _timeout_failure(spec: JobSpec) -> Failure:
+    """Return the failure of a run that has reached its time limit."""
     line = _limit_line(spec)
     packed = _packed(JobTimeout(line, job_id=spec.id), line)
     return Failure(JobStatus.ERROR, f"{line}\n", line, packed)
 
 
 def _limit_line(spec: JobSpec) -> str:
-    return f"The task ran longer than the {spec.timeout:g} s that it may."
+    return f"The task exceeded its time limit of {spec.timeout:g} s."
 
 
 def _is_stop(error: BaseException) -> bool:
-    """Say whether an error is what a run is stopped with, or what became of that.
+    """Return True if an error is an interruption, or comes from one.
 
     >>> _is_stop(BaseExceptionGroup('', [JobInterrupted()])), _is_stop(ValueError())
     (True, False)
@@ -202,9 +206,10 @@ def _is_stop(error: BaseException) -> bool:
 
 
 def was_killed(error: BaseException) -> bool:
-    """Say whether an error comes of a signal that asked, or made, a process to end.
+    """Return True if an error comes from a signal that terminated or killed a process.
 
-    That is one which the task waited for, or its own, where SIGINT raises KeyboardInterrupt.
+    It may be a process that the task waited for, or its own, where SIGINT raises
+    KeyboardInterrupt.
 
     >>> was_killed(CalledProcessError(-signal.SIGTERM, 'count')), was_killed(ValueError())
     (True, False)
@@ -218,25 +223,27 @@ def was_killed(error: BaseException) -> bool:
 
 
 def _number(code: object) -> int:
-    """Return the signal that an exit code stands for, as ``Popen`` or a shell says it."""
-    if type(code) is not int:  # whoever raises the error may write anything there
+    """Return the signal that an exit code of ``Popen`` or a shell stands for."""
+    if type(code) is not int:  # whoever raises the error sets it
         return 0
-    return -code if code < 0 else code - _SHELL
+    return -code if code < 0 else code - _SHELL_SIGNAL_OFFSET
 
 
 def _packed(error: BaseException, text: str) -> bytes | None:
-    """Return what is kept of an error with the job, or None where nothing can be."""
+    """Return an error as it is kept with the job, None if it cannot be packed."""
     try:
         data = pack_exception(error, text)
-        if len(data) > _MOST_KEPT:
-            data = pack_exception(JobFailed(summary(error)[:1000]), text[-_MOST_KEPT // 8 :])
+        if len(data) > _MAX_EXCEPTION_BYTES:
+            data = pack_exception(
+                JobFailed(summary(error)[:1000]), text[-_MAX_EXCEPTION_BYTES // 8 :]
+            )
     except Exception:  # noqa: BLE001 - a foreign exception class may do anything
         return None
     return data
 
 
 def describe_error(error: BaseException, *, started: bool = True) -> str:
-    """Return what the log says of an error that ended a run.
+    """Return the text for the log about an error that ended a run.
 
     ``started`` is whether the function was called.
     """
@@ -245,7 +252,7 @@ def describe_error(error: BaseException, *, started: bool = True) -> str:
     if isinstance(error, SystemExit):
         return _describe_exit(error, started=started)
     if isinstance(error, KeyboardInterrupt) and own_traceback(error) is not None:
-        return format_error(error) + _OF_KEYBOARD
+        return format_error(error) + _KEYBOARD_HINT
     return format_error(error) + _hint(error)
 
 
@@ -264,32 +271,32 @@ def _describe_exit(error: SystemExit, *, started: bool) -> str:
     if not started:
         return (
             f"sys.exit({argument}) was called{at} before the task began, for example by a module "
-            "that it imports. That ends a process, and a task is none. Take the call out of what "
+            "that it imports. That ends a process, not a job. Remove the call from the code that "
             "runs when the module is imported.\n"
         )
     return (
-        f"The task called sys.exit({argument}){at}. That ends a process, and a task is none, so "
-        "there is no result: return from the function to end in SUCCESS, raise to end in ERROR.\n"
+        f"The task called sys.exit({argument}){at}. That ends a process, not a job, so there is no "
+        "result: return from the function to end in SUCCESS, raise to end in ERROR.\n"
     )
 
 
 def describe_missing_import(spec: JobSpec, error: ImportError, location: WorkerLocation) -> str:
-    """Return what the log says when a worker cannot import what a job needs."""
+    """Return the text for the log about a module that a worker cannot import."""
     missing = (error.name or "").partition(".")[0]
     own = spec.task.partition(".")[0].partition(":")[0]
     if isinstance(error, ModuleNotFoundError) and missing == own:
         name, _, version = (spec.package or missing).partition(" ")
         what = f"The package {name} is not installed there."
         if error.name != missing:
-            what = f"The {name} that is installed there is another one: it has no {error.name}."
+            what = f"Another version of {name} is installed there, without {error.name}."
         install = f"{name}=={version}" if version else name
     elif isinstance(error, ModuleNotFoundError) and missing:
         what = f"{error} there, which the task or its arguments need."
         install = missing
     else:
         return format_error(error) + (
-            f"The task {spec.task} cannot run on {location}: what it imports is installed there, "
-            "but raises this error when it is imported. Correct it, or install a version of the "
+            f"The task {spec.task} cannot run on {location}: a module that is installed there "
+            "raises this error when it is imported. Fix the module, or install a version of the "
             f"package that works there ({spec.package or own}), and start the job again.\n"
         )
     trace = "" if missing == own else format_error(error)
@@ -300,10 +307,10 @@ def describe_missing_import(spec: JobSpec, error: ImportError, location: WorkerL
 
 
 def exception_of(failure: Failure, job_id: str) -> Exception:
-    """Return what Dask is given in place of a value.
+    """Return the exception that Dask is given in place of a value.
 
-    It holds no secrets of runs, and runs no code of the task: Dask looks at it in the threads of
-    the worker, where ``SystemExit`` ends the process.
+    It holds no secrets of runs, and runs no code of the task: Dask handles it in threads of the
+    worker, where ``SystemExit`` ends the process.
     """
     line = f"Job {job_id} failed: {failure.error}"
     if failure.exception is not None:

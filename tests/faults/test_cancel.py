@@ -345,7 +345,7 @@ def test_a_worker_that_is_restarted_for_it(fault_stack: Start) -> None:
     job = stack.wait(late, 40)
     assert states(job) == ["QUEUED", "RUNNING", "ERROR"], "as a cancel is"
     assert " is restarted, as the job does not stop.\n" in stack.log(late)
-    assert stack.log(late).endswith("The task ran longer than the 0.5 s that it may.\n")
+    assert stack.log(late).endswith("The task exceeded its time limit of 0.5 s.\n")
     assert stack.log(late).count("frozen\n") == 1, "it does not run again"
     assert stack.wait(stack.start_task("noop"), 40)["status"] == S.SUCCESS
 

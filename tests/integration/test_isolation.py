@@ -175,7 +175,7 @@ def test_a_canceled_job_leaves_no_process(girder_stack, tmp_path):
 def test_a_time_limit_ends_code_in_c(girder_stack):
     job_id = start(girder_stack, "process", "c.sleep(1000)", timeout=0.5)
     assert girder_stack.wait(job_id)["status"] == JobStatus.ERROR
-    assert girder_stack.log(job_id) == ("begun\nThe task ran longer than the 0.5 s that it may.\n")
+    assert girder_stack.log(job_id) == ("begun\nThe task exceeded its time limit of 0.5 s.\n")
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,7 @@ def test_an_input_that_is_refused_is_permanent() -> None:
     with serving() as peer:
         peer.answers = {"GET dask/job/5f/result": (404, {"message": "gone"})}
         job = RunningJob(girder_client=GirderClient(peer.url, "TOKEN", make_retrying_session))
-        with pytest.raises(TransformError, match="no input job 5f any more") as caught:
+        with pytest.raises(TransformError, match="Input job 5f no longer exists") as caught:
             resolved(Call((Dependency("5f"),)), None, job)
     assert caught.value.permanent
 

@@ -98,7 +98,7 @@ def test_an_async_task_has_a_time_limit(worker: Worker, isolation: str) -> None:
         error = worker.outcome(None, "x", task=waits.name, isolation=isolation, timeout=0.3)
     assert isinstance(error, JobTimeout)
     assert worker.statuses() == [S.RUNNING, S.ERROR]
-    end = "The task ran longer than the 0.3 s that it may.\n"
+    end = "The task exceeded its time limit of 0.3 s.\n"
     assert worker.log() == f"begun\ncleaned up\n{end}"
 
 

@@ -115,7 +115,7 @@ def test_multiprocessing_in_a_worker_hints_at_a_process() -> None:
         (ValueError("signal only works in main thread of the main interpreter"), "isolation="),
         (RuntimeError("There is no current event loop in thread 'x'."), "asyncio.run()"),
         (EOFError("EOF when reading a line"), "no standard input"),
-        (bdb.BdbQuit(), "Take breakpoint()"),
+        (bdb.BdbQuit(), "Remove breakpoint()"),
     ],
 )
 def test_what_cannot_be_done_where_a_task_runs_is_explained(error: Exception, advice: str) -> None:

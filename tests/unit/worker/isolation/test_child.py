@@ -380,8 +380,8 @@ def test_a_task_that_runs_too_long_ends_in_error(worker: Worker, tmp_path: Path,
     error = outcome(worker, loop, str(path), LOOPS[kind], timeout=0.5)
     assert isinstance(error, JobTimeout)
     assert worker.statuses() == [S.RUNNING, S.ERROR]
-    assert worker.log() == "The task ran longer than the 0.5 s that it may.\n"
-    assert worker.end.error == "The task ran longer than the 0.5 s that it may."
+    assert worker.log() == "The task exceeded its time limit of 0.5 s.\n"
+    assert worker.end.error == "The task exceeded its time limit of 0.5 s."
     assert not alive(pid_in(path))
 
 

@@ -236,7 +236,7 @@ def test_a_time_limit_ends_it_too(worker: Worker, wait: Callable[[], None]) -> N
     error = outcome(worker, timed(wait), timeout=0.5)
     assert isinstance(error, JobTimeout)
     assert worker.statuses() == [S.RUNNING, S.ERROR]
-    assert worker.log() == "The task ran longer than the 0.5 s that it may.\n"
+    assert worker.log() == "The task exceeded its time limit of 0.5 s.\n"
     ((kind, when),) = did
     assert 0.5 <= when - begun < 2
     assert kind is TimeoutInterrupt or wait is runs_loop
@@ -265,9 +265,9 @@ def test_an_answer_to_a_time_limit_does_not_hide_it(
 ) -> None:
     error = worker.outcome(habit, timeout=0.5, isolation=isolation)
     assert isinstance(error, JobTimeout)
-    assert worker.end.error == "The task ran longer than the 0.5 s that it may."
+    assert worker.end.error == "The task exceeded its time limit of 0.5 s."
     assert shown in worker.log()
-    assert worker.log().endswith("\nThe task ran longer than the 0.5 s that it may.\n")
+    assert worker.log().endswith("\nThe task exceeded its time limit of 0.5 s.\n")
     assert "girder_dask/" not in worker.log()
 
 
@@ -531,7 +531,7 @@ def test_what_is_said_of_one_that_cannot_be_stopped_does_not_depend_on_why(
     error = future.exception(SECONDS)
     assert isinstance(error and brought(error), expected)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED if how == "cancel" else S.ERROR])
-    last = {"cancel": "The job was canceled.", "timeout": "longer than the 0.2 s that it may."}
+    last = {"cancel": "The job was canceled.", "timeout": "exceeded its time limit of 0.2 s."}
     assert worker.log().endswith(f"{last[how]}\n")
     assert worker.log().count("\n") == 2
 
@@ -558,7 +558,7 @@ def test_one_that_cannot_be_stopped_is_given_up_whyever_it_is_to_end(
     run.control.give_up()
     if how == "timeout":  # the scheduler would run it again, and that would end in the same way
         until(lambda: worker.statuses() == [S.RUNNING, S.ERROR])
-        assert worker.end.error == "The task ran longer than the 0.2 s that it may."
+        assert worker.end.error == "The task exceeded its time limit of 0.2 s."
     future.exception(SECONDS)
     until(lambda: run.control.id not in worker.context.runs)
     assert worker.statuses().count(S.ERROR) == (how == "timeout")

@@ -817,7 +817,7 @@ def test_an_interruption_while_the_end_is_written_does_not_lose_it(worker: Worke
     def waits_for_room() -> bool:
         for innermost in sys._current_frames().values():
             names = {frame.f_code.co_name for frame, _ in traceback.walk_stack(innermost)}
-            if {"_wait_for_room", "failed"} <= names:
+            if {"wait_for_room", "failed"} <= names:
                 return True
         return False
 
