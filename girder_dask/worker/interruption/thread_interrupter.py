@@ -50,6 +50,7 @@ _GUARDED = (
     f"{_WORKER}/capture/",
     f"{_WORKER}/job_log/",
     f"{_WORKER}/outbox.py",
+    f"{_WORKER}/run_sink.py",
     logging.__file__,
 )
 _STREAMS = tuple(f"{_WORKER}/capture/{name}.py" for name in ("routing_streams", "standard_streams"))
