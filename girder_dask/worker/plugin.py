@@ -193,7 +193,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             "girder_facts": self.facts,
         }
         if self.context.isolation == "process":
-            self.context.fork_server_supervisor.begin()
+            self.context.fork_server_supervisor.start()
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature

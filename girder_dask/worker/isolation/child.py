@@ -1,8 +1,8 @@
 """The process of a task that has one of its own.
 
-It is told what to run, waits until the inputs are there, calls the function and writes how
+It reads what to run, waits until the inputs are there, calls the function and writes how
 that ended. Small messages travel over a socket that keeps them apart, the call and its
-outcome through a file without a name that both sides have open.
+outcome through the :mod:`~girder_dask.worker.isolation.exchange_file`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextvars import Context
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from girder_dask.errors import CancelInterrupt, JobInterrupted, TimeoutInterrupt
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.error_text import summary
 from girder_dask.protocol.json_values import opened_message, packed_message
-from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.redaction import Secrets, secrets_in
 from girder_dask.tasks import context
 from girder_dask.tasks.completion import completed
@@ -41,77 +38,30 @@ from girder_dask.worker.capture import output_capture
 from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.concurrency.forks import ending_forks
 from girder_dask.worker.failures import Failure, describe_error, failure_of
+from girder_dask.worker.isolation import exchange_file
+from girder_dask.worker.isolation.process_sink import ProcessSink
+from girder_dask.worker.isolation.process_spec import MAX_MESSAGE_BYTES, ProcessSpec
 from girder_dask.worker.job_context import child_jobs, open_session, running_job
 from girder_dask.worker.job_log.c_stdio import flush_c_streams, line_buffer_stdout
 from girder_dask.worker.job_log.log import capturing
 from girder_dask.worker.job_log.process_log import ProcessLog
-from girder_dask.worker.job_log.selector_thread import get_selector_thread
-from girder_dask.worker.location import WorkerLocation
 
-__all__ = [
-    "MAX_MESSAGE_BYTES",
-    "ProcessSpec",
-    "exit_process",
-    "main",
-    "reading",
-    "writing",
-]
+__all__ = ["exit_process", "main"]
 
 logger = logging.getLogger(__name__)
 
-#: Most bytes of a message; a socket takes about 200 kB at once.
-MAX_MESSAGE_BYTES = 128 * 1024
-
-# Seconds between two messages about progress, and between two that force a sending.
-_PROGRESS_INTERVAL_S = 0.05
-
-# How long a signal waits for the message that says what it is for.
+# Seconds that a signal waits for the message with its reason.
 _REASON_TIMEOUT_S = 1.0
 
-# From which number on the descriptors are that lead to the worker.
+# The least number of the descriptors that lead to the worker.
 _MIN_DESCRIPTOR = 512
 _NOT_HANDED = (
     "What became of the task cannot be handed to the worker ({}). A task must not close "
     "descriptors that it has not opened, as os.closerange() does.\n"
 )
 
-# The kernel ends the task's process before the worker when memory is short.
+# Above that of the worker: the kernel ends the task's process first when memory is short.
 _OOM_SCORE = b"500"
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessSpec:
-    """What a task's process is told before its inputs are there.
-
-    ``function`` is pickled, None for the task that ``spec`` names. ``scheduler`` is the
-    address of Dask's scheduler and what a client of it needs to be let in, pickled, as few tasks
-    need it and opening it imports Dask. ``environment`` is None for a process that has its own.
-    """
-
-    job: JobSpec
-    location: WorkerLocation
-    work_dir: Path
-    function: bytes | None = field(default=None, repr=False)
-    api_url: str | None = None
-    gpus: tuple[str, ...] = ()
-    log_level: int | str = "INFO"
-    scheduler: bytes | None = field(default=None, repr=False)
-    path: tuple[str, ...] = ()
-    session: Mapping[str, Any] | None = field(default=None, repr=False)
-    environment: Mapping[str, str] | None = field(default=None, repr=False)
-
-
-def reading(file: int) -> BinaryIO:
-    """Open the file from its beginning, to read what the other side has written."""
-    os.lseek(file, 0, os.SEEK_SET)  # both sides share the position
-    return open(file, "rb", closefd=False)
-
-
-def writing(file: int) -> BinaryIO:
-    """Open the file to write something new."""
-    os.ftruncate(file, 0)
-    os.lseek(file, 0, os.SEEK_SET)
-    return open(file, "wb", closefd=False)
 
 
 def main(control: int, file: int) -> None:
@@ -128,10 +78,9 @@ def main(control: int, file: int) -> None:
         Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
     faulthandler.enable(all_threads=False)
     line_buffer_stdout()
-    with reading(file) as f:
-        spec: ProcessSpec = pickle.load(f)
+    spec: ProcessSpec = exchange_file.read(file)
     if spec.environment is not None:
-        _take(spec.environment)
+        _set_environment(spec.environment)
     sys.path[:] = spec.path
     log = ProcessLog()
     output_capture.install(spec.log_level)
@@ -145,7 +94,7 @@ def main(control: int, file: int) -> None:
 
 
 def _moved(descriptor: int) -> int:
-    """Give a descriptor a high number, which programs that are started do not inherit."""
+    """Return a duplicate of a descriptor with a high number, and close the descriptor."""
     try:
         moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _MIN_DESCRIPTOR)
     except OSError:  # the limit of this process is lower
@@ -156,10 +105,10 @@ def _moved(descriptor: int) -> int:
 
 
 def exit_process() -> NoReturn:
-    """End this process as Python does, but for taking its modules apart.
+    """End this process as Python does, except that its modules are not torn down.
 
-    That would write to nearly all of the memory that a fork shares, which takes longer than all
-    the rest of it. Python does not promise to call ``__del__`` for what is left at the exit.
+    Tearing them down would write to nearly all memory that a fork shares, and take longer than
+    everything else. Python does not promise to call ``__del__`` for what is left at the exit.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - waits for threads
     atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way
@@ -171,8 +120,8 @@ def exit_process() -> NoReturn:
     os._exit(0)
 
 
-def _take(environment: Mapping[str, str]) -> None:
-    """Make the environment of this fork what it would be in a process that was started anew."""
+def _set_environment(environment: Mapping[str, str]) -> None:
+    """Replace the environment of this fork by that of a process that was started anew."""
     zone = os.environ.get("TZ")
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
@@ -184,6 +133,8 @@ def _take(environment: Mapping[str, str]) -> None:
 
 
 class _Child:
+    """One task in this process."""
+
     def __init__(
         self, spec: ProcessSpec, control: socket.socket, file: int, log: ProcessLog
     ) -> None:
@@ -194,15 +145,15 @@ class _Child:
         self._sink = ProcessSink(self._send, log)
         self._manager = JobManager(self._sink, JobStatus.QUEUED)
         self._inputs = threading.Event()
-        self._told = threading.Event()
-        self._why: type[JobInterrupted] | None = None
+        self._has_reason = threading.Event()
+        self._interruption: type[JobInterrupted] | None = None
         self._interruptible = True
         self._started = False
 
     def work(self) -> None:
         """Load, wait for the inputs, call, and write how it ended."""
         signal.signal(signal.SIGTERM, self._on_term)
-        listener = threading.Thread(target=self._listen, daemon=True, name="girder-dask-control")
+        listener = threading.Thread(target=self._receive, daemon=True, name="girder-dask-control")
         Context().run(listener.start)  # it is no part of the job
         try:
             try:
@@ -213,10 +164,13 @@ class _Child:
         except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
             self._interruptible = False
             value, failure = None, self._failure(e)
-        self._sink.tell()
+        self._sink.send_progress()
         self._flush()
         try:
-            self._write(value, failure)
+            if failure is None:
+                exchange_file.write_value(self._file, value)
+            else:
+                exchange_file.write_failure(self._file, failure)
         except OSError as e:
             with contextlib.suppress(OSError):
                 os.write(2, _NOT_HANDED.format(e).encode())
@@ -240,22 +194,21 @@ class _Child:
             os.chdir(spec.work_dir)
             self._send("ready")
             self._inputs.wait()
-            with reading(self._file) as f:
-                args, kwargs = pickle.load(f)
+            args, kwargs = exchange_file.read(self._file)
             self._started = True
             if self._manager.status != JobStatus.CANCELING:
                 self._manager.status = JobStatus.RUNNING
             try:
                 with (
-                    ending_forks(self._flush, describe_error, self._is_ours),
+                    ending_forks(self._flush, describe_error, self._is_own_handler),
                     output_capture.flushing_at_end(),
                 ):
                     return completed(function, *args, **kwargs)
             finally:
-                self._tell_cwd()
+                self._send_cwd()
 
-    def _tell_cwd(self) -> None:
-        """Tell where the function was in the end: relative paths in its result start there."""
+    def _send_cwd(self) -> None:
+        """Send where the function ended: relative paths in its result start there."""
         with contextlib.suppress(OSError):  # it is gone
             self._send("cwd", str(Path.cwd()))
 
@@ -284,8 +237,8 @@ class _Child:
     @property
     def _reason(self) -> str | None:
         """Why the task is to stop."""
-        if self._why is not None:
-            return self._why.reason
+        if self._interruption is not None:
+            return self._interruption.reason
         return "canceled" if self._manager.status == JobStatus.CANCELING else None
 
     def _failure(self, error: BaseException) -> Failure:
@@ -297,31 +250,14 @@ class _Child:
             reason=self._reason,
         )
 
-    def _write(self, value: Any, failure: Failure | None) -> None:
-        """Write ``(kind, what)`` and, for a value, the value itself."""
-        import cloudpickle
-
-        if failure is None:
-            try:
-                with writing(self._file) as f:
-                    pickle.dump(("value", None), f)
-                    cloudpickle.dump(value, f)
-            except BaseException as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
-                reason = f"it cannot be pickled ({summary(e)})"
-                with writing(self._file) as f:
-                    pickle.dump(("unpicklable", reason), f)
-        else:
-            with writing(self._file) as f:
-                pickle.dump(("failure", failure), f)
-
     # -- messages and signals ------------------------------------------------------------------
 
     def _send(self, kind: str, what: Any = None) -> None:
-        with contextlib.suppress(OSError):  # nobody is left to hear it
+        with contextlib.suppress(OSError):  # the worker has gone
             self._control.send(packed_message(kind, what))
 
-    def _listen(self) -> None:
-        guard = Guard(logger, "Hearing the worker")
+    def _receive(self) -> None:
+        guard = Guard(logger, "Receiving messages from the worker")
         while True:
             try:
                 message = self._control.recv(MAX_MESSAGE_BYTES)
@@ -330,82 +266,25 @@ class _Child:
             if not message:
                 return
             with guard:
-                self._hear(*opened_message(message))
+                self._on_message(*opened_message(message))
 
-    def _hear(self, kind: str, what: Any) -> None:
+    def _on_message(self, kind: str, what: Any) -> None:
         if kind == "run":
             self._inputs.set()
         elif kind == "cancel":
             self._manager.status = JobStatus.CANCELING
         elif kind == "stop":
-            self._why = TimeoutInterrupt if what == "timeout" else CancelInterrupt
-            self._told.set()
+            self._interruption = TimeoutInterrupt if what == "timeout" else CancelInterrupt
+            self._has_reason.set()
 
-    def _is_ours(self, handler: Any) -> bool:
+    def _is_own_handler(self, handler: Any) -> bool:
         return bool(handler == self._on_term)
 
     def _on_term(self, *_: Any) -> None:
-        """Stop the task: Python runs this in its main thread, also in ``time.sleep``."""
-        if not self._told.wait(_REASON_TIMEOUT_S) or self._why is None:
-            # Nobody of ours: it ends as it would without a handler.
+        """Interrupt the task. Python runs this in its main thread, also in ``time.sleep``."""
+        if not self._has_reason.wait(_REASON_TIMEOUT_S) or self._interruption is None:
+            # Not from the worker: the process ends as it would without a handler.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         elif self._interruptible:
-            raise self._why(job_id=self._spec.job.id)
-
-
-class ProcessSink:
-    """Where what the task says of itself goes: text to the log, the rest to the worker.
-
-    The worker hears of progress a few times a second, however often the task tells of it.
-    """
-
-    def __init__(self, send: Callable[..., None], log: ProcessLog) -> None:
-        self._send = send
-        self._log = log
-        self._progress: dict[str, Any] = {}
-        self._begin()
-        os.register_at_fork(after_in_child=self._begin)
-
-    def _begin(self) -> None:
-        self._lock = threading.RLock()
-        self._next = self._next_flush = float("-inf")
-        self._is_due = False
-
-    def write(self, text: str) -> None:
-        self._log.write(text)
-
-    def progress(self, changes: Mapping[str, Any]) -> None:
-        with self._lock:
-            self._progress.update(changes)
-            pause = self._next - time.monotonic()
-            if pause <= 0:
-                self.tell()
-            elif not self._is_due:
-                self._is_due = True
-                get_selector_thread().call_later(pause, self._tell_late)
-
-    def _tell_late(self) -> None:
-        with self._lock:
-            self._is_due = False
-            self.tell()
-
-    def tell(self) -> None:
-        """Send what the worker has not heard of the progress."""
-        with self._lock:
-            told, self._progress = self._progress, {}
-            if told:
-                self._next = time.monotonic() + _PROGRESS_INTERVAL_S
-                self._send("progress", told)
-
-    def status(self, status: JobStatus) -> None:
-        self.tell()
-        self._send("status", int(status))
-
-    def flush(self) -> None:
-        self._log.flush()
-        now = time.monotonic()
-        if now >= self._next_flush:
-            self._next_flush = now + _PROGRESS_INTERVAL_S
-            self.tell()
-            self._send("flush")
+            raise self._interruption(job_id=self._spec.job.id)

@@ -1,11 +1,10 @@
 """The fork server of a worker: a process that has imported what tasks need, and forks theirs.
 
-A process that begins with a fork has its imports already, so a task with a process of its own
-starts in some milliseconds. What is forked is the :mod:`~girder_dask.worker.isolation.subreaper`,
-which speaks with the worker as one that was started anew does. Each fork runs one task, and one is
-made ahead. The server
-runs no code of tasks but the imports that the operator names, opens no call and holds nothing of
-any job.
+A fork has its imports already, so a task with a process of its own starts in some milliseconds.
+What is forked is the :mod:`~girder_dask.worker.isolation.subreaper`, which exchanges the same
+messages with the worker as one that was started anew. Each fork runs one task, and one is kept
+ready. The server runs no code of tasks except the imports that the operator names, opens no call
+and holds nothing of any job.
 
 Run by :mod:`girder_dask.worker.isolation.fork_server_supervisor` as ``python -m
 girder_dask.worker.isolation.fork_server CHANNEL WORKER``: a descriptor and a process id. On the
@@ -50,7 +49,7 @@ TASK_MODULES = (
     "concurrent.futures.thread",
 )
 
-# Ends of these processes are of no interest, and who ends the worker ends this with it.
+# The ends of its children do not matter, and the end of the worker ends this process.
 _IGNORED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 
 
@@ -58,16 +57,16 @@ def main() -> None:
     """Serve until the worker is gone."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     worker = os.pidfd_open(int(sys.argv[2]))
-    if os.getppid() != int(sys.argv[2]):  # it died before
+    if os.getppid() != int(sys.argv[2]):  # the worker has died before
         return
     handlers = _ignored({})
-    told = json.loads(channel.recv(MAX_MESSAGE_BYTES) or b"{}")
-    if not told:
+    request = json.loads(channel.recv(MAX_MESSAGE_BYTES) or b"{}")
+    if not request:
         return
-    sys.path[:] = told["path"]
+    sys.path[:] = request["path"]
     report = _import_all(TASK_MODULES)
     if report["threads"] is None:
-        report = _import_all(told["modules"])
+        report = _import_all(request["modules"])
     handlers = _ignored(handlers)
     for stream in (sys.stdout, sys.stderr):  # else each fork writes once more what they hold
         stream.flush()
@@ -80,13 +79,13 @@ def main() -> None:
 
 
 def _ignored(handlers: Mapping[int, Any]) -> dict[int, Any]:
-    """Ignore signals, and return what handled them: also what an import has set since."""
+    """Ignore signals, and return their handlers, also those that an import has set since."""
     found = {number: signal.signal(number, signal.SIG_IGN) for number in _IGNORED}
     return {n: handlers.get(n, h) if h == signal.SIG_IGN else h for n, h in found.items()}
 
 
 def _import_all(modules: Iterable[str]) -> dict[str, Any]:
-    """Import modules. Say which could not be, with why, and which one has started threads."""
+    """Import modules. Return which failed, with why, and which one has started threads."""
     failed: list[tuple[str, str]] = []
     for module in modules:
         try:
@@ -116,17 +115,17 @@ def _serve(channel: socket.socket, worker: int, handlers: Mapping[int, Any]) -> 
         )
         if (
             message != FORK_REQUEST or len(fds) != DESCRIPTOR_COUNT
-        ):  # the worker wants no more of them
+        ):  # the worker has closed the channel
             return
-        if not _hand_over(spare, fds):  # somebody has killed it
-            _hand_over(_spare(channel, worker, handlers), fds)
+        if not _assign(spare, fds):  # it was killed
+            _assign(_spare(channel, worker, handlers), fds)
         for fd in fds:
             os.close(fd)
         spare = _spare(channel, worker, handlers)
 
 
-def _hand_over(spare: socket.socket | None, fds: Sequence[int]) -> bool:
-    """Give a spare subreaper its task. If nobody has the lifeline, the worker hears that."""
+def _assign(spare: socket.socket | None, fds: Sequence[int]) -> bool:
+    """Give a spare subreaper its task. Return False if it is gone."""
     if spare is None:
         return False
     with spare:
@@ -140,7 +139,7 @@ def _hand_over(spare: socket.socket | None, fds: Sequence[int]) -> bool:
 def _spare(
     channel: socket.socket, worker: int, handlers: Mapping[int, Any]
 ) -> socket.socket | None:
-    """Fork a subreaper and the process of its task ahead. Return the socket that they wait at."""
+    """Fork a subreaper and the process of its task ahead. Return the socket they wait at."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         pid = os.fork()
@@ -149,7 +148,7 @@ def _spare(
     if pid == 0:
         channel.close()
         ours.close()
-        _be_subreaper(theirs, worker, handlers)
+        _run_subreaper(theirs, worker, handlers)
     theirs.close()
     if pid == -1:
         ours.close()
@@ -157,8 +156,8 @@ def _spare(
     return ours
 
 
-def _be_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any]) -> NoReturn:
-    """Fork the process of a task, wait until there is one, and watch over it."""
+def _run_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any]) -> NoReturn:
+    """Fork the process of a task, wait for the task, and watch it."""
     os.setsid()
     to_task, of_subreaper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     task = subreaper.fork()
@@ -166,13 +165,13 @@ def _be_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any]
         given.close()
         to_task.close()
         os.close(worker)
-        _be_task(of_subreaper, handlers)
+        _run_task(of_subreaper, handlers)
     of_subreaper.close()
-    fds = _received(given, handlers)
+    fds = _receive_descriptors(given, handlers)
     with to_task:
         try:
             socket.send_fds(to_task, [FORK_REQUEST], fds[1:])
-        except OSError:  # somebody has killed it
+        except OSError:  # it was killed
             os._exit(1)
     for fd in fds[1:]:
         os.close(fd)
@@ -180,9 +179,9 @@ def _be_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any]
     subreaper.watch(fds[0], task, worker=worker)
 
 
-def _be_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
-    """Wait for a task, and be what a process is that was started anew for it."""
-    control, file, output, errors, directory = _received(given, handlers)
+def _run_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
+    """Wait for a task, and run it as a process does that was started anew."""
+    control, file, output, errors, directory = _receive_descriptors(given, handlers)
     os.dup2(output, 1)
     os.dup2(errors, 2)
     os.fchdir(directory)
@@ -196,8 +195,8 @@ def _be_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
     child.exit_process()
 
 
-def _received(given: socket.socket, handlers: Mapping[int, Any]) -> list[int]:
-    """Wait for the descriptors of a task. Without any, end."""
+def _receive_descriptors(given: socket.socket, handlers: Mapping[int, Any]) -> list[int]:
+    """Wait for the descriptors of a task. End this process if there are none."""
     with given:
         _, fds, _, _ = socket.recv_fds(
             given, len(FORK_REQUEST), DESCRIPTOR_COUNT, socket.MSG_CMSG_CLOEXEC

@@ -1,7 +1,8 @@
-"""How the process of a task is started: forked by the worker's fork server, or anew without one.
+"""The start of a task's process: a fork of the worker's fork server, or a new Python.
 
-Where there is no server (see :mod:`girder_dask.worker.isolation.fork_server_supervisor`), and while
-there is none, each process is started anew, which takes longer and is otherwise the same.
+Where and while there is no server (see
+:mod:`girder_dask.worker.isolation.fork_server_supervisor`), each process is started anew, which
+takes longer and is otherwise the same.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from typing import Any, BinaryIO, Protocol
 
 from girder_dask.worker import gpus
 from girder_dask.worker.concurrency import propagation
-from girder_dask.worker.isolation.child import ProcessSpec, writing
+from girder_dask.worker.isolation import exchange_file
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
+from girder_dask.worker.isolation.process_spec import ProcessSpec
 from girder_dask.worker.job_log.log import JobLog
 
 __all__ = ["LaunchedProcess", "SubreaperProcess", "launch"]
 
-# How long a task waits for a server that is about to begin, and for a fork.
+# Seconds that a task waits for the first server to start, and for a fork.
 _SERVER_TIMEOUT_S, _FORK_TIMEOUT_S = 5.0, 10.0
 
 
 class SubreaperProcess(Protocol):
-    """What watches over the process of a task."""
+    """The subreaper of a task's process, a child of this process or of the fork server."""
 
     @property
     def pid(self) -> int:
@@ -38,10 +40,10 @@ class SubreaperProcess(Protocol):
 
     @property
     def returncode(self) -> int | None:
-        """None until somebody has waited for its end."""
+        """None until :meth:`wait` has returned."""
 
     def wait(self) -> int:
-        """Take note of its end, once it has said its last word, or the lifeline has ended."""
+        """Wait for its end, once it has sent its last message, or the lifeline has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,32 +70,32 @@ def launch(
     Parameters
     ----------
     spec
-        What it is told.
+        What it is to run.
     supervisor
         The fork server of the worker.
     closing
-        What closes the ways to it.
+        What closes the channels to it.
     log
         The job's log, to which it writes.
     writer
         What has None as its ``returncode`` while something may still write there.
     directory
-        Where the file is made through which the call and its outcome travel.
+        Where the :mod:`~girder_dask.worker.isolation.exchange_file` is created.
     """
-    supervisor.begin()
+    supervisor.start()
     server = supervisor.wait(_SERVER_TIMEOUT_S)
     environment = propagation.with_run_name(log, gpus.environment(spec.gpus))
     if server is not None:
         with contextlib.ExitStack() as stack:
             told = replace(spec, environment=environment)
             with _ends(told, directory, stack) as ends, log.lend_pipe(writer) as output:
-                server.ask(ends.theirs, output)
-            forked = _greeted(ends.lifeline)
+                server.request_fork(ends.theirs, output)
+            forked = _await_fork(ends.lifeline)
             if forked is not None:
                 closing.push(stack.pop_all())
                 return LaunchedProcess(forked, ends.control, ends.lifeline, ends.file)
-        # Whatever became of it has lost its lifeline, so the process that follows is the only one.
-        supervisor.give_up(server)
+        # A fork that comes late has no lifeline and ends: the process that follows is the only one.
+        supervisor.replace(server)
     with _ends(spec, directory, closing) as ends, log.lend_pipe(writer) as output:
         process = _start(ends, output, environment)
     return LaunchedProcess(process, ends.control, ends.lifeline, ends.file)
@@ -101,7 +103,7 @@ def launch(
 
 @dataclass(frozen=True, slots=True)
 class _Ends:
-    """The ways to a task's process. ``theirs`` are the descriptors that it is given."""
+    """The channels to a task's process. ``theirs`` are the descriptors that it is given."""
 
     control: socket.socket
     lifeline: socket.socket
@@ -111,12 +113,9 @@ class _Ends:
 
 @contextlib.contextmanager
 def _ends(spec: ProcessSpec, directory: Path, closing: contextlib.ExitStack) -> Iterator[_Ends]:
-    """Make the ways to a process, whose other ends are closed when it has them."""
-    import cloudpickle
-
+    """Create the channels to a process, whose other ends are closed once it has them."""
     file = closing.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 - it stays open
-    with writing(file.fileno()) as f:
-        cloudpickle.dump(spec, f)
+    exchange_file.write(file.fileno(), spec)
     # Sequenced packets keep messages apart, also those of the task's forks.
     control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     closing.callback(control.close)
@@ -131,7 +130,7 @@ def _ends(spec: ProcessSpec, directory: Path, closing: contextlib.ExitStack) -> 
 def _start(
     ends: _Ends, output: int | None, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start a process anew."""
+    """Start a new Python."""
     return subprocess.Popen(
         [
             *(sys.executable, "-P", "-m", "girder_dask.worker.isolation.subreaper"),
@@ -146,8 +145,8 @@ def _start(
     )
 
 
-class _Forked:
-    """A subreaper that is a child of the fork server, which sees to what is left of it."""
+class _ForkedSubreaper:
+    """A subreaper that is a child of the fork server, which reaps it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -158,8 +157,8 @@ class _Forked:
         return self.returncode
 
 
-def _greeted(lifeline: socket.socket) -> _Forked | None:
-    """Wait until a forked subreaper has said who it is. None: there is none."""
+def _await_fork(lifeline: socket.socket) -> _ForkedSubreaper | None:
+    """Wait for the message of a forked subreaper with its process id. None: there is no fork."""
     lifeline.settimeout(_FORK_TIMEOUT_S)
     try:
         words = lifeline.recv(100).decode().split()
@@ -167,4 +166,4 @@ def _greeted(lifeline: socket.socket) -> _Forked | None:
         return None
     finally:
         lifeline.settimeout(None)
-    return _Forked(int(words[1])) if words[:1] == ["subreaper"] else None
+    return _ForkedSubreaper(int(words[1])) if words[:1] == ["subreaper"] else None

@@ -1,8 +1,8 @@
 """The process between a worker and a task that has a process of its own.
 
-It forks the task's process, and sees to its end and to that of everything which it left
-behind, whatever happens: the task ends, crashes or is killed, or the worker dies. On
-Linux it adopts processes whose parents are gone, so none of them escapes. It runs no code of the
+It forks the task's process, and ends it and everything that it left behind, whatever
+happens: the task ends, crashes or is killed, or the worker dies. On
+Linux it adopts processes whose parents have ended, so none of them escapes. It runs no code of the
 task and stays small.
 
 Forked by a :mod:`~girder_dask.worker.isolation.fork_server`, or run by
@@ -40,7 +40,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def main() -> None:
-    """Watch over a task for the worker that has started this process."""
+    """Fork and watch the process of a task for the worker that has started this process."""
     lifeline, control, file, parent = map(int, sys.argv[1:5])
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     task = fork()
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def announce(lifeline: int) -> None:
-    """Tell the worker, which has not started this process itself, which one it is."""
+    """Send the id of this process to the worker, which has not started it itself."""
     with socket.socket(fileno=os.dup(lifeline)) as channel, contextlib.suppress(OSError):
         channel.send(f"subreaper {os.getpid()}".encode())
 
@@ -77,7 +77,7 @@ def fork() -> int:
 def watch(
     lifeline: int, task: int, *, parent: int | None = None, worker: int | None = None
 ) -> NoReturn:
-    """Watch over the process of a task until nothing of it is left, and end.
+    """Watch the process of a task until nothing of it is left, and end.
 
     Parameters
     ----------
@@ -88,13 +88,15 @@ def watch(
     parent
         The process id of the worker, if that is the parent.
     worker
-        A descriptor that tells of the worker's end (a pidfd), if it is not.
+        A pidfd of the worker, if it is not the parent.
     """
     _Subreaper(socket.socket(fileno=lifeline), task, parent, worker).watch()
     os._exit(0)  # without what modules have registered for the exit: it concerns the task
 
 
 class _Subreaper:
+    """The watch over one process of a task, by signals and by messages of the worker."""
+
     def __init__(
         self, lifeline: socket.socket, task: int, parent: int | None, worker: int | None
     ) -> None:
@@ -103,25 +105,25 @@ class _Subreaper:
         self._parent = parent
         self._worker = worker
         self._status: int | None = None
-        self._doomed = False
+        self._must_end = False
         self._wake, wake_write = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._doom)
+        signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def _doom(self, *_: object) -> None:
-        self._doomed = True
+    def _on_term(self, *_: object) -> None:
+        self._must_end = True
 
     def watch(self) -> None:
-        """Watch over the task, and end with it."""
-        self._tell(f"task {self._task}")
+        """Watch the task, and end with it."""
+        self._send(f"task {self._task}")
         self._reap()
         while self._status is None:
             self._wait(None)
-            if self._doomed or self._parent not in (None, os.getppid()):
+            if self._must_end or self._parent not in (None, os.getppid()):
                 self._end_all()
                 return
             self._reap()
@@ -129,26 +131,26 @@ class _Subreaper:
         for fd in (1, 2):  # so that the job's pipe ends before this does
             with contextlib.suppress(OSError):
                 os.close(fd)
-        self._tell(f"status {self._status} {left}")
+        self._send(f"status {self._status} {left}")
 
-    def _tell(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         with contextlib.suppress(OSError):  # the worker is gone
             self._lifeline.send(text.encode())
 
     def _wait(self, timeout: float | None) -> None:
-        """Wait for a signal or a message, and do what the message says."""
+        """Wait for a signal or a message, and handle it."""
         lifeline = self._lifeline.fileno()
         worker = [] if self._worker is None else [self._worker]
         ready, _, _ = select.select([self._wake, lifeline, *worker], [], [], timeout)
         if self._worker in ready:
-            self._doomed = True
+            self._must_end = True
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake, 4096)
         if lifeline in ready:
-            self._obey()
+            self._on_message()
 
-    def _obey(self) -> None:
+    def _on_message(self) -> None:
         try:
             command = self._lifeline.recv(100)
         except OSError:
@@ -160,12 +162,12 @@ class _Subreaper:
             for pid in descendants(os.getpid()):
                 send_signal(pid, signal.SIGKILL)
         else:  # the worker is gone
-            self._doomed = True
+            self._must_end = True
 
     def _reap(self) -> bool:
-        """Take note of processes that have ended, and say whether there are others.
+        """Reap children that have ended. Return True if there are others.
 
-        Where there is no child there is no descendant either, as each would have become one.
+        Without a child there is no descendant either, since each would have become one.
         """
         while True:
             try:
@@ -183,7 +185,7 @@ class _Subreaper:
         left: list[int] = []
         while self._reap():
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or self._doomed:
+            if remaining <= 0 or self._must_end:
                 left = descendants(os.getpid())
                 break
             self._wait(min(remaining, 0.05))
@@ -199,7 +201,7 @@ class _Subreaper:
             for pid in descendants(os.getpid()):
                 send_signal(pid, signal.SIGKILL)
             try:
-                os.waitpid(-1, 0)  # whose children become ours
+                os.waitpid(-1, 0)  # its children become ours
             except ChildProcessError:
                 return
 

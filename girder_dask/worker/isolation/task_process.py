@@ -1,4 +1,4 @@
-"""A process of its own for the function of a task: the side of the worker.
+"""The process of a task, as its worker sees it.
 
 Between the two stands a :mod:`~girder_dask.worker.isolation.subreaper`, which ends what must not be
 left behind. The process's output goes to the job's pipe, as that of any subprocess.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 import selectors
 import signal
 import socket
@@ -23,12 +22,13 @@ from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import summary
 from girder_dask.protocol.json_values import opened_message, packed_message
-from girder_dask.protocol.payload import Unpicklable
 from girder_dask.tasks.context import JobManager
-from girder_dask.worker.failures import TERMINATING_SIGNALS, Failure
-from girder_dask.worker.isolation.child import MAX_MESSAGE_BYTES, ProcessSpec, reading, writing
+from girder_dask.worker.failures import Failure
+from girder_dask.worker.isolation import exchange_file
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from girder_dask.worker.isolation.launcher import SubreaperProcess, launch
+from girder_dask.worker.isolation.process_death import failure_of_death
+from girder_dask.worker.isolation.process_spec import MAX_MESSAGE_BYTES, ProcessSpec
 from girder_dask.worker.job_log.log import JobLog
 
 __all__ = ["THREAD_REMEDY", "ProcessFailed", "TaskProcess"]
@@ -40,14 +40,14 @@ THREAD_REMEDY = (
     "run it with isolation='thread' on a worker that allows it (girder.worker.isolation: thread)"
 )
 
-# How long the process may take to end by itself once the function has returned.
+# Seconds that the process may take to end by itself once the function has returned.
 _EXIT_TIMEOUT_S = 5.0
-# How long it may take until a process is gone that was killed.
+# Seconds that a process may take to end that was killed.
 _KILL_TIMEOUT_S = 30.0
 
 
 class ProcessFailed(Exception):
-    """The function failed in its process. ``failure`` is what is told of it."""
+    """The function failed in its process. ``failure`` is what is reported."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.error)
@@ -60,15 +60,15 @@ class TaskProcess:
     Parameters
     ----------
     spec
-        What it is told.
+        What it is to run.
     supervisor
         The fork server of the worker.
     log
         The job's log.
     manager
-        What its progress and state are told to.
+        What its progress and status go to.
     directory
-        Where the file is made through which the call and its outcome travel.
+        Where the :mod:`~girder_dask.worker.isolation.exchange_file` is created.
     grace
         Seconds between asking the task to stop and killing it.
     """
@@ -88,14 +88,14 @@ class TaskProcess:
         self._grace = grace
         #: Where the function was when it returned, None until then.
         self.cwd: str | None = None
-        self._heard: set[str] = set()
+        self._received: set[str] = set()
         self._lock = threading.RLock()
-        self._busy = False
+        self._is_waited_for = False
         self._stopping: str | None = None
         self._kill_at: float | None = None
         self._task_pid: int | None = None
         self._status: int | None = None
-        self._gone = False
+        self._is_gone = False
         self._closing = contextlib.ExitStack()
         self._subreaper: SubreaperProcess | None = None
         with self._closing:
@@ -120,7 +120,7 @@ class TaskProcess:
 
     @property
     def pids(self) -> set[int]:
-        """The process that sees to the end of all that the task starts."""
+        """The subreaper, which ends everything that the task starts."""
         return set() if self._subreaper is None else {self._subreaper.pid}
 
     @property
@@ -140,8 +140,8 @@ class TaskProcess:
         """
         with self._waiting():
             self._wait_for("ready")
-        if "ready" not in self._heard:
-            self._leave()
+        if "ready" not in self._received:
+            self._wait_for_end()
             self._outcome()
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None) -> Any:
@@ -158,7 +158,7 @@ class TaskProcess:
         """
         with self._waiting():
             try:
-                self._write((tuple(args), dict(kwargs)))
+                exchange_file.write(self._file.fileno(), (tuple(args), dict(kwargs)))
             except Exception as e:
                 raise ArgumentError(
                     f"An argument of {self._spec.job.task} cannot be handed to a process of its "
@@ -167,32 +167,26 @@ class TaskProcess:
                 ) from e
             self._send("run")
             self._wait_for("end", timeout)
-            self._leave()
+            self._wait_for_end()
         return self._outcome()
-
-    def _write(self, value: Any) -> None:
-        import cloudpickle
-
-        with writing(self._file.fileno()) as f:
-            cloudpickle.dump(value, f)
 
     def _wait_for(self, message: str, timeout: float | None = None) -> None:
         """Wait for a message, for the end of the process, or for a time limit to end it."""
         limit = None if timeout is None else time.monotonic() + timeout
-        while not self._heard & {message, "end"} and not self._gone:
+        while not self._received & {message, "end"} and not self._is_gone:
             if limit is not None and time.monotonic() >= limit:
                 self._stop("timeout")
             self._wait(limit if self._stopping is None else None)
 
-    def _leave(self) -> None:
-        """Wait until the process and all that it started is gone, and see to it."""
+    def _wait_for_end(self) -> None:
+        """Wait until the process and all that it started is gone, and kill what is late."""
         if self._kill_at is None:
             self._kill_at = time.monotonic() + _EXIT_TIMEOUT_S
         give_up = None
-        while not self._gone:
+        while not self._is_gone:
             if give_up is None and time.monotonic() >= self._kill_at:
                 give_up = time.monotonic() + _KILL_TIMEOUT_S
-                if "end" in self._heard and self._stopping is None:
+                if self._has_ended and self._stopping is None:
                     self._manager.write(
                         "The function has returned, but its process went on for "
                         f"{_EXIT_TIMEOUT_S:g} s (a thread, or an exit handler). It was killed.\n"
@@ -203,7 +197,7 @@ class TaskProcess:
             self._wait(give_up)
 
     def _wait(self, until: float | None) -> None:
-        """Hear what comes until then, and kill when the time for that has come."""
+        """Receive messages until a time, and kill when the time for that has come."""
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
             self._command(b"kill")
@@ -216,57 +210,30 @@ class TaskProcess:
     def _outcome(self) -> Any:
         """Return the value, or raise how it ended."""
         job_id = self._spec.job.id
-        if self._stopping == "timeout" and not self._failed_otherwise():
+        if self._stopping == "timeout" and not self._has_failed_otherwise():
             raise JobTimeout(job_id=job_id)
-        if self._stopping == "cancel" and "end" not in self._heard:
+        if self._stopping == "cancel" and not self._has_ended:
             raise JobCanceled(job_id=job_id)
-        if "end" not in self._heard:
-            raise ProcessFailed(self._death())
-        with reading(self._file.fileno()) as f:
-            kind, what = pickle.load(f)
-            if kind == "failure":
-                raise ProcessFailed(what)
-            return Unpicklable(what) if kind == "unpicklable" else pickle.load(f)
+        if not self._has_ended:
+            raise ProcessFailed(failure_of_death(self._status, self._spec.location.hostname))
+        failure = exchange_file.read_failure(self._file.fileno())
+        if failure is not None:
+            raise ProcessFailed(failure)
+        return exchange_file.read_value(self._file.fileno())
 
-    def _failed_otherwise(self) -> bool:
-        """Say whether the task answered the end of its time with an error of its own."""
-        if "end" not in self._heard:
-            return False
-        with reading(self._file.fileno()) as f:
-            kind, what = pickle.load(f)
-        return bool(kind == "failure" and what.status == JobStatus.ERROR)
+    def _has_failed_otherwise(self) -> bool:
+        """Return True if the task answered the end of its time with an error of its own."""
+        failure = exchange_file.read_failure(self._file.fileno()) if self._has_ended else None
+        return failure is not None and failure.status == JobStatus.ERROR
 
-    def _death(self) -> Failure:
-        """Say how the process ended, that did not come to the end of the function."""
-        host = self._spec.location.hostname
-        status = self._status
-        killed = status is None or (
-            os.WIFSIGNALED(status) and os.WTERMSIG(status) in TERMINATING_SIGNALS
-        )
-        if status is None:
-            line = f"The task's process on {host} was lost. Start the job again."
-        elif os.WIFSIGNALED(status):
-            name = signal.Signals(os.WTERMSIG(status)).name
-            line = f"The task's process was ended by the signal {name}"
-            if name == "SIGKILL":
-                line += (
-                    f", and not by girder_dask. The kernel of {host} may have ended it for lack "
-                    "of memory: look there, and give the task more memory or less to do."
-                )
-            else:
-                line += ", as by a crash in C code or by somebody's kill."
-        else:
-            code = os.waitstatus_to_exitcode(status)
-            line = (
-                f"The task's process ended with the exit code {code} before the function "
-                "returned, as os._exit() does. Return from the function to end in SUCCESS."
-            )
-        return Failure(JobStatus.ERROR, f"{line}\n", line, killed=killed)
+    @property
+    def _has_ended(self) -> bool:
+        return "end" in self._received
 
     # -- messages ------------------------------------------------------------------------------
 
     def _on_message(self) -> bool:
-        """Hear one message, and say whether there was one."""
+        """Handle one message. Return False if there is none."""
         try:
             message = self._control.recv(MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -290,7 +257,7 @@ class TaskProcess:
         elif kind == "flush":
             self._manager.write("", forceFlush=True)
         else:
-            self._heard.add(kind)
+            self._received.add(kind)
         return True
 
     def _on_lifeline(self) -> None:
@@ -302,7 +269,7 @@ class TaskProcess:
             self._task_pid = int(words[1])
             return
         while self._on_message():
-            pass  # what it said before it ended
+            pass  # what it sent before it ended
         if words[:1] == ["status"]:
             self._status, left = int(words[1]), int(words[2])
             if left and self._stopping is None:
@@ -311,17 +278,17 @@ class TaskProcess:
         self._end_subreaper(lost=not words)
 
     def _end_subreaper(self, *, lost: bool) -> None:
-        """Wait for the subreaper, whose last word was heard. ``lost``: it was killed itself."""
+        """Wait for the subreaper, which has sent its last message. ``lost``: it was killed."""
         if self._subreaper is None:
             return
         if lost and self._task_pid is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self._task_pid, signal.SIGKILL)
         self._subreaper.wait()
-        self._gone = True
+        self._is_gone = True
 
     def _send(self, kind: str, what: Any = None) -> None:
-        with contextlib.suppress(OSError):  # it is gone, which is heard elsewhere
+        with contextlib.suppress(OSError):  # it is gone, which the lifeline shows
             self._control.send(packed_message(kind, what), socket.MSG_DONTWAIT)
 
     def _command(self, command: bytes) -> None:
@@ -332,25 +299,25 @@ class TaskProcess:
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
-        """While the run's thread only waits for the process, stopping it is up to us."""
+        """Let :meth:`interrupt` stop the process: the thread of the run only waits for it."""
         with self._lock:
-            self._busy = True
+            self._is_waited_for = True
         try:
             yield
         finally:
             with self._lock:
-                self._busy = False
+                self._is_waited_for = False
 
     def cancel(self) -> None:
-        """Tell the task that it shall stop."""
+        """Ask the task to stop."""
         self._send("cancel")
 
     def interrupt(self) -> bool:
-        """Stop the task by a signal, and kill it after the grace. False: it is not waited for."""
+        """Stop the task by a signal, and kill it after the grace. False: no thread waits for it."""
         with self._lock:
-            if self._busy:
+            if self._is_waited_for:
                 self._stop("cancel")
-            return self._busy
+            return self._is_waited_for
 
     def _stop(self, reason: str) -> None:
         with self._lock:
@@ -363,9 +330,9 @@ class TaskProcess:
             self._nudge.send(b"!", socket.MSG_DONTWAIT)
 
     def close(self) -> None:
-        """End whatever is left, and let go of it. May be called at any time, and twice."""
+        """End whatever is left. May be called at any time, and twice."""
         with self._closing:
-            if not self._gone and self._subreaper is not None:
+            if not self._is_gone and self._subreaper is not None:
                 with self._waiting():
                     self._kill_at = time.monotonic()
-                    self._leave()
+                    self._wait_for_end()

@@ -19,7 +19,7 @@ from girder_dask.worker.capture import output_capture
 from girder_dask.worker.concurrency.forks import ending_forks
 from girder_dask.worker.context import WorkerContext
 from girder_dask.worker.failures import describe_error
-from girder_dask.worker.isolation.child import ProcessSpec
+from girder_dask.worker.isolation.process_spec import ProcessSpec
 from girder_dask.worker.isolation.task_process import TaskProcess
 from girder_dask.worker.run.control import RunControl
 

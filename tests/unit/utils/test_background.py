@@ -154,6 +154,7 @@ async def test_a_repeated_step_sets_the_pause_and_no_error_ends_it(
 IN_THE_BACKGROUND = {
     "client/job_card",
     "worker/isolation/child",
+    "worker/isolation/process_sink",  # on the timers of the selector thread
     "scheduler/dask_cluster",
     "client/futures",
     "plugin/scheduler_link",
@@ -377,7 +378,7 @@ async def worker_restart() -> None:
 async def fork_server_supervision() -> None:
     kept = fork_server_supervisor.ForkServerSupervisor()
     kept._serve = serve = Fails(lambda: False)  # type: ignore[method-assign]
-    kept.begin()
+    kept.start()
     await soon(lambda: serve.calls == 2)
     assert kept.wait(SECONDS) is None
     kept.close()
@@ -445,8 +446,8 @@ async def child_listener() -> None:
     worker, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with worker, control:
         child = _Child(None, control, -1, ProcessLog())  # type: ignore[arg-type]
-        inject(child, "_hear")
-        thread = threading.Thread(target=child._listen)
+        inject(child, "_on_message")
+        thread = threading.Thread(target=child._receive)
         thread.start()
         for kind in ("cancel", "run"):
             worker.send(packed_message(kind, None))

@@ -35,7 +35,7 @@ def shared() -> Iterator[ForkServerSupervisor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("OF_THE_SERVER", "its own")
-        kept.begin()
+        kept.start()
         assert kept.wait(SECONDS) is not None
     yield kept
     kept.close()
@@ -194,7 +194,7 @@ def test_a_server_that_dies_is_started_again_and_no_job_is_lost(
 ) -> None:
     worker = open_worker(ForkServerSupervisor())
     supervisor = worker.context.fork_server_supervisor
-    supervisor.begin()
+    supervisor.start()
     first = pid_of(supervisor)
 
     def waits(path: str) -> int:
@@ -231,7 +231,7 @@ def test_a_server_that_does_not_answer_is_done_without_and_said_once(
     monkeypatch.setattr(launcher, "_FORK_TIMEOUT_S", 0.2)
     worker = open_worker(ForkServerSupervisor())
     supervisor = worker.context.fork_server_supervisor
-    supervisor.begin()
+    supervisor.start()
     pid = pid_of(supervisor)
     os.kill(pid, signal.SIGSTOP)
     with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.fork_server_supervisor"):
@@ -244,7 +244,7 @@ def test_a_server_that_does_not_answer_is_done_without_and_said_once(
 
 def test_it_ends_with_what_has_it(open_worker: Callable[[ForkServerSupervisor], Worker]) -> None:
     supervisor = open_worker(ForkServerSupervisor()).context.fork_server_supervisor
-    supervisor.begin()
+    supervisor.start()
     pid = pid_of(supervisor)
     spare = until(lambda: spare_of(pid))
     supervisor.close()
@@ -258,7 +258,7 @@ def test_a_spare_process_that_is_killed_is_replaced(
     open_worker: Callable[[ForkServerSupervisor], Worker], which: int
 ) -> None:
     worker = open_worker(ForkServerSupervisor())
-    worker.context.fork_server_supervisor.begin()
+    worker.context.fork_server_supervisor.start()
     pid = pid_of(worker.context.fork_server_supervisor)
     spare = until(lambda: spare_of(pid))
     os.kill(spare[which], signal.SIGKILL)
@@ -360,7 +360,7 @@ def test_modules_that_cannot_be_imported_ahead_are_said_and_left_out(
         return [m for m in ("has_threads", "leaves_early", "prints") if m in sys.modules]
 
     with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.fork_server_supervisor"):
-        worker.context.fork_server_supervisor.begin()
+        worker.context.fork_server_supervisor.start()
         assert worker.context.fork_server_supervisor.wait(SECONDS) is not None
         assert outcome(worker, work) == ["prints"]
     assert worker.log() == ""
@@ -380,7 +380,7 @@ def test_a_module_that_ends_the_server_is_not_imported_again(
     monkeypatch.syspath_prepend(str(tmp_path))
     worker = open_worker(ForkServerSupervisor(["crashes"]))
     with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.fork_server_supervisor"):
-        worker.context.fork_server_supervisor.begin()
+        worker.context.fork_server_supervisor.start()
         pid = pid_of(worker.context.fork_server_supervisor)
     assert outcome(worker, grandparent) == pid
     (told,) = (record.getMessage() for record in caplog.records)
