@@ -23,7 +23,7 @@ from girder_dask.plugin.rest import (
     files,
     jobs,
     logs,
-    openapi_schemas,
+    request_bodies,
     testing,
     uploads,
 )
@@ -53,7 +53,7 @@ class DaskPlugin(GirderPlugin):
         # Workers check downloads with them, and whether a cached copy is still valid.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
 
-        openapi_schemas.register()
+        request_bodies.register()
         backend = GirderBackend()
         event_handlers.bind(backend)
         attempt_fence.bind()

@@ -68,8 +68,8 @@ def test_an_exception_is_kept_beside_the_error(girder_stack, girder_admin):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "no list of submissions"),
-        ({"submissions": "x"}, "no list of submissions"),
+        ({}, "missing required field `submissions`"),
+        ({"submissions": "x"}, "Expected `array`, got `str` - at `$.submissions`"),
         ({"submissions": [5]}, "Submission 1 is not a JSON object"),
         ({"submissions": [{"version": 99}]}, "girder-dask doctor"),
         (

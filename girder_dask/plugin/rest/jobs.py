@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
@@ -12,12 +12,12 @@ from girder.constants import AccessType, TokenScope
 from girder.exceptions import AccessException, RestException
 from girder.models.user import User
 from girder_jobs.models.job import Job
-from msgspec import Meta, Struct
 
 from girder_dask.errors import GirderError
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.rest import authorization, openapi_schemas, routes, submissions
-from girder_dask.plugin.rest.json_body import read_body, read_body_as, require_json
+from girder_dask.plugin.rest import authorization, request_bodies, routes, submissions
+from girder_dask.plugin.rest.json_body import read_body_as, require_json
+from girder_dask.plugin.rest.request_bodies import JobIdsBody, SubmissionsBody
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import job_records, results
 from girder_dask.plugin.store.authority import Authority
@@ -30,7 +30,6 @@ from girder_dask.protocol.wire_json import to_json
 
 __all__ = ["JobRoutes", "mount"]
 
-_MAX_IDS = 100_000
 # Most bytes of a list of them. Anybody may send one, and what is parsed takes many times as much.
 _MAX_ID_LIST_BYTES = 4 * 1024**2
 # Most bytes of values and exceptions in one answer; one job is always in it.
@@ -46,12 +45,6 @@ def mount(resource: Resource, backend: GirderBackend) -> None:
     routes.add(resource, "GET", ("job", ":id", "result"), ours.result)
     routes.add(resource, "POST", ("job", "results"), ours.results)
     routes.add(resource, "PUT", ("job", ":id", "cancel"), ours.cancel)
-
-
-class _Ids(Struct):
-    """The body of a request about many jobs."""
-
-    ids: Annotated[list[str], Meta(max_length=_MAX_IDS)]
 
 
 class JobRoutes:
@@ -73,13 +66,7 @@ class JobRoutes:
             "group first. A request with a `key`, 32 hexadecimal digits, may be sent again when "
             "its answer was lost: it starts its jobs once."
         )
-        .param(
-            "body",
-            'A JSON object: {"submissions": [submission, …], "group": group or null, "key": …}.',
-            paramType="body",
-            dataType=openapi_schemas.SUBMISSIONS_BODY,
-            required=False,
-        )
+        .param(**request_bodies.parameter(SubmissionsBody))
         .errorResponse("The body cannot be read.")
         .errorResponse("You may not start one of the jobs.", 403)
         .errorResponse("The body is too large.", 413)
@@ -89,11 +76,11 @@ class JobRoutes:
         requester = identify()
         authorization.authorize(requester, ())  # before anything large is read
         require_json()
-        body = read_body()
-        calls = submissions.read_submissions(body.get("submissions"), requester)
-        group = submissions.read_group(body.get("group"), requester)
+        body = read_body_as(SubmissionsBody)
+        calls = submissions.read_submissions(body.submissions, requester)
+        group = submissions.read_group(body.group, requester)
         authority = authorization.authorize(requester, calls, group)
-        key = _idempotency_key(body.get("key"), requester)
+        key = _idempotency_key(body.key, requester)
         jobs = self._record(requester, calls, group, key, authority)
         shown = [Job().filter(job, requester.user) for job in jobs]
         for job in shown:
@@ -130,19 +117,13 @@ class JobRoutes:
             "The answer leaves out the jobs that do not exist and those that you may not read. "
             "A scheduler is told of all."
         )
-        .param(
-            "body",
-            'A JSON object: {"ids": [job id, …]}.',
-            paramType="body",
-            dataType=openapi_schemas.IDS_BODY,
-            required=False,
-        )
+        .param(**request_bodies.parameter(JobIdsBody))
         .errorResponse("The body cannot be read.")
     )
     def states(self) -> dict[str, list[dict[str, Any]]]:
         """Tell where many jobs stand, in one request."""
         requester = identify()
-        ids = read_body_as(_Ids, most=_MAX_ID_LIST_BYTES).ids
+        ids = read_body_as(JobIdsBody, most=_MAX_ID_LIST_BYTES).ids
         # What a job depends on was checked when it was recorded.
         allowed = _dependencies(requester)
         return {
@@ -182,19 +163,13 @@ class JobRoutes:
             "jobs that do not exist and those that you may not read; `left` names those for "
             "which this answer has no room."
         )
-        .param(
-            "body",
-            'A JSON object: {"ids": [job id, …]}.',
-            paramType="body",
-            dataType=openapi_schemas.IDS_BODY,
-            required=False,
-        )
+        .param(**request_bodies.parameter(JobIdsBody))
         .errorResponse("The body cannot be read.")
     )
     def results(self) -> dict[str, Any]:
         """Return what is kept of the ends of many jobs, in one request."""
         requester = identify()
-        ids = read_body_as(_Ids, most=_MAX_ID_LIST_BYTES).ids
+        ids = read_body_as(JobIdsBody, most=_MAX_ID_LIST_BYTES).ids
         allowed = _dependencies(requester)
         jobs = {
             job["_id"]: job

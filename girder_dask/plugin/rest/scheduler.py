@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Any
 
 from bson import ObjectId
 from girder.api import access
@@ -13,18 +13,18 @@ from girder.api.rest import Resource
 from girder.constants import TokenScope
 from girder.exceptions import RestException
 from girder.models.api_key import ApiKey
-from msgspec import Meta, Struct
 
 from girder_dask import diagnostics
 from girder_dask._version import __version__
 from girder_dask.plugin import settings
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.rest import openapi_schemas, routes
+from girder_dask.plugin.rest import request_bodies, routes
 from girder_dask.plugin.rest.json_body import read_body_as
+from girder_dask.plugin.rest.request_bodies import ClaimBody, UpdatesBody
 from girder_dask.plugin.store import acknowledgements, claims, quarantine, updates
 from girder_dask.plugin.store.authority import may_run_code
 from girder_dask.plugin.store.unreachable import unmark
-from girder_dask.protocol.messages import JobId, JobUpdate
+from girder_dask.protocol.messages import JobUpdate
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 from girder_dask.protocol.wire_json import from_json, to_json
 
@@ -43,27 +43,6 @@ TokenScope.describeScope(
     "act for their owners, and to update them. It allows nothing else.",
     admin=True,
 )
-
-
-_Id = Annotated[str, Meta(min_length=1)]
-_Count = Annotated[int, Meta(ge=0, lt=2**62)]
-
-
-class _Updates(Struct):
-    """The body of a request with updates."""
-
-    scheduler: _Id
-    updates: list[Any]
-    received: list[tuple[str, _Count]] = []
-
-
-class _Claim(Struct):
-    """The body of a request for jobs."""
-
-    scheduler: _Id
-    limit: Annotated[int, Meta(ge=1)]
-    after: str | None = None
-    lacking: list[tuple[JobId, _Count, _Count]] = []
 
 
 class DaskResource(Resource):
@@ -136,21 +115,14 @@ class DaskResource(Resource):
             "scheduler's any more (`stale`), that do not exist (`gone`) and that are to be "
             "stopped (`cancel`)."
         )
-        .param(
-            "body",
-            'A JSON object: {"scheduler": id, "updates": [update, …], '
-            '"received": [[job id, attempt], …]}.',
-            paramType="body",
-            dataType=openapi_schemas.UPDATES_BODY,
-            required=False,
-        )
+        .param(**request_bodies.parameter(UpdatesBody))
         .errorResponse("The body cannot be read.")
         .errorResponse("The body is too large.", 413)
     )
     def update_jobs(self) -> dict[str, list[str]]:
         """Apply a batch of updates."""
         self._require_scheduler()
-        body = read_body_as(_Updates, lenient=True)
+        body = read_body_as(UpdatesBody, lenient=True)
         self._backend.unreached.heard(body.scheduler)
         read = [(wire, _read(wire)) for wire in body.updates]
         readable = [update for _, update in read if isinstance(update, JobUpdate)]
@@ -176,20 +148,13 @@ class DaskResource(Resource):
             "sequence: the first ones, or those after an id. `lacking` are those out of such a "
             "page that it does not have."
         )
-        .param(
-            "body",
-            'A JSON object: {"scheduler": id, "limit": most jobs, "after": id or "" or null, '
-            '"lacking": [[job id, attempt, sequence], …]}.',
-            paramType="body",
-            dataType=openapi_schemas.CLAIM_BODY,
-            required=False,
-        )
+        .param(**request_bodies.parameter(ClaimBody))
         .errorResponse("The body cannot be read.")
     )
     def claim_jobs(self) -> dict[str, Any]:
         """Hand unfinished jobs over to the scheduler that asks."""
         self._require_scheduler()
-        body = read_body_as(_Claim)
+        body = read_body_as(ClaimBody)
         scheduler, after = body.scheduler, body.after
         self._backend.unreached.heard(scheduler)
         unmark(scheduler)

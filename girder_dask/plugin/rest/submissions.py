@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from girder.constants import AccessType
@@ -22,7 +23,7 @@ __all__ = ["read_group", "read_submissions"]
 _MAX_LINE_LENGTH = 500
 
 
-def read_submissions(wires: Any, requester: Requester) -> list[Submission]:
+def read_submissions(wires: Sequence[Any], requester: Requester) -> list[Submission]:
     """Read the calls in the body of a request.
 
     Raises
@@ -32,8 +33,6 @@ def read_submissions(wires: Any, requester: Requester) -> list[Submission]:
     AccessException
         If one names a parent that is not the user's.
     """
-    if not isinstance(wires, list):
-        raise RestException("The body has no list of submissions.")
     return [_read(Submission, wire, n, requester) for n, wire in enumerate(wires, 1)]
 
 

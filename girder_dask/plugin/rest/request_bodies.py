@@ -1,0 +1,135 @@
+"""The JSON bodies of requests: their types, and what the OpenAPI document says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from girder.api import docs
+from msgspec import Meta, Struct
+
+from girder_dask.protocol.messages import WIRE_VERSION, JobId, JobUpdate, Message, Submission
+
+__all__ = ["ClaimBody", "JobIdsBody", "SubmissionsBody", "UpdatesBody", "parameter", "register"]
+
+_MAX_IDS = 100_000
+
+_SchedulerId = Annotated[str, Meta(min_length=1)]
+_Count = Annotated[int, Meta(ge=0, lt=2**62)]
+
+
+class SubmissionsBody(Struct):
+    """The body of ``POST dask/job``. Its parts are checked one by one."""
+
+    submissions: list[Any]
+    group: Any = None
+    key: Any = None
+
+
+class JobIdsBody(Struct):
+    """The body of a request about many jobs."""
+
+    ids: Annotated[list[str], Meta(max_length=_MAX_IDS)]
+
+
+class UpdatesBody(Struct):
+    """The body of ``POST dask/job/updates``. Its updates are checked one by one."""
+
+    scheduler: _SchedulerId
+    updates: list[Any]
+    received: list[tuple[str, _Count]] = []
+
+
+class ClaimBody(Struct):
+    """The body of ``POST dask/job/claim``."""
+
+    scheduler: _SchedulerId
+    limit: Annotated[int, Meta(ge=1)]
+    after: str | None = None
+    lacking: list[tuple[JobId, _Count, _Count]] = []
+
+
+# The name of a body in the OpenAPI document, what it looks like, and the items of its lists.
+_DOCUMENTED: Mapping[type[Struct], tuple[str, str, Mapping[str, type[Message]]]] = {
+    SubmissionsBody: (
+        "DaskSubmissions",
+        '{"submissions": [submission, …], "group": group or null, "key": …}',
+        {"submissions": Submission},
+    ),
+    JobIdsBody: ("DaskIds", '{"ids": [job id, …]}', {}),
+    UpdatesBody: (
+        "DaskUpdates",
+        '{"scheduler": id, "updates": [update, …], "received": [[job id, attempt], …]}',
+        {"updates": JobUpdate},
+    ),
+    ClaimBody: (
+        "DaskClaim",
+        '{"scheduler": id, "limit": n, "after": id or null, "lacking": [[job id, attempt, n], …]}',
+        {},
+    ),
+}
+
+# Fields of messages that a request does not set.
+_NOT_OF_REQUESTS = frozenset({"api_url", "user"})
+
+
+def parameter(body: type[Struct]) -> dict[str, Any]:
+    """Return the parameter of the description of a route that stands for its body."""
+    name, example, _ = _DOCUMENTED[body]
+    return {
+        "name": "body",
+        "description": f"A JSON object: {example}.",
+        "paramType": "body",
+        "dataType": name,
+        "required": False,
+    }
+
+
+def register() -> None:
+    """Add the bodies to the OpenAPI document."""
+    for body, (name, _, items) in _DOCUMENTED.items():
+        model = _schema(body)
+        for field, message in items.items():
+            model["properties"][field]["items"] = _message_schema(message)
+        docs.addModel(name, model, resources="dask")
+
+
+def _message_schema(message: type[Message]) -> dict[str, Any]:
+    schema = _schema(message)
+    properties = {k: v for k, v in schema["properties"].items() if k not in _NOT_OF_REQUESTS}
+    schema["properties"] = {"version": {"type": "integer", "enum": [WIRE_VERSION]}, **properties}
+    schema["required"] = ["version", *schema["required"]]
+    return schema
+
+
+def _schema(kind: type[Any]) -> dict[str, Any]:
+    return _to_swagger(msgspec.json.schema(kind)["$defs"][kind.__name__])
+
+
+def _to_swagger(schema: Any) -> dict[str, Any]:
+    """Translate a JSON schema of msgspec into the dialect of Swagger 2.0, which has no null.
+
+    >>> _to_swagger({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]})
+    {'type': 'number', 'minimum': 0, 'exclusiveMinimum': True}
+    """
+    if not schema:  # anything
+        return {}
+    if "anyOf" in schema:
+        return _to_swagger(schema["anyOf"][0])
+    if schema.get("contentEncoding") == "base64":  # as protocol.wire_json sends bytes
+        data = {"b64": {"type": "string", "format": "byte"}}
+        return {"type": "object", "required": ["b64"], "properties": data}
+    shown: dict[str, Any] = {"items": {}} if schema.get("type") == "array" else {}
+    for name, value in schema.items():
+        if name == "properties":
+            shown[name] = {field: _to_swagger(inner) for field, inner in value.items()}
+        elif name in ("items", "additionalProperties"):
+            shown[name] = _to_swagger(value)
+        elif name.startswith("exclusive"):
+            shown |= {name.removeprefix("exclusive").lower(): value, name: True}
+        elif name == "pattern":
+            shown[name] = value.replace(r"\Z", "$")
+        elif name not in ("title", "description", "default", "prefixItems"):
+            shown[name] = value
+    return shown
