@@ -467,7 +467,7 @@ def test_a_link_that_its_document_hides_is_kept_in_no_cache(
         allowed = {"girder.worker.link-hosts": [f"127.0.0.1:{site.port}"]}
         with (
             dask.config.set(allowed),
-            pytest.raises(TransformError, match="is a link, of which Girder tells nothing"),
+            pytest.raises(TransformError, match="is a link, but Girder does not say so"),
         ):
             transform.transform()
         assert transform.cache.entries() == []

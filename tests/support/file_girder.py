@@ -1,16 +1,17 @@
-"""A server that keeps files as Girder does, and breaks where a test says so."""
+"""An HTTP server that keeps files as Girder does, and fails as a test wants it."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from tests.support.local_girder import running
 
 
 class Cut(Exception):
@@ -19,7 +20,7 @@ class Cut(Exception):
 
 @dataclass
 class FileGirder:
-    """What it has, what was asked of it, and how it breaks."""
+    """The content of the server, the requests to it, and its faults."""
 
     url: str = ""
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -187,15 +188,5 @@ class _Handler(BaseHTTPRequestHandler):
 def serving_files() -> Iterator[FileGirder]:
     """Run the server."""
     peer = FileGirder()
-    handler = type("Handler", (_Handler,), {"peer": peer})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    peer.url = f"http://127.0.0.1:{server.server_port}/api/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with running(type("Handler", (_Handler,), {"peer": peer})) as peer.url:
         yield peer
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

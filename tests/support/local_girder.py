@@ -1,4 +1,4 @@
-"""A small HTTP server that answers like Girder where a test says so."""
+"""A small HTTP server that answers like Girder, as a test wants it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answer = tuple[int, Any]
 
 @dataclass
 class Peer:
-    """What was asked, and what is answered: by ``METHOD path`` a value or a function."""
+    """The requests to a server, and its answers: by ``METHOD path`` a value or a function."""
 
     url: str = ""
     answers: dict[str, Answer | Callable[[Peer], Answer]] = field(default_factory=dict)
@@ -34,6 +34,7 @@ class Peer:
 
 @contextlib.contextmanager
 def serving() -> Iterator[Peer]:
+    """Run a server that answers as its :class:`Peer` says."""
     peer = Peer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,13 +64,19 @@ def serving() -> Iterator[Peer]:
         def log_message(self, *_args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with running(Handler) as peer.url:
+        yield peer
+
+
+@contextlib.contextmanager
+def running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Run an HTTP server in threads of this process. Yields the address of its REST API."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    peer.url = f"http://127.0.0.1:{server.server_port}/api/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield peer
+        yield f"http://127.0.0.1:{server.server_port}/api/v1"
     finally:
         server.shutdown()
         thread.join()

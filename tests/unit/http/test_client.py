@@ -14,7 +14,6 @@ import pytest
 
 from girder_dask.errors import CancelInterrupt, GirderError, SubmissionError
 from girder_dask.http.client import ApiClient
-from girder_dask.http.probe import ApiProbe
 from tests.support.local_girder import Answer, Peer, serving
 
 SIGN_IN = "POST api_key/token"
@@ -262,27 +261,3 @@ def test_a_fork_opens_a_connection_of_its_own(peer: Peer, tmp_path: Path) -> Non
     api.request("GET", "job/1")
     assert (tmp_path / "answer").read_text() == "{'n': 1}"
     assert peer.clients[0] == peer.clients[2] != peer.clients[1]
-
-
-def test_a_probe_follows_redirects_and_says_where_it_got(peer: Peer) -> None:
-    with serving() as front:
-        front.answers["GET dask/ping"] = (301, {})
-        front.locations = {"GET dask/ping": f"{peer.url}/dask/ping"}
-        peer.answers["GET dask/ping"] = (200, {"plugin": "1"})
-        answer = ApiProbe(5).get(front.url, "dask/ping")
-    assert answer is not None
-    assert (answer.url, answer.document) == (peer.url, {"plugin": "1"})
-
-
-def test_a_probe_finds_nothing_where_there_is_something_else(peer: Peer) -> None:
-    peer.answers |= {"GET page": (200, b"<html>"), "GET list": (200, [1])}
-    probe = ApiProbe(5)
-    assert [probe.get(peer.url, path) for path in ("page", "list", "none")] == [None] * 3
-
-
-def test_a_probe_says_that_nobody_is_there(free_port: int, peer: Peer) -> None:
-    with pytest.raises(GirderError, match="does not answer"):
-        ApiProbe(5).get(f"http://127.0.0.1:{free_port}", "dask/ping")
-    peer.answers["GET dask/ping"] = (503, b"")
-    with pytest.raises(GirderError, match="503"):
-        ApiProbe(5).get(peer.url, "dask/ping")

@@ -107,3 +107,30 @@ def test_a_connection_that_girder_may_be_closing_is_not_used_again(
             for _ in range(2):
                 assert session.get(f"{girder.url}/user/me").status_code
             assert len(girder.connections) == connections
+
+
+def test_each_retried_request_has_a_connection_of_its_own(girder: FileGirder, gc: Any) -> None:
+    """The server closes each, and does not say so before."""
+    file = girder.put("a.bin", b"abc")
+    for _ in range(5):
+        gc.get(f"file/{file['_id']}")
+    assert len(girder.connections) == 5
+
+
+def test_many_threads_may_find_a_connection_idle_at_once(
+    girder: FileGirder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("girder_dask.http.session.MAX_IDLE_S", 0.0)
+    statuses: list[int] = []
+    with GirderSession(girder.url) as session:
+
+        def ask() -> None:
+            url = f"{girder.url}/user/me"
+            statuses.extend(session.post(url).status_code for _ in range(20))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert statuses == [400] * 80
