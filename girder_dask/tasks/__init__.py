@@ -1,3 +1,3 @@
-"""Writing tasks: the decorator, options of calls, composition, the running job."""
+"""Tasks: the decorator, options of calls, composition, the running job."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What a task can be made of: a function that workers find by name, and that runs when called."""
+"""Check of the function that becomes a task: workers must find it by name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ R = TypeVar("R")
 
 
 def checked(function: Callable[..., R]) -> Callable[..., R]:
-    """Return a function that a task can be made of.
+    """Return the function if it can become a task.
 
     Raises
     ------
     TypeError
-        If it is none; it says what to do.
+        If it cannot. The message says what to do.
     """
     problem = _problem(function)
     if problem is not None:
@@ -32,13 +32,13 @@ def _problem(function: Any) -> str | None:
     name = _name(function)
     if isinstance(function, (staticmethod, classmethod)):
         above = type(function).__name__
-        return f"@task stands above @{above} of {name}. Write @{above} first and @task below it."
+        return f"@task is above @{above} of {name}. Put @{above} first, and @task below it."
     if not callable(function):
-        return f"@task was given {name}, which cannot be called. Put it right above a function."
+        return f"@task got {name}, which is not callable. Put it directly above a function."
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         return (
-            f"{name} has yield in it, so a call of it runs none of its lines, and a job would do "
-            "nothing. Collect the values in a list and return that."
+            f"{name} is a generator function: a call runs none of its code, so a job would do "
+            "nothing. Collect the values in a list, and return it."
         )
     kind = _kind(function)
     if kind is None:
@@ -46,13 +46,13 @@ def _problem(function: Any) -> str | None:
     own = name.rpartition(".")[2]
     own = own if own.isidentifier() else "work"
     return (
-        f"{name} is {kind}, which workers cannot find by a name. Write a function around it:\n"
+        f"{name} is {kind}, which workers cannot find by name. Write a function around it:\n"
         f"    @task\n    def my_{own}(...):\n        return {own}(...)"
     )
 
 
 def _kind(function: Any) -> str | None:
-    """Return what a callable is that is no function at the place of its name."""
+    """Return the kind of a callable that cannot be found by name, None for a function."""
     if inspect.isclass(function):
         return "a class"
     if isinstance(function, MethodType):
@@ -61,13 +61,13 @@ def _kind(function: Any) -> str | None:
         return "a functools.partial"
     module, qualname = (getattr(function, n, None) for n in ("__module__", "__qualname__"))
     if module is None and isinstance(function, FunctionType):
-        return None  # of code that runs in no module: it travels by value, as that of a notebook
+        return None  # its code is in no module, so it travels by value, like that of a notebook
     if not isinstance(module, str) or not isinstance(qualname, str):
         return f"an object of {type(function).__qualname__}"
     if not isinstance(function, FunctionType) and not _has_signature(function):
-        return "a function whose parameters Python does not know"
+        return "a function without a signature"
     if _is_imported(module) and found_at(module, qualname) is function:
-        # Not what is being decorated, since that has no place yet.
+        # The function that is being decorated is not in its module yet.
         return f"the plain function {qualname} of the module {module}"
     return None
 
@@ -81,13 +81,13 @@ def _has_signature(function: Callable[..., Any]) -> bool:
 
 
 def _is_imported(module: str) -> bool:
-    """Say whether a module is there, and its own code has run to the end."""
+    """Return True if a module is imported, and its code has run to the end."""
     spec = getattr(sys.modules.get(module), "__spec__", None)
     return spec is not None and not getattr(spec, "_initializing", False)
 
 
 def found_at(module: str, qualname: str) -> Any:
-    """Return what a module that is imported has under a name, or None."""
+    """Return the object of an imported module with a qualified name, or None."""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         found = getattr(found, part, None)

@@ -1,4 +1,4 @@
-"""A call that has come to its end: coroutines are run, and what is only promised is refused."""
+"""Completion of calls: coroutines are run, and values that would still have to run are refused."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from girder_dask.tasks.context import current_job
 
 __all__ = ["completed", "unfinished"]
 
-#: What is computed only when somebody asks for its elements.
+#: Types that compute their elements on demand.
 _LAZY = (GeneratorType, AsyncGeneratorType, map, filter, zip, enumerate)
-#: Modules all of whose iterators are so.
-_OF_ITERATORS = frozenset({"itertools"})
-#: What stands for work that goes on elsewhere: where its class is defined, and how it tells that
-#: it does. The value of some would be lost, so that they count when it has ended, too.
-_WORK: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
+#: Modules whose types all do so.
+_ITERATOR_MODULES = frozenset({"itertools"})
+#: Types of work that continues elsewhere: module, name, the test whether it continues, and advice.
+#: The value of a future would be lost, so a finished one counts as well.
+_WORK_TYPES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("concurrent.futures", "Future", lambda _: True, "Return what its result() returns."),
     ("multiprocessing.pool", "AsyncResult", lambda _: True, "Return what its get() returns."),
     ("multiprocessing.pool", "IMapIterator", lambda _: True, "Return a list of its elements."),
@@ -44,20 +44,20 @@ _WORK: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
         "Call its join(), and return a value.",
     ),
 )
-#: Of these there are many in a list, and none has to be looked at twice.
+#: Types of which a list may have many elements, and none has to be checked.
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, bytearray, type(None)})
 _CONTAINERS = (list, tuple, set, frozenset, dict)
-#: How deep it is looked into lists, tuples, sets and dicts.
-_DEPTH = 4
+#: The depth to which lists, tuples, sets and dicts are searched.
+_MAX_DEPTH = 4
 
 
 def completed(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call a function, run it to its end if it is ``async``, and return its value.
+    """Call a function, await it if it is ``async``, and return its value.
 
     Raises
     ------
     JobFailed
-        If the value is something that would still have to run.
+        If the value would still have to run.
     """
     value = function(*args, **kwargs)
     if isinstance(value, CoroutineType) and _is_async(function):
@@ -65,7 +65,7 @@ def completed(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any
 
         with asyncio.Runner() as runner:
             value = runner.run(value)
-            _tell_canceled(asyncio.all_tasks(runner.get_loop()))
+            _log_canceled(asyncio.all_tasks(runner.get_loop()))
     found = unfinished(value)
     if found is None:
         return value
@@ -76,15 +76,15 @@ def completed(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any
     )
 
 
-def _tell_canceled(tasks: Collection[Any]) -> None:
-    """Say in the job's log which tasks of asyncio end undone, since the function has returned."""
+def _log_canceled(tasks: Collection[Any]) -> None:
+    """Write to the job's log which asyncio tasks are canceled because the function returned."""
     if not tasks:
         return
     names = ", ".join(sorted({_name_of_task(each) for each in tasks}))
     current_job().job_manager.write(
-        f"The task returned while tasks of asyncio that it had created were not done, so they are "
-        f"canceled ({len(tasks)}): {names:.500}. Await them, as with asyncio.gather(), before "
-        "returning.\n"
+        f"The task returned before its asyncio tasks were done, so they are canceled "
+        f"({len(tasks)}): {names:.500}. Await them before returning, for example with "
+        "asyncio.gather().\n"
     )
 
 
@@ -94,12 +94,12 @@ def _name_of_task(task: Any) -> str:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    """Say whether a function, or that of a task, is defined with ``async def``."""
+    """Return True if a function, or that of a task, is defined with ``async def``."""
     return inspect.iscoroutinefunction(inspect.unwrap(function))
 
 
-def unfinished(value: Any, depth: int = _DEPTH) -> Any:
-    """Return what in a value would still have to run, or None.
+def unfinished(value: Any, depth: int = _MAX_DEPTH) -> Any:
+    """Return the first object in a value that would still have to run, or None.
 
     >>> unfinished([1, {'a': (n for n in range(3))}])
     <generator object <genexpr> at ...>
@@ -111,15 +111,15 @@ def unfinished(value: Any, depth: int = _DEPTH) -> Any:
         return value
     if depth == 0 or not isinstance(value, _CONTAINERS):
         return None
-    for each in _inner(value.values() if isinstance(value, dict) else value):
+    for each in _unchecked(value.values() if isinstance(value, dict) else value):
         found = unfinished(each, depth - 1)
         if found is not None:
             return found
     return None
 
 
-def _inner(values: Any) -> Iterator[Any]:
-    """Return those elements that are worth a look. To tell takes little for the others."""
+def _unchecked(values: Any) -> Iterator[Any]:
+    """Return the elements that have to be checked. For plain elements this is fast."""
     if set(map(type, values)) <= _PLAIN:
         return iter(())
     return (each for each in values if type(each) not in _PLAIN)
@@ -131,28 +131,28 @@ def _would_run(value: Any) -> bool:
     if isinstance(value, (type, JobResult)):
         return False
     kind = type(value)
-    if hasattr(kind, "__await__") or kind.__module__ in _OF_ITERATORS:
+    if hasattr(kind, "__await__") or kind.__module__ in _ITERATOR_MODULES:
         return True
-    if _waited_for(value) is not None:
+    if _advice_on_work_type(value) is not None:
         return True
     return hasattr(kind, "__dask_graph__") and _is_collection(value)
 
 
-def _waited_for(value: Any) -> str | None:
-    """Return how one waits for work that goes on elsewhere, None for all that is none."""
+def _advice_on_work_type(value: Any) -> str | None:
+    """Return how to wait for work that continues elsewhere, None for any other value."""
     kind: Any = type(value)
-    goes_on, advice = _work(kind)
-    return advice if goes_on is not None and goes_on(value) else None
+    continues, advice = _work_type(kind)
+    return advice if continues is not None and continues(value) else None
 
 
 @functools.lru_cache(1024)
-def _work(kind: type) -> tuple[Callable[[Any], bool] | None, str]:
-    """Return what tells of an object of this type whether it goes on, and how one waits for it."""
-    for module, name, goes_on, advice in _WORK:
-        # Nothing is of a class whose module nobody has imported.
+def _work_type(kind: type) -> tuple[Callable[[Any], bool] | None, str]:
+    """Return the test whether an object of this type continues, and how to wait for it."""
+    for module, name, continues, advice in _WORK_TYPES:
+        # If the module is not imported, the object is of another type.
         known = getattr(sys.modules.get(module), name, None)
         if known is not None and issubclass(kind, known):
-            return goes_on, advice
+            return continues, advice
     return None, ""
 
 
@@ -160,12 +160,12 @@ def _is_collection(value: Any) -> bool:
     base = sys.modules.get("dask.base")
     try:
         return base is not None and bool(base.is_dask_collection(value))
-    except Exception:  # noqa: BLE001 - what cannot say so is none
+    except Exception:  # noqa: BLE001 - of a foreign __dask_graph__
         return False
 
 
 def _close(value: Any) -> None:
-    """Spare the log a warning of a coroutine that nobody has awaited."""
+    """Close a coroutine, so that Python does not warn that it was never awaited."""
     if isinstance(value, (CoroutineType, GeneratorType)):
         value.close()
 
@@ -180,15 +180,15 @@ def _describe(value: Any) -> str:
 
 
 def _advice(value: Any) -> str:
-    advice = _waited_for(value)
+    advice = _advice_on_work_type(value)
     if advice is not None:
         return advice
     if isinstance(value, (GeneratorType, map, filter, zip, enumerate)) or (
-        type(value).__module__ in _OF_ITERATORS
+        type(value).__module__ in _ITERATOR_MODULES
     ):
         return "Return a list of its elements."
     if isinstance(value, AsyncGeneratorType):
         return "Return a list of its elements, collected with 'async for' in an 'async def'."
     if hasattr(type(value), "__dask_graph__"):
         return "Return value.compute(), or store it and return where."
-    return "Await it in an 'async def', or use asyncio.run(), and return what comes of it."
+    return "Await it in an 'async def', or use asyncio.run(), and return its result."

@@ -1,7 +1,7 @@
-"""Calls that are put together before they are started: ``s()``, chain, group and chord.
+"""Composition of calls before they are started: ``s()``, chain, group and chord.
 
-The names are Celery's, for those who port. In new code a ``JobResult`` given to another
-``delay()`` does the same with less: ``second.delay(first.delay(1))``.
+The names are Celery's, for ported code. New code passes a ``JobResult`` to another ``delay()``,
+which does the same: ``second.delay(first.delay(1))``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["Chain", "Group", "GroupResult", "Signature", "chain", "chord", "grou
 
 
 class _Startable(Protocol):
-    """Something that starts jobs when it is given what came before it."""
+    """A call or composition that starts jobs, given the results before it."""
 
     def apply_async(self, args: Sequence[Any] = ...) -> Any: ...
 
 
 class _Composable:
-    """What signatures, chains and groups have in common."""
+    """Base of signatures, chains and groups."""
 
     def apply_async(self, args: Sequence[Any] = ()) -> Any:
         """Start it, with ``args`` before its own arguments."""
@@ -41,16 +41,16 @@ class _Composable:
 
 
 class Signature(_Composable):
-    """A call of a task that is not started yet. Made by ``task.s(…)``.
+    """A call of a task that is not started yet, created by ``task.s(…)``.
 
     Parameters
     ----------
     task
         The task.
     args, kwargs
-        Its arguments, and the options of ``delay()`` among the keyword arguments.
+        Its arguments. The keyword arguments may contain options of ``delay()``.
     immutable
-        Whether it takes no arguments from what comes before it.
+        Whether it ignores the results before it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Signature(_Composable):
         return f"{self.task.name}({', '.join(shown)})"
 
     def __call__(self, *args: Any) -> Any:
-        """Call the function here and now, as Celery's signatures do."""
+        """Call the function in this process, as Celery's signatures do."""
         return self.task(*self._with(args), **self.kwargs)
 
     def _with(self, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -85,12 +85,12 @@ class Signature(_Composable):
         return Signature(task, self.args, more, immutable=self.immutable)
 
     def apply_async(self, args: Sequence[Any] = ()) -> Any:
-        """Start the job, and return its result."""
+        """Start the job, and return its JobResult."""
         return self.task.apply_async(self._with(args), self.kwargs)
 
 
 class Chain(_Composable):
-    """Calls of which each gets the value of the one before as its first argument."""
+    """Calls, each of which gets the value of the one before as its first argument."""
 
     def __init__(self, links: Iterable[_Startable]) -> None:
         self.links = list(links)
@@ -101,7 +101,7 @@ class Chain(_Composable):
         return " | ".join(repr(link) for link in self.links)
 
     def apply_async(self, args: Sequence[Any] = ()) -> Any:
-        """Start all jobs, and return the result of the last. Its ``parent`` is the one before."""
+        """Start all jobs, and return the last JobResult. Its ``parent`` is the one before."""
         before: Any = None
         for link in self.links:
             result = link.apply_async(args)
@@ -112,7 +112,7 @@ class Chain(_Composable):
 
 
 class Group(_Composable):
-    """Calls that run side by side."""
+    """Calls that run in parallel."""
 
     def __init__(self, members: Iterable[_Startable]) -> None:
         self.members = list(members)
@@ -121,14 +121,14 @@ class Group(_Composable):
         return f"group({', '.join(repr(member) for member in self.members)})"
 
     def apply_async(self, args: Sequence[Any] = ()) -> GroupResult:
-        """Start all jobs, and return their results."""
+        """Start all jobs, and return their JobResults."""
         return GroupResult(member.apply_async(args) for member in self.members)
 
 
 class GroupResult:
-    """The results of jobs that run side by side, in order.
+    """The JobResults of a group, in order.
 
-    As an argument of another ``delay()`` it stands for the list of their values.
+    As an argument of another ``delay()``, it stands for the list of their values.
     """
 
     def __init__(self, results: Iterable[Any]) -> None:
@@ -151,32 +151,32 @@ class GroupResult:
         return sum(result.successful() for result in self.results)
 
     def ready(self) -> bool:
-        """Say whether all jobs have ended."""
+        """Return True if all jobs have ended."""
         return all(result.ready() for result in self.results)
 
     def successful(self) -> bool:
-        """Say whether all jobs have ended in SUCCESS."""
+        """Return True if all jobs have ended in SUCCESS."""
         return all(result.successful() for result in self.results)
 
     def failed(self) -> bool:
-        """Say whether one of the jobs has ended in ERROR."""
+        """Return True if one of the jobs has ended in ERROR."""
         return any(result.failed() for result in self.results)
 
     def wait(self, timeout: float | None = None) -> GroupResult:
-        """Wait for all jobs, ``timeout`` seconds at most. Raises TimeoutError after that."""
+        """Wait for all jobs. Raises TimeoutError after ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         for result in self.results:
             result.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return self
 
     def get(self, timeout: float | None = None) -> list[Any]:
-        """Wait for all jobs, and return their values in order. Raises what the first raises."""
+        """Wait for all jobs, and return their values in order, or raise the first exception."""
         self.wait(timeout)
         return [result.get() for result in self.results]
 
     def cancel(self) -> None:
-        """Ask for the end of all jobs."""
-        with contextlib.ExitStack() as stack:  # one that fails does not spare the others
+        """Cancel all jobs."""
+        with contextlib.ExitStack() as stack:  # all of them, even if one cannot be canceled
             for result in reversed(self.results):
                 stack.callback(result.cancel)
 
@@ -186,7 +186,7 @@ class GroupResult:
 
 
 def chain(*links: Any) -> Chain:
-    """Return calls of which each gets the value of the one before as its first argument.
+    """Return calls, each of which gets the value of the one before as its first argument.
 
     Examples
     --------
@@ -203,17 +203,16 @@ def chain(*links: Any) -> Chain:
 
 
 def group(*members: Any) -> Group:
-    """Return calls that run side by side; give them one by one or as an iterable."""
+    """Return calls that run in parallel, given one by one or as an iterable."""
     return Group(
         members[0] if len(members) == 1 and not isinstance(members[0], _Composable) else members
     )
 
 
 def chord(header: Any, body: Signature | None = None) -> Any:
-    """Return a group whose list of values goes to ``body``.
+    """Return a group whose list of values is passed to ``body``.
 
-    As in Celery, ``chord(header)(body)`` starts it, and ``chord(header, body)`` returns what
-    starts it.
+    As in Celery, ``chord(header)(body)`` starts it, and ``chord(header, body)`` returns a chain.
     """
     calls = header if isinstance(header, Group) else group(header)
     if body is not None:

@@ -1,9 +1,8 @@
-"""The job that this code is part of.
+"""The running job, as its task sees it.
 
-Inside a task, :func:`current_job` gives the job that is running, and with ``bind=True``
-the task gets the same object as its first argument. Outside a job it gives a detached
-one, on which every method works and reports to the terminal, so that a task can be tried
-as the plain function it is.
+Inside a task, :func:`current_job` returns the running job. A task with ``bind=True`` gets the same
+object as its first argument. Outside a job it is a detached one, whose methods all work and report
+to the terminal, so that a task can be called as a plain function.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from girder_dask.utils.text import clean_text, shortened
 __all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
 
 
-# The states of a job at work, between which a task may move it.
+# The states between which a task may move its job.
 _SETTABLE = (
     JobStatus.FETCHING_INPUT,
     JobStatus.CONVERTING_INPUT,
@@ -36,7 +35,7 @@ _SETTABLE = (
 
 
 class JobSink(Protocol):
-    """Where a running job's output, progress and status go."""
+    """Destination of a running job's output, progress and status."""
 
     def write(self, text: str) -> None: ...
 
@@ -48,7 +47,7 @@ class JobSink(Protocol):
 
 
 class _TerminalSink:
-    """The sink of a job that is none: text goes to standard output."""
+    """Sink of a detached job: text goes to standard output."""
 
     def write(self, text: str) -> None:
         print(text, end="")
@@ -64,7 +63,7 @@ class _TerminalSink:
 
 
 class JobManager:
-    """What a running task says of itself. The names are girder_worker's.
+    """Log, progress and status of a running job. The names are girder_worker's.
 
     Examples
     --------
@@ -77,12 +76,12 @@ class JobManager:
     def __init__(self, sink: JobSink | None = None, status: JobStatus = JobStatus.RUNNING) -> None:
         self._sink = sink or _TerminalSink()
         self.status = status
-        #: ``total``, ``current`` and ``message``, those that were set, as they are now.
+        #: Those of ``total``, ``current`` and ``message`` that were set.
         self.progress: dict[str, Any] = {}
         self._noted_infinite = False
 
     def write(self, message: str | bytes, forceFlush: bool = False) -> None:
-        """Append ``message`` to the job's log. It is sent within a second, at once if forced."""
+        """Append ``message`` to the job's log, which is sent within a second, or at once."""
         if isinstance(message, bytes):
             message = message.decode("utf-8", "replace")
         self._sink.write(message)
@@ -96,17 +95,17 @@ class JobManager:
         message: str | None = None,
         forceFlush: bool = False,
     ) -> None:
-        """Set the job's progress; what is None stays as it is.
+        """Set the job's progress. None keeps the current value.
 
-        Call it as often as you like: only the newest state is sent, a few times a second.
+        Call it as often as you like: only the latest state is sent, a few times a second.
 
-        A number that is not finite is left out, with a line in the log the first time: what only
-        shows how far a job is does not end it.
+        Numbers that are not finite are ignored, with a line in the log the first time: progress
+        alone must not end a job.
 
         Raises
         ------
         ValueError, TypeError
-            If ``total`` or ``current`` is no number.
+            If ``total`` or ``current`` is not a number.
         """
         changes: dict[str, Any] = {}
         for name, value in (("total", total), ("current", current)):
@@ -127,20 +126,20 @@ class JobManager:
         if not self._noted_infinite:
             self._noted_infinite = True
             self._sink.write(
-                f"girder_dask: updateProgress({name}={number}) is left out, as it is no finite "
-                "number.\n"
+                f"girder_dask: updateProgress({name}={number}) is ignored, since the number is not "
+                "finite.\n"
             )
 
     def updateStatus(self, status: int) -> None:
         """Move the job to another state.
 
-        A job that was asked to stop stays CANCELING.
+        A job that is being canceled stays CANCELING.
 
         Raises
         ------
         ValueError
-            For SUCCESS and ERROR, as a task ends by returning or raising, and for INACTIVE,
-            QUEUED and CANCELING, which are not the task's to tell.
+            For SUCCESS and ERROR, since a task ends by returning or raising, and for INACTIVE,
+            QUEUED and CANCELING, which a task cannot set.
         JobCanceled
             For CANCELED, which ends the task.
         """
@@ -158,7 +157,7 @@ class JobManager:
             self._sink.status(status)
 
     def refreshStatus(self) -> JobStatus:
-        """Return the job's state as this run knows it: CANCELING when it was asked to stop."""
+        """Return the job's state as this run knows it: CANCELING once it is being canceled."""
         return self.status
 
 
@@ -171,10 +170,10 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Facts about one run.
+    """Information about one run.
 
-    ``id`` is the job's id, ``hostname`` where it runs, and ``gpus`` are the ids of the GPUs
-    that are its own while it runs.
+    ``id`` is the job's id, ``hostname`` the host of the run, and ``gpus`` are the ids of the GPUs
+    that are reserved for it.
     """
 
     id: str | None = None
@@ -185,24 +184,24 @@ class Request:
 
     @property
     def retries(self) -> int:
-        """How many attempts there were before this one."""
+        """The number of earlier attempts."""
         return self.attempt - 1
 
 
 class RunningJob:
-    """A job while it runs.
+    """A running job.
 
     Attributes
     ----------
     id
-        The job's id, None when there is no job.
+        The job's id, None for a detached job.
     title
         The job's title.
     job_manager
-        A :class:`JobManager`: log, progress, status.
+        A :class:`JobManager` for log, progress and status.
     girder_client
         A ``girder_client.GirderClient`` with the rights of the job's owner, limited to
-        reading and writing data. None when there is no job.
+        reading and writing data. None for a detached job.
     request
         A :class:`Request`.
     """
@@ -227,38 +226,38 @@ class RunningJob:
 
     @property
     def work_dir(self) -> Path | None:
-        """A directory for this run alone, removed when the run ends. None when there is no job."""
+        """The directory of this run, removed when the run ends. None for a detached job."""
         return None if self._work_dir is None else self._work_dir()
 
     @property
     def canceled(self) -> bool:
-        """Whether the job was asked to stop."""
+        """Whether the job is being canceled."""
         return self.job_manager.status == JobStatus.CANCELING
 
     def bound_to(self, task: Any) -> RunningJob:
-        """Return the same job as a bound task sees it."""
+        """Return the same job for a bound task."""
         bound = copy.copy(self)
         vars(bound)["_task"] = task
         return bound
 
     def AsyncResult(self, task_id: str) -> JobResult:
-        """Return the result of a job by its id, under the name that Celery has for it."""
+        """Return the JobResult of a job id, under Celery's name."""
         return JobResult(task_id)
 
     def describe(self) -> Any:
-        """Return the description of the task that this was bound to."""
+        """Return the description of the bound task."""
         return self._bound().describe()
 
     def call_item_task(
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call that task here, with inputs that are bound as Girder's item tasks bind them."""
+        """Call the bound task here, with inputs as Girder's item tasks bind them."""
         return self._bound().call_item_task(inputs, outputs)
 
     def _bound(self) -> Any:
         if self._task is None:
             raise GirderDaskError(
-                "This is not bound to a task. Use the first argument of a task with bind=True."
+                "This job is not bound to a task. Use the first argument of a task with bind=True."
             )
         return self._task
 
@@ -271,7 +270,7 @@ current: ContextVar[RunningJob | None] = ContextVar("girder_dask_job", default=N
 
 
 def current_job() -> RunningJob:
-    """Return the job that this code is part of, or a detached one outside a job.
+    """Return the running job, or a detached one outside a job.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The installed packages that hold tasks."""
+"""Installed packages with tasks, found by their entry points."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Distributions that hold tasks name their modules in this entry point group.
+#: The entry point group in which distributions name their modules of tasks.
 ENTRY_POINT_GROUP = "girder_dask.tasks"
 
-#: Those that were written for girder_worker name a class here, whose ``task_imports()``
-#: returns the names of the modules.
+#: girder_worker's group, in which distributions name a class whose ``task_imports()`` returns the
+#: names of the modules.
 WORKER_ENTRY_POINT_GROUP = "girder_worker_plugins"
 
 
 def extensions() -> dict[str, EntryPoint]:
-    """Return the entry points of packages with tasks by name. Nothing of them is imported.
+    """Return the entry points of packages with tasks by name, without importing them.
 
-    One of girder_worker's group counts if its distribution requires ``girder_dask``: the
-    tasks of others are not ours, and their modules may need girder_worker.
+    One in girder_worker's group counts if its distribution requires ``girder_dask``: the modules
+    of others may need girder_worker.
     """
     old = importlib.metadata.entry_points(group=WORKER_ENTRY_POINT_GROUP)
     found = {point.name: point for point in old if _is_ported(point)}
@@ -50,15 +50,15 @@ def _is_ported(point: EntryPoint) -> bool:
 
 
 def modules_of(point: EntryPoint, app: object = None) -> list[str]:
-    """Return the modules of tasks that an entry point names.
+    """Return the names of an entry point's modules of tasks.
 
     Parameters
     ----------
     point
-        An entry point of :func:`extensions`. The class that one of girder_worker's group
-        names is imported and made.
+        An entry point of :func:`extensions`. For one in girder_worker's group, its class is
+        imported and instantiated.
     app
-        What that class is made with.
+        The argument of that class.
     """
     if point.group == ENTRY_POINT_GROUP:
         return [point.value.partition(":")[0]]
@@ -66,18 +66,18 @@ def modules_of(point: EntryPoint, app: object = None) -> list[str]:
 
 
 def modules_of_tasks() -> list[str]:
-    """Return the modules of all packages with tasks, none of them imported."""
+    """Return the names of the modules of all packages with tasks, without importing them."""
     modules = [name for point in extensions().values() for name in modules_of(point)]
     return list(dict.fromkeys(modules))
 
 
 def is_of_tasks(module: str) -> bool:
-    """Say whether a module is one that a package names for its tasks, or is below one."""
+    """Return True if a module is a package's module of tasks, or below one."""
     return is_among(module, modules_of_tasks())
 
 
 def is_among(module: str, modules: Iterable[str]) -> bool:
-    """Say whether a module is one of some, or below one.
+    """Return True if a module is one of these modules, or below one.
 
     >>> is_among("coins.tasks.sizes", ["coins.tasks"]), is_among("coins.tasks2", ["coins.tasks"])
     (True, False)
@@ -87,17 +87,17 @@ def is_among(module: str, modules: Iterable[str]) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def modules_beside(module: str) -> frozenset[str]:
-    """Return the modules of tasks of the distribution that a module belongs to.
+    """Return the modules of tasks of a module's distribution.
 
-    That is the one that names the module, or one above it, for its tasks, else the one distribution
-    whose top-level package it is in. Empty for a module of no distribution with tasks.
+    That is the distribution whose entry points name the module or one above it, otherwise the only
+    one with its top-level package. Empty for a module of no distribution with tasks.
     """
     named: dict[str, set[str]] = {}
     for point in extensions().values():
         try:
             modules = modules_of(point)
         except Exception:
-            logger.exception("The tasks of the package %s cannot be found out", point.name)
+            logger.exception("The modules of the package %s cannot be listed", point.name)
             continue
         named.setdefault(point.dist.name if point.dist else "", set()).update(modules)
     found = frozenset().union(*(its for its in named.values() if is_among(module, its)))
@@ -109,7 +109,7 @@ def modules_beside(module: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=1024)
 def package_of(module: str) -> str | None:
-    """Return the distribution that holds a module of tasks, as ``name version``, or None."""
+    """Return the distribution of a module of tasks, as ``name version``, or None."""
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         if entry_point.value.partition(":")[0] == module and entry_point.dist is not None:
             return f"{entry_point.dist.name} {entry_point.dist.version}"

@@ -116,9 +116,9 @@ def test_what_an_async_task_does_not_await_is_told(worker: Worker, isolation: st
     with captured():
         assert worker.outcome(work, isolation=isolation) == 2
     assert worker.log() == (
-        "The task returned while tasks of asyncio that it had created were not done, so they are "
-        f"canceled (2): {late.__qualname__}. Await them, as with asyncio.gather(), before "
-        "returning.\n"
+        "The task returned before its asyncio tasks were done, so they are canceled "
+        f"(2): {late.__qualname__}. Await them before returning, for example with "
+        "asyncio.gather().\n"
     )
 
 

@@ -148,14 +148,14 @@ def test_progress_that_is_not_finite_is_left_out(
 ) -> None:
     manager.updateProgress(total=8, current=value)
     manager.updateProgress(total=value, message="on")
-    line = f"girder_dask: updateProgress(current={value}) is left out, as it is no finite number.\n"
+    line = f"girder_dask: updateProgress(current={value}) is ignored, since the number is not finite.\n"
     assert sink.said == [line, {"total": 8.0}, {"message": "on"}]
     assert manager.progress == {"total": 8.0, "message": "on"}
 
 
 def test_progress_that_no_float_can_hold_is_left_out(manager: JobManager, sink: Sink) -> None:
     manager.updateProgress(total=10**400, current=1)
-    assert "updateProgress(total=inf) is left out" in sink.said[0]
+    assert "updateProgress(total=inf) is ignored" in sink.said[0]
     assert sink.said[1:] == [{"current": 1.0}]
 
 

@@ -386,14 +386,14 @@ UNFIT = {
     "a bound method": (Counter().count, "Counter.count is a bound method"),
     "a callable object": (Counter(), "is an object of Counter"),
     "a class": (Counter, "Counter is a class"),
-    "a staticmethod": (staticmethod(lambda: 1), "Write @staticmethod first"),
-    "a classmethod": (classmethod(lambda _: 1), "Write @classmethod first"),
+    "a staticmethod": (staticmethod(lambda: 1), "Put @staticmethod first"),
+    "a classmethod": (classmethod(lambda _: 1), "Put @classmethod first"),
     "a function of Python": (len, "plain function len of the module builtins"),
     "one of a C library": (math.hypot, "hypot"),
     "another module's": (statistics.mean, "plain function mean .*def my_mean"),
-    "a generator function": (_yields, "has yield in it.* return that"),
-    "an asynchronous one": (_yields_async, "has yield in it.* return that"),
-    "no function at all": (5, "5, which cannot be called"),
+    "a generator function": (_yields, "is a generator function.* return it"),
+    "an asynchronous one": (_yields_async, "is a generator function.* return it"),
+    "no function at all": (5, "5, which is not callable"),
 }
 
 
