@@ -12,6 +12,8 @@ import pickle
 from types import ModuleType
 from typing import Any
 
+import msgspec
+
 __all__ = ["MOVED", "RENAMED", "loads"]
 
 #: Where the names of former modules are now: the first of these modules that has the name.
@@ -54,7 +56,9 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         former = module.removeprefix(_PACKAGE)
         if module.startswith(_PACKAGE) and former in MOVED:
-            return self._find_moved(former, RENAMED.get((former, name), name))
+            found = self._find_moved(former, RENAMED.get((former, name), name))
+            is_struct = isinstance(found, type) and issubclass(found, msgspec.Struct)
+            return _blank_maker(found) if is_struct else found
         if name == "subimport" and module.startswith("cloudpickle"):
             return _import_module
         return super().find_class(module, name)
@@ -67,6 +71,14 @@ class _Unpickler(pickle.Unpickler):
             except AttributeError:
                 continue
         return super().find_class(_PACKAGE + last, name)
+
+
+def _blank_maker(struct: type[msgspec.Struct]) -> type:
+    """Return a class whose instances are blank structs, which ``__setstate__`` then fills.
+
+    Former releases pickled dataclasses. Unpickling one calls ``__new__``, which structs lack.
+    """
+    return type(struct.__name__, (), {"__new__": lambda _: struct()})
 
 
 def _import_module(name: str) -> ModuleType:

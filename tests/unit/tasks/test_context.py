@@ -148,7 +148,10 @@ def test_progress_that_is_not_finite_is_left_out(
 ) -> None:
     manager.updateProgress(total=8, current=value)
     manager.updateProgress(total=value, message="on")
-    line = f"girder_dask: updateProgress(current={value}) is ignored, since the number is not finite.\n"
+    line = (
+        f"girder_dask: updateProgress(current={value}) is ignored, since the number is not "
+        "finite.\n"
+    )
     assert sink.said == [line, {"total": 8.0}, {"message": "on"}]
     assert manager.progress == {"total": 8.0, "message": "on"}
 
