@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec import field
-from msgspec.structs import force_setattr, replace
+from msgspec.structs import asdict, force_setattr, replace
 
 from girder_dask import config
 from girder_dask.client.result import JobResult
@@ -59,6 +60,10 @@ class TaskSettings(ExecutionOptions, frozen=True):
         _refuse_unknown(name, changes.keys(), possible)
         _refuse_no_text(name, changes)
         return replace(self, **{**changes, **checked_options(changes, name)})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the values by name, since queued calls outlive changes of the fields."""
+        return functools.partial(TaskSettings, **asdict(self)), ()
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         """Restore the values from a pickle of an earlier release, of a dataclass."""

@@ -107,4 +107,6 @@ def test_loads_fills_the_settings_of_a_task() -> None:
     assert settings == TaskSettings(
         title="A title", bind=True, retries=2, timeout=1.5, priority=3, at_most_once=False
     )
-    assert unpickling.loads(pickle.dumps(settings)) == settings
+    again = pickle.dumps(settings)
+    assert unpickling.loads(again) == settings
+    assert b"at_most_once" in again, "it names the values"
