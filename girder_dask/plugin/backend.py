@@ -28,7 +28,7 @@ from girder_dask.plugin.store.database import translated_errors
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.requester import may_access
-from girder_dask.plugin.store.unreachable import Unreached
+from girder_dask.plugin.store.unreachable import UnreachableReporter
 from girder_dask.plugin.store.validation import MalformedDocument, is_map_parent
 from girder_dask.protocol.messages import JobSpec, MapParent, StoredResult, Submission
 
@@ -61,7 +61,7 @@ class GirderBackend:
         self._dask_client = LazyDaskClient(settings.scheduler_address)
         self._link: SchedulerLink | None = None
         #: Records in queued jobs that the scheduler is unreachable.
-        self.unreached = Unreached()
+        self.unreachable = UnreachableReporter()
         self._lock = threading.Lock()
 
     # -- the interface of Backend ----------------------------------------------------------
@@ -240,7 +240,7 @@ class GirderBackend:
         with self._lock:
             if self._link is None:
                 self._link = SchedulerLink(
-                    settings.scheduler_address, self.unreached.hear, _hand_over
+                    settings.scheduler_address, self.unreachable.set_reason, _hand_over
                 )
             return self._link
 

@@ -731,7 +731,7 @@ def test_a_job_whose_document_takes_nothing_more_ends(girder):
     assert girder.status(full) == JobStatus.ERROR
     assert girder.status(other) == JobStatus.SUCCESS
     assert girder.status(ended) == JobStatus.SUCCESS
-    assert "takes no more of what happens to it" in girder.store.result(full).error
+    assert "refuses further updates of this job" in girder.store.result(full).error
     assert girder.store.result(full).value is None
     assert girder.store.result(ended).value == b"r"
     assert count_chunks(full) == count_chunks(ended) == 0
@@ -790,7 +790,7 @@ def test_a_job_whose_document_takes_nothing_more_is_not_claimed_for_ever(girder)
     fill(girder, full)
     assert girder.store.claim("another", 10).specs == []
     assert girder.status(full) == JobStatus.ERROR
-    assert "takes no more of what happens to it" in girder.store.result(full).error
+    assert "refuses further updates of this job" in girder.store.result(full).error
 
 
 def test_an_end_that_no_document_holds_does_not_hold_up_the_others(girder):
@@ -989,7 +989,7 @@ class Promised:
 @given(_happenings)
 def test_any_order_and_repetition_of_updates_gives_a_legal_history(girder, monkeypatch, happenings):
     # Nothing is said meanwhile of a scheduler that other tests did not reach.
-    monkeypatch.setattr("girder_dask.plugin.store.unreachable.mark", lambda *_, **__: 0)
+    monkeypatch.setattr("girder_dask.plugin.store.unreachable.write_reason", lambda *_, **__: 0)
     girder.clear()
     (recorded,) = girder.record()
     job_id = recorded.spec.id
@@ -1245,10 +1245,10 @@ def test_a_receipt_is_answered_with_what_the_scheduler_should_know(girder):
 
 
 def test_a_receipt_takes_back_that_no_scheduler_is_reached(girder):
-    from girder_dask.plugin.store.unreachable import mark
+    from girder_dask.plugin.store.unreachable import write_reason
 
     waiting, plain = girder.record(2)
-    assert mark("nobody is there", [waiting.spec.id]) == 1
+    assert write_reason("nobody is there", [waiting.spec.id]) == 1
     assert waits(girder, waiting) == "nobody is there"
     verdicts = receive(girder, "s", (waiting.spec.id, 1), (plain.spec.id, 1))
     assert verdicts == girder.store.Verdicts()
@@ -1373,8 +1373,8 @@ def test_claims_use_an_index(girder, monkeypatch):
     monkeypatch.setattr(claims, "_next_renewal", {})
     monkeypatch.setattr(quarantine, "_next_scan", 0.0)
     girder.store.claim("new", 400)
-    unreachable.mark("nobody is there")
-    unreachable.unmark("new")
+    unreachable.write_reason("nobody is there")
+    unreachable.clear_reason("new")
     names = {
         *(models.OPEN_INDEX, models.REMIND_INDEX, models.CLAIM_INDEX, models.MAP_PARENT_INDEX),
         models.UNREACHED_INDEX,
@@ -1434,21 +1434,21 @@ def test_a_scheduler_that_is_restarted_looks_anew(girder):
 
 
 def test_that_no_scheduler_is_reached_holds_until_one_has_the_job(girder):
-    from girder_dask.plugin.store.unreachable import mark, unmark
+    from girder_dask.plugin.store.unreachable import clear_reason, write_reason
 
     new, held, speaking, running, ended = girder.record(5)
     girder.store.apply("silent", [update(held.spec.id, 1, waits="none has a GPU")])
     girder.store.apply("loud", [update(speaking.spec.id, 1)])
     girder.store.apply("loud", [update(running.spec.id, 1, JobStatus.RUNNING)])
     girder.store.apply("loud", [update(ended.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS)])
-    assert mark("nobody is there", besides=["loud"]) == 2
-    assert mark("nobody is there", besides=["loud"]) == 0
+    assert write_reason("nobody is there", besides=["loud"]) == 2
+    assert write_reason("nobody is there", besides=["loud"]) == 0
     everybody = (new, held, speaking, running, ended)
     said = "nobody is there"
     assert [waits(girder, job) for job in everybody] == [said, said, None, None, None]
 
-    assert unmark("loud") == 0
-    assert unmark("silent") == 1
+    assert clear_reason("loud") == 0
+    assert clear_reason("silent") == 1
     assert waits(girder, held) is None
     # A claim alone is not enough: its answer may be lost.
     assert [spec.id for spec in girder.store.claim("loud", 1).specs] == [new.spec.id]
@@ -1467,7 +1467,7 @@ def test_a_mark_made_meanwhile_is_not_lost_sight_of(girder, monkeypatch):
     def mark_first(chunks):
         if not marked:
             marked.append(True)  # the marking itself comes here too
-            assert unreachable.mark("nobody is there", [recorded.spec.id]) == 1
+            assert unreachable.write_reason("nobody is there", [recorded.spec.id]) == 1
         real(chunks)
 
     monkeypatch.setattr(updates.chunks, "store", mark_first)

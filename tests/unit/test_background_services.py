@@ -342,14 +342,14 @@ async def unreached_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     from girder_dask.plugin.store import unreachable
 
     mark = Fails(lambda *_args, **_more: 0)
-    monkeypatch.setattr(unreachable, "mark", mark)
+    monkeypatch.setattr(unreachable, "write_reason", mark)
     monkeypatch.setattr(unreachable, "_PAUSE_S", 0.01)
-    telling = unreachable.Unreached()
-    telling.hear("no scheduler", ["a"])
+    telling = unreachable.UnreachableReporter()
+    telling.set_reason("no scheduler", ["a"])
     thread = telling._thread
     assert thread is not None
     await soon(lambda: mark.calls >= 2)
-    telling.hear(None)
+    telling.set_reason(None)
     await asyncio.to_thread(thread.join, SECONDS)
 
 

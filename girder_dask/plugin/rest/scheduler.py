@@ -23,7 +23,7 @@ from girder_dask.plugin.rest.json_body import read_body_as
 from girder_dask.plugin.rest.request_bodies import ClaimBody, UpdatesBody
 from girder_dask.plugin.store import acknowledgements, claims, quarantine, updates
 from girder_dask.plugin.store.authority import may_run_code
-from girder_dask.plugin.store.unreachable import unmark
+from girder_dask.plugin.store.unreachable import clear_reason
 from girder_dask.protocol.messages import JobUpdate
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 from girder_dask.protocol.wire_json import from_json, to_json
@@ -123,7 +123,7 @@ class DaskResource(Resource):
         """Apply a batch of updates."""
         self._require_scheduler()
         body = read_body_as(UpdatesBody, lenient=True)
-        self._backend.unreached.heard(body.scheduler)
+        self._backend.unreachable.record_request(body.scheduler)
         read = [(wire, _read(wire)) for wire in body.updates]
         readable = [update for _, update in read if isinstance(update, JobUpdate)]
         unreadable = [(wire, error) for wire, error in read if isinstance(error, Exception)]
@@ -156,8 +156,8 @@ class DaskResource(Resource):
         self._require_scheduler()
         body = read_body_as(ClaimBody)
         scheduler, after = body.scheduler, body.after
-        self._backend.unreached.heard(scheduler)
-        unmark(scheduler)
+        self._backend.unreachable.record_request(scheduler)
+        clear_reason(scheduler)
         lacking = {ObjectId(job): (attempt, sequence) for job, attempt, sequence in body.lacking}
         claim = claims.claim(scheduler, min(body.limit, _MAX_CLAIM_JOBS), lacking)
         held = None if after is None else acknowledgements.list_held(scheduler, after, _PAGE_JOBS)

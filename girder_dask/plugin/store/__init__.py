@@ -1,3 +1,3 @@
-"""The job store in Girder's database: recording, claims, updates, results."""
+"""Job store in Girder's database: recording, claims, updates, results."""
 
 __all__: list[str] = []

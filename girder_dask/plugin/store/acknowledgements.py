@@ -1,7 +1,8 @@
-"""Receipts of jobs: what a scheduler has in hand, although nothing has happened to it yet.
+"""Acknowledgements of schedulers, and the jobs that each scheduler has acknowledged.
 
-There is one for each job that has to wait, so they are taken many at once, without a look at
-the jobs. Only those that something has happened to are looked at one by one.
+A scheduler acknowledges each queued job that it has received. Many acknowledgements are applied
+with one write, without reading the jobs; only those of jobs that have changed meanwhile are applied
+one by one.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ __all__ = ["acknowledge", "list_held"]
 
 
 def acknowledge(scheduler: str, receipts: Iterable[tuple[str, int]]) -> Verdicts:
-    """Note that a scheduler has jobs in hand, so that they are not handed over once more.
+    """Record that a scheduler has received jobs, so that it need not claim them again.
 
     Parameters
     ----------
     scheduler
         The id of this run of the scheduler.
     receipts
-        Ids of jobs, and the attempts that it has.
+        Pairs of a job id and the attempt that the scheduler has.
 
     Returns
     -------
     Verdicts
-        What the scheduler should know.
+        What the scheduler must be told.
 
     Raises
     ------
@@ -55,10 +56,10 @@ def acknowledge(scheduler: str, receipts: Iterable[tuple[str, int]]) -> Verdicts
 
 
 def _acknowledge_queued(scheduler: str, attempt: int, job_ids: list[str]) -> list[str]:
-    """Note it of the jobs that wait; return the others."""
+    """Record it in those jobs that are queued as this attempt, and return the others."""
     ids = [found for job_id in job_ids if (found := to_object_id(job_id))]
     waiting = {"_id": {"$in": ids}, "status": int(JobStatus.QUEUED), "dask.attempt": attempt}
-    # The reason why no scheduler has it is taken back with more than this.
+    # Jobs that say that the scheduler is unreachable need more than this write.
     plain: dict[str, Any] = {"dask.unreached": {"$exists": False}}
     matched = (
         Job()
@@ -73,29 +74,29 @@ def _acknowledge_queued(scheduler: str, attempt: int, job_ids: list[str]) -> lis
     )
     if matched == len(job_ids):
         return []
-    noted = models.collection(Job()).find(
+    acknowledged = models.collection(Job()).find(
         {**waiting, **plain, "dask.scheduler": scheduler}, {"_id": True}
     )
-    known = {str(job["_id"]) for job in noted}
+    known = {str(job["_id"]) for job in acknowledged}
     return [job_id for job_id in job_ids if job_id not in known]
 
 
 def list_held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, int]]:
-    """Return jobs that a scheduler has said it has, and that have not ended.
+    """Return a page of the unfinished jobs that a scheduler has acknowledged.
 
     Parameters
     ----------
     scheduler
         The id of this run of the scheduler.
     after
-        The id after which they begin, empty for the first.
+        The id after which the page begins, empty for the first page.
     limit
-        The most of them.
+        The most jobs of a page.
 
     Returns
     -------
     list of tuple
-        Ids in order, each with the attempt and the sequence of the job.
+        Id, attempt and sequence of each job, in the order of the ids.
     """
     found: Any = models.collection(Job()).find(
         {
@@ -107,7 +108,7 @@ def list_held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, in
         {"dask.attempt": True, "dask.sequence": True},
         sort=[("_id", 1)],
         limit=limit,
-        hint=models.OPEN_INDEX,  # not that of the ids, which goes over all jobs that there were
+        hint=models.OPEN_INDEX,  # the index of ids would go over all jobs that ever were
     )
     jobs = quarantine.filter_valid(found, check_position)
     return [(str(job["_id"]), job["dask"]["attempt"], job["dask"]["sequence"]) for job in jobs]

@@ -1,7 +1,7 @@
-"""The files that jobs leave behind: reports, plots, whatever has no place in a folder.
+"""Artifacts: files that jobs produce and that belong in no folder, such as reports and plots.
 
-An artifact is a file of Girder that is attached to a job, as a thumbnail is to an item:
-it is in an assetstore, and whoever may read the job may read it.
+An artifact is a file of Girder that is attached to a job, as a thumbnail is attached to an item. It
+is stored in an assetstore, and whoever may read the job may read it.
 """
 
 from __future__ import annotations
@@ -50,27 +50,26 @@ logger = logging.getLogger(__name__)
 #: The ``attachedToType`` of artifacts.
 ATTACHED_TO = "job"
 
-#: The name of the index on files over those that are attached to jobs.
+#: The name of the index over the files that are attached to jobs.
 ARTIFACT_INDEX = "dask_artifacts"
 
 _CHUNK_BYTES = 32 * 1024**2
 _MAX_NAME_LENGTH = 1_000
 
-#: The most parts of a name: the file, and the directories that it is in. There is a route for
-#: each number of them.
+#: The most parts of a name: the file and its directories. There is a route for each number of
+#: parts.
 MAX_LEVELS = 12
 
-# Control characters, halves of surrogate pairs, and separators of lines.
+# Control characters, halves of surrogate pairs, and line separators.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def set_up() -> None:
-    """Make the index, and let Girder find the job that a file is attached to.
+    """Create the index, and let Girder find the job that a file is attached to.
 
-    What it serves of such files is protected.
-
-    Girder looks for it among its own models when it checks who may read the file, when it
-    moves files to another assetstore and when it looks for files that belong to nothing.
+    Girder looks for that document among its own models when it checks access to the file, when it
+    moves files to another assetstore, and when it looks for orphaned files. Downloads of artifacts
+    are protected.
     """
     ModelImporter.registerModel(ATTACHED_TO, Job)
     events.bind("model.file.download.request", EVENT_HANDLER, protect)
@@ -84,15 +83,15 @@ def set_up() -> None:
 
 
 def check_name(name: str) -> str:
-    """Return the name of an artifact, which may have directories: ``plots/coins.png``.
+    """Return the name of an artifact, which may include directories: ``plots/coins.png``.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If the name is invalid.
     """
     parts = name.split("/")
-    # A server may take %2F for a slash, wherever it stands.
+    # Some servers take %2F for a slash.
     odd = any(category(character) in _REFUSED_CATEGORIES for character in name)
     odd = odd or "\\" in name or "%2f" in name.lower()
     too_large = len(name) > _MAX_NAME_LENGTH or len(parts) > MAX_LEVELS
@@ -106,12 +105,12 @@ def check_name(name: str) -> str:
 
 
 def list_of(job_id: ObjectId) -> list[dict[str, Any]]:
-    """Return the artifacts of a job by name."""
+    """Return the artifacts of a job, sorted by name."""
     return list(_files().find(_of(job_id), sort=[("name", 1)]))
 
 
 def find(job_id: ObjectId, name: str) -> dict[str, Any] | None:
-    """Return an artifact of a job, None if it has none of that name."""
+    """Return an artifact of a job, None if the job has none of that name."""
     found: dict[str, Any] | None = _files().find_one(
         {**_of(job_id), "name": name}, sort=[("created", -1)]
     )
@@ -127,21 +126,21 @@ def add(
     user: Mapping[str, Any] | None,
     mime_type: str | None = None,
 ) -> dict[str, Any]:
-    """Store an artifact. It replaces one of the same name, such as that of an earlier try.
+    """Store an artifact. It replaces one of the same name, such as that of an earlier attempt.
 
     Parameters
     ----------
     size
-        How many bytes come.
+        The number of bytes.
     stream
-        What they are read from, a piece at a time.
+        A file to read the bytes from, in pieces.
 
     Raises
     ------
     ValueError
-        If fewer bytes come, or the name is none. Nothing is stored then.
+        If the stream has fewer bytes, or the name is invalid. Nothing is stored then.
     GirderException
-        If the assetstore does not take them.
+        If the assetstore refuses the bytes.
     """
     before = list(_files().find({**_of(job["_id"]), "name": check_name(name)}))
     upload = Upload().createUpload(
@@ -175,15 +174,15 @@ def _receive(upload: dict[str, Any], size: int, stream: Any) -> dict[str, Any]:
         received += len(data)
         if len(data) < wanted:
             raise ValueError(
-                f"Only {received:,} of {size:,} bytes of the artifact {upload['name']!r} came. "
-                "Nothing was stored; send it again."
+                f"Only {received:,} of {size:,} bytes of the artifact {upload['name']!r} were "
+                "received. Nothing was stored; send it again."
             )
         document = Upload().handleChunk(document, RequestBodyStream(io.BytesIO(data), len(data)))
     return document
 
 
 def _read(stream: Any, size: int) -> bytes:
-    """Read as many bytes as are wanted, or all that there are."""
+    """Read ``size`` bytes, or all that there are if these are fewer."""
     pieces, missing = [], size
     while missing and (piece := stream.read(missing)):
         pieces.append(piece)
@@ -195,20 +194,20 @@ def _discard(upload: dict[str, Any]) -> None:
     try:
         Upload().cancelUpload(upload)
     except (GirderException, OSError):
-        # Girder itself removes uploads that nobody goes on with.
-        logger.warning("The broken upload %s is left", upload["_id"], exc_info=True)
+        # Girder removes abandoned uploads by itself.
+        logger.warning("The broken upload %s is left behind", upload["_id"], exc_info=True)
 
 
 def open_stream(artifact: Mapping[str, Any], part: tuple[int, int] | None, disposition: str) -> Any:
-    """Return what streams an artifact, or a part of it, and set the headers of the answer.
+    """Return a function that streams an artifact or a part of it, and set the response headers.
 
     Raises
     ------
     RestException
-        If its content is not where Girder has put it.
+        If the content is not where Girder has put it.
     """
     start, end = part or (0, artifact["size"])
-    # Girder makes headers of name and type, and stumbles over some.
+    # Girder makes headers of name and type, and fails with some of them.
     plain = {**artifact, "name": "artifact", "mimeType": "application/octet-stream"}
     try:
         stream = File().download(plain, start, endByte=end, contentDisposition="attachment")
@@ -221,23 +220,23 @@ def open_stream(artifact: Mapping[str, Any], part: tuple[int, int] | None, dispo
         ) from e
     user_content.set_headers(artifact["name"], artifact.get("mimeType"), disposition)
     if part is None:
-        # Girder would call the whole a part where a range was asked for.
+        # Girder would declare the whole file as a part if the request asks for a range.
         cherrypy.response.headers.pop("Content-Range", None)
     return stream
 
 
 def protect(event: Any) -> None:
-    """Have browsers run nothing of an artifact, whichever route of Girder serves it."""
+    """Keep browsers from running an artifact, whichever route of Girder serves it."""
     if event.info["file"].get("attachedToType") == ATTACHED_TO and cherrypy.request.app is not None:
         user_content.forbid_scripts()
 
 
 @access.public  # the route itself asks for rights
 def _check_change(event: Any) -> None:
-    """Refuse to give an artifact, through Girder's own route, a name or type that is none."""
+    """Refuse an invalid name or type of an artifact in a request to Girder's own route."""
     params = event.info["params"]
     name, mime_type = params.get("name"), params.get("mimeType")
-    # Girder takes an id of the query for that of the path.
+    # Girder prefers an id in the query to the id in the path.
     ids = [found for i in (event.info.get("id"), params.get("id")) if (found := to_object_id(i))]
     attached = {"_id": {"$in": ids}, "attachedToType": ATTACHED_TO}
     if not (name or mime_type) or _files().find_one(attached, {"_id": True}) is None:
@@ -247,7 +246,9 @@ def _check_change(event: Any) -> None:
     except ValueError as e:
         raise RestException(str(e)) from e
     if mime_type and not user_content.is_media_type(mime_type):
-        raise RestException(f"{str(mime_type)[:100]!r} is no media type, such as image/png.")
+        raise RestException(
+            f"{str(mime_type)[:100]!r} is not a media type. Give one such as image/png."
+        )
 
 
 def remove(artifact: dict[str, Any]) -> None:
@@ -256,12 +257,12 @@ def remove(artifact: dict[str, Any]) -> None:
 
 
 def remove_all(job_id: ObjectId) -> None:
-    """Delete the artifacts of a job. One that cannot be deleted does not keep the others."""
+    """Delete the artifacts of a job. If one cannot be deleted, the others still are."""
     for artifact in list_of(job_id):
         try:
             File().remove(artifact)
         except (GirderException, OSError):
-            logger.exception("The artifact %s of job %s is left", artifact["_id"], job_id)
+            logger.exception("The artifact %s of job %s is left behind", artifact["_id"], job_id)
 
 
 def _files() -> Any:

@@ -1,9 +1,9 @@
-"""On whose word calls become jobs, and what the tokens of these jobs may start.
+"""Authority under which calls become jobs, and what the tokens of these jobs may start.
 
-A call that code inside Girder has made may do what that code could: its function, its
-arguments and its hooks are Girder's. The token of the job is another matter, since whoever
-runs as the job can read it. It may start what the owner of the job may start when it is used,
-and, for a job that Girder's code has started, plain calls of the tasks of the same package.
+A call by code inside Girder may do what that code could do: its function, its arguments and its
+hooks are Girder's. The token of the job is weaker, since everything that runs as the job can read
+it. It may start what the owner of the job may start at that time. The token of a job that Girder's
+code has started may also start plain calls of tasks of the same package.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ __all__ = ["IN_GIRDER", "Authority", "may_run_code", "of_job", "of_user", "who_m
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """On whose word some calls become jobs.
+    """Authority under which calls become jobs.
 
     Attributes
     ----------
     runs_code
-        Whether they may run code of their own on the cluster. The workers open pickled calls of
-        no others, and confine the tasks and hooks of others.
+        True if the jobs may run code of their own on the cluster. The pickled calls, tasks and
+        hooks of all other jobs are confined on the workers.
     in_girder
-        Whether it is code inside Girder.
+        True for code inside Girder.
     modules
-        The modules with the tasks of the package of the job that starts them. Its token may start
-        these, with plain arguments.
+        The modules with tasks of the package of the job that starts the calls. The token of that
+        job may start these tasks with plain arguments.
     girder_api_url
-        Girder's REST API, as code inside Girder gave it for the job that starts them.
+        Girder's REST API as code inside Girder gave it for the job that starts the calls.
     """
 
     runs_code: bool = False
@@ -46,33 +46,33 @@ class Authority:
     girder_api_url: str | None = None
 
     def starts_its_package(self, task: str) -> bool:
-        """Say whether the token of a job of this task may start the tasks of its package.
+        """Return True if the token of a job of this task may start the tasks of its package.
 
-        A job of another package than the one that starts it may not, so that no job may start
-        what the one before could not.
+        It may not where the job that starts it is of another package, so that no job may start
+        more than the job before it.
         """
         return self.in_girder or self.has_beside(task)
 
     def has_beside(self, task: str) -> bool:
-        """Say whether a task is one of the package of the job that starts it."""
+        """Return True if a task is in the package of the job that starts it."""
         return discovery.is_among(task.partition(":")[0], self.modules)
 
     def address(self, given: str | None) -> str | None:
-        """Return the address of Girder for a call that names one, or None."""
+        """Return the address of Girder for a call. ``given`` is the one that the call names."""
         return given if self.in_girder and given else self.girder_api_url
 
 
-#: That of code inside Girder.
+#: The authority of code inside Girder.
 IN_GIRDER = Authority(runs_code=True, in_girder=True)
 
 
 def of_user(user: Mapping[str, Any]) -> Authority:
-    """Return that of a user who sends a request."""
+    """Return the authority of a user who sends a request."""
     return Authority(runs_code=may_run_code(user))
 
 
 def of_job(job: Mapping[str, Any]) -> Authority:
-    """Return that of the token of a job: what its owner may now, whoever has started it."""
+    """Return the authority of a job's token: what its owner may do now, whoever started it."""
     owner = User().load(job["userId"], force=True) if job.get("userId") else None
     origin = job_records.load_origin(job["_id"])
     modules: frozenset[str] = frozenset()
@@ -86,7 +86,7 @@ def of_job(job: Mapping[str, Any]) -> Authority:
 
 
 def may_run_code(user: Mapping[str, Any]) -> bool:
-    """Say whether a user may run code of their own on the cluster."""
+    """Return True if a user may run code of their own on the cluster."""
     if user.get("status", "enabled") != "enabled":
         return False
     group = settings.submitters()
@@ -94,7 +94,7 @@ def may_run_code(user: Mapping[str, Any]) -> bool:
 
 
 def who_may() -> str:
-    """Return who may run code of their own, in words."""
+    """Return in words who may run code of their own."""
     group_id = settings.submitters()
     group = Group().load(group_id, force=True) if group_id is not None else None
     if group is None:

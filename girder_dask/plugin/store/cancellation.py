@@ -1,4 +1,4 @@
-"""The end of jobs that somebody has asked for."""
+"""Cancellation of jobs, of what they have started, and of the jobs of deleted users."""
 
 from __future__ import annotations
 
@@ -32,17 +32,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: How long a scheduler is reminded that a job was canceled.
+#: How long each claim of a scheduler repeats that a job was canceled.
 REMIND_PERIOD = timedelta(minutes=10)
 
-#: The most jobs that are read at once.
 _MAX_JOBS_PER_QUERY = 1_000
 
 _FINAL_STATUSES = [int(status) for status in FINAL]
 
 
-#: Tells the scheduler to end jobs, and returns the ids of those that have begun, or may have; None
-#: if it does not answer. Girder may not have heard yet that they are at work.
+#: Tells the scheduler to end jobs, and returns the ids of those that have started or may have; None
+#: if the scheduler does not answer. Girder may not know yet that these are running.
 AskScheduler = Callable[[Sequence[str]], Collection[str] | None]
 
 
@@ -51,30 +50,29 @@ def _no_scheduler(_ids: Sequence[str]) -> None:
 
 
 def cancel(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> JobStatus | None:
-    """Cancel a job, but none that it has started; see :func:`cancel_children`.
+    """Cancel a job, but not the jobs that it has started; see :func:`cancel_children`.
 
-    One that has not started is CANCELED at once, whether there is a scheduler or not. One
-    that is at work is CANCELING until nothing of it runs any more. One that has ended
-    stays as it is.
+    A job that has not started is CANCELED at once, with or without a scheduler. A running job is
+    CANCELING until nothing of it runs any longer. A job that has ended stays as it is.
 
     Parameters
     ----------
     job_id
         The id of the job.
     ask
-        Asks the scheduler about a job that it has and that is queued.
+        Asks the scheduler about queued jobs that it has.
 
     Returns
     -------
     JobStatus or None
-        The state that the job is in now, None if there is no such job.
+        The present state of the job, None if it does not exist.
 
     Raises
     ------
     GirderError
-        If others change the job all the time.
-    Malformed
-        If its document is malformed. Then it was set aside.
+        If others keep changing the job.
+    MalformedDocument
+        If the document of the job is malformed. The job is in quarantine then.
     """
     job = models.collection(Job()).find_one({"_id": job_id}, WITHOUT_LOG)
     if job is not None and is_map_parent(job):
@@ -83,24 +81,24 @@ def cancel(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> JobStatus | N
         quarantine.require_valid(job)
     left = _cancel_all([job_id], ask)
     if left:
-        raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
+        raise GirderError(f"Others keep changing job {job_id}. Cancel it again.")
     return job_records.load_status(job_id)
 
 
 def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list[str]:
-    """Cancel the unfinished jobs that a job has started, and those that these have started.
+    """Cancel the unfinished jobs that a job has started, directly or through other jobs.
 
-    It takes what :func:`cancel` does.
+    Takes the same parameters as :func:`cancel`.
 
     Returns
     -------
     list of str
-        The ids of those that the scheduler is to stop.
+        The ids of the jobs that the scheduler must stop.
 
     Raises
     ------
     GirderError
-        If others change one of the jobs all the time.
+        If others keep changing one of the jobs.
     """
     told: list[str] = []
     seen, unvisited = {job_id}, [job_id]
@@ -113,7 +111,7 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
             )
         )
         del unvisited[:_MAX_JOBS_PER_QUERY]
-        # Also those that have ended: what they have started may still be at work.
+        # Also those that have ended: jobs that they have started may still be running.
         fresh = [child for child in children if child["_id"] not in seen]
         seen.update(child["_id"] for child in fresh)
         unvisited += [child["_id"] for child in fresh]
@@ -122,12 +120,12 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
         )
         left |= _cancel_all(ours, ask)
         told += [str(child_id) for child_id in ours]
-    # Once more, for groups whose jobs have all ended meanwhile.
+    # Once more, for maps whose jobs have all ended meanwhile.
     parents.recount_parents_of([{"parentId": parent} for parent in seen])
     if left:
         raise GirderError(
-            f"{len(left)} jobs that job {job_id} has started, among them {min(left)}, are being "
-            "changed by others all the time. Cancel it again."
+            f"{len(left)} jobs that job {job_id} has started, among them {min(left)}, are not "
+            "canceled: others keep changing them. Cancel it again."
         )
     return told
 
@@ -138,7 +136,7 @@ def cancel_jobs_of_user(user: Mapping[str, Any], ask: AskScheduler = _no_schedul
     Returns
     -------
     list of str
-        The ids of those that the scheduler is to stop.
+        The ids of the jobs that the scheduler must stop.
     """
     unfinished: list[dict[str, Any]] = [{"dask.open": True}, {"dask.group.open": True}]
     jobs = models.collection(Job()).find(
@@ -147,16 +145,16 @@ def cancel_jobs_of_user(user: Mapping[str, Any], ask: AskScheduler = _no_schedul
     ours = _cancel_others(jobs)
     left = _cancel_all(ours, ask, f"The owner of this job, {user['login']}, was deleted.\n")
     for job_id in left:
-        logger.warning("Job %s, whose owner was deleted, is not canceled; cancel it", job_id)
+        logger.warning("Job %s of a deleted user is not canceled. Cancel it", job_id)
     return [str(job_id) for job_id in ours]
 
 
 def _cancel_others(children: Iterable[dict[str, Any]]) -> list[ObjectId]:
-    """Stop parents of maps and jobs of other handlers. Return the ids of the rest."""
+    """Cancel parents of maps and jobs of other handlers. Return the ids of the rest."""
     ours = []
     for child in children:
         if is_map_parent(child):
-            with contextlib.suppress(MalformedDocument):  # it was ended
+            with contextlib.suppress(MalformedDocument):  # it has ended in quarantine
                 parents.cancel(child["_id"])
         elif isinstance(child.get("dask"), dict) and child["dask"].get("open"):
             ours.append(child["_id"])
@@ -171,17 +169,17 @@ def _cancel_foreign(job_id: ObjectId) -> None:
         if job is not None:
             Job().cancelJob(job)
     except Exception:
-        # Whatever it is: it is the job of another handler, and the others are to be canceled.
-        logger.exception("Job %s, which another one has started, is not canceled", job_id)
+        # The handler is foreign code, and the other jobs must still be canceled.
+        logger.exception("Job %s of another handler is not canceled", job_id)
 
 
 def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> set[ObjectId]:
-    """Cancel jobs, many in one request, and say why in their logs.
+    """Cancel jobs, many with one write, and write the reason into their logs.
 
     Returns
     -------
     set
-        Those that others change all the time.
+        The jobs that others keep changing.
     """
     left = set(ids)
     begun, asked, told = set[str](), set[ObjectId](), set[ObjectId]()
@@ -197,13 +195,13 @@ def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> se
                 told |= doubtful
             asked |= doubtful
             found = _unfinished(left)
-        # Those that a scheduler was given while it was asked have the next turn.
+        # Jobs that a scheduler has received while it was asked are asked about in the next round.
         late = {job["_id"] for job in found if _may_have_begun(job)} - asked
         ready = [JobChange(job) for job in found if job["_id"] not in late]
         changes = [change for change in ready if _apply_cancel(change, begun, told, why)]
-        held, _ = save(changes)
-        publish(held)
-        left = late | {h.id for h in changes} - {h.id for h in held}
+        saved, _ = save(changes)
+        publish(saved)
+        left = late | {h.id for h in changes} - {h.id for h in saved}
     return left
 
 
@@ -215,7 +213,7 @@ def _unfinished(ids: Iterable[ObjectId]) -> list[dict[str, Any]]:
 
 
 def _may_have_begun(job: Mapping[str, Any]) -> bool:
-    """Say whether a job may be at work that is queued, as far as is known here."""
+    """Return True if a queued job may have started without Girder's knowledge."""
     scheduler = (job.get("dask") or {}).get("scheduler")
     return job["status"] == JobStatus.QUEUED and scheduler is not None
 
@@ -223,33 +221,34 @@ def _may_have_begun(job: Mapping[str, Any]) -> bool:
 def _apply_cancel(
     change: JobChange, begun: Collection[str], told: Collection[ObjectId], why: str
 ) -> bool:
-    """Cancel one job. Say whether there is anything to write."""
+    """Apply the cancellation to a change. Return True if there is anything to write."""
     status = change.job["status"]
     if status == JobStatus.CANCELING:
         return False
-    waits = status in (JobStatus.INACTIVE, JobStatus.QUEUED) and str(change.id) not in begun
+    is_pending = status in (JobStatus.INACTIVE, JobStatus.QUEUED) and str(change.id) not in begun
     if why:
         change.write(why)
-    change.advance(JobStatus.CANCELED if waits else JobStatus.CANCELING, datetime.now(timezone.utc))
-    if not waits or change.id not in told:
-        # Until the scheduler surely knows, each claim of it is told again.
+    end = JobStatus.CANCELED if is_pending else JobStatus.CANCELING
+    change.advance(end, datetime.now(timezone.utc))
+    if not is_pending or change.id not in told:
+        # Each claim repeats it until the scheduler certainly knows.
         change.dask["remind"] = True
     return True
 
 
 def clean_up_ended(job: dict[str, Any]) -> bool:
-    """Clean up after a job whose end came through Girder's own ``updateJob``.
+    """Clean up after a job that was ended through Girder's own ``updateJob``.
 
     Returns
     -------
     bool
-        Whether the scheduler is to be told.
+        True if the scheduler must be told.
     """
     if job["status"] not in _FINAL_STATUSES or (
         job.get("handler") != HANDLER and not job.get("dask")
     ):
         return False
-    # The document that is given may have been read before the job was queued.
+    # The given document may have been read before the job was queued.
     ended = Job().collection.update_one(
         {"_id": job["_id"], "dask.open": True, "status": job["status"]},
         {
@@ -267,14 +266,14 @@ def clean_up_ended(job: dict[str, Any]) -> bool:
 
 
 def record_removal(job_id: ObjectId) -> None:
-    """Note that an unfinished job is deleted, in case the scheduler is not there to be told."""
+    """Record that an unfinished job is deleted, in case the scheduler cannot be told now."""
     models.DaskJob().collection.replace_one(
         {"_id": job_id}, {"removed": datetime.now(timezone.utc)}, upsert=True
     )
 
 
 def collect_removals(now: datetime) -> list[str]:
-    """Return jobs that were deleted before they had ended, each for as long as is needed."""
+    """Return jobs that were deleted before they had ended, and drop the records of old ones."""
     jobs = models.collection(models.DaskJob())
     found = list(jobs.find({"removed": {"$exists": True}}, {"removed": True}))
     old = [

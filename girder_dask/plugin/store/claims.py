@@ -1,4 +1,4 @@
-"""Which jobs a scheduler lacks, and handing them over to it."""
+"""Claims: schedulers ask for the unfinished jobs that they do not have."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ __all__ = ["Claim", "claim", "claim_for_push"]
 
 logger = logging.getLogger(__name__)
 
-_guards = {what: Guard(logger, f"The look after {what}") for what in ("documents", "groups")}
+_scan_guard = Guard(logger, "The scan for malformed documents of jobs")
+_recount_guard = Guard(logger, "Recounting the jobs of maps")
 
-#: The most bytes of pickled calls in one answer.
+#: The most bytes of pickled calls in the answer to one claim.
 MAX_PAYLOAD_BYTES = 32 * 1024**2
 
-#: How long a new job is left to be delivered by the process that recorded it.
+#: Grace period in which only the process that recorded a new job delivers it.
 PUSH_GRACE = timedelta(seconds=2)
 
-#: How long it is left to that process if it is known that it is about to deliver it.
+#: The same grace period if that process is known to be about to deliver the job.
 PENDING_PUSH_GRACE = timedelta(seconds=30)
 
-#: How long a scheduler has to say that it has a job that was handed to it, before the
-#: answer is taken for lost and the job is handed over again.
+#: How long a scheduler may take to acknowledge a claimed job. After that, the answer to its claim
+#: counts as lost, and the job can be claimed again.
 ACKNOWLEDGE_TIMEOUT = timedelta(seconds=60)
 
-#: How often a job begins anew that its scheduler lacks, though it had taken it. One whose updates
-#: Girder cannot apply would do so for ever.
+#: How often a job starts anew because its scheduler no longer has it, though it had acknowledged
+#: it. Without a limit, a job whose updates Girder cannot apply would do so forever.
 MAX_TIMES_LACKED = 5
 
 CALL_MISSING = "What is needed to run this job is no longer in the database."
@@ -55,8 +56,7 @@ LACKED_TOO_OFTEN = (
     "that were refused."
 )
 
-#: How often the tokens of unfinished jobs are looked after, in seconds, and when one is
-#: renewed.
+#: Seconds between two checks of the tokens of unfinished jobs, and the age at which one is renewed.
 RENEW_INTERVAL_S = 600.0
 RENEW_AFTER = timedelta(days=1)
 
@@ -66,7 +66,7 @@ _next_renewal: dict[str, float] = {}
 
 @dataclass
 class Claim:
-    """What is handed to a scheduler: jobs to run, and ids of jobs to stop."""
+    """The answer to a claim: jobs to run, and ids of jobs to stop."""
 
     specs: list[JobSpec] = field(default_factory=list)
     cancel: list[str] = field(default_factory=list)
@@ -75,20 +75,21 @@ class Claim:
 def claim(
     scheduler: str, limit: int, lacking: Mapping[ObjectId, tuple[int, int]] | None = None
 ) -> Claim:
-    """Hand unfinished jobs over to a scheduler that does not have them.
+    """Let a scheduler claim unfinished jobs that it does not have.
 
-    What another run of a scheduler had taken in hand becomes a new attempt. No job is
-    handed to two schedulers.
+    A job that another run of a scheduler had becomes a new attempt. No two schedulers have the same
+    job.
 
     Parameters
     ----------
     scheduler
         The id of this run of the scheduler.
     limit
-        The most jobs to hand over; their pickled calls take 32 MiB at most.
+        The most jobs of the claim. Their pickled calls have at most 32 MiB.
     lacking
-        Jobs out of :func:`held` that it does not have, with their attempts and sequences there.
-        Those that are still so become new attempts.
+        Jobs that :func:`~girder_dask.plugin.store.acknowledgements.list_held` has returned and that
+        the scheduler does not have, with the attempts and sequences from there. Those that have not
+        changed since become new attempts.
     """
     lacking = lacking or {}
     now = datetime.now(timezone.utc)
@@ -108,25 +109,25 @@ def claim(
             is_lacking=_is_lacking(job, scheduler, lacking),
         )
     ]
-    held, _ = save(changes)
-    publish(held)
-    taken = [change for change in held if not change.is_final]
+    saved, _ = save(changes)
+    publish(saved)
+    taken = [change for change in saved if not change.is_final]
     if taken:
         answer.specs = _specs(taken, known, now)
     _renew_tokens(scheduler, now)
-    if len(jobs) < limit:  # else the scheduler asks again at once, as it lacks many
-        # The jobs that were claimed are not lost with these.
-        with _guards["documents"]:
+    if len(jobs) < limit:  # otherwise the scheduler claims again at once
+        # An error here must not lose the claimed jobs.
+        with _scan_guard:
             quarantine.scan()
-        with _guards["groups"]:
+        with _recount_guard:
             parents.recount_quiet(now)
     return answer
 
 
 def claim_for_push(scheduler: str, job_ids: Sequence[str]) -> set[str]:
-    """Note of new jobs that they are sent to a scheduler. This comes before they are sent.
+    """Record that new jobs are pushed to a scheduler, before they are sent.
 
-    If it is lost then, the next one knows that a run of them may have begun.
+    If that scheduler is lost, the next one knows that the jobs may have started.
 
     Parameters
     ----------
@@ -138,7 +139,7 @@ def claim_for_push(scheduler: str, job_ids: Sequence[str]) -> set[str]:
     Returns
     -------
     set of str
-        Those that are to be sent. The others were claimed meanwhile, or have ended.
+        The jobs to send. The others were claimed meanwhile, or have ended.
     """
     jobs, ids = models.collection(Job()), [ObjectId(job_id) for job_id in job_ids]
     claim_id = uuid.uuid4().hex
@@ -158,15 +159,15 @@ def claim_for_push(scheduler: str, job_ids: Sequence[str]) -> set[str]:
     return {str(job["_id"]) for job in found}
 
 
-# -- what there is ----------------------------------------------------------------------------
+# -- candidates -------------------------------------------------------------------------------
 
 
 def _candidates(
     scheduler: str, limit: int, lacking: Mapping[ObjectId, tuple[int, int]], now: datetime
 ) -> list[dict[str, Any]]:
-    """Find jobs that nobody has, those another scheduler had, lost answers, and lost jobs."""
+    """Find jobs without a scheduler, of another scheduler, of lost answers, and lost jobs."""
     unfinished = {"$in": _UNFINISHED}
-    questions: list[dict[str, Any]] = [
+    queries: list[dict[str, Any]] = [
         {"dask.scheduler": None, "status": unfinished, "created": {"$lt": now - PUSH_GRACE}},
         {"dask.scheduler": {"$nin": [None, scheduler]}, "status": unfinished},
         {
@@ -176,10 +177,10 @@ def _candidates(
         },
     ]
     jobs: list[dict[str, Any]] = []
-    for question in questions:
+    for query in queries:
         if len(jobs) < limit:
             found = models.collection(Job()).find(
-                {"dask.open": True, **question},
+                {"dask.open": True, **query},
                 WITHOUT_LOG,
                 sort=[("dask.scheduler", 1), ("status", 1), ("created", 1)],
                 limit=limit - len(jobs),
@@ -201,7 +202,7 @@ def _candidates(
 def _is_lacking(
     job: Mapping[str, Any], scheduler: str, lacking: Mapping[ObjectId, tuple[int, int]]
 ) -> bool:
-    """Say whether a scheduler lacks a job as it is now: the word of it may have come late."""
+    """Return True if a scheduler lacks a job in its present state: its report may be outdated."""
     dask = job["dask"]
     return (
         dask["scheduler"] == scheduler
@@ -211,14 +212,14 @@ def _is_lacking(
 
 
 def _is_about_to_be_pushed(job: Mapping[str, Any], now: datetime) -> bool:
-    """Say whether this process is about to deliver a new job."""
+    """Return True if this process is about to deliver a new job."""
     return job["_id"] in tokens.pending and job["created"] > now - PENDING_PUSH_GRACE
 
 
 def _with_records(
     jobs: Sequence[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], dict[Any, dict[str, Any]]]:
-    """Return jobs, and how to run each. One of which that is malformed is left out."""
+    """Return jobs and their records. Jobs with malformed records are left out."""
     found = models.collection(models.DaskJob()).find(
         {"_id": {"$in": [job["_id"] for job in jobs]}}, {"result": False}
     )
@@ -243,7 +244,7 @@ def _within_payload_limit(
     return fitting
 
 
-# -- taking it --------------------------------------------------------------------------------
+# -- the claim of one job ---------------------------------------------------------------------
 
 
 def take(
@@ -255,10 +256,10 @@ def take(
     *,
     is_lacking: bool = False,
 ) -> bool:
-    """Make a job one of a scheduler. Say whether there is anything to write."""
+    """Apply the claim of a scheduler to a change. Return True if there is anything to write."""
     dask, status = change.dask, change.job["status"]
     if status == JobStatus.CANCELING and (is_lacking or dask["scheduler"] != scheduler):
-        # Who was to stop it is gone, and with it what ran of it.
+        # The scheduler that should have stopped it is lost, and its runs with it.
         change.advance(JobStatus.CANCELED, now)
         return True
     if record is None or not record["payload_bytes"]:
@@ -274,8 +275,8 @@ def take(
         change.write(f"The scheduler {why}; this is attempt {dask['attempt']}.\n")
     if status != JobStatus.QUEUED:
         change.advance(JobStatus.QUEUED, now)
-    # Removed by the first update of the scheduler, which says that it has the job.
-    # The id tells this claim from another one of the same scheduler at the same time.
+    # Removed when the scheduler acknowledges the job. The id distinguishes this claim from others
+    # of the same scheduler at the same time.
     dask.update(scheduler=scheduler, claimed=now, claim=claim_id)
     return True
 
@@ -298,7 +299,7 @@ def _specs(
     attempts = {change.id: change.dask["attempt"] for change in taken}
     specs = job_records.load_specs([known[job_id] for job_id in attempts], attempts)
     if len(specs) != len(taken):
-        # Ended or deleted since they were taken, or the database has lost a part.
+        # They have ended or were deleted since they were claimed, or a part of a call is lost.
         there = {spec.id for spec in specs}
         missing = [change for change in taken if str(change.id) not in there]
         logger.warning("%d jobs that were claimed have no call", len(missing))
@@ -315,12 +316,12 @@ def _specs(
 def _ensure_tokens(
     taken: Sequence[JobChange], known: dict[Any, dict[str, Any]], now: datetime
 ) -> list[JobChange]:
-    """See to it that each job has a token that is good for a while.
+    """Give each job a token that is valid for at least six days.
 
     Returns
     -------
     list
-        Those that can have none, as their owner was deleted.
+        The jobs that can have no token since their owner was deleted.
     """
     tokens.store_of_existing(tokens.pending.take(change.id for change in taken))
     own = {change.id: change for change in taken if known[change.id]["own_token"]}
@@ -354,10 +355,10 @@ def _cancel_orphans(changes: Sequence[JobChange], now: datetime) -> None:
 
 
 def _renew_tokens(scheduler: str, now: datetime) -> None:
-    """Renew the tokens of the unfinished jobs of a scheduler, now and then."""
+    """Renew the tokens of the unfinished jobs of a scheduler every ten minutes."""
     if time.monotonic() < _next_renewal.get(scheduler, 0.0):
         return
-    _next_renewal.clear()  # only the present run of a scheduler comes back
+    _next_renewal.clear()  # former runs of the scheduler do not claim again
     _next_renewal[scheduler] = time.monotonic() + RENEW_INTERVAL_S
     jobs = models.collection(Job()).find(
         {"dask.open": True, "dask.scheduler": scheduler}, {"created": True}
@@ -368,11 +369,11 @@ def _renew_tokens(scheduler: str, now: datetime) -> None:
         tokens.renew(job_records.load_own_tokens(old))
 
 
-# -- what to stop -----------------------------------------------------------------------------
+# -- jobs to stop -----------------------------------------------------------------------------
 
 
 def _collect_cancellations(scheduler: str, now: datetime) -> list[str]:
-    """Return jobs that were canceled or deleted, in case nobody was there to be told."""
+    """Return jobs that were canceled or deleted, in case the scheduler could not be told then."""
     jobs = quarantine.filter_valid(
         models.collection(Job()).find(
             {

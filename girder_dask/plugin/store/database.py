@@ -1,4 +1,4 @@
-"""Girder's database: what is said of one that does not answer, and how documents get there."""
+"""Girder's database: its errors in words, inserts and ids."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["UNSTORABLE", "batches", "describe_error", "insert", "to_object_id", 
 
 _T = TypeVar("_T")
 
-#: What the driver raises for a document that cannot be stored, before it is sent.
+#: Errors of the driver about documents that cannot be stored. It raises them before it sends.
 UNSTORABLE = (BSONError, OverflowError, UnicodeError, RecursionError)
 
 
 def describe_error(error: Exception) -> str:
-    """Return what an error of the database says, without what the driver knows of servers.
+    """Return the message of a database error, without the driver's description of servers.
 
     >>> from pymongo.errors import ServerSelectionTimeoutError
     >>> reason(ServerSelectionTimeoutError('db:27017: refused, Timeout: 20s, Topology: …'))
     'db:27017: refused'
     """
     if isinstance(error, (BulkWriteError, DuplicateKeyError)):
-        # What it says holds the document.
+        # The message contains the document.
         return "it refused a document, or has one of the same key"
     if isinstance(error, UNSTORABLE):
         return _unfit(error)
@@ -41,7 +41,7 @@ def describe_error(error: Exception) -> str:
 
 
 def _unfit(error: Exception) -> str:
-    """Return why a document cannot be stored; the driver says it in words of its own."""
+    """Return why a document cannot be stored, without the driver's own terms."""
     if isinstance(error, UnicodeError):
         return "it holds text that is not Unicode, such as half of a surrogate pair"
     if isinstance(error, OverflowError):
@@ -53,12 +53,12 @@ def _unfit(error: Exception) -> str:
 
 @contextlib.contextmanager
 def translated_errors(what: str) -> Iterator[None]:
-    """Raise GirderError in place of what the database raises.
+    """Turn errors of the database into GirderError.
 
     Parameters
     ----------
     what
-        What does not work because of it, as the beginning of a sentence.
+        What has failed because of the error, as the beginning of a sentence.
     """
     try:
         yield
@@ -84,7 +84,7 @@ def batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 
 def insert(collection: Any, documents: Sequence[Mapping[str, Any]]) -> None:
-    """Insert documents of one collection, all at once. One alone takes half as long that way."""
+    """Insert documents into a collection, all at once. ``insert_one`` is faster for one."""
     if len(documents) == 1:
         collection.insert_one(documents[0])
     elif documents:

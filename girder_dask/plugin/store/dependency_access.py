@@ -1,4 +1,4 @@
-"""Jobs whose values are arguments of other jobs: who may use them."""
+"""Access of new jobs to the jobs whose results are their arguments."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _ACCESS_FIELDS = {
 
 
 class DependencyRefused(SubmissionError):
-    """The owner of a new job may not read a job whose value is among its arguments."""
+    """The owner of a new job may not read a job whose result is among its arguments."""
 
 
 def check(wanted: Iterable[tuple[JobSpec, Mapping[str, Any] | None]]) -> None:
-    """See to it that the owners of new jobs may read the jobs that these depend on.
+    """Check that the owners of new jobs may read the jobs that these depend on.
 
     Parameters
     ----------
     wanted
-        How to run each new job, and its owner.
+        The specification of each new job, and its owner.
 
     Raises
     ------
     SubmissionError
-        If there is no such job, or it is the parent of a map.
+        If a dependency does not exist, or is the parent of a map.
     DependencyRefused
-        If the owner may not read it.
+        If the owner of a job may not read a dependency.
     """
     uses = {
         (job_id, None if owner is None else owner["_id"]): (spec, owner)
@@ -84,7 +84,7 @@ def _load(ids: set[str]) -> dict[str, dict[str, Any]]:
 
 
 def _may_read(job: dict[str, Any], owner: Mapping[str, Any] | None) -> bool:
-    # Jobs without an owner, which a plugin has started for nobody, are among themselves.
+    # Jobs without an owner, which a plugin has started, may use each other.
     if owner is None and job.get("userId") is None:
         return True
     return may_access(job, owner, AccessType.READ)

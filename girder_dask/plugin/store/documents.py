@@ -24,13 +24,13 @@ from girder_dask.utils.text import clean_text
 
 __all__ = ["RESERVED_FIELDS", "announce_saved", "build", "storable"]
 
-#: The most bytes of a new job document; the log comes on top, and MongoDB takes 16 MiB.
+#: The most bytes of a new job document. The log is added to it, and MongoDB allows 16 MiB.
 MAX_JOB_BYTES = 4 * 1024**2
 
-#: The most bytes of the arguments that are shown of a job. Lists of jobs have them all.
+#: The most bytes of the arguments that a job document shows. Lists of jobs contain them.
 MAX_SHOWN_BYTES = 256 * 1024
 
-#: What ``other_fields`` never sets: what we rely on, and what grants access.
+#: Fields that ``other_fields`` never sets: the plugin relies on them, or they grant access.
 RESERVED_FIELDS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
 
 _STORABLE_TYPES = (type(None), bool, bytes, datetime, ObjectId)
@@ -45,18 +45,19 @@ def build(
     dask: Mapping[str, Any],
     parent: ObjectId | None = None,
 ) -> dict[str, Any]:
-    """Return the job document of a call, with ``kwargs`` serialised as the database has it.
+    """Return the job document of a call, with ``kwargs`` serialised as in the database.
 
     Raises
     ------
     SubmissionError
-        If the fields given for it are more than a job document can hold, or if a handler of
+        If the fields given for the job are too large for a job document, or if a handler of
         ``model.job.save`` refuses it.
     """
     if user is not None and not (isinstance(user, Mapping) and "_id" in user):
         raise SubmissionError(
-            f"{submission.task} was started with girder_user={user!r:.100}, which is no document "
-            "of a user. Give one, for example User().load(id, force=True). No job was made.",
+            f"{submission.task} was started with girder_user={user!r:.100}, which is not the "
+            "document of a user. Give one, for example User().load(id, force=True). No job was "
+            "made.",
             task=submission.task,
         )
     job: dict[str, Any] = {
@@ -93,19 +94,19 @@ def build(
         Job().setUserAccess(job, user=user, level=AccessType.ADMIN)
     job["kwargs"] = _serialised(job["kwargs"])
     _announce_new(job, submission)
-    # The id comes last: handlers know a new document by its not having one.
+    # The id comes last: handlers recognise a new document by its missing id.
     job["_id"] = ObjectId()
     _fit(job, submission)
     return job
 
 
 def _shown_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    # They are stored as JSON, so that a name may be what no key of MongoDB may be.
+    # They are stored as JSON, so a name need not be a valid key of MongoDB.
     return {clean_text(str(name)): storable(value) for name, value in kwargs.items()}
 
 
 def _serialised(kwargs: Any) -> str:
-    """Return ``kwargs`` as ``Job().save`` stores them, in a form that can be read again."""
+    """Return ``kwargs`` as ``Job().save`` stores them, in a form that Girder can read back."""
     text: str = json_util.dumps(kwargs)
     if "$" in text and not _reads_back(text, kwargs):
         text = json_util.dumps({"…": _short.repr(kwargs)})
@@ -113,14 +114,14 @@ def _serialised(kwargs: Any) -> str:
 
 
 def _reads_back(text: str, kwargs: Any) -> bool:
-    """Return whether Girder reads serialised ``kwargs`` as a mapping with the same names.
+    """Return True if Girder reads serialised ``kwargs`` as a mapping with the same names.
 
-    ``{"$oid": "5"}`` stands for an ObjectId and is none. ``{"$numberDouble": "NaN"}`` stands for
-    a number, which no answer of Girder can hold.
+    ``{"$oid": "5"}`` stands for an ObjectId but is invalid. ``{"$numberDouble": "NaN"}`` stands
+    for a number that no response of Girder can contain.
     """
     try:
         read = json_util.loads(text)
-    except Exception:  # noqa: BLE001 - it raises what the constructors of BSON types raise
+    except Exception:  # noqa: BLE001 - constructors of BSON types raise errors of many kinds
         return False
     return isinstance(read, dict) and isinstance(kwargs, Mapping) and read.keys() == kwargs.keys()
 
@@ -140,7 +141,7 @@ def _announce_new(job: dict[str, Any], submission: Submission) -> None:
 
 
 def announce_saved(job: dict[str, Any]) -> None:
-    """Tell the handlers of ``model.job.save.created`` and ``.after`` of a new document."""
+    """Trigger ``model.job.save.created`` and ``model.job.save.after`` for a new document."""
     for name in ("model.job.save.created", "model.job.save.after"):
         if is_bound(name):
             events.trigger(name, job)
@@ -150,8 +151,7 @@ def _fit(job: dict[str, Any], submission: Submission) -> None:
     try:
         size = len(bson.encode(job))
         if size > MAX_SHOWN_BYTES and _shown_bytes(job) > MAX_SHOWN_BYTES:
-            # What is shown of the arguments may be cut; the arguments themselves are in
-            # the payload.
+            # The shown arguments may be cut; the arguments themselves are in the payload.
             job["args"] = [_short.repr(job["args"])]
             job["kwargs"] = json_util.dumps({"…": job["kwargs"][:1000]})
             size = len(bson.encode(job))
@@ -174,7 +174,7 @@ def _shown_bytes(job: Mapping[str, Any]) -> int:
 
 
 def storable(value: Any, _level: int = 0) -> Any:
-    """Return ``value`` as MongoDB can store it: what it cannot store becomes its ``repr``.
+    """Return ``value`` as MongoDB can store it: parts that it cannot store become their ``repr``.
 
     >>> plain({"a": (1, 2**80), "b": {3}, "c": float("nan")})
     {'a': [1, '1208925819614629174706176'], 'b': '{3}', 'c': 'nan'}
@@ -182,7 +182,7 @@ def storable(value: Any, _level: int = 0) -> Any:
     if isinstance(value, _STORABLE_TYPES):
         return value
     if isinstance(value, float):
-        # Girder sends strict JSON, and answers 500 to whoever asks for a document with another.
+        # Girder sends strict JSON, and answers 500 to requests for documents with such a number.
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, str):
         return clean_text(value)

@@ -1,6 +1,7 @@
-"""Requests to start jobs that come twice, since the answer to the first was lost.
+"""Idempotency keys of requests to start jobs, which clients repeat when the answer was lost.
 
-Each job has a mark of the request that made it, and Girder's database has a mark once only.
+Each job is marked with the key of its request and its place there. A unique index refuses a second
+job with the same mark.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from girder_dask.protocol.messages import MapParent, Submission
 
 __all__ = ["REQUEST_FIELD", "IdempotencyKey", "ensure_index"]
 
-#: The field of a job with its mark.
+#: The field of a job with its mark, which is also the name of the index.
 REQUEST_FIELD = "dask_request"
 # The field with the number of jobs of that request, the parent of a map included.
 _SIZE_FIELD = "dask_request_size"
@@ -29,25 +30,25 @@ _KEY = re.compile("[0-9a-f]{32}")
 
 
 def ensure_index() -> None:
-    """Make the index that lets a mark be there once only."""
-    there = {REQUEST_FIELD: {"$exists": True}}
+    """Create the unique index over the marks."""
+    exists = {REQUEST_FIELD: {"$exists": True}}
     Job().ensureIndex(
         (
             [(REQUEST_FIELD, 1)],
-            {"name": REQUEST_FIELD, "unique": True, "partialFilterExpression": there},
+            {"name": REQUEST_FIELD, "unique": True, "partialFilterExpression": exists},
         )
     )
 
 
 class IdempotencyKey:
-    """A request to start jobs that may come again.
+    """The key of a request to start jobs that may be repeated.
 
     Parameters
     ----------
     key
-        What its sender has made up for it.
+        32 hexadecimal digits that the sender has chosen at random.
     sender
-        The id of the user or the job that sends it.
+        The id of the user or the job that sends the request.
     """
 
     def __init__(self, key: Any, sender: ObjectId) -> None:
@@ -58,7 +59,7 @@ class IdempotencyKey:
     def mark(
         self, submissions: Sequence[Submission], group: MapParent | None
     ) -> tuple[list[Submission], MapParent | None]:
-        """Return the calls, and the parent job, with their marks."""
+        """Return the calls and the parent job with their marks."""
         size = len(submissions) + (group is not None)
         calls = [self._mark(call, str(n), size) for n, call in enumerate(submissions)]
         return calls, None if group is None else self._mark(group, "group", size)
@@ -70,14 +71,14 @@ class IdempotencyKey:
     def find_jobs(
         self, submissions: Sequence[Submission], group: MapParent | None
     ) -> list[dict[str, Any]]:
-        """Return the jobs that were recorded for this request before, that of the group first.
+        """Return the jobs that an earlier request with this key has recorded, the parent first.
 
         The list is empty if there are none.
 
         Raises
         ------
         GirderError
-            If some of them are there, as when they are being recorded.
+            If only some of the jobs exist, as while they are being recorded.
         RestException
             If the key belongs to a request for another number of jobs.
         """

@@ -1,6 +1,6 @@
-"""The history of one job: which updates it takes, and what they make of it.
+"""Change of one job: the updates that it accepts, and the one conditional write they make.
 
-This is plain computation on a job document. What reads and writes documents is in
+This is pure computation on a job document. Documents are read and written in
 :mod:`girder_dask.plugin.store.updates`, :mod:`~girder_dask.plugin.store.claims` and
 :mod:`~girder_dask.plugin.store.cancellation`.
 """
@@ -23,30 +23,34 @@ from girder_dask.utils.text import clean_text, shortened
 
 __all__ = ["JobChange", "Verdict"]
 
-# What the database holds as a whole number.
+# The limit of counts, well below that of integers in the database.
 _MAX_COUNT = 2**62
 
 _UNSET = {"attempt": None, "sequence": None, "scheduler": None}
 
 
 class Verdict(Enum):
-    """What the sender of an update should know."""
+    """Reply to the sender of an update.
 
-    TAKEN = "taken"
+    ``STALE``: the attempt is over, or another scheduler has the job. ``CANCEL``: the job must be
+    stopped.
+    """
+
+    APPLIED = "applied"
     STALE = "stale"
     CANCEL = "cancel"
 
 
 class JobChange:
-    """A job document, and what is to be written to it.
+    """A job document and the changes to be written to it.
 
     Parameters
     ----------
     job
         The job document as it was read. It is changed as the database will be.
     allow
-        Called with what ``jobs.job.update`` reports before anything is taken; where it
-        returns False, that part is left out.
+        Called with the information of the event ``jobs.job.update`` before a part of an update is
+        applied. If it returns False, that part is skipped.
     """
 
     def __init__(
@@ -54,11 +58,11 @@ class JobChange:
     ) -> None:
         self.job = job
         self._was_dask: dict[str, Any] = dict(job.get("dask") or {})
-        # An INACTIVE job, which has not come through delay(), has none of these yet.
+        # An INACTIVE job, which was not started with delay(), has none of these fields yet.
         self.dask: dict[str, Any] = {**_UNSET, **self._was_dask}
         self.job["dask"] = self.dask
         self.steps: list[tuple[int, int]] = []
-        # Not left in the document, which users are told of.
+        # Taken out of the document, since notifications contain that.
         self.log = LogWriter(job["_id"], self.dask, job.pop(LOG_FIELD, None))
         self.progressed = False
         self.restated = False
@@ -84,7 +88,7 @@ class JobChange:
 
     @property
     def position(self) -> tuple[int, int]:
-        """Attempt and sequence, which only grow."""
+        """Attempt and sequence, which only increase."""
         return self.dask["attempt"], self.dask["sequence"]
 
     @property
@@ -95,49 +99,49 @@ class JobChange:
     @property
     def changed(self) -> bool:
         """Whether there is anything to write."""
-        told = self._timestamps or self.log.changed or self.progressed
-        return bool(told or self.dask != self._was_dask)
+        is_reported = self._timestamps or self.log.changed or self.progressed
+        return bool(is_reported or self.dask != self._was_dask)
 
     @property
     def outcome_beside(self) -> bool:
-        """Whether what came of the job is kept beside its document."""
+        """Whether the outcome is stored in ``dask_job`` and not in the job document."""
         return self.outcome is not None and (self._spilled or not self.outcome.is_small)
 
     @property
     def text(self) -> list[str]:
-        """What is added to the log in the job document."""
+        """The text that is added to the log in the job document."""
         return self.log.text
 
     @property
     def log_sizes(self) -> tuple[int, int] | None:
-        """From which size of that log to which it goes, None when it is as long as it can be."""
+        """The sizes of that log before and after, None once it has reached its limit."""
         sizes = self._was_dask.get("log_bytes", 0), self.dask.get("log_bytes", 0)
         return sizes if sizes[0] < sizes[1] else None
 
     # -- updates ------------------------------------------------------------------------------
 
     def apply(self, update: JobUpdate, scheduler: str) -> Verdict:
-        """Apply an update of a scheduler. One with the sequence 0 says that it has the job.
+        """Apply an update of a scheduler. One with the sequence 0 is an acknowledgement.
 
         Raises
         ------
         ValueError, TypeError, KeyError, OverflowError
-            If the update makes no sense. Nothing of it was applied then.
+            If the update is invalid. Nothing of it is applied then.
         """
         statuses = [(JobStatus(int(s)), _moment(t)) for s, t in update.statuses or ()]
         progress = _checked_progress(update.progress)
-        _check_kinds(update)
+        _check_types(update)
         attempt, sequence = int(update.attempt), int(update.sequence)
         if not (0 <= attempt < _MAX_COUNT and 0 <= sequence < _MAX_COUNT):
-            raise ValueError("its attempt or its sequence is no count")
+            raise ValueError("its attempt or its sequence is not a count")
 
         ends = any(status in FINAL for status, _ in statuses)
         if not self._is_current(attempt, scheduler):
             if self.dask["scheduler"] != scheduler:
                 return Verdict.STALE
-            # Its own older attempt, which comes twice, does not make a job another's. A newer one
-            # of a job that has ended is to stop if it was canceled.
-            return self._verdict(ends) if attempt > self.dask["attempt"] else Verdict.TAKEN
+            # A repeated update of its own older attempt does not make the scheduler stale. A newer
+            # attempt of a job that has ended must stop if the job was canceled.
+            return self._verdict(ends) if attempt > self.dask["attempt"] else Verdict.APPLIED
         if (attempt, sequence) > self.position:
             if attempt > self.dask["attempt"]:
                 self.dask["attempt"] = attempt
@@ -150,7 +154,7 @@ class JobChange:
             self.dask["scheduler"] = scheduler
             self.acknowledge()
         if ends and self.is_final:
-            # Also for what came twice: the first time may have died before it cleaned up.
+            # Also after a repeated update: the process may have died before it cleaned up.
             self.ended = True
         return self._verdict(ends)
 
@@ -161,7 +165,7 @@ class JobChange:
 
     def _verdict(self, ends: bool) -> Verdict:
         stopping = self.job["status"] in (JobStatus.CANCELING, JobStatus.CANCELED)
-        return Verdict.CANCEL if stopping and not ends else Verdict.TAKEN
+        return Verdict.CANCEL if stopping and not ends else Verdict.APPLIED
 
     def _apply_parts(
         self,
@@ -170,7 +174,7 @@ class JobChange:
         progress: dict[str, Any] | None,
     ) -> None:
         legal = self._legal(statuses)
-        # What a handler of jobs.job.update sees of the last state includes log and progress.
+        # Handlers of jobs.job.update see log and progress with the last state.
         parts: list[tuple[JobStatus | None, datetime | None]] = [*legal] or [(None, None)]
         for n, (status, moment) in enumerate(parts):
             last = n == len(parts) - 1
@@ -187,7 +191,7 @@ class JobChange:
                     self.outcome = AttemptOutcome(
                         self.dask["attempt"], update.result, error, update.exception
                     )
-            self._note(log, reached, ends=status in FINAL)
+            self._add(log, reached, ends=status in FINAL)
 
     def _legal(
         self, statuses: list[tuple[JobStatus, datetime]]
@@ -196,7 +200,7 @@ class JobChange:
         for status, moment in statuses:
             is_gap = status in FINAL and not can_follow(current, status)
             if is_gap and can_follow(current, JobStatus.RUNNING):
-                # An end is never left out. What led to it was not told.
+                # An end is never skipped, even if no RUNNING was reported before it.
                 legal.append((JobStatus.RUNNING, moment))
                 current = JobStatus.RUNNING
             if can_follow(current, status):
@@ -228,7 +232,7 @@ class JobChange:
     # -- single changes -----------------------------------------------------------------------
 
     def advance(self, status: JobStatus, moment: datetime) -> None:
-        """Go to a state at a time, or at the time of the state before if that is later."""
+        """Go to a state at a time, or at the time of the previous state if that is later."""
         stamps = self.job["timestamps"]
         if stamps:
             moment = max(moment, stamps[-1]["time"])
@@ -245,14 +249,15 @@ class JobChange:
             self.acknowledge()
 
     def spill(self) -> None:
-        """Write what is large beside the job's document, as that cannot take it."""
+        """Store log and outcome outside the job document, which can grow no further."""
         self._spilled = True
         self.log.spill()
 
     def abandon(self, error: str, moment: datetime) -> None:
-        """End the job, and write nothing else: its document can take nothing more.
+        """End the job and write nothing else, since its document can grow no further.
 
-        It ends in ERROR, or as it was about to be canceled. One that had ended stays as it is.
+        It ends in ERROR, or in CANCELED if that was its next state. A job that had ended before
+        stays as it is.
         """
         canceled, attempt = self.job["status"] == JobStatus.CANCELED, self.dask["attempt"] or 0
         stamps = self.job["timestamps"]
@@ -269,16 +274,16 @@ class JobChange:
             self.outcome = AttemptOutcome(attempt, error=error)
 
     def acknowledge(self) -> None:
-        """Note that the scheduler has the job that it claimed, or need not have it."""
+        """Record that the scheduler has the job that it claimed, or no longer needs it."""
         self.dask.pop("claim", None)
         self.dask.pop("claimed", None)
         if "unreached" in self.dask:
             self.set_pending_reason("")
 
     def set_pending_reason(self, reason: str, *, unreached: bool = False) -> None:
-        """Note why the job waits in the queue; empty if it waits for its turn alone.
+        """Record why the job is pending; empty if it only waits for its turn.
 
-        ``unreached`` marks a reason that holds until a scheduler says that it has the job.
+        ``unreached`` marks a reason that holds until a scheduler acknowledges the job.
         """
         reason = clean_text(shortened(reason))
         if self.job["status"] != JobStatus.QUEUED or reason == self.dask.get("waits", ""):
@@ -296,21 +301,21 @@ class JobChange:
         self.dask.pop("unreached", None)
 
     def write(self, text: str, *, ends: bool = False) -> None:
-        """Add text to the log, as :meth:`.LogBook.write` does."""
+        """Add text to the log, as :meth:`.LogWriter.write` does."""
         self.log.write(text, ends=ends)
 
-    def _note(self, log: str | None, progress: Mapping[str, Any] | None, *, ends: bool) -> None:
+    def _add(self, log: str | None, progress: Mapping[str, Any] | None, *, ends: bool) -> None:
         if log:
             self.write(log, ends=ends)
         if progress:
-            known = self.job.get("progress") or {"message": None, "total": None, "current": None}
-            self.job["progress"] = {**known, **progress}
+            before = self.job.get("progress") or {"message": None, "total": None, "current": None}
+            self.job["progress"] = {**before, **progress}
             self.progressed = True
 
     # -- to the database ----------------------------------------------------------------------
 
     def operation(self, now: datetime) -> UpdateOne:
-        """Return the write, which does nothing if the job is no longer as it was read."""
+        """Return the write, which has no effect if the job has changed since it was read."""
         self.job["updated"] = now
         change: dict[str, Any] = {"$set": {"updated": now}}
         new = () if self.abandoned else self.dask.keys()
@@ -332,26 +337,26 @@ class JobChange:
 
 
 def _moment(seconds: float) -> datetime:
-    """Return a time as the database keeps it, in whole milliseconds."""
+    """Return a time as the database stores it, in whole milliseconds."""
     if not math.isfinite(seconds):
-        raise ValueError("a time of it is no number")
+        raise ValueError("one of its times is not a number")
     return datetime.fromtimestamp(math.floor(seconds * 1000) / 1000, timezone.utc)
 
 
-def _check_kinds(update: JobUpdate) -> None:
+def _check_types(update: JobUpdate) -> None:
     for text in (update.log, update.waits, update.error):
         if not isinstance(text, (str, type(None))):
-            raise TypeError(f"{text!r:.100} in it is no text")
+            raise TypeError(f"it contains {text!r:.100}, which is not text")
     for data in (update.result, update.exception):
         if not isinstance(data, (bytes, type(None))):
-            raise TypeError(f"{data!r:.100} in it is no packed value")
+            raise TypeError(f"it contains {data!r:.100}, which is not a packed value")
 
 
 def _checked_progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not progress:
         return None
     if not isinstance(progress, Mapping):
-        raise TypeError(f"{progress!r:.100} in it is no progress")
+        raise TypeError(f"it contains {progress!r:.100}, which is not a progress")
     checked: dict[str, Any] = {
         name: number
         for name in ("total", "current")

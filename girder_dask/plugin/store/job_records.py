@@ -1,4 +1,4 @@
-"""What is stored of jobs besides their documents, and questions about jobs."""
+"""Records of jobs in ``dask_job`` and ``dask_payload``, and queries about jobs."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ _SPEC_FIELDS = ("girder_api_url", "package", "title", *OPTION_NAMES, "dependenci
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a job is, and whether code inside Girder has started it.
+    """The task of a job, and whether code inside Girder has started it.
 
-    ``from_girder`` is true of the jobs of the same package as well that such a job has started.
+    ``from_girder`` is also true for jobs of the same package that such a job has started.
     ``girder_api_url`` is Girder's REST API as that code gave it.
     """
 
@@ -64,7 +64,7 @@ def store_records(
 ) -> None:
     """Store how to run new jobs.
 
-    ``own_tokens`` says which tokens end with their job, ``from_girder`` is as in :class:`Origin`.
+    ``own_tokens`` tells which tokens end with their job; ``from_girder`` is as in :class:`Origin`.
     """
     insert(DaskPayload().collection, [piece for spec in specs for piece in payload_pieces(spec)])
     insert(
@@ -94,7 +94,7 @@ def _record(spec: JobSpec, own_token: bool, from_girder: bool) -> dict[str, Any]
         "from_girder": from_girder,
         "payload_bytes": len(spec.payload),
         **({"payload": spec.payload} if len(spec.payload) <= INLINE_BYTES else {}),
-        # Pairs, since the name of a resource may hold what a key of MongoDB may not.
+        # Pairs, since the name of a resource need not be a valid key of MongoDB.
         "resources": list(spec.resources.items()) if spec.resources else None,
     }
 
@@ -102,7 +102,7 @@ def _record(spec: JobSpec, own_token: bool, from_girder: bool) -> dict[str, Any]
 def load_specs(records: Iterable[Mapping[str, Any]], attempts: Mapping[Any, int]) -> list[JobSpec]:
     """Return the specs of jobs whose ``dask_job`` documents are given.
 
-    A job whose pickled call is not there, or not all of it, is left out.
+    Jobs whose pickled calls are missing or incomplete are left out.
     """
     records = list(records)
     payloads: dict[Any, list[bytes]] = {}
@@ -122,8 +122,8 @@ def load_specs(records: Iterable[Mapping[str, Any]], attempts: Mapping[Any, int]
 def _spec(
     record: Mapping[str, Any], payload: bytes, attempt: int, default_api_url: str | None
 ) -> JobSpec:
-    # A job that an older version recorded lacks some. Its api_url may have come with a request, and
-    # is not among them.
+    # A record of an older version lacks some of them. Its api_url is left out, since it may come
+    # from a request.
     fields = {name: record[name] for name in _SPEC_FIELDS if record.get(name) is not None}
     if "resources" in fields:
         fields["resources"] = dict(fields["resources"])
@@ -139,13 +139,13 @@ def _spec(
 
 
 def load_dependencies(job_id: ObjectId) -> list[str]:
-    """Return the ids of the jobs whose values are among the arguments of a job."""
+    """Return the ids of the jobs whose results are arguments of a job."""
     record = collection(DaskJob()).find_one({"_id": job_id}, {"dependencies": 1}) or {}
     return list(record.get("dependencies") or ())
 
 
 def load_origin(job_id: ObjectId) -> Origin:
-    """Return what a job is, and whether code inside Girder has started it."""
+    """Return the task of a job, and whether code inside Girder has started it."""
     fields = ("task", "from_girder", "girder_api_url")
     record = collection(DaskJob()).find_one({"_id": job_id}, dict.fromkeys(fields, 1)) or {}
     return Origin(
@@ -156,9 +156,9 @@ def load_origin(job_id: ObjectId) -> Origin:
 
 
 def find_running_job(token: str, job_id: ObjectId | None = None) -> dict[str, Any] | None:
-    """Return the unfinished job, without its log, that a token was made for.
+    """Return the unfinished job of a token, without its log, None if there is none.
 
-    With ``job_id`` it is that job, also if it was started with a token that was there before.
+    With ``job_id``, only that job is looked for, which may have been given an existing token.
     """
     which = {"own_token": True} if job_id is None else {"_id": job_id}
     record = collection(DaskJob()).find_one({"token": token, **which}, {"_id": 1})
@@ -171,7 +171,7 @@ def find_running_job(token: str, job_id: ObjectId | None = None) -> dict[str, An
 
 
 def load_states(job_ids: Iterable[str]) -> list[dict[str, Any]]:
-    """Return where jobs stand, with what tells who may read them."""
+    """Return the states of jobs, with the fields that tell who may read them."""
     ids = [found for job_id in job_ids if (found := to_object_id(job_id))]
     fields = ("title", "status", "progress", "updated", "dask.group", "dask.waits")
     rights = ("userId", "access", "public", "publicFlags")
@@ -188,7 +188,7 @@ def load_status(job_id: ObjectId) -> JobStatus | None:
 
 
 def is_descendant(job: Mapping[str, Any], of: ObjectId) -> bool:
-    """Say whether a job was started by another one, or by one that this has started."""
+    """Return True if a job was started by another job, directly or through other jobs."""
     parent, seen = job.get("parentId"), set()
     while isinstance(parent, ObjectId) and parent != of and parent not in seen:
         seen.add(parent)
@@ -198,19 +198,19 @@ def is_descendant(job: Mapping[str, Any], of: ObjectId) -> bool:
 
 
 def is_stopping(job_id: ObjectId) -> bool:
-    """Say whether somebody has asked for the end of a job."""
+    """Return True if a job was canceled."""
     return load_status(job_id) in (JobStatus.CANCELING, JobStatus.CANCELED)
 
 
 def purge_ended(job_ids: Sequence[ObjectId]) -> None:
-    """Delete the tokens and calls of jobs that have ended. What came of them stays."""
+    """Delete the tokens and calls of jobs that have ended. Their outcomes stay."""
     if not job_ids:
         return
     tokens.pending.take(job_ids)
     these = {"_id": {"$in": list(job_ids)}}
     fields = {"token": 1, "own_token": 1, "payload_bytes": 1, "inline": {"$gt": ["$payload", None]}}
     found = list(collection(DaskJob()).find(these, fields))
-    # By both: tokens of an earlier version do not name their job.
+    # By token and by job: tokens of earlier versions do not name their job.
     own = (record["token"] for record in found if record["own_token"] and record["token"])
     tokens.delete(own, of=job_ids)
     apart = [record["_id"] for record in found if record["payload_bytes"] and not record["inline"]]
@@ -222,7 +222,7 @@ def purge_ended(job_ids: Sequence[ObjectId]) -> None:
 
 
 def delete(job_ids: Sequence[ObjectId]) -> None:
-    """Delete all that is kept of jobs besides their job documents."""
+    """Delete everything stored of jobs besides their documents and logs."""
     tokens.pending.take(job_ids)
     tokens.delete(load_own_tokens(job_ids), of=job_ids)
     DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
@@ -230,7 +230,7 @@ def delete(job_ids: Sequence[ObjectId]) -> None:
 
 
 def close_removed(job_id: ObjectId) -> None:
-    """End an unfinished job that is about to be deleted, so that nobody hands or queues it now."""
+    """End an unfinished job that is about to be deleted, so that it can no longer be claimed."""
     Job().collection.update_one(
         {"_id": job_id, "status": {"$nin": [int(load_status) for load_status in FINAL]}},
         {"$set": {"status": int(JobStatus.CANCELED)}, "$unset": {"dask.open": True}},
@@ -238,7 +238,7 @@ def close_removed(job_id: ObjectId) -> None:
 
 
 def set_tokens(ids: Mapping[Any, str]) -> None:
-    """Give jobs other tokens, by the ids of the jobs."""
+    """Set the tokens of jobs, by the ids of the jobs."""
     DaskJob().collection.bulk_write(
         [UpdateOne({"_id": job}, {"$set": {"token": token}}) for job, token in ids.items()],
         ordered=False,
@@ -246,7 +246,7 @@ def set_tokens(ids: Mapping[Any, str]) -> None:
 
 
 def load_own_tokens(job_ids: Sequence[ObjectId]) -> list[str]:
-    """Return the ids of the tokens that were made for jobs and end with them."""
+    """Return the ids of the tokens that were created for jobs and end with them."""
     records = collection(DaskJob()).find(
         {"_id": {"$in": list(job_ids)}, "own_token": True}, {"token": 1}
     )

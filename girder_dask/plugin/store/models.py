@@ -1,9 +1,10 @@
-"""What is kept of a job besides its job document.
+"""Models and indices of what is stored of jobs besides their documents.
 
-``dask_job`` holds one document a job, with the same id: how to run it, the id of its
-token, the pickled call if that is small, and in the end what came of it, if that is large
-(:mod:`girder_dask.plugin.store.results`). A larger call is in ``dask_payload``, in pieces, because
-a MongoDB document holds 16 MiB at most. Neither is reachable through REST.
+``dask_job`` has one document for each job, with the same id: how to run the job, the id of its
+token, its pickled call if that is small, and its outcome if that is large
+(:mod:`girder_dask.plugin.store.results`). Larger calls are in ``dask_payload``, in pieces, since a
+document of MongoDB has at most 16 MiB. Long logs are in ``dask_log``
+(:mod:`girder_dask.plugin.store.logs`). No route of REST serves these collections as such.
 """
 
 from __future__ import annotations
@@ -34,25 +35,24 @@ __all__ = [
     "ensure_indices",
 ]
 
-#: The most bytes of a pickled call that is kept in the document of its job.
+#: The most bytes of a pickled call that is stored in ``dask_job``.
 INLINE_BYTES = 16 * 1024
 
 #: The most bytes in one document of ``dask_payload``.
 CHUNK_BYTES = 8 * 1024**2
 
-#: The names of the indices on jobs: over the unfinished ones, over those that were canceled,
-#: over those that were handed over and not yet acknowledged, and over those that say that no
-#: scheduler is reached. Each holds these alone, so
-#: that it stays small however many jobs there were.
+#: The names of the indices over jobs that are unfinished, that were canceled, that were claimed
+#: and not yet acknowledged, and that say that the scheduler is unreachable. Each contains only
+#: these, so that it stays small however many jobs there were.
 OPEN_INDEX = "dask_open"
 REMIND_INDEX = "dask_remind"
 CLAIM_INDEX = "dask_claimed"
 UNREACHED_INDEX = "dask_unreached"
 
-#: The index over the jobs that another one has started, by their states.
+#: The index over the jobs that other jobs have started, by parent and state.
 CHILDREN_INDEX = "dask_children"
 
-#: The index over the parents of maps that have not ended.
+#: The index over the unfinished parents of maps.
 MAP_PARENT_INDEX = "dask_groups"
 
 #: The index over the tokens that belong to a job.
@@ -63,7 +63,7 @@ REMOVED_INDEX = "dask_removed"
 
 
 class DaskJob(Model):
-    """How to run a job, and what came of it; ``_id`` is the id of the job."""
+    """How to run a job, and its outcome; ``_id`` is the id of the job."""
 
     def initialize(self) -> None:
         """Name the collection and its index."""
@@ -77,7 +77,7 @@ class DaskJob(Model):
         self.ensureIndex(([("removed", 1)], {"name": REMOVED_INDEX, "sparse": True}))
 
     def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
-        """Accept the document: only this package writes it."""
+        """Accept the document: only this package writes such documents."""
         return doc
 
 
@@ -90,7 +90,7 @@ class DaskPayload(Model):
         self.ensureIndex(([("job", 1), ("n", 1)], {"unique": True}))
 
     def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
-        """Accept the document: only this package writes it."""
+        """Accept the document: only this package writes such documents."""
         return doc
 
 
@@ -103,21 +103,21 @@ class DaskLog(Model):
         self.ensureIndex("job")
 
     def validate(self, doc: dict[str, Any]) -> dict[str, Any]:
-        """Accept the document: only this package writes it."""
+        """Accept the document: only this package writes such documents."""
         return doc
 
 
 def collection(model: Any) -> Any:
     """Return the collection of a model, read from the primary.
 
-    Girder prefers secondaries, where an update that this process has made may not have
-    arrived: nothing can be decided from that.
+    Girder prefers secondaries, which may not have the updates yet that this process has made. No
+    decision may depend on them.
     """
     return model.collection.with_options(read_preference=ReadPreference.PRIMARY)
 
 
 def ensure_indices() -> None:
-    """Make the indices that serve every question this plugin asks about jobs."""
+    """Create the indices that serve every query of this plugin about jobs."""
     Job().ensureIndex(
         (
             [("dask.scheduler", 1), ("status", 1), ("created", 1)],

@@ -1,7 +1,7 @@
-"""Malformed documents of jobs: each is set aside with its reason, and the rest goes on.
+"""Quarantine of malformed job documents, so that they do not affect other jobs.
 
-A job that is set aside ends in ERROR, its log says why, and no scheduler is asked to run it. What
-is left of its document stays as it was.
+A job in quarantine ends in ERROR, its log says why, and no scheduler can claim it. The rest of its
+document stays as it was.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: The field of a job that was set aside: why, and when.
+#: The field of a job in quarantine: the reason and the time. Also the name of the index.
 QUARANTINE_FIELD = "dask_aside"
 
-#: For how long ``girder-dask doctor`` tells of a job that was set aside.
+#: For how long ``girder-dask doctor`` reports a job in quarantine.
 RECENT_PERIOD = timedelta(days=1)
 
-# What has the rest of the plugin find a job.
+# Fields by which the rest of the plugin finds jobs.
 _QUEUE_FIELDS = ("open", "group.open", "remind", "claimed", "claim", "unreached", "waits")
 
-# Seconds between two looks for those that are found in no other way, and the most at once.
+# Seconds between two scans for malformed jobs that no other query finds, and the most of them.
 _SCAN_INTERVAL_S = 10.0
 _MAX_SCANNED_JOBS = 200
 _next_scan = 0.0
 
-# Jobs that could not be set aside are found again and again. They are logged once.
+# Jobs that cannot be changed are found again with each scan. They are logged once.
 _logged_reasons: BoundedDict[Any, str] = BoundedDict(1_000)
 
 
 def ensure_index() -> None:
-    """Make the index over the jobs that were set aside."""
-    there = {QUARANTINE_FIELD: {"$exists": True}}
+    """Create the index over the jobs in quarantine."""
+    exists = {QUARANTINE_FIELD: {"$exists": True}}
     Job().ensureIndex(
         (
             [(f"{QUARANTINE_FIELD}.time", 1)],
-            {"name": QUARANTINE_FIELD, "partialFilterExpression": there},
+            {"name": QUARANTINE_FIELD, "partialFilterExpression": exists},
         )
     )
 
@@ -65,22 +65,22 @@ def ensure_index() -> None:
 def filter_valid(
     jobs: Iterable[dict[str, Any]], check: Callable[[Mapping[str, Any]], None] = check_job
 ) -> list[dict[str, Any]]:
-    """Return the documents that are as they should be, and set the others aside."""
-    kept = []
+    """Return the valid documents, and quarantine the others."""
+    valid = []
     for job in jobs:
         try:
             check(job)
         except MalformedDocument as e:
             add(job["_id"], str(e))
         else:
-            kept.append(job)
-    return kept
+            valid.append(job)
+    return valid
 
 
 def require_valid(
     job: dict[str, Any], check: Callable[[Mapping[str, Any]], None] = check_job
 ) -> None:
-    """Set a document aside that is malformed, and raise Malformed for who has named it."""
+    """Quarantine a job and raise MalformedDocument if its document is malformed."""
     try:
         check(job)
     except MalformedDocument as e:
@@ -91,7 +91,7 @@ def require_valid(
 
 
 def scan() -> None:
-    """Set malformed documents aside that no question for jobs finds, now and then."""
+    """Quarantine malformed documents that no other query finds, every ten seconds."""
     global _next_scan
     if time.monotonic() < _next_scan:
         return
@@ -114,10 +114,10 @@ def scan() -> None:
 
 
 def add(job_id: Any, reason: str) -> None:
-    """Set a job aside: end it in ERROR, unless it has ended, and say why in its log."""
+    """Quarantine a job: end it in ERROR, unless it has ended, and write the reason into its log."""
     if _logged_reasons.get(job_id) != reason:
         _logged_reasons[job_id] = reason
-        logger.error("%s It is set aside, and the other jobs go on.", reason)
+        logger.error("%s The job is in quarantine; other jobs are not affected.", reason)
     now = datetime.now(timezone.utc)
     jobs = Job().collection
     for change in (_full_change(reason, now), _minimal_change(reason, now)):
@@ -125,13 +125,13 @@ def add(job_id: Any, reason: str) -> None:
             jobs.update_one({"_id": job_id}, change)
             break
         except PyMongoError as e:
-            logger.warning("Job %s cannot be set aside: %s", job_id, e)
+            logger.warning("Job %s cannot be put in quarantine: %s", job_id, e)
     if isinstance(job_id, ObjectId):
         job_records.purge_ended([job_id])
 
 
 def _full_change(reason: str, now: datetime) -> list[dict[str, Any]]:
-    """Return the change of a document of which no field need be what it should be."""
+    """Return the change of a document in which any field may be malformed."""
     log = {
         "$switch": {
             "branches": [
@@ -156,7 +156,7 @@ def _full_change(reason: str, now: datetime) -> list[dict[str, Any]]:
 
 
 def _minimal_change(reason: str, now: datetime) -> list[dict[str, Any]]:
-    """Return the same for a document that can grow no more."""
+    """Return the change of a document that can grow no further."""
     final = [int(status) for status in FINAL]
     outcome = {"result": None, "error": reason, "exception": None, "result_attempt": 0}
     fields = {
@@ -169,7 +169,7 @@ def _minimal_change(reason: str, now: datetime) -> list[dict[str, Any]]:
 
 
 def summarize(now: datetime) -> dict[str, Any]:
-    """Return how many jobs were set aside in the last day, and why the last one was."""
+    """Return how many jobs went into quarantine in the last day, and the last reason."""
     jobs = models.collection(Job())
     recent = {
         QUARANTINE_FIELD: {"$exists": True},

@@ -1,7 +1,7 @@
-"""The job store: what Girder knows of the jobs that run on Dask.
+"""Recording of new jobs.
 
-Girder is the queue of record. A job and all that is needed to run it are written before
-anything is sent to the scheduler, so that the scheduler can always ask for it again.
+Girder is the queue of record. A job and everything that is needed to run it are written before
+anything is sent to the scheduler, so that the scheduler can always claim it again.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ __all__ = ["RecordedJob", "queue_inactive", "record", "record_map"]
 
 logger = logging.getLogger(__name__)
 
-#: What a new job's subdocument ``dask`` holds besides its task.
+#: The subdocument ``dask`` of a new job, besides its task.
 _NEW_DASK_FIELDS = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 0, "open": True}
 
-# Seconds that it may take to delete what was not recorded as a whole.
+# Timeout for the deletion of jobs that were recorded in part.
 _UNDO_TIMEOUT_S = 2.0
 
 _NONE_RECORDED = "None of them was recorded."
@@ -59,7 +59,7 @@ _MAYBE_RECORDED = (
 
 @dataclass(frozen=True, slots=True)
 class RecordedJob:
-    """A job that was recorded, and what runs it."""
+    """The document of a recorded job, and the specification that the scheduler needs to run it."""
 
     job: dict[str, Any]
     spec: JobSpec
@@ -84,28 +84,28 @@ def record(
     authority: Authority = IN_GIRDER,
     tokens_later: bool = False,
 ) -> list[RecordedJob]:
-    """Record a job for each call: all of them at once, or none.
+    """Record a job for each call: all of them, or none.
 
     Parameters
     ----------
     submissions
         The calls.
     user
-        The owner of those that name none. None: they have no owner, as in Girder.
+        The owner of jobs whose calls name none. None: they have no owner, as in Girder.
     parent
         The id of the job that starts them.
     authority
-        On whose word.
+        The authority under which they are started.
     tokens_later
-        Whether their tokens go to :data:`girder_dask.plugin.store.tokens.pending`, and are stored
-        by who sends the jobs.
+        If true, the tokens go to :data:`girder_dask.plugin.store.tokens.pending`, and whoever sends
+        the jobs stores them.
 
     Raises
     ------
     SubmissionError
         If a call cannot become a job.
     GirderError
-        If the database does not take them.
+        If the database does not store them.
     """
     drafts = _drafts(submissions, user, parent, authority)
     _write(drafts, tokens_later=tokens_later)
@@ -121,9 +121,9 @@ def record_map(
     authority: Authority = IN_GIRDER,
     tokens_later: bool = False,
 ) -> tuple[dict[str, Any], list[RecordedJob]]:
-    """Record a job for each call, and one that they all belong to.
+    """Record a job for each call, and their parent job.
 
-    Takes and raises what :func:`record` does.
+    Parameters and exceptions are those of :func:`record`.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def record_map(
     except PyMongoError as e:
         _undo_parent(job)
         raise GirderError(
-            f"Girder's database did not take the job '{group.title}' of {len(drafts)} jobs: "
+            f"Girder's database did not store the map '{group.title}' of {len(drafts)} jobs: "
             f"{describe_error(e)}. {_NONE_RECORDED}"
         ) from e
     except GirderError:
@@ -153,8 +153,8 @@ def record_map(
     try:
         parents.mark_complete(job)
     except PyMongoError:
-        # It is recorded and counted later: whoever started it must be given it.
-        logger.exception("It is not noted that all jobs of %s are recorded", job["_id"])
+        # The map is recorded, so the caller must receive it. It is counted after a timeout.
+        logger.exception("The map %s is recorded but not marked complete", job["_id"])
     return job, recorded
 
 
@@ -163,7 +163,7 @@ def _undo_parent(job: dict[str, Any]) -> None:
         with pymongo.timeout(_UNDO_TIMEOUT_S):
             parents.delete(job)
     except PyMongoError:
-        logger.exception("The job %s, of which no parts were recorded, may be left", job["_id"])
+        logger.exception("The parent job %s of a map that was not recorded may be left", job["_id"])
 
 
 def _drafts(
@@ -228,13 +228,13 @@ def _token_id(token: Any) -> str:
 
 
 def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
-    """Write the drafts. The job documents come last: a job that exists can be run."""
+    """Write the drafts. The job documents come last, so that every existing job can run."""
     if not drafts:
         return
     may_exist = False
     try:
         if tokens_later:
-            # Before the jobs are there: who claims one finds its token.
+            # Before the jobs exist, so that every claim finds the token.
             tokens.pending.put({draft.spec.id: draft.token for draft in drafts if draft.token})
         else:
             _write_tokens(drafts)
@@ -242,7 +242,7 @@ def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
         may_exist = True
         insert(Job().collection, [draft.job for draft in drafts])
     except Exception as e:
-        # Whatever it is (BSON refuses some values with errors of its own), nothing may be left.
+        # After any error (BSON has errors of its own), nothing may be left behind.
         may_exist = may_exist and not isinstance(e, ServerSelectionTimeoutError)
         may_exist = not _undo(drafts) and may_exist
         if isinstance(e, UNSTORABLE):
@@ -253,13 +253,13 @@ def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
             ) from e
         outcome = _MAYBE_RECORDED if may_exist else _NONE_RECORDED
         raise GirderError(
-            f"Girder's database did not take {len(drafts)} new jobs, the first of "
+            f"Girder's database did not store {len(drafts)} new jobs, the first of "
             f"{drafts[0].spec.task}: {describe_error(e)}. {outcome}"
         ) from e
 
 
 def _undo(drafts: Sequence[_Draft]) -> bool:
-    """Delete what is there of jobs that were not recorded, and say whether that worked."""
+    """Delete the stored parts of jobs that were not recorded. Return True if that worked."""
     ids = [draft.job["_id"] for draft in drafts]
     try:
         with pymongo.timeout(_UNDO_TIMEOUT_S):
@@ -288,14 +288,14 @@ def _announce(job: dict[str, Any]) -> None:
     try:
         documents.announce_saved(job)
     except Exception:
-        # The job is recorded and will run: whoever started it must be given it.
+        # The job is recorded and will run, so the caller must receive it.
         logger.exception("A handler of model.job.save.after failed for job %s", job["_id"])
 
 
 def queue_inactive(job: dict[str, Any], user: Mapping[str, Any] | None) -> RecordedJob:
-    """Queue an INACTIVE job that ``Job().createJob`` made, inside Girder.
+    """Queue an INACTIVE job that code inside Girder has created with ``Job().createJob``.
 
-    Its ``dask.task`` names the task, its ``args`` and ``kwargs`` are those of the call.
+    Its ``dask.task`` names the task; its ``args`` and ``kwargs`` are those of the call.
 
     Parameters
     ----------
@@ -309,7 +309,7 @@ def queue_inactive(job: dict[str, Any], user: Mapping[str, Any] | None) -> Recor
     SubmissionError
         If it names no task, cannot be pickled, or is not INACTIVE.
     GirderError
-        If the database does not take it.
+        If the database does not store it.
     """
     dask = job.get("dask")
     given: dict[str, Any] = dask if isinstance(dask, dict) else {}
@@ -346,23 +346,23 @@ def _queue(draft: _Draft, now: datetime) -> None:
     job = draft.job
     change = JobChange(dict(job))
     change.dask.update(_NEW_DASK_FIELDS, package=draft.spec.package)
-    change.outcome = AttemptOutcome(0)  # instead of what its maker may have put there
+    change.outcome = AttemptOutcome(0)  # replaces any outcome that its creator has put there
     change.advance(JobStatus.QUEUED, now)
-    taken = f"Job {job['_id']} was scheduled or changed by somebody else."
+    conflict = f"Job {job['_id']} was scheduled or changed by somebody else."
     try:
         _write_tokens([draft])
         _write_records([draft])
-        held, _ = save([change])
+        saved, _ = save([change])
     except (DuplicateKeyError, BulkWriteError) as e:
-        # What is there is that of the other one.
+        # The stored record belongs to the other request.
         tokens.delete([str(draft.spec.token)])
-        raise SubmissionError(taken, task=draft.spec.task) from e
+        raise SubmissionError(conflict, task=draft.spec.task) from e
     except PyMongoError as e:
         raise GirderError(
-            f"Girder's database did not take job {job['_id']}: {describe_error(e)}."
+            f"Girder's database did not store job {job['_id']}: {describe_error(e)}."
         ) from e
-    if not held:
+    if not saved:
         job_records.delete([job["_id"]])
-        raise SubmissionError(taken, task=draft.spec.task)
-    publish(held)
+        raise SubmissionError(conflict, task=draft.spec.task)
+    publish(saved)
     job.update({k: v for k, v in change.job.items() if k not in ("kwargs", "args")})

@@ -1,4 +1,4 @@
-"""Who makes a request: a user, a job that runs, or a scheduler."""
+"""Requester: the user, running job or scheduler that sends a request."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ _LEVELS = {AccessType.READ: "Read", AccessType.WRITE: "Write", AccessType.ADMIN:
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Who makes a request.
+    """The sender of a request.
 
     Attributes
     ----------
     user
-        The user, as far as the token has a scope that the route asks for. For a job that
-        runs, its owner.
+        The user, if the token has a scope that the route asks for. For a running job, its owner.
     job
-        The job that runs, if the token is its own.
+        The running job, if the token is its own.
     is_scheduler
-        Whether the token is that of a scheduler's credential.
+        True if the token belongs to a scheduler's credential.
     token
-        The id of the token, if it is valid.
+        The id of the token, if that is valid.
     """
 
     user: dict[str, Any] | None = field(default=None, repr=False)
@@ -49,18 +48,18 @@ class Requester:
 
     @property
     def name(self) -> str:
-        """What messages call them."""
-        return f"User '{self.user['login']}'" if self.user else "Who is not logged in"
+        """The name of the requester in messages."""
+        return f"User '{self.user['login']}'" if self.user else "A user who is not logged in"
 
     def runs(self, job: dict[str, Any]) -> bool:
-        """Say whether this is the job itself, at work."""
+        """Return True if the requester is this running job."""
         return self.job is not None and self.job["_id"] == job["_id"]
 
     def has_token_of(self, job: dict[str, Any]) -> bool:
-        """Say whether the token is that of the job at work, its own or one that it was given.
+        """Return True if the token is that of the running job, its own or one that it was given.
 
-        One that it was given lets it speak of its own attempt. Anything else is up to the
-        user of the token.
+        A token that it was given lets the job report on its own attempt. Everything else depends on
+        the user of the token.
         """
         if self.runs(job):
             return True
@@ -70,11 +69,11 @@ class Requester:
         )
 
     def may(self, job: dict[str, Any], level: int) -> bool:
-        """Say whether they have some access to a job."""
+        """Return True if the requester has a level of access to a job."""
         return may_access(job, self.user, level)
 
     def require(self, job: dict[str, Any], level: int) -> None:
-        """Raise AccessException unless they have some access to a job."""
+        """Raise AccessException unless the requester has a level of access to a job."""
         if not self.may(job, level):
             raise AccessException(
                 f"{_LEVELS[level]} access denied for job {job['_id']}. {self.name} may not use "
@@ -83,18 +82,23 @@ class Requester:
 
 
 def may_access(job: Mapping[str, Any], user: Mapping[str, Any] | None, level: int) -> bool:
-    """Return whether a user has some access to a job. Nobody has where that is malformed."""
+    """Return True if a user has a level of access to a job.
+
+    If the access of the job is malformed, only administrators have.
+    """
     try:
         return bool(Job().hasAccess(job, user, level))
     except (AttributeError, KeyError, TypeError, ValueError):
-        logger.warning("Who may use job %s is not known: its field access is malformed", job["_id"])
+        logger.warning(
+            "The field access of job %s is malformed: only admins may use it", job["_id"]
+        )
         return bool(user and user.get("admin"))
 
 
 def identify() -> Requester:
-    """Find out who makes this request."""
+    """Return the sender of the present request."""
     user, token = getCurrentUser(), getCurrentToken()
-    # Girder's own look-up of tokens takes those that have expired as well.
+    # Girder's own look-up also returns tokens that have expired.
     if token is None or token["expires"] < datetime.now(timezone.utc):
         return Requester(user)
     job = job_records.find_running_job(token["_id"])
@@ -105,5 +109,5 @@ def _is_scheduler(token: dict[str, Any]) -> bool:
     if "userId" not in token or not Token().hasScope(token, SCHEDULER_SCOPE):
         return False
     user = User().load(token["userId"], force=True)
-    # The credential of an administrator who is one no more is worth nothing.
+    # The credential of a user who is no longer an administrator is worthless.
     return user is not None and bool(user["admin"])

@@ -1,11 +1,11 @@
-"""What came of jobs: the value or the error that their ends have brought.
+"""Results of jobs: the value or the error of the last attempt.
 
-A small one is in the job document, so that the end of a job is one write; it is not among the
+A small outcome is in the job document, so that the end of a job is one write. It is not among the
 fields that Girder shows. A larger one is in ``dask_job``.
 
-Job documents can be made by others, through Girder's own routes, with any fields. So what is
-in one counts only for a job that this package has recorded, and when it takes over one that
-was made by others, that field goes.
+Others can create job documents through Girder's own routes, with any fields. So the outcome in a
+document counts only if this package has recorded the job, and it is removed from jobs that others
+created when this package queues them.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: The field of a job document that holds what came of it, if that is small.
+#: The field of a job document with its outcome, if that is small.
 OUTCOME_FIELD = "dask_outcome"
 
-#: The most bytes that are kept in the job document.
+#: The most bytes of an outcome that is stored in the job document.
 MAX_INLINE_BYTES = 2 * 1024
 
-#: The most bytes of a value, or of an exception, that are kept with a job, whatever
+#: The most bytes of a value or an exception that are stored, whatever
 #: ``girder.worker.max-result`` is.
 MAX_RESULT_BYTES = 6 * 1024**2
 
@@ -54,7 +54,7 @@ _MAX_JOBS_PER_QUERY = 1_000
 
 @dataclass(frozen=True, slots=True)
 class AttemptOutcome:
-    """What came of an attempt: a packed value, or one line and a packed exception."""
+    """The outcome of an attempt: a packed value, or one line and a packed exception."""
 
     attempt: int
     value: bytes | None = field(default=None, repr=False)
@@ -63,13 +63,13 @@ class AttemptOutcome:
 
     @property
     def is_small(self) -> bool:
-        """Whether it is kept in the job document."""
+        """Whether it is stored in the job document."""
         # A character takes up to four bytes.
         size = len(self.value or b"") + len(self.exception or b"") + 4 * len(self.error or "")
         return size <= MAX_INLINE_BYTES
 
     def document(self) -> dict[str, Any]:
-        """Return what is kept of it, no more than a document holds."""
+        """Return the fields to store, limited to what fits into a document."""
         value, error, exception = self.value, self.error, self.exception
         if value is not None and len(value) > MAX_RESULT_BYTES:
             kept = f"the {MAX_RESULT_BYTES:,} that Girder keeps"
@@ -86,10 +86,10 @@ class AttemptOutcome:
 
 
 def store(outcomes: Sequence[tuple[ObjectId, AttemptOutcome]], now: datetime) -> None:
-    """Keep what came of jobs beside their documents, by the ids of the jobs.
+    """Store outcomes of jobs in ``dask_job``, by the ids of the jobs.
 
-    That of an older attempt never replaces that of a newer one. A value that a document cannot
-    hold is not kept, and the error says so.
+    The outcome of an older attempt never replaces that of a newer one. A value that is too large is
+    not stored, and the error says so.
     """
     if outcomes:
         models.DaskJob().collection.bulk_write(
@@ -162,6 +162,6 @@ def _is_valid(job_id: Any, kept: Any) -> bool:
     try:
         check_outcome(job_id, kept)
     except MalformedDocument as e:
-        logger.warning("What is kept of the end of a job is left out: %s", e)
+        logger.warning("The stored outcome of a job is ignored: %s", e)
         return False
     return True

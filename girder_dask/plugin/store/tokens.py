@@ -1,9 +1,9 @@
-"""The Girder tokens of jobs: one each, scoped, renewed while it is needed.
+"""Girder tokens of jobs: one for each, with few scopes, renewed while the job needs it.
 
-A token's document names its job. Whoever stores a token of a job that exists looks at the job
-*afterwards* and deletes the token if the job has ended; whoever ends a job deletes its tokens
-afterwards, by the job's id. So none is left in whatever order these happen. What a process leaves
-behind that dies in between is found by :func:`sweep`.
+The document of a token names its job. Whoever stores a token of an existing job checks the job
+*afterwards* and deletes the token if the job has ended. Whoever ends a job deletes its tokens
+afterwards, by the job's id. So no token is left behind, in whatever order these steps happen.
+:func:`sweep` deletes the tokens of processes that died in between.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
     "sweep",
 ]
 
-#: How long a token is valid without being renewed.
+#: How long a token is valid without renewal.
 LIFETIME = timedelta(days=7)
 
 
-#: What the token of a job may do: read and write data as its owner does, see jobs, and
-#: start jobs of its own. Not ``jobs.rest.create_job``, which Girder keeps from its users: the
-#: route that asks for it takes any field of a job document.
+#: What the token of a job may do: read and write data as its owner, see jobs, and start jobs.
+#: ``jobs.rest.create_job`` is not among them: Girder grants it to no user, since its route accepts
+#: any field of a job document.
 SCOPES = (
     TokenScope.DATA_READ,
     TokenScope.DATA_WRITE,
@@ -65,23 +65,23 @@ TokenScope.describeScope(
 JOB_FIELD = "dask_job"
 JOB_INDEX = "dask_job"
 
-#: How long a job may take to be recorded after its token.
+#: How long a job may take to be recorded after its token was stored.
 RECORD_TIMEOUT = timedelta(minutes=10)
 
-# Jobs that are looked up at once.
+# Tokens and jobs of one query.
 _BATCH_SIZE = 1_000
 
 
 def ensure_index() -> None:
-    """Make the index over the tokens that belong to jobs."""
+    """Create the index over the tokens that belong to jobs."""
     Token().ensureIndex(([(JOB_FIELD, 1)], {"name": JOB_INDEX, "sparse": True}))
 
 
 def build(user: Mapping[str, Any] | None, now: datetime, job_id: ObjectId) -> dict[str, Any]:
-    """Return a new token document as ``Token().createToken`` makes it, not yet stored."""
+    """Return a new token document, as ``Token().createToken`` builds it, without storing it."""
     token: dict[str, Any] = {
         JOB_FIELD: job_id,
-        # As long as Girder's own. Those take a call of the system for each character.
+        # As long as Girder's own ids, which take a system call for each character.
         "_id": secrets.token_hex(32),
         "created": now,
         "expires": now + LIFETIME,
@@ -96,18 +96,18 @@ def build(user: Mapping[str, Any] | None, now: datetime, job_id: ObjectId) -> di
 
 
 def store(documents: Sequence[Mapping[str, Any]]) -> None:
-    """Store new token documents of jobs that are yet to be recorded, all at once."""
+    """Store new tokens of jobs that are yet to be recorded, all at once."""
     insert(Token().collection, documents)
 
 
 def store_of_existing(documents: Sequence[Mapping[str, Any]]) -> None:
-    """Store new token documents of jobs that are there, but none of a job that has ended."""
+    """Store new tokens of recorded jobs, but none of a job that has ended."""
     store(documents)
     delete_ended([document[JOB_FIELD] for document in documents])
 
 
 def delete_ended(job_ids: Collection[ObjectId]) -> None:
-    """Delete the tokens of those of the jobs that have ended or are gone."""
+    """Delete the tokens of those jobs that have ended or no longer exist."""
     if job_ids:
         delete(of=set(job_ids) - _find_open(job_ids))
 
@@ -118,16 +118,15 @@ def _find_open(job_ids: Iterable[ObjectId]) -> set[ObjectId]:
 
 
 def _primary(model: Any) -> Any:
-    # An end that this process has not heard of decides.
+    # A secondary may not know yet that a job has ended.
     return model.collection.with_options(read_preference=ReadPreference.PRIMARY)
 
 
 class PendingTokens:
-    """Tokens of new jobs that are stored when the jobs are sent, many at once.
+    """Tokens of new jobs that are stored when the jobs are sent, many at once. Thread-safe.
 
-    Who starts a job need not wait for that: no one uses the token before. One that is never
-    stored, since this process has ended, is made again when a scheduler claims the job. Any
-    thread may use it.
+    A submission need not wait for that, since nothing uses the token earlier. If this process ends
+    before it has stored a token, the claim of the job creates another one.
     """
 
     def __init__(self) -> None:
@@ -135,12 +134,12 @@ class PendingTokens:
         self._documents: dict[str, Mapping[str, Any]] = {}
 
     def put(self, documents: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keep token documents, by the ids of their jobs."""
+        """Add token documents, by the ids of their jobs."""
         with self._lock:
             self._documents |= documents
 
     def take(self, job_ids: Iterable[Any]) -> list[Mapping[str, Any]]:
-        """Return the documents that are kept for jobs, and keep them no more."""
+        """Remove and return the documents of jobs."""
         with self._lock:
             return [
                 document
@@ -152,12 +151,12 @@ class PendingTokens:
         return str(job_id) in self._documents
 
 
-#: Those of the jobs that this process has recorded and not sent yet.
+#: The tokens of jobs that this process has recorded and not sent yet.
 pending = PendingTokens()
 
 
 def delete(ids: Iterable[str] = (), *, of: Iterable[ObjectId] = ()) -> None:
-    """Delete tokens by their ids, and those ``of`` jobs by the ids of these."""
+    """Delete tokens by their ids, and the tokens ``of`` jobs by the ids of the jobs."""
     ids, jobs = list(ids), list(of)
     which: list[dict[str, Any]] = [{"_id": {"$in": ids}}] if ids else []
     which += [{JOB_FIELD: {"$in": jobs}}] if jobs else []
@@ -166,9 +165,9 @@ def delete(ids: Iterable[str] = (), *, of: Iterable[ObjectId] = ()) -> None:
 
 
 def sweep(now: datetime) -> int:
-    """Delete the tokens whose job has ended or is gone, and return how many there were.
+    """Delete the tokens whose job has ended or no longer exists, and return their number.
 
-    One that is younger than :data:`RECORD_TIMEOUT` may belong to a job that is being recorded.
+    A token younger than :data:`RECORD_TIMEOUT` may belong to a job that is being recorded.
     """
     found = _primary(Token()).find({JOB_FIELD: {"$exists": True}}, {JOB_FIELD: 1, "created": 1})
     count = 0
@@ -178,24 +177,24 @@ def sweep(now: datetime) -> int:
         states = {
             job["_id"]: job for job in _primary(Job()).find({"_id": {"$in": [*jobs]}}, fields)
         }
-        left = [
+        orphaned = [
             token["_id"]
             for token in some
-            if _is_left(states.get(token[JOB_FIELD]), now - token["created"])
+            if _is_orphaned(states.get(token[JOB_FIELD]), now - token["created"])
         ]
-        delete(left)
-        count += len(left)
+        delete(orphaned)
+        count += len(orphaned)
     return count
 
 
-def _is_left(job: Mapping[str, Any] | None, age: timedelta) -> bool:
+def _is_orphaned(job: Mapping[str, Any] | None, age: timedelta) -> bool:
     if job is not None and (job.get("dask") or {}).get("open"):
         return False
     return age > RECORD_TIMEOUT or (job is not None and job["status"] in FINAL)
 
 
 def renew(ids: Iterable[str]) -> None:
-    """Give tokens their whole lifetime again. One that is no longer there stays away."""
+    """Restart the lifetime of tokens. Tokens that were deleted stay deleted."""
     ids = list(ids)
     if ids:
         Token().collection.update_many(
@@ -205,6 +204,6 @@ def renew(ids: Iterable[str]) -> None:
 
 
 def load_expiry(ids: Iterable[str]) -> dict[str, datetime]:
-    """Return when tokens expire. One that does not exist is left out."""
+    """Return when tokens expire. Tokens that do not exist are left out."""
     found = Token().collection.find({"_id": {"$in": list(ids)}}, {"expires": 1})
     return {token["_id"]: token["expires"] for token in found}

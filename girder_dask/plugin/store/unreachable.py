@@ -1,6 +1,6 @@
-"""What is said in jobs that wait because this Girder does not reach the scheduler.
+"""Reporting in queued jobs that this Girder cannot reach the scheduler.
 
-Nobody else can tell their users. It holds until a scheduler says that it has the job.
+No other process can tell the users. The reason holds until a scheduler acknowledges the job.
 """
 
 from __future__ import annotations
@@ -21,77 +21,80 @@ from girder_dask.plugin.store import models, quarantine
 from girder_dask.plugin.store.job_change import JobChange
 from girder_dask.plugin.store.updates import WITHOUT_LOG, publish, save
 from girder_dask.utils.background import Guard
+from girder_dask.utils.forks import reset_after_fork
 
-__all__ = ["Unreached", "mark", "unmark"]
+__all__ = ["UnreachableReporter", "clear_reason", "write_reason"]
 
 logger = logging.getLogger(__name__)
 
-#: Most jobs that are read and written at once, and the seconds between two times. They take
-#: turns with what else this Girder does.
+#: The most jobs that are read and written at once, and the seconds between two writes, so that
+#: other work of this Girder is not held up.
 _MAX_JOBS_PER_QUERY = 500
 _PAUSE_S = 1.0
 
-#: Most jobs that are remembered by their ids. Any others are found at the next look.
+#: The most jobs that are remembered by their ids. The next scan finds the others.
 _MAX_REMEMBERED_JOBS = 10_000
 
-#: Seconds between two looks for jobs that nobody has named, such as those of a scheduler that
-#: is heard no more.
+#: Seconds between two scans for all other jobs, such as those of a scheduler that is lost.
 _SCAN_INTERVAL_S = 15.0
 
-#: Seconds after which a scheduler that has said nothing is taken for gone. It asks for jobs
-#: every ``girder.scheduler.pull-interval``.
+#: Seconds after its last request until a scheduler counts as lost. It claims jobs every
+#: ``girder.scheduler.pull-interval``.
 _SILENCE_S = 30.0
 
 
-class Unreached:
-    """Says in jobs that the scheduler cannot be reached, while it cannot. Any thread may use it.
+class UnreachableReporter:
+    """Writes into queued jobs why the scheduler is unreachable, while it is. Thread-safe.
 
-    It works in a thread of its own, which is there only as long as it is needed.
+    It writes from a background thread, which exists only while it is needed.
     """
 
     def __init__(self) -> None:
+        self._last_requests: dict[str, float] = {}
+        what = "Writing into jobs why they wait"
+        self._guard = Guard(logger, what, expected=(PyMongoError,), max_delay_s=_SCAN_INTERVAL_S)
+        self._reset()
+        reset_after_fork(self, UnreachableReporter._reset)
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._reason: str | None = None
         self._ids: deque[str] = deque(maxlen=_MAX_REMEMBERED_JOBS)
-        self._next_look = 0.0
-        self._heard: dict[str, float] = {}
-        what = "Saying in jobs why they wait"
-        self._guard = Guard(logger, what, expected=(PyMongoError,), max_delay_s=_SCAN_INTERVAL_S)
+        self._next_scan = 0.0
 
-    def hear(self, reason: str | None, job_ids: Iterable[str] = ()) -> None:
-        """Take note of why the scheduler cannot be reached, None if it can. Returns at once.
+    def set_reason(self, reason: str | None, job_ids: Iterable[str] = ()) -> None:
+        """Record why the scheduler is unreachable, None if it is reachable. Returns at once.
 
         ``job_ids`` are jobs that were not delivered.
         """
         with self._lock:
             if reason != self._reason:
-                self._next_look = 0.0
+                self._next_scan = 0.0
             self._reason = reason
             self._ids.extend(job_ids)
-            # A thread does not survive a fork; the child starts its own.
             if reason is not None and (self._thread is None or not self._thread.is_alive()):
                 self._thread = threading.Thread(
-                    target=self._run, name="girder-dask-unreached", daemon=True
+                    target=self._run, name="girder-dask-unreachable", daemon=True
                 )
                 self._thread.start()
         self._wake.set()
 
-    def heard(self, scheduler: str) -> None:
-        """Take note that a scheduler has spoken to this Girder."""
-        self._heard[scheduler] = time.monotonic()
+    def record_request(self, scheduler: str) -> None:
+        """Record a request of a scheduler to this Girder."""
+        self._last_requests[scheduler] = time.monotonic()
 
-    def _speaking(self) -> list[str]:
+    def _active_schedulers(self) -> list[str]:
         since = time.monotonic() - _SILENCE_S
-        for scheduler, moment in list(self._heard.items()):
+        for scheduler, moment in list(self._last_requests.items()):
             if moment < since:
-                self._heard.pop(scheduler, None)
-        return list(self._heard)
+                self._last_requests.pop(scheduler, None)
+        return list(self._last_requests)
 
     def _run(self) -> None:
         while True:
-            # The link may be up again in a moment.
+            # The scheduler may be reachable again in a moment.
             time.sleep(_PAUSE_S)
             with self._lock:
                 reason = self._reason
@@ -101,44 +104,44 @@ class Unreached:
                     return
                 self._wake.clear()
                 ids = [self._ids.popleft() for _ in range(min(_MAX_JOBS_PER_QUERY, len(self._ids)))]
-            left = self._next_look - time.monotonic()
+            left = self._next_scan - time.monotonic()
             if ids:
-                self._mark(reason, ids)
+                self._write_reason(reason, ids)
             elif left > 0:
                 self._wake.wait(left)
-            elif self._mark(reason) < _MAX_JOBS_PER_QUERY:
-                self._next_look = time.monotonic() + _SCAN_INTERVAL_S
+            elif self._write_reason(reason) < _MAX_JOBS_PER_QUERY:
+                self._next_scan = time.monotonic() + _SCAN_INTERVAL_S
 
-    def _mark(self, reason: str, ids: Sequence[str] | None = None) -> int:
+    def _write_reason(self, reason: str, ids: Sequence[str] | None = None) -> int:
         with self._guard:
-            return mark(reason, ids, besides=self._speaking())
+            return write_reason(reason, ids, besides=self._active_schedulers())
         return 0
 
 
-def mark(
+def write_reason(
     reason: str,
     job_ids: Sequence[str] | None = None,
     *,
     besides: Sequence[str] = (),
     limit: int = _MAX_JOBS_PER_QUERY,
 ) -> int:
-    """Say in jobs of the queue why they wait, where it is not said yet.
+    """Write into queued jobs why the scheduler is unreachable, unless they say so already.
 
     Parameters
     ----------
     reason
-        Why the scheduler cannot be reached.
+        Why the scheduler is unreachable.
     job_ids
         The jobs, by default all.
     besides
-        Schedulers that speak to Girder all the same. Theirs are left alone.
+        Schedulers that send requests to Girder nevertheless. Their jobs stay as they are.
     limit
         The most jobs.
 
     Returns
     -------
     int
-        In how many it was said.
+        The number of jobs that were changed.
     """
     query: dict[str, Any] = {
         "dask.open": True,
@@ -152,8 +155,8 @@ def mark(
     return _write(query, reason, limit)
 
 
-def unmark(scheduler: str, limit: int = _MAX_JOBS_PER_QUERY) -> int:
-    """Take it back in the jobs of a scheduler that speaks, and return in how many."""
+def clear_reason(scheduler: str, limit: int = _MAX_JOBS_PER_QUERY) -> int:
+    """Remove the reason from the jobs of a scheduler that sends requests. Return their number."""
     query = {"dask.unreached": True, "dask.scheduler": scheduler}
     return _write(query, "", limit, models.UNREACHED_INDEX)
 

@@ -1,4 +1,4 @@
-"""Updates of many jobs, applied at once."""
+"""Updates from schedulers, and the writes of changes of many jobs at once."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ __all__ = ["WITHOUT_LOG", "Verdicts", "apply", "publish", "save"]
 
 logger = logging.getLogger(__name__)
 
-#: What the database answers when a document cannot take an update, now or later: it would be too
-#: large, or something in it is not as the update needs it. What else it refuses is for a moment.
+#: Error codes of the database for writes that will never succeed: the document would be too large,
+#: or has a field of another type than the write needs. All other refusals are temporary.
 _PERMANENT_ERROR_CODES = frozenset({2, 9, 14, 28, 40, 52, 54, 57, 121, 10334, 17419})
 
-#: How often a job is read again because somebody else changed it in between.
+#: How often a job is read again because others changed it between reading and writing.
 MAX_ROUNDS = 5
 
-# What tells whether a write took place.
+# Fields of ``dask`` that tell whether a write took effect.
 _COMPARED_FIELDS = ("attempt", "sequence", "scheduler", "claim", "waits")
 
-#: A projection of job documents: the log can be long and is never needed to add to it. What
-#: came of a job is nobody's but its owner's.
+#: A projection of job documents without the log, which can be long and need not be read to be
+#: appended to, and without the outcome, which belongs to the owner.
 WITHOUT_LOG = {"log": False, f"{LOG_FIELD}.chunks": False, OUTCOME_FIELD: False}
 
 
 @dataclass
 class Verdicts:
-    """What became of a batch of updates, as job ids.
+    """The reply to a batch of updates, as lists of job ids.
 
-    ``stale``: of an old attempt, or of a scheduler that no longer has the job. ``gone``:
-    there is no such job. ``cancel``: the job is to be stopped.
+    ``stale``: the attempt is over, or another scheduler has the job. ``gone``: the job does not
+    exist. ``cancel``: the job must be stopped.
     """
 
     stale: list[str] = field(default_factory=list)
@@ -57,13 +57,13 @@ class Verdicts:
     cancel: list[str] = field(default_factory=list)
 
     def merge(self, others: Verdicts) -> None:
-        """Take over other verdicts."""
+        """Add other verdicts."""
         self.stale.extend(job_id for job_id in others.stale if job_id not in self.stale)
         self.gone.extend(job_id for job_id in others.gone if job_id not in self.gone)
         self.cancel.extend(job_id for job_id in others.cancel if job_id not in self.cancel)
 
     def add(self, job_id: str, verdict: Verdict) -> None:
-        """Note the verdict on an update."""
+        """Add the verdict on an update."""
         ids = {Verdict.STALE: self.stale, Verdict.CANCEL: self.cancel}.get(verdict)
         if ids is not None and job_id not in ids:
             ids.append(job_id)
@@ -72,25 +72,24 @@ class Verdicts:
 def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
     """Apply updates that a scheduler sends.
 
-    An update that comes twice is applied once, and a bad one does not spoil the others.
+    An update that comes twice is applied once, and an invalid one does not affect the others.
 
     Parameters
     ----------
     scheduler
         The id of this run of the scheduler.
     updates
-        Any number, of any jobs; those of one job in order.
+        Any number of updates of any jobs; those of one job in order.
 
     Returns
     -------
     Verdicts
-        What the scheduler should know.
+        What the scheduler must be told.
 
     Raises
     ------
     GirderError
-        If jobs were changed by others so often that not all updates could be applied. They
-        can be sent again.
+        If others keep changing some of the jobs. The updates can be sent again.
     """
     verdicts = Verdicts()
     pending = _group_by_job(updates, verdicts)
@@ -108,8 +107,8 @@ def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
         pending = {job_id: pending[job_id] for job_id in left}
     if pending:
         raise GirderError(
-            f"{len(pending)} jobs, among them {next(iter(pending))}, are being changed by others "
-            "all the time. Send the updates again.",
+            f"{len(pending)} jobs, among them {next(iter(pending))}, are not updated: others keep "
+            "changing them. Send the updates again.",
             status=503,
         )
     return verdicts
@@ -122,7 +121,7 @@ def _group_by_job(
     for update in updates:
         job_id = to_object_id(update.id)
         if job_id is None:
-            logger.warning("An update of %r, which is no job id, is dropped", update.id)
+            logger.warning("An update of %r is dropped, since that is not a job id", update.id)
             verdicts.add(str(update.id), Verdict.STALE)
         else:
             grouped.setdefault(job_id, []).append(update)
@@ -164,59 +163,59 @@ def _is_allowed_by_handlers(info: dict[str, Any]) -> bool:
     try:
         return not events.trigger("jobs.job.update", info).defaultPrevented
     except Exception:
-        # Else one job would hold up all the others of its batch, for ever.
+        # Otherwise one job would block all others of its batch forever.
         logger.exception("A handler of jobs.job.update failed for job %s", info["job"]["_id"])
         return True
 
 
 def save(changes: Sequence[JobChange]) -> tuple[list[JobChange], list[JobChange]]:
-    """Write what is to be written, in one request.
+    """Write changes of jobs with one request.
 
-    Where the database refuses to let a job document grow, the log goes elsewhere, and if that
-    does not help, the job ends.
+    If the database refuses to let a job document grow, its log is stored elsewhere. If that does
+    not help, the job ends.
 
     Returns
     -------
     tuple
-        The changes that hold now, and those of which the database refuses even the end. Those
-        that are in neither were changed by somebody else since they were read, or the database
-        did not take them in this moment.
+        The changes that took effect, and those that the database refuses even after the job was
+        ended. The jobs of all other changes were changed by others since they were read, or the
+        database could not write them at the moment.
     """
     now = datetime.now(timezone.utc)
-    held = [change for change in changes if not change.changed]
+    saved = [change for change in changes if not change.changed]
     written, refused = _write([change for change in changes if change.changed], now)
-    held += written
+    saved += written
     for is_last in (False, True):
         for change, message in refused:
             logger.error("Job %s cannot be updated: %s", change.id, message)
             if is_last:
                 change.abandon(
-                    f"Girder's database takes no more of what happens to it: {message}", now
+                    f"Girder's database refuses further updates of this job: {message}", now
                 )
             else:
                 change.spill()
         written, refused = _write([change for change, _ in refused], now)
-        held += written
+        saved += written
     for change, message in refused:
         logger.error("Job %s cannot even be ended: %s", change.id, message)
-    job_records.purge_ended([change.id for change in held if change.ended])
-    return held, [change for change, _ in refused]
+    job_records.purge_ended([change.id for change in saved if change.ended])
+    return saved, [change for change, _ in refused]
 
 
 def _write(
     changed: Sequence[JobChange], now: datetime
 ) -> tuple[list[JobChange], list[tuple[JobChange, str]]]:
-    """Write changes. Return those that hold now, and those that are refused, each with why."""
+    """Write changes. Return those that took effect, and pairs of a refused one and the reason."""
     if not changed:
         return [], []
-    # Before the jobs are seen to have ended, so that who sees it finds the results.
+    # Results come first: whoever sees that a job has ended must find its result.
     results.store(
         [(h.id, h.outcome) for h in changed if h.outcome is not None and h.outcome_beside], now
     )
     chunks.store([chunk for change in changed for chunk in change.log.chunks])
     written, refused = _write_jobs(changed, now)
-    holds = {change.id for change in written}
-    chunks.delete_unnamed(c for h in changed if h.id not in holds for c in h.log.chunks)
+    written_ids = {change.id for change in written}
+    chunks.delete_unnamed(c for h in changed if h.id not in written_ids for c in h.log.chunks)
     return written, refused
 
 
@@ -240,7 +239,7 @@ def _write_jobs(
             kind[error["index"]] = error["errmsg"]
         matched = e.details.get("nMatched", 0)
     except UNSTORABLE as e:
-        # The driver sends nothing then, so what cannot be stored is found by itself.
+        # The driver has sent nothing then, so the changes are tried one by one.
         return _write_alone(changed, now, e)
     for index, message in failed.items():
         logger.warning("Job %s is not updated now: %s", changed[index].id, message)
@@ -262,7 +261,7 @@ def _write_alone(
 
 
 def _written_ones(tried: list[JobChange]) -> list[JobChange]:
-    """Find out which of some writes took place, when not all did."""
+    """Return the changes that took effect, read back from the database."""
     positions = {
         job["_id"]: job
         for job in models.collection(Job()).find(
@@ -277,7 +276,7 @@ def _written_ones(tried: list[JobChange]) -> list[JobChange]:
 
 
 def _is_written(change: JobChange, job: Mapping[str, Any]) -> bool:
-    # One that was never queued has but the name of its task.
+    # A job that was never queued has only the name of its task there.
     dask = job.get("dask")
     dask = dask if isinstance(dask, dict) else {}
     is_there = all(dask.get(key) == change.dask.get(key) for key in _COMPARED_FIELDS)
@@ -285,7 +284,7 @@ def _is_written(change: JobChange, job: Mapping[str, Any]) -> bool:
 
 
 def publish(changes: Iterable[JobChange]) -> None:
-    """Tell others of what was written: users, handlers of events, and parents of maps."""
+    """Notify users and event handlers of written changes, and recount the parents of maps."""
     changes = list(changes)
     notifications.publish(changes)
     parents.recount_parents_of(change.job for change in changes if change.steps)

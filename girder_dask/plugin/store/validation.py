@@ -1,8 +1,8 @@
-"""The forms of documents in Girder's database, as the rest of the plugin relies on them.
+"""Validation of documents in Girder's database.
 
-What is in the database is input. Girder's own routes, other plugins and administrators write there
-too, and so did earlier versions. Whoever reads a document for more than to show it checks its form
-here first. What happens to one that is malformed is in :mod:`girder_dask.plugin.store.quarantine`.
+The database is input: Girder's own routes, other plugins, administrators and earlier versions write
+to it too. Code that reads a document for more than to show it checks it here first. Malformed
+documents of jobs go into :mod:`girder_dask.plugin.store.quarantine`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _BAD_REQUEST = 400
 
 
 class MalformedDocument(GirderError):
-    """A document in the database that is not as this package keeps it. It says which field."""
+    """A document in the database is malformed. The message names the field."""
 
     def __init__(self, document_id: Any, field: str, expected: str) -> None:
         super().__init__(
@@ -50,11 +50,11 @@ class MalformedDocument(GirderError):
         self.expected = expected
 
 
-# -- what fields are ----------------------------------------------------------------------------
+# -- rules for fields ---------------------------------------------------------------------------
 
 
 def is_id_value(value: Any) -> bool:
-    """Return whether a value is an id, so that it can be looked up and compared."""
+    """Return True if a value is an id that can be queried and compared."""
     return isinstance(value, (ObjectId, str))
 
 
@@ -120,7 +120,7 @@ _BYTES: Rule = (_is_bytes, "bytes")
 _MAPPING: Rule = (_is_mapping, "an object")
 _KEY: Rule = (is_id_value, "an id")
 
-# -- what documents are -------------------------------------------------------------------------
+# -- rules for documents ------------------------------------------------------------------------
 
 _JOB: Mapping[str, Rule] = {
     "status": (_is_status, "the number of a state"),
@@ -169,7 +169,7 @@ _RECORD: Mapping[str, Rule] = {
     "own_token": _TRUTH,
     "payload_bytes": _COUNT,
 }
-# Null is what a call leaves to others, but for what says whom to trust.
+# A call leaves an option to the defaults with null, but never whether it is trusted.
 _RECORD_IF_THERE: Mapping[str, Rule] = {
     "payload": _BYTES,
     "trusted": _TRUTH,
@@ -199,7 +199,7 @@ def check_job(job: Mapping[str, Any]) -> None:
 
 
 def check_map_parent(job: Mapping[str, Any]) -> None:
-    """Raise MalformedDocument unless a job is a parent of a map that can be counted."""
+    """Raise MalformedDocument unless a job is a parent of a map whose jobs can be counted."""
     check_job(job)
     _check(job["_id"], job, {"updated": _TIME})
     group: Any = (job.get("dask") or {}).get("group")
@@ -209,25 +209,25 @@ def check_map_parent(job: Mapping[str, Any]) -> None:
 
 
 def check_position(job: Mapping[str, Any]) -> None:
-    """Raise MalformedDocument unless a job that was read in part has an attempt and a sequence."""
+    """Raise MalformedDocument unless a partly read job has an attempt and a sequence."""
     _check(job["_id"], job["dask"], {n: _OPEN[n] for n in ("attempt", "sequence")}, "dask.")
     if not isinstance(job["_id"], ObjectId):
         raise MalformedDocument(job["_id"], "_id", "an id of Girder")
 
 
 def check_times(*names: str) -> Callable[[Mapping[str, Any]], None]:
-    """Return what raises Malformed unless a document that was read in part has some times."""
+    """Return a check that a partly read document has valid times in some fields."""
     return lambda job: _check(job["_id"], job, dict.fromkeys(names, _TIME))
 
 
 def is_map_parent(job: Mapping[str, Any]) -> bool:
-    """Return whether a job is the parent of a map."""
+    """Return True if a job is the parent of a map."""
     dask = job.get("dask")
     return isinstance(dask, dict) and isinstance(dask.get("group"), dict)
 
 
 def check_record(record: Mapping[str, Any]) -> None:
-    """Raise MalformedDocument unless a document of ``dask_job`` says how to run a job."""
+    """Raise MalformedDocument unless a document of ``dask_job`` tells how to run a job."""
     _check(record.get("_id"), record, _RECORD, "dask_job.")
     _check(record.get("_id"), record, _RECORD_IF_THERE, "dask_job.", if_there=True)
     options = {name: record[name] for name in OPTION_NAMES if record.get(name) is not None}
@@ -242,16 +242,16 @@ def check_record(record: Mapping[str, Any]) -> None:
         raise MalformedDocument(record.get("_id"), f"dask_job.{name}", f"valid ({problem})") from e
 
 
-def check_log(job_id: Any, beside: Any) -> None:
-    """Raise MalformedDocument unless something is what a job says of its log in pieces."""
-    _check(job_id, {"dask_log": beside}, {"dask_log": _MAPPING})
-    _check(job_id, beside, _LOG, "dask_log.", if_there=True)
+def check_log(job_id: Any, stored: Any) -> None:
+    """Raise MalformedDocument unless the field ``dask_log`` of a job is valid."""
+    _check(job_id, {"dask_log": stored}, {"dask_log": _MAPPING})
+    _check(job_id, stored, _LOG, "dask_log.", if_there=True)
 
 
-def check_outcome(job_id: Any, kept: Any) -> None:
-    """Raise MalformedDocument unless something is the stored outcome of a job, or a part of it."""
-    _check(job_id, {"dask_outcome": kept}, {"dask_outcome": _MAPPING})
-    _check(job_id, kept, _OUTCOME, "dask_outcome.", if_there=True)
+def check_outcome(job_id: Any, outcome: Any) -> None:
+    """Raise MalformedDocument unless an outcome of a job, or a part of one, is valid."""
+    _check(job_id, {"dask_outcome": outcome}, {"dask_outcome": _MAPPING})
+    _check(job_id, outcome, _OUTCOME, "dask_outcome.", if_there=True)
 
 
 def _check(

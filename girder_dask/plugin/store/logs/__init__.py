@@ -1,3 +1,3 @@
-"""The logs of jobs, in job documents and in chunks beside them."""
+"""Logs of jobs, in job documents and in chunks outside them."""
 
 __all__: list[str] = []

@@ -1,6 +1,6 @@
-"""What of the logs of jobs is not in their documents, and whole logs as they are read.
+"""Chunks of logs that are outside the job documents, and reading of whole logs.
 
-How a log is divided is in :mod:`girder_dask.plugin.store.logs.writer`.
+:mod:`girder_dask.plugin.store.logs.writer` divides the logs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["WholeLog", "delete", "delete_unnamed", "load", "store"]
 
 logger = logging.getLogger(__name__)
 
-#: Most bytes that are handed out at once: the reader may be slow, and there may be many.
+#: The most bytes that are yielded at once, since there may be many slow readers.
 _READ_BYTES = 256 * 1024
 
 
 def store(chunks: Sequence[Mapping[str, Any]]) -> None:
-    """Store chunks that job documents are about to name."""
+    """Store chunks before job documents name them."""
     insert(models.DaskLog().collection, chunks)
 
 
 def delete_unnamed(chunks: Iterable[Mapping[str, Any]]) -> None:
-    """Delete those of some chunks that no job document names, after it was to be written."""
+    """Delete those chunks that no job document names after its write."""
     jobs = {chunk["_id"]: chunk["job"] for chunk in chunks}
     if not jobs:
         return
@@ -52,17 +52,17 @@ def delete(job_ids: Sequence[ObjectId]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class WholeLog:
-    """All that is kept of a log, as it was at one moment.
+    """A snapshot of everything stored of a log.
 
-    ``parts`` are pairs of a size in bytes and what returns as many bytes, None if they are
-    there no longer.
+    ``parts`` are pairs of a size and a function that returns as many bytes, or None if they were
+    deleted.
     """
 
     parts: Sequence[tuple[int, Callable[[], bytes | None]]]
 
     @property
     def size(self) -> int:
-        """The bytes of the log, as UTF-8."""
+        """The size of the log in bytes of UTF-8."""
         return sum(size for size, _ in self.parts)
 
     def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -100,13 +100,13 @@ def _head(job: Mapping[str, Any]) -> Iterator[bytes]:
 
 
 def _beside(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the job says of its pieces, nothing if that is malformed."""
+    """Return the field of a job about its chunks, empty if that is malformed."""
     beside = job.get(LOG_FIELD)
     try:
         check_log(job["_id"], beside)
     except MalformedDocument as e:
         if beside is not None:
-            logger.warning("What is beside the log of a job is left out: %s", e)
+            logger.warning("The chunks of the log of a job are ignored: %s", e)
         return {}
     return dict(beside or {})
 

@@ -1,11 +1,11 @@
-"""The log of one job: what of it is in the job document, and what is in pieces beside it.
+"""Writer of the log of one job, to the job document and to chunks.
 
-The document holds the beginning, as ``girder_jobs`` has it, up to a bound. What follows is in
-compressed chunks (:mod:`girder_dask.plugin.store.logs.chunks`), but for the newest part, ``tail``,
-which is in the document until it is large enough for a chunk. So what is added is added with the
-one conditional write of the document, and a chunk counts if the document names it.
+The document contains the beginning of the log, as ``girder_jobs`` stores it, up to a limit. The
+rest is in compressed chunks (:mod:`girder_dask.plugin.store.logs.chunks`). Its newest part, the
+``tail``, stays in the document until it is large enough for a chunk. So text is added with the one
+conditional write of the document, and a chunk counts only if the document names it.
 
-This is plain computation on a job document.
+This is pure computation on a job document.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from girder_dask.utils.text import clean_text
 
 __all__ = ["LOG_FIELD", "MAX_DOCUMENT_LOG_BYTES", "LogWriter", "cut_line"]
 
-#: The field of a job document that tells what of its log is elsewhere.
+#: The field of a job document about the part of its log that is in chunks.
 LOG_FIELD = "dask_log"
 
-#: The most bytes of a log that are kept in the job document. MongoDB takes 16 MiB in all.
+#: The most bytes of a log in the job document. MongoDB allows 16 MiB for the whole document.
 MAX_DOCUMENT_LOG_BYTES = 8 * 1024**2
 
-#: What the database needs for a piece of a log besides its text.
+#: The bytes that the database needs for an entry of a log besides its text.
 _ENTRY_OVERHEAD_BYTES = 16
 
-#: The bytes of a chunk, before it is compressed: the least, and the most.
+#: The least and the most bytes of a chunk, before compression.
 _MIN_CHUNK_BYTES = 64 * 1024
 _MAX_CHUNK_BYTES = 4 * 1024**2
 
-#: What a worker may send over ``girder.max-log``: the end of the output, and what is said of it.
+#: What a worker may send beyond ``girder.max-log``: the end of the output and a note about the gap.
 _SLACK_BYTES = 1024**2
 
 
 def cut_line(job_id: Any) -> str:
-    """Return the line in the job document where a log was cut."""
+    """Return the line that marks in the job document where the log was cut."""
     return (
         f"\n[Only the first {MAX_DOCUMENT_LOG_BYTES / 1024**2:g} MiB of this log, and its end when "
         f"the job has ended, are shown here. The whole log: GET dask/job/{job_id}/log, or "
@@ -49,24 +49,24 @@ def cut_line(job_id: Any) -> str:
 
 
 class LogWriter:
-    """Adds to the log of a job.
+    """Appends text to the log of a job.
 
     Parameters
     ----------
     job_id
         The id of the job.
     dask
-        The subdocument ``dask`` of the job, whose ``log_bytes`` says what of the document the log
-        takes. It is changed.
+        The subdocument ``dask`` of the job, whose ``log_bytes`` is the size of the log in the
+        document. It is changed.
     stored
-        The field ``dask_log`` of the job, None for a log that is in the document as a whole.
+        The field ``dask_log`` of the job, None for a log that is entirely in the document.
 
     Attributes
     ----------
     text
-        What is to be added to the ``log`` of the job document.
+        The entries to append to the ``log`` of the job document.
     chunks
-        Documents that must be there before the job document names them.
+        Documents that must be stored before the job document names them.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class LogWriter:
         return (self._size, self._left_out) != (self._stored["size"], self._stored["left_out"])
 
     def write(self, text: str, *, ends: bool = False) -> None:
-        """Add text, as much of it as is kept.
+        """Append text, up to the limit of logs.
 
-        Of what comes with the end of the job, such as a traceback, the last part always is, and
-        the job document has it too.
+        The last part of text that ends the job, such as a traceback, is always stored, also in the
+        job document.
         """
         text = clean_text(text)
         if not text:
@@ -120,7 +120,7 @@ class LogWriter:
             self._show(end.decode("utf-8", "ignore") if ends else "")
 
     def _cut(self, data: bytes, fits: int) -> bytes:
-        """Write the part that fits, and return the rest."""
+        """Append the part that fits into the document, and return the rest."""
         head = data[: max(0, fits)].decode("utf-8", "ignore")
         if head:
             self.text.append(head)
@@ -128,7 +128,7 @@ class LogWriter:
         return data[len(head.encode()) :]
 
     def _show(self, end: str) -> None:
-        """Write the mark, once, and the end of the log into the job document."""
+        """Append the cut line, once, and the end of the log to the job document."""
         if not self._marked:
             self._marked = True
             self.text.append(cut_line(self._job_id))
@@ -167,7 +167,7 @@ class LogWriter:
         self._tail = b""
 
     def spill(self) -> None:
-        """Write nothing into the job's ``log`` after all, as the document cannot take it."""
+        """Move everything that was appended into chunks, since the document can grow no further."""
         written, self._written = self._written, []
         self._is_spilled = True
         self._dask["log_bytes"] = MAX_DOCUMENT_LOG_BYTES + 1
@@ -176,12 +176,12 @@ class LogWriter:
             self.write(text, ends=ends)
 
     def drop(self) -> None:
-        """Write nothing of what was added."""
+        """Discard everything that was appended."""
         self._written = []
         self._begin()
 
     def add_to(self, change: dict[str, Any]) -> None:
-        """Add what is to be written to an update of the job document."""
+        """Add the appended text to an update of the job document."""
         if self.text:
             change.setdefault("$push", {})["log"] = {"$each": self.text}
         if self._grown:

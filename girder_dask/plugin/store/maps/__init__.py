@@ -1,3 +1,3 @@
-"""The parent jobs of ``task.map`` and the counts of their children."""
+"""Parent jobs of ``task.map``, and the counts of their children."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""When the parents of maps are counted: at once, or a little later where a count takes long."""
+"""Throttle of the counts of map parents: at once, or later for parents that take long to count."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ __all__ = ["CountThrottle"]
 
 logger = logging.getLogger(__name__)
 
-# The share of the time that may be spent on counting one large parent.
+# The largest share of the time that is spent on counting one large parent.
 _MAX_COUNTING_SHARE = 0.03
 
 
 @dataclass(slots=True)
-class _Rest:
-    """That a large parent is not counted for a while, unless as many jobs end as were left."""
+class _Pause:
+    """Until when a large parent is not counted, unless as many jobs end as were left."""
 
     until: float
     left: int
 
 
 class CountThrottle:
-    """Has parents counted. Any thread may use it.
+    """Decides when parents are counted. Thread-safe.
 
     Parameters
     ----------
     count
-        Counts some of them. For those that are too large to be counted each time, it returns
-        how many jobs have not ended.
+        Counts parents. Returns the number of unfinished jobs of those parents that are too large
+        to be counted each time.
 
     Examples
     --------
     >>> counted = []
     >>> recount = Recount(lambda ids: counted.extend(ids) or {})
-    >>> recount.ask({'5f3c': 1})
+    >>> throttle.ask({'5f3c': 1})
     >>> counted
     ['5f3c']
     """
@@ -47,17 +47,17 @@ class CountThrottle:
     def __init__(self, count: Callable[[Sequence[Any]], Mapping[Any, int]]) -> None:
         self._count = count
         self._lock = threading.Lock()
-        self._resting: dict[Any, _Rest] = {}
-        self._later: set[Any] = set()
+        self._paused: dict[Any, _Pause] = {}
+        self._scheduled: set[Any] = set()
         self._ended: Counter[Any] = Counter()  # since the last count began
 
     def ask(self, changed: Mapping[Any, int]) -> None:
-        """Count parents, or see to it that they are counted soon.
+        """Count parents now, or schedule a count.
 
         Parameters
         ----------
         changed
-            Ids of parents, and how many of their jobs have ended since they were asked for.
+            The ids of parents, and how many of their jobs have ended since the last call.
         """
         now = time.monotonic()
         with self._lock:
@@ -65,29 +65,29 @@ class CountThrottle:
             self._ended.update(changed)
             due = []
             for parent in changed:
-                rest = self._resting.get(parent)
-                if rest is None or self._ended[parent] >= rest.left:
+                pause = self._paused.get(parent)
+                if pause is None or self._ended[parent] >= pause.left:
                     due.append(parent)
-                elif parent not in self._later:
-                    self._later.add(parent)
-                    timer = threading.Timer(rest.until - now, self._come_back, [parent])
+                elif parent not in self._scheduled:
+                    self._scheduled.add(parent)
+                    timer = threading.Timer(pause.until - now, self._count_later, [parent])
                     timer.daemon = True
                     timer.start()
         if due:
             self._count_now(due)
 
     def _forget(self, now: float) -> None:
-        for parent in [p for p, rest in self._resting.items() if rest.until <= now]:
-            del self._resting[parent]
+        for parent in [p for p, pause in self._paused.items() if pause.until <= now]:
+            del self._paused[parent]
             del self._ended[parent]
 
-    def _come_back(self, parent: Any) -> None:
+    def _count_later(self, parent: Any) -> None:
         with self._lock:
-            self._later.discard(parent)
+            self._scheduled.discard(parent)
         try:
             self._count_now([parent])
         except Exception:
-            # It is counted when next something is heard of it, or when a scheduler asks for jobs.
+            # It is counted after its next change, or with the next claim of a scheduler.
             logger.exception("The jobs under %s could not be counted", parent)
 
     def _count_now(self, parents: Sequence[Any]) -> None:
@@ -101,7 +101,7 @@ class CountThrottle:
         with self._lock:
             for parent in parents:
                 if parent in left:
-                    self._resting[parent] = _Rest(until, left[parent])
+                    self._paused[parent] = _Pause(until, left[parent])
                 else:
-                    self._resting.pop(parent, None)
+                    self._paused.pop(parent, None)
                     del self._ended[parent]

@@ -1,6 +1,6 @@
-"""What is counted of the jobs of a map, and what that makes of their parent.
+"""Status counts of the jobs of a map, and the change of their parent that follows.
 
-This is plain computation on the document of the parent;
+This is pure computation on the document of the parent.
 :mod:`girder_dask.plugin.store.maps.parents` reads and writes.
 """
 
@@ -15,22 +15,22 @@ from girder_dask.jobs import FINAL, JobStatus
 
 __all__ = ["ParentChange", "ParentState", "StatusCounts", "is_overdue", "progress"]
 
-#: How long a group is left alone while its jobs are being recorded. Who records them has
-#: died if it takes longer.
+#: How long the jobs of a map may take to be recorded. After that, the process that recorded them
+#: counts as dead.
 RECORD_TIMEOUT = timedelta(minutes=2)
 
 _PENDING_STATUSES = (JobStatus.INACTIVE, JobStatus.QUEUED)
 
 
 def is_overdue(job: Mapping[str, Any], now: datetime) -> bool:
-    """Say whether who records the jobs of a parent must have died, as that takes so long."""
+    """Return True if the process that recorded the jobs of a parent counts as dead."""
     began: datetime | None = job["dask"]["group"].get("recording")
     return began is not None and now - began >= RECORD_TIMEOUT
 
 
 @dataclass(slots=True)
 class StatusCounts:
-    """How many jobs of a group are in which state; ``started`` have left the queue."""
+    """The number of jobs of a map in each state; ``started`` have left the queue."""
 
     total: int = 0
     started: int = 0
@@ -40,11 +40,11 @@ class StatusCounts:
 
     @property
     def ended(self) -> int:
-        """How many have ended in any way."""
+        """The number of jobs that have ended."""
         return self.done + self.failed + self.canceled
 
     def add(self, status: Any, number: int) -> None:
-        """Count some jobs in a state."""
+        """Add a number of jobs in a state."""
         self.total += number
         if status not in _PENDING_STATUSES:
             self.started += number
@@ -58,7 +58,7 @@ class StatusCounts:
 
 @dataclass(slots=True)
 class ParentChange:
-    """What is written to the parent job; a :class:`.notifications.Change`."""
+    """A change of a parent job to be written, which is a :class:`.notifications.Change`."""
 
     job: dict[str, Any]
     read: dict[str, Any]
@@ -72,7 +72,7 @@ class ParentChange:
 
 
 class ParentState:
-    """Makes the change of one group from what was read of it."""
+    """The state of one parent as it was read, from which its next change is computed."""
 
     def __init__(self, job: dict[str, Any], now: datetime) -> None:
         self._job = job
@@ -93,14 +93,14 @@ class ParentState:
         return self._change()
 
     def counted(self, count: StatusCounts, failures: Callable[[], str]) -> ParentChange | None:
-        """Return the change to what was counted, None if there is none.
+        """Return the change to new counts, None if nothing changes.
 
-        ``failures`` is asked what to say of the jobs that failed, if all have ended.
+        ``failures`` is called for a description of the failed jobs, if all have ended.
         """
-        if not self._take(count):
+        if not self._apply_counts(count):
             return None
         if self._job["status"] in FINAL:
-            # Somebody else has ended it.
+            # Others have ended it.
             self._group["open"] = False
             return self._change()
         if count.started > count.canceled and self._job["status"] in _PENDING_STATUSES:
@@ -111,8 +111,8 @@ class ParentState:
             return None
         return self._change()
 
-    def _take(self, count: StatusCounts) -> bool:
-        """Note what was counted. Say whether it is worth anything yet."""
+    def _apply_counts(self, count: StatusCounts) -> bool:
+        """Apply new counts. Return False while the jobs are still being recorded."""
         began = self._group.pop("recording", None)
         if began is not None:
             if not is_overdue(self._job, self._now):
@@ -125,7 +125,7 @@ class ParentState:
                     "was stopped meanwhile. Start them again.\n"
                 )
         if count.total == 0 and self._group["total"] > 0 and began is None:
-            # All of them were deleted.
+            # All its jobs were deleted.
             self._group["canceled"] = self._group["total"]
             return True
         self._group.update(

@@ -1,8 +1,8 @@
-"""The parent jobs of ``task.map``: one job that shows how many of many are done.
+"""Parent jobs of ``task.map``: each shows the progress of many jobs.
 
-Such a job is never handed to a scheduler. Its subdocument ``dask.group`` holds what was
-counted last: ``total``, ``done``, ``failed`` and ``canceled``. It is always counted anew
-from the jobs in the database, so that nothing can be counted twice or be forgotten.
+No scheduler claims a parent. Its subdocument ``dask.group`` contains the last counts: ``total``,
+``done``, ``failed`` and ``canceled``. They are always counted anew from the jobs in the database,
+so that no job is counted twice or forgotten.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: A group that was not counted for this long is counted when a scheduler asks for jobs.
+#: A parent that was not counted for this long is counted with the next claim of a scheduler.
 QUIET_PERIOD = timedelta(seconds=5)
 
-# By how much the clock that makes ids may go back while a group is recorded.
+# By how much the clock of the ids may go back while a map is recorded.
 _CLOCK_SKEW = timedelta(minutes=1)
 
-#: The most jobs of a group that is counted with each change of one of them.
+#: The most jobs of a map that is counted with each change of one of them.
 MAX_JOBS_COUNTED_EACH_TIME = 100
 
-#: How many failed jobs the log of their parent names.
+#: The most failed jobs that the log of their parent names.
 MAX_FAILURES_NAMED = 10
 
 _MAX_ROUNDS = 5
@@ -73,7 +73,7 @@ def build(
     now: datetime,
     parent: ObjectId | None,
 ) -> dict[str, Any]:
-    """Return the document of the parent job of ``submissions``, not yet stored."""
+    """Return the document of the parent job of ``submissions``, without storing it."""
     tasks = sorted({submission.task for submission in submissions})
     name = ", ".join(tasks[:3])
     described = Submission(
@@ -95,7 +95,7 @@ def build(
 
 
 def store(job: dict[str, Any]) -> None:
-    """Store the parent job, before its jobs are stored: there must be one to cancel."""
+    """Store a parent job before its jobs are stored, so that it can be canceled."""
     models.DaskJob().collection.insert_one(
         {
             "_id": job["_id"],
@@ -115,12 +115,12 @@ def delete(job: Mapping[str, Any]) -> None:
 
 
 def mark_complete(job: dict[str, Any]) -> None:
-    """Note that all jobs of a parent are stored. From now on they are counted."""
+    """Record that all jobs of a parent are stored. From now on they are counted."""
     Job().collection.update_one({"_id": job["_id"]}, {"$unset": {"dask.group.recording": True}})
     job["dask"]["group"].pop("recording", None)
     if isinstance(job["kwargs"], str):
         job["kwargs"] = json_util.loads(job["kwargs"])
-    # Those that have begun since were not counted.
+    # Jobs that have started meanwhile were not counted.
     _recount([job["_id"]])
 
 
@@ -128,13 +128,13 @@ def mark_complete(job: dict[str, Any]) -> None:
 
 
 def load_part_ids(job: Mapping[str, Any]) -> list[str] | None:
-    """Return the ids of the jobs under the parent of a map, in the order of the calls.
+    """Return the ids of the jobs of a map in the order of the calls.
 
-    None for a job that is no such parent.
+    None if the given job is not the parent of a map.
     """
     if not validation.is_map_parent(job):
         return None
-    # They were made one after another, and an id counts on from the one before.
+    # Ids increase, and these were created in the order of the calls.
     found = models.collection(Job()).find(
         {"parentId": job["_id"]}, {"_id": True}, sort=[("_id", 1)]
     )
@@ -142,7 +142,7 @@ def load_part_ids(job: Mapping[str, Any]) -> list[str] | None:
 
 
 def recount_parents_of(jobs: Iterable[Mapping[str, Any]]) -> None:
-    """Count the groups that some jobs, whose states have changed, belong to."""
+    """Count the parents of jobs whose states have changed."""
     ended: Counter[Any] = Counter()
     for job in jobs:
         if validation.is_id_value(job.get("parentId")):
@@ -152,9 +152,9 @@ def recount_parents_of(jobs: Iterable[Mapping[str, Any]]) -> None:
 
 
 def recount_quiet(now: datetime) -> None:
-    """Count groups that nothing was heard of for a while.
+    """Count parents that were not counted for a while.
 
-    Who changed a job may have died before it counted, or somebody else changed it.
+    A process may have died after it changed a job and before it counted, or others have changed it.
     """
     quiet = models.collection(Job()).find(
         {"dask.group.open": True, "updated": {"$lt": now - QUIET_PERIOD}},
@@ -168,14 +168,12 @@ def recount_quiet(now: datetime) -> None:
 
 
 def cancel(job_id: ObjectId) -> JobStatus | None:
-    """Note that a group is to be canceled, and return the state that it is in now.
-
-    It is CANCELED when all its jobs have ended.
+    """Cancel a parent, and return its present state. It is CANCELED when all its jobs have ended.
 
     Raises
     ------
-    Malformed
-        If its document is malformed. Then it was set aside.
+    MalformedDocument
+        If its document is malformed. It is in quarantine then.
     """
     for _ in range(_MAX_ROUNDS):
         job = models.collection(Job()).find_one({"_id": job_id}, _WITHOUT_LOG)
@@ -190,102 +188,104 @@ def cancel(job_id: ObjectId) -> JobStatus | None:
         if _write([change]):
             notifications.publish([change])
             return JobStatus.CANCELING
-    raise GirderError(f"Job {job_id} is being changed by others all the time. Cancel it again.")
+    raise GirderError(f"Others keep changing job {job_id}. Cancel it again.")
 
 
 def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
-    """Count groups, and write what has changed. Ids of other jobs do no harm.
+    """Count parents, and write the changes. Ids of other jobs are ignored.
 
     Returns
     -------
     dict
-        Those with so many jobs that they need not be counted each time, and how many of these
-        have not ended.
+        The number of unfinished jobs of those parents that need not be counted each time, as they
+        have many jobs.
     """
     left = list(ids)
     large: dict[ObjectId, int] = {}
     for _ in range(_MAX_ROUNDS):
         now = datetime.now(timezone.utc)
-        # Read before the jobs are counted: a write holds only if nobody has written since,
-        # so that what was counted first never replaces what was counted later.
+        # Read before the jobs are counted: a write takes effect only if there was none since, so
+        # that an earlier count never replaces a later one.
         found = models.collection(Job()).find(
             {"_id": {"$in": left}, "dask.group.open": True}, _WITHOUT_LOG
         )
-        groups = quarantine.filter_valid(found, validation.check_map_parent)
-        counts = _counts(groups, now)
+        parents = quarantine.filter_valid(found, validation.check_map_parent)
+        counts = _counts(parents, now)
         large |= {
-            group_id: count.total - count.ended
-            for group_id, count in counts.items()
+            parent_id: count.total - count.ended
+            for parent_id, count in counts.items()
             if count.total > MAX_JOBS_COUNTED_EACH_TIME
         }
         changes = [
-            change for group in groups if (change := _recounted(group, counts[group["_id"]], now))
+            change
+            for parent in parents
+            if (change := _recounted(parent, counts[parent["_id"]], now))
         ]
         _store_errors(changes, now)
         written = _write(changes)
         notifications.publish(written)
-        # A group may be the job of another one, if it was started by one of its jobs.
+        # The parent of a map may itself have a parent, if a job of another map has started it.
         recount_parents_of(change.job for change in written if change.steps)
-        held = {change.job["_id"] for change in written}
-        left = [change.job["_id"] for change in changes if change.job["_id"] not in held]
+        written_ids = {change.job["_id"] for change in written}
+        left = [change.job["_id"] for change in changes if change.job["_id"] not in written_ids]
         if not left:
             return large
-    logger.warning("%d groups of jobs are counted later: others change them", len(left))
+    logger.warning("%d parents of maps are counted later: others keep changing them", len(left))
     return large
 
 
 _throttle = CountThrottle(_recount)
 
 
-def _exact_total(group: Mapping[str, Any]) -> int:
-    """Count the jobs of a group by their ids, which do not change. This takes its time."""
-    ids = {"$gt": ObjectId.from_datetime(group["created"] - _CLOCK_SKEW)}
-    query = {"_id": ids, "parentId": group["_id"]}
+def _exact_total(parent: Mapping[str, Any]) -> int:
+    """Count the jobs of a map by their ids, which do not change. This is slow."""
+    ids = {"$gt": ObjectId.from_datetime(parent["created"] - _CLOCK_SKEW)}
+    query = {"_id": ids, "parentId": parent["_id"]}
     return int(models.collection(Job()).count_documents(query, hint=[("_id", 1)]))
 
 
-def _counts(groups: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectId, StatusCounts]:
-    """Count groups, with totals that do not change while jobs go from one state to another.
+def _counts(parents: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectId, StatusCounts]:
+    """Count the jobs of maps, with totals that do not change while jobs change their states.
 
-    The index that is counted is ordered by states, so that a job may be passed twice, or not at
-    all, if it moves meanwhile. None that has ended does, so those are counted once each. A total
-    other than the known one, as of a group of which jobs were deleted, holds if all that are
-    there have ended, and that is counted twice running.
+    The counted index is ordered by states, so a job that changes its state meanwhile may be counted
+    twice or not at all. Jobs that have ended do not, so each of them is counted once. A total other
+    than the known one, as after jobs were deleted, counts if all existing jobs have ended and two
+    counts in a row agree.
     """
     known = {
-        group["_id"]: group["dask"]["group"]["total"]
-        for group in groups
-        if "recording" not in group["dask"]["group"]
+        parent["_id"]: parent["dask"]["group"]["total"]
+        for parent in parents
+        if "recording" not in parent["dask"]["group"]
     }
-    counts = _count([group["_id"] for group in groups])
-    for group in groups:
-        if group["_id"] not in known and is_overdue(group, now):
-            # What is missing is said once and for all.
-            counts[group["_id"]].total = _exact_total(group)
+    counts = _count([parent["_id"] for parent in parents])
+    for parent in parents:
+        if parent["_id"] not in known and is_overdue(parent, now):
+            # Missing jobs are reported only once, so the number must be exact.
+            counts[parent["_id"]].total = _exact_total(parent)
     doubtful = [i for i, total in known.items() if counts[i].total != total]
     recounted = _count(doubtful)
-    # The last of them may have been passed twice while they ended. They move no more.
+    # The last of them may have been counted twice while they ended. Now they stay.
     recounted |= _count([i for i, c in recounted.items() if known[i] <= c.ended < c.total])
     for i, again in recounted.items():
-        # With more than are known, as somebody has started one under the same parent, it waits.
+        # If others have started more jobs under the same parent, it waits for these too.
         is_settled = again.ended == again.total == counts[i].total or again.ended >= known[i]
         counts[i] = again if is_settled else replace(again, total=known[i])
     return counts
 
 
 def _count(ids: Sequence[ObjectId]) -> dict[ObjectId, StatusCounts]:
-    counts = {group_id: StatusCounts() for group_id in ids}
+    counts = {parent_id: StatusCounts() for parent_id in ids}
     if ids:
         for found in models.collection(Job()).aggregate(counting_pipeline(ids)):
-            parent = found["_id"].get("parent")
-            # A list of ids, among which is one of these, is no parent.
-            if isinstance(parent, ObjectId):
-                counts[parent].add(found["_id"].get("status"), found["number"])
+            parent_id = found["_id"].get("parent")
+            # A list that contains one of the ids matches too, but is not a parent.
+            if isinstance(parent_id, ObjectId):
+                counts[parent_id].add(found["_id"].get("status"), found["number"])
     return counts
 
 
 def counting_pipeline(ids: Sequence[ObjectId]) -> list[dict[str, Any]]:
-    """Return the question how many jobs of some parents are in which state."""
+    """Return the aggregation that counts the jobs of parents by state."""
     return [
         {"$match": {"parentId": {"$in": list(ids)}}},
         {
@@ -298,7 +298,7 @@ def counting_pipeline(ids: Sequence[ObjectId]) -> list[dict[str, Any]]:
 
 
 def _write(changes: Sequence[ParentChange]) -> list[ParentChange]:
-    """Write changes, each for itself, and return those that took place."""
+    """Write changes one by one, and return those that took effect."""
     jobs = Job().collection
     return [
         change for change in changes if jobs.update_one(change.read, change.write).matched_count
@@ -306,7 +306,7 @@ def _write(changes: Sequence[ParentChange]) -> list[ParentChange]:
 
 
 def _store_errors(changes: Sequence[ParentChange], now: datetime) -> None:
-    # Before the jobs are seen to have ended, so that who sees it finds the error.
+    # Errors come first: whoever sees that a job has ended must find its error.
     failed = [change for change in changes if change.job["status"] == JobStatus.ERROR]
     results.store(
         [
@@ -317,15 +317,15 @@ def _store_errors(changes: Sequence[ParentChange], now: datetime) -> None:
     )
 
 
-def _recounted(group: dict[str, Any], count: StatusCounts, now: datetime) -> ParentChange | None:
-    return ParentState(group, now).counted(count, lambda: _failures(group["_id"], count))
+def _recounted(parent: dict[str, Any], count: StatusCounts, now: datetime) -> ParentChange | None:
+    return ParentState(parent, now).counted(count, lambda: _failures(parent["_id"], count))
 
 
-def _failures(group_id: ObjectId, count: StatusCounts) -> str:
-    """Return what the log of a parent says of its jobs that failed."""
+def _failures(parent_id: ObjectId, count: StatusCounts) -> str:
+    """Return the description of failed jobs for the log of their parent."""
     failed = list(
         models.collection(Job()).find(
-            {"parentId": group_id, "status": int(JobStatus.ERROR)},
+            {"parentId": parent_id, "status": int(JobStatus.ERROR)},
             {"title": True},
             limit=MAX_FAILURES_NAMED,
         )
