@@ -389,7 +389,7 @@ async def recount_later() -> None:
     recount = CountThrottle(count)
     recount._ended["p"] = 1
     for _ in range(2):
-        recount._come_back("p")
+        recount._count_later("p")
     assert count.calls == 2
 
 

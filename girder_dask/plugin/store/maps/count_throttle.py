@@ -39,7 +39,7 @@ class CountThrottle:
     --------
     >>> counted = []
     >>> recount = Recount(lambda ids: counted.extend(ids) or {})
-    >>> throttle.ask({'5f3c': 1})
+    >>> throttle.count_soon({'5f3c': 1})
     >>> counted
     ['5f3c']
     """
@@ -51,7 +51,7 @@ class CountThrottle:
         self._scheduled: set[Any] = set()
         self._ended: Counter[Any] = Counter()  # since the last count began
 
-    def ask(self, changed: Mapping[Any, int]) -> None:
+    def count_soon(self, changed: Mapping[Any, int]) -> None:
         """Count parents now, or schedule a count.
 
         Parameters

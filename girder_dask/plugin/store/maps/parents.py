@@ -148,7 +148,7 @@ def recount_parents_of(jobs: Iterable[Mapping[str, Any]]) -> None:
         if validation.is_id_value(job.get("parentId")):
             ended[job["parentId"]] += job.get("status") in FINAL
     if ended:
-        _throttle.ask(ended)
+        _throttle.count_soon(ended)
 
 
 def recount_quiet(now: datetime) -> None:

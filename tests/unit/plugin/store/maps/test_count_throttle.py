@@ -30,19 +30,19 @@ class Maps:
 
 def test_a_small_one_is_counted_each_time() -> None:
     maps = Maps(a=None)
-    recount = CountThrottle(maps.count)
+    throttle = CountThrottle(maps.count)
     for _ in range(3):
-        recount.ask({"a": 1})
+        throttle.count_soon({"a": 1})
     assert maps.counted == ["a"] * 3
-    assert not recount._ended
+    assert not throttle._ended
 
 
 def test_a_large_one_rests_and_is_counted_again_without_being_asked() -> None:
     maps = Maps(a=1000, b=None)
-    recount = CountThrottle(maps.count)
+    throttle = CountThrottle(maps.count)
     began = time.monotonic()
     for _ in range(10):
-        recount.ask({"a": 1, "b": 0})
+        throttle.count_soon({"a": 1, "b": 0})
     assert maps.counted.count("a") == 1
     assert maps.counted.count("b") == 10
     until(lambda: maps.counted.count("a") == 2)
@@ -54,38 +54,38 @@ def test_a_large_one_rests_and_is_counted_again_without_being_asked() -> None:
 def test_a_large_one_is_counted_when_all_that_were_left_have_ended() -> None:
     maps = Maps(a=5)
     maps.takes = 0.2  # so that it would rest for long
-    recount = CountThrottle(maps.count)
-    recount.ask({"a": 3})
-    recount.ask({"a": 4})
+    throttle = CountThrottle(maps.count)
+    throttle.count_soon({"a": 3})
+    throttle.count_soon({"a": 4})
     assert maps.counted == ["a"]
     maps.left["a"] = 0
-    recount.ask({"a": 1})
+    throttle.count_soon({"a": 1})
     assert maps.counted == ["a", "a"]
 
 
 def test_what_ends_while_it_is_counted_is_not_forgotten() -> None:
     maps = Maps(a=2)
     maps.takes = 0.2
-    recount = CountThrottle(maps.count)
-    counting = threading.Thread(target=recount.ask, args=({"a": 1},))
+    throttle = CountThrottle(maps.count)
+    counting = threading.Thread(target=throttle.ask, args=({"a": 1},))
     counting.start()
     time.sleep(0.05)
-    recount.ask({"a": 2})  # nobody knows yet that it is large
+    throttle.count_soon({"a": 2})  # nobody knows yet that it is large
     counting.join()
     before = len(maps.counted)
-    recount.ask({"a": 2})
+    throttle.count_soon({"a": 2})
     assert len(maps.counted) > before
 
 
 def test_of_one_that_is_over_nothing_is_remembered() -> None:
     maps = Maps(a=1000, b=None)
     maps.takes = 0.0
-    recount = CountThrottle(maps.count)
-    recount.ask({"a": 1})
+    throttle = CountThrottle(maps.count)
+    throttle.count_soon({"a": 1})
 
     def ask_again() -> bool:
-        recount.ask({"b": 1})
-        return not recount._resting
+        throttle.count_soon({"b": 1})
+        return not throttle._paused
 
     until(ask_again)
-    assert not recount._ended
+    assert not throttle._ended
