@@ -25,7 +25,7 @@ def describe_error(error: Exception) -> str:
     """Return the message of a database error, without the driver's description of servers.
 
     >>> from pymongo.errors import ServerSelectionTimeoutError
-    >>> reason(ServerSelectionTimeoutError('db:27017: refused, Timeout: 20s, Topology: …'))
+    >>> describe_error(ServerSelectionTimeoutError('db:27017: refused, Timeout: 20s, Topology: …'))
     'db:27017: refused'
     """
     if isinstance(error, (BulkWriteError, DuplicateKeyError)):

@@ -176,7 +176,7 @@ def _shown_bytes(job: Mapping[str, Any]) -> int:
 def storable(value: Any, _level: int = 0) -> Any:
     """Return ``value`` as MongoDB can store it: parts that it cannot store become their ``repr``.
 
-    >>> plain({"a": (1, 2**80), "b": {3}, "c": float("nan")})
+    >>> storable({"a": (1, 2**80), "b": {3}, "c": float("nan")})
     {'a': [1, '1208925819614629174706176'], 'b': '{3}', 'c': 'nan'}
     """
     if isinstance(value, _STORABLE_TYPES):

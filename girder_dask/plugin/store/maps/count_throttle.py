@@ -38,7 +38,7 @@ class CountThrottle:
     Examples
     --------
     >>> counted = []
-    >>> recount = Recount(lambda ids: counted.extend(ids) or {})
+    >>> throttle = CountThrottle(lambda ids: counted.extend(ids) or {})
     >>> throttle.count_soon({'5f3c': 1})
     >>> counted
     ['5f3c']

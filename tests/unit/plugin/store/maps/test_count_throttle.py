@@ -67,7 +67,7 @@ def test_what_ends_while_it_is_counted_is_not_forgotten() -> None:
     maps = Maps(a=2)
     maps.takes = 0.2
     throttle = CountThrottle(maps.count)
-    counting = threading.Thread(target=throttle.ask, args=({"a": 1},))
+    counting = threading.Thread(target=throttle.count_soon, args=({"a": 1},))
     counting.start()
     time.sleep(0.05)
     throttle.count_soon({"a": 2})  # nobody knows yet that it is large
