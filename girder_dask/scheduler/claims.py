@@ -11,9 +11,9 @@ from girder_dask.errors import GirderError
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.scheduler.dependency_gate import DependencyGate
 from girder_dask.scheduler.dispatcher import Dispatcher
-from girder_dask.scheduler.girder_reconciler import GirderReconciler
 from girder_dask.scheduler.girder_requests import GirderRequests
-from girder_dask.utils.background import Guard
+from girder_dask.scheduler.reconcilers import GirderReconciler
+from girder_dask.utils.background import Guard, repeat
 
 __all__ = ["JobClaims"]
 
@@ -51,8 +51,8 @@ class JobClaims:
         self._reconciler = reconciler
         self._interval_s = config.seconds("scheduler.pull-interval")
         # The errors are of any kind, for example with a Girder of another version.
-        self.claim_guard = self._guard("Asking Girder for unfinished jobs")
-        self.lookup_guard = self._guard("Asking Girder for the inputs of jobs")
+        self._claim_guard = self._guard("Asking Girder for unfinished jobs")
+        self._lookup_guard = self._guard("Asking Girder for the inputs of jobs")
 
     def _guard(self, what: str) -> Guard:
         return Guard(
@@ -66,7 +66,15 @@ class JobClaims:
     @property
     def error(self) -> str | None:
         """Why the last claim failed, None if it succeeded."""
-        return self.claim_guard.error
+        return self._claim_guard.error
+
+    async def run(self) -> None:
+        """Claim jobs until cancelled."""
+        await repeat(self.claim, self._claim_guard)
+
+    async def run_lookups(self) -> None:
+        """Look up dependencies until cancelled."""
+        await repeat(self.look_up_dependencies, self._lookup_guard)
 
     async def claim(self) -> float:
         """Claim jobs; return how many seconds later to claim again."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from girder_dask.http.scheduler_api import SchedulerApi
 from girder_dask.scheduler.delivery import Acknowledgement
-from girder_dask.scheduler.girder_reconciler import HeldJob
+from girder_dask.scheduler.reconcilers import HeldJob
 
 __all__ = ["GirderRequests"]
 

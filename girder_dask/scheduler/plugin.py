@@ -26,12 +26,11 @@ from girder_dask.http.scheduler_api import SchedulerApi
 from girder_dask.protocol.names import PLUGIN_NAME
 from girder_dask.scheduler.claims import JobClaims
 from girder_dask.scheduler.dask_cluster import REFUSED_INTERVAL_S, DaskCluster
-from girder_dask.scheduler.dask_reconciler import DaskReconciler
 from girder_dask.scheduler.dispatcher import Dispatcher
-from girder_dask.scheduler.girder_reconciler import GirderReconciler
 from girder_dask.scheduler.girder_requests import GirderRequests
 from girder_dask.scheduler.job_state import JobTable
 from girder_dask.scheduler.pending_reasons import PendingReasons
+from girder_dask.scheduler.reconcilers import DaskReconciler, GirderReconciler
 from girder_dask.scheduler.recorder import Recorder
 from girder_dask.scheduler.retirement import WorkerRetirement
 from girder_dask.scheduler.rpc import RpcHandlers
@@ -95,50 +94,49 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     async def start(self, scheduler: Scheduler) -> None:
         """Connect the parts and begin to work. Called when the scheduler listens."""
         self._scheduler = scheduler
+        interval_s = _CLAIMS_PER_RECONCILIATION * config.seconds("scheduler.pull-interval")
+
+        # The jobs, and where their events go.
         jobs = JobTable()
         self._cluster = cluster = DaskCluster(scheduler, self._workers.run_job)
-        self._girder = GirderRequests(self.id, self._connect_to_girder)
-        self.recorder = recorder = _make_recorder(self._girder)
+        self._girder = girder = GirderRequests(self.id, self._connect_to_girder)
+        self.recorder = recorder = _make_recorder(girder)
         self.transitions = transitions = _make_transitions(jobs, cluster, recorder)
         self.dispatcher = dispatcher = Dispatcher(jobs, transitions, cluster, recorder)
-        self.leaving = WorkerRetirement(
-            scheduler, dispatcher, cluster, config.seconds("scheduler.leave-grace")
-        )
-        self._reports = RunReports(jobs, cluster, recorder)
-        interval_s = _CLAIMS_PER_RECONCILIATION * config.seconds("scheduler.pull-interval")
-        self.claims = JobClaims(
-            self._girder,
-            dispatcher,
-            transitions.dependencies,
-            GirderReconciler(jobs, interval_s=interval_s),
-        )
+
+        # What is asked of Girder, and by Girder, workers and notebooks.
+        reconciler = GirderReconciler(jobs, interval_s=interval_s)
+        self.claims = JobClaims(girder, dispatcher, transitions.dependencies, reconciler)
         self.rpc = RpcHandlers(
             self.id,
             dispatcher=dispatcher,
             retained=transitions.retained,
             recorder=recorder,
             cluster=cluster,
-            girder=self._girder,
+            girder=girder,
             claims=self.claims,
             api_url=self._api_url,
         )
-        scheduler.handlers |= {**self.leaving.handlers, **self.rpc.handlers}
+        grace_s = config.seconds("scheduler.leave-grace")
+        self.retirement = WorkerRetirement(scheduler, dispatcher, cluster, grace_s)
+        scheduler.handlers |= {**self.retirement.handlers, **self.rpc.handlers}
         await self._register_worker_plugins()
 
-        self.pending = PendingReasons(jobs, transitions, cluster, recorder)
-        self.pending.timeout_s = config.seconds_or_none("scheduler.no-worker-timeout")
-        self.reconciler = DaskReconciler(jobs, transitions, cluster)
-        self.stealing = JobStealing(scheduler, jobs)
-        self._begin("client", cluster.connect())
+        # What is checked periodically.
+        self._reports = RunReports(jobs, cluster, recorder)
+        pending = PendingReasons(jobs, transitions, cluster, recorder)
+        pending.timeout_s = config.seconds_or_none("scheduler.no-worker-timeout")
+        self._repeat("Scanning the queue", pending.scan)
+        self._repeat("The check for lost reports of runs", self._reports.check, CHECK_INTERVAL_S)
+        self._repeat("The check for refused jobs", self._handle_refused, REFUSED_INTERVAL_S)
+        self._repeat("Stealing jobs", JobStealing(scheduler, jobs).steal, STEAL_INTERVAL_S)
+        reconcile = DaskReconciler(jobs, transitions, cluster).reconcile
+        self._repeat("The reconciliation with Dask", reconcile, interval_s)
+
+        self._begin("connection", cluster.connect())
+        self._begin("claims", self.claims.run())
+        self._begin("dependencies", self.claims.run_lookups())
         self._begin("recorder", recorder.run(dispatcher.on_verdict, jobs.on_recorded))
-        self._begin("claims", repeat(self.claims.claim, self.claims.claim_guard))
-        lookups = repeat(self.claims.look_up_dependencies, self.claims.lookup_guard)
-        self._begin("dependencies", lookups)
-        self._repeat("the search for pending jobs", self.pending.scan)
-        self._repeat("the check for lost reports of runs", self._reports.check, CHECK_INTERVAL_S)
-        self._repeat("the check for refused jobs", self._handle_refused, REFUSED_INTERVAL_S)
-        self._repeat("the reconciliation with Dask", self.reconciler.reconcile, interval_s)
-        self._repeat("the stealing of jobs", self.stealing.steal, STEAL_INTERVAL_S)
         logger.info("girder_dask %s runs the jobs of %s", __version__, self._api_url)
 
     def _connect_to_girder(self) -> SchedulerApi:
@@ -164,12 +162,11 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._tasks.append(log_failure(task, logger, task.get_name()))
 
     def _repeat(self, what: str, step: Callable[[], Any], interval_s: float = 0.0) -> None:
-        guard = Guard(logger, what[0].upper() + what[1:])
-        self._begin(what, repeat(step, guard, interval_s=interval_s))
+        self._begin(what, repeat(step, Guard(logger, what), interval_s=interval_s))
 
     async def before_close(self) -> None:
         """Drain workers, deliver what is pending, and stop."""
-        await self.leaving.close()
+        await self.retirement.close()
         if not await self.recorder.flush(_FLUSH_TIMEOUT_S):
             logger.warning(
                 "The scheduler closes with %d jobs of which Girder has not heard all",
@@ -186,7 +183,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Record that a worker has joined."""
         self._cluster.losses.on_joined(worker, scheduler.workers[worker])
-        self.leaving.on_joined(worker)
+        self.retirement.on_joined(worker)
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Handle Dask's events about lost workers."""
@@ -235,7 +232,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         address = worker or (job.worker if job is not None else None)
         alive = address is not None and self._cluster.has_worker(address)
         # A worker may have been ended for its memory while it was leaving.
-        leaving = address in self.leaving and not self._cluster.losses.is_explained(address)
+        leaving = address in self.retirement and not self._cluster.losses.is_explained(address)
         self.dispatcher.on_released(key, worker, alive=alive, leaving=leaving)
 
     def _on_forgotten(self, key: str, start: str) -> None:

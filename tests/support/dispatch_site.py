@@ -48,6 +48,7 @@ class MemoryCluster:
         self.attempts: dict[str, int] = {}  # what keys that run again were told
         self.workers: set[str] = set()  # those that are connected
         self.lost: set[str] = set()  # keys that never reached Dask
+        self.flushed: list[str] = []  # the workers that were flushed
         self.unbegun: dict[str, list[str]] = {}  # the keys that workers have not begun
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
@@ -109,7 +110,7 @@ class MemoryCluster:
         self.dropped_runs.append((worker, run))
 
     async def flush(self, worker: str) -> None:
-        """There is nothing on its way."""
+        self.flushed.append(worker)
 
     async def unstarted(self, worker: str) -> Sequence[str]:
         return self.unbegun.get(worker, [])

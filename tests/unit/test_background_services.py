@@ -21,10 +21,10 @@ from girder_dask.plugin.scheduler_link import SchedulerLink
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.claims import JobClaims
 from girder_dask.scheduler.dask_cluster import DaskCluster
-from girder_dask.scheduler.dask_reconciler import DaskReconciler
 from girder_dask.scheduler.dependency_graph import DependencyGraph
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.pending_reasons import PendingReasons
+from girder_dask.scheduler.reconcilers import DaskReconciler
 from girder_dask.scheduler.recorder import Recorder
 from girder_dask.scheduler.retention import RetainedResults
 from girder_dask.scheduler.run_reports import RunReports
@@ -241,7 +241,9 @@ async def in_a_scheduler(monkeypatch: pytest.MonkeyPatch, owner: type, name: str
             scheduler.add_plugin(plugin)
             await plugin.start(scheduler)
             await soon(lambda: step.calls >= 3)
-            assert not any(t.done() for t in plugin._tasks if t.get_name() != "girder-dask client")
+            assert not any(
+                t.done() for t in plugin._tasks if t.get_name() != "girder-dask connection"
+            )
 
 
 def claim(_peer: Peer) -> tuple[int, Any]:

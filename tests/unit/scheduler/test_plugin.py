@@ -163,7 +163,7 @@ async def test_what_began_unheard_on_a_worker_that_leaves_is_another_attempt_els
             await soon(lambda: numbers(tally) == ["1 1"])
             worker = plugin._scheduler.workers[nanny.worker_address]
             assert {ts.key for ts in worker.processing} == {"tally-a-1", "tally-b-1"}
-            await plugin.leaving.girder_leave(worker.address, grace=0.1)
+            await plugin.retirement.girder_leave(worker.address, grace=0.1)
         async with Nanny(plugin._scheduler.address, nthreads=1):
             await soon(lambda: girder.ended("a") == girder.ended("b") == S.SUCCESS)
     assert numbers(tally) == ["1 1", "1 2", "2 1"]

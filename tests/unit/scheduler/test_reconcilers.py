@@ -1,10 +1,12 @@
-"""Girder is asked for all that it takes a scheduler to have, in turns, and told what it has not."""
+"""The scheduler's jobs are compared with Girder's list and with Dask's tasks."""
 
 from __future__ import annotations
 
 import pytest
 
-from girder_dask.scheduler.girder_reconciler import GirderReconciler
+from girder_dask.jobs import JobStatus
+from girder_dask.scheduler.reconcilers import DaskReconciler, GirderReconciler
+from tests.support import dispatch_site
 
 
 class Site:
@@ -69,3 +71,34 @@ def test_without_an_answer_the_same_is_asked_and_told_again(site: Site) -> None:
 def test_a_girder_that_knows_no_pages_is_asked_again_and_told_nothing(site: Site) -> None:
     site.reconciler.on_page(None)
     assert (site.reconciler.page_after, site.lacking()) == ("", [])
+
+
+# -- Dask ----------------------------------------------------------------------------------
+
+
+def test_dask_is_given_again_what_it_has_not_at_two_checks() -> None:
+    site = dispatch_site.Site()
+    reconciler = DaskReconciler(site.jobs, site.transitions, site.cluster)
+    lost, there = site.accept("a"), site.accept("b")
+    site.cluster.lost.add(lost.key)
+    site.cluster.submitted.remove(lost.key)
+    reconciler.reconcile()
+    assert site.cluster.submitted == [there.key], "it may be on its way"
+    reconciler.reconcile()
+    assert site.cluster.submitted == [there.key, lost.key]
+
+
+def test_dask_is_not_given_what_it_has_assigned_or_what_waits() -> None:
+    site = dispatch_site.Site()
+    reconciler = DaskReconciler(site.jobs, site.transitions, site.cluster)
+    assigned = site.accept("a", retries=1)
+    site.place(assigned, "w1")
+    retried = site.accept("b", retries=1)
+    site.running(retried).says(JobStatus.ERROR, error="no")
+    site.accept("c", dependencies=["a"])
+    site.dispatcher.cancel(["d"])
+    site.accept("d")
+    site.cluster.lost.update([assigned.key, retried.key])
+    for _ in range(3):
+        reconciler.reconcile()
+    assert site.cluster.submitted == [assigned.key, retried.key]

@@ -1,0 +1,114 @@
+"""Reconcilers: they compare the jobs of the scheduler with Girder's and with Dask's, and repair."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.job_state import JobTable
+from girder_dask.scheduler.transitions import JobTransitions
+
+__all__ = ["DaskReconciler", "GirderReconciler", "HeldJob"]
+
+logger = logging.getLogger(__name__)
+
+#: The id of a job, and its attempt and sequence number as Girder has them.
+HeldJob = tuple[str, int, int]
+
+
+class GirderReconciler:
+    """Compares Girder's list of this scheduler's jobs with those that it has, page by page.
+
+    A scheduler removes a job when Girder has acknowledged its end. A database that crashes may
+    have lost what it acknowledged in the last moment before, and then shows the job as running
+    for ever. So Girder is asked, in rounds of pages, which jobs it believes this scheduler to
+    have, and told which of them are missing here. Girder begins new attempts only of those that
+    have not changed meanwhile.
+
+    Parameters
+    ----------
+    jobs
+        The table of jobs.
+    interval_s
+        Seconds between the end of one round and the beginning of the next.
+    clock
+        A monotonic clock, in seconds.
+
+    Examples
+    --------
+    >>> reconciler = GirderReconciler(JobTable(), interval_s=60.0)
+    >>> reconciler.page_after, reconciler.missing()
+    ('', [])
+    >>> reconciler.on_page([('a', 1, 5), ('c', 2, 7)])
+    >>> reconciler.page_after, reconciler.missing()
+    ('c', [('a', 1, 5), ('c', 2, 7)])
+    """
+
+    def __init__(
+        self, jobs: JobTable, *, interval_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._jobs = jobs
+        self._interval_s = interval_s
+        self._clock = clock
+        self._last_id = ""
+        self._round_begins_at = clock()
+        self._candidates: list[HeldJob] = []
+
+    @property
+    def page_after(self) -> str | None:
+        """The id after which Girder's next page begins, None between two rounds."""
+        return self._last_id if self._clock() >= self._round_begins_at else None
+
+    def missing(self) -> list[HeldJob]:
+        """Return those jobs of the last page that the scheduler does not have now."""
+        return [held for held in self._candidates if held[0] not in self._jobs]
+
+    def on_page(self, page: Sequence[HeldJob] | None) -> None:
+        """Handle a page. An empty one ends a round; None is no page."""
+        self._candidates = []
+        if page is None:
+            return
+        self._candidates = [(job_id, attempt, sequence) for job_id, attempt, sequence in page]
+        self._candidates = self.missing()
+        self._last_id = max((job_id for job_id, _, _ in page), default="")
+        if not page:
+            self._round_begins_at = self._clock() + self._interval_s
+
+
+class DaskReconciler:
+    """Submits jobs again that Dask did not have at two checks in a row.
+
+    Nothing tells the scheduler that a job was lost on the way to Dask, for example when a
+    connection of its own broke. The job would stay QUEUED for ever. Submitting it again is
+    harmless if it is still on its way, since Dask takes a key once.
+
+    Parameters
+    ----------
+    jobs
+        The table of jobs.
+    transitions
+        Starts and ends jobs.
+    cluster
+        Dask.
+    """
+
+    def __init__(self, jobs: JobTable, transitions: JobTransitions, cluster: Cluster) -> None:
+        self._jobs = jobs
+        self._transitions = transitions
+        self._cluster = cluster
+        self._missing_before: set[str] = set()
+
+    def reconcile(self) -> None:
+        """Check all jobs. Call it at long intervals: thousands of jobs may be on their way."""
+        missing = {
+            job.spec.key: job
+            for job in self._jobs
+            if job.is_submitted and not self._cluster.has(job.spec.key)
+        }
+        lost = [job for key, job in missing.items() if key in self._missing_before]
+        self._missing_before = set(missing)
+        if lost:
+            logger.warning("Dask does not have %d jobs; they are submitted again", len(lost))
+            self._transitions.start(lost)

@@ -1,0 +1,44 @@
+"""The table of jobs finds each by its id, its key and its worker."""
+
+from __future__ import annotations
+
+from girder_dask.jobs import JobStatus
+from tests.support.dispatch_site import Site
+
+
+def on_worker(site: Site, worker: str) -> set[str]:
+    return {job.spec.id for job in site.jobs.on_worker(worker)}
+
+
+def test_the_jobs_of_a_worker_follow_them() -> None:
+    site = Site()
+    a, b = site.accept("a"), site.accept("b")
+    for spec in (a, b):
+        site.place(spec, "w1")
+    assert on_worker(site, "w1") == {"a", "b"}
+    site.place(a, "w2")
+    assert (on_worker(site, "w1"), on_worker(site, "w2")) == ({"b"}, {"a"})
+    run = site.running(a, "w2")
+    site.lose(a)
+    assert on_worker(site, "w2") == set()
+    assert not run.says(JobStatus.SUCCESS)
+    site.dispatcher.on_unstarted(b.key)
+    assert on_worker(site, "w1") == set()
+
+
+def test_a_run_that_was_stolen_unheard_is_on_the_worker_that_it_names() -> None:
+    site = Site()
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.cluster.places[spec.key] = "w2"
+    assert site.run(spec, "w2").says(JobStatus.RUNNING)
+    assert (on_worker(site, "w1"), on_worker(site, "w2")) == (set(), {"a"})
+
+
+def test_nothing_is_kept_of_a_job_that_is_removed() -> None:
+    site = Site()
+    for job_id, verdict in (("a", "done"), ("b", "gone")):
+        site.succeed(site.accept(job_id))
+        site.dispatcher.on_verdict(job_id, verdict)
+    jobs = site.jobs
+    assert (jobs._by_id, jobs._by_key, jobs._by_worker) == ({}, {}, {})
