@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Self
 
-from girder_dask.standalone.guard import Guard
-
 from girder_dask.standalone import checks, ports, programs
 from girder_dask.standalone.part import Part
+from girder_dask.standalone.reaper import Reaper
 
 __all__ = ["Storage"]
 
@@ -58,10 +57,10 @@ class Storage:
 
     def __enter__(self) -> Self:
         self._lock = os.open(self._directory, os.O_RDONLY)
-        self._guard = Guard(str(self._directory), self._lock, self._directory / "guard.log")
+        self._reaper = Reaper(str(self._directory), self._lock, self._directory / "reaper.log")
         try:
             for part in self._parts:
-                part.start(self._guard)
+                part.start(self._reaper)
             for part in self._parts:
                 while not part.is_ready():
                     time.sleep(_POLL_S)
@@ -73,7 +72,7 @@ class Storage:
     def __exit__(self, *_exc: object) -> None:
         for part in self._parts:
             part.kill()
-        self._guard.close()
+        self._reaper.close()
         os.close(self._lock)
 
     def env(self) -> dict[str, str]:
