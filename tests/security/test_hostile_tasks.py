@@ -372,8 +372,8 @@ def test_a_process_has_nothing_of_the_worker_and_of_other_jobs_open(worker: Work
         names = worker.outcome(work, isolation="process")
     finally:
         for run in list(worker.context.runs.values()):
-            run.control.cancel()
-            run.control.interrupt()
+            run.cancel()
+            run.interrupt()
         other.exception(SECONDS)
     # Its log, the socket to its run, and the file of its call: no other.
     # Its log, the socket to its run, and the file of its call, some of them twice: no other.

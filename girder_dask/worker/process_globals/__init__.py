@@ -1,3 +1,3 @@
-"""Process-wide state that a task may change: given to each job alone, or restored."""
+"""State of a process that tasks may change: each job has its own, or it is restored."""
 
 __all__: list[str] = []

@@ -1,9 +1,9 @@
-"""The environment variables of a job, in a process that it shares with others.
+"""Environment variables of one job, in a process that it shares with others.
 
-What a job sets in ``os.environ``, and ``os.environb``, it sees alone, with its threads and the
+What a job sets in ``os.environ``, and ``os.environb``, only the job sees, with its threads and the
 subprocesses that Python starts for it. C code reads the environment of the process, so variables
-are set there as well, where the last one that sets a variable has it, and taken back when the job
-ends. What a module sets while it is imported stays: an import happens once a process.
+are set there too: the last job that sets a variable wins, and the end of the job takes it back.
+What a module sets while it is imported stays: an import happens once a process.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 
 __all__ = ["JobEnvironment", "install", "is_importing", "job_environment"]
 
-_IMPORTS = "<frozen importlib._bootstrap>"
+_IMPORT_SYSTEM_FILE = "<frozen importlib._bootstrap>"
 
 
 class JobEnvironment:
-    """What a job has set: values by names, both as bytes, None for what it has deleted."""
+    """The variables that a job has set: values by names, both bytes; None for deleted ones."""
 
-    __slots__ = ("is_over", "own")
+    __slots__ = ("has_ended", "own")
 
     def __init__(self) -> None:
         self.own: dict[bytes, bytes | None] = {}
-        self.is_over = False
+        self.has_ended = False
 
     def set(self, key: bytes, value: bytes | None) -> None:
         """Set a variable for this job, and for C code."""
         with _lock:
-            if not self.is_over:
-                _tell_c(key, value)
+            if not self.has_ended:
+                _set_for_c(key, value)
                 writers = _writers.setdefault(key, [])
                 if self in writers:
                     writers.remove(self)
@@ -43,28 +43,28 @@ class JobEnvironment:
             self.own[key] = value
 
     def end(self) -> None:
-        """Take back what C code sees. Threads that the job has left see what they saw."""
+        """Undo what C code sees. Threads that the job has left keep its variables."""
         with _lock:
-            self.is_over = True
+            self.has_ended = True
             for key in self.own:
                 writers = _writers.get(key, [])
                 if self not in writers:
                     continue
                 writers.remove(self)
                 if writers:
-                    _tell_c(key, writers[-1].own[key])
+                    _set_for_c(key, writers[-1].own[key])
                 else:
                     del _writers[key]
-                    _tell_c(key, _of_process().get(key))
+                    _set_for_c(key, _of_process().get(key))
 
     def become_process(self) -> None:
-        """Make them those of a process that the job has forked."""
+        """Make these the variables of a process that the job has forked."""
         of_process = _of_process()
         for key in _writers:
             if key not in self.own:
-                _tell_c(key, of_process.get(key))
+                _set_for_c(key, of_process.get(key))
         for key, value in self.own.items():
-            _tell_c(key, value)
+            _set_for_c(key, value)
             if value is None:
                 of_process.pop(key, None)
             else:
@@ -73,7 +73,7 @@ class JobEnvironment:
 
 _current: ContextVar[JobEnvironment | None] = ContextVar("girder_dask_variables", default=None)
 _lock = threading.RLock()
-# Who has set a variable for C code, the last one last.
+# The jobs that have set a variable for C code, the last one last.
 _writers: dict[bytes, list[JobEnvironment]] = {}
 
 
@@ -82,7 +82,7 @@ def _of_process() -> dict[bytes, bytes]:
     return data
 
 
-def _tell_c(key: bytes, value: bytes | None) -> None:
+def _set_for_c(key: bytes, value: bytes | None) -> None:
     if value is None:
         os.unsetenv(key)
     else:
@@ -90,10 +90,10 @@ def _tell_c(key: bytes, value: bytes | None) -> None:
 
 
 def is_importing() -> bool:
-    """Say whether the calling thread imports a module."""
+    """Return True if the calling thread imports a module."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - it is only looked at
     while frame is not None:
-        if frame.f_code.co_filename == _IMPORTS:
+        if frame.f_code.co_filename == _IMPORT_SYSTEM_FILE:
             return True
         frame = frame.f_back
     return False
@@ -101,7 +101,7 @@ def is_importing() -> bool:
 
 @contextlib.contextmanager
 def job_environment() -> Iterator[JobEnvironment]:
-    """Let what runs within, and what it starts, have environment variables of its own.
+    """Give what runs within, and what it starts, environment variables of its own.
 
     Examples
     --------
@@ -176,7 +176,7 @@ class _Environ(os._Environ):  # type: ignore[type-arg] # noqa: SLF001 - it takes
 
 
 def install() -> None:
-    """Let ``os.environ`` of this process tell jobs apart. Does nothing the second time."""
+    """Have ``os.environ`` of this process tell jobs apart. Does nothing the second time."""
     for environ in (os.environ, getattr(os, "environb", None)):
         if type(environ) is os._Environ:  # noqa: SLF001
             environ.__class__ = _Environ

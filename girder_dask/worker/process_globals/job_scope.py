@@ -1,8 +1,8 @@
-"""What keeps that which one run does to its process from the other jobs there.
+"""The scope of one run in its process, which keeps its changes from other jobs.
 
-A run has a working directory, a umask and environment variables of its own. What belongs to the
-whole process, or to a thread that will run other jobs, is put back when the run ends, and the log
-says so.
+A run has a working directory, a umask and environment variables of its own. Settings of the
+whole process, or of a thread that will run other jobs, are restored when the run ends, and the
+log says so.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = ["JobScope", "install", "uninstall"]
 
 logger = logging.getLogger(__name__)
 
-# Where a relative path leads to nothing, for a run whose directory cannot be made.
-_NOWHERE = "/proc/self"
+# For a run whose own directory cannot be created: no file can be created here either.
+_FALLBACK_DIRECTORY = "/proc/self"
 
 _patches: list[tuple[Any, str, Any, Any]] = []
 _lock = threading.Lock()
@@ -46,10 +46,10 @@ _lock = threading.Lock()
 
 @functools.cache
 def _settings_restorer() -> SettingsRestorer:
-    items = process_settings()
+    settings = process_settings()
     if working_directory.unsupported_reason() is not None:
-        items += directory_settings()
-    return SettingsRestorer(items)
+        settings += directory_settings()
+    return SettingsRestorer(settings)
 
 
 def install() -> None:
@@ -57,14 +57,14 @@ def install() -> None:
     with _lock:
         if _patches:
             return
-        # A relative path would lead into the directory of the job that imports.
+        # A relative path would start at the directory of the job that imports.
         sys.path[:] = [_absolute(path) for path in sys.path]
-        tempfile.gettempdir()  # not that of the first job that asks
+        tempfile.gettempdir()  # otherwise it would be that of the first job that asks
         environ.install()
         state = _settings_restorer()
-        for module, name, item in setting_functions():
+        for module, name, setting in setting_functions():
             if hasattr(module, name):
-                _patch(module, name, functools.partial(_tracking, state, item))
+                _patch(module, name, functools.partial(_tracking, state, setting))
         if working_directory.unsupported_reason() is None:
             _patch(os, "umask", working_directory.recording_umask)
         else:
@@ -74,7 +74,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Put back the functions that :func:`install` replaced, unless somebody has done so since."""
+    """Restore the functions that :func:`install` replaced, unless they were replaced again."""
     with _lock:
         while _patches:
             module, name, original, replacement = _patches.pop()
@@ -83,7 +83,7 @@ def uninstall() -> None:
 
 
 def _absolute(path: str) -> str:
-    """Return the path of a directory; what is none, as a name for import hooks, stays."""
+    """Return the absolute path of a directory. Names of import hooks stay as they are."""
     return os.path.abspath(path) if os.path.isdir(path or ".") else path  # noqa: PTH100, PTH112
 
 
@@ -95,25 +95,23 @@ def _patch(module: Any, name: str, make: Callable[[Any], Any]) -> None:
 
 
 def _tracking(
-    state: SettingsRestorer, item: str, original: Callable[..., Any]
+    state: SettingsRestorer, setting: str, original: Callable[..., Any]
 ) -> Callable[..., Any]:
-    def set_and_note(*args: Any, **kwargs: Any) -> Any:
+    def set_and_record(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        state.note(item)
+        state.record(setting)
         return result
 
-    return set_and_note
+    return set_and_record
 
 
 class JobScope:
-    """What one run has of its own, and what is put back after it.
-
-    All is called in the thread of the run.
+    """The scope of one run. All methods are called in the thread of the run.
 
     Parameters
     ----------
     directory
-        Returns the working directory of the task, which it makes.
+        Creates and returns the working directory of the task.
     write
         Appends to the job's log.
     """
@@ -122,25 +120,25 @@ class JobScope:
         self._directory = directory
         self._write = write
         self._ending = contextlib.ExitStack()
-        self._is_apart = False
+        self._has_directory = False
 
     def begin(self) -> None:
-        """Part from the other threads of the process, whose directory this one is still in."""
-        self._is_apart = self._ending.enter_context(working_directory.own_working_directory())
+        """Give this thread a working directory of its own, which is still that of the process."""
+        self._has_directory = self._ending.enter_context(working_directory.own_working_directory())
 
     @contextlib.contextmanager
     def importing(self) -> Iterator[None]:
-        """Leave what is set within, by modules that are imported, for all jobs."""
+        """Keep what modules set that are imported within, for all jobs."""
         with _settings_restorer().importing():
             yield
 
     def enter(self) -> None:
-        """Give what follows the directory and the variables of the job."""
+        """Enter the directory of the job, and begin its variables and settings."""
         within = self._ending.enter_context
         within(self._thread_restored())
         within(_settings_restorer().restoring(self._write))
         within(environ.job_environment())
-        if self._is_apart:
+        if self._has_directory:
             self._enter_directory()
 
     def _enter_directory(self) -> None:
@@ -150,42 +148,42 @@ class JobScope:
         except OSError as e:
             # Most tasks need none.
             self._write(
-                f"The working directory of the job cannot be made ({e}), so relative paths lead "
-                "to nothing.\n"
+                f"The working directory of the job cannot be created ({e}), so relative paths "
+                "lead nowhere.\n"
             )
-            os.chdir(_NOWHERE)
+            os.chdir(_FALLBACK_DIRECTORY)
         else:
             self._ending.callback(_forget_modules, directory, len(sys.modules))
 
     def follow(self, directory: str) -> None:
-        """Go to where the process of the task was in the end, for hooks that look there."""
-        if self._is_apart:
+        """Enter the last directory of the task's own process, where hooks look for files."""
+        if self._has_directory:
             with contextlib.suppress(OSError):  # it is gone
                 os.chdir(directory)
 
     @contextlib.contextmanager
     def _thread_restored(self) -> Iterator[None]:
-        """Put back what the run has changed of its thread."""
-        items = thread_settings()
-        before = [item.read() for item in items]
+        """Restore what the run has changed of its thread."""
+        settings = thread_settings()
+        before = [setting.read() for setting in settings]
         yield
-        for i in changed_settings(items, before, [item.read() for item in items]):
-            problem = restore_setting(items[i], before[i])
-            if items[i].is_logged or problem is not None:
-                self._write(log_line(items[i], "The task", "thread", problem))
+        for i in changed_settings(settings, before, [setting.read() for setting in settings]):
+            problem = restore_setting(settings[i], before[i])
+            if settings[i].is_logged or problem is not None:
+                self._write(log_line(settings[i], "The task", "thread", problem))
 
     def end(self) -> None:
-        """Return to the directory of the process, and put back what was changed."""
+        """Return to the directory of the process, and restore settings."""
         self._ending.close()
 
 
 def _forget_modules(directory: Path, known: int) -> None:
-    """Forget modules of a job's own directory: another job has others of the same names."""
+    """Remove modules of a job's own directory: other jobs may have modules of the same names."""
     if len(sys.modules) == known:
         return
     inside = f"{directory}{os.sep}"
-    # Other threads import meanwhile, and a list of the items may let them: garbage is collected
-    # while it is made. A copy is made in one go.
+    # Other threads may import while a list of the items is built, as that may collect garbage. A
+    # copy is one step.
     for name, module in sys.modules.copy().items():
         if str(getattr(module, "__file__", None) or "").startswith(inside):
             sys.modules.pop(name, None)

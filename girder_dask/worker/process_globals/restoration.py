@@ -1,9 +1,9 @@
-"""State of a process that all jobs in it share, and how it is put back.
+"""Restoration of settings that all jobs in a process share.
 
-The recursion limit, the locale or the default timeout of sockets cannot be given to a job alone.
-They are looked at when a job begins and when one ends. What has changed between two looks was
-changed by one of the jobs that ran meanwhile, or by the very one that called the function that sets
-it; it is put back when the last of these has ended. What a module sets while it is imported stays.
+No job can have a recursion limit, a locale or a default timeout of sockets of its own. These
+settings are read when a job begins and when one ends. A setting that has changed in between was
+changed by one of the jobs that ran meanwhile, or by the one that called its function; it is
+restored when the last of these jobs has ended. What a module sets while it is imported stays.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SharedSetting:
-    """One piece of state.
+    """One setting of a process or a thread.
 
     Attributes
     ----------
     name
-        What it is called in a log.
+        Its name in a log.
     read
         Returns its value, None if it has none now.
     restore
         Sets it to a value that was read before. It may raise OSError or ValueError.
     by_value
-        Whether equal values are the same; else only the same object is.
+        Whether equal values are the same; otherwise only the same object is.
     is_logged
-        Whether a log says so when it was put back.
+        Whether the job's log says that it was restored.
     is_read_when_set
-        Whether it is read only after a function was called that sets it, as to read it is slow.
+        Whether it is read only after a call of a function that sets it, as to read it is slow.
     """
 
     name: str
@@ -53,36 +53,36 @@ class SharedSetting:
     is_read_when_set: bool = False
 
     def is_same(self, one: Any, other: Any) -> bool:
-        """Say whether a value is still what it was."""
+        """Return True if a value has not changed."""
         return one is other or (
             self.by_value and call_or_default(lambda: bool(one == other), False)
         )
 
 
 def changed_settings(
-    items: Sequence[SharedSetting], before: Sequence[Any], now: Sequence[Any]
+    settings: Sequence[SharedSetting], before: Sequence[Any], now: Sequence[Any]
 ) -> list[int]:
-    """Return which items have changed."""
+    """Return the indices of the settings that have changed."""
     return [
         i
-        for i, item in enumerate(items)
-        if before[i] is not now[i] and not item.is_same(before[i], now[i])
+        for i, setting in enumerate(settings)
+        if before[i] is not now[i] and not setting.is_same(before[i], now[i])
     ]
 
 
-def restore_setting(item: SharedSetting, value: Any) -> str | None:
-    """Set an item to an earlier value, and return why that failed, None if it did not."""
+def restore_setting(setting: SharedSetting, value: Any) -> str | None:
+    """Set a setting to an earlier value. Return why that failed, None if it did not."""
     try:
-        item.restore(value)
-    except Exception as e:  # noqa: BLE001 - a task may have put anything in its place
-        logger.warning("%s cannot be put back: %s", item.name, e)
+        setting.restore(value)
+    except Exception as e:  # noqa: BLE001 - the setting may be any object of a task
+        logger.warning("%s cannot be restored: %s", setting.name, e)
         return str(e)
     return None
 
 
-def _read(item: SharedSetting) -> Any:
-    """Return the value of an item, None where a task has left what cannot be read."""
-    return call_or_default(item.read, None)
+def _read(setting: SharedSetting) -> Any:
+    """Return the value of a setting, None if a task has left one that cannot be read."""
+    return call_or_default(setting.read, None)
 
 
 class _Job:
@@ -92,12 +92,12 @@ class _Job:
 
 
 class SettingsRestorer:
-    """The shared state of this process.
+    """Restores what jobs change of the settings of this process.
 
     Parameters
     ----------
-    items
-        What it consists of.
+    settings
+        The settings.
 
     Examples
     --------
@@ -110,25 +110,25 @@ class SettingsRestorer:
     (True, 1)
     """
 
-    def __init__(self, items: Sequence[SharedSetting]) -> None:
-        self._items = items
+    def __init__(self, settings: Sequence[SharedSetting]) -> None:
+        self._settings = settings
         self._lock = threading.RLock()
         self._running: set[_Job] = set()
         self._baseline: list[Any] = []
         self._last: list[Any] = []
-        # Who may have changed an item that is not as it was; and whether that is sure.
+        # The jobs that may have changed a setting, and the settings that several may have.
         self._suspects: dict[int, set[_Job]] = {}
         self._shared: set[int] = set()
         self._current: ContextVar[_Job | None] = ContextVar("girder_dask_state", default=None)
 
     @contextlib.contextmanager
     def restoring(self, write: Callable[[str], object]) -> Iterator[None]:
-        """Put back in the end what a job within has changed.
+        """Restore in the end what a job within has changed.
 
         Parameters
         ----------
         write
-            Called with a line for the job's log for each thing that was put back.
+            Called with a line for the job's log for each setting that was restored.
         """
         job = _Job()
         with self._lock:
@@ -142,13 +142,13 @@ class SettingsRestorer:
             with self._lock:
                 self._look()
                 self._running.discard(job)
-                lines = [line for i in self._left_by(job) if (line := self._put_back(i))]
+                lines = [line for i in self._release(job) if (line := self._restore(i))]
             for line in lines:
                 write(line)
 
     @contextlib.contextmanager
     def importing(self) -> Iterator[None]:
-        """Leave what modules set that are imported within, for the first time, as it is."""
+        """Keep what modules set that are imported within for the first time."""
         known = len(sys.modules)
         with self._lock:
             before = self._read(self._last) if self._running else None
@@ -157,17 +157,17 @@ class SettingsRestorer:
             return
         with self._lock:
             now = self._read(self._last)
-            self._adopt(changed_settings(self._items, before, now), now)
+            self._adopt(changed_settings(self._settings, before, now), now)
 
-    def note(self, name: str) -> None:
-        """Look at an item that has just been set: by the calling job, if it is one."""
+    def record(self, name: str) -> None:
+        """Record that a setting has just been set, by the calling job if there is one."""
         with self._lock:
             if not self._last:
                 return  # no job has run here yet
-            i = next(i for i, item in enumerate(self._items) if item.name == name)
+            i = next(i for i, setting in enumerate(self._settings) if setting.name == name)
             now = list(self._last)
-            now[i] = _read(self._items[i])
-            changed = changed_settings(self._items, self._last, now)
+            now[i] = _read(self._settings[i])
+            changed = changed_settings(self._settings, self._last, now)
             job = self._current.get()
             if job is None or job not in self._running or is_importing():
                 self._adopt(changed, now)
@@ -175,18 +175,19 @@ class SettingsRestorer:
                 self._suspect(changed, now, {job})
 
     def _read(self, last: Sequence[Any] = ()) -> list[Any]:
-        """Read all, or take from ``last`` what is read only when it was set."""
+        """Read the settings, but for those of ``last`` that are read only when they are set."""
         if not last:
-            return [_read(item) for item in self._items]
+            return [_read(setting) for setting in self._settings]
         return [
-            last[i] if item.is_read_when_set else _read(item) for i, item in enumerate(self._items)
+            last[i] if setting.is_read_when_set else _read(setting)
+            for i, setting in enumerate(self._settings)
         ]
 
     def _look(self) -> None:
         now = self._read(self._last)
         if self._running:
-            self._suspect(changed_settings(self._items, self._last, now), now, self._running)
-        else:  # whoever has changed it was no job
+            self._suspect(changed_settings(self._settings, self._last, now), now, self._running)
+        else:  # no job has changed them
             self._baseline, self._last = now, list(now)
 
     def _adopt(self, changed: Sequence[int], now: Sequence[Any]) -> None:
@@ -197,14 +198,14 @@ class SettingsRestorer:
     def _suspect(self, changed: Sequence[int], now: Sequence[Any], jobs: set[_Job]) -> None:
         for i in changed:
             self._last[i] = now[i]
-            if self._items[i].is_same(self._baseline[i], now[i]):
-                self._suspects.pop(i, None)  # somebody has put it back
+            if self._settings[i].is_same(self._baseline[i], now[i]):
+                self._suspects.pop(i, None)  # it was restored already
                 continue
             self._suspects[i] = set(jobs)
             (self._shared.add if len(jobs) > 1 else self._shared.discard)(i)
 
-    def _left_by(self, job: _Job) -> list[int]:
-        """Return what nobody who may have changed it uses any more."""
+    def _release(self, job: _Job) -> list[int]:
+        """Return the settings that were changed, where no job is left that may have done it."""
         left = []
         for i, suspects in list(self._suspects.items()):
             if job in suspects:
@@ -214,27 +215,27 @@ class SettingsRestorer:
                     left.append(i)
         return left
 
-    def _put_back(self, i: int) -> str | None:
-        item = self._items[i]
-        problem = restore_setting(item, self._baseline[i])
-        self._last[i] = _read(item)
+    def _restore(self, i: int) -> str | None:
+        setting = self._settings[i]
+        problem = restore_setting(setting, self._baseline[i])
+        self._last[i] = _read(setting)
         if problem is not None:
             self._baseline[i] = self._last[i]
-        elif not item.is_logged:
+        elif not setting.is_logged:
             return None
         is_sure = i not in self._shared
         who = "The task" if is_sure else "This task, or a job that ran at the same time,"
-        return log_line(item, who, "process", problem)
+        return log_line(setting, who, "process", problem)
 
 
-def log_line(item: SharedSetting, who: str, what: str, problem: str | None) -> str:
-    """Return the line for a job's log that says what was put back."""
+def log_line(setting: SharedSetting, who: str, what: str, problem: str | None) -> str:
+    """Return the line for a job's log about a setting that was restored."""
     end = (
         "It was put back."
         if problem is None
         else f"It cannot be put back ({problem}), so later jobs have it until the worker restarts."
     )
     return (
-        f"{who} has changed {item.name}, which other jobs in the worker's {what} share. {end} "
+        f"{who} has changed {setting.name}, which other jobs in the worker's {what} share. {end} "
         "With isolation='process' a task has a process of its own.\n"
     )

@@ -1,4 +1,4 @@
-"""What a process and a thread have that a task may change for those who come after it."""
+"""The settings of processes and threads that a task may change for later jobs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LIMITED = "the resource limits"
 _TIMER = "a timer of signal.alarm() or setitimer()"
 _METHOD = "the start method of multiprocessing"
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-#: Hooks and defaults that are attributes of modules: what they are called, and where they are.
+#: Hooks and defaults that are attributes of modules: name, module, attribute.
 _ATTRIBUTES = (
     ("sys.excepthook", "sys", "excepthook"),
     ("sys.unraisablehook", "sys", "unraisablehook"),
@@ -58,17 +58,17 @@ def _attribute(name: str, module: str, attribute: str, *, is_logged: bool = True
         return getattr(sys.modules.get(module), attribute, _ABSENT)
 
     def restore(value: Any) -> None:
-        if value is not _ABSENT:  # else its module was imported since
+        if value is not _ABSENT:  # otherwise its module was imported since
             setattr(sys.modules[module], attribute, value)
 
     return SharedSetting(name, read, restore, by_value=False, is_logged=is_logged)
 
 
 def process_settings() -> list[SharedSetting]:
-    """Return what belongs to the process."""
+    """Return the settings of the process."""
     return [
         *(_attribute(*each) for each in _ATTRIBUTES),
-        # Whoever calls urlopen() first makes it, which needs no word.
+        # The first call of urlopen() creates it: nothing to log.
         _attribute("the opener of urllib", "urllib.request", "_opener", is_logged=False),
         SharedSetting("builtins", _builtins, _set_builtins),
         SharedSetting("gc.callbacks", lambda: tuple(gc.callbacks), _fill(gc, "callbacks")),
@@ -90,13 +90,13 @@ def process_settings() -> list[SharedSetting]:
         SharedSetting(_LIMITED, _limits, _set_limits, is_read_when_set=True),
         SharedSetting(_TIMER, _timers, _stop_timers, is_read_when_set=True),
         SharedSetting("the state of tracemalloc", tracemalloc.is_tracing, _set_tracing),
-        # Whoever uses multiprocessing first sets it, which needs no word.
+        # The first use of multiprocessing sets it: nothing to log.
         SharedSetting(_METHOD, _start_method, _set_start_method, is_logged=False),
     ]
 
 
 def directory_settings() -> list[SharedSetting]:
-    """Return what belongs to the process where threads have no directory of their own."""
+    """Return the settings that threads share where they cannot have their own."""
     there = os.open(".", os.O_PATH | os.O_CLOEXEC)
     return [
         SharedSetting("the working directory", _directory, lambda _: os.fchdir(there)),
@@ -105,7 +105,7 @@ def directory_settings() -> list[SharedSetting]:
 
 
 def thread_settings() -> list[SharedSetting]:
-    """Return what belongs to the calling thread."""
+    """Return the settings of the calling thread."""
     return [
         SharedSetting("sys.settrace()", sys.gettrace, sys.settrace, by_value=False),
         SharedSetting("sys.setprofile()", sys.getprofile, sys.setprofile, by_value=False),
@@ -122,7 +122,7 @@ def thread_settings() -> list[SharedSetting]:
 def setting_functions() -> list[tuple[Any, str, str]]:
     """Return the functions that set something of the process.
 
-    Each is the module that it is in, its name there, and the name of the item that it sets.
+    Each is a module, the function's name there, and the name of the setting.
     """
     return [
         (sys, "setrecursionlimit", "the recursion limit"),
@@ -151,12 +151,12 @@ def _fill(module: Any, name: str) -> Callable[[Any], None]:
     return restore
 
 
-#: The last value of an interactive session, which doctest sets as well.
+#: The last value of an interactive session, which doctest sets too.
 _LAST_VALUE = "_"
 
 
 class _Names:
-    """The names of a module and what they stood for. Equal if all stand for the same objects."""
+    """The names of a module, and their objects. Equal if all objects are the same."""
 
     def __init__(self, there: Mapping[str, Any]) -> None:
         self.values = dict(there)
@@ -201,7 +201,7 @@ def _set_gc(value: Any) -> None:
     (gc.enable if enabled else gc.disable)()
 
 
-# Without a note, which would read it again.
+# The function that _tracking() has not replaced.
 _setlocale = locale.setlocale
 
 
@@ -231,7 +231,7 @@ def _set_limits(value: Any) -> None:
 
 
 def _timers() -> Any:
-    """Return which timers run, and not for how long, which changes all the time."""
+    """Return which timers run. How long they still do changes all the time."""
     return [any(signal.getitimer(which)) for which in _TIMERS]
 
 
@@ -259,7 +259,7 @@ def _directory() -> Any:
 
 
 def _umask() -> int:
-    # To ask for it otherwise one must set it, which another thread may see.
+    # os.umask() returns it only by setting it, which other threads would see.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
@@ -283,7 +283,7 @@ def _block(value: Any) -> None:
 
 
 def _loop() -> Any:
-    """Return the event loop that ``asyncio.set_event_loop`` has left in this thread."""
+    """Return the event loop that ``asyncio.set_event_loop`` has set in this thread."""
     policy = getattr(asyncio.events, "_event_loop_policy", None)
     return getattr(getattr(policy, "_local", None), "_loop", None)
 

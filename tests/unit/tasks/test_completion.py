@@ -37,8 +37,8 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     opened = Worker(tmp_path)
     yield opened
     for run in list(opened.context.runs.values()):  # of a test that has failed
-        run.control.cancel()
-        run.control.interrupt()
+        run.cancel()
+        run.interrupt()
     opened.close()
 
 

@@ -42,8 +42,8 @@ def worker(tmp_path: Path, supervisor: ForkServerSupervisor) -> Iterator[Worker]
     opened.context.grace = 0.3
     yield opened
     for run in list(opened.context.runs.values()):  # of a test that has failed
-        run.control.cancel()
-        run.control.interrupt()
+        run.cancel()
+        run.interrupt()
     opened.close()
 
 

@@ -407,8 +407,8 @@ def test_what_cannot_be_put_back_is_told(worker: Worker, monkeypatch: pytest.Mon
     run._function = lambda _call: _sockets  # type: ignore[method-assign, assignment]
     state = job_scope._settings_restorer()
     name = "the default timeout of sockets"
-    items = [replace(i, restore=refuse) if i.name == name else i for i in state._items]
-    monkeypatch.setattr(state, "_items", items)
+    items = [replace(i, restore=refuse) if i.name == name else i for i in state._settings]
+    monkeypatch.setattr(state, "_settings", items)
     try:
         worker.begin(run).result(SECONDS)
         worker.outcome(lambda: None, job_id="next")
