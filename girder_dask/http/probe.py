@@ -72,8 +72,8 @@ class ApiProbe:
             )
         if url.startswith("https:") and response.url.startswith("http:"):
             raise GirderError(
-                f"{url} leads to {response.url}, where a key would travel unencrypted. Ask whoever "
-                "runs this Girder, or give that address if it is meant."
+                f"{url} leads to {response.url}, where a key would travel unencrypted. Ask the "
+                "operator of this Girder, or give that address if you mean it."
             )
         with contextlib.suppress(ValueError):
             found = response.json()

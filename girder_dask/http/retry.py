@@ -65,7 +65,7 @@ class RetryBudget:
         self.progress()
 
     def progress(self) -> None:
-        """Start the budget anew, since something has come through."""
+        """Start the budget again, since bytes have come through."""
         self._since: float | None = None
         self._delays_s = self._backoff.delays_s()
         self._internal_errors = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 __all__ = ["Backoff"]
 
-# The system's source of random numbers: it has no state that a task could seed or a fork share.
+# The system's source of random numbers: it has no state that other code could seed or a fork share.
 _random = random.SystemRandom()
 # 2.0 ** 1024 is no float.
 _MAX_EXPONENT = 64

@@ -40,10 +40,10 @@ class ErrorLog:
     Examples
     --------
     >>> errors = ErrorLog(logging.getLogger('example'), expected=(OSError,))
-    >>> errors.failed(OSError('no route'), 'Girder cannot be asked for jobs: %s')
+    >>> errors.failed(OSError('no route'), 'The queue cannot be read: %s')
     >>> errors.error
     'OSError: no route'
-    >>> errors.recovered('Girder can be asked for jobs again')
+    >>> errors.recovered('The queue can be read again')
     >>> errors.error is None
     True
     """

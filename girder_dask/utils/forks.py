@@ -1,4 +1,4 @@
-"""Objects that a forked process starts anew.
+"""Objects that are reset in forked processes.
 
 Threads do not survive a fork, connections must not be shared with the parent, and a lock that
 another thread held at that moment stays locked in the child for good.

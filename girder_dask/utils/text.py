@@ -1,15 +1,15 @@
-"""Text that can be stored and shown: valid UTF-8, of a bounded length."""
+"""Text that can be stored and shown: valid UTF-8 of a bounded length."""
 
 from __future__ import annotations
 
 __all__ = ["MAX_LINE_CHARACTERS", "clean_text", "shortened"]
 
-#: The most characters of one line that is shown of a job: its progress, or why it failed.
+#: The most characters of one line that users are shown, such as a progress message or an error.
 MAX_LINE_CHARACTERS = 10_000
 
 
 def shortened(line: str) -> str:
-    """Return what can be shown of a line that may be very long.
+    """Return a line cut to the length that users are shown.
 
     >>> len(shortened('x' * 50_000_000))
     10000
