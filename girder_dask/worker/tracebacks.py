@@ -21,8 +21,7 @@ _WRAPPER_PATHS = tuple(
         ("worker", "capture", ""),
         ("worker", "job_log", ""),
         ("worker", "interruption", ""),
-        ("worker", "concurrency", "propagation.py"),
-        ("worker", "concurrency", "forks.py"),
+        ("worker", "concurrency", ""),
         ("worker", "isolation", "child.py"),
         ("utils", "working_directory.py"),
     )

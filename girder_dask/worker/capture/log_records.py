@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-from girder_dask.worker.capture import logger_state
-from girder_dask.worker.capture.logger_state import MonkeyPatches
+from girder_dask.utils.monkey_patches import MonkeyPatches
+from girder_dask.worker.capture import logger_state, logging_handlers
 from girder_dask.worker.interruption.job_threads import threads_of
 from girder_dask.worker.job_log.log import JobLog, current
 
@@ -46,11 +46,11 @@ _patches = MonkeyPatches()
 
 def install() -> None:
     """Lead the records of jobs to their logs."""
-    _patches(logging.Logger, "handle", _handle)
-    _patches(logging.Logger, "callHandlers", _call_handlers)
-    _patches(logging.handlers.QueueListener, "start", _start_listener)
-    _patches(logging.handlers.QueueListener, "handle", _listen)
-    _patches(logging.handlers.MemoryHandler, "flush", _flush_memory)
+    _patches.apply(logging.Logger, "handle", _handle)
+    _patches.apply(logging.Logger, "callHandlers", _call_handlers)
+    _patches.apply(logging.handlers.QueueListener, "start", _start_listener)
+    _patches.apply(logging.handlers.QueueListener, "handle", _listen)
+    _patches.apply(logging.handlers.MemoryHandler, "flush", _flush_memory)
 
 
 def uninstall() -> None:
@@ -131,7 +131,7 @@ def _handlers(log: JobLog, logger: logging.Logger) -> Iterator[Any]:
         return  # by dictConfig: its handlers get nothing
     at: logging.Logger | None = logger
     while at is not None:
-        for handler in logger_state.handlers_of_job(log, at):
+        for handler in logging_handlers.handlers_of_job(log, at):
             if not isinstance(handler, logging.NullHandler):
                 yield handler
         at = at.parent if logger_state.propagates(log, at) else None
@@ -145,7 +145,7 @@ def _call_all(logger: Any, record: logging.LogRecord, *, workers: bool = False) 
         for handler in state["handlers"]:
             found = True
             if record.levelno >= handler.level and not (
-                workers and logger_state.is_made_in_job(handler)
+                workers and logging_handlers.is_made_in_job(handler)
             ):
                 handler.handle(record)
         logger = logger.parent if state["propagate"] else None
@@ -271,7 +271,7 @@ def settle_records() -> None:
     log = current.get()
     if log is None:
         return
-    for handler in logger_state.handlers_made(log):
+    for handler in logging_handlers.handlers_made(log):
         with contextlib.suppress(Exception):  # whatever a foreign handler does
             handler.flush()
     for listener in log.local_state.get(_LISTENERS, ()):

@@ -13,30 +13,23 @@ A package that configures its own loggers while it is imported does so for the p
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import logging.config
 import sys
-import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
-from girder_dask.worker.capture import standard_streams
+from girder_dask.utils.monkey_patches import MonkeyPatches
 from girder_dask.worker.capture.import_time_state import importing_package
+from girder_dask.worker.capture.logging_handlers import is_made_in_job
 from girder_dask.worker.job_log.log import JobLog, current, living_logs
 
 __all__ = [
-    "MonkeyPatches",
-    "adopt_handlers",
-    "close_handlers",
     "effective_levels",
-    "handlers_made",
-    "handlers_of_job",
     "install",
     "is_disabled",
     "is_enabled_in_process",
-    "is_made_in_job",
     "is_of_logging",
     "propagates",
     "uninstall",
@@ -44,8 +37,6 @@ __all__ = [
 
 _ATTRIBUTES = ("level", "disabled", "propagate", "handlers", "filters")
 _DISABLE = "logging.disable"
-_HANDLERS = "logging handlers"
-_FLAG = "_girder_dask_of_job"
 
 #: Said of a logger that ``dictConfig`` has disabled because it was there before, which is nearly
 #: always meant otherwise: its handlers get nothing, the job's log does.
@@ -53,33 +44,6 @@ _BY_CONFIG = "by configuration"
 
 #: The least level of records that reach a job's log.
 _log_level = logging.INFO
-
-
-class MonkeyPatches:
-    """Replacements of attributes, which can be taken back."""
-
-    def __init__(self) -> None:
-        self._done: list[tuple[Any, str, Any, Any]] = []
-
-    def __call__(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """Replace ``owner.name`` by what ``make`` returns for it."""
-        had = name in vars(owner)
-        original = vars(owner)[name] if had else None
-        replacement = make(original)
-        if callable(original):
-            replacement = functools.wraps(original)(replacement)
-        setattr(owner, name, replacement)
-        self._done.append((owner, name, original if had else self, replacement))
-
-    def undo(self) -> None:
-        """Put back what nobody has replaced since."""
-        while self._done:
-            owner, name, original, replacement = self._done.pop()
-            if vars(owner).get(name) is replacement:
-                if original is self:
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, original)
 
 
 _patches = MonkeyPatches()
@@ -90,13 +54,10 @@ def install(level: int) -> None:
     global _log_level
     _log_level = level
     for name in _ATTRIBUTES:
-        _patches(logging.Logger, name, functools.partial(_property, name))
-    _patches(logging.Logger, "isEnabledFor", lambda _: _is_enabled_for)
-    _patches(logging.Manager, "disable", lambda _: property(_get_disable, _set_disable))
-    _patches(logging.Manager, "_clear_cache", _clear_cache)
-    _patches(logging, "_addHandlerRef", _add_handler_ref)
-    _patches(logging, "shutdown", _shutdown)
-    _patches(logging.config, "_clearExistingHandlers", _clear_existing_handlers)
+        _patches.apply(logging.Logger, name, functools.partial(_property, name))
+    _patches.apply(logging.Logger, "isEnabledFor", lambda _: _is_enabled_for)
+    _patches.apply(logging.Manager, "disable", lambda _: property(_get_disable, _set_disable))
+    _patches.apply(logging.Manager, "_clear_cache", _clear_cache)
     _forget()
 
 
@@ -192,6 +153,12 @@ def is_of_logging(key: Hashable) -> bool:
     )
 
 
+def propagates(log: JobLog, logger: logging.Logger) -> bool:
+    """Return whether the records of a logger go on to its parent in a job."""
+    own = log.local_state.get((logger, "propagate"))
+    return bool(logger.__dict__["propagate"] if own is None else own)
+
+
 # -- levels --------------------------------------------------------------------------------
 
 
@@ -280,97 +247,3 @@ def _clear_cache(original: Callable[[Any], None]) -> Callable[[Any], None]:
         _forget()
 
     return clear_cache
-
-
-# -- handlers ------------------------------------------------------------------------------
-
-
-def is_made_in_job(handler: Any) -> bool:
-    """Return whether a handler was made in a job: the others are the worker's."""
-    return _FLAG in getattr(handler, "__dict__", ())
-
-
-def adopt_handlers() -> None:
-    """Regard all handlers that there are as made in jobs: those of a process with one job."""
-    for reference in list(logging._handlerList):  # type: ignore[attr-defined]  # noqa: SLF001
-        handler = reference()
-        if handler is not None:
-            handler.__dict__[_FLAG] = True
-            if "stream" in handler.__dict__:
-                handler.stream = standard_streams.job_stream(handler.stream)
-
-
-def handlers_of_job(log: JobLog, logger: logging.Logger) -> Sequence[Any]:
-    """Return the handlers that a job sees at a logger. They are not to be changed."""
-    own: list[Any] | None = log.local_state.get((logger, "handlers"))
-    if own is not None:
-        return own
-    process: list[Any] = logger.__dict__["handlers"]
-    return [each for each in process if is_made_in_job(each)] if process else ()
-
-
-def propagates(log: JobLog, logger: logging.Logger) -> bool:
-    """Return whether the records of a logger go on to its parent in a job."""
-    own = log.local_state.get((logger, "propagate"))
-    return bool(logger.__dict__["propagate"] if own is None else own)
-
-
-def handlers_made(log: JobLog) -> list[Any]:
-    """Return the handlers that a job has made, the newest first."""
-    found = (reference() for reference in reversed(log.local_state.get(_HANDLERS, ())))
-    return [handler for handler in found if handler is not None]
-
-
-def close_handlers(log: JobLog) -> None:
-    """Flush and close the handlers that a job has made, as Python does at its end."""
-    for handler in handlers_made(log):
-        with contextlib.suppress(Exception), _held(handler):
-            handler.flush()
-            handler.close()
-    log.local_state.pop(_HANDLERS, None)
-
-
-@contextlib.contextmanager
-def _held(handler: Any) -> Iterator[None]:
-    handler.acquire()
-    try:
-        yield
-    finally:
-        handler.release()
-
-
-def _add_handler_ref(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    def add_handler_ref(handler: Any) -> None:
-        original(handler)
-        log = current.get()
-        if log is not None:
-            handler.__dict__[_FLAG] = True
-            if importing_package() is None:
-                if _HANDLERS not in log.local_state:
-                    log.local_state[_HANDLERS] = []
-                    log.local_state.at_end(functools.partial(close_handlers, log))
-                log.local_state[_HANDLERS].append(weakref.ref(handler))
-
-    return add_handler_ref
-
-
-def _shutdown(original: Callable[..., None]) -> Callable[..., None]:
-    def shutdown(*args: Any, **kwargs: Any) -> None:
-        log = current.get()
-        if log is None:
-            original(*args, **kwargs)
-        else:
-            close_handlers(log)
-
-    return shutdown
-
-
-def _clear_existing_handlers(original: Callable[[], None]) -> Callable[[], None]:
-    def clear_existing_handlers() -> None:
-        log = current.get()
-        if log is None:
-            original()
-        else:
-            close_handlers(log)
-
-    return clear_existing_handlers

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from girder_dask.worker.capture.logger_state import MonkeyPatches
+from girder_dask.utils.monkey_patches import MonkeyPatches
 from girder_dask.worker.job_log.log import current
 
 __all__ = ["install", "uninstall"]
@@ -25,12 +25,14 @@ _renames: list[int] = []
 
 def install() -> None:
     """Give jobs what makes loggers and records of their own."""
-    _patches(logging, "setLogRecordFactory", _set_factory)
-    _patches(logging, "getLogRecordFactory", _get_factory)
-    _patches(logging, "setLoggerClass", _set_class)
-    _patches(logging, "getLoggerClass", _get_class)
-    _patches(logging.Manager, "loggerClass", lambda _: property(_get_own_class, _set_own_class))
-    _patches(logging, "addLevelName", _add_level_name)
+    _patches.apply(logging, "setLogRecordFactory", _set_factory)
+    _patches.apply(logging, "getLogRecordFactory", _get_factory)
+    _patches.apply(logging, "setLoggerClass", _set_class)
+    _patches.apply(logging, "getLoggerClass", _get_class)
+    _patches.apply(
+        logging.Manager, "loggerClass", lambda _: property(_get_own_class, _set_own_class)
+    )
+    _patches.apply(logging, "addLevelName", _add_level_name)
 
 
 def uninstall() -> None:
@@ -132,7 +134,7 @@ def _add_level_name(original: Callable[[int, str], None]) -> Callable[[int, str]
         log.local_state.setdefault(_NAMES, {})[level] = name
         if not _renames:
             _renames.append(level)
-            _patches(logging, "getLevelName", _get_level_name)
+            _patches.apply(logging, "getLevelName", _get_level_name)
 
     return add_level_name
 

@@ -37,6 +37,7 @@ from girder_dask.worker.capture import (
     log_records,
     logger_state,
     logging_factories,
+    logging_handlers,
     standard_descriptors,
     standard_streams,
     warnings_state,
@@ -93,6 +94,7 @@ def install(log_level: int | str = logging.INFO) -> None:
         standard_streams.install()
         standard_descriptors.install()
         logger_state.install(level)
+        logging_handlers.install()
         log_records.install()
         logging_factories.install()
         warnings_state.install()
@@ -102,7 +104,7 @@ def install(log_level: int | str = logging.INFO) -> None:
 
 def adopt_handlers() -> None:
     """Regard what ``logging`` has as set by the job: in a process that has only one."""
-    logger_state.adopt_handlers()
+    logging_handlers.adopt_handlers()
 
 
 def uninstall() -> None:
@@ -116,6 +118,7 @@ def uninstall() -> None:
         warnings_state.uninstall()
         logging_factories.uninstall()
         log_records.uninstall()
+        logging_handlers.uninstall()
         logger_state.uninstall()
         standard_descriptors.uninstall()
         standard_streams.uninstall()

@@ -20,8 +20,8 @@ from collections.abc import Callable, Hashable
 from pathlib import PurePath
 from typing import Any
 
+from girder_dask.utils.monkey_patches import MonkeyPatches
 from girder_dask.worker.capture.import_time_state import importing_package
-from girder_dask.worker.capture.logger_state import MonkeyPatches
 from girder_dask.worker.capture.module_properties import add_properties, remove_properties
 from girder_dask.worker.job_log.log import JobLog, current
 
@@ -75,14 +75,14 @@ _class: type[types.ModuleType] | None = None
 def install() -> None:
     """Give jobs filters of their own, where Python has what that needs."""
     global _class
-    _patches(logging, "captureWarnings", _capture_warnings)
+    _patches.apply(logging, "captureWarnings", _capture_warnings)
     if sys.version_info >= (3, 14) or any(name not in vars(warnings) for name in _NEEDED):
-        _patches(warnings, "_showwarnmsg", _show_to_job)
+        _patches.apply(warnings, "_showwarnmsg", _show_to_job)
         return
-    _patches(warnings, "_showwarnmsg", _show)
-    _patches(warnings, "_add_filter", _add_filter)
-    _patches(warnings, "resetwarnings", _reset)
-    _patches(warnings, "_filters_mutated", _mutated)
+    _patches.apply(warnings, "_showwarnmsg", _show)
+    _patches.apply(warnings, "_add_filter", _add_filter)
+    _patches.apply(warnings, "resetwarnings", _reset)
+    _patches.apply(warnings, "_filters_mutated", _mutated)
     _class = add_properties(warnings, {name: _property(name) for name in _NAMES})
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from girder_dask.utils.processes import Process, has_variable, running_processes, send_signal
-from girder_dask.worker.concurrency import propagation
+from girder_dask.worker.concurrency import subprocess_propagation
 from girder_dask.worker.job_log.log import JobLog
 
 __all__ = ["ProcessTree"]
@@ -49,7 +49,7 @@ class ProcessTree:
         self._asked: set[Process] = set()
         self._groups: set[int] = set()
         self.spared: set[int] = set()
-        propagation.set_run_name(log, run)
+        subprocess_propagation.set_run_name(log, run)
 
     def stop(self) -> None:
         """Send SIGTERM to each, and SIGKILL to those that had it before."""
@@ -95,15 +95,15 @@ class ProcessTree:
 
     def unfinished(self) -> list[int]:
         """Return the ids of those that Python code has started and that have not ended."""
-        started = propagation.running_subprocesses(self._log)
+        started = subprocess_propagation.running_subprocesses(self._log)
         return sorted({p.pid for p in started if p.poll() is None} - self.spared)
 
     def _left(self) -> list[Process]:
         everybody = {process.pid: process for process in running_processes()}
-        subprocesses = propagation.running_subprocesses(self._log)
+        subprocesses = subprocess_propagation.running_subprocesses(self._log)
         if not everybody:  # there is no /proc
             return [Process(p.pid, 0, 0, 0) for p in subprocesses if p.poll() is None]
-        writers = _writers(propagation.pipe_identity(self._log), everybody)
+        writers = _writers(self._log.pipe_identity(), everybody)
         named = self._named(everybody)
         started = {process.pid for process in subprocesses}
         asked = {p.pid for p in self._asked if _is_same(p, everybody.get(p.pid))}
@@ -128,7 +128,8 @@ class ProcessTree:
         return {
             p.pid
             for p in everybody.values()
-            if p.born >= first and has_variable(p.pid, propagation.RUN_VARIABLE, self._run)
+            if p.born >= first
+            and has_variable(p.pid, subprocess_propagation.RUN_VARIABLE, self._run)
         }
 
 

@@ -64,12 +64,12 @@ class JobThreads:
 
     # -- threads come and go ---------------------------------------------------------------
 
-    def expect(self, thread: threading.Thread) -> None:
+    def add_starting(self, thread: threading.Thread) -> None:
         """Take note of a thread that is about to be started and will call :meth:`run_thread`."""
         with self._lock:
             self._starting.add(thread)
 
-    def expect_no_more(self, thread: threading.Thread) -> None:
+    def discard_starting(self, thread: threading.Thread) -> None:
         """Forget a thread that could not be started."""
         with self._lock:
             self._starting.discard(thread)

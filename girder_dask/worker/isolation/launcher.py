@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from girder_dask.worker import gpus
-from girder_dask.worker.concurrency import propagation
+from girder_dask.worker.concurrency import subprocess_propagation
 from girder_dask.worker.isolation import exchange_file
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from girder_dask.worker.isolation.process_spec import ProcessSpec
@@ -84,7 +84,7 @@ def launch(
     """
     supervisor.start()
     server = supervisor.wait(_SERVER_TIMEOUT_S)
-    environment = propagation.with_run_name(log, gpus.environment(spec.gpus))
+    environment = subprocess_propagation.with_run_name(log, gpus.environment(spec.gpus))
     if server is not None:
         with contextlib.ExitStack() as stack:
             told = replace(spec, environment=environment)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from girder_dask.jobs import JobStatus
+from girder_dask.utils.forks import reset_after_fork
 from girder_dask.worker.job_log.process_log import ProcessLog
 from girder_dask.worker.job_log.selector_thread import get_selector_thread
 
@@ -34,7 +34,7 @@ class ProcessSink:
         self._log = log
         self._progress: dict[str, Any] = {}
         self._reset()
-        os.register_at_fork(after_in_child=self._reset)
+        reset_after_fork(self, ProcessSink._reset)
 
     def _reset(self) -> None:
         self._lock = threading.RLock()

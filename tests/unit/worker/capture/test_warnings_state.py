@@ -296,9 +296,9 @@ def test_warnings_outside_of_jobs_are_as_without_us(worker):
 def test_a_python_that_keeps_filters_elsewhere_leads_warnings_to_the_log():
     code = """
 import sys, warnings
-sys.version_info = (3, 14, 0, "final", 0)
 from girder_dask.worker.capture import output_capture
-from girder_dask.worker.job_log.log import JobLog, capturing
+from girder_dask.worker.job_log.log import JobLog
+sys.version_info = (3, 14, 0, "final", 0)
 output_capture.install()
 log = JobLog()
 with output_capture.capturing_run(log):

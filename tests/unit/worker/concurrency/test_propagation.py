@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from girder_dask.worker.concurrency import propagation
+from girder_dask.worker.concurrency import fork_propagation, propagation, subprocess_propagation
 from girder_dask.worker.job_log.log import JobLog, capturing, current
 from tests.unit.worker.capture.test_output_capture import (
     DEADLINE,
@@ -329,7 +329,7 @@ def test_a_subprocess_of_a_run_carries_its_name_in_its_environment():
     positional = [["sh", "-c", command], -1, None, None, None, None, None, True, False, None]
     with in_job() as job:
         subprocess.run(["sh", "-c", command], check=True)
-        propagation.set_run_name(job, "run-7")
+        subprocess_propagation.set_run_name(job, "run-7")
         subprocess.run(["sh", "-c", command], check=True)
         subprocess.run(["sh", "-c", command], check=True, env=given)
         subprocess.run(["sh", "-c", command], check=True, env={b"OWN": b"bytes"})
@@ -340,7 +340,7 @@ def test_a_subprocess_of_a_run_carries_its_name_in_its_environment():
         process.join(DEADLINE)
         assert job.take() == " |run-7 |run-7 kept|run-7 bytes|run-7 kept|run-7 |run-7 |"
     assert given == {"OWN": "kept"}
-    assert propagation.RUN_VARIABLE not in os.environ
+    assert subprocess_propagation.RUN_VARIABLE not in os.environ
 
 
 # -- forks ---------------------------------------------------------------------------------
@@ -379,20 +379,20 @@ def test_a_fork_does_not_wait_for_the_locks_of_other_threads():
 
         job.pipe()
         thread = threading.Thread(target=hold)
-        before, propagation._active = (
-            propagation._active,
+        before, fork_propagation._is_active = (
+            fork_propagation._is_active,
             False,
         )  # the hook before the fork needs the lock
         thread.start()
         assert locked.wait(DEADLINE)
         child = os.fork()
         if child == 0:
-            propagation._active = before
-            propagation._after_fork_in_child()
+            fork_propagation._is_active = before
+            fork_propagation._after_fork_in_child()
             other_pipe_is_closed = other._pipe.write_fd is None
             print("child", other_pipe_is_closed, flush=True)
             os._exit(0)
-        propagation._active = before
+        fork_propagation._is_active = before
         release.set()
         thread.join()
         assert os.waitpid(child, 0)[1] == 0

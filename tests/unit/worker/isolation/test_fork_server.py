@@ -19,7 +19,7 @@ from girder_dask.errors import ArgumentError
 from girder_dask.files.base import Transform
 from girder_dask.jobs import JobStatus
 from girder_dask.utils.processes import running_processes
-from girder_dask.worker.concurrency import propagation
+from girder_dask.worker.concurrency import subprocess_propagation
 from girder_dask.worker.isolation import fork_server
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from tests.support.deadline import SECONDS, until
@@ -116,7 +116,7 @@ def test_random_numbers_differ_from_job_to_job(worker: Worker) -> None:
 def test_its_environment_and_directory_are_those_that_a_new_process_would_have(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    variable = propagation.RUN_VARIABLE
+    variable = subprocess_propagation.RUN_VARIABLE
 
     def work() -> tuple[Any, ...]:
         import time

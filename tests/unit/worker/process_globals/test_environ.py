@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from girder_dask.worker.concurrency import propagation
+from girder_dask.worker.concurrency import propagation, subprocess_propagation
 from girder_dask.worker.job_log.log import JobLog, capturing
 from girder_dask.worker.process_globals import environ
 from girder_dask.worker.process_globals.environ import job_environment
@@ -41,7 +41,7 @@ def test_four_jobs_at_once_have_their_own() -> None:
 
     def job(n: int) -> list[str]:
         log = JobLog()
-        propagation.set_run_name(log, f"run-{n}")
+        subprocess_propagation.set_run_name(log, f"run-{n}")
         with capturing(log), job_environment():
             os.environ[NAME] = str(n)
             barrier.wait(SECONDS)
