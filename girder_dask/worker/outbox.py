@@ -233,7 +233,7 @@ class Outbox:
         self.closed = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        with self.lock:  # whoever waits need not wait for what does not come
+        with self.lock:  # nothing more will be acknowledged
             for barrier in self._barriers:
                 barrier.set()
 

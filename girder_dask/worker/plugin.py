@@ -146,6 +146,29 @@ class GirderWorkerPlugin(WorkerPlugin):
         start_capture()
         self._worker = worker
         self._loop = asyncio.get_running_loop()
+        self.context = context = self._make_context(worker)
+        self._canceller = RunCanceller(
+            context.runs,
+            context.refused,
+            context.grace,
+            config.seconds_or_none("worker.restart-stuck"),
+            self._give_up,
+        )
+        context.limit = self._limit
+        self._signals = TerminationSignals(self._asked_to_end, child=bool(worker.nanny))
+        self._alarms = AlarmSignals()
+        worker.handlers |= {
+            "girder_cancel": self.cancel,
+            "girder_drop": self.drop,
+            "girder_flush": self.flush,
+            "girder_not_begun": self.not_begun,
+            "girder_facts": self.facts,
+        }
+        if context.isolation == "process":
+            context.fork_server_supervisor.start()
+        logger.info("girder_dask %s is ready on %s", __version__, worker.address)
+
+    def _make_context(self, worker: Worker) -> WorkerContext:
         outbox = Outbox(
             self._send,
             interval=config.seconds("worker.flush-interval"),
@@ -157,7 +180,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         )
         cache, cache_error = open_file_cache()
         total = worker.state.total_resources.get(gpus.RESOURCE, 0)
-        self.context = WorkerContext(
+        return WorkerContext(
             location=WorkerLocation(worker.address, socket.gethostname()),
             outbox=outbox,
             directory=Path(worker.local_directory),
@@ -175,26 +198,6 @@ class GirderWorkerPlugin(WorkerPlugin):
             scheduler=(worker.scheduler.address, worker.security),
             may_start=self._may_start,
         )
-        self._canceller = RunCanceller(
-            self.context.runs,
-            self.context.refused,
-            self.context.grace,
-            config.seconds_or_none("worker.restart-stuck"),
-            self._give_up,
-        )
-        self.context.limit = self._limit
-        self._signals = TerminationSignals(self._asked_to_end, child=bool(worker.nanny))
-        self._alarms = AlarmSignals()
-        worker.handlers |= {
-            "girder_cancel": self.cancel,
-            "girder_drop": self.drop,
-            "girder_flush": self.flush,
-            "girder_not_begun": self.not_begun,
-            "girder_facts": self.facts,
-        }
-        if self.context.isolation == "process":
-            self.context.fork_server_supervisor.start()
-        logger.info("girder_dask %s is ready on %s", __version__, worker.address)
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
         """Stop the runs, send the events that wait, and stop the capture."""

@@ -50,7 +50,7 @@ def pack_result(value: Any, *, max_bytes: int, secrets: Secrets) -> PackedResult
     except JobInterrupted:
         raise
     except BaseException as e:  # noqa: BLE001 - any error of a foreign __reduce__
-        # Dask would fail to bring it to anybody, with a traceback in the logs of each part.
+        # Dask could not send it anywhere, and each part of Dask would log a traceback.
         reason = f"it cannot be pickled ({summary(e)})"
         return PackedResult(Unpicklable(reason), note=reason)
     if len(data) > max_bytes + PACKING:
