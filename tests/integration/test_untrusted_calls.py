@@ -18,7 +18,7 @@ from girder_dask.transforms import (
     GirderUploadToFolder,
 )
 from tests.integration.test_permissions import configure
-from tests.support.rest_site import ask, call, submit
+from tests.support.rest_site import ask, call, read, stored_token, submit
 
 ECHO = "ported_tasks.tasks:echo"
 
@@ -69,24 +69,16 @@ def test_a_body_must_be_said_to_be_json(girder_stack, girder_admin):
 
 
 def test_a_job_has_no_more_trust_than_who_started_it(girder_stack, girder_user):
-    def token_and_trust(job_id: str) -> tuple[str, bool]:
-        from bson import ObjectId
-
-        from girder_dask.plugin.store.models import DaskJob
-
-        record = DaskJob().collection.find_one({"_id": ObjectId(job_id)})
-        return record["token"], record["trusted"]
-
     calls = call("my_worker_tasks.steady:steady", payload=pack_call((100, 20.0), {}))
     (job,) = submit(girder_stack, calls, by=girder_user).json()["jobs"]
-    token, trusted = girder_stack.call(token_and_trust, job["_id"])
-    assert trusted is False
+    assert girder_stack.call(read, "dask_job", job["_id"])["trusted"] is False
+    token = girder_stack.call(stored_token, job["_id"])
     pickled = pack_call((), {}, function=lambda: 1)
     refused = submit(girder_stack, call(ECHO, payload=pickled), token=token)
     assert refused.status_code == 403
     assert job["_id"] in refused.json()["message"]
     child = submit(girder_stack, call(ECHO, 1), token=token).json()["jobs"][0]
-    assert girder_stack.call(token_and_trust, child["_id"])[1] is False
+    assert girder_stack.call(read, "dask_job", child["_id"])["trusted"] is False
     girder_stack.admin.put(f"job/{job['_id']}/cancel")
     girder_stack.wait(job["_id"])
 

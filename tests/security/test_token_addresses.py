@@ -24,7 +24,7 @@ from girder_dask.testing.remote import pack, unpack
 from girder_dask.transforms import GirderFileId
 from tests.support.deadline import soon
 from tests.support.local_girder import serving
-from tests.support.rest_site import call, count_jobs, start_waiting, submit
+from tests.support.rest_site import call, count_jobs, start_waiting, stored_token, submit
 from tests.support.run_worker import Worker
 from tests.unit.cli.test_doctor import SCHEDULER, WORKER, whole
 
@@ -150,13 +150,10 @@ def test_nobody_names_an_address_over_rest(girder_stack, girder_user, girder_adm
 def test_a_child_has_the_address_that_code_in_girder_gave(girder_stack, girder_user):
     """It would not reach Girder otherwise; its request has no say in it."""
 
-    def start(url: str) -> dict[str, str]:
+    def start(url: str) -> str:
         from my_worker_tasks import noop
 
-        from girder_dask.plugin.store.models import DaskJob
-
-        job = noop.apply_async(girder_api_url=url, resources={"nowhere": 1}).job
-        return {"token": DaskJob().collection.find_one({"_id": job["_id"]})["token"]}
+        return str(noop.apply_async(girder_api_url=url, resources={"nowhere": 1}).id)
 
     def address(job_id: str) -> Any:
         from bson import ObjectId
@@ -167,8 +164,9 @@ def test_a_child_has_the_address_that_code_in_girder_gave(girder_stack, girder_u
 
     inside = "http://inside.example.org/api/v1"
     given = girder_stack.call(start, inside, user=girder_user)
+    token = girder_stack.call(stored_token, given)
     waits = {"resources": {"nowhere": 1}}
-    (child,) = submit(girder_stack, call(**waits), token=given["token"]).json()["jobs"]
+    (child,) = submit(girder_stack, call(**waits), token=token).json()["jobs"]
     assert girder_stack.call(address, child["_id"]) == inside
     other = girder_stack.call(start_waiting, user=girder_user)
     (child,) = submit(girder_stack, call(**waits), token=other["token"]).json()["jobs"]

@@ -68,6 +68,26 @@ def read(collection: str, query_id: str) -> dict[str, Any] | None:
     return None if found is None else dict(found)
 
 
+def stored_token(job_id: Any) -> str:
+    """Return the token of a job once it is stored, which delay() does not wait for.
+
+    Run it in Girder.
+    """
+    import time
+
+    from bson import ObjectId
+    from girder.models.token import Token
+
+    from girder_dask.plugin.store.models import DaskJob
+
+    record = DaskJob().collection.find_one({"_id": ObjectId(job_id)})
+    deadline = time.monotonic() + 30
+    while Token().collection.find_one({"_id": record["token"]}) is None:
+        assert time.monotonic() < deadline, "the token of the job is not stored"
+        time.sleep(0.01)
+    return str(record["token"])
+
+
 def count_jobs(user_id: str) -> int:
     """Return how many jobs a user has. Run it in Girder."""
     from bson import ObjectId
