@@ -29,7 +29,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "porting": ("tasks.compat",),
     "remote_errors": ("protocol.exceptions",),
     "result": ("client.result",),
-    "task": ("tasks.task",),
+    "task": ("tasks.task", "tasks.decorator"),
     "transform": ("files.base", "protocol.transform_types"),
     "waiting": ("client.waiting",),
     "without_job": ("tasks.untracked",),

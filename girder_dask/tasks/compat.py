@@ -1,4 +1,4 @@
-"""Decorators of girder_worker, on top of :mod:`girder_dask.tasks.task`.
+"""Decorators of girder_worker, on top of ``@task``.
 
 Change ``from girder_worker.app import app`` and ``from girder_worker.utils import
 girder_job`` to ``from girder_dask import app, girder_job``; the decorators stay.

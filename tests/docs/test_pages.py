@@ -138,8 +138,8 @@ def test_the_states_are_those_of_the_code() -> None:
 
 
 def test_the_options_of_the_decorator_are_those_of_the_code() -> None:
+    from girder_dask.tasks.decorator import task
     from girder_dask.tasks.options import TaskSettings
-    from girder_dask.tasks.task import task
 
     page = DOCS / "task-authors.md"
     rows = table(page, "option", "default", "meaning")

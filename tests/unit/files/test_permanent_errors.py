@@ -26,7 +26,7 @@ from girder_dask.http.session import make_retrying_session
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import Call, Dependency
 from girder_dask.tasks.context import RunningJob
-from girder_dask.tasks.task import task
+from girder_dask.tasks.decorator import task
 from girder_dask.transforms import GirderFileId
 from girder_dask.worker.failures import failure_of
 from girder_dask.worker.job_context import child_jobs, open_session, running_job

@@ -99,7 +99,7 @@ def test_map_takes_what_is_the_same_for_all(backend: RecordingBackend) -> None:
 @pytest.mark.parametrize(
     ("iterables", "options", "message"),
     [
-        (([],), {}, "nothing to map over"),
+        (([],), {}, "got an empty iterable"),
         (([1],), {"girder_job_disable": True}, "Client.map"),
         (([1], [2], [3]), {}, "do not fit"),
     ],

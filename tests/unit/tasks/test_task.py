@@ -438,7 +438,7 @@ misnamed = Task(_helper, add.settings)
 def test_one_that_is_not_where_its_function_is_travels_by_value(backend: RecordingBackend) -> None:
     assert misnamed._travels_by_value
     assert not renamed._travels_by_value, "there is a task at that place"
-    with pytest.raises(SubmissionError, match=r"cannot be found by its name .* with @task above"):
+    with pytest.raises(SubmissionError, match=r"cannot find .* by name. Define it with @task"):
         misnamed.delay()
     backend.ships_code = True
     misnamed.delay()

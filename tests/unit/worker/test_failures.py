@@ -13,7 +13,8 @@ import girder_dask
 from girder_dask.errors import TransformError
 from girder_dask.protocol.error_text import summary
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.tasks.task import Task, task
+from girder_dask.tasks.decorator import task
+from girder_dask.tasks.task import Task
 from girder_dask.worker.failures import describe_error, describe_missing_import
 from girder_dask.worker.location import WorkerLocation
 
