@@ -302,13 +302,13 @@ class Dispatcher:
         job.times_forgotten += 1
         if job.times_forgotten > _MAX_TIMES_FORGOTTEN:
             reason = (
-                f"Dask forgot the task {job.times_forgotten} times before it told its end, so it "
-                "is not tried again. Look in the scheduler's log for why, and start the job anew."
+                f"Dask forgot the task {job.times_forgotten} times before it reported its end, so "
+                "it is not tried again. The scheduler's log has the reason. Start the job again."
             )
             self._transitions.fail(job, reason)
             return
         if job.assigned or job.attempt == job.spec.attempt:
-            why = "Dask forgot the task before it told its end; it runs again"
+            why = "Dask forgot the task before it reported its end; it runs again"
             self._transitions.next_attempt(job, why)
         self._transitions.renew_key(job)
         self._transitions.start([job])

@@ -331,5 +331,8 @@ class Recorder:
                 self._pass_verdict(update.id, "done")
 
     def _pass_verdict(self, job_id: str, kind: str) -> None:
-        with Guard(logger, f"Handling Girder's answer for job {job_id}, {kind},"):
+        try:
             self._on_verdict(job_id, kind)
+        except Exception:
+            # Otherwise no update of any job would be delivered.
+            logger.exception("Girder's answer for job %s could not be handled: %s", job_id, kind)

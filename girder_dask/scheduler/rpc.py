@@ -18,7 +18,6 @@ from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.girder_requests import GirderRequests
 from girder_dask.scheduler.recorder import Recorder
 from girder_dask.scheduler.retention import RetainedResults
-from girder_dask.utils.background import Guard
 from girder_dask.utils.bounded_dict import BoundedDict
 
 __all__ = ["RpcHandlers"]
@@ -169,10 +168,12 @@ class RpcHandlers:
         return {"dropped": dropped}
 
     def _handle(self, event: JobEvent) -> bool:
-        # One that fails must not take the rest of the batch with it.
-        with Guard(logger, f"Handling an event of job {event.id}, {event!r},"):
+        try:
             return self._dispatcher.on_run_event(event)
-        return True
+        except Exception:
+            # Otherwise the rest of the batch would be lost.
+            logger.exception("An event of job %s could not be handled: %r", event.id, event)
+            return True
 
     async def girder_room(self, job: str) -> bool:
         """Wait until Girder has taken most of the output of a job. False if that takes long."""

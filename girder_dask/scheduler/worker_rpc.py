@@ -59,7 +59,7 @@ class WorkerRpc:
             return await getattr(self._scheduler.rpc(worker), procedure)(**targets)
         except Exception as e:  # noqa: BLE001 - any error of the worker arrives here
             named = ", ".join(itertools.chain(*targets.values()))
-            logger.warning("Worker %s was not told to stop %s: %r", worker, named, e)
+            logger.warning("Worker %s could not be asked to stop %s: %r", worker, named, e)
             return None
 
     async def flush(self, worker: str) -> None:
@@ -76,6 +76,6 @@ class WorkerRpc:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 keys: Sequence[str] = await self._scheduler.rpc(worker).girder_not_begun()
         except Exception as e:  # noqa: BLE001 - as above
-            logger.warning("Worker %s does not say what it has not begun: %r", worker, e)
+            logger.warning("Worker %s did not report what it has not started: %r", worker, e)
             return ()
         return keys
