@@ -1,4 +1,4 @@
-"""The interface to Dask that the scheduler's job handling uses. Only its coroutines wait."""
+"""The interface to Dask for all that handles jobs. Only its coroutines wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dispatcher: handles what happens to the jobs of a scheduler.
+"""Dispatcher of jobs: it handles the events of Dask, of runs and of Girder.
 
 Events come from three sides. Dask's transitions tell where a job is assigned, the runs on the
 workers tell what they do, and Girder answers the updates. The dispatcher turns them into one

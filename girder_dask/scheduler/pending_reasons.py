@@ -65,17 +65,20 @@ class PendingReasons:
         Dask.
     recorder
         Tells Girder.
-
-    Attributes
-    ----------
     timeout_s
         How long no worker may be able to run a job before it fails, None for ever.
     """
 
     def __init__(
-        self, jobs: JobTable, transitions: JobTransitions, cluster: Cluster, recorder: Recorder
+        self,
+        jobs: JobTable,
+        transitions: JobTransitions,
+        cluster: Cluster,
+        recorder: Recorder,
+        *,
+        timeout_s: float | None = None,
     ) -> None:
-        self.timeout_s: float | None = None
+        self.timeout_s = timeout_s
         self._jobs = jobs
         self._transitions = transitions
         self._cluster = cluster

@@ -1,9 +1,8 @@
-"""The scheduler plugin of girder_dask.
+"""The scheduler plugin: it connects the parts, and passes on Dask's transitions.
 
-The plugin is thin. It connects the parts, and passes Dask's transitions to a
-:class:`~girder_dask.scheduler.dispatcher.Dispatcher`, which handles the events of jobs; a
-:class:`~girder_dask.scheduler.recorder.Recorder` tells Girder. Requests to Girder are made in
-threads, so that the scheduler's event loop never waits.
+The transitions go to a :class:`~girder_dask.scheduler.dispatcher.Dispatcher`, which handles the
+events of jobs; a :class:`~girder_dask.scheduler.recorder.Recorder` tells Girder. Requests to
+Girder are made in threads, so that the scheduler's event loop never waits.
 """
 
 from __future__ import annotations
@@ -124,8 +123,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
         # What is checked periodically.
         self._reports = RunReports(jobs, cluster, recorder)
-        pending = PendingReasons(jobs, transitions, cluster, recorder)
-        pending.timeout_s = config.seconds_or_none("scheduler.no-worker-timeout")
+        timeout_s = config.seconds_or_none("scheduler.no-worker-timeout")
+        pending = PendingReasons(jobs, transitions, cluster, recorder, timeout_s=timeout_s)
         self._repeat("Scanning the queue", pending.scan)
         self._repeat("The check for lost reports of runs", self._reports.check, CHECK_INTERVAL_S)
         self._repeat("The check for refused jobs", self._handle_refused, REFUSED_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""Reconcilers: they compare the jobs of the scheduler with Girder's and with Dask's, and repair."""
+"""Reconcilers of jobs: with Girder's list, and with the tasks that Dask has."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The recorder: merges the events of jobs into updates and has them delivered to Girder.
+"""Recorder of job events: it merges them into updates for Girder.
 
-It merges the events of each job into one update and sends the updates of many jobs in one
-request. It knows nothing of Dask: it is given events, and a coroutine function that posts updates.
+The events of each job become one update, and the updates of many jobs one request. It knows nothing of Dask: it is given events, and a coroutine function that posts updates.
 An idle recorder sends at once; while a request is under way, the next one is coalesced. Updates
 are kept until Girder has answered.
 """

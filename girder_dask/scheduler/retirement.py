@@ -1,4 +1,4 @@
-"""Drains workers before they leave: their runs get time to end, or begin again elsewhere.
+"""Draining of workers before they leave: their runs may end, or begin again elsewhere.
 
 Dask's ``retire_workers`` moves results away and takes running tasks from the worker at once. The
 procedure of the same name here drains the worker first; clients, adaptive clusters and workers

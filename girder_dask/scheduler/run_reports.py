@@ -1,4 +1,4 @@
-"""Waits for a run's own report of its end after Dask has reported the task finished.
+"""Reports of runs about their own ends, awaited after Dask has reported the task finished.
 
 The report travels beside Dask's message, so it may arrive a moment later. Most are here within a
 tenth of a second. If it is lost, as with the worker, Dask's account of the end is all there is.

@@ -1,4 +1,4 @@
-"""Moves jobs that wait behind long ones while another worker has a free thread.
+"""Stealing of jobs that wait behind long ones while another worker has a free thread.
 
 Dask steals tasks from busy workers by how long it expects them to take, which is as long as tasks
 of the same name took before. It steals none that take less than a twentieth of a second on average

@@ -1,4 +1,4 @@
-"""What the scheduler asks of workers about the runs of jobs."""
+"""Remote calls of workers, about the runs of jobs."""
 
 from __future__ import annotations
 
