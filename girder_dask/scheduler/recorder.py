@@ -1,8 +1,9 @@
 """Recorder of job events: it merges them into updates for Girder.
 
-The events of each job become one update, and the updates of many jobs one request. It knows nothing of Dask: it is given events, and a coroutine function that posts updates.
-An idle recorder sends at once; while a request is under way, the next one is coalesced. Updates
-are kept until Girder has answered.
+The events of each job become one update, and the updates of many jobs one request. The recorder
+knows nothing of Dask: it is given events, and a coroutine function that posts updates. If idle it
+sends at once; while a request is under way, the next one is coalesced. Updates are kept until
+Girder has answered.
 """
 
 from __future__ import annotations
