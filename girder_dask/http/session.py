@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.cookiejar
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +10,6 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from girder_dask._version import __version__
 from girder_dask.http.links import resolve_redirect
@@ -70,21 +70,22 @@ class GirderSession(requests.Session):
 class _FreshAdapter(HTTPAdapter):
     """An adapter whose connections are closed after some idle time, before they are used again."""
 
-    def max_idle_s(self) -> float:
-        """Return the idle time after which a connection is closed."""
-        return MAX_IDLE_S
+    _max_idle_s = staticmethod(lambda: MAX_IDLE_S)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Make the pools of connections."""
         super().init_poolmanager(*args, **kwargs)
+        pools = self.poolmanager.pool_classes_by_scheme
         self.poolmanager.pool_classes_by_scheme = {
-            "http": _fresh(HTTPConnectionPool, self.max_idle_s),
-            "https": _fresh(HTTPSConnectionPool, self.max_idle_s),
+            scheme: _fresh(pool, self._max_idle_s) for scheme, pool in pools.items()
         }
 
 
-def _fresh(pool: type[HTTPConnectionPool], max_idle_s: Callable[[], float]) -> Any:
-    class Fresh(pool):  # type: ignore[misc, valid-type]
+@functools.cache
+def _fresh(pool: type, max_idle_s: Callable[[], float]) -> type:
+    """Return a class of pools that close idle connections when they are taken."""
+
+    class Fresh(pool):  # type: ignore[misc]
         def _put_conn(self, connection: Any) -> None:
             if connection is not None:
                 connection.idle_since = time.monotonic()
@@ -119,16 +120,15 @@ class _RetryingSession(GirderSession):
 class _RetryingAdapter(_FreshAdapter):
     """An adapter that retries requests that are idempotent, or that Girder did not see.
 
-    A request with a timeout of its own is made once: its caller handles the failure.
+    Each request has a connection of its own. A request with a timeout of its own is made once: its
+    caller handles the failure.
     """
+
+    _max_idle_s = staticmethod(lambda: 0.0)
 
     def __init__(self, api: str) -> None:
         self._api = api
         super().__init__()
-
-    def max_idle_s(self) -> float:
-        """Return 0: each request has a connection of its own."""
-        return 0.0
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("timeout") is not None:

@@ -54,7 +54,7 @@ def names(cache: FileCache) -> list[str]:
 # -- one process ---------------------------------------------------------------------------
 
 
-def test_a_file_is_fetched_once_and_read_only(cache: FileCache) -> None:
+def test_cache_fetches_a_file_once_and_read_only(cache: FileCache) -> None:
     put(cache, "a.nii.gz")
     with contextlib.closing(cache.lease()) as lease:
         path = lease.get(URL, document(), refuses)
@@ -75,7 +75,9 @@ def test_a_file_is_fetched_once_and_read_only(cache: FileCache) -> None:
         {"name": "renamed.nii.gz"},
     ],
 )
-def test_a_file_that_changed_in_girder_is_another(cache: FileCache, change: dict[str, Any]) -> None:
+def test_cache_key_changes_with_the_file_in_girder(
+    cache: FileCache, change: dict[str, Any]
+) -> None:
     put(cache, "a.nii.gz")
     fetched = []
     changed = document() | change
@@ -88,7 +90,7 @@ def test_a_file_that_changed_in_girder_is_another(cache: FileCache, change: dict
     assert fetched
 
 
-def test_the_same_id_in_another_girder_is_another_file(cache: FileCache) -> None:
+def test_cache_key_differs_for_another_girder(cache: FileCache) -> None:
     put(cache, "a.nii.gz")
     fetched = []
     with contextlib.closing(cache.lease()) as lease:
@@ -107,13 +109,15 @@ def test_the_same_id_in_another_girder_is_another_file(cache: FileCache) -> None
     ],
     ids=["too large", "behind a link", "imported, of unknown time", "of unknown size"],
 )
-def test_what_cannot_be_kept_is_left_to_the_caller(cache: FileCache, file: dict[str, Any]) -> None:
+def test_cache_leaves_what_it_cannot_keep_to_the_caller(
+    cache: FileCache, file: dict[str, Any]
+) -> None:
     with contextlib.closing(cache.lease()) as lease:
         assert lease.get(URL, file, refuses) is None
     assert cache.entries() == []
 
 
-def test_an_imported_file_is_kept_as_long_as_it_has_the_same_time(cache: FileCache) -> None:
+def test_cache_keeps_an_imported_file_while_its_time_is_the_same(cache: FileCache) -> None:
     fetched = []
     for modified in (1.5, 1.5, 2.5):
         with contextlib.closing(cache.lease()) as lease:
@@ -123,7 +127,7 @@ def test_an_imported_file_is_kept_as_long_as_it_has_the_same_time(cache: FileCac
 
 
 @pytest.mark.parametrize("how", ["longer", "as long", "gone", "empty"])
-def test_a_file_that_changed_on_disk_is_fetched_anew(
+def test_cache_fetches_a_file_that_changed_on_disk_again(
     cache: FileCache, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(cache, "a.nii.gz")
@@ -142,7 +146,7 @@ def test_a_file_that_changed_on_disk_is_fetched_anew(
     assert "changed" in caplog.text
 
 
-def test_the_least_recently_used_goes_first(cache: FileCache) -> None:
+def test_cache_evicts_the_least_recently_used_file(cache: FileCache) -> None:
     put(cache, "a", "b", "c")
     put(cache, "a")
     assert names(cache) == ["b", "c", "a"]
@@ -151,7 +155,7 @@ def test_the_least_recently_used_goes_first(cache: FileCache) -> None:
     assert cache.size() == 3000
 
 
-def test_what_is_in_use_stays(cache: FileCache) -> None:
+def test_cache_lease_keeps_its_files(cache: FileCache) -> None:
     with contextlib.closing(cache.lease()) as lease:
         paths = [lease.get(URL, document(name), writes()) for name in "abc"]
         with contextlib.closing(cache.lease()) as another:
@@ -161,7 +165,7 @@ def test_what_is_in_use_stays(cache: FileCache) -> None:
     assert names(cache) == ["b", "c", "d"]
 
 
-def test_two_uses_of_a_file_are_two(cache: FileCache) -> None:
+def test_cache_leases_of_one_file_are_counted(cache: FileCache) -> None:
     cache.max_bytes = 1000
     first, second = cache.lease(), cache.lease()
     assert first.get(URL, document("a"), writes()) is not None
@@ -174,7 +178,7 @@ def test_two_uses_of_a_file_are_two(cache: FileCache) -> None:
     assert names(cache) == ["b"]
 
 
-def test_a_fetch_that_fails_leaves_nothing(cache: FileCache) -> None:
+def test_cache_keeps_nothing_of_a_failed_fetch(cache: FileCache) -> None:
     def breaks(part: Path) -> None:
         part.write_bytes(b"half")
         part.unlink()
@@ -188,7 +192,7 @@ def test_a_fetch_that_fails_leaves_nothing(cache: FileCache) -> None:
     assert cache.size() == 3000
 
 
-def test_a_full_disk_costs_the_files_that_nobody_uses(cache: FileCache) -> None:
+def test_cache_discards_files_without_a_lease_when_the_disk_is_full(cache: FileCache) -> None:
     put(cache, "a", "b")
     tries = []
 
@@ -203,7 +207,7 @@ def test_a_full_disk_costs_the_files_that_nobody_uses(cache: FileCache) -> None:
     assert tries == [["a", "b"], []]
 
 
-def test_the_count_is_made_anew_when_it_is_lost_or_wrong(cache: FileCache) -> None:
+def test_cache_repairs_a_lost_or_wrong_count(cache: FileCache) -> None:
     put(cache, "a", "b", "c")
     for text in ("", "1000000", "nonsense"):
         (cache.directory / "bytes").write_text(text)
@@ -211,7 +215,7 @@ def test_the_count_is_made_anew_when_it_is_lost_or_wrong(cache: FileCache) -> No
         assert cache.size() == 3000
 
 
-def test_a_directory_that_was_cleaned_is_made_again(cache: FileCache) -> None:
+def test_cache_makes_a_removed_directory_again(cache: FileCache) -> None:
     import shutil
 
     put(cache, "a")
@@ -220,7 +224,7 @@ def test_a_directory_that_was_cleaned_is_made_again(cache: FileCache) -> None:
     assert names(cache) == ["a"]
 
 
-def test_a_whole_dataset_takes_one_open_file(cache: FileCache) -> None:
+def test_cache_lease_takes_one_open_file_for_a_dataset(cache: FileCache) -> None:
     cache.max_bytes = 10**6
     with contextlib.closing(cache.lease()) as lease:
         for n in range(50):
@@ -231,7 +235,7 @@ def test_a_whole_dataset_takes_one_open_file(cache: FileCache) -> None:
     assert list(cache.directory.glob("*/users/*")) == []
 
 
-def test_many_threads_fetch_once(cache: FileCache) -> None:
+def test_cache_fetches_once_for_many_threads(cache: FileCache) -> None:
     fetched, got = [], []
     gate = threading.Barrier(16)
 
@@ -250,7 +254,7 @@ def test_many_threads_fetch_once(cache: FileCache) -> None:
     assert None not in got
 
 
-def test_who_waits_can_be_stopped(cache: FileCache) -> None:
+def test_cache_lease_can_be_interrupted_while_it_waits(cache: FileCache) -> None:
     class Stopped(Exception): ...
 
     fetching, done = threading.Event(), threading.Event()
@@ -327,14 +331,14 @@ def fetches(tmp_path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_many_processes_with_threads_fetch_once(start: Any, tmp_path: Path) -> None:
+def test_cache_fetches_once_for_many_processes(start: Any, tmp_path: Path) -> None:
     users = [start(threads=4, pause=0.3) for _ in range(4)]
     said = [line for user in users for line in user.finish()]
     assert said.count("got 1000") == 16
     assert fetches(tmp_path) == 1
 
 
-def test_when_the_one_who_fetches_is_killed_another_does(start: Any, tmp_path: Path) -> None:
+def test_cache_recovers_from_the_death_of_the_fetching_process(start: Any, tmp_path: Path) -> None:
     first = start(hang=True)
     assert first.line() == "half"
     others = [start(threads=2, tell=True) for _ in range(2)]
@@ -347,9 +351,7 @@ def test_when_the_one_who_fetches_is_killed_another_does(start: Any, tmp_path: P
     assert FileCache(tmp_path / "cache", 3500).size() == 1000
 
 
-def test_what_another_process_uses_stays_until_it_ends_or_is_killed(
-    start: Any, cache: FileCache
-) -> None:
+def test_cache_lease_ends_with_its_process(start: Any, cache: FileCache) -> None:
     cache.max_bytes = 1000
     user = start(max_bytes=1000)
     assert [user.line(), user.line()] == ["half", "got 1000"]
@@ -362,7 +364,7 @@ def test_what_another_process_uses_stays_until_it_ends_or_is_killed(
     assert list((cache.directory / "users").iterdir()) == []
 
 
-def test_what_was_killed_on_its_way_makes_room(start: Any, cache: FileCache) -> None:
+def test_cache_frees_the_room_of_a_killed_fetch(start: Any, cache: FileCache) -> None:
     user = start(document("half", 3000), hang=True)
     assert user.line() == "half"
     assert cache.size() == 3000
@@ -373,7 +375,7 @@ def test_what_was_killed_on_its_way_makes_room(start: Any, cache: FileCache) -> 
     assert cache.size() == 1000
 
 
-def test_processes_that_want_more_than_there_is_room_for(start: Any, cache: FileCache) -> None:
+def test_cache_serves_processes_that_want_more_than_its_room(start: Any, cache: FileCache) -> None:
     users = [start(document(f"{n}"), pause=0.1) for n in range(8)]
     # All hold what they got until their input ends, so three get it and five do not.
     got = []
@@ -388,14 +390,14 @@ def test_processes_that_want_more_than_there_is_room_for(start: Any, cache: File
 
 
 @pytest.mark.parametrize("value", [False, "", "false", " False "])
-def test_it_can_be_switched_off(value: Any) -> None:
+def test_open_cache_can_be_switched_off(value: Any) -> None:
     with dask.config.set({"girder.worker.cache-directory": value}):
         assert open_cache() is None
     with dask.config.set({"girder.worker.cache-size": 0}):
         assert open_cache() is None
 
 
-def test_by_default_it_is_a_directory_of_this_user_alone(
+def test_open_cache_makes_a_directory_of_this_user_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -406,7 +408,7 @@ def test_by_default_it_is_a_directory_of_this_user_alone(
     assert stat.S_IMODE(cache.directory.stat().st_mode) == 0o700
 
 
-def test_its_place_and_size_are_configured(tmp_path: Path) -> None:
+def test_open_cache_reads_place_and_size_from_the_configuration(tmp_path: Path) -> None:
     place = {"girder.worker.cache-directory": str(tmp_path / "new" / "cache")}
     with dask.config.set({**place, "girder.worker.cache-size": "2 kB"}):
         cache = open_cache()
@@ -431,7 +433,7 @@ def give_away(path: Path) -> None:
     os.chown(path, 12345, 12345, follow_symlinks=False)
 
 
-def test_a_directory_that_others_may_use_is_refused(tmp_path: Path) -> None:
+def test_open_cache_refuses_a_directory_that_others_may_use(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
     (tmp_path / "private").mkdir(mode=0o700)
@@ -442,14 +444,14 @@ def test_a_directory_that_others_may_use_is_refused(tmp_path: Path) -> None:
     assert "a file, not a directory" in refusal(tmp_path / "file")
 
 
-def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+def test_open_cache_refuses_a_directory_of_another_user(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir(mode=0o700)
     give_away(theirs)
     assert "belongs to another user (uid 12345)" in refusal(theirs)
 
 
-def test_a_directory_that_another_user_could_replace_is_refused(tmp_path: Path) -> None:
+def test_open_cache_refuses_a_directory_that_another_user_could_replace(tmp_path: Path) -> None:
     above = tmp_path / "girder_dask"
     (above / "cache").mkdir(mode=0o700, parents=True)
     above.chmod(0o777)
@@ -462,7 +464,7 @@ def test_a_directory_that_another_user_could_replace_is_refused(tmp_path: Path) 
     assert "who could replace" in refusal(above / "other")
 
 
-def test_a_link_of_another_user_above_it_is_refused(tmp_path: Path) -> None:
+def test_open_cache_refuses_a_link_of_another_user_above_it(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "real")
@@ -470,7 +472,7 @@ def test_a_link_of_another_user_above_it_is_refused(tmp_path: Path) -> None:
     assert f"{link} belongs to another user" in refusal(link / "cache")
 
 
-def test_users_is_not_made_through_a_link(tmp_path: Path) -> None:
+def test_open_cache_makes_users_through_no_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     refusal(tmp_path / "link")
@@ -483,7 +485,7 @@ def test_users_is_not_made_through_a_link(tmp_path: Path) -> None:
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_directory_that_changes_hands_is_not_used_again(tmp_path: Path) -> None:
+def test_cache_does_not_use_a_directory_that_changed_hands(tmp_path: Path) -> None:
     cache = FileCache(tmp_path / "cache", 10)
     give_away(tmp_path / "cache")
     with pytest.raises(PermissionError):

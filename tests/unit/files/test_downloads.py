@@ -1,4 +1,4 @@
-"""Files that come from a Girder which breaks, changes them, or sends what they are not."""
+"""Downloads from a Girder that fails, changes its files or sends other content."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sha512(content: bytes) -> str:
     return hashlib.sha512(content).hexdigest()
 
 
-def test_all_of_a_file_comes_and_is_told_of(girder: FileGirder, gc: Any, path: Path) -> None:
+def test_download_writes_and_reports_all_bytes(girder: FileGirder, gc: Any, path: Path) -> None:
     told: list[tuple[int, int | None, str]] = []
     file = girder.put("a.bin", CONTENT * 3, sha512=sha512(CONTENT * 3))
     download(gc, file, path, lambda *what: told.append(what))
@@ -61,13 +61,13 @@ def test_all_of_a_file_comes_and_is_told_of(girder: FileGirder, gc: Any, path: P
     assert set(girder.tokens) == {"TOKEN"}
 
 
-def test_an_empty_file(girder: FileGirder, gc: Any, path: Path) -> None:
+def test_download_writes_an_empty_file(girder: FileGirder, gc: Any, path: Path) -> None:
     download(gc, girder.put("empty", b"", sha512=sha512(b"")), path, ignore)
     assert path.read_bytes() == b""
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["checksum", "no checksum"])
-def test_a_broken_connection_is_resumed_where_it_broke(
+def test_download_resumes_where_the_connection_broke(
     girder: FileGirder, gc: Any, path: Path, known: bool
 ) -> None:
     file = girder.put("a.bin", CONTENT, **({"sha512": sha512(CONTENT)} if known else {}))
@@ -80,13 +80,15 @@ def test_a_broken_connection_is_resumed_where_it_broke(
     assert ranges[0] == ranges[1]
 
 
-def test_where_parts_are_not_given_it_begins_anew(girder: FileGirder, gc: Any, path: Path) -> None:
+def test_download_restarts_where_ranges_are_not_served(
+    girder: FileGirder, gc: Any, path: Path
+) -> None:
     girder.cuts, girder.resumes = [300_000], False
     download(gc, girder.put("a.bin", CONTENT, sha512=sha512(CONTENT)), path, ignore)
     assert path.read_bytes() == CONTENT
 
 
-def test_a_girder_that_is_away_for_a_moment(girder: FileGirder, gc: Any, path: Path) -> None:
+def test_download_waits_for_a_girder_that_is_away(girder: FileGirder, gc: Any, path: Path) -> None:
     faults: list[Any] = [503, Cut(), 500, 429]
 
     def fault(_: str) -> int | None:
@@ -103,7 +105,9 @@ def test_a_girder_that_is_away_for_a_moment(girder: FileGirder, gc: Any, path: P
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 501])
-def test_a_refusal_is_taken_at_once(girder: FileGirder, gc: Any, path: Path, status: int) -> None:
+def test_download_raises_refusals_at_once(
+    girder: FileGirder, gc: Any, path: Path, status: int
+) -> None:
     girder.fault = lambda _: status
     with pytest.raises(requests.HTTPError):
         download(gc, girder.put("a.bin", b"abc"), path, ignore)
@@ -111,7 +115,7 @@ def test_a_refusal_is_taken_at_once(girder: FileGirder, gc: Any, path: Path, sta
     assert not path.exists()
 
 
-def test_an_internal_error_that_stays_is_not_asked_for_long(
+def test_download_gives_up_on_an_internal_error_that_stays(
     girder: FileGirder, gc: Any, path: Path
 ) -> None:
     girder.fault = lambda what: None if "user/me" in what else 500
@@ -120,7 +124,7 @@ def test_an_internal_error_that_stays_is_not_asked_for_long(
     assert len([what for what in girder.asked if "user/me" not in what]) == 3
 
 
-def test_internal_errors_of_a_girder_that_has_no_database_are_waited_for(
+def test_download_waits_for_a_girder_without_database(
     girder: FileGirder, gc: Any, path: Path
 ) -> None:
     def fault(_: str) -> int | None:
@@ -132,7 +136,9 @@ def test_internal_errors_of_a_girder_that_has_no_database_are_waited_for(
     assert path.read_bytes() == b"abc"
 
 
-def test_a_girder_that_stays_away_is_given_up(gc: Any, girder: FileGirder, path: Path) -> None:
+def test_download_gives_up_on_a_girder_that_stays_away(
+    gc: Any, girder: FileGirder, path: Path
+) -> None:
     girder.fault = lambda _: 503
     with (
         dask.config.set({"girder.worker.retry-time": "1 s"}),
@@ -143,9 +149,7 @@ def test_a_girder_that_stays_away_is_given_up(gc: Any, girder: FileGirder, path:
     assert not path.exists()
 
 
-def test_what_is_not_as_its_checksum_says_is_refused(
-    girder: FileGirder, gc: Any, path: Path
-) -> None:
+def test_download_refuses_another_checksum(girder: FileGirder, gc: Any, path: Path) -> None:
     file = girder.put("a.bin", b"abc", sha512=sha512(b"abd"))
     with pytest.raises(TransformError, match=r"a\.bin is not what was put into Girder"):
         download(gc, file, path, ignore)
@@ -154,9 +158,7 @@ def test_what_is_not_as_its_checksum_says_is_refused(
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_what_has_another_size_is_refused(
-    girder: FileGirder, gc: Any, path: Path, size: int
-) -> None:
+def test_download_refuses_another_size(girder: FileGirder, gc: Any, path: Path, size: int) -> None:
     file = girder.put("a.bin", b"abc")
     file["size"] = girder.documents["id0"]["size"] = size
     with pytest.raises(TransformError, match=rf"a\.bin has {size} bytes in Girder, but 3 arrived"):
@@ -165,9 +167,7 @@ def test_what_has_another_size_is_refused(
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["checksum", "no checksum"])
-def test_a_file_that_changes_under_way_is_told_of(
-    girder: FileGirder, gc: Any, path: Path, known: bool
-) -> None:
+def test_download_raises_file_changed(girder: FileGirder, gc: Any, path: Path, known: bool) -> None:
     file = girder.put("a.bin", CONTENT, **({"sha512": sha512(CONTENT)} if known else {}))
     changed = CONTENT[::-1]
     girder.cuts = [300_000]
@@ -184,7 +184,7 @@ def test_a_file_that_changes_under_way_is_told_of(
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_transform_begins_anew_with_a_file_that_changed(
+def test_file_fetcher_restarts_with_a_file_that_changed(
     girder: FileGirder, gc: Any, tmp_path: Path, cached: bool
 ) -> None:
     girder.put("a.bin", CONTENT)
@@ -204,7 +204,7 @@ def test_a_transform_begins_anew_with_a_file_that_changed(
         assert transform.cache.size() == len(changed)
 
 
-def test_a_file_that_changes_again_and_again_is_given_up(
+def test_file_fetcher_gives_up_on_a_file_that_keeps_changing(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
     girder.put("a.bin", b"")
@@ -220,7 +220,7 @@ def test_a_file_that_changes_again_and_again_is_given_up(
         transform.transform()
 
 
-def test_a_full_disk_is_said_and_nothing_is_left(
+def test_download_raises_disk_full_and_leaves_nothing(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
     girder.put("a.bin", CONTENT)
@@ -242,7 +242,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(
     assert list(tmp_path.rglob("a.bin")) == []
 
 
-def test_the_token_is_not_given_to_another_site(girder: FileGirder, gc: Any, path: Path) -> None:
+def test_download_sends_no_token_to_another_site(girder: FileGirder, gc: Any, path: Path) -> None:
     with serving_files() as other:
         file = girder.put("a.bin", CONTENT, sha512=sha512(CONTENT))
         other.put("a.bin", CONTENT)
@@ -264,7 +264,7 @@ def test_the_token_is_not_given_to_another_site(girder: FileGirder, gc: Any, pat
         assert set(other.tokens) == {None}
 
 
-def test_a_place_that_is_down_is_not_girder_and_its_address_is_not_told(
+def test_download_names_a_storage_server_without_its_address(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
     with serving_files() as other:
@@ -281,7 +281,9 @@ def test_a_place_that_is_down_is_not_girder_and_its_address_is_not_told(
     )
 
 
-def test_a_link_is_followed_and_never_kept(girder: FileGirder, gc: Any, tmp_path: Path) -> None:
+def test_download_follows_a_link_that_the_cache_never_keeps(
+    girder: FileGirder, gc: Any, tmp_path: Path
+) -> None:
     with serving_files() as other:
         other.put("there", b"one")
         file = girder.put("a.bin", b"", linkUrl=other.url)
@@ -296,7 +298,9 @@ def test_a_link_is_followed_and_never_kept(girder: FileGirder, gc: Any, tmp_path
         assert transform.cache.entries() == []
 
 
-def test_redirects_have_an_end(girder: FileGirder, gc: Any, path: Path) -> None:
+def test_download_follows_a_limited_number_of_redirects(
+    girder: FileGirder, gc: Any, path: Path
+) -> None:
     girder.elsewhere = girder.url
     with pytest.raises(requests.RequestException, match="from one address to the next"):
         download(gc, girder.put("a.bin", b"abc"), path, ignore)
@@ -307,7 +311,7 @@ def test_redirects_have_an_end(girder: FileGirder, gc: Any, path: Path) -> None:
 # -- through the cache -----------------------------------------------------------------------
 
 
-def test_each_job_asks_for_the_file_with_its_own_token(
+def test_girder_file_id_asks_with_the_token_of_each_job(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
     girder.put("a.bin", CONTENT, sha512=sha512(CONTENT))
@@ -331,7 +335,7 @@ def test_each_job_asks_for_the_file_with_its_own_token(
     assert get("fourth").read_bytes() == b"new"
 
 
-def test_what_a_task_deletes_or_replaces_is_its_own(
+def test_girder_file_id_gives_each_task_its_own_name_of_a_cached_file(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
     girder.put("a.bin", CONTENT)
@@ -357,7 +361,7 @@ def test_what_a_task_deletes_or_replaces_is_its_own(
     assert girder.count("GET file/id0/download") == 2
 
 
-def test_a_cache_that_breaks_costs_only_time(
+def test_girder_file_id_works_without_a_broken_cache(
     girder: FileGirder, gc: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     girder.put("a.bin", CONTENT)
@@ -368,7 +372,7 @@ def test_a_cache_that_breaks_costs_only_time(
     assert "The cache of files cannot be used" in caplog.text
 
 
-def test_an_item_keeps_extensions_where_names_collide(
+def test_girder_item_id_keeps_extensions_where_names_collide(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
     for name, content in (("a.nii.gz", b"1"), ("a.nii.gz", b"2"), ("../b", b"3"), ("empty", b"")):
@@ -413,7 +417,7 @@ def direct(gc: Any, work_dir: Path, **more: Any) -> Path:
 
 
 @pytest.mark.parametrize("how", ["environment", "configuration"])
-def test_a_file_is_used_in_place(
+def test_girder_file_id_allow_direct_uses_a_file_in_place(
     place: Path, gc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.delenv("GW_DIRECT_PATHS", raising=False)
@@ -426,7 +430,7 @@ def test_a_file_is_used_in_place(
 
 
 @pytest.mark.parametrize("what", ["gone", "size", "time", "directory", "not told", "refused"])
-def test_what_is_not_surely_the_file_is_fetched(
+def test_girder_file_id_allow_direct_fetches_what_may_be_another_file(
     place: Path,
     girder: FileGirder,
     gc: Any,
@@ -454,7 +458,7 @@ def test_what_is_not_surely_the_file_is_fetched(
     assert not direct(gc, tmp_path, local_path=str(tmp_path / "theirs")).is_symlink()
 
 
-def test_in_place_or_not_the_file_must_be_readable(
+def test_girder_file_id_allow_direct_needs_read_access(
     place: Path, girder: FileGirder, gc: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GW_DIRECT_PATHS", "1")
@@ -463,7 +467,7 @@ def test_in_place_or_not_the_file_must_be_readable(
         GirderFileIdAllowDirect("id0", local_path=str(place), gc=gc).transform()
 
 
-def test_a_closed_port_is_tried_again_and_then_said(tmp_path: Path) -> None:
+def test_girder_file_id_retries_a_closed_port(tmp_path: Path) -> None:
     config.get("worker.retry-time")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

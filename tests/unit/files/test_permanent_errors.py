@@ -1,4 +1,4 @@
-"""Faults that stay as they are: told at once, by whoever failed, and not tried again."""
+"""Errors that persist: raised at once, with the party that failed, and not retried."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def untrusted(tmp_path: Path) -> Iterator[Tls]:
     server.close()
 
 
-def test_an_untrusted_certificate_is_told_at_once(untrusted: Tls, tmp_path: Path) -> None:
+def test_girder_file_id_raises_for_an_untrusted_certificate_at_once(
+    untrusted: Tls, tmp_path: Path
+) -> None:
     error = fetch(f"https://localhost:{untrusted.port}/api/v1", tmp_path)
     assert str(error) == (
         "GirderFileId('id0'): the file cannot be fetched. The certificate of Girder at "
@@ -121,7 +123,7 @@ def test_an_untrusted_certificate_is_told_at_once(untrusted: Tls, tmp_path: Path
     assert untrusted.connections == 1
 
 
-def test_so_it_is_for_what_a_task_asks_and_its_children(untrusted: Tls) -> None:
+def test_clients_raise_for_an_untrusted_certificate_at_once(untrusted: Tls) -> None:
     url = f"https://localhost:{untrusted.port}/api/v1"
     with pytest.raises(requests.exceptions.SSLError):
         GirderClient(url, "TOKEN", make_retrying_session).get("user/me")
@@ -132,7 +134,7 @@ def test_so_it_is_for_what_a_task_asks_and_its_children(untrusted: Tls) -> None:
     assert untrusted.connections == 2
 
 
-def test_what_speaks_no_tls_is_told_at_once(girder: FileGirder, tmp_path: Path) -> None:
+def test_girder_file_id_raises_without_tls_at_once(girder: FileGirder, tmp_path: Path) -> None:
     error = fetch(girder.url.replace("http:", "https:"), tmp_path)
     assert "speaks no TLS that this worker understands" in str(error)
     assert error.permanent
@@ -147,7 +149,9 @@ def test_what_speaks_no_tls_is_told_at_once(girder: FileGirder, tmp_path: Path) 
         (ssl.SSLZeroReturnError("closed"), True),
     ],
 )
-def test_a_connection_that_breaks_is_no_certificate(cause: Exception, transient: bool) -> None:
+def test_is_transient_tells_broken_connections_from_certificates(
+    cause: Exception, transient: bool
+) -> None:
     from urllib3.exceptions import MaxRetryError, SSLError
 
     wrapped = MaxRetryError(None, "/", SSLError(cause))  # type: ignore[arg-type]
@@ -157,7 +161,9 @@ def test_a_connection_that_breaks_is_no_certificate(cause: Exception, transient:
 # -- files ---------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_shorter_on_disk_is_told_at_once(girder: FileGirder, tmp_path: Path) -> None:
+def test_girder_file_id_raises_for_a_truncated_file_at_once(
+    girder: FileGirder, tmp_path: Path
+) -> None:
     girder.put("a.bin", bytes(1_000_000))
     girder.cuts = [300_000, *[1_000] * 20]
     error = fetch(girder.url, tmp_path)
@@ -167,14 +173,14 @@ def test_a_file_that_is_shorter_on_disk_is_told_at_once(girder: FileGirder, tmp_
     assert list(tmp_path.rglob("a.bin")) == []
 
 
-def test_a_file_that_is_not_there_is_asked_for_once(girder: FileGirder, tmp_path: Path) -> None:
+def test_girder_file_id_asks_once_for_a_missing_file(girder: FileGirder, tmp_path: Path) -> None:
     error = fetch(girder.url, tmp_path)
     assert "There is no such file in Girder" in str(error)
     assert error.permanent
     assert girder.asked == ["GET file/id0"]
 
 
-def test_a_file_whose_content_is_lost_is_told_at_once(girder: FileGirder, tmp_path: Path) -> None:
+def test_girder_file_id_raises_for_lost_content_at_once(girder: FileGirder, tmp_path: Path) -> None:
     girder.put("a.bin", b"abc")
     girder.lost = True
     error = fetch(girder.url, tmp_path)
@@ -183,7 +189,7 @@ def test_a_file_whose_content_is_lost_is_told_at_once(girder: FileGirder, tmp_pa
     assert girder.count("GET file/id0/download") == 1
 
 
-def test_a_proxy_that_refuses_is_not_asked_again() -> None:
+def test_is_transient_gives_up_on_a_proxy_that_refuses() -> None:
     from urllib3.exceptions import MaxRetryError, ProxyError
 
     for said, transient in (("407 Proxy Authentication Required", False), ("503 Busy", True)):
@@ -193,18 +199,22 @@ def test_a_proxy_that_refuses_is_not_asked_again() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_refusals_are_permanent(girder: FileGirder, tmp_path: Path, status: int) -> None:
+def test_girder_file_id_raises_refusals_as_permanent(
+    girder: FileGirder, tmp_path: Path, status: int
+) -> None:
     girder.fault = lambda _: status
     assert fetch(girder.url, tmp_path).permanent
 
 
-def test_a_girder_that_stays_away_is_not_permanent(girder: FileGirder, tmp_path: Path) -> None:
+def test_girder_file_id_raises_an_outage_as_not_permanent(
+    girder: FileGirder, tmp_path: Path
+) -> None:
     girder.fault = lambda _: 503
     with dask.config.set({"girder.worker.retry-time": "0.1 s"}):
         assert not fetch(girder.url, tmp_path).permanent
 
 
-def test_what_fails_elsewhere_is_not_told_as_girder(
+def test_girder_file_id_does_not_blame_girder_for_a_storage_server(
     girder: FileGirder,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -233,7 +243,7 @@ def test_what_fails_elsewhere_is_not_told_as_girder(
     assert error.permanent
 
 
-def test_a_link_is_not_waited_for_as_girder_is(
+def test_girder_file_id_waits_less_for_a_link_than_for_girder(
     girder: FileGirder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("girder_dask.files.downloads._LINK_RETRY_TIME_S", 1.0)
@@ -257,7 +267,7 @@ def test_a_link_is_not_waited_for_as_girder_is(
     assert set(site.ranges) == {None}, "what is there may be another file by now"
 
 
-def test_an_error_of_another_host_says_whose_it_is() -> None:
+def test_storage_server_error_names_its_host() -> None:
     response = requests.Response()
     response.status_code, response.reason = 404, "Not Found"
     error = StorageServerError("data.example.org", requests.HTTPError(response=response), LINK)
@@ -270,9 +280,7 @@ def test_an_error_of_another_host_says_whose_it_is() -> None:
     assert is_transient(StorageServerError("data.example.org", requests.ConnectionError()))
 
 
-def test_internal_errors_are_looked_into_with_the_clients_own_session(
-    girder: FileGirder, tmp_path: Path
-) -> None:
+def test_download_probes_with_the_session_of_the_client(girder: FileGirder, tmp_path: Path) -> None:
     """The token goes with it, and so has to go where the client itself would send it."""
     client = GirderClient(girder.url, "TOKEN", make_retrying_session)
     client.attributes = {"params": {"site": "7"}}
@@ -288,7 +296,7 @@ def test_internal_errors_are_looked_into_with_the_clients_own_session(
 
 
 @pytest.mark.parametrize("permanent", [True, False])
-def test_the_end_of_a_run_says_whether_it_would_end_so_again(permanent: bool) -> None:
+def test_failure_of_tells_permanent_errors(permanent: bool) -> None:
     spec = JobSpec(id="5f", attempt=1, task="a:b", payload=b"", retries=2)
     error = TransformError("No such file.", permanent=permanent)
     failure = failure_of(error, spec, WorkerLocation("tcp://a", "b"), started=False, reason=None)
@@ -297,7 +305,7 @@ def test_the_end_of_a_run_says_whether_it_would_end_so_again(permanent: bool) ->
     assert failure.error == "girder_dask.errors.TransformError: No such file."
 
 
-def test_an_input_that_is_refused_is_permanent() -> None:
+def test_resolved_raises_a_refused_input_as_permanent() -> None:
     with serving() as peer:
         peer.answers = {"GET dask/job/5f/result": (404, {"message": "gone"})}
         job = RunningJob(girder_client=GirderClient(peer.url, "TOKEN", make_retrying_session))
@@ -313,7 +321,7 @@ def test_an_input_that_is_refused_is_permanent() -> None:
 def noop() -> None: ...
 
 
-def test_attributes_of_the_session_count_for_children_too() -> None:
+def test_child_jobs_use_the_attributes_of_the_session() -> None:
     with serving() as peer:
         peer.answers = {
             "POST dask/job?site=7": (200, {"jobs": [{"_id": "5e", "status": 1}]}),
@@ -336,7 +344,7 @@ def test_attributes_of_the_session_count_for_children_too() -> None:
     assert {headers["Girder-Token"] for headers in peer.headers} == {"TOKEN"}
 
 
-def test_a_cut_is_still_resumed(girder: FileGirder, tmp_path: Path) -> None:
+def test_download_resumes_after_answers_without_a_byte(girder: FileGirder, tmp_path: Path) -> None:
     """Three answers without a byte may be a proxy that restarts."""
     content = bytes(range(256)) * 4096
     girder.cuts = [300_000, 0, 0, 0]

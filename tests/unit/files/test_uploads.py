@@ -1,4 +1,4 @@
-"""Files on their way into a Girder that breaks."""
+"""Uploads into a Girder that fails."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ITEM, FOLDER = ("item", "item1"), ("folder", "folder1")
 
 
 @pytest.mark.parametrize("parent", [ITEM, FOLDER])
-def test_a_file_arrives_in_pieces_and_is_told_of(
+def test_upload_sends_and_reports_pieces(
     girder: FileGirder, gc: Any, source: Path, parent: tuple[str, str]
 ) -> None:
     told: list[tuple[int, int | None, str]] = []
@@ -69,7 +69,7 @@ def test_a_file_arrives_in_pieces_and_is_told_of(
 
 
 @pytest.mark.parametrize("parent", [ITEM, FOLDER])
-def test_an_empty_file_is_made(
+def test_upload_makes_an_empty_file(
     girder: FileGirder, gc: Any, tmp_path: Path, parent: tuple[str, str]
 ) -> None:
     (tmp_path / "empty").touch()
@@ -78,7 +78,7 @@ def test_an_empty_file_is_made(
     assert girder.count("POST file") == 1
 
 
-def test_an_empty_file_that_may_be_made_is_not_made_twice(
+def test_upload_does_not_make_an_empty_file_twice(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").touch()
@@ -92,7 +92,9 @@ def test_an_empty_file_that_may_be_made_is_not_made_twice(
     assert girder.count("POST file") == 1
 
 
-def test_options_are_those_of_girder_client(girder: FileGirder, gc: Any, source: Path) -> None:
+def test_upload_takes_the_options_of_girder_client(
+    girder: FileGirder, gc: Any, source: Path
+) -> None:
     seen: list[Any] = []
     options = {"filename": "in/b.txt", "mimeType": "text/x", "progressCallback": seen.append}
     upload(gc, FOLDER, source, options)
@@ -114,7 +116,7 @@ def test_options_are_those_of_girder_client(girder: FileGirder, gc: Any, source:
         (["half", "half"], 3),
     ],
 )
-def test_a_connection_that_breaks_costs_no_byte(
+def test_upload_loses_no_byte_when_a_connection_breaks(
     girder: FileGirder, gc: Any, source: Path, fates: list[str], uploads: int
 ) -> None:
     girder.chunks = fates
@@ -124,14 +126,14 @@ def test_a_connection_that_breaks_costs_no_byte(
     assert girder.uploads == {}
 
 
-def test_a_girder_that_is_away_for_a_moment(girder: FileGirder, gc: Any, source: Path) -> None:
+def test_upload_waits_for_a_girder_that_is_away(girder: FileGirder, gc: Any, source: Path) -> None:
     faults: dict[str, list[int]] = {"POST file": [503, 502], "POST file/chunk": [503, 504]}
     girder.fault = lambda what: faults[what].pop(0) if faults.get(what) else None
     upload(gc, FOLDER, source)
     assert list(girder.contents.values()) == [CONTENT]
 
 
-def test_a_refusal_is_taken_at_once(girder: FileGirder, gc: Any, source: Path) -> None:
+def test_upload_raises_refusals_at_once(girder: FileGirder, gc: Any, source: Path) -> None:
     for what in ("POST file", "POST file/chunk"):
         girder.asked.clear()
         girder.fault = lambda asked, what=what: 403 if asked == what else None  # type: ignore[misc]
@@ -143,7 +145,7 @@ def test_a_refusal_is_taken_at_once(girder: FileGirder, gc: Any, source: Path) -
         transform.transform(source)
 
 
-def test_in_an_item_a_file_takes_the_place_of_the_one_of_its_name(
+def test_upload_replaces_the_file_of_the_same_name_in_an_item(
     girder: FileGirder, gc: Any, source: Path
 ) -> None:
     upload(gc, ITEM, source)
@@ -157,7 +159,7 @@ def test_in_an_item_a_file_takes_the_place_of_the_one_of_its_name(
         assert list(girder.contents.values()) == [content]
 
 
-def test_progress_counts_all_files_of_a_directory(
+def test_girder_upload_to_item_reports_all_files_of_a_directory(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -170,7 +172,7 @@ def test_progress_counts_all_files_of_a_directory(
     assert told == [(1000, 1500, "a"), (1500, 1500, "c")]
 
 
-def test_an_artifact_is_sent_again_as_a_whole(tmp_path: Path) -> None:
+def test_send_artifact_sends_a_file_again_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "plot.png").write_bytes(CONTENT)
     (tmp_path / "empty").touch()
     told: list[Any] = []
@@ -192,7 +194,7 @@ def away(peer: Any, route: str, answer: Any) -> None:
     peer.answers[route] = lambda _: answers.pop(0)
 
 
-def test_a_girder_that_is_away_when_an_item_is_asked_for_its_files(
+def test_upload_waits_for_the_list_of_files_of_an_item(
     girder: FileGirder, gc: Any, source: Path
 ) -> None:
     faults = [503, 502]
@@ -202,7 +204,7 @@ def test_a_girder_that_is_away_when_an_item_is_asked_for_its_files(
     assert list(girder.contents.values()) == [CONTENT]
 
 
-def test_a_girder_that_is_away_when_metadata_is_set(girder: FileGirder) -> None:
+def test_girder_item_metadata_waits_for_a_girder_that_is_away(girder: FileGirder) -> None:
     with serving() as peer:
         peer.answers["PUT item/5f/metadata"] = (200, {})
         away(peer, "PUT item/5f/metadata", {})
@@ -211,7 +213,7 @@ def test_a_girder_that_is_away_when_metadata_is_set(girder: FileGirder) -> None:
         assert peer.bodies == [b'{"a": 1}'] * 3
 
 
-def test_each_hook_says_of_which_attempt_it_is(tmp_path: Path) -> None:
+def test_hooks_name_their_attempt(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with serving() as peer:
         peer.answers["POST job/5f/artifact?name=a&size=0"] = (200, {})
@@ -237,7 +239,9 @@ def test_each_hook_says_of_which_attempt_it_is(tmp_path: Path) -> None:
         assert named == [("5e", "2")] * 3
 
 
-def test_a_girder_that_is_away_when_a_folder_is_made(girder: FileGirder, tmp_path: Path) -> None:
+def test_girder_upload_to_folder_waits_for_a_girder_that_is_away(
+    girder: FileGirder, tmp_path: Path
+) -> None:
     (tmp_path / "out" / "sub").mkdir(parents=True)
     with serving() as peer:
 
@@ -251,20 +255,20 @@ def test_a_girder_that_is_away_when_a_folder_is_made(girder: FileGirder, tmp_pat
         assert peer.asked == ["POST folder"] * 3
 
 
-def test_what_is_not_plain_is_no_metadata() -> None:
+def test_girder_item_metadata_refuses_what_is_not_plain() -> None:
     client = girder_client.GirderClient(apiUrl="http://127.0.0.1:1/api/v1")
     with pytest.raises(TransformError, match=r"cannot be metadata.*plain values"):
         GirderItemMetadata("5f", gc=client).transform({"a": object()})
 
 
 @pytest.mark.parametrize("value", [None, 7])
-def test_an_artifact_is_a_path(value: Any) -> None:
+def test_girder_upload_job_artifact_needs_a_path(value: Any) -> None:
     with pytest.raises(TransformError, match=f"returned {value}, which is not a path"):
         GirderUploadJobArtifact("5f", gc=object()).transform(value)
 
 
 @pytest.mark.parametrize("kind", [GirderUploadJobArtifact, GirderUploadToFolder])
-def test_a_name_that_is_no_utf8_is_said_before_anything_is_sent(tmp_path: Path, kind: Any) -> None:
+def test_uploads_refuse_a_name_that_is_not_utf8_before_they_send(tmp_path: Path, kind: Any) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").touch()
     (tmp_path / "out" / "b\udcff").touch()
@@ -275,7 +279,7 @@ def test_a_name_that_is_no_utf8_is_said_before_anything_is_sent(tmp_path: Path, 
         assert peer.asked == []
 
 
-def test_a_file_that_cannot_be_attached_holds_no_other_up(tmp_path: Path) -> None:
+def test_girder_upload_job_artifact_attaches_the_other_files(tmp_path: Path) -> None:
     for name in ("a", "b\n", "c"):
         (tmp_path / name).touch()
     with serving() as peer:

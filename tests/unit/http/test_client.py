@@ -1,4 +1,4 @@
-"""Requests to Girder, against a server that answers over HTTP."""
+"""The client of Girder's API, against a server that answers over HTTP."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def unknown_token(good: str) -> object:
     return check
 
 
-def test_a_token_goes_in_a_header_and_nowhere_else(peer: Peer) -> None:
+def test_api_client_sends_its_token_in_a_header_only(peer: Peer) -> None:
     api = ApiClient(peer.url + "/", token=SECRET)
     assert api.request("GET", "job/1") == {"n": 1}
     assert api.request("POST", "dask/job", {"x": "é"}) == {"n": 2}
@@ -61,7 +61,7 @@ def test_a_token_goes_in_a_header_and_nowhere_else(peer: Peer) -> None:
     assert SECRET not in repr(api)
 
 
-def test_a_key_gives_a_token_that_is_used_until_it_expires(peer: Peer) -> None:
+def test_api_client_exchanges_its_key_for_a_token_until_that_expires(peer: Peer) -> None:
     api = ApiClient(peer.url, api_key=SECRET)
     api.request("GET", "job/1")
     api.request("GET", "job/1")
@@ -71,7 +71,7 @@ def test_a_key_gives_a_token_that_is_used_until_it_expires(peer: Peer) -> None:
     assert peer.asked[3:] == [POST, SIGN_IN, POST]
 
 
-def test_many_threads_sign_in_once(peer: Peer) -> None:
+def test_api_client_signs_in_once_for_many_threads(peer: Peer) -> None:
     api = ApiClient(peer.url, api_key=SECRET)
     threads = [threading.Thread(target=api.request, args=("GET", "job/1")) for _ in range(8)]
     for thread in threads:
@@ -82,7 +82,7 @@ def test_many_threads_sign_in_once(peer: Peer) -> None:
     assert peer.asked.count(GET) == 8
 
 
-def test_a_token_that_girder_does_not_know_is_an_error(peer: Peer) -> None:
+def test_api_client_with_an_unknown_token_raises(peer: Peer) -> None:
     peer.answers[GET] = unknown_token("other")  # type: ignore[assignment]
     with pytest.raises(GirderError, match="401 to GET job/1: You must be logged in") as caught:
         ApiClient(peer.url, token=SECRET).request("GET", "job/1")
@@ -90,27 +90,27 @@ def test_a_token_that_girder_does_not_know_is_an_error(peer: Peer) -> None:
     assert SECRET not in str(caught.value)
 
 
-def test_a_wrong_key_is_an_error_that_does_not_show_it(peer: Peer) -> None:
+def test_api_client_with_a_wrong_key_raises_without_showing_it(peer: Peer) -> None:
     with pytest.raises(GirderError, match=r"Invalid API key\.") as caught:
         ApiClient(peer.url, api_key="wrong-secret").request("GET", "job/1")
     assert "wrong-secret" not in str(caught.value)
 
 
-def test_what_may_be_repeated_is_until_girder_is_back(peer: Peer) -> None:
+def test_api_client_repeats_requests_until_girder_is_back(peer: Peer) -> None:
     answers: list[Answer] = [(503, b"starting"), (502, b""), (200, {"n": 9})]
     peer.answers[GET] = lambda _: answers.pop(0)
     assert ApiClient(peer.url, token="t").request("GET", "job/1") == {"n": 9}
     assert peer.asked == [GET] * 3
 
 
-def test_what_may_not_be_repeated_is_sent_once(peer: Peer) -> None:
+def test_api_client_sends_once_what_may_not_be_repeated(peer: Peer) -> None:
     peer.answers[POST] = (502, b"")
     with pytest.raises(GirderError, match="answered 502 to POST dask/job"):
         ApiClient(peer.url, token="t").request("POST", "dask/job", {}, repeat=False)
     assert peer.asked == [POST]
 
 
-def test_a_connection_that_breaks_in_the_middle_is_no_reason_to_send_twice() -> None:
+def test_api_client_does_not_send_twice_after_a_broken_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         seen = []
 
@@ -137,7 +137,7 @@ def test_a_connection_that_breaks_in_the_middle_is_no_reason_to_send_twice() -> 
     assert sum(data.startswith(b"POST") for data in seen) == 1
 
 
-def test_what_was_not_sent_is_tried_again(free_port: int) -> None:
+def test_api_client_repeats_what_was_not_sent(free_port: int) -> None:
     api = ApiClient(f"http://127.0.0.1:{free_port}/api/v1", token="t")
     begun = time.monotonic()
     with pytest.raises(GirderError, match=f"does not answer at .*{free_port}.* refused"):
@@ -145,7 +145,7 @@ def test_what_was_not_sent_is_tried_again(free_port: int) -> None:
     assert time.monotonic() - begun > 0.3
 
 
-def test_an_error_of_girder_is_not_repeated(peer: Peer) -> None:
+def test_api_client_does_not_repeat_internal_errors(peer: Peer) -> None:
     peer.answers[GET] = (500, {"message": "Internal error"})
     with pytest.raises(GirderError, match="Internal error") as caught:
         ApiClient(peer.url, token="t").request("GET", "job/1")
@@ -153,7 +153,7 @@ def test_an_error_of_girder_is_not_repeated(peer: Peer) -> None:
     assert peer.asked == [GET]
 
 
-def test_a_job_waits_until_girder_has_no_errors_any_more(peer: Peer) -> None:
+def test_api_client_of_a_job_repeats_internal_errors(peer: Peer) -> None:
     answers: list[Answer] = [(500, {"message": "No database"}), (429, b""), (200, {"n": 9})]
     peer.answers[POST] = lambda _: answers.pop(0)
     api = ApiClient(peer.url, token="t", retry_time_s=20, retry_internal_errors=True)
@@ -161,7 +161,7 @@ def test_a_job_waits_until_girder_has_no_errors_any_more(peer: Peer) -> None:
     assert peer.asked.count(POST) == 3
 
 
-def test_a_job_waits_while_girder_has_errors_everywhere(peer: Peer) -> None:
+def test_api_client_of_a_job_waits_for_a_girder_that_is_not_well(peer: Peer) -> None:
     answers: list[Answer] = [(500, {})] * 4 + [(200, {"n": 9})]
     peer.answers |= {GET: lambda _: answers.pop(0), "GET user/me": (500, {})}
     assert ApiClient(peer.url, token="t", retry_time_s=20, retry_internal_errors=True).request(
@@ -169,7 +169,7 @@ def test_a_job_waits_while_girder_has_errors_everywhere(peer: Peer) -> None:
     ) == {"n": 9}
 
 
-def test_a_job_does_not_wait_for_what_stays_broken(peer: Peer) -> None:
+def test_api_client_of_a_job_gives_up_on_a_request_that_stays_broken(peer: Peer) -> None:
     peer.answers |= {GET: (500, {"message": "Internal error"}), "GET user/me": (200, {})}
     with pytest.raises(GirderError, match="Internal error") as caught:
         ApiClient(peer.url, token="t", retry_time_s=60, retry_internal_errors=True).request(
@@ -180,7 +180,9 @@ def test_a_job_does_not_wait_for_what_stays_broken(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("endures", [True, False])
-def test_a_wait_is_interrupted_soon(free_port: int, endures: bool) -> None:
+def test_api_client_lets_an_interruption_through_while_it_waits(
+    free_port: int, endures: bool
+) -> None:
     api = ApiClient(
         f"http://127.0.0.1:{free_port}/api/v1",
         token="t",
@@ -206,7 +208,7 @@ def test_a_wait_is_interrupted_soon(free_port: int, endures: bool) -> None:
     assert ended[0] - asked < 1
 
 
-def test_the_token_does_not_follow_a_redirect(peer: Peer) -> None:
+def test_api_client_does_not_send_its_token_after_a_redirect(peer: Peer) -> None:
     with serving() as other:
         peer.answers[GET] = (302, {})
         peer.locations = {GET: f"{other.url}/job/1"}
@@ -215,25 +217,25 @@ def test_the_token_does_not_follow_a_redirect(peer: Peer) -> None:
         assert other.asked == []
 
 
-def test_something_else_than_girder(peer: Peer) -> None:
+def test_api_client_raises_where_something_else_answers(peer: Peer) -> None:
     peer.answers[GET] = (200, b"<html>")
     with pytest.raises(GirderError, match="no Girder with the dask plugin"):
         ApiClient(peer.url, token="t").request("GET", "job/1")
 
 
-def test_no_answer_may_be_null(peer: Peer) -> None:
+def test_api_client_returns_none_for_null(peer: Peer) -> None:
     peer.answers["GET user/me"] = (200, None)
     assert ApiClient(peer.url, token="t").request("GET", "user/me") is None
 
 
-def test_a_value_that_is_no_json_is_no_failure_of_the_connection(peer: Peer) -> None:
+def test_api_client_sends_nothing_that_is_not_json(peer: Peer) -> None:
     for value in (float("nan"), {1}, object()):
         with pytest.raises(SubmissionError, match=r"cannot be written as JSON.*Nothing was sent"):
             ApiClient(peer.url, token="t").request("POST", "dask/job", {"x": value})
     assert peer.asked == []
 
 
-def test_cookies_are_not_taken(peer: Peer) -> None:
+def test_api_client_takes_no_cookies(peer: Peer) -> None:
     peer.cookie = "girderToken=stale; Path=/"
     api = ApiClient(peer.url, token="t")
     api.request("GET", "job/1")
@@ -241,14 +243,14 @@ def test_cookies_are_not_taken(peer: Peer) -> None:
     assert "Cookie" not in peer.headers[-1]
 
 
-def test_a_connection_stays_open(peer: Peer) -> None:
+def test_api_client_keeps_its_connection_open(peer: Peer) -> None:
     api = ApiClient(peer.url, token="t")
     for _ in range(3):
         api.request("GET", "job/1")
     assert len(set(peer.clients)) == 1
 
 
-def test_a_fork_opens_a_connection_of_its_own(peer: Peer, tmp_path: Path) -> None:
+def test_api_client_opens_a_connection_of_its_own_in_a_fork(peer: Peer, tmp_path: Path) -> None:
     api = ApiClient(peer.url, token="t")
     api.request("GET", "job/1")
     child = os.fork()

@@ -1,4 +1,4 @@
-"""The client of our routes, against a server that answers over HTTP."""
+"""The scheduler's client, against a server that answers over HTTP."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def api(peer: Peer) -> Iterator[SchedulerApi]:
     opened.close()
 
 
-def test_what_is_public_needs_no_key(peer: Peer) -> None:
+def test_scheduler_api_needs_no_key_for_what_is_public(peer: Peer) -> None:
     api = SchedulerApi(peer.url + "/")
     assert api.ping() == {"plugin": "0.1"}
     api.close()
@@ -68,14 +68,16 @@ def test_what_is_public_needs_no_key(peer: Peer) -> None:
     assert peer.headers[0]["User-Agent"] == f"girder_dask/{__version__}"
 
 
-def test_it_signs_in_once(peer: Peer, api: SchedulerApi) -> None:
+def test_scheduler_api_signs_in_once(peer: Peer, api: SchedulerApi) -> None:
     api.check_credential()
     api.check_credential()
     assert peer.asked == [SIGN_IN, CREDENTIAL, CREDENTIAL]
     assert peer.headers[-1]["Girder-Token"] == "token1"
 
 
-def test_it_signs_in_again_when_its_token_is_no_longer_known(peer: Peer, api: SchedulerApi) -> None:
+def test_scheduler_api_signs_in_again_when_its_token_is_unknown(
+    peer: Peer, api: SchedulerApi
+) -> None:
     api.check_credential()
     peer.valid.clear()  # type: ignore[attr-defined]
     api.check_credential()
@@ -84,7 +86,7 @@ def test_it_signs_in_again_when_its_token_is_no_longer_known(peer: Peer, api: Sc
     assert peer.headers[-1]["Girder-Token"] == "token2"
 
 
-def test_it_signs_in_again_only_once(peer: Peer, api: SchedulerApi) -> None:
+def test_scheduler_api_signs_in_again_only_once(peer: Peer, api: SchedulerApi) -> None:
     peer.answers[CREDENTIAL] = (401, {"message": "You must be logged in."})
     with pytest.raises(GirderError, match="You must be logged in") as caught:
         api.check_credential()
@@ -92,7 +94,7 @@ def test_it_signs_in_again_only_once(peer: Peer, api: SchedulerApi) -> None:
     assert peer.asked == [SIGN_IN, CREDENTIAL, SIGN_IN, CREDENTIAL]
 
 
-def test_a_key_that_is_refused_and_then_made_good(peer: Peer) -> None:
+def test_scheduler_api_does_not_show_a_refused_key(peer: Peer) -> None:
     api = SchedulerApi(peer.url, "revoked")
     with pytest.raises(GirderError, match=r"400 to POST api_key/token: Invalid API key") as caught:
         api.check_credential()
@@ -100,14 +102,14 @@ def test_a_key_that_is_refused_and_then_made_good(peer: Peer) -> None:
     assert "revoked" not in str(caught.value)
 
 
-def test_without_a_key_nothing_is_asked(peer: Peer) -> None:
+def test_scheduler_api_without_a_key_makes_no_request(peer: Peer) -> None:
     with pytest.raises(GirderError, match="girder-dask credential") as caught:
         SchedulerApi(peer.url).claim("s", 1)
     assert caught.value.status == 401
     assert peer.asked == []
 
 
-def test_updates_are_sent_with_their_bytes(peer: Peer, api: SchedulerApi) -> None:
+def test_update_sends_bytes(peer: Peer, api: SchedulerApi) -> None:
     update = JobUpdate(id="a", attempt=1, sequence=2, log="ü", result=b"\x00\xff")
     verdicts = api.update("s1", [update.to_wire()], [("b", 3)])
     assert verdicts == {"stale": ["a"], "gone": [], "cancel": []}
@@ -118,7 +120,7 @@ def test_updates_are_sent_with_their_bytes(peer: Peer, api: SchedulerApi) -> Non
     assert body["received"] == [["b", 3]]
 
 
-def test_claimed_jobs_come_with_their_bytes(peer: Peer, api: SchedulerApi) -> None:
+def test_claim_returns_bytes(peer: Peer, api: SchedulerApi) -> None:
     claimed = api.claim("s1", 5, "c", [("d", 2, 7)])
     assert claimed == {"specs": [{"id": "a", "payload": b"x"}], "cancel": ["b"]}
     assert json.loads(peer.bodies[-1]) == {
@@ -129,16 +131,14 @@ def test_claimed_jobs_come_with_their_bytes(peer: Peer, api: SchedulerApi) -> No
     }
 
 
-def test_states_are_asked_by_id(peer: Peer, api: SchedulerApi) -> None:
+def test_states_asks_by_id(peer: Peer, api: SchedulerApi) -> None:
     peer.answers[STATES] = (200, {"jobs": [{"_id": "a", "status": 3, "title": "Count"}]})
     assert api.states(["a", "gone"]) == {"a": {"_id": "a", "status": 3, "title": "Count"}}
     assert json.loads(peer.bodies[-1]) == {"ids": ["a", "gone"]}
 
 
 @pytest.mark.parametrize("answer", [{}, {"jobs": None}, {"jobs": [{"status": 3}]}, {"jobs": [1]}])
-def test_states_that_are_none_are_an_error_of_girder(
-    peer: Peer, api: SchedulerApi, answer: object
-) -> None:
+def test_states_raises_for_another_answer(peer: Peer, api: SchedulerApi, answer: object) -> None:
     """Else a job would take its inputs for deleted."""
     peer.answers[STATES] = (200, answer)
     with pytest.raises(GirderError, match="no states"):
@@ -155,7 +155,7 @@ def test_states_that_are_none_are_an_error_of_girder(
         ((500, {"type": "rest"}), 500, "500 to GET dask/ping: Internal Server Error"),
     ],
 )
-def test_a_refusal_is_a_sentence(
+def test_scheduler_api_raises_refusals_as_sentences(
     peer: Peer, api: SchedulerApi, answer: Answer, status: int, said: str
 ) -> None:
     peer.answers[PING] = answer
@@ -168,7 +168,7 @@ def test_a_refusal_is_a_sentence(
 
 @pytest.mark.parametrize("body", [b"<html>Please log in</html>", b"", b"[1]", b'"text"'])
 @pytest.mark.parametrize("what", [PING, SIGN_IN, CREDENTIAL, UPDATES, CLAIM])
-def test_an_answer_that_is_none_of_girder_is_an_error_of_girder(
+def test_scheduler_api_raises_where_something_else_answers(
     peer: Peer, api: SchedulerApi, what: str, body: bytes
 ) -> None:
     """As a proxy gives it. Whoever delivers updates tries again after a GirderError only."""
@@ -179,9 +179,7 @@ def test_an_answer_that_is_none_of_girder_is_an_error_of_girder(
     assert peer.url in str(caught.value)
 
 
-def test_after_a_strange_answer_to_the_sign_in_it_signs_in_again(
-    peer: Peer, api: SchedulerApi
-) -> None:
+def test_scheduler_api_signs_in_again_after_a_failed_sign_in(peer: Peer, api: SchedulerApi) -> None:
     good = peer.answers[SIGN_IN]
     peer.answers[SIGN_IN] = (503, {"message": "Starting"})
     with pytest.raises(GirderError, match="Starting"):
@@ -197,7 +195,7 @@ def unused_port() -> int:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
-def test_a_girder_that_cannot_be_reached_is_named_without_object_addresses(host: str) -> None:
+def test_scheduler_api_names_a_girder_that_it_cannot_reach(host: str) -> None:
     url = f"http://{host}:{unused_port()}/api/v1"
     with pytest.raises(GirderError) as caught:
         SchedulerApi(url).ping()
@@ -211,7 +209,7 @@ def test_a_girder_that_cannot_be_reached_is_named_without_object_addresses(host:
         assert "Connection refused" in message
 
 
-def test_a_girder_that_hangs_up_or_is_slow_is_named() -> None:
+def test_scheduler_api_names_a_girder_that_hangs_up_or_is_slow() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/api/v1"
         with pytest.raises(GirderError, match=r"does not answer.*timed out") as slow:
@@ -231,12 +229,12 @@ def test_a_girder_that_hangs_up_or_is_slow_is_named() -> None:
 
 
 @pytest.mark.parametrize("url", ["girder.example.org/api/v1", "", "http://"])
-def test_an_address_that_is_none_is_an_error_of_girder(url: str) -> None:
+def test_scheduler_api_raises_for_an_invalid_address(url: str) -> None:
     with pytest.raises(GirderError, match="does not answer"):
         SchedulerApi(url).ping()
 
 
-def test_the_connection_is_kept_open(peer: Peer, api: SchedulerApi) -> None:
+def test_scheduler_api_keeps_its_connection_open(peer: Peer, api: SchedulerApi) -> None:
     for _ in range(3):
         api.check_credential()
     assert len(peer.asked) == 4

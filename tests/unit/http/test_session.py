@@ -1,4 +1,4 @@
-"""Requests of tasks to a Girder that is away."""
+"""Sessions of tasks, whose requests wait for a Girder that is away."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gc(girder: FileGirder) -> Any:
     return client
 
 
-def test_what_only_reads_is_asked_again(girder: FileGirder, gc: Any) -> None:
+def test_retrying_session_repeats_get(girder: FileGirder, gc: Any) -> None:
     file = girder.put("a.bin", b"abc")
     faults: list[int] = [503, 502, 429]
     girder.fault = lambda _: faults.pop() if faults else None
@@ -41,7 +41,7 @@ def test_what_only_reads_is_asked_again(girder: FileGirder, gc: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
-def test_what_does_the_same_twice_is_sent_again(girder: FileGirder, gc: Any, method: str) -> None:
+def test_retrying_session_repeats_put_and_delete(girder: FileGirder, gc: Any, method: str) -> None:
     faults: list[int] = [500, 502]
     girder.fault = lambda _: faults.pop() if faults else 403
     with pytest.raises(requests.HTTPError, match="403"):
@@ -49,14 +49,15 @@ def test_what_does_the_same_twice_is_sent_again(girder: FileGirder, gc: Any, met
     assert girder.asked.count(f"{method} item/a") == 3
 
 
-def test_what_writes_is_sent_once(girder: FileGirder, gc: Any) -> None:
-    girder.fault = lambda _: 502
+@pytest.mark.parametrize("status", [502, 503])
+def test_retrying_session_sends_post_once(girder: FileGirder, gc: Any, status: int) -> None:
+    girder.fault = lambda _: status
     with pytest.raises(requests.HTTPError):
         gc.post("file", parameters={"name": "a"})
     assert len(girder.asked) == 1
 
 
-def test_what_writes_is_sent_when_somebody_listens(girder: FileGirder) -> None:
+def test_retrying_session_sends_post_once_a_server_listens(girder: FileGirder) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     client = girder_client.GirderClient(apiUrl=f"http://127.0.0.1:{port}/api/v1")
@@ -76,21 +77,21 @@ def test_what_writes_is_sent_when_somebody_listens(girder: FileGirder) -> None:
     thread.join()
 
 
-def test_a_request_with_a_timeout_is_made_once(girder: FileGirder, gc: Any) -> None:
+def test_retrying_session_makes_a_request_with_a_timeout_once(girder: FileGirder, gc: Any) -> None:
     girder.fault = lambda _: 503
     with pytest.raises(requests.HTTPError):
         gc.sendRestRequest("GET", "file/a", timeout=5)
     assert len(girder.asked) == 1
 
 
-def test_refusals_come_at_once(girder: FileGirder, gc: Any) -> None:
+def test_retrying_session_raises_refusals_at_once(girder: FileGirder, gc: Any) -> None:
     girder.fault = lambda _: 403
     with pytest.raises(requests.HTTPError):
         gc.get("file/a")
     assert len(girder.asked) == 1
 
 
-def test_attributes_of_the_session() -> None:
+def test_retrying_session_has_the_given_attributes() -> None:
     session = make_retrying_session(
         "http://girder/api/v1", {"verify": False, "headers": {"X-Site": "7"}}
     )
@@ -98,7 +99,7 @@ def test_attributes_of_the_session() -> None:
     assert session.headers == {"X-Site": "7"}
 
 
-def test_a_connection_that_girder_may_be_closing_is_not_used_again(
+def test_girder_session_does_not_reuse_an_idle_connection(
     girder: FileGirder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with GirderSession(girder.url) as session:
@@ -109,7 +110,7 @@ def test_a_connection_that_girder_may_be_closing_is_not_used_again(
             assert len(girder.connections) == connections
 
 
-def test_each_retried_request_has_a_connection_of_its_own(girder: FileGirder, gc: Any) -> None:
+def test_retrying_session_opens_a_connection_for_each_request(girder: FileGirder, gc: Any) -> None:
     """The server closes each, and does not say so before."""
     file = girder.put("a.bin", b"abc")
     for _ in range(5):
@@ -117,7 +118,7 @@ def test_each_retried_request_has_a_connection_of_its_own(girder: FileGirder, gc
     assert len(girder.connections) == 5
 
 
-def test_many_threads_may_find_a_connection_idle_at_once(
+def test_girder_session_closes_idle_connections_for_many_threads(
     girder: FileGirder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("girder_dask.http.session.MAX_IDLE_S", 0.0)

@@ -1,4 +1,4 @@
-"""Objects that a forked process starts anew."""
+"""Objects that are reset in forked processes."""
 
 from __future__ import annotations
 

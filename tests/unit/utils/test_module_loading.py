@@ -67,7 +67,7 @@ with ThreadPoolExecutor(4) as pool:
 """
 
 
-def test_threads_that_import_one_package(tmp_path: Path) -> None:
+def test_load_module_serves_threads_that_import_one_package(tmp_path: Path) -> None:
     count = 20
     for number in range(count):
         package = tmp_path / f"pkg{number}"
@@ -83,7 +83,7 @@ def test_threads_that_import_one_package(tmp_path: Path) -> None:
     assert done.stdout == "1 1 2 1\n" * count
 
 
-def test_what_fails_otherwise_fails_at_once() -> None:
+def test_retry_import_deadlock_raises_other_errors_at_once() -> None:
     calls = []
 
     def load() -> None:

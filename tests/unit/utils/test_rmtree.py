@@ -1,4 +1,4 @@
-"""Directories that do not want to go."""
+"""The removal of directories that resist it."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ print("all gone")
 """
 
 
-def test_modes_keep_nothing_from_being_removed() -> None:
+def test_rmtree_removes_whatever_its_mode() -> None:
     with tempfile.TemporaryDirectory() as root:  # those of pytest are closed to others
         command = [sys.executable, "-c", _AS_SOMEBODY, root]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "all gone\n"), done.stderr
 
 
-def test_who_still_writes_is_shut_out(tmp_path: Path) -> None:
+def test_rmtree_shuts_out_writers(tmp_path: Path) -> None:
     path = tmp_path / "job"
     (path / "t").mkdir(parents=True)
     written = [0]
@@ -95,19 +95,19 @@ def makes_anew(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
     return begin
 
 
-def test_what_is_made_meanwhile_is_removed_too(tmp_path: Path, makes_anew: Any) -> None:
+def test_rmtree_removes_what_is_created_meanwhile(tmp_path: Path, makes_anew: Any) -> None:
     makes_anew(tmp_path / "job", 3)
     rmtree(tmp_path / "job")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_left_is_an_error(tmp_path: Path, makes_anew: Any) -> None:
+def test_rmtree_raises_for_what_is_left(tmp_path: Path, makes_anew: Any) -> None:
     makes_anew(tmp_path / "job", 1000)
     with pytest.raises(OSError, match="is created again and again"):
         rmtree(tmp_path / "job")
 
 
-def test_a_link_in_its_place_is_removed_and_not_followed(tmp_path: Path) -> None:
+def test_rmtree_removes_a_link_without_following_it(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     (tmp_path / "job").symlink_to(tmp_path / "other")
@@ -115,11 +115,11 @@ def test_a_link_in_its_place_is_removed_and_not_followed(tmp_path: Path) -> None
     assert [p.name for p in tmp_path.rglob("*")] == ["other", "file"]
 
 
-def test_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+def test_rmtree_accepts_a_missing_directory(tmp_path: Path) -> None:
     rmtree(tmp_path / "job")
 
 
-def test_directories_that_lie_deeper_than_python_recurses_are_removed(tmp_path: Path) -> None:
+def test_rmtree_removes_directories_deeper_than_python_recurses(tmp_path: Path) -> None:
     path = tmp_path / "job"
     path.mkdir()
     fd = os.open(path, os.O_RDONLY)

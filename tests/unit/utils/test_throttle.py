@@ -1,4 +1,4 @@
-"""When it is time to send."""
+"""The throttle that coalesces messages into batches."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ async def turned(pace: Throttle, within: float = 1.0) -> bool:
     return bool(done)
 
 
-async def test_nothing_is_sent_before_there_is_something() -> None:
+async def test_throttle_waits_for_a_message() -> None:
     assert not await turned(Throttle(0.0), within=0.05)
 
 
-async def test_an_idle_sender_sends_at_once() -> None:
+async def test_throttle_lets_an_idle_sender_send_at_once() -> None:
     pace = Throttle(LONG)
     pace.poke(urgent=False)
     assert await turned(pace)
 
 
-async def test_a_busy_sender_waits_for_its_interval() -> None:
+async def test_throttle_lets_a_busy_sender_wait_for_its_interval() -> None:
     pace = Throttle(LONG)
     pace.sent()
     pace.poke(urgent=False)
     assert not await turned(pace, within=0.05)
 
 
-async def test_what_is_urgent_does_not_wait() -> None:
+async def test_throttle_does_not_delay_urgent_messages() -> None:
     pace = Throttle(LONG)
     pace.sent()
     pace.poke(urgent=False)
@@ -44,7 +44,7 @@ async def test_what_is_urgent_does_not_wait() -> None:
     await asyncio.wait_for(waiting, 1.0)
 
 
-async def test_a_turn_answers_all_pokes_before_it() -> None:
+async def test_throttle_coalesces_messages_into_one_turn() -> None:
     pace = Throttle(0.0)
     pace.poke(urgent=True)
     pace.poke(urgent=False)
@@ -52,7 +52,7 @@ async def test_a_turn_answers_all_pokes_before_it() -> None:
     assert not await turned(pace, within=0.05)
 
 
-async def test_waiting_can_be_canceled() -> None:
+async def test_throttle_can_be_canceled_while_it_waits() -> None:
     pace = Throttle(LONG)
     pace.sent()
     pace.poke(urgent=False)
@@ -64,7 +64,7 @@ async def test_waiting_can_be_canceled() -> None:
     assert waiting.cancelled()
 
 
-async def test_what_is_urgent_uses_up_its_burst_and_gets_it_back() -> None:
+async def test_throttle_spends_and_regains_the_tokens_of_urgent_batches() -> None:
     pace = Throttle(0.1, burst=2)
     for _ in range(2):
         pace.poke(urgent=True)
@@ -78,7 +78,7 @@ async def test_what_is_urgent_uses_up_its_burst_and_gets_it_back() -> None:
     pace.sent()
 
 
-async def test_what_somebody_waits_for_does_not_wait_for_credit() -> None:
+async def test_throttle_does_not_delay_what_a_caller_waits_for() -> None:
     pace = Throttle(LONG, burst=1)
     pace.poke(urgent=True)
     assert await turned(pace)
@@ -94,7 +94,7 @@ async def test_what_somebody_waits_for_does_not_wait_for_credit() -> None:
     assert not await turned(pace, within=0.05)
 
 
-async def test_a_burst_is_no_larger_after_a_long_rest() -> None:
+async def test_throttle_holds_no_more_tokens_than_its_burst() -> None:
     pace = Throttle(0.02, burst=2)
     await asyncio.sleep(0.2)
     taken = 0
@@ -107,7 +107,7 @@ async def test_a_burst_is_no_larger_after_a_long_rest() -> None:
     assert taken <= 2 + 0.1 / 0.02 + 1
 
 
-async def test_a_sender_rests_in_proportion_to_what_a_sending_took() -> None:
+async def test_throttle_rests_in_proportion_to_the_last_batch() -> None:
     pace = Throttle(LONG, burst=1, spacing=LONG, rest=5.0)
     loop = asyncio.get_running_loop()
     for took in (0.02, 0.1):
@@ -123,7 +123,7 @@ async def test_a_sender_rests_in_proportion_to_what_a_sending_took() -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_what_is_not_urgent_makes_no_debt() -> None:
+async def test_throttle_makes_no_debt_for_batches_that_are_not_urgent() -> None:
     pace = Throttle(0.0, burst=2, spacing=0.2)
     for _ in range(50):
         pace.poke(urgent=False)

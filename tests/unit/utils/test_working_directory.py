@@ -55,7 +55,7 @@ def mask() -> int:
     return now
 
 
-def test_it_concerns_the_thread_alone_and_ends_with_the_run(tmp_path: Path) -> None:
+def test_own_working_directory_affects_one_thread_until_its_end(tmp_path: Path) -> None:
     before, umask = Path.cwd(), mask()
 
     def work() -> tuple[Path, int, Path]:
@@ -75,7 +75,7 @@ def test_it_concerns_the_thread_alone_and_ends_with_the_run(tmp_path: Path) -> N
     assert (Path.cwd(), mask()) == (before, umask)
 
 
-def test_subprocesses_and_threads_are_where_the_job_is(tmp_path: Path) -> None:
+def test_own_working_directory_holds_for_subprocesses_and_threads(tmp_path: Path) -> None:
     seen: list[Path] = []
 
     def work() -> str:
@@ -89,7 +89,7 @@ def test_subprocesses_and_threads_are_where_the_job_is(tmp_path: Path) -> None:
     assert seen == [tmp_path]
 
 
-def test_a_directory_that_goes_breaks_nothing_afterwards(tmp_path: Path) -> None:
+def test_own_working_directory_may_be_removed_meanwhile(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     before = Path.cwd()
@@ -104,7 +104,7 @@ def test_a_directory_that_goes_breaks_nothing_afterwards(tmp_path: Path) -> None
         assert pool.submit(run).result(SECONDS) == before
 
 
-def test_the_main_thread_returns_to_where_it_was(tmp_path: Path) -> None:
+def test_own_working_directory_of_the_main_thread_is_restored(tmp_path: Path) -> None:
     code = (
         "import os\n"
         "from girder_dask.utils.working_directory import own_working_directory\n"
@@ -115,7 +115,7 @@ def test_the_main_thread_returns_to_where_it_was(tmp_path: Path) -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"
 
 
-def test_a_pool_follows_whoever_submits_and_belongs_to_nobody(tmp_path: Path) -> None:
+def test_in_this_directory_lets_a_pool_follow_each_submitter(tmp_path: Path) -> None:
     """The thread of the pool is started by the first job, whose directory is gone soon."""
     before, umask = Path.cwd(), mask()
     places = [tmp_path / name for name in "ab"]
@@ -134,7 +134,7 @@ def test_a_pool_follows_whoever_submits_and_belongs_to_nobody(tmp_path: Path) ->
             assert shared.submit(lambda: (Path.cwd(), mask())).result(SECONDS) == (before, umask)
 
 
-def test_work_by_the_thousand_takes_one_descriptor(tmp_path: Path) -> None:
+def test_in_this_directory_takes_one_descriptor_for_a_thousand_calls(tmp_path: Path) -> None:
     def work() -> tuple[int, set[Path]]:
         os.chdir(tmp_path)
         go = threading.Event()
@@ -152,7 +152,7 @@ def test_work_by_the_thousand_takes_one_descriptor(tmp_path: Path) -> None:
     assert not working_directory._open_directories, "and lets go of it"
 
 
-def test_who_has_no_directory_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_this_directory_leaves_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> None:
         raise PermissionError(1, "Operation not permitted")
 
