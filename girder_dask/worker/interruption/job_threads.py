@@ -15,10 +15,10 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from girder_dask.errors import CancelInterrupt, JobInterrupted
+from girder_dask.worker.interruption.guarded_frames import user_position
+from girder_dask.worker.interruption.repeated_interrupt import repeated
 from girder_dask.worker.interruption.thread_interrupter import (
     ThreadInterrupter,
-    repeated,
-    user_position,
     withdraw_interrupt,
 )
 from girder_dask.worker.job_log.log import JobLog

@@ -434,9 +434,9 @@ async def selector_pipe_closed_meanwhile() -> None:
 async def thread_interruption() -> None:
     lock = threading.RLock()
     interrupter = thread_interrupter.ThreadInterrupter(lambda _ident: False, lock)
-    strike = inject(interrupter, "_strike_those")
+    strike = inject(interrupter, "_interrupt_left")
     left = {1: None}
-    thread = threading.Thread(target=interrupter._strike_later, args=(left, CancelInterrupt))
+    thread = threading.Thread(target=interrupter._interrupt_later, args=(left, CancelInterrupt))
     thread.start()
     await asyncio.to_thread(thread.join, SECONDS)
     assert (left, strike.calls) == ({}, 2)

@@ -1,4 +1,4 @@
-"""Interruption of one thread: the frames that are known by the paths of their files."""
+"""Frames that are known by the paths of their files, and processes by the names of modules."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from girder_dask.worker import tracebacks
-from girder_dask.worker.interruption import thread_interrupter
+from girder_dask.worker.interruption import guarded_frames
 from girder_dask.worker.isolation import fork_server
 
 PATHS = {
-    *thread_interrupter._GUARDED,
-    *thread_interrupter._STREAMS,
-    *thread_interrupter._CALLERS,
+    *guarded_frames._GUARDED_PATHS,
+    *guarded_frames._STREAM_PATHS,
+    *guarded_frames._RUN_PATHS,
     *tracebacks._WRAPPER_PATHS,
 }
 MODULES = {
