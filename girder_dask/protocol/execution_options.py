@@ -13,11 +13,11 @@ from msgspec.structs import astuple
 
 __all__ = ["OPTION_NAMES", "ExecutionOptions"]
 
-_LIMIT = 2**31
+_MAX_INT32 = 2**31 - 1
 
-_Count = Annotated[int, Meta(ge=0, lt=_LIMIT)]
-_Priority = Annotated[int, Meta(gt=-_LIMIT, lt=_LIMIT)]
-_Seconds = Annotated[float, Meta(gt=0, lt=_LIMIT)]
+_Count = Annotated[int, Meta(ge=0, le=_MAX_INT32)]
+_Priority = Annotated[int, Meta(ge=-_MAX_INT32, le=_MAX_INT32)]
+_Seconds = Annotated[float, Meta(gt=0, le=_MAX_INT32)]
 # The upper bound keeps infinity out.
 _Amount = Annotated[float, Meta(gt=0, lt=1e300)]
 # A pattern, since the error of a Literal does not name the possible values.

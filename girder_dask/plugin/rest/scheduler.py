@@ -24,7 +24,7 @@ from girder_dask.plugin.rest.request_bodies import ClaimBody, UpdatesBody
 from girder_dask.plugin.store import acknowledgements, claims, quarantine, updates
 from girder_dask.plugin.store.authority import may_run_code
 from girder_dask.plugin.store.unreachable import clear_reason
-from girder_dask.protocol.messages import JobUpdate
+from girder_dask.protocol.messages import JobUpdate, MalformedMessage
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 from girder_dask.protocol.wire_json import from_json, to_json
 
@@ -127,7 +127,7 @@ class DaskResource(Resource):
         read = [(wire, _read(wire)) for wire in body.updates]
         readable = [update for _, update in read if isinstance(update, JobUpdate)]
         unreadable = [(wire, error) for wire, error in read if isinstance(error, Exception)]
-        if unreadable and not readable:
+        if unreadable and not readable and not isinstance(unreadable[0][1], MalformedMessage):
             # All of them: the two sides do not understand one another.
             raise RestException(f"No update can be read. The first: {unreadable[0][1]}")
         verdicts = updates.apply(body.scheduler, readable)

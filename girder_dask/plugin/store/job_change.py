@@ -23,9 +23,6 @@ from girder_dask.utils.text import clean_text, shortened
 
 __all__ = ["JobChange", "Verdict"]
 
-# The limit of counts, well below that of integers in the database.
-_MAX_COUNT = 2**62
-
 _UNSET = {"attempt": None, "sequence": None, "scheduler": None}
 
 
@@ -130,11 +127,7 @@ class JobChange:
         """
         statuses = [(JobStatus(int(s)), _moment(t)) for s, t in update.statuses or ()]
         progress = _checked_progress(update.progress)
-        _check_types(update)
-        attempt, sequence = int(update.attempt), int(update.sequence)
-        if not (0 <= attempt < _MAX_COUNT and 0 <= sequence < _MAX_COUNT):
-            raise ValueError("its attempt or its sequence is not a count")
-
+        attempt, sequence = update.attempt, update.sequence
         ends = any(status in FINAL for status, _ in statuses)
         if not self._is_current(attempt, scheduler):
             if self.dask["scheduler"] != scheduler:
@@ -338,25 +331,12 @@ class JobChange:
 
 def _moment(seconds: float) -> datetime:
     """Return a time as the database stores it, in whole milliseconds."""
-    if not math.isfinite(seconds):
-        raise ValueError("one of its times is not a number")
     return datetime.fromtimestamp(math.floor(seconds * 1000) / 1000, timezone.utc)
-
-
-def _check_types(update: JobUpdate) -> None:
-    for text in (update.log, update.waits, update.error):
-        if not isinstance(text, (str, type(None))):
-            raise TypeError(f"it contains {text!r:.100}, which is not text")
-    for data in (update.result, update.exception):
-        if not isinstance(data, (bytes, type(None))):
-            raise TypeError(f"it contains {data!r:.100}, which is not a packed value")
 
 
 def _checked_progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not progress:
         return None
-    if not isinstance(progress, Mapping):
-        raise TypeError(f"it contains {progress!r:.100}, which is not a progress")
     checked: dict[str, Any] = {
         name: number
         for name in ("total", "current")
