@@ -1,9 +1,9 @@
-"""Reads of the ``girder:`` part of Dask's configuration.
+"""Access to the ``girder:`` section of Dask's configuration.
 
-The defaults, with a comment on each, are in ``girder_dask.yaml`` beside this module. They are
-registered with Dask when this module is imported after Dask, else at the first read, so that
-importing tasks stays quick. A value that is not in Dask's configuration, because
-``dask.config.set`` or ``dask.config.refresh`` has taken it out, is read from the defaults.
+The defaults, each with a comment, are in ``girder_dask.yaml`` beside this module. They are
+registered with Dask when this module is imported after Dask, otherwise at the first read, which
+keeps the import of tasks fast. A value that ``dask.config.set`` or ``dask.config.refresh`` has
+removed is read from the defaults.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def _defaults() -> dict[str, Any]:
 
 
 def _register_defaults() -> None:
-    """Add the defaults to Dask's own, once, and to its configuration where they are missing."""
+    """Register the defaults with Dask once, and restore those that its configuration lacks."""
     import dask.config
 
     if not any(registered is _defaults() for registered in dask.config.defaults):
         dask.config.update_defaults(_defaults())
     elif _NAMESPACE not in dask.config.config:
-        # The end of a `dask.config.set` that was the first to name the namespace removes all of it.
+        # The exit of a `dask.config.set` that first named the namespace removes all of it.
         dask.config.update(dask.config.config, _defaults(), priority="old")
 
 
@@ -71,12 +71,12 @@ def get(key: str) -> Any:
     _register_defaults()
     name = f"{_NAMESPACE}.{key}"
     value = dask.config.get(name, default=_UNSET)
-    # A mapping that was set as a whole, {"girder": {"worker": {…}}}, lacks what it does not name.
+    # A section that was set as a whole, {"girder": {"worker": {…}}}, lacks the other keys.
     return dask.config.get(name, config=_defaults()) if value is _UNSET else value
 
 
 def seconds(key: str) -> float:
-    """Return a time span of the configuration in seconds.
+    """Return a configured duration in seconds.
 
     >>> seconds("scheduler.flush-interval")
     0.1
@@ -87,7 +87,7 @@ def seconds(key: str) -> float:
 
 
 def seconds_or_none(key: str) -> float | None:
-    """Return a time span of the configuration in seconds, None where it is null.
+    """Return a configured duration in seconds, or None if it is null.
 
     >>> seconds_or_none("scheduler.no-worker-timeout") is None
     True
@@ -96,12 +96,12 @@ def seconds_or_none(key: str) -> float | None:
 
 
 def choice(key: str, among: Sequence[str]) -> str:
-    """Return a value of the configuration that has to be one of some words.
+    """Return a configured value that must be one of some words.
 
     Raises
     ------
     GirderDaskError
-        If it is none of them.
+        If it is not one of them.
 
     Examples
     --------
@@ -111,19 +111,19 @@ def choice(key: str, among: Sequence[str]) -> str:
     value = get(key)
     if value not in among:
         raise GirderDaskError(
-            f"girder.{key} is {value!r:.100} in Dask's configuration, and can be "
-            f"{' or '.join(among)}. Set it to one of these."
+            f"girder.{key} is {value!r:.100} in Dask's configuration. Set it to "
+            f"{' or '.join(among)}."
         )
     return str(value)
 
 
 def names(key: str) -> list[str]:
-    """Return a list of names of the configuration; one of them, or a text with commas, will do.
+    """Return a configured list of names, which may also be text with commas.
 
     Raises
     ------
     GirderDaskError
-        If it is no list of names.
+        If it is not a list of names.
 
     Examples
     --------
@@ -136,14 +136,14 @@ def names(key: str) -> list[str]:
     found = value.split(",") if isinstance(value, str) else value
     if not isinstance(found, (list, tuple)) or not all(isinstance(name, str) for name in found):
         raise GirderDaskError(
-            f"girder.{key} is {value!r:.100} in Dask's configuration. Give a list of names, such "
-            "as [numpy, my_tasks]."
+            f"girder.{key} is {value!r:.100} in Dask's configuration. Set it to a list of "
+            "names, such as [numpy, my_tasks]."
         )
     return [name.strip() for name in found if name.strip()]
 
 
 def nbytes(key: str) -> int:
-    """Return a size of the configuration in bytes.
+    """Return a configured size in bytes.
 
     >>> nbytes("worker.max-result")
     1048576
@@ -154,7 +154,7 @@ def nbytes(key: str) -> int:
 
 
 def credential() -> str | None:
-    """Return the scheduler's API key, from ``credential`` or the file ``credential-file`` names.
+    """Return the scheduler's API key: ``credential``, or the content of ``credential-file``.
 
     Raises
     ------
@@ -171,18 +171,18 @@ def credential() -> str | None:
         return Path(path).expanduser().read_text().strip()
     except OSError as e:
         raise GirderDaskError(
-            f"The scheduler's credential cannot be read from {path} ({e.strerror}). Make one "
-            "with 'girder-dask credential --output FILE' and point girder.credential-file at it."
+            f"The scheduler's credential cannot be read from {path} ({e.strerror}). Create "
+            "one with 'girder-dask credential --output FILE' and set girder.credential-file to it."
         ) from e
 
 
 def forget_credential() -> bool:
-    """Take an API key out of the configuration and the environment of this process.
+    """Remove an API key from the configuration and the environment of this process.
 
     Returns
     -------
     bool
-        Whether there was one.
+        True if there was one.
     """
     import dask.config
 

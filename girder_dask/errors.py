@@ -1,4 +1,4 @@
-"""Everything that girder_dask raises.
+"""The errors that girder_dask raises, as a tree.
 
 ::
 
@@ -7,25 +7,25 @@
     ├── SubmissionError            a call cannot become a job; nothing was recorded
     │   ├── ArgumentError          an argument cannot be pickled
     │   └── PayloadTooLargeError   the arguments are larger than a job may carry
-    ├── GirderError                Girder refused, or could not be reached
-    ├── SchedulerError             the Dask scheduler refused, or could not be reached
+    ├── GirderError                Girder refused a request or could not be reached
+    ├── SchedulerError             the Dask scheduler refused a request or could not be reached
     ├── JobError                   a job did not end in SUCCESS
     │   ├── JobFailed              the task raised
-    │   ├── AlreadyBegun           it may run at most once, and was begun before it was lost
+    │   ├── AlreadyBegun           a task that may run once had begun when its run was lost
     │   ├── JobCanceled            the job was canceled
-    │   ├── JobTimeout             the task ran longer than it may
+    │   ├── JobTimeout             the task exceeded its timeout
     │   └── ResultUnavailable      the job succeeded, but its value is no longer kept
     ├── TaskNotFoundError          a worker cannot import the task
     ├── TransformError             an input could not be fetched, or an output not pushed
     └── StackError                 a part of the embedded stack did not start
 
-    JobInterrupted                 what stops a task from within; no Exception
+    JobInterrupted                 raised inside a task to stop it; not an Exception
     ├── CancelInterrupt            its job was canceled
-    └── TimeoutInterrupt           it ran longer than it may
+    └── TimeoutInterrupt           it exceeded its timeout
 
-Each message says what happened, to which job or task, and what to do. Those of
+Each message says what happened, to which job or task, and what to do. Messages of
 :class:`TaskNotFoundError` and :class:`TransformError` are written for the owner of a
-job: they end up in its log and hold no address or secret that the owner may not see.
+job: they appear in its log and hold no address or secret that the owner may not see.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 
 
 class GirderDaskError(Exception):
-    """The root of all errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class NotConnectedError(GirderDaskError):
@@ -78,7 +78,7 @@ class PayloadTooLargeError(SubmissionError):
 
 
 class GirderError(GirderDaskError):
-    """Girder refused a request, or could not be reached.
+    """Girder refused a request or could not be reached.
 
     ``status`` is the HTTP status of the answer, ``None`` when there was no answer.
     """
@@ -89,11 +89,11 @@ class GirderError(GirderDaskError):
 
 
 class SchedulerError(GirderDaskError):
-    """The Dask scheduler refused a request, or could not be reached."""
+    """The Dask scheduler refused a request or could not be reached."""
 
 
 class JobError(GirderDaskError):
-    """A job did not end in SUCCESS, or its value is not to be had."""
+    """A job did not end in SUCCESS, or its value is not available."""
 
     def __init__(self, message: str, *, job_id: str | None = None) -> None:
         super().__init__(message)
@@ -101,11 +101,11 @@ class JobError(GirderDaskError):
 
 
 class JobFailed(JobError):
-    """A task raised. The message has the error in one line, the job's log the traceback."""
+    """A task raised. The message is the error in one line; the traceback is in the job's log."""
 
 
 class AlreadyBegun(JobError):
-    """A task that may run at most once was begun before, and it is not known how that ended."""
+    """A task that may run at most once had begun before; how that run ended is not known."""
 
 
 class JobCanceled(JobError):
@@ -118,16 +118,16 @@ class JobCanceled(JobError):
 
 
 class JobTimeout(JobError):
-    """A task ran longer than its ``timeout``. Raised by ``JobResult.get()``."""
+    """A task exceeded its ``timeout``. Raised by ``JobResult.get()``."""
 
     def __init__(
-        self, message: str = "The task ran longer than it may.", *, job_id: str | None = None
+        self, message: str = "The task exceeded its timeout.", *, job_id: str | None = None
     ) -> None:
         super().__init__(message, job_id=job_id)
 
 
 class ResultUnavailable(JobError):
-    """A job succeeded, but its value is not kept any more, or cannot be opened here."""
+    """A job succeeded, but its value is no longer kept or cannot be opened here."""
 
 
 class TaskNotFoundError(GirderDaskError):
@@ -137,7 +137,8 @@ class TaskNotFoundError(GirderDaskError):
 class TransformError(GirderDaskError):
     """An input could not be fetched from Girder, or an output not pushed to it.
 
-    ``permanent``: it would fail the same way if it were tried again, so ``retries`` do not count.
+    ``permanent`` is true if another try would fail in the same way, so that ``retries`` are not
+    used.
     """
 
     def __init__(self, message: str, *, permanent: bool = False) -> None:
@@ -150,15 +151,15 @@ class StackError(GirderDaskError):
 
 
 class JobInterrupted(BaseException):
-    """Raised inside a task that is to stop, wherever its code is.
+    """Raised inside a task to stop it, wherever its code is.
 
-    It is no ``Exception``, so that a loop that tries again after any error does not try again
-    after this. Catch it only to clean up, and raise it again.
+    It is not an ``Exception``, so a loop that retries after any error does not retry after this
+    one. Catch it only to clean up, and raise it again.
 
     Attributes
     ----------
     reason
-        ``'canceled'``, or ``'timeout'`` for a task that ran longer than it may.
+        ``'canceled'``, or ``'timeout'`` for a task that exceeded its timeout.
     """
 
     reason = "canceled"
@@ -174,7 +175,7 @@ class CancelInterrupt(JobInterrupted):
 
 
 class TimeoutInterrupt(JobInterrupted):
-    """A task is interrupted because it ran longer than its ``timeout``."""
+    """A task is interrupted because it exceeded its ``timeout``."""
 
     reason = "timeout"
-    _message = "The task ran longer than it may."
+    _message = "The task exceeded its timeout."

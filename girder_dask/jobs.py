@@ -1,4 +1,4 @@
-"""The states of a job, and which of them may follow which."""
+"""The states of a job and their possible order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = [
     "waits_for",
 ]
 
-#: The ``handler`` of a job document that this package runs.
+#: The ``handler`` of the job documents that this package runs.
 HANDLER = "dask_handler"
 
 
@@ -23,7 +23,7 @@ class JobStatus(IntEnum):
     """The states of a job.
 
     0 to 5 are the numbers of ``girder_jobs.constants.JobStatus``, 820 to 824 those of
-    ``girder_plugin_worker.status.CustomJobStatus``, so that existing clients read them.
+    ``girder_plugin_worker.status.CustomJobStatus``, which existing clients understand.
     """
 
     INACTIVE = 0
@@ -42,7 +42,7 @@ class JobStatus(IntEnum):
 #: The states that a job never leaves.
 FINAL = frozenset({JobStatus.SUCCESS, JobStatus.ERROR, JobStatus.CANCELED})
 
-_AT_WORK = frozenset(
+_ACTIVE = frozenset(
     {
         JobStatus.FETCHING_INPUT,
         JobStatus.CONVERTING_INPUT,
@@ -51,14 +51,13 @@ _AT_WORK = frozenset(
         JobStatus.PUSHING_OUTPUT,
     }
 )
-_BEFORE_END = _AT_WORK | {JobStatus.INACTIVE, JobStatus.QUEUED}
+_UNFINISHED = _ACTIVE | {JobStatus.INACTIVE, JobStatus.QUEUED}
 
-#: For each state, the states that it may follow. A job at work goes back to QUEUED when
-#: its worker is lost and it is tried again. A job that was asked to stop when it had
-#: already finished ends as it finished.
+#: For each state, the states that it may follow. An active job returns to QUEUED when its worker
+#: is lost and it is tried again. A job that had finished before it was canceled keeps its end.
 PREDECESSORS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.INACTIVE: frozenset(),
-    JobStatus.QUEUED: _AT_WORK | {JobStatus.INACTIVE},
+    JobStatus.QUEUED: _ACTIVE | {JobStatus.INACTIVE},
     JobStatus.FETCHING_INPUT: frozenset({JobStatus.QUEUED}),
     JobStatus.CONVERTING_INPUT: frozenset(
         {JobStatus.QUEUED, JobStatus.FETCHING_INPUT, JobStatus.RUNNING}
@@ -68,15 +67,15 @@ PREDECESSORS: Mapping[JobStatus, frozenset[JobStatus]] = {
     ),
     JobStatus.CONVERTING_OUTPUT: frozenset({JobStatus.RUNNING}),
     JobStatus.PUSHING_OUTPUT: frozenset({JobStatus.RUNNING, JobStatus.CONVERTING_OUTPUT}),
-    JobStatus.CANCELING: _BEFORE_END,
-    JobStatus.CANCELED: _BEFORE_END | {JobStatus.CANCELING},
-    JobStatus.ERROR: _BEFORE_END | {JobStatus.CANCELING},
-    JobStatus.SUCCESS: _AT_WORK | {JobStatus.CANCELING},
+    JobStatus.CANCELING: _UNFINISHED,
+    JobStatus.CANCELED: _UNFINISHED | {JobStatus.CANCELING},
+    JobStatus.ERROR: _UNFINISHED | {JobStatus.CANCELING},
+    JobStatus.SUCCESS: _ACTIVE | {JobStatus.CANCELING},
 }
 
 
 def can_follow(current: int, new: int) -> bool:
-    """Say whether a job in state ``current`` may go to state ``new``.
+    """Return True if a job in state ``current`` may go to state ``new``.
 
     >>> can_follow(JobStatus.QUEUED, JobStatus.RUNNING)
     True
@@ -87,7 +86,7 @@ def can_follow(current: int, new: int) -> bool:
 
 
 def waits_for(job: Mapping[str, Any]) -> str:
-    """Return why a job waits in the queue, from its document; empty if there is no reason.
+    """Return why a job waits in the queue, as its document says; empty if there is no reason.
 
     >>> waits_for({'status': 1, 'dask': {'waits': 'no worker is connected to the scheduler'}})
     'no worker is connected to the scheduler'

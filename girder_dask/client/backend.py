@@ -1,9 +1,8 @@
-"""Where a job is recorded and sent.
+"""The backend of a process or a run, which records submissions in Girder.
 
-What records a submission is a :class:`Backend`, and
-which one is decided in explicit places alone: the Girder plugin and
-:func:`girder_dask.connect` call :func:`set_backend`, and a run on a worker is within
-:func:`use_backend`. Nothing looks at ``sys.modules`` or the environment to find out where it is.
+Explicit calls alone choose the backend: the Girder plugin and :func:`girder_dask.connect` call
+:func:`set_backend`, and a run on a worker executes within :func:`use_backend`. Nothing inspects
+``sys.modules`` or the environment to find out where it runs.
 """
 
 from __future__ import annotations
@@ -33,85 +32,85 @@ __all__ = [
 
 
 class Backend(Protocol):
-    """A way to Girder and, behind it, to the scheduler."""
+    """Records jobs in Girder, sends them to the scheduler, and reads what became of them."""
 
-    #: Whether functions may be shipped by value: those of a notebook, and local ones.
+    #: Whether functions may be sent by value, such as those of a notebook.
     ships_code: bool
 
     def submit(
         self, submissions: Sequence[Submission], group: MapParent | None = None
     ) -> list[dict[str, Any]]:
-        """Record a job for each, send them to the scheduler, and return the job documents.
+        """Record a job for each submission, send the jobs, and return their documents.
 
-        With a group, its parent job is recorded too, and its document comes first.
+        With a group, its parent job is recorded as well, and its document comes first.
         """
 
     def unpickles(self, job: Mapping[str, Any]) -> bool:
-        """Say whether what this job returned may be unpickled here, which can run its code."""
+        """Return True if the result of this job may be unpickled here, which can run code."""
 
     def load_job(self, job_id: str, *, log: bool = False) -> dict[str, Any]:
-        """Return a job document. Raises GirderError where there is none that may be read."""
+        """Return a job document. Raise GirderError if there is none that may be read."""
 
     def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return ``_id``, ``title``, ``status`` and ``progress`` of those that may be read."""
+        """Return ``_id``, ``title``, ``status`` and ``progress`` of the jobs that may be read."""
 
     def load_log(self, job_id: str) -> str:
-        """Return all that is kept of the log of a job, which may be long."""
+        """Return the whole stored log of a job, which may be long."""
 
     def load_result(self, job_id: str) -> StoredResult:
-        """Return what is kept of the end of a job."""
+        """Return the stored result of a job."""
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
-        """Return what is kept of the ends of many jobs, by their ids, of those to be read."""
+        """Return the stored results of the jobs that may be read, by job id."""
 
     def cancel(self, job_id: str) -> None:
-        """Ask for the end of a job."""
+        """Cancel a job."""
 
     def scheduler_address(self) -> str | None:
         """Return the address of the Dask scheduler, if one is known."""
 
     def dask_client(self) -> Client:
-        """Return a client of the Dask scheduler. Raises SchedulerError where none is known."""
+        """Return a client of the Dask scheduler. Raise SchedulerError if none is known."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Nowhere:
-    """Stands for the way to Girder in a run that knows none."""
+class _NoBackend:
+    """The place of a backend in a run that has none."""
 
-    why: str
+    reason: str
 
 
 _backend: Backend | None = None
-_of_this_run: ContextVar[Backend | _Nowhere | None] = ContextVar(
+_of_this_run: ContextVar[Backend | _NoBackend | None] = ContextVar(
     "girder_dask_backend", default=None
 )
 
 
 def set_backend(new: Backend | None) -> None:
-    """Make ``new`` the backend of this process. None takes it away."""
+    """Make ``new`` the backend of this process. None removes the present one."""
     global _backend
     _backend = new
 
 
 def has_backend() -> bool:
-    """Say whether this process has a backend."""
+    """Return True if this process has a backend."""
     return _backend is not None
 
 
 def in_run() -> bool:
-    """Say whether this code is part of the run of a job, which has a way to Girder."""
-    return not isinstance(_of_this_run.get(), (_Nowhere, type(None)))
+    """Return True if this code belongs to the run of a job that has a backend."""
+    return not isinstance(_of_this_run.get(), (_NoBackend, type(None)))
 
 
 def unset_backend(old: Backend) -> None:
-    """Take a backend away, unless another was installed since."""
+    """Remove a backend from this process, unless another one has replaced it."""
     if _backend is old:
         set_backend(None)
 
 
 @contextlib.contextmanager
 def use_backend(new: Backend) -> Iterator[None]:
-    """Make ``new`` the backend of what runs within, and of the threads that it starts."""
+    """Make ``new`` the backend of the code within, and of the threads that it starts."""
     token = _of_this_run.set(new)
     try:
         yield
@@ -120,9 +119,9 @@ def use_backend(new: Backend) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_backend(why: str) -> Iterator[None]:
-    """Record no jobs of what runs within, and say why."""
-    token = _of_this_run.set(_Nowhere(why))
+def without_backend(reason: str) -> Iterator[None]:
+    """Let the code within record no jobs; errors give the reason."""
+    token = _of_this_run.set(_NoBackend(reason))
     try:
         yield
     finally:
@@ -135,13 +134,13 @@ def get_backend() -> Backend:
     Raises
     ------
     NotConnectedError
-        If there is none: this is no Girder with the dask plugin, no task that runs as a
-        job, and no process that called :func:`girder_dask.connect`.
+        If there is none: this is not a Girder with the dask plugin, a task that runs as a
+        job, or a process that called :func:`girder_dask.connect`.
     """
     of_this_run = _of_this_run.get()
-    if isinstance(of_this_run, _Nowhere):
+    if isinstance(of_this_run, _NoBackend):
         if _backend is None:
-            raise NotConnectedError(of_this_run.why)
+            raise NotConnectedError(of_this_run.reason)
         of_this_run = None
     found = of_this_run or _backend
     if found is None:

@@ -1,4 +1,4 @@
-"""One line about an error or a value, whatever its own methods do."""
+"""One line of text about an error or a value, even if its own methods fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["name_of", "summary"]
 
 
 def summary(error: BaseException) -> str:
-    """Return one line that says what went wrong.
+    """Return the type and the message of an error in one line.
 
     >>> summary(ValueError('no coins'))
     'ValueError: no coins'
@@ -30,11 +30,11 @@ def _kind_of(error: BaseException) -> str:
 
 
 def _line_of(error: BaseException) -> str:
-    # First what there is no use for: a text may be very long.
+    # Cut before cleaning: a text may be very long.
     text = exact_text(str(error))[: 4 * MAX_LINE_CHARACTERS]
     return clean_text(clean_urls(shortened(" ".join(text.split()))))
 
 
 def name_of(value: Any) -> str:
-    """Return the ``repr`` of a value, or the name of its type where that fails."""
+    """Return the ``repr`` of a value, or the name of its type if that fails."""
     return call_or_default(lambda: exact_text(repr(value)), type(value).__name__)

@@ -1,4 +1,4 @@
-"""What a task raised on a worker, raised again where its result is asked for."""
+"""Exceptions of tasks: packed on the worker, raised again where the result is requested."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ from girder_dask.utils.foreign_objects import call_or_default, exact_text
 
 __all__ = ["CarriedError", "RemoteTraceback", "failure", "open_exception", "pack_exception"]
 
-# The flag of classes that are made at run time, in Python (Py_TPFLAGS_HEAPTYPE).
-_MADE_IN_PYTHON = 1 << 9
-# What is kept of an exception, in bytes and characters.
-_MOST_EXCEPTION = 128 * 1024
-_MOST_TRACEBACK = 64 * 1024
-# What these mean to the code that they pass through must not come from another process, as
-# SystemExit and the like, which are no Exception, must not.
-_STEER = (StopIteration, StopAsyncIteration)
+# The flag of classes that Python code creates at run time (Py_TPFLAGS_HEAPTYPE).
+_HEAP_TYPE_FLAG = 1 << 9
+_MAX_EXCEPTION_BYTES = 128 * 1024
+_MAX_TRACEBACK_CHARACTERS = 64 * 1024
+# They steer the code that they pass through, so they must not come from another process. Nor must
+# SystemExit and the like, which are not Exceptions.
+_CONTROL_FLOW = (StopIteration, StopAsyncIteration)
 
 
 def pack_exception(error: BaseException, text: str) -> bytes:
-    """Return what a task raised as bytes, to raise it again elsewhere.
+    """Return an exception of a task as bytes, to be raised in another process.
 
-    The secrets of runs in this process are blanked in it.
+    The secrets of the runs in this process are blanked.
 
     Parameters
     ----------
     text
-        Its traceback, as people read it.
+        Its formatted traceback.
 
     Examples
     --------
@@ -47,18 +46,18 @@ def pack_exception(error: BaseException, text: str) -> bytes:
     kind, args = type(error), _arguments_of(error)
     known: dict[str, Any] = {
         "type": f"{kind.__module__}.{kind.__qualname__}",
-        "text": text[-_MOST_TRACEBACK:],
+        "text": text[-_MAX_TRACEBACK_CHARACTERS:],
     }
     try:
-        if kind.__module__ == "builtins" and len(dump_plain(args)) <= _MOST_EXCEPTION:
+        if kind.__module__ == "builtins" and len(dump_plain(args)) <= _MAX_EXCEPTION_BYTES:
             known["args"] = args
     except (TypeError, ValueError, RecursionError):
-        pass  # then it can be had from the pickle alone
+        pass  # only the pickle holds it then
     try:
         # Not the exception itself: many cannot be unpickled, as their __init__ takes other
-        # arguments than it hands on.
+        # arguments than it passes to the base class.
         pickled = cloudpickle.dumps((kind, args, vars(error)))
-        if len(pickled) <= _MOST_EXCEPTION:
+        if len(pickled) <= _MAX_EXCEPTION_BYTES:
             known["pickled"] = clean_data(pickled)
     except JobInterrupted:
         raise
@@ -72,7 +71,7 @@ def _repr_of(error: BaseException) -> str:
 
 
 def _arguments_of(error: BaseException) -> tuple[Any, ...]:
-    """Return what a built-in exception was made with, also where ``args`` is short of it."""
+    """Return the arguments of an exception, also those that ``args`` of an OSError lacks."""
     if isinstance(error, OSError) and error.filename is not None:
         more = (None, error.filename2) if error.filename2 is not None else ()
         return (*error.args, error.filename, *more)
@@ -80,34 +79,34 @@ def _arguments_of(error: BaseException) -> tuple[Any, ...]:
 
 
 def _rebuilt(kind: type[Any], args: tuple[Any, ...], state: Mapping[str, Any]) -> Any:
-    """Make an exception anew without its own ``__init__``, which may take other arguments.
+    """Rebuild an exception without its own ``__init__``, which may take other arguments.
 
     Raises
     ------
     TypeError, ValueError
-        If that cannot be.
+        If that is not possible.
     """
     error = kind.__new__(kind, *args)
-    # Built-in classes keep some arguments in fields of their own, such as errno.
-    native = next(base for base in kind.__mro__ if not base.__flags__ & _MADE_IN_PYTHON)
+    # Built-in classes hold some arguments in fields, such as errno.
+    native = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE_FLAG)
     native.__init__(error, *args)  # type: ignore[misc]
     vars(error).update(state)
     return error
 
 
 def open_exception(data: bytes, *, unpickle: bool) -> tuple[BaseException | None, str]:
-    """Open what :func:`pack_exception` returned.
+    """Return the exception and the traceback that :func:`pack_exception` packed.
 
     Parameters
     ----------
     unpickle
-        Whether it may be unpickled, which can run code of whoever raised it. A built-in
-        exception with plain arguments needs none.
+        Whether it may be unpickled, which can run code of the task. A built-in exception with
+        plain arguments needs no unpickling.
 
     Returns
     -------
     tuple
-        The exception, None where it cannot be had, and its traceback as text.
+        The exception, or None if it cannot be rebuilt, and its traceback as text.
     """
     known = load_plain(data)
     text = str(known.get("text", ""))
@@ -123,13 +122,13 @@ def open_exception(data: bytes, *, unpickle: bool) -> tuple[BaseException | None
     if isinstance(kind, type) and issubclass(kind, Exception) and "args" in known:
         try:
             return _rebuilt(kind, known["args"], {}), text
-        except (TypeError, ValueError):  # its arguments were changed after it was made
+        except (TypeError, ValueError):  # its arguments were changed after its creation
             return None, text
     return None, text
 
 
 class RemoteTraceback(Exception):
-    """The traceback of a task on a worker; the cause of what ``get()`` raises."""
+    """The traceback of a task on a worker; the cause of the exception that ``get()`` raises."""
 
     def __init__(self, job_id: str, text: str) -> None:
         super().__init__(job_id, text)
@@ -140,16 +139,16 @@ class RemoteTraceback(Exception):
         return f"on the worker that ran job {self.job_id}\n\n{self.text}"
 
 
-# The copy of an exception that Dask makes in the worker, to see whether that can be done, is not
-# opened: what a thread has packed last.
+# What a thread has packed last. Dask copies an exception in the worker to test whether it can be
+# pickled; that copy is not opened.
 _packed_last = threading.local()
 
 
 class CarriedError(JobFailed):
-    """What a task raised, on its way through Dask.
+    """An exception of a task on its way through Dask.
 
-    It is opened where the exception is asked for, and not by the worker: that runs code of the
-    task's author.
+    The process that requests the exception opens it, not the worker: that runs code of the task's
+    author.
     """
 
     def __init__(self, line: str, packed: bytes, job_id: str) -> None:
@@ -164,12 +163,12 @@ class CarriedError(JobFailed):
 
 
 def _arrived(line: str, packed: bytes, job_id: str) -> BaseException:
-    """Return an exception that Dask has brought."""
+    """Return an exception that Dask has transferred."""
     carried = CarriedError(line, packed, job_id)
     if _packed_last.__dict__.pop("data", None) == packed:
         return carried
     error, _ = open_exception(packed, unpickle=True)
-    if not isinstance(error, Exception) or isinstance(error, _STEER):
+    if not isinstance(error, Exception) or isinstance(error, _CONTROL_FLOW):
         return carried
     error.__cause__ = carried.__cause__
     return error
@@ -178,7 +177,7 @@ def _arrived(line: str, packed: bytes, job_id: str) -> BaseException:
 def failure(
     job_id: str, reason: str | None, exception: bytes | None, *, unpickle: bool
 ) -> JobFailed:
-    """Return what is to be raised for a job that ended in ERROR.
+    """Return the exception to raise for a job that ended in ERROR.
 
     Parameters
     ----------
@@ -187,16 +186,16 @@ def failure(
     reason
         One line that says why it failed.
     exception
-        What :func:`girder_dask.protocol.payload.pack_exception` made of the task's exception.
+        The task's exception, packed by :func:`pack_exception`.
     unpickle
-        Whether that may be unpickled here.
+        Whether it may be unpickled here.
 
     Returns
     -------
     JobFailed
-        Where it can be had, also an instance of the class that the task raised, with its
-        arguments and attributes; not so for SystemExit, KeyboardInterrupt and the like, which
-        would end the program that asks. Its cause holds the traceback of the worker.
+        If possible, also an instance of the class that the task raised, with its arguments and
+        attributes; not for SystemExit, KeyboardInterrupt and the like, which would end the calling
+        program. Its cause holds the traceback of the worker.
 
     Examples
     --------
@@ -218,13 +217,13 @@ def failure(
 
 
 def _as_failure(original: BaseException, job_id: str) -> JobFailed | None:
-    """Return an exception that is both JobFailed and what the task raised, if that can be."""
+    """Return an exception that is both JobFailed and what the task raised, None if impossible."""
     kind = type(original)
     if isinstance(original, JobFailed):
         return original
-    if not issubclass(kind, Exception) or issubclass(kind, _STEER):
+    if not issubclass(kind, Exception) or issubclass(kind, _CONTROL_FLOW):
         return None
-    # Not pickled as it is: what the class makes of its arguments may not be what it takes.
+    # Pickled in parts: the class may not accept its own args.
     parts = (kind, _arguments_of(original), dict(vars(original)))
     names = {
         "__module__": kind.__module__,
@@ -248,7 +247,7 @@ def _again(
     job_id: str,
     cause: BaseException | None,
 ) -> BaseException:
-    """Make the exception anew in a process that it was pickled for."""
+    """Rebuild the exception where it is unpickled."""
     original = _rebuilt(*parts)
     failed = _as_failure(original, job_id) or original
     failed.__cause__ = cause

@@ -1,7 +1,6 @@
-"""Values for the fields of a job document: what both strict JSON and MongoDB hold.
+"""Values of job document fields that both strict JSON and MongoDB can hold.
 
-A call is recorded in Girder's own process, or sent there from a notebook or from a running job.
-All three places take the same values.
+Girder, notebooks and running jobs submit calls. All three accept the same values.
 """
 
 from __future__ import annotations
@@ -12,28 +11,28 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
 
-__all__ = ["MOST_LEVELS", "checked_fields"]
+__all__ = ["MAX_FIELD_LEVELS", "checked_fields"]
 
-#: The most levels of lists and mappings in a field. MongoDB takes 100 in a document.
-MOST_LEVELS = 50
+#: The most levels of lists and mappings in a field. MongoDB allows 100 in a document.
+MAX_FIELD_LEVELS = 50
 
 _AS_IS = (type(None), bool, str, bytes, datetime)
 
 
 def checked_fields(fields: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return fields with plain values: tuples as lists, numbers of numpy as Python's.
+    """Return fields with plain values: tuples as lists, numbers of NumPy as Python's.
 
     Parameters
     ----------
     fields
         The fields by their names.
     path
-        What the message of an error calls them.
+        The name of the fields in error messages.
 
     Raises
     ------
     ValueError
-        If something in them is no value that a job document can hold; it says where.
+        If a job document cannot hold one of the values; the message says which.
 
     Examples
     --------
@@ -57,7 +56,7 @@ def _mapping(value: Mapping[Any, Any], path: str, level: int) -> dict[str, Any]:
 
 
 def _is_utf8(text: str) -> bool:
-    """Say whether a text has no lone surrogates, as names of files may have that are no UTF-8."""
+    """Return True if a text has no lone surrogates, which names of files may have."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -86,8 +85,8 @@ def _checked(value: Any, path: str, level: int) -> Any:
     if isinstance(value, numbers.Real):
         return _number(value, path)
     if isinstance(value, (Mapping, list, tuple)):
-        if level >= MOST_LEVELS:
-            raise ValueError(f"{path:.200}… is nested more than {MOST_LEVELS} levels deep")
+        if level >= MAX_FIELD_LEVELS:
+            raise ValueError(f"{path:.200}… is nested more than {MAX_FIELD_LEVELS} levels deep")
         if isinstance(value, Mapping):
             return _mapping(value, path, level)
         return [_checked(v, f"{path}[{n}]", level + 1) for n, v in enumerate(value)]

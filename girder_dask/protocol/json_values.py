@@ -1,8 +1,7 @@
-"""Plain values as JSON text, and back.
+"""Encoding of plain values as JSON that preserves their types.
 
-What a function returned comes to Girder from a worker. Girder must not unpickle it, since
-that may run code. Values that are made of None, bool, int, float, str, bytes, list, tuple
-and dict alone travel as JSON instead, and come back as what they were.
+Girder must not unpickle results that workers send, since that may run code. Values of None, bool,
+int, float, str, bytes, list, tuple and dict travel as JSON instead and keep their types.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["dump_plain", "load_plain", "opened_message", "packed_message"]
+__all__ = ["dump_plain", "load_plain", "pack_message", "unpack_message"]
 
-# Where a value holds bytes, they stand one after another behind the JSON text, which has their
-# lengths: in the text they would take a third more. Such data begins with this and the
-# length of the text; no JSON text begins so.
+# The bytes in a value follow the JSON text, which holds their lengths: in the text they would take
+# a third more. Such data begins with this character, which begins no JSON text, and the length
+# of the text.
 _FRAME = struct.Struct(">cQ")
 _FRAMED = b"~"
 
-# JSON objects that stand for something else have exactly one of these keys.
+# A JSON object that encodes another type has exactly one of these keys.
 _BYTES, _TUPLE, _DICT = "~bytes", "~tuple", "~dict"
 _SCALARS = (type(None), bool, int, float, str)
 
-#: Writes what is not plain: returns a tag, which begins with ``~``, and a plain value, or
+#: Encodes a value that is not plain: returns a tag, which begins with ``~``, and a plain value, or
 #: raises TypeError.
 Special = Callable[[Any], tuple[str, Any]]
 
@@ -36,17 +35,17 @@ def _no_special(value: Any) -> tuple[str, Any]:
 
 
 def dump_plain(value: Any, special: Special = _no_special) -> bytes:
-    """Return a plain value as JSON, in UTF-8, and the bytes in it behind that.
+    """Return a plain value as JSON in UTF-8, followed by the bytes in it.
 
     Parameters
     ----------
     special
-        Writes what is not plain within it.
+        Encodes values in it that are not plain.
 
     Raises
     ------
     TypeError
-        If it is not plain. A subclass, such as a named tuple, is not.
+        If it is not plain. A subclass, such as a named tuple, is not plain.
     RecursionError
         If it is nested too deep.
 
@@ -68,12 +67,12 @@ def load_plain(data: bytes, special: Mapping[str, Callable[[Any], Any]] | None =
     Parameters
     ----------
     special
-        For each tag of what is not plain, what reads the value that was written for it.
+        Decoders of the values that are not plain, by tag.
 
     Raises
     ------
     ValueError
-        If ``data`` is nothing that :func:`dump_plain` returned.
+        If :func:`dump_plain` did not return ``data``.
     """
     if data[:1] != _FRAMED:
         return _decoded(json.loads(data), special or {}, _Blobs(data, len(data)))
@@ -85,7 +84,7 @@ def load_plain(data: bytes, special: Mapping[str, Callable[[Any], Any]] | None =
 
 
 class _Blobs:
-    """The bytes behind the JSON text, in the order in which the text names them."""
+    """The bytes after the JSON text, in the order in which the text refers to them."""
 
     def __init__(self, data: bytes, begin: int) -> None:
         self._data = data
@@ -114,7 +113,7 @@ def _encoded(value: Any, special: Special, blobs: list[bytes]) -> Any:
     if kind is not dict:
         tag, plain = special(value)
         return {tag: _encoded(plain, _no_special, blobs)}
-    # A key that looks like a tag must not be taken for one.
+    # A key that looks like a tag must not be read as one.
     if all(type(k) is str and not k.startswith("~") for k in value):
         return {k: _encoded(v, special, blobs) for k, v in value.items()}
     return {
@@ -140,15 +139,17 @@ def _decoded(value: Any, special: Mapping[str, Callable[[Any], Any]], blobs: _Bl
     return {k: _decoded(v, special, blobs) for k, v in value.items()}
 
 
-def packed_message(kind: str, what: Any) -> bytes:
-    """Return a message, of plain values: opening it runs no code of the task."""
+def pack_message(kind: str, what: Any) -> bytes:
+    """Return a message of plain values, which runs no code of the task when it is opened."""
     return json.dumps([kind, what]).encode()
 
 
-def opened_message(data: bytes) -> tuple[str, Any]:
-    """Open a message. What is none has an empty kind: a task may write to the socket, too.
+def unpack_message(data: bytes) -> tuple[str, Any]:
+    """Return the kind and content of a message. The kind is empty for other data.
 
-    >>> opened_message(packed_message('cwd', '/tmp')), opened_message(b'?')
+    A task may write to the socket as well.
+
+    >>> unpack_message(pack_message('cwd', '/tmp')), unpack_message(b'?')
     (('cwd', '/tmp'), ('', None))
     """
     try:

@@ -96,7 +96,7 @@ class Message(_HidesSecrets):
         MalformedMessage
             If a field is missing or of another type; it names the field.
         ValueError
-            If it was written by a version of girder_dask that this one cannot read.
+            If a version of girder_dask wrote it that this one cannot read.
         """
         version = wire.get("version")
         if version != WIRE_VERSION:
@@ -117,7 +117,7 @@ class Message(_HidesSecrets):
         Raises
         ------
         ValueError
-            If they were written by a version of girder_dask that this one cannot read.
+            If a version of girder_dask wrote them that this one cannot read.
         """
         messages = []
         for wire in wires:
@@ -134,8 +134,8 @@ def _encode_foreign(value: Any) -> str:
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} cannot be sent")
 
 
-# Characters of the name of a task in a key of Dask.
-_MOST_NAME = 100
+# Characters of a task's name in a Dask key.
+_MAX_NAME_CHARACTERS = 100
 
 
 class JobSpec(Message, ExecutionOptions, frozen=True):
@@ -146,7 +146,7 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
     id
         The id of the job document, 24 hexadecimal digits.
     attempt
-        1 for the first run; a new run of the same job is a new attempt.
+        1 for the first run. Each new run of the job is a new attempt.
     task
         The task, as ``package.module:qualified_name``.
     payload
@@ -154,10 +154,10 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
     token
         A Girder token that belongs to this job alone.
     girder_api_url
-        Girder's REST API as code inside Girder gave it for this call. A worker's own
-        configuration comes first.
+        Girder's REST API as code inside Girder gave it for this call. The configuration of a
+        worker takes precedence.
     default_api_url
-        Girder's REST API as Girder's settings have it, for who knows no other.
+        Girder's REST API from Girder's settings, used if no other address is known.
     package
         The distribution that holds the task, with its version, for error messages.
     title
@@ -165,9 +165,9 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
     dependencies
         The ids of the jobs whose values are among the arguments.
     trusted
-        Whether who made the call may run code of their own on the cluster. Others start
-        installed tasks alone, with plain arguments, and send to Girder nothing but what is in
-        the job's directory. It says nothing of what the token of the job may do.
+        Whether the author of the call may run own code on the cluster. Jobs of others run
+        installed tasks only, with plain arguments, and send to Girder only files of the job's
+        directory. The rights of the job's token do not depend on it.
     """
 
     id: str
@@ -183,32 +183,32 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
     trusted: bool = False
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults, and who is trusted, always.
+        """Return the fields that differ from their defaults, and always ``trusted``.
 
-        Not that another version takes the lack of a word for trust.
+        Another version must not take its absence for trust.
         """
         return {**Message.to_wire(self), "trusted": self.trusted}
 
     @property
     def key(self) -> str:
-        """The Dask key of this attempt, fresh for each one."""
-        return f"{_name(self.task)}-{self.id}-{self.attempt}"
+        """The Dask key of this attempt, which no other attempt has."""
+        return f"{_key_prefix(self.task)}-{self.id}-{self.attempt}"
 
 
 @functools.lru_cache(maxsize=1024)
-def _name(task: str) -> str:
-    return task.rpartition(":")[2].replace(".", "_").strip("<>")[:_MOST_NAME] or "job"
+def _key_prefix(task: str) -> str:
+    return task.rpartition(":")[2].replace(".", "_").strip("<>")[:_MAX_NAME_CHARACTERS] or "job"
 
 
 class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
-    """Something that happened to an attempt of a job.
+    """Something that happened to an attempt of a job at a time, in seconds since the epoch.
 
-    ``time`` is in seconds since the epoch, when it happened. ``log`` is text to append,
-    ``progress`` has any of ``total``, ``current`` and ``message``, ``result`` the packed return
-    value, and ``error`` one line that says why a job ended in ERROR, with ``exception`` packed by
-    :func:`girder_dask.protocol.exceptions.pack_exception`, and ``permanent`` if it would end so
-    again. ``waits`` is why a job waits in the queue, empty if it waits for its turn alone. An event
-    of a run names that execution and the address of its worker.
+    ``log`` is text to append. ``progress`` has any of ``total``, ``current`` and ``message``.
+    ``result`` is the packed return value. ``error`` is one line that says why the job ended in
+    ERROR, ``exception`` is packed by :func:`girder_dask.protocol.exceptions.pack_exception`, and
+    ``permanent`` is true if another try would end in the same way. ``waits`` is why the job waits
+    in the queue, empty if only for its turn. An event of a run names the run and the address of its
+    worker.
     """
 
     id: str
@@ -227,17 +227,17 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_bare(self) -> bool:
-        """Whether it says nothing but that the job is there."""
-        told = (self.status, self.log, self.progress, self.result)
-        why = (self.error, self.exception, self.waits)
-        return all(value is None for value in (*told, *why))
+        """True if the event says only that the job is there."""
+        content = (self.status, self.log, self.progress, self.result)
+        reasons = (self.error, self.exception, self.waits)
+        return all(value is None for value in (*content, *reasons))
 
 
 class JobUpdate(Message, Struct, frozen=True, omit_defaults=True):
-    """All that Girder has not yet heard of an attempt of a job, merged from its events.
+    """The events of an attempt that Girder has not acknowledged, merged.
 
-    ``sequence`` grows with each update of the same attempt, so that one which is sent
-    twice is applied once. ``statuses`` are ``[status, time]`` pairs in order.
+    ``sequence`` grows with each update of an attempt, so Girder applies an update that comes twice
+    only once. ``statuses`` are ``[status, time]`` pairs in order.
     """
 
     id: str
@@ -253,13 +253,12 @@ class JobUpdate(Message, Struct, frozen=True, omit_defaults=True):
 
 
 class Submission(Message, ExecutionOptions, frozen=True):
-    """A call that is to become a job.
+    """A call to be recorded as a job, with its execution options.
 
-    ``args`` and ``kwargs`` are what people read on the job: plain values, transforms as
-    their ``_repr_model_``. ``payload`` is the packed call that a worker opens, with the
-    result hooks in it. ``dependencies`` are the ids of the jobs whose values are among the
-    arguments. ``user`` is a Girder user document, or None for the user of the request; it
-    does not travel.
+    ``args`` and ``kwargs`` are shown on the job: plain values, transforms as their
+    ``_repr_model_``. ``payload`` is the packed call, with its result hooks, that a worker opens.
+    ``dependencies`` are the ids of the jobs whose values are among the arguments. ``user`` is a
+    Girder user document, or None for the user of the request; it does not travel.
     """
 
     task: _TaskName
@@ -278,7 +277,7 @@ class Submission(Message, ExecutionOptions, frozen=True):
     dependencies: Sequence[JobId] = ()
 
     def to_wire(self) -> dict[str, Any]:
-        """Return what travels to Girder: all but the user, who is whoever sends it."""
+        """Return the fields for Girder without the user: Girder takes the sender."""
         return Message.to_wire(replace(self, user=None))
 
 
@@ -293,17 +292,17 @@ class MapParent(Message, Struct, frozen=True, omit_defaults=True):
     user: Any = None
 
     def to_wire(self) -> dict[str, Any]:
-        """Return what travels to Girder: all but the user, who is whoever sends it."""
+        """Return the fields for Girder without the user: Girder takes the sender."""
         return Message.to_wire(replace(self, user=None))
 
 
 class StoredResult(_HidesSecrets, Struct, frozen=True):
-    """What is kept of the end of a job: the packed value, or why there is none.
+    """The stored outcome of a job: the packed value, or why there is none.
 
     ``exception`` is what the task raised, packed by
-    :func:`girder_dask.protocol.exceptions.pack_exception`. ``status`` is the state of the job,
-    where it came along. ``parts`` are the ids of the jobs under the parent job of a map, in the
-    order of the calls, and None for any other job.
+    :func:`girder_dask.protocol.exceptions.pack_exception`. ``status`` is the state of the job, if
+    it is known. ``parts`` are the ids of the jobs under the parent job of a map, in the order of
+    the calls, and None for other jobs.
     """
 
     value: bytes | None = None

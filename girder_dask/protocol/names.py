@@ -1,4 +1,4 @@
-"""Names that two processes must agree on."""
+"""Names that several processes share: headers, scopes, plugins and annotations."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ __all__ = [
     "UPLOAD_HEADER",
 ]
 
-#: The plugins of girder_dask in a scheduler, in workers and in nannies.
+#: The name of the plugins of girder_dask in the scheduler, workers and nannies.
 PLUGIN_NAME = "girder-dask"
 
-#: The header that holds a token of Girder.
+#: The header with a Girder token.
 TOKEN_HEADER = "Girder-Token"  # noqa: S105 - its name
 
-#: The header in which Girder says what a redirect of a download leads to.
+#: The header of a download's redirect that names the kind of its target.
 KIND_HEADER = "Girder-Dask-Redirect"
 
-#: The only scope of the credential.
+#: The only scope of the scheduler's credential.
 SCHEDULER_SCOPE = "dask.jobs.update"
 
-#: The header that names the job of the attempt. Its token may be one that other jobs have too.
+#: The header that names the job of an attempt. Several jobs may share a token.
 JOB_HEADER = "Girder-Dask-Job"
 
-#: The header that holds the number of the attempt which uploads a file.
+#: The header with the number of the attempt that uploads a file.
 ATTEMPT_HEADER = "Girder-Dask-Attempt"
 
-#: The header that holds the name of an upload, which no other upload has.
+#: The header with the unique name of an upload.
 UPLOAD_HEADER = "Girder-Dask-Upload"
 
-#: The scope of tokens that may start jobs, as far as their user may.
+#: The scope of tokens that may start the jobs that their user may start.
 SUBMIT_SCOPE = "dask.jobs.submit"
 
-#: The annotation of a Dask task that runs again, with the number of its attempt; 0 if no run of
-#: it is to begin any more.
+#: The annotation of a Dask task that runs again: the number of its attempt, or 0 if no further run
+#: may begin.
 ATTEMPT_ANNOTATION = "girder_attempt"

@@ -1,9 +1,8 @@
 """A call as bytes.
 
-A call is packed where ``delay()`` is called and opened on a worker, inside our own
-function. Girder and the scheduler only pass the bytes on. A call that is made of plain
-values and of our own transforms is packed as JSON, which may come from anybody who may
-start the task. Any other is pickled: opening it can run code of whoever made it.
+``delay()`` packs a call, and a worker opens it; Girder and the scheduler only pass the bytes on. A
+call of plain values and of transforms of this package is packed as JSON, which is accepted from
+everyone who may start the task. Any other call is pickled: opening it can run code of its author.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from girder_dask.utils.module_loading import retry_import_deadlock
 from girder_dask.utils.pytree import tree_map
 
 __all__ = [
-    "PACKING",
+    "PACKING_OVERHEAD_BYTES",
     "Call",
     "Dependency",
     "NotOpened",
@@ -33,33 +32,33 @@ __all__ = [
     "pack_value",
 ]
 
-#: What packing adds to a value of one piece, such as bytes or an array, in bytes at most.
-PACKING = 4096
+#: The most bytes that packing adds to a value of one piece, such as bytes or an array.
+PACKING_OVERHEAD_BYTES = 4096
 
-# The first byte of a call or a value says how the rest is written.
+# The first byte of a packed call or value: how the rest is encoded.
 _PLAIN, _PICKLED = b"j", b"p"
 
-# What stands for something else in a plain call.
+# Tags of placeholders in a plain call.
 _TRANSFORM, _JOB = "~transform", "~job"
 
 
 @dataclass(frozen=True, slots=True)
 class Dependency:
-    """Stands among the arguments of a call for the value of another job."""
+    """Placeholder among the arguments of a call for the value of another job."""
 
     job_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unpicklable:
-    """Stands for a value that could not leave the process in which it was made."""
+    """Placeholder for a value that could not leave its process."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function (None: the task's own), its arguments, and what is done with its result.
+    """A function (None for the task's own), its arguments and its result hooks.
 
     ``session`` are attributes of the ``requests.Session`` of the job's Girder client.
     """
@@ -83,8 +82,7 @@ def pack_call(
 ) -> bytes:
     """Return a call as bytes: as JSON if it is plain, else pickled.
 
-    Clients and tokens that transforms hold are left out: a worker gives them those of
-    the job.
+    Clients and tokens that transforms hold are left out; a worker sets those of the job.
 
     Parameters
     ----------
@@ -94,7 +92,7 @@ def pack_call(
     Raises
     ------
     ArgumentError
-        If something in it cannot be pickled; it says which argument.
+        If an argument cannot be pickled; the message names it.
     PayloadTooLargeError
         If it is larger than ``limit``.
 
@@ -158,7 +156,7 @@ def _pack_plain(call: tuple[Any, ...]) -> bytes:
 
 
 def _special(value: Any) -> tuple[str, Any]:
-    """Write what a plain call may hold besides plain values; see :func:`open_call`."""
+    """Return the tag and the plain value of a placeholder or transform in a plain call."""
     if type(value) is Dependency:
         return _JOB, value.job_id
     transform = written(value)
@@ -168,7 +166,7 @@ def _special(value: Any) -> tuple[str, Any]:
 
 
 def is_plain(payload: bytes) -> bool:
-    """Say whether a packed call runs no code but that of an installed task when it is opened.
+    """Return True if opening a packed call runs no code but that of an installed task.
 
     >>> is_plain(pack_call((1, 'coins.png'), {})), is_plain(pack_call((range(3),), {}))
     (True, False)
@@ -182,7 +180,7 @@ def open_call(payload: bytes, *, unpickle: bool = True) -> Call:
     Parameters
     ----------
     unpickle
-        Whether a pickled call may be opened, which can run code of whoever made it.
+        Whether a pickled call may be opened, which can run code of its author.
 
     Raises
     ------
@@ -196,18 +194,18 @@ def open_call(payload: bytes, *, unpickle: bool = True) -> Call:
         args, kwargs, hooks = retry_import_deadlock(lambda: load_plain(rest, special))
         return Call(args=tuple(args), kwargs=dict(kwargs), hooks=tuple(hooks))
     if kind != _PICKLED:
-        raise ValueError("This is no call that girder_dask has packed.")
+        raise ValueError("These bytes are not a call that girder_dask packed.")
     if not unpickle:
         raise ArgumentError(
-            "The call is pickled, and who started this job may not run code of their own, so it is "
-            "not opened. Pass plain values."
+            "The call is pickled, and the user who started this job may not run own code, so the "
+            "call is not opened. Pass plain values."
         )
     function, args, kwargs, hooks, session = retry_import_deadlock(lambda: unpickling.loads(rest))
     return Call(args, kwargs, hooks, function, session)
 
 
 def pack_value(value: Any) -> bytes:
-    """Return what a function returned as bytes: plain values as JSON, others pickled.
+    """Return a result as bytes: plain values as JSON, others pickled.
 
     Raises
     ------
@@ -227,16 +225,16 @@ def pack_value(value: Any) -> bytes:
 
 
 class NotOpened(ValueError):
-    """A packed value cannot be opened here, or may not be; it says why, without a subject."""
+    """A packed value cannot or may not be opened here. The message has no subject."""
 
 
 def open_value(data: bytes, *, unpickle: bool) -> Any:
-    """Open what :func:`pack_value` returned.
+    """Return the value that :func:`pack_value` packed.
 
     Parameters
     ----------
     unpickle
-        Whether a pickled value may be opened, which can run code of whoever made it.
+        Whether a pickled value may be opened, which can run code of its author.
 
     Raises
     ------

@@ -1,9 +1,8 @@
-"""Secrets of runs, blanked in what leaves them.
+"""Redaction of the secrets of runs in logs, results and errors.
 
-A run knows its :class:`Secrets`: the token of its job, and what else it was given to sign in with.
-They are replaced by asterisks, one for each character, so that JSON and pickles that hold them
-stay what they are. Parts of one that was cut are blanked as well, from 31 characters on: what is
-left leaves more than half of a token unknown.
+A run has :class:`Secrets`: the token of its job, and other credentials that it was given. Each
+character is replaced by an asterisk, so that JSON and pickles stay valid. Parts of a secret that
+was cut are blanked from 31 characters on; shorter parts leave more than half of a token unknown.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Secrets", "clean_data", "clean_headers", "clean_text", "clean_urls", "secrets_in"]
 
-# A shorter one is found in ordinary text, and guessed anyway.
-_LEAST = 12
-# Parts by which a secret is found that was cut. Shorter ones take longer to look for.
-_PIECE = 16
-# Under these names a session has what signs its requests.
-_SIGNS = ("auth", "headers", "cookies", "params", "proxies")
+# A shorter one occurs in ordinary text, and can be guessed.
+_MIN_SECRET_CHARACTERS = 12
+# The length of the pieces by which a cut secret is found. A search for shorter ones is slower.
+_PIECE_CHARACTERS = 16
+# The attributes of a session that hold credentials.
+_CREDENTIAL_ATTRIBUTES = ("auth", "headers", "cookies", "params", "proxies")
 
-# What signs a request in its URL: parameters, and a user's password. The characters are those of
-# URLs alone, so that nothing else of a pickle is taken for a part of one.
+# Credentials in a URL: parameters, and a user's password. Only characters of URLs match, so that
+# no other part of a pickle is taken for a URL.
 _SIGNATURE = re.compile(
     r"(?i)([?&;](?:(?:access_?|auth_?)?token|api_?key|password|passwd|secret|sig|signature"
     r"|x-amz-(?:credential|signature|security-token))=|api_key/token\?(?:[\w.~%&=-]*&)?key=)"
@@ -37,7 +36,7 @@ _SIGNATURE = re.compile(
 )
 
 _NAME = r"(?:girder-token|(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:token|key|secret))"
-# A header as it is sent, and as it stands in the repr of a mapping or a pair; a cookie by itself.
+# A header as sent, and in the repr of a mapping or a pair; a cookie alone.
 _HEADER = re.compile(
     rf"(?im)(\b{_NAME}[ \t]*[:=][ \t]*)([^\r\n]+)"
     rf"|(b?[\"']{_NAME}[\"']\s*[:,]\s*b?)(\"[^\"\r\n]*\"|'[^'\r\n]*')"
@@ -49,7 +48,7 @@ _known: tuple[Secrets, ...] = ()
 
 
 class _Form:
-    """One way in which a secret is written, as text or as bytes."""
+    """One encoding of a secret, as text or as bytes."""
 
     __slots__ = ("_pieces", "blank", "fill", "whole")
 
@@ -61,16 +60,19 @@ class _Form:
 
     @property
     def pieces(self) -> list[tuple[int, Any]]:
-        """Parts of the secret, each with its place there."""
+        """Parts of the secret, each with its offset."""
         if self._pieces is None:
-            last = max(1, len(self.whole) - _PIECE + 1)
-            self._pieces = [(at, self.whole[at : at + _PIECE]) for at in range(0, last, _PIECE)]
+            last = max(1, len(self.whole) - _PIECE_CHARACTERS + 1)
+            self._pieces = [
+                (at, self.whole[at : at + _PIECE_CHARACTERS])
+                for at in range(0, last, _PIECE_CHARACTERS)
+            ]
         return self._pieces
 
     def clean(self, value: Any, *, cut: bool) -> Any:
-        """Blank the form, and with ``cut`` also parts of it."""
+        """Blank this form of the secret, and with ``cut`` its parts as well."""
         value = value.replace(self.whole, self.blank)
-        if cut and len(self.whole) > _PIECE:
+        if cut and len(self.whole) > _PIECE_CHARACTERS:
             for at, piece in self.pieces:
                 if piece in value:
                     value = self._without(value, at, piece)
@@ -87,7 +89,7 @@ class _Form:
         return value[:0].join([*kept, value[done:]])
 
     def _extent(self, value: Any, start: int, at: int) -> tuple[int, int]:
-        """Return from where to where a part of the secret stands around a piece of it."""
+        """Return where the part of the secret around a piece begins and ends."""
         begin, first = start, at
         while begin and first and value[begin - 1] == self.whole[first - 1]:
             begin, first = begin - 1, first - 1
@@ -98,18 +100,18 @@ class _Form:
 
 
 def _texts(secret: str) -> Iterator[tuple[str, str]]:
-    """Return how a secret may be written, and what stands for each of its characters then."""
+    """Yield the encodings of a secret, each with its replacement character."""
     yield secret, "*"
     if (quoted := quote(secret, safe="")) != secret:
         yield quoted, "*"
-    for shift in range(3):  # in base64 it depends on how many bytes stand before
+    for shift in range(3):  # base64 depends on the number of bytes before
         code = base64.b64encode(b"\0" * shift + secret.encode("utf-8", "surrogatepass")).decode()
-        # Without the characters that also hold bits of what stands before and after.
+        # Without characters that hold bits of the bytes before and after.
         yield code[(0, 2, 3)[shift] : (len(secret) + shift) * 8 // 6], "A"
 
 
 class Secrets:
-    """The secrets of one run, known to this process until they are closed.
+    """The secrets of one run, which this process redacts until they are closed.
 
     Examples
     --------
@@ -136,9 +138,9 @@ class Secrets:
         self.close()
 
     def add(self, *secrets: str | None) -> None:
-        """Know more secrets. Those that are too short to be any are left out."""
+        """Add secrets. Strings that are too short are ignored."""
         for secret in secrets:
-            if secret is None or len(secret) < _LEAST or secret in self._values:
+            if secret is None or len(secret) < _MIN_SECRET_CHARACTERS or secret in self._values:
                 continue
             self._values.add(secret)
             for whole, fill in _texts(secret):
@@ -147,11 +149,11 @@ class Secrets:
                 self._datas.append(_Form(data, fill.encode()))
 
     def close(self) -> None:
-        """Let the secrets go: they are no longer looked for in what others say."""
+        """Stop the redaction of these secrets in the output of other runs."""
         _unregister(self)
 
     def clean_text(self, text: str) -> str:
-        """Return text of the run without its secrets, and without those of others."""
+        """Return text of the run without its secrets and those of other runs."""
         for other in _known:
             text = other.blank_text(text, cut=other is self)
         return text if self in _known else self.blank_text(text, cut=True)
@@ -163,7 +165,7 @@ class Secrets:
         return data
 
     def clean_log(self, text: str) -> str:
-        """Return the next piece of the run's log without secrets, also where one was cut in two."""
+        """Return the next piece of the run's log without secrets, even those cut between pieces."""
         before, self._before = self._before, (self._before + text)[-self._reach :]
         return self.clean_text(before + text)[len(before) :]
 
@@ -210,7 +212,7 @@ def clean_text(text: str) -> str:
 def clean_data(data: bytes) -> bytes:
     """Return bytes, such as a pickle, without the secrets of the runs in this process.
 
-    It is meant for small ones, and looks for the signatures in addresses as well.
+    For small data: it searches for credentials in URLs as well.
     """
     for secrets in _known:
         data = secrets.blank_data(data, cut=True)
@@ -218,19 +220,19 @@ def clean_data(data: bytes) -> bytes:
 
 
 def clean_urls(text: str) -> str:
-    """Blank what signs a request in the addresses that stand in a text.
+    """Return text with the credentials in its URLs blanked.
 
     >>> clean_urls('GET http://me:secret@girder/user/me?token=abc&limit=5')
     'GET http://me:******@girder/user/me?token=***&limit=5'
     """
-    # Most texts have none, and the search for these characters is a hundred times as fast.
+    # Most texts have none, and this check is a hundred times faster.
     if not ("=" in text and any(each in text for each in "?&;")) and "://" not in text:
         return text
     return _SIGNATURE.sub(_blanked, text)
 
 
 def clean_headers(text: str) -> str:
-    """Blank what signs a request among headers that stand in a text, and in addresses.
+    """Return text with the credentials in its headers and URLs blanked.
 
     >>> clean_headers("GIRDER-TOKEN: 5f3c\\nHOST: girder")
     'GIRDER-TOKEN: ***\\nHOST: girder'
@@ -251,19 +253,21 @@ def _blanked(found: re.Match[str]) -> str:
 
 
 def secrets_in(session: Mapping[str, Any] | None) -> list[str]:
-    """Return what the attributes of a session hold that signs its requests.
+    """Return the credentials in the attributes of a session.
 
     >>> secrets_in({'verify': '/etc/ca.pem', 'headers': {'X-Key': 'abcdefghijklm'}})
     ['abcdefghijklm']
     >>> secrets_in({'proxies': {'https': 'http://me:a%20secret@proxy'}})
     ['http://me:a%20secret@proxy', 'a%20secret', 'a secret']
     """
-    texts = [text for name in _SIGNS for text in _strings((session or {}).get(name))]
+    texts = [
+        text for name in _CREDENTIAL_ATTRIBUTES for text in _strings((session or {}).get(name))
+    ]
     return [each for text in texts for each in (text, *_passwords(text))]
 
 
 def _passwords(url: str) -> list[str]:
-    """Return the password that stands in an address, as it is written there and as it is sent."""
+    """Return the password in a URL, as written and as sent."""
     found = re.search(r"://[^/?#]*?:([^/?#]*)@", url)
     return [] if found is None else list(dict.fromkeys((found[1], unquote(found[1]))))
 

@@ -1,4 +1,4 @@
-"""Transforms as a call carries them: what counts as one, and which a plain call may name."""
+"""Transforms in a call: what counts as one, and which ones a plain call may name."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Any
 
 __all__ = ["build", "detached", "is_transform", "register", "written"]
 
-# The transforms that a plain call may name, by the names of their classes.
+# The transforms that a plain call may name, by class name.
 _kinds: dict[str, Any] = {}
 
 
 def register(*kinds: type) -> None:
-    """Let plain calls name these transforms. What they are made with must be harmless.
+    """Let plain calls name these transforms, whose constructor arguments must be harmless.
 
-    Each has a method ``arguments()`` that returns what its constructor takes, as plain values.
+    Each has a method ``arguments()`` that returns its constructor arguments as plain values.
     """
     _kinds.update({kind.__name__: kind for kind in kinds})
 
 
 def written(value: Any) -> list[Any] | None:
-    """Return a registered transform as plain values, None for any other value."""
+    """Return a registered transform as plain values, or None for any other value."""
     name = type(value).__name__
     return [name, value.arguments()] if _kinds.get(name) is type(value) else None
 
 
 def build(transform: Any) -> Any:
-    """Make a registered transform from nothing but arguments of its constructor.
+    """Build a registered transform from its constructor arguments.
 
     Raises
     ------
     ValueError
-        If none of that name is registered, or if it is to have a client.
+        If no transform of that name is registered, or if a client is among the arguments.
     """
     name, arguments = transform
     kind = _kinds.get(name)
@@ -43,7 +43,7 @@ def build(transform: Any) -> Any:
 
 
 def is_transform(value: Any) -> bool:
-    """Say whether ``value`` has ``transform()`` and ``cleanup()``.
+    """Return True if ``value`` has ``transform()`` and ``cleanup()``.
 
     >>> from girder_dask.transforms import GirderFileId
     >>> is_transform(GirderFileId('5f3c')), is_transform('5f3c'), is_transform(GirderFileId)
@@ -57,10 +57,9 @@ def is_transform(value: Any) -> bool:
 
 
 def detached(value: Any) -> Any:
-    """Return a transform as it travels, and any other value as it is.
+    """Return a transform without its Girder client and with ids as strings; other values unchanged.
 
-    It is without its Girder client, and ids that it holds are strings: a worker need not
-    have MongoDB's package, and ``girder_client`` wants strings.
+    A worker need not have MongoDB's package, and ``girder_client`` expects strings.
     """
     if not is_transform(value):
         return value

@@ -1,4 +1,4 @@
-"""What a call of a task becomes: options checked, arguments packed, fields of the job set."""
+"""From a call of a task to a submission: options checked, arguments packed, job fields set."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class TaskSettings(ExecutionOptions, frozen=True):
-    """What ``@task(…)`` was given; see :func:`girder_dask.task`."""
+    """The settings of a task; see :func:`girder_dask.task`."""
 
     title: str | None = None
     type: str = "dask"
@@ -54,7 +54,7 @@ class TaskSettings(ExecutionOptions, frozen=True):
         Raises
         ------
         SubmissionError
-            If an option does not exist or makes no sense; ``name`` is that of the task.
+            If an option does not exist or is invalid. ``name`` is that of the task.
         """
         possible = {*OPTION_NAMES, "title", "type", "public", "other_fields"}
         _refuse_unknown(name, changes.keys(), possible)
@@ -72,7 +72,7 @@ class TaskSettings(ExecutionOptions, frozen=True):
             force_setattr(self, name, getattr(restored, name))
 
 
-#: The names that girder_worker gave to the options of a call, and what they set.
+#: The options of a call, as girder_worker named them, and what they set.
 CALL_OPTIONS = {
     "girder_job_title": "title",
     "girder_job_type": "type",
@@ -87,8 +87,8 @@ CALL_OPTIONS = {
     "girder_job_disable": "disable",
 }
 
-#: Options of Celery's ``apply_async``, and what there is in their place.
-_OF_CELERY = {
+#: Replacements for options of Celery's ``apply_async``.
+_CELERY_REPLACEMENTS = {
     "queue": "name the workers with resources={'queue:NAME': 1} and dask worker --resources",
     "countdown": "start the job when it is time, for example from a scheduled job of Girder",
     "eta": "start the job when it is time, for example from a scheduled job of Girder",
@@ -102,7 +102,7 @@ _OF_CELERY = {
 
 
 def split(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments for the function, and the options of the call among them."""
+    """Return the arguments of the function and the options of the call."""
     arguments = {k: v for k, v in kwargs.items() if k not in CALL_OPTIONS}
     return arguments, {k: v for k, v in kwargs.items() if k in CALL_OPTIONS}
 
@@ -114,7 +114,7 @@ def check(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> None:
-    """Raise SubmissionError for a call that cannot work, before anything is recorded."""
+    """Raise SubmissionError for a call that cannot work; nothing has been recorded then."""
     _refuse_unknown(name, options.keys(), {*CALL_OPTIONS, *OPTION_NAMES})
     try:
         signature.bind(*args, **kwargs)
@@ -132,8 +132,8 @@ def _refuse_unknown(name: str, given: Any, possible: set[str]) -> None:
         return
     problem = f"{name} was started with options that do not exist: {', '.join(unknown)}."
     for option in unknown:
-        if option in _OF_CELERY:
-            problem += f" In place of Celery's {option}, {_OF_CELERY[option]}."
+        if option in _CELERY_REPLACEMENTS:
+            problem += f" In place of Celery's {option}, {_CELERY_REPLACEMENTS[option]}."
         elif close := difflib.get_close_matches(option, possible, 1):
             problem += f" Did you mean {close[0]}?"
     raise SubmissionError(f"{problem} No job was made.", task=name)
@@ -146,10 +146,10 @@ def pack(
     options: Mapping[str, Any],
     function: Callable[..., Any] | None,
 ) -> tuple[bytes, list[str], tuple[Any, ...], dict[str, Any]]:
-    """Return a call as bytes, the jobs that it depends on, and its arguments to be shown."""
+    """Return a call as bytes, the ids of its dependencies, and its arguments to be shown."""
     found: list[str] = []
 
-    def stand_in(value: Any) -> Any:
+    def placeholder(value: Any) -> Any:
         _refuse_hidden(name, value)
         if is_transform(value) and not _takes(value, 0):
             raise SubmissionError(
@@ -158,7 +158,7 @@ def pack(
                 task=name,
             )
         if hasattr(value, "results") and not isinstance(value, type):
-            return [stand_in(result) for result in value.results]
+            return [placeholder(result) for result in value.results]
         if not isinstance(value, JobResult):
             return value
         if value.id not in found:
@@ -166,9 +166,9 @@ def pack(
         return Dependency(value.id)
 
     try:
-        args, kwargs = tree_map(stand_in, args), tree_map(stand_in, dict(kwargs))
+        args, kwargs = tree_map(placeholder, args), tree_map(placeholder, dict(kwargs))
     except RecursionError:
-        raise _too_deep(name, stand_in, args, kwargs) from None
+        raise _too_deep(name, placeholder, args, kwargs) from None
     payload = pack_call(
         args,
         kwargs,
@@ -187,7 +187,7 @@ def _too_deep(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> ArgumentError:
-    """Return the error that names the argument whose leaves cannot be reached."""
+    """Return the error that names the argument that is nested too deep."""
     named = [(f"Argument {n}", v) for n, v in enumerate(args, 1)]
     named += [(f"Argument {k!r}", v) for k, v in kwargs.items()]
     wrong = "An argument"
@@ -205,7 +205,7 @@ def _too_deep(
 
 
 def _refuse_hidden(name: str, value: Any) -> None:
-    """Raise SubmissionError for what would not be replaced by the value that it stands for."""
+    """Raise SubmissionError for an argument that cannot be replaced by its value."""
     if isinstance(value, type) and hasattr(value, "transform") and hasattr(value, "cleanup"):
         raise SubmissionError(
             f"{name} was given the class {value.__qualname__} as an argument, which fetches "
@@ -227,7 +227,7 @@ def _refuse_hidden(name: str, value: Any) -> None:
 
 
 def _hooks(name: str, given: Any) -> tuple[Any, ...]:
-    """Return the result hooks of a call, one for each result, or nested as the result is."""
+    """Return the result hooks of a call: one for each result, or nested like the result."""
     if given is None:
         return ()
     if not isinstance(given, (list, tuple, dict)):
@@ -257,12 +257,12 @@ def _hooks(name: str, given: Any) -> tuple[Any, ...]:
 
 
 def _takes(transform: Any, values: int) -> bool:
-    """Return True if a transform can be called with so many values, or nobody can tell."""
+    """Return True if a transform accepts so many values, or if its signature is unknown."""
     try:
         inspect.signature(transform.transform).bind(*range(values))
     except TypeError:
         return False
-    except ValueError:  # of something that is not written in Python
+    except ValueError:  # not written in Python
         return True
     return True
 
@@ -275,23 +275,23 @@ def submission(
     options: Mapping[str, Any],
     function: Callable[..., Any] | None = None,
 ) -> Submission:
-    """Return what a call becomes.
+    """Return the submission of a call.
 
     Parameters
     ----------
     name, settings
-        Those of the task.
+        Name and settings of the task.
     args, kwargs
         The arguments of the function.
     options
-        Those of the call: names of :data:`CALL_OPTIONS` and execution options.
+        The options of the call: names of :data:`CALL_OPTIONS` and execution options.
     function
-        What travels by value, None for a task that the workers have installed.
+        A function to send by value, or None for a task that the workers have installed.
 
     Raises
     ------
     SubmissionError
-        If it cannot become a job.
+        If the call cannot become a job.
     """
     payload, dependencies, args, kwargs = pack(name, args, kwargs, options, function)
     return Submission(
@@ -314,14 +314,14 @@ def map_parent(name: str, settings: TaskSettings, options: Mapping[str, Any]) ->
 def execution_options(
     name: str, settings: TaskSettings, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the execution options of a call, checked: its own before those of its task."""
+    """Return the execution options of a call, checked. Its own override those of the task."""
     return checked_options({n: options.get(n, getattr(settings, n)) for n in OPTION_NAMES}, name)
 
 
 def _fields(
     name: str, settings: TaskSettings, options: Mapping[str, Any], *more: str
 ) -> dict[str, Any]:
-    """Return the fields of the job: those of the call before those of the task."""
+    """Return the fields of the job. Those of the call override those of the task."""
     fields: dict[str, Any] = {
         n: getattr(settings, n) for n in ("type", "public", "handler", "other_fields")
     }
@@ -355,7 +355,7 @@ def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:
 
 
 def checked_options(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the execution options in ``given`` as plain values, which any database takes."""
+    """Return the execution options in ``given``, checked, as plain values."""
     chosen = {k: v for k, v in given.items() if k in OPTION_NAMES}
     try:
         options = ExecutionOptions.checked(chosen)

@@ -18,7 +18,7 @@ from girder_dask.errors import SubmissionError
 from girder_dask.jobs import HANDLER, JobStatus
 from girder_dask.plugin.girder_events import is_bound
 from girder_dask.plugin.store.database import UNSTORABLE, describe_error, to_object_id
-from girder_dask.protocol.job_fields import MOST_LEVELS
+from girder_dask.protocol.job_fields import MAX_FIELD_LEVELS
 from girder_dask.protocol.messages import Submission
 from girder_dask.utils.text import clean_text
 
@@ -188,7 +188,7 @@ def storable(value: Any, _level: int = 0) -> Any:
         return clean_text(value)
     if isinstance(value, int):
         return int(value) if -(2**63) <= value < 2**63 else str(value)
-    if _level < MOST_LEVELS:
+    if _level < MAX_FIELD_LEVELS:
         if isinstance(value, (list, tuple)):
             return [storable(v, _level + 1) for v in value]
         if isinstance(value, Mapping) and all(_is_key(k) for k in value):

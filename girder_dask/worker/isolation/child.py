@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from girder_dask.errors import CancelInterrupt, JobInterrupted, TimeoutInterrupt
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.json_values import opened_message, packed_message
+from girder_dask.protocol.json_values import pack_message, unpack_message
 from girder_dask.protocol.redaction import Secrets, secrets_in
 from girder_dask.tasks import context
 from girder_dask.tasks.completion import completed
@@ -254,7 +254,7 @@ class _Child:
 
     def _send(self, kind: str, what: Any = None) -> None:
         with contextlib.suppress(OSError):  # the worker has gone
-            self._control.send(packed_message(kind, what))
+            self._control.send(pack_message(kind, what))
 
     def _receive(self) -> None:
         guard = Guard(logger, "Receiving messages from the worker")
@@ -266,7 +266,7 @@ class _Child:
             if not message:
                 return
             with guard:
-                self._on_message(*opened_message(message))
+                self._on_message(*unpack_message(message))
 
     def _on_message(self, kind: str, what: Any) -> None:
         if kind == "run":

@@ -21,7 +21,7 @@ from typing import Any
 from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import summary
-from girder_dask.protocol.json_values import opened_message, packed_message
+from girder_dask.protocol.json_values import pack_message, unpack_message
 from girder_dask.tasks.context import JobManager
 from girder_dask.worker.failures import Failure
 from girder_dask.worker.isolation import exchange_file
@@ -244,7 +244,7 @@ class TaskProcess:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(self._control)
             return False
-        kind, what = opened_message(message)
+        kind, what = unpack_message(message)
         if kind == "progress":
             with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
                 fields = ("total", "current", "message")
@@ -289,7 +289,7 @@ class TaskProcess:
 
     def _send(self, kind: str, what: Any = None) -> None:
         with contextlib.suppress(OSError):  # it is gone, which the lifeline shows
-            self._control.send(packed_message(kind, what), socket.MSG_DONTWAIT)
+            self._control.send(pack_message(kind, what), socket.MSG_DONTWAIT)
 
     def _command(self, command: bytes) -> None:
         with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ from dask.sizeof import sizeof
 from girder_dask.errors import JobInterrupted
 from girder_dask.protocol.error_text import summary
 from girder_dask.protocol.payload import (
-    PACKING,
+    PACKING_OVERHEAD_BYTES,
     NotOpened,
     Unpicklable,
     is_plain,
@@ -53,7 +53,7 @@ def pack_result(value: Any, *, max_bytes: int, secrets: Secrets) -> PackedResult
         # Dask could not send it anywhere, and each part of Dask would log a traceback.
         reason = f"it cannot be pickled ({summary(e)})"
         return PackedResult(Unpicklable(reason), note=reason)
-    if len(data) > max_bytes + PACKING:
+    if len(data) > max_bytes + PACKING_OVERHEAD_BYTES:
         note = (
             f"it takes {len(data):,} bytes, more than the {max_bytes:,} that are kept with a job "
             "(girder.worker.max-result)"

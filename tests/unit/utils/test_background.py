@@ -23,7 +23,7 @@ import pytest
 import girder_dask
 from girder_dask.errors import CancelInterrupt
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.json_values import packed_message
+from girder_dask.protocol.json_values import pack_message
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.utils.background import Guard, log_failure, repeat
 from girder_dask.worker import cancellation
@@ -450,7 +450,7 @@ async def child_listener() -> None:
         thread = threading.Thread(target=child._receive)
         thread.start()
         for kind in ("cancel", "run"):
-            worker.send(packed_message(kind, None))
+            worker.send(pack_message(kind, None))
         await soon(child._inputs.is_set)
         worker.close()
         await asyncio.to_thread(thread.join, SECONDS)
