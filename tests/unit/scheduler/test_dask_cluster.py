@@ -1,4 +1,4 @@
-"""What the dispatcher asks of Dask, asked of a real scheduler."""
+"""DaskCluster in a real scheduler."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def site(*, connected: bool = True) -> AsyncIterator[Plugin]:
             await plugin.cluster.close()
 
 
-async def test_a_value_stays_until_it_is_dropped() -> None:
+async def test_cluster_retains_a_result_until_it_is_released() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         key = dask.submit("a")
         await soon(lambda: dask.state(key) == "memory")
@@ -81,7 +81,7 @@ async def test_a_value_stays_until_it_is_dropped() -> None:
         await soon(lambda: dask.state(key) is None)
 
 
-async def test_a_job_gets_the_values_of_others() -> None:
+async def test_cluster_passes_results_of_dependencies() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         a = dask.submit("a")
         await soon(lambda: dask.state(a) == "memory")
@@ -94,7 +94,7 @@ async def test_a_job_gets_the_values_of_others() -> None:
         assert dask.cluster.take_refused() == []
 
 
-async def test_a_value_is_not_made_again_when_its_worker_is_lost() -> None:
+async def test_cluster_does_not_recompute_the_result_of_a_lost_worker() -> None:
     async with site() as dask:
         async with Worker(dask.scheduler.address, nthreads=1) as worker:
             key = dask.submit("a")
@@ -107,7 +107,7 @@ async def test_a_value_is_not_made_again_when_its_worker_is_lost() -> None:
         assert ran == ["count-a-1", "count-b-1"]
 
 
-async def test_a_job_whose_input_is_lost_on_the_way_is_refused() -> None:
+async def test_take_refused_returns_a_job_whose_value_was_lost_in_flight() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         a = dask.submit("a")
         await soon(lambda: dask.state(a) == "memory")
@@ -119,7 +119,7 @@ async def test_a_job_whose_input_is_lost_on_the_way_is_refused() -> None:
         assert ran == [a]
 
 
-async def test_what_is_dropped_before_there_is_a_connection_does_not_run() -> None:
+async def test_release_before_the_connection_prevents_the_run() -> None:
     async with site(connected=False) as dask, Worker(dask.scheduler.address, nthreads=1):
         a, b = dask.submit("a"), dask.submit("b")
         dask.cluster.release([a])
@@ -129,7 +129,7 @@ async def test_what_is_dropped_before_there_is_a_connection_does_not_run() -> No
         assert ran == [b]
 
 
-async def test_what_is_closed_before_dask_has_taken_it_is_forgotten() -> None:
+async def test_release_in_flight_lets_dask_forget_the_task() -> None:
     async with site() as dask:
         a = dask.submit("a")
         dask.cluster.release([a])
@@ -138,7 +138,7 @@ async def test_what_is_closed_before_dask_has_taken_it_is_forgotten() -> None:
         await soon(lambda: dask.state(a) is None)
 
 
-async def test_what_is_closed_before_dask_has_taken_it_begins_nowhere() -> None:
+async def test_release_in_flight_prevents_the_run() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         first = dask.submit("first")
         await soon(lambda: dask.state(first) == "memory")
@@ -151,7 +151,7 @@ async def test_what_is_closed_before_dask_has_taken_it_begins_nowhere() -> None:
         assert dask.numbers == {first: None, a: 0, b: None}
 
 
-async def test_it_connects_again_when_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connect_retries_after_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("girder_dask.scheduler.dask_cluster._CONNECT_DELAY_S", 0.01)
     failures = [OSError("refused"), ValueError("odd")]
     original = Client.__init__
@@ -168,7 +168,7 @@ async def test_it_connects_again_when_that_fails(monkeypatch: pytest.MonkeyPatch
     assert failures == []
 
 
-async def test_the_connection_does_not_remember_jobs() -> None:
+async def test_connection_keeps_no_message_log_of_jobs() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         for n in range(5):
             key = dask.submit(str(n))
@@ -178,7 +178,7 @@ async def test_the_connection_does_not_remember_jobs() -> None:
         assert len(client.scheduler_comm.recent_message_log) <= 1
 
 
-async def test_a_key_may_be_wanted_before_and_after_dask_has_it() -> None:
+async def test_pin_works_before_and_after_dask_has_the_key() -> None:
     async with site() as dask:
         address = dask.scheduler.address
         async with Client(address, asynchronous=True, set_as_default=False) as client:
@@ -202,7 +202,7 @@ async def test_a_key_may_be_wanted_before_and_after_dask_has_it() -> None:
                 await soon(lambda: dask.state(a) is None and dask.state(b) is None)
 
 
-async def test_who_wants_a_job_that_never_runs_is_told() -> None:
+async def test_release_cancels_the_future_of_a_pinned_job_that_never_ran() -> None:
     async with (
         site() as dask,
         Client(dask.scheduler.address, asynchronous=True, set_as_default=False) as client,
@@ -214,7 +214,7 @@ async def test_who_wants_a_job_that_never_runs_is_told() -> None:
             await asyncio.wait_for(future.result(), 10)
 
 
-async def test_what_is_dropped_is_marked_before_dask_can_place_it_again() -> None:
+async def test_release_sets_attempt_zero_before_dask_can_assign_again() -> None:
     async with site() as dask:
         address = dask.scheduler.address
         async with Client(address, asynchronous=True, set_as_default=False) as client:
@@ -227,7 +227,7 @@ async def test_what_is_dropped_is_marked_before_dask_can_place_it_again() -> Non
             assert dask.scheduler.tasks[key].annotations[ATTEMPT_ANNOTATION] == 0
 
 
-async def test_a_worker_that_does_not_answer_has_perhaps_begun_with_all(
+async def test_unstarted_is_empty_if_the_worker_does_not_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def unstarted() -> list[str]:
@@ -239,7 +239,7 @@ async def test_a_worker_that_does_not_answer_has_perhaps_begun_with_all(
     assert "did not report what it has not started" in caplog.text
 
 
-async def test_a_worker_that_cannot_stop_a_job_is_no_error(
+async def test_cancel_runs_logs_a_worker_that_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def cancel(keys: list[str]) -> list[str]:
@@ -254,7 +254,7 @@ async def test_a_worker_that_cannot_stop_a_job_is_no_error(
     assert answers == []
 
 
-async def test_it_says_for_which_keys_there_is_no_worker() -> None:
+async def test_unrunnable_names_keys_that_no_worker_can_run() -> None:
     none = "no worker is connected to the Dask scheduler"
     async with site() as dask:
         keys = [dask.submit(str(n)) for n in range(3)]
@@ -279,7 +279,7 @@ async def test_it_says_for_which_keys_there_is_no_worker() -> None:
             assert list(dask.cluster.unrunnable()) == [gpu]
 
 
-async def test_of_keys_that_wait_for_their_turn_nothing_is_said() -> None:
+async def test_unrunnable_leaves_out_keys_that_wait_for_a_thread() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         for n in range(50):
             dask.submit(str(n))

@@ -1,4 +1,4 @@
-"""A job runs when the values that it needs are there, and holds nothing until then."""
+"""Jobs start when the results that they depend on are there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def submitted(site: Site) -> list[str]:
 # -- inputs that are in hand -----------------------------------------------------------------
 
 
-def test_a_job_waits_for_its_input_and_gets_its_key(site: Site) -> None:
+def test_dependent_is_blocked_then_submitted_with_the_key(site: Site) -> None:
     a = site.accept("a")
     b = site.accept("b", dependencies=["a"])
     assert submitted(site) == ["a"]
@@ -50,7 +50,7 @@ def test_a_job_waits_for_its_input_and_gets_its_key(site: Site) -> None:
     assert site.history("b") == [(1, S.RUNNING), (1, S.SUCCESS)]
 
 
-def test_dask_may_know_first_that_the_input_is_there(site: Site) -> None:
+def test_dependent_starts_when_the_run_reports_after_dask(site: Site) -> None:
     a = site.accept("a")
     b = site.accept("b", dependencies=["a"])
     run = site.running(a)
@@ -60,7 +60,7 @@ def test_dask_may_know_first_that_the_input_is_there(site: Site) -> None:
     assert site.cluster.values[b.key] == {"a": a.key}
 
 
-def test_a_job_waits_for_all_of_its_inputs(site: Site) -> None:
+def test_dependent_is_blocked_by_all_its_dependencies(site: Site) -> None:
     a, b = site.accept("a"), site.accept("b")
     c = site.accept("c", dependencies=["a", "b", "a"])
     site.succeed(b)
@@ -72,7 +72,7 @@ def test_a_job_waits_for_all_of_its_inputs(site: Site) -> None:
     assert sorted(site.cluster.released) == [a.key, b.key, c.key]
 
 
-def test_jobs_may_come_before_what_they_need(site: Site) -> None:
+def test_dependents_may_be_accepted_before_their_dependencies(site: Site) -> None:
     c = JobSpec(id="c", attempt=1, task="m:count", dependencies=["b"])
     b = JobSpec(id="b", attempt=1, task="m:count", dependencies=["a"])
     a = JobSpec(id="a", attempt=1, task="m:count")
@@ -83,7 +83,7 @@ def test_jobs_may_come_before_what_they_need(site: Site) -> None:
     assert site.asked == 0
 
 
-def test_the_next_try_gets_the_values_too(site: Site) -> None:
+def test_retry_of_a_dependent_gets_the_keys_too(site: Site) -> None:
     a = site.accept("a")
     b = site.accept("b", dependencies=["a"], retries=1)
     site.succeed(a)
@@ -102,7 +102,7 @@ def test_the_next_try_gets_the_values_too(site: Site) -> None:
 @pytest.mark.parametrize(
     ("end", "how"), [(S.ERROR, "ended in ERROR"), (S.CANCELED, "was canceled")]
 )
-def test_a_bad_input_ends_what_depends_on_it(site: Site, end: JobStatus, how: str) -> None:
+def test_failed_dependency_fails_its_dependents(site: Site, end: JobStatus, how: str) -> None:
     a = site.accept("a", title="Count coins")
     site.accept("b", dependencies=["a"], title="Sum", retries=3)
     site.accept("c", dependencies=["b"])
@@ -115,7 +115,7 @@ def test_a_bad_input_ends_what_depends_on_it(site: Site, end: JobStatus, how: st
     assert submitted(site) == ["a"]
 
 
-def test_a_long_chain_ends_as_a_whole(site: Site) -> None:
+def test_failed_dependency_fails_a_long_chain_without_recursion(site: Site) -> None:
     site.accept("0")
     for n in range(1, 3000):
         site.accept(str(n), dependencies=[str(n - 1)])
@@ -125,14 +125,14 @@ def test_a_long_chain_ends_as_a_whole(site: Site) -> None:
     assert site.history("2999") == [(1, S.ERROR)]
 
 
-def test_what_comes_after_the_input_has_failed_ends_too(site: Site) -> None:
+def test_dependent_accepted_after_the_failure_fails(site: Site) -> None:
     a = site.accept("a")
     site.running(a).says(S.ERROR, error="no")
     site.accept("b", dependencies=["a"])
     assert site.history("b") == [(1, S.ERROR)]
 
 
-def test_a_job_that_waits_is_canceled_at_once(site: Site) -> None:
+def test_blocked_job_is_canceled_at_once(site: Site) -> None:
     a = site.accept("a")
     site.accept("b", dependencies=["a"])
     site.dispatcher.cancel(["b"])
@@ -142,7 +142,7 @@ def test_a_job_that_waits_is_canceled_at_once(site: Site) -> None:
     assert a.key in site.cluster.released, "nobody needs it"
 
 
-def test_a_failed_try_of_an_input_ends_nothing(site: Site) -> None:
+def test_failed_try_of_a_dependency_fails_no_dependent(site: Site) -> None:
     a = site.accept("a", retries=1)
     b = site.accept("b", dependencies=["a"])
     site.running(a).says(S.ERROR, error="no")
@@ -155,7 +155,7 @@ def test_a_failed_try_of_an_input_ends_nothing(site: Site) -> None:
 # -- inputs that are not in hand ---------------------------------------------------------------
 
 
-def test_girder_is_asked_for_what_is_not_in_hand(site: Site) -> None:
+def test_unknown_dependency_is_looked_up_in_girder(site: Site) -> None:
     b = site.accept("b", dependencies=["a"])
     assert (site.asked, submitted(site)) == (1, [])
     assert answer(site, a={"status": 2}) == ["a"]
@@ -173,7 +173,7 @@ def test_girder_is_asked_for_what_is_not_in_hand(site: Site) -> None:
         (None, "no longer exists"),
     ],
 )
-def test_what_girder_says_of_a_bad_input_ends_the_job(
+def test_looked_up_failure_fails_the_dependent(
     site: Site, job: dict[str, Any] | None, how: str
 ) -> None:
     site.accept("b", dependencies=["a"])
@@ -182,7 +182,7 @@ def test_what_girder_says_of_a_bad_input_ends_the_job(
     assert site.history("b") == [(1, S.ERROR)]
 
 
-def test_an_input_may_come_into_hand_while_girder_is_asked(site: Site) -> None:
+def test_dependency_accepted_during_the_lookup_is_not_deleted(site: Site) -> None:
     b = site.accept("b", dependencies=["a"])
     asked = site.dependencies.unknown()
     a = site.accept("a")
@@ -193,7 +193,7 @@ def test_an_input_may_come_into_hand_while_girder_is_asked(site: Site) -> None:
 
 
 @pytest.mark.parametrize("kind", ["stale", "gone"])
-def test_girder_is_asked_for_an_input_that_is_taken_from_us(site: Site, kind: str) -> None:
+def test_abandoned_dependency_is_looked_up_in_girder(site: Site, kind: str) -> None:
     site.accept("a")
     site.accept("b", dependencies=["a"])
     site.dispatcher.on_verdict("a", kind)
@@ -202,7 +202,7 @@ def test_girder_is_asked_for_an_input_that_is_taken_from_us(site: Site, kind: st
     assert site.history("b") == [(1, S.ERROR)]
 
 
-def test_a_small_value_is_had_from_girder_when_girder_has_it(site: Site) -> None:
+def test_stored_result_unblocks_once_girder_acknowledged_it(site: Site) -> None:
     a = site.accept("a")
     site.succeed(a)
     assert site.cluster.released == [a.key]
@@ -217,7 +217,7 @@ def test_a_small_value_is_had_from_girder_when_girder_has_it(site: Site) -> None
 # -- large values --------------------------------------------------------------------------------
 
 
-def test_a_large_value_is_there_for_those_that_come_later(site: Site) -> None:
+def test_retained_result_is_passed_to_later_dependents(site: Site) -> None:
     a = site.accept("a")
     site.succeed(a, stored=False)
     site.dispatcher.on_verdict("a", "done")
@@ -232,7 +232,7 @@ def test_a_large_value_is_there_for_those_that_come_later(site: Site) -> None:
     assert site.cluster.released == [a.key, b.key] or site.cluster.released == [b.key, a.key]
 
 
-def test_a_large_value_that_is_gone_is_not_waited_for(site: Site) -> None:
+def test_released_result_does_not_block_dependents(site: Site) -> None:
     """The job that needs it runs, and says itself that the value cannot be had."""
     a = site.accept("a")
     site.succeed(a, stored=False)
@@ -244,7 +244,7 @@ def test_a_large_value_that_is_gone_is_not_waited_for(site: Site) -> None:
     assert site.cluster.values[b.key] == {}
 
 
-def test_when_the_worker_with_a_value_is_lost_its_job_does_not_run_again(site: Site) -> None:
+def test_lost_result_does_not_rerun_a_finished_dependency(site: Site) -> None:
     a = site.accept("a")
     b = site.accept("b", dependencies=["a"])
     site.succeed(a)
@@ -257,7 +257,7 @@ def test_when_the_worker_with_a_value_is_lost_its_job_does_not_run_again(site: S
     assert site.cluster.values["count-b-2"] == {}
 
 
-def test_a_value_that_is_lost_before_its_end_is_told_is_made_again(site: Site) -> None:
+def test_lost_result_reruns_a_dependency_with_no_reported_end(site: Site) -> None:
     a = site.accept("a")
     b = site.accept("b", dependencies=["a"])
     site.running(a)
@@ -269,7 +269,7 @@ def test_a_value_that_is_lost_before_its_end_is_told_is_made_again(site: Site) -
     assert site.cluster.values[b.key] == {"a": again.key}
 
 
-def test_a_new_attempt_of_an_input_takes_its_place(site: Site) -> None:
+def test_new_attempt_of_a_dependency_replaces_the_old_one(site: Site) -> None:
     site.accept("a")
     b = site.accept("b", dependencies=["a"])
     new = site.accept("a", attempt=2)
@@ -278,7 +278,7 @@ def test_a_new_attempt_of_an_input_takes_its_place(site: Site) -> None:
     assert site.cluster.values[b.key] == {"a": new.key}
 
 
-def test_nothing_is_remembered_of_what_is_over(site: Site) -> None:
+def test_graph_forgets_jobs_that_ended(site: Site) -> None:
     a = site.accept("a")
     b = site.accept("b", dependencies=["a", "x"])
     answer(site, x={"status": 3})
@@ -292,7 +292,7 @@ def test_nothing_is_remembered_of_what_is_over(site: Site) -> None:
     assert site.cluster.next_time() is None
 
 
-def test_the_key_of_a_value_is_known_while_it_can_be_had(site: Site) -> None:
+def test_key_of_is_known_while_the_result_is_available(site: Site) -> None:
     a = site.accept("a")
     assert site.dispatcher.key_of("a") == a.key
     assert site.dispatcher.key_of("unknown") is None

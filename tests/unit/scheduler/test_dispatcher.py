@@ -1,4 +1,4 @@
-"""What becomes of a job on a cluster, from three sides, is one history."""
+"""The dispatcher turns events of runs, of Dask and of Girder into one history per job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def site() -> Site:
 # -- accepting -----------------------------------------------------------------------------
 
 
-def test_what_is_accepted_is_submitted_and_girder_told_who_has_it(site: Site) -> None:
+def test_accept_submits_and_acknowledges(site: Site) -> None:
     spec = site.accept()
     assert site.cluster.submitted == [spec.key]
     assert [(e.id, e.attempt, e.status, e.log) for e in site.events] == [("a", 1, None, None)]
@@ -28,7 +28,7 @@ def test_what_is_accepted_is_submitted_and_girder_told_who_has_it(site: Site) ->
     assert len(site.jobs) == 1
 
 
-def test_accepting_again_changes_nothing(site: Site) -> None:
+def test_accept_ignores_jobs_that_it_has(site: Site) -> None:
     spec = site.accept(attempt=2)
     assert site.dispatcher.accept([spec, spec]) == ["a", "a"]
     site.accept(attempt=1)
@@ -37,7 +37,7 @@ def test_accepting_again_changes_nothing(site: Site) -> None:
     assert not site.cluster.released
 
 
-def test_a_job_that_has_just_ended_does_not_run_again(site: Site) -> None:
+def test_accept_ignores_a_job_that_has_just_ended(site: Site) -> None:
     spec = site.accept()
     site.succeed(spec)
     site.dispatcher.on_verdict("a", "done")
@@ -57,7 +57,7 @@ def test_a_job_that_has_just_ended_does_not_run_again(site: Site) -> None:
     assert "b" in site.jobs
 
 
-def test_a_higher_attempt_takes_the_place_of_the_one_before(site: Site) -> None:
+def test_accept_replaces_a_job_by_its_higher_attempt(site: Site) -> None:
     old = site.accept(attempt=1)
     run = site.running(old)
     new = site.accept(attempt=2)
@@ -69,7 +69,7 @@ def test_a_higher_attempt_takes_the_place_of_the_one_before(site: Site) -> None:
     assert site.history()[-1] == (1, S.RUNNING)
 
 
-def test_the_run_of_an_old_attempt_is_not_heard_for_the_new_one_on_the_same_worker(
+def test_run_of_an_old_attempt_is_not_admitted_on_the_same_worker(
     site: Site,
 ) -> None:
     old_run = site.running(site.accept(attempt=1), "w1")
@@ -81,7 +81,7 @@ def test_the_run_of_an_old_attempt_is_not_heard_for_the_new_one_on_the_same_work
     assert site.history() == [(1, S.RUNNING), (2, S.RUNNING), (2, S.SUCCESS)]
 
 
-def test_jobs_do_not_mix(site: Site) -> None:
+def test_events_of_different_jobs_do_not_mix(site: Site) -> None:
     a, b = site.accept("a"), site.accept("b")
     run_a, run_b = site.running(a), site.running(b)
     run_a.says(S.SUCCESS)
@@ -93,7 +93,7 @@ def test_jobs_do_not_mix(site: Site) -> None:
 # -- runs ----------------------------------------------------------------------------------
 
 
-def test_a_run_is_heard_on_the_worker_that_has_the_key(site: Site) -> None:
+def test_run_is_admitted_on_the_assigned_worker(site: Site) -> None:
     spec = site.accept()
     run = site.run(spec)
     assert run.says(S.FETCHING_INPUT)
@@ -105,26 +105,26 @@ def test_a_run_is_heard_on_the_worker_that_has_the_key(site: Site) -> None:
     assert not site.jobs.is_open(spec.key)
 
 
-def test_a_run_on_another_worker_is_not_heard(site: Site) -> None:
+def test_run_on_another_worker_is_not_admitted(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     assert not SimulatedRun(site, spec, "w2").says(S.RUNNING)
     assert site.history() == []
 
 
-def test_before_a_job_is_placed_nobody_is_heard(site: Site) -> None:
+def test_run_is_not_admitted_before_the_assignment(site: Site) -> None:
     assert not SimulatedRun(site, site.accept(), "w1").says(S.RUNNING)
     assert site.history() == []
 
 
-def test_one_run_is_heard_and_no_second(site: Site) -> None:
+def test_second_run_is_not_admitted(site: Site) -> None:
     spec = site.accept()
     site.running(spec)
     assert not SimulatedRun(site, spec, "w1").says(S.ERROR, error="no")
     assert site.history() == [(1, S.RUNNING)]
 
 
-def test_what_is_of_no_run_is_not_heard(site: Site) -> None:
+def test_event_of_no_run_is_dropped(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     event = JobEvent(id="a", attempt=1, time=1.0, status=int(S.SUCCESS), worker="w1")
@@ -134,7 +134,7 @@ def test_what_is_of_no_run_is_not_heard(site: Site) -> None:
     )
 
 
-def test_after_the_end_nothing_is_heard(site: Site) -> None:
+def test_events_after_the_end_are_dropped(site: Site) -> None:
     run = site.running(site.accept())
     run.says(S.SUCCESS)
     assert not run.says(log="late\n")
@@ -142,7 +142,7 @@ def test_after_the_end_nothing_is_heard(site: Site) -> None:
     assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
 
 
-def test_a_quick_job_that_was_stolen_is_heard_from_where_it_ended(site: Site) -> None:
+def test_stolen_run_is_admitted_on_the_worker_where_it_finished(site: Site) -> None:
     """Dask moves it without a word, and knows of its end before its account arrives."""
     spec = site.accept()
     site.place(spec, "w1")
@@ -156,7 +156,7 @@ def test_a_quick_job_that_was_stolen_is_heard_from_where_it_ended(site: Site) ->
 # -- lost workers --------------------------------------------------------------------------
 
 
-def test_a_worker_lost_before_it_was_heard_may_have_begun(site: Site) -> None:
+def test_worker_lost_before_any_event_costs_an_attempt(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.lose(spec)
@@ -169,7 +169,7 @@ def test_a_worker_lost_before_it_was_heard_may_have_begun(site: Site) -> None:
 
 @pytest.mark.parametrize("alive", [True, False])
 @pytest.mark.parametrize("leaving", [True, False])
-def test_what_is_taken_from_a_worker_unheard_may_have_begun(
+def test_released_task_without_any_event_costs_an_attempt(
     site: Site, alive: bool, leaving: bool
 ) -> None:
     spec = site.accept()
@@ -182,7 +182,7 @@ def test_what_is_taken_from_a_worker_unheard_may_have_begun(
     assert site.cluster.dropped_runs == [], "nobody knows its run"
 
 
-def test_what_a_worker_gives_back_keeps_its_number(site: Site) -> None:
+def test_unstarted_task_keeps_its_attempt(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.dispatcher.on_unstarted(spec.key)
@@ -195,7 +195,7 @@ def test_what_a_worker_gives_back_keeps_its_number(site: Site) -> None:
     assert site.log() == ""
 
 
-def test_a_run_that_is_heard_is_not_given_back(site: Site) -> None:
+def test_admitted_run_is_not_unstarted(site: Site) -> None:
     spec = site.accept()
     site.running(spec, "w1")
     for key in (spec.key, "x"):
@@ -204,7 +204,7 @@ def test_a_run_that_is_heard_is_not_given_back(site: Site) -> None:
     assert site.log() == LOST
 
 
-def test_a_job_that_was_stolen_unheard_is_lost_with_the_worker_that_had_it_last(site: Site) -> None:
+def test_stolen_task_is_lost_with_its_last_worker(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.place(spec, "w2")
@@ -212,7 +212,7 @@ def test_a_job_that_was_stolen_unheard_is_lost_with_the_worker_that_had_it_last(
     assert site.log() == "Worker w2 was lost with the job; it is tried again as attempt 2.\n"
 
 
-def test_a_worker_lost_after_the_start_costs_an_attempt(site: Site) -> None:
+def test_worker_lost_after_the_start_costs_an_attempt(site: Site) -> None:
     spec = site.accept()
     old = site.running(spec, "w1")
     site.lose(spec)
@@ -229,7 +229,7 @@ def test_a_worker_lost_after_the_start_costs_an_attempt(site: Site) -> None:
     assert site.log() == LOST
 
 
-def test_the_same_worker_may_get_the_job_again(site: Site) -> None:
+def test_next_attempt_may_run_on_the_same_worker(site: Site) -> None:
     spec = site.accept()
     old = site.running(spec, "w1")
     site.lose(spec)
@@ -239,7 +239,7 @@ def test_the_same_worker_may_get_the_job_again(site: Site) -> None:
     assert site.history()[-1] == (2, S.RUNNING)
 
 
-def test_a_lost_worker_is_no_failed_try(site: Site) -> None:
+def test_lost_worker_is_no_failed_try(site: Site) -> None:
     spec = site.accept(retries=1)
     site.running(spec, "w1")
     site.lose(spec)
@@ -248,7 +248,7 @@ def test_a_lost_worker_is_no_failed_try(site: Site) -> None:
     assert site.history()[-1] == (3, S.QUEUED)
 
 
-def test_a_job_that_lost_too_many_workers_names_them(site: Site) -> None:
+def test_failed_job_names_its_lost_workers(site: Site) -> None:
     spec = site.accept()
     for worker in ("w1", "w2"):
         site.running(spec, worker)
@@ -259,7 +259,7 @@ def test_a_job_that_lost_too_many_workers_names_them(site: Site) -> None:
     assert site.log().endswith("The task was lost. Workers lost: w1, w2.\n")
 
 
-def test_why_a_worker_was_lost_is_said_when_it_is_known(site: Site) -> None:
+def test_loss_reason_is_logged_once_known(site: Site) -> None:
     spec = site.accept()
     site.running(spec, "w1")
     site.cluster.reasons["w1"] = "it was full"
@@ -279,7 +279,7 @@ def test_why_a_worker_was_lost_is_said_when_it_is_known(site: Site) -> None:
     assert site.log().endswith(f"{told}\n")
 
 
-def test_workers_that_are_lost_before_the_start_are_named_in_the_end(site: Site) -> None:
+def test_failed_job_names_workers_lost_before_the_start(site: Site) -> None:
     spec = site.accept()
     for worker in ("w1", "w2"):
         site.place(spec, worker)
@@ -288,7 +288,7 @@ def test_workers_that_are_lost_before_the_start_are_named_in_the_end(site: Site)
     assert site.events[-1].error == "The task was lost. Workers lost: w1, w2, w3."
 
 
-def test_a_run_is_told_which_attempt_it_is(site: Site) -> None:
+def test_next_attempt_is_set_for_the_next_run(site: Site) -> None:
     spec = site.accept()
     for attempt in (2, 3):
         site.running(spec)
@@ -296,7 +296,7 @@ def test_a_run_is_told_which_attempt_it_is(site: Site) -> None:
         assert site.cluster.attempts == {spec.key: attempt}
 
 
-def test_a_run_with_a_number_of_the_schedulers_own_begins_when_girder_has_heard_of_it(
+def test_may_start_waits_until_girder_recorded_the_attempt(
     site: Site,
 ) -> None:
     spec = site.accept(attempt=3)
@@ -315,7 +315,7 @@ def test_a_run_with_a_number_of_the_schedulers_own_begins_when_girder_has_heard_
     assert may_start("unknown", 4) is False
 
 
-def test_a_run_does_not_begin_with_a_number_that_girder_has_given_to_another(site: Site) -> None:
+def test_may_start_refuses_an_attempt_given_to_another_run(site: Site) -> None:
     """Another scheduler had the job in between."""
     old = site.accept()
     site.running(old)
@@ -325,7 +325,7 @@ def test_a_run_does_not_begin_with_a_number_that_girder_has_given_to_another(sit
     assert site.jobs.may_start(new.key, 2) is True
 
 
-def test_a_run_does_not_begin_when_the_job_has_ended(site: Site) -> None:
+def test_may_start_refuses_an_ended_job(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.dispatcher.cancel(["a"])
@@ -337,7 +337,7 @@ def test_a_run_does_not_begin_when_the_job_has_ended(site: Site) -> None:
 FAILED = "Try 1 of 2 failed; the job is tried again in 1 s as attempt 2.\n"
 
 
-def test_a_run_that_raises_is_tried_again_after_a_pause(site: Site) -> None:
+def test_raised_run_is_retried_after_a_delay(site: Site) -> None:
     spec = site.accept(retries=1, payload=b"call")
     old = site.running(spec)
     assert old.says(S.ERROR, log="Traceback\n", error="ValueError: no", exception=b"e")
@@ -357,7 +357,7 @@ def test_a_run_that_raises_is_tried_again_after_a_pause(site: Site) -> None:
     assert next(e.attempt for e in site.events if e.log == "Traceback\n") == 1
 
 
-def test_what_would_fail_again_is_not_tried_again(site: Site) -> None:
+def test_permanent_error_is_not_retried(site: Site) -> None:
     spec = site.accept(retries=3)
     assert site.running(spec).says(S.ERROR, error="TransformError: no file", permanent=True)
     site.dispatcher.on_failed(spec.key, "Dask says so too", raised=True)
@@ -366,7 +366,7 @@ def test_what_would_fail_again_is_not_tried_again(site: Site) -> None:
     assert site.cluster.submitted == [spec.key]
 
 
-def test_what_dask_says_of_the_failed_try_is_nothing_to_the_next(site: Site) -> None:
+def test_events_of_dask_for_a_failed_try_do_not_affect_the_next(site: Site) -> None:
     spec = site.accept(retries=1)
     old = site.running(spec)
     site.end(spec, "w1", None)
@@ -382,7 +382,7 @@ def test_what_dask_says_of_the_failed_try_is_nothing_to_the_next(site: Site) -> 
     assert site.cluster.submitted == [spec.key, "count-a-2"]
 
 
-def test_the_pauses_are_doubled_up_to_the_most(site: Site) -> None:
+def test_retry_delays_double_up_to_a_limit(site: Site) -> None:
     spec = site.accept(retries=8)
     pauses = []
     for _ in range(8):
@@ -395,7 +395,7 @@ def test_the_pauses_are_doubled_up_to_the_most(site: Site) -> None:
     assert "Try 7 of 9 failed; the job is tried again in 60 s as attempt 8.\n" in site.log()
 
 
-def test_when_no_try_is_left_the_error_is_the_end(site: Site) -> None:
+def test_last_failed_try_ends_the_job(site: Site) -> None:
     spec = site.accept(retries=2)
     for _ in range(2):
         site.running(site.again(spec)).says(S.ERROR, log="Traceback\n", error="ValueError: no")
@@ -412,12 +412,12 @@ def test_when_no_try_is_left_the_error_is_the_end(site: Site) -> None:
     assert site.cluster.next_time() is None
 
 
-def test_only_an_error_has_an_exception(site: Site) -> None:
+def test_only_an_error_keeps_its_exception(site: Site) -> None:
     site.running(site.accept()).says(S.SUCCESS, exception=b"e")
     assert site.events[-1].exception is None
 
 
-def test_a_try_of_which_only_dask_tells_is_tried_again_too(site: Site) -> None:
+def test_raised_run_that_only_dask_reports_is_retried(site: Site) -> None:
     spec = site.accept(retries=1)
     site.running(spec)
     site.end(spec, "w1", None)
@@ -429,7 +429,7 @@ def test_a_try_of_which_only_dask_tells_is_tried_again_too(site: Site) -> None:
     assert site.history()[-1] == (2, S.ERROR)
 
 
-def test_a_worker_lost_after_a_failed_try_is_one_attempt_more(site: Site) -> None:
+def test_worker_lost_after_a_failed_try_costs_one_attempt_more(site: Site) -> None:
     spec = site.accept(retries=1)
     site.running(spec, "w1").says(S.ERROR, error="no")
     site.cluster.advance(1)
@@ -443,7 +443,7 @@ def test_a_worker_lost_after_a_failed_try_is_one_attempt_more(site: Site) -> Non
 # -- canceling -----------------------------------------------------------------------------
 
 
-def test_a_job_that_waits_is_canceled_at_once(site: Site) -> None:
+def test_cancel_ends_a_waiting_job_at_once(site: Site) -> None:
     spec = site.accept()
     site.dispatcher.cancel(["a", "unknown"])
     assert site.history() == [(1, S.CANCELED)]
@@ -452,7 +452,7 @@ def test_a_job_that_waits_is_canceled_at_once(site: Site) -> None:
     assert not site.run(spec).says(S.RUNNING)
 
 
-def test_a_job_that_is_placed_is_canceled_when_its_worker_says_that_it_has_not_begun(
+def test_cancel_ends_an_assigned_job_once_its_worker_has_not_started_it(
     site: Site,
 ) -> None:
     spec = site.accept()
@@ -469,7 +469,7 @@ def test_a_job_that_is_placed_is_canceled_when_its_worker_says_that_it_has_not_b
     assert site.cluster.released == [spec.key]
 
 
-def test_a_job_of_whose_start_nobody_has_heard_is_canceled_when_its_run_has_ended(
+def test_cancel_ends_a_job_whose_start_was_unreported_with_its_run(
     site: Site,
 ) -> None:
     run = site.run(site.accept())
@@ -481,7 +481,7 @@ def test_a_job_of_whose_start_nobody_has_heard_is_canceled_when_its_run_has_ende
     assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
 
 
-def test_a_job_of_which_nobody_has_heard_that_has_ended_ends_as_it_did(site: Site) -> None:
+def test_cancel_does_not_change_an_unreported_end(site: Site) -> None:
     spec = site.accept()
     run = site.run(spec)
     site.end(spec, "w1")
@@ -491,7 +491,7 @@ def test_a_job_of_which_nobody_has_heard_that_has_ended_ends_as_it_did(site: Sit
     assert site.history() == [(1, S.RUNNING), (1, S.SUCCESS)]
 
 
-def test_a_job_that_dask_has_moved_is_stopped_where_it_is(site: Site) -> None:
+def test_cancel_follows_a_job_that_dask_moved(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.dispatcher.cancel(["a"])
@@ -503,7 +503,7 @@ def test_a_job_that_dask_has_moved_is_stopped_where_it_is(site: Site) -> None:
     assert site.history() == [(1, S.CANCELED)]
 
 
-def test_a_job_that_is_canceled_before_it_arrives_does_not_run(site: Site) -> None:
+def test_cancel_before_the_arrival_prevents_the_run(site: Site) -> None:
     site.dispatcher.cancel(["a"])
     site.accept()
     assert site.history() == [(1, S.CANCELED)]
@@ -512,7 +512,7 @@ def test_a_job_that_is_canceled_before_it_arrives_does_not_run(site: Site) -> No
     assert len(site.cluster.submitted) == 1
 
 
-def test_jobs_on_one_worker_are_stopped_with_one_question(site: Site) -> None:
+def test_cancel_asks_each_worker_once(site: Site) -> None:
     specs = [site.accept(job_id) for job_id in "abc"]
     for spec, worker in zip(specs, ("w1", "w2", "w1"), strict=True):
         site.place(spec, worker)
@@ -521,7 +521,7 @@ def test_jobs_on_one_worker_are_stopped_with_one_question(site: Site) -> None:
     assert site.cluster.stopped == [("w1", a), ("w1", c), ("w2", b)]
 
 
-def test_a_job_that_runs_is_canceled_when_its_run_has_ended(site: Site) -> None:
+def test_cancel_ends_a_running_job_with_its_run(site: Site) -> None:
     spec = site.accept()
     run = site.running(spec)
     site.dispatcher.cancel(["a"])
@@ -533,7 +533,7 @@ def test_a_job_that_runs_is_canceled_when_its_run_has_ended(site: Site) -> None:
     assert site.history() == [(1, S.RUNNING), (1, S.CANCELED)]
 
 
-def test_a_job_that_ends_before_it_hears_of_it_ends_as_it_does(site: Site) -> None:
+def test_cancel_does_not_change_the_end_of_a_run(site: Site) -> None:
     run = site.running(site.accept())
     site.dispatcher.cancel(["a"])
     run.says(S.SUCCESS)
@@ -542,7 +542,7 @@ def test_a_job_that_ends_before_it_hears_of_it_ends_as_it_does(site: Site) -> No
     assert len(site.cluster.stopped) == 1
 
 
-def test_a_job_whose_worker_is_lost_while_it_is_stopped_is_canceled(site: Site) -> None:
+def test_canceled_job_ends_with_its_lost_worker(site: Site) -> None:
     spec = site.accept()
     run = site.running(spec)
     site.dispatcher.cancel(["a"])
@@ -554,7 +554,7 @@ def test_a_job_whose_worker_is_lost_while_it_is_stopped_is_canceled(site: Site) 
 
 @pytest.mark.parametrize("end", [S.CANCELED, S.ERROR])
 @pytest.mark.parametrize("dask_first", [True, False])
-def test_a_canceled_job_is_not_tried_again(site: Site, end: JobStatus, dask_first: bool) -> None:
+def test_canceled_job_is_not_retried(site: Site, end: JobStatus, dask_first: bool) -> None:
     """Dask has tries left, and does not know that the run did not just fail."""
     spec = site.accept(retries=2)
     run = site.running(spec)
@@ -568,7 +568,7 @@ def test_a_canceled_job_is_not_tried_again(site: Site, end: JobStatus, dask_firs
     assert spec.key in site.cluster.released
 
 
-def test_a_job_canceled_between_two_tries_does_not_run_again(site: Site) -> None:
+def test_canceled_job_between_two_tries_does_not_run_again(site: Site) -> None:
     spec = site.accept(retries=1)
     site.running(spec).says(S.ERROR, error="ValueError: no")
     site.dispatcher.cancel(["a"])
@@ -579,7 +579,7 @@ def test_a_job_canceled_between_two_tries_does_not_run_again(site: Site) -> None
 
 
 @pytest.mark.parametrize("what", ["failed", "forgotten"])
-def test_a_canceled_job_that_dask_gives_up_is_canceled(site: Site, what: str) -> None:
+def test_canceled_job_that_dask_gives_up_is_canceled(site: Site, what: str) -> None:
     spec = site.accept()
     site.running(spec)
     site.dispatcher.cancel(["a"])
@@ -594,7 +594,7 @@ def test_a_canceled_job_that_dask_gives_up_is_canceled(site: Site, what: str) ->
 # -- what Dask gives up --------------------------------------------------------------------
 
 
-def test_what_dask_cannot_run_ends_in_error_with_its_reason(site: Site) -> None:
+def test_on_failed_ends_the_job_with_its_reason(site: Site) -> None:
     spec = site.accept()
     site.dispatcher.on_failed(spec.key, "Dask could not run the task: no worker")
     assert site.history() == [(1, S.ERROR)]
@@ -604,7 +604,7 @@ def test_what_dask_cannot_run_ends_in_error_with_its_reason(site: Site) -> None:
     assert len(site.history()) == 1
 
 
-def test_after_its_end_was_told_nothing_of_dask_matters(site: Site) -> None:
+def test_events_of_dask_after_the_reported_end_are_ignored(site: Site) -> None:
     spec = site.accept()
     site.running(spec).says(S.ERROR, error="ValueError: no")
     site.dispatcher.on_failed(spec.key, "Dask could not run the task")
@@ -615,7 +615,7 @@ def test_after_its_end_was_told_nothing_of_dask_matters(site: Site) -> None:
     assert site.cluster.submitted == [spec.key]
 
 
-def test_keys_of_others_are_nothing_to_us(site: Site) -> None:
+def test_keys_of_other_clients_are_ignored(site: Site) -> None:
     assert "x" not in site.dispatcher
     assert not site.jobs.is_open("x")
     for tell in (site.dispatcher.on_forgotten,):
@@ -626,7 +626,7 @@ def test_keys_of_others_are_nothing_to_us(site: Site) -> None:
     assert site.events == []
 
 
-def test_what_dask_forgets_is_submitted_again_under_another_key(site: Site) -> None:
+def test_on_forgotten_submits_under_another_key(site: Site) -> None:
     spec = site.accept(payload=b"call")
     old = site.running(spec)
     assert site.jobs.is_open(spec.key)
@@ -644,7 +644,7 @@ def test_what_dask_forgets_is_submitted_again_under_another_key(site: Site) -> N
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
 
 
-def test_what_dask_forgets_again_and_again_is_given_up(site: Site) -> None:
+def test_on_forgotten_gives_up_after_several_times(site: Site) -> None:
     spec = site.accept()
     for _ in range(5):
         site.dispatcher.on_forgotten(site.again(spec).key)
@@ -655,7 +655,7 @@ def test_what_dask_forgets_again_and_again_is_given_up(site: Site) -> None:
     assert "Dask forgot the task 6 times" in (site.events[-1].error or "")
 
 
-def test_a_run_that_dask_took_away_and_forgot_costs_one_attempt(site: Site) -> None:
+def test_released_then_forgotten_task_costs_one_attempt(site: Site) -> None:
     """As when the value of an input is lost while it is brought to the worker."""
     spec = site.accept()
     site.running(spec)
@@ -666,7 +666,7 @@ def test_a_run_that_dask_took_away_and_forgot_costs_one_attempt(site: Site) -> N
     assert site.cluster.submitted == [spec.key, "count-a-2"]
 
 
-def test_a_run_that_ended_unheard_and_was_forgotten_has_its_number_for_itself(site: Site) -> None:
+def test_forgotten_unreported_run_keeps_its_attempt_number(site: Site) -> None:
     """The worker of the first run is lost, then that of the second, with the value."""
     spec = site.accept()
     site.running(spec)
@@ -679,7 +679,7 @@ def test_a_run_that_ended_unheard_and_was_forgotten_has_its_number_for_itself(si
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED), (3, S.QUEUED)]
 
 
-def test_a_run_that_was_never_heard_is_not_heard_for_the_attempt_after(site: Site) -> None:
+def test_unreported_run_is_not_admitted_in_the_next_attempt(site: Site) -> None:
     spec = site.accept()
     silent = site.run(spec, "w1")
     site.cluster.places.clear()
@@ -693,7 +693,7 @@ def test_a_run_that_was_never_heard_is_not_heard_for_the_attempt_after(site: Sit
 # -- what Girder says ----------------------------------------------------------------------
 
 
-def test_a_job_is_in_hand_until_girder_has_acknowledged_its_end(site: Site) -> None:
+def test_job_is_kept_until_girder_acknowledged_its_end(site: Site) -> None:
     spec = site.accept()
     site.dispatcher.on_verdict("a", "done")
     assert len(site.jobs) == 1, "its end is not told yet"
@@ -706,7 +706,7 @@ def test_a_job_is_in_hand_until_girder_has_acknowledged_its_end(site: Site) -> N
     site.dispatcher.on_verdict("a", "done")
 
 
-def test_a_job_is_in_hand_until_dask_has_told_its_end_too(site: Site) -> None:
+def test_job_is_kept_until_dask_reported_its_end_too(site: Site) -> None:
     """Else Dask would run it again, if its worker is lost before."""
     spec = site.accept()
     site.running(spec).says(S.SUCCESS)
@@ -719,7 +719,7 @@ def test_a_job_is_in_hand_until_dask_has_told_its_end_too(site: Site) -> None:
 
 
 @pytest.mark.parametrize("kind", ["stale", "gone"])
-def test_a_job_that_is_ours_no_longer_is_stopped_and_let_go(site: Site, kind: str) -> None:
+def test_stale_or_deleted_job_is_stopped_and_removed(site: Site, kind: str) -> None:
     spec = site.accept()
     run = site.running(spec)
     said = len(site.events)
@@ -733,7 +733,7 @@ def test_a_job_that_is_ours_no_longer_is_stopped_and_let_go(site: Site, kind: st
     assert len(site.events) == said
 
 
-def test_girder_may_remind_of_a_cancellation(site: Site) -> None:
+def test_cancel_verdict_stops_the_run(site: Site) -> None:
     spec = site.accept()
     site.running(spec)
     site.dispatcher.on_verdict("a", "cancel")
@@ -741,7 +741,7 @@ def test_girder_may_remind_of_a_cancellation(site: Site) -> None:
     assert site.cluster.stopped == [("w1", spec.key)]
 
 
-def test_what_is_forgotten_names_the_attempt_that_was_recorded_last(site: Site) -> None:
+def test_recorder_forgets_the_last_attempt(site: Site) -> None:
     spec = site.accept()
     site.running(spec)
     site.lose(spec)

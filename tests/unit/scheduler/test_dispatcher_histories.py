@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, each job has one consistent history."""
+"""Each job has one consistent history, in whatever order events happen."""
 
 from __future__ import annotations
 

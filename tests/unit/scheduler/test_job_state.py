@@ -10,7 +10,7 @@ def on_worker(site: Site, worker: str) -> set[str]:
     return {job.spec.id for job in site.jobs.on_worker(worker)}
 
 
-def test_the_jobs_of_a_worker_follow_them() -> None:
+def test_on_worker_follows_the_jobs() -> None:
     site = Site()
     a, b = site.accept("a"), site.accept("b")
     for spec in (a, b):
@@ -26,7 +26,7 @@ def test_the_jobs_of_a_worker_follow_them() -> None:
     assert on_worker(site, "w1") == set()
 
 
-def test_a_run_that_was_stolen_unheard_is_on_the_worker_that_it_names() -> None:
+def test_on_worker_has_a_stolen_run_where_it_reports() -> None:
     site = Site()
     spec = site.accept()
     site.place(spec, "w1")
@@ -35,7 +35,7 @@ def test_a_run_that_was_stolen_unheard_is_on_the_worker_that_it_names() -> None:
     assert (on_worker(site, "w1"), on_worker(site, "w2")) == (set(), {"a"})
 
 
-def test_nothing_is_kept_of_a_job_that_is_removed() -> None:
+def test_remove_clears_all_indices() -> None:
     site = Site()
     for job_id, verdict in (("a", "done"), ("b", "gone")):
         site.succeed(site.accept(job_id))

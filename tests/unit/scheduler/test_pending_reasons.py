@@ -1,4 +1,4 @@
-"""Why jobs wait in the queue."""
+"""Reasons why jobs are pending."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lack(site: Site, spec: JobSpec, reason: str = NONE) -> JobSpec:
     return spec
 
 
-def test_a_reason_is_told_once_when_it_has_lasted() -> None:
+def test_scan_reports_a_lasting_reason_once() -> None:
     site = Site()
     lack(site, site.accept())
     look(site)
@@ -36,7 +36,7 @@ def test_a_reason_is_told_once_when_it_has_lasted() -> None:
     assert told(site) == [NONE]
 
 
-def test_a_reason_that_goes_soon_is_not_told() -> None:
+def test_scan_does_not_report_a_short_reason() -> None:
     site = Site()
     spec = lack(site, site.accept())
     look(site)
@@ -48,7 +48,7 @@ def test_a_reason_that_goes_soon_is_not_told() -> None:
     assert told(site) == []
 
 
-def test_that_it_is_gone_is_told_at_once() -> None:
+def test_scan_reports_the_end_of_a_reason_at_once() -> None:
     site = Site()
     spec = lack(site, site.accept())
     look(site)
@@ -60,7 +60,7 @@ def test_that_it_is_gone_is_told_at_once() -> None:
     assert told(site) == [NONE, ""]
 
 
-def test_another_reason_is_told_when_it_has_lasted() -> None:
+def test_scan_reports_another_reason_once_it_lasted() -> None:
     site = Site()
     spec = lack(site, site.accept())
     look(site)
@@ -73,7 +73,7 @@ def test_another_reason_is_told_when_it_has_lasted() -> None:
     assert told(site) == [NONE, GPU]
 
 
-def test_of_a_job_that_runs_nothing_is_told() -> None:
+def test_scan_reports_nothing_of_a_running_job() -> None:
     """That it runs says that it waits no more."""
     site = Site()
     spec = lack(site, site.accept())
@@ -85,7 +85,7 @@ def test_of_a_job_that_runs_nothing_is_told() -> None:
     assert told(site) == [NONE]
 
 
-def test_an_attempt_after_it_waits_anew() -> None:
+def test_scan_begins_anew_with_the_next_attempt() -> None:
     site = Site()
     spec = lack(site, site.accept())
     look(site)
@@ -100,7 +100,7 @@ def test_an_attempt_after_it_waits_anew() -> None:
     assert [e.attempt for e in site.events if e.waits] == [1, 2]
 
 
-def test_of_a_job_that_is_let_go_nothing_is_told() -> None:
+def test_scan_reports_nothing_of_a_removed_job() -> None:
     site = Site()
     for job_id, verdict in (("a", "gone"), ("b", "stale")):
         lack(site, site.accept(job_id))
@@ -117,7 +117,7 @@ def test_of_a_job_that_is_let_go_nothing_is_told() -> None:
     assert len(site.events) == events
 
 
-def test_a_job_that_needs_another_says_so() -> None:
+def test_scan_reports_dependencies() -> None:
     site = Site()
     first = site.accept("a", title="Count")
     site.accept("b", dependencies=["a"])
@@ -133,7 +133,7 @@ def test_a_job_that_needs_another_says_so() -> None:
     assert told(site, "c")[1:] == []
 
 
-def test_a_job_that_waits_for_its_next_try_says_nothing() -> None:
+def test_scan_reports_nothing_between_two_tries() -> None:
     site = Site()
     spec = site.accept("a", retries=1)
     site.running(spec).says(JobStatus.ERROR, error="no")
@@ -142,7 +142,7 @@ def test_a_job_that_waits_for_its_next_try_says_nothing() -> None:
     assert told(site) == []
 
 
-def test_in_the_end_it_is_given_up_if_so_configured() -> None:
+def test_scan_fails_a_job_after_the_timeout() -> None:
     site = Site()
     spec = lack(site, site.accept("a"))
     blocked = site.accept("b", dependencies=["elsewhere"])
@@ -163,7 +163,7 @@ def test_in_the_end_it_is_given_up_if_so_configured() -> None:
     assert blocked.id in site.jobs
 
 
-def test_the_time_without_a_worker_begins_anew_after_one() -> None:
+def test_scan_restarts_the_timeout_when_a_worker_was_there() -> None:
     site = Site()
     spec = lack(site, site.accept("a"))
     site.pending.timeout_s = 10
@@ -179,7 +179,7 @@ def test_the_time_without_a_worker_begins_anew_after_one() -> None:
     assert site.history() == [(1, JobStatus.ERROR)]
 
 
-def test_a_long_queue_is_told_in_parts_and_looked_at_less_often() -> None:
+def test_scan_reports_a_long_queue_in_parts() -> None:
     site = Site()
     number = 2 * _MAX_REPORTS + 10
     for n in range(number):

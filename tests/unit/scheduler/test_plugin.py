@@ -90,7 +90,7 @@ def spec(job_id: str, task: str, *args: Any, **fields: Any) -> JobSpec:
     return JobSpec(id=job_id, task=f"my_worker_tasks:{task}", payload=payload, **fields)
 
 
-async def test_a_claimed_job_waits_for_inputs_that_only_girder_knows(girder: Girder) -> None:
+async def test_claimed_job_waits_for_dependencies_that_only_girder_knows(girder: Girder) -> None:
     """As after a restart of the scheduler."""
     girder.specs = [
         spec("b", "add_one", 1, dependencies=["a"]),
@@ -114,7 +114,7 @@ async def test_a_claimed_job_waits_for_inputs_that_only_girder_knows(girder: Gir
     assert "Input job x ('Gone') was canceled, so this job cannot run." in errors
 
 
-async def test_a_job_that_raises_is_tried_again_under_another_key(girder: Girder) -> None:
+async def test_raised_job_is_retried_under_another_key(girder: Girder) -> None:
     girder.specs = [spec("a", "fails", "no", retries=2)]
     async with running(girder) as plugin, Nanny(plugin._scheduler.address, nthreads=1):
         await soon(lambda: girder.ended("a") == S.ERROR)
@@ -149,7 +149,7 @@ def numbers(tally: Path) -> list[str]:
     return sorted(line.rpartition(" ")[0] for line in lines)
 
 
-async def test_what_began_unheard_on_a_worker_that_leaves_is_another_attempt_elsewhere(
+async def test_unreported_start_on_a_leaving_worker_costs_an_attempt(
     girder: Girder, tmp_path: Path
 ) -> None:
     """What that worker has not begun keeps its number."""
@@ -173,9 +173,7 @@ async def test_what_began_unheard_on_a_worker_that_leaves_is_another_attempt_els
     assert girder.log("b") == "attempt 1 line 0\n"
 
 
-async def test_what_began_unheard_on_a_worker_that_had_stolen_it_is_another_attempt_elsewhere(
-    girder: Girder, tmp_path: Path
-) -> None:
+async def test_unreported_start_on_a_thief_costs_an_attempt(girder: Girder, tmp_path: Path) -> None:
     tally = tmp_path / "tally"
     girder.specs = [spec("a", "tally", str(tally), 1, [60.0, 0.0])]
     async with running(girder) as plugin:
@@ -197,7 +195,7 @@ async def test_what_began_unheard_on_a_worker_that_had_stolen_it_is_another_atte
     assert lost in girder.log("a")
 
 
-async def test_a_job_on_a_worker_that_ends_runs_again_if_the_scheduler_is_slow(
+async def test_job_on_an_ending_worker_runs_again_if_the_scheduler_is_slow(
     girder: Girder, tmp_path: Path
 ) -> None:
     """The worker stops what runs on it, which is no word about the job."""
@@ -226,7 +224,7 @@ if not mark.exists():
     assert statuses == [S.RUNNING, S.QUEUED, S.RUNNING, S.SUCCESS]
 
 
-async def test_another_attempt_begins_when_girder_has_heard_of_it(
+async def test_next_attempt_starts_once_girder_recorded_it(
     girder: Girder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else another scheduler would give its number to another run."""
@@ -250,7 +248,7 @@ async def test_another_attempt_begins_when_girder_has_heard_of_it(
     assert numbers(tally) == ["1 1", "1 2"]
 
 
-async def test_a_job_that_goes_to_another_scheduler_is_not_taken(girder: Girder) -> None:
+async def test_submit_refuses_jobs_for_another_scheduler(girder: Girder) -> None:
     async with running(girder) as plugin:
         assert await plugin.rpc.girder_hello() == {"scheduler": plugin.id}
         wire = spec("a", "add_one", 1).to_wire()
@@ -260,7 +258,7 @@ async def test_a_job_that_goes_to_another_scheduler_is_not_taken(girder: Girder)
         assert "a" in plugin.dispatcher.jobs
 
 
-async def test_doctor_is_told_that_claims_are_refused(girder: Girder) -> None:
+async def test_status_has_the_error_of_claims(girder: Girder) -> None:
     claim = girder.peer.answers["POST dask/job/claim"]
     girder.peer.answers["POST dask/job/claim"] = lambda _peer: (500, {"message": "malformed"})
     async with running(girder) as plugin:
@@ -271,7 +269,7 @@ async def test_doctor_is_told_that_claims_are_refused(girder: Girder) -> None:
         await soon(lambda: plugin.claims.error is None)
 
 
-async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
+async def test_pin_waits_for_a_job_that_still_arrives(girder: Girder) -> None:
     async with running(girder) as plugin:
         asyncio.get_running_loop().call_later(
             0.2, lambda: plugin.dispatcher.accept([spec("a", "add_one", 1)])
@@ -280,7 +278,7 @@ async def test_what_is_pinned_may_still_arrive(girder: Girder) -> None:
         assert (await plugin.rpc.girder_status())["kept"] == 0
 
 
-async def test_what_never_arrives_has_no_key(
+async def test_pin_gives_up_a_job_that_never_arrives(
     girder: Girder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("girder_dask.scheduler.rpc._PIN_TIMEOUT_S", 0.1)
@@ -288,7 +286,7 @@ async def test_what_never_arrives_has_no_key(
         assert await plugin.rpc.girder_pin(["a"], "nobody") == {}
 
 
-async def test_workers_that_are_gone_are_not_remembered_for_ever(
+async def test_events_forget_outboxes_of_old_workers(
     girder: Girder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("girder_dask.scheduler.rpc._MAX_OUTBOXES", 3)
@@ -299,9 +297,7 @@ async def test_workers_that_are_gone_are_not_remembered_for_ever(
         assert list(plugin.rpc._batches) == ["outbox8", "outbox9", "busy"]
 
 
-async def test_a_job_does_not_wait_behind_a_long_one_while_a_thread_is_free(
-    girder: Girder, tmp_path: Path
-) -> None:
+async def test_stealing_moves_a_job_to_a_free_thread(girder: Girder, tmp_path: Path) -> None:
     """Dask moves none of a task that takes a few milliseconds on average; here it moves nothing."""
     gates = [tmp_path / "a", tmp_path / "b"]
     seldom = {"distributed.scheduler.work-stealing-interval": "1 hour"}
@@ -323,7 +319,7 @@ async def test_a_job_does_not_wait_behind_a_long_one_while_a_thread_is_free(
         assert {u["attempt"] for s in late for u in girder.updates(s.id)} == {1}
 
 
-async def test_a_job_that_was_lost_on_its_way_to_dask_is_sent_again(
+async def test_reconciler_submits_a_lost_job_again(
     girder: Girder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(girder) as plugin, Nanny(plugin._scheduler.address, nthreads=1):

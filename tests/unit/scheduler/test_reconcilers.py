@@ -40,7 +40,7 @@ def site() -> Site:
     return Site()
 
 
-def test_a_turn_goes_through_all_and_the_next_one_has_its_time(site: Site) -> None:
+def test_girder_round_pages_through_all_jobs_then_pauses(site: Site) -> None:
     assert [site.pull()[0] for _ in range(6)] == ["", "b", "d", "e", None, None]
     site.now = 59.9
     assert site.pull()[0] is None
@@ -48,12 +48,12 @@ def test_a_turn_goes_through_all_and_the_next_one_has_its_time(site: Site) -> No
     assert [site.pull()[0] for _ in range(2)] == ["", "b"]
 
 
-def test_what_is_not_here_is_told_once(site: Site) -> None:
+def test_girder_is_told_once_of_missing_jobs(site: Site) -> None:
     site.here -= {"b", "d"}
     assert [site.pull()[1] for _ in range(6)] == [[], ["b"], ["d"], [], [], []]
 
 
-def test_what_came_here_meanwhile_is_not_lacking(site: Site) -> None:
+def test_girder_is_not_told_of_jobs_that_arrived_meanwhile(site: Site) -> None:
     site.here.discard("a")
     site.pull()
     assert site.lacking() == ["a"]
@@ -61,14 +61,14 @@ def test_what_came_here_meanwhile_is_not_lacking(site: Site) -> None:
     assert site.pull()[1] == []
 
 
-def test_without_an_answer_the_same_is_asked_and_told_again(site: Site) -> None:
+def test_girder_is_asked_for_the_same_page_without_an_answer(site: Site) -> None:
     site.here.discard("a")
     site.pull()
     assert (site.reconciler.page_after, site.lacking()) == ("b", ["a"])
     assert site.pull() == ("b", ["a"])
 
 
-def test_a_girder_that_knows_no_pages_is_asked_again_and_told_nothing(site: Site) -> None:
+def test_girder_without_pages_is_told_nothing(site: Site) -> None:
     site.reconciler.on_page(None)
     assert (site.reconciler.page_after, site.lacking()) == ("", [])
 
@@ -76,7 +76,7 @@ def test_a_girder_that_knows_no_pages_is_asked_again_and_told_nothing(site: Site
 # -- Dask ----------------------------------------------------------------------------------
 
 
-def test_dask_is_given_again_what_it_has_not_at_two_checks() -> None:
+def test_dask_gets_jobs_again_that_it_lacks_at_two_checks() -> None:
     site = dispatch_site.Site()
     reconciler = DaskReconciler(site.jobs, site.transitions, site.cluster)
     lost, there = site.accept("a"), site.accept("b")
@@ -88,7 +88,7 @@ def test_dask_is_given_again_what_it_has_not_at_two_checks() -> None:
     assert site.cluster.submitted == [there.key, lost.key]
 
 
-def test_dask_is_not_given_what_it_has_assigned_or_what_waits() -> None:
+def test_dask_does_not_get_jobs_that_are_assigned_or_wait() -> None:
     site = dispatch_site.Site()
     reconciler = DaskReconciler(site.jobs, site.transitions, site.cluster)
     assigned = site.accept("a", retries=1)

@@ -1,4 +1,4 @@
-"""Events become updates, and every update arrives."""
+"""The recorder turns events into updates, and delivers every one."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def event(job: str = "a", attempt: int = 1, time: float = 1.0, **fields: Any) ->
     return JobEvent(id=job, attempt=attempt, time=time, **fields)
 
 
-async def test_an_idle_recorder_sends_at_once() -> None:
+async def test_idle_recorder_sends_at_once() -> None:
     girder = Girder()
     async with recording(girder, interval=A_WHILE) as recorder:
         recorder.record(event(log="x"))
         await soon(lambda: girder.requests)
 
 
-async def test_a_change_of_state_does_not_wait_for_the_interval_but_output_does() -> None:
+async def test_change_of_state_skips_the_interval_and_output_does_not() -> None:
     girder = Girder()
     async with recording(girder, interval=A_WHILE) as recorder:
         recorder.record(event(log="1"))
@@ -97,7 +97,7 @@ async def test_a_change_of_state_does_not_wait_for_the_interval_but_output_does(
         assert girder.requests[1][0].log == "2"
 
 
-async def test_output_alone_keeps_to_the_interval_however_much_there_is() -> None:
+async def test_output_alone_keeps_to_the_interval() -> None:
     girder = Girder()
     original = girder.post
 
@@ -142,7 +142,7 @@ async def test_events_of_a_job_become_one_update() -> None:
     ]
 
 
-async def test_an_exception_travels_with_the_error_and_counts() -> None:
+async def test_exception_travels_with_the_error_and_counts() -> None:
     girder = Girder()
     async with recording(girder, buffer=1000) as recorder:
         girder.gate.clear()
@@ -157,7 +157,7 @@ async def test_an_exception_travels_with_the_error_and_counts() -> None:
     assert (update.error, update.exception) == ("no", b"e" * 2000)
 
 
-async def test_what_cannot_be_delivered_of_an_error_is_left_out() -> None:
+async def test_undeliverable_part_of_an_error_is_left_out() -> None:
     girder = Girder()
 
     def answer(updates: list[JobUpdate]) -> Mapping[str, list[str]]:
@@ -173,7 +173,7 @@ async def test_what_cannot_be_delivered_of_an_error_is_left_out() -> None:
     assert girder.verdicts == [("a", "done")]
 
 
-async def test_what_comes_while_a_request_is_under_way_is_one_request() -> None:
+async def test_events_during_a_request_are_coalesced() -> None:
     girder = Girder()
     async with recording(girder) as recorder:
         girder.gate.clear()
@@ -190,7 +190,7 @@ async def test_what_comes_while_a_request_is_under_way_is_one_request() -> None:
     assert recorder.updates == 102
 
 
-async def test_a_request_holds_no_more_jobs_than_it_may_and_the_oldest_first() -> None:
+async def test_request_holds_the_oldest_jobs_up_to_the_batch_size() -> None:
     girder = Girder()
     async with recording(girder, batch_size=3) as recorder:
         for n in range(7):
@@ -199,7 +199,7 @@ async def test_a_request_holds_no_more_jobs_than_it_may_and_the_oldest_first() -
     assert [[u.id for u in r] for r in girder.requests] == [list("012"), list("345"), ["6"]]
 
 
-async def test_a_request_is_not_much_larger_than_is_good_for_it() -> None:
+async def test_request_size_is_bounded() -> None:
     girder = Girder()
     async with recording(girder) as recorder:
         for n in range(3):
@@ -218,7 +218,7 @@ async def test_updates_of_an_attempt_are_numbered() -> None:
     assert sent == [("a", 1, 1), ("a", 1, 2), ("b", 1, 1), ("a", 2, 1), ("a", 2, 2)]
 
 
-async def test_a_failed_request_is_sent_again_as_it_was_before_anything_else() -> None:
+async def test_failed_request_is_repeated_unchanged_first() -> None:
     girder = Girder()
     girder.failures = [GirderError("Girder is away."), GirderError("Girder is away.")]
     async with recording(girder) as recorder:
@@ -231,7 +231,7 @@ async def test_a_failed_request_is_sent_again_as_it_was_before_anything_else() -
     assert recorder.error is None
 
 
-async def test_it_waits_longer_after_each_failure_up_to_the_most(
+async def test_failed_requests_back_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("girder_dask.utils.backoff._random.random", lambda: 0.0)  # no jitter
@@ -250,7 +250,7 @@ async def test_it_waits_longer_after_each_failure_up_to_the_most(
     assert pauses[-1] < 0.4
 
 
-async def test_what_is_under_way_counts_as_not_heard() -> None:
+async def test_updates_in_flight_count_as_waiting() -> None:
     """It is what a scheduler says of itself, and what it warns of when it closes."""
     girder = Girder()
     async with recording(girder) as recorder:
@@ -266,7 +266,7 @@ async def test_what_is_under_way_counts_as_not_heard() -> None:
         assert recorder.waiting == 0
 
 
-async def test_those_who_bring_more_wait_while_the_buffer_is_full() -> None:
+async def test_room_waits_while_the_buffer_is_full() -> None:
     girder = Girder()
     async with recording(girder, buffer=1000) as recorder:
         girder.gate.clear()
@@ -282,7 +282,7 @@ async def test_those_who_bring_more_wait_while_the_buffer_is_full() -> None:
         await asyncio.wait_for(asyncio.gather(*waiting), SECONDS)
 
 
-async def test_bytes_are_counted_until_they_are_acknowledged() -> None:
+async def test_bytes_count_until_they_are_acknowledged() -> None:
     girder = Girder()
     async with recording(girder, buffer=1000) as recorder:
         for _ in range(50):
@@ -291,7 +291,7 @@ async def test_bytes_are_counted_until_they_are_acknowledged() -> None:
             await asyncio.wait_for(recorder.room(), SECONDS)
 
 
-async def test_a_job_that_floods_does_not_hold_up_the_others(
+async def test_flooding_job_does_not_block_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_REQUEST_BYTES", 1000)
@@ -311,7 +311,7 @@ async def test_a_job_that_floods_does_not_hold_up_the_others(
     assert girder.log("flood") == "x" * 10_100
 
 
-async def test_room_for_a_job_is_there_when_girder_has_taken_its_output(
+async def test_room_for_waits_until_girder_took_the_output(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_JOB_BYTES", 1000)
@@ -333,7 +333,7 @@ async def test_room_for_a_job_is_there_when_girder_has_taken_its_output(
         assert not recorder._bytes_by_job
 
 
-async def test_a_log_that_is_too_long_for_a_request_is_sent_in_parts(
+async def test_long_log_is_sent_in_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As when Girder was away for long; it refuses a body that is too large."""
@@ -359,7 +359,7 @@ async def test_a_log_that_is_too_long_for_a_request_is_sent_in_parts(
     assert numbers == sorted(set(numbers))
 
 
-async def test_the_rest_of_a_long_log_arrives_before_the_next_attempt(
+async def test_rest_of_a_long_log_arrives_before_the_next_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Girder takes nothing of an attempt when it has heard of a later one."""
@@ -381,7 +381,7 @@ async def test_the_rest_of_a_long_log_arrives_before_the_next_attempt(
     assert "b" in [u.id for u in girder.requests[0]], "others have their turns"
 
 
-async def test_dropping_what_waits_makes_room() -> None:
+async def test_forget_makes_room() -> None:
     girder = Girder()
     async with recording(girder, buffer=1000) as recorder:
         girder.gate.clear()
@@ -395,7 +395,7 @@ async def test_dropping_what_waits_makes_room() -> None:
     assert [[u.id for u in r] for r in girder.requests] == [["a"]]
 
 
-async def test_flush_says_whether_all_is_delivered() -> None:
+async def test_flush_returns_whether_all_is_delivered() -> None:
     girder = Girder()
     async with recording(girder, interval=A_WHILE) as recorder:
         assert await recorder.flush(0.01), "nothing waits"
@@ -409,7 +409,7 @@ async def test_flush_says_whether_all_is_delivered() -> None:
     assert girder.log("a") == "xy"
 
 
-async def test_it_can_be_stopped_right_after_a_flush() -> None:
+async def test_recorder_can_be_stopped_right_after_a_flush() -> None:
     """As a scheduler does that closes; it waits without a limit for the recorder to end."""
     girder = Girder()
     recorder = Recorder(girder.post, interval=A_WHILE)
@@ -427,7 +427,7 @@ async def test_it_can_be_stopped_right_after_a_flush() -> None:
     assert not pending
 
 
-async def test_what_girder_says_of_jobs_is_passed_on() -> None:
+async def test_verdicts_are_passed_on() -> None:
     girder = Girder()
     girder.answer = lambda _: {"stale": ["a"], "gone": ["b"], "cancel": ["c"]}
     async with recording(girder) as recorder:
@@ -436,7 +436,7 @@ async def test_what_girder_says_of_jobs_is_passed_on() -> None:
     assert girder.verdicts == [("a", "stale"), ("b", "gone"), ("c", "cancel")]
 
 
-async def test_a_job_is_done_when_its_end_is_acknowledged_and_no_sooner() -> None:
+async def test_job_is_done_once_its_end_is_acknowledged() -> None:
     girder = Girder()
     async with recording(girder) as recorder:
         girder.gate.clear()
@@ -449,7 +449,7 @@ async def test_a_job_is_done_when_its_end_is_acknowledged_and_no_sooner() -> Non
     assert girder.verdicts == [("a", "done")]
 
 
-async def test_after_its_end_nothing_is_remembered_of_a_job() -> None:
+async def test_ended_job_is_forgotten() -> None:
     girder = Girder()
     async with recording(girder) as recorder:
         recorder.record(event("a", status=int(S.SUCCESS)))
@@ -460,7 +460,7 @@ async def test_after_its_end_nothing_is_remembered_of_a_job() -> None:
         assert not recorder._pending
 
 
-async def test_it_is_told_which_attempts_girder_has_heard_of() -> None:
+async def test_recorded_attempts_are_passed_on() -> None:
     girder = Girder()
     heard: list[tuple[str, int]] = []
 
@@ -491,7 +491,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_receipts_of_many_jobs_are_one_request_and_no_updates() -> None:
+async def test_acknowledgements_of_many_jobs_are_one_request() -> None:
     girder = Girder()
     async with recording(girder, batch_size=10) as recorder:
         for n in range(1000):
@@ -504,7 +504,7 @@ async def test_receipts_of_many_jobs_are_one_request_and_no_updates() -> None:
     assert girder.verdicts == []
 
 
-async def test_a_job_that_begins_soon_needs_no_receipt() -> None:
+async def test_acknowledgement_is_dropped_once_the_job_starts() -> None:
     girder = Girder()
     async with recording(girder) as recorder:
         recorder.record(event("a"))
@@ -517,7 +517,7 @@ async def test_a_job_that_begins_soon_needs_no_receipt() -> None:
     assert [u.id for r in girder.requests for u in r] == ["a"]
 
 
-async def test_an_end_does_not_wait_behind_receipts() -> None:
+async def test_end_does_not_wait_for_acknowledgements() -> None:
     girder = Girder()
     async with recording(girder) as recorder:
         for n in range(1000):
@@ -530,7 +530,7 @@ async def test_an_end_does_not_wait_behind_receipts() -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_receipts_are_sent_again_and_what_girder_says_is_passed_on() -> None:
+async def test_failed_acknowledgements_are_repeated_and_verdicts_passed_on() -> None:
     girder = Girder()
     girder.failures = [GirderError("Girder is away.")]
     girder.answer = lambda _: {"stale": ["a"], "gone": ["b"], "cancel": ["c"]}
@@ -543,7 +543,7 @@ async def test_receipts_are_sent_again_and_what_girder_says_is_passed_on() -> No
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_receipts_arrive_beside_an_update_that_is_never_taken() -> None:
+async def test_acknowledgements_arrive_beside_an_undeliverable_update() -> None:
     girder = Girder()
 
     def answer(updates: list[JobUpdate]) -> Mapping[str, list[str]]:
@@ -565,7 +565,7 @@ async def test_receipts_arrive_beside_an_update_that_is_never_taken() -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_what_is_forgotten_needs_no_receipt() -> None:
+async def test_forgotten_job_needs_no_acknowledgement() -> None:
     girder = Girder()
     async with recording(girder) as recorder:
         recorder.record(event("a"))
@@ -652,7 +652,7 @@ def test_every_log_arrives_once_and_in_order(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("no JSON")])
-async def test_an_error_that_nobody_expected_does_not_end_the_recorder(error: Exception) -> None:
+async def test_unexpected_error_does_not_end_the_recorder(error: Exception) -> None:
     """Else no job of this scheduler would ever be heard of again."""
     girder = Girder()
     girder.failures = [error]
@@ -662,7 +662,7 @@ async def test_an_error_that_nobody_expected_does_not_end_the_recorder(error: Ex
 
 
 @pytest.mark.parametrize("error", [TypeError("no JSON"), GirderError("too large", status=413)])
-async def test_an_update_that_is_never_taken_holds_up_no_other(error: Exception) -> None:
+async def test_undeliverable_update_blocks_no_other(error: Exception) -> None:
     girder = Girder()
 
     def answer(updates: list[JobUpdate]) -> Mapping[str, list[str]]:
@@ -697,7 +697,7 @@ class Proxy(Girder):
         self.answer = answer
 
 
-async def test_a_proxy_that_takes_little_gets_a_long_log_in_pieces() -> None:
+async def test_log_is_divided_for_a_proxy_that_takes_little() -> None:
     girder = Proxy(most=10_000)
     lines = "".join(f"line {n}\n" for n in range(9000))
     async with recording(girder) as recorder:
@@ -714,7 +714,7 @@ async def test_a_proxy_that_takes_little_gets_a_long_log_in_pieces() -> None:
     assert [u.log for u in girder.taken if u.id == "b"] == ["b"]
 
 
-async def test_a_value_that_a_proxy_never_takes_is_left_out_and_that_is_said() -> None:
+async def test_result_that_a_proxy_refuses_is_replaced_by_an_error() -> None:
     girder = Proxy(most=10_000)
     async with recording(girder) as recorder:
         recorder.record(event("a", status=int(S.SUCCESS), log="all\n", result=b"r" * 10_000))
@@ -725,7 +725,7 @@ async def test_a_value_that_a_proxy_never_takes_is_left_out_and_that_is_said() -
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_receipts_that_are_too_many_for_a_proxy_take_nothing_along() -> None:
+async def test_refused_acknowledgements_are_divided_alone() -> None:
     girder, post = Girder(), None
     post = girder.post
 

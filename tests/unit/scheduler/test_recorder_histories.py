@@ -1,4 +1,4 @@
-"""Whatever is said, lost, repeated and refused in whatever order, Girder hears each thing once."""
+"""Girder records each event once, whatever is lost, repeated and refused in whatever order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values stay on the cluster while they are good for something, within bounds."""
+"""Results stay on the cluster while they are of use, within limits."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def shelf() -> Shelf:
     return Shelf()
 
 
-def test_what_girder_has_and_nobody_needs_is_let_go_of_at_once(shelf: Shelf) -> None:
+def test_stored_result_without_dependents_is_released_at_once(shelf: Shelf) -> None:
     shelf.add("a", stored=True)
     assert shelf.cluster.released == ["key-a"]
     assert len(shelf.retained) == 0
     assert shelf.cluster.next_time() is None
 
 
-def test_what_girder_has_stays_while_it_is_needed(shelf: Shelf) -> None:
+def test_stored_result_is_retained_for_dependents(shelf: Shelf) -> None:
     shelf.need("a")
     shelf.add("a", stored=True)
     shelf.cluster.advance(1000)
@@ -58,7 +58,7 @@ def test_what_girder_has_stays_while_it_is_needed(shelf: Shelf) -> None:
     assert shelf.cluster.released == ["key-a"]
 
 
-def test_what_only_the_cluster_has_stays_for_its_time(shelf: Shelf) -> None:
+def test_unstored_result_is_retained_until_it_expires(shelf: Shelf) -> None:
     shelf.add("a")
     shelf.cluster.advance(50)
     shelf.add("b")
@@ -73,7 +73,7 @@ def test_what_only_the_cluster_has_stays_for_its_time(shelf: Shelf) -> None:
     assert shelf.cluster.next_time() is None
 
 
-def test_a_value_is_let_go_of_when_it_is_no_longer_needed_after_its_time(shelf: Shelf) -> None:
+def test_expired_result_is_released_once_unneeded(shelf: Shelf) -> None:
     shelf.need("a")
     shelf.add("a")
     shelf.cluster.advance(60)
@@ -90,7 +90,7 @@ def test_a_value_is_let_go_of_when_it_is_no_longer_needed_after_its_time(shelf: 
     assert shelf.jobs == ""
 
 
-def test_the_oldest_go_when_there_are_too_many_bytes(shelf: Shelf) -> None:
+def test_oldest_results_are_released_beyond_the_byte_limit(shelf: Shelf) -> None:
     for job in "abc":
         shelf.add(job, 400)
     assert shelf.jobs == "bc"
@@ -101,7 +101,7 @@ def test_the_oldest_go_when_there_are_too_many_bytes(shelf: Shelf) -> None:
     assert shelf.jobs == ""
 
 
-def test_what_is_needed_or_wanted_does_not_count(shelf: Shelf) -> None:
+def test_needed_or_wanted_results_do_not_count_towards_the_limit(shelf: Shelf) -> None:
     shelf.need("a")
     shelf.cluster.wanted.add("key-b")
     for job in "abc":
@@ -114,7 +114,7 @@ def test_what_is_needed_or_wanted_does_not_count(shelf: Shelf) -> None:
     assert shelf.jobs == "bd"
 
 
-def test_what_a_notebook_wants_stays_until_it_does_no_more(shelf: Shelf) -> None:
+def test_wanted_result_is_retained_until_a_notebook_drops_it(shelf: Shelf) -> None:
     shelf.cluster.wanted.add("key-a")
     shelf.add("a")
     shelf.cluster.advance(1000)
@@ -124,7 +124,7 @@ def test_what_a_notebook_wants_stays_until_it_does_no_more(shelf: Shelf) -> None
     assert shelf.jobs == ""
 
 
-def test_what_is_lost_is_not_dropped(shelf: Shelf) -> None:
+def test_lost_result_is_not_released(shelf: Shelf) -> None:
     shelf.add("a", 400)
     assert "key-a" in shelf.retained
     shelf.retained.on_lost("key-a")

@@ -54,7 +54,7 @@ def retiring(site: Site, scheduler: Scheduler, grace_s: float) -> WorkerRetireme
     return WorkerRetirement(scheduler, site.dispatcher, site.cluster, grace_s)  # type: ignore[arg-type]
 
 
-async def test_draining_looks_at_no_job_of_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_draining_walks_only_the_jobs_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_walk(_self: JobTable) -> Iterator[JobState]:
         raise AssertionError("all jobs are walked")
 
@@ -69,7 +69,7 @@ async def test_draining_looks_at_no_job_of_another_worker(monkeypatch: pytest.Mo
     assert {ws.status for ws in scheduler.workers.values()} == {Status.closing_gracefully}
 
 
-async def test_a_worker_leaves_when_its_last_run_has_ended() -> None:
+async def test_worker_leaves_when_its_last_run_has_ended() -> None:
     site, scheduler = Site(), Scheduler("w1")
     spec = site.accept()
     run = site.running(spec, "w1")
@@ -83,7 +83,7 @@ async def test_a_worker_leaves_when_its_last_run_has_ended() -> None:
     assert scheduler.released == []
 
 
-async def test_what_has_not_ended_in_time_runs_elsewhere_and_what_is_stuck_does_not() -> None:
+async def test_unfinished_jobs_run_elsewhere_after_the_grace_except_stuck_ones() -> None:
     site, scheduler = Site(), Scheduler("w1")
     specs = [site.accept(job_id) for job_id in "abc"]
     for spec in specs:

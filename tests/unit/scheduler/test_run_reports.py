@@ -1,4 +1,4 @@
-"""What a run says of its end is waited for, and not in vain."""
+"""The report of a run is awaited until it can no longer arrive."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def opened() -> AsyncIterator[Site]:
     task.cancel()
 
 
-async def test_an_account_that_comes_is_all() -> None:
+async def test_arrived_report_needs_no_action() -> None:
     async with opened() as site:
         site.wait_for("a")
         site.open.discard("a")
@@ -63,7 +63,7 @@ async def test_an_account_that_comes_is_all() -> None:
         assert site.acted == []
 
 
-async def test_who_is_gone_says_nothing_more() -> None:
+async def test_report_of_a_lost_worker_is_lost() -> None:
     async with opened() as site:
         site.wait_for("a")
         site.wait_for("b")
@@ -72,7 +72,7 @@ async def test_who_is_gone_says_nothing_more() -> None:
         await soon(lambda: site.acted == ["a"])
 
 
-async def test_who_is_there_has_its_time() -> None:
+async def test_report_of_a_connected_worker_has_a_timeout() -> None:
     async with opened() as site:
         site.wait_for("a")
         await asyncio.sleep(0.1)
@@ -80,7 +80,7 @@ async def test_who_is_there_has_its_time() -> None:
         await soon(lambda: site.acted == ["a"])
 
 
-async def test_nobody_is_late_who_is_made_to_wait() -> None:
+async def test_report_is_not_late_while_the_buffer_is_full() -> None:
     async with opened() as site:
         site.recorder.is_full = True
         site.wait_for("a")
@@ -92,7 +92,7 @@ async def test_nobody_is_late_who_is_made_to_wait() -> None:
         await soon(lambda: site.acted == ["a"])
 
 
-async def test_one_that_cannot_be_acted_on_does_not_hold_up_the_others(
+async def test_failing_action_does_not_block_other_reports(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail() -> None:

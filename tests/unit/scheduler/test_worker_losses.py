@@ -1,4 +1,4 @@
-"""What the scheduler knows of workers that it lost."""
+"""Reasons why workers were lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def too_large(known: WorkerLosses, worker: str = A) -> list[str]:
     return known.on_event("worker-restart-memory", {"worker": worker, "rss": 960 * MIB, "pid": 7})
 
 
-def test_a_nanny_tells_that_it_ended_a_worker_for_its_memory() -> None:
+def test_reason_is_memory_if_a_nanny_ended_the_worker() -> None:
     known = WorkerLosses()
     known.on_joined(A, DaskWorker())
     assert too_large(known) == [A]
@@ -33,14 +33,14 @@ def test_a_nanny_tells_that_it_ended_a_worker_for_its_memory() -> None:
     assert known.reason(B) == ""
 
 
-def test_a_worker_that_joins_again_is_another_one() -> None:
+def test_reason_is_reset_when_a_worker_joins_again() -> None:
     known = WorkerLosses()
     too_large(known)
     known.on_joined(A, DaskWorker())
     assert known.reason(A) == ""
 
 
-def test_the_scheduler_tells_that_workers_were_silent() -> None:
+def test_reason_is_silence_if_the_scheduler_gave_it_up() -> None:
     known = WorkerLosses()
     event = {"action": "worker-ttl-timed-out", "workers": [A, B], "ttl": 300.0}
     assert known.on_event("scheduler", event) == [A, B]
@@ -51,13 +51,13 @@ def test_the_scheduler_tells_that_workers_were_silent() -> None:
     ("topic", "message"),
     [("all", {"worker": A}), ("scheduler", {"action": "retire"}), ("worker-restart-memory", "x")],
 )
-def test_other_events_say_nothing(topic: str, message: object) -> None:
+def test_other_events_explain_nothing(topic: str, message: object) -> None:
     known = WorkerLosses()
     assert known.on_event(topic, message) == []
     assert known.reason(A) == ""
 
 
-def test_of_a_sudden_death_there_is_what_the_worker_said_last() -> None:
+def test_reason_of_a_sudden_death_is_the_last_memory_use() -> None:
     known = WorkerLosses()
     worker = DaskWorker()
     known.on_joined(A, worker)
@@ -73,7 +73,7 @@ def test_of_a_sudden_death_there_is_what_the_worker_said_last() -> None:
     assert known.reason(A) == ""
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_workers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_losses, "_MAX_WORKERS", 2)
     known = WorkerLosses()
     for n in range(4):
