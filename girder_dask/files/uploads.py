@@ -320,12 +320,10 @@ def send_artifact(
     name, size = name or source.name, source.stat().st_size
     about = {"name": name, "size": size, "mimeType": mimetypes.guess_type(source)[0]}
     path = f"job/{job_id}/artifact?{urlencode({k: v for k, v in about.items() if v is not None})}"
-    budget = RetryBudget(probe=health_probe(gc))
-    while True:
+
+    def send() -> None:
         with source.open("rb") as f:
             body = _FilePart(f, 0, size, lambda sent: report(sent, size, name)) if size else b""
-            try:
-                gc.post(path, data=body, headers=dict(headers or {}))
-                return
-            except requests.RequestException as e:
-                budget.wait(e)
+            gc.post(path, data=body, headers=dict(headers or {}))
+
+    retry(send, gc)

@@ -14,7 +14,7 @@ from requests.adapters import HTTPAdapter
 from girder_dask._version import __version__
 from girder_dask.http.links import resolve_redirect
 from girder_dask.http.redirects import StorageServerError, is_within_api
-from girder_dask.http.request_errors import is_transient, is_unsent
+from girder_dask.http.request_errors import is_unsent
 from girder_dask.http.retry import RetryBudget
 from girder_dask.protocol.names import TOKEN_HEADER
 
@@ -135,29 +135,25 @@ class _RetryingAdapter(_FreshAdapter):
             return super().send(request, *args, **kwargs)
         kwargs["timeout"] = _TIMEOUT_S
         budget = RetryBudget(probe=self._probe(request, *args, **kwargs))
+        may_repeat = request.method in _IDEMPOTENT_METHODS
         while True:
-            error, response = self._failed(request, *args, **kwargs)
-            if error is None:
-                return response
-            may_repeat = request.method in _IDEMPOTENT_METHODS or is_unsent(error)
-            if not may_repeat or not is_transient(error) or not _is_rewound(request):
-                return _outcome(error, response)
+            response: requests.Response | None = None
+            error: requests.RequestException
             try:
+                response = super().send(request, *args, **kwargs)
+                if response.status_code < requests.codes.bad_request:
+                    return response
+                error = requests.HTTPError(request=request, response=response)
+            except requests.RequestException as e:
+                error = e
+            try:
+                if not (may_repeat or is_unsent(error)) or not _is_rewound(request):
+                    raise error
                 budget.wait(error)
             except requests.RequestException:
-                return _outcome(error, response)
-
-    def _failed(
-        self, request: requests.PreparedRequest, *args: Any, **kwargs: Any
-    ) -> tuple[requests.RequestException | None, requests.Response | None]:
-        """Send a request once. Return the error, if any, and the answer, if any."""
-        try:
-            response = super().send(request, *args, **kwargs)
-        except requests.RequestException as e:
-            return e, None
-        if response.status_code < requests.codes.bad_request:
-            return None, response
-        return requests.HTTPError(request=request, response=response), response
+                if response is None:
+                    raise
+                return response
 
     def _probe(
         self, request: requests.PreparedRequest, *args: Any, **kwargs: Any
@@ -170,12 +166,6 @@ class _RetryingAdapter(_FreshAdapter):
             return int(super(_RetryingAdapter, self).send(asking, *args, **kwargs).status_code)
 
         return probe
-
-
-def _outcome(error: Exception, response: requests.Response | None) -> requests.Response:
-    if response is None:
-        raise error
-    return response
 
 
 def _is_rewound(request: requests.PreparedRequest) -> bool:
