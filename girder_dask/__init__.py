@@ -1,7 +1,7 @@
 """Run the jobs of a Girder site on a Dask cluster.
 
-Importing this package is quick and loads neither ``girder`` nor ``distributed``, so that
-a package of tasks can be imported anywhere.
+Importing this package is fast, and loads neither Girder nor Dask nor an HTTP client, so that
+packages of tasks can be imported anywhere.
 """
 
 from girder_dask._version import __version__

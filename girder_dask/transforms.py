@@ -1,12 +1,12 @@
-"""Arguments that stand for something in Girder, and what is done with results.
+"""Transforms: arguments that stand for data in Girder, and hooks that store results there.
 
-A transform is given to ``delay()`` in place of a value. On the worker it becomes the
-value: ``GirderFileId(id)`` the path of a file. A result transform is given in
-``girder_result_hooks`` and gets what the function returned, or the element at its place.
-Both are found in nested lists, tuples and dicts; hooks have to be nested as the result is.
+A transform is an argument of ``delay()`` that the worker replaces by a value:
+``GirderFileId(id)`` by the path of a file. A result transform in ``girder_result_hooks`` receives
+the value of the function, or the element at its position. Both may be nested in lists, tuples and
+dicts; hooks are nested like the result.
 
-Those of ``girder_worker`` and ``girder_worker_utils``, and anything else with
-``transform()`` and ``cleanup()``, work too.
+Transforms of ``girder_worker`` and ``girder_worker_utils``, and any object with ``transform()`` and
+``cleanup()``, work as well.
 """
 
 from __future__ import annotations

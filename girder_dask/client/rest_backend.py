@@ -184,7 +184,7 @@ class RestBackend:
             answer = self._api.request(
                 "POST", "dask/job/results", {"ids": left[:_MAX_JOBS_PER_REQUEST]}
             )
-            found |= {job_id: _stored(kept) for job_id, kept in answer["results"].items()}
+            found |= {job_id: _stored(result) for job_id, result in answer["results"].items()}
             left = [*answer["left"], *left[_MAX_JOBS_PER_REQUEST:]]
         return found
 
@@ -341,5 +341,5 @@ def _refusal(error: GirderError, submissions: Sequence[Submission]) -> Exception
             "list of jobs before you start them again.",
             status=error.status,
         )
-    made = "" if "No job was made" in text else " No job was made."
-    return SubmissionError(f"{text.rstrip('.')}.{made}", task=task)
+    suffix = "" if "No job was made" in text else " No job was made."
+    return SubmissionError(f"{text.rstrip('.')}.{suffix}", task=task)

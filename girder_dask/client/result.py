@@ -149,7 +149,7 @@ class JobResult(CallResult):
 
     @property
     def status(self) -> JobStatus:
-        """The state of the job. Unless it has ended, Girder is asked."""
+        """The state of the job, loaded from Girder unless the job has ended."""
         if self._job.get("status") not in FINAL:
             states = get_backend().load_jobs([self.id])
             if states:
@@ -160,7 +160,7 @@ class JobResult(CallResult):
 
     @property
     def waits_for(self) -> str:
-        """Why the job waits in the queue; empty if it only waits for its turn. Girder is asked.
+        """Why the job waits in the queue, loaded from Girder; empty if it only waits for its turn.
 
         The job's page shows the same sentence beside the state.
         """
@@ -290,7 +290,7 @@ class JobResult(CallResult):
         return self._future
 
     def _pin(self, future: Future[Any]) -> None:
-        """Keep a future, which pins the value on the cluster as long as this object lives."""
+        """Keep a future, which pins the value on the cluster for the lifetime of this object."""
         if self._future is None:
             self._future = future
 
@@ -372,8 +372,8 @@ def prefetch(results: Iterable[JobResult]) -> None:
         return
     backend = get_backend()
     unknown = [job.id for job in jobs if not job._has_ended()]  # noqa: SLF001
-    states = backend.load_jobs(unknown) if unknown else []
-    told = {str(state["_id"]): state for state in states}
+    loaded = backend.load_jobs(unknown) if unknown else []
+    states = {str(state["_id"]): state for state in loaded}
     stored = backend.load_results([job.id for job in jobs])
     for job in jobs:
-        job._apply_fetched(told.get(job.id), stored.get(job.id))  # noqa: SLF001
+        job._apply_fetched(states.get(job.id), stored.get(job.id))  # noqa: SLF001

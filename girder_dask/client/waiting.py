@@ -196,20 +196,20 @@ class _JobPoller:
 
     def _poll(self) -> list[Any]:
         """Return the jobs that have ended since the last request, in that order."""
-        asked = [job for job in self.left.values() if isinstance(job, JobResult)]
-        ids = {job.id for job in asked}
-        told = {str(s["_id"]): s for s in (get_backend().load_jobs(list(ids)) if ids else [])}
+        pending = [job for job in self.left.values() if isinstance(job, JobResult)]
+        ids = {job.id for job in pending}
+        states = {str(s["_id"]): s for s in (get_backend().load_jobs(list(ids)) if ids else [])}
         others = [job for job in self.left.values() if not isinstance(job, JobResult)]
         found = [job for job in others if job.ready()]
-        for job in asked:
-            state = told.get(job.id)
+        for job in pending:
+            state = states.get(job.id)
             if state is None:
                 found.append(job)  # deleted or not readable: get() raises the reason
                 continue
             job._apply_state(state)  # noqa: SLF001 - of this package
             if state["status"] in FINAL:
                 found.append(job)
-        return sorted(found, key=lambda job: _update_time(told.get(str(job.id))))
+        return sorted(found, key=lambda job: _update_time(states.get(str(job.id))))
 
 
 def _update_time(state: Mapping[str, Any] | None) -> str:

@@ -45,7 +45,23 @@ NAMES = {
     "waiting": "as_completed gather",
     "without_job": "WithoutJob run",
 }
-EACH = [(f"girder_dask.{module}", name) for module, ns in NAMES.items() for name in ns.split()]
+# The internal names that this release writes. What moves one of them adds a row to MOVED.
+NAMES_NOW = {
+    "protocol.exceptions": "RemoteTraceback _again _rebuilt",
+    "protocol.execution_options": "_rebuild",
+    "protocol.payload": "Dependency",
+    "tasks.compat": "App",
+    "tasks.composition": "Chain Group GroupResult Signature",
+    "tasks.context": "JobManager Request RunningJob",
+    "tasks.options": "TaskSettings",
+    "tasks.task": "find_task",
+    "tasks.untracked": "UntrackedResult",
+}
+EACH = [
+    (f"girder_dask.{module}", name)
+    for module, ns in [*NAMES.items(), *NAMES_NOW.items()]
+    for name in ns.split()
+]
 
 
 def named(module: str, name: str) -> bytes:
@@ -54,7 +70,7 @@ def named(module: str, name: str) -> bytes:
 
 
 @pytest.mark.parametrize(("module", "name"), EACH)
-def test_loads_finds_what_the_first_release_named(module: str, name: str) -> None:
+def test_loads_finds_what_releases_have_named(module: str, name: str) -> None:
     found = unpickling.loads(named(module, name))
     own = getattr(found, "__qualname__", type(found).__qualname__)
     assert own == {"WithoutJob": "UntrackedResult", "app": "App"}.get(name, name)
