@@ -28,7 +28,7 @@ REFUSED_INTERVAL_S = 1.0
 # For the scheduler a client like any other: keys stay while it wants them. Unlike
 # fire_and_forget it goes on to want them when they have finished.
 _KEEPER = "girder-dask-keeper"
-_CONNECT_DELAY_S, _MAX_CONNECT_DELAY_S = 0.5, 15.0
+_CONNECT_DELAY_S = 0.5
 # How many keys are remembered that were released before the scheduler had them.
 _MAX_EARLY_RELEASES = 100_000
 
@@ -78,20 +78,15 @@ class DaskCluster(WorkerRpc):
 
     async def connect(self) -> None:
         """Become a client of the scheduler that this is in, and submit the jobs that wait."""
-        delay_s = _CONNECT_DELAY_S
+        guard = Guard(
+            logger,
+            f"The connection of the scheduler to itself at {self._scheduler.address}",
+            first_delay_s=_CONNECT_DELAY_S,
+        )
         while self._client is None:
-            try:
+            with guard:
                 self._client = await self._new_client()
-            except Exception:
-                logger.exception(
-                    "The scheduler cannot connect to itself at %s, so %d jobs wait; it tries "
-                    "again in %g s",
-                    self._scheduler.address,
-                    len(self._unsent),
-                    delay_s,
-                )
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, _MAX_CONNECT_DELAY_S)
+            await asyncio.sleep(guard.delay_s)
         self._send(self._client)
 
     async def _new_client(self) -> Client:
