@@ -16,7 +16,7 @@ from girder_dask.jobs import FINAL, HANDLER, PREDECESSORS, JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.girder_events import EVENT_HANDLER
-from girder_dask.plugin.rest import responses
+from girder_dask.plugin.rest import error_responses
 from girder_dask.plugin.rest.reserved_fields import (
     refuse_non_finite_numbers,
     refuse_reserved_fields,
@@ -74,7 +74,7 @@ class _JobEventHandlers:
         job = event.info
         if _is_ours(job):
             event.stopPropagation().preventDefault()
-            with responses.translated_errors():
+            with error_responses.http_errors():
                 status = self._backend.stop(job["_id"])
             if status is not None:
                 # Girder answers the request with this document.

@@ -123,7 +123,7 @@ def test_what_makes_no_sense_is_refused_by_its_name(girder_stack, girder_user, g
         token = getattr(who, "client", who).token
         # As text: requests writes no NaN, as JSON has none, but whoever attacks does.
         text = json.dumps(body)
-        told = "no number of JSON" if "NaN" in text or "Infinity" in text else f"`$.{name}"
+        told = "JSON has no number" if "NaN" in text or "Infinity" in text else f"`$.{name}"
         answers[f"{name}={value!r:.40}"] = post(girder_stack, text, token), told
     wrong = {
         case: answer.text

@@ -180,7 +180,7 @@ def test_names_that_are_none(girder_stack, attacker, girder_admin, field, value)
     for who in (attacker, girder_admin):
         answer = submit(girder_stack, made, by=who)
         assert answer.status_code == 400, answer.text
-        assert repr(field) in answer.json()["message"]
+        assert f"`$.{field}`" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("name", ["lower.<locals>.inner", "Größe.<lambda>", "Class.method"])

@@ -1,3 +1,3 @@
-"""The plugin's REST routes, and what they accept from whom."""
+"""The plugin's REST routes, their authorization and their validation."""
 
 __all__: list[str] = []

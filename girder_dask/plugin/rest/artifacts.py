@@ -1,4 +1,4 @@
-"""The routes for the files that jobs leave behind: ``job/:id/artifact``."""
+"""The routes of artifacts, the files of jobs: ``job/:id/artifact``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mount(resource: Resource) -> None:
     routes.add(resource, "GET", (":id", "artifact"), list_all)
     routes.add(resource, "GET", (":id", "artifact", ":name"), download)
     routes.add(resource, "DELETE", (":id", "artifact", ":name"), delete)
-    # The name of an artifact may have directories, and a route has a fixed length.
+    # The name of an artifact may contain directories, but a route has a fixed length.
     for levels in range(2, artifacts.MAX_LEVELS + 1):
         parts = tuple(f":part{n}" for n in range(levels))
         path = (":id", "artifact", *parts)
@@ -37,7 +37,7 @@ def mount(resource: Resource) -> None:
 
 
 def _with_name(handler: Callable[..., Any], parts: tuple[str, ...]) -> Callable[..., Any]:
-    """Return a handler of a route of which some parts are the name of an artifact."""
+    """Return a handler for a route in which several parts are the name of an artifact."""
 
     @functools.wraps(handler)
     def named(**given: Any) -> Any:
@@ -61,8 +61,8 @@ def _shown(artifact: dict[str, Any]) -> dict[str, Any]:
 @autoDescribeRoute(
     Description("Add a file to a job.")
     .notes(
-        "The body of the request is the file. It replaces one of the same name. A job at work may "
-        "add to itself. An attempt names itself in the headers Girder-Dask-Job and "
+        "The body of the request is the file. It replaces a file of the same name. A running job "
+        "may add files to itself; its attempt is in the headers Girder-Dask-Job and "
         "Girder-Dask-Attempt."
     )
     .modelParam("id", "The id of the job.", model=StoredJob, force=True)
@@ -72,12 +72,12 @@ def _shown(artifact: dict[str, Any]) -> dict[str, Any]:
     )
     .param(
         "size",
-        "How many bytes it has. Needed where the request has no Content-Length.",
+        "The number of bytes. Required if the request has no Content-Length.",
         dataType="integer",
         required=False,
     )
-    .param("mimeType", "Its media type.", required=False)
-    .errorResponse("The name is none, or fewer bytes came than were announced.")
+    .param("mimeType", "The media type.", required=False)
+    .errorResponse("The name is invalid, or the body has fewer bytes than announced.")
     .errorResponse("Write access was denied for the job.", 403)
     .errorResponse("The attempt that sends it is over.", 409)
 )
@@ -87,10 +87,10 @@ def add(job: dict[str, Any], name: str, size: int | None, mimeType: str | None) 
     if not requester.runs(job):
         requester.require(job, AccessType.WRITE)
     size = _size(size)
-    # Clients that do not know the type send its name in Python.
+    # Clients that do not know the type send "None".
     known = mimeType if mimeType and mimeType != "None" else None
     if known is not None and not user_content.is_media_type(known):
-        raise RestException(f"{known[:100]!r} is no media type, such as image/png.")
+        raise RestException(f"{known[:100]!r} is not a media type. An example of one is image/png.")
     try:
         stored = artifacts.add(
             job, name, size, cherrypy.request.body, user=requester.user, mime_type=known
@@ -105,17 +105,17 @@ def _size(announced: int | None) -> int:
     length = int(header) if header and header.isdigit() else None
     size = announced if announced is not None else length
     if size is None or size < 0:
-        raise RestException("Say how many bytes the artifact has: ?size=…")
+        raise RestException("The size of the artifact is missing. Give it in bytes: ?size=…")
     if length is not None and length != size:
         raise RestException(
-            f"The artifact is announced with {size:,} bytes, and the body has {length:,}."
+            f"The artifact is announced with {size:,} bytes, but the body has {length:,}."
         )
     return size
 
 
 @access.public(scope=TokenScope.DATA_READ)
 @autoDescribeRoute(
-    Description("List the files that a job has left.")
+    Description("List the artifacts of a job.")
     .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .errorResponse("Read access was denied for the job.", 403)
 )
@@ -127,16 +127,16 @@ def list_all(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 @access.public(scope=TokenScope.DATA_READ, cookie=True)
 @autoDescribeRoute(
-    Description("Download a file that a job has left.")
+    Description("Download an artifact of a job.")
     .notes(
         "With `contentDisposition=inline` a browser shows pictures (PNG, JPEG, GIF, WebP) and "
-        "plain text. It stores files of all other types. A request may have a header `Range`."
+        "plain text. It downloads all other types. A request may have a header `Range`."
     )
     .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param("name", "The name of the file.", paramType="path")
     .param(
         "contentDisposition",
-        "Whether a browser shows the file or stores it.",
+        "Whether a browser shows or downloads the file.",
         required=False,
         enum=["inline", "attachment"],
         default="attachment",
@@ -155,7 +155,7 @@ def download(job: dict[str, Any], name: str, contentDisposition: str) -> Any:
 
 @access.public(scope=TokenScope.DATA_WRITE)
 @autoDescribeRoute(
-    Description("Delete a file that a job has left.")
+    Description("Delete an artifact of a job.")
     .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param("name", "The name of the file.", paramType="path")
     .errorResponse("Write access was denied for the job.", 403)

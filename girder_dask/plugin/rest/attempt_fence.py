@@ -1,9 +1,8 @@
-"""The fence against attempts that are over: what they upload is refused.
+"""The fence that refuses uploads of attempts that are over.
 
-The worker names its job and its attempt in headers. Files and items that come with them are marked
-with both. Files, artifacts and metadata are refused if Girder knows of a later attempt: a worker
-that was thought dead, and comes back in the middle of an upload, must not add to what the new
-attempt leaves behind.
+The worker sends its job and its attempt in headers. New files and items are marked with both.
+Files, artifacts and metadata are refused if there is a later attempt: a worker that was thought
+dead and comes back during an upload must not add to the output of the new attempt.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def bind() -> None:
 
 
 def _named() -> tuple[ObjectId | None, int] | None:
-    """Return the job and the attempt that this request names. Old workers name no job."""
+    """Return the job and the attempt in the headers of this request. Old workers name no job."""
     attempt = cherrypy.request.headers.get(ATTEMPT_HEADER, "")
     job = cherrypy.request.headers.get(JOB_HEADER, "")
     if not (attempt.isdecimal() and attempt.isascii() and len(attempt) < _MAX_DIGITS):
@@ -50,13 +49,13 @@ def _named() -> tuple[ObjectId | None, int] | None:
 
 
 def _uploader() -> tuple[dict[str, Any], int] | None:
-    """Return the job at work that makes this request to upload a result, and its attempt."""
+    """Return the running job that uploads a result by this request, and its attempt."""
     named = _named()
     if named is None:
         return None
     job_id, attempt = named
     request = cherrypy.request
-    if not hasattr(request, "dask_uploader"):  # several events of one request ask
+    if not hasattr(request, "dask_uploader"):  # a request raises several events
         token = getCurrentToken()
         request.dask_uploader = None if token is None else find_running_job(token["_id"], job_id)
     job = request.dask_uploader
@@ -64,10 +63,10 @@ def _uploader() -> tuple[dict[str, Any], int] | None:
 
 
 def _refuse_if_over(what: str) -> None:
-    """Refuse what an attempt does that is over.
+    """Refuse a request of an attempt that is over.
 
-    The token proves nothing here: that of a job which has ended is known no more, and who names
-    an attempt can only lose by it.
+    The headers are trusted without the token, which is deleted when the job ends: naming an attempt
+    can only lead to a refusal.
     """
     named = _named()
     if named is None:
@@ -80,22 +79,22 @@ def _refuse_if_over(what: str) -> None:
         job = models.collection(Job()).find_one({"_id": job_id}, fields)
     dask = None if job is None else job.get("dask")
     if job is None or not isinstance(dask, dict) or not dask:
-        return  # perhaps one of another Girder
+        return  # perhaps a job of another Girder
     current = dask.get("attempt", 1)
     if not isinstance(current, int) or attempt < current:
         why = f"its worker was taken for dead, and a later attempt {what} in its place"
     elif not dask.get("open"):
-        why = f"the job has ended, so it {what} no more"
+        why = f"the job has ended, so it no longer {what}"
     else:
         return
     raise RestException(f"Attempt {attempt} of job {job['_id']} is over: {why}.", code=_CONFLICT)
 
 
 def _check(event: Any) -> None:
-    """Refuse an upload of an attempt that is over, before anything comes of it.
+    """Refuse an upload of an attempt that is over before it creates anything.
 
-    Else remove what broken uploads of earlier attempts have left where it goes: if their worker
-    was lost as well as Girder, nobody has settled them.
+    Otherwise remove the empty items that broken uploads of earlier attempts have left in the same
+    folder, since their worker may have been lost before it settled them.
     """
     _refuse_if_over(f"uploads {event.info['name']!r}")
     uploader = _uploader()
@@ -107,7 +106,7 @@ def _check(event: Any) -> None:
         remove_empty_items(Item().find({"folderId": event.info["parentId"], **earlier}))
 
 
-@access.public  # the route itself asks for rights
+@access.public  # the route itself checks access
 def _check_metadata(_event: Any) -> None:
     """Refuse metadata of an attempt that is over."""
     _refuse_if_over("sets the metadata")

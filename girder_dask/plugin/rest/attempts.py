@@ -1,4 +1,4 @@
-"""The one start of a job whose task may run at most once."""
+"""The route on which the run of an at-most-once task asks whether it may begin."""
 
 from __future__ import annotations
 
@@ -29,19 +29,21 @@ def mount(resource: Resource) -> None:
 
 @access.public(scope=TokenScope.DATA_READ)
 @autoDescribeRoute(
-    Description("Note that a run of a job calls its function now, and that no other one may.")
-    .notes("For the job at work itself. The same run may ask again.")
+    Description("Record that a run of a job calls its function now, and that no other run may.")
+    .notes("For the running job itself. The same run may ask again.")
     .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param("attempt", "The number of its attempt.", dataType="integer")
-    .param("run", "What tells this run from any other.")
+    .param("run", "The id of the run.")
     .param("worker", "The name of its worker.")
     .errorResponse("Another run has begun, or the attempt is over.", _CONFLICT)
-    .errorResponse("The request is not made by the job at work.", 403)
+    .errorResponse("The request does not come from the running job.", 403)
 )
 def begin(job: dict[str, Any], attempt: int, run: str, worker: str) -> dict[str, Any]:
-    """Note the start of a run, once for a job."""
+    """Record the start of a run, once for a job."""
     if not identify().has_token_of(job):
-        raise AccessException(f"Job {job['_id']} alone, while it is at work, begins its runs.")
+        raise AccessException(
+            f"Only job {job['_id']} itself can begin its runs, while it is running."
+        )
     begun = {"run": run, "attempt": attempt, "worker": worker, "time": datetime.now(timezone.utc)}
     jobs = models.collection(Job())
     is_free = [{"dask.begun": {"$exists": False}}, {"dask.begun.run": run}]
@@ -55,7 +57,7 @@ def begin(job: dict[str, Any], attempt: int, run: str, worker: str) -> dict[str,
 
 
 def _refuse(job: dict[str, Any], attempt: int) -> None:
-    """Say why a run may not begin."""
+    """Raise an error that says why a run may not begin."""
     begun = job["dask"].get("begun") if isinstance(job.get("dask"), dict) else None
     if not isinstance(begun, dict):
         raise RestException(
@@ -72,4 +74,4 @@ def _refuse(job: dict[str, Any], attempt: int) -> None:
 
 
 def _shown(time: Any) -> str:
-    return f"{time:%Y-%m-%d %H:%M:%S} UTC" if isinstance(time, datetime) else "a time not known"
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC" if isinstance(time, datetime) else "an unknown time"

@@ -28,15 +28,10 @@ _STOPPING = (JobStatus.CANCELING, JobStatus.CANCELED)
 def authorize(
     requester: Requester, submissions: Iterable[Submission], group: MapParent | None = None
 ) -> Authority:
-    """Raise AccessException unless the one who asks may start all of some calls.
+    """Return on whose authority calls become jobs, or raise AccessException.
 
     The token of a job may start what the owner of the job may, and plain calls of the tasks of
-    its own package if code inside Girder has started it. Who has started it does not matter.
-
-    Returns
-    -------
-    Authority
-        On whose word the calls become jobs.
+    its own package if code inside Girder has started the job.
     """
     authority, who = _authority(requester)
     if authority.runs_code:
@@ -50,13 +45,11 @@ def authorize(
 
 
 def _authority(requester: Requester) -> tuple[Authority, str]:
-    """Return on whose word a request starts jobs, and what messages call them."""
+    """Return the authority of a request, and its subject for error messages."""
     job = requester.job
     if job is not None:
         if job["status"] in _STOPPING:
-            raise AccessException(
-                f"Job {job['_id']} is being canceled, so it can start no more jobs."
-            )
+            raise AccessException(f"Job {job['_id']} is being canceled, so it cannot start jobs.")
         return of_job(job), f"Job {job['_id']}"
     if requester.user is None:
         raise AccessException(
@@ -68,7 +61,7 @@ def _authority(requester: Requester) -> tuple[Authority, str]:
 
 
 def _refusal(call: Submission | MapParent, authority: Authority) -> str | None:
-    """Return why one who may not run code of their own may not submit this call either."""
+    """Return why a requester who may not run code of their own may not submit this call."""
     if isinstance(call, Submission):
         if not (_is_allowed(call.task) or _is_beside(call, authority)):
             return (
@@ -88,7 +81,7 @@ def _refusal(call: Submission | MapParent, authority: Authority) -> str | None:
 
 
 def _is_beside(call: Submission | MapParent, authority: Authority) -> bool:
-    """Say whether a call is that of a task of the package of the job that makes it."""
+    """Return True if a call is of a task of the package of the job that makes it."""
     return (
         bool(authority.modules) if isinstance(call, MapParent) else authority.has_beside(call.task)
     )

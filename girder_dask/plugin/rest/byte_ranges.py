@@ -1,4 +1,4 @@
-"""Requests for a part of what a route serves, as RFC 9110 (section 14) has them."""
+"""Byte ranges of requests, as in RFC 9110 (section 14)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from girder.exceptions import RestException
 
 __all__ = ["RangeNotSatisfiable", "parse", "requested"]
 
-# A number that a file of an exabyte does not need is none.
+# A larger number is no offset of any file.
 _RANGE_SPEC = re.compile(r"(\d{1,18})-(\d{1,18})?|-(\d{1,18})", re.ASCII)
 
 
 class RangeNotSatisfiable(ValueError):
-    """None of the ranges that are asked for is there."""
+    """None of the requested ranges is in the file."""
 
 
 def parse(header: str | None, size: int) -> tuple[int, int] | None:
-    """Return the first byte that is asked for, and the one after the last.
+    """Return the start and the end of the requested range, or None for the whole file.
 
-    None stands for the whole: where no range is asked for, where the header is not understood,
-    which a server ignores, and where there are several ranges, which it may.
+    The whole file is served without a header, if the header is malformed, which a server ignores,
+    and if it has several ranges, which a server may ignore.
 
     Raises
     ------
     RangeNotSatisfiable
-        If nothing of what is asked for is there.
+        If no requested range is in the file.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def _there(specs: list[re.Match[str] | None], size: int) -> Iterator[tuple[int, 
 
 
 def requested(size: int, what: str) -> tuple[int, int] | None:
-    """Return what this request asks for of so many bytes, None for the whole.
+    """Return the range of ``size`` bytes that this request asks for, or None for all.
 
     Raises
     ------
@@ -74,12 +74,12 @@ def requested(size: int, what: str) -> tuple[int, int] | None:
     """
     headers = cherrypy.request.headers
     if headers.get("If-Range"):
-        return None  # what it names is no state of ours: nothing here has a validator
+        return None  # our answers have no validator, so the condition is false
     try:
         return parse(headers.get("Range"), size)
     except RangeNotSatisfiable as e:
         setResponseHeader("Content-Range", f"bytes */{size}")
         raise RestException(
-            f"{what} has {size:,} bytes, and the range that was asked for is not among them.",
+            f"{what} has {size:,} bytes, and the requested range is not among them.",
             code=416,
         ) from e

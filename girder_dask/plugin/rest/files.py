@@ -1,4 +1,4 @@
-"""What jobs are told of files: where they are on disk, and what a redirect leads to."""
+"""What jobs learn about files: their path on disk, and the kind of a redirect."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["bind", "mount"]
 
 
 def bind() -> None:
-    """Have each redirect of a download say what it leads to."""
+    """Add a header to each redirect of a download that names the kind of its target."""
     events.bind("model.file.download.complete", EVENT_HANDLER, _name_redirect)
 
 
 def _name_redirect(event: Any) -> None:
-    """Tell a store of the site from a link, which any user may have made, as Girder does.
+    """Tell an assetstore of the site from a link, which any user can create.
 
-    With the redirect itself, as the document of the file may be another a moment later.
+    The header is part of the redirect, since the document of the file may change at any time.
     """
     if event.info["redirect"]:
         kind = ASSETSTORE if event.info["file"].get("assetstoreId") else LINK
@@ -46,22 +46,22 @@ def mount(resource: Resource) -> None:
 
 @access.public(scope=TokenScope.DATA_READ)
 @autoDescribeRoute(
-    Description("Tell where a file is on the disks of Girder.")
+    Description("Return the path of a file on the disks of Girder.")
     .notes(
-        "For jobs at work, whose worker may see the same disks. `path` is null for anybody else, "
-        "while the setting `dask.direct_path` is off, and for a file that is in no file system."
+        "For running jobs, whose worker may share the disks. `path` is null for all others, while "
+        "the setting `dask.direct_path` is off, and for a file that is not in a file system."
     )
     .modelParam("id", "The id of the file.", model=File, level=AccessType.READ)
     .errorResponse("ID was invalid.")
     .errorResponse("Read access was denied for the file.", 403)
 )
 def file_path(file: dict[str, Any]) -> dict[str, Any]:
-    """Tell where a file is, and what tells whether it is still the same."""
-    told = settings.direct_path() and identify().job is not None
+    """Return the path of a file, and what shows whether it has changed."""
+    is_shown = settings.direct_path() and identify().job is not None
     path = _path(file)
     return {
-        "path": path if told else None,
-        # Girder does not look after files that were imported, and hears of no change to them.
+        "path": path if is_shown else None,
+        # Girder does not notice changes of imported files.
         "modified": None if path is None else Path(path).stat().st_mtime,
         "size": file.get("size"),
         "sha512": file.get("sha512"),
@@ -79,7 +79,7 @@ def _path(file: dict[str, Any]) -> str | None:
         path = File().getLocalFilePath(file)
     except FilePathException:
         return None
-    # A path that leads elsewhere would have a worker read what is no file of Girder.
+    # Through another path a worker would read what is not a file of Girder.
     if path is None or not Path(path).is_absolute() or not Path(path).is_file():
         return None
     return str(Path(path).resolve())

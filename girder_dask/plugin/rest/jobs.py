@@ -1,4 +1,4 @@
-"""The routes for those who start jobs from outside Girder: ``dask/job``."""
+"""The routes that start, watch and cancel jobs from outside Girder: ``dask/job``."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from girder_dask.protocol.wire_json import to_json
 
 __all__ = ["JobRoutes", "mount"]
 
-# Most bytes of a list of them. Anybody may send one, and what is parsed takes many times as much.
+# Any user may send such a list, and parsed it takes many times as much memory.
 _MAX_ID_LIST_BYTES = 4 * 1024**2
-# Most bytes of values and exceptions in one answer; one job is always in it.
+# Values and exceptions in one answer, which has at least one job.
 _MAX_RESULTS_BYTES = 16 * 1024**2
 _STATE_FIELDS = ("_id", "title", "status", "progress", "updated", "userId")
 
@@ -48,7 +48,7 @@ def mount(resource: Resource, backend: GirderBackend) -> None:
 
 
 class JobRoutes:
-    """What the routes do."""
+    """The handlers of the routes."""
 
     def __init__(self, backend: GirderBackend) -> None:
         self._backend = backend
@@ -57,14 +57,13 @@ class JobRoutes:
     @autoDescribeRoute(
         Description("Start jobs on Dask.")
         .notes(
-            "For `girder_dask.connect`, and for tasks that start others. Any call may be started "
-            "by site administrators and by members of the group `dask.submitters`. Other users may "
-            "start the tasks of `dask.allow_tasks`, with plain arguments. A job at work may start "
-            "what its owner may, and if a plugin of Girder has started it, the tasks of its own "
-            "package, with plain arguments. "
-            "Girder never opens a call. The answer has the documents of the jobs, that of the "
-            "group first. A request with a `key`, 32 hexadecimal digits, may be sent again when "
-            "its answer was lost: it starts its jobs once."
+            "For `girder_dask.connect`, and for tasks that start others. Site administrators and "
+            "members of the group `dask.submitters` may start any call. Other users may start the "
+            "tasks of `dask.allow_tasks`, with plain arguments. A running job may start what its "
+            "owner may, and if a plugin of Girder has started it, the tasks of its own package, "
+            "with plain arguments. Girder never unpickles a call. The answer has the documents of "
+            "the jobs, that of the group first. A request with a `key`, 32 hexadecimal digits, may "
+            "be sent again when its answer was lost: it starts its jobs once."
         )
         .param(**request_bodies.parameter(SubmissionsBody))
         .errorResponse("The body cannot be read.")
@@ -72,7 +71,7 @@ class JobRoutes:
         .errorResponse("The body is too large.", 413)
     )
     def submit(self) -> dict[str, list[dict[str, Any]]]:
-        """Record calls as jobs, and hand them to the scheduler."""
+        """Record calls as jobs, and send them to the scheduler."""
         requester = identify()
         authorization.authorize(requester, ())  # before anything large is read
         require_json()
@@ -103,7 +102,7 @@ class JobRoutes:
                 _owner(requester), parent, submissions, group, authority=authority
             )
         except GirderError:
-            # So it is as well if they were recorded before.
+            # Also if an earlier request with this key has recorded the jobs.
             known = key.find_jobs(submissions, group) if key is not None else []
             if not known:
                 raise
@@ -111,20 +110,20 @@ class JobRoutes:
 
     @access.public(scope=TokenScope.DATA_READ)
     @autoDescribeRoute(
-        Description("Tell where jobs stand.")
+        Description("Return the states of jobs.")
         .notes(
-            "`dask.waits` is why a job waits in the queue, null if it waits for its turn alone. "
-            "The answer leaves out the jobs that do not exist and those that you may not read. "
-            "A scheduler is told of all."
+            "`dask.waits` is the reason why a job is pending, null if it waits for its turn alone. "
+            "The answer leaves out jobs that do not exist and those that you may not read. A "
+            "scheduler may read all jobs."
         )
         .param(**request_bodies.parameter(JobIdsBody))
         .errorResponse("The body cannot be read.")
     )
     def states(self) -> dict[str, list[dict[str, Any]]]:
-        """Tell where many jobs stand, in one request."""
+        """Return the states of many jobs in one request."""
         requester = identify()
         ids = read_body_as(JobIdsBody, most=_MAX_ID_LIST_BYTES).ids
-        # What a job depends on was checked when it was recorded.
+        # Access to the dependencies of a job was checked when it was recorded.
         allowed = _dependencies(requester)
         return {
             "jobs": [
@@ -138,18 +137,18 @@ class JobRoutes:
 
     @access.public(scope=TokenScope.DATA_READ)
     @autoDescribeRoute(
-        Description("Return what a job returned, or what it raised.")
+        Description("Return the result of a job, or its exception.")
         .notes(
-            "`value` and `exception` are as girder_dask packs them, `error` is one line. All are "
-            "null while the job has not ended, and `value` where it is not kept. `parts` are the "
-            "ids of the jobs under the parent job of a map, null for other jobs."
+            "`value` and `exception` are packed by girder_dask, `error` is one line. All are null "
+            "until the job has ended, and `value` if it is not stored. `parts` are the ids of the "
+            "jobs under the parent job of a map, null for other jobs."
         )
         .modelParam("id", "The id of the job.", model=StoredJob, force=True)
         .errorResponse("ID was invalid.")
         .errorResponse("Read access was denied for the job.", 403)
     )
     def result(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Return what is kept of the end of a job."""
+        """Return the stored result of a job."""
         requester = identify()
         if str(job["_id"]) not in _dependencies(requester):
             requester.require(job, AccessType.READ)
@@ -157,17 +156,17 @@ class JobRoutes:
 
     @access.public(scope=TokenScope.DATA_READ)
     @autoDescribeRoute(
-        Description("Return what many jobs returned or raised.")
+        Description("Return the results or exceptions of many jobs.")
         .notes(
-            "`results` has for each job what `GET dask/job/:id/result` returns. It leaves out the "
-            "jobs that do not exist and those that you may not read; `left` names those for "
-            "which this answer has no room."
+            "`results` has for each job what `GET dask/job/:id/result` returns. It leaves out jobs "
+            "that do not exist and those that you may not read. `left` has the ids of those that "
+            "did not fit into this answer."
         )
         .param(**request_bodies.parameter(JobIdsBody))
         .errorResponse("The body cannot be read.")
     )
     def results(self) -> dict[str, Any]:
-        """Return what is kept of the ends of many jobs, in one request."""
+        """Return the stored results of many jobs in one request."""
         requester = identify()
         ids = read_body_as(JobIdsBody, most=_MAX_ID_LIST_BYTES).ids
         allowed = _dependencies(requester)
@@ -187,17 +186,17 @@ class JobRoutes:
 
     @access.public(scope=SUBMIT_SCOPE)
     @autoDescribeRoute(
-        Description("Cancel a job, and what it has started.")
+        Description("Cancel a job and the jobs that it has started.")
         .notes(
-            "As `PUT job/:id/cancel`, but also for keys that may only start jobs, and for a job at "
-            "work, which may cancel what it has started."
+            "As `PUT job/:id/cancel`, but also for keys that may only start jobs, and for a "
+            "running job, which may cancel the jobs that it has started."
         )
         .modelParam("id", "The id of the job.", model=StoredJob, force=True)
         .errorResponse("ID was invalid.")
         .errorResponse("You may not cancel the job.", 403)
     )
     def cancel(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Ask for the end of a job."""
+        """Cancel a job."""
         requester = identify()
         if requester.job is None:
             requester.require(job, AccessType.WRITE)
@@ -209,9 +208,9 @@ class JobRoutes:
         try:
             canceled = Job().cancelJob(job)
         except (KeyError, TypeError, AttributeError) as e:
-            # Girder and its plugins take the document for what it should be.
+            # Girder and its plugins do not validate the document.
             raise RestException(
-                f"Job {job['_id']} cannot be canceled, as its document is malformed. Its owner "
+                f"Job {job['_id']} cannot be canceled, since its document is malformed. Its owner "
                 "or an administrator can delete it."
             ) from e
         return {"_id": canceled["_id"], "status": canceled["status"]}
@@ -234,7 +233,7 @@ def _shown(job: Mapping[str, Any], kept: StoredResult) -> dict[str, Any]:
 
 
 def _owner(requester: Requester) -> dict[str, Any] | None:
-    """Return the owner of what is started: that of the job that starts it, or the user."""
+    """Return the owner of new jobs: that of the job that starts them, or the user."""
     if requester.job is None:
         return requester.user
     owner_id = requester.job.get("userId")

@@ -9,13 +9,13 @@ import cherrypy
 import msgspec
 from girder.exceptions import RestException
 
-from girder_dask.plugin.rest.responses import MAX_NESTING_LEVELS, nesting_levels
+from girder_dask.plugin.rest.strict_json import MAX_NESTING_LEVELS, nesting_levels
 
 __all__ = ["MAX_BODY_BYTES", "read_body", "read_body_as", "require_json"]
 
 T = TypeVar("T")
 
-#: The most bytes in the body of a request. A scheduler sends about half of it at most.
+#: A scheduler sends at most about half of it.
 MAX_BODY_BYTES = 64 * 1024**2
 
 
@@ -25,18 +25,18 @@ def read_body(*, lenient: bool = False, most: int = MAX_BODY_BYTES) -> dict[str,
     Parameters
     ----------
     lenient
-        Whether ``NaN`` and ``Infinity`` become null. They are refused otherwise.
+        Whether ``NaN`` and ``Infinity`` become null instead of an error.
     most
-        The most bytes that are read.
+        The largest size in bytes.
 
     Raises
     ------
     RestException
-        If there is none, or it is too large.
+        If the body is malformed or too large.
     """
     data = cherrypy.request.body.read(most + 1)
     if len(data) > most:
-        raise RestException(f"The body is larger than the {most:,} bytes that are read.", code=413)
+        raise RestException(f"The body is larger than {most:,} bytes.", code=413)
     try:
         body = json.loads(data, parse_constant=_to_null if lenient else _refuse)
     except (ValueError, RecursionError) as e:
@@ -56,7 +56,7 @@ def read_body_as(kind: type[T], *, lenient: bool = False, most: int = MAX_BODY_B
     Raises
     ------
     RestException
-        If there is none, or it is not of this kind; it names the field.
+        If the body is malformed or too large. The message names the field.
     """
     body = read_body(lenient=lenient, most=most)
     try:
@@ -66,16 +66,16 @@ def read_body_as(kind: type[T], *, lenient: bool = False, most: int = MAX_BODY_B
 
 
 def _to_null(_constant: str) -> None:
-    # One number of one job must not hold up the updates of all others.
+    # One number of one job must not stop the updates of all others.
     return None
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"JSON has no number {constant}")
 
 
 def require_json() -> None:
-    """Refuse a body that is not said to be JSON, such as what an upload of a file sends.
+    """Refuse a body whose media type is not JSON, such as an uploaded file.
 
     Raises
     ------
@@ -85,5 +85,6 @@ def require_json() -> None:
     kind = cherrypy.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise RestException(
-            f"The body is {kind or 'of no type'}. Send it as application/json.", code=415
+            f"The media type of the body is {kind or 'missing'}. Send it as application/json.",
+            code=415,
         )

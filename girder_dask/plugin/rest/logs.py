@@ -1,4 +1,4 @@
-"""The route for the whole log of a job: ``dask/job/:id/log``."""
+"""The route of the whole log of a job: ``dask/job/:id/log``."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def mount(resource: Resource) -> None:
         "has ended, its end. A request may have a header `Range`."
     )
     .modelParam("id", "The id of the job.", model=StoredJob, force=True)
-    .param("offset", "The byte to begin with.", dataType="integer", required=False, default=0)
+    .param("offset", "The first byte.", dataType="integer", required=False, default=0)
     .param(
         "contentDisposition",
-        "Whether a browser shows the log or stores it.",
+        "Whether a browser shows or downloads the log.",
         required=False,
         enum=["inline", "attachment"],
         default="inline",

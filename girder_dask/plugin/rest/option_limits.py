@@ -1,7 +1,7 @@
-"""How much those may ask for who may not run code of their own.
+"""Limits of execution options for users who may not run code of their own.
 
-Their jobs share the cluster with everybody else's. Those who may run code there could take
-what they like in any case.
+Their jobs share the cluster with those of all other users. Users who may run code there can take
+any resources anyway.
 """
 
 from __future__ import annotations
@@ -28,33 +28,35 @@ __all__ = [
     "find_excess",
 ]
 
-#: How many more times a call is tried.
+#: The number of further tries of a call.
 MAX_RETRIES = 20
-#: Seconds of a time limit. A call without one may run for as long as it likes.
+#: The longest time limit. A call without one may run forever.
 MAX_TIMEOUT_S = 30 * 24 * 3600.0
-#: The lowest priority. The highest is a setting, by default that of a call that names none.
+#: The lowest priority. The highest is the setting ``dask.max_priority``.
 MIN_PRIORITY = -1_000
-#: How many resources of workers a call needs, and how much of one.
+#: The number of worker resources of a call, and the amount of each.
 MAX_RESOURCES = 16
 MAX_RESOURCE_AMOUNT = 1e15
-#: Characters of the name of a resource, of a title, and of the type of a job.
+#: The length of the name of a resource, of a title, and of the type of a job.
 MAX_RESOURCE_NAME_CHARS = 100
 MAX_TITLE_CHARS = 1_000
 MAX_TYPE_CHARS = 100
-#: Characters of all that ``other_fields`` sets, as JSON: lists of jobs have it.
+#: The length of ``other_fields`` as JSON. Lists of jobs contain these fields.
 MAX_OTHER_FIELDS_CHARS = 64 * 1024
-#: The fields that ``other_fields`` sets. ``parentId`` names a job that they may change.
+#: The fields that ``other_fields`` may set. ``parentId`` is a job that the user may change.
 ALLOWED_OTHER_FIELDS = frozenset({"meta", "parentId"})
 
 
 def find_excess(call: Submission | MapParent, *, any_field: bool = False) -> str | None:
-    """Say what a call, or the parent of a map, asks too much for; None if it does not.
+    """Return which limit a call or the parent of a map exceeds, or None.
 
     Parameters
     ----------
+    call
+        The call or the parent.
     any_field
-        Whether it may set any field of its job that is not reserved: a task of a package names
-        such fields for the jobs that it starts.
+        Whether it may set all fields that are not reserved, as the tasks of a package may for the
+        jobs that they start.
     """
     reason = _of_document(call) or _of_fields(call)
     if reason is None and not any_field:
@@ -100,7 +102,7 @@ def _of_run(call: Submission) -> str | None:
         above = _above("priority", call.priority, settings.max_priority())
         return f"{above} (Girder's setting dask.max_priority)"
     if call.priority < MIN_PRIORITY:
-        return f"its priority is {call.priority:,}, less than the least, {MIN_PRIORITY:,}"
+        return f"its priority is {call.priority:,}, below the minimum of {MIN_PRIORITY:,}"
     return _of_resources(call.resources or {})
 
 

@@ -1,4 +1,4 @@
-"""What Girder's own routes and other plugins may put into a job document, and what they may not."""
+"""Fields of job documents that requests must not set, and numbers that JSON does not have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
     "refuse_reserved_fields",
 ]
 
-#: What says which job it is, whose it is, who may read it, and where it stands.
+#: The fields with the id, the owner, the access and the state of a job.
 CORE_FIELDS = frozenset(
     {
         *("_id", "userId", "access", "public", "publicFlags"),
@@ -27,22 +27,22 @@ CORE_FIELDS = frozenset(
     }
 )
 
-#: What a call over REST does not set, because other parts rely on it or because it grants
-#: something. Those of girder_worker name a Celery task that a cancel revokes.
+#: The fields that a call over REST must not set, since other parts rely on them or they grant
+#: rights. Those of girder_worker name a Celery task that a cancel revokes.
 RESERVED_FIELDS = CORE_FIELDS | {
     *("args", "kwargs", "handler", "parentId", "progress", "title", "type"),
     *("when", "interval", "asynchronous", "jobInfoSpec", "module", "function"),
     *("celeryTaskId", "celeryParentTaskId", "celeryQueue"),
 }
 
-#: All of our own begin so.
+#: The prefix of our own fields.
 _OWN_PREFIX = "dask"
 
 
 def find_reserved(names: Iterable[Any], among: Collection[str] = RESERVED_FIELDS) -> list[str]:
-    """Return those of some names of fields that nobody sets from outside.
+    """Return the reserved names among some names of fields.
 
-    Ours are among them, and what MongoDB would take for an operator or a path.
+    They include our own fields, and what MongoDB would take for an operator or a path.
 
     >>> find_reserved(["meta", "_id", "dask_log", "dask.open", "$set", "access.users"])
     ['$set', '_id', 'access.users', 'dask.open', 'dask_log']
@@ -61,7 +61,7 @@ def _is_free(name: Any, among: Collection[str]) -> bool:
 
 
 def find_non_finite(value: Any, path: str) -> str | None:
-    """Return where in a value a number is that JSON does not have, None if there is none.
+    """Return the path of a number in a value that JSON does not have, or None.
 
     >>> find_non_finite({"n": [1, float("nan")]}, "meta")
     "meta['n'][1]"
@@ -79,16 +79,16 @@ def find_non_finite(value: Any, path: str) -> str | None:
 
 
 def refuse_non_finite_numbers(event: Any) -> None:
-    """Refuse an update of a job after which Girder could not send its document.
+    """Refuse an update of a job with a number that is not finite.
 
-    Girder answers with strict JSON, so one such number would make every list with this job a 500.
-    Bound to what comes before ``Job().updateJob``, whose callers are Girder's own ``PUT job/:id``
-    and other plugins.
+    Girder answers with strict JSON, so one such number would turn each list with this job into a
+    500. Bound to the event before ``Job().updateJob``, which Girder's ``PUT job/:id`` and other
+    plugins call.
 
     Raises
     ------
     ValidationException
-        If a number of it is not finite.
+        If a number is not finite.
     """
     params = event.info["params"]
     for name in ("progressTotal", "progressCurrent", "otherFields"):
@@ -102,16 +102,15 @@ def refuse_non_finite_numbers(event: Any) -> None:
 
 @access.public  # Girder asks of handlers what it asks of routes; the route has its own rules
 def refuse_reserved_fields(event: Any) -> None:
-    """Refuse ``POST job`` that would write over a job, or make one that is not as it should be.
+    """Refuse a ``POST job`` that would overwrite a job or create a malformed one.
 
-    Girder's own route takes any field. With an ``_id`` it replaces the job that has it.
-    Bound to what comes before that route.
+    Girder's route takes any field. With an ``_id`` it replaces the job with that id. Bound to the
+    event before that route.
 
     Raises
     ------
     RestException
-        If its ``otherFields`` have a field that is not for a request to set, or if a number in it
-        is not finite.
+        If ``otherFields`` has a reserved field, or a number is not finite.
     """
     for name in ("args", "kwargs", "otherFields"):
         given = _read(event.info["params"].get(name), name)
@@ -132,7 +131,7 @@ def refuse_reserved_fields(event: Any) -> None:
 
 def _read(given: Any, name: str) -> Any:
     try:
-        # As Girder reads it.
+        # As Girder does.
         return bson.json_util.loads(given) if given else {}
     except Exception:  # noqa: BLE001 - the constructors of BSON types raise what they like
         raise RestException(f"Parameter {name} must be valid JSON.") from None

@@ -1,7 +1,6 @@
-"""The one way in which the plugin's routes are added.
+"""Registration of the plugin's routes, with what holds for all of them.
 
-What holds for each of them is here: which errors are answered how, that the answer is strict JSON,
-and that a browser runs nothing of it.
+Errors have the right status, answers are strict JSON, and a browser runs nothing of them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from girder.exceptions import RestException
 from girder_jobs.models.job import Job
 
 from girder_dask.plugin import user_content
-from girder_dask.plugin.rest import responses
+from girder_dask.plugin.rest import error_responses, strict_json
 
 __all__ = ["StoredJob", "add"]
 
@@ -41,13 +40,13 @@ def add(
     path
         The path below the resource; parts that begin with a colon are arguments.
     handler
-        What Girder calls, with its decorators.
+        The function that Girder calls, with its decorators.
     documented
         Whether the OpenAPI document names it.
     """
     route = _answering(handler)
     if not documented:
-        # Girder documents whatever has a description, and has no other way to say no.
+        # Girder documents each route that has a description.
         route.description = None
     resource.route(method, path, route)
 
@@ -56,7 +55,7 @@ def _answering(handler: Callable[..., Any]) -> Any:
     @functools.wraps(handler)
     def answer(*args: Any, **kwargs: Any) -> Any:
         user_content.forbid_scripts()
-        with responses.translated_errors():
+        with error_responses.http_errors():
             return _ready(handler(*args, **kwargs))
 
     return answer
@@ -65,16 +64,16 @@ def _answering(handler: Callable[..., Any]) -> Any:
 def _ready(value: Any) -> Any:
     if callable(value):
         return value  # a stream
-    data = responses.encode(value)
+    data = strict_json.encode(value)
     if _wants_page():
-        return responses.to_json_values(value)
+        return strict_json.to_json_values(value)
     setResponseHeader("Content-Type", "application/json")
     setRawResponse()
     return data
 
 
 def _wants_page() -> bool:
-    """Say whether Girder shows the answer as a page, since a browser has opened the route."""
+    """Return True if Girder shows the answer as a page, since a browser has opened the route."""
     for accepted in cherrypy.request.headers.elements("Accept"):
         if accepted.value in ("application/json", "text/html"):
             return bool(accepted.value == "text/html")
@@ -82,17 +81,17 @@ def _wants_page() -> bool:
 
 
 class StoredJob:
-    """The model of a job for ``modelParam``, where the document may be anything."""
+    """The model of a job for ``modelParam``, also for malformed documents."""
 
     name = "job"
 
     def load(self, job_id: Any, **_: Any) -> dict[str, Any] | None:
-        """Return a job, whoever asks. The route itself looks at rights.
+        """Return a job without a check of access, which the route does itself.
 
         Raises
         ------
         RestException
-            If it is no id, or the document cannot be read.
+            If the id is malformed or the document cannot be read.
         """
         if not ObjectId.is_valid(job_id):
             raise RestException(f"{str(job_id)[:100]!r} is not the id of a job.")
@@ -100,7 +99,7 @@ class StoredJob:
             job: dict[str, Any] | None = Job().load(job_id, force=True)
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             raise RestException(
-                f"Job {job_id} cannot be read: its arguments are not kept as Girder keeps them. "
-                "Its owner or an administrator can delete it."
+                f"Job {job_id} cannot be read, since its arguments are not stored as Girder stores "
+                "them. Its owner or an administrator can delete it."
             ) from e
         return job

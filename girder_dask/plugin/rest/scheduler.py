@@ -33,7 +33,7 @@ __all__ = ["DaskResource"]
 logger = logging.getLogger(__name__)
 
 _MAX_CLAIM_JOBS = 10_000
-# Jobs in one page of those that a scheduler should have. Each page goes over all of them.
+# One page of the jobs that a scheduler should have.
 _PAGE_JOBS = 5_000
 
 TokenScope.describeScope(
@@ -46,7 +46,7 @@ TokenScope.describeScope(
 
 
 class DaskResource(Resource):
-    """The REST resource."""
+    """The REST resource ``dask``."""
 
     def __init__(self, backend: GirderBackend) -> None:
         super().__init__()
@@ -59,24 +59,26 @@ class DaskResource(Resource):
         routes.add(self, "POST", ("job", "claim"), self.claim_jobs)
 
     @access.public
-    @autoDescribeRoute(Description("Say which version of girder_dask this Girder has."))
+    @autoDescribeRoute(Description("Return the version of girder_dask in this Girder."))
     def ping(self) -> dict[str, str]:
-        """Answer anybody, without looking at the database."""
+        """Return the version, without access to the database."""
         return {"plugin": __version__}
 
     @access.user
     @autoDescribeRoute(
-        Description("Tell how this Girder and its Dask scheduler get on.").notes(
-            "`scheduler.reachable` is null until something was sent to it. `credential.lastUse` "
+        Description(
+            "Return the state of the link between this Girder and its Dask scheduler."
+        ).notes(
+            "`scheduler.reachable` is null until a message was sent to it. `credential.lastUse` "
             "is when a scheduler last signed in with a key that may update Dask jobs. `address` "
             "and `error` are null for users who may not run code of their own on the cluster."
         )
     )
     def status(self) -> dict[str, Any]:
-        """Tell how Girder and its scheduler get on.
+        """Return the state of the link to the scheduler.
 
-        Whoever reaches the scheduler can run code on the cluster, so where it is, which errors
-        name as well, is told to those alone who may do that.
+        Anyone who can connect to the scheduler can run code on the cluster. So its address, which
+        errors contain too, is shown only to users who may run code there.
         """
         scheduler = self._backend.scheduler_status()
         if not may_run_code(self.getCurrentUser()):
@@ -91,14 +93,14 @@ class DaskResource(Resource):
 
     @access.token(scope=SCHEDULER_SCOPE, required=True)
     @autoDescribeRoute(
-        Description("Say whether the token may update Dask jobs.").notes(
-            "For Dask schedulers. The answer tells what `girder-dask doctor` compares: versions, "
-            "packages of tasks, how this Girder reaches the scheduler, and where it says that "
-            "workers reach it."
+        Description("Check whether the token may update Dask jobs.").notes(
+            "For Dask schedulers. The answer has what `girder-dask doctor` compares: versions, "
+            "packages of tasks, whether this Girder reaches the scheduler, and the address at "
+            "which workers reach this Girder."
         )
     )
     def credential(self) -> dict[str, Any]:
-        """Answer a scheduler whose credential is good."""
+        """Return the diagnostics of this Girder to a scheduler with a valid credential."""
         self._require_scheduler()
         return {
             **diagnostics.describe_process(None),
@@ -111,9 +113,8 @@ class DaskResource(Resource):
     @autoDescribeRoute(
         Description("Update Dask jobs.")
         .notes(
-            "For Dask schedulers. The answer has the ids of jobs that are not this "
-            "scheduler's any more (`stale`), that do not exist (`gone`) and that are to be "
-            "stopped (`cancel`)."
+            "For Dask schedulers. The answer has the ids of jobs that no longer belong to this "
+            "scheduler (`stale`), that do not exist (`gone`) and that it must stop (`cancel`)."
         )
         .param(**request_bodies.parameter(UpdatesBody))
         .errorResponse("The body cannot be read.")
@@ -128,31 +129,31 @@ class DaskResource(Resource):
         readable = [update for _, update in read if isinstance(update, JobUpdate)]
         unreadable = [(wire, error) for wire, error in read if isinstance(error, Exception)]
         if unreadable and not readable and not isinstance(unreadable[0][1], MalformedMessage):
-            # All of them: the two sides do not understand one another.
-            raise RestException(f"No update can be read. The first: {unreadable[0][1]}")
+            # The versions of the two sides are incompatible.
+            raise RestException(f"No update can be read. The first error: {unreadable[0][1]}")
         verdicts = updates.apply(body.scheduler, readable)
         verdicts.merge(acknowledgements.acknowledge(body.scheduler, body.received))
         for wire, error in unreadable:
-            logger.warning("An update of a job is dropped: %s", error)
+            logger.warning("An update of a job cannot be read and is dropped: %s", error)
             if isinstance(wire, dict) and isinstance(wire.get("id"), str):
                 verdicts.stale.append(wire["id"])
         return {"stale": verdicts.stale, "gone": verdicts.gone, "cancel": verdicts.cancel}
 
     @access.token(scope=SCHEDULER_SCOPE, required=True)
     @autoDescribeRoute(
-        Description("Hand over Dask jobs that a scheduler lacks.")
+        Description("Claim Dask jobs for a scheduler.")
         .notes(
-            "For Dask schedulers. The answer has what is needed to run the jobs (`specs`) and "
-            "the ids of jobs that are to be stopped (`cancel`). If `after` is given, it also has "
-            "a page of jobs that this scheduler should have (`held`), each with its attempt and "
-            "sequence: the first ones, or those after an id. `lacking` are those out of such a "
-            "page that it does not have."
+            "For Dask schedulers. The answer has what is needed to run the jobs (`specs`) and the "
+            "ids of jobs that the scheduler must stop (`cancel`). If `after` is given, the answer "
+            "also has a page of jobs that this scheduler should have (`held`), each with its "
+            "attempt and sequence: the first ones, or those after an id. `lacking` are the jobs of "
+            "such a page that the scheduler does not have."
         )
         .param(**request_bodies.parameter(ClaimBody))
         .errorResponse("The body cannot be read.")
     )
     def claim_jobs(self) -> dict[str, Any]:
-        """Hand unfinished jobs over to the scheduler that asks."""
+        """Assign unfinished jobs to the scheduler that asks."""
         self._require_scheduler()
         body = read_body_as(ClaimBody)
         scheduler, after = body.scheduler, body.after
@@ -168,7 +169,7 @@ class DaskResource(Resource):
         }
 
     def _require_scheduler(self) -> None:
-        """Refuse a key whose owner is an administrator no more, and a token that has expired."""
+        """Refuse a key whose owner is no longer an administrator, and an expired token."""
         self.requireAdmin(self.getCurrentUser())
 
 

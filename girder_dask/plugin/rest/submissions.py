@@ -29,15 +29,15 @@ def read_submissions(wires: Sequence[Any], requester: Requester) -> list[Submiss
     Raises
     ------
     RestException
-        If one cannot be read or makes no sense; it says which, and why.
+        If a call is malformed. The message says which one and why.
     AccessException
-        If one names a parent that is not the user's.
+        If a call names a parent that the user may not change.
     """
     return [_read(Submission, wire, n, requester) for n, wire in enumerate(wires, 1)]
 
 
 def read_group(wire: Any, requester: Requester) -> MapParent | None:
-    """Read the parent job in the body of a request, if there is one; raises the same."""
+    """Read the parent job in the body of a request, or None. Raises as :func:`read_submissions`."""
     return None if wire is None else _read(MapParent, wire, None, requester)
 
 
@@ -46,7 +46,7 @@ def _read(kind: type[Any], wire: Any, number: int | None, requester: Requester) 
     if not isinstance(wire, dict):
         raise RestException(f"{what} is not a JSON object.")
     wire = dict(wire)
-    wire.pop("user", None)  # it is whoever asks
+    wire.pop("user", None)  # it is the requester
     try:
         value = kind.from_wire(from_json(wire))
         _check(value)
@@ -70,7 +70,7 @@ def _check_call(call: Submission) -> None:
         if line is not None and not _is_line(line):
             raise ValueError(f"Expected a line of {_MAX_LINE_LENGTH} characters - at `$.{name}`")
     if call.api_url is not None:
-        # It is for code inside Girder: the token of the job is sent there.
+        # Only code inside Girder may set where the token of the job is sent.
         raise ValueError("Expected `null`: a request does not say where Girder is - at `$.api_url`")
     if call.payload[:1] not in (b"j", b"p"):
         raise ValueError("Expected a packed call - at `$.payload`")
@@ -88,7 +88,7 @@ def _is_line(value: Any) -> bool:
 
 
 def _with_parent(value: Any, requester: Requester) -> Any:
-    """Check a parent that a call names itself: it must be a job that the user may change."""
+    """Check the parent that a call names: a job that the user may change."""
     given = value.other_fields.get("parentId")
     if given is None:
         return value

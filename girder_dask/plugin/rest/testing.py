@@ -1,9 +1,8 @@
-"""A door into a Girder under test, that is not there in any other.
+"""The route of a Girder under test that runs code: ``dask/testing/call``.
 
-It runs code that it is sent. The route exists only where the environment variable
-``GIRDER_DASK_TESTING_SECRET`` is set when Girder starts, and answers only who sends that
-secret along. :class:`girder_dask.testing.TestStack` uses it, to call ``delay()`` inside a
-real request. Never set the variable on a Girder that others can reach.
+The route exists only if the environment variable ``GIRDER_DASK_TESTING_SECRET`` is set when Girder
+starts, and requires that secret. :class:`girder_dask.testing.stack.TestStack` uses it to call
+``delay()`` inside a real request. Never set the variable on a Girder that others can reach.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ __all__ = ["ENVIRONMENT_VARIABLE", "mount"]
 
 logger = logging.getLogger(__name__)
 
-#: The environment variable that opens the door.
+#: The environment variable with the secret.
 ENVIRONMENT_VARIABLE = "GIRDER_DASK_TESTING_SECRET"
 
 
 def mount(resource: Resource) -> None:
-    """Add ``POST dask/testing/call``, if this Girder was started for tests."""
+    """Add ``POST dask/testing/call`` if this Girder was started for tests."""
     secret = os.environ.get(ENVIRONMENT_VARIABLE)
     if not secret:
         return
     logger.warning(
-        "%s is set: whoever knows the secret can run any code in this Girder. This is for tests "
-        "only. Unset it and start Girder again if this is not one.",
+        "%s is set: anyone who knows the secret can run any code in this Girder. It is for tests "
+        "only. Otherwise unset it and restart Girder.",
         ENVIRONMENT_VARIABLE,
     )
     resource.route("POST", ("testing", "call"), _call(resource, secret), nodoc=True)
@@ -45,13 +44,13 @@ def _call(resource: Resource, secret: str) -> Any:
     def call(**_: Any) -> dict[str, str]:
         body = resource.getBodyJson()
         given = body.get("secret") if isinstance(body, dict) else None
-        # Before anything else of the body is looked at: opening the call runs its code.
+        # Before the rest of the body is read: unpickling the call runs its code.
         if not isinstance(given, str) or not hmac.compare_digest(given.encode(), secret.encode()):
-            raise AccessException("The secret of this Girder under test is not right.")
+            raise AccessException("The secret of this Girder under test is wrong.")
         try:
             data = base64.b64decode(body["call"], validate=True)
         except (KeyError, TypeError, binascii.Error) as e:
-            raise RestException("The body holds no call.") from e
+            raise RestException("The body has no call.") from e
         from girder_dask.testing.remote import run
 
         return {"outcome": base64.b64encode(run(data)).decode("ascii")}

@@ -1,8 +1,8 @@
-"""The routes for what jobs upload: ``dask/job/:id/uploads`` and ``dask/job/:id/upload``.
+"""The routes for uploads of jobs: ``dask/job/:id/uploads`` and ``dask/job/:id/upload``.
 
-A header names the upload. With that name a worker that got no answer can ask what became of it:
-Girder makes an item, moves the content, makes the file, and forgets the upload, and it may die, or
-lose its database, between any two of these steps.
+A header names the upload. With that name a worker that got no answer can ask for the state of the
+upload: Girder creates an item, moves the content, creates the file and deletes the upload, and it
+may die or lose its database between any two of these steps.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from girder_dask.plugin.store.requester import identify
 
 __all__ = ["UPLOAD_INDEX", "ensure", "mount", "remove_empty_items"]
 
-#: The name of the index on files over those that jobs have uploaded.
+#: The name of the index over the files that jobs have uploaded.
 UPLOAD_INDEX = "dask_uploads"
 
 
 def ensure() -> None:
-    """Make the index."""
+    """Create the index."""
     File().ensureIndex(
         (
             [("dask.job", 1), ("created", 1)],
@@ -43,26 +43,26 @@ def ensure() -> None:
 
 
 def mount(resource: Resource) -> None:
-    """Add the route to the resource ``dask``."""
+    """Add the routes to the resource ``dask``."""
     routes.add(resource, "GET", ("job", ":id", "uploads"), list_uploads)
     routes.add(resource, "POST", ("job", ":id", "upload"), settle)
 
 
 @access.public(scope=TokenScope.DATA_READ)
 @autoDescribeRoute(
-    Description("List the files that result hooks of a job have uploaded into folders and items.")
-    .notes("For jobs at work, and those who may read the job. The oldest is the first.")
+    Description("List the files that result hooks of a job have uploaded to folders and items.")
+    .notes("For running jobs, and for users who may read the job. The oldest file comes first.")
     .modelParam("id", "The id of the job.", model=StoredJob, force=True)
     .param(
         "before",
-        "Leave out what this attempt and later ones have uploaded.",
+        "Leave out uploads of this attempt and of later ones.",
         dataType="integer",
         required=False,
     )
     .errorResponse("Read access was denied for the job.", 403)
 )
 def list_uploads(job: dict[str, Any], before: int | None) -> list[dict[str, Any]]:
-    """List what a job has uploaded, as far as it is still there."""
+    """List the files that a job has uploaded and that still exist."""
     requester = identify()
     if not requester.has_token_of(job):
         requester.require(job, AccessType.READ)
@@ -92,26 +92,28 @@ def list_uploads(job: dict[str, Any], before: int | None) -> list[dict[str, Any]
 
 @access.public(scope=TokenScope.DATA_WRITE)
 @autoDescribeRoute(
-    Description("Tell what became of an upload of a result whose answer did not come.")
+    Description("Settle an upload of a result whose answer was lost.")
     .notes(
-        "For the job at work itself. `state` is `complete` if there is the file, `unchanged` if "
-        "nothing has come of what was sent from the offset on, and else `nothing`: then all that "
-        "there was of it is removed, and it has to begin anew."
+        "For the running job itself. `state` is `complete` if the file exists, `unchanged` if the "
+        "request from the offset on has had no effect, and otherwise `nothing`: the rest of the "
+        "upload is removed then, and it has to start from the beginning."
     )
     .modelParam("id", "The id of the job.", model=StoredJob, force=True)
-    .param("name", "What its requests have in the header Girder-Dask-Upload.")
-    .param("folderId", "The folder that it is put into.", required=False)
-    .param("uploadId", "The id of the upload, if it was begun.", required=False)
-    .param("offset", "Where its last request began.", dataType="integer", required=False)
-    .errorResponse("The request is not made by the job at work.", 403)
+    .param("name", "The value of the header Girder-Dask-Upload of its requests.")
+    .param("folderId", "The folder of the file.", required=False)
+    .param("uploadId", "The id of the upload, if it has one.", required=False)
+    .param("offset", "The offset of its last request.", dataType="integer", required=False)
+    .errorResponse("The request does not come from the running job.", 403)
 )
 def settle(
     job: dict[str, Any], name: str, folderId: str | None, uploadId: str | None, offset: int | None
 ) -> dict[str, str]:
-    """Settle an upload that broke."""
+    """Settle an upload that was interrupted."""
     requester = identify()
     if not requester.has_token_of(job):
-        raise AccessException(f"Job {job['_id']} alone, while it is at work, settles its uploads.")
+        raise AccessException(
+            f"Only job {job['_id']} itself can settle its uploads, while it is running."
+        )
     mark = {"dask.job": job["_id"], "dask.upload": name}
     upload = None
     if uploadId:
@@ -137,12 +139,12 @@ def settle(
 def _object_id(text: str) -> ObjectId:
     found = to_object_id(text)
     if found is None:
-        raise RestException(f"{text!r} is no id.")
+        raise RestException(f"{text!r} is not an id.")
     return found
 
 
 def _offset(upload: dict[str, Any]) -> int | None:
-    """Return how much of an upload Girder has, None if its content was moved already."""
+    """Return the bytes of an upload that Girder has, or None if its content was moved."""
     try:
         return int(Upload().requestOffset(upload))
     except (OSError, GirderException):
@@ -150,7 +152,7 @@ def _offset(upload: dict[str, Any]) -> int | None:
 
 
 def remove_empty_items(items: Iterable[dict[str, Any]]) -> None:
-    """Remove items that were made for a file, and have none."""
+    """Remove items that were created for a file and have none."""
     for item in items:
         if File().findOne({"itemId": item["_id"]}) is None:
             Item().remove(item)
