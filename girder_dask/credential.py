@@ -13,7 +13,7 @@ from girder_dask.protocol.names import SCHEDULER_SCOPE
 __all__ = ["NAME", "connect", "create", "write"]
 
 
-#: The name that the key has in the list of its owner's keys.
+#: The name of the key in the list of its owner's keys.
 NAME = "girder_dask scheduler"
 
 
@@ -29,7 +29,7 @@ def connect(
     Parameters
     ----------
     api_url
-        Where Girder's REST API is, for example ``http://girder.example.org/api/v1``.
+        Girder's REST API, for example ``http://girder.example.org/api/v1``.
     api_key
         An API key. Without one, ``login`` and ``password`` are used.
     login, password
@@ -38,7 +38,7 @@ def connect(
     Raises
     ------
     GirderError
-        If Girder does not answer, or refuses the key or the password.
+        If Girder does not answer or refuses the key or the password.
     """
     from girder_dask.http.girder_client import GirderClient
 
@@ -46,7 +46,7 @@ def connect(
 
     def authenticate() -> None:
         if api_key:
-            # The client's own way puts the key in the URL, from where it gets into logs.
+            # The client's own method puts the key into the URL, which is logged.
             answer = client.post("api_key/token", data={"key": api_key})
             client.setToken(answer["authToken"]["token"])
         else:
@@ -58,35 +58,35 @@ def connect(
 
 
 def create(client: Any, *, name: str = NAME, revoke_others: bool = False) -> str:
-    """Make an API key whose only scope is to update Dask jobs.
+    """Create an API key whose only scope is to update Dask jobs.
 
     Parameters
     ----------
     client
         A ``GirderClient`` of an administrator; see :func:`connect`.
     name
-        The name of the key, by which its owner finds it in Girder.
+        The name of the key in the list of its owner's keys.
     revoke_others
-        Delete the other keys of this name and scope. Schedulers that use them are refused
-        from then on.
+        Delete the other keys of this name and scope. Schedulers that use them are refused from
+        then on.
 
     Returns
     -------
     str
-        The key. Girder shows it to its owner alone.
+        The key. Only its owner can see it in Girder.
 
     Raises
     ------
     GirderError
-        If the user is no administrator, or if Girder does not have the dask plugin.
+        If the user is not an administrator, or Girder does not have the dask plugin.
     """
     url = client.urlBase.rstrip("/")
-    user = _request(url, lambda: client.get("user/me"), refused="Girder refuses to say who you are")
+    user = _request(url, lambda: client.get("user/me"), refused="Girder does not return your user")
     if not user or not user.get("admin"):
         who = f"{user['login']} is" if user else "This key or login is"
         raise GirderError(
             f"{who} not an administrator of {url}. The scheduler updates the jobs of all users, "
-            "so that only an administrator can make its credential.",
+            "so only an administrator can create its credential.",
             status=403,
         )
     others = _keys(client) if revoke_others else []
@@ -95,7 +95,7 @@ def create(client: Any, *, name: str = NAME, revoke_others: bool = False) -> str
         lambda: client.post(
             "api_key", parameters={"name": name, "scope": f'["{SCHEDULER_SCOPE}"]', "active": True}
         ),
-        refused=f"Girder at {url} made no key",
+        refused=f"Girder at {url} created no key",
     )
     for other in others:
         if other["name"] == name and other["scope"] == [SCHEDULER_SCOPE]:
@@ -104,7 +104,7 @@ def create(client: Any, *, name: str = NAME, revoke_others: bool = False) -> str
 
 
 def write(path: Path, key: str) -> None:
-    """Write a secret to a file that only its owner can read, at once or not at all."""
+    """Write a secret atomically to a file that only its owner can read."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
@@ -117,7 +117,7 @@ def _keys(client: Any) -> list[Any]:
 
 
 def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
-    """Make a request, and turn its errors into messages that say what to do."""
+    """Make a request, and translate its errors into messages that say what to do."""
     import girder_client
     import requests
 
@@ -136,7 +136,7 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
             raise GirderError(
                 f"Girder at {url} does not have the dask plugin, which defines the scope "
                 f"{SCHEDULER_SCOPE}. Run pip install 'girder_dask[girder]' in Girder's "
-                "environment and start Girder again.",
+                "environment and restart Girder.",
                 status=e.status,
             ) from e
         if e.status == 404:
@@ -147,7 +147,7 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
         raise GirderError(f"{refused} (HTTP {e.status}): {message}", status=e.status) from e
     except requests.exceptions.JSONDecodeError as e:
         raise GirderError(
-            f"{url} is not Girder's REST API: its answer is no JSON. Its address usually ends in "
+            f"{url} is not Girder's REST API: its answer is not JSON. Its address usually ends in "
             "/api/v1."
         ) from e
     except (requests.exceptions.RequestException, OSError) as e:

@@ -1,7 +1,6 @@
-"""What one process of the system knows of its own environment.
+"""Diagnostics of one process: its versions, its tasks, and whether it reaches Girder.
 
-``girder-dask doctor`` gathers these from Girder, the scheduler and each worker, and
-compares them.
+``girder-dask doctor`` gathers them from Girder, the scheduler and each worker, and compares them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def describe_process(api_url: str | None) -> dict[str, Any]:
     Parameters
     ----------
     api_url
-        Girder's REST API as this process is configured to reach it.
+        Girder's REST API in the configuration of this process.
 
     Returns
     -------
@@ -67,7 +66,7 @@ def versions() -> dict[str, str]:
 
 
 def tasks() -> list[dict[str, Any]]:
-    """Return each module of tasks that is installed here, and whether it can be imported."""
+    """Return each installed module of tasks, with the error of its import."""
     from girder_dask.tasks.discovery import ENTRY_POINT_GROUP
 
     found = []
@@ -77,7 +76,7 @@ def tasks() -> list[dict[str, Any]]:
         error = None
         try:
             importlib.import_module(module)
-        except (Exception, SystemExit) as e:  # noqa: BLE001 - a foreign module may raise anything
+        except (Exception, SystemExit) as e:  # noqa: BLE001 - a module may raise anything
             error = f"{type(e).__name__}: {e}"
         found.append(
             {

@@ -20,7 +20,7 @@ _INTERRUPTED_EXIT_CODE = 130
 
 
 class _CommandGroup(click.Group):
-    """Turns our errors into a message without a traceback, and Ctrl-C into exit code 130."""
+    """Prints our errors without a traceback, and exits with code 130 after Ctrl-C."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
@@ -55,7 +55,7 @@ def main(verbose: bool) -> None:
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Where data, logs and secrets are kept. A second start finds them again.",
+    help="Where data, logs and secrets are kept. The next start uses them again.",
 )
 @click.option(
     "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Worker processes."
@@ -73,34 +73,36 @@ def main(verbose: bool) -> None:
     show_default=True,
     help="The address on which Girder, the scheduler and the dashboard listen.",
 )
-@click.option("--girder-port", type=int, help="Girder's port. Default: the last one, if free.")
+@click.option(
+    "--girder-port", type=int, help="Girder's port. Default: that of the last start if it is free."
+)
 @click.option("--scheduler-port", type=int, help="The scheduler's port.")
 @click.option("--dashboard-port", type=int, help="The port of the Dask dashboard.")
 def standalone(directory: Path, **options: Any) -> int:
     """Start Girder, a Dask scheduler and workers on this machine.
 
-    With the database and the message broker that they need, as processes of this machine.
-    GIRDER_MONGO_URI and GIRDER_NOTIFICATION_REDIS_URL, where they are set, name those to use
-    instead. Ctrl-C stops all of it; the data stays in the directory.
+    The database and the message broker are started, too, unless GIRDER_MONGO_URI and
+    GIRDER_NOTIFICATION_REDIS_URL name others. Ctrl-C stops everything; the data stays in the
+    directory.
     """
     from girder_dask.standalone.launcher import run_standalone
 
     return run_standalone(directory, **options)
 
 
-# What the option stands for without a value.
+# The value of the option if it is given without one.
 _PROMPT_FOR_KEY = "\0"
 
 
 def _read_api_key(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> str | None:
-    """Return an API key that was not on the command line."""
+    """Return the API key, and refuse one on the command line."""
     if value == _PROMPT_FOR_KEY:
         return str(click.prompt("API key", hide_input=True))
     if context.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE:
         raise click.UsageError(
-            "An API key on the command line is shown to every user of this machine, in the list of "
+            "Every user of this machine can read an API key on the command line in the list of "
             "processes. Set the environment variable GIRDER_API_KEY, or give --api-key without a "
             "value to be asked for it. If others use this machine, replace the key that you gave."
         )
@@ -140,12 +142,12 @@ def credential(
     output: Path | None,
     revoke_others: bool,
 ) -> None:
-    """Make the scheduler's credential.
+    """Create the scheduler's credential.
 
-    It is an API key that may update Dask jobs and do nothing else. Only an administrator
-    of Girder can make it, with an API key (GIRDER_API_KEY) or a login and its password
-    (GIRDER_PASSWORD). Neither secret is taken from the command line, which every user of the
-    machine can read in the list of processes.
+    It is an API key that may update Dask jobs and do nothing else. Only an administrator of Girder
+    can create it, with an API key (GIRDER_API_KEY) or a login and its password (GIRDER_PASSWORD).
+    The secrets cannot be given on the command line, since every user of the machine can read it in
+    the list of processes.
     """
     import os
 

@@ -1,7 +1,7 @@
-"""``girder-dask doctor``: is every link of the system whole, and if not, what mends it.
+"""``girder-dask doctor``: checks of each link of the system, with remedies.
 
-Facts are gathered first, from the scheduler, the workers, Girder and this process. What is
-wrong follows from them alone, in :func:`examine`.
+It first gathers facts from the scheduler, the workers, Girder and this process.
+:func:`examine` derives the checks from the facts alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ANSWER_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One link. ``problem`` is None when it is whole; ``remedy`` says how to mend it."""
+    """The check of one link. ``problem`` is None if it works; ``remedy`` says how to repair it."""
 
     name: str
     detail: str = ""
@@ -32,16 +32,16 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the link is whole."""
+        """Whether the link works."""
         return self.problem is None
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the processes know.
+    """The facts of all processes.
 
-    ``scheduler`` is the answer of the hooks, None without hooks; ``workers`` maps addresses
-    to the facts of each, None for a worker without our plugin. The errors say why something
+    ``scheduler`` is the answer of our hooks, or None without hooks. ``workers`` maps addresses to
+    the facts of each worker, or None for a worker without our plugin. The errors say why a process
     could not be asked.
     """
 
@@ -55,17 +55,17 @@ class Facts:
 
     @property
     def girder(self) -> Mapping[str, Any] | None:
-        """What Girder said of itself to the scheduler, None if it said nothing."""
+        """The facts that Girder gave the scheduler, or None."""
         return None if self.scheduler is None else self.scheduler.get("girder")
 
 
 def run_doctor(api_url: str | None, scheduler: str | None, as_json: bool = False) -> int:
-    """Check all links, print what was found, and return the exit code.
+    """Check all links, print the checks, and return the exit code.
 
     Parameters
     ----------
     api_url
-        Girder's REST API as it is reached from here, by default that of the scheduler.
+        Girder's REST API as this process reaches it, by default that of the scheduler.
     scheduler
         The address of the Dask scheduler, by default that of Dask's configuration.
     as_json
@@ -74,7 +74,7 @@ def run_doctor(api_url: str | None, scheduler: str | None, as_json: bool = False
     Returns
     -------
     int
-        0 when every link is whole, else 1.
+        0 if all links work, else 1.
     """
     checks = list(examine(asyncio.run(gather_facts(api_url, scheduler))))
     if as_json:
@@ -83,7 +83,7 @@ def run_doctor(api_url: str | None, scheduler: str | None, as_json: bool = False
         for check in checks:
             print(_line(check))
         wrong = sum(not check.ok for check in checks)
-        print(f"\n{wrong} of {len(checks)} links are broken." if wrong else "\nAll is well.")
+        print(f"\n{wrong} of {len(checks)} links are broken." if wrong else "\nAll links work.")
     return 0 if all(check.ok for check in checks) else 1
 
 
@@ -95,12 +95,12 @@ def _line(check: Check) -> str:
 
 
 async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
-    """Ask every process that can be reached what it knows."""
+    """Gather the facts of all processes that can be reached."""
     import dask.config
 
     address = scheduler or dask.config.get("scheduler-address", None)
     api_url = api_url or config.get("api-url")
-    status, workers, error = None, None, "no address of a scheduler is known"
+    status, workers, error = None, None, "the address of the scheduler is not known"
     if address:
         try:
             status, workers = await asyncio.wait_for(_ask(address), _ANSWER_TIMEOUT_S)
@@ -195,23 +195,24 @@ def _examine_girder(facts: Facts, scheduler: Mapping[str, Any]) -> Iterator[Chec
         remedy="Set girder.api-url (DASK_GIRDER__API_URL) for the scheduler, and install "
         "girder_dask[girder] in Girder's environment.",
     )
-    if scheduler["girder_error"] is None:  # else nobody can say
+    if scheduler["girder_error"] is None:  # otherwise it is unknown
         yield Check(
             "The scheduler's credential is valid",
             problem=scheduler["credential_error"],
-            remedy="Make one with 'girder-dask credential --output FILE' and set "
+            remedy="Create one with 'girder-dask credential --output FILE' and set "
             "girder.credential-file on the scheduler's host.",
         )
     yield Check(
         "Job updates reach Girder",
         detail=f"{scheduler['updates']} updates in {scheduler['requests']} requests",
         problem=scheduler["error"],
-        remedy=f"{scheduler['waiting']} jobs wait and lose nothing; look at Girder's log.",
+        remedy=f"Updates of {scheduler['waiting']} jobs wait and none is lost; look at Girder's "
+        "log.",
     )
     yield Check(
         "The scheduler gets its jobs from Girder",
         problem=scheduler.get("claim_error"),
-        remedy="Nothing that Girder has queued is run meanwhile; look at Girder's log.",
+        remedy="Queued jobs do not run meanwhile; look at Girder's log.",
     )
     girder = facts.girder
     if girder is not None:
@@ -243,7 +244,7 @@ def _girder_jobs_are_sound(girder: Mapping[str, Any]) -> Check:
         f"{aside.get('last')}"
         if number
         else None,
-        remedy="These jobs were ended in ERROR, and the others go on. Find out who writes such "
+        remedy="These jobs were ended in ERROR; the others go on. Find out what writes such "
         "documents; Girder's log names each.",
     )
 
@@ -267,10 +268,10 @@ def _examine_workers(facts: Facts) -> Iterator[Check]:
         yield Check(
             f"Worker {address} reaches Girder",
             detail=worker["api_url"] or "",
-            problem=worker["girder_error"] if worker["api_url"] else "nobody tells it where it is",
+            problem=worker["girder_error"] if worker["api_url"] else "no setting has its address",
             remedy="Set girder.api-url (DASK_GIRDER__API_URL) for the scheduler, or for the worker "
-            f"on {worker['hostname']} alone, to an address that the worker reaches. Where neither "
-            "is set, dask.api_url and core.server_root in Girder count.",
+            f"on {worker['hostname']} alone, to an address that the worker reaches. If neither is "
+            "set, dask.api_url and core.server_root in Girder count.",
         )
         if worker.get("cache_error"):
             yield Check(f"Worker {address} keeps input files", problem=worker["cache_error"])
@@ -279,16 +280,16 @@ def _examine_workers(facts: Facts) -> Iterator[Check]:
 
 
 def _directories(worker: Mapping[str, Any]) -> str:
-    """Say why the jobs of a worker share its working directory, and what to do."""
+    """Return why the jobs of a worker share its working directory, and what to do."""
     return (
-        f"its system refuses unshare(CLONE_FS) ({worker['no_directories']}). The directory is put "
-        "back after each job. Allow it in the seccomp profile of the container, or set "
+        f"its system refuses unshare(CLONE_FS) ({worker['no_directories']}). The directory is "
+        "restored after each job. Allow the call in the seccomp profile of the container, or set "
         "girder.worker.isolation to process"
     )
 
 
 def _known(facts: Facts) -> dict[str, Mapping[str, Any]]:
-    """Return the facts of every process that gave some, by what it is."""
+    """Return the facts of all processes that gave some, by a name of the process."""
     known = {"here": facts.here}
     if facts.scheduler is not None:
         known["scheduler"] = facts.scheduler
@@ -319,7 +320,10 @@ def _examine_tasks(facts: Facts) -> Iterator[Check]:
     workers = {a: w for a, w in (facts.workers or {}).items() if w is not None}
     packages = {
         task["module"]: task["package"]
-        for its in (*workers.values(), facts.girder or {})  # Girder's own is the measure
+        for its in (
+            *workers.values(),
+            facts.girder or {},
+        )  # Girder's last, so that its versions count
         for task in its.get("tasks", ())
     }
     for module, package in sorted(packages.items()):

@@ -1,7 +1,7 @@
-"""Tasks that say what arguments they take, so that a page can ask a user for them.
+"""Descriptions of the arguments of tasks, from which a page can build a form.
 
-The decorators and types are those of ``girder_worker.utils`` and ``girder_worker_utils``:
-only the import changes, and functions that were described with theirs work as well.
+The decorators and types are those of ``girder_worker.utils`` and ``girder_worker_utils``: only the
+import changes, and functions with their decorators work as well.
 
 Examples
 --------

@@ -1,4 +1,4 @@
-"""``@argument``, which describes an argument of a function."""
+"""The decorator ``@argument``, which describes an argument of a function."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def argument(name: str, data_type: Any, *args: Any, **kwargs: Any) -> Callable[[
         A class of :mod:`girder_dask.describing.types` (or of ``girder_worker.utils.types``),
         or an instance of one.
     *args, **kwargs
-        What the class is made with, such as ``min``, ``choices``, ``help`` and ``id``.
+        Arguments of the class, such as ``min``, ``choices``, ``help`` and ``id``.
 
     Raises
     ------
     TypeError
-        If the name is no string.
+        If the name is not a string.
     ValueError
         If the function has no such parameter.
 
@@ -59,7 +59,7 @@ def argument(name: str, data_type: Any, *args: Any, **kwargs: Any) -> Callable[[
         if description is None:
             description = {}
             setattr(function, ATTRIBUTE, description)
-        # Decorators are applied from below: the first in the text comes last.
+        # The lowest decorator is applied first.
         description.setdefault("arguments", []).insert(0, kind)
         if function is func:
             _attach(function)

@@ -1,8 +1,7 @@
-"""What a described function says of itself.
+"""Descriptions of functions, as stored by the decorators.
 
-A description is a dict in the attribute ``_girder_description`` of the function, which
-girder_worker's decorators set as well: what is described with the one is understood by
-the other.
+A description is a dict in the attribute ``_girder_description`` of a function. The decorators of
+girder_worker use the same attribute, so each package reads the descriptions of the other.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ __all__ = [
     "undecorated",
 ]
 
-#: Where a function has its description.
+#: The attribute of a function with its description.
 ATTRIBUTE = "_girder_description"
 
 
 class MissingDescriptionException(GirderDaskError):
-    """A function has no ``@argument``, so there is nothing to describe."""
+    """A function has no ``@argument``, so it has no description."""
 
 
 def name_of(function: Any) -> str:
-    """Return the name by which messages call a function or a task."""
+    """Return the name of a function or a task for messages."""
     return str(getattr(function, "__qualname__", None) or function)
 
 
@@ -60,7 +59,7 @@ def get_description_attribute(func: Any) -> dict[str, Any]:
 
 
 def describe(func: Any) -> dict[str, Any]:
-    """Return what a function or a task takes, as plain values that a page can show.
+    """Return the description of a function or a task as plain values for a page.
 
     Returns
     -------
@@ -77,7 +76,7 @@ def describe(func: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "name": description.get("name", func.__name__),
         "inputs": [kind.describe() for kind in description.get("arguments", [])],
-        # Pages that show such descriptions know this one word.
+        # The pages that show descriptions expect this value.
         "mode": "girder_worker",
     }
     text = description.get("description", inspect.getdoc(undecorated(func)))
@@ -87,5 +86,5 @@ def describe(func: Any) -> dict[str, Any]:
 
 
 def describe_function(func: Any) -> dict[str, Any]:
-    """Do what :func:`describe` does; the name is girder_worker's."""
+    """Return the same as :func:`describe`, under girder_worker's name."""
     return describe(func)

@@ -1,4 +1,4 @@
-"""From what a page has sent for a described task to the arguments of its function."""
+"""Inputs that a page sends for a described task, converted to arguments of its function."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def get_input_data(arg: Any, input_binding: Mapping[str, Any]) -> Any:
     Raises
     ------
     ValueError, TypeError
-        If the binding is of another kind, or the value is not one that the argument takes.
+        If the binding is of another kind, or the argument does not take the value.
     """
     mode = input_binding.get("mode", "inline")
     if mode == "inline" and "data" in input_binding:
@@ -48,7 +48,7 @@ def get_input_data(arg: Any, input_binding: Mapping[str, Any]) -> Any:
 def parse_inputs(
     func: Any, inputs: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments with which a described function or task is to be called.
+    """Return the arguments for a call of a described function or task.
 
     Parameters
     ----------
@@ -65,9 +65,9 @@ def parse_inputs(
     Raises
     ------
     MissingInputException
-        If one without a default is not given.
+        If an argument without a default is not given.
     ValueError, TypeError
-        If a value is not one that its argument takes.
+        If an argument does not take its value.
 
     Examples
     --------
@@ -94,11 +94,11 @@ def parse_inputs(
 def call_item_task(
     task: Any,
     inputs: Mapping[str, Mapping[str, Any]],
-    outputs: Mapping[str, Any] | None = None,  # noqa: ARG001 - girder_worker has it, and ignores it
+    outputs: Mapping[str, Any] | None = None,  # noqa: ARG001 - girder_worker ignores it, too
 ) -> Any:
-    """Call a described function or task here and now with what a page has sent.
+    """Call a described function or task in this process with the inputs of a page.
 
-    No job is made. For a job, give what :func:`parse_inputs` returns to ``delay()``.
+    No job is created. For a job, pass what :func:`parse_inputs` returns to ``delay()``.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def call_item_task(
     inputs
         A binding for each argument, by its id; see :func:`get_input_data`.
     outputs
-        Nothing is done with them, as in girder_worker.
+        Ignored, as in girder_worker.
     """
     args, kwargs = parse_inputs(task, inputs)
     return task(*args, **kwargs)

@@ -1,8 +1,8 @@
 """The types of described arguments.
 
-Each turns what a page sends into the value that the function gets (``deserialize``),
-refuses what it does not take (``validate``), and describes itself (``describe``). The
-names and the descriptions are those of ``girder_worker.utils.types``.
+Each converts the input of a page into the value for the function (``deserialize``), refuses values
+that it does not take (``validate``), and describes itself (``describe``). The names and the
+descriptions are those of ``girder_worker.utils.types``.
 """
 
 # ruff: noqa: N815 - paramType and elementClass are girder_worker's, for those who derive
@@ -38,19 +38,19 @@ __all__ = [
 
 
 class Base:
-    """What all types have. Derive your own from it.
+    """The base class of all types. Derive your own from it.
 
     Parameters
     ----------
     name
         The name of the parameter.
     id
-        Under which the page sends the value, by default the name.
+        The name under which the page sends the value, by default ``name``.
     help
-        What the page says of it.
+        The help text on the page.
     """
 
-    #: What every description of this type holds.
+    #: What each description of this type contains.
     description: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, name: str, **kwargs: Any) -> None:
@@ -60,15 +60,15 @@ class Base:
         self.parameter: inspect.Parameter | None = None
 
     def set_parameter(self, parameter: inspect.Parameter, **_kwargs: Any) -> None:
-        """Hear which parameter of the function is described. The decorator calls it."""
+        """Set the parameter of the function that is described. The decorator calls it."""
         self.parameter = parameter
 
     def has_default(self) -> bool:
-        """Say whether the function has a default for it."""
+        """Return True if the function has a default for the argument."""
         return self.parameter is not None and self.parameter.default is not inspect.Parameter.empty
 
     def describe(self) -> dict[str, Any]:
-        """Return the description that a page gets."""
+        """Return the description for a page."""
         described = deepcopy(self.description)
         described.setdefault("id", self.id)
         described.setdefault("name", self.name)
@@ -79,15 +79,15 @@ class Base:
         return described
 
     def _default(self, value: Any) -> Any:
-        # A default of None says "nothing"; it is no value of the type.
+        # A default of None means "nothing" and is not a value of the type.
         return None if value is None else self.serialize(value)
 
     def serialize(self, value: Any) -> Any:
-        """Return a value as a page gets it."""
+        """Return a value for a page."""
         return value
 
     def deserialize(self, value: Any) -> Any:
-        """Return what a page sent as the function gets it."""
+        """Return the value for the function from the input of a page."""
         return value
 
     def validate(self, value: Any) -> None:
@@ -116,7 +116,7 @@ class Boolean(Base):
 
 
 class Color(Base):
-    """A colour, as the page writes it."""
+    """A colour, in the format of the page."""
 
     description: ClassVar[dict[str, Any]] = {
         "type": "color",
@@ -138,7 +138,7 @@ class String(Base):
 
 
 class _Named(Base):
-    """A type whose description has its name and one default sentence."""
+    """A type whose description has its name and a default text."""
 
     #: The name of the type in descriptions.
     paramType: ClassVar[str]
@@ -159,7 +159,7 @@ class Number(_Named):
     min, max
         The smallest and the largest value.
     step
-        Of what the value is a multiple; the page's steps.
+        The value is a multiple of it; the step of the page.
     """
 
     paramType = "number"
@@ -191,7 +191,7 @@ class Number(_Named):
         try:
             return float(value)
         except (TypeError, ValueError):
-            return value  # which validate() then refuses
+            return value  # validate() refuses it
 
 
 class Integer(Number):
@@ -220,7 +220,7 @@ class Integer(Number):
 
 
 class Range(Number):
-    """A number that the page lets one choose from a range."""
+    """A number that is chosen from a range on the page."""
 
     paramType = "range"
 
@@ -281,9 +281,9 @@ class NumberMultichoice(Choice):
 
 
 class Vector(_Named):
-    """A list of values of one type, which a page may send with commas between them.
+    """A list of values of one type, which a page may send separated by commas.
 
-    The parameters are those of that type.
+    The parameters are those of the type.
     """
 
     #: The type of the elements.

@@ -1,7 +1,7 @@
 """A pytest plugin that gives tests a real Girder with a scheduler and workers.
 
-It is there once ``girder_dask[standalone]`` and pytest are installed; nothing starts before
-a test asks for one of the fixtures::
+It is active once ``girder_dask[standalone]`` and pytest are installed. Nothing starts before a test
+requests one of the fixtures::
 
     def test_count(girder_stack, girder_user):
         file = girder_stack.upload("coins.png", client=girder_user.client)
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def girder_stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TestStack]:
-    """Give the tests of this run a Girder, a scheduler and workers."""
+    """A Girder with a scheduler and workers, for all tests of this run."""
     from girder_dask.testing.stack import TestStack
 
     config = request.config
@@ -60,13 +60,13 @@ def girder_stack(
 
 @pytest.fixture(scope="session")
 def girder_admin(girder_stack: TestStack) -> Any:
-    """Give a ``GirderClient`` of the administrator."""
+    """A ``GirderClient`` of the administrator."""
     return girder_stack.admin
 
 
 @pytest.fixture
 def girder_user(girder_stack: TestStack) -> User:
-    """Give a new ordinary user with a private folder."""
+    """A new ordinary user with a private folder."""
     return girder_stack.create_user()
 
 
@@ -74,7 +74,7 @@ def girder_user(girder_stack: TestStack) -> User:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the last log lines of the stack with a test that failed and used it."""
+    """Add the last log lines of the stack to the report of a failed test that used it."""
     report = yield
     stack = item.config.stash.get(_stack_key, None)
     if report.failed and stack is not None and "girder_stack" in getattr(item, "fixturenames", ()):

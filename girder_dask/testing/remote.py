@@ -1,7 +1,7 @@
-"""How a test's function gets into a Girder process, and its outcome back.
+"""Calls of functions of a test inside a Girder process.
 
-The function travels by value, so that Girder need not have the module of the test. Both
-sides use this module: :func:`pack` and :func:`unpack` the test, :func:`run` Girder.
+The function is pickled by value, so Girder does not need the module of the test. The test uses
+:func:`pack` and :func:`unpack`, Girder uses :func:`run`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["RemoteError", "pack", "run", "unpack"]
 
 
 class RemoteError(GirderDaskError):
-    """The traceback of a function that raised inside Girder; the cause of its exception."""
+    """The traceback of a function that raised inside Girder, as the cause of its exception."""
 
     def __str__(self) -> str:
         return f"\n\n{self.args[0]}"
 
 
 def pack(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-    """Pickle a call. The function's module goes along unless it is of an installed package."""
+    """Pickle a call, with the function's module unless it is of an installed package."""
     module = sys.modules.get(func.__module__)
     if module is None or not _belongs_to_tests(module):
         return bytes(cloudpickle.dumps((func, args, kwargs)))
@@ -42,21 +42,21 @@ def pack(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 def run(call: bytes) -> bytes:
-    """Run a packed call, and pickle what it returned or raised."""
+    """Run a packed call, and pickle its return value or its exception."""
     try:
         func, args, kwargs = pickle.loads(call)
         outcome: tuple[Any, ...] = (func(*args, **kwargs), None, "")
         return bytes(cloudpickle.dumps(outcome))
-    except BaseException as e:  # noqa: BLE001 - it goes back to the test, whatever it is
+    except BaseException as e:  # noqa: BLE001 - the test gets any exception
         text = "".join(traceback.format_exception(e))
         try:
             return bytes(cloudpickle.dumps((None, e, text)))
-        except Exception:  # noqa: BLE001 - pickling runs code of others
+        except Exception:  # noqa: BLE001 - pickling runs foreign code
             return bytes(cloudpickle.dumps((None, GirderDaskError(repr(e)), text)))
 
 
 def unpack(outcome: bytes) -> Any:
-    """Return what :func:`run` returned, or raise what it raised."""
+    """Return the value of a call from the output of :func:`run`, or raise its exception."""
     value, error, text = pickle.loads(outcome)
     if error is not None:
         raise error from RemoteError(text)

@@ -1,4 +1,4 @@
-"""The stack of the fixture ``girder_stack``, with what tests need to drive it."""
+"""The stack of the fixture ``girder_stack``, with methods for tests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class User:
 
 
 class TestStack(Stack):
-    """A :class:`~girder_dask.standalone.Stack` with what tests need to drive it."""
+    """A :class:`~girder_dask.standalone.Stack` with methods for tests."""
 
     __test__ = False  # or pytest collects it
 
@@ -85,7 +85,7 @@ class TestStack(Stack):
         return self._admin
 
     def create_user(self) -> User:
-        """Make an ordinary user with a private folder."""
+        """Create an ordinary user with a private folder."""
         from girder_dask.http.girder_client import GirderClient
 
         login, password = f"user{secrets.token_hex(5)}", secrets.token_urlsafe(12)
@@ -116,9 +116,9 @@ class TestStack(Stack):
         Parameters
         ----------
         func
-            The function, sent by value: what it needs of Girder it imports itself.
+            The function. It is sent by value and imports what it needs of Girder itself.
         *args, **kwargs
-            What it is called with; anything that can be pickled.
+            Its arguments; anything that can be pickled.
         user
             The user of the request: a :class:`User` or a ``GirderClient``. By default the
             administrator.
@@ -126,12 +126,12 @@ class TestStack(Stack):
         Returns
         -------
         object
-            What the function returned.
+            The return value of the function.
 
         Raises
         ------
         Exception
-            What the function raised. Its cause is the remote traceback.
+            The exception of the function. Its cause is the remote traceback.
         """
         client: Any = user or self.admin
         if isinstance(client, User):
@@ -155,9 +155,9 @@ class TestStack(Stack):
         Parameters
         ----------
         source
-            The path of a file, or the bytes of one.
+            The path of a file, or its content.
         name
-            Its name in Girder. By default that of the path.
+            The name in Girder. By default that of the path.
         client
             A ``GirderClient`` of the owner, by default of the administrator.
         folder
@@ -168,7 +168,7 @@ class TestStack(Stack):
             folder = _private_folder(client, client.get("user/me")["_id"])["_id"]
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         if not data:
-            raise ValueError("Girder takes no empty files by upload.")
+            raise ValueError("Girder does not take empty files.")
         name = name or ("data" if isinstance(source, bytes) else Path(source).name)
         file = client.uploadStreamToFolder(folder, io.BytesIO(data), name, len(data))
         return dict(file)
@@ -193,14 +193,14 @@ class TestStack(Stack):
         timeout
             Seconds to wait at most.
         status
-            Wait for this state instead.
+            The state to wait for, by default any final state.
 
         Raises
         ------
         AssertionError
             If the job ends in another state than ``status``. The message has the job's log.
         TimeoutError
-            If the time is over. The message has the job's log.
+            If the job does not come to the state in time. The message has the job's log.
         """
         __tracebackhide__ = True  # pytest shows the line of the test
         deadline = time.monotonic() + timeout

@@ -163,6 +163,6 @@ def test_without_the_example_package_it_says_what_to_install(
 
 
 def test_an_unknown_picture_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(GirderDaskError, match="brings no picture"):
+    with pytest.raises(GirderDaskError, match="has no picture"):
         run_demo(tmp_path, image="nothing.png")
     assert list(tmp_path.iterdir()) == []

@@ -223,7 +223,7 @@ def test_doctor_tells_of_a_worker_that_knows_no_address():
     lost = whole(workers={"tcp://w:1": {**WORKER, "api_url": None}})
     (check,) = [check for check in examine(lost) if not check.ok]
     assert check.name == "Worker tcp://w:1 reaches Girder"
-    assert check.problem == "nobody tells it where it is"
+    assert check.problem == "no setting has its address"
     assert "girder.api-url" in str(check.remedy)
     alone = whole(scheduler={**SCHEDULER, "api_url": None})
     assert "girder.api-url is not set there" in [c.problem for c in examine(alone)]

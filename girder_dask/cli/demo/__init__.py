@@ -1,4 +1,4 @@
-"""``girder-dask demo``: a whole stack, a real picture, and a job that counts what is on it."""
+"""``girder-dask demo``: a whole stack, and a job that counts the objects on a picture."""
 
 from girder_dask.cli.demo.run import run_demo
 

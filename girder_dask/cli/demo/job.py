@@ -1,4 +1,4 @@
-"""The demo's job, as Girder shows it while it runs."""
+"""The job of the demo, as Girder shows it while it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLL_INTERVAL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A state that a job came to. ``seconds`` counts from when the job was made."""
+    """A state of a job. ``seconds`` counts from the creation of the job."""
 
     status: JobStatus
     time: str
@@ -27,7 +27,7 @@ class JobState:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """What a job's page shows at one moment. ``current`` and ``total`` are its progress."""
+    """A job at one moment. ``current`` and ``total`` are its progress."""
 
     id: str
     title: str
@@ -61,7 +61,7 @@ class JobView:
 
     @property
     def ended(self) -> bool:
-        """Whether the job has come to a state that it never leaves."""
+        """Whether the job is in a final state."""
         return self.status in FINAL
 
     def describe(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _seconds(time: str) -> float:
 def follow(
     client: Any, job_id: str, *, timeout: float, check: Callable[[], None] = lambda: None
 ) -> Iterator[JobView]:
-    """Ask Girder for a job ten times a second, and yield it until it has ended.
+    """Load a job ten times a second, and yield it until it has ended.
 
     Parameters
     ----------
@@ -94,9 +94,9 @@ def follow(
     job_id
         The id of the job.
     timeout
-        Seconds that the job may take.
+        Seconds in which the job must end.
     check
-        Called before each question. What it raises ends the following.
+        Called before each request. Its exceptions pass through.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def follow(
         if time.monotonic() > deadline:
             raise JobError(
                 f"Job {job_id} is still {view.status.name} after {timeout:.0f} s. A job that "
-                "stays QUEUED has no worker that could take it.",
+                "stays QUEUED has no worker that can run it.",
                 job_id=job_id,
             )
         time.sleep(_POLL_INTERVAL_S)

@@ -1,7 +1,7 @@
-"""``girder-dask demo``: a whole stack, a real picture, and a job that counts what is on it.
+"""One run of the demo: start a stack, run a job, and show its result.
 
-The job is started as a user would start it: through the route of the example package
-``girder_coins`` (``examples/coins``).
+The job is started as users start it: through the route of the example package ``girder_coins``
+(``examples/coins``).
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ def run_demo(
     as_json: bool = False,
     image: str = "coins.png",
 ) -> int:
-    """Start a stack, count what is on a picture in a job, and show it.
+    """Start a stack, count the objects on a picture in a job, and show the result.
 
     Parameters
     ----------
     directory
-        Where the stack keeps its data. With None, a temporary directory that is removed
-        at the end, unless something failed or ``keep`` is set.
+        Where the stack keeps its data. If None, a temporary directory that is removed at the end
+        unless the demo failed or ``keep`` is set.
     keep
         Leave the stack running until KeyboardInterrupt.
     as_json
-        Print one JSON document to standard output, and what happens to standard error.
+        Print one JSON document to standard output, and messages to standard error.
     image
-        The name of a picture that is part of scikit-image's own data.
+        The name of a picture in the data of scikit-image.
 
     Returns
     -------
     int
-        The exit code, 0: the job ended in SUCCESS and its drawing is in Girder.
+        The exit code 0, once the job has ended in SUCCESS and its drawing is in Girder.
 
     Raises
     ------
     GirderDaskError
         If the example package is not installed, the stack does not start, or the job fails.
-        The message has the job's log, and where the logs of the stack are.
+        The message has the job's log and the directory of the stack's logs.
     """
     source = _find_image(image)
     view = PlainView(sys.stderr) if as_json else view_for(sys.stdout)
@@ -83,13 +83,15 @@ def run_demo(
                 with contextlib.suppress(KeyboardInterrupt):
                     watch(stack)
             else:
-                view.note("The stack stops now. With --keep it goes on, and its pages can be seen.")
+                view.note(
+                    "The stack stops now. With --keep it keeps running, and its pages can be seen."
+                )
         demo.raise_error()
     return 0
 
 
 class _Demo:
-    """One run of the demo on a stack, and what came of it. ``error`` says why it failed."""
+    """One run of the demo on a stack, and its results. ``error`` says why it failed."""
 
     def __init__(self, stack: Stack, view: DemoView) -> None:
         self.error: str | None = None
@@ -104,7 +106,7 @@ class _Demo:
         self._content = b""
 
     def run(self, source: Path) -> None:
-        """Upload the picture, run the job, and fetch what it made."""
+        """Upload the picture, run the job, and download its drawing."""
         try:
             folder = self._make_folder()
             file = self._client.uploadFileToFolder(folder, str(source))
@@ -140,15 +142,17 @@ class _Demo:
             raise StackError("\n".join(messages))
 
     def _fetch_drawing(self, folder: str, picture: str) -> None:
-        """Download the drawing that the job uploaded, and check that it is one."""
+        """Download and check the drawing that the job uploaded."""
         items = [i for i in self._client.listItem(folder) if i["_id"] != picture]
         if len(items) != 1:
-            raise JobError(f"The job uploaded {len(items)} drawings where one was expected.")
+            raise JobError(f"The job uploaded {len(items)} drawings instead of one.")
         (item,) = items
         (file,) = self._client.listFile(item["_id"])
         self._content = b"".join(self._client.downloadFileAsIterator(file["_id"]))
         if len(self._content) != file["size"] or not self._content.startswith(_PNG_SIGNATURE):
-            raise JobError(f"What the job uploaded as {file['name']} is not a whole PNG picture.")
+            raise JobError(
+                f"The file {file['name']} that the job uploaded is not a complete PNG picture."
+            )
         self._drawing = {
             "name": file["name"],
             "file": file["_id"],
@@ -158,7 +162,7 @@ class _Demo:
         }
 
     def save_drawing(self, directory: Path | None = None) -> None:
-        """Keep a copy of the drawing, if there is one, in ``directory`` or a new one."""
+        """Save a copy of the drawing, if there is one, in ``directory`` or a new directory."""
         if self._drawing is not None:
             directory = directory or Path(tempfile.mkdtemp(prefix="girder-dask-drawing-"))
             path = directory / self._drawing["name"]
@@ -166,7 +170,7 @@ class _Demo:
             self._drawing["path"] = str(path)
 
     def raise_error(self) -> None:
-        """Raise JobError, with the job's log and where to look further, if the demo failed."""
+        """Raise JobError with the job's log and the place of further logs if the demo failed."""
         if self.error is None:
             return
         parts = [self.error]
@@ -176,7 +180,7 @@ class _Demo:
         raise JobError("\n".join(parts), job_id=self._job.id if self._job else None)
 
     def describe(self, *, keep: bool) -> dict[str, Any]:
-        """Return what happened, for JSON. With ``keep``, with the administrator's password."""
+        """Return the results for JSON, with the administrator's password if ``keep`` is set."""
         document: dict[str, Any] = {
             "job": self._job.describe() if self._job else None,
             "answer": self._answer,
@@ -201,7 +205,7 @@ class _Demo:
         return urls
 
     def tell(self, *, keep: bool) -> None:
-        """Show what happened to a person."""
+        """Print the results."""
         rows: dict[str, str] = {}
         if self._answer is not None:
             rows["Answer"] = _sentence(self._answer)
@@ -223,13 +227,13 @@ class _Demo:
 
 
 def _sentence(answer: dict[str, Any]) -> str:
-    """Return the answer with the count first; Girder sorts it by name."""
+    """Return the answer as text. The count comes first; Girder sorts by name."""
     measures = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in answer.items() if k != "objects")
     return f"{answer.get('objects')} objects ({measures})"
 
 
 def _find_image(name: str) -> Path:
-    """Return the path of a picture of scikit-image, and check what the demo needs."""
+    """Return the path of a picture of scikit-image. Check what the demo needs."""
     if importlib.util.find_spec("girder_coins") is None:
         raise GirderDaskError(
             "The demo's task is in the example package girder_coins, which is not installed. In "
@@ -242,13 +246,13 @@ def _find_image(name: str) -> Path:
         )
     path = Path(spec.submodule_search_locations[0]) / "data" / name
     if not path.is_file():
-        raise GirderDaskError(f"scikit-image brings no picture {name!r} along. Try 'coins.png'.")
+        raise GirderDaskError(f"scikit-image has no picture {name!r}. Try 'coins.png'.")
     return path
 
 
 @contextlib.contextmanager
 def _place(directory: Path | None, *, keep: bool) -> Iterator[Path]:
-    """Yield ``directory``, or a temporary one that is removed unless something failed."""
+    """Yield ``directory``, or a temporary one that is removed unless the demo failed."""
     if directory is not None:
         yield directory
         return
@@ -260,6 +264,6 @@ def _place(directory: Path | None, *, keep: bool) -> Iterator[Path]:
         failed = True
         raise
     finally:
-        # After a failure, the logs there may explain it.
+        # The logs there may explain a failure.
         if not (failed or keep):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How the demo shows its job: drawn live on a terminal, line by line elsewhere."""
+"""The views of the demo: drawn live on a terminal, line by line elsewhere."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _COLOURS = {JobStatus.SUCCESS: "green", JobStatus.ERROR: "red", JobStatus.CANCEL
 
 
 class DemoView:
-    """Shows the demo. ``reporter`` hears of the stack, ``note`` writes a line of text."""
+    """Shows the demo. ``reporter`` shows the stack, ``note`` prints a line of text."""
 
     reporter: Reporter
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Show the job while this is entered."""
+        """Show the job inside this context."""
         yield
 
     def show(self, job: JobView) -> None:
-        """Show the job as it is now."""
+        """Show the current state of the job."""
         raise NotImplementedError
 
     def note(self, text: str) -> None:
-        """Write a line of text."""
+        """Print a line of text."""
         self.reporter.note(text)
 
 
 class PlainView(DemoView):
-    """Writes a line for each state, each step of the progress and each line of the log."""
+    """Prints a line for each state, each step of the progress and each line of the log."""
 
     def __init__(self, stream: TextIO) -> None:
         self.reporter = PlainReporter(stream)
@@ -51,7 +51,7 @@ class PlainView(DemoView):
     def show(self, job: JobView) -> None:
         states = job.states[self._states :]
         self._states += len(states)
-        # The end comes after all that led to it.
+        # The final state comes after progress and log.
         before = [s for s in states if not job.ended or s is not states[-1]]
         for state in before:
             self.note(f"{state.seconds:7.3f} s  {state.status.name}")
@@ -125,7 +125,7 @@ def _drawing(job: JobView) -> RenderableType:
 
 
 def view_for(stream: TextIO) -> DemoView:
-    """Return the view that suits a stream: drawn live on a terminal, plain lines elsewhere."""
+    """Return the view for a stream: drawn live on a terminal, plain lines elsewhere."""
     if stream.isatty():
         try:
             from rich.console import Console
