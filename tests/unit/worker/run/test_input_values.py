@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dask
@@ -18,13 +17,6 @@ from tests.support.run_worker import Worker
 
 ONE, TWO = "5f3c00000000000000000001", "5f3c00000000000000000002"
 RESULT = f"GET dask/job/{ONE}/result"
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    opened = Worker(tmp_path)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +13,6 @@ from girder_dask.files.base import ResultTransform, Transform
 from girder_dask.jobs import JobStatus
 from girder_dask.worker.run.transform_runner import amount
 from tests.support.run_worker import Worker
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    opened = Worker(tmp_path)
-    yield opened
-    opened.close()
 
 
 def shown(worker: Worker) -> list[dict[str, Any]]:
