@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,13 +68,6 @@ def test_a_question_that_is_called_off_is_asked_again() -> None:
 
 
 # -- in a run ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    opened = Worker(tmp_path)
-    yield opened
-    opened.close()
 
 
 called = threading.Event()
