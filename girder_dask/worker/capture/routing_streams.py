@@ -1,8 +1,8 @@
-"""Stand-ins for ``sys.stdout`` and ``sys.stderr`` that know whose output it is.
+"""Replacements of ``sys.stdout`` and ``sys.stderr`` that route each write to the writer's job.
 
 What is written inside a job goes to the log of that job, the rest to the stream that was
-there before. The choice is made with each write, from the context of the writer, so one
-object serves all jobs, and a logging handler that one job bound to it serves the next.
+there before. The context of the writer decides at each write, so one object serves all jobs,
+and a logging handler that one job has bound to it serves the next.
 """
 
 from __future__ import annotations
@@ -21,27 +21,18 @@ from girder_dask.worker.job_log.print_frames import write_code
 __all__ = ["RoutingBuffer", "RoutingStream"]
 
 
-class RoutingBuffer(io.BufferedIOBase):
-    """The ``buffer`` of a :class:`RoutingStream`: takes bytes."""
+class _RoutingFile(io.IOBase):
+    """Methods that both kinds of stream share."""
 
-    def __init__(self, original: TextIO, name: str) -> None:
-        self._original = original
-        self._name = name
-
-    def write(self, data: Any) -> int:
-        """Write bytes in UTF-8 to the current job's log, or to the original stream."""
-        log = current.get()
-        if log is not None:
-            return log.write(bytes(data), self._name)
-        buffer = getattr(self._original, "buffer", None)
-        if buffer is not None:
-            return int(buffer.write(data))
-        self._original.write(bytes(data).decode("utf-8", "replace"))
-        return len(data)
+    original: TextIO
 
     def flush(self) -> None:
-        """Flush the original stream outside of jobs; a log needs none."""
-        _flush(self._original)
+        """Flush the original stream outside of jobs. In a job, only a fork keeps unended lines."""
+        log = current.get()
+        if log is not None:
+            log.flush()
+        elif not self.original.closed:
+            self.original.flush()
 
     def close(self) -> None:
         """Flush. The stream belongs to the worker and stays open."""
@@ -50,35 +41,54 @@ class RoutingBuffer(io.BufferedIOBase):
     @property
     def closed(self) -> bool:
         """Whether the original stream is closed. Never inside a job."""
-        return current.get() is None and self._original.closed
+        return current.get() is None and self.original.closed
+
+    def fileno(self) -> int:
+        """Return the original's descriptor, which belongs to the worker and not to the job."""
+        return self.original.fileno()
+
+    def isatty(self) -> bool:
+        """Return False inside a job."""
+        return current.get() is None and self.original.isatty()
+
+    def readable(self) -> bool:
+        """Return False."""
+        return False
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return False."""
+        return False
+
+
+class RoutingBuffer(_RoutingFile, io.BufferedIOBase):
+    """The ``buffer`` of a :class:`RoutingStream`, which takes bytes."""
+
+    def __init__(self, original: TextIO, name: str) -> None:
+        self.original = original
+        self._name = name
+
+    def write(self, data: Any) -> int:
+        """Write bytes in UTF-8 to the current job's log, or to the original stream."""
+        log = current.get()
+        if log is not None:
+            return log.write(bytes(data), self._name)
+        buffer = getattr(self.original, "buffer", None)
+        if buffer is not None:
+            return int(buffer.write(data))
+        self.original.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)
 
     @property
     def name(self) -> Any:
         """The name of the original's buffer."""
-        return getattr(getattr(self._original, "buffer", self._original), "name", self._name)
-
-    def fileno(self) -> int:
-        """Return the original's descriptor, which belongs to the worker and not to the job."""
-        return self._original.fileno()
-
-    def isatty(self) -> bool:
-        """Say no inside a job."""
-        return current.get() is None and self._original.isatty()
-
-    def readable(self) -> bool:
-        """Say no."""
-        return False
-
-    def writable(self) -> bool:
-        """Say yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Say no."""
-        return False
+        return getattr(getattr(self.original, "buffer", self.original), "name", self._name)
 
 
-class RoutingStream(io.TextIOBase):
+class RoutingStream(_RoutingFile, io.TextIOBase):
     """A text stream that writes to the current job's log, or to ``original`` outside of jobs.
 
     It takes bytes as well, because programs that relay the output of others write them.
@@ -108,14 +118,6 @@ class RoutingStream(io.TextIOBase):
         for line in lines:
             self.write(line)
 
-    def flush(self) -> None:
-        """Flush the original stream outside of jobs; a log needs none."""
-        _flush(self.original)
-
-    def close(self) -> None:
-        """Flush. The stream belongs to the worker and stays open."""
-        self.flush()
-
     def detach(self) -> Any:
         """Return the buffer, and keep it."""
         return self._buffer
@@ -132,11 +134,6 @@ class RoutingStream(io.TextIOBase):
         return self._buffer
 
     @property
-    def closed(self) -> bool:
-        """Whether the original stream is closed. Never inside a job."""
-        return current.get() is None and self.original.closed
-
-    @property
     def encoding(self) -> str:  # type: ignore[override]
         """UTF-8 inside a job."""
         if current.get() is not None:
@@ -145,7 +142,7 @@ class RoutingStream(io.TextIOBase):
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        """What becomes of characters that cannot be encoded."""
+        """How characters that cannot be encoded are replaced."""
         if current.get() is not None:
             return "backslashreplace"
         return getattr(self.original, "errors", None)
@@ -160,26 +157,6 @@ class RoutingStream(io.TextIOBase):
         """The name of the original, such as ``<stdout>``."""
         return getattr(self.original, "name", f"<{self._name}>")
 
-    def fileno(self) -> int:
-        """Return the original's descriptor, which belongs to the worker and not to the job."""
-        return self.original.fileno()
-
-    def isatty(self) -> bool:
-        """Say no inside a job."""
-        return current.get() is None and self.original.isatty()
-
-    def readable(self) -> bool:
-        """Say no."""
-        return False
-
-    def writable(self) -> bool:
-        """Say yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Say no."""
-        return False
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["original"], name)
 
@@ -188,11 +165,3 @@ class RoutingStream(io.TextIOBase):
 
 
 write_code.add(RoutingStream.write.__code__)
-
-
-def _flush(original: TextIO) -> None:
-    log = current.get()
-    if log is not None:
-        log.flush()
-    elif not original.closed:
-        original.flush()
