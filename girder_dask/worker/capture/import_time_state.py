@@ -1,8 +1,8 @@
-"""What modules set while they are imported, which happens once a process and not once a job.
+"""State that modules set at import, which happens once a process and not once a job.
 
-What a package sets for its own loggers holds for the process, as it does without jobs. All else
-that the module of a task sets at import, such as ``logging.basicConfig()``, holds for the jobs of
-this package: it is kept here and given to its later jobs.
+What a package sets for its own loggers holds for the process, as it does without jobs. Anything
+else that the module of a task sets at import, such as ``logging.basicConfig()``, holds for the
+jobs of this package: it is kept here and applied to later jobs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from girder_dask.worker.job_log.log import JobLog
 
 __all__ = ["importing_package", "keep_import_time_state"]
 
-#: What the modules of packages have set in the job that imported them first.
+#: What the modules of each package have set in the job that imported them first.
 _of_packages: dict[str, dict[Hashable, Any]] = {}
 
-#: The package of functions from notebooks and scripts, which everybody has.
+#: The package of functions from notebooks and scripts.
 _NO_PACKAGE = ("", "__main__")
 
 
@@ -33,21 +33,21 @@ def importing_package() -> str | None:
     return None
 
 
-def keep_import_time_state(log: JobLog, module: str, is_kept: Callable[[Hashable], bool]) -> None:
-    """Keep what has been set while the function of a job was loaded, and set what was before.
+def keep_import_time_state(log: JobLog, module: str, must_keep: Callable[[Hashable], bool]) -> None:
+    """Keep what was set while the function of a job was loaded, and apply what was kept before.
 
     Parameters
     ----------
     module
         The module of the function.
-    is_kept
-        Whether a name in the overlay is one whose value is kept.
+    must_keep
+        Returns whether the value of a name in the local state is kept.
     """
     package = module.partition(".")[0]
     if package in _NO_PACKAGE:
         return
     kept = _of_packages.get(package, {})
-    new = {key: _copy(value) for key, value in log.local_state.items() if is_kept(key)}
+    new = {key: _copy(value) for key, value in log.local_state.items() if must_keep(key)}
     if new:
         kept = _of_packages[package] = {**kept, **new}
     for key, value in kept.items():

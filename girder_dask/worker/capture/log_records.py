@@ -1,11 +1,11 @@
-"""Log records of jobs: they reach the job's log, once, whatever handlers there are.
+"""Log records of jobs, each of which reaches the job's log once, whatever handlers there are.
 
 A record of a job goes to the handlers that the job sees, and to the worker's own where it would
-without a job. If none of them has written anything to the job's log, a line is added to it. That
-is noticed by the log itself, so it does not matter what kind of handler it is.
+without a job. If none of them has written to the job's log, a line is added to it. The log itself
+detects writes, so the kind of handler does not matter.
 
 A record that a handler keeps for later (``QueueHandler`` with a listener, ``MemoryHandler`` with
-a target) is settled by whoever of the two comes second: the logger, or the one that has it later.
+a target) is settled by the second of the two: the logger, or the handler that gets it later.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LISTENERS = "logging listeners"
 _PENDING = "logging pending"
 _MAX_PENDING_RECORDS = 10_000
 
-#: Seconds that the listeners of a job get for what is in their queues when its function ends.
+#: Seconds that the listeners of a job have to empty their queues when its function ends.
 _DRAIN_TIMEOUT_S = 1.0
 _POLL_INTERVAL_S = 0.005
 
@@ -45,7 +45,7 @@ _patches = MonkeyPatches()
 
 
 def install() -> None:
-    """Lead the records of jobs to their logs."""
+    """Route the records of jobs to their logs."""
     _patches.apply(logging.Logger, "handle", _handle)
     _patches.apply(logging.Logger, "callHandlers", _call_handlers)
     _patches.apply(logging.handlers.QueueListener, "start", _start_listener)
@@ -54,7 +54,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Put back what was there."""
+    """Undo :func:`install`."""
     _patches.undo()
 
 
@@ -99,8 +99,8 @@ def _deliver(log: JobLog, logger: logging.Logger, record: logging.LogRecord) -> 
 
 
 def _is_passed_on(outer: logging.LogRecord, record: logging.LogRecord) -> bool:
-    """Return whether a handler has made one record of another; else it logs of its own affairs."""
-    with contextlib.suppress(Exception):  # whatever is wrong with their arguments
+    """Return True if a handler has made one record of another, and not one about itself."""
+    with contextlib.suppress(Exception):  # their arguments may be wrong
         return outer.getMessage() in record.getMessage()
     return False
 
@@ -126,7 +126,7 @@ def _call_handlers(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _handlers(log: JobLog, logger: logging.Logger) -> Iterator[Any]:
-    """Yield the handlers that a job sees, but for those that do nothing."""
+    """Yield the handlers that a job sees, without those that do nothing."""
     if log.local_state.get((logger, "disabled")):
         return  # by dictConfig: its handlers get nothing
     at: logging.Logger | None = logger
@@ -138,7 +138,7 @@ def _handlers(log: JobLog, logger: logging.Logger) -> Iterator[Any]:
 
 
 def _call_all(logger: Any, record: logging.LogRecord, *, workers: bool = False) -> bool:
-    """Pass a record to the process's handlers, or only to the worker's. Return if there is one."""
+    """Pass a record to the process's handlers, or only to the worker's. Return True if any."""
     found = False
     while logger is not None:
         state = logger.__dict__
@@ -152,7 +152,7 @@ def _call_all(logger: Any, record: logging.LogRecord, *, workers: bool = False) 
     return found
 
 
-# -- what no handler has shown -------------------------------------------------------------
+# -- records that no handler has shown -------------------------------------------------------------
 
 
 def _show(log: JobLog, logger: logging.Logger, record: logging.LogRecord, handlers: Any) -> None:
@@ -168,14 +168,14 @@ def _show(log: JobLog, logger: logging.Logger, record: logging.LogRecord, handle
             f'  File "{record.pathname}", line {record.lineno}, in {record.funcName}\n'
             f"  Message: {record.msg!r}\n  Arguments: {record.args!r}\n"
         )
-    if handlers:  # the job has other plans for its records; a redirection is no place for them
+    if handlers:  # a redirection of the job is for its output, not for these records
         log.write(text, "stderr")
     elif sys.stderr is not None:
         sys.stderr.write(text)
 
 
 def _is_redirected(log: JobLog, handlers: list[Any]) -> bool:
-    """Return whether a handler writes to what the job has in the place of its streams."""
+    """Return True if a handler writes to what the job has assigned to its streams."""
     assigned = [log.local_state[name] for name in ("stdout", "stderr") if name in log.local_state]
     if not assigned:
         return False
@@ -209,7 +209,7 @@ def _key(record: logging.LogRecord) -> Hashable:
 
 
 def _settle(log: JobLog, logger: Any, record: logging.LogRecord, *, shown: bool) -> bool:
-    """Note what one of two has done with a record. Return whether the other has shown nothing."""
+    """Record what the first of two has done with a log record. Return True if none has shown it."""
     with _lock:
         pending: dict[Hashable, Any] = log.local_state.setdefault(_PENDING, {})
         other = pending.pop(_key(record), None)
@@ -267,12 +267,12 @@ def _flush_memory(original: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def settle_records() -> None:
-    """Have in the log what handlers of the current job have kept for later."""
+    """Write to the log what handlers of the current job have kept for later."""
     log = current.get()
     if log is None:
         return
     for handler in logging_handlers.handlers_made(log):
-        with contextlib.suppress(Exception):  # whatever a foreign handler does
+        with contextlib.suppress(Exception):  # a foreign handler may raise anything
             handler.flush()
     for listener in log.local_state.get(_LISTENERS, ()):
         thread = listener._thread  # noqa: SLF001 - as above
@@ -286,7 +286,7 @@ def settle_records() -> None:
 
 
 def _drain(queue: Any) -> None:
-    """Wait a while until the listener of a queue has done with what is in it."""
+    """Wait until the listener of a queue has emptied it, for a limited time."""
     deadline = time.monotonic() + _DRAIN_TIMEOUT_S
     with contextlib.suppress(Exception):  # it may be of any kind
         while getattr(queue, "unfinished_tasks", 0) or not queue.empty():

@@ -1,11 +1,11 @@
-"""The state of ``logging``, for each job its own.
+"""The state of loggers, separate for each job.
 
 The attributes of loggers become properties. In a job they show the process's value until the job
 sets its own, which is kept with its log (see :mod:`girder_dask.worker.job_log.job_local_state`):
 
 * The level of the root logger is the one of jobs' logs, if the process's is higher.
-* ``logging.disable()`` and ``disabled`` of others do not count.
-* Handlers that were made outside of jobs are not shown, so that ``basicConfig()`` works, and
+* ``logging.disable()`` and ``disabled`` of other jobs and of the worker do not count.
+* Handlers that were created outside of jobs are hidden, so that ``basicConfig()`` works, and
   ``force=True`` or ``dictConfig()`` do not close the worker's.
 
 A package that configures its own loggers while it is imported does so for the process.
@@ -38,11 +38,11 @@ __all__ = [
 _ATTRIBUTES = ("level", "disabled", "propagate", "handlers", "filters")
 _DISABLE = "logging.disable"
 
-#: Said of a logger that ``dictConfig`` has disabled because it was there before, which is nearly
-#: always meant otherwise: its handlers get nothing, the job's log does.
+#: Value of ``disabled`` for a logger that ``dictConfig`` has disabled because it existed before,
+#: which is hardly ever intended: its handlers get nothing, the job's log does.
 _BY_CONFIG = "by configuration"
 
-#: The least level of records that reach a job's log.
+#: The lowest level of records that reach a job's log.
 _log_level = logging.INFO
 
 
@@ -50,7 +50,7 @@ _patches = MonkeyPatches()
 
 
 def install(level: int) -> None:
-    """Give jobs loggers of their own."""
+    """Give loggers a separate state in each job."""
     global _log_level
     _log_level = level
     for name in _ATTRIBUTES:
@@ -58,17 +58,17 @@ def install(level: int) -> None:
     _patches.apply(logging.Logger, "isEnabledFor", lambda _: _is_enabled_for)
     _patches.apply(logging.Manager, "disable", lambda _: property(_get_disable, _set_disable))
     _patches.apply(logging.Manager, "_clear_cache", _clear_cache)
-    _forget()
+    _clear_level_caches()
 
 
 def uninstall() -> None:
-    """Put back what was there."""
+    """Undo :func:`install`."""
     _patches.undo()
-    _forget()
+    _clear_level_caches()
     logging.Logger.manager._clear_cache()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def _forget() -> None:
+def _clear_level_caches() -> None:
     for log in living_logs():
         log.enabled_levels.clear()
 
@@ -89,7 +89,7 @@ def _property(name: str, _original: Any) -> property:
         log = current.get()
         if log is None or name not in logger.__dict__ or not _is_shared(logger):
             logger.__dict__[name] = value
-            _forget()
+            _clear_level_caches()
         elif _imports_itself(logger):
             logger.__dict__[name] = value
             logging.Logger.manager._clear_cache()  # type: ignore[attr-defined]  # noqa: SLF001
@@ -121,7 +121,7 @@ def _value(log: JobLog, logger: logging.Logger, name: str) -> Any:
 
 
 def _list(log: JobLog, logger: logging.Logger, name: str) -> list[Any]:
-    # Whoever asks for a list may change it.
+    # The caller may change the list.
     value: list[Any] | None = log.local_state.get((logger, name))
     if value is None:
         process: list[Any] = logger.__dict__[name]
@@ -133,7 +133,7 @@ def _list(log: JobLog, logger: logging.Logger, name: str) -> list[Any]:
 
 
 def _is_shared(logger: logging.Logger) -> bool:
-    """Return False for a logger that is being made, or that nobody finds by its name."""
+    """Return False for a logger that is being created, or that is not found by its name."""
     return "manager" in logger.__dict__ or logger is logging.root
 
 
@@ -147,14 +147,14 @@ def _is_called_by_config() -> bool:
 
 
 def is_of_logging(key: Hashable) -> bool:
-    """Return True if a name in an overlay is one of those here."""
+    """Return True if a name in a job's local state is one of this module."""
     return key == _DISABLE or (
         isinstance(key, tuple) and bool(key) and isinstance(key[0], logging.Logger)
     )
 
 
 def propagates(log: JobLog, logger: logging.Logger) -> bool:
-    """Return whether the records of a logger go on to its parent in a job."""
+    """Return True if a logger passes records to its parent in a job."""
     own = log.local_state.get((logger, "propagate"))
     return bool(logger.__dict__["propagate"] if own is None else own)
 
@@ -180,7 +180,7 @@ def _is_enabled_for(self: logging.Logger, level: int) -> bool:
 
 
 def is_enabled_in_process(logger: Any, level: int) -> bool:
-    """Return whether a logger is enabled for a level outside of jobs."""
+    """Return True if a logger is enabled for a level outside of jobs."""
     state = logger.__dict__
     if state["disabled"]:
         return False
@@ -202,14 +202,14 @@ def _level(logger: logging.Logger | None) -> int:
 
 
 def is_disabled(log: JobLog, logger: logging.Logger) -> bool:
-    """Return whether a job has disabled a logger."""
+    """Return True if a job has disabled a logger."""
     if not _is_shared(logger):
         return bool(logger.__dict__["disabled"])
     return log.local_state.get((logger, "disabled"), False) not in (False, 0, _BY_CONFIG)
 
 
 def effective_levels(log: JobLog, logger: logging.Logger | None) -> tuple[int, int]:
-    """Return the level of a logger in a job, and the one from which records reach its log."""
+    """Return the level of a logger in a job, and the lowest of records that reach its log."""
     own = log.local_state
     while logger is not None:
         level = own.get((logger, "level"))
@@ -235,7 +235,7 @@ def _set_disable(manager: Any, value: int | str) -> None:
     level = logging._checkLevel(value)  # type: ignore[attr-defined]  # noqa: SLF001
     if log is None or "_disable" not in manager.__dict__:
         manager.__dict__["_disable"] = level
-        _forget()
+        _clear_level_caches()
     else:
         log.local_state[_DISABLE] = level
         log.enabled_levels.clear()
@@ -244,6 +244,6 @@ def _set_disable(manager: Any, value: int | str) -> None:
 def _clear_cache(original: Callable[[Any], None]) -> Callable[[Any], None]:
     def clear_cache(manager: Any) -> None:
         original(manager)
-        _forget()
+        _clear_level_caches()
 
     return clear_cache

@@ -1,6 +1,6 @@
-"""What makes loggers and records, and what levels are called, for each job its own.
+"""The record factory, the logger class and the names of levels, separate for each job.
 
-What costs something for each record is put in place when a job first asks for it.
+Replacements that slow down each record are installed when a job first needs them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _CLASS = "logging logger class"
 _NAMES = "logging level names"
 
 _patches = MonkeyPatches()
-#: The level that a job was the first to rename, if one has.
+#: The first level that a job has renamed, if one has.
 _renames: list[int] = []
 
 
 def install() -> None:
-    """Give jobs what makes loggers and records of their own."""
+    """Give each job its own factories and names."""
     _patches.apply(logging, "setLogRecordFactory", _set_factory)
     _patches.apply(logging, "getLogRecordFactory", _get_factory)
     _patches.apply(logging, "setLoggerClass", _set_class)
@@ -36,7 +36,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Put back what was there."""
+    """Undo :func:`install`."""
     _patches.undo()
     _renames.clear()
     factory = logging._logRecordFactory  # type: ignore[attr-defined]  # noqa: SLF001
@@ -73,7 +73,7 @@ def _get_factory(original: Callable[[], Any]) -> Callable[[], Any]:
 
 
 class _Factory:
-    """Makes records as the current job has said, and else as the process does."""
+    """Record factory of the current job, or else of the process."""
 
     def __init__(self, process: Any) -> None:
         self.process = process

@@ -44,12 +44,12 @@ def uninstall() -> None:
 
 
 def is_made_in_job(handler: Any) -> bool:
-    """Return whether a handler was made in a job: the others are the worker's."""
+    """Return True if a handler was created in a job: the others are the worker's."""
     return _FLAG in getattr(handler, "__dict__", ())
 
 
 def adopt_handlers() -> None:
-    """Regard all handlers that there are as made in jobs: those of a process with one job."""
+    """Regard all handlers as created in a job: for a process with one job."""
     for reference in list(logging._handlerList):  # type: ignore[attr-defined]  # noqa: SLF001
         handler = reference()
         if handler is not None:
@@ -59,7 +59,7 @@ def adopt_handlers() -> None:
 
 
 def handlers_of_job(log: JobLog, logger: logging.Logger) -> Sequence[Any]:
-    """Return the handlers that a job sees at a logger. They are not to be changed."""
+    """Return the handlers that a job sees at a logger. The result must not be changed."""
     own: list[Any] | None = log.local_state.get((logger, "handlers"))
     if own is not None:
         return own
@@ -68,13 +68,13 @@ def handlers_of_job(log: JobLog, logger: logging.Logger) -> Sequence[Any]:
 
 
 def handlers_made(log: JobLog) -> list[Any]:
-    """Return the handlers that a job has made, the newest first."""
+    """Return the handlers that a job has created, newest first."""
     found = (reference() for reference in reversed(log.local_state.get(_HANDLERS, ())))
     return [handler for handler in found if handler is not None]
 
 
 def close_handlers(log: JobLog) -> None:
-    """Flush and close the handlers that a job has made, as Python does at its end."""
+    """Flush and close the handlers that a job has created, as Python does at its exit."""
     for handler in handlers_made(log):
         with contextlib.suppress(Exception), _held(handler):
             handler.flush()

@@ -1,4 +1,4 @@
-"""A module whose attributes are looked up by job."""
+"""Properties of modules, by which an attribute is looked up for each job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ModuleSnapshot", "add_properties", "remove_properties"]
 def add_properties(
     module: types.ModuleType, properties: Mapping[str, property]
 ) -> type[types.ModuleType]:
-    """Give a module a class with these properties, and return the class."""
+    """Give a module a class with properties, and return the class."""
     names: dict[str, Any] = dict(properties)
     # pickle and cloudpickle know modules by their very type.
     names["__reduce_ex__"] = lambda self, _: (importlib.import_module, (self.__name__,))
@@ -23,18 +23,18 @@ def add_properties(
 
 
 def remove_properties(module: types.ModuleType, made: type[types.ModuleType] | None) -> None:
-    """Take them away, unless somebody has changed the class since."""
+    """Remove the properties, unless the class has been changed since."""
     if made is not None and type(module) is made:
         module.__class__ = made.__base__  # type: ignore[assignment]
 
 
 class ModuleSnapshot:
-    """What is in a module, to be put back after ``importlib.reload``.
+    """The attributes of a module, to be restored after ``importlib.reload``.
 
     Parameters
     ----------
     mark
-        A name by whose value it is seen whether the module was loaded anew.
+        A name whose value changes when the module is reloaded.
     """
 
     def __init__(self, module: types.ModuleType, mark: str) -> None:
@@ -42,8 +42,8 @@ class ModuleSnapshot:
         self._mark = mark
         self._values = dict(vars(module))
 
-    def put_back(self) -> None:
-        """Put it back if the module was loaded anew."""
+    def restore(self) -> None:
+        """Restore them if the module was reloaded."""
         state = vars(self._module)
         if state.get(self._mark) is not self._values[self._mark]:
             state.update(self._values)

@@ -1,7 +1,7 @@
 """Capture of what jobs write: standard output and error, ``logging`` and ``warnings``.
 
-Several jobs run at once in one worker process, each in a thread of its own. What a job writes lands
-in its own :class:`~girder_dask.worker.job_log.log.JobLog`, because what is installed here looks at
+Several jobs run at once in one worker process, each in a thread of its own. What a job writes goes
+to its own :class:`~girder_dask.worker.job_log.log.JobLog`, because what is installed here looks at
 the context of the writer. :mod:`girder_dask.worker.concurrency.propagation` carries that context
 into child threads and thread pools, and gives subprocesses a pipe to the log.
 
@@ -10,7 +10,7 @@ into child threads and thread pools, and gives subprocesses a pipe to the log.
   (:mod:`girder_dask.worker.capture.standard_streams`).
 * ``logging``: messages from ``log_level`` on reach the log, whatever handlers there are
   (:mod:`girder_dask.worker.capture.log_records`). What a job configures concerns that job
-  (:mod:`girder_dask.worker.capture.logger_state`). The worker's own log is as it was.
+  (:mod:`girder_dask.worker.capture.logger_state`). The worker's own log does not change.
 * ``warnings`` are shown once for each place and job, by filters of the job
   (:mod:`girder_dask.worker.capture.warnings_state`).
 
@@ -55,7 +55,7 @@ __all__ = [
     "uninstall",
 ]
 
-#: What tasks set of ``logging`` for the whole process, to be put back at the end of each run.
+#: Attributes of ``logging`` that a task sets for the whole process. Each run restores them.
 _CONSTANTS: tuple[tuple[Any, str], ...] = (
     (logging, "lastResort"),
     (logging, "raiseExceptions"),
@@ -64,20 +64,20 @@ _CONSTANTS: tuple[tuple[Any, str], ...] = (
     (logging.Formatter, "default_msec_format"),
 )
 
-#: What ``logging`` and ``warnings`` have in them while output is captured.
-_contents: list[ModuleSnapshot] = []
+#: ``logging`` and ``warnings`` while output is captured.
+_snapshots: list[ModuleSnapshot] = []
 
 _is_installed = False
 _install_lock = threading.Lock()
 
 
 def install(log_level: int | str = logging.INFO) -> None:
-    """Start to route output by job in this process. Does nothing the second time.
+    """Route output by job in this process. Does nothing the second time.
 
     Parameters
     ----------
     log_level
-        The least level of log records that reach a job's log while the job configures none, as
+        The lowest level of records that reach a job's log unless the job configures one, as
         a number or a name.
 
     Raises
@@ -98,23 +98,26 @@ def install(log_level: int | str = logging.INFO) -> None:
         log_records.install()
         logging_factories.install()
         warnings_state.install()
-        _contents[:] = [ModuleSnapshot(logging, "Logger"), ModuleSnapshot(warnings, "_showwarnmsg")]
+        _snapshots[:] = [
+            ModuleSnapshot(logging, "Logger"),
+            ModuleSnapshot(warnings, "_showwarnmsg"),
+        ]
         _is_installed = True
 
 
 def adopt_handlers() -> None:
-    """Regard what ``logging`` has as set by the job: in a process that has only one."""
+    """Regard all handlers of ``logging`` as the job's: in a process that has only one."""
     logging_handlers.adopt_handlers()
 
 
 def uninstall() -> None:
-    """Put back what :func:`install` replaced, unless somebody has replaced it since."""
+    """Restore what :func:`install` replaced, unless it has been replaced since."""
     global _is_installed
     with _install_lock:
         if not _is_installed:
             return
         _is_installed = False
-        _contents.clear()
+        _snapshots.clear()
         warnings_state.uninstall()
         logging_factories.uninstall()
         log_records.uninstall()
@@ -139,10 +142,10 @@ def _level(level: int | str) -> int:
 
 @contextlib.contextmanager
 def capturing_run(log: JobLog, module: str = "") -> Iterator[JobLog]:
-    """Have the calling thread run the job whose log this is, to its end.
+    """Capture what the calling thread writes while it runs a job, to its end.
 
-    What the job has set for itself is dropped at the end, and what it has changed for the process
-    is put back, with a line in its log.
+    At the end, what the job has set for itself is dropped, and what it has changed for the process
+    is restored, with a line in its log.
 
     Parameters
     ----------
@@ -153,8 +156,8 @@ def capturing_run(log: JobLog, module: str = "") -> Iterator[JobLog]:
     with capturing(log):
         standard_descriptors.begin_run(log)
         log.local_state.at_end(functools.partial(standard_descriptors.end_run, log))
-        log.local_state.at_end(functools.partial(_put_streams_back, log))
-        log.local_state.at_end(functools.partial(_put_constants_back, _constants()))
+        log.local_state.at_end(functools.partial(_restore_streams, log))
+        log.local_state.at_end(functools.partial(_restore_constants, _constants()))
         try:
             yield log
         finally:
@@ -163,17 +166,17 @@ def capturing_run(log: JobLog, module: str = "") -> Iterator[JobLog]:
 
 
 def keep_import_time_state(log: JobLog) -> None:
-    """Take what has been set in a job until now for what its function's module sets at import."""
-    import_time_state.keep_import_time_state(log, log.package or "", _is_kept)
+    """Regard what was set in a job so far as set by the import of its function's module."""
+    import_time_state.keep_import_time_state(log, log.package or "", _must_keep)
 
 
-def _is_kept(key: Hashable) -> bool:
+def _must_keep(key: Hashable) -> bool:
     return logger_state.is_of_logging(key) or warnings_state.is_of_warnings(key)
 
 
 @contextlib.contextmanager
 def flushing_at_end() -> Iterator[None]:
-    """Have what a function has written in the log of the current job when it ends."""
+    """Flush everything that a function has written to the log of the current job at its end."""
     try:
         yield
     finally:
@@ -181,7 +184,7 @@ def flushing_at_end() -> Iterator[None]:
         standard_streams.flush_assigned()
 
 
-def _put_streams_back(log: JobLog) -> None:
+def _restore_streams(log: JobLog) -> None:
     for name in standard_streams.restore():
         log.write(
             f"Something has replaced {name} in sys.__dict__, which holds for all jobs of the "
@@ -193,9 +196,9 @@ def _constants() -> tuple[Any, ...]:
     return tuple(getattr(owner, name) for owner, name in _CONSTANTS)
 
 
-def _put_constants_back(values: tuple[Any, ...]) -> None:
-    for contents in _contents:
-        contents.put_back()
+def _restore_constants(values: tuple[Any, ...]) -> None:
+    for snapshot in _snapshots:
+        snapshot.restore()
     for (owner, name), value in zip(_CONSTANTS, values, strict=True):
         if getattr(owner, name) is not value:
             setattr(owner, name, value)

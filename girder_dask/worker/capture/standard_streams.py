@@ -1,17 +1,16 @@
-"""``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, for each job its own.
+"""``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, separate for each job.
 
 What a task assigns to one of them is kept with its job (see
-:mod:`girder_dask.worker.job_log.job_local_state`): code
-of other jobs, and of the worker, does not see it. Two things are needed for that. ``sys`` gets a
-class with properties, for Python code that reads and assigns. ``print`` and other C code do not use
-these, but what is in ``sys.__dict__``: there is a *proxy*, which looks up the stream of the
-current job. Properties never return a proxy, so that what a task wraps around its stream does not
-end up in a circle.
+:mod:`girder_dask.worker.job_log.job_local_state`): code of other jobs, and of the worker, does not
+see it. That takes two things. ``sys`` gets a class with properties, for Python code that reads and
+assigns. ``print`` and other C code read ``sys.__dict__``, which holds a *proxy* that looks up the
+stream of the current job. Properties never return a proxy, or a task that wraps its stream would
+create a circle.
 
 Known limits
 ------------
 What is written to ``sys.__dict__`` directly, or by C code with ``PySys_SetObject``, holds for the
-process; it is put back at the end of a run. An attribute of ``sys`` takes 30 to 60 ns to look up
+process; it is restored at the end of a run. An attribute of ``sys`` takes 30 to 60 ns to look up
 where it took 11.
 """
 
@@ -45,7 +44,7 @@ __all__ = [
 
 _NAMES = ("stdin", "stdout", "stderr")
 
-#: How many assignments are remembered that a task may go back to.
+#: Most earlier assignments that a task may restore.
 _MAX_EARLIER_STREAMS = 16
 
 #: Stands for a stream that a task has deleted.
@@ -53,21 +52,21 @@ _DELETED: Any = object()
 
 
 class _StreamProxy:
-    """Stands in ``sys.__dict__``. Passes everything to the stream of the current job.
+    """The object in ``sys.__dict__``, which passes everything to the stream of the current job.
 
     Parameters
     ----------
     base
-        The stream of a job that has assigned none, of which there is none for ``stdin``.
+        The stream of a job that has assigned none. There is none for ``stdin``.
     original
-        What has been there before. It may be None, in a process without a console.
+        What it replaces. None in a process without a console.
     """
 
     def __init__(self, name: str, base: RoutingStream | None, original: TextIO | None) -> None:
         self.name_in_sys = name
         self.base = base
         self.original = original
-        #: What code outside of jobs has.
+        #: The stream outside of jobs.
         self.outside: Any = original if base is None or original is None else base
 
     def write(self, text: str) -> int:
@@ -109,7 +108,7 @@ class _StreamProxy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream(), name)
 
-    # -- what the properties of sys do -----------------------------------------------------
+    # -- properties of sys -----------------------------------------------------
 
     def get(self, module: Any) -> Any:
         log = current.get()
@@ -146,7 +145,7 @@ class _StreamProxy:
         name = self.name_in_sys
         earlier: list[Any] = log.local_state.setdefault((name, "earlier"), [])
         if value is self:
-            # unittest.mock has found the proxy in sys.__dict__, and puts back what it has seen.
+            # unittest.mock has read the proxy from sys.__dict__, and restores it.
             if earlier:
                 log.local_state[name] = earlier.pop()
             else:
@@ -173,7 +172,7 @@ _class: type[types.ModuleType] | None = None
 
 
 def install() -> None:
-    """Put the proxies and the properties in place."""
+    """Install the proxies and the properties."""
     global _class
     properties: dict[str, Any] = {}
     for name in _NAMES:
@@ -201,7 +200,7 @@ def _setter(name: str) -> Any:
 
 
 def uninstall() -> None:
-    """Put back what was there, unless somebody has replaced it since."""
+    """Undo :func:`install`, unless something has been replaced since."""
     global _class
     remove_properties(sys, _class)
     _class = None
@@ -213,7 +212,7 @@ def uninstall() -> None:
 
 
 def restore() -> list[str]:
-    """Put the proxies back where they were replaced in ``sys.__dict__``, and return their names."""
+    """Restore proxies that were replaced in ``sys.__dict__``, and return their names."""
     if _class is not None and type(sys) is not _class:
         sys.__class__ = _class
     replaced = [name for name in _proxies if sys.__dict__.get(name) is not _proxies[name]]
@@ -223,12 +222,12 @@ def restore() -> list[str]:
 
 
 def flush_assigned() -> None:
-    """Flush what the current job has assigned: a wrapper may keep text that belongs to the log."""
+    """Flush what the current job has assigned: a wrapper may hold text that belongs to the log."""
     log = current.get()
     for name in ("stdout", "stderr"):
         stream = None if log is None else log.local_state.get(name)
         if stream is not None and stream is not _DELETED:
-            with contextlib.suppress(Exception):  # whatever a foreign stream does
+            with contextlib.suppress(Exception):  # a foreign stream may raise anything
                 stream.flush()
 
 
@@ -241,7 +240,7 @@ def flush_originals() -> None:
 
 
 def job_stream(stream: Any) -> Any:
-    """Return what stands in jobs for one of the process's own streams, and any other as it is."""
+    """Return what replaces one of the process's own streams in jobs, and any other as it is."""
     for proxy in _proxies.values():
         if proxy.base is not None and stream is proxy.original:
             return proxy.base

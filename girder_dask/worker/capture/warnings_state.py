@@ -1,13 +1,13 @@
-"""The state of ``warnings``, for each job its own.
+"""The state of ``warnings``, separate for each job.
 
-The module gets a class with properties: its C code asks the module for ``filters`` and
-``_showwarnmsg`` as attributes. A job begins with the filters of the process, and shows a warning
+The module gets a class with properties: its C code reads ``filters`` and ``_showwarnmsg`` from the
+module as attributes. A job begins with the filters of the process, and shows a warning
 once for each place, where Python does so once for each place and process. Actions that depend on
-what was shown before become ``always``, or what one job has shown would be left out in others; the
-job then keeps account of it.
+what was shown before become ``always``, or what one job has shown would be left out in others. The
+job records what it has shown instead.
 
 Python 3.14 keeps filters in contexts. There, and wherever the module is not as expected, warnings
-are led to the log of the job, and filters are the process's.
+go to the log of the job, and filters are the process's.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ __all__ = ["install", "is_of_warnings", "uninstall"]
 _WARNINGS = "warnings"
 _CAPTURED = "logging.captureWarnings"
 
-#: What a job may assign for itself.
+#: Attributes that a job may assign for itself.
 _NAMES = ("filters", "showwarning", "_showwarnmsg_impl", "formatwarning", "warn", "warn_explicit")
 
-#: What is replaced, as it uses the module's own names or counts for all.
+#: Functions that are replaced, since they use the module's own names or count for all jobs.
 _FUNCTIONS = ("_showwarnmsg", "_add_filter", "resetwarnings", "_filters_mutated")
 _NEEDED = (*_NAMES, *_FUNCTIONS, "_showwarning_orig", "_formatwarning_orig", "_formatwarnmsg_impl")
 
-#: Most warnings that are remembered as shown.
+#: Most warnings that are recorded as shown.
 _MAX_SHOWN_WARNINGS = 10_000
 
 
 class _Action(str):
-    """``always`` for Python, and what it was for us: ``default``, ``module`` or ``once``."""
+    """``always`` for Python, with the action it stands for: ``default``, ``module`` or ``once``."""
 
     __slots__ = ("meant",)
     meant: str
@@ -59,7 +59,7 @@ _LAST = (_ACTIONS["default"], None, Warning, None, 0)
 
 
 class _Filters(list[Any]):
-    """The filters of a job. ``catch_warnings`` makes new ones, with which nothing was shown yet."""
+    """The filters of a job. ``catch_warnings`` creates new ones, which have shown nothing yet."""
 
     def __init__(self, filters: Any) -> None:
         super().__init__((_ACTIONS.get(each[0], each[0]), *each[1:]) for each in filters)
@@ -73,7 +73,7 @@ _class: type[types.ModuleType] | None = None
 
 
 def install() -> None:
-    """Give jobs filters of their own, where Python has what that needs."""
+    """Give each job its own filters, where Python has what that needs."""
     global _class
     _patches.apply(logging, "captureWarnings", _capture_warnings)
     if sys.version_info >= (3, 14) or any(name not in vars(warnings) for name in _NEEDED):
@@ -87,7 +87,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Put back what was there."""
+    """Undo :func:`install`."""
     global _class
     remove_properties(warnings, _class)
     _class = None
@@ -95,11 +95,11 @@ def uninstall() -> None:
 
 
 def is_of_warnings(key: Hashable) -> bool:
-    """Return True if a name in an overlay is one of those here."""
+    """Return True if a name in a job's local state is one of this module."""
     return isinstance(key, tuple) and bool(key) and key[0] == _WARNINGS
 
 
-# -- what the module has -------------------------------------------------------------------
+# -- attributes of the module -------------------------------------------------------------------
 
 
 def _property(name: str) -> property:
@@ -158,7 +158,7 @@ def _add_filter(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_for_all(item: tuple[Any, ...]) -> bool:
-    """Return whether a module that is being imported filters something of its own.
+    """Return True if a module that is being imported filters something of its own.
 
     Such a filter of a library holds for the process: it is set once. One for all warnings of a
     kind that Python has holds for the job.
@@ -199,7 +199,7 @@ def _show(original: Callable[[Any], None]) -> Callable[[Any], None]:
         log = current.get()
         if log is None:
             original(msg)
-        elif not _was_shown(log, msg):
+        elif not _record_shown(log, msg):
             show_warning = log.local_state.get((_WARNINGS, "showwarning"))
             if show_warning is not None:
                 show_warning(
@@ -244,12 +244,12 @@ def _show_warning(
     (_write if log is None else log.local_state.get((_WARNINGS, "_showwarnmsg_impl"), _write))(msg)
 
 
-#: What a job sees in the place of what others may have replaced.
+#: Replacements in jobs of functions that others may have replaced.
 _OF_JOBS: dict[str, Any] = {"showwarning": _show_warning, "_showwarnmsg_impl": _write}
 
 
-def _was_shown(log: JobLog, msg: Any) -> bool:
-    """Return whether a warning is one to be left out, and note it."""
+def _record_shown(log: JobLog, msg: Any) -> bool:
+    """Record a warning as shown. Return True if it was shown before and is to be left out."""
     filters, text = _filters(log), str(msg.message)
     meant = next(
         (getattr(each[0], "meant", "") for each in filters if _matches(each, msg, text)), ""
@@ -285,7 +285,7 @@ def _is_like(pattern: Any, text: str) -> bool:
 
 
 def _modules(filename: str) -> list[str]:
-    """Return what the module in a file may be called, as the warning does not say."""
+    """Return possible names of the module in a file, since a warning has only the file."""
     parts = PurePath(filename).with_suffix("").parts
     return ["__main__", *(".".join(parts[-n:]) for n in range(1, len(parts) + 1))]
 

@@ -1,8 +1,8 @@
 """The end of a process that a task has forked with ``os.fork()``.
 
-Such a process is a copy of the worker. What follows the task in it is the worker's own: the rest of
-the run, with its clean-up, threads of pools that wait for work, exit handlers. So it ends where the
-code of the task ends, as a program does, and runs none of that.
+Such a process is a copy of the worker. Everything after the task in it is the worker's own: the
+rest of the run, with its clean-up, threads of pools that wait for work, exit handlers. So it ends
+where the code of the task ends, as a program does, and runs none of that.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import Any
 
 __all__ = ["ending_forks"]
 
-# Which handlers of signals are not for the forks of the running code.
-_not_for_forks: ContextVar[Callable[[Any], bool] | None] = ContextVar(
-    "girder_dask_not_for_forks", default=None
+# Returns whether a handler of a signal is the worker's and not for forks of the running code.
+_is_worker_handler: ContextVar[Callable[[Any], bool] | None] = ContextVar(
+    "girder_dask_is_worker_handler", default=None
 )
 # The signals that a thread had blocked before it forked.
-_before = threading.local()
+_blocked = threading.local()
 
 
 @contextlib.contextmanager
 def ending_forks(
     flush: Callable[[], object] = lambda: None,
-    tell: Callable[[BaseException], str] | None = None,
-    not_for_forks: Callable[[Any], bool] | None = None,
+    describe: Callable[[BaseException], str] | None = None,
+    is_worker_handler: Callable[[Any], bool] | None = None,
 ) -> Iterator[None]:
-    """End each process here that was forked within: with 0, or as an exception tells.
+    """End each process that was forked within: with 0, or as its exception demands.
 
     Parameters
     ----------
     flush
         Called in such a process before it ends, to send what was written.
-    tell
-        Returns what is written of an exception. By default that is its traceback.
-    not_for_forks
-        Says whether a signal's handler is one of ours, and not the task's own. A signal with
-        such a handler does to a fork what it does to any program.
+    describe
+        Returns the text to write about an exception. By default that is its traceback.
+    is_worker_handler
+        Returns whether a signal's handler is the worker's, and not the task's own. A signal with
+        such a handler has its default effect on a fork.
 
     Examples
     --------
@@ -55,41 +55,41 @@ def ending_forks(
     7
     """
     pid = os.getpid()
-    token = None if not_for_forks is None else _not_for_forks.set(not_for_forks)
+    token = None if is_worker_handler is None else _is_worker_handler.set(is_worker_handler)
     try:
         yield
     except BaseException as e:
         if os.getpid() != pid:
-            _end(e, flush, tell)
+            _end(e, flush, describe)
         raise
     else:
         if os.getpid() != pid:
-            _end(None, flush, tell)
+            _end(None, flush, describe)
     finally:
         if token is not None:
-            _not_for_forks.reset(token)
+            _is_worker_handler.reset(token)
 
 
 def _before_fork() -> None:
-    if _not_for_forks.get() is not None:
+    if _is_worker_handler.get() is not None:
         # Python drops a signal that comes before the fork has its handlers.
-        _before.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _blocked.signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def _after_fork_in_parent() -> None:
-    blocked = _before.__dict__.pop("blocked", None)
+    blocked = _blocked.__dict__.pop("signals", None)
     if blocked is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _after_fork_in_child() -> None:
-    """Give a fork the signals of a program."""
-    not_for_forks = _not_for_forks.get()
-    if not_for_forks is not None:
+    """Give a fork the signal handlers of a program."""
+    is_worker_handler = _is_worker_handler.get()
+    if is_worker_handler is not None:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
             handler = signal.getsignal(number)
-            if handler is not signal.default_int_handler and not_for_forks(handler):
+            if handler is not signal.default_int_handler and is_worker_handler(handler):
                 interrupts = number == signal.SIGINT
                 default = signal.default_int_handler if interrupts else signal.SIG_DFL
                 signal.signal(number, default)
@@ -106,11 +106,11 @@ os.register_at_fork(
 def _end(
     error: BaseException | None,
     flush: Callable[[], object],
-    tell: Callable[[BaseException], str] | None,
+    describe: Callable[[BaseException], str] | None,
 ) -> None:
     code = 1
     try:
-        code = _code(error, tell)
+        code = _exit_code(error, describe)
         _join_threads()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
@@ -120,15 +120,15 @@ def _end(
         os._exit(code)
 
 
-def _code(error: BaseException | None, tell: Callable[[BaseException], str] | None) -> int:
-    """Return the exit code, and write why it ends, as Python does."""
+def _exit_code(error: BaseException | None, describe: Callable[[BaseException], str] | None) -> int:
+    """Return the exit code, and write the reason, as Python does."""
     if error is None:
         return 0
     if not isinstance(error, SystemExit):
-        if tell is None:
+        if describe is None:
             traceback.print_exception(type(error), error, error.__traceback__)
         else:
-            print(tell(error), end="", file=sys.stderr)
+            print(describe(error), end="", file=sys.stderr)
         return 1
     if error.code is None or isinstance(error.code, int):
         return (error.code or 0) & 0xFF

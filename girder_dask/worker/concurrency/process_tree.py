@@ -1,8 +1,8 @@
-"""The processes that a run has started, and how they are ended: SIGTERM, then SIGKILL.
+"""The processes that a run has started, and their end: SIGTERM, then SIGKILL.
 
-They are those that its Python code waits for, what these have started, who is in a process
-group of theirs, who writes to the run's log, and who has the name of the run in its
-environment. So one is found whose parent has gone.
+They are the subprocesses of its Python code, their descendants, and all processes that are in a
+process group of these, write to the run's log, or have the name of the run in their environment.
+So a process is found also when its parent has ended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from girder_dask.worker.job_log.log import JobLog
 __all__ = ["ProcessTree"]
 
 _POLL_INTERVAL_S = 0.05
-# How long a process may take to be gone that was killed.
+# Seconds that a process may take to end that was killed.
 _KILL_TIMEOUT_S = 30.0
 
 
@@ -31,44 +31,45 @@ class ProcessTree:
     Parameters
     ----------
     log
-        The log of the run, by which its processes are known.
+        The log of the run, by which its processes are recognised.
     run
         The name of the run, which its subprocesses carry in their environment.
 
     Attributes
     ----------
     spared
-        The processes that are left alone with all that come from them, as somebody else sees
-        to their end.
+        Processes that are left alone with their descendants: their subreaper ends them.
     """
 
     def __init__(self, log: JobLog, run: str) -> None:
         self._log = log
         self._run = run
         self._lock = threading.RLock()
-        self._asked: set[Process] = set()
+        self._terminated: set[Process] = set()
         self._groups: set[int] = set()
         self.spared: set[int] = set()
         subprocess_propagation.set_run_name(log, run)
 
-    def stop(self) -> None:
-        """Send SIGTERM to each, and SIGKILL to those that had it before."""
+    def terminate(self) -> None:
+        """Send SIGTERM to each, and SIGKILL to those that were sent it before."""
         with self._lock:
-            # The parents first, so that they do not start anything more.
-            for process in self.left():
-                is_known = any(process.born == p.born and process.pid == p.pid for p in self._asked)
+            # The parents first, so that they start no others.
+            for process in self.running():
+                is_known = any(
+                    process.born == p.born and process.pid == p.pid for p in self._terminated
+                )
                 send_signal(process.pid, signal.SIGKILL if is_known else signal.SIGTERM)
-                self._asked.add(process)
+                self._terminated.add(process)
 
     def kill(self) -> None:
         """Send SIGKILL to each."""
         with self._lock:
-            for process in self.left():
+            for process in self.running():
                 send_signal(process.pid, signal.SIGKILL)
-                self._asked.add(process)
+                self._terminated.add(process)
 
     def end(self, grace: float) -> bool:
-        """Stop them, and return when none is left. Say whether that is so.
+        """Terminate them, and wait for their end. Return False if one is left.
 
         Parameters
         ----------
@@ -76,58 +77,56 @@ class ProcessTree:
             Seconds between SIGTERM and SIGKILL.
         """
         start = time.monotonic()
-        kill_at = start + grace if self.left() else start
+        kill_at = start + grace if self.running() else start
         first = True
-        while self.left():
+        while self.running():
             now = time.monotonic()
             if now > kill_at + _KILL_TIMEOUT_S:
                 return False
             if first or now >= kill_at:
-                self.stop()
+                self.terminate()
             first = False
             time.sleep(_POLL_INTERVAL_S)
         return True
 
-    def left(self) -> list[Process]:
+    def running(self) -> list[Process]:
         """Return those that have not ended, parents first."""
         with self._lock:
-            return self._left()
+            return self._running()
 
-    def unfinished(self) -> list[int]:
-        """Return the ids of those that Python code has started and that have not ended."""
+    def unfinished_subprocesses(self) -> list[int]:
+        """Return the ids of the subprocesses of Python code that have not ended."""
         started = subprocess_propagation.running_subprocesses(self._log)
         return sorted({p.pid for p in started if p.poll() is None} - self.spared)
 
-    def _left(self) -> list[Process]:
-        everybody = {process.pid: process for process in running_processes()}
+    def _running(self) -> list[Process]:
+        processes = {process.pid: process for process in running_processes()}
         subprocesses = subprocess_propagation.running_subprocesses(self._log)
-        if not everybody:  # there is no /proc
-            return [Process(p.pid, 0, 0, 0) for p in subprocesses if p.poll() is None]
-        writers = _writers(self._log.pipe_identity(), everybody)
-        named = self._named(everybody)
+        writers = _writers(self._log.pipe_identity(), processes)
+        named = self._named(processes)
         started = {process.pid for process in subprocesses}
-        asked = {p.pid for p in self._asked if _is_same(p, everybody.get(p.pid))}
-        spared = _closure(self.spared, everybody.values(), lambda p, found: p.parent in found)
+        terminated = {p.pid for p in self._terminated if _is_same(p, processes.get(p.pid))}
+        spared = _closure(self.spared, processes.values(), lambda p, found: p.parent in found)
         own = os.getpgrp()
 
         def belongs(process: Process, found: set[int]) -> bool:
             return process.parent in found or process.group in self._groups
 
-        found = (started | asked | writers | named) & everybody.keys() - spared - {os.getpid()}
+        found = (started | terminated | writers | named) & processes.keys() - spared - {os.getpid()}
         while True:
-            self._groups |= {everybody[pid].group for pid in found} - {own}
-            grown = _closure(found, everybody.values(), belongs) - spared - {os.getpid()}
+            self._groups |= {processes[pid].group for pid in found} - {own}
+            grown = _closure(found, processes.values(), belongs) - spared - {os.getpid()}
             if grown == found:
-                return [everybody[pid] for pid in sorted(found, key=lambda i: everybody[i].born)]
+                return [processes[pid] for pid in sorted(found, key=lambda i: processes[i].born)]
             found = grown
 
-    def _named(self, everybody: dict[int, Process]) -> set[int]:
+    def _named(self, processes: dict[int, Process]) -> set[int]:
         """Return the processes with the name of the run. They are younger than this one."""
-        own = everybody.get(os.getpid())
+        own = processes.get(os.getpid())
         first = 0 if own is None else own.born
         return {
             p.pid
-            for p in everybody.values()
+            for p in processes.values()
             if p.born >= first
             and has_variable(p.pid, subprocess_propagation.RUN_VARIABLE, self._run)
         }
@@ -138,11 +137,11 @@ def _is_same(one: Process, other: Process | None) -> bool:
 
 
 def _closure(
-    roots: set[int], everybody: Collection[Process], belongs: Callable[[Process, set[int]], bool]
+    roots: set[int], processes: Collection[Process], belongs: Callable[[Process, set[int]], bool]
 ) -> set[int]:
     found, more = set(roots), set(roots)
     while more:
-        more = {p.pid for p in everybody if p.pid not in found and belongs(p, found)}
+        more = {p.pid for p in processes if p.pid not in found and belongs(p, found)}
         found |= more
     return found
 
@@ -157,6 +156,6 @@ def _writers(pipe: tuple[int, int] | None, pids: Collection[int]) -> set[int]:
 def _file(pid: int, fd: int) -> tuple[int, int] | None:
     try:
         status = Path(f"/proc/{pid}/fd/{fd}").stat()
-    except OSError:  # it is somebody else's, has ended or has closed it
+    except OSError:  # it is another user's, has ended or has closed it
         return None
     return status.st_dev, status.st_ino

@@ -1,7 +1,7 @@
 """Waits of a job's threads that an interruption ends at once.
 
 C code that waits is not interrupted before it returns. In a job, ``time.sleep`` and
-``Thread.join`` therefore wait for a :class:`Latch`, which somebody else may wake.
+``Thread.join`` therefore wait for a :class:`Latch`, which another thread can wake.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 __all__ = ["Latch", "end_latch", "join_in_job", "sleep_in_job", "wake"]
 
-#: A sleep that is shorter ends soon enough by itself, in seconds.
+#: A shorter sleep ends soon enough by itself.
 _MIN_SLEEP_S = 0.05
 
-#: What is opened at the end of a thread that a job has started.
+#: The latches that are opened at the ends of threads that jobs have started.
 _ends: weakref.WeakKeyDictionary[threading.Thread, Latch] = weakref.WeakKeyDictionary()
 
 
 class Latch:
-    """Shut until it is opened, once and for all.
+    """A barrier that is closed until it is opened, once and for all.
 
-    It holds no lock while it is used, so one who is interrupted in it leaves none behind.
+    It holds no lock while it is used, so a thread that is interrupted in it leaves none behind.
     """
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class Latch:
         self._waiters: list[Any] = []
 
     def open(self) -> None:
-        """Let go of all who wait, and of those who will."""
+        """Release all threads that wait, or that will."""
         self._is_open = True
         for waiter in list(self._waiters):
             _release(waiter)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until it is open, but for at most ``seconds``. Say whether it is."""
+        """Wait until it is open, for at most ``seconds``. Return True if it is."""
         waiter = threading.Lock()
         waiter.acquire()
         self._waiters.append(waiter)
@@ -58,18 +58,18 @@ def _wait(latch: Latch, waiter: Any, seconds: float | None) -> bool:
         return True
     deadline = time.monotonic() + seconds
     while not latch._is_open and (left := deadline - time.monotonic()) > 0:  # noqa: SLF001
-        # One who is woken for nothing waits on.
+        # A thread that is woken without a reason waits on.
         waiter.acquire(True, min(left, threading.TIMEOUT_MAX))
     return latch._is_open  # noqa: SLF001
 
 
 def _release(waiter: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # somebody else has
+    with contextlib.suppress(RuntimeError):  # another thread has
         waiter.release()
 
 
 def wake(frame: FrameType) -> bool:
-    """Wake a thread whose innermost frame is this, if it waits for a latch. Say whether it does."""
+    """Wake a thread whose innermost frame waits for a latch. Return False if it does not."""
     if frame.f_code is not _wait.__code__:
         return False
     _release(frame.f_locals["waiter"])
@@ -77,12 +77,12 @@ def wake(frame: FrameType) -> bool:
 
 
 def end_latch(thread: threading.Thread) -> Latch:
-    """Return what is to be opened at the end of a thread that a job starts."""
+    """Return the latch that is to be opened at the end of a thread that a job starts."""
     return _ends.setdefault(thread, Latch())
 
 
 def sleep_in_job(in_job: Callable[[], bool], original: Callable[[Any], None]) -> Callable[..., Any]:
-    """Return what takes the place of ``time.sleep``."""
+    """Return the replacement of ``time.sleep``."""
 
     def sleep(seconds: Any, /) -> None:
         is_plain = (
@@ -97,7 +97,7 @@ def sleep_in_job(in_job: Callable[[], bool], original: Callable[[Any], None]) ->
 
 
 def join_in_job(in_job: Callable[[], bool], original: Callable[..., None]) -> Callable[..., None]:
-    """Return what takes the place of ``Thread.join``."""
+    """Return the replacement of ``Thread.join``."""
 
     @functools.wraps(original)
     def join(self: threading.Thread, timeout: float | None = None) -> None:
@@ -106,7 +106,7 @@ def join_in_job(in_job: Callable[[], bool], original: Callable[..., None]) -> Ca
             original(self, timeout)
             return
         start = time.monotonic()
-        if end.wait(timeout):  # what is left is the interpreter's, and quick
+        if end.wait(timeout):  # the rest is up to the interpreter, and quick
             original(self, timeout and max(timeout - (time.monotonic() - start), 0.0))
 
     return join

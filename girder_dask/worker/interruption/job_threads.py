@@ -1,7 +1,7 @@
-"""The threads in which the code of a job runs, and how they are interrupted.
+"""The threads in which the code of a job runs, and their interruption.
 
 They are the thread of its run, those that it has started, until they end, and the threads of
-pools while they do something for the job. A pool may serve other jobs before and after.
+pools while they work for the job. A pool may serve other jobs before and after.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from girder_dask.worker.job_log.log import JobLog
 
 __all__ = ["MAX_INTERRUPTIONS", "JobThreads", "after_fork_in_child", "threads_of"]
 
-#: What goes on after so many interruptions is not only interrupted any more, but cut short.
+#: A task that goes on after so many interruptions is interrupted at each of its lines.
 MAX_INTERRUPTIONS = 3
 
 T = TypeVar("T")
 
-#: The module whose threads serve a pool of ``multiprocessing``, those functions of it that call
-#: others, and what it waits with for something to do.
+#: The module whose threads serve a pool of ``multiprocessing``, those of its functions that call
+#: code of tasks, and the modules with which it waits for work.
 _POOL = "multiprocessing.pool"
 _CALLERS = ("mapstar", "starmapstar")
 _WAITS = ("multiprocessing", "selectors", "threading", "queue")
 
-#: Threads that are daemons only since the one that has made them is.
+#: Threads that are daemons only because their creator is.
 _inheriting: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _threads: weakref.WeakKeyDictionary[JobLog, JobThreads] = weakref.WeakKeyDictionary()
 
@@ -47,35 +47,35 @@ class JobThreads:
     Parameters
     ----------
     log
-        The log of the run, by which a thread is known to be the job's.
+        The log of the run, by which a thread is recognised as the job's.
     """
 
     def __init__(self, log: JobLog) -> None:
         # Reentrant: the garbage collector may run a __del__ that starts a thread while it is held.
         self._lock = threading.RLock()
-        self._inside: dict[int, threading.Thread] = {}
+        self._entered: dict[int, threading.Thread] = {}
         self._starting: set[threading.Thread] = set()
         self._exception: type[JobInterrupted] | None = None
         self._interruptions = 0
         self._interrupter = ThreadInterrupter(self._is_busy, self._lock)
-        self._is_over = False
+        self._is_released = False
         self._is_closed = False
         _threads[log] = self
 
     # -- threads come and go ---------------------------------------------------------------
 
     def add_starting(self, thread: threading.Thread) -> None:
-        """Take note of a thread that is about to be started and will call :meth:`run_thread`."""
+        """Record a thread that is about to be started and will call :meth:`run_thread`."""
         with self._lock:
             self._starting.add(thread)
 
     def discard_starting(self, thread: threading.Thread) -> None:
-        """Forget a thread that could not be started."""
+        """Drop a thread that could not be started."""
         with self._lock:
             self._starting.discard(thread)
 
     def run_thread(self, run: Callable[[], None]) -> None:
-        """Do the work of a thread of the job. An interruption ends it without a word."""
+        """Run a thread of the job. An interruption ends it without a message."""
         try:
             self._run(run)
         except JobInterrupted:
@@ -83,9 +83,9 @@ class JobThreads:
                 raise
 
     def for_pool(self, work: Callable[..., T]) -> Callable[..., T]:
-        """Return what does ``work`` in a thread that is the job's only meanwhile.
+        """Return ``work`` for a thread that is the job's only while it does that.
 
-        It is not begun if the job was interrupted after this call.
+        It does not start if the job was interrupted after this call.
         """
         since = self._interruptions
 
@@ -110,15 +110,15 @@ class JobThreads:
     @property
     def has_this(self) -> bool:
         """Whether the calling thread is one of the job's."""
-        return threading.get_ident() in self._inside
+        return threading.get_ident() in self._entered
 
     def enter(self, since: int | None = None) -> None:
-        """Let the calling thread be interrupted from now on.
+        """Make the calling thread interruptible.
 
         Parameters
         ----------
         since
-            The number of interruptions when its work was given to it.
+            The number of interruptions when it was given its work.
 
         Raises
         ------
@@ -131,31 +131,31 @@ class JobThreads:
             is_late = since is not None and since < self._interruptions
             if (self._is_closed or is_late) and not _serves_pool(thread):
                 raise self._exception or CancelInterrupt
-            if not self._is_over:
-                self._inside[threading.get_ident()] = thread
+            if not self._is_released:
+                self._entered[threading.get_ident()] = thread
 
     def leave(self) -> None:
-        """Let it be interrupted no more, and take back what has not happened yet."""
+        """End :meth:`enter`, and withdraw an interruption that has not been raised."""
         with self._lock:
-            self.spare()
-            self._inside.pop(threading.get_ident(), None)
+            self.withdraw_interrupt()
+            self._entered.pop(threading.get_ident(), None)
 
-    def spare(self) -> None:
-        """Take back an interruption of the calling thread that has not happened yet."""
+    def withdraw_interrupt(self) -> None:
+        """Withdraw an interruption of the calling thread that has not been raised."""
         with self._lock:
-            # With nothing to take back CPython 3.11 hangs where a tracer or a profiler is set.
+            # With nothing to withdraw, CPython 3.11 hangs where a tracer or a profiler is set.
             if self._interruptions and self.has_this:
                 withdraw_interrupt()
 
     # -- from other threads ----------------------------------------------------------------
 
     def interrupt(self, exception: type[JobInterrupted]) -> bool:
-        """Raise ``exception`` in each at its next Python instruction. Say whether there is one.
+        """Raise ``exception`` in each at its next Python instruction. Return True if there is one.
 
-        Those that are where this would harm others are interrupted when they have left there.
+        A thread that is where this would harm others is interrupted when it has left there.
         """
         with self._lock:
-            if self._is_over:
+            if self._is_released:
                 return False
             self._exception = exception
             self._interruptions += 1
@@ -165,12 +165,12 @@ class JobThreads:
             return bool(busy)
 
     def places(self) -> dict[str, str]:
-        """Return the names of those in which code of the job runs, and where that is."""
+        """Return the names of those in which code of the job runs, and its position."""
         with self._lock:
             return {thread.name: user_position(ident) for ident, thread in self._busy().items()}
 
     def left(self) -> list[str]:
-        """Return the names of those but the calling one that still do something for the job.
+        """Return the names of other threads that still work for the job.
 
         A thread that is a daemon was meant to be left behind, but for those of pools.
         """
@@ -180,8 +180,8 @@ class JobThreads:
             busy |= {thread for thread in self._starting if thread.is_alive()}
             return sorted(thread.name for thread in busy if _is_left(thread))
 
-    def close(self) -> bool:
-        """End the job's account if no code of it runs any more: then none will. Say so."""
+    def try_close(self) -> bool:
+        """Close the job to threads. Return False if its code still runs in one."""
         with self._lock:
             if self._busy() or any(thread.is_alive() for thread in self._starting):
                 return False
@@ -190,41 +190,43 @@ class JobThreads:
             return True
 
     def release(self) -> None:
-        """Let go of them: they are interrupted no more."""
+        """Leave the threads alone from now on."""
         with self._lock:
-            self._is_over = True
-            self._inside.clear()
+            self._is_released = True
+            self._entered.clear()
             self._starting.clear()
 
     def become_forked(self) -> None:
-        """Let go of them in a forked child, which ends as a process does."""
+        """Leave the threads alone in a forked child, which ends as a process does."""
         self._lock = threading.RLock()
         self._interrupter = ThreadInterrupter(self._is_busy, self._lock)
         self.release()
 
     def _is_busy(self, ident: int) -> bool:
-        return not self._is_over and ident in self._busy()
+        return not self._is_released and ident in self._busy()
 
     def _busy(self) -> dict[int, threading.Thread]:
         frames = sys._current_frames()  # noqa: SLF001 - the only way to them
         return {
             ident: thread
-            for ident, thread in self._inside.items()
+            for ident, thread in self._entered.items()
             if thread.is_alive() and not _is_idle(thread, frames.get(ident))
         }
 
 
 def inherit_daemon(thread: threading.Thread) -> None:
-    """Have a thread be a daemon when it starts, as the one that makes it, so that none holds up
-    the end of a worker; yet it counts as none."""
+    """Make a thread a daemon at its start, as its creator is, though it does not count as one.
+
+    So no thread of a task delays the end of its worker.
+    """
     _inheriting.add(thread)
 
 
 def make_daemon(thread: threading.Thread) -> None:
-    """Make a daemon of a thread that is about to start, if the one that has made it is one."""
+    """Make a thread that is about to start a daemon, if :func:`inherit_daemon` was called."""
     if thread not in _inheriting or thread.ident is not None:
         return
-    if thread.daemon:  # it was meant to be one
+    if thread.daemon:  # the task has made it one
         _inheriting.discard(thread)
     thread.daemon = True
 
@@ -243,7 +245,7 @@ def threads_of(log: JobLog) -> JobThreads | None:
 
 
 def after_fork_in_child() -> None:
-    """Make what there is of the parent fit for a forked child."""
+    """Adapt the threads of the parent to a forked child."""
     for threads in list(_threads.values()):
         threads.become_forked()
 
@@ -253,7 +255,7 @@ def _serves_pool(thread: threading.Thread) -> bool:
 
 
 def _is_idle(thread: threading.Thread, frame: FrameType | None) -> bool:
-    """Say whether a thread of a pool waits for something to do. Others may give it something."""
+    """Return True if a thread of a pool waits for work, which other jobs may give it."""
     if not _serves_pool(thread):
         return False
     while frame is not None:

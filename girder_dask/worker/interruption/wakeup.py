@@ -1,4 +1,4 @@
-"""The wakeup of a thread that waits: the one that was to wake it may have been interrupted."""
+"""The wakeup of a thread that waits for another one, which may have been interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a task in a process of its own reports: text to its log, the rest to the worker."""
+"""The sink of a task in a process of its own: text goes to its log, the rest to the worker."""
 
 from __future__ import annotations
 

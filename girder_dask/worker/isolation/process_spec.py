@@ -1,4 +1,4 @@
-"""What the process of a task is told before its inputs are there."""
+"""The specification of a task's process, which it reads before its inputs are there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The call that wakes whoever takes the text of a log."""
+"""The notification that a log has text to take."""
 
 from __future__ import annotations
 

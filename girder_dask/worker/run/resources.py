@@ -105,5 +105,5 @@ def _end_threads(control: RunControl) -> None:
 
 def _end_processes(control: RunControl, grace: float) -> None:
     if not control.processes.end(grace):
-        pids = ", ".join(str(process.pid) for process in control.processes.left())
+        pids = ", ".join(str(process.pid) for process in control.processes.running())
         control.write(f"Processes of the job do not end, although killed: {pids}.\n")

@@ -71,14 +71,14 @@ class RunInterruption:
         with self._lock:
             exception = TimeoutInterrupt if self.timed_out else CancelInterrupt
             if self._threads.interrupt(exception):
-                self._process_tree.stop()
+                self._process_tree.terminate()
 
     def end_threads(self) -> bool:
         """Wait a while for the threads that the run has left. Return True once none is left."""
         start = time.monotonic()
         while time.monotonic() < start + _WAIT_S:
             with self._lock:  # nothing stops the processes any more when this returns
-                if self._threads.close():
+                if self._threads.try_close():
                     return True
             time.sleep(_POLL_INTERVAL_S)
         return False
@@ -88,7 +88,7 @@ class RunInterruption:
         deadline = time.monotonic() + _FINISH_TIME_S
         while (threads := self._threads.left()) and time.monotonic() < deadline:
             time.sleep(_POLL_INTERVAL_S)  # a thread may be at its last instruction
-        processes = [f"process {pid}" for pid in self._process_tree.unfinished()]
+        processes = [f"process {pid}" for pid in self._process_tree.unfinished_subprocesses()]
         return ", ".join([*threads, *processes]) or None
 
     def release(self) -> None:
@@ -132,7 +132,7 @@ class RunInterruption:
         finally:
             with self._lock:
                 self._is_limited = False
-                self._threads.spare()
+                self._threads.withdraw_interrupt()
             if not self.timed_out:
                 limit(None)
         if self.timed_out:
