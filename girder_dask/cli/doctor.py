@@ -240,7 +240,7 @@ def _girder_jobs_are_sound(girder: Mapping[str, Any]) -> Check:
     number = aside.get("number", 0)
     return Check(
         "The documents of jobs in Girder are well-formed",
-        problem=f"{number} malformed ones were set aside in the last day. The last: "
+        problem=f"{number} malformed ones were quarantined in the last day. The last: "
         f"{aside.get('last')}"
         if number
         else None,

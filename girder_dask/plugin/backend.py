@@ -23,11 +23,11 @@ from girder_dask.jobs import JobStatus
 from girder_dask.plugin import malloc, settings
 from girder_dask.plugin.dask_client import LazyDaskClient
 from girder_dask.plugin.store import cancellation, claims, job_records, recording, results, tokens
-from girder_dask.plugin.store.authority import IN_GIRDER, Authority
-from girder_dask.plugin.store.database import translated_errors
+from girder_dask.plugin.store.access.authority import IN_GIRDER, Authority
+from girder_dask.plugin.store.access.requester import may_access
+from girder_dask.plugin.store.database import database_errors
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.maps import parents
-from girder_dask.plugin.store.requester import may_access
 from girder_dask.plugin.store.unreachable import UnreachableReporter
 from girder_dask.plugin.store.validation import MalformedDocument, is_map_parent
 from girder_dask.protocol.messages import JobSpec, MapParent, StoredResult, Submission
@@ -73,7 +73,7 @@ class GirderBackend:
 
         With a group, the first document is that of its parent job.
         """
-        with translated_errors(_NO_JOB_MADE):
+        with database_errors(_NO_JOB_MADE):
             user = _request_user()
         return self.submit_for(user, None, submissions, group)
 
@@ -88,7 +88,7 @@ class GirderBackend:
 
     def load_jobs(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return the states of those jobs that the user of the request may read."""
-        with translated_errors(f"The states of {len(job_ids)} jobs cannot be read"):
+        with database_errors(f"The states of {len(job_ids)} jobs cannot be read"):
             jobs = job_records.load_states(job_ids)
         if not _in_request():
             return jobs
@@ -98,19 +98,19 @@ class GirderBackend:
     def load_log(self, job_id: str) -> str:
         """Return the whole log of a job if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
-        with translated_errors(f"The log of job {job_id} cannot be read"):
+        with database_errors(f"The log of job {job_id} cannot be read"):
             return b"".join(chunks.load(job["_id"]).read()).decode("utf-8", "replace")
 
     def load_result(self, job_id: str) -> StoredResult:
         """Return the stored result of a job if the user of the request may read it."""
         job = self._load(job_id, AccessType.READ)
-        with translated_errors(f"The result of job {job_id} cannot be read"):
+        with database_errors(f"The result of job {job_id} cannot be read"):
             return _with_state(results.load(job["_id"]), job)
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
         """Return the stored results of those jobs that the user of the request may read."""
         jobs = {job["_id"]: job for job in self.load_jobs(job_ids)}
-        with translated_errors(f"The results of {len(jobs)} jobs cannot be read"):
+        with database_errors(f"The results of {len(jobs)} jobs cannot be read"):
             return {
                 str(job_id): _with_state(stored, jobs[job_id])
                 for job_id, stored in results.load_many(jobs)
@@ -119,7 +119,7 @@ class GirderBackend:
     def cancel(self, job_id: str) -> None:
         """Cancel a job if the user of the request may change it."""
         job = self._load(job_id, AccessType.WRITE)
-        with translated_errors(f"Job {job_id} cannot be canceled"):
+        with database_errors(f"Job {job_id} cannot be canceled"):
             try:
                 Job().cancelJob(job)
             except GirderException as e:
@@ -145,7 +145,7 @@ class GirderBackend:
         authority: Authority = IN_GIRDER,
     ) -> list[dict[str, Any]]:
         """Record and send calls as :meth:`submit` does, for a given user and parent job."""
-        with translated_errors(_NO_JOB_MADE):
+        with database_errors(_NO_JOB_MADE):
             if group is None:
                 recorded = recording.record(
                     submissions, user, parent, authority=authority, tokens_later=True
@@ -247,7 +247,7 @@ class GirderBackend:
     def _load(self, job_id: str, level: int, **options: Any) -> Any:
         user = _request_user()
         try:
-            with translated_errors(f"Job {job_id} cannot be read"):
+            with database_errors(f"Job {job_id} cannot be read"):
                 job = Job().load(
                     ObjectId(job_id), user=user, level=level, force=not _in_request(), **options
                 )

@@ -17,7 +17,7 @@ from girder_dask.plugin import user_content
 from girder_dask.plugin.rest import byte_ranges, routes
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import artifacts
-from girder_dask.plugin.store.requester import identify
+from girder_dask.plugin.store.access.requester import identify
 
 __all__ = ["mount"]
 

@@ -15,7 +15,7 @@ from girder_jobs.models.job import Job
 from girder_dask.plugin.rest import routes
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import models
-from girder_dask.plugin.store.requester import identify
+from girder_dask.plugin.store.access.requester import identify
 
 __all__ = ["mount"]
 

@@ -15,8 +15,8 @@ from girder.exceptions import AccessException
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.rest import option_limits
-from girder_dask.plugin.store.authority import Authority, of_job, of_user, who_may
-from girder_dask.plugin.store.requester import Requester
+from girder_dask.plugin.store.access.authority import Authority, of_job, of_user, who_may
+from girder_dask.plugin.store.access.requester import Requester
 from girder_dask.protocol.messages import MapParent, Submission
 from girder_dask.protocol.payload import is_plain
 

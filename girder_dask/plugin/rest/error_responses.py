@@ -17,8 +17,8 @@ from pymongo.errors import (
 )
 
 from girder_dask.errors import GirderDaskError, GirderError
+from girder_dask.plugin.store.access.dependencies import DependencyRefused
 from girder_dask.plugin.store.database import UNSTORABLE, describe_error
-from girder_dask.plugin.store.dependency_access import DependencyRefused
 
 __all__ = ["http_errors"]
 

@@ -18,7 +18,7 @@ from girder_dask.http.redirects import ASSETSTORE, LINK
 from girder_dask.plugin import settings
 from girder_dask.plugin.girder_events import EVENT_HANDLER
 from girder_dask.plugin.rest import routes
-from girder_dask.plugin.store.requester import identify
+from girder_dask.plugin.store.access.requester import identify
 from girder_dask.protocol.names import KIND_HEADER
 
 __all__ = ["bind", "mount"]

@@ -20,10 +20,10 @@ from girder_dask.plugin.rest.json_body import read_body_as, require_json
 from girder_dask.plugin.rest.request_bodies import JobIdsBody, SubmissionsBody
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import job_records, results
-from girder_dask.plugin.store.authority import Authority
+from girder_dask.plugin.store.access.authority import Authority
+from girder_dask.plugin.store.access.requester import Requester, identify
 from girder_dask.plugin.store.idempotency import IdempotencyKey
 from girder_dask.plugin.store.maps import parents
-from girder_dask.plugin.store.requester import Requester, identify
 from girder_dask.protocol.messages import MapParent, StoredResult, Submission
 from girder_dask.protocol.names import SUBMIT_SCOPE
 from girder_dask.protocol.wire_json import to_json

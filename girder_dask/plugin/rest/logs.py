@@ -14,8 +14,8 @@ from girder.exceptions import RestException
 from girder_dask.plugin import user_content
 from girder_dask.plugin.rest import byte_ranges, routes
 from girder_dask.plugin.rest.routes import StoredJob
+from girder_dask.plugin.store.access.requester import identify
 from girder_dask.plugin.store.logs import chunks
-from girder_dask.plugin.store.requester import identify
 
 __all__ = ["mount"]
 

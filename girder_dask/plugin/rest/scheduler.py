@@ -22,7 +22,7 @@ from girder_dask.plugin.rest import request_bodies, routes
 from girder_dask.plugin.rest.json_body import read_body_as
 from girder_dask.plugin.rest.request_bodies import ClaimBody, UpdatesBody
 from girder_dask.plugin.store import acknowledgements, claims, quarantine, updates
-from girder_dask.plugin.store.authority import may_run_code
+from girder_dask.plugin.store.access.authority import may_run_code
 from girder_dask.plugin.store.unreachable import clear_reason
 from girder_dask.protocol.messages import JobUpdate, MalformedMessage
 from girder_dask.protocol.names import SCHEDULER_SCOPE

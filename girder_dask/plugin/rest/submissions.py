@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from girder_dask import config
 from girder_dask.plugin.rest.reserved_fields import RESERVED_FIELDS, find_reserved
+from girder_dask.plugin.store.access.requester import Requester
 from girder_dask.plugin.store.database import to_object_id
-from girder_dask.plugin.store.requester import Requester
 from girder_dask.protocol.messages import MapParent, Submission
 from girder_dask.protocol.wire_json import from_json
 

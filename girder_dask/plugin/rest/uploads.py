@@ -23,8 +23,8 @@ from girder.models.upload import Upload
 from girder_dask.files.upload_recovery import UploadState
 from girder_dask.plugin.rest import routes
 from girder_dask.plugin.rest.routes import StoredJob
+from girder_dask.plugin.store.access.requester import identify
 from girder_dask.plugin.store.database import to_object_id
-from girder_dask.plugin.store.requester import identify
 
 __all__ = ["UPLOAD_INDEX", "ensure", "mount", "remove_empty_items"]
 

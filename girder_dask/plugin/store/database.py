@@ -13,7 +13,7 @@ from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError,
 
 from girder_dask.errors import GirderError
 
-__all__ = ["UNSTORABLE", "batches", "describe_error", "insert", "to_object_id", "translated_errors"]
+__all__ = ["UNSTORABLE", "batches", "database_errors", "describe_error", "insert", "to_object_id"]
 
 _T = TypeVar("_T")
 
@@ -52,7 +52,7 @@ def _unfit(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def translated_errors(what: str) -> Iterator[None]:
+def database_errors(what: str) -> Iterator[None]:
     """Turn errors of the database into GirderError.
 
     Parameters

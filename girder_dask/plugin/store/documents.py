@@ -53,13 +53,6 @@ def build(
         If the fields given for the job are too large for a job document, or if a handler of
         ``model.job.save`` refuses it.
     """
-    if user is not None and not (isinstance(user, Mapping) and "_id" in user):
-        raise SubmissionError(
-            f"{submission.task} was started with girder_user={user!r:.100}, which is not the "
-            "document of a user. Give one, for example User().load(id, force=True). No job was "
-            "made.",
-            task=submission.task,
-        )
     job: dict[str, Any] = {
         "title": submission.title,
         "type": submission.type,
@@ -86,18 +79,27 @@ def build(
     else:
         job["parentId"] = to_object_id(job["parentId"]) or job["parentId"]  # as Girder queries it
     job["dask"] = dict(dask)
-    Job().setPublic(job, public=bool(submission.public))
-    if user is None:
-        job["userId"] = None
-    else:
-        job["userId"] = user["_id"]
-        Job().setUserAccess(job, user=user, level=AccessType.ADMIN)
+    _set_owner(job, submission, user)
     job["kwargs"] = _serialised(job["kwargs"])
     _announce_new(job, submission)
     # The id comes last: handlers recognise a new document by its missing id.
     job["_id"] = ObjectId()
     _fit(job, submission)
     return job
+
+
+def _set_owner(job: dict[str, Any], submission: Submission, user: Mapping[str, Any] | None) -> None:
+    if user is not None and not (isinstance(user, Mapping) and "_id" in user):
+        raise SubmissionError(
+            f"{submission.task} was started with girder_user={user!r:.100}, which is not the "
+            "document of a user. Give one, for example User().load(id, force=True). No job was "
+            "made.",
+            task=submission.task,
+        )
+    Job().setPublic(job, public=bool(submission.public))
+    job["userId"] = None if user is None else user["_id"]
+    if user is not None:
+        Job().setUserAccess(job, user=user, level=AccessType.ADMIN)
 
 
 def _shown_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from girder_dask.jobs import JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.notify.notifications import NotificationBatch
 from girder_dask.plugin.store import documents, job_records, tokens
-from girder_dask.plugin.store.authority import IN_GIRDER, Authority
+from girder_dask.plugin.store.access.authority import IN_GIRDER, Authority
+from girder_dask.plugin.store.access.dependencies import check as check_dependencies
 from girder_dask.plugin.store.database import UNSTORABLE, describe_error, insert
-from girder_dask.plugin.store.dependency_access import check as check_dependencies
 from girder_dask.plugin.store.job_change import JobChange
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.results import AttemptOutcome

@@ -10,8 +10,8 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import SubmissionError
 from girder_dask.plugin.store import models
+from girder_dask.plugin.store.access.requester import may_access
 from girder_dask.plugin.store.database import to_object_id
-from girder_dask.plugin.store.requester import may_access
 from girder_dask.plugin.store.validation import is_map_parent
 from girder_dask.protocol.messages import JobSpec
 
