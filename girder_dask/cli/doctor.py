@@ -103,9 +103,10 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
     status, workers, error = None, None, "the address of the scheduler is not known"
     if address:
         try:
-            status, workers = await asyncio.wait_for(_ask(address), _ANSWER_TIMEOUT_S)
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                status, workers = await _ask(address)
             error = ""
-        except asyncio.TimeoutError:
+        except TimeoutError:
             error = f"it does not answer within {_ANSWER_TIMEOUT_S:.0f} s"
         except (OSError, ValueError) as e:
             error = str(e) or type(e).__name__

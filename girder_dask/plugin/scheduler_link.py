@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.utils.background import Guard
+from girder_dask.utils.forks import reset_after_fork
 
 __all__ = ["HandOver", "ReachabilityCallback", "SchedulerLink"]
 
@@ -32,7 +31,7 @@ _MIN_DELIVERY_PAUSE_S, _MAX_DELIVERY_PAUSE_S, _PAUSE_FACTOR = 0.02, 0.1, 9.0
 # The interval between checks whether the scheduler answers.
 _PROBE_INTERVAL_S = 15.0
 # Short, so that the thread stops soon when it is asked to.
-_LONGEST_PAUSE_FACTOR = 5.0
+_MAX_ERROR_DELAY_S = 5.0
 
 _T = TypeVar("_T")
 
@@ -69,6 +68,10 @@ class SchedulerLink:
         self._address = address
         self._on_reachability = on_reachability
         self._hand_over = hand_over
+        self._reset()
+        reset_after_fork(self, SchedulerLink._reset)
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._thread: _LinkThread | None = None
 
@@ -112,8 +115,7 @@ class SchedulerLink:
 
     def _ensure_thread(self) -> _LinkThread:
         with self._lock:
-            # A thread does not survive a fork, so a child process starts its own.
-            if self._thread is None or self._thread.pid != os.getpid():
+            if self._thread is None:
                 self._thread = _LinkThread(self._address, self._on_reachability, self._hand_over)
             return self._thread
 
@@ -131,7 +133,6 @@ class _LinkThread:
         on_reachability: ReachabilityCallback,
         hand_over: HandOver,
     ) -> None:
-        self.pid = os.getpid()
         self.state = _unknown_state()
         self._address = address
         self._on_reachability = on_reachability
@@ -169,7 +170,7 @@ class _LinkThread:
         call = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return call.result(timeout)
-        except FutureTimeoutError:
+        except TimeoutError:
             call.cancel()
             return None
 
@@ -184,7 +185,7 @@ class _LinkThread:
         self._loop.close()
 
     async def _run(self) -> None:
-        guard = Guard(logger, "The link to the scheduler", max_delay_s=_LONGEST_PAUSE_FACTOR)
+        guard = Guard(logger, "The link to the scheduler", max_delay_s=_MAX_ERROR_DELAY_S)
         with guard:
             await self._hello()
         while not self._stopping:
@@ -198,8 +199,9 @@ class _LinkThread:
 
     async def _step(self) -> None:
         try:
-            await asyncio.wait_for(self._wake.wait(), _PROBE_INTERVAL_S)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(_PROBE_INTERVAL_S):
+                await self._wake.wait()
+        except TimeoutError:
             await self._hello()
         self._wake.clear()
         await self._deliver_all()
@@ -266,12 +268,12 @@ class _LinkThread:
         # The second try is for a connection that the scheduler has closed meanwhile.
         for left in reversed(range(tries)):
             try:
-                sent = self._send(address, operation, arguments)
-                answer = await asyncio.wait_for(sent, _ANSWER_TIMEOUT_S)
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                    answer = await self._send(address, operation, arguments)
             except Exception as e:  # noqa: BLE001 - a remote error has its original type
                 self._disconnect()
-                if not left or isinstance(e, asyncio.TimeoutError):
-                    is_away = isinstance(e, OSError | asyncio.TimeoutError)
+                if not left or isinstance(e, TimeoutError):
+                    is_away = isinstance(e, OSError)  # TimeoutError is one
                     self._record_failure(
                         f"the scheduler at {address} does not take jobs ({e!r})",
                         f"Girder does not reach the Dask scheduler at {address}"
