@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any
@@ -75,9 +76,11 @@ def _member(kind: type, name: str) -> str:
 
 def _signature(value: Any) -> str:
     try:
-        return str(inspect.signature(value)).replace("'", "")
+        text = str(inspect.signature(value))
     except ValueError:  # of an exception without a constructor of its own
         return ""
+    # The words of a message are no part of a signature.
+    return re.sub(r"'[^'=]* [^'=]*\.'", "…", text).replace("'", "")
 
 
 if __name__ == "__main__":
