@@ -108,7 +108,7 @@ def _silence(error: Exception) -> str:
             "operator to name the authority in REQUESTS_CA_BUNDLE there."
         )
     if isinstance(error, requests.exceptions.InvalidJSONError):
-        return f"What answers as {girder} sent no JSON ({error})."
+        return f"{girder} did not answer with JSON ({error})."
     return f"Girder did not answer ({type(error).__name__}: {error_cause(error)})."
 
 

@@ -261,8 +261,8 @@ def json_object_or_none(response: requests.Response) -> dict[str, Any] | None:
         if isinstance(answer, dict) or answer is None:
             return answer
     raise GirderError(
-        f"What answers at {response.url} is no Girder with the dask plugin: it sent "
-        f"{response.headers.get('Content-Type', 'something')} that is no JSON object."
+        f"What answers at {response.url} is not a Girder with the dask plugin: it sent "
+        f"{response.headers.get('Content-Type', 'something')}, which is not a JSON object."
     )
 
 

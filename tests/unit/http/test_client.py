@@ -219,7 +219,7 @@ def test_api_client_does_not_send_its_token_after_a_redirect(peer: Peer) -> None
 
 def test_api_client_raises_where_something_else_answers(peer: Peer) -> None:
     peer.answers[GET] = (200, b"<html>")
-    with pytest.raises(GirderError, match="no Girder with the dask plugin"):
+    with pytest.raises(GirderError, match="is not a Girder with the dask plugin"):
         ApiClient(peer.url, token="t").request("GET", "job/1")
 
 
