@@ -23,7 +23,7 @@ Verdicts = Mapping[str, Sequence[str]]
 #: Posts updates and acknowledgements; returns Girder's answer.
 Post = Callable[[list[dict[str, Any]], list[Acknowledgement]], Awaitable[Verdicts]]
 
-_TOO_LARGE = 413
+_TOO_LARGE_STATUS = 413
 # A log of this length is no longer divided: every server takes it.
 _SHORT_LOG = 4096
 # The fields that are left out of an update first, and those that always remain.
@@ -150,7 +150,7 @@ def _reduced(update: dict[str, Any], error: Exception) -> dict[str, Any] | None:
 
 
 def _is_too_large(error: Exception) -> bool:
-    return isinstance(error, GirderError) and error.status == _TOO_LARGE
+    return isinstance(error, GirderError) and error.status == _TOO_LARGE_STATUS
 
 
 def _is_permanent(error: Exception) -> bool:

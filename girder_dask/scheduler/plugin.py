@@ -250,11 +250,11 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 def _make_recorder(girder: GirderRequests) -> Recorder:
     return Recorder(
         girder.update,
-        interval=config.seconds("scheduler.flush-interval"),
+        interval_s=config.seconds("scheduler.flush-interval"),
         batch_size=int(config.get("scheduler.batch-size")),
-        buffer=config.nbytes("scheduler.buffer"),
-        retry_delay=config.seconds("scheduler.retry-delay"),
-        retry_delay_max=config.seconds("scheduler.retry-delay-max"),
+        buffer_bytes=config.nbytes("scheduler.buffer"),
+        retry_delay_s=config.seconds("scheduler.retry-delay"),
+        max_retry_delay_s=config.seconds("scheduler.retry-delay-max"),
     )
 
 

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 # In characters of logs; as JSON they take up to six times as many bytes.
 _MAX_REQUEST_BYTES = 8 << 20
-# The share of one job in a request, so that a job that floods takes turns with the others.
-_JOB_SHARE = 4
+# The share of one job in a request is an n-th, so that a flooding job takes turns with others.
+_JOB_SHARE_DIVISOR = 4
 # How much of a job may be pending before its worker has to wait with further output of it.
 _MAX_JOB_BYTES = 4 << 20
 # An acknowledgement waits: if the job has started by then, its next update acknowledges it too.
@@ -54,13 +54,13 @@ class Recorder:
         Coroutine function that posts updates, and the ``(id, attempt)`` of jobs that are only to
         be acknowledged; it returns Girder's answer. GirderError means that they were not
         delivered; they are tried again.
-    interval
+    interval_s
         Least seconds between two requests, except for a few that hold a change of state.
     batch_size
         Most jobs in one request.
-    buffer
+    buffer_bytes
         Bytes that may be pending before :meth:`room` makes its callers wait.
-    retry_delay, retry_delay_max
+    retry_delay_s, max_retry_delay_s
         Seconds before a failed request is tried again, doubled each time up to the limit.
     """
 
@@ -68,16 +68,16 @@ class Recorder:
         self,
         post: Post,
         *,
-        interval: float = 0.1,
+        interval_s: float = 0.1,
         batch_size: int = 500,
-        buffer: int = 256 << 20,
-        retry_delay: float = 0.5,
-        retry_delay_max: float = 15.0,
+        buffer_bytes: int = 256 << 20,
+        retry_delay_s: float = 0.5,
+        max_retry_delay_s: float = 15.0,
     ) -> None:
         self._on_verdict: Callable[[str, str], None]
         self._on_recorded: Callable[[str, int], None]
         self._batch_size = batch_size
-        self._buffer = buffer
+        self._buffer_bytes = buffer_bytes
         self._pending: dict[tuple[str, int], PendingUpdate] = {}
         self._pending_bytes = 0
         self._bytes_by_job: Counter[str] = Counter()
@@ -85,15 +85,15 @@ class Recorder:
         self._acknowledgements: dict[Acknowledgement, float] = {}
         self._acknowledgements_in_flight: list[Acknowledgement] = []
         self._throttle = Throttle(
-            interval, burst=_BURST, spacing=_SPACING_INTERVALS * interval, rest=_REST_FACTOR
+            interval_s, burst=_BURST, spacing=_SPACING_INTERVALS * interval_s, rest=_REST_FACTOR
         )
         self._reminder: asyncio.TimerHandle | None = None
         self._delivered = asyncio.Condition()
-        self._loop_guard = Guard(logger, "The recorder", max_delay_s=retry_delay_max)
-        self._message_guard = Guard(logger, "Making the update of a job")
+        self._loop_guard = Guard(logger, "The recorder", max_delay_s=max_retry_delay_s)
+        self._message_guard = Guard(logger, "Building the update of a job")
         self._answer_guard = Guard(logger, "Handling Girder's answer for a job")
         self._delivery = UpdateDelivery(
-            post, retry_delay_s=retry_delay, max_retry_delay_s=retry_delay_max
+            post, retry_delay_s=retry_delay_s, max_retry_delay_s=max_retry_delay_s
         )
         #: How many updates were delivered.
         self.updates = 0
@@ -145,7 +145,7 @@ class Recorder:
     @property
     def is_full(self) -> bool:
         """Whether the buffer is full."""
-        return self._pending_bytes >= self._buffer
+        return self._pending_bytes >= self._buffer_bytes
 
     async def room(self) -> None:
         """Wait until the buffer is not full."""
@@ -186,10 +186,10 @@ class Recorder:
             ids.update(job_id for job_id, _ in keys)
         return len(ids)
 
-    async def flush(self, timeout: float) -> bool:
-        """Wait until all is delivered, up to ``timeout`` seconds. Return True if it is."""
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until all is delivered, up to ``timeout_s`` seconds. Return True if it is."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout_s):
                 await self._all_delivered()
         except TimeoutError:
             return False
@@ -267,7 +267,7 @@ class Recorder:
     def _take_updates(self) -> list[PendingUpdate]:
         """Take pending updates, oldest first, up to the size of a request."""
         taken: list[PendingUpdate] = []
-        nbytes, share = 0, _MAX_REQUEST_BYTES // _JOB_SHARE
+        nbytes, share = 0, _MAX_REQUEST_BYTES // _JOB_SHARE_DIVISOR
         split: set[str] = set()
         for key in list(itertools.islice(self._pending, self._batch_size)):
             update = self._pending[key]

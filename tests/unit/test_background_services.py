@@ -54,7 +54,7 @@ class Recording:
         self.sent: list[str] = []
         self.heard: list[str] = []
         self.ended: list[str] = []
-        self.recorder = Recorder(self.post, interval=0.0)
+        self.recorder = Recorder(self.post, interval_s=0.0)
         self.on_verdict = lambda job_id, _kind: self.ended.append(job_id)
         self.on_recorded = lambda job_id, _attempt: self.heard.append(job_id)
 

@@ -58,7 +58,7 @@ class Girder:
 
 @contextlib.asynccontextmanager
 async def recording(girder: Girder, **options: Any) -> AsyncIterator[Recorder]:
-    options = {"retry_delay": 0.0, "interval": 0.0} | options
+    options = {"retry_delay_s": 0.0, "interval_s": 0.0} | options
     on_recorded = options.pop("on_recorded", lambda *_: None)
     recorder = Recorder(girder.post, **options)
     task = asyncio.create_task(recorder.run(girder.verdict, on_recorded))
@@ -77,14 +77,14 @@ def event(job: str = "a", attempt: int = 1, time: float = 1.0, **fields: Any) ->
 
 async def test_idle_recorder_sends_at_once() -> None:
     girder = Girder()
-    async with recording(girder, interval=A_WHILE) as recorder:
+    async with recording(girder, interval_s=A_WHILE) as recorder:
         recorder.record(event(log="x"))
         await soon(lambda: girder.requests)
 
 
 async def test_change_of_state_skips_the_interval_and_output_does_not() -> None:
     girder = Girder()
-    async with recording(girder, interval=A_WHILE) as recorder:
+    async with recording(girder, interval_s=A_WHILE) as recorder:
         recorder.record(event(log="1"))
         await soon(lambda: girder.requests)
         recorder.record(event(log="2"))
@@ -108,7 +108,7 @@ async def test_output_alone_keeps_to_the_interval() -> None:
         return await original(wire, receipts)
 
     girder.post = slow  # type: ignore[method-assign]
-    async with recording(girder, interval=0.2) as recorder:
+    async with recording(girder, interval_s=0.2) as recorder:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while loop.time() < begun + 1.0:
@@ -144,7 +144,7 @@ async def test_events_of_a_job_become_one_update() -> None:
 
 async def test_exception_travels_with_the_error_and_counts() -> None:
     girder = Girder()
-    async with recording(girder, buffer=1000) as recorder:
+    async with recording(girder, buffer_bytes=1000) as recorder:
         girder.gate.clear()
         recorder.record(event(log="x"))
         recorder.record(event(status=int(S.ERROR), error="no", exception=b"e" * 2000))
@@ -237,7 +237,7 @@ async def test_failed_requests_back_off(
     monkeypatch.setattr("girder_dask.utils.backoff._random.random", lambda: 0.0)  # no jitter
     girder = Girder()
     girder.failures = [GirderError("Girder is away.")] * 5
-    async with recording(girder, retry_delay=0.05, retry_delay_max=0.2) as recorder:
+    async with recording(girder, retry_delay_s=0.05, max_retry_delay_s=0.2) as recorder:
         recorder.record(event(log="1"))
         await soon(lambda: recorder.error)
         assert recorder.error == "Girder is away."
@@ -268,7 +268,7 @@ async def test_updates_in_flight_count_as_waiting() -> None:
 
 async def test_room_waits_while_the_buffer_is_full() -> None:
     girder = Girder()
-    async with recording(girder, buffer=1000) as recorder:
+    async with recording(girder, buffer_bytes=1000) as recorder:
         girder.gate.clear()
         recorder.record(event(log="x" * 500))
         await asyncio.wait_for(recorder.room(), SECONDS)
@@ -284,7 +284,7 @@ async def test_room_waits_while_the_buffer_is_full() -> None:
 
 async def test_bytes_count_until_they_are_acknowledged() -> None:
     girder = Girder()
-    async with recording(girder, buffer=1000) as recorder:
+    async with recording(girder, buffer_bytes=1000) as recorder:
         for _ in range(50):
             recorder.record(event(log="x" * 300, result=b"y" * 300))
             assert await recorder.flush(SECONDS)
@@ -383,7 +383,7 @@ async def test_rest_of_a_long_log_arrives_before_the_next_attempt(
 
 async def test_forget_makes_room() -> None:
     girder = Girder()
-    async with recording(girder, buffer=1000) as recorder:
+    async with recording(girder, buffer_bytes=1000) as recorder:
         girder.gate.clear()
         recorder.record(event("a", log="x"))
         await soon(lambda: girder.requests)
@@ -397,7 +397,7 @@ async def test_forget_makes_room() -> None:
 
 async def test_flush_returns_whether_all_is_delivered() -> None:
     girder = Girder()
-    async with recording(girder, interval=A_WHILE) as recorder:
+    async with recording(girder, interval_s=A_WHILE) as recorder:
         assert await recorder.flush(0.01), "nothing waits"
         girder.gate.clear()
         recorder.record(event(log="x"))
@@ -412,7 +412,7 @@ async def test_flush_returns_whether_all_is_delivered() -> None:
 async def test_recorder_can_be_stopped_right_after_a_flush() -> None:
     """As a scheduler does that closes; it waits without a limit for the recorder to end."""
     girder = Girder()
-    recorder = Recorder(girder.post, interval=A_WHILE)
+    recorder = Recorder(girder.post, interval_s=A_WHILE)
     task = asyncio.create_task(recorder.run(girder.verdict))
     girder.gate.clear()
     recorder.record(event(log="1"))
@@ -631,9 +631,9 @@ def test_every_log_arrives_once_and_in_order(
     async def main() -> None:
         recorder = Recorder(
             receiver.post,
-            interval=0.0,
+            interval_s=0.0,
             batch_size=batch_size,
-            retry_delay=0.0,
+            retry_delay_s=0.0,
         )
         task = asyncio.create_task(recorder.run(lambda *_: None))
         for n, (job, attempt, status, pause) in enumerate(steps):

@@ -156,9 +156,9 @@ class Deliveries(RuleBasedStateMachine):
         async def make() -> Recorder:
             return Recorder(
                 self.post,
-                interval=0.0,
+                interval_s=0.0,
                 batch_size=batch_size,
-                retry_delay=0.0,
+                retry_delay_s=0.0,
             )
 
         self.recorder = self.loop.run_until_complete(make())
