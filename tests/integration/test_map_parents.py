@@ -182,13 +182,13 @@ def test_what_was_not_counted_is_counted_when_a_scheduler_asks(inside):
 
         made = Site.record(2)
         # As if the process had died after it wrote the jobs.
-        ask = parents._throttle.ask
-        parents._throttle.ask = lambda _: None
+        count_soon = parents._throttle.count_soon
+        parents._throttle.count_soon = lambda _: None
         try:
             for child in made["children"]:
                 Site.tell(child, RUN, OK)
         finally:
-            parents._throttle.ask = ask
+            parents._throttle.count_soon = count_soon
         before = Site.states(made["id"])
         long_ago = datetime.now(timezone.utc) - timedelta(seconds=10)
         Job().collection.update_one(

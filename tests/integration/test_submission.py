@@ -253,7 +253,7 @@ def test_an_owner_that_is_no_user_is_refused(girder_stack, user):
 
         return str(noop.delay(girder_user=owner).id)
 
-    with pytest.raises(SubmissionError, match="no document of a user"):
+    with pytest.raises(SubmissionError, match="not the document of a user"):
         girder_stack.call(start, user or {"login": "ada"})
 
 

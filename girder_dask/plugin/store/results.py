@@ -144,8 +144,11 @@ def _load_fields(
         {"_id": {"$in": list(job_ids)}, OUTCOME_FIELD: {"$exists": True}},
         {f"{OUTCOME_FIELD}.{name}": True for name in names},
     )
+    # A malformed field may be missing in what such a projection returns.
     inline = {
-        job["_id"]: job[OUTCOME_FIELD] for job in jobs if _is_valid(job["_id"], job[OUTCOME_FIELD])
+        job["_id"]: job[OUTCOME_FIELD]
+        for job in jobs
+        if _is_valid(job["_id"], job.get(OUTCOME_FIELD))
     }
     records = models.collection(models.DaskJob()).find(
         {"_id": {"$in": list(job_ids)}}, dict.fromkeys(names, True)
