@@ -46,12 +46,12 @@ THEIRS = [
 ]
 
 
-def test_their_tests_are_all_there():
+def test_girder_worker_tests_are_all_there():
     assert len(THEIRS) == 14
 
 
 @pytest.mark.parametrize("test", THEIRS)
-def test_of_girder_worker_utils(test: Any) -> None:
+def test_girder_worker_utils_tests_pass(test: Any) -> None:
     assert not inspect.signature(test).parameters
     test()
 
@@ -84,14 +84,18 @@ def described(decorate: Any, module: Any, name: str, kind: str, options: Any, de
 
 
 @pytest.mark.parametrize(("name", "kind", "options", "default"), ARGUMENTS, ids=str)
-def test_ours_describes_as_theirs(name: str, kind: str, options: Any, default: Any) -> None:
+def test_describe_returns_what_girder_worker_returns(
+    name: str, kind: str, options: Any, default: Any
+) -> None:
     ours = described(argument, types, name, kind, options, default)
     theirs = described(their_argument, their_types, name, kind, options, default)
     assert ours.describe() == theirs.describe()
 
 
 @pytest.mark.parametrize(("name", "kind", "options", "default"), ARGUMENTS, ids=str)
-def test_each_understands_the_other(name: str, kind: str, options: Any, default: Any) -> None:
+def test_describe_of_each_package_reads_the_other(
+    name: str, kind: str, options: Any, default: Any
+) -> None:
     mixed = described(argument, their_types, name, kind, options, default)
     other = described(their_argument, types, name, kind, options, default)
     expected = described(their_argument, their_types, name, kind, options, default).describe()
@@ -106,7 +110,7 @@ def test_each_understands_the_other(name: str, kind: str, options: Any, default:
 
 
 @pytest.mark.parametrize(("decorate", "kinds"), [(argument, types), (their_argument, their_types)])
-def test_tasks_are_described(decorate: Any, kinds: Any) -> None:
+def test_describe_takes_tasks(decorate: Any, kinds: Any) -> None:
     @girder_job(title="Repeat")
     @app.task
     @decorate("text", kinds.String)
@@ -123,7 +127,7 @@ def test_tasks_are_described(decorate: Any, kinds: Any) -> None:
 
 
 @pytest.mark.parametrize(("decorate", "kinds"), [(argument, types), (their_argument, their_types)])
-def test_bound_tasks_are_called_with_their_job(decorate: Any, kinds: Any) -> None:
+def test_call_item_task_passes_the_job_to_bound_tasks(decorate: Any, kinds: Any) -> None:
     @task(bind=True)
     @decorate("n", kinds.Integer)
     def tell(self: Any, n: int) -> Any:
@@ -143,7 +147,7 @@ def test_argument_may_stand_above_the_task():
     assert double.options(retries=1).call_item_task({"n": {"data": "4"}}) == 8
 
 
-def test_functions_that_share_a_name_share_no_description():
+def test_describe_keeps_functions_of_one_name_apart():
     @argument("a", types.String)
     def first(a: str) -> str:
         return a
@@ -159,7 +163,7 @@ def test_functions_that_share_a_name_share_no_description():
 # -- what is better ---------------------------------------------------------------------------
 
 
-def test_an_integer_arrives_as_one():
+def test_integer_arrives_as_int():
     assert their_types.Integer("n").deserialize("3") == 3.0
     value = types.Integer("n").deserialize("3")
     assert (value, type(value)) == (3, int)
@@ -167,12 +171,12 @@ def test_an_integer_arrives_as_one():
         types.Integer("n").validate(2.5)
 
 
-def test_a_boolean_of_a_form_arrives_as_one():
+def test_boolean_of_a_form_arrives_as_bool():
     assert types.Boolean("b").deserialize("False") is False
     assert types.Boolean("b").deserialize(True) is True
 
 
-def test_a_default_of_none_is_described():
+def test_describe_includes_a_default_of_none():
     @argument("n", types.Integer)
     def function(n: int | None = None) -> int | None:
         return n
@@ -180,7 +184,7 @@ def test_a_default_of_none_is_described():
     assert function.describe()["inputs"][0]["default"] == {"data": None}
 
 
-def test_messages_say_what_is_wrong_and_where():
+def test_parse_inputs_names_the_argument_in_errors():
     @argument("unit", types.StringChoice, choices=["mm", "px"])
     def measure(unit: str) -> str:
         return unit

@@ -24,7 +24,7 @@ def test_versions_are_those_that_are_installed() -> None:
     assert all(found[name] == metadata.version(name) for name in diagnostics.COMPARED_DISTRIBUTIONS)
 
 
-def test_a_distribution_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_name_a_missing_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnostics, "COMPARED_DISTRIBUTIONS", ("no-such-distribution",))
     assert diagnostics.versions()["no-such-distribution"] == "not installed"
 
@@ -54,7 +54,7 @@ def tasks_with(path: Path) -> dict[str, dict[str, Any]]:
     return {task["module"]: task for task in found}
 
 
-def test_each_module_of_tasks_is_listed_with_what_is_wrong_with_it(tmp_path: Path) -> None:
+def test_tasks_lists_each_module_with_its_error(tmp_path: Path) -> None:
     package(tmp_path, "good_tasks", "")
     package(tmp_path, "bad_tasks", "import no_such_module\n")
     package(tmp_path, "worse_tasks", "raise RuntimeError('no camera')\n")
@@ -68,12 +68,12 @@ def test_each_module_of_tasks_is_listed_with_what_is_wrong_with_it(tmp_path: Pat
     assert found["worse_tasks"]["error"] == "RuntimeError: no camera"
 
 
-def test_a_module_of_tasks_that_exits_ends_nobody(tmp_path: Path) -> None:
+def test_tasks_survives_a_module_that_exits(tmp_path: Path) -> None:
     package(tmp_path, "exit_tasks", "import sys; sys.exit(3)\n")
     assert "SystemExit" in tasks_with(tmp_path)["exit_tasks"]["error"]
 
 
-def test_whether_girder_answers_is_part_of_it() -> None:
+def test_describe_process_says_whether_girder_answers() -> None:
     with serving() as girder:
         girder.answers["GET dask/ping"] = (200, {"plugin": "0.1"})
         assert diagnostics.describe_process(girder.url)["girder_error"] is None
@@ -83,7 +83,7 @@ def test_whether_girder_answers_is_part_of_it() -> None:
     assert "does not answer" in diagnostics.describe_process(url)["girder_error"]
 
 
-def test_without_an_address_girder_is_not_asked() -> None:
+def test_describe_process_does_not_ask_girder_without_an_address() -> None:
     found = diagnostics.describe_process(None)
     assert (found["api_url"], found["girder_error"]) == (None, None)
     assert found["executable"] == sys.executable

@@ -50,7 +50,7 @@ def broken(facts: Facts) -> list[Check]:
     return [check for check in examine(facts) if not check.ok]
 
 
-def test_a_whole_system_has_no_broken_link() -> None:
+def test_examine_finds_no_broken_link_in_a_healthy_system() -> None:
     checks = list(examine(whole()))
     assert all(check.ok for check in checks)
     assert "The tasks of coins.tasks are on every worker" in [check.name for check in checks]
@@ -66,7 +66,7 @@ def test_a_whole_system_has_no_broken_link() -> None:
         ({"workers": {"tcp://w:1": None}}, "Worker tcp://w:1 runs jobs", "Install girder_dask"),
     ],
 )
-def test_a_broken_link_is_named_with_its_remedy(
+def test_examine_names_a_broken_link_with_its_remedy(
     changes: dict[str, Any], name: str, said: str
 ) -> None:
     (check,) = broken(whole(**changes))
@@ -74,7 +74,7 @@ def test_a_broken_link_is_named_with_its_remedy(
     assert said in str(check.remedy)
 
 
-def test_a_scheduler_without_hooks() -> None:
+def test_examine_names_a_scheduler_without_hooks() -> None:
     (check,) = broken(whole(scheduler=None))
     assert check.name == "The scheduler has our hooks"
     assert "--preload girder_dask.scheduler_hooks" in str(check.remedy)
@@ -89,12 +89,12 @@ def test_a_scheduler_without_hooks() -> None:
         ("claim_error", "The scheduler gets its jobs from Girder"),
     ],
 )
-def test_what_the_scheduler_complains_of(field: str, name: str) -> None:
+def test_examine_passes_on_the_errors_of_the_scheduler(field: str, name: str) -> None:
     facts = whole(scheduler={**SCHEDULER, field: "it says no"})
     assert [(check.name, check.problem) for check in broken(facts)] == [(name, "it says no")]
 
 
-def test_documents_that_were_set_aside() -> None:
+def test_examine_counts_quarantined_documents() -> None:
     aside = {"number": 3, "last": "The document of job 5f3c is malformed."}
     facts = whole(scheduler={**SCHEDULER, "girder": {**GIRDER, "set_aside": aside}})
     (check,) = broken(facts)
@@ -103,7 +103,7 @@ def test_documents_that_were_set_aside() -> None:
     assert "job 5f3c" in str(check.problem)
 
 
-def test_a_scheduler_that_is_not_told_where_girder_is() -> None:
+def test_examine_names_a_scheduler_without_the_address_of_girder() -> None:
     (check,) = broken(whole(scheduler={**SCHEDULER, "api_url": None}))
     assert check.problem == "girder.api-url is not set there"
 
@@ -115,21 +115,23 @@ def test_a_scheduler_that_is_not_told_where_girder_is() -> None:
         ({"address": "tcp://x:1", "reachable": False, "error": "timed out"}, "timed out"),
     ],
 )
-def test_a_girder_that_does_not_reach_the_scheduler(link: dict[str, Any], said: str) -> None:
+def test_examine_names_a_girder_that_does_not_reach_the_scheduler(
+    link: dict[str, Any], said: str
+) -> None:
     facts = whole(scheduler={**SCHEDULER, "girder": {**GIRDER, "scheduler": link}})
     (check,) = broken(facts)
     assert check.name == "Girder reaches the scheduler"
     assert said in str(check.problem)
 
 
-def test_a_worker_whose_cache_is_off() -> None:
+def test_examine_names_a_worker_without_a_cache() -> None:
     error = "The cache of input files is off: others may use /tmp/girder-dask-7. Let …"
     (check,) = broken(whole(workers={"tcp://w:1": {**WORKER, "cache_error": error}}))
     assert check.name == "Worker tcp://w:1 keeps input files"
     assert check.problem == error
 
 
-def test_versions_that_differ_are_told_with_who_has_which() -> None:
+def test_examine_names_the_processes_of_each_version() -> None:
     other = {**WORKER, "versions": {**VERSIONS, "dask": "2025.4.0"}}
     (check,) = broken(whole(workers={"tcp://w:1": WORKER, "tcp://w:2": other}))
     assert check.name == "The version of dask is the same everywhere"
@@ -147,14 +149,14 @@ def test_versions_that_differ_are_told_with_who_has_which() -> None:
         ([{**TASKS[0], "package": "coins 0.9"}], "coins 0.9 on tcp://w:2"),
     ],
 )
-def test_a_package_of_tasks_that_a_worker_lacks(tasks: list[Any], said: str) -> None:
+def test_examine_names_a_package_that_a_worker_lacks(tasks: list[Any], said: str) -> None:
     facts = whole(workers={"tcp://w:1": WORKER, "tcp://w:2": {**WORKER, "tasks": tasks}})
     (check,) = broken(facts)
     assert check.name == "The tasks of coins.tasks are on every worker"
     assert said in str(check.problem)
 
 
-def test_an_import_that_raises_is_no_missing_package() -> None:
+def test_examine_tells_an_import_error_from_a_missing_package() -> None:
     tasks = [{**TASKS[0], "error": "ValueError: no licence"}]
     (check,) = broken(whole(workers={"tcp://w:1": WORKER, "tcp://w:2": {**WORKER, "tasks": tasks}}))
     assert check.remedy == (

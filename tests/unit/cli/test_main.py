@@ -22,37 +22,39 @@ def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_version() -> None:
+def test_main_prints_the_version() -> None:
     assert run("--version").stdout == f"girder-dask, version {girder_dask.__version__}\n"
 
 
-def test_help_names_every_command() -> None:
+def test_main_help_names_every_command() -> None:
     shown = run("-h").stdout
     for command in ("standalone", "credential", "demo", "doctor", "tasks"):
         assert f"\n  {command} " in shown
 
 
-def test_tasks_of_installed_packages() -> None:
+def test_tasks_lists_the_tasks_of_installed_packages() -> None:
     shown = run("tasks")
     assert shown.returncode == 0
     assert "my_worker_tasks:my_task\n" in shown.stdout
 
 
-def test_errors_have_no_traceback() -> None:
+def test_main_prints_errors_without_a_traceback() -> None:
     shown = run("credential", "--api-url", "http://127.0.0.1:1/api/v1", GIRDER_API_KEY="x")
     assert shown.returncode == 1
     assert shown.stderr.startswith("Error: Girder cannot be reached")
     assert "Traceback" not in shown.stderr
 
 
-def test_wrong_usage() -> None:
+def test_main_explains_wrong_usage() -> None:
     shown = run("standalone")
     assert shown.returncode == 2
     assert "--dir" in shown.stderr
 
 
 @pytest.mark.parametrize("given", [["--api-key", "5f3c5f3c"], ["--api-key=5f3c5f3c"]])
-def test_a_key_on_the_command_line_is_refused_and_not_shown(given: list[str]) -> None:
+def test_credential_refuses_a_key_on_the_command_line_and_does_not_show_it(
+    given: list[str],
+) -> None:
     shown = run("credential", "--api-url", "http://127.0.0.1:1/api/v1", *given)
     assert shown.returncode == 2
     assert "GIRDER_API_KEY" in shown.stderr
@@ -60,7 +62,7 @@ def test_a_key_on_the_command_line_is_refused_and_not_shown(given: list[str]) ->
     assert "GIRDER_API_KEY" in run("credential", "--help").stdout
 
 
-def test_a_key_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credential_asks_for_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
     from girder_dask import cli, credential

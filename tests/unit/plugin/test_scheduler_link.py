@@ -100,7 +100,7 @@ def link(scheduler: LocalScheduler) -> Iterator[SchedulerLink]:
     opened.close()
 
 
-def test_the_scheduler_says_which_jobs_have_begun_that_are_to_end(
+def test_cancel_now_returns_the_jobs_that_have_begun(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     scheduler.begun = {"b"}
@@ -108,7 +108,7 @@ def test_the_scheduler_says_which_jobs_have_begun_that_are_to_end(
     assert scheduler.got == ["cancel a", "cancel b"]
 
 
-def test_a_scheduler_that_is_silent_or_away_holds_up_no_cancellation(
+def test_cancel_now_does_not_wait_for_a_silent_or_absent_scheduler(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     scheduler.begun = {"b"}
@@ -126,7 +126,7 @@ def spec(job_id: str) -> JobSpec:
     return JobSpec(id=job_id, attempt=1, task="m:f", payload=b"\x00\xff", token="SECRET")
 
 
-def test_jobs_and_wishes_to_end_them_are_delivered(
+def test_link_delivers_jobs_and_cancellations(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     link.submit([spec("a"), spec("b")])
@@ -138,7 +138,7 @@ def test_jobs_and_wishes_to_end_them_are_delivered(
     assert scheduler.specs[0] == spec("a")
 
 
-def test_before_the_first_delivery_nothing_is_known(link: SchedulerLink) -> None:
+def test_status_is_unknown_before_the_first_delivery(link: SchedulerLink) -> None:
     status = link.status()
     assert (status["reachable"], status["error"], status["since"]) == (None, None, None)
 
@@ -157,7 +157,7 @@ def test_status_says_that_the_scheduler_answers(
     assert link.status()["since"] == status["since"], "since when, not when last"
 
 
-def test_many_jobs_go_in_several_messages_in_order(
+def test_submit_sends_many_jobs_in_several_messages_in_order(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     link.submit([spec(str(n)) for n in range(1201)])
@@ -166,7 +166,7 @@ def test_many_jobs_go_in_several_messages_in_order(
     assert max(scheduler.batches) == 500
 
 
-def test_many_threads_may_submit(scheduler: LocalScheduler, link: SchedulerLink) -> None:
+def test_submit_is_safe_in_many_threads(scheduler: LocalScheduler, link: SchedulerLink) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: link.submit([spec(str(n))]), range(200)))
     until(lambda: len(scheduler.got) == 200)
@@ -175,7 +175,7 @@ def test_many_threads_may_submit(scheduler: LocalScheduler, link: SchedulerLink)
     assert len(names) == 1
 
 
-def test_a_scheduler_that_is_away_holds_up_nobody_and_is_found_again(
+def test_submit_does_not_wait_for_an_absent_scheduler_which_is_found_again(
     scheduler: LocalScheduler, link: SchedulerLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "girder_dask.plugin.scheduler_link")
@@ -198,7 +198,7 @@ def test_a_scheduler_that_is_away_holds_up_nobody_and_is_found_again(
     assert "lost" not in scheduler.got, "the scheduler asks Girder for what it lacks"
 
 
-def test_a_connection_that_the_scheduler_closed_meanwhile_costs_no_job(
+def test_link_loses_no_job_when_the_scheduler_has_closed_the_connection(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     link.submit([spec("a")])
@@ -210,7 +210,7 @@ def test_a_connection_that_the_scheduler_closed_meanwhile_costs_no_job(
     assert link.status()["reachable"]
 
 
-def test_a_refusal_is_told_and_the_next_job_is_delivered(
+def test_link_reports_a_refusal_and_delivers_the_next_job(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     scheduler.refuse = ValueError("wire version 7 cannot be read here")
@@ -223,7 +223,7 @@ def test_a_refusal_is_told_and_the_next_job_is_delivered(
     assert scheduler.refused == 1
 
 
-def test_a_job_is_sent_once_though_the_connection_ends_before_the_answer(
+def test_link_sends_a_job_once_if_the_connection_ends_before_the_answer(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     """The scheduler may have got it, and may have run it by now."""
@@ -233,7 +233,7 @@ def test_a_job_is_sent_once_though_the_connection_ends_before_the_answer(
     assert scheduler.refused == 1
 
 
-def test_a_scheduler_without_our_plugin_is_told(
+def test_status_names_a_scheduler_without_our_plugin(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     scheduler.stop()
@@ -244,7 +244,7 @@ def test_a_scheduler_without_our_plugin_is_told(
     assert "preload girder_dask.scheduler_hooks there" in link.status()["error"]
 
 
-def test_jobs_are_handed_over_before_they_are_sent(scheduler: LocalScheduler) -> None:
+def test_link_hands_jobs_over_before_it_sends_them(scheduler: LocalScheduler) -> None:
     handed: list[tuple[str | None, list[str]]] = []
 
     def hand_over(run: str | None, ids: Sequence[str]) -> list[str]:
@@ -279,7 +279,7 @@ def test_jobs_are_handed_over_before_they_are_sent(scheduler: LocalScheduler) ->
         link.close()
 
 
-def test_what_is_not_delivered_is_told_with_why(scheduler: LocalScheduler) -> None:
+def test_link_reports_undelivered_jobs_with_the_reason(scheduler: LocalScheduler) -> None:
     news: list[tuple[str | None, list[str]]] = []
     link = SchedulerLink(lambda: scheduler.address, lambda why, ids: news.append((why, list(ids))))
     try:
@@ -299,7 +299,7 @@ def test_what_is_not_delivered_is_told_with_why(scheduler: LocalScheduler) -> No
         link.close()
 
 
-def test_a_scheduler_that_goes_and_comes_is_noticed_without_jobs(
+def test_link_notices_without_jobs_that_the_scheduler_goes_and_comes(
     scheduler: LocalScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("girder_dask.plugin.scheduler_link._PROBE_INTERVAL_S", 0.05)
@@ -318,7 +318,7 @@ def test_a_scheduler_that_goes_and_comes_is_noticed_without_jobs(
         link.close()
 
 
-def test_while_no_scheduler_is_set_that_is_said() -> None:
+def test_link_reports_that_no_scheduler_is_set() -> None:
     news: list[str | None] = []
     link = SchedulerLink(lambda: None, lambda why, _ids: news.append(why))
     link.submit([spec("a")])
@@ -330,7 +330,7 @@ def test_while_no_scheduler_is_set_that_is_said() -> None:
 
 
 @pytest.mark.parametrize("address", ["nonsense", "foo://bar:1", "tcp://127.0.0.1"])
-def test_an_address_that_is_none_is_told(address: str) -> None:
+def test_link_reports_a_malformed_address(address: str) -> None:
     link = SchedulerLink(lambda: address)
     link.submit([spec("a")])
     until(lambda: link.status()["error"])
@@ -338,7 +338,7 @@ def test_an_address_that_is_none_is_told(address: str) -> None:
     link.close()
 
 
-def test_another_address_takes_effect(scheduler: LocalScheduler) -> None:
+def test_link_uses_a_changed_address(scheduler: LocalScheduler) -> None:
     other = LocalScheduler()
     address = scheduler.address
     link = SchedulerLink(lambda: address)
@@ -355,7 +355,7 @@ def test_another_address_takes_effect(scheduler: LocalScheduler) -> None:
         other.close()
 
 
-def test_an_address_that_cannot_be_asked_for_once_is_asked_for_again(
+def test_link_reads_the_address_again_after_an_error(
     scheduler: LocalScheduler,
 ) -> None:
     """In Girder it is a setting, and the database may be away for a moment."""
@@ -377,7 +377,7 @@ def test_an_address_that_cannot_be_asked_for_once_is_asked_for_again(
         link.close()
 
 
-def test_closing_ends_the_thread_and_a_later_submission_begins_anew(
+def test_close_ends_the_thread_and_a_later_submission_starts_another(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
     link.submit([spec("a")])
@@ -389,7 +389,7 @@ def test_closing_ends_the_thread_and_a_later_submission_begins_anew(
     until(lambda: scheduler.got == ["a", "b"])
 
 
-def test_a_forked_process_delivers_too(scheduler: LocalScheduler, link: SchedulerLink) -> None:
+def test_link_delivers_in_a_forked_process(scheduler: LocalScheduler, link: SchedulerLink) -> None:
     """Girder's servers fork; threads do not come along."""
     link.submit([spec("a")])
     until(lambda: scheduler.got == ["a"])

@@ -48,7 +48,7 @@ def until(condition: Callable[[], object], timeout: float = 10) -> None:
         time.sleep(0.01)
 
 
-def test_end_while_starting_shows_the_last_lines(make_part: MakePart) -> None:
+def test_is_ready_shows_the_last_lines_of_a_part_that_ended(make_part: MakePart) -> None:
     part = make_part("for i in $(seq 30); do echo line $i; done; exit 3")
     until(lambda: not part.running)
     with pytest.raises(StackError) as caught:
@@ -60,7 +60,7 @@ def test_end_while_starting_shows_the_last_lines(make_part: MakePart) -> None:
     assert "line 10\n" not in message
 
 
-def test_missing_libraries_have_a_hint(make_part: MakePart) -> None:
+def test_is_ready_has_a_hint_about_missing_libraries(make_part: MakePart) -> None:
     # What the dynamic linker says of mongod on a system without them.
     says = "mongod: error while loading shared libraries: libcurl.so.4: cannot open shared object"
     part = make_part(f"echo '{says}' >&2; exit 127", hints=_MONGO_HINTS)
@@ -69,20 +69,20 @@ def test_missing_libraries_have_a_hint(make_part: MakePart) -> None:
         part.is_ready()
 
 
-def test_not_ready_in_time(make_part: MakePart) -> None:
+def test_is_ready_raises_after_the_timeout(make_part: MakePart) -> None:
     part = make_part("echo waiting; sleep 60", timeout=0.1)
     with pytest.raises(StackError, match=r"not ready within 0 s.(?s:.*)waiting"):
         until(part.is_ready)
 
 
-def test_killed_by_a_signal(make_part: MakePart) -> None:
+def test_describe_end_names_the_signal(make_part: MakePart) -> None:
     part = make_part("kill -9 $$")
     until(lambda: not part.running)
     assert "killed by SIGKILL" in part.describe_end("has ended")
     assert "wrote nothing" in part.describe_end("has ended")
 
 
-def test_ready_when_the_check_says_so(make_part: MakePart, tmp_path: Path) -> None:
+def test_is_ready_follows_the_check(make_part: MakePart, tmp_path: Path) -> None:
     part = make_part("touch up; sleep 60", check=(tmp_path / "up").exists)
     until(part.is_ready)
     assert part.running
@@ -100,7 +100,7 @@ def test_kill_takes_the_whole_group(make_part: MakePart) -> None:
     until(lambda: not any(processes.is_running(p) for p in family))
 
 
-def test_log_of_the_run_before_is_kept(make_part: MakePart, tmp_path: Path) -> None:
+def test_start_keeps_the_log_of_the_previous_run(make_part: MakePart, tmp_path: Path) -> None:
     first = make_part("echo first")
     until(lambda: not first.running)
     second = make_part("echo second")
@@ -109,7 +109,7 @@ def test_log_of_the_run_before_is_kept(make_part: MakePart, tmp_path: Path) -> N
     assert tail(tmp_path / "shell.log.1") == ["first"]
 
 
-def test_program_that_does_not_exist(tmp_path: Path) -> None:
+def test_start_names_a_program_that_does_not_exist(tmp_path: Path) -> None:
     part = Part(
         "none",
         [str(tmp_path / "none")],
@@ -122,7 +122,9 @@ def test_program_that_does_not_exist(tmp_path: Path) -> None:
         part.start()
 
 
-def test_process_that_left_its_group_is_found(make_part: MakePart, tmp_path: Path) -> None:
+def test_marked_finds_a_process_that_has_left_its_group(
+    make_part: MakePart, tmp_path: Path
+) -> None:
     part = make_part("setsid sleep 60 & echo up; wait")
     until(lambda: "up" in tail(part.log))
     until(lambda: len(processes.marked(str(tmp_path))) == 2)
@@ -133,7 +135,7 @@ def test_process_that_left_its_group_is_found(make_part: MakePart, tmp_path: Pat
     assert not processes.is_running(stray)
 
 
-def test_lines_of_mongod_are_made_readable(tmp_path: Path) -> None:
+def test_tail_makes_lines_of_mongod_readable(tmp_path: Path) -> None:
     log = tmp_path / "mongod.log"
     log.write_text(
         '{"t":{"$date":"2026-01-02T03:04:05.678+00:00"},"s":"E","c":"NETWORK","id":1,'

@@ -47,25 +47,25 @@ def test_programs_run(command: str, version: str, data: Path) -> None:
     assert version in shown.stdout
 
 
-def test_mongod_of_the_system_comes_first(bin_: Path, data: Path) -> None:
+def test_mongod_prefers_the_program_of_the_system(bin_: Path, data: Path) -> None:
     program = script(bin_ / "mongod")
     assert programs.mongod(data, 1)[0] == program
 
 
-def test_mongod_that_made_the_data_is_used_again(bin_: Path, data: Path) -> None:
+def test_mongod_uses_the_program_that_created_the_data(bin_: Path, data: Path) -> None:
     first = programs.mongod(data, 1)[0]
     assert "fiftyone" in first
     script(bin_ / "mongod")
     assert programs.mongod(data, 1)[0] == first
 
 
-def test_mongod_of_the_wheel_is_used_for_data_without_a_note(bin_: Path, data: Path) -> None:
+def test_mongod_uses_the_wheel_for_data_without_a_note(bin_: Path, data: Path) -> None:
     script(bin_ / "mongod")
     (data / "WiredTiger").touch()
     assert "fiftyone" in programs.mongod(data, 1)[0]
 
 
-def test_mongod_that_is_gone_is_replaced(bin_: Path, data: Path, no_wheels: None) -> None:
+def test_mongod_replaces_a_program_that_is_gone(bin_: Path, data: Path, no_wheels: None) -> None:
     first = script(bin_ / "mongod")
     assert programs.mongod(data, 1)[0] == first
     other = bin_.parent / "other"
@@ -77,23 +77,25 @@ def test_mongod_that_is_gone_is_replaced(bin_: Path, data: Path, no_wheels: None
 
 
 @pytest.mark.parametrize("name", ["redis-server", "valkey-server"])
-def test_redis_of_the_system_comes_first(name: str, bin_: Path, tmp_path: Path) -> None:
+def test_redis_server_prefers_the_program_of_the_system(
+    name: str, bin_: Path, tmp_path: Path
+) -> None:
     program = script(bin_ / name, "echo 'Server v=7.0.15 sha=0 bits=64'")
     command = programs.redis_server(tmp_path, 1)
     assert command is not None
     assert command[0] == program
 
 
-def test_redis_that_is_too_old_is_passed_over(bin_: Path, tmp_path: Path, no_wheels: None) -> None:
+def test_redis_server_skips_an_old_program(bin_: Path, tmp_path: Path, no_wheels: None) -> None:
     script(bin_ / "redis-server", "echo 'Redis server v=6.0.16 sha=0'")
     assert programs.redis_server(tmp_path, 1) is None
 
 
-def test_there_may_be_no_redis(bin_: Path, tmp_path: Path, no_wheels: None) -> None:
+def test_redis_server_may_return_none(bin_: Path, tmp_path: Path, no_wheels: None) -> None:
     assert programs.redis_server(tmp_path, 1) is None
 
 
-def test_ports() -> None:
+def test_choose_returns_a_free_port() -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()

@@ -90,7 +90,7 @@ def poll_until(supervisor: Supervisor, condition: Callable[[], object], seconds:
     return changes
 
 
-def test_part_that_ends_is_started_again(site: Site) -> None:
+def test_supervisor_restarts_a_part_that_ends(site: Site) -> None:
     part = site.add("girder", "echo begun; exec sleep 60")
     other = site.add("scheduler", "exec sleep 60")
     supervisor = site.supervise()
@@ -109,7 +109,7 @@ def test_part_that_ends_is_started_again(site: Site) -> None:
     assert tail(part.log) == ["begun", "--- girder is started again", "begun"]
 
 
-def test_what_is_left_of_it_is_gone_before(site: Site) -> None:
+def test_supervisor_clears_a_part_before_it_restarts_it(site: Site) -> None:
     part = site.add("worker-0", "sleep 60 & wait")
     supervisor = site.supervise()
     leader = psutil.Process(part.pid)
@@ -121,7 +121,7 @@ def test_what_is_left_of_it_is_gone_before(site: Site) -> None:
     poll_until(supervisor, lambda: site.heard("ready"))
 
 
-def test_one_that_ends_quickly_again_and_again_is_given_up(site: Site) -> None:
+def test_supervisor_gives_up_a_part_that_keeps_ending_early(site: Site) -> None:
     part = site.add("girder", "echo no; exit 3")
     supervisor = site.supervise()
     poll_until(supervisor, lambda: len(site.heard("failed")) == 3)
@@ -136,14 +136,14 @@ def test_one_that_ends_quickly_again_and_again_is_given_up(site: Site) -> None:
     assert not part.running
 
 
-def test_one_that_worked_for_long_is_never_given_up(site: Site) -> None:
+def test_supervisor_never_gives_up_a_part_that_worked_for_long(site: Site) -> None:
     site.add("girder", "sleep 0.5; exit 3")
     supervisor = site.supervise(quick=0)
     poll_until(supervisor, lambda: len(site.heard("failed")) == 5)
     assert all("is started again in 0.05 s." in text for text in site.diary.texts)
 
 
-def test_one_that_never_works_is_given_up(site: Site) -> None:
+def test_supervisor_gives_up_a_part_that_never_works(site: Site) -> None:
     site.add("girder", "exit 3", check=lambda: False)
     supervisor = site.supervise(quick=0)
     poll_until(supervisor, lambda: len(site.heard("failed")) == 4)
@@ -152,7 +152,7 @@ def test_one_that_never_works_is_given_up(site: Site) -> None:
     assert site.heard("ready") == []
 
 
-def test_part_waits_for_those_before_it(site: Site, tmp_path: Path) -> None:
+def test_supervisor_restarts_a_part_after_those_before_it(site: Site, tmp_path: Path) -> None:
     up = tmp_path / "up"
     scheduler = site.add("scheduler", "exec sleep 60", check=up.exists)
     workers = [site.add(f"worker-{n}", "exec sleep 60") for n in range(2)]
@@ -169,7 +169,7 @@ def test_part_waits_for_those_before_it(site: Site, tmp_path: Path) -> None:
     assert site.heard("ready") == ["scheduler", "worker-0", "worker-1"]
 
 
-def test_a_worker_does_not_wait_for_another(site: Site) -> None:
+def test_supervisor_does_not_let_a_worker_wait_for_another(site: Site) -> None:
     workers = [
         site.add("worker-0", "exec sleep 60", check=lambda: False),
         site.add("worker-1", "exec sleep 60"),
@@ -181,7 +181,7 @@ def test_a_worker_does_not_wait_for_another(site: Site) -> None:
     assert site.heard("ready") == ["worker-1"]
 
 
-def test_program_that_is_gone(site: Site) -> None:
+def test_supervisor_reports_a_program_that_is_gone(site: Site) -> None:
     part = site.add("redis", "exec sleep 60")
     supervisor = site.supervise(most=2)
     part.command[0] = str(site.directory / "none")

@@ -25,7 +25,7 @@ SIZE = 100
         ("bytes= 1-2 ,", (1, 3)),
     ],
 )
-def test_a_part(header: str, part: tuple[int, int]) -> None:
+def test_parse_returns_a_range(header: str, part: tuple[int, int]) -> None:
     assert parse(header, SIZE) == part
 
 
@@ -38,24 +38,24 @@ def test_a_part(header: str, part: tuple[int, int]) -> None:
         *("bytes 0-1", "=0-1", "bytes==0-1"),
     ],
 )
-def test_what_is_no_single_part_is_answered_with_the_whole(header: str | None) -> None:
+def test_parse_returns_none_for_anything_but_one_range(header: str | None) -> None:
     assert parse(header, SIZE) is None
 
 
 @pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=500-,600-"])
-def test_what_is_not_there_is_refused(header: str) -> None:
+def test_parse_refuses_a_range_outside_the_file(header: str) -> None:
     with pytest.raises(RangeNotSatisfiable):
         parse(header, SIZE)
 
 
-def test_of_nothing_there_is_no_part() -> None:
+def test_parse_finds_no_range_in_an_empty_file() -> None:
     assert parse("bytes=-5", 0) is None
     with pytest.raises(RangeNotSatisfiable):
         parse("bytes=0-", 0)
 
 
 @given(st.text(alphabet="0123456789-,= bytesx", max_size=30), st.integers(0, 50))
-def test_whatever_is_asked_for_a_part_lies_within(text: str, size: int) -> None:
+def test_parse_returns_a_range_within_the_file_for_any_header(text: str, size: int) -> None:
     try:
         part = parse(f"bytes={text}", size)
     except RangeNotSatisfiable:
