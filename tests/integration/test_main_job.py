@@ -362,7 +362,7 @@ def test_task_missing_in_its_package(girder_stack, girder_user):
 
     job_id = girder_stack.call(start_removed, user=girder_user)
     assert girder_stack.wait(job_id)["status"] == JobStatus.ERROR
-    assert "holds no task 'removed'" in girder_stack.log(job_id)
+    assert "has no task 'removed'" in girder_stack.log(job_id)
 
 
 def test_argument_that_cannot_be_pickled_makes_no_job(girder_stack, girder_user):

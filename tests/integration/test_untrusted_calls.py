@@ -124,7 +124,7 @@ def test_what_a_job_has_fetched_may_be_sent(girder_stack, girder_user):
 def test_another_name_of_a_task_is_none(girder_stack, girder_user, name):
     job = run(girder_stack, girder_user, 1, task=name)
     assert job["status"] == JobStatus.ERROR
-    assert "holds no task" in girder_stack.log(job["_id"])
+    assert "has no task" in girder_stack.log(job["_id"])
 
 
 def test_modules_without_tasks_are_not_imported(girder_stack, girder_user, girder_admin):
