@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,9 @@ from girder_dask.worker import plugin as hooks
 from girder_dask.worker.interruption import thread_interrupter
 from girder_dask.worker.isolation import fork_server_supervisor
 from girder_dask.worker.isolation.child import _Child
-from girder_dask.worker.job_log import selector_thread
+from girder_dask.worker.isolation.process_sink import ProcessSink
+from girder_dask.worker.job_log import process_log, selector_thread
+from girder_dask.worker.job_log.log import JobLog
 from girder_dask.worker.job_log.process_log import ProcessLog
 from girder_dask.worker.outbox import Outbox
 from girder_dask.worker.termination import TerminationSignals
@@ -456,6 +459,42 @@ async def child_listener() -> None:
         await asyncio.to_thread(thread.join, SECONDS)
 
 
+async def job_log_timer() -> None:
+    log = JobLog()
+    retry = inject(log._buffer.lines, "retry")
+    for count in (1, 2):
+        log._set_timer()
+        await soon(lambda count=count: retry.calls == count)
+    log.close()
+
+
+async def process_log_timer() -> None:
+    read, write = os.pipe()
+    log, is_in_write = ProcessLog(), Fails(lambda _thread: False)
+    before, process_log.is_in_write = process_log.is_in_write, is_in_write  # type: ignore[assignment]
+    try:
+        log._unended[0] = write, b"text", 0.0
+        for count in (1, 2):
+            log._set_timer()
+            await soon(lambda count=count: is_in_write.calls == count)
+        assert os.read(read, 100) == b"text"
+    finally:
+        process_log.is_in_write = before
+        os.close(read)
+        os.close(write)
+
+
+async def process_sink_timer() -> None:
+    sent: list[Any] = []
+    send = Fails(lambda kind, changes: sent.append((kind, changes)))
+    sink = ProcessSink(send, ProcessLog())
+    for count in (1, 2):
+        sink._next_progress = time.monotonic() + 0.01
+        sink.progress({"current": count})
+        await soon(lambda count=count: send.calls == count)
+    assert sent == [("progress", {"current": 2})]
+
+
 PLACES = [
     outbox_on_dropped,
     outbox_output,
@@ -475,6 +514,9 @@ PLACES = [
     selector_timer,
     selector_pipe,
     selector_pipe_closed_meanwhile,
+    job_log_timer,
+    process_log_timer,
+    process_sink_timer,
     thread_interruption,
     child_listener,
 ]
