@@ -57,10 +57,24 @@ def running_processes() -> Iterator[Process]:
     True
     """
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError), process.oneshot():
-            if _is_running(process):
-                group = os.getpgid(process.pid)
-                yield Process(process.pid, process.ppid(), group, process.create_time())
+        with contextlib.suppress(psutil.Error, OSError):
+            found = _observed(process)
+            if found is not None:
+                yield found
+
+
+def _observed(process: psutil.Process) -> Process | None:
+    """Return a process as it is now, None if it has ended."""
+    try:
+        with process.oneshot():
+            if not _is_running(process):
+                return None
+            group = os.getpgid(process.pid)
+            return Process(process.pid, process.ppid(), group, process.create_time())
+    except psutil.NoSuchProcess:
+        # psutil keeps these objects: this one may stand for an earlier process with the same id.
+        fresh = psutil.Process(process.pid)
+        return None if fresh == process else _observed(fresh)
 
 
 def _is_running(process: psutil.Process) -> bool:

@@ -1,7 +1,7 @@
 """Capture of what jobs write: standard output and error, ``logging`` and ``warnings``.
 
 Several jobs run at once in one worker process, each in a thread of its own. What a job writes goes
-to its own :class:`~girder_dask.worker.job_log.log.JobLog`, because what is installed here looks at
+to its own :class:`~girder_dask.worker.job_log.log.JobLog`, because what is installed here reads
 the context of the writer. :mod:`girder_dask.worker.concurrency.propagation` carries that context
 into child threads and thread pools, and gives subprocesses a pipe to the log.
 

@@ -9,13 +9,13 @@ undone when no other job runs that may have done it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from girder_dask.utils.monkey_patches import MonkeyPatches
 from girder_dask.worker.job_log.log import JobLog, current
 
 __all__ = ["begin_run", "end_run", "install", "uninstall"]
@@ -32,27 +32,21 @@ _changed: dict[int, tuple[weakref.ref[JobLog], _Identity]] = {}
 _running: weakref.WeakSet[JobLog] = weakref.WeakSet()
 #: Jobs beside which others have run.
 _accompanied: weakref.WeakSet[JobLog] = weakref.WeakSet()
-_original: Callable[..., int] | None = None
-_replacement: Callable[..., int] | None = None
+_patches = MonkeyPatches()
 
 
 def install() -> None:
     """Save the descriptors of this process, and record redirections."""
-    global _original, _replacement
     with _lock:
         for fd in _NAMES:
             _save(fd)
-        _original = os.dup2
-        _replacement = os.dup2 = functools.wraps(_original)(_recording(_original))
+        _patches.apply(os, "dup2", _recording)
 
 
 def uninstall() -> None:
     """Undo :func:`install`."""
-    global _original, _replacement
     with _lock:
-        if _original is not None and os.dup2 is _replacement:
-            os.dup2 = _original
-        _original = _replacement = None
+        _patches.undo()
         for kept, _ in _originals.values():
             os.close(kept)
         _originals.clear()
@@ -75,6 +69,9 @@ def end_run(log: JobLog) -> None:
     """Restore what a job has redirected, with a line in its log."""
     with _lock:
         _running.discard(log)
+        for fd, (_, identity) in _originals.items():
+            if _identity(fd) == identity:
+                _changed.pop(fd, None)
         changed = {fd: _was_by(fd, log) for fd in _originals if _must_restore(fd, log)}
         for fd in changed:
             os.dup2(_originals[fd][0], fd)
@@ -83,7 +80,7 @@ def end_run(log: JobLog) -> None:
     for fd, is_own in changed.items():
         who = "The task" if is_own or alone else "This task, or a job that ran at the same time,"
         log.write(
-            f"{who} has led descriptor {fd} ({_NAMES[fd]}) elsewhere, which other jobs in the "
+            f"{who} has redirected descriptor {fd} ({_NAMES[fd]}), which other jobs in the "
             "worker's process share. It was put back. With isolation='process' a task has a "
             "process of its own.\n"
         )
@@ -127,7 +124,6 @@ def _was_by(fd: int, log: JobLog) -> bool:
 def _must_restore(fd: int, log: JobLog) -> bool:
     now = _identity(fd)
     if now == _originals[fd][1]:
-        _changed.pop(fd, None)
         return False
     owner, identity = _changed.get(fd, (None, None))
     by: Any = None if owner is None or identity != now else owner()

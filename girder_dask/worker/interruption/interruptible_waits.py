@@ -53,7 +53,7 @@ class Latch:
 
 def _wait(latch: Latch, waiter: Any, seconds: float | None) -> bool:
     if seconds is None:
-        while not latch._is_open:  # noqa: SLF001 - it is of the class
+        while not latch._is_open:  # noqa: SLF001 - wake() knows its code
             waiter.acquire()
         return True
     deadline = time.monotonic() + seconds

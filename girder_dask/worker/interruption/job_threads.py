@@ -164,15 +164,15 @@ class JobThreads:
             self._interrupter.interrupt(busy, raised, first=self._interruptions == 1)
             return bool(busy)
 
-    def places(self) -> dict[str, str]:
+    def positions(self) -> dict[str, str]:
         """Return the names of those in which code of the job runs, and its position."""
         with self._lock:
             return {thread.name: user_position(ident) for ident, thread in self._busy().items()}
 
-    def left(self) -> list[str]:
+    def leftover_names(self) -> list[str]:
         """Return the names of other threads that still work for the job.
 
-        A thread that is a daemon was meant to be left behind, but for those of pools.
+        A daemon was meant to be left behind, unless it serves a pool.
         """
         with self._lock:
             own = threading.get_ident()

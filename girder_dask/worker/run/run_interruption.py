@@ -86,7 +86,7 @@ class RunInterruption:
     def left(self) -> str | None:
         """Return in words what goes on although the function has returned, None for nothing."""
         deadline = time.monotonic() + _FINISH_TIME_S
-        while (threads := self._threads.left()) and time.monotonic() < deadline:
+        while (threads := self._threads.leftover_names()) and time.monotonic() < deadline:
             time.sleep(_POLL_INTERVAL_S)  # a thread may be at its last instruction
         processes = [f"process {pid}" for pid in self._process_tree.unfinished_subprocesses()]
         return ", ".join([*threads, *processes]) or None
@@ -98,7 +98,7 @@ class RunInterruption:
     @property
     def stuck_reason(self) -> str:
         """Why the run does not end although it was interrupted."""
-        name, place = next(iter(self._threads.places().items()), ("", ""))
+        name, place = next(iter(self._threads.positions().items()), ("", ""))
         return (
             f"its thread{f' {name}' if name and not self._is_attached else ''} cannot be "
             "interrupted: it waits in C code, as in a call of a library, or catches what is raised"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from girder_dask.utils.processes import descendants, has_variable, running_processes
@@ -51,3 +52,10 @@ def test_has_variable_compares_the_value(child: subprocess.Popen[bytes]) -> None
     child.kill()
     child.wait()
     assert not has_variable(child.pid, "GIRDER_DASK_TEST", "coins")
+
+
+def test_a_process_with_the_id_of_an_earlier_one_is_found_at_once() -> None:
+    list(running_processes())
+    kept = psutil._pmap[os.getpid()]  # type: ignore[attr-defined]
+    kept._ident, kept._create_time = (os.getpid(), 1.0), 1.0  # as of an earlier process
+    assert os.getpid() in {process.pid for process in running_processes()}

@@ -333,7 +333,7 @@ def test_a_descriptor_is_put_back_at_the_end_of_the_job(worker, tmp_path, habit)
     before = identity(1)
     worker.outcome(habit, str(tmp_path / "caught"))
     assert identity(1) == before
-    assert worker.log().startswith("The task has led descriptor 1 (standard output) elsewhere")
+    assert worker.log().startswith("The task has redirected descriptor 1 (standard output), ")
     assert "isolation='process'" in worker.log()
 
 
@@ -367,7 +367,7 @@ def test_a_descriptor_is_put_back_by_the_job_that_has_led_it_elsewhere(worker, t
     assert identity(1) == before
     until(lambda: len(worker.ended) == 2)
     assert worker.log("other") == ""
-    assert worker.log("first").startswith("The task has led descriptor 1")
+    assert worker.log("first").startswith("The task has redirected descriptor 1")
 
 
 def closes_while_another_runs() -> None:
@@ -385,7 +385,9 @@ def test_one_that_may_be_of_another_job_is_not_told_as_the_last_one_s(worker):
     until(lambda: len(worker.ended) == 2)
     assert identity(1) == before
     told = worker.log("first") + worker.log("other")
-    assert told.startswith("This task, or a job that ran at the same time, has led descriptor 1 (")
+    assert told.startswith(
+        "This task, or a job that ran at the same time, has redirected descriptor 1 ("
+    )
 
 
 def replaces_in_dict() -> None:
