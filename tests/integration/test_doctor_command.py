@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.deadline import until
+
 
 def doctor(*options: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """Run the doctor, and return its exit code and its checks by their names."""
@@ -25,6 +27,12 @@ def doctor(*options: str) -> tuple[int, dict[str, dict[str, Any]]]:
     )
     assert done.stdout, done.stderr
     return done.returncode, {check["name"]: check for check in json.loads(done.stdout)}
+
+
+def listens(port: int) -> bool:
+    """Return True if a process accepts connections at a port."""
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
@@ -43,6 +51,8 @@ def scheduler(tmp_path: Path, *options: str, **settings: str) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
+        # Doctor waits for three seconds, and a busy machine may start it later.
+        until(lambda: listens(port), 60)
         yield f"tcp://127.0.0.1:{port}"
     finally:
         process.terminate()
