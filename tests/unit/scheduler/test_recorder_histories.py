@@ -329,7 +329,8 @@ class Deliveries(RuleBasedStateMachine):
             key = (job, attempt)
             assert key in self.unsent | self.unanswered, "a receipt that says nothing"
             assert key in self.unanswered or attempt not in self.jobs[job].lost, "it was forgotten"
-        self.unsent -= set(receipts)
+        # One that was recorded while the one before is in flight is sent after that.
+        self.unsent -= set(receipts) - self.unanswered
         self.unanswered |= set(receipts)
 
     @precondition(lambda self: self.request is not None)
