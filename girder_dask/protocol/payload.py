@@ -197,8 +197,8 @@ def open_call(payload: bytes, *, unpickle: bool = True) -> Call:
         raise ValueError("These bytes are not a call that girder_dask packed.")
     if not unpickle:
         raise ArgumentError(
-            "The call is pickled, and the user who started this job may not run own code, so the "
-            "call is not opened. Pass plain values."
+            "The call is pickled, and the user who started this job may not run code of "
+            "their own, so the call is not opened. Pass plain values."
         )
     function, args, kwargs, hooks, session = retry_import_deadlock(lambda: unpickling.loads(rest))
     return Call(args, kwargs, hooks, function, session)
