@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import astuple
 
 __all__ = ["OPTION_NAMES", "ExecutionOptions"]
 
@@ -87,19 +86,9 @@ class ExecutionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
         if self.at_most_once and self.retries:
             raise ValueError("Expected 0: a job with at_most_once has no retries - at `$.retries`")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the values without their names: each task of Dask has such an object."""
-        return _rebuild, (type(self), *astuple(self))
-
 
 #: The names of the execution options.
 OPTION_NAMES: tuple[str, ...] = ExecutionOptions.__struct_fields__
-
-
-def _rebuild(cls: type[ExecutionOptions], *values: Any) -> ExecutionOptions:
-    # Options are keywords, and come after the other fields.
-    others = len(values) - len(OPTION_NAMES)
-    return cls(*values[:others], **dict(zip(OPTION_NAMES, values[others:], strict=True)))
 
 
 def _first_error(given: Mapping[str, Any]) -> ValueError | None:

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Self
 
 import msgspec
 from msgspec import Meta, Struct, field
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
-from girder_dask.protocol.execution_options import ExecutionOptions
+from girder_dask.protocol.execution_options import OPTION_NAMES, ExecutionOptions
 
 __all__ = [
     "WIRE_VERSION",
@@ -189,10 +189,20 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
         """
         return {**Message.to_wire(self), "trusted": self.trusted}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the values without their names: each Dask task holds a spec."""
+        return _rebuild_spec, astuple(self)
+
     @property
     def key(self) -> str:
         """The Dask key of this attempt, which no other attempt has."""
         return f"{_key_prefix(self.task)}-{self.id}-{self.attempt}"
+
+
+def _rebuild_spec(*values: Any) -> JobSpec:
+    # Options are keywords, and come after the other fields.
+    others = len(values) - len(OPTION_NAMES)
+    return JobSpec(*values[:others], **dict(zip(OPTION_NAMES, values[others:], strict=True)))
 
 
 @functools.lru_cache(maxsize=1024)
