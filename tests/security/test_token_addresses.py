@@ -142,7 +142,7 @@ def test_nobody_names_an_address_over_rest(girder_stack, girder_user, girder_adm
         before = girder_stack.call(count_jobs, girder_admin.get("user/me")["_id"])
         answer = submit(girder_stack, call(api_url=EVIL), **who)
         assert answer.status_code == 400
-        assert "'api_url'" in answer.json()["message"]
+        assert "`$.api_url`" in answer.json()["message"]
         assert "where Girder is" in answer.json()["message"]
         assert girder_stack.call(count_jobs, girder_admin.get("user/me")["_id"]) == before
 
