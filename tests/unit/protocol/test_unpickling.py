@@ -48,7 +48,7 @@ NAMES = {
 # The internal names that this release writes. What moves one of them adds a row to MOVED.
 NAMES_NOW = {
     "protocol.exceptions": "RemoteTraceback _again _rebuilt",
-    "protocol.execution_options": "_rebuild",
+    "protocol.messages": "_rebuild_spec",
     "protocol.payload": "Dependency",
     "tasks.compat": "App",
     "tasks.composition": "Chain Group GroupResult Signature",
