@@ -30,6 +30,7 @@ lint: .venv/.dev ## Check the style, the types and the directions of imports
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	scripts/check_readability
 
 versions: ## Try each Python on the PATH with the oldest and the newest Dask
 	scripts/try_versions $(ARGS)

@@ -165,7 +165,7 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
     dependencies
         The ids of the jobs whose values are among the arguments.
     trusted
-        Whether the author of the call may run own code on the cluster. Jobs of others run
+        Whether the author of the call may run code of their own on the cluster. Jobs of others run
         installed tasks only, with plain arguments, and send to Girder only files of the job's
         directory. The rights of the job's token do not depend on it.
     """

@@ -28,5 +28,5 @@ class GirderNannyPlugin(NannyPlugin):
             return
         try:
             await nanny.scheduler.girder_leave(worker=worker)
-        except Exception as e:  # noqa: BLE001 - the nanny ends, whatever it is
+        except Exception as e:  # noqa: BLE001 - no error may keep the nanny from its end
             logger.warning("Worker %s ends and cannot tell the scheduler: %r", worker, e)

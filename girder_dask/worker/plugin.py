@@ -245,7 +245,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             )
             async with asyncio.timeout(limit):
                 await leave
-        except Exception as e:  # noqa: BLE001 - whatever it is, the worker is to end
+        except Exception as e:  # noqa: BLE001 - no error may keep the worker from its end
             logger.warning("Worker %s ends and cannot tell the scheduler: %r", address, e)
 
     def _limit(self, run: RunControl, seconds: float | None) -> None:

@@ -43,5 +43,5 @@ class TextNotifier:
         try:
             # Not in the job's context, which would follow whatever the call sets going.
             Context().run(self._on_text)
-        except Exception:  # noqa: BLE001 - whatever it is, it is not the fault of the job's code
+        except Exception:  # noqa: BLE001 - it is not an error of the code of the job
             orphan_output.write(traceback.format_exc())

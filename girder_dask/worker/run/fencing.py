@@ -57,7 +57,7 @@ def await_recorded_attempt(ask: Callable[[], StartAnswer], check: Callable[[], N
         check()
         try:
             answer = asked.result()
-        except Exception as e:  # noqa: BLE001 - whatever it is, the scheduler is asked again
+        except Exception as e:  # noqa: BLE001 - the scheduler is asked again after any error
             logger.debug("The scheduler did not answer (%r); trying again", e)
         else:
             if answer is not None:
