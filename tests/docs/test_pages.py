@@ -167,7 +167,7 @@ def test_the_options_of_a_call_are_those_of_the_code() -> None:
 def test_the_members_of_a_result_are_those_of_the_code() -> None:
     rows = table(DOCS / "plugin-authors.md", "name", "what it is")
     documented = {name.partition("(")[0] for row in rows for name in code(row[0])}
-    public = {name for name in vars(girder_dask.JobResult) if not name.startswith("_")}
+    public = {name for name in dir(girder_dask.JobResult) if not name.startswith("_")}
     assert documented - {"result['title']"} == public - {"task_id"}
 
 
