@@ -206,12 +206,12 @@ def test_stack_uses_the_very_file() -> None:
 
 
 def test_service_asks_no_process_of_a_task_to_end() -> None:
-    (unit,) = blocks("ini")["As"]
+    (unit,) = blocks("ini")["systemd"]
     assert re.findall(r"^KillMode=(.*)$", unit, re.MULTILINE) == ["mixed"]
 
 
 def test_service_runs_a_command_of_the_recipe() -> None:
-    (unit,) = blocks("ini")["As"]
+    (unit,) = blocks("ini")["systemd"]
     (command,) = re.findall(r"^ExecStart=/opt/girder_dask/bin/(.*)$", unit, re.MULTILINE)
     (worker,) = blocks("sh")["Terminal 3"]
     assert command == re.sub(r'\\\n +|"|\n', "", worker.replace('"$', "${").replace('"', "}"))
