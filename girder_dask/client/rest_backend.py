@@ -121,9 +121,9 @@ class RestBackend:
         Raises
         ------
         SubmissionError
-            If Girder refuses a call, or the user may not start it. No job was made.
+            If Girder refuses a call, or the user may not start it. No job was created.
         PayloadTooLargeError
-            If the calls are too large for one request. No job was made.
+            If the calls are too large for one request. No job was created.
         GirderError
             If Girder does not answer.
         """
@@ -296,7 +296,7 @@ def _check_owner(given: Sequence[Submission | MapParent]) -> None:
             task = call.task if isinstance(call, Submission) else None
             raise SubmissionError(
                 f"{task or call.title} was started with girder_user=, which only code inside "
-                "Girder may use. Here the user who is signed in owns the job. No job was made.",
+                "Girder may use. Here the user who is signed in owns the job. No job was created.",
                 task=task,
             )
 
@@ -307,7 +307,7 @@ def _check_address(submissions: Sequence[Submission]) -> None:
             raise SubmissionError(
                 f"{call.task} was started with girder_api_url=, which only code inside Girder may "
                 "use, since the job's token is sent there. Leave it out; the operator sets "
-                "girder.api-url for the scheduler or the workers. No job was made.",
+                "girder.api-url for the scheduler or the workers. No job was created.",
                 task=call.task,
             )
 
@@ -320,7 +320,7 @@ def _check_size(submissions: Sequence[Submission]) -> None:
             f"{len(submissions):,} calls of {', '.join(names)} take {size:,} bytes, more than the "
             f"{_MAX_REQUEST_BYTES:,} that one request may carry. Start them in several parts, or "
             "pass less: upload large data to Girder and pass its id, or pass the JobResult of a "
-            "task that makes it. No job was made.",
+            "task that makes it. No job was created.",
             task=names[0],
         )
 
@@ -341,5 +341,5 @@ def _refusal(error: GirderError, submissions: Sequence[Submission]) -> Exception
             "list of jobs before you start them again.",
             status=error.status,
         )
-    suffix = "" if "No job was made" in text else " No job was made."
+    suffix = "" if "No job was created" in text else " No job was created."
     return SubmissionError(f"{text.rstrip('.')}.{suffix}", task=task)

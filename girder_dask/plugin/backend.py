@@ -41,7 +41,7 @@ __all__ = ["GirderBackend"]
 
 logger = logging.getLogger(__name__)
 
-_NO_JOB_MADE = "No job was made, as Girder's database does not answer"
+_NO_JOB_MADE = "No job was created, as Girder's database does not answer"
 
 # After a request with so many jobs, free memory is returned to the system.
 _TRIM_MIN_JOBS = 1000

@@ -142,7 +142,7 @@ def _argument_error(call: tuple[Any, ...], task: str | None, error: Exception) -
             return ArgumentError(
                 f"{name[0].upper()}{name[1:]} of {task or 'the call'}, of type "
                 f"{type(value).__module__}.{type(value).__qualname__}, cannot be pickled: {e}. "
-                "No job was made. Pass plain values, or a Girder file by its id.",
+                "No job was created. Pass plain values, or a Girder file by its id.",
                 task=task,
             )
     return ArgumentError(f"{task or 'The call'} cannot be pickled: {error}.", task=task)

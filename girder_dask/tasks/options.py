@@ -121,7 +121,7 @@ def check(
     except TypeError as e:
         raise SubmissionError(
             f"{name} has the signature {signature}, which the arguments do not fit: {e}. "
-            "No job was made.",
+            "No job was created.",
             task=name,
         ) from e
 
@@ -136,7 +136,7 @@ def _refuse_unknown(name: str, given: Any, possible: set[str]) -> None:
             problem += f" In place of Celery's {option}, {_CELERY_REPLACEMENTS[option]}."
         elif close := difflib.get_close_matches(option, possible, 1):
             problem += f" Did you mean {close[0]}?"
-    raise SubmissionError(f"{problem} No job was made.", task=name)
+    raise SubmissionError(f"{problem} No job was created.", task=name)
 
 
 def pack(
@@ -154,7 +154,8 @@ def pack(
         if is_transform(value) and not _takes(value, 0):
             raise SubmissionError(
                 f"{name} was given {value!r:.200} as an argument, which is a result hook: its "
-                "transform() needs a result. Give it as girder_result_hooks=[…]. No job was made.",
+                "transform() needs a result. Give it as girder_result_hooks=[…]. "
+                "No job was created.",
                 task=name,
             )
         if hasattr(value, "results") and not isinstance(value, type):
@@ -198,7 +199,7 @@ def _too_deep(
             wrong = argument
             break
     return ArgumentError(
-        f"{wrong} of {name} holds itself, or is nested too deep. No job was made. Pass it in a "
+        f"{wrong} of {name} holds itself, or is nested too deep. No job was created. Pass it in a "
         "flat form, or as a Girder file.",
         task=name,
     )
@@ -209,19 +210,19 @@ def _refuse_hidden(name: str, value: Any) -> None:
     if isinstance(value, type) and hasattr(value, "transform") and hasattr(value, "cleanup"):
         raise SubmissionError(
             f"{name} was given the class {value.__qualname__} as an argument, which fetches "
-            f"nothing. Give an object of it, such as {value.__qualname__}(…). No job was made.",
+            f"nothing. Give an object of it, such as {value.__qualname__}(…). No job was created.",
             task=name,
         )
     if isinstance(value, UntrackedResult):
         raise SubmissionError(
             f"{name} was given {value!r}, which has no job that another one could wait for. Pass "
-            "its value, from get(). No job was made.",
+            "its value, from get(). No job was created.",
             task=name,
         )
     if isinstance(value, (set, frozenset)) and any(isinstance(v, JobResult) for v in value):
         raise SubmissionError(
             f"{name} was given a set of JobResults. They stand for their values in lists, tuples "
-            "and dicts, not in sets. Pass a list. No job was made.",
+            "and dicts, not in sets. Pass a list. No job was created.",
             task=name,
         )
 
@@ -233,7 +234,7 @@ def _hooks(name: str, given: Any) -> tuple[Any, ...]:
     if not isinstance(given, (list, tuple, dict)):
         raise SubmissionError(
             f"{name} was started with girder_result_hooks={given!r:.200}. Give a list of hooks, "
-            "one for each result. No job was made.",
+            "one for each result. No job was created.",
             task=name,
         )
     for hook in tree_leaves(given):
@@ -243,14 +244,14 @@ def _hooks(name: str, given: Any) -> tuple[Any, ...]:
                 f"{name} was started with {hook!r:.200} among its girder_result_hooks, which is "
                 "no hook: it has no transform(). Give objects such as "
                 "GirderUploadToFolder(folder_id), or None where nothing is to be done. "
-                "No job was made.",
+                "No job was created.",
                 task=name,
             )
         if hook is not None and not _takes(hook, 1):
             raise SubmissionError(
                 f"{name} was started with {hook!r:.200} among its girder_result_hooks, which is an "
                 "input: its transform() takes no result. Pass it as an argument, and give hooks "
-                "such as GirderUploadToFolder(folder_id). No job was made.",
+                "such as GirderUploadToFolder(folder_id). No job was created.",
                 task=name,
             )
     return (given,) if isinstance(given, dict) else tuple(given)
@@ -340,7 +341,7 @@ def _checked_other_fields(name: str, given: Any) -> dict[str, Any]:
             raise ValueError(f"girder_job_other_fields is {given!r:.200}, which is no mapping")
         return checked_fields(given, "girder_job_other_fields")
     except ValueError as e:
-        raise SubmissionError(f"{name} was not started: {e}. No job was made.", task=name) from e
+        raise SubmissionError(f"{name} was not started: {e}. No job was created.", task=name) from e
 
 
 def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:
@@ -349,7 +350,7 @@ def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:
         if value is not None and not isinstance(value, str):
             raise SubmissionError(
                 f"{name} was started with the {field_name} {value!r:.200}, which is no text. "
-                "No job was made.",
+                "No job was created.",
                 task=name,
             )
 
@@ -361,7 +362,7 @@ def checked_options(given: Mapping[str, Any], name: str) -> dict[str, Any]:
         options = ExecutionOptions.checked(chosen)
     except ValueError as e:
         raise SubmissionError(
-            f"{name} was started with options that make no sense ({e}). No job was made.",
+            f"{name} was started with an invalid option ({e}). No job was created.",
             task=name,
         ) from e
     return {option: getattr(options, option) for option in chosen}

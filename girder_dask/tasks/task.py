@@ -119,7 +119,7 @@ class Task(Generic[P, R]):
         Raises
         ------
         SubmissionError
-            If the arguments do not fit the function or cannot be packed. No job was made.
+            If the arguments do not fit the function or cannot be packed. No job was created.
         NotConnectedError
             If this process has no connection to Girder.
         GirderError
@@ -171,20 +171,20 @@ class Task(Generic[P, R]):
         Raises
         ------
         SubmissionError, NotConnectedError, GirderError
-            The errors of :meth:`delay`. No job was made.
+            The errors of :meth:`delay`. No job was created.
         """
         arguments, options = call_options.split(kwargs)
         if options.pop("girder_job_disable", False):
             raise SubmissionError(
                 f"{self.name}.map() needs a parent job. Without jobs, use Dask's Client.map. "
-                "No job was made.",
+                "No job was created.",
                 task=self.name,
             )
         backend = get_backend()
         rows = list(zip(*iterables, strict=False))
         if not rows:
             raise SubmissionError(
-                f"{self.name}.map() got an empty iterable. No job was made.", task=self.name
+                f"{self.name}.map() got an empty iterable. No job was created.", task=self.name
             )
         parent = call_options.map_parent(self.name, self.settings, options)
         options = {**options, "girder_job_title": None}
@@ -263,7 +263,7 @@ class Task(Generic[P, R]):
                 raise SubmissionError(
                     f"A worker cannot find {self.name} by name. Define it with @task at the top "
                     "level of a module, in a package that is installed in Girder and on the "
-                    "workers. No job was made.",
+                    "workers. No job was created.",
                     task=self.name,
                 )
             function = self

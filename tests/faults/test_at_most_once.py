@@ -50,8 +50,8 @@ def test_a_task_that_may_run_at_most_once(fault_stack: Start, tmp_path: Path) ->
     assert states(job) == ["QUEUED", "RUNNING", "QUEUED", "ERROR"]
     assert job["dask"]["begun"]["attempt"] == 1
     last = stack.log(lost[0]).splitlines()[-1]
-    assert last.startswith("The task may run at most once, and attempt 1 began it on ")
-    assert "start a new job if need be" in last
+    assert last.startswith("The task may run at most once, and attempt 1 started it on ")
+    assert "start a new job if needed" in last
 
     interrupted = start(10, 11, seconds=60)
     until(lambda: begun(tally)[10] and begun(tally)[11])

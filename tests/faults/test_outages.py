@@ -243,8 +243,8 @@ def test_girder_killed_between_recording_a_job_and_handing_it_over(
 def start_until_it_fails(path: str) -> dict[str, tuple[float, str, bool]]:
     """Start jobs in some threads until an error, and make a file when each has one.
 
-    Returns for each title the seconds that it took, the id or what was said, and whether a job
-    was made. Run it in Girder.
+    Returns for each title the seconds that it took, the id or the message, and whether a job was
+    created. Run it in Girder.
     """
     import itertools
     import time
@@ -291,7 +291,7 @@ def test_jobs_started_while_mongo_is_away(stack: FaultStack, tmp_path: Path) -> 
     assert max(took for took, _, _ in found.values()) < 20, "it waits for 3 s, and cleans up"
     errors = {title: said for title, (_, said, is_made) in found.items() if not is_made}
     assert len(errors) == 3
-    nothing = re.compile(r"No job was made, as Girder's database|None of them was recorded\.$")
+    nothing = re.compile(r"No job was created, as Girder's database|None of them was recorded\.$")
     unsure = re.compile(r"Whether they were recorded is not known: .* start them again\.$")
     assert all(nothing.search(said) or unsure.search(said) for said in errors.values())
 

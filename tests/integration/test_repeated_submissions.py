@@ -97,7 +97,9 @@ def test_a_key_of_another_request_is_refused(
     answer = send(girder_stack, user, KEY, count=count, group=group)
     assert answer.status_code == 400
     message = answer.json()["message"]
-    assert f"request for 2 jobs, and this one is for {count + group}. No job was made." in message
+    assert (
+        f"request for 2 jobs, and this one is for {count + group}. No job was created." in message
+    )
     assert girder_stack.call(count_jobs, user.id) == 2
     again = send(girder_stack, user, KEY).json()["jobs"]
     assert [job["_id"] for job in again] == [job["_id"] for job in first]

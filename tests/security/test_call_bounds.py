@@ -172,7 +172,7 @@ def test_delay_refuses_the_same_in_girder(girder_stack):
     for each, text in said.items():
         name = each.partition("=")[0].removesuffix("s")
         assert name in text, each
-        assert "No job was made" in text
+        assert "No job was created" in text
 
 
 @pytest.mark.parametrize("value", [0, -1, NAN, INF, 10**400], ids=case)

@@ -65,10 +65,10 @@ def _refuse(job: dict[str, Any], attempt: int) -> None:
             code=_CONFLICT,
         )
     raise RestException(
-        f"The task may run at most once, and attempt {begun.get('attempt')} began it on "
-        f"{begun.get('worker')} at {_shown(begun.get('time'))}. Whether it came to its end "
-        "there is not known, so it was not begun again. Look at what it has left behind, and "
-        "start a new job if need be.",
+        f"The task may run at most once, and attempt {begun.get('attempt')} started it on "
+        f"{begun.get('worker')} at {_shown(begun.get('time'))}. How that attempt ended is "
+        "unknown, so the task is not started again. Check what the attempt has written, and "
+        "start a new job if needed.",
         code=_CONFLICT,
     )
 

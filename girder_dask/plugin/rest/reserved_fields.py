@@ -122,11 +122,11 @@ def refuse_reserved_fields(event: Any) -> None:
         if wrong:
             raise RestException(
                 f"The otherFields of a new job must not set {', '.join(wrong)[:200]}. No job was "
-                "made."
+                "created."
             )
         where = find_non_finite(given, name)
         if where is not None:
-            raise RestException(f"{where} is not a finite number. No job was made.")
+            raise RestException(f"{where} is not a finite number. No job was created.")
 
 
 def _read(given: Any, name: str) -> Any:

@@ -93,7 +93,7 @@ def _set_owner(job: dict[str, Any], submission: Submission, user: Mapping[str, A
         raise SubmissionError(
             f"{submission.task} was started with girder_user={user!r:.100}, which is not the "
             "document of a user. Give one, for example User().load(id, force=True). No job was "
-            "made.",
+            "created.",
             task=submission.task,
         )
     Job().setPublic(job, public=bool(submission.public))
@@ -137,7 +137,7 @@ def _announce_new(job: dict[str, Any], submission: Submission) -> None:
         ):
             raise SubmissionError(
                 f"A plugin of this Girder does not let a job of {submission.task} be saved. "
-                "No job was made.",
+                "No job was created.",
                 task=submission.task,
             )
 
@@ -160,13 +160,14 @@ def _fit(job: dict[str, Any], submission: Submission) -> None:
     except UNSTORABLE as e:
         raise SubmissionError(
             f"The fields of the job of {submission.task} cannot be stored: {describe_error(e)}. "
-            "No job was made.",
+            "No job was created.",
             task=submission.task,
         ) from e
     if size > MAX_JOB_BYTES:
         raise SubmissionError(
             f"The fields given for the job of {submission.task} (girder_job_other_fields) take "
-            f"{size:,} bytes, more than the {MAX_JOB_BYTES:,} that a job holds. No job was made.",
+            f"{size:,} bytes, more than the {MAX_JOB_BYTES:,} that a job holds. "
+            "No job was created.",
             task=submission.task,
         )
 

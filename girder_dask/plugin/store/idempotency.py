@@ -94,7 +94,7 @@ class IdempotencyKey:
             if size != len(marks):
                 raise RestException(
                     f"The key of this request belongs to an earlier request for {size:,} jobs, and "
-                    f"this one is for {len(marks):,}. No job was made. Make up a key for each "
+                    f"this one is for {len(marks):,}. No job was created. Make up a key for each "
                     "request."
                 )
         if found and len(found) < len(marks):

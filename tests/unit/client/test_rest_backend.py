@@ -68,7 +68,7 @@ def test_a_submission_travels_without_its_user(peer: Peer, backend: RestBackend)
 
 def test_a_refusal_is_an_error_of_the_submission(peer: Peer, backend: RestBackend) -> None:
     peer.answers[SUBMIT] = (403, {"message": "You may not start coins:count. Ask ada."})
-    with pytest.raises(SubmissionError, match=r"Ask ada\. No job was made\.") as caught:
+    with pytest.raises(SubmissionError, match=r"Ask ada\. No job was created\.") as caught:
         backend.submit([CALL])
     assert caught.value.task == "coins:count"
 

@@ -78,7 +78,7 @@ def test_what_cannot_be_pickled_is_named(args: Any, kwargs: Any, hooks: Any, nam
     message = str(caught.value)
     assert message.startswith(named)
     assert "a lock of the camera" in message
-    assert "No job was made" in message
+    assert "No job was created" in message
     assert caught.value.task == "m:f"
     assert isinstance(caught.value.__cause__, RuntimeError)
 

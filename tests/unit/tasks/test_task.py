@@ -582,7 +582,9 @@ def test_a_ported_task_travels_by_its_name() -> None:
 
 
 def test_an_input_among_the_hooks_is_refused(backend: RecordingBackend) -> None:
-    with pytest.raises(SubmissionError, match=r"GirderFileId.*which is an input.*No job was made"):
+    with pytest.raises(
+        SubmissionError, match=r"GirderFileId.*which is an input.*No job was created"
+    ):
         add.delay(1, 2, girder_result_hooks=[GirderFileId("5f")])
     assert backend.submissions == []
 

@@ -58,13 +58,13 @@ def check(wanted: Iterable[tuple[JobSpec, Mapping[str, Any] | None]]) -> None:
         if job is None:
             raise SubmissionError(
                 f"There is no job {job_id}, whose value is an argument of {spec.task}. It may "
-                "have been deleted. No job was made.",
+                "have been deleted. No job was created.",
                 task=spec.task,
             )
         if not _may_read(job, owner):
             raise DependencyRefused(
                 f"{owner['login'] if owner else 'A job without an owner'} may not read job "
-                f"{job_id}, whose value is an argument of {spec.task}. No job was made. Ask the "
+                f"{job_id}, whose value is an argument of {spec.task}. No job was created. Ask the "
                 "owner of that job for access to it.",
                 task=spec.task,
             )
@@ -72,7 +72,7 @@ def check(wanted: Iterable[tuple[JobSpec, Mapping[str, Any] | None]]) -> None:
             raise SubmissionError(
                 f"Job {job_id}, which is an argument of {spec.task}, is the parent job of a map "
                 "and has no value of its own. Pass what map() returned, or the list of its jobs. "
-                "No job was made.",
+                "No job was created.",
                 task=spec.task,
             )
 
