@@ -5,7 +5,9 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyp
 	examples/*/setup.cfg tests/packages/*/pyproject.toml tests/packages/*/setup.cfg)
 
 # Some files of tests at a time, as most of them wait for something, in the order of conftest.py.
-SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# `make test ORDER=` runs the tests of each file in random order.
+ORDER := -p no:randomly
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast faults lint versions bench profile figures matrix layout docs clean
@@ -17,7 +19,7 @@ demo: .venv/.run ## Start a whole stack and count the coins of a picture in a jo
 	.venv/bin/girder-dask demo
 
 test: .venv/.test ## Run all tests, with real services
-	$(PYTHON) -m pytest -m 'not long' $(SIDE_BY_SIDE) $(ARGS)
+	$(PYTHON) -m pytest -m 'not long' $(SIDE_BY_SIDE) $(ORDER) $(ARGS)
 
 test-fast: .venv/.test ## Run the tests that need no stack
 	$(PYTHON) -m pytest tests/unit -m 'not long and not stack' -n 4 $(ARGS)

@@ -19,7 +19,7 @@ from urllib3.util.connection import create_connection
 from girder_dask import config
 from girder_dask._version import __version__
 from girder_dask.errors import GirderDaskError
-from girder_dask.http.addresses import HostRefused, LinkHosts
+from girder_dask.http.allowed_hosts import HostRefused, LinkHosts
 from girder_dask.http.redirects import (
     ASSETSTORE,
     LINK,

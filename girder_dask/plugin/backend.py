@@ -20,7 +20,7 @@ from pymongo.errors import PyMongoError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
-from girder_dask.plugin import malloc, settings
+from girder_dask.plugin import memory_trimming, settings
 from girder_dask.plugin.dask_client import LazyDaskClient
 from girder_dask.plugin.store import cancellation, claims, job_records, recording, results, tokens
 from girder_dask.plugin.store.access.authority import IN_GIRDER, Authority
@@ -163,7 +163,7 @@ class GirderBackend:
                 jobs = [job, *(r.job for r in recorded)]
         self._send([r.spec for r in recorded])
         if len(recorded) >= _TRIM_MIN_JOBS:
-            malloc.trim_later()
+            memory_trimming.trim_later()
         try:
             self._cancel_late([parent, *(job["_id"] for job in jobs[:1] if is_map_parent(job))])
         except PyMongoError:

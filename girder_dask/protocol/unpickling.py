@@ -26,7 +26,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "inputs": ("files.inputs",),
     "outputs": ("files.outputs",),
     "payload": ("protocol.payload", "protocol.display"),
-    "porting": ("tasks.compat",),
+    "porting": ("tasks.girder_worker_compat",),
     "remote_errors": ("protocol.exceptions",),
     "result": ("client.result",),
     "task": ("tasks.task", "tasks.decorator"),

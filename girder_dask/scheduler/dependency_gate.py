@@ -13,7 +13,7 @@ from typing import Any
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.scheduler.dependency_graph import DependencyGraph, DependencyOutcome
 from girder_dask.scheduler.job_state import JobState, JobTable
-from girder_dask.scheduler.retention import RetainedResults
+from girder_dask.scheduler.result_retention import RetainedResults
 
 __all__ = ["DependencyGate"]
 

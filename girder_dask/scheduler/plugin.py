@@ -31,11 +31,11 @@ from girder_dask.scheduler.job_state import JobTable
 from girder_dask.scheduler.pending_reasons import PendingReasons
 from girder_dask.scheduler.reconcilers import DaskReconciler, GirderReconciler
 from girder_dask.scheduler.recorder import Recorder
-from girder_dask.scheduler.retirement import WorkerRetirement
 from girder_dask.scheduler.rpc import RpcHandlers
 from girder_dask.scheduler.run_reports import CHECK_INTERVAL_S, RunReports
 from girder_dask.scheduler.stealing import STEAL_INTERVAL_S, JobStealing
 from girder_dask.scheduler.transitions import JobTransitions
+from girder_dask.scheduler.worker_retirement import WorkerRetirement
 from girder_dask.utils.background import Guard, log_failure, repeat
 from girder_dask.utils.backoff import Backoff
 

@@ -17,7 +17,7 @@ from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.girder_requests import GirderRequests
 from girder_dask.scheduler.recorder import Recorder
-from girder_dask.scheduler.retention import RetainedResults
+from girder_dask.scheduler.result_retention import RetainedResults
 from girder_dask.utils.bounded_dict import BoundedDict
 
 __all__ = ["RpcHandlers"]

@@ -16,7 +16,7 @@ from girder_dask.scheduler.dependency_gate import DependencyGate
 from girder_dask.scheduler.dependency_graph import DependencyGraph, DependencyOutcome
 from girder_dask.scheduler.job_state import JobState, JobTable
 from girder_dask.scheduler.recorder import Recorder
-from girder_dask.scheduler.retention import RetainedResults
+from girder_dask.scheduler.result_retention import RetainedResults
 from girder_dask.utils.backoff import Backoff
 from girder_dask.utils.bounded_dict import BoundedDict
 

@@ -17,7 +17,7 @@ from girder_dask.errors import (
     TaskNotFoundError,
     TransformError,
 )
-from girder_dask.http.http_objects import linked_exceptions, strip_headers
+from girder_dask.http.exception_requests import linked_exceptions, strip_headers
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import name_of, summary
 from girder_dask.protocol.exceptions import CarriedError, pack_exception

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from girder_dask.http.http_objects import MAX_LINKED, group_members, linked_exceptions
+from girder_dask.http.exception_requests import MAX_LINKED, group_members, linked_exceptions
 from girder_dask.utils.foreign_objects import call_or_default, exact_text
 
 __all__ = ["format_error", "own_traceback"]

@@ -21,8 +21,9 @@ import pytest
 from girder_dask import config
 from girder_dask.errors import GirderDaskError, TransformError
 from girder_dask.files.cache import FileCache
-from girder_dask.http import addresses, links
-from girder_dask.http.addresses import HostRefused, LinkHosts, is_public
+from girder_dask.http import allowed_hosts as addresses
+from girder_dask.http import links
+from girder_dask.http.allowed_hosts import HostRefused, LinkHosts, is_public
 from girder_dask.http.girder_client import GirderClient
 from girder_dask.http.redirects import LinkRefused
 from girder_dask.http.session import make_retrying_session

@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 HEADING = "## Actors and routes"
 
 ACTORS = {
-    "anonymous": "nobody",
+    "anonymous": "anonymous",
     "user": "user",
     "key": "key `dask.jobs.submit`",
     "job": "job",

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from my_worker_tasks.leaks import WAYS
 
-from girder_dask.http.http_objects import strip_headers
+from girder_dask.http.exception_requests import strip_headers
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.redaction import Secrets, clean_data, clean_text, clean_urls
 

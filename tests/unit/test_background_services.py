@@ -26,7 +26,7 @@ from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.pending_reasons import PendingReasons
 from girder_dask.scheduler.reconcilers import DaskReconciler
 from girder_dask.scheduler.recorder import Recorder
-from girder_dask.scheduler.retention import RetainedResults
+from girder_dask.scheduler.result_retention import RetainedResults
 from girder_dask.scheduler.run_reports import RunReports
 from girder_dask.scheduler.stealing import JobStealing
 from girder_dask.scheduler_hooks import make_plugin
@@ -374,11 +374,11 @@ async def sweeper_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def memory_trim() -> None:
-    from girder_dask.plugin import malloc
+    from girder_dask.plugin import memory_trimming
 
     trim = Fails()
     for _ in range(2):
-        timer = threading.Timer(0.0, malloc._trim, [trim])
+        timer = threading.Timer(0.0, memory_trimming._trim, [trim])
         timer.start()
         timer.join()
     assert trim.calls == 2

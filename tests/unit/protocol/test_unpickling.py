@@ -50,7 +50,7 @@ NAMES_NOW = {
     "protocol.exceptions": "RemoteTraceback _again _rebuilt",
     "protocol.messages": "_rebuild_spec",
     "protocol.payload": "Dependency",
-    "tasks.compat": "App",
+    "tasks.girder_worker_compat": "App",
     "tasks.composition": "Chain Group GroupResult Signature",
     "tasks.context": "JobManager Request RunningJob",
     "tasks.options": "TaskSettings",

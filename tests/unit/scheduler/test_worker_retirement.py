@@ -12,9 +12,9 @@ from distributed import Status
 
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.scheduler import retirement
+from girder_dask.scheduler import worker_retirement as retirement
 from girder_dask.scheduler.job_state import JobState, JobTable
-from girder_dask.scheduler.retirement import WorkerRetirement
+from girder_dask.scheduler.worker_retirement import WorkerRetirement
 from tests.support.dispatch_site import Site
 
 
