@@ -1,7 +1,7 @@
 """The scheduler's preload: ``dask scheduler --preload girder_dask.scheduler_hooks``.
 
-It joins the two sides: the scheduler sends the plugins of workers and nannies to them, and
-neither side imports the other.
+This module joins the two sides: the scheduler sends the plugins of workers and nannies to them,
+and neither side imports the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["dask_setup", "make_plugin"]
 
 
 def make_plugin(api_url: str | None = None, credential: str | None = None) -> GirderSchedulerPlugin:
-    """Return the scheduler plugin, with what it sends to workers.
+    """Return the scheduler plugin together with the plugins that it sends to workers.
 
     Parameters
     ----------

@@ -1,3 +1,3 @@
-"""The scheduler's side: dispatches jobs to Dask and reports their states to Girder."""
+"""The scheduler's side: dispatch of jobs to Dask, and reports of their states to Girder."""
 
 __all__: list[str] = []

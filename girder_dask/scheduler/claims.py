@@ -19,12 +19,11 @@ __all__ = ["JobClaims"]
 
 logger = logging.getLogger(__name__)
 
-# Jobs in one request.
-_MAX_JOBS = 500
+_MAX_JOBS_PER_REQUEST = 500
 
 
 class JobClaims:
-    """Asks Girder for the jobs that this scheduler lacks, and about those that others depend on.
+    """Periodic claims of the jobs that this scheduler lacks, and look-ups of dependencies.
 
     Parameters
     ----------
@@ -35,7 +34,7 @@ class JobClaims:
     dependencies
         Knows which dependencies to ask about.
     reconciler
-        Compares Girder's list of this scheduler's jobs with those that it has.
+        Compares Girder's list of this scheduler's jobs with the scheduler's own.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class JobClaims:
         self._dependencies = dependencies
         self._reconciler = reconciler
         self._interval_s = config.seconds("scheduler.pull-interval")
-        # The errors are of any kind, for example with a Girder of another version.
+        # Any kind of error may occur, for example with a Girder of another version.
         self._claim_guard = self._guard("Asking Girder for unfinished jobs")
         self._lookup_guard = self._guard("Asking Girder for the inputs of jobs")
 
@@ -79,7 +78,8 @@ class JobClaims:
     async def claim(self) -> float:
         """Claim jobs; return how many seconds later to claim again."""
         missing = self._reconciler.missing()
-        answer = await self._girder.claim(_MAX_JOBS, self._reconciler.page_after, missing)
+        page_after = self._reconciler.page_after
+        answer = await self._girder.claim(_MAX_JOBS_PER_REQUEST, page_after, missing)
         self._dispatcher.cancel(answer["cancel"])
         self._reconciler.on_page(answer.get("held"))
         specs = JobSpec.from_wires(answer["specs"])
@@ -90,12 +90,12 @@ class JobClaims:
         return self._interval_s if is_complete else 0.0
 
     async def look_up_dependencies(self) -> None:
-        """Ask about unknown dependencies, when there are new ones or the interval is over."""
+        """Ask Girder about unknown dependencies, if there are new ones or the interval is over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._interval_s):
                 await self._dependencies.lookup_needed.wait()
         self._dependencies.lookup_needed.clear()
         ids = self._dependencies.unknown()
-        for i in range(0, len(ids), _MAX_JOBS):
-            some = ids[i : i + _MAX_JOBS]
-            self._dispatcher.on_dependency_states(some, await self._girder.states(some))
+        for i in range(0, len(ids), _MAX_JOBS_PER_REQUEST):
+            asked = ids[i : i + _MAX_JOBS_PER_REQUEST]
+            self._dispatcher.on_dependency_states(asked, await self._girder.states(asked))

@@ -1,4 +1,4 @@
-"""The interface to Dask for all that handles jobs. Only its coroutines wait."""
+"""The interface between job handling and Dask. Only its coroutines wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Cluster"]
 
 
 class Cluster(Protocol):
-    """A Dask cluster as job handling sees it; tests have one in memory."""
+    """A Dask cluster as job handling sees it. Tests implement one in memory."""
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
         """Submit jobs under their keys.
@@ -72,7 +72,7 @@ class Cluster(Protocol):
         """Return the address of the worker to which Dask has assigned a key."""
 
     def time(self) -> float:
-        """Return the seconds of a monotonic clock."""
+        """Return the time of a monotonic clock, in seconds."""
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> Callable[[], None]:
         """Call a function after a delay; return a function that cancels the call."""

@@ -1,4 +1,4 @@
-"""The Dask cluster as job handling sees it, from inside its scheduler."""
+"""The interface to Dask, implemented inside Dask's scheduler."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ __all__ = ["REFUSED_INTERVAL_S", "DaskCluster"]
 
 logger = logging.getLogger(__name__)
 
-#: How often to call :meth:`DaskCluster.take_refused`.
+#: Seconds between calls of :meth:`DaskCluster.take_refused`.
 REFUSED_INTERVAL_S = 1.0
-# For the scheduler a client like any other: keys stay while it wants them. Unlike
-# fire_and_forget it goes on to want them when they have finished.
+# The name of a client that exists only in the scheduler's state: keys stay while it wants them.
+# Unlike fire_and_forget, it still wants a key when the task has finished.
 _KEEPER = "girder-dask-keeper"
 _CONNECT_DELAY_S = 0.5
-# How many keys are remembered that were released before the scheduler had them.
+# The scheduler remembers at most this many keys that were released before they arrived.
 _MAX_EARLY_RELEASES = 100_000
 
 
 class DaskCluster(WorkerRpc):
-    """Submits jobs to the scheduler that it is in, and keeps what they return.
+    """The cluster of the scheduler in whose process it is; it keeps the results of jobs.
 
     Parameters
     ----------
     scheduler
         Dask's scheduler.
     run_job
-        The function of every task. Its arguments are the spec of a job, and as ``values`` those
-        of its dependencies' results that are on the cluster.
+        The function of every task. Its arguments are the spec of a job and, as ``values``, the
+        results of its dependencies that are on the cluster.
     """
 
     def __init__(self, scheduler: Scheduler, run_job: Callable[..., Any]) -> None:
@@ -50,12 +50,12 @@ class DaskCluster(WorkerRpc):
         self._run_job = run_job
         self._client: Client | None = None
         self._unsent: dict[str, tuple[JobSpec, Mapping[str, str]]] = {}
-        # Jobs with values that the scheduler has not received yet.
+        # Submitted jobs with ``values`` that the scheduler has not received yet.
         self._in_flight: dict[str, Future[Any]] = {}
         self._released: list[str] = []
         self._released_early = BoundedDict[str, None](_MAX_EARLY_RELEASES)
         self._pins: dict[str, set[str]] = {}
-        # Jobs that Dask was not given are found again by the DaskReconciler.
+        # If giving jobs to Dask fails, the DaskReconciler submits them again.
         self._submit_guard = Guard(logger, "Giving jobs to Dask")
         self._release_guard = Guard(logger, "Releasing the keys of jobs")
         self._timer_guard = Guard(logger, "A delayed call")
@@ -65,19 +65,19 @@ class DaskCluster(WorkerRpc):
     # -- submission ---------------------------------------------------------------------------
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
-        """Submit jobs. Until there is a connection they wait for it."""
+        """Submit jobs, as soon as there is a connection."""
         for spec in specs:
             self._unsent[spec.key] = spec, values.get(spec.id, {})
             self._released_early.pop(spec.key, None)
         if self._client is not None and self._client.status == "closed":
-            # A client closes after it has lost the scheduler for some time.
+            # Dask closes a client that could not reach the scheduler for some time.
             self._client = None
             self.begin(self.connect())
         elif self._client is not None:
             self._send(self._client)
 
     async def connect(self) -> None:
-        """Become a client of the scheduler that this is in, and submit the jobs that wait."""
+        """Connect to this scheduler as a client, and submit the jobs that wait for that."""
         guard = Guard(
             logger,
             f"The connection of the scheduler to itself at {self._scheduler.address}",
@@ -90,7 +90,7 @@ class DaskCluster(WorkerRpc):
         self._send(self._client)
 
     async def _new_client(self) -> Client:
-        # A connection remembers the last messages. Here each may hold hundreds of jobs.
+        # Dask keeps a log of a connection's last messages. Here each may hold hundreds of jobs.
         with dask.config.set({"distributed.admin.low-level-log-length": 1}):
             client: Client = await Client(
                 self._scheduler.address,
@@ -104,8 +104,8 @@ class DaskCluster(WorkerRpc):
     def _send(self, client: Client) -> None:
         jobs, self._unsent = self._unsent, {}
         alike: dict[Any, list[JobSpec]] = defaultdict(list)
-        # The futures keep the keys until the keeper wants them: the message that they are gone
-        # follows the jobs.
+        # The futures hold the keys until the keeper wants them: when the futures are deleted, the
+        # message that releases their keys arrives after the jobs.
         futures: list[Future[Any]] = []
         for spec, values in jobs.values():
             resources = tuple(sorted((spec.resources or {}).items()))
@@ -141,18 +141,18 @@ class DaskCluster(WorkerRpc):
         return future
 
     def take_refused(self) -> list[str]:
-        """Return the keys of jobs that Dask did not take, as a value was lost on the way.
+        """Return the keys of jobs that Dask refused because the value of an input was lost.
 
-        The scheduler reports that to the client only.
+        The scheduler reports a refusal only to the client.
         """
         refused = [key for key, future in self._in_flight.items() if future.status != "pending"]
         for key in refused:
             del self._in_flight[key]
-            logger.info("Dask did not take %s, as the value of an input was lost", key)
+            logger.info("Dask refused %s because the value of an input was lost", key)
         return refused
 
     def on_received(self, key: str) -> None:
-        """Want a key that the scheduler has received. Called within a transition."""
+        """Keep a key that the scheduler has received. Called within a transition."""
         self._in_flight.pop(key, None)
         self._scheduler.client_desires_keys([key], _KEEPER)
         for client in self._pins.pop(key, ()):
@@ -160,7 +160,7 @@ class DaskCluster(WorkerRpc):
                 self._scheduler.client_desires_keys([key], client)
 
     def on_received_late(self, key: str) -> None:
-        """Prevent runs of a key that was released on its way here. Called within a transition."""
+        """Prevent runs of a key that was released before it arrived. Called within a transition."""
         if key in self._released_early:
             del self._released_early[key]
             self.set_attempt(key, 0)
@@ -172,20 +172,20 @@ class DaskCluster(WorkerRpc):
     # -- results ------------------------------------------------------------------------------
 
     def on_result(self, key: str) -> int:
-        """Turn the task of a key that is in memory into data; return the bytes of its result.
+        """Turn a task whose result is in memory into data; return the size of the result.
 
-        If its worker is lost, so is the result. The task does not run again, which would repeat
-        its side effects.
+        If its worker is lost, so is the result. The task does not run again, since that would
+        repeat its side effects.
         """
         ts = self._scheduler.tasks[key]
         ts.run_spec = None
         return int(ts.get_nbytes())
 
     def release(self, keys: Sequence[str]) -> None:
-        """Release keys, a moment later: this may be within a transition.
+        """Release keys in the next cycle of the event loop, since this may be within a transition.
 
-        Until then Dask may assign them again, as it may if another client wants them. Such a run
-        does not start.
+        Dask may assign them again until then, or while another client wants them. Such a run does
+        not start.
         """
         for key in keys:
             if key in self._scheduler.tasks:
@@ -211,7 +211,7 @@ class DaskCluster(WorkerRpc):
                 self._scheduler.client_releases_keys(known, _KEEPER, stimulus_id="girder-dask-drop")
 
     def is_wanted(self, key: str) -> bool:
-        """Return True if another client wants a key, or a task of it needs the result."""
+        """Return True if another client wants a key."""
         ts = self._scheduler.tasks.get(key)
         if ts is None:
             return False
@@ -255,7 +255,7 @@ class DaskCluster(WorkerRpc):
     def unrunnable(self) -> dict[str, str]:
         """Return the keys that no worker can run, each with the reason."""
         scheduler = self._scheduler
-        # Without any worker, tasks are queued as they are when all are busy.
+        # Without any worker, Dask queues tasks just as it does when all workers are busy.
         queued = () if scheduler.running else scheduler.queued
         reasons: dict[Any, str] = {}
         found = {}
@@ -297,7 +297,7 @@ class DaskCluster(WorkerRpc):
 
 
 def _unrunnable_reason(scheduler: Scheduler, resources: Mapping[str, float]) -> str:
-    """Return why no worker can run a task that needs resources; empty if one can."""
+    """Return why no worker can run a task with these resources; empty if one can."""
     if not scheduler.workers:
         return "no worker is connected to the Dask scheduler"
     fit = set(scheduler.workers)

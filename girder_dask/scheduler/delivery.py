@@ -1,4 +1,4 @@
-"""Delivery of updates to Girder: retried until they are taken, and divided if need be."""
+"""Delivery of updates to Girder: failed requests are retried, refused ones are divided."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Verdicts = Mapping[str, Sequence[str]]
 Post = Callable[[list[dict[str, Any]], list[Acknowledgement]], Awaitable[Verdicts]]
 
 _TOO_LARGE_STATUS = 413
-# A log of this length is no longer divided: every server takes it.
-_SHORT_LOG = 4096
+# A log of at most this length is not divided, since every server accepts it.
+_SHORT_LOG_CHARS = 4096
 # The fields that are left out of an update first, and those that always remain.
 _LARGE_FIELDS = {"progress", "result", "exception"}
 _BARE_FIELDS = {"version", "id", "attempt", "sequence", "statuses"}
@@ -34,15 +34,15 @@ _LOST_LOG = "\n[Part of the output could not be sent to Girder.]\n"
 
 
 class UpdateDelivery:
-    """Delivers one request after another, and numbers the updates of each attempt.
+    """Delivery of one request after another, with sequence numbers for each attempt's updates.
 
     Parameters
     ----------
     post
-        Coroutine function that posts updates and acknowledgements. GirderError means that they
-        were not delivered; they are tried again.
+        Coroutine function that posts updates and acknowledgements. If it raises GirderError, they
+        were not delivered and are posted again.
     retry_delay_s, max_retry_delay_s
-        The delay before a failed request is tried again, doubled each time up to the limit.
+        Seconds before a failed request is tried again, doubled each time up to the limit.
     """
 
     def __init__(self, post: Post, *, retry_delay_s: float, max_retry_delay_s: float) -> None:
@@ -78,9 +78,9 @@ class UpdateDelivery:
     ) -> Verdicts:
         """Deliver updates (:meth:`girder_dask.protocol.messages.JobUpdate.to_wire`).
 
-        It returns when they are delivered, whatever fails: Girder knows those that it has by
-        their numbers. What Girder never takes is divided, so that one job does not block the
-        others and a long log is not lost. An update says what was left out of it.
+        Failed requests are retried until all are delivered; Girder recognizes repeated updates by
+        their numbers. A request that Girder can never accept is divided, so that one job does not
+        block the others and a long log is not lost. An update names what was left out of it.
         """
         while True:
             with self._guard:
@@ -108,7 +108,7 @@ class UpdateDelivery:
             first = await self.deliver([], acknowledgements[:half])
             return _merged(first, await self.deliver([], acknowledgements[half:]))
         if not updates:
-            logger.error("A job cannot be acknowledged to Girder: %s", error)
+            logger.error("The acknowledgement of a job cannot be delivered: %s", error)
             return {}
         if len(updates) > 1:
             half = len(updates) // 2
@@ -118,11 +118,11 @@ class UpdateDelivery:
 
     async def _divide_update(self, update: dict[str, Any], error: Exception) -> Verdicts:
         log = update.get("log") or ""
-        if _is_too_large(error) and len(log) > _SHORT_LOG:
+        if _is_too_large(error) and len(log) > _SHORT_LOG_CHARS:
             half = len(log) // 2
             head = {k: v for k, v in update.items() if k in _BARE_FIELDS - {"statuses"}}
             first = await self.deliver([{**head, "log": log[:half]}], [])
-            # Only now, since the head may have been divided as well.
+            # Numbered only now, since the head may have been divided and used further numbers.
             sequence = self.next_sequence(update["id"], update["attempt"])
             rest = {**update, "log": log[half:], "sequence": sequence}
             return _merged(first, await self.deliver([rest], []))
@@ -137,7 +137,7 @@ def _merged(first: Verdicts, second: Verdicts) -> Verdicts:
 
 
 def _reduced(update: dict[str, Any], error: Exception) -> dict[str, Any] | None:
-    """Return an update with less in it, which says so, or None if nothing is left to drop."""
+    """Return an update without its large parts, and with a note; None if nothing can be dropped."""
     kept = {k: v for k, v in update.items() if k not in _LARGE_FIELDS}
     if kept != update:
         if "result" in update:
@@ -154,7 +154,7 @@ def _is_too_large(error: Exception) -> bool:
 
 
 def _is_permanent(error: Exception) -> bool:
-    """Return True if the same request will never be taken."""
+    """Return True if the same request can never succeed."""
     if isinstance(error, GirderError):
         return _is_too_large(error)
     return isinstance(error, (TypeError, ValueError, OverflowError))

@@ -1,7 +1,7 @@
-"""The decision which jobs may start.
+"""The gate that holds back jobs until their dependencies have succeeded.
 
 A job whose arguments hold results of other jobs depends on them. It may start once each of them
-has ended in SUCCESS. Girder is asked for those that this scheduler does not have.
+has ended in SUCCESS. Girder is asked about those that this scheduler does not have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["DependencyGate"]
 
 
 class DependencyGate:
-    """Decides which jobs may start.
+    """The gate that decides which jobs may start.
 
     Parameters
     ----------
@@ -35,20 +35,20 @@ class DependencyGate:
         self._jobs = jobs
         self._graph = graph
         self._retained = retained
-        #: Set when Girder is to be asked for the jobs of :meth:`unknown`.
+        #: Set when Girder must be asked about the jobs of :meth:`unknown`.
         self.lookup_needed = asyncio.Event()
 
     def resolve(self, job: JobState) -> Mapping[str, str] | DependencyOutcome | None:
-        """Resolve the dependencies of a job. It is blocked from now on, or no longer.
+        """Resolve the dependencies of a job, and mark the job as blocked or not.
 
         Returns
         -------
         dict
-            If it may start: by the id of each dependency whose result is on the cluster, its key.
+            The job may start. The keys of results on the cluster, by the ids of dependencies.
         DependencyOutcome
-            If it cannot run: the end of the dependency that failed.
+            The job cannot run. The end of the dependency that failed.
         None
-            If it is blocked.
+            The job is blocked.
         """
         dependencies = job.spec.dependencies or ()
         states = {job_id: self._state(job_id) for job_id in dependencies}
@@ -64,7 +64,7 @@ class DependencyGate:
         return None
 
     def _state(self, job_id: str) -> str | DependencyOutcome | None:
-        """Return the key of a result, or else the end of its job, or None while that is open."""
+        """Return the key of a job's result, or else the job's end, or None if it has not ended."""
         job = self._jobs.get(job_id)
         if job is not None and job.end_reported and job.status != JobStatus.SUCCESS:
             return DependencyOutcome(job_id, job.status, job.spec.title)
@@ -94,16 +94,16 @@ class DependencyGate:
         return f"it needs the value of job {job_id}{title}, which has not ended"
 
     def unknown(self) -> list[str]:
-        """Return the ids of dependencies of which this scheduler knows nothing."""
+        """Return the ids of dependencies whose state this scheduler does not know."""
         return [job_id for job_id in self._graph.dependencies() if self._is_unknown(job_id)]
 
     def _is_unknown(self, job_id: str) -> bool:
         return job_id not in self._jobs and self._state(job_id) is None
 
     def record_answer(self, asked: Iterable[str], jobs: Mapping[str, Any]) -> list[str]:
-        """Record Girder's answer for dependencies, job documents by id; return those that ended.
+        """Record Girder's answer about dependencies; return the ids of those that have ended.
 
-        A job that was asked for and is not in the answer is deleted.
+        The answer holds job documents by id. A job that is missing from it has been deleted.
         """
         ended = []
         for job_id in [each for each in asked if self._is_unknown(each)]:

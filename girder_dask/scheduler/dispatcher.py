@@ -1,11 +1,11 @@
 """Dispatcher of jobs: it handles the events of Dask, of runs and of Girder.
 
-Events come from three sides. Dask's transitions tell where a job is assigned, the runs on the
-workers tell what they do, and Girder answers the updates. The dispatcher turns them into one
+Events come from three sides. Dask's transitions show where a job is assigned, runs on the workers
+report what they do, and Girder answers updates. The dispatcher turns the events into one
 consistent history per job, which the recorder delivers. It knows Dask only as a
-:class:`~girder_dask.scheduler.cluster.Cluster`, so that tests drive it without one.
+:class:`~girder_dask.scheduler.cluster.Cluster`, so that tests drive it without Dask.
 
-A *run* is one execution on one worker. Only the events of the admitted run count: it is on the
+A *run* is one execution on one worker. Only the events of the admitted run count: the run on the
 worker to which Dask has assigned the job. When Dask takes the job from that worker, the run is
 closed and the next attempt begins. Later events of a worker that was believed dead are dropped.
 
@@ -39,7 +39,7 @@ _MAX_EARLY_CANCELS = 10_000
 
 
 class Dispatcher:
-    """Accepts jobs and handles their events.
+    """The dispatcher of a scheduler's jobs, which accepts them and handles their events.
 
     Parameters
     ----------
@@ -48,9 +48,9 @@ class Dispatcher:
     transitions
         Starts and ends jobs.
     cluster
-        Dask.
+        The Dask cluster.
     recorder
-        Tells Girder.
+        Reports events to Girder.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class Dispatcher:
     # -- submission and cancellation ----------------------------------------------------------
 
     def accept(self, specs: Iterable[JobSpec]) -> list[str]:
-        """Accept jobs. Those that are already here stay as they are.
+        """Accept jobs, except those that the scheduler already has or that have just ended.
 
-        So do those that have just ended: Girder may have sent them before it heard of that.
+        Girder may have sent a job before it learned that the job had ended.
 
         Returns
         -------
         list of str
-            The ids of all these jobs.
+            The ids of all given jobs.
         """
         new: list[JobState] = []
         ids: list[str] = []
@@ -93,7 +93,7 @@ class Dispatcher:
             job.canceled = spec.id in self._early_cancels
             new.append(job)
         for job in new:
-            self._recorder.record(job.event())  # tells Girder who has the job
+            self._recorder.record(job.event())  # acknowledges the job
             if job.canceled:
                 self._transitions.end(job, JobStatus.CANCELED)
         self._transitions.start([job for job in new if not job.canceled])
@@ -131,12 +131,12 @@ class Dispatcher:
             self.cancel([job.spec.id])
 
     def undecided(self, ids: Iterable[str]) -> list[str]:
-        """Return those of canceled jobs that may have started unreported."""
+        """Return the ids of those canceled jobs that may have started unreported."""
         jobs = self.jobs.of_ids(ids)
         return [job.spec.id for job in jobs if job.run is None and not job.end_reported]
 
     def started(self, ids: Iterable[str]) -> dict[str, int]:
-        """Return the attempts of those jobs that have started, or may have, by their ids."""
+        """Return the attempts, by job id, of those jobs that have started or may have."""
         jobs = self.jobs.of_ids(ids)
         return {
             job.spec.id: job.attempt for job in jobs if job.run is not None or not job.end_reported
@@ -154,7 +154,7 @@ class Dispatcher:
     # -- events of runs -----------------------------------------------------------------------
 
     def on_run_event(self, event: JobEvent) -> bool:
-        """Handle an event of a run. Return True if it is of the admitted run."""
+        """Handle an event of a run. Return True if that is the admitted run."""
         job = self.jobs.get(event.id)
         if job is None or job.end_reported or event.attempt != job.spec.attempt:
             return False
@@ -215,7 +215,7 @@ class Dispatcher:
     def on_released(
         self, key: str, worker: str | None, *, alive: bool, leaving: bool = False
     ) -> None:
-        """Handle a task that Dask took from its worker, and that will run again.
+        """Handle a task that Dask took from its worker and will run again.
 
         A worker that is ``alive`` or ``leaving`` was not lost; Dask had another reason. Unless it
         returned the task unstarted, a run may have started there, so the next attempt begins.
@@ -254,7 +254,7 @@ class Dispatcher:
         self._transitions.next_attempt(job, log)
 
     def on_loss_explained(self, worker: str) -> None:
-        """Log why a worker was lost in its jobs, when that becomes known later."""
+        """Write the reason for a worker's loss, known only now, to the logs of its jobs."""
         for job in self.jobs:
             if job.lost_workers and job.lost_workers[-1] == worker and not job.end_reported:
                 log = f"Worker {worker}: {self._cluster.loss_reason(worker)}.\n"
@@ -308,7 +308,7 @@ class Dispatcher:
             self._transitions.fail(job, reason)
             return
         if job.assigned or job.attempt == job.spec.attempt:
-            why = "Dask forgot the task before it reported its end; it runs again"
+            why = "Dask forgot the task before it reported its end; the job runs again"
             self._transitions.next_attempt(job, why)
         self._transitions.renew_key(job)
         self._transitions.start([job])
@@ -334,6 +334,6 @@ class Dispatcher:
                 self._transitions.remove(job)
 
     def on_dependency_states(self, asked: Iterable[str], jobs: Mapping[str, Any]) -> None:
-        """Handle Girder's answer for dependencies, job documents by id."""
+        """Handle Girder's answer about dependencies: job documents by id."""
         for job_id in self._transitions.dependencies.record_answer(asked, jobs):
             self._transitions.start_dependents(job_id)

@@ -63,11 +63,11 @@ class GirderRequests:
         return await self._claims.call(api.claim, self._id, limit, page_after, missing)
 
     async def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return documents of jobs by id, without those that are deleted."""
+        """Return the documents of jobs by id, without deleted jobs."""
         return await self._claims.call(self._claims.api.states, ids)
 
     async def check_credential(self) -> dict[str, Any]:
-        """Return Girder's description of itself, if the API key may update jobs."""
+        """Check that the API key may update jobs; return Girder's description of itself."""
         return await self._claims.call(self._claims.api.check_credential)
 
     def close(self) -> None:

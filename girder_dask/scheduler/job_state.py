@@ -4,9 +4,9 @@ A job is in the table from its acceptance until Girder has acknowledged its end.
 
 The attempt number is a fencing token: no two runs share one. A run may be executing, unreported,
 as soon as Dask has assigned the job to a worker. Girder gives the first number with the job, and
-the scheduler counts on from there. No run with a number of the scheduler's own calls its function
-before Girder has recorded that number: if this scheduler is lost, the next one counts on from
-what Girder has.
+the scheduler counts on from there. A run whose number the scheduler has counted does not call its
+function before Girder has recorded that number: if this scheduler is lost, the next one counts on
+from what Girder has.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class JobState:
     lost_workers
         The workers that were lost while they had the job.
     blocked
-        Whether it waits for dependencies.
+        Whether the job waits for dependencies.
     cancel_retry
-        Cancels the timer of its next try.
+        Cancels the timer of the job's next try.
     times_forgotten
         How often Dask has forgotten the task.
     end_reported
@@ -89,18 +89,18 @@ class JobState:
 
     @property
     def is_queued(self) -> bool:
-        """Whether it is still to run, and no run of it is known."""
+        """Whether the job has yet to run, and no run of it is known."""
         return self.run is None and not self.end_reported and not self.canceled
 
     @property
     def is_submitted(self) -> bool:
-        """Whether it was submitted to Dask, which has not assigned this attempt yet."""
+        """Whether the job was submitted to Dask, which has not assigned this attempt yet."""
         waits = self.blocked or self.cancel_retry is not None
         return self.is_queued and not (waits or self.assigned or self.finished_on)
 
     @property
     def may_retry(self) -> bool:
-        """Whether it is tried again after a run that raised."""
+        """Whether the job is tried again after a run that raised."""
         return self.failed_tries < self.spec.retries and not self.canceled
 
     def event(self, **fields: Any) -> JobEvent:
@@ -116,7 +116,7 @@ class JobState:
         return f" Workers lost: {named}."
 
     def stop_waiting(self) -> None:
-        """Wait neither for dependencies nor for the next try."""
+        """Stop the wait for dependencies or for the next try."""
         self.blocked = False
         if self.cancel_retry is not None:
             self.cancel_retry()
@@ -145,7 +145,7 @@ class JobTable:
         return self._by_id.get(job_id)
 
     def of_ids(self, ids: Iterable[str]) -> list[JobState]:
-        """Return the jobs with these ids, without those that are unknown."""
+        """Return the jobs with these ids, without unknown ones."""
         return [job for job_id in ids if (job := self._by_id.get(job_id))]
 
     def by_key(self, key: str) -> JobState | None:
@@ -162,12 +162,12 @@ class JobTable:
         return job is not None and not job.end_reported
 
     def is_queued(self, key: str) -> bool:
-        """Return True if the job with this key is still to run, and no run of it is known."""
+        """Return True if the job with this key has yet to run, and no run of it is known."""
         job = self._by_key.get(key)
         return job is not None and job.is_queued
 
     def may_start(self, key: str, attempt: int) -> bool | None:
-        """Return True if a run may call its function, None until Girder has recorded it."""
+        """Return True if a run may call its function, None until Girder records its attempt."""
         job = self._by_key.get(key)
         if job is None or job.end_reported or job.canceled or job.attempt != attempt:
             return False
@@ -199,7 +199,7 @@ class JobTable:
         job.worker = worker
 
     def try_admit(self, job: JobState, event: JobEvent, assigned_to: str | None) -> bool:
-        """Return True if an event is of the admitted run, or of one that can be admitted now.
+        """Return True if an event comes from the admitted run, or one that can be admitted now.
 
         Parameters
         ----------

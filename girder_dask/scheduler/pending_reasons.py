@@ -1,8 +1,8 @@
-"""Why jobs are pending, reported for those that wait for more than their turn.
+"""Reasons why jobs are pending, reported for jobs that wait for more than their turn.
 
 A job may be blocked by its dependencies, or no worker may be able to run it. Both are checked
-periodically. A reason that has lasted for a moment is reported once, and so is its end. For a job
-that waits for a thread of a busy worker nothing is reported.
+periodically. A reason that has lasted for a moment is reported once, and so is its end. Nothing
+is reported for a job that waits for a thread of a busy worker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["PendingReasons"]
 
 # How long a reason lasts before it is reported: workers come and go, and dependencies end.
 _REPORT_DELAY_S = 2.0
-# The least pause between two scans, and how many times as long as a scan it is.
+# The least pause between two scans, and the pause as a multiple of the duration of a scan.
 _LEAST_PAUSE_S = 0.5
 _PAUSE_FACTOR = 20
 # How many jobs one scan reports, so that a long queue takes turns with other work.
@@ -30,7 +30,7 @@ _MAX_REPORTS = 500
 
 @dataclass(slots=True)
 class _Pending:
-    """Why a job is pending: now, and as Girder knows it."""
+    """The reason why a job is pending, now and as last reported to Girder."""
 
     attempt: int
     reason: str = ""
@@ -47,13 +47,13 @@ class _Pending:
             self.unrunnable_since = now
 
     def is_due(self, now: float) -> bool:
-        # A reason that has ended is taken back at once.
+        # The end of a reason is reported at once.
         lasts = not self.reason or now - self.since >= _REPORT_DELAY_S
         return self.reason != self.reported and lasts
 
 
 class PendingReasons:
-    """Finds why jobs are pending, and reports what is new.
+    """Periodic scan for the reasons why jobs are pending, with reports of changes.
 
     Parameters
     ----------
@@ -62,11 +62,11 @@ class PendingReasons:
     transitions
         Starts and ends jobs.
     cluster
-        Dask.
+        The Dask cluster.
     recorder
-        Tells Girder.
+        Reports events to Girder.
     timeout_s
-        How long no worker may be able to run a job before it fails, None for ever.
+        Seconds after which a job that no worker can run fails; None for no limit.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class PendingReasons:
             reason = self._pending.pop(job).reason
             self._transitions.fail(
                 job,
-                f"There was no worker for this job for {self.timeout_s:g} s: {reason}. It is given "
-                "up (girder.scheduler.no-worker-timeout). Start it again when there is one.",
+                f"No worker could run this job for {self.timeout_s:g} s: {reason}. It is not tried "
+                "again (girder.scheduler.no-worker-timeout). Start it again when a worker can.",
             )
         for job in list(islice(self._due(now), _MAX_REPORTS)):
             pending = self._pending[job]

@@ -1,4 +1,4 @@
-"""What Girder has not recorded yet of one attempt of a job."""
+"""The merged events of an attempt that Girder has not recorded yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from girder_dask.protocol.messages import JobEvent, JobUpdate
 
 __all__ = ["PendingUpdate"]
 
-# What an event counts besides its texts.
+# The size that each event counts as, in addition to its texts.
 _EVENT_NBYTES = 100
 
 
@@ -31,7 +31,7 @@ class PendingUpdate:
     nbytes: int = 0
 
     def merge(self, event: JobEvent) -> int:
-        """Merge an event; return by about how many bytes the update grew."""
+        """Merge an event; return about how many bytes that added."""
         grown = _EVENT_NBYTES
         if event.log:
             self.log.append(event.log)
@@ -66,11 +66,11 @@ class PendingUpdate:
 
     @property
     def is_final(self) -> bool:
-        """Whether it ends the job."""
+        """Whether the update ends the job."""
         return bool(self.statuses) and self.statuses[-1][0] in FINAL
 
     def to_update(self, sequence: int) -> JobUpdate:
-        """Return it as a message."""
+        """Return the message to Girder."""
         return JobUpdate(
             id=self.id,
             attempt=self.attempt,

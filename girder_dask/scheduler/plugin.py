@@ -1,8 +1,8 @@
-"""The scheduler plugin: it connects the parts, and passes on Dask's transitions.
+"""The scheduler plugin, which connects the parts and passes on Dask's transitions.
 
 The transitions go to a :class:`~girder_dask.scheduler.dispatcher.Dispatcher`, which handles the
-events of jobs; a :class:`~girder_dask.scheduler.recorder.Recorder` tells Girder. Requests to
-Girder are made in threads, so that the scheduler's event loop never waits.
+events of jobs; a :class:`~girder_dask.scheduler.recorder.Recorder` reports them to Girder.
+Requests to Girder are made in threads, so that the scheduler's event loop never waits.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ __all__ = ["PLUGIN_NAME", "GirderSchedulerPlugin", "WorkerSide"]
 logger = logging.getLogger(__name__)
 
 _FLUSH_TIMEOUT_S = 10.0
-# How many times as long as the interval of claims that of reconciliation is.
+# The interval between reconciliations, as a multiple of the interval between claims.
 _CLAIMS_PER_RECONCILIATION = 6
 
 
 @dataclass(frozen=True)
 class WorkerSide:
-    """What the scheduler sends to workers, and runs there.
+    """The plugins that the scheduler sends to workers and nannies, and the function that it runs.
 
     Parameters
     ----------
     run_job
-        The function of every Dask task of ours.
+        The function of every Dask task that runs a job.
     make_plugin
-        Makes the plugin of workers, given Girder's REST API.
+        Makes the plugin of workers, given the URL of Girder's REST API.
     make_nanny_plugin
         Makes the plugin of nannies.
     """
@@ -68,12 +68,12 @@ class WorkerSide:
 
 
 class GirderSchedulerPlugin(SchedulerPlugin):
-    """Runs the jobs of one Girder.
+    """The Dask plugin that runs the jobs of one Girder.
 
     Parameters
     ----------
     workers
-        What it sends to workers.
+        The plugins for workers and nannies, and the function of tasks.
     api_url, credential
         Girder's REST API and the scheduler's API key, by default those of Dask's
         configuration (``girder.api-url``, ``girder.credential``).
@@ -91,7 +91,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Connect the parts and begin to work. Called when the scheduler listens."""
+        """Connect the parts and start the background work. Called when the scheduler listens."""
         self._scheduler = scheduler
         interval_s = _CLAIMS_PER_RECONCILIATION * config.seconds("scheduler.pull-interval")
 
@@ -103,7 +103,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self.transitions = transitions = _make_transitions(jobs, cluster, recorder)
         self.dispatcher = dispatcher = Dispatcher(jobs, transitions, cluster, recorder)
 
-        # What is asked of Girder, and by Girder, workers and notebooks.
+        # Requests to Girder, and procedures for Girder, workers and notebooks.
         reconciler = GirderReconciler(jobs, interval_s=interval_s)
         self.claims = JobClaims(girder, dispatcher, transitions.dependencies, reconciler)
         self.rpc = RpcHandlers(
@@ -121,7 +121,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         scheduler.handlers |= {**self.retirement.handlers, **self.rpc.handlers}
         await self._register_worker_plugins()
 
-        # What is checked periodically.
+        # Periodic checks.
         self._reports = RunReports(jobs, cluster, recorder)
         timeout_s = config.seconds_or_none("scheduler.no-worker-timeout")
         pending = PendingReasons(jobs, transitions, cluster, recorder, timeout_s=timeout_s)
@@ -164,11 +164,11 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._begin(what, repeat(step, Guard(logger, what), interval_s=interval_s))
 
     async def before_close(self) -> None:
-        """Drain workers, deliver what is pending, and stop."""
+        """Drain workers, deliver pending updates, and stop."""
         await self.retirement.close()
         if not await self.recorder.flush(_FLUSH_TIMEOUT_S):
             logger.warning(
-                "The scheduler closes with %d jobs of which Girder has not heard all",
+                "The scheduler closes before Girder has received all updates of %d jobs",
                 self.recorder.waiting,
             )
         for task in self._tasks:
@@ -187,7 +187,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     def log_event(self, topic: str, msg: Any) -> None:
         """Handle Dask's events about lost workers."""
         if topic == "all" and isinstance(msg, Mapping) and msg.get("action") == "remove-worker":
-            # It may have stolen some of them without any transition.
+            # The worker may have stolen some of these tasks without any transition.
             for key in msg.get("processing-tasks", ()):
                 self.dispatcher.on_assigned(key, msg["worker"])
         for worker in self._cluster.losses.on_event(topic, msg):
@@ -195,7 +195,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
                 self.dispatcher.on_loss_explained(worker)
 
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **details: Any) -> None:
-        """Pass on the transitions of our keys. For other keys there are only look-ups."""
+        """Pass on the transitions of jobs' keys. Other keys cost only look-ups."""
         if start == "released":
             is_open = self.dispatcher.jobs.is_open(key)
             (self._cluster.on_received if is_open else self._cluster.on_received_late)(key)
@@ -230,7 +230,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         job = self.dispatcher.jobs.by_key(key)
         address = worker or (job.worker if job is not None else None)
         alive = address is not None and self._cluster.has_worker(address)
-        # A worker may have been ended for its memory while it was leaving.
+        # A nanny may have ended the leaving worker for its memory use.
         leaving = address in self.retirement and not self._cluster.losses.is_explained(address)
         self.dispatcher.on_released(key, worker, alive=alive, leaving=leaving)
 
@@ -238,7 +238,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self.transitions.retained.on_lost(key)
         if start in ("memory", "erred") and self.dispatcher.jobs.is_open(key):
             return  # the report of its run is awaited
-        # Once all that is forgotten with it is forgotten too.
+        # Deferred until Dask has also forgotten the tasks that it forgets together with this one.
         asyncio.get_running_loop().call_soon(self.dispatcher.on_forgotten, key)
 
     def _handle_refused(self) -> None:

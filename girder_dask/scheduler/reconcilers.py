@@ -19,13 +19,13 @@ HeldJob = tuple[str, int, int]
 
 
 class GirderReconciler:
-    """Compares Girder's list of this scheduler's jobs with those that it has, page by page.
+    """Comparison of Girder's list of this scheduler's jobs with its own, page by page.
 
     A scheduler removes a job when Girder has acknowledged its end. A database that crashes may
-    have lost what it acknowledged in the last moment before, and then shows the job as running
-    for ever. So Girder is asked, in rounds of pages, which jobs it believes this scheduler to
-    have, and told which of them are missing here. Girder begins new attempts only of those that
-    have not changed meanwhile.
+    lose what it acknowledged just before, and then shows the job as running for ever. So the
+    scheduler asks Girder, in rounds of pages, for the jobs that it is believed to have, and
+    reports those that it lacks. Girder begins a new attempt only of a job that has not changed
+    meanwhile.
 
     Parameters
     ----------
@@ -62,11 +62,11 @@ class GirderReconciler:
         return self._last_id if self._clock() >= self._round_begins_at else None
 
     def missing(self) -> list[HeldJob]:
-        """Return those jobs of the last page that the scheduler does not have now."""
+        """Return the jobs of the last page that the scheduler does not have now."""
         return [held for held in self._candidates if held[0] not in self._jobs]
 
     def on_page(self, page: Sequence[HeldJob] | None) -> None:
-        """Handle a page. An empty one ends a round; None is no page."""
+        """Handle a page. An empty one ends a round; None means that Girder sent no page."""
         self._candidates = []
         if page is None:
             return
@@ -78,11 +78,12 @@ class GirderReconciler:
 
 
 class DaskReconciler:
-    """Submits jobs again that Dask did not have at two checks in a row.
+    """Search for jobs that Dask has lost, which are submitted again.
 
-    Nothing tells the scheduler that a job was lost on the way to Dask, for example when a
-    connection of its own broke. The job would stay QUEUED for ever. Submitting it again is
-    harmless if it is still on its way, since Dask takes a key once.
+    A job counts as lost if Dask did not have it at two checks in a row. Nothing else tells the
+    scheduler that a job was lost on the way to Dask, for example when the scheduler's connection
+    to itself broke; the job would stay QUEUED for ever. Submitting a job twice is harmless, since
+    Dask takes a key once.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ class DaskReconciler:
     transitions
         Starts and ends jobs.
     cluster
-        Dask.
+        The Dask cluster.
     """
 
     def __init__(self, jobs: JobTable, transitions: JobTransitions, cluster: Cluster) -> None:

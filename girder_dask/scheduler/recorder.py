@@ -1,9 +1,9 @@
-"""Recorder of job events: it merges them into updates for Girder.
+"""Recorder of job events, which merges them into updates for Girder.
 
 The events of each job become one update, and the updates of many jobs one request. The recorder
-knows nothing of Dask: it is given events, and a coroutine function that posts updates. If idle it
-sends at once; while a request is under way, the next one is coalesced. Updates are kept until
-Girder has answered.
+does not know Dask: it is given events, and a coroutine function that posts updates. An idle
+recorder sends at once; while a request is under way, the next one is coalesced. Updates are kept
+until Girder has answered.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ __all__ = ["Recorder"]
 
 logger = logging.getLogger(__name__)
 
-# In characters of logs; as JSON they take up to six times as many bytes.
+# Characters of logs count as one byte each; as JSON they take up to six.
 _MAX_REQUEST_BYTES = 8 << 20
-# The share of one job in a request is an n-th, so that a flooding job takes turns with others.
+# One job may fill an n-th of a request, so that a job with much output takes turns with others.
 _JOB_SHARE_DIVISOR = 4
-# How much of a job may be pending before its worker has to wait with further output of it.
+# The pending bytes of one job from which its worker holds back further output.
 _MAX_JOB_BYTES = 4 << 20
-# An acknowledgement waits: if the job has started by then, its next update acknowledges it too.
+# An acknowledgement is delayed: if the job starts meanwhile, its next update acknowledges it too.
 _ACKNOWLEDGEMENT_DELAY_S = 1.0
-# Acknowledgements are short, and cost Girder next to nothing.
+# The most acknowledgements in one request. They are short and cost Girder next to nothing.
 _MAX_ACKNOWLEDGEMENTS = 5000
 # The throttle of requests. A job on an idle system takes two or three requests, which may follow
 # each other at once. When the burst is used up, one more may go every two intervals, or when the
@@ -46,14 +46,14 @@ _REST_FACTOR = 9.0
 
 
 class Recorder:
-    """Merges job events and delivers them to Girder.
+    """The buffer that merges job events and delivers them to Girder.
 
     Parameters
     ----------
     post
         Coroutine function that posts updates, and the ``(id, attempt)`` of jobs that are only to
-        be acknowledged; it returns Girder's answer. GirderError means that they were not
-        delivered; they are tried again.
+        be acknowledged; it returns Girder's answer. If it raises GirderError, they were not
+        delivered and are posted again.
     interval_s
         Least seconds between two requests, except for a few that hold a change of state.
     batch_size
@@ -130,7 +130,7 @@ class Recorder:
         self._throttle.poke(urgent=False)
 
     def forget(self, job_id: str, attempt: int) -> None:
-        """Drop what is pending of an attempt and of those before it, and their sequences."""
+        """Drop pending updates and sequence numbers of an attempt and of those before it."""
         for number in range(1, attempt + 1):
             key = (job_id, number)
             update = self._pending.pop(key, None)
@@ -152,7 +152,7 @@ class Recorder:
         await self.wait_until(lambda: not self.is_full)
 
     async def room_for(self, job_id: str) -> None:
-        """Wait until little enough of one job is pending."""
+        """Wait until the pending updates of one job are below their limit."""
         await self.wait_until(lambda: self._bytes_by_job[job_id] < _MAX_JOB_BYTES)
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -180,14 +180,14 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """How many jobs have something that Girder has not recorded."""
+        """How many jobs have updates or acknowledgements that Girder has not recorded."""
         ids = {update.id for update in self._in_flight}
         for keys in (self._pending, self._acknowledgements, self._acknowledgements_in_flight):
             ids.update(job_id for job_id, _ in keys)
         return len(ids)
 
     async def flush(self, timeout_s: float) -> bool:
-        """Wait until all is delivered, up to ``timeout_s`` seconds. Return True if it is."""
+        """Wait up to ``timeout_s`` seconds for all deliveries. Return True if all is delivered."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._all_delivered()
@@ -229,12 +229,12 @@ class Recorder:
 
     async def _deliver_turn(self) -> None:
         if self._loop_guard.failed:
-            self._throttle.poke(urgent=True)  # nothing new may come that does so
+            self._throttle.poke(urgent=True)  # no new event may come to do so
         await self._throttle.turn()
         await self._deliver_all()
 
     async def _deliver_all(self) -> None:
-        # What comes meanwhile has its own turn.
+        # Updates that arrive meanwhile are left for the next turn.
         left = len(self._pending) - await self._deliver()
         while left > 0 and self._pending:
             left -= await self._deliver()
@@ -246,7 +246,7 @@ class Recorder:
         await self._notify()
 
     async def _deliver(self) -> int:
-        """Deliver what fits into one request; return how many updates that were."""
+        """Deliver what fits into one request; return the number of updates."""
         updates = self._in_flight = self._take_updates()
         acknowledgements = self._acknowledgements_in_flight = self._take_acknowledgements()
         if not updates and not acknowledgements:
@@ -317,7 +317,7 @@ class Recorder:
 
     def _handle_answer(self, updates: Sequence[PendingUpdate], verdicts: Verdicts) -> None:
         refused: set[str] = set()
-        with self._answer_guard:  # it may have any form
+        with self._answer_guard:  # the answer may be malformed
             refused = {*verdicts.get("stale", ()), *verdicts.get("gone", ())}
             for kind, ids in verdicts.items():
                 for job_id in ids:

@@ -37,11 +37,11 @@ class RetainedResults:
     Parameters
     ----------
     cluster
-        Dask.
+        The Dask cluster.
     graph
         The dependencies between jobs.
     ttl_s
-        How long a result that no job needs is retained.
+        Seconds for which a result that no job needs is retained.
     max_bytes
         How many bytes of such results are retained; the oldest are released first.
     """
@@ -108,7 +108,7 @@ class RetainedResults:
             self._cluster.release([result.key])
 
     def release_if_unneeded(self, job_id: str) -> None:
-        """Release a result that no job depends on any longer, at the latest when it expires."""
+        """Release a result that no job depends on any longer, now or when it expires."""
         result = self._results.get(job_id)
         if result is None or self._graph.has_dependents(job_id):
             return

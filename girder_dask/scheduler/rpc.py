@@ -24,9 +24,9 @@ __all__ = ["RpcHandlers"]
 
 logger = logging.getLogger(__name__)
 
-# How many workers' outboxes are remembered, by the number of their last batch and its answer.
+# The most outboxes of workers whose last batch number and answer are kept.
 _MAX_OUTBOXES = 10_000
-# How long a worker has to wait for an answer.
+# How long a worker waits for an answer at most.
 _ANSWER_TIMEOUT_S = 20.0
 # How long a job that is to be pinned may take to arrive here.
 _PIN_TIMEOUT_S = 5.0
@@ -48,9 +48,9 @@ class RpcHandlers:
     retained
         The results that stay on the cluster.
     recorder
-        Tells Girder.
+        Reports events to Girder.
     cluster
-        Dask.
+        The Dask cluster.
     girder
         Makes requests to Girder.
     claims
@@ -104,15 +104,16 @@ class RpcHandlers:
         return {"scheduler": self._id}
 
     async def girder_submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Accept jobs that are this scheduler's. The answer is the acknowledgement."""
+        """Accept jobs sent to this run of the scheduler. The answer is the acknowledgement."""
         if scheduler != self._id:
             return {"accepted": []}
         return {"accepted": self._dispatcher.accept(JobSpec.from_wires(specs))}
 
     async def girder_cancel(self, jobs: list[str]) -> dict[str, Any]:
-        """Cancel jobs. Return those that have started, or may have after one second.
+        """Cancel jobs; return the ids of those that have started or may have started.
 
-        If it does not take longer, Girder has recorded by then that they have started.
+        This waits for up to one second until it is known which have started, and until Girder has
+        recorded that.
         """
         self._dispatcher.cancel(jobs)
         with contextlib.suppress(TimeoutError):
@@ -131,7 +132,7 @@ class RpcHandlers:
         await self._recorder.wait_until(lambda: not any(is_pending(*job) for job in started))
 
     async def girder_status(self) -> dict[str, Any]:
-        """Return what ``girder-dask doctor`` asks of a scheduler."""
+        """Return the state of this scheduler for ``girder-dask doctor``."""
         process = await asyncio.to_thread(describe_process, self._api_url)
         girder = credential_error = None
         try:
@@ -176,7 +177,7 @@ class RpcHandlers:
             return True
 
     async def girder_room(self, job: str) -> bool:
-        """Wait until Girder has taken most of the output of a job. False if that takes long."""
+        """Wait until Girder has taken most of a job's output. Return False if that takes long."""
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 await self._recorder.room_for(job)
@@ -185,7 +186,7 @@ class RpcHandlers:
         return True
 
     async def girder_may_begin(self, key: str, attempt: int) -> bool | None:
-        """Wait until it is known whether an attempt may start. None if that takes long."""
+        """Return True if an attempt may start, once that is known; None if that takes long."""
         may_start = partial(self._jobs.may_start, key, attempt)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):

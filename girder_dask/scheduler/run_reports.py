@@ -1,7 +1,8 @@
 """Reports of runs about their own ends, awaited after Dask has reported the task finished.
 
-The report travels beside Dask's message, so it may arrive a moment later. Most are here within a
-tenth of a second. If it is lost, as with the worker, Dask's account of the end is all there is.
+The report travels beside Dask's message, so it may arrive a moment later. Most arrive within a
+tenth of a second. If a report is lost, for example with its worker, Dask's account of the end is
+used instead.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ __all__ = ["CHECK_INTERVAL_S", "RunReports"]
 
 logger = logging.getLogger(__name__)
 
-#: How often to call :meth:`RunReports.check`.
+#: Seconds between calls of :meth:`RunReports.check`.
 CHECK_INTERVAL_S = 0.5
-# How long a report of a run on a connected worker may take.
+# How long the report of a run on a connected worker may take.
 _REPORT_TIMEOUT_S = 30.0
 
 
@@ -34,16 +35,16 @@ class _Awaited:
 
 
 class RunReports:
-    """The reports of runs that are awaited.
+    """The awaited reports of runs that have finished.
 
     Parameters
     ----------
     jobs
         The table of jobs.
     cluster
-        Dask.
+        The Dask cluster.
     recorder
-        Makes workers wait with their events while its buffer is full. No report is late then.
+        Holds back workers' events while its buffer is full. No report counts as late then.
     """
 
     def __init__(self, jobs: JobTable, cluster: Cluster, recorder: Recorder) -> None:
@@ -66,7 +67,7 @@ class RunReports:
             self._awaited.append(_Awaited(key, worker, self._cluster.time(), if_lost))
 
     def check(self) -> None:
-        """Act on the reports that are lost."""
+        """Handle the ends of runs whose reports are lost."""
         if not self._awaited:
             return
         with self._guard:

@@ -19,16 +19,16 @@ from girder_dask.scheduler.job_state import JobTable
 
 __all__ = ["STEAL_INTERVAL_S", "JobStealing"]
 
-#: How often to call :meth:`JobStealing.steal`. A job is moved that has waited at two calls.
+#: Seconds between calls of :meth:`JobStealing.steal`. A job that waits at two calls is moved.
 STEAL_INTERVAL_S = 1.0
 # How many jobs of a worker are considered: it may have thousands.
 _MAX_JOBS_PER_WORKER = 100
 # The rounding error of sums of resources, such as 0.1.
-_ROUNDING = 1e-9
+_ROUNDING_ERROR = 1e-9
 
 
 class JobStealing:
-    """Moves jobs to workers with free threads.
+    """Stealing of jobs for workers with free threads.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class _Free:
 
     def __init__(self, worker: WorkerState, threads: int) -> None:
         self.worker = worker
-        self.is_short = False  # of a resource
+        self.is_short = False  # whether its tasks need more of a resource than it has
         self._threads = threads
         self._resources = dict(worker.resources)
         if self._resources:
@@ -92,16 +92,16 @@ class _Free:
     def _use(self, ts: TaskState) -> None:
         for name, amount in (ts.resource_restrictions or {}).items():
             self._resources[name] = self._resources.get(name, 0) - amount
-            self.is_short |= self._resources[name] < -_ROUNDING
+            self.is_short |= self._resources[name] < -_ROUNDING_ERROR
 
     def can_take(self, ts: TaskState) -> bool:
         """Return True if a task could start at once."""
         if self._threads < 1 or ts.worker_restrictions or ts.host_restrictions:
             return False
         asked = (ts.resource_restrictions or {}).items()
-        return all(self._resources.get(name, 0) + _ROUNDING >= n for name, n in asked)
+        return all(self._resources.get(name, 0) + _ROUNDING_ERROR >= n for name, n in asked)
 
     def add(self, ts: TaskState) -> None:
-        """Count a task that is about to arrive."""
+        """Subtract the thread and resources of a task that is about to arrive."""
         self._threads -= 1
         self._use(ts)

@@ -1,7 +1,7 @@
 """The transitions of a job that the scheduler decides: start, retry, end, removal.
 
-Each transition updates the table of jobs, tells Dask and Girder, and carries on to the jobs that
-depend on this one.
+Each transition updates the table of jobs, informs Dask and Girder, and continues with the jobs
+that depend on this one.
 """
 
 from __future__ import annotations
@@ -23,26 +23,25 @@ from girder_dask.utils.bounded_dict import BoundedDict
 __all__ = ["JobTransitions"]
 
 _MAX_ENDED_JOBS = 10_000
-# A job that has ended may arrive once more from a request that Girder began before: for as long
-# as a request lasts.
+# How long after its end a job may arrive once more, from a request that Girder began before.
 _LATE_ARRIVAL_S = 60.0
 
 
 class JobTransitions:
-    """Starts, retries, ends and removes jobs.
+    """The start, retry, end and removal of jobs.
 
     Parameters
     ----------
     jobs
         The table of jobs.
     cluster
-        Dask.
+        The Dask cluster.
     recorder
-        Tells Girder.
+        Reports events to Girder.
     backoff
         The delays between the tries of a job that raises.
     result_ttl_s, max_result_bytes
-        How long, and how many bytes of, results that Girder does not have are retained.
+        Limits of the retained results that Girder does not have: their age and their size.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class JobTransitions:
         self.retained = RetainedResults(
             cluster, self._graph, ttl_s=result_ttl_s, max_bytes=max_result_bytes
         )
-        #: Which jobs may start.
+        #: The gate that decides which jobs may start.
         self.dependencies = DependencyGate(jobs, self._graph, self.retained)
 
     # -- begin ------------------------------------------------------------------------------
@@ -100,7 +99,7 @@ class JobTransitions:
             self._cluster.submit(ready, values)
 
     def start_dependents(self, job_id: str) -> None:
-        """Start the blocked jobs that depend on one. Those that end have dependents in turn."""
+        """Start the blocked dependents of a job. If one ends at once, its dependents follow."""
         self._changed.append(job_id)
         if self._starts_dependents:
             return
@@ -111,7 +110,7 @@ class JobTransitions:
         finally:
             self._starts_dependents = False
 
-    # -- again ------------------------------------------------------------------------------
+    # -- retry ------------------------------------------------------------------------------
 
     def next_attempt(self, job: JobState, why: str) -> None:
         """Ignore the current run of a job from now on, and begin its next attempt."""
@@ -121,7 +120,7 @@ class JobTransitions:
         self._recorder.record(job.event(status=int(JobStatus.QUEUED), log=log))
 
     def renew_key(self, job: JobState) -> None:
-        """Leave the present key to Dask, and use another one for the next run."""
+        """Release the present key of a job, and use another one for its next run."""
         self._cluster.release([self._jobs.renew_key(job)])
 
     def retry(self, job: JobState) -> None:
@@ -153,7 +152,7 @@ class JobTransitions:
         self.on_end_reported(job)
 
     def on_end_reported(self, job: JobState) -> None:
-        """Handle the end of a job that the recorder has."""
+        """Handle a job whose end the recorder has received."""
         job.end_reported = True
         job.stop_waiting()
         if job.status != JobStatus.SUCCESS or job.nbytes is not None:

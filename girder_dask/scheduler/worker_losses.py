@@ -24,7 +24,7 @@ class WorkerLosses:
     """Reasons why workers were lost, and the workers themselves, connected or not.
 
     Dask's nannies report when they end a worker that uses too much memory, and the scheduler
-    reports when it gives up a silent one. For any other death there is only the memory use that
+    reports when it removes a silent one. For any other loss, the only hint is the memory use that
     the worker reported last.
     """
 
@@ -33,7 +33,7 @@ class WorkerLosses:
         self._reasons = BoundedDict[str, str](_MAX_WORKERS)
 
     def on_joined(self, address: str, worker: Any) -> None:
-        """Record a worker, with Dask's state of it, which has its memory use."""
+        """Record a worker and Dask's state of it, which includes its memory use."""
         self._workers[address] = worker
         self._reasons.pop(address, None)
 

@@ -130,7 +130,7 @@ class WorkerRetirement:
             )
 
     async def close(self) -> None:
-        """Drain all workers, as the scheduler itself ends. No new run starts."""
+        """Drain all workers because the scheduler is closing. No new run starts."""
         self._is_closing = True
         workers = list(self._scheduler.workers)
         await self._stop_starting(workers)
@@ -162,12 +162,12 @@ class WorkerRetirement:
         await self._flush(workers)
         for worker in workers:
             keys = self._assigned_keys(worker)
-            for key in keys:  # it may have stolen some of them without any transition
+            for key in keys:  # the worker may have stolen some without any transition
                 self._dispatcher.on_assigned(key, worker)
             self._run_elsewhere(keys, stuck)
 
     async def _stop_starting(self, workers: Collection[str]) -> None:
-        """Have workers start nothing more. The tasks that remain with them have started."""
+        """Stop workers from starting tasks. The tasks that remain with them have started."""
         self._leaving.update(workers)
         for address in workers:
             self._set_status(address, Status.closing_gracefully)
@@ -177,7 +177,7 @@ class WorkerRetirement:
         ws = self._scheduler.workers.get(address)
         if ws is None or ws.status == status:
             return
-        # As Dask does it: here at once, and the worker follows.
+        # Dask does the same: the status changes here at once, and the worker follows.
         self._scheduler.handle_worker_status_change(status, ws, _STIMULUS)
         message = {"op": "worker-status-change", "status": status.name, "stimulus_id": _STIMULUS}
         self._scheduler.worker_send(address, message)
@@ -218,12 +218,12 @@ class WorkerRetirement:
             await asyncio.sleep(_DRAIN_CHECK_INTERVAL_S)
 
     async def _flush(self, workers: Collection[str]) -> None:
-        """Have the events of workers arrive here."""
+        """Wait until the events of workers have arrived."""
         busy = [worker for worker in workers if self._is_busy(worker)]
         await asyncio.gather(*(self._cluster.flush(worker) for worker in busy))
 
     def _is_busy(self, worker: str, stuck: Collection[str] = ()) -> bool:
-        """Return True if a job may be running on a worker that is connected, and is not stuck."""
+        """Return True if a connected worker may be running a job that is not stuck."""
         if worker not in self._scheduler.workers:
             return False
         return any(

@@ -1,4 +1,4 @@
-"""Remote calls of workers, about the runs of jobs."""
+"""Remote calls from the scheduler to workers, about the runs of jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ANSWER_TIMEOUT_S = 3.0
 
 
 class WorkerRpc:
-    """Calls of workers. What a worker does not answer is logged.
+    """Remote calls to workers. Calls that fail are logged.
 
     Parameters
     ----------

@@ -133,7 +133,7 @@ def test_no_worker_for_too_long(fault_stack: Start) -> None:
     assert states(job) == ["QUEUED", "ERROR"]
     reason = "the one worker does not have the resources gpu=2 (dask worker --resources)"
     error = (
-        f"There was no worker for this job for 3 s: {reason}. It is given up "
+        f"No worker could run this job for 3 s: {reason}. It is not tried again "
         "(girder.scheduler.no-worker-timeout). Start it again when there is one."
     )
     assert stack.log(job_id) == f"Waiting: {reason}.\n{error}\n"

@@ -156,7 +156,7 @@ def test_scan_fails_a_job_after_the_timeout() -> None:
     look(site, 0.2)
     assert site.history() == [(1, JobStatus.ERROR)]
     (error,) = [e.error for e in site.events if e.error]
-    assert error.startswith(f"There was no worker for this job for 10 s: {GPU}. ")
+    assert error.startswith(f"No worker could run this job for 10 s: {GPU}. ")
     assert "girder.scheduler.no-worker-timeout" in error
     look(site, 100)
     assert site.history("b") == [], "it needs no worker yet"
