@@ -1,4 +1,4 @@
-"""Runs the cases that are named, or all, and writes what was found."""
+"""The benchmark runner: runs the given cases, by default all, and writes the results."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     made.add_argument("cases", nargs="*", metavar="CASE", help="a case or a ratio; default: all")
-    made.add_argument("--list", action="store_true", help="show the cases, and end")
-    made.add_argument("--rounds", type=_positive, help="how often each is measured")
-    made.add_argument("--jobs", type=_positive, help="how many jobs, for each case")
+    made.add_argument("--list", action="store_true", help="list the cases and exit")
+    made.add_argument("--rounds", type=_positive, help="number of rounds per case")
+    made.add_argument("--jobs", type=_positive, help="size of each case, usually in jobs")
     made.add_argument(
         "--systems",
         type=_systems,
         default=SYSTEMS,
-        help=f"which are measured, with commas between; default: {','.join(SYSTEMS)}",
+        help=f"systems to measure, separated by commas; default: {','.join(SYSTEMS)}",
     )
     made.add_argument(
-        "--output", type=Path, default=report.MEASURED, help="where the results are written"
+        "--output", type=Path, default=report.MEASURED, help="directory for the results"
     )
     made.add_argument(
         "--update",
         action="store_true",
-        help="keep what the results there have of cases that are not measured now",
+        help="keep the results in that directory of cases that are not measured in this run",
     )
     return made
 
@@ -57,12 +57,12 @@ def _systems(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     unknown = set(names) - set(SYSTEMS)
     if unknown:
-        raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}")
+        raise argparse.ArgumentTypeError(f"unknown systems: {', '.join(sorted(unknown))}")
     return names
 
 
 class Runner:
-    """Runs cases on one stack, and on a new one after a case that failed."""
+    """Runs cases on one stack. After a failed case, the next one gets a new stack."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.ratios: dict[str, float] = {}
@@ -80,7 +80,7 @@ class Runner:
         self._open.close()
 
     def run(self, case: Case) -> None:
-        """Run a case. One that fails is shown, and does not keep others from running."""
+        """Run a case. A failure is printed, and the other cases still run."""
         rounds = self._options.rounds or case.rounds
         size = self._options.jobs or case.size
         print(f"{case.name}: {case.about} ({size:,} {case.unit}, rounds: {rounds})", flush=True)
@@ -119,12 +119,12 @@ def main(arguments: list[str] | None = None) -> int:
         for case in CASES:
             print(f"{case.name:<12} {case.about}")
             for name in case.ratios:
-                print(f"{'':<12}   gives {name}")
+                print(f"{'':<12}   ratio {name}")
         return 0
     try:
         chosen = dict.fromkeys(map(find, options.cases)) or CASES
     except KeyError as e:
-        made.error(f"there is no case {e.args[0]!r}; --list shows those that there are")
+        made.error(f"there is no case {e.args[0]!r}; --list shows all cases")
     runner = Runner(options)
     with stopping_on_signals():
         try:
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     plots.draw(found, options.output)
     print(f"\n{report.tables(found)}")
     if runner.failed:
-        print(f"These failed: {', '.join(runner.failed)}.", file=sys.stderr)
+        print(f"These cases failed: {', '.join(runner.failed)}.", file=sys.stderr)
     return 1 if runner.failed else 0
 
 

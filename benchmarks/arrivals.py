@@ -1,4 +1,4 @@
-"""When each of some jobs reached SUCCESS, seen from outside of the systems."""
+"""Observation of the times at which jobs reach SUCCESS, from outside the systems."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ __all__ = ["Arrivals"]
 
 
 class Arrivals:
-    """Watches jobs that are started while it is entered. Their titles are numbers.
+    """Context manager that observes when the jobs started within it reach SUCCESS.
 
-    A thread of this process, which is not one of a system's, asks the database for the jobs
-    from the oldest that has not ended on. That is a walk along the index over the ids.
+    The titles of the jobs are numbers. A thread of this process, which belongs to no system,
+    queries the database for the jobs from the oldest unfinished one on. The query scans the
+    index of the ids.
 
     Parameters
     ----------
     side
         The system.
     pause
-        Seconds between two looks.
+        Seconds between two queries.
     """
 
     def __init__(self, side: Side, pause: float) -> None:
-        #: For the number of a job, when it was seen in SUCCESS, on the clock of the machine.
+        #: The time at which each job was seen in SUCCESS (``time.monotonic()``), by its number.
         self.at: dict[int, float] = {}
         self._side = side
         self._pause = pause
@@ -53,7 +54,7 @@ class Arrivals:
         self._thread.join()
 
     def wait(self, count: int, timeout: float) -> None:
-        """Return when so many jobs have arrived."""
+        """Wait until ``count`` jobs have reached SUCCESS, for at most ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while len(self.at) < count:
             if time.monotonic() > deadline or not self._thread.is_alive():

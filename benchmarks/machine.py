@@ -1,4 +1,4 @@
-"""On what the measurements were taken. Nothing here names a host or a path."""
+"""Description of the machine of a measurement. It names no host and no path."""
 
 from __future__ import annotations
 

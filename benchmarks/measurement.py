@@ -1,4 +1,4 @@
-"""One case as it is measured: its size, its rounds, and what was found."""
+"""The measurement of one case: its size, its rounds and its results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SYSTEMS", "Measurement"]
 
-#: All that can be measured.
+#: The systems that can be measured.
 SYSTEMS = ("girder_dask", "girder_worker", "dask")
 
 
 class Measurement:
-    """What the function of a case is given, and what it reports to.
+    """The measurement of one case: the parameters of its function and its results.
 
     Parameters
     ----------
@@ -30,11 +30,11 @@ class Measurement:
     stack
         The systems.
     systems
-        The names of those that are to be measured.
+        The names of the systems to measure.
     rounds
-        How often.
+        The number of rounds.
     size
-        How many jobs, or whatever the case counts.
+        The number of jobs, or of what else the case counts.
     """
 
     def __init__(
@@ -43,22 +43,22 @@ class Measurement:
         self.case = case
         self.stack = stack
         self.systems = systems
-        #: How many rounds there are.
+        #: The number of rounds.
         self.number = rounds
         self.size = size
         self.results: list[dict[str, Any]] = []
-        #: Why the goals of some ratios are missed, besides what the ratios are.
+        #: Why a goal is missed regardless of its ratio, by the name of the ratio.
         self.failures: dict[str, str] = {}
         self._round = 0
 
     def rounds(self) -> Iterator[int]:
-        """Go through the rounds. In each, all systems are measured once, in turn."""
+        """Yield the number of each round. A round measures all systems once, in turn."""
         for n in range(1, self.number + 1):
             self._round = n
             yield n
 
     def sides(self, *only: str) -> Iterator[Side]:
-        """Go through the Girders that are measured, each while the other systems rest."""
+        """Yield each measured system with a Girder, while the other systems are suspended."""
         for name in only or ("girder_dask", "girder_worker"):
             if name in self.systems:
                 side: Side = getattr(self.stack, name)
@@ -66,7 +66,7 @@ class Measurement:
                 yield side
 
     def dask(self) -> Iterator[RawDask]:
-        """Give Dask alone, if it is measured, while the other systems rest."""
+        """Yield Dask alone, if it is measured, while the other systems are suspended."""
         if "dask" in self.systems:
             alone = self.stack.dask
             self.stack.turn("dask")
@@ -75,7 +75,7 @@ class Measurement:
     def record(
         self, system: str, what: str, value: float, unit: str, **details: Any
     ) -> dict[str, Any]:
-        """Keep a result of this round, and show it."""
+        """Record a result of this round, and print it."""
         result = {
             "case": self.case,
             "round": self._round,
@@ -91,14 +91,14 @@ class Measurement:
 
     @contextlib.contextmanager
     def cpu_time(self, system: str, groups: Mapping[str, Sequence[str]]) -> Iterator[None]:
-        """Record the CPU time of what is run within for each job, in ms.
+        """Record the CPU time per job of a block of code, in ms.
 
         Parameters
         ----------
         system
-            What is measured.
+            The name of the system.
         groups
-            The names of processes, by what the results call them together.
+            The names of processes, by the name of their group in the results.
         """
 
         def used(name: str) -> float:
@@ -111,12 +111,12 @@ class Measurement:
             self.record(system, f"CPU time of {name}", spent, "ms/job")
 
     def fail(self, ratio: str, why: str) -> None:
-        """Say that the goal of a ratio is missed, whatever the ratio is."""
+        """Record that the goal of a ratio is missed regardless of its value."""
         self.failures[ratio] = why
         print(f"  {ratio}: {why}")
 
     def values(self, system: str, what: str) -> list[float]:
-        """Return what was found of a system in all rounds."""
+        """Return the values of a system in all rounds."""
         return [r["value"] for r in self.results if (r["system"], r["what"]) == (system, what)]
 
     def median(self, system: str, what: str) -> float | None:

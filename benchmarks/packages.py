@@ -1,4 +1,4 @@
-"""The package that a system under measurement has: the tasks, and the plugin of Girder."""
+"""The package that a measured system imports: its tasks and its Girder plugin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.ported_source import rewrite
 
 __all__ = ["NAME", "write"]
 
-#: By this name both systems import the tasks.
+#: The name by which both systems import the tasks.
 NAME = "benchmark_tasks"
 
 _TASKS = Path(__file__).with_name("tasks.py")
@@ -17,14 +17,14 @@ _ENTRY_POINTS = "[girder.plugin]\nbenchmark = benchmarks.plugin:BenchmarkPlugin\
 
 
 def write(directory: Path, *, ported: bool) -> Path:
-    """Write the package into a directory that is to stand in PYTHONPATH, and return that.
+    """Write the package into a directory for PYTHONPATH, and return the directory.
 
     Parameters
     ----------
     directory
-        A directory, made if it is missing.
+        The directory. It is created if missing.
     ported
-        Whether the tasks import from girder_worker in place of girder_dask.
+        Whether the tasks import from girder_worker instead of girder_dask.
     """
     source = _TASKS.read_text()
     distribution = directory / f"{NAME}-1.dist-info"

@@ -1,4 +1,4 @@
-"""Publishes the last measurements: ``python -m benchmarks.pages``."""
+"""Publication of the last measurements: ``python -m benchmarks.pages``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _BEGIN = "<!-- measured: begin, written by `make figures` -->"
 _END = "<!-- measured: end -->"
 _CAPTIONS = {
     "throughput": (
-        "Jobs a second against the number of jobs. girder_worker and loops of `delay()` end at "
-        "5,000 jobs, which take it two minutes."
+        "Throughput by number of jobs. girder_worker and `delay()` loops are measured up to 5,000 "
+        "jobs, which take girder_worker two minutes."
     ),
-    "latency": "The time of a job while jobs are started at random moments, so many a second.",
-    "memory": "The resident memory of each process during the long run.",
+    "latency": "Latency of a job by load: jobs start at random times, at a given mean rate.",
+    "memory": "Resident memory of each process during the long run.",
 }
 _PROFILED = (
-    "Where the processes spend the time in which they hold the interpreter, by the module of "
-    "girder_dask, or else by the package (`make profile`):"
+    "Share of the time in which a process holds the GIL, by module of girder_dask or by other "
+    "package (`make profile`):"
 )
 
 
@@ -46,7 +46,7 @@ def _long(report: Mapping[str, Any]) -> str:
     return "\n".join(shown).rstrip()
 
 
-#: What stands between the marks of each page.
+#: The function that returns the text between the marks, by page.
 PAGES = {ROOT / "README.md": _short, ROOT / "docs" / "performance.md": _long}
 
 
@@ -62,12 +62,12 @@ def filled(page: Path) -> str:
     before, begin, rest = page.read_text().partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise ValueError(f"{page.name} has no place that is marked for the measurements.")
+        raise ValueError(f"{page.name} does not have the two marks around the measurements.")
     return f"{before}{_BEGIN}\n\n{PAGES[page](report)}\n\n{_END}{after}"
 
 
 def main() -> None:
-    """Publish what was measured since, and write the pages anew."""
+    """Move new measurements to the published results, and update the pages."""
     if MEASURED.exists():
         for file in MEASURED.iterdir():
             shutil.move(file, RESULTS / file.name)

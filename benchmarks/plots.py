@@ -1,4 +1,4 @@
-"""Pictures of what is not one number."""
+"""Plots of the results that depend on load, size or time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PICTURES", "draw"]
 
-#: For each system and what it was measured in, how its line is named.
+#: The labels of lines, by system and measured quantity.
 _LINES = {
     ("dask", "throughput of map"): "Dask alone, Client.map",
     ("girder_dask", "throughput of map"): "girder_dask, map",
@@ -23,9 +23,9 @@ _COLORS = {"girder_dask": "tab:blue", "girder_worker": "tab:orange", "dask": "ta
 
 
 def draw(report: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Draw those pictures of which there are results, and return their paths.
+    """Draw the plots for which there are results, and return their paths.
 
-    Each is removed first, so that none is left from another run.
+    Existing plots are removed first, so that none is left from an earlier run.
     """
     import matplotlib as mpl
 
@@ -90,7 +90,7 @@ def _memory(axes: Axes, results: list[dict[str, Any]]) -> None:
     axes.set_ylim(bottom=0)
 
 
-#: For the name of each picture, the case whose results it shows, and what draws it.
+#: The case of each plot and the function that draws it, by the name of the plot.
 PICTURES = {
     "throughput": ("sizes", _throughput),
     "latency": ("load", _latency),

@@ -1,4 +1,4 @@
-"""The Girder plugin of the benchmarks: both Girders load it, and nothing else does."""
+"""The Girder plugin of the benchmarks, which only the two measured Girders load."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BenchmarkPlugin(GirderPlugin):
 
 
 class Benchmark(Resource):
-    """Starts jobs within one request, and tells how many requests there were."""
+    """Routes that start jobs within one request, and that return the number of requests."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,5 +51,5 @@ class Benchmark(Resource):
 
     @access.admin
     def requests(self, params: dict[str, Any]) -> int:  # noqa: ARG002
-        """Return how many requests were answered, without those to these two routes."""
+        """Return the number of answered requests, without those to these two routes."""
         return self._requests

@@ -1,8 +1,7 @@
-"""Shows what processes do while jobs run: ``make profile``.
+"""Profiles of processes while jobs run: ``make profile``.
 
-py-spy looks at the stacks of a process a hundred times a second, and only at the thread that
-holds the interpreter. Each look counts for the innermost module of girder_dask on the stack, or,
-if there is none, for the package in which it was.
+py-spy samples the stack of the thread that holds the GIL a hundred times a second. A sample counts
+for the innermost module of girder_dask on the stack, or else for the innermost package.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from girder_dask.standalone.launcher import stopping_on_signals
 
 __all__ = ["FILE", "owner", "shares", "tables"]
 
-#: Where the last profiles are kept.
+#: The file of the published profiles.
 FILE = RESULTS / "profiles.json"
 
-#: What is looked at: a process, and what goes on meanwhile.
+#: The profiled process and the way in which jobs are started, by the title of the profile.
 _CASES = {
     "Girder, a map": ("girder", "map_all"),
     "Girder, a loop of `delay()`": ("girder", "delay"),
@@ -41,13 +40,13 @@ _CASES = {
 _RATE = 100
 _MOST_SHOWN = 12
 _FRAME = re.compile(r"\((?P<path>[^()]*?)(:\d+)?\)$")
-#: Where one only waits: py-spy takes some of these threads for busy ones.
+#: Innermost frames of threads that wait. py-spy takes some of these threads for busy ones.
 _WAITS = ("(selectors.py", "wait (threading.py", "Connection._recv (", "accept (socket.py")
 _STANDARD = {*sys.stdlib_module_names, "<frozen importlib._bootstrap>"}
 
 
 def owner(stack: Sequence[str]) -> str:
-    """Return for which module or package a stack counts, as py-spy writes it, outermost first.
+    """Return the module or package for which a stack counts. Frames are py-spy's, outermost first.
 
     >>> owner(["run (a.py:982)", "hear (girder_dask/scheduler/dispatcher.py:9)", "dumps (j.py:1)"])
     'girder_dask.scheduler.dispatcher'
@@ -69,7 +68,7 @@ def owner(stack: Sequence[str]) -> str:
 
 
 def shares(lines: Iterable[str]) -> dict[str, float]:
-    """Return the share of each owner in what py-spy has written: a stack and its count a line."""
+    """Return the share of each owner in py-spy's output, whose lines are a stack and its count."""
     counts: Counter[str] = Counter()
     for line in lines:
         text, _, number = line.rpartition(" ")
@@ -108,14 +107,14 @@ def _profile(stack: BenchmarkStack, side: Side, part: str, way: str, jobs: int) 
             _, said = spy.communicate(timeout=60)
         side.clear()
         if not raw.exists():
-            raise RuntimeError(f"py-spy has seen nothing of {part}: {said.decode()}")
+            raise RuntimeError(f"py-spy took no samples of {part}: {said.decode()}")
         return shares(raw.read_text().splitlines())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Profile each case, write what was seen, and show it."""
+    """Profile each case, write the profiles, and print them."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
-    made.add_argument("--jobs", type=int, default=2000, help="how many jobs, for each case")
+    made.add_argument("--jobs", type=int, default=2000, help="number of jobs per case")
     made.add_argument("--output", type=Path, default=MEASURED / FILE.name)
     options = made.parse_args(arguments)
     found: dict[str, Any] = {}

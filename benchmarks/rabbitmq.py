@@ -1,4 +1,4 @@
-"""A RabbitMQ of our own, from the system's package: its node, ports and files are apart."""
+"""A separate RabbitMQ from the system's package, with its own node, ports and files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rabbit:
     Parameters
     ----------
     directory
-        Where its data is kept.
+        The directory of its data.
     env
         The environment of its processes.
     """

@@ -1,4 +1,4 @@
-"""Dask alone, as the limit of what a system on Dask can do."""
+"""Dask alone, the upper bound for a system that runs on Dask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RawDask:
     address
         The address of the scheduler.
     parts
-        The names of its processes, by what the results call them together.
+        The names of its processes, by the name of their group in the results.
     """
 
     name = "dask"
@@ -29,7 +29,7 @@ class RawDask:
         self.map_noop(20)  # warm
 
     def map_noop(self, tasks: int) -> float:
-        """Run tasks that do nothing, and return how many seconds it took."""
+        """Run no-op tasks, and return the seconds that they took."""
         start = time.perf_counter()
         futures = self._client.map(_noop, range(tasks), pure=False)
         with self._client.as_current():

@@ -1,4 +1,4 @@
-"""What a run leaves: ``latest.json``, and the same as tables in ``latest.md``."""
+"""The report of a run: ``latest.json``, and the same as tables in ``latest.md``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = [
     "write",
 ]
 
-#: Where results are kept.
+#: The directory of the published results.
 RESULTS = Path(__file__).parent / "results"
-#: Where measurements are written. Nothing there is part of the repository until it is published.
+#: The directory of new results, which Git ignores until they are published.
 MEASURED = Path(__file__).parent / "measured"
 
 
@@ -37,7 +37,7 @@ def build(
     machine: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what ``latest.json`` holds."""
+    """Return the report of a run, the content of ``latest.json``."""
     goals = {
         name: {
             "case": goal.case,
@@ -60,7 +60,7 @@ def build(
 
 
 def latest(directory: Path) -> dict[str, Any]:
-    """Return the report of a directory, or the published one where it has none."""
+    """Return the report in a directory, or the published one if there is none."""
     file = directory / "latest.json"
     found: dict[str, Any] = json.loads((file if file.exists() else RESULTS / file.name).read_text())
     return found
@@ -69,7 +69,7 @@ def latest(directory: Path) -> dict[str, Any]:
 def updated(
     report: Mapping[str, Any], before: Mapping[str, Any], cases: Collection[str]
 ) -> dict[str, Any]:
-    """Return a report that has of other cases than ``cases`` what the one before it has."""
+    """Return a report with the results of the earlier one for all cases except ``cases``."""
     rest = [r for r in before["results"] if r["case"] not in cases]
     names = {r["case"] for r in rest}
     goals = {n: g for n, g in before["goals"].items() if n not in report["goals"]}
@@ -97,18 +97,18 @@ def tables(report: Mapping[str, Any]) -> str:
 
 
 def about(report: Mapping[str, Any]) -> str:
-    """Return a sentence on when and where it was measured."""
+    """Return the sentences on when, where and with what the results were measured."""
     if not report["results"]:
-        return "Nothing was measured yet."
+        return "Nothing has been measured yet."
     machine = report["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     broker = machine["broker_of_girder_worker"]
     jobs = report["settings"]["jobs"]
-    other = f" The cases had {jobs:,} jobs, and not those that are named." if jobs else ""
+    other = f" All cases had {jobs:,} jobs instead of the number in the table." if jobs else ""
     if before := report.get("before"):
         for day in sorted(set(before.values())):
             named = ", ".join(f"`{name}`" for name, taken in before.items() if taken == day)
-            other += f" The cases {named} were measured in a run before it, on {day}."
+            other += f" The cases {named} were measured in an earlier run, on {day}."
     return (
         f"Measured on {report['taken']} on {machine['cores']} cores ({machine['cpu']}) with "
         f"{machine['memory_gib']} GiB, {machine['os']}, Python {machine['python']}, with {packages}"
@@ -117,7 +117,7 @@ def about(report: Mapping[str, Any]) -> str:
 
 
 def goals_table(report: Mapping[str, Any]) -> str:
-    """Return a row for each goal. What was not measured says so."""
+    """Return a table of the goals. Those without a measurement are marked."""
     rows = []
     for name, goal in GOALS.items():
         found = report["goals"].get(name)
@@ -128,7 +128,7 @@ def goals_table(report: Mapping[str, Any]) -> str:
 
 
 def medians_table(report: Mapping[str, Any]) -> str:
-    """Return a row for each thing that was measured, with the median over the rounds."""
+    """Return a table of the measured quantities, with the median over the rounds."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for r in report["results"]:
         key = (r["case"], r["system"], r["what"], r["unit"])
@@ -152,7 +152,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _number(value: float) -> str:
-    """Return three digits that count, and no exponent.
+    """Return a number with three significant digits and without an exponent.
 
     >>> [_number(v) for v in (12345.6, 123.4, 1.2345, 0.012345, 0)]
     ['12,346', '123', '1.23', '0.0123', '0']

@@ -1,7 +1,7 @@
 """``girder serve`` with chosen plugins: ``python -m benchmarks.serve jobs,dask --port …``.
 
-Girder loads every plugin that is installed. Here those of both systems are, and each is
-measured without the other's.
+Girder loads every installed plugin. The plugins of both systems are installed here, and each
+system is measured without the plugin of the other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A system under measurement: a Girder, and what its jobs run on."""
+"""A measured system with a Girder, and the processes that run its jobs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SUCCESS = 3
 #: The states of jobs that have not ended, of girder_jobs and of girder_worker.
 UNFINISHED = [0, 1, 2, 820, 821, 822, 823, 824]
 
-#: Seconds between two looks at the database.
+#: Seconds between two queries of the database.
 POLL = 0.02
 _IDLE = 0.5
 
 
 class Side:
-    """A Girder whose jobs are started, waited for and counted, the same way for each system.
+    """A Girder whose jobs are started, awaited and counted in the same way for each system.
 
     Parameters
     ----------
     name
-        What it is called in the results.
+        The name of the system in the results.
     stack
         The processes.
     client
@@ -56,12 +56,12 @@ class Side:
         self._stack = stack
         self._mongo: pymongo.MongoClient[Any] = pymongo.MongoClient(mongo)
         self._database = self._mongo.get_default_database()
-        #: The documents of jobs. Read here, so that Girder is not asked.
+        #: The collection of job documents, read directly so that Girder gets no requests.
         self.jobs = self._database["job"]
 
     @property
     def processes(self) -> dict[str, list[str]]:
-        """The names of its processes, by what the results call them together."""
+        """The names of its processes, by the name of their group in the results."""
         scheduler = {"the scheduler": ["scheduler"]} if self.name == "girder_dask" else {}
         return {
             "Girder": self.girder,
@@ -75,11 +75,11 @@ class Side:
         self._mongo.close()
 
     def start(self, way: str, **arguments: Any) -> Any:
-        """Start jobs within one request of Girder, in one of the ways of tasks.py."""
+        """Start jobs within one request of Girder, with the function ``way`` of ``tasks.py``."""
         return self.client.post(f"benchmark/start/{way}", json=arguments)
 
     def requests(self) -> int:
-        """Return how many requests Girder has answered, without those of the benchmarks."""
+        """Return the number of requests that Girder has answered, without the benchmarks' own."""
         return int(self.client.get("benchmark/requests"))
 
     def timed(self, way: str, jobs: int, **arguments: Any) -> float:
@@ -92,11 +92,11 @@ class Side:
         return seconds
 
     def wait(self, timeout: float) -> None:
-        """Return when no job is left that has not ended.
+        """Wait until all jobs have ended. Raise TimeoutError after ``timeout`` seconds.
 
-        What the database is asked, every 20 ms, is whether it has one: the answer is the
-        first entry of an index over the states that girder_jobs itself makes, so that it
-        costs the same however many jobs there are.
+        The database is queried every 20 ms for one unfinished job. The query reads the first
+        entry of girder_jobs' own index of the states, so its cost does not depend on the number
+        of jobs.
         """
         deadline = time.monotonic() + timeout
         while self.jobs.find_one({"status": {"$in": UNFINISHED}}, {"_id": 1}) is not None:
@@ -108,11 +108,11 @@ class Side:
             time.sleep(POLL)
 
     def count(self, states: Sequence[int] = (SUCCESS,)) -> int:
-        """Return how many jobs are in one of these states."""
+        """Return the number of jobs in any of these states."""
         return int(self.jobs.count_documents({"status": {"$in": list(states)}}))
 
     def check(self, jobs: int) -> None:
-        """Raise AssertionError unless this many jobs have ended, all of them in SUCCESS."""
+        """Raise AssertionError unless ``jobs`` jobs have ended, all in SUCCESS."""
         states = self.jobs.aggregate([{"$group": {"_id": "$status", "n": {"$sum": 1}}}])
         found = {state["_id"]: state["n"] for state in states}
         # The parent of a map is a job as well.
@@ -126,7 +126,7 @@ class Side:
         time.sleep(_IDLE)
 
     def abandon(self) -> None:
-        """Cancel what has not ended, and clear."""
+        """Cancel all unfinished jobs, and remove all jobs."""
         for parent in self.jobs.find({"status": {"$in": UNFINISHED}, "parentId": None}, {"_id": 1}):
             self.client.put(f"job/{parent['_id']}/cancel")
         self.wait(timeout=300)
@@ -139,19 +139,19 @@ class Side:
         return "".join(self.client.get(f"job/{job_id}")["log"])
 
     def make_folder(self) -> dict[str, Any]:
-        """Make a folder of the administrator, with a name that no other has."""
+        """Create a folder of the administrator with a unique name."""
         me = self.client.get("user/me")["_id"]
         return dict(self.client.createFolder(me, secrets.token_hex(8), parentType="user"))
 
     def stop_workers(self) -> None:
-        """Have nothing that runs jobs."""
+        """Stop the processes that run jobs."""
         self._stack.stop_parts(self.workers)
 
     def start_workers(self) -> None:
-        """Have again what runs jobs."""
+        """Restart the processes that run jobs."""
         self._stack.start_parts(self.workers)
 
     def warm_up(self) -> None:
-        """Run some jobs, so that all that is loaded when it is first needed is loaded."""
+        """Run some jobs, so that everything that is loaded on first use is loaded."""
         self.timed("delay", 20, task="noop")
         self.clear()

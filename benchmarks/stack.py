@@ -1,7 +1,7 @@
-"""All processes of a measurement: girder_dask, girder_worker and Dask alone.
+"""The processes of a measurement: girder_dask, girder_worker and Dask alone.
 
-One launcher starts and stops them all, so that none is left behind however a run ends.
-girder_worker's and Dask's are started when a case first asks for them.
+One launcher starts and stops them all, so that none is left behind however a run ends. Those of
+girder_worker and Dask start when a case first needs them.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ __all__ = ["BenchmarkStack"]
 ROOT = Path(__file__).parents[1]
 _POLL = 0.05
 _HOST = "127.0.0.1"
-#: What ``girder-dask standalone`` takes.
+#: The threads of each worker in ``girder-dask standalone``.
 _DEFAULT_THREADS = 2
-#: Seconds until a system that was held has caught up.
+#: Seconds until a system that was suspended has caught up.
 _SETTLE = 1.0
-#: A scheduler is not to give up workers that were held.
+#: Dask settings with which a scheduler keeps workers that were suspended.
 _PATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1 hour"}
 #: Both systems run two jobs at once, in two processes.
 _WORKERS = 2
 
 
 class BenchmarkStack(Stack):
-    """The stack of girder_dask with, beside it, the systems that it is compared with.
+    """The stack of girder_dask and the systems to which it is compared.
 
     Parameters
     ----------
     directory
-        Where data and logs are kept.
+        The directory of data and logs.
     threads
-        How many jobs each of girder_dask's workers runs at once.
+        The number of jobs that each of girder_dask's workers runs at once.
     """
 
     def __init__(self, directory: Path, threads: int = 1) -> None:
@@ -69,12 +69,12 @@ class BenchmarkStack(Stack):
         self._raw: RawDask | None = None
         self._held: list[psutil.Process] = []
         self._turn: str | None = None
-        #: What carries girder_worker's messages, once it is started.
+        #: The name of girder_worker's broker, once it is started.
         self.broker: str | None = None
 
     @property
     def girder_dask(self) -> Side:
-        """The system that this project is."""
+        """Girder with girder_dask."""
         if "girder_dask" not in self._sides:
             workers = self._of_ours()
             side = Side("girder_dask", self, self.client(), self.mongo, ["girder"], workers)
@@ -84,14 +84,14 @@ class BenchmarkStack(Stack):
 
     @property
     def girder_worker(self) -> Side:
-        """The system that sites have today, in its default setting."""
+        """Girder with girder_worker in its default configuration."""
         if "girder_worker" not in self._sides:
             self._sides["girder_worker"] = self._start_girder_worker()
         return self._sides["girder_worker"]
 
     @property
     def dask(self) -> RawDask:
-        """Dask without Girder, with as many workers and threads."""
+        """Dask without Girder, with the same number of workers and threads."""
         if self._raw is None:
             self._raw = self._start_dask()
         return self._raw
@@ -106,11 +106,10 @@ class BenchmarkStack(Stack):
         super().stop()
 
     def turn(self, system: str) -> None:
-        """Have one system at work, while the Dask processes of the others are held.
+        """Resume one system, and suspend the Dask processes of the others.
 
-        A scheduler and workers that have nothing to do take some percent of a core each. The
-        processes of girder_worker take next to nothing, and its broker drops connections that
-        are silent for a while, so they are not held.
+        An idle scheduler or worker takes some percent of a core. The processes of girder_worker
+        take almost nothing, and its broker drops idle connections, so they are not suspended.
         """
         if system == self._turn:
             return
@@ -130,12 +129,12 @@ class BenchmarkStack(Stack):
             raise StackError(message)
 
     def stop_parts(self, names: Sequence[str]) -> None:
-        """Stop some parts for a while."""
+        """Stop parts, which are not restarted before :meth:`start_parts`."""
         self._ended |= set(names)
         self._stop_together([self.part(name) for name in names])
 
     def start_parts(self, names: Sequence[str]) -> None:
-        """Start parts again that were stopped, and return when they do their work."""
+        """Restart stopped parts, and return when they work."""
         parts = [self.part(name) for name in names]
         for part in parts:
             self.start_again(part)
@@ -143,7 +142,7 @@ class BenchmarkStack(Stack):
 
     @contextlib.contextmanager
     def default_threads(self) -> Iterator[None]:
-        """Have girder_dask's workers run as many jobs as those of the standalone stack."""
+        """Run girder_dask's workers with the threads of ``girder-dask standalone`` in a block."""
         self._set_threads(_DEFAULT_THREADS)
         try:
             yield
@@ -162,7 +161,7 @@ class BenchmarkStack(Stack):
         self.start_parts(names)
 
     def _of_dask(self) -> dict[str, list[str]]:
-        """Return the names of the parts of each system that are Dask's."""
+        """Return the names of the running Dask processes of each system."""
         names = [part.name for part in self.parts if part.running]
         alone = [name for name in names if name.startswith(("dask-", "worker-dask-"))]
         ours = [name for name in names if name.startswith(("scheduler", "worker-"))]
@@ -212,11 +211,11 @@ class BenchmarkStack(Stack):
         client = accounts.ensure_administrator(api, state)
         accounts.ensure_assetstore(client, directory / "assetstore")
         side = Side("girder_worker", self, client, mongo, ["girder_worker-girder"], ["celery"])
-        side.warm_up()  # which also waits until Celery listens
+        side.warm_up()  # This also waits until Celery listens.
         return side
 
     def _start_broker(self, env: dict[str, str]) -> tuple[str, str]:
-        """Start what carries girder_worker's messages, and return the addresses for Celery."""
+        """Start girder_worker's broker, and return Celery's broker and result backend URLs."""
         if rabbitmq.program() is None:
             self.broker = "Redis"
             address = f"{self.redis.rstrip('/')}/7"
@@ -249,7 +248,7 @@ class BenchmarkStack(Stack):
         return RawDask(address, {"the scheduler": [scheduler], "the workers": workers})
 
     def _environment(self, *packages: Path) -> dict[str, str]:
-        """Return the environment of a process of another system."""
+        """Return the environment of a process of a compared system."""
         return {
             **os.environ,
             processes.MARK: str(self.directory),

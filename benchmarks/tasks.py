@@ -1,7 +1,7 @@
-"""What the jobs of the benchmarks do, and what starts them inside Girder.
+"""Tasks of the benchmarks, and functions that start them inside Girder.
 
-Both Girders and their workers have this module, by the name ``benchmark_tasks``: that of
-girder_worker with other imports (``packages.py``). So both systems run the same code.
+Both Girders and their workers import this module as ``benchmark_tasks``, girder_worker's with
+other imports (``packages.py``). So both systems run the same code.
 """
 
 import tempfile
@@ -26,13 +26,13 @@ def lines(n):
 
 @app.task
 def size(path):
-    """Look at a file."""
+    """Check that a file is not empty."""
     assert Path(path).stat().st_size > 0
 
 
 @app.task
 def make_file(n, nbytes):
-    """Make a file, each job one with other content, and return its path."""
+    """Write a file whose content depends on ``n``, and return its path."""
     block = f"{n:015}\n".encode() * 65536
     with tempfile.NamedTemporaryFile(suffix=".bin", delete=False) as file:
         for _ in range(nbytes // len(block)):
@@ -61,9 +61,9 @@ def map_all(task, jobs):
 
 
 def paced(task, moments):
-    """Start a job at each of these seconds from now, with its number as the title.
+    """Start a job at each of ``moments``, in seconds from now, with its number as the title.
 
-    Return the times on the clock of the machine at which they were due.
+    Return the times at which they were due (``time.monotonic()``).
     """
     function = globals()[task]
     start = time.monotonic() + 0.01
@@ -76,7 +76,7 @@ def paced(task, moments):
 def isolated(task, isolation):
     """Start a job in a thread, or in a process of its own, which girder_worker does not have.
 
-    Return the time on the clock of the machine.
+    Return the time of the start (``time.monotonic()``).
     """
     start = time.monotonic()
     globals()[task].apply_async((0,), isolation=isolation, girder_job_title="0")
@@ -89,10 +89,10 @@ def read_file(file, jobs):
 
 
 def push_files(folder, jobs, nbytes):
-    """Start jobs that each push a file to a folder."""
+    """Start jobs that each upload a file to a folder."""
     hook = GirderUploadToFolder(folder, delete_file=True)
     delay("make_file", jobs, nbytes, girder_result_hooks=[hook])
 
 
-#: What the route of the benchmarks' plugin starts.
+#: The functions that the route of the benchmarks' plugin can call, by name.
 STARTS = {f.__name__: f for f in (delay, each, map_all, paced, isolated, read_file, push_files)}

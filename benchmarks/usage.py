@@ -1,4 +1,4 @@
-"""What processes use: time of the CPU and memory, with that of their children."""
+"""CPU time and memory of processes, including their children."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def _total(part: Part, read: Callable[[psutil.Process], float]) -> float:
 
 
 def cpu_seconds(part: Part) -> float:
-    """Return the seconds of CPU time that a part has used."""
+    """Return the CPU time of a part, in seconds."""
     return _total(part, lambda process: sum(process.cpu_times()[:2]))
 
 
 def unique_bytes(part: Part) -> int:
-    """Return the memory that would be free if the part ended (USS)."""
+    """Return the unique set size (USS) of a part: the memory that its end would free."""
     return int(_total(part, lambda process: process.memory_full_info().uss))
 
 
 def resident_bytes(part: Part) -> int:
-    """Return the memory of a part that is in RAM (RSS)."""
+    """Return the resident set size (RSS) of a part."""
     return int(_total(part, lambda process: process.memory_info().rss))
 
 
 class Watch:
-    """Notes the resident memory of parts while it is entered, once a second.
+    """Context manager that samples the resident memory of parts once a second.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Watch:
     """
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
-        #: For each part, pairs of seconds and MiB.
+        #: Pairs of seconds and MiB, by the name of the part.
         self.samples: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}
         self._parts = parts
         self._stopped = threading.Event()

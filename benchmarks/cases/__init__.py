@@ -1,4 +1,4 @@
-"""The cases, in the order in which they are run."""
+"""The benchmark cases, in the order in which they are run."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["CASES", "Case", "find"]
 
 @dataclass(frozen=True)
 class Case:
-    """Something that is measured.
+    """A benchmark case.
 
     Attributes
     ----------
     name
         Its name on the command line.
     about
-        What it is, in a line.
+        A description of one line.
     measure
-        Measures, and returns ratios by their names; None for those of which a system is missing.
+        Runs the case and returns its ratios by name. A ratio is None if a system was not measured.
     size
-        How large it is by default, in ``unit``.
+        The default size, in ``unit``.
     rounds
-        How often it is measured by default.
+        The default number of rounds.
     ratios
         The names of the ratios that it returns.
     """
@@ -43,21 +43,21 @@ class Case:
 CASES = (
     Case(
         "map",
-        "jobs that do nothing, started with task.map, against a loop of delay() and Client.map",
+        "no-op jobs started with task.map, compared with a delay() loop and with Client.map",
         throughput.by_map,
         1000,
         ratios=("map_vs_girder_worker", "map_vs_dask", "http_per_job"),
     ),
     Case(
         "delay",
-        "jobs that do nothing, started with a loop of delay()",
+        "no-op jobs started with a delay() loop",
         throughput.by_delay,
         500,
         ratios=("delay_vs_girder_worker",),
     ),
     Case(
         "submit",
-        "submissions with no worker running",
+        "submissions without a running worker",
         throughput.submissions,
         500,
         ratios=("submit_vs_girder_worker",),
@@ -80,21 +80,21 @@ CASES = (
     ),
     Case(
         "files",
-        "jobs over the same file of 100 MB",
+        "jobs that read the same file of 100 MB",
         transfers.files,
         40,
         ratios=("files_vs_girder_worker",),
     ),
     Case(
         "upload",
-        "jobs that each push a file of 20 MB",
+        "jobs that each upload a file of 20 MB",
         transfers.uploads,
         20,
         ratios=("upload_vs_girder_worker",),
     ),
     Case(
         "queue",
-        "throughput while many jobs wait, and while 500 do",
+        "throughput with many queued jobs, compared with 500",
         growth.long_queues,
         20_000,
         rounds=2,
@@ -102,14 +102,14 @@ CASES = (
     ),
     Case(
         "scheduler",
-        "CPU time of the scheduler for each job, with our hooks and without",
+        "CPU time of the scheduler per job, with and without our hooks",
         growth.scheduler_time,
         2000,
         ratios=("scheduler_overhead",),
     ),
     Case(
         "memory",
-        "memory that processes keep for each finished job",
+        "memory that processes keep per finished job",
         growth.memory,
         20_000,
         rounds=1,
@@ -123,23 +123,23 @@ CASES = (
     ),
     Case(
         "isolation",
-        "one job at a time, in a thread and in a process of its own",
+        "one job at a time, in a thread or in its own process",
         latency.isolation,
         50,
         rounds=1,
     ),
     Case(
         "load",
-        "latency at more and more jobs a second, each rate for some seconds",
+        "latency at increasing rates of jobs, each for some seconds",
         latency.under_load,
         8,
         rounds=1,
         unit="seconds",
     ),
-    Case("sizes", "throughput with more and more jobs", growth.sizes, 20_000, rounds=1),
+    Case("sizes", "throughput by number of jobs", growth.sizes, 20_000, rounds=1),
     Case(
         "long_run",
-        "jobs from one map, with the memory of every process meanwhile",
+        "jobs of one map, and the memory of each process meanwhile",
         growth.long_run,
         50_000,
         rounds=1,
@@ -148,7 +148,7 @@ CASES = (
 
 
 def find(name: str) -> Case:
-    """Return the case with a name, or that a ratio is of.
+    """Return the case with a name, or the case that measures the ratio with that name.
 
     Raises
     ------

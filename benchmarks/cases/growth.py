@@ -1,4 +1,4 @@
-"""What becomes more as jobs become more: time, memory, and the work of the scheduler."""
+"""Scaling with the number of jobs: throughput, memory and CPU time of the scheduler."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["long_queues", "long_run", "memory", "scheduler_time", "sizes"]
 _RATE = "throughput"
 _SCHEDULER = "the scheduler"
 _SHORT_QUEUE = 500
-# Jobs that are started at once to keep a queue as long as it is.
+# Jobs that are started at once to keep the length of a queue.
 _REFILL = 100
 
 
 def long_queues(m: Measurement) -> dict[str, float | None]:
-    """Measure how fast jobs end while many or few wait. Both queues are kept full."""
+    """Measure the throughput with many and with few queued jobs. Both queues are kept full."""
     queues = (min(_SHORT_QUEUE, m.size), m.size)
     for _ in m.rounds():
         for side in m.sides("girder_dask"):
@@ -31,7 +31,7 @@ def long_queues(m: Measurement) -> dict[str, float | None]:
                 with _Queue(side, queue) as kept:
                     first = kept.until(m.size // 20)
                     m.record(side.name, f"first {m.size // 20:,} of {queue:,} queued", first, "s")
-                    # What was held up by the submission is over after a while.
+                    # The effect of the first submission is over after a while.
                     part = min(1.0, max(0.1, m.size / 20_000))
                     kept.rate(part * _SETTLE)
                     rate = kept.rate(part * _WINDOW)
@@ -41,13 +41,13 @@ def long_queues(m: Measurement) -> dict[str, float | None]:
     return {"queue_growth": long / short if long and short else None}
 
 
-# Seconds for which a queue is left to itself, and for which its rate is then measured.
+# Seconds before the throughput of a queue is measured, and seconds of that measurement.
 _SETTLE, _WINDOW = 8.0, 12.0
 _PAUSE = 0.1
 
 
 class _Queue:
-    """Jobs that wait, about as many all the time: a thread starts more as others end."""
+    """A queue of nearly constant length: a thread starts new jobs as others end."""
 
     def __init__(self, side: Side, length: int) -> None:
         self._side = side
@@ -70,14 +70,14 @@ class _Queue:
     def _refill(self) -> None:
         started = self._length
         while not self._stopped.wait(_PAUSE):
-            # The entries of an index that are counted are those of few jobs, not of the queue.
+            # Cheap: the count reads the index entries of the ended jobs, not those of the queue.
             self._ended = self._side.count()
             while started - self._ended <= self._length - self._more:
                 self._side.start("map_all", task="noop", jobs=self._more)
                 started += self._more
 
     def until(self, count: int) -> float:
-        """Return the seconds from the first submission until so many jobs had ended."""
+        """Return the seconds from the first submission until ``count`` jobs had ended."""
         deadline = time.perf_counter() + 300
         while self._ended < count:
             assert time.perf_counter() < deadline, f"{self._ended} of {count} jobs have ended"
@@ -85,14 +85,14 @@ class _Queue:
         return time.perf_counter() - self._began
 
     def rate(self, seconds: float) -> float:
-        """Return how many jobs end in a second, for this time or a little longer."""
+        """Return the number of jobs that end per second, measured over at least ``seconds``."""
         begin, before = time.perf_counter(), self._side.count()
         time.sleep(seconds)
         return (self._side.count() - before) / (time.perf_counter() - begin)
 
 
 def scheduler_time(m: Measurement) -> dict[str, float | None]:
-    """Measure the CPU time of the scheduler for each job, with and without our hooks."""
+    """Measure the CPU time of the scheduler per job, with and without our hooks."""
     for _ in m.rounds():
         for side in m.sides("girder_dask"):
             with m.cpu_time(side.name, {_SCHEDULER: ["scheduler"]}):
@@ -105,7 +105,7 @@ def scheduler_time(m: Measurement) -> dict[str, float | None]:
 
 
 def memory(m: Measurement) -> dict[str, float | None]:
-    """Measure by how much processes grow from one batch to the next, after one to warm up."""
+    """Measure the growth of processes from one batch to the next, after a warm-up batch."""
     for _ in m.rounds():
         for side in m.sides("girder_dask"):
             groups = dict(zip(_KEEPERS, (["scheduler"], side.workers, side.girder), strict=True))
@@ -121,7 +121,7 @@ def memory(m: Measurement) -> dict[str, float | None]:
 
 
 _KEEPERS = ("scheduler", "workers", "Girder")
-# Seconds in which what is no longer needed is given back.
+# Seconds in which processes release memory after a batch.
 _REST = 3.0
 
 
@@ -141,7 +141,7 @@ def _batch(m: Measurement, side: Side, groups: dict[str, list[str]]) -> dict[str
 
 
 def long_run(m: Measurement) -> dict[str, float | None]:
-    """Run very many jobs from one map, and note the memory of every process meanwhile."""
+    """Run one map with very many jobs, and sample the memory of each process meanwhile."""
     for _ in m.rounds():
         for side in m.sides("girder_dask"):
             names = ["mongod", "redis", *side.girder, "scheduler", *side.workers]
@@ -158,7 +158,7 @@ def long_run(m: Measurement) -> dict[str, float | None]:
 
 
 def sizes(m: Measurement) -> dict[str, float | None]:
-    """Measure the throughput with more and more jobs."""
+    """Measure the throughput for increasing numbers of jobs."""
     for _ in m.rounds():
         for jobs in [*(n for n in _SIZES if n < m.size), m.size]:
             for side in m.sides():
@@ -173,7 +173,7 @@ def sizes(m: Measurement) -> dict[str, float | None]:
 
 
 _SIZES = (100, 300, 1000, 5000, 20_000)
-# So many one after another take two minutes with girder_worker.
+# A delay() loop of this length takes two minutes on girder_worker.
 _MOST_DELAYS = 5000
 
 

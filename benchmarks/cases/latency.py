@@ -1,4 +1,4 @@
-"""How long one job takes: from the call of ``delay()`` in Girder to SUCCESS in MongoDB."""
+"""Latency of one job, from the call of ``delay()`` in Girder to SUCCESS in MongoDB."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from benchmarks.side import Side
 __all__ = ["idle", "isolation", "under_load"]
 
 _LATENCY = "latency"
-# Seconds for which a system rests before it is given one job.
+# Seconds for which a system is idle before each job.
 _REST = 0.2
-# Seconds between two looks for the end: of a single job, and of many.
-_CLOSELY, _NORMALLY = 0.001, 0.005
+# Seconds between two queries for the end of a single job, and for the ends of many.
+_SHORT_POLL_S, _LONG_POLL_S = 0.001, 0.005
 
 
 def idle(m: Measurement) -> dict[str, float | None]:
-    """Give each system one job at a time. The jobs are shared out to the rounds."""
+    """Measure one job at a time on each system. The jobs are divided among the rounds."""
     jobs = -(-m.size // m.number)
     found: dict[str, list[float]] = {}
     for _ in m.rounds():
@@ -39,7 +39,7 @@ def _one_by_one(side: Side, jobs: int) -> list[float]:
     seconds = []
     for _ in range(jobs):
         time.sleep(_REST)
-        with Arrivals(side, _CLOSELY) as arrivals:
+        with Arrivals(side, _SHORT_POLL_S) as arrivals:
             (due,) = side.start("paced", task="noop", moments=[0])
             arrivals.wait(1, timeout=60)
         seconds.append(arrivals.at[0] - due)
@@ -47,7 +47,7 @@ def _one_by_one(side: Side, jobs: int) -> list[float]:
 
 
 def isolation(m: Measurement) -> dict[str, float | None]:
-    """Give girder_dask one job at a time, in a thread and in a process of its own in turn."""
+    """Measure one job at a time on girder_dask, in a thread and in its own process in turn."""
     for _ in m.rounds():
         for side in m.sides("girder_dask"):
             found: dict[str, list[float]] = {"thread": [], "process": []}
@@ -65,14 +65,14 @@ def isolation(m: Measurement) -> dict[str, float | None]:
 
 def _isolated(side: Side, where: str) -> float:
     time.sleep(_REST)
-    with Arrivals(side, _CLOSELY) as arrivals:
+    with Arrivals(side, _SHORT_POLL_S) as arrivals:
         start = side.start("isolated", task="noop", isolation=where)
         arrivals.wait(1, timeout=60)
     return float(arrivals.at[0] - start)
 
 
 def under_load(m: Measurement) -> dict[str, float | None]:
-    """Give each system jobs at random moments, more and more of them a second."""
+    """Measure jobs that start at random times, at increasing rates."""
     for _ in m.rounds():
         for side in m.sides():
             for rate in _RATES[side.name]:
@@ -80,7 +80,7 @@ def under_load(m: Measurement) -> dict[str, float | None]:
     return {}
 
 
-# Jobs a second; the last ones are about what the system can do.
+# Jobs per second. The last rate of each system is close to its maximum throughput.
 _RATES = {"girder_dask": (1, 5, 10, 20, 40, 80, 160), "girder_worker": (1, 5, 10, 20, 30, 40)}
 
 
@@ -90,7 +90,7 @@ def _load(m: Measurement, side: Side, rate: int) -> None:
     moments = [chance.expovariate(rate)]
     while moments[-1] < m.size:
         moments.append(moments[-1] + chance.expovariate(rate))
-    with Arrivals(side, _NORMALLY) as arrivals:
+    with Arrivals(side, _LONG_POLL_S) as arrivals:
         due = side.start("paced", task="noop", moments=moments)
         arrivals.wait(len(due), timeout=120)
     ms = [1000 * (arrivals.at[n] - moment) for n, moment in enumerate(due)]

@@ -1,4 +1,4 @@
-"""Many jobs that do nothing: how many a second, from the request until the last is in SUCCESS."""
+"""Throughput of no-op jobs, from the request until the last one is in SUCCESS."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _REQUESTS = "requests to Girder"
 
 
 def by_map(m: Measurement) -> dict[str, float | None]:
-    """Measure one call that starts all, where there is one, and requests to Girder meanwhile."""
+    """Measure the throughput of one map, and the requests to Girder meanwhile."""
     for _ in m.rounds():
         for side in m.sides():
             before = side.requests()
-            # What girder_worker has in place of it is a loop.
+            # girder_worker has no map, so it gets a delay() loop.
             way = "map_all" if side.name == "girder_dask" else "delay"
             with m.cpu_time(side.name, side.processes):
                 seconds = side.timed(way, m.size, task="noop")
@@ -37,7 +37,7 @@ def by_map(m: Measurement) -> dict[str, float | None]:
 
 
 def by_delay(m: Measurement) -> dict[str, float | None]:
-    """Measure a loop of ``delay()`` in one request."""
+    """Measure the throughput of a ``delay()`` loop in one request."""
     for _ in m.rounds():
         for side in m.sides():
             seconds = side.timed("delay", m.size, task="noop")
@@ -47,7 +47,7 @@ def by_delay(m: Measurement) -> dict[str, float | None]:
 
 
 def submissions(m: Measurement) -> dict[str, float | None]:
-    """Measure the loop of ``delay()`` alone, while nothing runs jobs."""
+    """Measure the submissions of a ``delay()`` loop without a running worker."""
     for _ in m.rounds():
         for side in m.sides():
             side.stop_workers()
@@ -63,7 +63,7 @@ def submissions(m: Measurement) -> dict[str, float | None]:
 
 
 def with_default_threads(m: Measurement) -> dict[str, float | None]:
-    """Measure map and delay on what ``girder-dask standalone`` starts by default."""
+    """Measure map and delay with the default workers of ``girder-dask standalone``."""
     for side in m.sides("girder_dask"):
         with m.stack.default_threads():
             side.warm_up()

@@ -1,4 +1,4 @@
-"""What jobs print, read and push: from the request until it is in Girder."""
+"""Transfers of log lines, input files and output files, timed until all jobs have ended."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from benchmarks.side import Side
 __all__ = ["files", "log_lines", "uploads"]
 
 _RATE = "throughput"
-#: The sizes of the file that is read, and of each that is pushed.
+#: The size of the file that all jobs read, and of the file that each job uploads.
 INPUT_BYTES, OUTPUT_BYTES = 100 * 10**6, 20 * 10**6
-# Seconds for which lines that are not there at the end of the job are waited for.
+# Seconds to wait after the end of the job for log lines that are missing.
 _LATE = 30.0
 
 
 def log_lines(m: Measurement) -> dict[str, float | None]:
-    """Have a task print numbered lines, and see that each of them is in Girder."""
+    """Measure a task that prints numbered lines, and check that Girder has each of them."""
     name = "log_lines_vs_girder_worker"
     for _ in m.rounds():
         for side in m.sides():
@@ -42,7 +42,7 @@ def log_lines(m: Measurement) -> dict[str, float | None]:
 
 
 def _lost(side: Side, count: int) -> int:
-    """Return how many of the lines are not in the log of the one job there is."""
+    """Return the number of lines that are missing in the log of the only job."""
     wanted = {f"line {n}" for n in range(count)}
     job = side.jobs.find_one({}, {"_id": 1})
     deadline = time.monotonic() + _LATE
@@ -54,7 +54,7 @@ def _lost(side: Side, count: int) -> int:
 
 
 def files(m: Measurement) -> dict[str, float | None]:
-    """Have jobs that all read one file, which is another one in each round."""
+    """Measure jobs that all read one file, a new one in each round."""
     for _ in m.rounds():
         data = os.urandom(INPUT_BYTES)
         for side in m.sides():
@@ -73,7 +73,7 @@ def _upload(side: Side, data: bytes) -> dict[str, Any]:
 
 
 def uploads(m: Measurement) -> dict[str, float | None]:
-    """Have jobs that each push a file of their own."""
+    """Measure jobs that each upload their own file."""
     for _ in m.rounds():
         for side in m.sides():
             folder = side.make_folder()

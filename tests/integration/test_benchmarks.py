@@ -1,4 +1,4 @@
-"""The harness of the benchmarks, with sizes that say nothing of any speed."""
+"""The harness of the benchmarks, with sizes too small for meaningful results."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_case_and_a_ratio_are_known_by_their_names(capsys: pytest.CaptureFixtu
     assert command.main(["--list"]) == 0
     shown = capsys.readouterr().out
     assert all(f"{case.name} " in shown for case in CASES)
-    assert all(f"gives {name}\n" in shown for name in GOALS)
+    assert all(f"ratio {name}\n" in shown for name in GOALS)
     with pytest.raises(SystemExit):
         command.main(["coffee"])
 
@@ -174,5 +174,5 @@ def test_a_case_that_fails_is_shown_and_makes_the_exit_code_1(
 ):
     monkeypatch.setenv("GIRDER_MONGO_URI", "mongodb://127.0.0.1:9/girder")
     assert command.main(["map", "--output", str(tmp_path)]) == 1
-    assert "These failed: map." in capsys.readouterr().err
+    assert "These cases failed: map." in capsys.readouterr().err
     assert json.loads((tmp_path / "latest.json").read_text())["ratios"] == {}
