@@ -1,3 +1,3 @@
-"""The worker's side: runs jobs, captures their output, reports to the scheduler."""
+"""Worker processes: they run jobs, capture their output and report to the scheduler."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Back-pressure: a run with much output goes on sending when the scheduler has room for it."""
+"""Back-pressure: a run with much output pauses until the scheduler has room for more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["AwaitRoom", "BackPressure"]
 #: Waits until the scheduler has room for more output of a job. Returns True if it has.
 AwaitRoom = Callable[[str], Awaitable[bool]]
 
-# Between two questions while the scheduler has no room.
+# Between two requests while the scheduler has no room.
 _NO_ROOM_BACKOFF = Backoff(first_s=0.2, max_s=0.2)
 
 

@@ -1,4 +1,4 @@
-"""Cancellation of the runs on a worker: they are asked to stop, interrupted, and given up."""
+"""Cancellation of the runs on a worker: ask them to stop, interrupt them, give them up."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ logger = logging.getLogger(__name__)
 
 # A run that ignores an interruption is interrupted again after the grace, or after this.
 _MIN_INTERRUPT_INTERVAL_S = 1.0
-# At the end of the worker: how long before the deadline the processes of runs are killed.
+# How long before the deadline of a closing worker the processes of runs are killed.
 _KILL_TIME_S = 0.5
 _POLL_INTERVAL_S = 0.05
 _MAX_REFUSED_KEYS = 10_000
 
 
 class RunCanceller:
-    """Stops runs. To be used on the worker's event loop.
+    """Canceller of the runs on a worker, for use on its event loop only.
 
     Parameters
     ----------
     runs
-        The runs that go on, by their ids.
+        The active runs, by id.
     refused
         The keys of tasks that must not start here any more.
     grace
@@ -58,15 +58,15 @@ class RunCanceller:
         self._expiry_guard = Guard(logger, "Ending a run whose time is over", max_delay_s=5.0)
 
     def cancel(self, keys: Iterable[str]) -> set[str]:
-        """Cancel the runs of keys. To ask twice does not shorten their grace.
+        """Cancel the runs of these keys. A second call does not shorten their grace period.
 
         Returns
         -------
         set of str
-            The keys that have no run. One that starts later stops by itself.
+            The keys without a run. A run of one that starts later cancels itself.
         """
         wanted = set(keys)
-        self._refused.update(dict.fromkeys(wanted))  # first: a run looks once it is among the runs
+        self._refused.update(dict.fromkeys(wanted))  # first: a run checks this once it is listed
         while len(self._refused) > max(_MAX_REFUSED_KEYS, len(wanted)):
             del self._refused[next(iter(self._refused))]
         for run in list(self._runs.values()):
@@ -78,7 +78,7 @@ class RunCanceller:
         return wanted
 
     def drop(self, ids: Iterable[str]) -> None:
-        """Stop runs that the scheduler ignores. A run that is canceled already keeps its grace."""
+        """Stop runs that the scheduler ignores. A run that was canceled before keeps its grace."""
         for run_id in ids:
             run = self._runs.get(run_id)
             if run is not None:
@@ -106,7 +106,7 @@ class RunCanceller:
     async def close(self, timeout: float) -> None:
         """Stop all runs, and wait for their ends for at most ``timeout`` seconds.
 
-        Processes that are left shortly before are killed: their grace is that of the worker.
+        Processes that remain shortly before the deadline are killed.
         """
         self._restart_after = None
         for task in list(self._tasks.values()):
@@ -144,16 +144,16 @@ class RunCanceller:
         if await self._ends(run, grace):
             return
         start, interval = loop.time(), max(self._grace, _MIN_INTERRUPT_INTERVAL_S)
-        is_told = False
+        is_reported = False
         while True:
             with self._guard:
                 run.interrupt()
             if await self._ends(run, interval):
                 return
-            if not is_told:
-                is_told = True
+            if not is_reported:
+                is_reported = True
                 with self._guard:
-                    self._tell_stuck(run)
+                    self._report_stuck(run)
             limit = self._restart_after
             if limit is not None and loop.time() - start >= limit:
                 with self._guard:
@@ -171,9 +171,9 @@ class RunCanceller:
             await asyncio.sleep(min(left, _POLL_INTERVAL_S))
         return True
 
-    def _tell_stuck(self, run: RunControl) -> None:
-        """Say in the logs of the worker and of the job that a run does not end."""
-        logger.warning("A run of job %s was interrupted and goes on", run.spec.id)
+    def _report_stuck(self, run: RunControl) -> None:
+        """Write to the logs of the worker and of the job that a run does not end."""
+        logger.warning("A run of job %s was interrupted but goes on", run.spec.id)
         then = (
             f"Its worker is restarted after {self._restart_after:g} s "
             "(girder.worker.restart-stuck)."

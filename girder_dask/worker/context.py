@@ -1,4 +1,4 @@
-"""The context of the runs on a worker: what they share, and which there are."""
+"""The context that the runs on a worker share, with the list of active runs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["WorkerContext"]
 
 @dataclass(slots=True)
 class WorkerContext:
-    """What a worker gives to its runs.
+    """The context that the runs on a worker share.
 
     Attributes
     ----------
     api_url, scheduler_api_url
         Girder's REST API in the settings of this worker, and of the scheduler; None without one.
     max_result
-        Bytes of a result that are kept with a job.
+        Bytes of the largest result that is stored with a job.
     cache, cache_error
         The cache of files on this host, or why there is none although it is configured.
     fork_server_supervisor
@@ -45,9 +45,9 @@ class WorkerContext:
     may_start
         Asks the scheduler whether an attempt may start.
     limit
-        Has a run stopped after so many seconds; None removes the limit.
+        Has a run stopped after the given seconds; None removes the limit.
     runs
-        The runs that go on, by their ids.
+        The active runs, by id.
     refused
         Keys of tasks that must not start here any more.
     """
@@ -73,7 +73,7 @@ class WorkerContext:
     refused: dict[str, None] = field(default_factory=dict)
 
     def girder_of(self, spec: JobSpec) -> str | None:
-        """Return the address of Girder that a job's token is sent to, None if there is none.
+        """Return the address of Girder to which a job's token is sent, None if there is none.
 
         This worker's own setting comes first, then what code inside Girder gave for the call,
         the scheduler's setting, and those of Girder. None of them comes from a request.

@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 #: Sends events with the name of the outbox and the number of the batch. Returns, once they are
 #: acknowledged, the runs that the scheduler ignores from now on.
 SendBatch = Callable[[str, int, list[dict[str, Any]]], Awaitable[Collection[str]]]
-#: Is told of these runs.
+#: Called with these runs.
 OnDropped = Callable[[Collection[str]], None]
 
-# The fields that any event can be sent with.
+# The fields that can be sent with every event.
 _MINIMAL_FIELDS = {"version", "id", "attempt", "time", "status", "run", "worker"}
 _RETRY_BACKOFF = Backoff(first_s=0.2, max_s=5.0)
 
 
 class EventDelivery:
-    """Delivers batches one after the other. To be used on one event loop.
+    """Delivery of batches one after the other, on one event loop.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class EventDelivery:
         self.dropped: set[str] = set()
 
     async def deliver(self, batch: list[dict[str, Any]]) -> None:
-        """Return when a batch is acknowledged. An event that cannot be sent holds up no other."""
+        """Send a batch until it is acknowledged. An event that cannot be sent delays no other."""
         try:
             await self._insist(batch)
         except (TypeError, ValueError, OverflowError) as e:
@@ -77,11 +77,11 @@ class EventDelivery:
                 dropped = await self._send(self._outbox, self._number, batch)
             except (TypeError, ValueError, OverflowError):  # it can never be sent
                 raise
-            except Exception as e:  # noqa: BLE001 - whatever else it is, the events are kept
-                self._errors.failed(e, "The scheduler did not take job events; trying again: %s")
+            except Exception as e:  # noqa: BLE001 - after any other error, the events are kept
+                self._errors.failed(e, "The scheduler did not accept job events; trying again: %s")
                 await asyncio.sleep(delay_s)
             else:
-                self._errors.recovered("The scheduler takes job events again")
+                self._errors.recovered("The scheduler accepts job events again")
                 self.dropped.update(dropped)
                 with self._guard:
                     self._on_dropped(dropped)

@@ -1,4 +1,4 @@
-"""Failures of runs: what the log, Girder and Dask are told of the error that ended one."""
+"""Failures of runs: text for the log, an error for Girder, an exception for Dask."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ __all__ = [
     "was_killed",
 ]
 
-# Of an exception that is kept with a job.
+# Size of the largest exception that is stored with a job.
 _MAX_EXCEPTION_BYTES = 256 * 1024
-# Of a traceback in the log.
+# Length of the longest traceback in a log.
 _MAX_TRACEBACK_CHARACTERS = 1 << 20
 
 #: The signals with which all processes of a worker may be terminated or killed.
@@ -80,7 +80,7 @@ _SHELL_SIGNAL_OFFSET = 128
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How a run failed, or was canceled.
+    """The failure or cancellation of a run.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ class Failure:
     error
         The error in one line, None for a canceled job.
     exception
-        What was raised, packed by :func:`girder_dask.protocol.exceptions.pack_exception`.
+        The exception, packed by :func:`girder_dask.protocol.exceptions.pack_exception`.
     killed
         Whether a signal has ended the task's process, or one that it waited for.
     permanent
@@ -114,12 +114,12 @@ def failure_of(
     started: bool,
     reason: str | None,
 ) -> Failure:
-    """Return what is reported of an error that ended a run.
+    """Return the failure to report for an error that ended a run.
 
     Parameters
     ----------
     started
-        Whether the function was called: a missing package is then no fault of the environment.
+        Whether the function was called. If so, an ``ImportError`` is reported like any error.
     reason
         Why the run was stopped, ``'timeout'`` or ``'canceled'``; None if it was not.
     """
@@ -148,16 +148,16 @@ def _failure_of(
     if is_stop:
         return _timeout_failure(spec)
     line = summary(error)
-    told = call_or_default(
+    log_text = call_or_default(
         lambda: exact_text(_log_text(error, spec, location, started=started)), f"{line}\n"
     )
-    text = clean_text(clean_urls(_cut(told)))
+    text = clean_text(clean_urls(_cut(log_text)))
     if reason == "timeout":  # raised in answer to the interruption
         return replace(_timeout_failure(spec), text=f"{text}{_limit_line(spec)}\n")
     packed = _packed(error, text)
     killed, permanent = was_killed(error), isinstance(error, TransformError) and error.permanent
     if permanent and spec.retries:
-        text += "The job is not tried again, as it would fail in the same way.\n"
+        text += "The job is not retried, as it would fail in the same way.\n"
     return Failure(JobStatus.ERROR, text, line, packed, killed=killed, permanent=permanent)
 
 
@@ -217,27 +217,30 @@ def was_killed(error: BaseException) -> bool:
     for each in linked_exceptions(error):
         if isinstance(each, KeyboardInterrupt):
             return True
-        if isinstance(each, CalledProcessError) and _number(each.returncode) in TERMINATING_SIGNALS:
+        if (
+            isinstance(each, CalledProcessError)
+            and _signal_number(each.returncode) in TERMINATING_SIGNALS
+        ):
             return True
     return False
 
 
-def _number(code: object) -> int:
+def _signal_number(code: object) -> int:
     """Return the signal that an exit code of ``Popen`` or a shell stands for."""
-    if type(code) is not int:  # whoever raises the error sets it
+    if type(code) is not int:  # the code that raises the error sets it
         return 0
     return -code if code < 0 else code - _SHELL_SIGNAL_OFFSET
 
 
 def _packed(error: BaseException, text: str) -> bytes | None:
-    """Return an error as it is kept with the job, None if it cannot be packed."""
+    """Pack an error to be stored with the job. Return None if it cannot be packed."""
     try:
         data = pack_exception(error, text)
         if len(data) > _MAX_EXCEPTION_BYTES:
             data = pack_exception(
                 JobFailed(summary(error)[:1000]), text[-_MAX_EXCEPTION_BYTES // 8 :]
             )
-    except Exception:  # noqa: BLE001 - a foreign exception class may do anything
+    except Exception:  # noqa: BLE001 - an exception class may do anything
         return None
     return data
 
@@ -307,7 +310,7 @@ def describe_missing_import(spec: JobSpec, error: ImportError, location: WorkerL
 
 
 def exception_of(failure: Failure, job_id: str) -> Exception:
-    """Return the exception that Dask is given in place of a value.
+    """Return the exception that Dask gets in place of a value.
 
     It holds no secrets of runs, and runs no code of the task: Dask handles it in threads of the
     worker, where ``SystemExit`` ends the process.

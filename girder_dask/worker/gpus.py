@@ -1,9 +1,9 @@
 """Allocation of GPUs to the runs on a worker.
 
-A Dask worker that was started with ``--resources GPU=2`` counts GPUs, but does not say which
-ones a task got. Here each run gets ids of its own, and ``CUDA_VISIBLE_DEVICES`` shows it these
-alone. The variable belongs to a process, so only one run at a time can have it in the worker's
-own; others need a process of their own.
+A Dask worker that was started with ``--resources GPU=2`` counts GPUs, but does not tell a
+task which ones to use. This module gives each run ids of its own, and ``CUDA_VISIBLE_DEVICES``
+exposes only these. The variable belongs to a process, so only one run at a time can set it in the
+worker's process; others need a process of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESOURCE = "GPU"
 #: The environment variable that CUDA reads.
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
-# The worker's own value while a run has the variable, in a tuple: the value may be None.
+# The worker's own value while a run sets the variable, in a tuple: the value may be None.
 _own: tuple[str | None] | None = None
 _lock = threading.Lock()
 
@@ -37,7 +37,7 @@ def visible_ids(total: float) -> list[str]:
     Parameters
     ----------
     total
-        How many there are according to Dask, for a process without the variable.
+        Number of GPUs according to Dask, for a process without the variable.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def visible_ids(total: float) -> list[str]:
 
 
 class GpuAllocator:
-    """Allocates the GPUs of one worker.
+    """Allocator of the GPUs of one worker.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class GpuAllocator:
     def _choose(self, count: float) -> tuple[str, ...]:
         if count <= 0:
             return ()
-        if count < 1:  # beside others, so that whole ones stay free
+        if count < 1:  # share a GPU, so that whole ones stay free
             fitting = [i for i, load in self._load.items() if load + count <= 1 + 1e-9]
             if fitting:
                 return (max(fitting, key=self._load.__getitem__),)
@@ -105,7 +105,7 @@ class GpuAllocator:
 
 @contextlib.contextmanager
 def exposed(ids: Sequence[str]) -> Iterator[bool]:
-    """Show only these GPUs to the whole process. Yield False while another run does that.
+    """Expose only these GPUs to the whole process. Yield False if another run already does.
 
     Examples
     --------
@@ -132,7 +132,7 @@ def exposed(ids: Sequence[str]) -> Iterator[bool]:
 
 
 def environment(ids: Sequence[str]) -> Mapping[str, str]:
-    """Return the environment of a task's own process, with these GPUs."""
+    """Return the environment variables of a task's own process, with these GPUs exposed."""
     with _lock:
         variables = dict(os.environ)
         value = ",".join(ids) if ids else _own_value()

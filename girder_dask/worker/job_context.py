@@ -31,7 +31,7 @@ def running_job(
     api_url: str | None,
     gpus: Sequence[str] = (),
 ) -> RunningJob:
-    """Return the running job of a task, with a client that has the job's token.
+    """Return the running job of a task, with a client that uses the job's token.
 
     The client retries while Girder is unavailable.
 
@@ -78,7 +78,7 @@ def child_jobs(
     dask_client: Callable[[], Any] | None,
     job: RunningJob | None = None,
 ) -> Iterator[None]:
-    """Have ``delay()`` record child jobs of the job with this token, as long as the block lasts.
+    """Have ``delay()`` in the block record child jobs, with this token of their parent.
 
     Its requests to Girder have the attributes of the sessions of the job's client.
     """
@@ -109,7 +109,7 @@ def child_jobs(
 
 
 class _LazyProxy:
-    """A proxy of an object that is created with its first use: few tasks start other jobs."""
+    """A proxy of an object that is created on first use: few tasks start other jobs."""
 
     def __init__(self, create: Callable[[], Any]) -> None:
         self._create = create

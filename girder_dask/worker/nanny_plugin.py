@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class GirderNannyPlugin(NannyPlugin):
-    """Lets the runs on a worker end before its nanny stops it."""
+    """Plugin that drains a worker before its nanny stops it."""
 
     name = "girder-dask"
     restart = False
@@ -21,7 +21,7 @@ class GirderNannyPlugin(NannyPlugin):
     async def teardown(self, nanny: Nanny) -> None:
         """Have the scheduler drain the worker. Dask waits for this before it stops the worker.
 
-        A nanny that is asked twice to end ends at once.
+        A second request to end the nanny ends it at once.
         """
         worker = nanny.worker_address
         if worker is None or not nanny.is_alive():

@@ -2,9 +2,9 @@
 
 Runs write from their own threads and never wait for the network. One coroutine on the
 worker's event loop sends batches and keeps each until the scheduler has acknowledged it.
-An idle outbox sends at once. While a batch is under way the next one gathers, and output
-and progress wait for the flush interval. Changes of state do not, but a worker with many of them
-sends no more than about ten times a second. What a run waits for goes at once.
+An idle outbox sends at once. While a batch is in flight, the next one fills. Output and progress
+wait for the flush interval. Changes of status do not, but a worker with many of them sends about
+ten batches a second at most. Events that a run waits for are sent at once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = ["Outbox"]
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH_EVENTS = 1000
-# Urgent batches that may follow each other at once. When they are used up, one more may go each
-# _SPACING_S, or when the worker has rested _REST_FACTOR times as long as the last batch took:
-# to send a batch costs more than most tasks that end so soon.
+# Urgent batches that may follow each other at once. After them, one more is sent every
+# _SPACING_S, or once the worker has rested _REST_FACTOR times as long as the last batch took:
+# sending a batch costs more than most tasks that end so soon.
 _BURST_BATCHES = 4
 _SPACING_S = 0.1
 _REST_FACTOR = 20.0
@@ -41,14 +41,14 @@ _MAX_PAUSE_S = 5.0
 
 
 class Outbox:
-    """The events of all runs on a worker.
+    """The queue of events of all runs on a worker.
 
     Parameters
     ----------
     send
         Delivers a batch.
     interval
-        Least seconds between two batches that hold only output and progress.
+        Minimum seconds between two batches that contain only output and progress.
     log_capacity
         Characters of a job's output that may wait.
     worker
@@ -118,7 +118,7 @@ class Outbox:
         self.wake(urgent=True)
 
     def mark(self, sink: RunSink) -> None:
-        """Record that a sink has output or progress that waits."""
+        """Record that a sink has waiting output or progress."""
         with self.lock:
             if sink in self._dirty:
                 return
@@ -131,7 +131,7 @@ class Outbox:
         self._delivery.dropped.discard(sink.run)
 
     def barrier(self) -> threading.Event:
-        """Return an event that is set when all that waits now is acknowledged."""
+        """Return a ``threading.Event`` that is set once all that waits now is acknowledged."""
         barrier = threading.Event()
         with self.lock:
             self._barriers.append(barrier)
@@ -151,7 +151,7 @@ class Outbox:
     def wake(self, *, urgent: bool, at_once: bool = False) -> None:
         """Wake the sender, unless it was woken since it last looked.
 
-        To wake an event loop costs more than most of what runs have to send.
+        Waking an event loop costs more than sending most events.
         """
         with self.lock:
             if self._woken is not None and self._woken >= (urgent, at_once):
@@ -171,7 +171,7 @@ class Outbox:
                 await self._send_all()
             if self._guard.failed:
                 await asyncio.sleep(self._guard.delay_s)
-                self._throttle.poke(urgent=True)  # perhaps no run has more to send
+                self._throttle.poke(urgent=True)  # retry even if no run sends anything new
 
     async def _send_all(self) -> None:
         self._idle.clear()
@@ -179,7 +179,7 @@ class Outbox:
             self._woken = None
             count = len(self._barriers)
         self._gather()
-        # What comes meanwhile has its own turn.
+        # Events that arrive meanwhile wait for the next turn.
         left = size = len(self._queue)
         while left > 0 and (batch := self._next_batch()):
             left -= len(batch)
@@ -197,7 +197,7 @@ class Outbox:
         with self.lock:
             dirty, self._dirty = self._dirty, {}
             for sink in dirty:
-                with self._take_guard:  # each, as the others are not dirty any more
+                with self._take_guard:  # one each: the others are no longer marked
                     self._take_event(sink)
 
     def _take_event(self, sink: RunSink) -> None:

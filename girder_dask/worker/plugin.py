@@ -1,4 +1,4 @@
-"""The plugin of Dask's workers: it runs jobs, reports on them and stops them.
+"""The plugin of Dask workers, which runs jobs, reports on them and stops them.
 
 The scheduler sends it to every worker that joins.
 """
@@ -48,27 +48,27 @@ __all__ = ["GirderWorkerPlugin", "run_job"]
 
 logger = logging.getLogger(__name__)
 
-# Together less than the eight seconds that nannies give a worker.
+# Together less than the eight seconds that a nanny gives its worker to end.
 _LEAVE_TIMEOUT_S, _STOP_TIMEOUT_S, _CLOSE_TIMEOUT_S = 0.5, 2.0, 4.0
 # The states of a worker that starts tasks, now or later, and of tasks that it may still start.
 _STARTING_STATES = (Status.running, Status.paused)
 _UNSTARTED_STATES = ("waiting", "ready", "constrained")
-# How long the scheduler's message that a worker leaves may take.
+# How long to wait for the scheduler's message that a worker leaves.
 _MESSAGE_TIMEOUT_S, _POLL_INTERVAL_S = 2.0, 0.01
 _RESTART_EXIT_CODE = 1
 _UNSAFE_REASON = "girder-dask-unsafe-directory"
 
 
 def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
-    """Run a job on this worker. This is the function of the job's task in Dask.
+    """Run a job on this worker. Dask calls this function as the task of the job.
 
     Parameters
     ----------
     spec
-        What to run.
+        The job, its call and its attempt.
     values
-        The results of jobs that are among its arguments, by their ids. Those that Dask no longer
-        has are fetched from Girder.
+        Results of other jobs among its arguments, by job id. Results that Dask no longer has are
+        fetched from Girder.
     """
     worker = get_worker()
     plugin = worker.plugins.get(PLUGIN_NAME)
@@ -92,12 +92,12 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
     except Exception as e:
         if run.control.reports_end:
             raise
-        # Another run has the job, or the worker ends: Dask knows where the task goes.
+        # Another run has the job, or the worker is closing: Dask decides where the task goes.
         raise Reschedule from e
 
 
 def _is_leaving(worker: Worker) -> bool:
-    """Return True if a worker ends. A signal to its process group may reach a task first."""
+    """Return True if a worker is closing. Wait: a signal to its group may reach a task first."""
     deadline = time.monotonic() + _MESSAGE_TIMEOUT_S
     while worker.status in _STARTING_STATES:
         if time.monotonic() > deadline:
@@ -107,14 +107,14 @@ def _is_leaving(worker: Worker) -> bool:
 
 
 def _attempt(worker: Worker, spec: JobSpec) -> int:
-    """Return which attempt this is. After the loss of a worker, Dask runs the same spec again."""
+    """Return the number of the attempt. After the loss of a worker, Dask reruns the same spec."""
     task = worker.state.tasks.get(spec.key)
     annotations = (task.annotations if task is not None else None) or {}
     return int(annotations.get(ATTEMPT_ANNOTATION, spec.attempt))
 
 
 class GirderWorkerPlugin(WorkerPlugin):
-    """Prepares a worker for jobs, sends their events to the scheduler, and stops canceled ones.
+    """Plugin that prepares a worker for jobs, sends their events and stops canceled ones.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class GirderWorkerPlugin(WorkerPlugin):
     async def setup(self, worker: Worker) -> None:
         """Prepare the worker for jobs; called on its event loop when it joins.
 
-        A worker ends if another user of the host could change its directory.
+        The worker is closed if another user of the host can change its directory.
         """
         unsafe = unsafe_directory(worker)
         if unsafe is not None:
@@ -200,7 +200,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         )
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
-        """Stop the runs, send the events that wait, and stop the capture."""
+        """Stop the runs, send the waiting events, and stop the capture."""
         if self.context is None:
             return
         context, self.context = self.context, None
@@ -259,13 +259,13 @@ class GirderWorkerPlugin(WorkerPlugin):
             self._restart = log_failure(restart, logger, "Ending this worker")
 
     async def _restarted(self, run: RunControl) -> None:
-        """End the process as a run cannot be stopped. A nanny starts another process."""
+        """End the process because a run cannot be stopped. A nanny starts another one."""
         worker = self._worker
-        guard = Guard(logger, "Ending this worker")  # it ends, whatever fails
+        guard = Guard(logger, "Ending this worker")  # the process ends even if a step fails
         logger.warning("A run of job %s cannot be stopped; the worker ends", run.spec.id)
         with guard:
-            run.write(f"Worker {worker.address} is restarted, as the job does not stop.\n")
-        # The scheduler keeps the worker until its process ends, as the job goes on till then.
+            run.write(f"Worker {worker.address} is restarted because the job does not stop.\n")
+        # The scheduler keeps the worker until its process ends: the job runs until then.
         await self._leave([run.spec.id], remove=False)
         with guard:
             run.give_up()
@@ -297,33 +297,33 @@ class GirderWorkerPlugin(WorkerPlugin):
     # -- remote procedures --------------------------------------------------------------------
 
     async def cancel(self, keys: list[str]) -> list[str]:
-        """Cancel the runs of keys, which are interrupted when their grace is over.
+        """Cancel the runs of these keys. They are interrupted when their grace period is over.
 
         Returns
         -------
         list of str
-            The keys that this worker has not started, and will not.
+            The keys that this worker has not started and will not start.
         """
         without_run = self._canceller.cancel(keys)
         tasks = (self._worker.state.tasks.get(key) for key in without_run)
         if not all(task is not None and task.state in _UNSTARTED_STATES for task in tasks):
-            await self.flush()  # a run may have ended whose end is not acknowledged yet
+            await self.flush()  # the end of a run may not be acknowledged yet
         return sorted(without_run)
 
     async def drop(self, runs: list[str]) -> None:
-        """Stop runs that the scheduler ignores, as it has given their jobs to others."""
+        """Stop runs that the scheduler ignores because other runs have their jobs."""
         self._drop(runs)
 
     def _drop(self, runs: Collection[str]) -> None:
         self._canceller.drop(runs)
 
     async def flush(self) -> None:
-        """Return when the scheduler has acknowledged all events that wait now."""
+        """Wait until the scheduler has acknowledged all events that wait now."""
         if self.context is not None:
             await self.context.outbox.flushed()
 
     async def not_begun(self) -> list[str]:
-        """Return the keys that this worker has not started, and will not, as it leaves.
+        """Return the keys that this leaving worker has not started and will not start.
 
         Dask's message that it leaves comes after all tasks that the scheduler has sent.
         """
@@ -337,7 +337,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         return [str(task.key) for task in tasks if task.state in _UNSTARTED_STATES]
 
     async def facts(self, api_url: str | None = None) -> Mapping[str, Any]:
-        """Return what ``girder-dask doctor`` shows of a worker.
+        """Return the facts that ``girder-dask doctor`` shows about a worker.
 
         ``api_url`` is Girder's own address, for a worker that has no other.
         """

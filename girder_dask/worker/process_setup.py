@@ -33,13 +33,13 @@ _capture_users = 0
 
 
 def unsafe_directory(worker: Worker) -> str | None:
-    """Return why others could change files of jobs, or of Dask, in the directory of a worker."""
+    """Return why other users can change the directory of a worker, None if they cannot."""
     try:
         require_unchangeable(Path(worker.local_directory))
     except OSError as e:
         return (
-            f"Worker {worker.address} ends, as its directory is not safe: {e}. Start it with a "
-            "--local-directory that its own user alone may change."
+            f"Worker {worker.address} is closed because its directory is not safe: {e}. Start it "
+            "with a --local-directory that its own user alone may change."
         )
     return None
 
@@ -54,12 +54,12 @@ def open_file_cache() -> tuple[FileCache | None, str | None]:
 
 
 def remove_credential() -> None:
-    """Take the scheduler's API key out of the configuration, which tasks and Dask's pages show."""
+    """Remove the scheduler's API key from the configuration, which tasks and Dask's pages show."""
     if len(Scheduler._instances) or not config.forget_credential():  # noqa: SLF001
         return
     logger.warning(
         "The scheduler's API key (girder.credential) was in the configuration of this worker, "
-        "where tasks can read it, and was taken out. Set it for the scheduler alone."
+        "where tasks can read it, and was removed. Set it for the scheduler alone."
     )
 
 
@@ -88,7 +88,7 @@ def start_capture() -> None:
 
 
 def stop_capture() -> None:
-    """Stop that, unless another worker of this process needs it."""
+    """Stop the capture, unless another worker of this process needs it."""
     global _capture_users
     with _capture_lock:
         _capture_users -= 1

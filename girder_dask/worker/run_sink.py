@@ -1,4 +1,4 @@
-"""The sink of one run: its output, progress, status and end, on their way to the outbox."""
+"""The sink of one run, which takes its output, progress, status and end to the outbox."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ __all__ = ["MAX_EVENT_CHARACTERS", "RunSink"]
 
 #: Characters of output in one event.
 MAX_EVENT_CHARACTERS = 1 << 20
-# Characters of output that a run sends before it asks the scheduler for room. So one job that
-# floods neither fills the scheduler nor holds up the others.
+# Characters of output that a run sends before it asks the scheduler for room. So one job with
+# much output neither fills the scheduler nor delays the others.
 _ROOM_CHARACTERS = 4 << 20
 # Seconds between two batches that a job forces with flush().
 _FLUSH_INTERVAL_S = 0.02
 
 
 class RunSink:
-    """Where one run sends its events. Any thread may call its methods.
+    """The sink of the events of one run. Any thread may call its methods.
 
     Parameters
     ----------
     outbox
         The outbox of the worker.
     spec
-        What the scheduler has sent; its attempt is that of the events.
+        The spec as the scheduler sent it; events carry its attempt.
     run
-        The name of the run.
+        The id of the run.
     log
         Parameters of the run's log.
 
     Attributes
     ----------
     secrets
-        What is blanked in all that the run sends. Whoever ends the run closes it.
+        Secrets to blank in everything that the run sends. Closed with the run.
     ended
         Whether the end of the run was sent. Nothing comes after it.
     """
@@ -101,8 +101,8 @@ class RunSink:
     def confirm(self, timeout: float) -> bool:
         """Wait until all events are acknowledged. Return True if this run still has the job.
 
-        It does not have it if the job was given to another worker meanwhile, or if the scheduler
-        has lost this worker.
+        It no longer has the job if that was given to another worker meanwhile, or if the
+        scheduler has lost this worker.
         """
         acknowledged = self._outbox.barrier()
         return acknowledged.wait(timeout) and not self.is_dropped
@@ -129,7 +129,7 @@ class RunSink:
         self.log.close()
         with self._outbox.lock:
             self.ended = True
-            # One step, so that no text taken by the sender gets behind the end.
+            # In one step, so that the sender takes no text after the end.
             texts = list(iter(functools.partial(self.log.take, MAX_EVENT_CHARACTERS), ""))
             for text in texts[:-1]:
                 self._outbox.post(self._event(time=now, log=text))

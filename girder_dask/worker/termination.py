@@ -1,4 +1,4 @@
-"""Signals that end the process of a worker, and those that a task must not end it with."""
+"""Signal handlers of a worker: SIGTERM closes it in good order, alarms do not end it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TerminationSignals:
                 self._before[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # Nothing else is safe within a signal.
+        # Nothing else is safe in a signal handler.
         before = self._restore().get(number)
         self._loop.call_soon_threadsafe(self._begin, number, before)
 
@@ -73,7 +73,7 @@ class TerminationSignals:
         return before
 
     def close(self) -> None:
-        """Restore the handlers that were there before."""
+        """Restore the previous handlers."""
         if threading.current_thread() is threading.main_thread():
             self._restore()
 
@@ -81,8 +81,8 @@ class TerminationSignals:
 class AlarmSignals:
     """Handlers that keep the timers and limits of a task from ending its worker.
 
-    Their signals come to the main thread, not to that of the task. This does nothing in any other
-    thread, and to a signal that has a handler.
+    Their signals reach the main thread, not that of the task. In any other thread this does
+    nothing. A signal that has a handler keeps it.
     """
 
     def __init__(self) -> None:
@@ -95,13 +95,13 @@ class AlarmSignals:
                     self._handled.append(number)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # Nothing else is safe within a signal.
+        # Nothing else is safe in a signal handler.
         self._loop.call_soon_threadsafe(self._tell, number)
 
     def _tell(self, number: int) -> None:
         logger.warning(
-            "%s came to this worker and was ignored: a task has set a timer or a limit of the "
-            "process, with signal.alarm() for example. Give the task a timeout=, or "
+            "This worker received %s and ignored it: a task has set a timer or a limit of the "
+            "process, for example with signal.alarm(). Give the task a timeout=, or "
             "isolation='process'.",
             signal.Signals(number).name,
         )

@@ -29,7 +29,7 @@ _WRAPPER_PATHS = tuple(
 
 
 def own_traceback(error: BaseException) -> TracebackType | None:
-    """Return the traceback of an error from the first frame that is the user's."""
+    """Return the traceback of an error, beginning with the user's first frame."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_PACKAGE_DIRECTORY):
         tb = tb.tb_next
@@ -37,7 +37,7 @@ def own_traceback(error: BaseException) -> TracebackType | None:
 
 
 def format_error(error: BaseException) -> str:
-    """Return an error with its traceback and causes, without our frames above the user's code.
+    """Format an error with its traceback and causes, without our frames above the user's code.
 
     >>> format_error(ValueError('no coins'))
     'ValueError: no coins\\n'

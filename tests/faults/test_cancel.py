@@ -336,7 +336,7 @@ def test_a_worker_that_is_restarted_for_it(fault_stack: Start) -> None:
     assert states(job) == AT_WORK
     assert gone(worker)
     assert not list(stack.directory.rglob(f"job-{job_id}-*"))
-    assert " is restarted, as the job does not stop.\n" in stack.log(job_id)
+    assert " is restarted because the job does not stop.\n" in stack.log(job_id)
     job = stack.wait(other, 40)
     assert job["status"] == S.SUCCESS
     assert stack.numbered(other)[-10:] == list(range(10))
@@ -344,7 +344,7 @@ def test_a_worker_that_is_restarted_for_it(fault_stack: Start) -> None:
     late = stack.start_task("frozen", 600.0, timeout=0.5)
     job = stack.wait(late, 40)
     assert states(job) == ["QUEUED", "RUNNING", "ERROR"], "as a cancel is"
-    assert " is restarted, as the job does not stop.\n" in stack.log(late)
+    assert " is restarted because the job does not stop.\n" in stack.log(late)
     assert stack.log(late).endswith("The task exceeded its time limit of 0.5 s.\n")
     assert stack.log(late).count("frozen\n") == 1, "it does not run again"
     assert stack.wait(stack.start_task("noop"), 40)["status"] == S.SUCCESS

@@ -128,7 +128,7 @@ def test_what_girder_has_lost_on_disk_is_not_tried_again(girder_stack, girder_us
     began = time.monotonic()
     log = lost(girder_stack, girder_user, file["_id"])
     assert said in log
-    assert "The job is not tried again" in log
+    assert "The job is not retried" in log
     assert "Girder is away" not in log
     assert time.monotonic() - began < 15, "not for as long as Girder may be away"
 

@@ -20,6 +20,6 @@ def test_a_directory_that_others_may_replace_is_refused(girder_stack: Any, tmp_p
         timeout=60,
         stdin=subprocess.DEVNULL,
     )
-    assert "ends, as its directory is not safe" in done.stderr
+    assert "is closed because its directory is not safe" in done.stderr
     assert f"others may write into {shared}" in done.stderr
     assert "--local-directory" in done.stderr

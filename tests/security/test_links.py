@@ -589,7 +589,7 @@ def test_a_link_into_the_cluster_ends_the_job(girder_stack: Any, girder_user: An
             girder_stack.wait(job, status=JobStatus.ERROR)
             log = girder_stack.log(job)
             assert "The file is a link to 127.0.0.1, which workers may not ask" in log
-            assert "The job is not tried again" in log
+            assert "The job is not retried" in log
             assert "Try 1 of 3" not in log
         with pytest.raises(BlockingIOError):
             listener.accept()

@@ -1,4 +1,4 @@
-"""Control of one run from other threads: it is canceled, superseded, timed out, interrupted."""
+"""Control of one run from other threads: cancel, supersede, time out or interrupt it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunControl:
     Parameters
     ----------
     spec
-        What the run executes, with the attempt that it is.
+        The job that the run executes, with the number of its attempt.
     sink
         The sink of the run.
     location
@@ -42,7 +42,7 @@ class RunControl:
     started
         Whether the function was called.
     reports_end
-        Whether this run reports how the job ends. It does not once another run has taken over.
+        Whether this run reports how the job ends. It stops once another run has taken over.
     """
 
     def __init__(self, spec: JobSpec, sink: RunSink, location: WorkerLocation) -> None:
@@ -59,7 +59,7 @@ class RunControl:
 
     @property
     def id(self) -> str:
-        """The name of this execution, which no other one has."""
+        """The unique id of this run."""
         return self.sink.run
 
     @property
@@ -67,7 +67,7 @@ class RunControl:
         """The key of the run's task in Dask."""
         return self.sink.spec.key
 
-    # -- what the run asks ---------------------------------------------------------------------
+    # -- for the run itself --------------------------------------------------------------------
 
     @property
     def is_canceled(self) -> bool:
@@ -82,23 +82,23 @@ class RunControl:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the run was to end before its function did."""
+        """Whether the run was canceled, or has reached its time limit."""
         return self.is_canceled or self.interruption.timed_out
 
     def check(self) -> None:
-        """Raise JobCanceled if the run is to end."""
+        """Raise JobCanceled if the run must end."""
         if self.is_canceled:
             raise JobCanceled(job_id=self.spec.id)
-        if self.sink.is_dropped:  # an upload that was frozen must not go on
+        if self.sink.is_dropped:  # a suspended process must not resume an upload
             raise self.superseded()
 
     def enter(self, status: JobStatus) -> None:
-        """Report the next status of the job, unless the run is to end.
+        """Report the next status of the job, unless the run must end.
 
         Raises
         ------
         JobCanceled
-            If it is.
+            If the run must end.
         """
         with self._lock:
             self.check()
@@ -110,7 +110,7 @@ class RunControl:
         return JobCanceled("The job was given to another worker.", job_id=self.spec.id)
 
     def failure_of(self, error: BaseException) -> Failure:
-        """Return what is reported of an error that ended the run."""
+        """Return the failure to report for an error that ended the run."""
         if type(error) is ProcessFailed:
             return error.failure
         reason = "timeout" if self.timed_out else "canceled" if self.is_canceled else None
@@ -129,7 +129,7 @@ class RunControl:
             if self.is_canceled:
                 process.cancel()
 
-    # -- what others do to the run -------------------------------------------------------------
+    # -- for other threads ---------------------------------------------------------------------
 
     def cancel(self) -> None:
         """Ask the task to stop: its ``canceled`` becomes true."""
@@ -139,8 +139,8 @@ class RunControl:
                 self._process.cancel()
 
     def drop(self) -> None:
-        """Cancel the run since another one has taken over: it no longer reports its end."""
-        self.reports_end = False  # hooks hear of the end from the other run
+        """Cancel the run because another one has taken over. It no longer reports its end."""
+        self.reports_end = False  # the other run calls the hooks
         self.cancel()
 
     def expire(self) -> bool:
@@ -148,7 +148,7 @@ class RunControl:
         return self.interruption.expire()
 
     def interrupt(self) -> None:
-        """Raise JobInterrupted in the task, at its next Python instruction; end its process."""
+        """Raise JobInterrupted in the task at its next Python instruction, or in its process."""
         process = self._process
         if process is None or not process.interrupt():
             self.interruption.interrupt()
@@ -158,7 +158,7 @@ class RunControl:
         self.processes.kill()
 
     def give_up(self) -> None:
-        """Report the end of a run that has timed out, as its process ends with the run in it."""
+        """Report the timeout of a run before its process ends with it."""
         if self.timed_out and self.reports_end:
             failure = self.failure_of(JobTimeout(job_id=self.spec.id))
             self.reports_end = False

@@ -27,14 +27,14 @@ __all__ = ["guard_forks", "in_process", "in_thread"]
 
 
 def guard_forks(control: RunControl) -> contextlib.AbstractContextManager[None]:
-    """End a process that is forked within, and that leaves this block, instead of running on."""
+    """End each process forked in the block when it leaves the block."""
     return ending_forks(control.sink.log.flush, describe_error, callable)
 
 
 def in_thread(
     function: Callable[..., Any], control: RunControl, worker: WorkerContext
 ) -> Callable[..., Any]:
-    """Return what calls a function in this thread, within its time limit."""
+    """Return a callable that runs a function in this thread, within its time limit."""
     output_capture.keep_import_time_state(control.sink.log)
     set_limit = functools.partial(worker.limit, control)
 
@@ -54,8 +54,8 @@ def _write_unfinished(control: RunControl) -> None:
     left = control.interruption.left()
     if left is not None:
         control.write(
-            f"The task returned while what it had started was still running: {left:.500}. The "
-            "job ends without it, and what it writes from now on may be lost. Wait for it "
+            f"The task returned while what it had started was still running: {left:.500}. The job "
+            "does not wait for it, and its output from now on may be lost. Wait for it "
             "before returning: join() threads, shut pools down, wait() for processes.\n"
         )
 
@@ -63,7 +63,7 @@ def _write_unfinished(control: RunControl) -> None:
 def in_process(
     call: Call, job: RunningJob, control: RunControl, worker: WorkerContext, work_dir: Path
 ) -> Callable[..., Any]:
-    """Start a process for a task, and return what calls the function there.
+    """Start a process for a task, and return a callable that runs the function there.
 
     The process loads the function and waits for its arguments.
     """

@@ -1,4 +1,4 @@
-"""Fencing: no two runs have the same attempt, and none calls a function that may run only once."""
+"""Fencing of runs: no two share an attempt, and none repeats the call of an at-most-once job."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 StartAnswer = concurrent.futures.Future[bool | None]
 
 _HTTP_CONFLICT = 409
-# Between two looks whether a run that waits is to end.
+# Between two checks whether a waiting run must end.
 _CHECK_INTERVAL_S = 0.1
-# Between two questions to the scheduler.
+# Between two requests to the scheduler.
 _ASK_BACKOFF = Backoff(first_s=0.5, max_s=0.5)
 
 
@@ -37,9 +37,9 @@ def await_recorded_attempt(ask: Callable[[], StartAnswer], check: Callable[[], N
     Parameters
     ----------
     ask
-        Asks the scheduler.
+        Asks the scheduler whether the attempt may start.
     check
-        Called now and then; raises when the run is to end.
+        Called regularly; raises when the run must end.
 
     Returns
     -------
@@ -66,10 +66,10 @@ def await_recorded_attempt(ask: Callable[[], StartAnswer], check: Callable[[], N
 
 
 def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -> None:
-    """Have Girder record that a run is about to call its function, so that no other run may.
+    """Have Girder record that a run is about to call its function, so that no other run does.
 
-    This happens before the call. So a function that runs at most once may not run at all: if
-    the worker dies between the two, it is unknown on which side of the call that was.
+    The record precedes the call. If the worker dies between the two, it is unknown whether the
+    function was called, so a job that runs at most once may not run at all.
 
     Parameters
     ----------
@@ -78,18 +78,18 @@ def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -
     job_id
         The id of the job.
     attempt
-        Which attempt of the job it is.
+        The number of the attempt.
     run
-        The name of the run. The same run may ask again.
+        The id of the run. The same run may repeat the request.
     worker
-        The name of the worker, which later runs are told.
+        The name of the worker, for the error of later runs.
 
     Raises
     ------
     AlreadyBegun
         If another run has called the function.
     requests.RequestException
-        If Girder refuses for another reason, or stays away for ``girder.worker.retry-time``.
+        If Girder refuses for another reason, or is unavailable for ``girder.worker.retry-time``.
     """
     given = {"attempt": attempt, "run": run, "worker": worker}
     try:

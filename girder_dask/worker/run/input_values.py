@@ -1,7 +1,7 @@
 """The results of other jobs among the arguments of a call.
 
-Dask brings those that it still has. The others are fetched from Girder, with the token of the
-job that needs them.
+Dask passes the results that it still has. The others are fetched from Girder, with the token of
+the job that needs them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def resolved(call: Call, values: Mapping[str, Any] | None, job: RunningJob) -> C
     Parameters
     ----------
     values
-        The results that Dask has brought, by the ids of their jobs.
+        Results that Dask has passed, by job id.
     job
         The job that needs them.
 
     Raises
     ------
     TransformError
-        If a result is not available. It names the job.
+        If a result is not available. The message names its job.
     """
     known = dict(values or {})
 

@@ -1,4 +1,4 @@
-"""The outcome of a run: what is reported to Girder, and what Dask is given."""
+"""The outcome of a run: the report to Girder, and the value or exception for Dask."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from girder_dask.worker.run.control import RunControl
 
 __all__ = ["RunOutcome", "failed", "hand_over_if_leaving"]
 
-# How long a run that leaves its job to another waits until the scheduler has its last events.
+# How long a run that hands its job over waits for the acknowledgement of its last events.
 _LAST_EVENTS_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """How a run ended. ``value`` is for Dask, ``result`` the same packed for Girder."""
+    """The end of a run. ``value`` is for Dask, ``result`` the same value packed for Girder."""
 
     status: JobStatus
     value: Any = None
@@ -28,7 +28,7 @@ class RunOutcome:
     failure: Failure | None = None
 
     def report(self, control: RunControl) -> Exception | None:
-        """Report the end of the run, and return what Dask is given in place of a value."""
+        """Report the end of the run. Return the exception for Dask, None after a success."""
         failure = self.failure
         control.sink.finish(
             self.status if control.reports_end else None,
@@ -43,11 +43,11 @@ class RunOutcome:
 def failed(failure: Failure, control: RunControl) -> RunOutcome:
     """Write to the log how a run failed, and return its outcome."""
     outcome = RunOutcome(failure.status, error=failure.error, failure=failure)
-    if not control.reports_end:  # the next attempt has its own end
+    if not control.reports_end:  # the next attempt reports its own end
         return outcome
     control.write(failure.text)
     if control.is_canceled and failure.status == JobStatus.ERROR and not control.timed_out:
-        # Its answer to JobCanceled, or to what was taken from it.
+        # The task has reacted to JobCanceled, or to the end of its processes.
         control.write("The job was canceled.\n")
         canceled = replace(failure, status=JobStatus.CANCELED)
         return RunOutcome(JobStatus.CANCELED, failure=canceled)
@@ -57,13 +57,13 @@ def failed(failure: Failure, control: RunControl) -> RunOutcome:
 def hand_over_if_leaving(
     error: BaseException, control: RunControl, is_leaving: Callable[[], bool]
 ) -> None:
-    """Leave the job to another run if the end of the worker has led to an error.
+    """Hand the job over to another run if the end of the worker has caused the error.
 
     Parameters
     ----------
     is_leaving
-        Returns whether the worker ends. It may take a moment, so it is called only when a signal
-        has ended a process of the task.
+        Returns True if the worker is closing. It may block for a moment, so it is called only
+        when a signal has ended a process of the task.
     """
     failure = error.failure if isinstance(error, ProcessFailed) else None
     killed = was_killed(error) if failure is None else failure.killed

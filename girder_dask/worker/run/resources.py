@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 
 class RunResources:
-    """What a run holds while it goes on.
+    """The resources of a run, from its start to its end.
 
     Parameters
     ----------
     spec
-        What the run executes.
+        The job that the run executes.
     directory
-        The directory of the worker, in which those of the run are made.
+        The directory of the worker, in which those of the run are created.
     sink
         The sink of the run.
 
@@ -41,7 +41,7 @@ class RunResources:
     inputs
         The directory of fetched inputs.
     scope
-        What the run has apart from the rest of its process.
+        The globals of the process that are separate for the run.
     transforms
         The transforms of the run, once there are any.
     """
@@ -54,11 +54,11 @@ class RunResources:
         self._stack = contextlib.ExitStack()
 
     def enter(self, resource: contextlib.AbstractContextManager[T]) -> T:
-        """Enter a context manager, which is left at the end of the run."""
+        """Enter a context manager until the end of the run."""
         return self._stack.enter_context(resource)
 
     def current_directory(self, control: RunControl) -> str | None:
-        """Return where the function was when it returned, None if that is gone."""
+        """Return the working directory in which the function returned, None if it is gone."""
         process = control.process
         if process is not None and process.cwd is not None:
             self.scope.follow(process.cwd)
@@ -68,15 +68,15 @@ class RunResources:
         return None
 
     def release(self, control: RunControl, grace: float) -> None:
-        """Release everything, the last first, whatever fails.
+        """Release everything in reverse order, even if a step fails.
 
-        The process of the task ends, then the threads and processes that a stopped task has left.
-        Transforms clean up, and the directories are removed.
+        The process of the task ends first, then any threads and processes that a stopped task has
+        left behind. Then transforms clean up, and the directories are removed.
 
         Parameters
         ----------
         grace
-            Seconds between SIGTERM and SIGKILL for processes that are left.
+            Seconds between SIGTERM and SIGKILL for remaining processes.
         """
         try:
             with self._stack as ending:
@@ -93,12 +93,12 @@ class RunResources:
                 if control.process is not None:
                     ending.callback(control.process.close)
         except BaseException as e:
-            logger.exception("Cleaning up after job %s", control.spec.id)
+            logger.exception("Cleaning up after job %s failed", control.spec.id)
             control.write(f"Cleaning up after the job failed: {summary(e)}\n")
 
 
 def _end_threads(control: RunControl) -> None:
-    """Wait for the threads that the task has left. RunCanceller interrupts them meanwhile."""
+    """Wait for threads that the task has left behind. RunCanceller interrupts them meanwhile."""
     while not control.interruption.end_threads():
         pass
 
@@ -106,4 +106,4 @@ def _end_threads(control: RunControl) -> None:
 def _end_processes(control: RunControl, grace: float) -> None:
     if not control.processes.end(grace):
         pids = ", ".join(str(process.pid) for process in control.processes.running())
-        control.write(f"Processes of the job do not end, although killed: {pids}.\n")
+        control.write(f"Processes of the job have been killed, but have not ended: {pids}.\n")

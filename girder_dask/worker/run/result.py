@@ -24,7 +24,7 @@ __all__ = ["PackedResult", "pack_result"]
 
 @dataclass(frozen=True, slots=True)
 class PackedResult:
-    """A result. ``data`` is None where Girder does not keep it, and ``note`` says why."""
+    """The result of a run. ``data`` is None if Girder does not store it; ``note`` explains why."""
 
     value: Any
     data: bytes | None = None
@@ -32,24 +32,24 @@ class PackedResult:
 
 
 def pack_result(value: Any, *, max_bytes: int, secrets: Secrets) -> PackedResult:
-    """Pack what a function returned, without the secrets of its job.
+    """Pack the value of a function, without the secrets of its job.
 
     Parameters
     ----------
     max_bytes
-        The largest result that Girder keeps with a job.
+        Size of the largest result that Girder stores with a job.
     secrets
-        What is blanked in the result.
+        Secrets to blank in the result.
     """
     if isinstance(value, Unpicklable):
         return PackedResult(value, note=value.reason)
     try:
         data = pack_value(value)
         if not is_plain(data):
-            sizeof(value)  # Dask asks for that too, and SystemExit would end the worker
+            sizeof(value)  # Dask calls it too, where SystemExit would end the worker
     except JobInterrupted:
         raise
-    except BaseException as e:  # noqa: BLE001 - any error of a foreign __reduce__
+    except BaseException as e:  # noqa: BLE001 - a __reduce__ may raise anything
         # Dask could not send it anywhere, and each part of Dask would log a traceback.
         reason = f"it cannot be pickled ({summary(e)})"
         return PackedResult(Unpicklable(reason), note=reason)

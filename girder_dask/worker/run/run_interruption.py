@@ -16,7 +16,7 @@ from girder_dask.worker.interruption.job_threads import JobThreads
 
 __all__ = ["RunInterruption"]
 
-# How long end_threads() waits at a time, and how often it looks.
+# How long end_threads() waits per call, and how often it checks.
 _WAIT_S = 1.0
 _POLL_INTERVAL_S = 0.02
 # How long a thread may take to end after its last line.
@@ -24,7 +24,7 @@ _FINISH_TIME_S = 0.1
 
 
 class RunInterruption:
-    """Interrupts the threads and processes of a run.
+    """Interruption of the threads and processes of a run.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class RunInterruption:
         self._threads.enter()
 
     def detach(self) -> None:
-        """Allow none any more, and take back one that has not been raised yet."""
+        """Allow no further interruption, and withdraw one that has not been raised yet."""
         self._threads.leave()
         self._is_attached = False
 
@@ -66,7 +66,7 @@ class RunInterruption:
     def interrupt(self) -> None:
         """Raise TimeoutInterrupt or CancelInterrupt in the threads of the run.
 
-        Its subprocesses get SIGTERM, and SIGKILL if they are still there the next time.
+        Its subprocesses get SIGTERM, and SIGKILL if they still exist at the next call.
         """
         with self._lock:
             exception = TimeoutInterrupt if self.timed_out else CancelInterrupt
@@ -74,17 +74,17 @@ class RunInterruption:
                 self._process_tree.terminate()
 
     def end_threads(self) -> bool:
-        """Wait a while for the threads that the run has left. Return True once none is left."""
+        """Wait a while for threads that outlive the function. Return True once none is left."""
         start = time.monotonic()
         while time.monotonic() < start + _WAIT_S:
-            with self._lock:  # nothing stops the processes any more when this returns
+            with self._lock:  # interrupt() ends no processes after this returns
                 if self._threads.try_close():
                     return True
             time.sleep(_POLL_INTERVAL_S)
         return False
 
     def left(self) -> str | None:
-        """Return in words what goes on although the function has returned, None for nothing."""
+        """Return the names of threads and processes that outlive the function, None without any."""
         deadline = time.monotonic() + _FINISH_TIME_S
         while (threads := self._threads.leftover_names()) and time.monotonic() < deadline:
             time.sleep(_POLL_INTERVAL_S)  # a thread may be at its last instruction
@@ -92,7 +92,7 @@ class RunInterruption:
         return ", ".join([*threads, *processes]) or None
 
     def release(self) -> None:
-        """Allow the threads that the run has left to go on."""
+        """Let threads that outlive the run go on."""
         self._threads.release()
 
     @property
@@ -101,7 +101,7 @@ class RunInterruption:
         name, place = next(iter(self._threads.positions().items()), ("", ""))
         return (
             f"its thread{f' {name}' if name and not self._is_attached else ''} cannot be "
-            "interrupted: it waits in C code, as in a call of a library, or catches what is raised"
+            "interrupted: it waits in C code, such as a library call, or catches the exception"
             f"{f' ({place})' if place else ''}"
         )
 
@@ -109,18 +109,18 @@ class RunInterruption:
     def time_limit(
         self, limit: Callable[[float | None], None], seconds: float | None, job_id: str
     ) -> Iterator[None]:
-        """Interrupt what runs within when it reaches the time limit.
+        """Interrupt the block when it reaches its time limit.
 
         Parameters
         ----------
         limit
-            Has :meth:`expire` called after so many seconds, and then :meth:`interrupt` until the
+            Has :meth:`expire` called after the given seconds, then :meth:`interrupt` until the
             run has ended. ``None`` removes the limit.
 
         Raises
         ------
         JobTimeout
-            If it took longer, and has caught the interruption.
+            If the block took longer, and has caught the interruption.
         """
         if seconds is None:
             yield

@@ -1,7 +1,7 @@
 """One run of a job, from its inputs to its clean-up.
 
-Whatever a task does, the run goes on to its end: a task may raise anything, call ``sys.exit()``,
-be missing, or end its process. The end of the run and the rest of its log are one event.
+A run always reaches its end: the task may raise anything, call ``sys.exit()``, be missing, or end
+its process. The end of the run and the rest of its log are one event.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ class Run:
     Parameters
     ----------
     spec
-        What to run.
+        The job, its call and its attempt, as the scheduler sent them.
     worker
-        What the worker gives to its runs.
+        The context that the runs of the worker share.
     values
-        The results of other jobs that Dask has brought, by the ids of these jobs.
+        Results of other jobs that Dask has passed, by job id.
     attempt
-        Which attempt it is, if not that of ``spec``: Dask runs a task again with the same spec
-        when it has lost the worker.
+        The number of the attempt, if it differs from that of ``spec``: Dask reruns a task with
+        the same spec after it has lost the worker.
     is_leaving
-        Returns whether the worker is about to end. It may take a moment.
+        Returns True if the worker is closing. The call may block for a moment.
 
     Attributes
     ----------
     control
-        What other threads use to stop the run.
+        The control by which other threads stop the run.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class Run:
         self._resources = RunResources(spec, worker.directory, self._sink)
 
     def __call__(self) -> Any:
-        """Run, and return what the function returned.
+        """Execute the run, and return the value of the function.
 
         Raises
         ------
         Exception
-            What the function raised; JobFailed where that is no ``Exception``, JobCanceled
-            when the job was canceled.
+            The exception of the function; JobFailed if that is not an ``Exception``;
+            JobCanceled if the job was canceled.
         """
         control, runs = self.control, self.worker.runs
         runs[control.id] = control
@@ -107,7 +107,7 @@ class Run:
         raise error
 
     def _outcome(self) -> RunOutcome:
-        """Run to the end, whatever that is, and release everything."""
+        """Execute the run, release its resources, and return its outcome."""
         token = context.current.set(None)
         try:
             outcome = self._outcome_or_failure()
@@ -120,25 +120,25 @@ class Run:
         interruption = self.control.interruption
         try:
             try:
-                with guard_forks(self.control):  # of transforms, say
+                with guard_forks(self.control):  # transforms may fork, too
                     return self._run()
             except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
-                interruption.attach()  # to describe the exception may take any time
+                interruption.attach()  # describing the exception may take any time
                 failure = self.control.failure_of(e)
-                # What the frames hold ends here, not when the garbage of another job is collected.
+                # Free what the frames hold now, not when the garbage of another job is collected.
                 traceback.clear_frames(e.__traceback__)
                 return failure
             finally:
                 interruption.detach()
         except BaseException:  # noqa: BLE001 - an interruption may have come just before
             interruption.detach()
-            # Not what was raised, in case that the task has made it.
+            # Not the exception itself, as the task may have created it.
             return self.control.failure_of(CancelInterrupt(job_id=self.spec.id))
 
     # -- the steps -----------------------------------------------------------------------------
 
     def _run(self) -> RunOutcome:
-        """Prepare the surroundings of the task, and run it there."""
+        """Prepare the environment of the task, and run it there."""
         enter = self._resources.enter
         self._resources.scope.begin()
         wanted = float((self.spec.resources or {}).get(gpus.RESOURCE, 0))
@@ -168,18 +168,18 @@ class Run:
         return self._run_call(job, transforms, own_process=own_process)
 
     def _needs_process(self, gpu_ids: tuple[str, ...]) -> bool:
-        """Return True if the task needs a process of its own. Show it its GPUs otherwise."""
+        """Return True if the task needs its own process. If not, expose its GPUs in this one."""
         if "process" in (self.spec.isolation, self.worker.isolation):
             if self.spec.isolation == "thread":
                 self._sink.write(
-                    "This worker gives each job a process of its own (girder.worker.isolation), "
-                    "also one with isolation='thread'.\n"
+                    "This worker runs each job in a process of its own (girder.worker.isolation), "
+                    "even one with isolation='thread'.\n"
                 )
             return True
         if not gpu_ids or self._resources.enter(gpus.exposed(gpu_ids)):
             return False
         self._sink.write(
-            f"Another task has GPUs in this worker's process, so this one, with GPU "
+            f"Another task uses GPUs in this worker's process, so this one, with GPU "
             f"{', '.join(gpu_ids)}, runs in a process of its own.\n"
         )
         return True
@@ -201,7 +201,7 @@ class Run:
                     f"girder_dask: the result is not kept with the job: {result.note}.\n"
                 )
         except BaseException as e:
-            self.control.interruption.detach()  # what hooks do now is no part of the task
+            self.control.interruption.detach()  # the hooks of a failed run are not interrupted
             hand_over_if_leaving(e, self.control, self._is_leaving)
             if self.control.reports_end:
                 transforms.notify_failure(call, self._sink.write)
@@ -234,7 +234,7 @@ class Run:
         return call.function or find_task(self.spec.task, strictly=not self.spec.trusted)
 
     def _await_start(self, job: RunningJob) -> None:
-        """Wait until no other run can have this attempt, or has called the function already."""
+        """Wait until no other run can get this attempt. Record the start of an at-most-once job."""
         ask, key, attempt = self.worker.may_start, self.control.key, self.spec.attempt
         check = self.control.check
         if attempt > 1 and ask and not await_recorded_attempt(lambda: ask(key, attempt), check):
@@ -264,7 +264,7 @@ class Run:
             raise self.control.superseded()
         if isinstance(value, Unpicklable):
             raise JobFailed(
-                f"What the task returned cannot be given to its result hooks: {value.reason}. "
+                f"The task's return value cannot be passed to its result hooks: {value.reason}. "
                 f"Return a path or plain values, or {THREAD_REMEDY}.",
                 job_id=self.spec.id,
             )

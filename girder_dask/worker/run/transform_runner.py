@@ -1,4 +1,4 @@
-"""The transforms of one run: inputs are fetched, outputs pushed, and all clean up."""
+"""Execution of the transforms of one run: fetching, pushing and clean-up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["TransformRunner", "amount"]
 
 
 def amount(current: int, total: int | None) -> str:
-    """Return a number of bytes, out of a total if that is known.
+    """Format a number of bytes, with the total if it is known.
 
     >>> amount(12_345_678, 100_000_000)
     '11.77 MiB of 95.37 MiB'
@@ -37,14 +37,14 @@ def amount(current: int, total: int | None) -> str:
 
 
 class TransformRunner:
-    """Runs the transforms of one run.
+    """Executor of the transforms and result hooks of one run.
 
     Parameters
     ----------
     job
-        The job, whose client, directory and id they get.
+        The job. Transforms get its client, directory and id.
     cache
-        The host's cache of files, or None.
+        The cache of files on this host, or None.
     check
         Called before each transform; raises to end the run.
     confined
@@ -79,7 +79,7 @@ class TransformRunner:
         self._verb = ""
 
     def register(self, call: Call) -> None:
-        """Have the transforms and hooks of a call clean up, whether they run or not."""
+        """Register the transforms and hooks of a call for clean-up, whether they run or not."""
         for leaf in tree_leaves([call.args, dict(call.kwargs), call.hooks]):
             if is_transform(leaf):
                 self._all[id(leaf)] = leaf
@@ -90,7 +90,7 @@ class TransformRunner:
         return any(map(is_transform, tree_leaves([call.args, dict(call.kwargs)])))
 
     def fetch(self, call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Return the arguments of a call with values in place of transforms."""
+        """Run the transforms among the arguments, and return the arguments with their values."""
 
         def value_of(leaf: Any) -> Any:
             if not is_transform(leaf):
@@ -101,7 +101,7 @@ class TransformRunner:
             return tree_map(value_of, call.args), tree_map(value_of, dict(call.kwargs))
 
     def push(self, call: Call, value: Any, cwd: str | None = None) -> Any:
-        """Return a value with what the result hooks made of its elements.
+        """Run the result hooks, and return the value with its elements replaced by their results.
 
         Each hook gets the element of a tuple at its position; a single value goes to the first.
         Hooks in a list, tuple or dict get the elements at their positions in such a value.
@@ -116,7 +116,7 @@ class TransformRunner:
         return tuple(results) if isinstance(value, tuple) else results[0]
 
     def _note_unused(self, hooks: Sequence[Any], results: int) -> None:
-        """Write which hooks had nothing to do, as the function returned too few values."""
+        """Log which hooks were not called because the function returned too few values."""
         for n, hook in enumerate(hooks, results + 1):
             for leaf in tree_leaves(hook):
                 if callable(getattr(leaf, "transform", None)):
@@ -143,7 +143,7 @@ class TransformRunner:
         return self._run(hook, value) if callable(getattr(hook, "transform", None)) else value
 
     def notify_failure(self, call: Call, write: Callable[[str], None]) -> None:
-        """Call ``exception()`` of all hooks, as there is no result, and write their errors."""
+        """Call ``exception()`` of all hooks because there is no result. Log their errors."""
         for hook in tree_leaves(call.hooks):
             try:
                 if callable(getattr(hook, "exception", None)):
@@ -188,7 +188,7 @@ class TransformRunner:
             ("upload_recovery", self._upload_recovery),
             ("report", functools.partial(self._report, self._runs)),
         ):
-            if getattr(transform, name, 0) is None:  # a foreign one may use the name otherwise
+            if getattr(transform, name, 0) is None:  # elsewhere the name may mean something else
                 setattr(transform, name, value)
 
     def _directory(self, transform: Any) -> Any:
@@ -199,7 +199,7 @@ class TransformRunner:
     # -- progress in bytes ---------------------------------------------------------------------
 
     def _report(self, index: int, current: int, total: int | None, name: str) -> None:
-        """Show how many bytes all transforms of this phase have moved, and the current file."""
+        """Show the bytes that transforms of this phase have transferred, and the current file."""
         self._check()
         with self._lock:
             self._counts[index] = current, total
@@ -212,7 +212,7 @@ class TransformRunner:
 
     @contextlib.contextmanager
     def _phase(self, verb: str) -> Iterator[None]:
-        """Show the bytes of one phase, then again the progress that the task had shown."""
+        """Show the bytes of one phase as progress, then restore the progress of the task."""
         manager = self._job.job_manager
         before = {"total": 0.0, "current": 0.0, "message": "", **manager.progress}
         with self._lock:
@@ -226,7 +226,7 @@ class TransformRunner:
     # -- the end -------------------------------------------------------------------------------
 
     def clean_up(self, write: Callable[[str], None]) -> None:
-        """Have each transform clean up, the last first, and write their errors."""
+        """Have each transform clean up, in reverse order, and log their errors."""
         while self._all:
             key, transform = self._all.popitem()
             try:

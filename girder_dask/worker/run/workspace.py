@@ -1,4 +1,4 @@
-"""A directory of one run, for the task to work in or for its inputs."""
+"""Directories of one run: the working directory of the task, and that of its inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Workspace"]
 
 
 class Workspace:
-    """A directory that is created with its first use. Any thread may use it.
+    """A directory that is created on first use. Any thread may use it.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Workspace:
         """
         with self._lock:
             if self._removed:
-                raise FileNotFoundError("The run has ended, and with it its directory.")
+                raise FileNotFoundError("The directory was removed, as the run has ended.")
             if self._path is None:
                 self._path = self._create()
             return self._path
@@ -68,7 +68,7 @@ class Workspace:
 
     @property
     def made(self) -> Path | None:
-        """The directory, None if it was never used."""
+        """The directory, None if it was not created."""
         return self._path
 
     def remove(self) -> None:
@@ -77,7 +77,7 @@ class Workspace:
         Raises
         ------
         OSError
-            If something is left.
+            If something in it cannot be removed.
         """
         with self._lock:
             self._removed = True

@@ -301,7 +301,7 @@ def test_failure_of_tells_permanent_errors(permanent: bool) -> None:
     error = TransformError("No such file.", permanent=permanent)
     failure = failure_of(error, spec, WorkerLocation("tcp://a", "b"), started=False, reason=None)
     assert failure.permanent is permanent
-    assert ("not tried again" in failure.text) is permanent
+    assert ("not retried" in failure.text) is permanent
     assert failure.error == "girder_dask.errors.TransformError: No such file."
 
 

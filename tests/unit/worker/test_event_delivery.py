@@ -58,6 +58,6 @@ def test_an_outage_is_logged_when_it_begins_and_when_it_ends(
         asyncio.run(deliver(failures=5))
     assert len(delays) == 5
     assert caplog.messages == [
-        "The scheduler did not take job events; trying again: OSError: away",
-        "The scheduler takes job events again",
+        "The scheduler did not accept job events; trying again: OSError: away",
+        "The scheduler accepts job events again",
     ]

@@ -125,7 +125,7 @@ def test_a_second_run_goes_into_a_process_of_its_own(worker: Worker) -> None:
     assert pid != os.getpid()
     assert found == ["5", "5", ("5",)]
     assert worker.log("b") == (
-        "Another task has GPUs in this worker's process, so this one, with GPU 5, runs in a "
+        "Another task uses GPUs in this worker's process, so this one, with GPU 5, runs in a "
         "process of its own.\n"
     )
     assert worker.outcome(lambda: 1, job_id="c") == 1

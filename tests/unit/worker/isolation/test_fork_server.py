@@ -397,8 +397,8 @@ def test_a_worker_that_gives_each_job_a_process_does_so_whatever_is_asked(
     worker.context.isolation = "process"
     assert outcome(worker, os.getpid, isolation=asked) != os.getpid()
     told = (
-        "This worker gives each job a process of its own (girder.worker.isolation), also one with "
-        "isolation='thread'.\n"
+        "This worker runs each job in a process of its own (girder.worker.isolation), even "
+        "one with isolation='thread'.\n"
     )
     assert worker.log() == (told if asked == "thread" else "")
 

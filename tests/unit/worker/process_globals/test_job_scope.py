@@ -463,7 +463,7 @@ def test_an_alarm_of_a_task_does_not_end_the_worker() -> None:
         [sys.executable, "-c", ALARM], capture_output=True, text=True, timeout=SECONDS, check=True
     )
     assert ended.stdout == "went on SIG_DFL\n"
-    assert "SIGALRM came to this worker and was ignored" in ended.stderr
+    assert "This worker received SIGALRM and ignored it" in ended.stderr
 
 
 @pytest.mark.usefixtures("refused")
