@@ -56,10 +56,10 @@ def acknowledge(scheduler: str, receipts: Iterable[tuple[str, int]]) -> Verdicts
 
 
 def _acknowledge_queued(scheduler: str, attempt: int, job_ids: list[str]) -> list[str]:
-    """Record it in those jobs that are queued as this attempt, and return the others."""
+    """Record the acknowledgement of jobs that are queued in this attempt; return the others."""
     ids = [found for job_id in job_ids if (found := to_object_id(job_id))]
     waiting = {"_id": {"$in": ids}, "status": int(JobStatus.QUEUED), "dask.attempt": attempt}
-    # Jobs that say that the scheduler is unreachable need more than this write.
+    # Jobs that show an unreachable scheduler need more than this write.
     plain: dict[str, Any] = {"dask.unreached": {"$exists": False}}
     matched = (
         Job()
@@ -108,7 +108,7 @@ def list_held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, in
         {"dask.attempt": True, "dask.sequence": True},
         sort=[("_id", 1)],
         limit=limit,
-        hint=models.OPEN_INDEX,  # the index of ids would go over all jobs that ever were
+        hint=models.OPEN_INDEX,  # the index of ids would scan ended jobs too
     )
     jobs = quarantine.filter_valid(found, check_position)
     return [(str(job["_id"]), job["dask"]["attempt"], job["dask"]["sequence"]) for job in jobs]

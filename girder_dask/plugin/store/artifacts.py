@@ -182,7 +182,7 @@ def _receive(upload: dict[str, Any], size: int, stream: Any) -> dict[str, Any]:
 
 
 def _read(stream: Any, size: int) -> bytes:
-    """Read ``size`` bytes, or all that there are if these are fewer."""
+    """Read ``size`` bytes, or fewer at the end of the stream."""
     pieces, missing = [], size
     while missing and (piece := stream.read(missing)):
         pieces.append(piece)
@@ -204,10 +204,10 @@ def open_stream(artifact: Mapping[str, Any], part: tuple[int, int] | None, dispo
     Raises
     ------
     RestException
-        If the content is not where Girder has put it.
+        If the assetstore does not have the content.
     """
     start, end = part or (0, artifact["size"])
-    # Girder makes headers of name and type, and fails with some of them.
+    # Girder copies name and type into headers, and fails with some of them.
     plain = {**artifact, "name": "artifact", "mimeType": "application/octet-stream"}
     try:
         stream = File().download(plain, start, endByte=end, contentDisposition="attachment")
@@ -226,12 +226,12 @@ def open_stream(artifact: Mapping[str, Any], part: tuple[int, int] | None, dispo
 
 
 def protect(event: Any) -> None:
-    """Keep browsers from running an artifact, whichever route of Girder serves it."""
+    """Prevent browsers from running an artifact, whichever route of Girder serves it."""
     if event.info["file"].get("attachedToType") == ATTACHED_TO and cherrypy.request.app is not None:
         user_content.forbid_scripts()
 
 
-@access.public  # the route itself asks for rights
+@access.public  # the route itself checks access
 def _check_change(event: Any) -> None:
     """Refuse an invalid name or type of an artifact in a request to Girder's own route."""
     params = event.info["params"]

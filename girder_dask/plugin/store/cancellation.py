@@ -1,4 +1,4 @@
-"""Cancellation of jobs, of what they have started, and of the jobs of deleted users."""
+"""Cancellation of jobs, of the jobs that they have started, and of deleted users' jobs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: How long each claim of a scheduler repeats that a job was canceled.
+#: For how long the answer to each claim repeats that a job was canceled.
 REMIND_PERIOD = timedelta(minutes=10)
 
 _MAX_JOBS_PER_QUERY = 1_000
@@ -60,7 +60,7 @@ def cancel(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> JobStatus | N
     job_id
         The id of the job.
     ask
-        Asks the scheduler about queued jobs that it has.
+        Tells the scheduler to end queued jobs that it has.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def cancel(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> JobStatus | N
     Raises
     ------
     GirderError
-        If others keep changing the job.
+        If other processes keep changing the job.
     MalformedDocument
         If the document of the job is malformed. The job is in quarantine then.
     """
@@ -81,7 +81,7 @@ def cancel(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> JobStatus | N
         quarantine.require_valid(job)
     left = _cancel_all([job_id], ask)
     if left:
-        raise GirderError(f"Others keep changing job {job_id}. Cancel it again.")
+        raise GirderError(f"Other processes keep changing job {job_id}. Cancel it again.")
     return job_records.load_status(job_id)
 
 
@@ -98,7 +98,7 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
     Raises
     ------
     GirderError
-        If others keep changing one of the jobs.
+        If other processes keep changing one of the jobs.
     """
     told: list[str] = []
     seen, unvisited = {job_id}, [job_id]
@@ -111,7 +111,7 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
             )
         )
         del unvisited[:_MAX_JOBS_PER_QUERY]
-        # Also those that have ended: jobs that they have started may still be running.
+        # Ended children count too, since jobs that they have started may still be running.
         fresh = [child for child in children if child["_id"] not in seen]
         seen.update(child["_id"] for child in fresh)
         unvisited += [child["_id"] for child in fresh]
@@ -120,12 +120,12 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
         )
         left |= _cancel_all(ours, ask)
         told += [str(child_id) for child_id in ours]
-    # Once more, for maps whose jobs have all ended meanwhile.
+    # Count again, for maps whose jobs have all ended meanwhile.
     parents.recount_parents_of([{"parentId": parent} for parent in seen])
     if left:
         raise GirderError(
             f"{len(left)} jobs that job {job_id} has started, among them {min(left)}, are not "
-            "canceled: others keep changing them. Cancel it again."
+            "canceled: other processes keep changing them. Cancel it again."
         )
     return told
 
@@ -145,7 +145,7 @@ def cancel_jobs_of_user(user: Mapping[str, Any], ask: AskScheduler = _no_schedul
     ours = _cancel_others(jobs)
     left = _cancel_all(ours, ask, f"The owner of this job, {user['login']}, was deleted.\n")
     for job_id in left:
-        logger.warning("Job %s of a deleted user is not canceled. Cancel it", job_id)
+        logger.warning("Job %s of a deleted user could not be canceled; cancel it", job_id)
     return [str(job_id) for job_id in ours]
 
 
@@ -170,7 +170,7 @@ def _cancel_foreign(job_id: ObjectId) -> None:
             Job().cancelJob(job)
     except Exception:
         # The handler is foreign code, and the other jobs must still be canceled.
-        logger.exception("Job %s of another handler is not canceled", job_id)
+        logger.exception("Job %s of another handler could not be canceled", job_id)
 
 
 def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> set[ObjectId]:
@@ -179,7 +179,7 @@ def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> se
     Returns
     -------
     set
-        The jobs that others keep changing.
+        The jobs that other processes keep changing.
     """
     left = set(ids)
     begun, asked, told = set[str](), set[ObjectId](), set[ObjectId]()
@@ -187,7 +187,7 @@ def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> se
         if not left:
             break
         found = _unfinished(left)
-        doubtful = {job["_id"] for job in found if _may_have_begun(job)} - asked
+        doubtful = {job["_id"] for job in found if _may_have_started(job)} - asked
         if doubtful:
             answer = ask([str(job_id) for job_id in doubtful])
             if answer is not None:
@@ -196,12 +196,12 @@ def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> se
             asked |= doubtful
             found = _unfinished(left)
         # Jobs that a scheduler has received while it was asked are asked about in the next round.
-        late = {job["_id"] for job in found if _may_have_begun(job)} - asked
+        late = {job["_id"] for job in found if _may_have_started(job)} - asked
         ready = [JobChange(job) for job in found if job["_id"] not in late]
         changes = [change for change in ready if _apply_cancel(change, begun, told, why)]
         saved, _ = save(changes)
         publish(saved)
-        left = late | {h.id for h in changes} - {h.id for h in saved}
+        left = late | {change.id for change in changes} - {change.id for change in saved}
     return left
 
 
@@ -212,7 +212,7 @@ def _unfinished(ids: Iterable[ObjectId]) -> list[dict[str, Any]]:
     return quarantine.filter_valid(found)
 
 
-def _may_have_begun(job: Mapping[str, Any]) -> bool:
+def _may_have_started(job: Mapping[str, Any]) -> bool:
     """Return True if a queued job may have started without Girder's knowledge."""
     scheduler = (job.get("dask") or {}).get("scheduler")
     return job["status"] == JobStatus.QUEUED and scheduler is not None
@@ -231,7 +231,7 @@ def _apply_cancel(
     end = JobStatus.CANCELED if is_pending else JobStatus.CANCELING
     change.advance(end, datetime.now(timezone.utc))
     if not is_pending or change.id not in told:
-        # Each claim repeats it until the scheduler certainly knows.
+        # The answer to each claim repeats it until the scheduler certainly knows.
         change.dask["remind"] = True
     return True
 
@@ -273,7 +273,7 @@ def record_removal(job_id: ObjectId) -> None:
 
 
 def collect_removals(now: datetime) -> list[str]:
-    """Return jobs that were deleted before they had ended, and drop the records of old ones."""
+    """Return the ids of jobs deleted before they had ended, and drop the records of old ones."""
     jobs = models.collection(models.DaskJob())
     found = list(jobs.find({"removed": {"$exists": True}}, {"removed": True}))
     old = [

@@ -1,4 +1,4 @@
-"""Claims: schedulers ask for the unfinished jobs that they do not have."""
+"""Claims, by which schedulers take the unfinished jobs that they do not have."""
 
 from __future__ import annotations
 
@@ -49,11 +49,10 @@ ACKNOWLEDGE_TIMEOUT = timedelta(seconds=60)
 #: it. Without a limit, a job whose updates Girder cannot apply would do so forever.
 MAX_TIMES_LACKED = 5
 
-CALL_MISSING = "What is needed to run this job is no longer in the database."
+CALL_MISSING = "The database no longer has the call of this job, so the job cannot run."
 LACKED_TOO_OFTEN = (
-    f"The scheduler has let go of this job {MAX_TIMES_LACKED + 1} times before Girder knew of its "
-    "end, so it is not run again. Look in the logs of Girder and the scheduler for updates of it "
-    "that were refused."
+    f"The scheduler removed this job {MAX_TIMES_LACKED + 1} times before Girder knew of its end, "
+    "so it is not run again. Look in the logs of Girder and the scheduler for refused updates of it."
 )
 
 #: Seconds between two checks of the tokens of unfinished jobs, and the age at which one is renewed.
@@ -165,7 +164,7 @@ def claim_for_push(scheduler: str, job_ids: Sequence[str]) -> set[str]:
 def _candidates(
     scheduler: str, limit: int, lacking: Mapping[ObjectId, tuple[int, int]], now: datetime
 ) -> list[dict[str, Any]]:
-    """Find jobs without a scheduler, of another scheduler, of lost answers, and lost jobs."""
+    """Find jobs without a scheduler, of another one, of a lost answer, and lacking ones."""
     unfinished = {"$in": _UNFINISHED}
     queries: list[dict[str, Any]] = [
         {"dask.scheduler": None, "status": unfinished, "created": {"$lt": now - PUSH_GRACE}},
@@ -191,8 +190,8 @@ def _candidates(
                 if not _is_about_to_be_pushed(job, now)
             )
     if lacking:
-        some = {"_id": {"$in": list(lacking)}, "dask.open": True, "status": unfinished}
-        found = models.collection(Job()).find(some, WITHOUT_LOG)
+        lost = {"_id": {"$in": list(lacking)}, "dask.open": True, "status": unfinished}
+        found = models.collection(Job()).find(lost, WITHOUT_LOG)
         jobs += (
             job for job in quarantine.filter_valid(found) if _is_lacking(job, scheduler, lacking)
         )
@@ -202,7 +201,7 @@ def _candidates(
 def _is_lacking(
     job: Mapping[str, Any], scheduler: str, lacking: Mapping[ObjectId, tuple[int, int]]
 ) -> bool:
-    """Return True if a scheduler lacks a job in its present state: its report may be outdated."""
+    """Return True if a scheduler lacks a job and the job has not changed since the report."""
     dask = job["dask"]
     return (
         dask["scheduler"] == scheduler
@@ -269,7 +268,7 @@ def take(
         if dask["lacked"] > MAX_TIMES_LACKED:
             return _give_up(change, now, LACKED_TOO_OFTEN)
     if is_lacking or dask["scheduler"] not in (None, scheduler):
-        why = "did not have the job any more" if is_lacking else "was restarted"
+        why = "no longer had the job" if is_lacking else "was restarted"
         dask.update(attempt=dask["attempt"] + 1, sequence=0)
         change.set_pending_reason("")
         change.write(f"The scheduler {why}; this is attempt {dask['attempt']}.\n")
@@ -299,10 +298,10 @@ def _specs(
     attempts = {change.id: change.dask["attempt"] for change in taken}
     specs = job_records.load_specs([known[job_id] for job_id in attempts], attempts)
     if len(specs) != len(taken):
-        # They have ended or were deleted since they were claimed, or a part of a call is lost.
+        # These jobs have ended or were deleted since the claim, or a part of a call is lost.
         there = {spec.id for spec in specs}
         missing = [change for change in taken if str(change.id) not in there]
-        logger.warning("%d jobs that were claimed have no call", len(missing))
+        logger.warning("The database has no call of %d claimed jobs", len(missing))
         broken = [JobChange(change.job) for change in missing]
         for change in broken:
             _give_up(change, now)
@@ -321,7 +320,7 @@ def _ensure_tokens(
     Returns
     -------
     list
-        The jobs that can have no token since their owner was deleted.
+        The jobs that cannot have a token, since their owner was deleted.
     """
     tokens.store_of_existing(tokens.pending.take(change.id for change in taken))
     own = {change.id: change for change in taken if known[change.id]["own_token"]}
@@ -373,7 +372,7 @@ def _renew_tokens(scheduler: str, now: datetime) -> None:
 
 
 def _collect_cancellations(scheduler: str, now: datetime) -> list[str]:
-    """Return jobs that were canceled or deleted, in case the scheduler could not be told then."""
+    """Return the ids of canceled and deleted jobs, which the scheduler may not know of yet."""
     jobs = quarantine.filter_valid(
         models.collection(Job()).find(
             {

@@ -1,4 +1,4 @@
-"""Girder's database: its errors in words, inserts and ids."""
+"""Access to Girder's database: descriptions of errors, inserts and ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["UNSTORABLE", "batches", "database_errors", "describe_error", "insert
 
 _T = TypeVar("_T")
 
-#: Errors of the driver about documents that cannot be stored. It raises them before it sends.
+#: Errors that the driver raises, before it sends, for documents that cannot be stored.
 UNSTORABLE = (BSONError, OverflowError, UnicodeError, RecursionError)
 
 
@@ -79,8 +79,8 @@ def to_object_id(value: Any) -> ObjectId | None:
 def batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     """Yield items in lists of at most ``size``."""
     iterator = iter(items)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 def insert(collection: Any, documents: Sequence[Mapping[str, Any]]) -> None:

@@ -103,7 +103,7 @@ def _set_owner(job: dict[str, Any], submission: Submission, user: Mapping[str, A
 
 
 def _shown_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    # They are stored as JSON, so a name need not be a valid key of MongoDB.
+    # The arguments are stored as JSON, so a name need not be a valid key of MongoDB.
     return {clean_text(str(name)): storable(value) for name, value in kwargs.items()}
 
 

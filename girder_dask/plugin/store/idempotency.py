@@ -1,7 +1,7 @@
 """Idempotency keys of requests to start jobs, which clients repeat when the answer was lost.
 
-Each job is marked with the key of its request and its place there. A unique index refuses a second
-job with the same mark.
+Each job is marked with the key of its request and its place in the request. A unique index refuses
+a second job with the same mark.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class IdempotencyKey:
         Raises
         ------
         GirderError
-            If only some of the jobs exist, as while they are being recorded.
+            If only some of the jobs exist, for example while they are being recorded.
         RestException
             If the key belongs to a request for another number of jobs.
         """
@@ -94,8 +94,8 @@ class IdempotencyKey:
             if size != len(marks):
                 raise RestException(
                     f"The key of this request belongs to an earlier request for {size:,} jobs, and "
-                    f"this one is for {len(marks):,}. No job was created. Make up a key for each "
-                    "request."
+                    f"this one is for {len(marks):,}. No job was created. Use a new key for "
+                    "each request."
                 )
         if found and len(found) < len(marks):
             raise GirderError(

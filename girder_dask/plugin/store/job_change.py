@@ -1,4 +1,4 @@
-"""Change of one job: the updates that it accepts, and the one conditional write they make.
+"""Change of one job, which collects updates and becomes one conditional write.
 
 This is pure computation on a job document. Documents are read and written in
 :mod:`girder_dask.plugin.store.updates`, :mod:`~girder_dask.plugin.store.claims` and
@@ -111,7 +111,7 @@ class JobChange:
 
     @property
     def log_sizes(self) -> tuple[int, int] | None:
-        """The sizes of that log before and after, None once it has reached its limit."""
+        """The sizes of the log in the document before and after, None once it is full."""
         sizes = self._was_dask.get("log_bytes", 0), self.dask.get("log_bytes", 0)
         return sizes if sizes[0] < sizes[1] else None
 
@@ -123,7 +123,7 @@ class JobChange:
         Raises
         ------
         ValueError, TypeError, KeyError, OverflowError
-            If the update is invalid. Nothing of it is applied then.
+            If the update is invalid. No part of it is applied then.
         """
         statuses = [(JobStatus(int(s)), _moment(t)) for s, t in update.statuses or ()]
         progress = _checked_progress(update.progress)
@@ -225,7 +225,7 @@ class JobChange:
     # -- single changes -----------------------------------------------------------------------
 
     def advance(self, status: JobStatus, moment: datetime) -> None:
-        """Go to a state at a time, or at the time of the previous state if that is later."""
+        """Set the state at a time, or at the time of the previous state if that is later."""
         stamps = self.job["timestamps"]
         if stamps:
             moment = max(moment, stamps[-1]["time"])

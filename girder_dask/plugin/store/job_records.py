@@ -60,16 +60,17 @@ class Origin:
 
 
 def store_records(
-    specs: Sequence[JobSpec], load_own_tokens: Sequence[bool], from_girder: Sequence[bool]
+    specs: Sequence[JobSpec], own_tokens: Sequence[bool], from_girder: Sequence[bool]
 ) -> None:
-    """Store how to run new jobs.
+    """Store the records and the calls of new jobs.
 
-    ``own_tokens`` tells which tokens end with their job; ``from_girder`` is as in :class:`Origin`.
+    ``own_tokens`` is true for tokens that end with their job; ``from_girder`` is as in
+    :class:`Origin`.
     """
     insert(DaskPayload().collection, [piece for spec in specs for piece in payload_pieces(spec)])
     insert(
         DaskJob().collection,
-        [_record(*each) for each in zip(specs, load_own_tokens, from_girder, strict=True)],
+        [_record(*each) for each in zip(specs, own_tokens, from_girder, strict=True)],
     )
 
 
@@ -122,8 +123,8 @@ def load_specs(records: Iterable[Mapping[str, Any]], attempts: Mapping[Any, int]
 def _spec(
     record: Mapping[str, Any], payload: bytes, attempt: int, default_api_url: str | None
 ) -> JobSpec:
-    # A record of an older version lacks some of them. Its api_url is left out, since it may come
-    # from a request.
+    # A record of an older version lacks some of these fields. Its api_url is left out, since it
+    # may come from a request.
     fields = {name: record[name] for name in _SPEC_FIELDS if record.get(name) is not None}
     if "resources" in fields:
         fields["resources"] = dict(fields["resources"])
@@ -158,7 +159,7 @@ def load_origin(job_id: ObjectId) -> Origin:
 def find_running_job(token: str, job_id: ObjectId | None = None) -> dict[str, Any] | None:
     """Return the unfinished job of a token, without its log, None if there is none.
 
-    With ``job_id``, only that job is looked for, which may have been given an existing token.
+    With ``job_id``, only that job is considered; it may have been given an existing token.
     """
     which = {"own_token": True} if job_id is None else {"_id": job_id}
     record = collection(DaskJob()).find_one({"token": token, **which}, {"_id": 1})
@@ -171,7 +172,7 @@ def find_running_job(token: str, job_id: ObjectId | None = None) -> dict[str, An
 
 
 def load_states(job_ids: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the states of jobs, with the fields that tell who may read them."""
+    """Return the states of jobs, with the fields that determine who may read them."""
     ids = [found for job_id in job_ids if (found := to_object_id(job_id))]
     fields = ("title", "status", "progress", "updated", "dask.group", "dask.waits")
     rights = ("userId", "access", "public", "publicFlags")
@@ -184,7 +185,7 @@ def load_status(job_id: ObjectId) -> JobStatus | None:
     try:
         return None if job is None else JobStatus(job.get("status"))
     except (ValueError, TypeError):
-        return JobStatus.ERROR  # malformed, and so not at work
+        return JobStatus.ERROR  # malformed, so the job does not run
 
 
 def is_descendant(job: Mapping[str, Any], of: ObjectId) -> bool:
@@ -222,7 +223,7 @@ def purge_ended(job_ids: Sequence[ObjectId]) -> None:
 
 
 def delete(job_ids: Sequence[ObjectId]) -> None:
-    """Delete everything stored of jobs besides their documents and logs."""
+    """Delete everything stored for jobs except their documents and logs."""
     tokens.pending.take(job_ids)
     tokens.delete(load_own_tokens(job_ids), of=job_ids)
     DaskPayload().collection.delete_many({"job": {"$in": list(job_ids)}})
@@ -232,7 +233,7 @@ def delete(job_ids: Sequence[ObjectId]) -> None:
 def close_removed(job_id: ObjectId) -> None:
     """End an unfinished job that is about to be deleted, so that it can no longer be claimed."""
     Job().collection.update_one(
-        {"_id": job_id, "status": {"$nin": [int(load_status) for load_status in FINAL]}},
+        {"_id": job_id, "status": {"$nin": [int(status) for status in FINAL]}},
         {"$set": {"status": int(JobStatus.CANCELED)}, "$unset": {"dask.open": True}},
     )
 

@@ -1,10 +1,10 @@
-"""Models and indices of what is stored of jobs besides their documents.
+"""Models and indices of the records, calls and logs stored beside job documents.
 
 ``dask_job`` has one document for each job, with the same id: how to run the job, the id of its
 token, its pickled call if that is small, and its outcome if that is large
 (:mod:`girder_dask.plugin.store.results`). Larger calls are in ``dask_payload``, in pieces, since a
 document of MongoDB has at most 16 MiB. Long logs are in ``dask_log``
-(:mod:`girder_dask.plugin.store.logs`). No route of REST serves these collections as such.
+(:mod:`girder_dask.plugin.store.logs`). No REST route serves these collections directly.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ INLINE_BYTES = 16 * 1024
 CHUNK_BYTES = 8 * 1024**2
 
 #: The names of the indices over jobs that are unfinished, that were canceled, that were claimed
-#: and not yet acknowledged, and that say that the scheduler is unreachable. Each contains only
-#: these, so that it stays small however many jobs there were.
+#: and not yet acknowledged, and that show an unreachable scheduler. Each contains only these jobs,
+#: so that it stays small however many jobs exist.
 OPEN_INDEX = "dask_open"
 REMIND_INDEX = "dask_remind"
 CLAIM_INDEX = "dask_claimed"
@@ -63,7 +63,7 @@ REMOVED_INDEX = "dask_removed"
 
 
 class DaskJob(Model):
-    """How to run a job, and its outcome; ``_id`` is the id of the job."""
+    """The record of a job: how to run it, and its outcome; ``_id`` is the id of the job."""
 
     def initialize(self) -> None:
         """Name the collection and its index."""

@@ -1,7 +1,7 @@
 """Quarantine of malformed job documents, so that they do not affect other jobs.
 
-A job in quarantine ends in ERROR, its log says why, and no scheduler can claim it. The rest of its
-document stays as it was.
+A job in quarantine ends in ERROR, its log gives the reason, and no scheduler can claim it. The
+rest of its document stays as it was.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RECENT_PERIOD = timedelta(days=1)
 # Fields by which the rest of the plugin finds jobs.
 _QUEUE_FIELDS = ("open", "group.open", "remind", "claimed", "claim", "unreached", "waits")
 
-# Seconds between two scans for malformed jobs that no other query finds, and the most of them.
+# Seconds between two scans for malformed jobs that no other query finds, and the most jobs of one.
 _SCAN_INTERVAL_S = 10.0
 _MAX_SCANNED_JOBS = 200
 _next_scan = 0.0
@@ -97,12 +97,12 @@ def scan() -> None:
         return
     _next_scan = time.monotonic() + _SCAN_INTERVAL_S
     jobs = models.collection(Job())
-    unlike = [
+    malformed = [
         {"created": {"$not": {"$type": "date"}}},
         {"status": {"$nin": [int(status) for status in JobStatus]}},
         {"dask.scheduler": {"$not": {"$type": ["string", "null"]}}},
     ]
-    hidden = {"dask.open": True, "$or": unlike}
+    hidden = {"dask.open": True, "$or": malformed}
     filter_valid(jobs.find(hidden, {"log": False}, limit=_MAX_SCANNED_JOBS, hint=models.OPEN_INDEX))
     hidden = {"dask.claimed": {"$exists": True, "$not": {"$type": "date"}}}
     filter_valid(

@@ -52,8 +52,7 @@ _UNDO_TIMEOUT_S = 2.0
 
 _NONE_RECORDED = "None of them was recorded."
 _MAYBE_RECORDED = (
-    "Whether they were recorded is not known: look in Girder's list of jobs before you start them "
-    "again."
+    "They may have been recorded: look in Girder's list of jobs before you start them again."
 )
 
 
@@ -91,7 +90,7 @@ def record(
     submissions
         The calls.
     user
-        The owner of jobs whose calls name none. None: they have no owner, as in Girder.
+        The owner of jobs whose calls name none. If None, they have no owner, as in Girder.
     parent
         The id of the job that starts them.
     authority
@@ -153,7 +152,7 @@ def record_map(
     try:
         parents.mark_complete(job)
     except PyMongoError:
-        # The map is recorded, so the caller must receive it. It is counted after a timeout.
+        # The map is recorded, so the caller must receive it. Its jobs are counted after a timeout.
         logger.exception("The map %s is recorded but not marked complete", job["_id"])
     return job, recorded
 
@@ -348,7 +347,7 @@ def _queue(draft: _Draft, now: datetime) -> None:
     change.dask.update(_NEW_DASK_FIELDS, package=draft.spec.package)
     change.outcome = AttemptOutcome(0)  # replaces any outcome that its creator has put there
     change.advance(JobStatus.QUEUED, now)
-    conflict = f"Job {job['_id']} was scheduled or changed by somebody else."
+    conflict = f"Job {job['_id']} was scheduled or changed by another request."
     try:
         _write_tokens([draft])
         _write_records([draft])

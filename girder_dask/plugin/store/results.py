@@ -63,7 +63,7 @@ class AttemptOutcome:
 
     @property
     def is_small(self) -> bool:
-        """Whether it is stored in the job document."""
+        """Whether the outcome is small enough for the job document."""
         # A character takes up to four bytes.
         size = len(self.value or b"") + len(self.exception or b"") + 4 * len(self.error or "")
         return size <= MAX_INLINE_BYTES
@@ -118,11 +118,11 @@ def load(job_id: ObjectId) -> StoredResult:
 def load_many(job_ids: Iterable[ObjectId]) -> Iterator[tuple[ObjectId, StoredResult]]:
     """Yield the result of each job, with two queries for a thousand jobs.
 
-    Values can be large, so they are yielded as the database sends them: whoever has enough stops.
+    Values can be large, so they are yielded as the database sends them; a caller may stop early.
     """
-    for some in batches(job_ids, _MAX_JOBS_PER_QUERY):
-        missing = set(some)
-        for job_id, stored in _load_fields(some, ("result", "error", "exception")):
+    for batch in batches(job_ids, _MAX_JOBS_PER_QUERY):
+        missing = set(batch)
+        for job_id, stored in _load_fields(batch, ("result", "error", "exception")):
             missing.discard(job_id)
             value, error, exception = map(stored.get, ("result", "error", "exception"))
             yield job_id, StoredResult(value=value, error=error, exception=exception)

@@ -57,7 +57,7 @@ SCOPES = (
 TokenScope.describeScope(
     SUBMIT_SCOPE,
     "Start jobs on Dask",
-    "Allows to start jobs on the Dask cluster, as far as the user may start them.",
+    "Allows clients to start the jobs on the Dask cluster that the user may start.",
 )
 
 
@@ -68,7 +68,7 @@ JOB_INDEX = "dask_job"
 #: How long a job may take to be recorded after its token was stored.
 RECORD_TIMEOUT = timedelta(minutes=10)
 
-# Tokens and jobs of one query.
+# The most tokens or jobs of one query.
 _BATCH_SIZE = 1_000
 
 
@@ -81,7 +81,7 @@ def build(user: Mapping[str, Any] | None, now: datetime, job_id: ObjectId) -> di
     """Return a new token document, as ``Token().createToken`` builds it, without storing it."""
     token: dict[str, Any] = {
         JOB_FIELD: job_id,
-        # As long as Girder's own ids, which take a system call for each character.
+        # As long as Girder's own ids, but made without a system call for each character.
         "_id": secrets.token_hex(32),
         "created": now,
         "expires": now + LIFETIME,
@@ -125,8 +125,8 @@ def _primary(model: Any) -> Any:
 class PendingTokens:
     """Tokens of new jobs that are stored when the jobs are sent, many at once. Thread-safe.
 
-    A submission need not wait for that, since nothing uses the token earlier. If this process ends
-    before it has stored a token, the claim of the job creates another one.
+    A submission need not wait until a token is stored, since nothing uses the token earlier. If
+    this process ends before that, the claim of the job creates another token.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Reporting in queued jobs that this Girder cannot reach the scheduler.
+"""Reports in queued jobs that this Girder cannot reach the scheduler.
 
 No other process can tell the users. The reason holds until a scheduler acknowledges the job.
 """
@@ -44,9 +44,9 @@ _SILENCE_S = 30.0
 
 
 class UnreachableReporter:
-    """Writes into queued jobs why the scheduler is unreachable, while it is. Thread-safe.
+    """Reporter that writes into queued jobs why the scheduler is unreachable. Thread-safe.
 
-    It writes from a background thread, which exists only while it is needed.
+    It writes from a background thread, which exists only while the scheduler is unreachable.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ def write_reason(
     besides: Sequence[str] = (),
     limit: int = _MAX_JOBS_PER_QUERY,
 ) -> int:
-    """Write into queued jobs why the scheduler is unreachable, unless they say so already.
+    """Write into queued jobs why the scheduler is unreachable, unless they have that reason.
 
     Parameters
     ----------

@@ -29,14 +29,14 @@ __all__ = ["WITHOUT_LOG", "Verdicts", "apply", "publish", "save"]
 
 logger = logging.getLogger(__name__)
 
-#: Error codes of the database for writes that will never succeed: the document would be too large,
+#: Error codes of the database for writes that can never succeed: the document would be too large,
 #: or has a field of another type than the write needs. All other refusals are temporary.
 _PERMANENT_ERROR_CODES = frozenset({2, 9, 14, 28, 40, 52, 54, 57, 121, 10334, 17419})
 
-#: How often a job is read again because others changed it between reading and writing.
+#: How often a job is read again because another process changed it between reading and writing.
 MAX_ROUNDS = 5
 
-# Fields of ``dask`` that tell whether a write took effect.
+# Fields of ``dask`` that show whether a write took effect.
 _COMPARED_FIELDS = ("attempt", "sequence", "scheduler", "claim", "waits")
 
 #: A projection of job documents without the log, which can be long and need not be read to be
@@ -89,7 +89,7 @@ def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
     Raises
     ------
     GirderError
-        If others keep changing some of the jobs. The updates can be sent again.
+        If other processes keep changing some of the jobs. The updates can be sent again.
     """
     verdicts = Verdicts()
     pending = _group_by_job(updates, verdicts)
@@ -107,8 +107,8 @@ def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
         pending = {job_id: pending[job_id] for job_id in left}
     if pending:
         raise GirderError(
-            f"{len(pending)} jobs, among them {next(iter(pending))}, are not updated: others keep "
-            "changing them. Send the updates again.",
+            f"{len(pending)} jobs, among them {next(iter(pending))}, are not updated: other "
+            "processes keep changing them. Send the updates again.",
             status=503,
         )
     return verdicts
@@ -177,9 +177,9 @@ def save(changes: Sequence[JobChange]) -> tuple[list[JobChange], list[JobChange]
     Returns
     -------
     tuple
-        The changes that took effect, and those that the database refuses even after the job was
-        ended. The jobs of all other changes were changed by others since they were read, or the
-        database could not write them at the moment.
+        The changes that took effect, and those that the database refuses even for the end of the
+        job. All other jobs have changed since they were read, or the database could not write them
+        at the moment.
     """
     now = datetime.now(timezone.utc)
     saved = [change for change in changes if not change.changed]
@@ -205,17 +205,24 @@ def save(changes: Sequence[JobChange]) -> tuple[list[JobChange], list[JobChange]
 def _write(
     changed: Sequence[JobChange], now: datetime
 ) -> tuple[list[JobChange], list[tuple[JobChange, str]]]:
-    """Write changes. Return those that took effect, and pairs of a refused one and the reason."""
+    """Write changes. Return those that took effect, and the refused ones with the reasons."""
     if not changed:
         return [], []
     # Results come first: whoever sees that a job has ended must find its result.
     results.store(
-        [(h.id, h.outcome) for h in changed if h.outcome is not None and h.outcome_beside], now
+        [
+            (change.id, change.outcome)
+            for change in changed
+            if change.outcome is not None and change.outcome_beside
+        ],
+        now,
     )
     chunks.store([chunk for change in changed for chunk in change.log.chunks])
     written, refused = _write_jobs(changed, now)
     written_ids = {change.id for change in written}
-    chunks.delete_unnamed(c for h in changed if h.id not in written_ids for c in h.log.chunks)
+    chunks.delete_unnamed(
+        chunk for change in changed if change.id not in written_ids for chunk in change.log.chunks
+    )
     return written, refused
 
 
@@ -239,7 +246,7 @@ def _write_jobs(
             kind[error["index"]] = error["errmsg"]
         matched = e.details.get("nMatched", 0)
     except UNSTORABLE as e:
-        # The driver has sent nothing then, so the changes are tried one by one.
+        # The driver has not sent anything, so the changes are tried one by one.
         return _write_alone(changed, now, e)
     for index, message in failed.items():
         logger.warning("Job %s is not updated now: %s", changed[index].id, message)
@@ -256,8 +263,8 @@ def _write_alone(
     if len(changed) == 1:
         return [], [(changed[0], f"something in it cannot be stored ({error})")]
     parts = [_write_jobs([change], now) for change in changed]
-    written = [change for some, _ in parts for change in some]
-    return written, [pair for _, some in parts for pair in some]
+    written = [change for changes, _ in parts for change in changes]
+    return written, [pair for _, refused in parts for pair in refused]
 
 
 def _written_ones(tried: list[JobChange]) -> list[JobChange]:
@@ -276,7 +283,7 @@ def _written_ones(tried: list[JobChange]) -> list[JobChange]:
 
 
 def _is_written(change: JobChange, job: Mapping[str, Any]) -> bool:
-    # A job that was never queued has only the name of its task there.
+    # In a job that was never queued, ``dask`` holds only the name of the task.
     dask = job.get("dask")
     dask = dask if isinstance(dask, dict) else {}
     is_there = all(dask.get(key) == change.dask.get(key) for key in _COMPARED_FIELDS)

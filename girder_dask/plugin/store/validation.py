@@ -1,8 +1,8 @@
 """Validation of documents in Girder's database.
 
 The database is input: Girder's own routes, other plugins, administrators and earlier versions write
-to it too. Code that reads a document for more than to show it checks it here first. Malformed
-documents of jobs go into :mod:`girder_dask.plugin.store.quarantine`.
+to it too. Code that does more with a document than show it checks it here first. Malformed job
+documents go into :mod:`girder_dask.plugin.store.quarantine`.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ _RECORD: Mapping[str, Rule] = {
     "own_token": _TRUTH,
     "payload_bytes": _COUNT,
 }
-# A call leaves an option to the defaults with null, but never whether it is trusted.
+# Null leaves an option of a call to its default; ``trusted`` has no default.
 _RECORD_IF_THERE: Mapping[str, Rule] = {
     "payload": _BYTES,
     "trusted": _TRUTH,
@@ -227,7 +227,7 @@ def is_map_parent(job: Mapping[str, Any]) -> bool:
 
 
 def check_record(record: Mapping[str, Any]) -> None:
-    """Raise MalformedDocument unless a document of ``dask_job`` tells how to run a job."""
+    """Raise MalformedDocument unless a document of ``dask_job`` is a valid record of a job."""
     _check(record.get("_id"), record, _RECORD, "dask_job.")
     _check(record.get("_id"), record, _RECORD_IF_THERE, "dask_job.", if_there=True)
     options = {name: record[name] for name in OPTION_NAMES if record.get(name) is not None}

@@ -48,8 +48,8 @@ class Authority:
     def starts_its_package(self, task: str) -> bool:
         """Return True if the token of a job of this task may start the tasks of its package.
 
-        It may not where the job that starts it is of another package, so that no job may start
-        more than the job before it.
+        It may not if the job that starts it is of another package, so that no job may start more
+        than the job that has started it.
         """
         return self.in_girder or self.has_beside(task)
 
@@ -58,7 +58,7 @@ class Authority:
         return discovery.is_among(task.partition(":")[0], self.modules)
 
     def address(self, given: str | None) -> str | None:
-        """Return the address of Girder for a call. ``given`` is the one that the call names."""
+        """Return the address of Girder for a call that names ``given`` as its address."""
         return given if self.in_girder and given else self.girder_api_url
 
 

@@ -58,7 +58,7 @@ class Requester:
     def has_token_of(self, job: dict[str, Any]) -> bool:
         """Return True if the token is that of the running job, its own or one that it was given.
 
-        A token that it was given lets the job report on its own attempt. Everything else depends on
+        A token that a job was given lets it report on its own attempt. Everything else depends on
         the user of the token.
         """
         if self.runs(job):
@@ -84,7 +84,7 @@ class Requester:
 def may_access(job: Mapping[str, Any], user: Mapping[str, Any] | None, level: int) -> bool:
     """Return True if a user has a level of access to a job.
 
-    If the access of the job is malformed, only administrators have.
+    If the field ``access`` of the job is malformed, only administrators have access.
     """
     try:
         return bool(Job().hasAccess(job, user, level))
@@ -96,7 +96,7 @@ def may_access(job: Mapping[str, Any], user: Mapping[str, Any] | None, level: in
 
 
 def identify() -> Requester:
-    """Return the sender of the present request."""
+    """Return the sender of the current request."""
     user, token = getCurrentUser(), getCurrentToken()
     # Girder's own look-up also returns tokens that have expired.
     if token is None or token["expires"] < datetime.now(timezone.utc):
@@ -109,5 +109,5 @@ def _is_scheduler(token: dict[str, Any]) -> bool:
     if "userId" not in token or not Token().hasScope(token, SCHEDULER_SCOPE):
         return False
     user = User().load(token["userId"], force=True)
-    # The credential of a user who is no longer an administrator is worthless.
+    # The credential of a user who is no longer an administrator does not count.
     return user is not None and bool(user["admin"])

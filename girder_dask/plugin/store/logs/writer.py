@@ -35,7 +35,7 @@ _ENTRY_OVERHEAD_BYTES = 16
 _MIN_CHUNK_BYTES = 64 * 1024
 _MAX_CHUNK_BYTES = 4 * 1024**2
 
-#: What a worker may send beyond ``girder.max-log``: the end of the output and a note about the gap.
+#: The bytes a worker may send beyond ``girder.max-log``: the end of the output and the gap's note.
 _SLACK_BYTES = 1024**2
 
 
@@ -49,7 +49,7 @@ def cut_line(job_id: Any) -> str:
 
 
 class LogWriter:
-    """Appends text to the log of a job.
+    """The writer that appends text to the log of a job.
 
     Parameters
     ----------

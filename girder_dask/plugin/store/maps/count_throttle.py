@@ -1,4 +1,4 @@
-"""Throttle of the counts of map parents: at once, or later for parents that take long to count."""
+"""Throttle of the counts of map parents, which delays parents that take long to count."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _MAX_COUNTING_SHARE = 0.03
 
 @dataclass(slots=True)
 class _Pause:
-    """Until when a large parent is not counted, unless as many jobs end as were left."""
+    """The pause in counting a large parent, which ends early if all jobs that were left end."""
 
     until: float
     left: int
 
 
 class CountThrottle:
-    """Decides when parents are counted. Thread-safe.
+    """The throttle that decides when parents are counted. Thread-safe.
 
     Parameters
     ----------
@@ -87,8 +87,8 @@ class CountThrottle:
         try:
             self._count_now([parent])
         except Exception:
-            # It is counted after its next change, or with the next claim of a scheduler.
-            logger.exception("The jobs under %s could not be counted", parent)
+            # The parent is counted after its next change, or with the next claim of a scheduler.
+            logger.exception("The jobs of the map %s could not be counted", parent)
 
     def _count_now(self, parents: Sequence[Any]) -> None:
         start = time.monotonic()

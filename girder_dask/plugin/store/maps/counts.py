@@ -1,7 +1,7 @@
 """Status counts of the jobs of a map, and the change of their parent that follows.
 
 This is pure computation on the document of the parent.
-:mod:`girder_dask.plugin.store.maps.parents` reads and writes.
+:mod:`girder_dask.plugin.store.maps.parents` reads and writes documents.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class ParentState:
         if not self._apply_counts(count):
             return None
         if self._job["status"] in FINAL:
-            # Others have ended it.
+            # Another process has ended the parent.
             self._group["open"] = False
             return self._change()
         if count.started > count.canceled and self._job["status"] in _PENDING_STATUSES:
@@ -125,7 +125,7 @@ class ParentState:
                     "was stopped meanwhile. Start them again.\n"
                 )
         if count.total == 0 and self._group["total"] > 0 and began is None:
-            # All its jobs were deleted.
+            # All jobs of the map were deleted.
             self._group["canceled"] = self._group["total"]
             return True
         self._group.update(

@@ -154,7 +154,8 @@ def recount_parents_of(jobs: Iterable[Mapping[str, Any]]) -> None:
 def recount_quiet(now: datetime) -> None:
     """Count parents that were not counted for a while.
 
-    A process may have died after it changed a job and before it counted, or others have changed it.
+    A process may have died after it changed a job and before it counted, or another program may
+    have changed the job.
     """
     quiet = models.collection(Job()).find(
         {"dask.group.open": True, "updated": {"$lt": now - QUIET_PERIOD}},
@@ -188,7 +189,7 @@ def cancel(job_id: ObjectId) -> JobStatus | None:
         if _write([change]):
             notifications.publish([change])
             return JobStatus.CANCELING
-    raise GirderError(f"Others keep changing job {job_id}. Cancel it again.")
+    raise GirderError(f"Other processes keep changing job {job_id}. Cancel it again.")
 
 
 def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
@@ -197,8 +198,8 @@ def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
     Returns
     -------
     dict
-        The number of unfinished jobs of those parents that need not be counted each time, as they
-        have many jobs.
+        The number of unfinished jobs, by the ids of parents that are too large to be counted each
+        time.
     """
     left = list(ids)
     large: dict[ObjectId, int] = {}
@@ -230,7 +231,7 @@ def _recount(ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
         left = [change.job["_id"] for change in changes if change.job["_id"] not in written_ids]
         if not left:
             return large
-    logger.warning("%d parents of maps are counted later: others keep changing them", len(left))
+    logger.warning("%d map parents are counted later: other processes change them", len(left))
     return large
 
 
@@ -264,10 +265,10 @@ def _counts(parents: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectI
             counts[parent["_id"]].total = _exact_total(parent)
     doubtful = [i for i, total in known.items() if counts[i].total != total]
     recounted = _count(doubtful)
-    # The last of them may have been counted twice while they ended. Now they stay.
+    # Jobs that ended during the count may have been counted twice. Their states no longer change.
     recounted |= _count([i for i, c in recounted.items() if known[i] <= c.ended < c.total])
     for i, again in recounted.items():
-        # If others have started more jobs under the same parent, it waits for these too.
+        # If more jobs were started under the same parent, the parent waits for these too.
         is_settled = again.ended == again.total == counts[i].total or again.ended >= known[i]
         counts[i] = again if is_settled else replace(again, total=known[i])
     return counts
