@@ -52,7 +52,7 @@ MAX_TIMES_LACKED = 5
 CALL_MISSING = "The database no longer has the call of this job, so the job cannot run."
 LACKED_TOO_OFTEN = (
     f"The scheduler removed this job {MAX_TIMES_LACKED + 1} times before Girder knew of its end, "
-    "so it is not run again. Look in the logs of Girder and the scheduler for refused updates of it."
+    "so it is not run again. Look in the logs of Girder and the scheduler for refused updates."
 )
 
 #: Seconds between two checks of the tokens of unfinished jobs, and the age at which one is renewed.
