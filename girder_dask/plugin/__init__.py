@@ -39,7 +39,7 @@ class DaskPlugin(GirderPlugin):
     DISPLAY_NAME = "Dask"
 
     def load(self, info: dict[str, Any]) -> None:
-        """Set up the database, the event handlers and the routes of a Girder that starts."""
+        """Set up the database, the event handlers and the routes when Girder starts."""
         girder_log.install()
         getPlugin("jobs").load(info)
 
@@ -50,7 +50,7 @@ class DaskPlugin(GirderPlugin):
         uploads.ensure()
         idempotency.ensure_index()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
-        # Workers check downloads with them, and whether a cached copy is still valid.
+        # Workers use these fields to check downloads and cached copies.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
 
         request_bodies.register()

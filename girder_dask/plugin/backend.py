@@ -1,4 +1,4 @@
-"""The backend inside Girder: records jobs in the database, then sends them to the scheduler."""
+"""The backend inside Girder, which records jobs in the database and sends them to the scheduler."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ logger = logging.getLogger(__name__)
 
 _NO_JOB_MADE = "No job was created, as Girder's database does not answer"
 
-# After a request with so many jobs, free memory is returned to the system.
+# The number of jobs in a request from which free memory is then returned to the system.
 _TRIM_MIN_JOBS = 1000
 # Timeout of a check whether the scheduler answers.
 _CHECK_TIMEOUT_S = 8.0
-# A little longer than the scheduler takes to find out which jobs have begun.
+# A little longer than the scheduler takes to find out which jobs have started.
 _CANCEL_TIMEOUT_S = 2.0
 
 
 class GirderBackend:
-    """A :class:`girder_dask.client.backend.Backend` on Girder's own models."""
+    """A :class:`girder_dask.client.backend.Backend` that uses Girder's own models."""
 
     #: Code inside Girder may run any code here, so calls of installed functions suffice.
     ships_code = False
@@ -168,7 +168,7 @@ class GirderBackend:
             self._cancel_late([parent, *(job["_id"] for job in jobs[:1] if is_map_parent(job))])
         except PyMongoError:
             # The jobs are recorded and will run, so the caller must get them.
-            logger.exception("New jobs were not checked for a cancellation that came meanwhile")
+            logger.exception("New jobs were not checked for a cancellation during their recording")
         return jobs
 
     def _cancel_late(self, parents: Sequence[ObjectId | None]) -> None:
@@ -193,7 +193,7 @@ class GirderBackend:
             raise
         told = []
         if status is not None and status != JobStatus.SUCCESS:
-            told = [str(job_id)]  # also one that was ended because its document is full
+            told = [str(job_id)]  # also if the job was ended because its document is full
         self.tell_canceled(told + cancellation.cancel_children(job_id, self.ask_scheduler))
         # The parent of a map ends with its jobs.
         return job_records.load_status(job_id)
@@ -204,7 +204,7 @@ class GirderBackend:
             self._scheduler_link().cancel(list(job_ids))
 
     def ask_scheduler(self, job_ids: Sequence[str]) -> Collection[str] | None:
-        """Have the scheduler cancel jobs, and return the ids of those that have begun.
+        """Make the scheduler cancel jobs; return the ids of those that have started or may have.
 
         Return None if it does not answer.
         """

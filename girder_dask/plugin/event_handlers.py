@@ -54,13 +54,13 @@ def bind(backend: GirderBackend) -> None:
 
 
 class _JobEventHandlers:
-    """Handlers of events after which the scheduler must do something."""
+    """Handlers of the events that can require an action of the scheduler."""
 
     def __init__(self, backend: GirderBackend) -> None:
         self._backend = backend
 
     def on_schedule(self, event: Any) -> None:
-        """Queue a job of ``Job().createJob`` when ``Job().scheduleJob`` is called."""
+        """Queue a job that ``Job().createJob`` made when ``Job().scheduleJob`` is called."""
         if event.info.get("handler") != HANDLER:
             return
         event.stopPropagation()
@@ -70,7 +70,7 @@ class _JobEventHandlers:
             raise ValidationException(str(e), "dask") from e
 
     def on_cancel(self, event: Any) -> None:
-        """Cancel a job of ours when ``Job().cancelJob`` is called."""
+        """Cancel a job of this plugin when ``Job().cancelJob`` is called."""
         job = event.info
         if _is_ours(job):
             event.stopPropagation().preventDefault()
@@ -84,13 +84,13 @@ class _JobEventHandlers:
         """Delete what belongs to a deleted job, and end its run."""
         job = event.info
         if not isinstance(job["_id"], ObjectId):
-            return  # not a job that we could have run
+            return  # this plugin cannot have run the job
         job_id = ObjectId(job["_id"])
         artifacts.remove_all(job_id)
         if not (_is_ours(job) or job.get("dask")):
             return
         if not is_map_parent(job):
-            # First, so that a token that is stored from now on is deleted.
+            # Closed first, so that a token that is stored from now on is deleted.
             job_records.close_removed(job_id)
         job_records.delete([job_id])
         chunks.delete([job_id])
@@ -110,12 +110,12 @@ class _JobEventHandlers:
         if cancellation.clean_up_ended(job):
             self._backend.tell_canceled([str(job["_id"])])
         elif not job.get("dask"):
-            # A job that others run may belong to the parent of a map.
+            # A job of another handler may belong to the parent of a map.
             parents.recount_parents_of([job])
 
 
 def _is_ours(job: dict[str, Any]) -> bool:
-    """Return True if we run a job, whose call may have set another handler."""
+    """Return True if this plugin runs a job, even if its call has set another handler."""
     is_open = isinstance(dask := job.get("dask"), dict) and "open" in dask
     return job.get("handler") == HANDLER or is_open or is_map_parent(job)
 
@@ -137,7 +137,7 @@ def _before_update(event: Any) -> None:
     _remove_tokens(event)
 
 
-@access.public  # Girder asks of handlers what it asks of routes; the route has its own rules
+@access.public  # Girder requires a rule of handlers too; the route has its own
 def _refuse_long_messages(event: Any) -> None:
     """Refuse a ``progressMessage`` of ``PUT job/:id`` that is too long for lists of jobs."""
     length = len(str(event.info["params"].get("progressMessage") or ""))

@@ -1,4 +1,4 @@
-"""Girder's events: the name of our handlers, and whether others are bound."""
+"""Girder's events: the name of this plugin's handlers, and a check for other handlers."""
 
 from __future__ import annotations
 

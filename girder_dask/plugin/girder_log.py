@@ -1,8 +1,8 @@
 """Redaction of tokens and passwords in Girder's log.
 
 CherryPy logs the address of each request, and all headers of a request that it answers with 500.
-A log record factory redacts each record of the process when it is created, so before any handler of
-any logger gets it.
+A log record factory redacts each record of the process when it is created, before any handler of
+any logger receives it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def clean(record: logging.LogRecord) -> None:
 
 
 class _AuditFilter(logging.Filter):
-    """Redacts the parameters in the records of Girder's audit log."""
+    """A filter that redacts the parameters in the records of Girder's audit log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         details = getattr(record, "details", None)

@@ -1,4 +1,4 @@
-"""``malloc_trim`` after large requests: free memory is returned to the system.
+"""Return of free memory to the system after large requests, by ``malloc_trim``.
 
 The C library keeps freed memory. After a request that recorded 20,000 jobs, a process of Girder
 would stay tens of megabytes larger. A lower ``MALLOC_TRIM_THRESHOLD_`` has the same effect, but

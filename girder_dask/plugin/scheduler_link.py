@@ -35,8 +35,8 @@ _MAX_ERROR_DELAY_S = 5.0
 
 _T = TypeVar("_T")
 
-#: Takes why the scheduler is unreachable, or None if it answers, and the ids of jobs that were not
-#: sent because of that.
+#: Takes the reason why the scheduler is unreachable, or None if it answers, and the ids of jobs
+#: that were not sent for that reason.
 ReachabilityCallback = Callable[[str | None, Sequence[str]], None]
 
 #: Takes the id of a scheduler, or None if it is unreachable, and the ids of new jobs. Records that
@@ -45,7 +45,9 @@ HandOver = Callable[[str | None, Sequence[str]], Collection[str]]
 
 
 class SchedulerLink:
-    """Sends jobs and cancellations to the scheduler. Its methods return at once.
+    """The link that sends jobs and cancellations to the scheduler.
+
+    Methods without a timeout return at once, except :meth:`close`.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ class SchedulerLink:
         self._ensure_thread().put(cancels=ids)
 
     def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str] | None:
-        """Have the scheduler cancel jobs, and return the ids of those that have begun.
+        """Make the scheduler cancel jobs; return the ids of those that have started or may have.
 
         Return None if the scheduler is unreachable or does not answer within ``timeout`` seconds.
         """
@@ -125,7 +127,7 @@ def _unknown_state() -> dict[str, Any]:
 
 
 class _LinkThread:
-    """The thread of a link: an event loop with a queue of what to send."""
+    """The thread of a link: an event loop with a queue of jobs and cancellations."""
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ class _LinkThread:
             self._specs.extend(specs)
             self._cancels.extend(cancels)
         if self._unreachable_reason is not None and specs:
-            # At once: the next connection attempt takes seconds.
+            # Reported at once, since the next connection attempt takes seconds.
             self._on_reachability(self._unreachable_reason, [spec.id for spec in specs])
         if idle:
             self._loop.call_soon_threadsafe(self._wake.set)
@@ -242,7 +244,7 @@ class _LinkThread:
             return
         wires = [spec.to_wire() for spec in specs if spec.id in taken]
         if wires and scheduler is not None:
-            # Once, since the scheduler may have received and run the jobs already.
+            # Tried once, since the scheduler may have received and run the jobs already.
             await self._call("girder_submit", tries=1, scheduler=scheduler, specs=wires)
 
     async def _hello(self) -> str | None:

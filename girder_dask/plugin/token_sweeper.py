@@ -1,6 +1,6 @@
 """The thread that deletes tokens whose job has ended.
 
-They are left behind only if a process dies between two steps, see
+Such tokens are left behind only if a process dies between two steps, see
 :mod:`girder_dask.plugin.store.tokens`. A process of Girder looks for them when it starts, since the
 previous one may have died, and then periodically.
 """
@@ -22,7 +22,7 @@ __all__ = ["SWEEP_INTERVAL_S", "start"]
 
 logger = logging.getLogger(__name__)
 
-#: The mean interval between two sweeps.
+#: Mean seconds between two sweeps.
 SWEEP_INTERVAL_S = 600.0
 
 _THREAD_NAME = "girder-dask-sweeper"

@@ -47,7 +47,7 @@ def set_headers(name: str, mime_type: Any, wanted: str) -> None:
     mime_type
         The media type that the owner of the file has given.
     wanted
-        ``inline`` or ``attachment``. ``inline`` takes effect for harmless media types alone.
+        ``inline`` or ``attachment``. ``inline`` takes effect only for harmless media types.
     """
     kind = mime_type if is_media_type(mime_type) else _OPAQUE_MEDIA_TYPE
     bare = kind.partition(";")[0].strip().lower()

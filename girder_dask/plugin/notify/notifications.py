@@ -1,7 +1,7 @@
 """Notifications to users' browsers about their jobs, in the format of ``girder_jobs``.
 
-Each notification of ``girder_jobs`` is a blocking request to Redis. Those of a batch are one
-request here, sent in the background, and none is built without a subscriber
+Each notification of ``girder_jobs`` is a blocking request to Redis. Here, the notifications of a
+batch are one request, sent in the background, and none is built without a subscriber
 (:mod:`girder_dask.plugin.notify.redis_publisher`).
 """
 
@@ -27,7 +27,7 @@ __all__ = ["Change", "NotificationBatch", "load_owners", "publish"]
 
 logger = logging.getLogger(__name__)
 
-#: About how many bytes a waiting notification takes, besides log text and arguments.
+#: The approximate size of a waiting notification without log text and arguments.
 _NOTIFICATION_BYTES = 8000
 
 _publisher = RedisPublisher()
@@ -85,7 +85,7 @@ def _tell_handlers(changes: Sequence[Change]) -> None:
 
 
 def load_owners(user_ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
-    """Return users by their ids, with one query. None is no id of a user."""
+    """Return users by their ids, with one query. None among the ids is ignored."""
     ids = set(user_ids) - {None}
     if not ids:
         return {}
@@ -164,7 +164,7 @@ class NotificationBatch:
 
 
 def _copied(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a job. Its nested values need none: they are replaced, never changed."""
+    """Return a copy of a job. Nested values are shared, since they are replaced, never changed."""
     dask = dict(job.get("dask") or {})
     if "group" in dask:
         dask["group"] = dict(dask["group"])

@@ -31,7 +31,7 @@ _TIMEOUT_S = 5.0
 #: Seconds between two requests. A single message is published at once.
 _INTERVAL_S = 0.02
 
-#: Seconds between two checks that there is no other Redis server to subscribe at.
+#: Seconds between two checks that no other Redis server can have subscribers.
 _ALONE_CHECK_INTERVAL_S = 60.0
 
 #: Approximate limit of the bytes that wait to be published.
@@ -57,7 +57,7 @@ class LazyMessages:
     channels
         The channels of the messages.
     size
-        About how many bytes the object keeps in memory.
+        The approximate number of bytes that the object keeps in memory.
     make
         Called from the publisher's thread with the channels that have subscribers. Returns pairs
         of a channel and a message.
@@ -69,10 +69,10 @@ class LazyMessages:
 
 
 class RedisPublisher:
-    """Publishes messages in order, from a background thread. Thread-safe.
+    """The publisher that sends messages in order from a background thread. Thread-safe.
 
-    Messages are for browsers that are open now, so those that cannot be published soon are dropped
-    and logged.
+    Messages are for browsers that are open now, so messages that cannot be published soon are
+    dropped and logged.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ class RedisPublisher:
             pipeline.pubsub_numpat()
             pipeline.pubsub_numsub(*names)
             patterns, counts = pipeline.execute()
-        except redis.ResponseError:  # this user of Redis may not ask
+        except redis.ResponseError:  # Girder's Redis user may not ask
             return channels
         if patterns:
             return channels
@@ -168,7 +168,7 @@ class RedisPublisher:
 
 
 def is_alone(info: Mapping[str, Any]) -> bool:
-    """Return True if all subscribers are at the Redis server of this ``INFO``, at no other one.
+    """Return True if only the Redis server of this ``INFO`` can have subscribers.
 
     >>> is_alone({'role': 'master', 'connected_slaves': 2})
     False

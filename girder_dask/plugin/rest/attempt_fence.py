@@ -1,4 +1,4 @@
-"""The fence that refuses uploads of attempts that are over.
+"""The fence against uploads of attempts that are over.
 
 The worker sends its job and its attempt in headers. New files and items are marked with both.
 Files, artifacts and metadata are refused if there is a later attempt: a worker that was thought

@@ -57,7 +57,7 @@ def begin(job: dict[str, Any], attempt: int, run: str, worker: str) -> dict[str,
 
 
 def _refuse(job: dict[str, Any], attempt: int) -> None:
-    """Raise an error that says why a run may not begin."""
+    """Raise an error with the reason why a run may not begin."""
     begun = job["dask"].get("begun") if isinstance(job.get("dask"), dict) else None
     if not isinstance(begun, dict):
         raise RestException(

@@ -1,8 +1,8 @@
 """Authorization of submissions: who may start which calls.
 
-A pickled call runs code of whoever made it as soon as a worker opens it, so only those who may run
-code of their own on the cluster can submit one. A plain call names a task that is installed on the
-workers and holds nothing but values.
+A pickled call runs code of its author as soon as a worker opens it, so only users who may run code
+of their own on the cluster can submit one. A plain call names a task that is installed on the
+workers and holds only values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STOPPING = (JobStatus.CANCELING, JobStatus.CANCELED)
 def authorize(
     requester: Requester, submissions: Iterable[Submission], group: MapParent | None = None
 ) -> Authority:
-    """Return on whose authority calls become jobs, or raise AccessException.
+    """Return the authority under which calls become jobs, or raise AccessException.
 
     The token of a job may start what the owner of the job may, and plain calls of the tasks of
     its own package if code inside Girder has started the job.
@@ -66,9 +66,9 @@ def _refusal(call: Submission | MapParent, authority: Authority) -> str | None:
         if not (_is_allowed(call.task) or _is_beside(call, authority)):
             return (
                 f"only {who_may()} may start it from outside Girder. Ask an administrator of this "
-                "Girder to be let in (its setting dask.submitters), or to allow the task to "
-                "everybody (dask.allow_tasks). A job that a plugin of Girder has started may start "
-                "the tasks of its own package, too."
+                "Girder to add you to the group of its setting dask.submitters, or to allow the "
+                "task for all users (dask.allow_tasks). A job that a plugin of Girder has started "
+                "may start the tasks of its own package, too."
             )
         if not is_plain(call.payload):
             return (
@@ -81,7 +81,7 @@ def _refusal(call: Submission | MapParent, authority: Authority) -> str | None:
 
 
 def _is_beside(call: Submission | MapParent, authority: Authority) -> bool:
-    """Return True if a call is of a task of the package of the job that makes it."""
+    """Return True if the task of a call is in the package of the job that makes the call."""
     return (
         bool(authority.modules) if isinstance(call, MapParent) else authority.has_beside(call.task)
     )

@@ -22,8 +22,8 @@ class RangeNotSatisfiable(ValueError):
 def parse(header: str | None, size: int) -> tuple[int, int] | None:
     """Return the start and the end of the requested range, or None for the whole file.
 
-    The whole file is served without a header, if the header is malformed, which a server ignores,
-    and if it has several ranges, which a server may ignore.
+    The whole file is served if there is no header, if the header is malformed, which a server
+    ignores, or if it has several ranges, which a server may ignore.
 
     Raises
     ------
@@ -43,10 +43,10 @@ def parse(header: str | None, size: int) -> tuple[int, int] | None:
     specs = [_RANGE_SPEC.fullmatch(part.strip()) for part in text.split(",") if part.strip()]
     if not specs or not all(spec and _is_valid(spec) for spec in specs):
         return None
-    there = list(_there(specs, size))
-    if not there:
+    ranges = list(_satisfiable(specs, size))
+    if not ranges:
         raise RangeNotSatisfiable(header)
-    return there[0] if len(specs) == 1 and there[0][1] > there[0][0] else None
+    return ranges[0] if len(specs) == 1 and ranges[0][1] > ranges[0][0] else None
 
 
 def _is_valid(spec: re.Match[str]) -> bool:
@@ -54,7 +54,7 @@ def _is_valid(spec: re.Match[str]) -> bool:
     return last is None or int(last) >= int(first)
 
 
-def _there(specs: list[re.Match[str] | None], size: int) -> Iterator[tuple[int, int]]:
+def _satisfiable(specs: list[re.Match[str] | None], size: int) -> Iterator[tuple[int, int]]:
     for spec in specs:
         first, last, suffix = spec.groups() if spec else (None, None, "0")
         if suffix is not None:

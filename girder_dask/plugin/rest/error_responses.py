@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def http_errors() -> Iterator[None]:
     """Translate errors into those that Girder answers with the right status and message.
 
-    Unexpected errors are logged, and the answer shows nothing of them.
+    Unexpected errors are logged, and the answer does not show them.
     """
     try:
         yield
@@ -54,7 +54,7 @@ def http_errors() -> Iterator[None]:
 
 
 def _status(error: GirderDaskError) -> int:
-    # Without a status, the database did not answer.
+    # An error without a status means that the database did not answer.
     return (error.status or 503) if isinstance(error, GirderError) else 400
 
 

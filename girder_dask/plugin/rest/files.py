@@ -1,4 +1,4 @@
-"""What jobs learn about files: their path on disk, and the kind of a redirect."""
+"""Information for jobs about files: their path on disk, and the kind of a redirect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bind() -> None:
 
 
 def _name_redirect(event: Any) -> None:
-    """Tell an assetstore of the site from a link, which any user can create.
+    """Mark a redirect to an assetstore of the site or to a link, which any user can create.
 
     The header is part of the redirect, since the document of the file may change at any time.
     """
@@ -56,7 +56,7 @@ def mount(resource: Resource) -> None:
     .errorResponse("Read access was denied for the file.", 403)
 )
 def file_path(file: dict[str, Any]) -> dict[str, Any]:
-    """Return the path of a file, and what shows whether it has changed."""
+    """Return the path of a file, and the fields that show whether the file has changed."""
     is_shown = settings.direct_path() and identify().job is not None
     path = _path(file)
     return {
@@ -79,7 +79,7 @@ def _path(file: dict[str, Any]) -> str | None:
         path = File().getLocalFilePath(file)
     except FilePathException:
         return None
-    # Through another path a worker would read what is not a file of Girder.
+    # With any other path, a worker would read something that is not a file of Girder.
     if path is None or not Path(path).is_absolute() or not Path(path).is_file():
         return None
     return str(Path(path).resolve())

@@ -30,21 +30,21 @@ from girder_dask.protocol.wire_json import to_json
 
 __all__ = ["JobRoutes", "mount"]
 
-# Any user may send such a list, and parsed it takes many times as much memory.
+# Any user may send such a list, and a parsed list takes many times as much memory.
 _MAX_ID_LIST_BYTES = 4 * 1024**2
-# Values and exceptions in one answer, which has at least one job.
+# The most bytes of values and exceptions in one answer, which has at least one job.
 _MAX_RESULTS_BYTES = 16 * 1024**2
 _STATE_FIELDS = ("_id", "title", "status", "progress", "updated", "userId")
 
 
 def mount(resource: Resource, backend: GirderBackend) -> None:
     """Add the routes to the resource ``dask``."""
-    ours = JobRoutes(backend)
-    routes.add(resource, "POST", ("job",), ours.submit)
-    routes.add(resource, "POST", ("job", "states"), ours.states)
-    routes.add(resource, "GET", ("job", ":id", "result"), ours.result)
-    routes.add(resource, "POST", ("job", "results"), ours.results)
-    routes.add(resource, "PUT", ("job", ":id", "cancel"), ours.cancel)
+    handlers = JobRoutes(backend)
+    routes.add(resource, "POST", ("job",), handlers.submit)
+    routes.add(resource, "POST", ("job", "states"), handlers.states)
+    routes.add(resource, "GET", ("job", ":id", "result"), handlers.result)
+    routes.add(resource, "POST", ("job", "results"), handlers.results)
+    routes.add(resource, "PUT", ("job", ":id", "cancel"), handlers.cancel)
 
 
 class JobRoutes:
@@ -102,7 +102,7 @@ class JobRoutes:
                 _owner(requester), parent, submissions, group, authority=authority
             )
         except GirderError:
-            # Also if an earlier request with this key has recorded the jobs.
+            # The error also means that an earlier request with this key has recorded the jobs.
             known = key.find_jobs(submissions, group) if key is not None else []
             if not known:
                 raise
@@ -112,7 +112,7 @@ class JobRoutes:
     @autoDescribeRoute(
         Description("Return the states of jobs.")
         .notes(
-            "`dask.waits` is the reason why a job is pending, null if it waits for its turn alone. "
+            "`dask.waits` is the reason why a job is pending, null if it only waits for its turn. "
             "The answer leaves out jobs that do not exist and those that you may not read. A "
             "scheduler may read all jobs."
         )

@@ -15,7 +15,7 @@ __all__ = ["MAX_BODY_BYTES", "read_body", "read_body_as", "require_json"]
 
 T = TypeVar("T")
 
-#: A scheduler sends at most about half of it.
+#: The most bytes of a body. A scheduler sends at most about half of them.
 MAX_BODY_BYTES = 64 * 1024**2
 
 

@@ -48,15 +48,15 @@ ALLOWED_OTHER_FIELDS = frozenset({"meta", "parentId"})
 
 
 def find_excess(call: Submission | MapParent, *, any_field: bool = False) -> str | None:
-    """Return which limit a call or the parent of a map exceeds, or None.
+    """Return the limit that a call or the parent of a map exceeds, as text, or None.
 
     Parameters
     ----------
     call
         The call or the parent.
     any_field
-        Whether it may set all fields that are not reserved, as the tasks of a package may for the
-        jobs that they start.
+        Whether the call may set all fields that are not reserved, as a task may for jobs of tasks
+        of its own package.
     """
     reason = _of_document(call) or _of_fields(call)
     if reason is None and not any_field:

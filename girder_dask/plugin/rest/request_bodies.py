@@ -1,4 +1,4 @@
-"""The JSON bodies of requests: their types, and what the OpenAPI document says of them."""
+"""The JSON bodies of requests: their types, and their descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ClaimBody(Struct):
     lacking: list[tuple[JobId, _Count, _Count]] = []
 
 
-# The name of a body in the OpenAPI document, what it looks like, and the items of its lists.
+# The name of a body in the OpenAPI document, its form, and the items of its lists.
 _DOCUMENTED: Mapping[type[Struct], tuple[str, str, Mapping[str, type[Message]]]] = {
     SubmissionsBody: (
         "DaskSubmissions",
@@ -75,7 +75,7 @@ _NOT_OF_REQUESTS = frozenset({"api_url", "user"})
 
 
 def parameter(body: type[Struct]) -> dict[str, Any]:
-    """Return the parameter of the description of a route that stands for its body."""
+    """Return the parameter that describes a body in the description of a route."""
     name, example, _ = _DOCUMENTED[body]
     return {
         "name": "body",

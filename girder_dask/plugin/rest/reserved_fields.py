@@ -35,14 +35,15 @@ RESERVED_FIELDS = CORE_FIELDS | {
     *("celeryTaskId", "celeryParentTaskId", "celeryQueue"),
 }
 
-#: The prefix of our own fields.
+#: The prefix of this package's own fields.
 _OWN_PREFIX = "dask"
 
 
 def find_reserved(names: Iterable[Any], among: Collection[str] = RESERVED_FIELDS) -> list[str]:
     """Return the reserved names among some names of fields.
 
-    They include our own fields, and what MongoDB would take for an operator or a path.
+    They include this package's own fields, and names that MongoDB would take for an operator or a
+    path.
 
     >>> find_reserved(["meta", "_id", "dask_log", "dask.open", "$set", "access.users"])
     ['$set', '_id', 'access.users', 'dask.open', 'dask_log']
@@ -81,9 +82,9 @@ def find_non_finite(value: Any, path: str) -> str | None:
 def refuse_non_finite_numbers(event: Any) -> None:
     """Refuse an update of a job with a number that is not finite.
 
-    Girder answers with strict JSON, so one such number would turn each list with this job into a
-    500. Bound to the event before ``Job().updateJob``, which Girder's ``PUT job/:id`` and other
-    plugins call.
+    Girder answers with strict JSON, so one such number would make each list with this job fail with
+    the status 500. Bound to the event before ``Job().updateJob``, which Girder's ``PUT job/:id``
+    and other plugins call.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def refuse_non_finite_numbers(event: Any) -> None:
             )
 
 
-@access.public  # Girder asks of handlers what it asks of routes; the route has its own rules
+@access.public  # Girder requires a rule of handlers too; the route has its own
 def refuse_reserved_fields(event: Any) -> None:
     """Refuse a ``POST job`` that would overwrite a job or create a malformed one.
 
@@ -131,7 +132,7 @@ def refuse_reserved_fields(event: Any) -> None:
 
 def _read(given: Any, name: str) -> Any:
     try:
-        # As Girder does.
+        # Girder parses them in the same way.
         return bson.json_util.loads(given) if given else {}
-    except Exception:  # noqa: BLE001 - the constructors of BSON types raise what they like
+    except Exception:  # noqa: BLE001 - the constructors of BSON types raise errors of many kinds
         raise RestException(f"Parameter {name} must be valid JSON.") from None

@@ -1,6 +1,6 @@
-"""Registration of the plugin's routes, with what holds for all of them.
+"""Registration of the plugin's routes, with the rules that hold for all of them.
 
-Errors have the right status, answers are strict JSON, and a browser runs nothing of them.
+Errors have the right status, answers are strict JSON, and a browser never runs their content.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ __all__ = ["DaskResource"]
 logger = logging.getLogger(__name__)
 
 _MAX_CLAIM_JOBS = 10_000
-# One page of the jobs that a scheduler should have.
+# The most jobs in one page of those that a scheduler should have.
 _PAGE_JOBS = 5_000
 
 TokenScope.describeScope(

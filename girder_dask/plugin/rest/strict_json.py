@@ -1,8 +1,8 @@
-"""Answers as strict JSON, whatever a document holds.
+"""Encoding of answers as strict JSON, whatever a document holds.
 
-Girder turns the value of a route into JSON after the route has returned. A value that JSON cannot
-hold would then become a 500 for a request that has done its work. So our routes return JSON that
-:func:`encode` has made.
+Girder turns the value of a route into JSON after the route has returned. If JSON cannot hold the
+value, a request that has taken effect is answered with the status 500. So the routes of this
+package return JSON that :func:`encode` has made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_NESTING_LEVELS = 150
 
 
 def encode(value: Any) -> bytes:
-    """Return a value as strict JSON, whatever is in it.
+    """Encode any value as strict JSON.
 
     >>> encode({"total": float("nan"), 5: "x"})
     b'{"5": "x", "total": null}'
@@ -60,7 +60,7 @@ def to_json_values(value: Any, _level: int = 0) -> Any:
 
 
 def nesting_levels(value: Any) -> int:
-    """Return how many lists and mappings are within each other.
+    """Return the number of nested levels of lists and mappings.
 
     >>> nesting_levels(5), nesting_levels([]), nesting_levels({"a": [1, {"b": 2}]})
     (0, 1, 3)

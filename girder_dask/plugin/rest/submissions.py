@@ -1,4 +1,4 @@
-"""Submissions in the bodies of requests, read and checked."""
+"""Reading and checking of the submissions in the bodies of requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from girder_dask.protocol.wire_json import from_json
 
 __all__ = ["read_group", "read_submissions"]
 
-# Characters of a token or a name.
+# The most characters of a token or a name.
 _MAX_LINE_LENGTH = 500
 
 
@@ -29,7 +29,7 @@ def read_submissions(wires: Sequence[Any], requester: Requester) -> list[Submiss
     Raises
     ------
     RestException
-        If a call is malformed. The message says which one and why.
+        If a call is malformed. The message names the call and the reason.
     AccessException
         If a call names a parent that the user may not change.
     """
@@ -46,7 +46,7 @@ def _read(kind: type[Any], wire: Any, number: int | None, requester: Requester) 
     if not isinstance(wire, dict):
         raise RestException(f"{what} is not a JSON object.")
     wire = dict(wire)
-    wire.pop("user", None)  # it is the requester
+    wire.pop("user", None)  # the user is always the requester
     try:
         value = kind.from_wire(from_json(wire))
         _check(value)

@@ -1,4 +1,4 @@
-"""The route of a Girder under test that runs code: ``dask/testing/call``.
+"""The route that runs code in a Girder under test: ``dask/testing/call``.
 
 The route exists only if the environment variable ``GIRDER_DASK_TESTING_SECRET`` is set when Girder
 starts, and requires that secret. :class:`girder_dask.testing.stack.TestStack` uses it to call
@@ -32,8 +32,8 @@ def mount(resource: Resource) -> None:
     if not secret:
         return
     logger.warning(
-        "%s is set: anyone who knows the secret can run any code in this Girder. It is for tests "
-        "only. Otherwise unset it and restart Girder.",
+        "%s is set: anyone who knows the secret can run any code in this Girder. Outside tests, "
+        "unset the variable and restart Girder.",
         ENVIRONMENT_VARIABLE,
     )
     resource.route("POST", ("testing", "call"), _call(resource, secret), nodoc=True)

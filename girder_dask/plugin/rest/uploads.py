@@ -152,7 +152,7 @@ def _offset(upload: dict[str, Any]) -> int | None:
 
 
 def remove_empty_items(items: Iterable[dict[str, Any]]) -> None:
-    """Remove items that were created for a file and have none."""
+    """Remove those items that contain no file."""
     for item in items:
         if File().findOne({"itemId": item["_id"]}) is None:
             Item().remove(item)
