@@ -95,8 +95,8 @@ def seconds_or_none(key: str) -> float | None:
     return None if get(key) is None else seconds(key)
 
 
-def choice(key: str, among: Sequence[str]) -> str:
-    """Return a configured value that must be one of some words.
+def choice(key: str, allowed: Sequence[str]) -> str:
+    """Return a configured value that must be one of the ``allowed`` ones.
 
     Raises
     ------
@@ -109,16 +109,16 @@ def choice(key: str, among: Sequence[str]) -> str:
     'thread'
     """
     value = get(key)
-    if value not in among:
+    if value not in allowed:
         raise GirderDaskError(
             f"girder.{key} is {value!r:.100} in Dask's configuration. Set it to "
-            f"{' or '.join(among)}."
+            f"{' or '.join(allowed)}."
         )
     return str(value)
 
 
 def names(key: str) -> list[str]:
-    """Return a configured list of names, which may also be text with commas.
+    """Return a configured list of names. Text is split at commas.
 
     Raises
     ------

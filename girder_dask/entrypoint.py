@@ -43,7 +43,7 @@ def discover() -> dict[str, Task[Any, Any]]:
 
 
 def survey() -> tuple[list[str], dict[str, BaseException]]:
-    """Do what :func:`discover` does, but collect errors.
+    """Import all tasks like :func:`discover`, but collect the errors.
 
     Returns
     -------

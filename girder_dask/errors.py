@@ -105,7 +105,7 @@ class JobFailed(JobError):
 
 
 class AlreadyBegun(JobError):
-    """A task that may run at most once had begun before; how that run ended is not known."""
+    """A task that may run at most once had begun before; how that run ended is unknown."""
 
 
 class JobCanceled(JobError):

@@ -1,7 +1,7 @@
 """The scheduler's preload: ``dask scheduler --preload girder_dask.scheduler_hooks``.
 
-This module joins the two sides: the scheduler sends the plugins of workers and nannies to them,
-and neither side imports the other.
+This module connects the two sides: the scheduler sends workers and nannies their plugins, and
+neither side imports the other.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def credential(
     "--dir",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where to keep it all. Default: a temporary directory that is removed at the end.",
+    help="The directory of the stack. Default: a temporary one that is removed at the end.",
 )
 @click.option("--keep", is_flag=True, help="Leave the stack running until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")

@@ -341,7 +341,7 @@ def _examine_tasks(facts: Facts) -> Iterator[Check]:
             f"Install {package or module} in the environment of those workers and start them again."
         )
         correct = (
-            f"Correct what raises: \"python -c 'import {module}'\" in that environment shows it."
+            f"Fix its import: \"python -c 'import {module}'\" in that environment shows the error."
         )
         remedies = [install] if missing or not raising else []
         if raising:

@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Backend(Protocol):
-    """Records jobs in Girder, sends them to the scheduler, and reads what became of them."""
+    """Interface that records jobs, sends them to the scheduler, and reads their results."""
 
     #: Whether functions may be sent by value, such as those of a notebook.
     ships_code: bool
@@ -75,7 +75,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _NoBackend:
-    """The place of a backend in a run that has none."""
+    """Placeholder for the backend of a run that has none."""
 
     reason: str
 
@@ -87,7 +87,7 @@ _of_this_run: ContextVar[Backend | _NoBackend | None] = ContextVar(
 
 
 def set_backend(new: Backend | None) -> None:
-    """Make ``new`` the backend of this process. None removes the present one."""
+    """Make ``new`` the backend of this process. None removes the current one."""
     global _backend
     _backend = new
 
@@ -110,7 +110,7 @@ def unset_backend(old: Backend) -> None:
 
 @contextlib.contextmanager
 def use_backend(new: Backend) -> Iterator[None]:
-    """Make ``new`` the backend of the code within, and of the threads that it starts."""
+    """Make ``new`` the backend of a block of code, and of the threads that it starts."""
     token = _of_this_run.set(new)
     try:
         yield
@@ -120,7 +120,7 @@ def use_backend(new: Backend) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_backend(reason: str) -> Iterator[None]:
-    """Let the code within record no jobs; errors give the reason."""
+    """Refuse to record jobs in a block of code. The errors contain ``reason``."""
     token = _of_this_run.set(_NoBackend(reason))
     try:
         yield

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RestBackend"]
 
-# To the scheduler.
+# For the connection to the scheduler.
 _CONNECT_TIMEOUT_S = 5.0
 
 _MAX_JOBS_PER_REQUEST = 1_000
 
-# Of packed calls. Girder reads 64 MiB, in which they take a third more.
+# The most bytes of packed calls in a request. Girder reads 64 MiB; base64 adds a third.
 _MAX_REQUEST_BYTES = 47 * 1024**2
 
 
@@ -60,8 +60,8 @@ class RestBackend:
     retry_time_s
         How long requests are repeated while Girder cannot be reached.
     is_durable
-        Whether internal errors of Girder are retried as well, and submissions whose answer was
-        lost. Within a job.
+        Whether internal errors of Girder, and submissions whose answer was lost, are retried as
+        well. Set within a job.
     session
         Attributes of the ``requests.Session``, such as ``verify``.
 

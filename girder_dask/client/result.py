@@ -27,7 +27,7 @@ _MIN_POLL_S, _MAX_POLL_S, _POLL_GROWTH = 0.01, 1.0, 1.5
 
 
 class CallResult:
-    """What the results of calls have in common, whether there is a job or not."""
+    """Base class of the results of calls, with or without a job."""
 
     @property
     def id(self) -> str | None:
@@ -71,7 +71,7 @@ class CallResult:
 
 
 class JobResult(CallResult):
-    """A job that was started.
+    """Handle to a started job.
 
     It can be indexed like the job document: ``result['title']``. The document is as old as the
     last request to Girder; ``status``, ``ready()`` and the like send a new one.

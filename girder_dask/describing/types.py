@@ -116,7 +116,7 @@ class Boolean(Base):
 
 
 class Color(Base):
-    """A colour, in the format of the page."""
+    """A color, in the format of the page."""
 
     description: ClassVar[dict[str, Any]] = {
         "type": "color",
@@ -226,7 +226,7 @@ class Range(Number):
 
 
 class Choice(_Named):
-    """One of some values, or several of them.
+    """One or several of a list of values.
 
     Parameters
     ----------
@@ -255,26 +255,26 @@ class Choice(_Named):
 
 
 class StringChoice(Choice):
-    """One of some strings."""
+    """One of a list of strings."""
 
     paramType = "string-enumeration"
 
 
 class StringMultichoice(Choice):
-    """Some of some strings."""
+    """Several of a list of strings."""
 
     paramType = "string-enumeration-multiple"
     multiple = True
 
 
 class NumberChoice(Choice):
-    """One of some numbers."""
+    """One of a list of numbers."""
 
     paramType = "number-enumeration"
 
 
 class NumberMultichoice(Choice):
-    """Some of some numbers."""
+    """Several of a list of numbers."""
 
     paramType = "number-enumeration-multiple"
     multiple = True

@@ -61,7 +61,7 @@ def explain(transform: Any, error: BaseException) -> TransformError | None:
     Returns
     -------
     TransformError or None
-        None if the error comes neither from an answer of Girder nor from the lack of one.
+        None if neither an answer of Girder nor a missing answer caused the error.
     """
     if isinstance(error, TransformError) or not isinstance(error, requests.RequestException):
         return None
@@ -102,7 +102,7 @@ def _silence(error: Exception) -> str:
     if isinstance(error, requests.exceptions.SSLError) and not is_transient(error):
         untrusted = certificate_problem(error)
         if untrusted is None:
-            return f"{girder} speaks no TLS that this worker understands ({error})."
+            return f"{girder} offers no TLS that this worker supports ({error})."
         return (
             f"The certificate of {girder} is not trusted on the worker ({untrusted}). Ask the "
             "operator to name the authority in REQUESTS_CA_BUNDLE there."
@@ -130,7 +130,7 @@ def safe_name(name: str, default: str) -> str:
 
 
 class _RunBound:
-    """What all transforms have: the attributes that the runner sets, and progress."""
+    """Base class of all transforms: the attributes that the runner sets, and progress."""
 
     #: The Girder client of the job, while it runs.
     gc: Any = None
@@ -183,7 +183,7 @@ class Transform(_RunBound, abc.ABC):
 
 
 class _RunBoundHook(_RunBound):
-    """What all hooks have: further attributes that the runner sets."""
+    """Base class of all hooks: further attributes that the runner sets."""
 
     job: Mapping[str, Any] | None = None
     confined: bool = False

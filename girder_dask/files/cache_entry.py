@@ -33,7 +33,7 @@ _STALL_TIMEOUT_S = 600.0
 
 
 class CacheEntry:
-    """One file in the cache, as a process sees it that wants the file."""
+    """One file in the cache, as seen by a process that wants the file."""
 
     def __init__(self, cache: FileCache, key: str, name: str, file: Mapping[str, Any]) -> None:
         self._cache = cache

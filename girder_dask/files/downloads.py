@@ -28,9 +28,9 @@ __all__ = ["DiskFull", "FileChanged", "content_version", "download"]
 # A piece that is incomplete when the connection breaks is lost. From 128 KiB on, the memory of each
 # piece would be mapped anew: M_MMAP_THRESHOLD of mallopt(3), which is fixed in Dask's workers.
 _PIECE_BYTES = 124 << 10
-# For a host that any user may have named. A Girder that is away is waited for much longer.
+# For a host that any user may have named. Retries to an unavailable Girder last much longer.
 _LINK_RETRY_TIME_S = 30.0
-# Answers without a byte, after which the file is taken to be shorter than Girder says.
+# After this number of empty answers, the file is taken to be shorter than Girder says.
 _MAX_EMPTY_ANSWERS = 4
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -113,7 +113,7 @@ def _size_text(file: Mapping[str, Any]) -> str:
 
 
 class _Download:
-    """One attempt at a file, over as many connections as it takes."""
+    """One download of a file, over as many connections as needed."""
 
     def __init__(self, gc: Any, file: Mapping[str, Any], path: Path, report: Report) -> None:
         self._gc = gc
@@ -148,9 +148,9 @@ class _Download:
     def _wait(self, error: requests.RequestException) -> None:
         if self._empty_answers >= _MAX_EMPTY_ANSWERS and not self._is_link:
             raise TransformError(
-                f"{self._file['name']} has {_size_text(self._file)} in Girder, but what "
-                "comes breaks off before that, each time at the same place. It is shorter where "
-                "Girder keeps it: ask Girder's operator, or upload the file again.",
+                f"{self._file['name']} has {_size_text(self._file)} in Girder, but every "
+                "download ends early, at the same place. The stored file is shorter than "
+                "recorded: ask Girder's operator, or upload the file again.",
                 permanent=True,
             )
         if self._storage is not None and not isinstance(error, ExplainedRequestError):
@@ -184,12 +184,12 @@ class _Download:
         return is_valid
 
     def describe_difference(self) -> str:
-        """Return in what the content differs from the document, as a message to the user."""
+        """Return how the content differs from the document, as a message to the user."""
         name, size = self._file["name"], self._file.get("size")
         if size not in (None, self._offset):
             difference = f"has {size} bytes in Girder, but {self._offset} arrived"
         else:
-            difference = "is not what was put into Girder: its checksum differs"
+            difference = "differs from the file that was uploaded: its checksum is different"
         return (
             f"{name} {difference}. Start the job again; if that does not help, the file is broken "
             "in Girder and has to be uploaded again."

@@ -28,7 +28,7 @@ FetchTarget = tuple[Mapping[str, Any], Path]
 
 
 def is_real_client(gc: Any) -> bool:
-    """Return True if a client asks a Girder, and is not the stand-in of a user's test."""
+    """Return True if a client calls a Girder, and is not a stand-in of a user's test."""
     return isinstance(getattr(gc, "urlBase", None), str)
 
 
@@ -74,7 +74,7 @@ class FileFetcher:
         Raises
         ------
         TransformError
-            If a file cannot be had as Girder describes it.
+            If a file cannot be fetched as Girder describes it.
         """
         sizes = [file.get("size") for file, _ in wanted]
         self._total = None if None in sizes else sum(s for s in sizes if s is not None)

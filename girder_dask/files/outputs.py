@@ -53,8 +53,8 @@ class GirderItemMetadata(FencedOutput):
             raise self.failed("the metadata cannot be set.", e) from e
         except (TypeError, ValueError) as e:
             raise self.failed(
-                f"the function returned what cannot be metadata: {e}. Return a dict of plain "
-                "values: int() and float() convert numbers of numpy, tolist() converts arrays."
+                f"the function returned a value that cannot be metadata: {e}. Return a dict of "
+                "plain values: int() and float() convert numbers of numpy, tolist() arrays."
             ) from e
         return data
 
@@ -300,7 +300,7 @@ class GirderUploadJobArtifact(PathOutput):
             self._attach(files, None if source.is_dir() else self.name)
 
     def _attach(self, files: list[Path], name: str | None) -> None:
-        """Attach the files that Girder takes, and raise an error that names the others."""
+        """Attach the files that Girder accepts, and raise an error that names the others."""
         gc, refused = self.client(), []
         for file in files:
             try:

@@ -17,7 +17,7 @@ from girder_dask.files.uploads import attempt_headers
 
 __all__ = ["FencedOutput", "PathOutput"]
 
-# In one line of the job's log about files that are left out.
+# The most names in a log line about files that are left out.
 _MAX_NAMES = 10
 
 
@@ -85,7 +85,7 @@ class PathOutput(FencedOutput):
         is_fetched = (found.st_dev, found.st_ino) in (self.links or ())
         if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 and not is_fetched:
             raise self.failed(
-                f"{str(path)!r:.200} has another name as well (a hard link), so it may be a file "
+                f"{str(path)!r:.200} has a second name (a hard link), so it may be a file "
                 "that the task did not make. Have the task write a copy of it, as shutil.copy does."
             )
 

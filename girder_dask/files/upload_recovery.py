@@ -54,7 +54,7 @@ class UploadRecovery:
         parent: tuple[str, str],
         begun: tuple[str, int] | None = None,
     ) -> UploadState:
-        """Return the state of an upload that broke. What Girder has of a part of it is removed.
+        """Return the state of a broken upload. A partial one in Girder is removed.
 
         Girder may have died at any step between the last byte and the finished file.
 

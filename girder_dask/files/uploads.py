@@ -100,7 +100,7 @@ class _Upload:
         self._reference = options.pop("reference", None)
         self._callback = options.pop("progressCallback", None)
         if options:
-            raise TypeError(f"upload_kwargs has {', '.join(options)}, which uploads do not take")
+            raise TypeError(f"upload_kwargs has {', '.join(options)}, which uploads do not accept")
         self._report = report
         self._recovery = recovery
         # The same after each restart, by which Girder finds what the upload has left.

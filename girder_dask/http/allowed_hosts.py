@@ -32,7 +32,7 @@ _NOT_GLOBAL = [
         "3fff::/20",
         "2001::/23",
         "192.88.99.0/24",
-        "168.63.129.16/32",  # where virtual machines of Azure ask their host
+        "168.63.129.16/32",  # the host service of Azure, which its virtual machines reach
     )
 ]
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -41,7 +41,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class HostRefused(Exception):
-    """A link leads to a host that workers may not ask. Not an ``OSError``: clients retry those."""
+    """A link leads to a forbidden host. Not an ``OSError``, since clients retry those."""
 
 
 def is_public(address: Address) -> bool:
@@ -159,9 +159,9 @@ class LinkHosts:
             raise HostRefused("an address with a name or a password in it")
         literal = _literal(host)
         if literal is not None and not self.may_ask(host, port, str(literal)):
-            raise HostRefused("which workers may not ask")
+            raise HostRefused("which workers may not contact")
         if literal is None and not self._may_resolve(host, port):
-            raise HostRefused("which workers may not ask")
+            raise HostRefused("which workers may not contact")
         return parts
 
     def _may_resolve(self, host: str, port: int) -> bool:
@@ -195,7 +195,7 @@ class LinkHosts:
         name = host.rstrip(".").lower()
         allowed = [a for a in _resolve(host, port) if self.may_ask(name, port, a)]
         if not allowed:
-            raise HostRefused("which is not known, or which workers may not ask")
+            raise HostRefused("which is not known, or which workers may not contact")
         return allowed
 
     def check_name(self, url: str) -> None:
@@ -216,7 +216,7 @@ class LinkHosts:
         except OSError:
             return
         if not all(self.may_ask(host.rstrip("."), port, address) for address in known):
-            raise HostRefused("which workers may not ask")
+            raise HostRefused("which workers may not contact")
 
 
 def port_of(parts: SplitResult) -> int:

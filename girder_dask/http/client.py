@@ -28,7 +28,7 @@ from girder_dask.utils.forks import reset_after_fork
 
 __all__ = ["ApiClient", "encode_json", "json_object", "json_object_or_none"]
 
-# Somebody may wait in front of a screen, so it tries more often than transfers of files do.
+# A user may be waiting, so retries are more frequent than those of file transfers.
 _BACKOFF = Backoff(0.1, 3.0)
 _UNAUTHORIZED = 401
 
@@ -177,7 +177,9 @@ class ApiClient:
             try:
                 self._token = str(answer["authToken"]["token"])
             except (KeyError, TypeError) as e:
-                raise GirderError(f"{self.url} gave no token for the API key; is it Girder?") from e
+                raise GirderError(
+                    f"{self.url} returned no token for the API key; is it Girder?"
+                ) from e
             return self._token
 
     def _send(
@@ -261,7 +263,7 @@ def json_object_or_none(response: requests.Response) -> dict[str, Any] | None:
         if isinstance(answer, dict) or answer is None:
             return answer
     raise GirderError(
-        f"What answers at {response.url} is not a Girder with the dask plugin: it sent "
+        f"The server at {response.url} is not a Girder with the dask plugin: it sent "
         f"{response.headers.get('Content-Type', 'something')}, which is not a JSON object."
     )
 

@@ -1,4 +1,4 @@
-"""The ``girder_client.GirderClient`` of this package: its token goes to its own Girder alone."""
+"""The ``girder_client.GirderClient`` of this package, which sends its token to one Girder only."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class GirderClient(girder_client.GirderClient):  # type: ignore[misc]
 
     def _requestFunc(self, method: str) -> Callable[..., requests.Response]:
         session = self._session
-        if session is None:  # made late, as few tasks make requests
+        if session is None:  # created on first use, as few tasks make requests
             self._own_session = self._own_session or self._new_session()
             session = self._session = self._own_session
         send: Callable[..., requests.Response] = getattr(session, method.lower())

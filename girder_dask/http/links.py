@@ -36,7 +36,7 @@ __all__ = ["follow_download", "is_too_large", "resolve_redirect", "storage_host"
 
 _MAX_REDIRECTS = 5
 _FORWARDED_HEADERS = ("Range", "Accept-Encoding")
-# Attributes of the client's session that hold for the site's own storage servers, too.
+# Attributes of the client's session that also apply to the site's own storage servers.
 _SITE_ATTRIBUTES = ("verify", "proxies", "trust_env")
 
 
@@ -110,7 +110,7 @@ def storage_host(response: requests.Response) -> tuple[str, str]:
 
 
 def is_too_large(size: int) -> bool:
-    """Return True if so many bytes are more than workers fetch from a link."""
+    """Return True if a size in bytes is more than workers fetch from a link."""
     return size > config.nbytes("worker.link-size")
 
 
@@ -161,7 +161,7 @@ def _open_link(url: str, options: Mapping[str, Any]) -> requests.Response:
     try:
         hosts, proxy = LinkHosts.configured(), config.get("worker.link-proxy")
     except GirderDaskError as e:
-        raise LinkRefused(f"The file is a link, and links are followed nowhere: {e}") from None
+        raise LinkRefused(f"The file is a link, and no links are followed: {e}") from None
     with _OneHopSession() as session:
         session.trust_env = False  # proxies would resolve the host again
         session.verify = _authorities()

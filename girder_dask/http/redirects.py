@@ -43,15 +43,15 @@ class ExplainedRequestError(requests.RequestException):
 
 
 class UnexpectedRedirect(ExplainedRequestError):
-    """Girder's API, or a proxy before it, answered with a redirect, which is not followed."""
+    """Girder's API, or a proxy in front of it, answered with a redirect that is not followed."""
 
 
 class LinkRefused(ExplainedRequestError):
-    """A link leads to a host that workers may not ask, or to too large a file."""
+    """A link leads to a host that workers may not contact, or to a file that is too large."""
 
 
 class StorageServerError(ExplainedRequestError):
-    """The storage server failed to which Girder redirected a download.
+    """The storage server to which Girder redirected a download failed.
 
     The message does not show the address, which may hold a signature.
 

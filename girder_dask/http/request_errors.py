@@ -1,4 +1,4 @@
-"""Errors of requests: whether they may pass, whether Girder saw the request, and what they say."""
+"""Classification of request errors: transient or not, sent or not, and their causes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = [
     "status_of",
 ]
 
-#: What a proxy answers while Girder restarts behind it.
+#: The statuses of a proxy while Girder restarts behind it.
 GATEWAY_STATUSES = frozenset({502, 503, 504})
-#: Every status that may be another one when the request is made again.
+#: All statuses that may change when the request is repeated.
 TRANSIENT_STATUSES = GATEWAY_STATUSES | {408, 425, 429, 500}
 
 _NO_CONTENT = "file-does-not-exist"  # the end of Girder's identifier
@@ -38,14 +38,14 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_transient(error: Exception, statuses: frozenset[int] = TRANSIENT_STATUSES) -> bool:
-    """Return True if a request may work when it is made again.
+    """Return True if a request may succeed when it is repeated.
 
     Parameters
     ----------
     error
         Why it failed.
     statuses
-        The statuses that may pass.
+        The transient statuses.
 
     Examples
     --------

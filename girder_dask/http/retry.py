@@ -1,4 +1,4 @@
-"""Requests that are made again while Girder is away, for a limited time."""
+"""Retries of requests while Girder is unavailable, for a limited time."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = (10, 60)
 
 _BACKOFF = Backoff(0.25, 15.0)
-_NAP_S = 0.2  # an interruption of the job comes through between two naps
-_MAX_INTERNAL_ERRORS = 3  # of one request, while Girder is well otherwise
-_QUIET_S = 5.0  # before the log says that Girder is away
+_NAP_S = 0.2  # an interruption of the job takes effect between two sleeps
+_MAX_INTERNAL_ERRORS = 3  # of one request, while other requests succeed
+_QUIET_S = 5.0  # before the log says that Girder is unavailable
 _INTERNAL_ERROR = 500
 
 _T = TypeVar("_T")
@@ -39,13 +39,13 @@ class RetryBudget:
         Seconds. By default ``girder.worker.retry-time``.
     probe
         Makes a request that needs only Girder's database, and returns the status. After an
-        internal error it tells a Girder that is not well from a request that stays broken.
+        internal error it tells a failing Girder from a single request that always fails.
     statuses
         The statuses that are retried.
     backoff
         The delays between tries.
     is_silent
-        Whether the log says nothing of a Girder that is away.
+        Whether the unavailability of Girder is not logged.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class RetryBudget:
         if now - self._since > _QUIET_S and not self._is_logged:
             self._is_logged = True
             host = error.host if isinstance(error, StorageServerError) else "Girder"
-            logger.warning("%s is away (%s). Retrying for %g s.", host, error, self._limit_s)
+            logger.warning("%s is unavailable (%s). Retrying for %g s.", host, error, self._limit_s)
         until = now + min(next(self._delays_s), left_s)
         while (left_s := until - time.monotonic()) > 0:
             time.sleep(min(left_s, _NAP_S))
@@ -109,7 +109,7 @@ class RetryBudget:
 
 
 def retry(request: Callable[[], _T], gc: Any = None) -> _T:
-    """Return what a request returns, and repeat it while Girder is away.
+    """Return what a request returns, and repeat it while Girder is unavailable.
 
     Parameters
     ----------

@@ -15,14 +15,14 @@ __all__ = ["SchedulerApi"]
 class SchedulerApi(ApiClient):
     """Requests of the scheduler to a Girder with the dask plugin.
 
-    None is retried here: the scheduler itself decides when to ask again.
+    No request is retried here: the scheduler decides when to repeat it.
 
     Parameters
     ----------
     url
         The REST API, for example ``http://girder.example.org:8080/api/v1``.
     api_key
-        What ``girder-dask credential`` made, or None to use only what is public.
+        The key that ``girder-dask credential`` created, or None for public requests only.
     timeout_s
         Seconds that an answer may take.
     """
@@ -124,7 +124,9 @@ class SchedulerApi(ApiClient):
         try:
             return {str(job["_id"]): job for job in answer["jobs"]}
         except (KeyError, TypeError) as e:
-            raise GirderError(f"{self.url} gave no states of jobs; is its dask plugin old?") from e
+            raise GirderError(
+                f"{self.url} returned no job states; is its dask plugin outdated?"
+            ) from e
 
     def _object(
         self, method: str, path: str, body: bytes | None = None, *, signed: bool = True
@@ -135,7 +137,7 @@ class SchedulerApi(ApiClient):
     def _sign_in(self, stale: str | None) -> str | None:
         if not self._api_key:
             raise GirderError(
-                "The scheduler has no credential for Girder. Make one with 'girder-dask "
+                "The scheduler has no credential for Girder. Create one with 'girder-dask "
                 "credential' and set girder.credential-file (or DASK_GIRDER__CREDENTIAL).",
                 status=401,
             )

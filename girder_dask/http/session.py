@@ -95,7 +95,7 @@ def _fresh(pool: type, max_idle_s: Callable[[], float]) -> type:
             connection = super()._get_conn(timeout)
             since = getattr(connection, "idle_since", None)
             if since is not None and time.monotonic() - since >= max_idle_s():
-                connection.close()  # it connects again
+                connection.close()  # it reconnects
             return connection
 
     return Fresh
@@ -105,7 +105,7 @@ class _RetryingSession(GirderSession):
     """A session that retries downloads whose storage server does not answer."""
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        """Send a request, and repeat it while the storage server is away."""
+        """Send a request, and repeat it while the storage server is unavailable."""
         if kwargs.get("timeout") is not None:
             return super().send(request, **kwargs)
         budget = None

@@ -1,3 +1,3 @@
-"""What travels between Girder, the scheduler, the workers and clients, as bytes."""
+"""Messages and values that Girder, the scheduler, workers and clients exchange."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""One line of text about an error or a value, even if its own methods fail."""
+"""One-line descriptions of errors and values, even of those whose own methods fail."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ __all__ = ["CarriedError", "RemoteTraceback", "failure", "open_exception", "pack
 _HEAP_TYPE_FLAG = 1 << 9
 _MAX_EXCEPTION_BYTES = 128 * 1024
 _MAX_TRACEBACK_CHARACTERS = 64 * 1024
-# They steer the code that they pass through, so they must not come from another process. Nor must
-# SystemExit and the like, which are not Exceptions.
+# These exceptions control the flow of the code that they pass through, so they must not come from
+# another process. Nor must SystemExit and the like, which are not Exceptions.
 _CONTROL_FLOW = (StopIteration, StopAsyncIteration)
 
 
@@ -71,7 +71,7 @@ def _repr_of(error: BaseException) -> str:
 
 
 def _arguments_of(error: BaseException) -> tuple[Any, ...]:
-    """Return the arguments of an exception, also those that ``args`` of an OSError lacks."""
+    """Return the arguments of an exception, including those that OSError leaves out of ``args``."""
     if isinstance(error, OSError) and error.filename is not None:
         more = (None, error.filename2) if error.filename2 is not None else ()
         return (*error.args, error.filename, *more)
@@ -139,8 +139,8 @@ class RemoteTraceback(Exception):
         return f"on the worker that ran job {self.job_id}\n\n{self.text}"
 
 
-# What a thread has packed last. Dask copies an exception in the worker to test whether it can be
-# pickled; that copy is not opened.
+# The last exception that each thread packed. Dask copies an exception in the worker to test whether
+# it can be pickled; that copy is not opened.
 _packed_last = threading.local()
 
 

@@ -54,12 +54,12 @@ class ExecutionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> ExecutionOptions:
-        """Return the options in ``given``, with numbers of any kind as Python's.
+        """Return the options in ``given``, with all numbers as Python numbers.
 
         Raises
         ------
         ValueError
-            If one makes no sense; it names the option and its value.
+            If an option is invalid. The message names the option and its value.
 
         Examples
         --------
@@ -92,7 +92,7 @@ OPTION_NAMES: tuple[str, ...] = ExecutionOptions.__struct_fields__
 
 
 def _first_error(given: Mapping[str, Any]) -> ValueError | None:
-    """Return an error that names the first option that makes no sense, and its value."""
+    """Return an error that names the first invalid option and its value."""
     for name, value in given.items():
         try:
             msgspec.convert({name: _plain(value)}, ExecutionOptions)
@@ -102,7 +102,7 @@ def _first_error(given: Mapping[str, Any]) -> ValueError | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of any kind, such as numpy's, as Python's, and so those of a mapping."""
+    """Return a number, such as one of NumPy, as a Python number. The same in a mapping."""
     if isinstance(value, (bool, str, int, float, type(None))):
         return value
     if hasattr(value, "__index__"):

@@ -20,7 +20,7 @@ _AS_IS = (type(None), bool, str, bytes, datetime)
 
 
 def checked_fields(fields: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return fields with plain values: tuples as lists, numbers of NumPy as Python's.
+    """Return fields with plain values: tuples as lists, NumPy numbers as Python numbers.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def checked_fields(fields: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     >>> checked_fields({'meta': {'sizes': [1, float('nan')]}}, 'other_fields')
     Traceback (most recent call last):
         ...
-    ValueError: other_fields['meta']['sizes'][1] is nan, which is no number in JSON
+    ValueError: other_fields['meta']['sizes'][1] is nan, which is not a JSON number
     """
     return _mapping(fields, path, 0)
 
@@ -49,7 +49,7 @@ def checked_fields(fields: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 def _mapping(value: Mapping[Any, Any], path: str, level: int) -> dict[str, Any]:
     for name in value:
         if not isinstance(name, str):
-            raise ValueError(f"{path} has the key {name!r:.100}, which is no text")
+            raise ValueError(f"{path} has the key {name!r:.100}, which is not a string")
         if "\0" in name or not _is_utf8(name):
             raise ValueError(f"{path} has the key {name!r:.100}, which MongoDB cannot hold")
     return {str(k): _checked(v, f"{path}[{k!r:.100}]", level + 1) for k, v in value.items()}
@@ -71,7 +71,7 @@ def _number(value: numbers.Real, path: str) -> float:
             raise ValueError(f"{path} is an integer that takes more than 64 bits")
         return whole
     if not math.isfinite(value):
-        raise ValueError(f"{path} is {value}, which is no number in JSON")
+        raise ValueError(f"{path} is {value}, which is not a JSON number")
     return float(value)
 
 

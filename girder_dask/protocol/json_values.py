@@ -31,7 +31,7 @@ Special = Callable[[Any], tuple[str, Any]]
 
 def _no_special(value: Any) -> tuple[str, Any]:
     kind = type(value)
-    raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no plain type")
+    raise TypeError(f"{kind.__module__}.{kind.__qualname__} is not a plain type")
 
 
 def dump_plain(value: Any, special: Special = _no_special) -> bytes:
@@ -147,7 +147,7 @@ def pack_message(kind: str, what: Any) -> bytes:
 def unpack_message(data: bytes) -> tuple[str, Any]:
     """Return the kind and content of a message. The kind is empty for other data.
 
-    A task may write to the socket as well.
+    Other data can arrive, since a task may write to the socket as well.
 
     >>> unpack_message(pack_message('cwd', '/tmp')), unpack_message(b'?')
     (('cwd', '/tmp'), ('', None))

@@ -1,7 +1,7 @@
-"""The limit of a job's log: what workers and Girder write where output is left out.
+"""The limit of a job's log, and the lines that mark omitted output.
 
-Of a log that reaches ``girder.max-log``, the beginning is kept, and the end, so that a traceback
-is always there. A worker applies the limit to the output of a run, Girder to that of all runs.
+A log that reaches ``girder.max-log`` keeps its beginning and its end, so that a traceback is
+always there. A worker applies the limit to the output of a run, Girder to that of all runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def limit_line(max_bytes: int) -> str:
 
 
 def gap_line(nbytes: int) -> str:
-    """Return the line of a log before its end, which tells how much is left out.
+    """Return the log line that states how many bytes are left out before the end.
 
     >>> gap_line(7_000_000)
     '[7,000,000 bytes of the log are left out here.]\\n'

@@ -37,18 +37,18 @@ logger = logging.getLogger(__name__)
 #: The version of the messages. A receiver refuses a version that it does not know.
 WIRE_VERSION = 1
 
-# What the wire holds as it is. Text is not taken for base64.
+# Types that the wire carries unchanged. Strings are not decoded from base64.
 _WIRE_TYPES = (bytes, datetime)
 
 # Fields that no repr shows.
 _HIDDEN_FIELDS = frozenset({"exception", "payload", "result", "token", "value"})
 
-# What MongoDB holds as a whole number.
+# Whole numbers that MongoDB can store.
 _Count = Annotated[int, Meta(ge=0, lt=2**62)]
 
-# Logs, keys of Dask and pages show it.
+# Names of tasks, which logs, Dask keys and pages show.
 _TaskName = Annotated[str, Meta(pattern=r"^[\w.-]+:([\w.]|<locals>|<lambda>)+\Z", max_length=999)]
-# A status, and when it was reached.
+# A status, and the time at which it was reached.
 _StatusChange = Annotated[list[float], Meta(min_length=2, max_length=2)]
 
 #: The id of a job document.
@@ -237,7 +237,7 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_bare(self) -> bool:
-        """True if the event says only that the job is there."""
+        """True if the event has no content and reports only that the job exists."""
         content = (self.status, self.log, self.progress, self.result)
         reasons = (self.error, self.exception, self.waits)
         return all(value is None for value in (*content, *reasons))

@@ -151,7 +151,7 @@ def _argument_error(call: tuple[Any, ...], task: str | None, error: Exception) -
 def _pack_plain(call: tuple[Any, ...]) -> bytes:
     function, args, kwargs, hooks, session = call
     if function is not None or session is not None:
-        raise TypeError("a function is not plain, and a session is not for everybody to change")
+        raise TypeError("a call with a function or a session is not plain")
     return _PLAIN + dump_plain([args, kwargs, hooks], _special)
 
 
@@ -166,7 +166,7 @@ def _special(value: Any) -> tuple[str, Any]:
 
 
 def is_plain(payload: bytes) -> bool:
-    """Return True if opening a packed call runs no code but that of an installed task.
+    """Return True if opening a packed call runs only code of an installed task.
 
     >>> is_plain(pack_call((1, 'coins.png'), {})), is_plain(pack_call((range(3),), {}))
     (True, False)
@@ -259,6 +259,6 @@ def open_value(data: bytes, *, unpickle: bool) -> Any:
         return retry_import_deadlock(lambda: unpickling.loads(rest))
     except (Exception, SystemExit) as e:
         raise NotOpened(
-            f"cannot be opened here ({type(e).__name__}: {e}). Install what it is made of, as on "
-            "the workers, or have the task return plain values"
+            f"cannot be opened here ({type(e).__name__}: {e}). Install the packages that it needs, "
+            "as on the workers, or have the task return plain values"
         ) from e

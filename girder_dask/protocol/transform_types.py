@@ -36,7 +36,7 @@ def build(transform: Any) -> Any:
     name, arguments = transform
     kind = _kinds.get(name)
     if kind is None:
-        raise ValueError(f"{name!r} is no transform of girder_dask")
+        raise ValueError(f"{name!r} is not a transform of girder_dask")
     if "gc" in arguments:
         raise ValueError("a client cannot be given")
     return kind(**arguments)

@@ -35,14 +35,14 @@ MOVED: dict[str, tuple[str, ...]] = {
     "without_job": ("tasks.untracked",),
 }
 
-#: What has another name now as well.
+#: New names of what was also renamed, by former module and name.
 RENAMED = {("without_job", "WithoutJob"): "UntrackedResult"}
 
 _PACKAGE = "girder_dask."
 
 
 def loads(data: bytes) -> Any:
-    """Return what was pickled, as :func:`pickle.loads` does, with former names resolved.
+    """Unpickle a value like :func:`pickle.loads`, with former names resolved.
 
     Examples
     --------

@@ -48,7 +48,7 @@ class Stack(StackInfo):
     girder_env, worker_env
         Environment variables for Girder alone, and for the workers alone.
     reporter
-        Is told of the start and the end of each part.
+        Reports the start and the end of each part.
 
     Notes
     -----

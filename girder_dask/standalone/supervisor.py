@@ -55,7 +55,7 @@ class Supervisor:
     parts
         All parts of the stack, in the order in which they are started.
     reporter
-        Is told of each end and each restart.
+        Reports each end and each restart.
     start
         Restarts a part.
     clear
@@ -63,7 +63,7 @@ class Supervisor:
     pause_s
         Seconds before the first restart.
     early_s
-        An end within so many seconds of the start is early.
+        Seconds after the start within which an end is early.
     max_early_ends
         The number of early ends in a row after which a part is given up.
     """

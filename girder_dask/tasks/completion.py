@@ -1,4 +1,4 @@
-"""Completion of calls: coroutines are run, and values that would still have to run are refused."""
+"""Completion of calls: coroutines are awaited, and unfinished results are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["completed", "unfinished"]
 
 #: Types that compute their elements on demand.
 _LAZY = (GeneratorType, AsyncGeneratorType, map, filter, zip, enumerate)
-#: Modules whose types all do so.
+#: Modules whose types all compute their elements on demand.
 _ITERATOR_MODULES = frozenset({"itertools"})
 #: Types of work that continues elsewhere: module, name, the test whether it continues, and advice.
 #: The value of a future would be lost, so a finished one counts as well.
@@ -44,7 +44,7 @@ _WORK_TYPES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
         "Call its join(), and return a value.",
     ),
 )
-#: Types of which a list may have many elements, and none has to be checked.
+#: Types of elements that need no check, since lists may have many of them.
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, bytearray, type(None)})
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 #: The depth to which lists, tuples, sets and dicts are searched.
@@ -57,7 +57,7 @@ def completed(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any
     Raises
     ------
     JobFailed
-        If the value would still have to run.
+        If the value contains unfinished work.
     """
     value = function(*args, **kwargs)
     if isinstance(value, CoroutineType) and _is_async(function):
@@ -71,8 +71,7 @@ def completed(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any
         return value
     _close(found)
     raise JobFailed(
-        f"The task returned {_describe(found)}, which would still have to run, so it is not done. "
-        f"{_advice(found)}"
+        f"The task returned {_describe(found)}, whose work is not finished. {_advice(found)}"
     )
 
 
@@ -99,7 +98,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def unfinished(value: Any, depth: int = _MAX_DEPTH) -> Any:
-    """Return the first object in a value that would still have to run, or None.
+    """Return the first object in a value whose work is not finished, or None.
 
     >>> unfinished([1, {'a': (n for n in range(3))}])
     <generator object <genexpr> at ...>

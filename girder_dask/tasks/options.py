@@ -1,4 +1,4 @@
-"""From a call of a task to a submission: options checked, arguments packed, job fields set."""
+"""Conversion of a call into a submission: checked options, packed arguments, job fields."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def check(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> None:
-    """Raise SubmissionError for a call that cannot work; nothing has been recorded then."""
+    """Raise SubmissionError for a call that cannot become a job, before anything is recorded."""
     _refuse_unknown(name, options.keys(), {*CALL_OPTIONS, *OPTION_NAMES})
     try:
         signature.bind(*args, **kwargs)
@@ -146,7 +146,7 @@ def pack(
     options: Mapping[str, Any],
     function: Callable[..., Any] | None,
 ) -> tuple[bytes, list[str], tuple[Any, ...], dict[str, Any]]:
-    """Return a call as bytes, the ids of its dependencies, and its arguments to be shown."""
+    """Return a call as bytes, the ids of its dependencies, and its arguments for display."""
     found: list[str] = []
 
     def placeholder(value: Any) -> Any:
@@ -188,7 +188,7 @@ def _too_deep(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> ArgumentError:
-    """Return the error that names the argument that is nested too deep."""
+    """Return an error that names the argument which is nested too deeply."""
     named = [(f"Argument {n}", v) for n, v in enumerate(args, 1)]
     named += [(f"Argument {k!r}", v) for k, v in kwargs.items()]
     wrong = "An argument"
@@ -199,8 +199,8 @@ def _too_deep(
             wrong = argument
             break
     return ArgumentError(
-        f"{wrong} of {name} holds itself, or is nested too deep. No job was created. Pass it in a "
-        "flat form, or as a Girder file.",
+        f"{wrong} of {name} contains itself, or is nested too deeply. No job was created. Pass it "
+        "in a flat form, or as a Girder file.",
         task=name,
     )
 
@@ -242,7 +242,7 @@ def _hooks(name: str, given: Any) -> tuple[Any, ...]:
         if hook is not None and not usable:
             raise SubmissionError(
                 f"{name} was started with {hook!r:.200} among its girder_result_hooks, which is "
-                "no hook: it has no transform(). Give objects such as "
+                "not a hook: it has no transform(). Give objects such as "
                 "GirderUploadToFolder(folder_id), or None where nothing is to be done. "
                 "No job was created.",
                 task=name,
@@ -258,7 +258,7 @@ def _hooks(name: str, given: Any) -> tuple[Any, ...]:
 
 
 def _takes(transform: Any, values: int) -> bool:
-    """Return True if a transform accepts so many values, or if its signature is unknown."""
+    """Return True if a transform accepts this number of values, or if its signature is unknown."""
     try:
         inspect.signature(transform.transform).bind(*range(values))
     except TypeError:
@@ -315,7 +315,7 @@ def map_parent(name: str, settings: TaskSettings, options: Mapping[str, Any]) ->
 def execution_options(
     name: str, settings: TaskSettings, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the execution options of a call, checked. Its own override those of the task."""
+    """Return the checked execution options of a call, which override those of the task."""
     return checked_options({n: options.get(n, getattr(settings, n)) for n in OPTION_NAMES}, name)
 
 
@@ -338,7 +338,7 @@ def _fields(
 def _checked_other_fields(name: str, given: Any) -> dict[str, Any]:
     try:
         if not isinstance(given, Mapping):
-            raise ValueError(f"girder_job_other_fields is {given!r:.200}, which is no mapping")
+            raise ValueError(f"girder_job_other_fields is {given!r:.200}, which is not a mapping")
         return checked_fields(given, "girder_job_other_fields")
     except ValueError as e:
         raise SubmissionError(f"{name} was not started: {e}. No job was created.", task=name) from e
@@ -349,7 +349,7 @@ def _refuse_no_text(name: str, fields: Mapping[str, Any]) -> None:
         value = fields.get(field_name)
         if value is not None and not isinstance(value, str):
             raise SubmissionError(
-                f"{name} was started with the {field_name} {value!r:.200}, which is no text. "
+                f"{name} was started with the {field_name} {value!r:.200}, which is not a string. "
                 "No job was created.",
                 task=name,
             )

@@ -292,7 +292,7 @@ def find_task(name: str, *, strictly: bool = False) -> Task[Any, Any]:
     ----------
     strictly
         Whether only modules in the entry point group ``girder_dask.tasks`` are imported, and the
-        task has to have this very name.
+        name of the task must be exactly ``name``.
 
     Raises
     ------

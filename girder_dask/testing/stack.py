@@ -36,7 +36,7 @@ class UnexpectedStatusError(AssertionError):
 
 
 class WaitTimeoutError(TimeoutError):
-    """A job did not come to the state that the test waited for."""
+    """A job did not reach the state that the test waited for in time."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class TestStack(Stack):
         AssertionError
             If the job ends in another state than ``status``. The message has the job's log.
         TimeoutError
-            If the job does not come to the state in time. The message has the job's log.
+            If the job does not reach the state in time. The message has the job's log.
         """
         __tracebackhide__ = True  # pytest shows the line of the test
         deadline = time.monotonic() + timeout

@@ -1,8 +1,8 @@
-"""Loops in the background that no error ends, and tasks that nothing awaits.
+"""Background loops that survive errors, and asyncio tasks that nothing awaits.
 
 An exception out of a thread or an asyncio task ends it, often without a message. So each step of a
-loop is guarded, and tasks that nothing awaits are watched. What asks a loop to end is no
-``Exception`` (cancellation, an interruption, ``SystemExit``) and passes through.
+loop is guarded, and tasks that nothing awaits are watched. Requests to end (cancellation, an
+interruption, ``SystemExit``) are not of class ``Exception`` and pass through.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Guard:
 
     Examples
     --------
-    >>> guard = Guard(logging.getLogger('example'), 'The look at the queue')
+    >>> guard = Guard(logging.getLogger('example'), 'The check of the queue')
     >>> with guard:
     ...     pass
     >>> guard.failed, guard.delay_s
@@ -95,7 +95,7 @@ class Guard:
             return False
         self._failures += 1
         self.delay_s = self._backoff.delay_s(self._failures)
-        self._errors.failed(error, "%s failed and goes on: %s", self._what)
+        self._errors.failed(error, "%s failed and continues: %s", self._what)
         return True
 
 
@@ -108,7 +108,7 @@ async def repeat(step: Callable[[], Any], guard: Guard, *, interval_s: float = 0
         A function or coroutine function. It may return after how many seconds the next step
         follows.
     guard
-        Guards each step. After a failed one its delay is waited for, if that is longer.
+        Guards each step. After a failed step, its delay applies if it is longer.
     interval_s
         Seconds between two steps, unless a step returns another number.
     """
@@ -124,7 +124,7 @@ async def repeat(step: Callable[[], Any], guard: Guard, *, interval_s: float = 0
 
 
 def log_failure(work: _Awaitable, logger: logging.Logger, what: str) -> _Awaitable:
-    """Have the exception of a task that nothing awaits logged at once, and return the task."""
+    """Log the exception of a task that nothing awaits as soon as it fails. Return the task."""
 
     def log(done: Any) -> None:
         error = None if done.cancelled() else done.exception()

@@ -1,6 +1,6 @@
 """Exponential backoff with jitter.
 
-Without jitter, all processes that lose the same server come back to it in step.
+Without jitter, all processes that lose the same server reconnect to it at the same moments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["Backoff"]
 
 # The system's source of random numbers: it has no state that other code could seed or a fork share.
 _random = random.SystemRandom()
-# 2.0 ** 1024 is no float.
+# 2.0 ** 1024 overflows.
 _MAX_EXPONENT = 64
 
 
@@ -28,7 +28,7 @@ class Backoff:
     max_s
         Seconds after many failures, at most.
     jitter
-        The part of a delay that is left to chance: a delay of 1 s lasts 0.5 to 1 s by default.
+        The random part of a delay: a delay of 1 s lasts 0.5 to 1 s by default.
         A test that measures delays sets it to 0.
 
     Examples
@@ -45,7 +45,7 @@ class Backoff:
     jitter: float = 0.5
 
     def delay_s(self, failures: int) -> float:
-        """Return the seconds to wait after so many failures in a row."""
+        """Return the seconds to wait after this number of failures in a row."""
         exponent = min(max(failures, 1) - 1, _MAX_EXPONENT)
         delay_s = min(self.first_s * 2.0**exponent, self.max_s)
         return delay_s * (1.0 - self.jitter * _random.random())

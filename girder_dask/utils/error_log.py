@@ -25,7 +25,7 @@ def describe(error: BaseException) -> str:
 
 
 class ErrorLog:
-    """Logs an error once until it changes, and once that it is over.
+    """Logs an error once until it changes, and once when it is over.
 
     Neither the text of an error nor a handler that fails raises anything here.
 
@@ -66,7 +66,7 @@ class ErrorLog:
         message
             A format of :mod:`logging`. Its last ``%s`` is the error.
         args
-            What it formats before the error.
+            The values that the message formats before the error.
         """
         before, self.error = self.error, describe(error)
         if self.error == before:

@@ -12,9 +12,9 @@ __all__ = ["FileLock", "try_lock"]
 
 
 class FileLock:
-    """A lock on a file, which is made if it is missing.
+    """A lock on a file, which is created if missing.
 
-    It is that of the operating system (``flock``) and ends with :meth:`release`, or with the
+    It is a lock of the operating system (``flock``), and ends with :meth:`release` or with the
     process, even if that is killed. Readers can share it.
     """
 

@@ -18,7 +18,7 @@ _resets: weakref.WeakKeyDictionary[Any, Callable[[Any], object]] = weakref.WeakK
 
 
 def reset_after_fork(instance: _T, reset: Callable[[_T], object]) -> None:
-    """Have an object reset in each process that is forked while it lives.
+    """Reset an object in each process that is forked during its lifetime.
 
     Parameters
     ----------

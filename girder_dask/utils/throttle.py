@@ -26,7 +26,7 @@ class Throttle:
     spacing
         Seconds for one token. By default ``interval``.
     rest
-        Shortens ``spacing`` to so many times the duration of the last batch, if that is less.
+        A factor: ``spacing`` is at most ``rest`` times the duration of the last batch.
     """
 
     def __init__(

@@ -104,7 +104,7 @@ def lost(stack: Any, user: Any, file_id: str) -> str:
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        (400_000, "data has 1,000,000 bytes in Girder, but what comes breaks off before that"),
+        (400_000, "data has 1,000,000 bytes in Girder, but every download ends early"),
         (None, "Girder knows the file, but has lost its content"),
     ],
     ids=["shorter", "gone"],
@@ -129,7 +129,7 @@ def test_what_girder_has_lost_on_disk_is_not_tried_again(girder_stack, girder_us
     log = lost(girder_stack, girder_user, file["_id"])
     assert said in log
     assert "The job is not retried" in log
-    assert "Girder is away" not in log
+    assert "Girder is unavailable" not in log
     assert time.monotonic() - began < 15, "not for as long as Girder may be away"
 
 
@@ -340,7 +340,7 @@ def test_a_file_that_rotted_in_girder_is_not_taken_for_good(girder_stack, girder
 
     girder_stack.call(rot, file["_id"])
     log = failure(girder_stack, girder_user, "file_size", GirderFileId(file["_id"]))
-    assert "a.txt is not what was put into Girder: its checksum differs" in log
+    assert "a.txt differs from the file that was uploaded: its checksum" in log
 
 
 # -- over connections that break -----------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_values_are_taken_or_refused_alike(
     assert "girder_job_other_fields['meta']['n'][1] is nan" in nan
     assert "girder_job_other_fields['meta']['n'] is of type builtins.set" in kind
     assert "Argument 2 of my_worker_tasks" in circle
-    assert "holds itself" in circle
+    assert "contains itself" in circle
     job, shown = (girder_admin.get(f"job/{i}") for i in place["ids"])
     assert job["meta"] == {"when": DAY, "sizes": [1, 2.5], "odd": {"b64": "x"}}
     assert shown["args"] == ["nan", ["inf"], DAY, "2026-01-02"]

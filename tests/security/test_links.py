@@ -233,7 +233,7 @@ def test_a_setting_that_makes_no_sense_allows_nothing(
     with pytest.raises(GirderDaskError, match="link-hosts"):
         LinkHosts.of(value)
     file = link(girder, f"http://{PUBLIC}/")
-    assert "links are followed nowhere: girder.worker.link-hosts has" in refusal(
+    assert "no links are followed: girder.worker.link-hosts has" in refusal(
         gc, file, tmp_path, hosts=value
     )
 
@@ -588,7 +588,7 @@ def test_a_link_into_the_cluster_ends_the_job(girder_stack: Any, girder_user: An
         for job in jobs:
             girder_stack.wait(job, status=JobStatus.ERROR)
             log = girder_stack.log(job)
-            assert "The file is a link to 127.0.0.1, which workers may not ask" in log
+            assert "The file is a link to 127.0.0.1, which workers may not contact" in log
             assert "The job is not retried" in log
             assert "Try 1 of 3" not in log
         with pytest.raises(BlockingIOError):

@@ -514,7 +514,7 @@ def test_reaper_logs_what_went_wrong(tmp_path: Path) -> None:
         process._tell("nonsense\n")
         process.close()
     assert log.stat().st_mode & 0o777 == 0o600
-    assert "The reaper of the stack failed and goes on: ValueError" in log.read_text()
+    assert "The reaper of the stack failed and continues: ValueError" in log.read_text()
     assert process._process.returncode == 0
 
 

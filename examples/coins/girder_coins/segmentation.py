@@ -1,4 +1,4 @@
-"""Finding blobs in a picture: ordinary scikit-image, which knows nothing of jobs."""
+"""Segmentation of blobs in a picture: ordinary scikit-image, independent of jobs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 from skimage import color, filters, io, measure, morphology, segmentation, util
 
-#: What is smaller than this part of the median object is taken for dirt.
-DIRT = 0.3
+#: Objects whose area is less than this fraction of the median area are discarded as dirt.
+MIN_AREA_FRACTION = 0.3
 ORANGE = (255, 64, 0)
 
 
@@ -23,7 +23,7 @@ def read(path: str) -> np.ndarray:
 
 
 def foreground(image: np.ndarray) -> np.ndarray:
-    """Return a mask of what stands out: bright in a grey picture, stained in tissue."""
+    """Return a mask of the foreground: bright areas of a gray picture, stained ones of tissue."""
     if (image == image[..., :1]).all():
         signal = filters.gaussian(image[..., 0], sigma=1)
     else:
@@ -36,20 +36,20 @@ def foreground(image: np.ndarray) -> np.ndarray:
 
 
 def split(mask: np.ndarray) -> np.ndarray:
-    """Number the objects of a mask from 1, cutting those that touch at their waists."""
+    """Number the objects of a mask from 1, and split touching objects where they are narrow."""
     depth = filters.gaussian(ndimage.distance_transform_edt(mask), sigma=2)
     seeds = measure.label(morphology.h_maxima(depth, 1))
     labels = segmentation.watershed(-depth, seeds, mask=mask)
     areas = np.bincount(labels.ravel())
     if len(areas) > 1:
-        labels[areas[labels] < DIRT * np.median(areas[1:])] = 0
+        labels[areas[labels] < MIN_AREA_FRACTION * np.median(areas[1:])] = 0
     return segmentation.relabel_sequential(labels)[0]
 
 
 def summarize(labels: np.ndarray) -> dict[str, Any]:
     """Count the objects and measure them. Diameters are in pixels."""
     areas = np.bincount(labels.ravel())[1:]
-    # Of the circle with the same area. With no object there is nothing to measure.
+    # The diameters of circles with the same areas. Without objects, they are 0.
     diameters = np.sqrt(4 * areas / np.pi) if len(areas) else np.zeros(1)
     return {
         "objects": len(areas),

@@ -160,5 +160,5 @@ def test_examine_tells_an_import_error_from_a_missing_package() -> None:
     tasks = [{**TASKS[0], "error": "ValueError: no licence"}]
     (check,) = broken(whole(workers={"tcp://w:1": WORKER, "tcp://w:2": {**WORKER, "tasks": tasks}}))
     assert check.remedy == (
-        "Correct what raises: \"python -c 'import coins.tasks'\" in that environment shows it."
+        "Fix its import: \"python -c 'import coins.tasks'\" in that environment shows the error."
     )

@@ -83,7 +83,7 @@ def test_retry_budget_can_be_silent(
         budget = RetryBudget(20.0, backoff=FAST, is_silent=is_silent)
         budget.wait(AWAY)
         budget.wait(AWAY)
-    assert caplog.messages == ["Girder is away (away). Retrying for 20 s."]
+    assert caplog.messages == ["Girder is unavailable (away). Retrying for 20 s."]
 
 
 def test_retry_returns_the_first_answer() -> None:

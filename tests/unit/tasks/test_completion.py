@@ -145,7 +145,7 @@ def test_the_task_itself_is_still_the_plain_function() -> None:
     assert asyncio.run(speaks(0)) == "None None"
 
 
-# -- what would still have to run ----------------------------------------------------------
+# -- unfinished work -----------------------------------------------------------------------
 
 
 async def add(a: int, b: int) -> int:
@@ -200,7 +200,7 @@ UNFINISHED = {
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", UNFINISHED)
 def test_a_value_that_would_still_have_to_run_is_an_error(name: str) -> None:
-    with pytest.raises(JobFailed, match="which would still have to run, so it is not done") as e:
+    with pytest.raises(JobFailed, match="whose work is not finished") as e:
         completed(UNFINISHED[name])
     assert str(e.value).endswith(".")
 

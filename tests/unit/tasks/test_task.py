@@ -314,9 +314,9 @@ def test_an_option_that_makes_no_sense_is_named(
 
 
 def test_a_title_is_a_text(backend: RecordingBackend) -> None:
-    with pytest.raises(SubmissionError, match="the title 7, which is no text"):
+    with pytest.raises(SubmissionError, match="the title 7, which is not a string"):
         count.options(title=7)
-    with pytest.raises(SubmissionError, match="the type 7, which is no text"):
+    with pytest.raises(SubmissionError, match="the type 7, which is not a string"):
         count.delay("a", girder_job_type=7)
     assert not backend.submissions
 
@@ -343,8 +343,8 @@ def test_a_client_in_a_nested_hook_does_not_travel(backend: RecordingBackend) ->
     [
         (GirderItemMetadata("5f"), "Give a list of hooks"),
         (7, "Give a list of hooks"),
-        (["5f"], "'5f' among its girder_result_hooks, which is no hook"),
-        ([[{"a": GirderItemMetadata}]], "among its girder_result_hooks, which is no hook"),
+        (["5f"], "'5f' among its girder_result_hooks, which is not a hook"),
+        ([[{"a": GirderItemMetadata}]], "among its girder_result_hooks, which is not a hook"),
     ],
 )
 def test_what_is_no_hook_makes_no_job(backend: RecordingBackend, hooks: Any, said: str) -> None:

@@ -65,7 +65,7 @@ def test_an_error_is_told_once_until_it_changes(caplog: pytest.LogCaptureFixture
     assert (guard.failed, guard.delay_s) == (False, 0.0)
     with guard:
         raise Injected("two")
-    failed = "The loop failed and goes on: Injected: "
+    failed = "The loop failed and continues: Injected: "
     assert told(caplog) == [failed + "one", failed + "two", failed + "two"]
     assert "The loop works again" in caplog.messages
 
@@ -75,7 +75,7 @@ def test_an_outage_is_told_without_a_traceback(caplog: pytest.LogCaptureFixture)
         raise ConnectionError("away")
     (record,) = caplog.records
     assert (record.levelno, record.exc_info) == (logging.WARNING, None)
-    assert record.getMessage() == "The loop failed and goes on: ConnectionError: away"
+    assert record.getMessage() == "The loop failed and continues: ConnectionError: away"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_a_repeated_step_sets_the_pause_and_no_error_ends_it(
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert pauses == [7.0, 5.0, 5.0, 8.0, 5.0, 0.0]
-    assert told(caplog) == ["The step failed and goes on: Injected: one"]
+    assert told(caplog) == ["The step failed and continues: Injected: one"]
 
 
 #: The modules that begin something in the background. Whoever adds one guards its steps (or has it
