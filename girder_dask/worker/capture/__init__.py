@@ -1,3 +1,3 @@
-"""Capture of what jobs print, log and warn about, each in a log of its own."""
+"""Capture of the output, log records and warnings of jobs, each in its own log."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
 """State that modules set at import, which happens once a process and not once a job.
 
-What a package sets for its own loggers holds for the process, as it does without jobs. Anything
-else that the module of a task sets at import, such as ``logging.basicConfig()``, holds for the
+What a package sets for its own loggers applies to the process, as it does without jobs. Anything
+else that the module of a task sets at import, such as ``logging.basicConfig()``, applies to the
 jobs of this package: it is kept here and applied to later jobs.
 """
 
@@ -34,14 +34,14 @@ def importing_package() -> str | None:
 
 
 def keep_import_time_state(log: JobLog, module: str, must_keep: Callable[[Hashable], bool]) -> None:
-    """Keep what was set while the function of a job was loaded, and apply what was kept before.
+    """Keep the state set while the function of a job was loaded, and apply what was kept before.
 
     Parameters
     ----------
     module
         The module of the function.
     must_keep
-        Returns whether the value of a name in the local state is kept.
+        Returns True if the value of a name in the local state must be kept.
     """
     package = module.partition(".")[0]
     if package in _NO_PACKAGE:

@@ -1,8 +1,8 @@
-"""Log records of jobs, each of which reaches the job's log once, whatever handlers there are.
+"""Log records of jobs, each of which reaches its job's log once, whatever the handlers.
 
-A record of a job goes to the handlers that the job sees, and to the worker's own where it would
-without a job. If none of them has written to the job's log, a line is added to it. The log itself
-detects writes, so the kind of handler does not matter.
+A record of a job goes to the handlers that the job sees, and to those of the worker that would get
+it without a job. If none of them has written to the job's log, a line is added to it. The log
+itself detects writes, so the kind of handler does not matter.
 
 A record that a handler keeps for later (``QueueHandler`` with a listener, ``MemoryHandler`` with
 a target) is settled by the second of the two: the logger, or the handler that gets it later.
@@ -35,7 +35,7 @@ _MAX_PENDING_RECORDS = 10_000
 _DRAIN_TIMEOUT_S = 1.0
 _POLL_INTERVAL_S = 0.005
 
-#: Dask logs from its own threads, in the context of the job that happened to ask for something.
+#: Dask logs from its own threads, in the context of whichever job made a request.
 _DASK = "distributed"
 
 _formatter = logging.Formatter()
@@ -99,7 +99,7 @@ def _deliver(log: JobLog, logger: logging.Logger, record: logging.LogRecord) -> 
 
 
 def _is_passed_on(outer: logging.LogRecord, record: logging.LogRecord) -> bool:
-    """Return True if a handler has made one record of another, and not one about itself."""
+    """Return True if a handler has derived one record from another, not logged one of its own."""
     with contextlib.suppress(Exception):  # their arguments may be wrong
         return outer.getMessage() in record.getMessage()
     return False
@@ -110,13 +110,13 @@ def _call_handlers(original: Callable[..., None]) -> Callable[..., None]:
         log = current.get()
         if log is None:
             if not _call_all(self, record):
-                original(self, record)  # which goes to the last resort
+                original(self, record)  # it uses logging.lastResort
             return
         for handler in _handlers(log, self):
             if record.levelno >= handler.level:
                 handler.handle(record)
         if logger_state.is_enabled_in_process(self, record.levelno):
-            token = current.set(None)  # the worker's handlers are no part of the job
+            token = current.set(None)  # the worker's handlers do not belong to the job
             try:
                 _call_all(self, record, workers=True)
             finally:
@@ -126,9 +126,9 @@ def _call_handlers(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _handlers(log: JobLog, logger: logging.Logger) -> Iterator[Any]:
-    """Yield the handlers that a job sees, without those that do nothing."""
+    """Yield the handlers that a job sees, except null handlers."""
     if log.local_state.get((logger, "disabled")):
-        return  # by dictConfig: its handlers get nothing
+        return  # by dictConfig: its handlers get no records
     at: logging.Logger | None = logger
     while at is not None:
         for handler in logging_handlers.handlers_of_job(log, at):
@@ -138,7 +138,7 @@ def _handlers(log: JobLog, logger: logging.Logger) -> Iterator[Any]:
 
 
 def _call_all(logger: Any, record: logging.LogRecord, *, workers: bool = False) -> bool:
-    """Pass a record to the process's handlers, or only to the worker's. Return True if any."""
+    """Pass a record to the process's handlers, or only the worker's. Return True if any exist."""
     found = False
     while logger is not None:
         state = logger.__dict__
@@ -162,20 +162,20 @@ def _show(log: JobLog, logger: logging.Logger, record: logging.LogRecord, handle
         return
     try:
         text = _formatter.format(record) + "\n"
-    except Exception as e:  # noqa: BLE001 - whatever is wrong with its arguments
+    except Exception as e:  # noqa: BLE001 - its arguments may raise anything
         text = (
             f"A log record cannot be formatted ({type(e).__name__}: {e}):\n"
             f'  File "{record.pathname}", line {record.lineno}, in {record.funcName}\n'
             f"  Message: {record.msg!r}\n  Arguments: {record.args!r}\n"
         )
-    if handlers:  # a redirection of the job is for its output, not for these records
+    if handlers:  # the job redirects its output, not these records
         log.write(text, "stderr")
     elif sys.stderr is not None:
         sys.stderr.write(text)
 
 
 def _is_redirected(log: JobLog, handlers: list[Any]) -> bool:
-    """Return True if a handler writes to what the job has assigned to its streams."""
+    """Return True if a handler writes to a stream that the job has assigned to ``sys``."""
     assigned = [log.local_state[name] for name in ("stdout", "stderr") if name in log.local_state]
     if not assigned:
         return False
@@ -209,7 +209,7 @@ def _key(record: logging.LogRecord) -> Hashable:
 
 
 def _settle(log: JobLog, logger: Any, record: logging.LogRecord, *, shown: bool) -> bool:
-    """Record what the first of two has done with a log record. Return True if none has shown it."""
+    """Record the first of two deliveries of a record. Return True if neither has shown it."""
     with _lock:
         pending: dict[Hashable, Any] = log.local_state.setdefault(_PENDING, {})
         other = pending.pop(_key(record), None)
@@ -267,12 +267,12 @@ def _flush_memory(original: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def settle_records() -> None:
-    """Write to the log what handlers of the current job have kept for later."""
+    """Write the records that handlers of the current job still hold to its log."""
     log = current.get()
     if log is None:
         return
     for handler in logging_handlers.handlers_made(log):
-        with contextlib.suppress(Exception):  # a foreign handler may raise anything
+        with contextlib.suppress(Exception):  # a task's handler may raise anything
             handler.flush()
     for listener in log.local_state.get(_LISTENERS, ()):
         thread = listener._thread  # noqa: SLF001 - as above
@@ -288,7 +288,7 @@ def settle_records() -> None:
 def _drain(queue: Any) -> None:
     """Wait until the listener of a queue has emptied it, for a limited time."""
     deadline = time.monotonic() + _DRAIN_TIMEOUT_S
-    with contextlib.suppress(Exception):  # it may be of any kind
+    with contextlib.suppress(Exception):  # the queue may be of any type
         while getattr(queue, "unfinished_tasks", 0) or not queue.empty():
             if time.monotonic() > deadline:
                 return

@@ -3,12 +3,12 @@
 The attributes of loggers become properties. In a job they show the process's value until the job
 sets its own, which is kept with its log (see :mod:`girder_dask.worker.job_log.job_local_state`):
 
-* The level of the root logger is the one of jobs' logs, if the process's is higher.
-* ``logging.disable()`` and ``disabled`` of other jobs and of the worker do not count.
+* The level of the root logger is at most the log level of jobs.
+* ``logging.disable()`` and ``disabled`` of other jobs and of the worker have no effect.
 * Handlers that were created outside of jobs are hidden, so that ``basicConfig()`` works, and
   ``force=True`` or ``dictConfig()`` do not close the worker's.
 
-A package that configures its own loggers while it is imported does so for the process.
+A package that configures its own loggers while it is imported configures them for the process.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = [
 _ATTRIBUTES = ("level", "disabled", "propagate", "handlers", "filters")
 _DISABLE = "logging.disable"
 
-#: Value of ``disabled`` for a logger that ``dictConfig`` has disabled because it existed before,
-#: which is hardly ever intended: its handlers get nothing, the job's log does.
+#: Value of ``disabled`` for a logger that ``dictConfig`` has disabled because it existed before.
+#: This is rarely intended, so its records reach the job's log, though not its handlers.
 _BY_CONFIG = "by configuration"
 
 #: The lowest level of records that reach a job's log.
@@ -147,7 +147,7 @@ def _is_called_by_config() -> bool:
 
 
 def is_of_logging(key: Hashable) -> bool:
-    """Return True if a name in a job's local state is one of this module."""
+    """Return True if a name in a job's local state belongs to this module."""
     return key == _DISABLE or (
         isinstance(key, tuple) and bool(key) and isinstance(key[0], logging.Logger)
     )
@@ -209,7 +209,7 @@ def is_disabled(log: JobLog, logger: logging.Logger) -> bool:
 
 
 def effective_levels(log: JobLog, logger: logging.Logger | None) -> tuple[int, int]:
-    """Return the level of a logger in a job, and the lowest of records that reach its log."""
+    """Return the level of a logger in a job, and the lowest level that reaches the job's log."""
     own = log.local_state
     while logger is not None:
         level = own.get((logger, "level"))

@@ -1,6 +1,6 @@
 """The record factory, the logger class and the names of levels, separate for each job.
 
-Replacements that slow down each record are installed when a job first needs them.
+Replacements that slow down every record are installed when a job first needs them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CLASS = "logging logger class"
 _NAMES = "logging level names"
 
 _patches = MonkeyPatches()
-#: The first level that a job has renamed, if one has.
+#: The first level that a job has renamed, if any.
 _renames: list[int] = []
 
 

@@ -1,4 +1,4 @@
-"""Handlers of ``logging`` that jobs create. Jobs do not see the others, which are the worker's."""
+"""Handlers of ``logging`` that jobs create. The others are the worker's, which jobs do not see."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _patches = MonkeyPatches()
 
 
 def install() -> None:
-    """Record the handlers that jobs create, and close no others in jobs."""
+    """Record the handlers that jobs create, and keep jobs from closing others."""
     _patches.apply(logging, "_addHandlerRef", _add_handler_ref)
     _patches.apply(logging, "shutdown", _shutdown)
     _patches.apply(logging.config, "_clearExistingHandlers", _clear_existing_handlers)
@@ -44,12 +44,12 @@ def uninstall() -> None:
 
 
 def is_made_in_job(handler: Any) -> bool:
-    """Return True if a handler was created in a job: the others are the worker's."""
+    """Return True if a handler was created in a job. The others are the worker's."""
     return _FLAG in getattr(handler, "__dict__", ())
 
 
 def adopt_handlers() -> None:
-    """Regard all handlers as created in a job: for a process with one job."""
+    """Mark all handlers as created in a job, in a process with only one job."""
     for reference in list(logging._handlerList):  # type: ignore[attr-defined]  # noqa: SLF001
         handler = reference()
         if handler is not None:
@@ -74,7 +74,7 @@ def handlers_made(log: JobLog) -> list[Any]:
 
 
 def close_handlers(log: JobLog) -> None:
-    """Flush and close the handlers that a job has created, as Python does at its exit."""
+    """Flush and close the handlers that a job has created, as Python does at exit."""
     for handler in handlers_made(log):
         with contextlib.suppress(Exception), _held(handler):
             handler.flush()

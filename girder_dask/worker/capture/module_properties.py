@@ -1,4 +1,4 @@
-"""Properties of modules, by which an attribute is looked up for each job."""
+"""Properties of modules, which give an attribute a value for each job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_properties(
 ) -> type[types.ModuleType]:
     """Give a module a class with properties, and return the class."""
     names: dict[str, Any] = dict(properties)
-    # pickle and cloudpickle know modules by their very type.
+    # pickle and cloudpickle recognize modules by their exact type.
     names["__reduce_ex__"] = lambda self, _: (importlib.import_module, (self.__name__,))
     made: type[types.ModuleType] = type(f"{module.__name__}_by_job", (type(module),), names)
     module.__class__ = made
@@ -43,7 +43,7 @@ class ModuleSnapshot:
         self._values = dict(vars(module))
 
     def restore(self) -> None:
-        """Restore them if the module was reloaded."""
+        """Restore the attributes if the module was reloaded."""
         state = vars(self._module)
         if state.get(self._mark) is not self._values[self._mark]:
             state.update(self._values)

@@ -1,17 +1,18 @@
-"""Capture of what jobs write: standard output and error, ``logging`` and ``warnings``.
+"""Capture of the output of jobs: standard output and error, ``logging`` and ``warnings``.
 
-Several jobs run at once in one worker process, each in a thread of its own. What a job writes goes
-to its own :class:`~girder_dask.worker.job_log.log.JobLog`, because what is installed here reads
-the context of the writer. :mod:`girder_dask.worker.concurrency.propagation` carries that context
-into child threads and thread pools, and gives subprocesses a pipe to the log.
+Several jobs run at once in one worker process, each in a thread of its own. The output of a
+job goes to its own :class:`~girder_dask.worker.job_log.log.JobLog`, because the replacements
+installed here read the context of the writer.
+:mod:`girder_dask.worker.concurrency.propagation` carries that context into child threads and
+thread pools, and gives subprocesses a pipe to the log.
 
 * ``print``, ``sys.stdout.write`` and the like go to the log of the job they are called in, unless
   the job has put something else in their place
   (:mod:`girder_dask.worker.capture.standard_streams`).
-* ``logging``: messages from ``log_level`` on reach the log, whatever handlers there are
-  (:mod:`girder_dask.worker.capture.log_records`). What a job configures concerns that job
+* ``logging``: records from ``log_level`` on reach the log, whatever the handlers
+  (:mod:`girder_dask.worker.capture.log_records`). What a job configures applies to that job only
   (:mod:`girder_dask.worker.capture.logger_state`). The worker's own log does not change.
-* ``warnings`` are shown once for each place and job, by filters of the job
+* ``warnings`` are shown once for each place and job, by the filters of the job
   (:mod:`girder_dask.worker.capture.warnings_state`).
 
 Known limits
@@ -106,7 +107,7 @@ def install(log_level: int | str = logging.INFO) -> None:
 
 
 def adopt_handlers() -> None:
-    """Regard all handlers of ``logging`` as the job's: in a process that has only one."""
+    """Mark all handlers of ``logging`` as the job's, in a process with only one job."""
     logging_handlers.adopt_handlers()
 
 
@@ -142,10 +143,10 @@ def _level(level: int | str) -> int:
 
 @contextlib.contextmanager
 def capturing_run(log: JobLog, module: str = "") -> Iterator[JobLog]:
-    """Capture what the calling thread writes while it runs a job, to its end.
+    """Capture the output of the calling thread while it runs a job.
 
-    At the end, what the job has set for itself is dropped, and what it has changed for the process
-    is restored, with a line in its log.
+    At the end, state that the job has set for itself is dropped, and state that it has changed for
+    the process is restored, with a line in its log.
 
     Parameters
     ----------
@@ -166,7 +167,7 @@ def capturing_run(log: JobLog, module: str = "") -> Iterator[JobLog]:
 
 
 def keep_import_time_state(log: JobLog) -> None:
-    """Regard what was set in a job so far as set by the import of its function's module."""
+    """Treat the state that a job has set so far as set by the import of its function's module."""
     import_time_state.keep_import_time_state(log, log.package or "", _must_keep)
 
 
@@ -176,7 +177,7 @@ def _must_keep(key: Hashable) -> bool:
 
 @contextlib.contextmanager
 def flushing_at_end() -> Iterator[None]:
-    """Flush everything that a function has written to the log of the current job at its end."""
+    """Flush everything that the block has written to the log of the current job when it ends."""
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
 """Replacements of ``sys.stdout`` and ``sys.stderr`` that route each write to the writer's job.
 
-What is written inside a job goes to the log of that job, the rest to the stream that was
-there before. The context of the writer decides at each write, so one object serves all jobs,
-and a logging handler that one job has bound to it serves the next.
+Output inside a job goes to the log of that job, other output to the original stream. The context
+of the writer decides at each write, so one object serves all jobs, and a logging handler that one
+job has bound to it serves the next.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["RoutingBuffer", "RoutingStream"]
 
 
 class _RoutingFile(io.IOBase):
-    """Methods that both kinds of stream share."""
+    """Base of both kinds of stream."""
 
     original: TextIO
 
     def flush(self) -> None:
-        """Flush the original stream outside of jobs. In a job, only a fork keeps unended lines."""
+        """Flush the original stream outside of jobs. In jobs, only forks buffer unended lines."""
         log = current.get()
         if log is not None:
             log.flush()
@@ -44,7 +44,7 @@ class _RoutingFile(io.IOBase):
         return current.get() is None and self.original.closed
 
     def fileno(self) -> int:
-        """Return the original's descriptor, which belongs to the worker and not to the job."""
+        """Return the descriptor of the original, which belongs to the worker, not to the job."""
         return self.original.fileno()
 
     def isatty(self) -> bool:
@@ -65,7 +65,7 @@ class _RoutingFile(io.IOBase):
 
 
 class RoutingBuffer(_RoutingFile, io.BufferedIOBase):
-    """The ``buffer`` of a :class:`RoutingStream`, which takes bytes."""
+    """The ``buffer`` of a :class:`RoutingStream`, for bytes."""
 
     def __init__(self, original: TextIO, name: str) -> None:
         self.original = original
@@ -91,9 +91,9 @@ class RoutingBuffer(_RoutingFile, io.BufferedIOBase):
 class RoutingStream(_RoutingFile, io.TextIOBase):
     """A text stream that writes to the current job's log, or to ``original`` outside of jobs.
 
-    It takes bytes as well, because programs that relay the output of others write them.
-    Closing it does nothing, as it is shared by all jobs. ``fileno`` is the original's: what
-    is written to the descriptor goes to the worker's own log.
+    It accepts bytes as well, because programs that relay the output of others write them.
+    Closing it does nothing, because all jobs share it. ``fileno`` is the original's: output
+    to the descriptor goes to the worker's own log.
     """
 
     def __init__(self, original: TextIO, name: str) -> None:
@@ -119,37 +119,37 @@ class RoutingStream(_RoutingFile, io.TextIOBase):
             self.write(line)
 
     def detach(self) -> Any:
-        """Return the buffer, and keep it."""
+        """Return the buffer without detaching it."""
         return self._buffer
 
     def reconfigure(self, **options: Any) -> None:
-        """Reconfigure the original outside of jobs; do nothing inside, where all is UTF-8."""
+        """Reconfigure the original outside of jobs. Do nothing in a job, where all is UTF-8."""
         reconfigure = getattr(self.original, "reconfigure", None)
         if current.get() is None and reconfigure is not None:
             reconfigure(**options)
 
     @property
     def buffer(self) -> RoutingBuffer:
-        """A stream of bytes to the same place."""
+        """The binary stream to the same destination."""
         return self._buffer
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """UTF-8 inside a job."""
+        """The encoding, UTF-8 inside a job."""
         if current.get() is not None:
             return "utf-8"
         return getattr(self.original, "encoding", None) or "utf-8"
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        """How characters that cannot be encoded are replaced."""
+        """The error handler for characters that cannot be encoded."""
         if current.get() is not None:
             return "backslashreplace"
         return getattr(self.original, "errors", None)
 
     @property
     def newlines(self) -> Any:  # type: ignore[override]
-        """As in the original."""
+        """The newlines of the original."""
         return getattr(self.original, "newlines", None)
 
     @property

@@ -1,9 +1,9 @@
 """Descriptors 0, 1 and 2 of a worker's process, restored after tasks that redirect them.
 
-They belong to all jobs in the process, so a task that redirects one redirects what C code and
-subprocesses of others write. That cannot be confined to one job, but it ends with the job.
-``os.dup2`` records its caller. What C code or ``os.close`` does is detected by comparison, and
-undone when no other job runs that may have done it.
+All jobs in the process share them, so a task that redirects one redirects the output of C code and
+subprocesses of other jobs. That cannot be confined to one job, but it ends with the job.
+``os.dup2`` records its caller. Changes by C code or ``os.close`` are detected by comparison, and
+undone when no other job runs that may have made them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _originals: dict[int, tuple[int, _Identity]] = {}
 #: The job that has redirected a descriptor, and the identity of its target.
 _changed: dict[int, tuple[weakref.ref[JobLog], _Identity]] = {}
 _running: weakref.WeakSet[JobLog] = weakref.WeakSet()
-#: Jobs beside which others have run.
+#: Jobs that have run at the same time as others.
 _accompanied: weakref.WeakSet[JobLog] = weakref.WeakSet()
 _patches = MonkeyPatches()
 
@@ -54,7 +54,7 @@ def uninstall() -> None:
 
 
 def begin_run(log: JobLog) -> None:
-    """Record that a job runs. What is found while none runs is the process's own."""
+    """Record that a job runs. What the descriptors are while none runs is the process's own."""
     with _lock:
         if not _running:
             for fd, (_, identity) in list(_originals.items()):
@@ -107,7 +107,7 @@ def _record(fd: int) -> None:
 
 
 def _save(fd: int) -> None:
-    """Save what a descriptor is now as the process's own."""
+    """Save the present target of a descriptor as the process's own."""
     earlier = _originals.pop(fd, None)
     if earlier is not None:
         os.close(earlier[0])
@@ -116,7 +116,7 @@ def _save(fd: int) -> None:
 
 
 def _was_by(fd: int, log: JobLog) -> bool:
-    """Return True if a job is recorded as having redirected a descriptor to its target."""
+    """Return True if a job has redirected a descriptor to its present target, by the record."""
     owner, identity = _changed.get(fd, (None, None))
     return owner is not None and owner() is log and identity == _identity(fd)
 

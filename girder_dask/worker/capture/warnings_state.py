@@ -3,11 +3,11 @@
 The module gets a class with properties: its C code reads ``filters`` and ``_showwarnmsg`` from the
 module as attributes. A job begins with the filters of the process, and shows a warning
 once for each place, where Python does so once for each place and process. Actions that depend on
-what was shown before become ``always``, or what one job has shown would be left out in others. The
-job records what it has shown instead.
+earlier warnings become ``always``, or one job would suppress warnings of others. The job itself
+records the warnings that it has shown.
 
-Python 3.14 keeps filters in contexts. There, and wherever the module is not as expected, warnings
-go to the log of the job, and filters are the process's.
+Python 3.14 keeps filters in contexts. There, and where the module lacks an expected name, warnings
+go to the log of the job, and all jobs share the filters of the process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CAPTURED = "logging.captureWarnings"
 #: Attributes that a job may assign for itself.
 _NAMES = ("filters", "showwarning", "_showwarnmsg_impl", "formatwarning", "warn", "warn_explicit")
 
-#: Functions that are replaced, since they use the module's own names or count for all jobs.
+#: Functions that are replaced, since they use the module's own names or affect all jobs.
 _FUNCTIONS = ("_showwarnmsg", "_add_filter", "resetwarnings", "_filters_mutated")
 _NEEDED = (*_NAMES, *_FUNCTIONS, "_showwarning_orig", "_formatwarning_orig", "_formatwarnmsg_impl")
 
@@ -59,7 +59,7 @@ _LAST = (_ACTIONS["default"], None, Warning, None, 0)
 
 
 class _Filters(list[Any]):
-    """The filters of a job. ``catch_warnings`` creates new ones, which have shown nothing yet."""
+    """The filters of a job. ``catch_warnings`` creates new ones, with no warning shown yet."""
 
     def __init__(self, filters: Any) -> None:
         super().__init__((_ACTIONS.get(each[0], each[0]), *each[1:]) for each in filters)
@@ -73,7 +73,7 @@ _class: type[types.ModuleType] | None = None
 
 
 def install() -> None:
-    """Give each job its own filters, where Python has what that needs."""
+    """Give each job its own filters, if this Python allows it."""
     global _class
     _patches.apply(logging, "captureWarnings", _capture_warnings)
     if sys.version_info >= (3, 14) or any(name not in vars(warnings) for name in _NEEDED):
@@ -95,7 +95,7 @@ def uninstall() -> None:
 
 
 def is_of_warnings(key: Hashable) -> bool:
-    """Return True if a name in a job's local state is one of this module."""
+    """Return True if a name in a job's local state belongs to this module."""
     return isinstance(key, tuple) and bool(key) and key[0] == _WARNINGS
 
 
@@ -158,10 +158,10 @@ def _add_filter(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_for_all(item: tuple[Any, ...]) -> bool:
-    """Return True if a module that is being imported filters something of its own.
+    """Return True if a module that is being imported filters its own warnings.
 
-    Such a filter of a library holds for the process: it is set once. One for all warnings of a
-    kind that Python has holds for the job.
+    Such a filter of a library applies to the process, because an import happens once. A filter
+    for all warnings of a builtin category applies to the job.
     """
     _, message, category, module, _ = item
     package = importing_package()
@@ -249,7 +249,7 @@ _OF_JOBS: dict[str, Any] = {"showwarning": _show_warning, "_showwarnmsg_impl": _
 
 
 def _record_shown(log: JobLog, msg: Any) -> bool:
-    """Record a warning as shown. Return True if it was shown before and is to be left out."""
+    """Record a warning as shown. Return True if it was shown before and must be suppressed."""
     filters, text = _filters(log), str(msg.message)
     meant = next(
         (getattr(each[0], "meant", "") for each in filters if _matches(each, msg, text)), ""
@@ -272,7 +272,7 @@ def _record_shown(log: JobLog, msg: Any) -> bool:
 def _matches(item: tuple[Any, ...], msg: Any, text: str) -> bool:
     action, message, category, module, lineno = item
     return (
-        action == "always"  # else it was not shown
+        action == "always"  # other actions do not show it
         and issubclass(msg.category, category)
         and lineno in (0, msg.lineno)
         and (message is None or _is_like(message, text))

@@ -9,7 +9,7 @@ __all__ = ["write_all"]
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all data to a descriptor, and wait for room where it does not block.
+    """Write all data to a descriptor. Wait for room even if it is non-blocking.
 
     A program that shares the descriptor may have made it non-blocking for all processes: ``node``
     and ``ssh`` do so with the standard output that they inherit.
@@ -17,7 +17,7 @@ def write_all(fd: int, data: bytes) -> None:
     Raises
     ------
     OSError
-        If it has no reader left.
+        If the descriptor has no reader left.
 
     Examples
     --------

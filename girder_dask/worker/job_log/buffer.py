@@ -1,4 +1,4 @@
-"""The buffer of a job's log: whole lines up to a limit, and back-pressure on who writes."""
+"""The buffer of a job's log: whole lines up to a limit, and back-pressure on writers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from girder_dask.worker.job_log.print_frames import is_in_event_loop
 
 __all__ = ["LogBuffer"]
 
-#: Most seconds that a thread waits for room if an event loop runs in it: the loop may be
-#: the very one that takes the text away.
+#: Most seconds that a thread waits for room if an event loop runs in it: that loop may be the
+#: one that takes the text.
 _MAX_LOOP_WAIT_S = 1.0
 
-#: The end of a long log, as a writer of lines.
+#: The number of the end of a long log, as a writer of lines.
 _LOG_END = -2
 
 
@@ -32,17 +32,17 @@ class LogBuffer:
     max_bytes
         Bytes that are kept, see :mod:`girder_dask.worker.job_log.log_limit`.
     is_busy
-        Returns whether a writer is about to end its line, see
+        Returns True if a writer is about to end its line, see
         :class:`~girder_dask.worker.job_log.line_assembler.LineAssembler`.
     on_held
-        Called when a line is held: :meth:`LineAssembler.retry` has to be called before long.
+        Called when a line is held: :meth:`LineAssembler.retry` must be called soon.
 
     Attributes
     ----------
     size
-        Characters that wait.
+        Number of waiting characters.
     lines
-        What waits, in order.
+        The waiting text, in order.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LogBuffer:
 
     @property
     def is_full(self) -> bool:
-        """Whether writers have to wait. They do not where only the end of the log is kept."""
+        """Whether writers must wait. They need not once only the end of the log is kept."""
         return self.size >= self._capacity and not self._limit.is_reached
 
     def add(self, writer: int, text: str) -> None:
@@ -74,7 +74,7 @@ class LogBuffer:
                 self._on_held()
 
     def take(self, max_characters: int | None) -> str:
-        """Remove and return the first text, and wake who waits for room."""
+        """Remove and return the first text, and wake writers that wait for room."""
         text = self.lines.take(max_characters)
         self.size -= len(text)
         if not self.is_full:

@@ -9,7 +9,7 @@ __all__ = ["flush_c_streams", "line_buffer_stdout"]
 
 
 def line_buffer_stdout() -> None:
-    """Have C's standard output written line by line, though it is no terminal."""
+    """Have C code write standard output line by line, although it is not a terminal."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         libc = ctypes.CDLL(None)
         stream = ctypes.c_void_p.in_dll(libc, "stdout")
@@ -17,6 +17,6 @@ def line_buffer_stdout() -> None:
 
 
 def flush_c_streams() -> None:
-    """Write what C code has buffered."""
+    """Flush all output streams of C code."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).fflush(None)

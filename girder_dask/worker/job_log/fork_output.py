@@ -1,4 +1,4 @@
-"""The output of a forked child to the log of its job."""
+"""The output of a forked child, on its way to the log of its job."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _MAX_LINE_BYTES = 4096
 
 
 class ForkOutput:
-    """Whole lines to a pipe, which keeps small writes together and has other writers.
+    """Writer of whole lines to a pipe that has other writers and keeps small writes whole.
 
     Parameters
     ----------
     fd
-        The pipe, or None if the job has ended: then it is the process's stderr.
+        The pipe. None if the job has ended: its output goes to the process's stderr.
     """
 
     def __init__(self, fd: int | None) -> None:
@@ -34,7 +34,7 @@ class ForkOutput:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is kept."""
+        """Write the line that is kept."""
         data, self._line = self._line, b""
         with contextlib.suppress(OSError):  # the pipe has no reader left
             write_all(self._fd, data)

@@ -1,9 +1,9 @@
 """Process state that a job has set for itself alone.
 
-Several jobs run at once in one process. What one of them assigns to ``sys.stdout`` or sets in
-``logging`` is kept here, with its log, and seen by the code of this job only: its thread, and
+Several jobs run at once in one process. A value that one of them assigns to ``sys.stdout`` or sets
+in ``logging`` is kept here, with its log, and only the code of this job sees it: its thread, and
 the threads and pools that it starts. A ``ContextVar`` would not do: threads that already run
-would miss what is set later.
+would miss later changes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class JobLocalState(dict[Hashable, Any]):
-    """Values that a job has set, by names for what they replace.
+    """Values that a job has set, by the names of what they replace.
 
     Each :class:`~girder_dask.worker.job_log.log.JobLog` has one. Threads that outlive their job
-    continue with it, emptied, so that they change nothing for others either.
+    continue with an emptied one, so that they change nothing for others either.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Whole lines from several writers.
 
-``print`` writes a text and its newline in two steps. If another thread ran between the two, its
-line would stand in the middle of the first.
+``print`` writes a text and its newline in two steps. If another thread writes between the
+two, its line must not end up in the middle of the first.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from collections.abc import Callable
 
 __all__ = ["RETRY_DELAY_S", "LineAssembler"]
 
-#: Seconds after which :meth:`LineAssembler.retry` is to be called while something is held.
+#: Seconds after which :meth:`LineAssembler.retry` must be called while a line is held.
 RETRY_DELAY_S = 0.02
 
 #: Most seconds that lines are held.
 _MAX_HOLD_S = 1.0
 
-#: The longest piece: taking a part of a piece copies the rest.
+#: Length of the longest piece. Taking part of a piece copies the rest.
 _MAX_PIECE_CHARACTERS = 64 * 1024
 
 
 class LineAssembler:
-    """Texts in the order of writing, with each line ended before the next begins.
+    """Texts in the order of writing, each line ended before the next begins.
 
-    The beginning of a line is in :attr:`pieces` at once. What others write while its writer is
-    busy is held. Not thread safe: the owner holds a lock around each call.
+    The beginning of a line is in :attr:`pieces` at once. Text of others is held while its writer
+    is busy. Not thread-safe: the owner holds a lock around each call.
 
     Parameters
     ----------
     is_busy
-        Called with a writer and the time of ``time.monotonic`` when it last wrote. Returns
-        whether it is about to end its line.
+        Called with a writer and the ``time.monotonic()`` of its last write. Returns True if it
+        is about to end its line.
 
     Examples
     --------
@@ -47,10 +47,10 @@ class LineAssembler:
         #: The texts in order, to be taken from the left.
         self.pieces: deque[str] = deque()
         self._is_busy = is_busy
-        self._writer: int | None = None  # who has begun a line
+        self._writer: int | None = None  # of an unended line
         self._since = 0.0  # when it last added to it
-        self._held: list[tuple[int, list[str]]] = []  # lines, in the order of their begin
-        self._unended: dict[int, list[str]] = {}  # those of them that are not ended
+        self._held: list[tuple[int, list[str]]] = []  # lines, in the order of their beginnings
+        self._unended: dict[int, list[str]] = {}  # the held lines that are not ended
         self._held_since = 0.0
 
     @property
@@ -59,9 +59,9 @@ class LineAssembler:
         return bool(self._held)
 
     def add(self, writer: int, text: str) -> bool:
-        """Add a text that is not empty. ``writer`` is any number that stands for one.
+        """Add a text that is not empty. ``writer`` is the number of its writer.
 
-        Returns True if something is held, so that :meth:`retry` has to be called before long.
+        Return True if a line is held, so that :meth:`retry` must be called soon.
         """
         if self._writer is not None and self._writer != writer and self._must_hold():
             self._hold(writer, text)
@@ -90,19 +90,19 @@ class LineAssembler:
         return "".join(taken)
 
     def retry(self) -> None:
-        """Release what is held, unless the writer that it waits for is still busy."""
+        """Release held lines, unless the writer that they wait for is still busy."""
         if self._held and (
             time.monotonic() - self._held_since > _MAX_HOLD_S or not self._writer_is_busy()
         ):
             self._release()
 
     def leave(self, writer: int) -> None:
-        """Regard the line of ``writer`` as ended, if it has begun one."""
+        """Treat the line of ``writer`` as ended, if it has begun one."""
         if self._writer == writer:
             self._release()
 
     def settle(self) -> None:
-        """Release everything in the order in which it came, and regard every line as ended."""
+        """Release everything in the order of arrival, and treat every line as ended."""
         for _, parts in self._held:
             self._append("".join(parts))
         self._held.clear()
@@ -137,7 +137,7 @@ class LineAssembler:
         return self._writer is not None and self._is_busy(self._writer, self._since)
 
     def _release(self) -> None:
-        # One of them that has not ended its line may hold up the others again.
+        # A writer among them that has not ended its line may delay the others again.
         held, self._held, self._unended, self._writer = self._held, [], {}, None
         for writer, parts in held:
             self.add(writer, "".join(parts))

@@ -1,8 +1,8 @@
 """The log of one job, which its threads and subprocesses fill.
 
-Text is kept in the order in which it was written. What a job's subprocesses write comes
-through one pipe, which is emptied before each write of the job itself, so that the lines of
-a program that has ended stand before the lines that follow it. A line stays whole though
+Text is kept in the order in which it was written. The output of a job's subprocesses comes
+through one pipe, which is drained before each write of the job itself, so that the lines of
+a program that has ended precede the lines that follow it. A line stays whole even if
 several threads write (see :mod:`girder_dask.worker.job_log.line_assembler`).
 """
 
@@ -47,7 +47,7 @@ __all__ = [
 #: The log of the job that the running code belongs to, or None outside of jobs.
 current: ContextVar[JobLog | None] = ContextVar("girder_dask_log", default=None)
 
-#: The pipe, as a writer of lines. The numbers of threads are positive.
+#: The number of the pipe as a writer of lines. Those of threads are positive.
 _PIPE = -1
 
 _logs: weakref.WeakSet[JobLog] = weakref.WeakSet()
@@ -55,7 +55,7 @@ _logs: weakref.WeakSet[JobLog] = weakref.WeakSet()
 
 @contextlib.contextmanager
 def capturing(log: JobLog) -> Iterator[JobLog]:
-    """Lead output in the calling thread's context to ``log``.
+    """Send output in the calling thread's context to ``log``.
 
     >>> log = JobLog()
     >>> with capturing(log):
@@ -69,17 +69,17 @@ def capturing(log: JobLog) -> Iterator[JobLog]:
 
 
 class JobLog:
-    """What a job has written, until it is taken. For any number of threads.
+    """The output of a job, until it is taken. Any thread may use it.
 
     Parameters
     ----------
     on_text
         Called without arguments and outside of any job when there is text to take, once
-        until the next :meth:`take`, from whichever thread wrote. It should do no more than
-        wake the one that takes.
+        until the next :meth:`take`, from the thread that wrote. It should do no more than
+        wake the thread that takes.
     capacity
-        Characters that may wait. A writer that finds as many waits until some are taken.
-        Subprocesses are held up by their pipe.
+        Characters that may wait. A writer that finds the log full waits until some are taken.
+        Subprocesses wait at their pipe.
     max_bytes
         Bytes that are kept, see :mod:`girder_dask.worker.job_log.log_limit`. Once the limit is
         reached, writers do not wait.
@@ -89,9 +89,9 @@ class JobLog:
     package
         The package of the job's function, if that is known.
     local_state
-        What the job has set of the process's state for itself alone.
+        State of the process that the job has set for itself alone.
     enabled_levels
-        Cached answers of ``Logger.isEnabledFor`` in the job.
+        Cached results of ``Logger.isEnabledFor`` in the job.
     watch
         The threads in which a log record is passed to handlers.
 
@@ -124,7 +124,7 @@ class JobLog:
         self._buffer = LogBuffer(self._lock, capacity, max_bytes, self._is_busy, self._set_timer)
         self._decoder = Utf8Decoder()
         self._pipe: JobPipe | None = None
-        # By threads, where they were when they last wrote a part of a line.
+        # By thread, the position at which it last wrote part of a line.
         self._positions: dict[int, tuple[int, int]] = {}
         self._last_call: tuple[int, ...] = ()
         self._is_same_call = False
@@ -136,7 +136,7 @@ class JobLog:
     # -- writing ---------------------------------------------------------------------------
 
     def write(self, text: str | bytes | bytearray | memoryview, source: str = "") -> int:
-        """Add text. Waits while the buffer is full; after :meth:`close` it goes to stderr.
+        """Add text. Wait while the buffer is full. After :meth:`close`, text goes to stderr.
 
         Parameters
         ----------
@@ -148,12 +148,12 @@ class JobLog:
         Returns
         -------
         int
-            The number of characters, or of bytes, that were given.
+            The number of characters or bytes in ``text``.
 
         Raises
         ------
         TypeError
-            If it is neither, as the ``write`` of every file does.
+            If ``text`` is neither, as with any file.
         """
         if type(text) is not str:
             text = exact_output(text)
@@ -184,13 +184,13 @@ class JobLog:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: what is written can be taken at once. A forked child sends its line."""
+        """Do nothing: written text can be taken at once. A forked child sends its unended line."""
         with self._lock:
             if self._fork_output is not None:
                 self._fork_output.flush()
 
     def _prepare(self) -> None:
-        """Wait for room, and take in what subprocesses wrote before."""
+        """Wait for room, and read what subprocesses have written before."""
         if self._buffer.is_full:
             self._buffer.wait_for_room(lambda: self._is_closed)
         if self._pipe is not None and self._pipe.active and not self._is_closed:
@@ -201,8 +201,8 @@ class JobLog:
 
     def _is_busy(self, writer: int, since: float) -> bool:
         if writer == threading.get_ident():
-            # It is about to write, and takes in what came before: before this part of a
-            # line, if it belongs to another call of print than the last part.
+            # It is about to write, and has read earlier output of subprocesses. That goes before
+            # this part of a line, if another call of print wrote the last part.
             return self._is_same_call
         if writer != _PIPE:
             return is_in_write(writer) or is_at_position(writer, self._positions.get(writer))
@@ -226,13 +226,13 @@ class JobLog:
     # -- taking ----------------------------------------------------------------------------
 
     def take(self, max_characters: int | None = None) -> str:
-        """Remove and return the text that waits, first in, first out, fit for UTF-8.
+        """Remove and return waiting text, first in, first out, encodable in UTF-8.
 
         Parameters
         ----------
         max_characters
-            The most characters to return. Where that leaves some, ``on_text`` is called
-            again, from here.
+            The most characters to return. If some remain, ``on_text`` is called again, from
+            here.
         """
         with self._lock:
             if self._pipe is not None and not self._is_closed and not self._buffer.is_full:
@@ -255,10 +255,10 @@ class JobLog:
     def pipe(self, *, for_fork: bool = False) -> int:
         """Return the descriptor that subprocesses of this job write to.
 
-        There is one pipe for a job, made when it is first needed and closed by
-        :meth:`close`. The descriptor is not inheritable. To be called by the thread that
-        starts a subprocess, before it does: what it has written stands before the output.
-        ``for_fork``: the child has no ``Popen`` that could be asked whether it has ended.
+        A job has one pipe, created on first use and closed by :meth:`close`. The descriptor is
+        not inheritable. The thread that starts a subprocess must call this first, so that its
+        own text precedes the output. ``for_fork`` is for a child without a ``Popen``, which
+        cannot be asked whether it has ended.
 
         Raises
         ------
@@ -278,9 +278,9 @@ class JobLog:
 
     @contextlib.contextmanager
     def lend_pipe(self, process: Any) -> Iterator[int | None]:
-        """Give a duplicate of :meth:`pipe` to start ``process`` with, a ``Popen``.
+        """Yield a duplicate of :meth:`pipe` with which to start ``process``, a ``Popen``.
 
-        It stays valid should the log be closed meanwhile, and is None if it is closed already.
+        It stays valid if the log is closed meanwhile, and is None if the log is closed already.
         """
         fd: int | None = None
         with self._lock, contextlib.suppress(ValueError):
@@ -299,7 +299,7 @@ class JobLog:
             return [] if self._pipe is None else self._pipe.children()
 
     def pipe_identity(self) -> tuple[int, int] | None:
-        """Return device and inode of the pipe that subprocesses write to, None if there is none."""
+        """Return device and inode of the pipe that subprocesses write to, None without a pipe."""
         with self._lock:
             return None if self._pipe is None else self._pipe.identity
 
@@ -329,10 +329,10 @@ class JobLog:
     # -- the end ---------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take in what has been written so far, and accept nothing further.
+        """Read what has been written so far, and accept nothing further.
 
-        What waits can still be taken. What is written from now on, by threads and processes
-        that outlive their job, goes to the worker's own stderr.
+        Waiting text can still be taken. Later output, of threads and processes that outlive
+        their job, goes to the worker's own stderr.
         """
         with self._lock:
             if self._fork_output is not None:
@@ -341,7 +341,7 @@ class JobLog:
             if self._is_closed:
                 return
             if self._pipe is not None:
-                # Comes to the end of the pipe, unless a process outlives the job.
+                # Reaches the end of the pipe, unless a process outlives the job.
                 self._pipe.close_write()
                 self._drain(self._pipe)
                 self._pipe.resume()
@@ -353,7 +353,7 @@ class JobLog:
             self._notifier.notify()
 
     def become_forked(self, *, keep_pipe: bool) -> None:
-        """Write straight to the pipe from now on: this is a copy in a forked child."""
+        """Write straight to the pipe from now on, in the copy of a forked child."""
         self._lock = threading.RLock()
         self._buffer = LogBuffer(
             self._lock, self._capacity, math.inf, self._is_busy, self._set_timer
@@ -372,7 +372,7 @@ def living_logs() -> list[JobLog]:
     while True:
         try:
             return list(_logs)
-        except RuntimeError:  # another thread has made one meanwhile
+        except RuntimeError:  # another thread has created one meanwhile
             continue
 
 

@@ -1,4 +1,4 @@
-"""The limit of the output of one job: its beginning is kept, and its end."""
+"""The limit on the output of one job, whose beginning and end are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["LogLimit"]
 
 
 class LogLimit:
-    """Filter that passes text up to a limit, and keeps the end of what follows. Not thread safe.
+    """Filter that passes text up to a limit, and keeps the end of what follows. Not thread-safe.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class LogLimit:
             self.left_out_bytes += size
 
     def end(self) -> str:
-        """Return the end of what did not pass, after a line that says how much is missing."""
+        """Return the end of what did not pass, after a line with the number of missing bytes."""
         text = "".join(text for text, _ in self._end)
         self._end.clear()
         if not self.left_out_bytes:

@@ -12,7 +12,7 @@ _stream: TextIO | None = None
 
 
 def set_stream(stream: TextIO | None) -> None:
-    """Set the stream to write to. None: the process's own stderr."""
+    """Set the stream to write to. None stands for the process's own stderr."""
     global _stream
     _stream = stream
 
@@ -21,7 +21,7 @@ def write(text: str) -> None:
     """Write to the worker's own stderr."""
     stream = sys.__stderr__ if _stream is None else _stream
     if stream is not None:
-        # A worker without stderr has no place to report that.
+        # A worker without stderr has nowhere to report that.
         with contextlib.suppress(OSError, ValueError):
             stream.write(text)
             stream.flush()

@@ -14,15 +14,15 @@ from girder_dask.worker.job_log.utf8_decoder import Utf8Decoder
 __all__ = ["JobPipe"]
 
 _CHUNK_BYTES = 64 * 1024
-#: Most bytes that are read at once: more than a pipe holds by default.
+#: Most bytes to read at once, more than a pipe holds by default.
 _MAX_READ_BYTES = 1024 * 1024
 
-#: Seconds in which a subprocess is expected to end a line, which the pipe may have cut.
+#: Seconds within which a subprocess is expected to end a line that the pipe may have split.
 _LINE_TIMEOUT_S = 0.5
 
 
 class JobPipe:
-    """A pipe that the selector thread watches. Not thread safe: the log holds a lock around calls.
+    """A pipe that the selector thread watches. Not thread-safe: the log holds a lock around calls.
 
     Parameters
     ----------
@@ -35,10 +35,10 @@ class JobPipe:
         The descriptor that subprocesses write to, None once this process has closed it. Not
         inheritable.
     active
-        Whether something may be there that has to stand before what is written now. False
-        when all subprocesses have been waited for and read: a system call for each line would
-        cost more than all the rest. The selector thread reads from the processes that these left
-        behind.
+        Whether the pipe may hold output that must precede what the job writes now. False once
+        all subprocesses have been waited for and read: a system call for each line would cost
+        more than everything else. Output of processes that they left behind is read by the
+        selector thread.
     """
 
     def __init__(self, on_readable: Callable[[], None]) -> None:
@@ -67,9 +67,9 @@ class JobPipe:
         return self._read_fd is None
 
     def read(self) -> str | None:
-        """Return what has been written, without waiting, or None if there is nothing.
+        """Return text from the pipe without waiting, None if there is none.
 
-        At the end, when all writers have closed it, the pipe is closed.
+        Close the pipe at its end, when all writers have closed it.
         """
         if self._read_fd is None:
             return None
@@ -85,7 +85,7 @@ class JobPipe:
         return self._decoder.end(None)
 
     def read_all(self) -> Iterator[str]:
-        """Yield what has been written before this call, without waiting."""
+        """Yield the text written before this call, without waiting."""
         is_running = self._has_forks or bool(self.children())
         for _ in range(_MAX_READ_BYTES // _CHUNK_BYTES):
             text = self.read()
@@ -95,13 +95,13 @@ class JobPipe:
             yield text
 
     def pause(self) -> None:
-        """Stop watching, so that writers wait when the pipe is full."""
+        """Stop watching the pipe, so that writers wait when it is full."""
         if self._is_watched and self._read_fd is not None:
             self._is_watched = False
             get_selector_thread().unwatch(self._read_fd)
 
     def resume(self) -> None:
-        """Watch again."""
+        """Watch the pipe again."""
         if not self._is_watched and self._read_fd is not None:
             self._is_watched = True
             get_selector_thread().watch(self._read_fd, self._on_readable)
@@ -128,11 +128,11 @@ class JobPipe:
         return list(self._children)
 
     def is_mid_line(self, since: float) -> bool:
-        """Return True if a child is about to end a line that it has begun at ``since``."""
+        """Return True if a child is about to end a line that it began at ``since``."""
         return bool(self.children()) and time.monotonic() - since < _LINE_TIMEOUT_S
 
     def become_forked(self, *, keep: bool) -> None:
-        """Close what a forked child does not need: both ends, or one if it is to write here."""
+        """Close the ends that a forked child does not need: both, or one if it writes here."""
         if self._read_fd is not None:
             os.close(self._read_fd)
             self._read_fd = None

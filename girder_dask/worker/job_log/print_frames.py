@@ -1,8 +1,8 @@
 """Frames of threads that print.
 
 ``print`` is C code that calls ``write`` once for each part of a line. The interpreter can switch
-to another thread inside those calls, in the ``__str__`` of what is printed, and in what the
-garbage collector calls.
+to another thread inside those calls, in the ``__str__`` of a printed object, and in code that
+the garbage collector calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
     "write_code",
 ]
 
-#: The code of the functions that ``print`` calls, and of those that look for their caller.
+#: The code of the functions that ``print`` calls, and of those that look up their caller.
 write_code: set[CodeType] = set()
 
 
@@ -36,7 +36,7 @@ def is_in_write(thread: int) -> bool:
 
 
 def call_position() -> tuple[int, ...]:
-    """Return a position that all parts of one ``print`` share, and two calls hardly do."""
+    """Return a position that all parts of one ``print`` share, and two calls rarely do."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented
     while frame is not None and frame.f_code in write_code:
         frame = frame.f_back
@@ -46,9 +46,9 @@ def call_position() -> tuple[int, ...]:
 
 
 def caller_position() -> tuple[int, int]:
-    """Return the position of the code that has called the stream which calls a log.
+    """Return the position of the code that has called the stream of a log.
 
-    It takes a quarter of the time of :func:`call_position`, and is less exact.
+    This takes a quarter of the time of :func:`call_position`, and is less exact.
     """
     try:
         frame = sys._getframe(3)  # noqa: SLF001 - documented
@@ -58,7 +58,7 @@ def caller_position() -> tuple[int, int]:
 
 
 def is_at_position(thread: int, position: tuple[int, int] | None) -> bool:
-    """Return True if a thread is still at what :func:`caller_position` has returned."""
+    """Return True if a thread is still at a position that :func:`caller_position` returned."""
     if position is None:
         return False
     frame = sys._current_frames().get(thread)  # noqa: SLF001 - as above

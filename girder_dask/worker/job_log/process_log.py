@@ -1,4 +1,4 @@
-"""The log of a job that has a process of its own, as that process writes it."""
+"""The log of a job in a process of its own, on the side of that process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from girder_dask.worker.job_log.selector_thread import get_selector_thread
 
 __all__ = ["ProcessLog"]
 
-#: Seconds in which a line is expected to be ended, and the longest that is kept so long.
+#: Seconds that an unended line is kept, and the longest line that is kept.
 _LINE_DELAY_S = 0.02
 _MAX_LINE_BYTES = 4096
 
-#: Most seconds that a line is kept whose thread has been interrupted within ``print``.
+#: Most seconds that a line is kept while its thread is inside ``print``.
 _MAX_TURN_S = 1.0
 
 
 class ProcessLog(JobLog):
-    """Whole lines to descriptors 1 and 2, which lead to the job's log.
+    """Writer of whole lines to descriptors 1 and 2, which lead to the job's log.
 
     The beginning of a line is kept for a moment, since ``print`` writes a line and its end
     in two steps, and threads and subprocesses write to the same pipe.
@@ -63,7 +63,7 @@ class ProcessLog(JobLog):
             get_selector_thread().call_later(_LINE_DELAY_S, self._on_timer)
 
     def _on_timer(self) -> None:
-        """Write lines whose end has not come for a while."""
+        """Write lines that have not been ended for a while."""
         with self._lock:
             self._has_timer = False
             now = time.monotonic()
@@ -89,11 +89,11 @@ class ProcessLog(JobLog):
                 _send(fd, data)
 
     def close(self) -> None:
-        """Write what is kept."""
+        """Write all unended lines."""
         self.flush_all()
 
     def pipe(self, *, for_fork: bool = False) -> int:  # noqa: ARG002
-        """Raise ValueError: subprocesses inherit the descriptors, and need no other."""
+        """Raise ValueError: subprocesses inherit the descriptors and need no pipe."""
         self.flush()
         raise ValueError("This process writes to the job's log anyway.")
 
@@ -104,7 +104,7 @@ class ProcessLog(JobLog):
         yield None
 
     def become_forked(self, *, keep_pipe: bool) -> None:  # noqa: ARG002
-        """Start with no unended line: this is a copy in a forked child."""
+        """Start without unended lines, in the copy of a forked child."""
         self._lock = threading.RLock()
         self._unended, self._has_timer = {}, False
 

@@ -1,7 +1,7 @@
 """The thread that waits on the pipes of all jobs, and keeps the timers of their logs.
 
-There is one in a process, however many jobs it runs. It calls back when there is something to
-read, or when the time of a timer has come.
+A process has one, however many jobs it runs. It calls back when a pipe can be read, or when a
+timer is due.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["SelectorThread", "abandon_selector_thread", "get_selector_thread"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds after which a descriptor is watched again whose callback has failed.
+# Seconds after which a descriptor is watched again after its callback has failed.
 _RETRY_DELAY_S = 1.0
 
 
 class SelectorThread:
-    """Thread that calls back when a descriptor can be read, or when a time has come.
+    """Thread that calls back when a descriptor can be read, or when a timer is due.
 
-    It is started with the first use and stays. Every method may be called from any thread.
+    It is started on first use and stays. Every method may be called from any thread.
     Callbacks run in the selector thread and must not block.
     """
 
@@ -55,12 +55,12 @@ class SelectorThread:
         """Call ``callback`` whenever ``fd`` can be read, until :meth:`unwatch`."""
         with self._lock:
             self._paused.pop(fd, None)
-            # epoll and kqueue take new descriptors while another thread waits on them.
+            # epoll and kqueue accept new descriptors while another thread waits on them.
             self._selector.register(fd, selectors.EVENT_READ, callback)
         self._start()
 
     def unwatch(self, fd: int) -> None:
-        """Stop watching ``fd``. To be called before it is closed."""
+        """Stop watching ``fd``. Call this before closing it."""
         with self._lock, contextlib.suppress(KeyError):
             if self._paused.pop(fd, None) is None:
                 self._selector.unregister(fd)
@@ -71,11 +71,11 @@ class SelectorThread:
             due = time.monotonic() + delay
             heapq.heappush(self._timers, (due, next(self._numbers), callback))
         self._start()
-        with contextlib.suppress(BlockingIOError):  # full: it is awake anyway
+        with contextlib.suppress(BlockingIOError):  # full: the thread is awake anyway
             os.write(self._wake_write, b"\0")
 
     def abandon(self) -> None:
-        """Give up this process's copies of the descriptors, in a forked child.
+        """Close this process's copies of the descriptors, in a forked child.
 
         The selector is closed without unregistering anything: a child shares the kernel's
         epoll object with its parent.

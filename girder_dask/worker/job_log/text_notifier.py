@@ -12,12 +12,12 @@ __all__ = ["TextNotifier"]
 
 
 class TextNotifier:
-    """Calls a function once when there is text, until some has been taken.
+    """Notifier that calls a function once when there is text, until some has been taken.
 
     Parameters
     ----------
     on_text
-        The function. None for a log whose owner looks by itself.
+        The function. None for a log that its owner polls.
 
     Attributes
     ----------
@@ -30,18 +30,18 @@ class TextNotifier:
         self.is_claimed = False
 
     def claim(self, text: Collection[str]) -> bool:
-        """Return True if the caller has to call :meth:`notify`, which no other thread does then."""
+        """Return True if the caller must call :meth:`notify`. No other thread does then."""
         if self.is_claimed or not text:
             return False
         self.is_claimed = True
         return True
 
     def notify(self) -> None:
-        """Call the function. To be called without a lock."""
+        """Call the function. The caller must hold no lock."""
         if self._on_text is None:
             return
         try:
-            # Not in the job's context, which would follow whatever the call sets going.
+            # Outside of the job's context, which everything that the call starts would inherit.
             Context().run(self._on_text)
-        except Exception:  # noqa: BLE001 - it is not an error of the code of the job
+        except Exception:  # noqa: BLE001 - not an error of the job's code
             orphan_output.write(traceback.format_exc())

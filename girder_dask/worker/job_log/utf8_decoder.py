@@ -1,4 +1,4 @@
-"""Text from UTF-8 that arrives in pieces."""
+"""Decoding of UTF-8 that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Utf8Decoder:
         self.pending: dict[Hashable, codecs.IncrementalDecoder] = {}
 
     def decode(self, source: Hashable, data: str | bytes) -> str:
-        """Return the characters that ``data`` completes. What is not UTF-8 becomes U+FFFD."""
+        """Return the characters that ``data`` completes. Invalid bytes become U+FFFD."""
         if isinstance(data, str):
             return self.end(source) + data
         decoder = self.pending.pop(source, None)

@@ -10,7 +10,7 @@ __all__ = ["WriteWatch"]
 
 
 class WriteWatch(dict[int, bool]):
-    """The threads that are watched, and whether they have written meanwhile.
+    """The watched threads, and whether each has written meanwhile.
 
     Examples
     --------
