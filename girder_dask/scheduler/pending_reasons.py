@@ -25,7 +25,7 @@ _REPORT_DELAY_S = 2.0
 _LEAST_PAUSE_S = 0.5
 _PAUSE_FACTOR = 20
 # How many jobs one scan reports, so that a long queue takes turns with other work.
-_MAX_REPORTS = 500
+_MAX_REPORTS_PER_SCAN = 500
 
 
 @dataclass(slots=True)
@@ -90,14 +90,14 @@ class PendingReasons:
         began = time.perf_counter()
         now = self._cluster.time()
         self._update(now)
-        for job in list(islice(self._timed_out(now), _MAX_REPORTS)):
+        for job in list(islice(self._timed_out(now), _MAX_REPORTS_PER_SCAN)):
             reason = self._pending.pop(job).reason
             self._transitions.fail(
                 job,
                 f"No worker could run this job for {self.timeout_s:g} s: {reason}. It is not tried "
                 "again (girder.scheduler.no-worker-timeout). Start it again when a worker can.",
             )
-        for job in list(islice(self._due(now), _MAX_REPORTS)):
+        for job in list(islice(self._due(now), _MAX_REPORTS_PER_SCAN)):
             pending = self._pending[job]
             pending.reported = pending.reason
             self._recorder.record(job.event(waits=pending.reason))

@@ -40,7 +40,7 @@ _MAX_ACKNOWLEDGEMENTS = 5000
 # each other at once. When the burst is used up, one more may go every two intervals, or when the
 # recorder has rested nine times as long as the last request took: a request costs as much as ten
 # jobs.
-_BURST = 4
+_BURST_REQUESTS = 4
 _SPACING_INTERVALS = 2.0
 _REST_FACTOR = 9.0
 
@@ -85,7 +85,10 @@ class Recorder:
         self._acknowledgements: dict[Acknowledgement, float] = {}
         self._acknowledgements_in_flight: list[Acknowledgement] = []
         self._throttle = Throttle(
-            interval_s, burst=_BURST, spacing=_SPACING_INTERVALS * interval_s, rest=_REST_FACTOR
+            interval_s,
+            burst=_BURST_REQUESTS,
+            spacing=_SPACING_INTERVALS * interval_s,
+            rest=_REST_FACTOR,
         )
         self._reminder: asyncio.TimerHandle | None = None
         self._delivered = asyncio.Condition()

@@ -1439,8 +1439,8 @@ def test_that_no_scheduler_is_reached_holds_until_one_has_the_job(girder):
     girder.store.apply("loud", [update(speaking.spec.id, 1)])
     girder.store.apply("loud", [update(running.spec.id, 1, JobStatus.RUNNING)])
     girder.store.apply("loud", [update(ended.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS)])
-    assert write_reason("nobody is there", besides=["loud"]) == 2
-    assert write_reason("nobody is there", besides=["loud"]) == 0
+    assert write_reason("nobody is there", active_schedulers=["loud"]) == 2
+    assert write_reason("nobody is there", active_schedulers=["loud"]) == 0
     everybody = (new, held, speaking, running, ended)
     said = "nobody is there"
     assert [waits(girder, job) for job in everybody] == [said, said, None, None, None]

@@ -38,13 +38,13 @@ class Change(Protocol):
     :class:`~girder_dask.plugin.store.job_change.JobChange`.
 
     ``steps`` are pairs of a state that the job went through and the number of timestamps that it
-    had then. ``restated`` is true if something else about the present state has changed.
+    had then. ``reason_changed`` is true if the reason why the job is pending has changed.
     """
 
     job: dict[str, Any]
     steps: list[tuple[int, int]]
     progressed: bool
-    restated: bool
+    reason_changed: bool
 
     @property
     def text(self) -> Sequence[str]:
@@ -70,10 +70,10 @@ def publish(changes: Iterable[Change]) -> None:
             # The change is written, and the other jobs need their notifications.
             logger.exception("Malformed job %s: users are not notified", change.job.get("_id"))
     batch.send()
-    _tell_handlers(changes)
+    _trigger_handlers(changes)
 
 
-def _tell_handlers(changes: Sequence[Change]) -> None:
+def _trigger_handlers(changes: Sequence[Change]) -> None:
     if not is_bound("jobs.job.update.after", besides=EVENT_HANDLER):
         return
     for change in changes:
@@ -115,7 +115,7 @@ class NotificationBatch:
         for name in ("args", "kwargs"):  # they can be large, and no page needs them
             job.pop(name, None)
         progressed, steps, now = change.progressed, list(change.steps), time.time()
-        if change.restated and not steps:
+        if change.reason_changed and not steps:
             steps = [(job["status"], len(job["timestamps"]))]
 
         def make(user: dict[str, Any]) -> Iterator[dict[str, Any]]:

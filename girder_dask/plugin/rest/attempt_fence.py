@@ -27,8 +27,8 @@ from girder_dask.protocol.names import ATTEMPT_HEADER, JOB_HEADER, UPLOAD_HEADER
 
 __all__ = ["bind"]
 
-_CONFLICT = 409
-_MAX_DIGITS = 18
+_HTTP_CONFLICT = 409
+_MAX_ATTEMPT_DIGITS = 18
 
 
 def bind() -> None:
@@ -39,18 +39,18 @@ def bind() -> None:
     events.bind("model.item.save", EVENT_HANDLER, _mark_item)
 
 
-def _named() -> tuple[ObjectId | None, int] | None:
+def _attempt_in_headers() -> tuple[ObjectId | None, int] | None:
     """Return the job and the attempt in the headers of this request. Old workers name no job."""
     attempt = cherrypy.request.headers.get(ATTEMPT_HEADER, "")
     job = cherrypy.request.headers.get(JOB_HEADER, "")
-    if not (attempt.isdecimal() and attempt.isascii() and len(attempt) < _MAX_DIGITS):
+    if not (attempt.isdecimal() and attempt.isascii() and len(attempt) < _MAX_ATTEMPT_DIGITS):
         return None
     return to_object_id(job), int(attempt)
 
 
 def _uploader() -> tuple[dict[str, Any], int] | None:
     """Return the running job that uploads a result by this request, and its attempt."""
-    named = _named()
+    named = _attempt_in_headers()
     if named is None:
         return None
     job_id, attempt = named
@@ -68,7 +68,7 @@ def _refuse_if_over(what: str) -> None:
     The headers are trusted without the token, which is deleted when the job ends: naming an attempt
     can only lead to a refusal.
     """
-    named = _named()
+    named = _attempt_in_headers()
     if named is None:
         return
     job_id, attempt = named
@@ -87,7 +87,9 @@ def _refuse_if_over(what: str) -> None:
         why = f"the job has ended, so it no longer {what}"
     else:
         return
-    raise RestException(f"Attempt {attempt} of job {job['_id']} is over: {why}.", code=_CONFLICT)
+    raise RestException(
+        f"Attempt {attempt} of job {job['_id']} is over: {why}.", code=_HTTP_CONFLICT
+    )
 
 
 def _check(event: Any) -> None:

@@ -19,7 +19,7 @@ from girder_dask.plugin.store.access.requester import identify
 
 __all__ = ["mount"]
 
-_CONFLICT = 409
+_HTTP_CONFLICT = 409
 
 
 def mount(resource: Resource) -> None:
@@ -35,7 +35,7 @@ def mount(resource: Resource) -> None:
     .param("attempt", "The number of its attempt.", dataType="integer")
     .param("run", "The id of the run.")
     .param("worker", "The name of its worker.")
-    .errorResponse("Another run has begun, or the attempt is over.", _CONFLICT)
+    .errorResponse("Another run has begun, or the attempt is over.", _HTTP_CONFLICT)
     .errorResponse("The request does not come from the running job.", 403)
 )
 def begin(job: dict[str, Any], attempt: int, run: str, worker: str) -> dict[str, Any]:
@@ -62,14 +62,14 @@ def _refuse(job: dict[str, Any], attempt: int) -> None:
     if not isinstance(begun, dict):
         raise RestException(
             f"Attempt {attempt} of job {job['_id']} is over, since its worker was taken for dead.",
-            code=_CONFLICT,
+            code=_HTTP_CONFLICT,
         )
     raise RestException(
         f"The task may run at most once, and attempt {begun.get('attempt')} started it on "
         f"{begun.get('worker')} at {_shown(begun.get('time'))}. How that attempt ended is "
         "unknown, so the task is not started again. Check what the attempt has written, and "
         "start a new job if needed.",
-        code=_CONFLICT,
+        code=_HTTP_CONFLICT,
     )
 
 

@@ -63,7 +63,7 @@ def _authority(requester: Requester) -> tuple[Authority, str]:
 def _refusal(call: Submission | MapParent, authority: Authority) -> str | None:
     """Return why a requester who may not run code of their own may not submit this call."""
     if isinstance(call, Submission):
-        if not (_is_allowed(call.task) or _is_beside(call, authority)):
+        if not (_is_allowed(call.task) or _is_in_same_package(call, authority)):
             return (
                 f"only {who_may()} may start it from outside Girder. Ask an administrator of this "
                 "Girder to add you to the group of its setting dask.submitters, or to allow the "
@@ -76,14 +76,16 @@ def _refusal(call: Submission | MapParent, authority: Authority) -> str | None:
                 f"only {who_may()} may do. Pass plain values: numbers, text, lists, mappings, "
                 "dates, and the transforms of girder_dask."
             )
-    excess = option_limits.find_excess(call, any_field=_is_beside(call, authority))
+    excess = option_limits.find_excess(call, any_field=_is_in_same_package(call, authority))
     return None if excess is None else f"{excess}. Only {who_may()} may ask for that."
 
 
-def _is_beside(call: Submission | MapParent, authority: Authority) -> bool:
+def _is_in_same_package(call: Submission | MapParent, authority: Authority) -> bool:
     """Return True if the task of a call is in the package of the job that makes the call."""
     return (
-        bool(authority.modules) if isinstance(call, MapParent) else authority.has_beside(call.task)
+        bool(authority.modules)
+        if isinstance(call, MapParent)
+        else authority.is_in_same_package(call.task)
     )
 
 

@@ -122,7 +122,7 @@ class JobRoutes:
     def states(self) -> dict[str, list[dict[str, Any]]]:
         """Return the states of many jobs in one request."""
         requester = identify()
-        ids = read_body_as(JobIdsBody, most=_MAX_ID_LIST_BYTES).ids
+        ids = read_body_as(JobIdsBody, max_bytes=_MAX_ID_LIST_BYTES).ids
         # Access to the dependencies of a job was checked when it was recorded.
         allowed = _dependencies(requester)
         return {
@@ -168,7 +168,7 @@ class JobRoutes:
     def results(self) -> dict[str, Any]:
         """Return the stored results of many jobs in one request."""
         requester = identify()
-        ids = read_body_as(JobIdsBody, most=_MAX_ID_LIST_BYTES).ids
+        ids = read_body_as(JobIdsBody, max_bytes=_MAX_ID_LIST_BYTES).ids
         allowed = _dependencies(requester)
         jobs = {
             job["_id"]: job

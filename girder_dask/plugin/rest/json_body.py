@@ -19,14 +19,14 @@ T = TypeVar("T")
 MAX_BODY_BYTES = 64 * 1024**2
 
 
-def read_body(*, lenient: bool = False, most: int = MAX_BODY_BYTES) -> dict[str, Any]:
+def read_body(*, lenient: bool = False, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
     """Return the JSON object in the body of this request.
 
     Parameters
     ----------
     lenient
         Whether ``NaN`` and ``Infinity`` become null instead of an error.
-    most
+    max_bytes
         The largest size in bytes.
 
     Raises
@@ -34,9 +34,9 @@ def read_body(*, lenient: bool = False, most: int = MAX_BODY_BYTES) -> dict[str,
     RestException
         If the body is malformed or too large.
     """
-    data = cherrypy.request.body.read(most + 1)
-    if len(data) > most:
-        raise RestException(f"The body is larger than {most:,} bytes.", code=413)
+    data = cherrypy.request.body.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise RestException(f"The body is larger than {max_bytes:,} bytes.", code=413)
     try:
         body = json.loads(data, parse_constant=_to_null if lenient else _refuse)
     except (ValueError, RecursionError) as e:
@@ -50,7 +50,7 @@ def read_body(*, lenient: bool = False, most: int = MAX_BODY_BYTES) -> dict[str,
     return body
 
 
-def read_body_as(kind: type[T], *, lenient: bool = False, most: int = MAX_BODY_BYTES) -> T:
+def read_body_as(kind: type[T], *, lenient: bool = False, max_bytes: int = MAX_BODY_BYTES) -> T:
     """Return the body of this request as a struct. The parameters are those of :func:`read_body`.
 
     Raises
@@ -58,7 +58,7 @@ def read_body_as(kind: type[T], *, lenient: bool = False, most: int = MAX_BODY_B
     RestException
         If the body is malformed or too large. The message names the field.
     """
-    body = read_body(lenient=lenient, most=most)
+    body = read_body(lenient=lenient, max_bytes=max_bytes)
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as e:

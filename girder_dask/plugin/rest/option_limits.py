@@ -58,15 +58,15 @@ def find_excess(call: Submission | MapParent, *, any_field: bool = False) -> str
         Whether the call may set all fields that are not reserved, as a task may for jobs of tasks
         of its own package.
     """
-    reason = _of_document(call) or _of_fields(call)
+    reason = _document_excess(call) or _size_excess(call)
     if reason is None and not any_field:
-        reason = _of_names(call)
+        reason = _name_excess(call)
     if reason is None and isinstance(call, Submission):
-        reason = _of_run(call)
+        reason = _run_excess(call)
     return reason
 
 
-def _of_document(call: Submission | MapParent) -> str | None:
+def _document_excess(call: Submission | MapParent) -> str | None:
     if call.handler not in (None, HANDLER):
         return f"its handler is {call.handler!r:.100}, where only {HANDLER!r} is possible"
     for name, most in (("title", MAX_TITLE_CHARS), ("type", MAX_TYPE_CHARS)):
@@ -76,14 +76,14 @@ def _of_document(call: Submission | MapParent) -> str | None:
     return None
 
 
-def _of_fields(call: Submission | MapParent) -> str | None:
+def _size_excess(call: Submission | MapParent) -> str | None:
     size = len(json.dumps(dict(call.other_fields), default=str))
     if size > MAX_OTHER_FIELDS_CHARS:
         return f"its other_fields take {size:,} characters, more than {MAX_OTHER_FIELDS_CHARS:,}"
     return None
 
 
-def _of_names(call: Submission | MapParent) -> str | None:
+def _name_excess(call: Submission | MapParent) -> str | None:
     others = sorted(set(call.other_fields) - ALLOWED_OTHER_FIELDS)
     if others:
         return (
@@ -93,7 +93,7 @@ def _of_names(call: Submission | MapParent) -> str | None:
     return None
 
 
-def _of_run(call: Submission) -> str | None:
+def _run_excess(call: Submission) -> str | None:
     if call.retries > MAX_RETRIES:
         return _above("retries", call.retries, MAX_RETRIES)
     if call.timeout is not None and call.timeout > MAX_TIMEOUT_S:
@@ -103,10 +103,10 @@ def _of_run(call: Submission) -> str | None:
         return f"{above} (Girder's setting dask.max_priority)"
     if call.priority < MIN_PRIORITY:
         return f"its priority is {call.priority:,}, below the minimum of {MIN_PRIORITY:,}"
-    return _of_resources(call.resources or {})
+    return _resource_excess(call.resources or {})
 
 
-def _of_resources(resources: Mapping[str, Any]) -> str | None:
+def _resource_excess(resources: Mapping[str, Any]) -> str | None:
     if len(resources) > MAX_RESOURCES:
         return f"its resources are {len(resources):,}, more than the {MAX_RESOURCES} possible"
     for name, amount in resources.items():

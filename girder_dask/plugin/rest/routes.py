@@ -44,24 +44,24 @@ def add(
     documented
         Whether the OpenAPI document names it.
     """
-    route = _answering(handler)
+    route = _with_error_handling(handler)
     if not documented:
         # Girder documents each route that has a description.
         route.description = None
     resource.route(method, path, route)
 
 
-def _answering(handler: Callable[..., Any]) -> Any:
+def _with_error_handling(handler: Callable[..., Any]) -> Any:
     @functools.wraps(handler)
     def answer(*args: Any, **kwargs: Any) -> Any:
         user_content.forbid_scripts()
         with error_responses.http_errors():
-            return _ready(handler(*args, **kwargs))
+            return _encoded(handler(*args, **kwargs))
 
     return answer
 
 
-def _ready(value: Any) -> Any:
+def _encoded(value: Any) -> Any:
     if callable(value):
         return value  # a stream
     data = strict_json.encode(value)

@@ -20,7 +20,7 @@ from girder_dask.protocol.wire_json import from_json
 __all__ = ["read_group", "read_submissions"]
 
 # The most characters of a token or a name.
-_MAX_LINE_LENGTH = 500
+_MAX_LINE_CHARS = 500
 
 
 def read_submissions(wires: Sequence[Any], requester: Requester) -> list[Submission]:
@@ -68,7 +68,7 @@ def _check_call(call: Submission) -> None:
     for name in ("package", "token"):
         line = getattr(call, name)
         if line is not None and not _is_line(line):
-            raise ValueError(f"Expected a line of {_MAX_LINE_LENGTH} characters - at `$.{name}`")
+            raise ValueError(f"Expected a line of {_MAX_LINE_CHARS} characters - at `$.{name}`")
     if call.api_url is not None:
         # Only code inside Girder may set where the token of the job is sent.
         raise ValueError("Expected `null`: a request does not say where Girder is - at `$.api_url`")
@@ -84,7 +84,7 @@ def _check_call(call: Submission) -> None:
 
 
 def _is_line(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _MAX_LINE_LENGTH and value.isprintable()
+    return isinstance(value, str) and len(value) <= _MAX_LINE_CHARS and value.isprintable()
 
 
 def _with_parent(value: Any, requester: Requester) -> Any:

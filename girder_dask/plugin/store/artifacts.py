@@ -54,7 +54,7 @@ ATTACHED_TO = "job"
 ARTIFACT_INDEX = "dask_artifacts"
 
 _CHUNK_BYTES = 32 * 1024**2
-_MAX_NAME_LENGTH = 1_000
+_MAX_NAME_CHARS = 1_000
 
 #: The most parts of a name: the file and its directories. There is a route for each number of
 #: parts.
@@ -94,12 +94,12 @@ def check_name(name: str) -> str:
     # Some servers take %2F for a slash.
     odd = any(category(character) in _REFUSED_CATEGORIES for character in name)
     odd = odd or "\\" in name or "%2f" in name.lower()
-    too_large = len(name) > _MAX_NAME_LENGTH or len(parts) > MAX_LEVELS
+    too_large = len(name) > _MAX_NAME_CHARS or len(parts) > MAX_LEVELS
     if odd or too_large or any(part.strip() in ("", ".", "..") for part in parts):
         raise ValueError(
             f"{name[:200]!r} cannot be the name of an artifact. Give the name of a file, with / "
             f"between directories if there are any: at most {MAX_LEVELS} parts and "
-            f"{_MAX_NAME_LENGTH:,} characters."
+            f"{_MAX_NAME_CHARS:,} characters."
         )
     return name
 

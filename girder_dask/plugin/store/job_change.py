@@ -54,21 +54,21 @@ class JobChange:
         self, job: dict[str, Any], allow: Callable[[dict[str, Any]], bool] | None = None
     ) -> None:
         self.job = job
-        self._was_dask: dict[str, Any] = dict(job.get("dask") or {})
+        self._dask_as_read: dict[str, Any] = dict(job.get("dask") or {})
         # An INACTIVE job, which was not started with delay(), has none of these fields yet.
-        self.dask: dict[str, Any] = {**_UNSET, **self._was_dask}
+        self.dask: dict[str, Any] = {**_UNSET, **self._dask_as_read}
         self.job["dask"] = self.dask
         self.steps: list[tuple[int, int]] = []
         # Taken out of the document, since notifications contain that.
         self.log = LogWriter(job["_id"], self.dask, job.pop(LOG_FIELD, None))
         self.progressed = False
-        self.restated = False
+        self.reason_changed = False
         self.ended = False
         self.outcome: AttemptOutcome | None = None
         self.abandoned = False
         self._spilled = False
         self._allow = allow
-        self._read = {
+        self._filter = {
             "_id": job["_id"],
             "status": job["status"],
             "dask.attempt": self.dask["attempt"],
@@ -97,7 +97,7 @@ class JobChange:
     def changed(self) -> bool:
         """Whether there is anything to write."""
         is_reported = self._timestamps or self.log.changed or self.progressed
-        return bool(is_reported or self.dask != self._was_dask)
+        return bool(is_reported or self.dask != self._dask_as_read)
 
     @property
     def outcome_beside(self) -> bool:
@@ -112,7 +112,7 @@ class JobChange:
     @property
     def log_sizes(self) -> tuple[int, int] | None:
         """The sizes of the log in the document before and after, None once it is full."""
-        sizes = self._was_dask.get("log_bytes", 0), self.dask.get("log_bytes", 0)
+        sizes = self._dask_as_read.get("log_bytes", 0), self.dask.get("log_bytes", 0)
         return sizes if sizes[0] < sizes[1] else None
 
     # -- updates ------------------------------------------------------------------------------
@@ -254,11 +254,11 @@ class JobChange:
         """
         canceled, attempt = self.job["status"] == JobStatus.CANCELED, self.dask["attempt"] or 0
         stamps = self.job["timestamps"]
-        self.job["status"] = self._read["status"]
+        self.job["status"] = self._filter["status"]
         self.job["timestamps"] = stamps[: len(stamps) - len(self._timestamps)]
-        self.steps, self._timestamps, self.progressed, self.restated = [], [], False, False
+        self.steps, self._timestamps, self.progressed, self.reason_changed = [], [], False, False
         self.dask.clear()
-        self.dask.update({**_UNSET, **self._was_dask})
+        self.dask.update({**_UNSET, **self._dask_as_read})
         self.log.drop()
         self.outcome = None
         self.abandoned = self._spilled = True
@@ -282,7 +282,7 @@ class JobChange:
         if self.job["status"] != JobStatus.QUEUED or reason == self.dask.get("waits", ""):
             return
         self._clear_pending_reason()
-        self.restated = True
+        self.reason_changed = True
         if reason:
             self.dask["waits"] = reason
             self.write(f"Waiting: {reason}.\n")
@@ -312,10 +312,10 @@ class JobChange:
         self.job["updated"] = now
         change: dict[str, Any] = {"$set": {"updated": now}}
         new = () if self.abandoned else self.dask.keys()
-        for key in self._was_dask.keys() | new:
+        for key in self._dask_as_read.keys() | new:
             if key not in self.dask:
                 change.setdefault("$unset", {})[f"dask.{key}"] = True
-            elif key not in self._was_dask or self.dask[key] != self._was_dask[key]:
+            elif key not in self._dask_as_read or self.dask[key] != self._dask_as_read[key]:
                 change["$set"][f"dask.{key}"] = self.dask[key]
         if self._timestamps:
             change["$set"]["status"] = self.job["status"]
@@ -326,7 +326,7 @@ class JobChange:
             change["$set"][OUTCOME_FIELD] = self.outcome.document()
         if self.progressed:
             change["$set"]["progress"] = self.job["progress"]
-        return UpdateOne(self._read, change)
+        return UpdateOne(self._filter, change)
 
 
 def _moment(seconds: float) -> datetime:

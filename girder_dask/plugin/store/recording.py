@@ -219,7 +219,7 @@ def _draft(
         trusted=authority.runs_code,
         **{name: getattr(submission, name) for name in OPTION_NAMES},
     )
-    return _Draft(job, spec, owner, own, authority.starts_its_package(submission.task))
+    return _Draft(job, spec, owner, own, authority.may_start_package_of(submission.task))
 
 
 def _token_id(token: Any) -> str:

@@ -69,7 +69,7 @@ JOB_INDEX = "dask_job"
 RECORD_TIMEOUT = timedelta(minutes=10)
 
 # The most tokens or jobs of one query.
-_BATCH_SIZE = 1_000
+_MAX_PER_QUERY = 1_000
 
 
 def ensure_index() -> None:
@@ -171,7 +171,7 @@ def sweep(now: datetime) -> int:
     """
     found = _primary(Token()).find({JOB_FIELD: {"$exists": True}}, {JOB_FIELD: 1, "created": 1})
     count = 0
-    for some in batches(found.hint(JOB_INDEX), _BATCH_SIZE):
+    for some in batches(found.hint(JOB_INDEX), _MAX_PER_QUERY):
         jobs = {token[JOB_FIELD] for token in some}
         fields = {"status": True, "dask.open": True}
         states = {

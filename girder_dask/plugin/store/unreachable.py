@@ -114,7 +114,7 @@ class UnreachableReporter:
 
     def _write_reason(self, reason: str, ids: Sequence[str] | None = None) -> int:
         with self._guard:
-            return write_reason(reason, ids, besides=self._active_schedulers())
+            return write_reason(reason, ids, active_schedulers=self._active_schedulers())
         return 0
 
 
@@ -122,7 +122,7 @@ def write_reason(
     reason: str,
     job_ids: Sequence[str] | None = None,
     *,
-    besides: Sequence[str] = (),
+    active_schedulers: Sequence[str] = (),
     limit: int = _MAX_JOBS_PER_QUERY,
 ) -> int:
     """Write into queued jobs why the scheduler is unreachable, unless they have that reason.
@@ -133,7 +133,7 @@ def write_reason(
         Why the scheduler is unreachable.
     job_ids
         The jobs, by default all.
-    besides
+    active_schedulers
         Schedulers that send requests to Girder nevertheless. Their jobs stay as they are.
     limit
         The most jobs.
@@ -145,7 +145,7 @@ def write_reason(
     """
     query: dict[str, Any] = {
         "dask.open": True,
-        "dask.scheduler": {"$nin": list(besides)},
+        "dask.scheduler": {"$nin": list(active_schedulers)},
         "status": int(JobStatus.QUEUED),
         "dask.waits": {"$ne": reason},
     }

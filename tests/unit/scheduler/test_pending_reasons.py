@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.scheduler.pending_reasons import _MAX_REPORTS
+from girder_dask.scheduler.pending_reasons import _MAX_REPORTS_PER_SCAN
 from tests.support.dispatch_site import Site
 
 NONE = "no worker is there"
@@ -181,7 +181,7 @@ def test_scan_restarts_the_timeout_when_a_worker_was_there() -> None:
 
 def test_scan_reports_a_long_queue_in_parts() -> None:
     site = Site()
-    number = 2 * _MAX_REPORTS + 10
+    number = 2 * _MAX_REPORTS_PER_SCAN + 10
     for n in range(number):
         lack(site, site.accept(str(n)))
     look(site)
@@ -190,5 +190,5 @@ def test_scan_reports_a_long_queue_in_parts() -> None:
         before = len(site.events)
         look(site, 3)
         counts.append(len(site.events) - before)
-    assert counts == [_MAX_REPORTS, _MAX_REPORTS, 10, 0]
+    assert counts == [_MAX_REPORTS_PER_SCAN, _MAX_REPORTS_PER_SCAN, 10, 0]
     assert site.pending.scan() >= 0.5

@@ -45,15 +45,15 @@ class Authority:
     modules: frozenset[str] = frozenset()
     girder_api_url: str | None = None
 
-    def starts_its_package(self, task: str) -> bool:
+    def may_start_package_of(self, task: str) -> bool:
         """Return True if the token of a job of this task may start the tasks of its package.
 
         It may not if the job that starts it is of another package, so that no job may start more
         than the job that has started it.
         """
-        return self.in_girder or self.has_beside(task)
+        return self.in_girder or self.is_in_same_package(task)
 
-    def has_beside(self, task: str) -> bool:
+    def is_in_same_package(self, task: str) -> bool:
         """Return True if a task is in the package of the job that starts it."""
         return discovery.is_among(task.partition(":")[0], self.modules)
 

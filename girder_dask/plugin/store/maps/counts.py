@@ -66,7 +66,7 @@ class ParentChange:
     steps: list[tuple[int, int]] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     progressed: bool = False
-    restated: bool = False
+    reason_changed: bool = False
     changed: bool = True
     log_sizes: tuple[int, int] | None = None
 
