@@ -191,10 +191,10 @@ class GirderBackend:
             children = cancellation.cancel_children(job_id, self.ask_scheduler)
             self.tell_canceled([str(job_id), *children])
             raise
-        told = []
+        to_stop = []
         if status is not None and status != JobStatus.SUCCESS:
-            told = [str(job_id)]  # also if the job was ended because its document is full
-        self.tell_canceled(told + cancellation.cancel_children(job_id, self.ask_scheduler))
+            to_stop = [str(job_id)]  # also if the job was ended because its document is full
+        self.tell_canceled(to_stop + cancellation.cancel_children(job_id, self.ask_scheduler))
         # The parent of a map ends with its jobs.
         return job_records.load_status(job_id)
 

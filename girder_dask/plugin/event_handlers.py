@@ -33,7 +33,7 @@ _STATUSES = frozenset(int(status) for status in JobStatus)
 
 
 def bind(backend: GirderBackend) -> None:
-    """Bind the events. The handlers tell the scheduler through ``backend``."""
+    """Bind the events. The handlers reach the scheduler through ``backend``."""
     handlers = _JobEventHandlers(backend)
     bound: dict[str, Callable[[Any], None]] = {
         "jobs.status.validate": _validate_status,

@@ -113,7 +113,7 @@ class PendingReasons:
         for job, pending in list(self._pending.items()):
             is_same = self._jobs.by_key(job.spec.key) is job and job.attempt == pending.attempt
             if not is_same or not job.is_queued or not (pending.reported or job in found):
-                # Its run or its end has told Girder that it is no longer pending.
+                # The run or the end of the job shows Girder that it is no longer pending.
                 del self._pending[job]
             elif job not in found:
                 pending.update("", now, unrunnable=False)

@@ -37,7 +37,7 @@ def acknowledge(scheduler: str, receipts: Iterable[tuple[str, int]]) -> Verdicts
     Returns
     -------
     Verdicts
-        What the scheduler must be told.
+        The reply to the scheduler.
 
     Raises
     ------

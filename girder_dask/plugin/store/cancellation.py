@@ -100,7 +100,7 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
     GirderError
         If other processes keep changing one of the jobs.
     """
-    told: list[str] = []
+    to_stop: list[str] = []
     seen, unvisited = {job_id}, [job_id]
     left: set[ObjectId] = set()
     while unvisited:
@@ -119,7 +119,7 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
             [child for child in fresh if child.get("status") not in _FINAL_STATUSES]
         )
         left |= _cancel_all(ours, ask)
-        told += [str(child_id) for child_id in ours]
+        to_stop += [str(child_id) for child_id in ours]
     # Count again, for maps whose jobs have all ended meanwhile.
     parents.recount_parents_of([{"parentId": parent} for parent in seen])
     if left:
@@ -127,7 +127,7 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
             f"{len(left)} jobs that job {job_id} has started, among them {min(left)}, are not "
             "canceled: other processes keep changing them. Cancel it again."
         )
-    return told
+    return to_stop
 
 
 def cancel_jobs_of_user(user: Mapping[str, Any], ask: AskScheduler = _no_scheduler) -> list[str]:
@@ -182,7 +182,7 @@ def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> se
         The jobs that other processes keep changing.
     """
     left = set(ids)
-    begun, asked, told = set[str](), set[ObjectId](), set[ObjectId]()
+    started, asked, informed = set[str](), set[ObjectId](), set[ObjectId]()
     for _ in range(MAX_ROUNDS):
         if not left:
             break
@@ -191,14 +191,14 @@ def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> se
         if doubtful:
             answer = ask([str(job_id) for job_id in doubtful])
             if answer is not None:
-                begun |= set(answer)
-                told |= doubtful
+                started |= set(answer)
+                informed |= doubtful
             asked |= doubtful
             found = _unfinished(left)
         # Jobs that a scheduler has received while it was asked are asked about in the next round.
         late = {job["_id"] for job in found if _may_have_started(job)} - asked
         ready = [JobChange(job) for job in found if job["_id"] not in late]
-        changes = [change for change in ready if _apply_cancel(change, begun, told, why)]
+        changes = [change for change in ready if _apply_cancel(change, started, informed, why)]
         saved, _ = save(changes)
         publish(saved)
         left = late | {change.id for change in changes} - {change.id for change in saved}
@@ -219,18 +219,18 @@ def _may_have_started(job: Mapping[str, Any]) -> bool:
 
 
 def _apply_cancel(
-    change: JobChange, begun: Collection[str], told: Collection[ObjectId], why: str
+    change: JobChange, started: Collection[str], informed: Collection[ObjectId], why: str
 ) -> bool:
     """Apply the cancellation to a change. Return True if there is anything to write."""
     status = change.job["status"]
     if status == JobStatus.CANCELING:
         return False
-    is_pending = status in (JobStatus.INACTIVE, JobStatus.QUEUED) and str(change.id) not in begun
+    is_pending = status in (JobStatus.INACTIVE, JobStatus.QUEUED) and str(change.id) not in started
     if why:
         change.write(why)
     end = JobStatus.CANCELED if is_pending else JobStatus.CANCELING
     change.advance(end, datetime.now(timezone.utc))
-    if not is_pending or change.id not in told:
+    if not is_pending or change.id not in informed:
         # The answer to each claim repeats it until the scheduler certainly knows.
         change.dask["remind"] = True
     return True
@@ -242,7 +242,7 @@ def clean_up_ended(job: dict[str, Any]) -> bool:
     Returns
     -------
     bool
-        True if the scheduler must be told.
+        True if the scheduler must stop the job.
     """
     if job["status"] not in _FINAL_STATUSES or (
         job.get("handler") != HANDLER and not job.get("dask")
@@ -266,7 +266,7 @@ def clean_up_ended(job: dict[str, Any]) -> bool:
 
 
 def record_removal(job_id: ObjectId) -> None:
-    """Record that an unfinished job is deleted, in case the scheduler cannot be told now."""
+    """Record that an unfinished job is deleted, in case the scheduler is unreachable now."""
     models.DaskJob().collection.replace_one(
         {"_id": job_id}, {"removed": datetime.now(timezone.utc)}, upsert=True
     )

@@ -89,7 +89,7 @@ def store(outcomes: Sequence[tuple[ObjectId, AttemptOutcome]], now: datetime) ->
     """Store outcomes of jobs in ``dask_job``, by the ids of the jobs.
 
     The outcome of an older attempt never replaces that of a newer one. A value that is too large is
-    not stored, and the error says so.
+    not stored, and the error gives the reason.
     """
     if outcomes:
         models.DaskJob().collection.bulk_write(

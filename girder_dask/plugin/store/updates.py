@@ -72,7 +72,7 @@ class Verdicts:
 def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
     """Apply updates that a scheduler sends.
 
-    An update that comes twice is applied once, and an invalid one does not affect the others.
+    A repeated update is applied once, and an invalid one does not affect the others.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
     Returns
     -------
     Verdicts
-        What the scheduler must be told.
+        The reply to the scheduler.
 
     Raises
     ------
