@@ -87,7 +87,7 @@ class Outbox:
         self._delivery = EventDelivery(send, on_dropped, name, dropping)
         self._back_pressure = BackPressure(room, self._guarding("Asking the scheduler for room"))
         self._log = {"capacity": log_capacity, "max_bytes": max_log}
-        self._run_names = (f"{name}-{n}" for n in itertools.count(1))
+        self._run_ids = (f"{name}-{n}" for n in itertools.count(1))
         self._queue: deque[JobEvent] = deque()
         self._dirty: dict[RunSink, None] = {}
         self._barriers: list[threading.Event] = []
@@ -109,7 +109,7 @@ class Outbox:
 
     def open(self, spec: JobSpec) -> RunSink:
         """Return the sink of a new run."""
-        return RunSink(self, spec, next(self._run_names), self._log)
+        return RunSink(self, spec, next(self._run_ids), self._log)
 
     def post(self, event: JobEvent) -> None:
         """Queue an event that is to be sent at once."""

@@ -1,6 +1,6 @@
-"""Forks of a job: their output goes to its log.
+"""Propagation of a job into its forks, whose output goes to its log.
 
-Hooks of forks cannot be removed. They do nothing while propagation is not installed.
+Fork hooks cannot be removed. They do nothing while propagation is not installed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["install", "uninstall"]
 
 _has_hooks = False
 _is_active = False
-#: What descriptors 1 and 2 were when the worker forked.
+#: The identities of descriptors 1 and 2 when the worker forked.
 _standard: dict[int, tuple[int, int]] = {}
 
 
 def install() -> None:
-    """Start to carry jobs into forks."""
+    """Start to propagate jobs into forks."""
     global _has_hooks, _is_active
     _is_active = True
     if not _has_hooks:
@@ -40,7 +40,7 @@ def _before_fork() -> None:
     log = current.get() if _is_active else None
     if log is None:
         return
-    # The child would write once more what the worker's own streams still hold.
+    # The child would write the buffered text of the worker's own streams a second time.
     standard_streams.flush_originals()
     with contextlib.suppress(ValueError):  # closed: the child writes to the worker's stderr
         log.pipe(for_fork=True)
@@ -68,7 +68,7 @@ def _redirect_descriptors(log: JobLog) -> None:
         return
     for fd, identity in _standard.items():
         with contextlib.suppress(OSError):
-            # A pseudo-terminal (os.forkpty) has put its own there before.
+            # os.forkpty() has replaced them by a pseudo-terminal before.
             if _identity(fd) == identity:
                 os.dup2(pipe, fd)
 

@@ -1,8 +1,8 @@
 """The end of a process that a task has forked with ``os.fork()``.
 
-Such a process is a copy of the worker. Everything after the task in it is the worker's own: the
-rest of the run, with its clean-up, threads of pools that wait for work, exit handlers. So it ends
-where the code of the task ends, as a program does, and runs none of that.
+Such a process is a copy of the worker. All code after the task belongs to the worker: the rest of
+the run with its clean-up, the loops of pool threads, exit handlers. So the process ends where the
+code of the task ends, as a program does, and runs none of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 __all__ = ["ending_forks"]
 
-# Returns whether a handler of a signal is the worker's and not for forks of the running code.
+# Returns True if a signal handler is the worker's and must not run in forks of the running code.
 _is_worker_handler: ContextVar[Callable[[Any], bool] | None] = ContextVar(
     "girder_dask_is_worker_handler", default=None
 )
@@ -33,17 +33,17 @@ def ending_forks(
     describe: Callable[[BaseException], str] | None = None,
     is_worker_handler: Callable[[Any], bool] | None = None,
 ) -> Iterator[None]:
-    """End each process that was forked within: with 0, or as its exception demands.
+    """End each process forked in the block, with the exit code 0 or that of its exception.
 
     Parameters
     ----------
     flush
-        Called in such a process before it ends, to send what was written.
+        Called in such a process before it ends, to send its output.
     describe
-        Returns the text to write about an exception. By default that is its traceback.
+        Returns the text to write about an exception. By default its traceback.
     is_worker_handler
-        Returns whether a signal's handler is the worker's, and not the task's own. A signal with
-        such a handler has its default effect on a fork.
+        Returns True if a signal handler is the worker's, not the task's own. A signal with such
+        a handler has its default effect in a fork.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def ending_forks(
 
 def _before_fork() -> None:
     if _is_worker_handler.get() is not None:
-        # Python drops a signal that comes before the fork has its handlers.
+        # Python drops a signal that arrives before the fork has its handlers.
         _blocked.signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
@@ -83,7 +83,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Give a fork the signal handlers of a program."""
+    """Give a fork the default signal handlers of a program."""
     is_worker_handler = _is_worker_handler.get()
     if is_worker_handler is not None:
         signal.set_wakeup_fd(-1)
@@ -121,7 +121,7 @@ def _end(
 
 
 def _exit_code(error: BaseException | None, describe: Callable[[BaseException], str] | None) -> int:
-    """Return the exit code, and write the reason, as Python does."""
+    """Write the reason for the end, and return the exit code, as Python does."""
     if error is None:
         return 0
     if not isinstance(error, SystemExit):
@@ -137,7 +137,7 @@ def _exit_code(error: BaseException | None, describe: Callable[[BaseException], 
 
 
 def _join_threads() -> None:
-    """Wait for the threads that this process has started, as Python does at its end."""
+    """Wait for the threads that this process has started, as Python does at exit."""
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

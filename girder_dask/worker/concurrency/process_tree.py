@@ -1,8 +1,8 @@
 """The processes that a run has started, and their end: SIGTERM, then SIGKILL.
 
 They are the subprocesses of its Python code, their descendants, and all processes that are in a
-process group of these, write to the run's log, or have the name of the run in their environment.
-So a process is found also when its parent has ended.
+process group of these, write to the run's log, or have the id of the run in their environment.
+So a process is found even if its parent has ended.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from girder_dask.worker.job_log.log import JobLog
 __all__ = ["ProcessTree"]
 
 _POLL_INTERVAL_S = 0.05
-# Seconds that a process may take to end that was killed.
+# Seconds that a killed process may take to end.
 _KILL_TIMEOUT_S = 30.0
 
 
 class ProcessTree:
-    """The processes of one run. For any number of threads.
+    """The processes of one run. Any thread may use it.
 
     Parameters
     ----------
     log
-        The log of the run, by which its processes are recognised.
+        The log of the run, by which its processes are recognized.
     run
-        The name of the run, which its subprocesses carry in their environment.
+        The id of the run, which its subprocesses have in their environment.
 
     Attributes
     ----------
     spared
-        Processes that are left alone with their descendants: their subreaper ends them.
+        Subreapers, which are not signaled: they end their descendants themselves.
     """
 
     def __init__(self, log: JobLog, run: str) -> None:
@@ -48,10 +48,10 @@ class ProcessTree:
         self._terminated: set[Process] = set()
         self._groups: set[int] = set()
         self.spared: set[int] = set()
-        subprocess_propagation.set_run_name(log, run)
+        subprocess_propagation.set_run_id(log, run)
 
     def terminate(self) -> None:
-        """Send SIGTERM to each, and SIGKILL to those that were sent it before."""
+        """Send SIGTERM to each process, and SIGKILL to those that were sent SIGTERM before."""
         with self._lock:
             # The parents first, so that they start no others.
             for process in self.running():
@@ -62,14 +62,14 @@ class ProcessTree:
                 self._terminated.add(process)
 
     def kill(self) -> None:
-        """Send SIGKILL to each."""
+        """Send SIGKILL to each process."""
         with self._lock:
             for process in self.running():
                 send_signal(process.pid, signal.SIGKILL)
                 self._terminated.add(process)
 
     def end(self, grace: float) -> bool:
-        """Terminate them, and wait for their end. Return False if one is left.
+        """Terminate the processes, and wait for their end. Return False if one is left.
 
         Parameters
         ----------
@@ -90,7 +90,7 @@ class ProcessTree:
         return True
 
     def running(self) -> list[Process]:
-        """Return those that have not ended, parents first."""
+        """Return the processes that have not ended, parents first."""
         with self._lock:
             return self._running()
 
@@ -121,7 +121,7 @@ class ProcessTree:
             found = grown
 
     def _named(self, processes: dict[int, Process]) -> set[int]:
-        """Return the processes with the name of the run. They are younger than this one."""
+        """Return the processes with the id of the run, none of which is older than this one."""
         own = processes.get(os.getpid())
         first = 0 if own is None else own.born
         return {
@@ -156,6 +156,6 @@ def _writers(pipe: tuple[int, int] | None, pids: Collection[int]) -> set[int]:
 def _file(pid: int, fd: int) -> tuple[int, int] | None:
     try:
         status = Path(f"/proc/{pid}/fd/{fd}").stat()
-    except OSError:  # it is another user's, has ended or has closed it
+    except OSError:  # the process is another user's, or has ended, or has closed the file
         return None
     return status.st_dev, status.st_ino

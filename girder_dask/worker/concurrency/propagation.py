@@ -2,17 +2,17 @@
 
 While installed, and only for code that runs in a job:
 
-* ``threading.Thread.start``: the thread runs with the context of the one that starts it, and
+* ``threading.Thread.start``: the thread runs with the context of the thread that starts it, and
   is one of the job's threads (see :mod:`girder_dask.worker.interruption.job_threads`).
 * ``ThreadPoolExecutor.submit``: the work runs in a copy of the context of the submitter,
-  also outside of jobs, as the pool's threads may have been started by another job. The
-  pool's thread is one of the job's while it works.
+  also outside of jobs, because another job may have started the pool's threads. The
+  pool's thread is one of the job's while it does this work.
 * ``time.sleep`` and ``Thread.join`` become waits that an interruption ends (see
   :mod:`girder_dask.worker.interruption.interruptible_waits`).
 * ``subprocess.Popen``: a stream that the child would inherit from the worker becomes the
-  job's pipe; so does one that is named as ``sys.stdout``, ``sys.stderr`` or their
-  descriptors. Others are left alone. ``os.popen`` and asyncio use it too. The child's
-  environment has the name of the run, by which its descendants are found.
+  job's pipe; so does one that is given as ``sys.stdout``, ``sys.stderr`` or their
+  descriptors. Others do not change. ``os.popen`` and asyncio use it too. The child's
+  environment has the id of the run, by which its descendants are found.
 * ``os.system``: runs the shell through ``subprocess``.
 * ``os.fork``, and ``multiprocessing`` with the start method ``fork``: the child's streams and
   its descriptors 1 and 2 become the job's pipe.
@@ -21,11 +21,10 @@ Known limits
 ------------
 ``multiprocessing`` with ``spawn`` or ``forkserver``, ``os.posix_spawn`` and threads started
 with ``_thread`` write to the worker's own log. The threads of a ``multiprocessing.pool.ThreadPool``
-belong to the job that made the pool; so does a thread that a library keeps for later jobs to the
-one that needed it first. What runs in a pool's ``initializer``, or in an event loop that has a
-thread of its own, is not interrupted with its job. What C code has put into the environment of
-the process without Python is not in that of a subprocess. Nothing but threads is carried on
-Windows.
+belong to the job that created the pool. A thread that a library keeps for later jobs belongs to the
+job that first needed it. Code in a pool's ``initializer``, or in an event loop with a thread of its
+own, is not interrupted with its job. Variables that C code has set in the environment of the
+process do not reach subprocesses. On Windows, jobs are propagated into threads only.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _install_lock = threading.Lock()
 
 
 def install() -> None:
-    """Start to carry jobs into what they start. Does nothing the second time."""
+    """Start to propagate jobs. A second call does nothing."""
     global _is_installed
     with _install_lock:
         if not _is_installed:
@@ -61,7 +60,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Put back what :func:`install` replaced, unless it has been replaced since."""
+    """Restore what :func:`install` replaced, unless it has been replaced since."""
     global _is_installed
     with _install_lock:
         if _is_installed:

@@ -1,4 +1,4 @@
-"""Subprocesses that a job starts: their output goes to its log, and they carry the run's name."""
+"""Propagation of a job into subprocesses: their output goes to its log, they get its run's id."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ __all__ = [
     "RUN_VARIABLE",
     "install",
     "running_subprocesses",
-    "set_run_name",
+    "set_run_id",
     "uninstall",
-    "with_run_name",
+    "with_run_id",
 ]
 
-#: The variable that holds the name of the run to which a process belongs.
+#: The environment variable that holds the id of the run to which a process belongs.
 RUN_VARIABLE = "GIRDER_DASK_RUN"
 
-#: The positions of these among the arguments of ``Popen``.
+#: The positions of these parameters among the arguments of ``Popen``.
 _STREAM_POSITIONS = {"stdout": 4, "stderr": 5}
 _ENV_POSITION = 10
 
 _patches = MonkeyPatches()
 _is_active = False
-_run_names: weakref.WeakKeyDictionary[JobLog, str] = weakref.WeakKeyDictionary()
+_run_ids: weakref.WeakKeyDictionary[JobLog, str] = weakref.WeakKeyDictionary()
 
 
 def install() -> None:
-    """Start to carry jobs into subprocesses."""
+    """Start to propagate jobs into subprocesses."""
     global _is_active
     _is_active = True
     _patches.apply(subprocess.Popen, "__init__", _popen_init)
@@ -49,20 +49,20 @@ def uninstall() -> None:
     _patches.undo()
 
 
-def set_run_name(log: JobLog, name: str) -> None:
-    """Put a name into the environment of each subprocess that a job starts from now on."""
-    _run_names[log] = name
+def set_run_id(log: JobLog, run: str) -> None:
+    """Put the id of a run into the environment of each subprocess that it starts from now on."""
+    _run_ids[log] = run
 
 
-def with_run_name(log: JobLog, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment with the name of a job's run, if it has one."""
-    name = _run_names.get(log)
-    return dict(environment) if name is None else _with_name(name, environment)
+def with_run_id(log: JobLog, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment with the id of a job's run, if it has one."""
+    run = _run_ids.get(log)
+    return dict(environment) if run is None else _with_run_id(run, environment)
 
 
 def running_subprocesses(log: JobLog) -> list[Any]:
     """Return the ``Popen`` of each subprocess that a job has started and not yet waited for."""
-    # Some are about to start, and some stand for a process that has a subreaper.
+    # Some are about to start, and some represent a process with a subreaper.
     return [process for process in log.children() if getattr(process, "pid", None)]
 
 
@@ -72,9 +72,9 @@ def _popen_init(original: Callable[..., None]) -> Callable[..., None]:
         if log is None:
             original(self, *args, **kwargs)
             return
-        name = _run_names.get(log)
-        if name is not None:
-            args = _add_name(name, args, kwargs)
+        run = _run_ids.get(log)
+        if run is not None:
+            args = _add_run_id(run, args, kwargs)
         with log.lend_pipe(self) as fd:
             if fd is not None:
                 args = _redirect(fd, args, kwargs)
@@ -83,20 +83,20 @@ def _popen_init(original: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-def _add_name(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Put the name of a run into a copy of the environment of a child."""
+def _add_run_id(run: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Put the id of a run into a copy of the environment of a child."""
     if len(args) > _ENV_POSITION:
-        env = _with_name(name, args[_ENV_POSITION])
+        env = _with_run_id(run, args[_ENV_POSITION])
         return (*args[:_ENV_POSITION], env, *args[_ENV_POSITION + 1 :])
-    kwargs["env"] = _with_name(name, kwargs.get("env"))
+    kwargs["env"] = _with_run_id(run, kwargs.get("env"))
     return args
 
 
-def _with_name(name: str, env: Mapping[Any, Any] | None) -> dict[Any, Any]:
+def _with_run_id(run: str, env: Mapping[Any, Any] | None) -> dict[Any, Any]:
     if env is None:
         # Another thread may delete a variable meanwhile.
         env = {key: value for key in os.environ if (value := os.environ.get(key)) is not None}
-    return {**env, RUN_VARIABLE: name}
+    return {**env, RUN_VARIABLE: run}
 
 
 def _redirect(fd: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

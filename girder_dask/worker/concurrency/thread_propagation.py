@@ -1,4 +1,4 @@
-"""Threads and thread pools that a job starts, and the waits in them that an interruption ends."""
+"""Propagation of a job into threads and thread pools, with waits that an interruption ends."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from girder_dask.worker.tracebacks import own_traceback
 
 __all__ = ["install", "uninstall"]
 
-#: Threads of Dask outlive the job that happened to need them first. So may those of a pool, which
-#: are the job's while they work for it, and one that runs an event loop.
+#: Threads of Dask outlive the job that first needed them. So may the threads of a pool, which are
+#: the job's while they work for it, and a thread that runs an event loop.
 _DASK = "distributed"
 _POOLS = "concurrent.futures.thread"
 _LOOP = "run_forever"
@@ -31,7 +31,7 @@ _is_active = False
 
 
 def install() -> None:
-    """Start to carry jobs into threads."""
+    """Start to propagate jobs into threads."""
     global _is_active
     _is_active = True
     _patches.apply(threading.Thread, "__init__", _thread_init)
@@ -53,7 +53,7 @@ def _thread_init(original: Callable[..., None]) -> Callable[..., None]:
     def init(self: threading.Thread, *args: Any, daemon: bool | None = None, **kwargs: Any) -> None:
         original(self, *args, daemon=daemon, **kwargs)
         if daemon is None and _is_active and current.get() is not None and self.daemon:
-            # As in a program, whose first thread is no daemon; the threads of workers may be.
+            # As in a program, whose main thread is no daemon. The threads of a worker may be.
             self.daemon = False
             job_threads.inherit_daemon(self)
 
@@ -73,11 +73,11 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
         owner = None if serves_others else job_threads.threads_of(log)
 
         def run_in_job() -> None:
-            # Set rather than run in the context, so that an exception that ends the thread
-            # is shown in the job's log too: that happens after run().
+            # Set the variables rather than run in the context: an exception that ends the thread
+            # must reach the job's log too, and is shown after run().
             for variable, value in context.items():
                 variable.set(value)
-            self.__dict__.pop("run", None)  # the thread is as it was, and no cycle is left
+            self.__dict__.pop("run", None)  # restores the thread, and leaves no cycle
             try:
                 _run_reported(
                     self, run if owner is None else functools.partial(owner.run_thread, run)
@@ -90,7 +90,7 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[...,
             owner.add_starting(self)
         try:
             original(self)
-        except JobInterrupted:  # this thread was interrupted; the other may run
+        except JobInterrupted:  # this thread was interrupted; the new one may run
             raise
         except BaseException:
             self.__dict__.pop("run", None)
@@ -117,7 +117,7 @@ def _in_job() -> bool:
 
 
 def _exclude_if_dasks(thread: threading.Thread) -> bool:
-    """Return True if a thread is Dask's. Then it runs in the directory of the process."""
+    """Return True if a thread is Dask's, and have it run in the directory of the process."""
     if not _is_of(thread, _DASK):
         return False
     if working_directory.has_own_directory():
@@ -143,7 +143,7 @@ def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
         owner = None if log is None or _is_of(fn, _DASK) else job_threads.threads_of(log)
         run = copy_context().run
         if log is not None:
-            # Without this, a thread of the pool would go on in the fork, and wait for work.
+            # Without this, the pool's loop would go on in the fork and wait for work.
             fn = _ending_forks(fn, log)
             run = working_directory.in_this_directory(run)
         return original(self, run if owner is None else owner.for_pool(run), fn, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Frames in which a thread must not be interrupted, known by the paths of their files."""
+"""Frames in which a thread must not be interrupted, recognized by the paths of their files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 _PACKAGE = str(Path(__file__).parents[2])
 _WORKER = f"{_PACKAGE}/worker"
 
-#: An exception in one of these files would leave something broken that is not the job's alone.
+#: An exception in one of these files would break state that jobs share.
 _GUARDED_PATHS = (
     f"{_WORKER}/capture/",
     f"{_WORKER}/job_log/",
@@ -34,36 +34,36 @@ _GUARDED_PATHS = (
 _STREAM_PATHS = tuple(
     f"{_WORKER}/capture/{name}.py" for name in ("routing_streams", "standard_streams")
 )
-#: The frames of a task's code are those above one of these.
+#: Files of the frames from which the code of a task is called.
 _RUN_PATHS = tuple(
     f"{_WORKER}/{name}.py" for name in ("run/runner", "isolation/child", "interruption/job_threads")
 )
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 _STANDARD_LIBRARY = str(Path(threading.__file__).parent)
 
-#: An exception in one of these leaves a lock behind.
+#: An exception in one of these methods leaves a lock behind.
 _LOCK_METHODS = frozenset({"acquire", "release", "__enter__", "__exit__", "_acquire_restore"})
 
-#: Most frames that are looked at.
+#: Most frames to inspect.
 _MAX_DEPTH = 40
 
 
 def current_frame(ident: int) -> FrameType | None:
     """Return the innermost frame of a thread, None if it has ended."""
-    return sys._current_frames().get(ident)  # noqa: SLF001 - the only way to it
+    return sys._current_frames().get(ident)  # noqa: SLF001 - the only access
 
 
 def frames_from(frame: FrameType | None, max_depth: int = _MAX_DEPTH) -> Iterator[FrameType]:
-    """Yield a frame and those that have called it."""
+    """Yield a frame and its callers."""
     while frame is not None and max_depth > 0:
         yield frame
         frame, max_depth = frame.f_back, max_depth - 1
 
 
 def is_guarded(frame: FrameType | None) -> bool:
-    """Return True if an exception in a frame would harm others than its job."""
+    """Return True if an exception in a frame would harm more than its job."""
     if frame is None or frame.f_code is threading.Condition.wait.__code__:
-        return False  # what waits holds nothing
+        return False  # a waiting frame holds no lock
     if frame.f_code.co_filename == _IMPORT_SYSTEM or is_locking(frame):
         return True
     return any(each.f_code.co_filename.startswith(_GUARDED_PATHS) for each in frames_from(frame))
@@ -83,17 +83,17 @@ def is_stream_frame(frame: FrameType) -> bool:
 
 
 def is_run_frame(frame: FrameType) -> bool:
-    """Return True for the frame from which the code of a job is run."""
+    """Return True if a frame is one from which the code of a job is called."""
     return frame.f_code.co_filename.startswith(_RUN_PATHS)
 
 
 def is_guarded_file(file: str) -> bool:
-    """Return True if a file is of this package, or one that no exception may be raised in."""
+    """Return True if a file belongs to this package, or no exception may be raised in it."""
     return file.startswith((_PACKAGE, *_GUARDED_PATHS))
 
 
 def user_position(ident: int) -> str:
-    """Return the position of the user's code in a thread, in words, or an empty text."""
+    """Return a description of the position of the user's code in a thread, or an empty text."""
     for frame in frames_from(current_frame(ident), 1000):
         file = frame.f_code.co_filename
         if not file.startswith(_PACKAGE) and not _is_standard(file):

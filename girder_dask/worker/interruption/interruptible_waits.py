@@ -1,6 +1,6 @@
 """Waits of a job's threads that an interruption ends at once.
 
-C code that waits is not interrupted before it returns. In a job, ``time.sleep`` and
+Waiting C code cannot be interrupted before it returns. In a job, ``time.sleep`` and
 ``Thread.join`` therefore wait for a :class:`Latch`, which another thread can wake.
 """
 
@@ -17,17 +17,17 @@ from typing import Any
 
 __all__ = ["Latch", "end_latch", "join_in_job", "sleep_in_job", "wake"]
 
-#: A shorter sleep ends soon enough by itself.
+#: The shortest sleep that is replaced. Shorter ones end soon by themselves.
 _MIN_SLEEP_S = 0.05
 
-#: The latches that are opened at the ends of threads that jobs have started.
+#: Latches that open when the threads that jobs have started end.
 _ends: weakref.WeakKeyDictionary[threading.Thread, Latch] = weakref.WeakKeyDictionary()
 
 
 class Latch:
-    """A barrier that is closed until it is opened, once and for all.
+    """A barrier that is closed until it is opened for good.
 
-    It holds no lock while it is used, so a thread that is interrupted in it leaves none behind.
+    It holds no lock, so a thread that is interrupted in it leaves none behind.
     """
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class Latch:
         self._waiters: list[Any] = []
 
     def open(self) -> None:
-        """Release all threads that wait, or that will."""
+        """Release all threads that wait now or later."""
         self._is_open = True
         for waiter in list(self._waiters):
             _release(waiter)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until it is open, for at most ``seconds``. Return True if it is."""
+        """Wait until the latch is open, for at most ``seconds``. Return True if it is."""
         waiter = threading.Lock()
         waiter.acquire()
         self._waiters.append(waiter)
@@ -58,13 +58,13 @@ def _wait(latch: Latch, waiter: Any, seconds: float | None) -> bool:
         return True
     deadline = time.monotonic() + seconds
     while not latch._is_open and (left := deadline - time.monotonic()) > 0:  # noqa: SLF001
-        # A thread that is woken without a reason waits on.
+        # A thread that is woken spuriously waits on.
         waiter.acquire(True, min(left, threading.TIMEOUT_MAX))
     return latch._is_open  # noqa: SLF001
 
 
 def _release(waiter: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # another thread has
+    with contextlib.suppress(RuntimeError):  # another thread has released it
         waiter.release()
 
 
@@ -77,7 +77,7 @@ def wake(frame: FrameType) -> bool:
 
 
 def end_latch(thread: threading.Thread) -> Latch:
-    """Return the latch that is to be opened at the end of a thread that a job starts."""
+    """Return the latch to open at the end of a thread that a job starts."""
     return _ends.setdefault(thread, Latch())
 
 
@@ -106,7 +106,7 @@ def join_in_job(in_job: Callable[[], bool], original: Callable[..., None]) -> Ca
             original(self, timeout)
             return
         start = time.monotonic()
-        if end.wait(timeout):  # the rest is up to the interpreter, and quick
+        if end.wait(timeout):  # the interpreter soon does the rest
             original(self, timeout and max(timeout - (time.monotonic() - start), 0.0))
 
     return join

@@ -1,7 +1,7 @@
 """The threads in which the code of a job runs, and their interruption.
 
-They are the thread of its run, those that it has started, until they end, and the threads of
-pools while they work for the job. A pool may serve other jobs before and after.
+They are the thread of its run, all threads that it has started, and the threads of pools while
+they work for the job. A pool may serve other jobs before and after.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from girder_dask.worker.job_log.log import JobLog
 
 __all__ = ["MAX_INTERRUPTIONS", "JobThreads", "after_fork_in_child", "threads_of"]
 
-#: A task that goes on after so many interruptions is interrupted at each of its lines.
+#: Interruptions after which a task that goes on is interrupted at each of its lines.
 MAX_INTERRUPTIONS = 3
 
 T = TypeVar("T")
 
-#: The module whose threads serve a pool of ``multiprocessing``, those of its functions that call
-#: code of tasks, and the modules with which it waits for work.
+#: The module whose threads serve a pool of ``multiprocessing``, its functions that call code of
+#: tasks, and the modules with which it waits for work.
 _POOL = "multiprocessing.pool"
 _CALLERS = ("mapstar", "starmapstar")
 _WAITS = ("multiprocessing", "selectors", "threading", "queue")
@@ -47,7 +47,7 @@ class JobThreads:
     Parameters
     ----------
     log
-        The log of the run, by which a thread is recognised as the job's.
+        The log of the run, by which a thread is recognized as the job's.
     """
 
     def __init__(self, log: JobLog) -> None:
@@ -75,7 +75,7 @@ class JobThreads:
             self._starting.discard(thread)
 
     def run_thread(self, run: Callable[[], None]) -> None:
-        """Run a thread of the job. An interruption ends it without a message."""
+        """Run the work of a thread of the job. An interruption ends it without a message."""
         try:
             self._run(run)
         except JobInterrupted:
@@ -83,9 +83,9 @@ class JobThreads:
                 raise
 
     def for_pool(self, work: Callable[..., T]) -> Callable[..., T]:
-        """Return ``work`` for a thread that is the job's only while it does that.
+        """Wrap ``work`` for a thread that is the job's only while it does this work.
 
-        It does not start if the job was interrupted after this call.
+        The work does not start if the job is interrupted after this call.
         """
         since = self._interruptions
 
@@ -118,7 +118,7 @@ class JobThreads:
         Parameters
         ----------
         since
-            The number of interruptions when it was given its work.
+            The number of interruptions when the thread was given its work.
 
         Raises
         ------
@@ -135,7 +135,7 @@ class JobThreads:
                 self._entered[threading.get_ident()] = thread
 
     def leave(self) -> None:
-        """End :meth:`enter`, and withdraw an interruption that has not been raised."""
+        """Undo :meth:`enter`, and withdraw an interruption that has not been raised."""
         with self._lock:
             self.withdraw_interrupt()
             self._entered.pop(threading.get_ident(), None)
@@ -150,9 +150,9 @@ class JobThreads:
     # -- from other threads ----------------------------------------------------------------
 
     def interrupt(self, exception: type[JobInterrupted]) -> bool:
-        """Raise ``exception`` in each at its next Python instruction. Return True if there is one.
+        """Raise ``exception`` in each thread at its next Python instruction. Return True if any.
 
-        A thread that is where this would harm others is interrupted when it has left there.
+        A thread in code where this would harm other jobs is interrupted once it has left it.
         """
         with self._lock:
             if self._is_released:
@@ -165,7 +165,7 @@ class JobThreads:
             return bool(busy)
 
     def positions(self) -> dict[str, str]:
-        """Return the names of those in which code of the job runs, and its position."""
+        """Return the names of threads in which code of the job runs, with its position."""
         with self._lock:
             return {thread.name: user_position(ident) for ident, thread in self._busy().items()}
 
@@ -190,14 +190,14 @@ class JobThreads:
             return True
 
     def release(self) -> None:
-        """Leave the threads alone from now on."""
+        """Interrupt the threads no longer."""
         with self._lock:
             self._is_released = True
             self._entered.clear()
             self._starting.clear()
 
     def become_forked(self) -> None:
-        """Leave the threads alone in a forked child, which ends as a process does."""
+        """Interrupt the threads no longer in a forked child, which ends like any process."""
         self._lock = threading.RLock()
         self._interrupter = ThreadInterrupter(self._is_busy, self._lock)
         self.release()
@@ -206,7 +206,7 @@ class JobThreads:
         return not self._is_released and ident in self._busy()
 
     def _busy(self) -> dict[int, threading.Thread]:
-        frames = sys._current_frames()  # noqa: SLF001 - the only way to them
+        frames = sys._current_frames()  # noqa: SLF001 - the only access
         return {
             ident: thread
             for ident, thread in self._entered.items()
@@ -215,9 +215,9 @@ class JobThreads:
 
 
 def inherit_daemon(thread: threading.Thread) -> None:
-    """Make a thread a daemon at its start, as its creator is, though it does not count as one.
+    """Have a thread start as a daemon, like its creator, without being treated as one.
 
-    So no thread of a task delays the end of its worker.
+    As a daemon, it does not delay the end of the worker.
     """
     _inheriting.add(thread)
 
@@ -226,7 +226,7 @@ def make_daemon(thread: threading.Thread) -> None:
     """Make a thread that is about to start a daemon, if :func:`inherit_daemon` was called."""
     if thread not in _inheriting or thread.ident is not None:
         return
-    if thread.daemon:  # the task has made it one
+    if thread.daemon:  # the task has set this itself
         _inheriting.discard(thread)
     thread.daemon = True
 
@@ -236,9 +236,9 @@ def _is_left(thread: threading.Thread) -> bool:
 
 
 def threads_of(log: JobLog) -> JobThreads | None:
-    """Return the threads of a job, if the calling one is among them.
+    """Return the threads of a job if the calling thread is one of them, otherwise None.
 
-    Dask's event loop is not, though it may run a callback in the context of a job.
+    The thread of Dask's event loop is not, though it may run a callback in a job's context.
     """
     threads = _threads.get(log)
     return threads if threads is not None and threads.has_this else None
@@ -255,7 +255,7 @@ def _serves_pool(thread: threading.Thread) -> bool:
 
 
 def _is_idle(thread: threading.Thread, frame: FrameType | None) -> bool:
-    """Return True if a thread of a pool waits for work, which other jobs may give it."""
+    """Return True if a thread of a pool waits for work, which may come from other jobs."""
     if not _serves_pool(thread):
         return False
     while frame is not None:

@@ -1,4 +1,4 @@
-"""Interruptions of a task that catches each of them: raised again at its next lines."""
+"""Repeated interruption of a task that catches interruptions, at each of its next lines."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _TRACER = "girder_dask repeated interrupt"
 
 
 class _RepeatedInterrupt(JobInterrupted):
-    """Interruption that is raised again at each next line of what has caught it.
+    """Interruption that is raised again at each next line of the code that has caught it.
 
-    It ends when Python drops the tracer. It may cut short what a task does to clean up.
+    It ends when Python drops the tracer. It may cut the clean-up of a task short.
     """
 
     def __init__(self, message: str | None = None, *, job_id: str | None = None) -> None:
         super().__init__(message, job_id=job_id)
-        kind = type(self).__mro__[2]  # the plain one
+        kind = type(self).__mro__[2]  # the exception that is not repeated
 
         def trace(frame: FrameType, event: str, _argument: Any) -> Any:
             if is_guarded_file(frame.f_code.co_filename):
@@ -36,7 +36,7 @@ class _RepeatedInterrupt(JobInterrupted):
             return trace
 
         trace.__qualname__ = _TRACER
-        interrupted = sys._getframe(1)  # noqa: SLF001 - the only way to it
+        interrupted = sys._getframe(1)  # noqa: SLF001 - the only access
         for each in frames_from(interrupted, 1000):
             if is_run_frame(each):
                 break
@@ -60,11 +60,11 @@ _REPEATED: dict[type[JobInterrupted], type[JobInterrupted]] = {
 
 
 def repeated(exception: type[JobInterrupted]) -> type[JobInterrupted]:
-    """Return the exception for a task that goes on although it was interrupted many times."""
+    """Return the repeated form of an exception, for a task that ignores interruptions."""
     return _REPEATED.get(exception, exception)
 
 
 def stop_repeating() -> None:
-    """Raise no interruption again in the calling thread."""
+    """Stop the repeated interruption of the calling thread."""
     if getattr(sys.gettrace(), "__qualname__", None) == _TRACER:
         sys.settrace(None)

@@ -18,7 +18,7 @@ class RunningLoop:
     Attributes
     ----------
     has_canceled
-        Whether it has come to cancel its tasks.
+        Whether the loop has canceled its tasks.
     """
 
     def __init__(self, loop: Any) -> None:
@@ -45,15 +45,15 @@ class RunningLoop:
         return None
 
     def cancel_tasks(self) -> None:
-        """Have it cancel all of its tasks when its turn comes."""
+        """Have the loop cancel all of its tasks in its next iteration."""
         self._call(self._cancel)
 
     def wake(self) -> None:
-        """Wake it."""
+        """Wake the loop."""
         self._call(lambda: None)
 
     def _call(self, function: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # it is closed
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             Context().run(self._loop.call_soon_threadsafe, function)
 
     def _cancel(self) -> None:

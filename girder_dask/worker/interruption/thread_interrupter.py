@@ -1,9 +1,9 @@
-"""The interruption of threads: an exception at their next Python instruction, and a wakeup.
+"""Interruption of threads: an exception at their next Python instruction, and a wakeup.
 
-What a thread waits for is ended where that is possible: a condition is notified, a
-socket that is read is shut down, the tasks of an event loop are canceled. A thread in the middle
-of writing to a log or of an import is interrupted when it has left that, since an exception there
-would leave locks behind that belong to all jobs of the process.
+The wait of a thread is ended if possible: a condition is notified, a socket that is read is shut
+down, the tasks of an event loop are canceled. A thread that is writing to a log or importing a
+module is interrupted once it has finished that, since an exception there would leave locks of all
+jobs in the process behind.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Exceptions to raise in threads that may write to a log all the time, by their identities.
+#: Exceptions to raise in threads that may write to a log all the time, by thread identity.
 pending_interrupts: dict[int, type[JobInterrupted]] = {}
 
-#: Seconds that a thread has to leave such a place, and a loop to cancel its tasks.
+#: Seconds that a thread has to leave guarded code, and a loop to cancel its tasks.
 _MAX_WAIT_S = 1.0
 _POLL_INTERVAL_S = 0.005
 
-#: Instructions after which an exception has been raised.
+#: Instructions within which a pending exception is raised.
 _MAX_INSTRUCTIONS = 100
 
 
@@ -56,7 +56,7 @@ class ThreadInterrupter:
     Parameters
     ----------
     is_wanted
-        Returns whether a thread is still to be interrupted. Called with ``lock`` held.
+        Returns True if a thread must still be interrupted. Called with ``lock`` held.
     lock
         The lock that is held while a thread is interrupted.
     """
@@ -66,13 +66,13 @@ class ThreadInterrupter:
         self._lock = lock
 
     def interrupt(self, idents: list[int], exception: type[JobInterrupted], *, first: bool) -> None:
-        """Raise an exception in threads, with the lock held.
+        """Raise an exception in threads. The caller holds the lock.
 
         Parameters
         ----------
         first
-            Whether they were not interrupted before. Then an event loop only cancels its tasks,
-            whose ``finally`` may await something.
+            Whether this is their first interruption. It only cancels the tasks of an event loop,
+            since their ``finally`` blocks may await something.
         """
         left: dict[int, RunningLoop | None] = {}
         for ident in idents:
@@ -88,7 +88,7 @@ class ThreadInterrupter:
             thread = threading.Thread(
                 target=self._interrupt_later, args=(left, exception), daemon=True
             )
-            Context().run(thread.start)  # it is no part of the job
+            Context().run(thread.start)  # outside of the job's context
 
     def _interrupt_later(
         self, left: dict[int, RunningLoop | None], exception: type[JobInterrupted]
@@ -106,7 +106,7 @@ class ThreadInterrupter:
             with guard:
                 self._interrupt_left(left, exception, is_late=is_late)
             if guard.failed and is_late:
-                return  # who stops the job interrupts it again
+                return  # the canceller interrupts the job again
 
     def _interrupt_left(
         self,
@@ -133,11 +133,11 @@ class ThreadInterrupter:
 def raise_pending_interrupt(text: Any) -> None:
     """Raise the pending interruption of the calling thread, which has written a whole line.
 
-    It may write so much that other threads hardly ever find it where it can be interrupted.
+    A thread that writes all the time is rarely in a place where others can interrupt it.
     """
     ident = threading.get_ident()
     if ident in pending_interrupts and text[-1:] in ("\n", b"\n"):
-        caller: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the only way to it
+        caller: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the only access
         while caller is not None and is_stream_frame(caller):
             caller = caller.f_back
         if not is_guarded(caller):
@@ -147,7 +147,7 @@ def raise_pending_interrupt(text: Any) -> None:
 
 
 def _interrupt(ident: int, exception: type[JobInterrupted], *, is_late: bool = False) -> bool:
-    """Raise an exception in a thread and wake it. Return False where that would do harm."""
+    """Raise an exception in a thread and wake it. Return False if that would do harm."""
     frame = current_frame(ident)
     if frame is None:
         return True
@@ -156,7 +156,7 @@ def _interrupt(ident: int, exception: type[JobInterrupted], *, is_late: bool = F
         return False
     _raise_in(ident, exception)
     frame = current_frame(ident)
-    if is_harmful(frame):  # it has gone on meanwhile
+    if is_harmful(frame):  # the thread has moved on meanwhile
         _raise_in(ident, None)
         return False
     if frame is not None:
@@ -178,8 +178,8 @@ def withdraw_interrupt() -> None:
     ident = threading.get_ident()
     pending_interrupts.pop(ident, None)
     stop_repeating()
-    # To raise None instead would leave a mark in CPython 3.11, which makes the whole process hang
-    # as soon as a tracer or a profiler is set in it.
+    # Setting None instead would leave a flag in CPython 3.11 with which the whole process hangs
+    # as soon as a tracer or a profiler is set.
     try:
         _raise_in(ident, _Withdrawn)
         for _ in range(_MAX_INSTRUCTIONS):
@@ -189,4 +189,4 @@ def withdraw_interrupt() -> None:
 
 
 class _Withdrawn(BaseException):
-    """Replaces an interruption that is withdrawn."""
+    """Exception that replaces a withdrawn interruption."""

@@ -1,4 +1,4 @@
-"""The wakeup of a thread that waits for another one, which may have been interrupted."""
+"""Wakeup of an interrupted thread that waits for a condition or a socket."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from girder_dask.worker.interruption.guarded_frames import frames_from
 
 __all__ = ["wake"]
 
-#: Frames above the innermost that may wait for a socket.
+#: Number of innermost frames that may wait for a socket.
 _SOCKET_DEPTH = 4
 
 
 def wake(frame: FrameType) -> None:
-    """Wake a thread whose innermost frame this is: notify a condition, or shut a socket down."""
+    """Wake a thread, given its innermost frame: notify a condition, or shut down a socket."""
     if interruptible_waits.wake(frame):
         return
     if frame.f_code is threading.Condition.wait.__code__:
@@ -32,14 +32,14 @@ def wake(frame: FrameType) -> None:
     for each in frames_from(frame, _SOCKET_DEPTH):
         found = _socket_of(each)
         if found is not None:
-            with contextlib.suppress(OSError):  # it is not connected
-                # Not the method of an SSLSocket, which forgets its state.
+            with contextlib.suppress(OSError):  # the socket is not connected
+                # Not the method of SSLSocket, which drops its SSL state.
                 socket.socket.shutdown(found, socket.SHUT_RDWR)
             return
 
 
 def _notify(frame: FrameType) -> None:
-    """Do what ``Condition.notify`` does, for one that waits for an event, a queue or a future."""
+    """Do what ``Condition.notify`` does, for a thread that waits for an event, queue or future."""
     condition: Any = frame.f_locals["self"]
     waiter: Any = frame.f_locals.get("waiter")
     if not condition.acquire(False):
@@ -53,7 +53,7 @@ def _notify(frame: FrameType) -> None:
 
 
 def _socket_functions() -> dict[CodeType, str]:
-    """Return the functions that wait for a socket, and their name for it."""
+    """Return the functions that wait for a socket, and their variable that holds it."""
     found = {
         socket.SocketIO.readinto.__code__: "self._sock",
         socket.create_connection.__code__: "sock",

@@ -1,3 +1,3 @@
-"""Runs of tasks in processes of their own."""
+"""Execution of tasks in processes of their own."""
 
 __all__: list[str] = []

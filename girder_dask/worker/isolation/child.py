@@ -1,8 +1,8 @@
-"""The process of a task that has one of its own.
+"""The process of a task, on the side of that process.
 
-It reads what to run, waits until the inputs are there, calls the function and writes how
-that ended. Small messages travel over a socket that keeps them apart, the call and its
-outcome through the :mod:`~girder_dask.worker.isolation.exchange_file`.
+It reads its specification, waits for the inputs, calls the function and writes its outcome. Small
+messages go over a socket that keeps them apart; the call and its outcome go through the
+:mod:`~girder_dask.worker.isolation.exchange_file`.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ __all__ = ["exit_process", "main"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a signal waits for the message with its reason.
+# Seconds that the handler of a signal waits for the message with its reason.
 _REASON_TIMEOUT_S = 1.0
 
-# The least number of the descriptors that lead to the worker.
+# The lowest number of the descriptors that lead to the worker.
 _MIN_DESCRIPTOR = 512
-_NOT_HANDED = (
-    "What became of the task cannot be handed to the worker ({}). A task must not close "
+_NOT_PASSED = (
+    "The outcome of the task cannot be passed to the worker ({}). A task must not close "
     "descriptors that it has not opened, as os.closerange() does.\n"
 )
 
-# Above that of the worker: the kernel ends the task's process first when memory is short.
+# Above that of the worker: when memory is short, the kernel kills the task's process first.
 _OOM_SCORE = b"500"
 
 
@@ -72,7 +72,7 @@ def main(control: int, file: int) -> None:
     control, file
         The descriptors of the socket and the file.
     """
-    # Out of the way of tasks that close what stands after descriptor 2.
+    # Out of the way of tasks that close all descriptors above 2.
     control, file = (_moved(descriptor) for descriptor in (control, file))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
@@ -84,7 +84,7 @@ def main(control: int, file: int) -> None:
     sys.path[:] = spec.path
     log = ProcessLog()
     output_capture.install(spec.log_level)
-    output_capture.adopt_handlers()  # of modules that were imported ahead
+    output_capture.adopt_handlers()  # of modules that were imported in advance
     propagation.install()
     with (
         capturing(log),
@@ -108,20 +108,20 @@ def exit_process() -> NoReturn:
     """End this process as Python does, except that its modules are not torn down.
 
     Tearing them down would write to nearly all memory that a fork shares, and take longer than
-    everything else. Python does not promise to call ``__del__`` for what is left at the exit.
+    everything else. Python does not promise to call ``__del__`` of objects that exist at exit.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - waits for threads
     atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        with contextlib.suppress(Exception):  # they may be of any kind, or closed
+        with contextlib.suppress(Exception):  # they may be of any type, or closed
             stream.flush()  # type: ignore[union-attr]
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.PyDLL(None).exit(0)  # holds the GIL: what C has registered runs alone
+        ctypes.PyDLL(None).exit(0)  # holds the GIL: exit handlers of C code run alone
     os._exit(0)
 
 
 def _set_environment(environment: Mapping[str, str]) -> None:
-    """Replace the environment of this fork by that of a process that was started anew."""
+    """Replace the environment of this fork by that of a new process."""
     zone = os.environ.get("TZ")
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
@@ -151,10 +151,10 @@ class _Child:
         self._started = False
 
     def work(self) -> None:
-        """Load, wait for the inputs, call, and write how it ended."""
+        """Load the function, wait for its inputs, call it, and write its outcome."""
         signal.signal(signal.SIGTERM, self._on_term)
         listener = threading.Thread(target=self._receive, daemon=True, name="girder-dask-control")
-        Context().run(listener.start)  # it is no part of the job
+        Context().run(listener.start)  # outside of the job's context
         try:
             try:
                 value = self._run()
@@ -173,7 +173,7 @@ class _Child:
                 exchange_file.write_failure(self._file, failure)
         except OSError as e:
             with contextlib.suppress(OSError):
-                os.write(2, _NOT_HANDED.format(e).encode())
+                os.write(2, _NOT_PASSED.format(e).encode())
             os._exit(1)
         self._send("end")
 
@@ -208,7 +208,7 @@ class _Child:
                 self._send_cwd()
 
     def _send_cwd(self) -> None:
-        """Send where the function ended: relative paths in its result start there."""
+        """Send the last working directory: relative paths in the result start there."""
         with contextlib.suppress(OSError):  # it is gone
             self._send("cwd", str(Path.cwd()))
 
@@ -236,7 +236,7 @@ class _Child:
 
     @property
     def _reason(self) -> str | None:
-        """Why the task is to stop."""
+        """Why the task must stop, None if it need not."""
         if self._interruption is not None:
             return self._interruption.reason
         return "canceled" if self._manager.status == JobStatus.CANCELING else None
@@ -253,7 +253,7 @@ class _Child:
     # -- messages and signals ------------------------------------------------------------------
 
     def _send(self, kind: str, what: Any = None) -> None:
-        with contextlib.suppress(OSError):  # the worker has gone
+        with contextlib.suppress(OSError):  # the worker has ended
             self._control.send(pack_message(kind, what))
 
     def _receive(self) -> None:
@@ -281,7 +281,7 @@ class _Child:
         return bool(handler == self._on_term)
 
     def _on_term(self, *_: Any) -> None:
-        """Interrupt the task. Python runs this in its main thread, also in ``time.sleep``."""
+        """Interrupt the task. Python runs this in the main thread, even during ``time.sleep``."""
         if not self._has_reason.wait(_REASON_TIMEOUT_S) or self._interruption is None:
             # Not from the worker: the process ends as it would without a handler.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,6 +1,6 @@
-"""The unnamed file through which a call goes to the process of a task, and its outcome back.
+"""The unnamed file that takes a call to the process of a task, and its outcome back.
 
-Both sides have it open, one writes at a time, and each write replaces what was there.
+Both sides have it open, one writes at a time, and each write replaces the contents.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _VALUE, _UNPICKLABLE, _FAILURE = "value", "unpicklable", "failure"
 
 
 def read(fd: int) -> Any:
-    """Return what the other side has written with :func:`write`."""
+    """Return the value that the other side has written with :func:`write`."""
     with _open_for_reading(fd) as file:
         return pickle.load(file)
 
 
 def write(fd: int, value: Any) -> None:
-    """Write a value, also of a class that the other side cannot import."""
+    """Write a value, even of a class that the other side cannot import."""
     import cloudpickle
 
     with _open_for_writing(fd) as file:
@@ -33,33 +33,33 @@ def write(fd: int, value: Any) -> None:
 
 
 def read_failure(fd: int) -> Failure | None:
-    """Return how the function failed, None if it did not."""
+    """Return the failure of the function, None if it did not fail."""
     kind, failure = read(fd)
     return failure if kind == _FAILURE else None
 
 
 def read_value(fd: int) -> Any:
-    """Return what the function returned, or an ``Unpicklable`` for a value that cannot travel."""
+    """Return the value of the function, or ``Unpicklable`` if it could not be pickled."""
     with _open_for_reading(fd) as file:
         kind, reason = pickle.load(file)
         return Unpicklable(reason) if kind == _UNPICKLABLE else pickle.load(file)
 
 
 def write_failure(fd: int, failure: Failure) -> None:
-    """Write how the function failed."""
+    """Write the failure of the function."""
     with _open_for_writing(fd) as file:
         pickle.dump((_FAILURE, failure), file)
 
 
 def write_value(fd: int, value: Any) -> None:
-    """Write what the function returned, or the reason why it cannot be pickled."""
+    """Write the value of the function, or the reason why it cannot be pickled."""
     import cloudpickle
 
     try:
         with _open_for_writing(fd) as file:
             pickle.dump((_VALUE, None), file)
             cloudpickle.dump(value, file)
-    except BaseException as e:  # noqa: BLE001 - a foreign __reduce__ may raise anything
+    except BaseException as e:  # noqa: BLE001 - a __reduce__ may raise anything
         reason = f"it cannot be pickled ({summary(e)})"
         with _open_for_writing(fd) as file:
             pickle.dump((_UNPICKLABLE, reason), file)

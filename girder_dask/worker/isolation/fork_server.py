@@ -1,15 +1,15 @@
-"""The fork server of a worker: a process that has imported what tasks need, and forks theirs.
+"""The fork server of a worker: a process with imported modules that forks the processes of tasks.
 
 A fork has its imports already, so a task with a process of its own starts in some milliseconds.
-What is forked is the :mod:`~girder_dask.worker.isolation.subreaper`, which exchanges the same
-messages with the worker as one that was started anew. Each fork runs one task, and one is kept
+The server forks the :mod:`~girder_dask.worker.isolation.subreaper`, which exchanges the same
+messages with the worker as one in a new process. Each fork runs one task, and one fork is kept
 ready. The server runs no code of tasks except the imports that the operator names, opens no call
-and holds nothing of any job.
+and holds no data of any job.
 
 Run by :mod:`girder_dask.worker.isolation.fork_server_supervisor` as ``python -m
-girder_dask.worker.isolation.fork_server CHANNEL WORKER``: a descriptor and a process id. On the
-channel come, once, what to import, and then the descriptors for each subreaper. The server has one
-thread, as a lock that another thread holds stays held in a fork.
+girder_dask.worker.isolation.fork_server CHANNEL WORKER``: a descriptor and a process id. The
+channel carries the list of imports once, then the descriptors of each subreaper. The server has
+one thread, because a lock that another thread holds stays held in a fork.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ TASK_MODULES = (
     "concurrent.futures.thread",
 )
 
-# The ends of its children do not matter, and the end of the worker ends this process.
+# The server ignores the ends of its children. It ends with the worker, not by these signals.
 _IGNORED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
-    """Serve until the worker is gone."""
+    """Serve until the worker has ended."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     worker = os.pidfd_open(int(sys.argv[2]))
     if os.getppid() != int(sys.argv[2]):  # the worker has died before
@@ -68,7 +68,7 @@ def main() -> None:
     if report["threads"] is None:
         report = _import_all(request["modules"])
     handlers = _ignored(handlers)
-    for stream in (sys.stdout, sys.stderr):  # else each fork writes once more what they hold
+    for stream in (sys.stdout, sys.stderr):  # or each fork writes their buffers again
         stream.flush()
     flush_c_streams()
     channel.send(json.dumps(report).encode())
@@ -79,18 +79,18 @@ def main() -> None:
 
 
 def _ignored(handlers: Mapping[int, Any]) -> dict[int, Any]:
-    """Ignore signals, and return their handlers, also those that an import has set since."""
+    """Ignore signals, and return their handlers, including those that imports have set."""
     found = {number: signal.signal(number, signal.SIG_IGN) for number in _IGNORED}
     return {n: handlers.get(n, h) if h == signal.SIG_IGN else h for n, h in found.items()}
 
 
 def _import_all(modules: Iterable[str]) -> dict[str, Any]:
-    """Import modules. Return which failed, with why, and which one has started threads."""
+    """Import modules. Return the errors by module, and the module that has started threads."""
     failed: list[tuple[str, str]] = []
     for module in modules:
         try:
             importlib.import_module(module)
-        except (Exception, SystemExit) as e:  # noqa: BLE001 - a foreign module may raise anything
+        except (Exception, SystemExit) as e:  # noqa: BLE001 - a module may raise anything
             failed.append((module, f"{type(e).__name__}: {e}"[:500]))
         if _threads() > 1:
             return {"failed": failed, "threads": module}
@@ -117,7 +117,7 @@ def _serve(channel: socket.socket, worker: int, handlers: Mapping[int, Any]) -> 
             message != FORK_REQUEST or len(fds) != DESCRIPTOR_COUNT
         ):  # the worker has closed the channel
             return
-        if not _assign(spare, fds):  # it was killed
+        if not _assign(spare, fds):  # the spare was killed
             _assign(_spare(channel, worker, handlers), fds)
         for fd in fds:
             os.close(fd)
@@ -139,7 +139,7 @@ def _assign(spare: socket.socket | None, fds: Sequence[int]) -> bool:
 def _spare(
     channel: socket.socket, worker: int, handlers: Mapping[int, Any]
 ) -> socket.socket | None:
-    """Fork a subreaper and the process of its task ahead. Return the socket they wait at."""
+    """Fork a subreaper and its task's process in advance. Return the socket at which they wait."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         pid = os.fork()
@@ -157,7 +157,7 @@ def _spare(
 
 
 def _run_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any]) -> NoReturn:
-    """Fork the process of a task, wait for the task, and watch it."""
+    """Fork the process of a task, wait for its descriptors, and watch it."""
     os.setsid()
     to_task, of_subreaper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     task = subreaper.fork()
@@ -171,7 +171,7 @@ def _run_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any
     with to_task:
         try:
             socket.send_fds(to_task, [FORK_REQUEST], fds[1:])
-        except OSError:  # it was killed
+        except OSError:  # the task's process was killed
             os._exit(1)
     for fd in fds[1:]:
         os.close(fd)
@@ -180,7 +180,7 @@ def _run_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any
 
 
 def _run_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
-    """Wait for a task, and run it as a process does that was started anew."""
+    """Wait for a task, and run it like a new process."""
     control, file, output, errors, directory = _receive_descriptors(given, handlers)
     os.dup2(output, 1)
     os.dup2(errors, 2)
@@ -189,7 +189,7 @@ def _run_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
         os.close(fd)
     importlib.invalidate_caches()
     random = sys.modules.get("numpy.random")
-    if random is not None:  # unlike Python's own it gives the same numbers in each fork
+    if random is not None:  # unlike Python's, it repeats its numbers in each fork
         random.seed()
     child.main(control, file)
     child.exit_process()

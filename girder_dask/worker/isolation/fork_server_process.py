@@ -1,4 +1,4 @@
-"""The process of a fork server, as its worker sees it."""
+"""The process of a fork server, on the side of its worker."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ForkServerProcess:
     Attributes
     ----------
     is_ready
-        Whether it has imported what it needs and can fork.
+        Whether the server has imported its modules and can fork.
     is_replaced
-        Whether it does not answer, and another is to replace it.
+        Whether the server does not answer, and another one replaces it.
     """
 
     def __init__(self) -> None:
@@ -40,17 +40,17 @@ class ForkServerProcess:
                 stdin=subprocess.DEVNULL,
                 env=gpus.environment(()),
                 pass_fds=[theirs.fileno()],
-                cwd="/",  # a directory that stays
+                cwd="/",  # a directory that is never removed
                 start_new_session=True,
             )
 
     def close(self) -> None:
-        """End it, and wait for its end."""
+        """End the server, and wait for its end."""
         self._channel.close()
         self.process.wait()
 
     def import_all(self, modules: Sequence[str], path: Sequence[str]) -> dict[str, Any] | None:
-        """Have it import modules. Return its report, None if it has ended before."""
+        """Have the server import modules. Return its report, None if it has ended before."""
         try:
             self._channel.send(json.dumps({"modules": modules, "path": path}).encode())
             report: dict[str, Any] = json.loads(self._channel.recv(MAX_MESSAGE_BYTES) or b"null")
@@ -59,14 +59,14 @@ class ForkServerProcess:
         return report
 
     def request_fork(self, ends: tuple[int, int, int], output: int | None) -> None:
-        """Request a fork of the subreaper. If that is lost, the lifeline ends at its other end.
+        """Request a fork of the subreaper. If the request is lost, the worker's lifeline closes.
 
         Parameters
         ----------
         ends
-            The descriptors of its lifeline, control socket and exchange file.
+            The descriptors of the lifeline, control socket and exchange file.
         output
-            The descriptor that it writes to, None for those of this process.
+            The descriptor for its output, None for those of this process.
         """
         streams = (1, 2) if output is None else (output, output)
         # The directory that a process would inherit if this thread started it.
@@ -78,6 +78,6 @@ class ForkServerProcess:
             os.close(directory)
 
     def request_end(self) -> None:
-        """Request its end."""
+        """Ask the server to end."""
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)

@@ -26,21 +26,21 @@ logger = logging.getLogger(__name__)
 
 # Seconds that a server may take to end.
 _END_TIMEOUT_S = 2.0
-# Seconds before a server that died is restarted, doubled each time up to the most, and how long
-# one has to live for the first delay.
+# Seconds before a server that died is restarted, doubled each time up to a maximum, and how long
+# a server must live to reset the delay.
 _MIN_RESTART_DELAY_S, _MAX_RESTART_DELAY_S, _STABLE_TIME_S = 0.5, 60.0, 60.0
 
-# What holds while there is no server.
+# The consequence of a missing server, for log messages.
 _MEANWHILE = "Meanwhile, tasks in processes of their own take longer to start."
 
 
 class ForkServerSupervisor:
-    """A fork server, restarted when it ends. For any number of threads.
+    """Supervisor that restarts the fork server when it ends. Any thread may use it.
 
     Parameters
     ----------
     modules
-        What the fork server imports besides what each task needs.
+        Modules that the fork server imports in addition to those of every task.
     """
 
     def __init__(self, modules: Sequence[str] = ()) -> None:
@@ -50,12 +50,12 @@ class ForkServerSupervisor:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._server: ForkServerProcess | None = None
-        self._is_settled = threading.Event()  # there is a server, or there will be none soon
+        self._is_settled = threading.Event()  # a server is ready, or none is expected soon
         self._is_closed = threading.Event()
 
     @property
     def server(self) -> ForkServerProcess | None:
-        """The server that can fork now, if there is one."""
+        """The server if it can fork now, otherwise None."""
         server = self._server
         if server is None or not server.is_ready or server.is_replaced:
             return None
@@ -69,10 +69,10 @@ class ForkServerSupervisor:
             self._thread = threading.Thread(
                 target=self._supervise, daemon=True, name="girder-dask-fork-server"
             )
-            Context().run(self._thread.start)  # it is no part of the job that needs it first
+            Context().run(self._thread.start)  # outside of the context of any job
 
     def wait(self, timeout: float) -> ForkServerProcess | None:
-        """Return the server that can fork, and wait for the first one for a time."""
+        """Wait for the first server for a time, and return it if it can fork."""
         self._is_settled.wait(timeout)
         return self.server
 
@@ -91,7 +91,7 @@ class ForkServerSupervisor:
                 thread.join(_END_TIMEOUT_S)
 
     def replace(self, server: ForkServerProcess) -> None:
-        """Kill a server that does not answer, and have another one started."""
+        """Kill a server that does not answer, so that another one is started."""
         with self._lock:
             if server.is_replaced or self._is_closed.is_set():
                 return
@@ -114,7 +114,7 @@ class ForkServerSupervisor:
             started, known = time.monotonic(), len(self._modules)
             with guard:
                 must_go_on = self._serve_once()
-            if len(self._modules) < known:  # without the one that failed the next may start
+            if len(self._modules) < known:  # the next may start without the module that failed
                 continue
             self._is_settled.set()
             pause = _MIN_RESTART_DELAY_S if time.monotonic() - started >= _STABLE_TIME_S else pause
@@ -132,7 +132,7 @@ class ForkServerSupervisor:
             return True
 
     def _serve(self) -> bool:
-        """Start a server and wait for its end. Return False if there must not be another."""
+        """Start a server and wait for its end. Return False if no other may be started."""
         with contextlib.closing(ForkServerProcess()) as server:
             with self._lock:
                 self._server = server
@@ -171,7 +171,7 @@ class ForkServerSupervisor:
         self._modules.clear()
 
     def _check_report(self, report: Mapping[str, Any]) -> bool:
-        """Return True if a server can fork, by its report. Log what it could not import."""
+        """Return True if the report of a server says that it can fork. Log failed imports."""
         if self._is_closed.is_set():
             return False
         for module, error in report["failed"]:

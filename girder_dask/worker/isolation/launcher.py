@@ -1,8 +1,7 @@
 """The start of a task's process: a fork of the worker's fork server, or a new Python.
 
-Where and while there is no server (see
-:mod:`girder_dask.worker.isolation.fork_server_supervisor`), each process is started anew, which
-takes longer and is otherwise the same.
+While there is no server (see :mod:`girder_dask.worker.isolation.fork_server_supervisor`), each task
+gets a new Python process, which takes longer and is otherwise the same.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ class SubreaperProcess(Protocol):
 
     @property
     def returncode(self) -> int | None:
-        """None until :meth:`wait` has returned."""
+        """The exit code, None until :meth:`wait` has returned."""
 
     def wait(self) -> int:
-        """Wait for its end, once it has sent its last message, or the lifeline has ended."""
+        """Wait for its end, after its last message or the end of the lifeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +69,31 @@ def launch(
     Parameters
     ----------
     spec
-        What it is to run.
+        What the process runs.
     supervisor
-        The fork server of the worker.
+        The supervisor of the worker's fork server.
     closing
-        What closes the channels to it.
+        The stack that closes the channels to the process.
     log
-        The job's log, to which it writes.
+        The job's log, to which the process writes.
     writer
-        What has None as its ``returncode`` while something may still write there.
+        An object whose ``returncode`` is None while a process may still write to the log.
     directory
         Where the :mod:`~girder_dask.worker.isolation.exchange_file` is created.
     """
     supervisor.start()
     server = supervisor.wait(_SERVER_TIMEOUT_S)
-    environment = subprocess_propagation.with_run_name(log, gpus.environment(spec.gpus))
+    environment = subprocess_propagation.with_run_id(log, gpus.environment(spec.gpus))
     if server is not None:
         with contextlib.ExitStack() as stack:
-            told = replace(spec, environment=environment)
-            with _ends(told, directory, stack) as ends, log.lend_pipe(writer) as output:
+            spec_for_fork = replace(spec, environment=environment)
+            with _ends(spec_for_fork, directory, stack) as ends, log.lend_pipe(writer) as output:
                 server.request_fork(ends.theirs, output)
             forked = _await_fork(ends.lifeline)
             if forked is not None:
                 closing.push(stack.pop_all())
                 return LaunchedProcess(forked, ends.control, ends.lifeline, ends.file)
-        # A fork that comes late has no lifeline and ends: the process that follows is the only one.
+        # A late fork has no lifeline and ends, so the next process is the only one.
         supervisor.replace(server)
     with _ends(spec, directory, closing) as ends, log.lend_pipe(writer) as output:
         process = _start(ends, output, environment)
@@ -103,7 +102,7 @@ def launch(
 
 @dataclass(frozen=True, slots=True)
 class _Ends:
-    """The channels to a task's process. ``theirs`` are the descriptors that it is given."""
+    """The channels to a task's process. ``theirs`` are the descriptors for that process."""
 
     control: socket.socket
     lifeline: socket.socket
@@ -113,10 +112,10 @@ class _Ends:
 
 @contextlib.contextmanager
 def _ends(spec: ProcessSpec, directory: Path, closing: contextlib.ExitStack) -> Iterator[_Ends]:
-    """Create the channels to a process, whose other ends are closed once it has them."""
+    """Create the channels to a process. Close its ends here when the block is left."""
     file = closing.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 - it stays open
     exchange_file.write(file.fileno(), spec)
-    # Sequenced packets keep messages apart, also those of the task's forks.
+    # Sequenced packets keep messages apart, even those of the task's forks.
     control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     closing.callback(control.close)
     with their_control:
@@ -130,7 +129,7 @@ def _ends(spec: ProcessSpec, directory: Path, closing: contextlib.ExitStack) -> 
 def _start(
     ends: _Ends, output: int | None, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start a new Python."""
+    """Start a subreaper in a new Python process."""
     return subprocess.Popen(
         [
             *(sys.executable, "-P", "-m", "girder_dask.worker.isolation.subreaper"),
@@ -158,7 +157,7 @@ class _ForkedSubreaper:
 
 
 def _await_fork(lifeline: socket.socket) -> _ForkedSubreaper | None:
-    """Wait for the message of a forked subreaper with its process id. None: there is no fork."""
+    """Wait for the process id that a forked subreaper sends. Return None if none comes."""
     lifeline.settimeout(_FORK_TIMEOUT_S)
     try:
         words = lifeline.recv(100).decode().split()

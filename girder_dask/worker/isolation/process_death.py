@@ -12,12 +12,12 @@ __all__ = ["failure_of_death"]
 
 
 def failure_of_death(status: int | None, hostname: str) -> Failure:
-    """Return what to report of a process that ended by itself or by a signal of others.
+    """Return the failure of a process that exited, or was ended by a signal not from girder_dask.
 
     Parameters
     ----------
     status
-        What ``os.waitpid`` returned for it, None if that is lost.
+        Its status from ``os.waitpid``, None if that is lost.
     hostname
         The host that it ran on.
     """

@@ -1,4 +1,4 @@
-"""The sink of a task in a process of its own: text goes to its log, the rest to the worker."""
+"""The sink of a task in a process of its own: text goes to the log, messages to the worker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ProcessSink:
         self._log.write(text)
 
     def progress(self, changes: Mapping[str, Any]) -> None:
-        """Send changes of the progress, at once or with those that follow soon."""
+        """Send changes of the progress, at once or together with later ones."""
         with self._lock:
             self._progress.update(changes)
             delay = self._next_progress - time.monotonic()
@@ -62,7 +62,7 @@ class ProcessSink:
             self.send_progress()
 
     def send_progress(self) -> None:
-        """Send the changes that the worker has not been sent."""
+        """Send the changes that have not been sent yet."""
         with self._lock:
             changes, self._progress = self._progress, {}
             if changes:

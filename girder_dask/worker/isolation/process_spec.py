@@ -1,4 +1,4 @@
-"""The specification of a task's process, which it reads before its inputs are there."""
+"""The specification of a task's process, which it reads before its inputs are available."""
 
 from __future__ import annotations
 

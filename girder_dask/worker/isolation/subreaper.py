@@ -1,9 +1,8 @@
 """The process between a worker and a task that has a process of its own.
 
-It forks the task's process, and ends it and everything that it left behind, whatever
-happens: the task ends, crashes or is killed, or the worker dies. On
-Linux it adopts processes whose parents have ended, so none of them escapes. It runs no code of the
-task and stays small.
+It forks the task's process, and ends it with everything that it left behind, whether the task ends,
+crashes or is killed, or the worker dies. On Linux it adopts processes whose parents have ended, so
+none of them escapes. It runs no code of the task and stays small.
 
 Forked by a :mod:`~girder_dask.worker.isolation.fork_server`, or run by
 :mod:`girder_dask.worker.isolation.launcher` as ``python -m girder_dask.worker.isolation.subreaper
@@ -30,7 +29,7 @@ __all__ = ["announce", "fork", "main", "watch"]
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
-#: Seconds that processes which a task left behind have to end by themselves.
+#: Seconds that the leftover processes of a task have to end by themselves.
 _LEFTOVER_GRACE_S = 0.5
 
 
@@ -56,7 +55,7 @@ def main() -> None:
 
 
 def announce(lifeline: int) -> None:
-    """Send the id of this process to the worker, which has not started it itself."""
+    """Send the id of this process to the worker, which did not start it itself."""
     with socket.socket(fileno=os.dup(lifeline)) as channel, contextlib.suppress(OSError):
         channel.send(f"subreaper {os.getpid()}".encode())
 
@@ -69,7 +68,7 @@ def fork() -> int:
     if task == 0:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setpgid(0, 0)
-        if os.getppid() != me:  # it died before
+        if os.getppid() != me:  # the subreaper died before
             os._exit(1)
     return task
 
@@ -77,12 +76,12 @@ def fork() -> int:
 def watch(
     lifeline: int, task: int, *, parent: int | None = None, worker: int | None = None
 ) -> NoReturn:
-    """Watch the process of a task until nothing of it is left, and end.
+    """Watch the process of a task until all its processes have ended, then exit.
 
     Parameters
     ----------
     lifeline
-        The descriptor of a socket that the worker has the other end of.
+        The descriptor of a socket whose other end the worker has.
     task
         The process id of the task's process.
     parent
@@ -91,11 +90,11 @@ def watch(
         A pidfd of the worker, if it is not the parent.
     """
     _Subreaper(socket.socket(fileno=lifeline), task, parent, worker).watch()
-    os._exit(0)  # without what modules have registered for the exit: it concerns the task
+    os._exit(0)  # exit handlers belong to the task
 
 
 class _Subreaper:
-    """The watch over one process of a task, by signals and by messages of the worker."""
+    """The watch over the process of a task, by signals and by messages of the worker."""
 
     def __init__(
         self, lifeline: socket.socket, task: int, parent: int | None, worker: int | None
@@ -118,7 +117,7 @@ class _Subreaper:
         self._must_end = True
 
     def watch(self) -> None:
-        """Watch the task, and end with it."""
+        """Watch the task until its end."""
         self._send(f"task {self._task}")
         self._reap()
         while self._status is None:
@@ -165,9 +164,9 @@ class _Subreaper:
             self._must_end = True
 
     def _reap(self) -> bool:
-        """Reap children that have ended. Return True if there are others.
+        """Reap children that have ended. Return True if others remain.
 
-        Without a child there is no descendant either, since each would have become one.
+        Without children there are no descendants either, since orphans become children.
         """
         while True:
             try:
@@ -180,7 +179,7 @@ class _Subreaper:
                 self._status = status
 
     def _end_leftovers(self) -> int:
-        """End what the task left behind, and return how many processes had to be ended."""
+        """End the leftover processes of the task, and return how many had to be killed."""
         deadline = time.monotonic() + _LEFTOVER_GRACE_S
         left: list[int] = []
         while self._reap():

@@ -1,7 +1,7 @@
-"""The process of a task, as its worker sees it.
+"""The process of a task, on the side of its worker.
 
-Between the two stands a :mod:`~girder_dask.worker.isolation.subreaper`, which ends what must not be
-left behind. The process's output goes to the job's pipe, as that of any subprocess.
+Between the two is a :mod:`~girder_dask.worker.isolation.subreaper`, which ends all processes of the
+task. The output of the process goes to the job's pipe, like that of any subprocess.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ THREAD_REMEDY = (
 
 # Seconds that the process may take to end by itself once the function has returned.
 _EXIT_TIMEOUT_S = 5.0
-# Seconds that a process may take to end that was killed.
+# Seconds that a killed process may take to end.
 _KILL_TIMEOUT_S = 30.0
 
 
 class ProcessFailed(Exception):
-    """The function failed in its process. ``failure`` is what is reported."""
+    """Error of a function in its process. ``failure`` is what to report."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.error)
@@ -60,13 +60,13 @@ class TaskProcess:
     Parameters
     ----------
     spec
-        What it is to run.
+        What the process runs.
     supervisor
-        The fork server of the worker.
+        The supervisor of the worker's fork server.
     log
         The job's log.
     manager
-        What its progress and status go to.
+        The job manager that gets its progress and status.
     directory
         Where the :mod:`~girder_dask.worker.isolation.exchange_file` is created.
     grace
@@ -86,7 +86,7 @@ class TaskProcess:
         self._spec = spec
         self._manager = manager
         self._grace = grace
-        #: Where the function was when it returned, None until then.
+        #: The working directory in which the function returned, None until then.
         self.cwd: str | None = None
         self._received: set[str] = set()
         self._lock = threading.RLock()
@@ -115,12 +115,12 @@ class TaskProcess:
 
     @property
     def returncode(self) -> int | None:
-        """None while something of it may still write to the log."""
+        """The exit code, None while a process of the task may still write to the log."""
         return self._subreaper.returncode if self._subreaper is not None else None
 
     @property
     def pids(self) -> set[int]:
-        """The subreaper, which ends everything that the task starts."""
+        """The process id of the subreaper, which ends everything that the task starts."""
         return set() if self._subreaper is None else {self._subreaper.pid}
 
     @property
@@ -136,7 +136,7 @@ class TaskProcess:
         Raises
         ------
         ProcessFailed
-            If it could not, or is gone.
+            If it could not find it, or has ended.
         """
         with self._waiting():
             self._wait_for("ready")
@@ -145,12 +145,12 @@ class TaskProcess:
             self._outcome()
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None) -> Any:
-        """Call the function, and return what it returned.
+        """Call the function, and return its value.
 
         Raises
         ------
         ProcessFailed
-            If it raised, or its process ended otherwise.
+            If it raised, or its process ended before it returned.
         JobTimeout
             If it took longer than ``timeout`` seconds.
         JobCanceled
@@ -161,7 +161,7 @@ class TaskProcess:
                 exchange_file.write(self._file.fileno(), (tuple(args), dict(kwargs)))
             except Exception as e:
                 raise ArgumentError(
-                    f"An argument of {self._spec.job.task} cannot be handed to a process of its "
+                    f"An argument of {self._spec.job.task} cannot be passed to a process of its "
                     f"own, as it cannot be pickled: {summary(e)}. Pass a path, or {THREAD_REMEDY}.",
                     task=self._spec.job.task,
                 ) from e
@@ -171,7 +171,7 @@ class TaskProcess:
         return self._outcome()
 
     def _wait_for(self, message: str, timeout: float | None = None) -> None:
-        """Wait for a message, for the end of the process, or for a time limit to end it."""
+        """Wait for a message or the end of the process. Stop it at the time limit."""
         limit = None if timeout is None else time.monotonic() + timeout
         while not self._received & {message, "end"} and not self._is_gone:
             if limit is not None and time.monotonic() >= limit:
@@ -179,7 +179,7 @@ class TaskProcess:
             self._wait(limit if self._stopping is None else None)
 
     def _wait_for_end(self) -> None:
-        """Wait until the process and all that it started is gone, and kill what is late."""
+        """Wait until the process and all that it started have ended. Kill them after a timeout."""
         if self._kill_at is None:
             self._kill_at = time.monotonic() + _EXIT_TIMEOUT_S
         give_up = None
@@ -197,7 +197,7 @@ class TaskProcess:
             self._wait(give_up)
 
     def _wait(self, until: float | None) -> None:
-        """Receive messages until a time, and kill when the time for that has come."""
+        """Receive messages until a time, and kill the task when its deadline has passed."""
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
             self._command(b"kill")
@@ -208,7 +208,7 @@ class TaskProcess:
             key.data()
 
     def _outcome(self) -> Any:
-        """Return the value, or raise how it ended."""
+        """Return the value, or raise the error that ended the task."""
         job_id = self._spec.job.id
         if self._stopping == "timeout" and not self._has_failed_otherwise():
             raise JobTimeout(job_id=job_id)
@@ -222,7 +222,7 @@ class TaskProcess:
         return exchange_file.read_value(self._file.fileno())
 
     def _has_failed_otherwise(self) -> bool:
-        """Return True if the task answered the end of its time with an error of its own."""
+        """Return True if the task reacted to its time limit with an error of its own."""
         failure = exchange_file.read_failure(self._file.fileno()) if self._has_ended else None
         return failure is not None and failure.status == JobStatus.ERROR
 
@@ -269,7 +269,7 @@ class TaskProcess:
             self._task_pid = int(words[1])
             return
         while self._on_message():
-            pass  # what it sent before it ended
+            pass  # messages that it sent before it ended
         if words[:1] == ["status"]:
             self._status, left = int(words[1]), int(words[2])
             if left and self._stopping is None:
@@ -278,7 +278,7 @@ class TaskProcess:
         self._end_subreaper(lost=not words)
 
     def _end_subreaper(self, *, lost: bool) -> None:
-        """Wait for the subreaper, which has sent its last message. ``lost``: it was killed."""
+        """Wait for the end of the subreaper after its last message. ``lost``: it was killed."""
         if self._subreaper is None:
             return
         if lost and self._task_pid is not None:
@@ -288,18 +288,18 @@ class TaskProcess:
         self._is_gone = True
 
     def _send(self, kind: str, what: Any = None) -> None:
-        with contextlib.suppress(OSError):  # it is gone, which the lifeline shows
+        with contextlib.suppress(OSError):  # it has ended, which the lifeline reports
             self._control.send(pack_message(kind, what), socket.MSG_DONTWAIT)
 
     def _command(self, command: bytes) -> None:
         with contextlib.suppress(OSError):
             self._lifeline.send(command, socket.MSG_DONTWAIT)
 
-    # -- being stopped, from other threads -----------------------------------------------------
+    # -- stopping, from other threads ----------------------------------------------------------
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Let :meth:`interrupt` stop the process: the thread of the run only waits for it."""
+        """Let :meth:`interrupt` stop the process while the thread of the run waits for it."""
         with self._lock:
             self._is_waited_for = True
         try:
@@ -313,7 +313,7 @@ class TaskProcess:
         self._send("cancel")
 
     def interrupt(self) -> bool:
-        """Stop the task by a signal, and kill it after the grace. False: no thread waits for it."""
+        """Stop the task by a signal; kill it after the grace. Return True if a run waits for it."""
         with self._lock:
             if self._is_waited_for:
                 self._stop("cancel")
@@ -330,7 +330,7 @@ class TaskProcess:
             self._nudge.send(b"!", socket.MSG_DONTWAIT)
 
     def close(self) -> None:
-        """End whatever is left. May be called at any time, and twice."""
+        """End all remaining processes. May be called at any time, and twice."""
         with self._closing:
             if not self._is_gone and self._subreaper is not None:
                 with self._waiting():

@@ -1,3 +1,3 @@
-"""State of a process that tasks may change: each job has its own, or it is restored."""
+"""Process state that tasks may change: separate for each job, or restored after it."""
 
 __all__: list[str] = []

@@ -1,9 +1,10 @@
 """Environment variables of one job, in a process that it shares with others.
 
-What a job sets in ``os.environ``, and ``os.environb``, only the job sees, with its threads and the
-subprocesses that Python starts for it. C code reads the environment of the process, so variables
-are set there too: the last job that sets a variable wins, and the end of the job takes it back.
-What a module sets while it is imported stays: an import happens once a process.
+Variables that a job sets in ``os.environ`` or ``os.environb`` are visible only to the job, its
+threads and the subprocesses that Python starts for it. C code reads the environment of the process,
+so variables are set there too: the last job that sets a variable wins, and its value is withdrawn
+when the job ends. Variables that a module sets during its import stay: an import happens once in a
+process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _IMPORT_SYSTEM_FILE = "<frozen importlib._bootstrap>"
 
 
 class JobEnvironment:
-    """The variables that a job has set: values by names, both bytes; None for deleted ones."""
+    """The variables that a job has set: values by name, both bytes, None if deleted."""
 
     __slots__ = ("has_ended", "own")
 
@@ -43,7 +44,7 @@ class JobEnvironment:
             self.own[key] = value
 
     def end(self) -> None:
-        """Undo what C code sees. Threads that the job has left keep its variables."""
+        """Withdraw the variables from C code. Threads that outlive the job keep them."""
         with _lock:
             self.has_ended = True
             for key in self.own:
@@ -58,7 +59,7 @@ class JobEnvironment:
                     _set_for_c(key, _of_process().get(key))
 
     def become_process(self) -> None:
-        """Make these the variables of a process that the job has forked."""
+        """Make these the variables of the whole process, after the job has forked it."""
         of_process = _of_process()
         for key in _writers:
             if key not in self.own:
@@ -73,7 +74,7 @@ class JobEnvironment:
 
 _current: ContextVar[JobEnvironment | None] = ContextVar("girder_dask_variables", default=None)
 _lock = threading.RLock()
-# The jobs that have set a variable for C code, the last one last.
+# The jobs that have set each variable for C code, in order.
 _writers: dict[bytes, list[JobEnvironment]] = {}
 
 
@@ -90,8 +91,8 @@ def _set_for_c(key: bytes, value: bytes | None) -> None:
 
 
 def is_importing() -> bool:
-    """Return True if the calling thread imports a module."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - it is only looked at
+    """Return True if the calling thread is importing a module."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - it is only read
     while frame is not None:
         if frame.f_code.co_filename == _IMPORT_SYSTEM_FILE:
             return True
@@ -101,7 +102,7 @@ def is_importing() -> bool:
 
 @contextlib.contextmanager
 def job_environment() -> Iterator[JobEnvironment]:
-    """Give what runs within, and what it starts, environment variables of its own.
+    """Give the code in the block, and what it starts, separate environment variables.
 
     Examples
     --------
@@ -122,7 +123,7 @@ def job_environment() -> Iterator[JobEnvironment]:
         own.end()
 
 
-class _Environ(os._Environ):  # type: ignore[type-arg] # noqa: SLF001 - it takes the place of one
+class _Environ(os._Environ):  # type: ignore[type-arg] # noqa: SLF001 - a replacement of one
     """An ``os.environ`` in which each job sees what it has set."""
 
     def __getitem__(self, key: Any) -> Any:
@@ -176,7 +177,7 @@ class _Environ(os._Environ):  # type: ignore[type-arg] # noqa: SLF001 - it takes
 
 
 def install() -> None:
-    """Have ``os.environ`` of this process tell jobs apart. Does nothing the second time."""
+    """Make ``os.environ`` of this process separate for each job. A second call does nothing."""
     for environ in (os.environ, getattr(os, "environb", None)):
         if type(environ) is os._Environ:  # noqa: SLF001
             environ.__class__ = _Environ

@@ -1,8 +1,7 @@
 """The scope of one run in its process, which keeps its changes from other jobs.
 
-A run has a working directory, a umask and environment variables of its own. Settings of the
-whole process, or of a thread that will run other jobs, are restored when the run ends, and the
-log says so.
+A run has its own working directory, umask and environment variables. Settings of the whole process,
+or of a thread that will run other jobs, are restored when the run ends, with a line in its log.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ __all__ = ["JobScope", "install", "uninstall"]
 
 logger = logging.getLogger(__name__)
 
-# For a run whose own directory cannot be created: no file can be created here either.
+# For a run whose own directory cannot be created. No file can be created in this one.
 _FALLBACK_DIRECTORY = "/proc/self"
 
 _patches: list[tuple[Any, str, Any, Any]] = []
@@ -53,13 +52,13 @@ def _settings_restorer() -> SettingsRestorer:
 
 
 def install() -> None:
-    """Prepare this process for jobs. Does nothing the second time."""
+    """Prepare this process for jobs. A second call does nothing."""
     with _lock:
         if _patches:
             return
-        # A relative path would start at the directory of the job that imports.
+        # A relative path would be resolved in the directory of the job that imports.
         sys.path[:] = [_absolute(path) for path in sys.path]
-        tempfile.gettempdir()  # otherwise it would be that of the first job that asks
+        tempfile.gettempdir()  # before the first job sets it by its environment
         environ.install()
         state = _settings_restorer()
         for module, name, setting in setting_functions():
@@ -83,7 +82,7 @@ def uninstall() -> None:
 
 
 def _absolute(path: str) -> str:
-    """Return the absolute path of a directory. Names of import hooks stay as they are."""
+    """Return the absolute path of a directory. Names for import hooks do not change."""
     return os.path.abspath(path) if os.path.isdir(path or ".") else path  # noqa: PTH100, PTH112
 
 
@@ -123,17 +122,17 @@ class JobScope:
         self._has_directory = False
 
     def begin(self) -> None:
-        """Give this thread a working directory of its own, which is still that of the process."""
+        """Separate the working directory of this thread, which at first is that of the process."""
         self._has_directory = self._ending.enter_context(working_directory.own_working_directory())
 
     @contextlib.contextmanager
     def importing(self) -> Iterator[None]:
-        """Keep what modules set that are imported within, for all jobs."""
+        """Keep settings that modules change while the block imports them, for all jobs."""
         with _settings_restorer().importing():
             yield
 
     def enter(self) -> None:
-        """Enter the directory of the job, and begin its variables and settings."""
+        """Enter the directory of the job, and separate its variables and settings."""
         within = self._ending.enter_context
         within(self._thread_restored())
         within(_settings_restorer().restoring(self._write))
@@ -146,7 +145,7 @@ class JobScope:
             directory = self._directory()
             os.chdir(directory)
         except OSError as e:
-            # Most tasks need none.
+            # Most tasks need no directory.
             self._write(
                 f"The working directory of the job cannot be created ({e}), so relative paths "
                 "lead nowhere.\n"
@@ -156,14 +155,14 @@ class JobScope:
             self._ending.callback(_forget_modules, directory, len(sys.modules))
 
     def follow(self, directory: str) -> None:
-        """Enter the last directory of the task's own process, where hooks look for files."""
+        """Enter the last directory of the task's process, in which result hooks look for files."""
         if self._has_directory:
-            with contextlib.suppress(OSError):  # it is gone
+            with contextlib.suppress(OSError):  # the directory is gone
                 os.chdir(directory)
 
     @contextlib.contextmanager
     def _thread_restored(self) -> Iterator[None]:
-        """Restore what the run has changed of its thread."""
+        """Restore the settings of its thread that the run has changed."""
         settings = thread_settings()
         before = [setting.read() for setting in settings]
         yield
@@ -178,12 +177,12 @@ class JobScope:
 
 
 def _forget_modules(directory: Path, known: int) -> None:
-    """Remove modules of a job's own directory: other jobs may have modules of the same names."""
+    """Remove modules from a job's directory: other jobs may have modules of the same names."""
     if len(sys.modules) == known:
         return
     inside = f"{directory}{os.sep}"
-    # Other threads may import while a list of the items is built, as that may collect garbage. A
-    # copy is one step.
+    # Other threads may import while a list of the items is built, as that may collect garbage.
+    # copy() is atomic.
     for name, module in sys.modules.copy().items():
         if str(getattr(module, "__file__", None) or "").startswith(inside):
             sys.modules.pop(name, None)

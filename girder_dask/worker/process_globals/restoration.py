@@ -1,9 +1,9 @@
 """Restoration of settings that all jobs in a process share.
 
-No job can have a recursion limit, a locale or a default timeout of sockets of its own. These
-settings are read when a job begins and when one ends. A setting that has changed in between was
-changed by one of the jobs that ran meanwhile, or by the one that called its function; it is
-restored when the last of these jobs has ended. What a module sets while it is imported stays.
+No job can have its own recursion limit, locale or default timeout of sockets. These settings are
+read whenever a job begins or ends. If a setting has changed in between, one of the jobs that ran
+meanwhile has changed it, or the job that was seen to call its function. The setting is restored
+when the last of these jobs has ended. Settings that a module changes during its import stay.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class SharedSetting:
     read
         Returns its value, None if it has none now.
     restore
-        Sets it to a value that was read before. It may raise OSError or ValueError.
+        Sets it to a value that was read before. May raise OSError or ValueError.
     by_value
         Whether equal values are the same; otherwise only the same object is.
     is_logged
         Whether the job's log says that it was restored.
     is_read_when_set
-        Whether it is read only after a call of a function that sets it, as to read it is slow.
+        Whether it is read only after a call of a function that sets it, as reading it is slow.
     """
 
     name: str
@@ -71,7 +71,7 @@ def changed_settings(
 
 
 def restore_setting(setting: SharedSetting, value: Any) -> str | None:
-    """Set a setting to an earlier value. Return why that failed, None if it did not."""
+    """Restore an earlier value of a setting. Return why that failed, None if it did not."""
     try:
         setting.restore(value)
     except Exception as e:  # noqa: BLE001 - the setting may be any object of a task
@@ -92,7 +92,7 @@ class _Job:
 
 
 class SettingsRestorer:
-    """Restores what jobs change of the settings of this process.
+    """Restorer of the settings of this process that jobs change.
 
     Parameters
     ----------
@@ -116,14 +116,14 @@ class SettingsRestorer:
         self._running: set[_Job] = set()
         self._baseline: list[Any] = []
         self._last: list[Any] = []
-        # The jobs that may have changed a setting, and the settings that several may have.
+        # The jobs that may have changed each setting, and the settings with several such jobs.
         self._suspects: dict[int, set[_Job]] = {}
         self._shared: set[int] = set()
         self._current: ContextVar[_Job | None] = ContextVar("girder_dask_state", default=None)
 
     @contextlib.contextmanager
     def restoring(self, write: Callable[[str], object]) -> Iterator[None]:
-        """Restore in the end what a job within has changed.
+        """Restore the settings that a job in the block has changed, at its end.
 
         Parameters
         ----------
@@ -148,7 +148,7 @@ class SettingsRestorer:
 
     @contextlib.contextmanager
     def importing(self) -> Iterator[None]:
-        """Keep what modules set that are imported within for the first time."""
+        """Keep settings that modules change while the block imports them for the first time."""
         known = len(sys.modules)
         with self._lock:
             before = self._read(self._last) if self._running else None
@@ -175,7 +175,7 @@ class SettingsRestorer:
                 self._suspect(changed, now, {job})
 
     def _read(self, last: Sequence[Any] = ()) -> list[Any]:
-        """Read the settings, but for those of ``last`` that are read only when they are set."""
+        """Read the settings. Take those that are read only when set from ``last``."""
         if not last:
             return [_read(setting) for setting in self._settings]
         return [
@@ -205,7 +205,7 @@ class SettingsRestorer:
             (self._shared.add if len(jobs) > 1 else self._shared.discard)(i)
 
     def _release(self, job: _Job) -> list[int]:
-        """Return the settings that were changed, where no job is left that may have done it."""
+        """Drop a job as a suspect, and return the changed settings without remaining suspects."""
         left = []
         for i, suspects in list(self._suspects.items()):
             if job in suspects:

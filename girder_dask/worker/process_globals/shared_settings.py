@@ -1,4 +1,4 @@
-"""The settings of processes and threads that a task may change for later jobs."""
+"""The settings of a process and its threads that a task may change for other jobs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _attribute(name: str, module: str, attribute: str, *, is_logged: bool = True
         return getattr(sys.modules.get(module), attribute, _ABSENT)
 
     def restore(value: Any) -> None:
-        if value is not _ABSENT:  # otherwise its module was imported since
+        if value is not _ABSENT:  # otherwise the module was imported since
             setattr(sys.modules[module], attribute, value)
 
     return SharedSetting(name, read, restore, by_value=False, is_logged=is_logged)
@@ -96,7 +96,7 @@ def process_settings() -> list[SharedSetting]:
 
 
 def directory_settings() -> list[SharedSetting]:
-    """Return the settings that threads share where they cannot have their own."""
+    """Return the settings that threads share on systems where they cannot have their own."""
     there = os.open(".", os.O_PATH | os.O_CLOEXEC)
     return [
         SharedSetting("the working directory", _directory, lambda _: os.fchdir(there)),
@@ -120,9 +120,9 @@ def thread_settings() -> list[SharedSetting]:
 
 
 def setting_functions() -> list[tuple[Any, str, str]]:
-    """Return the functions that set something of the process.
+    """Return the functions that change settings of the process.
 
-    Each is a module, the function's name there, and the name of the setting.
+    Each item is a module, the name of a function in it, and the name of the setting.
     """
     return [
         (sys, "setrecursionlimit", "the recursion limit"),
@@ -156,7 +156,7 @@ _LAST_VALUE = "_"
 
 
 class _Names:
-    """The names of a module, and their objects. Equal if all objects are the same."""
+    """The names of a module with their objects. Equal if all objects are identical."""
 
     def __init__(self, there: Mapping[str, Any]) -> None:
         self.values = dict(there)
@@ -175,7 +175,7 @@ _builtin_names = _Names({})
 
 
 def _builtins() -> Any:
-    """Return all builtins, the same object as before if they are the same."""
+    """Return all builtins, as the same object as before if none has changed."""
     global _builtin_names
     now, known = vars(builtins), _builtin_names.values
     if len(now) != len(known) or any(map(operator.is_not, now.values(), known.values())):
@@ -231,7 +231,7 @@ def _set_limits(value: Any) -> None:
 
 
 def _timers() -> Any:
-    """Return which timers run. How long they still do changes all the time."""
+    """Return which timers run. Their remaining times change constantly."""
     return [any(signal.getitimer(which)) for which in _TIMERS]
 
 

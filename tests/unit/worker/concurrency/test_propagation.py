@@ -329,7 +329,7 @@ def test_a_subprocess_of_a_run_carries_its_name_in_its_environment():
     positional = [["sh", "-c", command], -1, None, None, None, None, None, True, False, None]
     with in_job() as job:
         subprocess.run(["sh", "-c", command], check=True)
-        subprocess_propagation.set_run_name(job, "run-7")
+        subprocess_propagation.set_run_id(job, "run-7")
         subprocess.run(["sh", "-c", command], check=True)
         subprocess.run(["sh", "-c", command], check=True, env=given)
         subprocess.run(["sh", "-c", command], check=True, env={b"OWN": b"bytes"})

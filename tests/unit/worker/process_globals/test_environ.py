@@ -41,7 +41,7 @@ def test_four_jobs_at_once_have_their_own() -> None:
 
     def job(n: int) -> list[str]:
         log = JobLog()
-        subprocess_propagation.set_run_name(log, f"run-{n}")
+        subprocess_propagation.set_run_id(log, f"run-{n}")
         with capturing(log), job_environment():
             os.environ[NAME] = str(n)
             barrier.wait(SECONDS)
