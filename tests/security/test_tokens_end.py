@@ -192,7 +192,7 @@ def test_no_order_of_steps_leaves_a_token(girder_stack, sender, ender):
     seen = girder_stack.call(interleave, sender, ender)
     assert seen["left"] == [], seen
     assert len(seen["orders"]) > 3, "the steps are those of the code"
-    assert all("scheduled or changed by somebody else" in error for error in seen["errors"]), seen
+    assert all("scheduled or changed by another request" in error for error in seen["errors"]), seen
 
 
 def leave_behind() -> dict[str, Any]:
