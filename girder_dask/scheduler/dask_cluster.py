@@ -34,7 +34,7 @@ _MAX_EARLY_RELEASES = 100_000
 
 
 class DaskCluster(WorkerRpc):
-    """The cluster of the scheduler in whose process it is; it keeps the results of jobs.
+    """The cluster inside its scheduler's process, which submits jobs and keeps their results.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class DaskCluster(WorkerRpc):
     # -- submission ---------------------------------------------------------------------------
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
-        """Submit jobs, as soon as there is a connection."""
+        """Submit jobs, or keep them until there is a connection."""
         for spec in specs:
             self._unsent[spec.key] = spec, values.get(spec.id, {})
             self._released_early.pop(spec.key, None)

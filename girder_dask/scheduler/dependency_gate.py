@@ -103,7 +103,7 @@ class DependencyGate:
     def record_answer(self, asked: Iterable[str], jobs: Mapping[str, Any]) -> list[str]:
         """Record Girder's answer about dependencies; return the ids of those that have ended.
 
-        The answer holds job documents by id. A job that is missing from it has been deleted.
+        The answer holds job documents by id. A job that was asked for and is missing is deleted.
         """
         ended = []
         for job_id in [each for each in asked if self._is_unknown(each)]:

@@ -55,9 +55,9 @@ class Recorder:
         be acknowledged; it returns Girder's answer. If it raises GirderError, they were not
         delivered and are posted again.
     interval_s
-        Least seconds between two requests, except for a few that hold a change of state.
+        The least seconds between two requests, except for a few that hold a change of state.
     batch_size
-        Most jobs in one request.
+        The most jobs in one request.
     buffer_bytes
         Bytes that may be pending before :meth:`room` makes its callers wait.
     retry_delay_s, max_retry_delay_s

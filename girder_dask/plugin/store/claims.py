@@ -76,7 +76,7 @@ def claim(
 ) -> Claim:
     """Let a scheduler claim unfinished jobs that it does not have.
 
-    A job that another run of a scheduler had becomes a new attempt. No two schedulers have the same
+    A job that another run of a scheduler had begins a new attempt. No two schedulers have the same
     job.
 
     Parameters
@@ -87,8 +87,8 @@ def claim(
         The most jobs of the claim. Their pickled calls have at most 32 MiB.
     lacking
         Jobs that :func:`~girder_dask.plugin.store.acknowledgements.list_held` has returned and that
-        the scheduler does not have, with the attempts and sequences from there. Those that have not
-        changed since become new attempts.
+        the scheduler does not have, with the attempts and sequences of that list. Jobs that have
+        not changed since begin new attempts.
     """
     lacking = lacking or {}
     now = datetime.now(timezone.utc)

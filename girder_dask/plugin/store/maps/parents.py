@@ -249,9 +249,9 @@ def _counts(parents: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectI
     """Count the jobs of maps, with totals that do not change while jobs change their states.
 
     The counted index is ordered by states, so a job that changes its state meanwhile may be counted
-    twice or not at all. Jobs that have ended do not, so each of them is counted once. A total other
-    than the known one, as after jobs were deleted, counts if all existing jobs have ended and two
-    counts in a row agree.
+    twice or not at all. A job that has ended keeps its state, so it is counted once. A total that
+    differs from the known one, for example after jobs were deleted, is used if all existing jobs
+    have ended and two counts in a row agree.
     """
     known = {
         parent["_id"]: parent["dask"]["group"]["total"]
