@@ -16,7 +16,7 @@ from girder_dask.utils.backoff import Backoff
 __all__ = ["rmtree"]
 
 _MAX_TRIES = 6
-# Without jitter: the delays add up to the time for which other writers are waited out.
+# Without jitter: the delays add up to the time for which rmtree() waits for other writers to stop.
 _BACKOFF = Backoff(0.02, 1.0, jitter=0.0)
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW

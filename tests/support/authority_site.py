@@ -1,4 +1,4 @@
-"""A certificate authority, for tests of who is trusted."""
+"""A certificate authority for tests of trust."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """One that signs certificates of servers.
+    """A certificate authority that signs certificates of servers.
 
     Parameters
     ----------
     directory
-        Where its files are made. ``path`` is its own certificate.
+        The directory of its files. ``path`` is its own certificate.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,7 +37,7 @@ class Authority:
         self.path.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
     def server(self, host: str) -> ssl.SSLContext:
-        """Return what a server needs that proves to be a host."""
+        """Return the TLS context of a server with a certificate for a host."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
         made = self._builder(name, key).add_extension(

@@ -1,4 +1,4 @@
-"""A way to Girder that breaks: a TCP proxy that cuts connections in the middle."""
+"""A TCP proxy before Girder that cuts connections in the middle."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 @dataclass
 class BreakingProxy:
-    """What it passes on, and when it cuts.
+    """A proxy that records requests, and cuts or holds connections.
 
-    ``cuts`` are numbers of bytes: each of the next connections that passes so many, in one
-    direction, is cut there. ``requests`` are the first lines and the headers that it saw.
+    ``cuts`` are numbers of bytes: each of the next connections is cut after that many bytes in one
+    direction. ``requests`` are the first lines and the headers of the requests.
     """
 
     url: str = ""
@@ -28,12 +28,12 @@ class BreakingProxy:
     gate: threading.Event = field(default_factory=threading.Event)
 
     def hold(self, passed: int) -> None:
-        """Hold each connection that has passed so many bytes, until it may go on."""
+        """Hold each connection after ``passed`` bytes, until :meth:`go_on` is called."""
         self.gate.clear()
         self.held_at = passed
 
     def go_on(self) -> None:
-        """Hold nothing any more."""
+        """Release all connections."""
         self.held_at = float("inf")
         self.gate.set()
 
@@ -74,7 +74,7 @@ class BreakingProxy:
 
 @contextlib.contextmanager
 def breaking_proxy(api: str) -> Iterator[BreakingProxy]:
-    """Run one before the REST API of a Girder."""
+    """Run a proxy before the REST API of a Girder."""
     url = urlsplit(api)
     proxy = BreakingProxy(target=(str(url.hostname), int(url.port or 80)))
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -1,6 +1,6 @@
 """A process that uses a cache of files: `python cache_process.py <facts as JSON>`.
 
-It prints a line for each thing that it did, and keeps the file until its input ends.
+It prints a line for each step, and keeps the file until its input ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def say(*words: Any) -> None:
 
 
 def fetch(facts: dict[str, Any], part: Path) -> None:
-    """Write the file in two halves. Where it is asked for, stop between the two for ever."""
+    """Write the file in two halves. On request, stop between them forever."""
     with Path(facts["fetches"]).open("a") as f:
         f.write(f"{os.getpid()}\n")
     size = facts["file"]["size"]
@@ -44,7 +44,7 @@ def use_file(facts: dict[str, Any]) -> None:
         told = threading.Event()
 
         def waiting() -> None:
-            # The first call is made before it is known whether there is anybody to wait for.
+            # The first call is made before it is known whether another process fetches the file.
             if facts.get("tell") and told.is_set():
                 say("waiting")
             told.set()

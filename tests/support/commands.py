@@ -1,4 +1,4 @@
-"""Whether the commands of a shell block exist, with the options that they are given."""
+"""Check that the commands in a shell block exist, with their options."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _ROOT = Path(__file__).parents[2]
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Z][A-Z0-9_]*)=(?P<value>.*)")
 _REQUIREMENT = re.compile(r"(?P<name>[\w./-]+?)(\[(?P<extras>[\w,]+)\])?(==.*)?")
 
-#: Commands of the system. What they are given is not looked at, but for paths of ours.
+#: Commands of the system. Of their arguments, only paths in the project are checked.
 _SYSTEM = {"cd", "cp", "git", "mkdir", "chmod", "chown", "apt-get", "systemctl"}
 
 
 def check(block: str) -> None:
-    """Raise AssertionError if a line of a shell block could not be typed as it stands."""
+    """Raise AssertionError if a line of a shell block cannot be run as written."""
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words:
@@ -50,7 +50,7 @@ def _check_command(words: Sequence[str]) -> None:
     elif name in _SYSTEM or name.startswith("scripts/"):
         _check_paths([name, *arguments])
     else:
-        raise AssertionError(f"{name!r} is no command that this check knows.")
+        raise AssertionError(f"This check does not know the command {name!r}.")
 
 
 def _check_variable(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Whether keys of Dask's configuration exist."""
+"""Check that keys of Dask's configuration exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for something that happens in another thread, with an end."""
+"""Waits, with a deadline, for events in other threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECONDS = 20.0
 
 
 def until(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """Return the first true value of ``condition``."""
+    """Wait until ``condition()`` is true, and return its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"this did not come true within {seconds} s"
@@ -20,7 +20,7 @@ def until(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
 
 
 async def soon(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """Return the first true value of ``condition``, and let the event loop go on meanwhile."""
+    """Wait until ``condition()`` is true while the event loop runs, and return its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"this did not come true within {seconds} s"

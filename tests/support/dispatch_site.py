@@ -87,7 +87,7 @@ class MemoryCluster:
         return min((timer.time for timer in self.timers), default=None)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and call what is due by then."""
+        """Advance the clock, and call the timers that are due."""
         until = self.now + seconds
         while (time := self.next_time()) is not None and time <= until:
             self.now = max(self.now, time)
@@ -103,7 +103,7 @@ class MemoryCluster:
         self.questions.update({(worker, key): on_unstarted for key in keys})
 
     def answer(self, worker: str, key: str) -> None:
-        """Let a worker that was told to stop a key say that it has not begun with it."""
+        """Have a worker answer a cancellation with the report that the key has not begun."""
         self.questions.pop((worker, key))(key, worker)
 
     def drop_run(self, worker: str, run: str) -> None:
@@ -206,7 +206,7 @@ class Site:
 
     @property
     def asked(self) -> int:
-        """How often Girder was to be asked about dependencies."""
+        """The number of requests to Girder about dependencies."""
         return self.lookups.count
 
     def accept(self, job_id: str = "a", attempt: int = 1, **fields: Any) -> JobSpec:
@@ -219,7 +219,7 @@ class Site:
         self.dispatcher.on_assigned(spec.key, worker)
 
     def run(self, spec: JobSpec, worker: str = "w1") -> SimulatedRun:
-        """Place a job on a worker and have it start there, unheard."""
+        """Assign a job to a worker, and start a run whose events have not arrived."""
         self.place(spec, worker)
         return SimulatedRun(self, spec, worker)
 
@@ -229,16 +229,16 @@ class Site:
         return run
 
     def lose(self, spec: JobSpec, *, alive: bool = False) -> None:
-        """Take a key from its worker, which is gone or (``alive``) said that the task raised."""
+        """Take a key from its worker, which is lost or (``alive``) reported an error."""
         self.dispatcher.on_released(spec.key, self.cluster.places.pop(spec.key, None), alive=alive)
 
     def end(self, spec: JobSpec, worker: str, nbytes: int | None = 10) -> None:
-        """Have Dask hear that a key has ended, with a value or (None) in an error."""
+        """Report to Dask that a key has ended, with a value or (``nbytes=None``) in an error."""
         self.cluster.places.pop(spec.key, None)
         self.dispatcher.on_finished(spec.key, worker, nbytes)
 
     def succeed(self, spec: JobSpec, *, nbytes: int = 10, stored: bool = True) -> None:
-        """Have a job run and end well; Girder has the value or (not ``stored``) not."""
+        """Run a job to SUCCESS. Girder has its value unless ``stored`` is false."""
         self.running(spec).says(JobStatus.SUCCESS, result=b"r" if stored else None)
         self.end(spec, "w1", nbytes)
 

@@ -1,4 +1,4 @@
-"""A stack of which parts are killed, stopped and cut off."""
+"""A stack whose parts are killed, stopped and disconnected."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _family(pid: int | None) -> list[psutil.Process]:
 
 
 def _is_spawned(process: psutil.Process) -> bool:
-    """Say whether it is one that a nanny has started as its worker."""
+    """Return True if a nanny has started the process as its worker."""
     try:
         return "spawn_main" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
@@ -54,18 +54,18 @@ def _is_spawned(process: psutil.Process) -> bool:
 
 
 class FaultStack(TestStack):
-    """A stack of its own for a test that breaks it."""
+    """A separate stack for a test that breaks it."""
 
     __test__ = False
 
     def kill(self, name: str) -> None:
-        """Kill a part with all of its processes, at once."""
+        """Kill a part with all of its processes at the same time."""
         self.part(name).kill()
 
     def restart(self, *names: str) -> None:
-        """Start parts again that were killed, and return when they do their work.
+        """Restart killed parts, and return when they work.
 
-        Each goes on in its log, so that what a test reads there is all that was said.
+        Each part appends to its log, so a test reads the output of all its processes there.
         """
         parts = [self.part(name) for name in names]
         for part in parts:
@@ -74,20 +74,20 @@ class FaultStack(TestStack):
         self._ended -= set(names)
 
     def recent_logs(self, lines: int = 15) -> str:
-        """Return the last log lines of each part, without those tracebacks that Dask repeats.
+        """Return the last log lines of each part, without the tracebacks that Dask repeats.
 
-        It does that for each task that raises. So one that is there is that of a crash.
+        Dask repeats the traceback of each task that raises. Any other traceback is of a crash.
         """
         said = super().recent_logs(lines).splitlines()
         return "\n".join(line for line in said if not line.startswith("Traceback: '"))
 
     def what_dask_does(self) -> str:
-        """Return which keys the workers have, and the stacks of those that they are at."""
+        """Return the keys that the workers have, and the call stacks of the running ones."""
         with Client(self.scheduler, timeout=5) as client:
             return f"placed: {dict(client.processing())}\nat work: {client.call_stack()}"
 
     def restart_with(self, name: str, *options: str) -> None:
-        """Start a part again with more options on its command line."""
+        """Restart a part with more options on its command line."""
         self.kill(name)
         self.part(name).command += options
         self.restart(name)
@@ -98,9 +98,9 @@ class FaultStack(TestStack):
         return until(lambda: next(filter(_is_spawned, psutil.Process(pid).children()), None))
 
     def has_nanny(self, name: str, pid: int) -> bool:
-        """Say whether a process that runs jobs of a worker is the child of a nanny.
+        """Return True if the process that runs a worker's jobs is the child of a nanny.
 
-        Else it is the very process that was started as the worker.
+        Otherwise it is the process that was started as the worker.
         """
         first = self.part(name).pid
         if pid == first:
@@ -127,7 +127,7 @@ class FaultStack(TestStack):
         return {**found, **{name: self.worker_process(name) for name in workers}}
 
     def count_requests(self, ending: str) -> Callable[[], int]:
-        """Have Girder count the requests for paths with an ending; return how to ask for them."""
+        """Count Girder's requests for paths with an ending. Return a function that reads the count."""
 
         def begin(ending: str) -> None:
             import cherrypy

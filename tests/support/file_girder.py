@@ -1,4 +1,4 @@
-"""An HTTP server that keeps files as Girder does, and fails as a test wants it."""
+"""An HTTP server that stores files like Girder, and fails on demand."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class FileGirder:
     queries: list[str] = field(default_factory=list)
     ranges: list[str | None] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
-    #: The addresses from which it was asked.
+    #: The addresses from which requests came.
     connections: set[Any] = field(default_factory=set)
     #: Called before each answer with ``METHOD path``. It may return a status, or raise Cut.
     fault: Callable[[str], int | None] = lambda _: None
     #: Bytes after which each of the next downloads breaks.
     cuts: list[int] = field(default_factory=list)
-    #: Where the files lead that are links.
+    #: The targets of files that are links.
     links: dict[str, str] = field(default_factory=dict)
     #: Where downloads are redirected to, and what Girder says of that.
     elsewhere: str | None = None

@@ -1,4 +1,4 @@
-"""Tasks that go on until a test lets them end."""
+"""Tasks that run until a test lets them end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from girder_dask import current_job, task
 from girder_dask.errors import JobInterrupted
 
-#: Set by a task that has begun, and by a test that lets it end.
+#: Events: set by a task that has begun, and by a test that lets it end.
 started = threading.Event()
 go_on = threading.Event()
 

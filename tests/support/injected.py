@@ -1,4 +1,4 @@
-"""An error that is injected into what a loop in the background does, and what is said of it."""
+"""Errors injected into background loops, and the log messages about them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 
 class Injected(Exception):
-    """What goes wrong."""
+    """The injected error."""
 
 
 class Fails:
-    """Something that fails when it is called first, and then does what it stands for."""
+    """A callable that fails at its first call, and then calls the real one."""
 
     def __init__(self, real: Callable[..., Any] = lambda *_args, **_more: None) -> None:
         self.calls = 0
@@ -34,6 +34,6 @@ def inject(owner: Any, name: str) -> Fails:
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what our loggers have said of it, with its traceback."""
+    """Return our loggers' messages about the injected error, with its traceback."""
     found = [r for r in caplog.records if r.exc_info and r.exc_info[0] is Injected]
     return [r.getMessage() for r in found if r.name.startswith("girder_dask")]

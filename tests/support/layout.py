@@ -1,4 +1,4 @@
-"""The table of modules in docs/architecture.md: what ``ls`` shows, and the first docstring line.
+"""The table of modules in docs/architecture.md: each module with its first docstring line.
 
 ``python -m tests.support.layout`` writes it.
 """

@@ -1,4 +1,4 @@
-"""A small HTTP server that answers like Girder, as a test wants it."""
+"""A small HTTP server that answers like Girder, as defined by a test."""
 
 from __future__ import annotations
 

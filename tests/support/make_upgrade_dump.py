@@ -4,9 +4,9 @@ Run it with the release that records, from a checkout of that::
 
     PYTHONPATH=CHECKOUT python tests/support/make_upgrade_dump.py tests/data/upgrade_dump.json.gz
 
-It starts a stack, lets some jobs end and one map get half way, kills the scheduler and the worker,
-records jobs of every kind, and writes down all collections, the files, and what each job is to
-return. Only the public names of the release are used. The secrets in the dump are of that stack.
+It starts a stack, lets some jobs end and one map run half way, kills the scheduler and the worker,
+records jobs of every kind, and dumps all collections, the files, and the expected result of each
+job. Only the public names of the release are used. The secrets in the dump are of that stack.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ def raised() -> None:
 
 @task
 def kept() -> Any:
-    """Return what is pickled, with objects of the package in it."""
+    """Return a value that is pickled and contains objects of the package."""
     return [JobStatus.SUCCESS, JobResult("5f3c"), np.arange(3), add_one, Doubled, GirderFileId]
 
 
 class Recorder:
-    """Records jobs, and what each is to return."""
+    """Records jobs with their expected results."""
 
     def __init__(self, stack: TestStack) -> None:
         self.stack = stack
@@ -113,16 +113,16 @@ class Recorder:
         self.places["item"] = admin.createItem(self.folder_of_items(above), "target")["_id"]
 
     def folder_of_items(self, above: str) -> str:
-        """Make the folder of the item that hooks upload to."""
+        """Create the folder of the item to which hooks upload."""
         return str(self.stack.admin.createFolder(above, "items")["_id"])
 
     def add(self, name: str, result: JobResult, expected: Any) -> JobResult:
-        """Note a job."""
+        """Add a job with its expected result."""
         self.jobs[name] = {"id": result.id, "expected": repr(expected)}
         return result
 
     def in_girder(self, name: str, start: Callable[..., str], *args: Any, expected: Any) -> None:
-        """Record a job by a function that is called in Girder."""
+        """Record a job with a function that is called in Girder."""
         self.add(name, JobResult(self.stack.call(start, *args)), expected)
 
 
@@ -228,7 +228,7 @@ def record_compositions(site: Recorder) -> None:
 
 
 def record_as_user(site: Recorder) -> None:
-    """Record a call that Girder makes for somebody who may run no code."""
+    """Record a call that Girder makes for a user who may not run code of their own."""
     user = site.stack.create_user()
 
     def start() -> str:
@@ -238,7 +238,7 @@ def record_as_user(site: Recorder) -> None:
 
 
 def start_half_a_map(site: Recorder, directory: Path) -> None:
-    """Let a map get half way, and leave one of its jobs at work."""
+    """Run half of a map, and leave one of its jobs running."""
 
     @task
     def part(n: int) -> int:
@@ -258,7 +258,7 @@ def start_half_a_map(site: Recorder, directory: Path) -> None:
 
 
 def dump(stack: TestStack, jobs: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
-    """Return the database and the files of a stack, as JSON holds them."""
+    """Return the database and the files of a stack as JSON values."""
     client: Any = MongoClient(stack.mongo, tz_aware=True)
     database = client.get_default_database()
     store = stack.directory / "assetstore"

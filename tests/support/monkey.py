@@ -1,4 +1,4 @@
-"""Kills parts of a stack at random, while a supervisor starts them again."""
+"""A chaos monkey: kills parts of a stack at random, while a supervisor restarts them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.support.fault_site import FaultStack
 __all__ = ["Blow", "Hit", "Monkey", "blows"]
 
 _POLL = 0.05
-# Seconds for which a victim that is down may take to be there again.
+# Seconds within which a victim that is down must be restarted.
 _MOST_WAIT = 120.0
 
 
 @dataclass(frozen=True)
 class Blow:
-    """What is killed, and at least how many seconds after the blow before.
+    """A planned kill: its victim, and the minimum seconds since the previous one.
 
-    ``whole`` tells for a worker whether its nanny is killed, too.
+    ``whole`` tells whether the nanny of a worker is killed as well.
     """
 
     pause: float
@@ -40,7 +40,7 @@ class Blow:
 
 @dataclass(frozen=True)
 class Hit:
-    """A process that has ended by a blow, and when, in seconds since the epoch."""
+    """A process that was killed, and the time, in seconds since the epoch."""
 
     blow: Blow
     pid: int
@@ -48,7 +48,7 @@ class Hit:
 
 
 def blows(seed: int, seconds: float, workers: int) -> list[Blow]:
-    """Return what is killed within so many seconds; the same for the same seed.
+    """Return the kills within ``seconds``; the same for the same seed.
 
     Each part is killed at least once.
     """
@@ -64,14 +64,14 @@ def blows(seed: int, seconds: float, workers: int) -> list[Blow]:
 
 
 class Monkey:
-    """Deals blows to a stack, and keeps it going."""
+    """Kills parts of a stack, and restarts them."""
 
     def __init__(self, stack: FaultStack) -> None:
         self._stack = stack
         self.diary: list[str] = []
         self.hits: list[Hit] = []
         self._began = time.monotonic()
-        # Parts are killed far more often than in life, so none is given up for that.
+        # Parts are killed far more often than in production, so none is given up for that.
         self._supervisor = Supervisor(
             stack.parts,
             _Diary(self._note),
@@ -83,7 +83,7 @@ class Monkey:
         )
 
     def deal(self, blow: Blow) -> None:
-        """Kill the victim of a blow; one that is down is waited for."""
+        """Kill the victim of a blow. Wait first until it is up."""
         deadline = time.monotonic() + _MOST_WAIT
         while (process := self.process(blow)) is None:
             assert time.monotonic() < deadline, f"{blow} does not come back to be killed"
@@ -102,7 +102,7 @@ class Monkey:
         self._note(f"{'killed' if ours else 'came too late for'} {blow}, process {process.pid}")
 
     def process(self, blow: Blow) -> psutil.Process | None:
-        """Return the process that a blow would end now, if it runs.
+        """Return the process that a blow would kill now, if it runs.
 
         A nanny whose first worker is killed ends, so the worker alone is no victim before it works.
         """
@@ -117,14 +117,14 @@ class Monkey:
         return None
 
     def tend(self, seconds: float) -> None:
-        """Start again what has ended, for so long."""
+        """Restart ended parts for ``seconds``."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._supervisor.poll()
             time.sleep(_POLL)
 
     def whole(self) -> bool:
-        """Start again what has ended, and say whether all parts do their work."""
+        """Restart ended parts, and return True if all parts work."""
         self._supervisor.poll()
         return self._supervisor.is_settled
 
@@ -133,7 +133,7 @@ class Monkey:
 
 
 class _Diary(Reporter):
-    """Writes down what the supervisor does."""
+    """A reporter that notes the supervisor's restarts."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note

@@ -1,4 +1,4 @@
-"""Blocks of the documentation that run as cells of a notebook do."""
+"""Blocks of the documentation that run like the cells of a notebook."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_block(example: Example) -> None:
     names = example.namespace.setdefault("_notebook", {})
     stack = example.namespace["fixture"]("girder_stack")
     if not names:
-        # Functions that are made in the main module travel by value.
+        # Functions of the main module travel by value.
         names |= {"__name__": "__main__", "file_ids": _upload(stack)}
     with _environment(stack, names), _connection(names):
         run(str(example.parsed), names)
@@ -48,7 +48,7 @@ def _environment(stack: Any, names: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _connection(names: dict[str, Any]) -> Iterator[None]:
-    """Keep the connection of a page from the blocks of others."""
+    """Use the connection of a page, separate from those of other pages."""
     from girder_dask.client import connection
     from girder_dask.client.backend import set_backend
 

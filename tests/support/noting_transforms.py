@@ -1,16 +1,16 @@
-"""Transforms that note what they do."""
+"""Transforms that record their calls."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-#: What transforms and tasks have done, in order. The fixture ``worker`` clears it.
+#: The recorded calls of transforms and tasks, in order. The fixture ``worker`` clears them.
 did: list[Any] = []
 
 
 def do(what: str) -> None:
-    """Note something. Nested functions travel by value, with copies of what they refer to."""
+    """Record a call. Nested functions travel by value, with copies of what they refer to."""
     did.append(what)
 
 

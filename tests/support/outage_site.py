@@ -1,4 +1,4 @@
-"""Outages of what jobs report to, and jobs that go on meanwhile."""
+"""Outages of Girder, its services and the scheduler, and jobs that run meanwhile."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["JournaledStack", "Leaders", "Outage", "Witnesses", "killed", "misbeh
 S = JobStatus
 Call = tuple[dict[str, Any], dict[str, Any]]
 
-#: Seconds between something that a task does and the word of it, on a busy machine.
+#: Seconds between an action of a task and its report, on a busy machine.
 LAG = 3.0
 
 
 class JournaledStack(FaultStack):
-    """A stack whose database answers when it has written, so that it forgets nothing.
+    """A stack whose database answers after it has journaled a write, so that it loses nothing.
 
-    While it is away, Girder says so after a few seconds.
+    During an outage of the database, Girder reports it after a few seconds.
     """
 
     __test__ = False
@@ -47,7 +47,7 @@ class JournaledStack(FaultStack):
 
 @contextlib.contextmanager
 def killed(stack: FaultStack, name: str) -> Iterator[None]:
-    """Kill a part, and start it again at the end."""
+    """Kill a part, and restart it at the end of the block."""
     stack.kill(name)
     try:
         yield
@@ -57,7 +57,7 @@ def killed(stack: FaultStack, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped(stack: FaultStack, name: str) -> Iterator[None]:
-    """Freeze a part: connections to it are made, and nothing answers."""
+    """Suspend a part: it accepts connections and does not answer."""
     pid = stack.part(name).pid or 0
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -68,9 +68,9 @@ def stopped(stack: FaultStack, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def misbehaving(stack: FaultStack, pause: float | None) -> Iterator[None]:
-    """Have Girder answer 500 to everything but to this test; or let each request wait so long.
+    """Have Girder answer 500 to all requests except this test's, or delay each by ``pause``.
 
-    At the end, look that the scheduler has asked for something, and was treated like that.
+    At the end, check that the scheduler has made a request and was treated like that.
     """
 
     def begin(pause: float | None) -> None:
@@ -109,12 +109,12 @@ def misbehaving(stack: FaultStack, pause: float | None) -> Iterator[None]:
 
 @dataclass
 class Outage:
-    """Something that is away for a while.
+    """A temporary outage.
 
-    ``complaint`` is what the log of the scheduler says of it, None if it says nothing of Girder:
-    that it has no complaint at all is then looked at. ``blocks`` tells whether Girder
-    does nothing meanwhile, None that it may do something. The times are those of the epoch:
-    when it began, when its end began, and when it was over.
+    ``complaint`` is the scheduler's log message about it. If it is None, the check is that the
+    scheduler logs no complaint about Girder. ``blocks`` tells whether Girder does nothing
+    meanwhile; None if it may do something. The times are seconds since the epoch: when the outage
+    began, when its end began, and when it was over.
     """
 
     happens: Callable[[FaultStack], AbstractContextManager[None]]
@@ -126,7 +126,7 @@ class Outage:
 
     @contextlib.contextmanager
     def of(self, stack: FaultStack) -> Iterator[None]:
-        """Let it happen to a stack, and look that it did."""
+        """Cause the outage on a stack, and check that it took effect."""
         log = stack.part("scheduler").log
         known = log.stat().st_size
         self.began = time.time()
@@ -146,7 +146,7 @@ class Outage:
 
 @dataclass(frozen=True)
 class _Diary:
-    """What a witness has noted. ``lines`` are None until it has ended."""
+    """The notes of a witness. ``lines`` is None until it has ended."""
 
     began: float
     ended: float | None
@@ -154,17 +154,17 @@ class _Diary:
 
 
 class Witnesses:
-    """Jobs of each kind that go on while something is away.
+    """Jobs of each kind that run during an outage.
 
-    Some are at work when it begins, and as many threads are not free. The others begin in it:
-    they speak, end, raise, wait for their input, or wait to upload their output.
+    Some run when it begins, and occupy as many threads. The others begin during it: they print,
+    end, raise, wait for their input, or wait to upload their output.
 
     Parameters
     ----------
     stack
         The stack. Nothing else runs there.
     directory
-        Where the jobs keep their diaries.
+        The directory of the jobs' diaries.
     """
 
     def __init__(self, stack: FaultStack, directory: Path) -> None:
@@ -214,15 +214,15 @@ class Witnesses:
         return list(self._stack.call(start, calls, user=self.user))
 
     def start_one(self) -> str:
-        """Start one more that just ends, and return the id of its job."""
+        """Start one more job, which ends at once, and return its id."""
         (job_id,) = self._start([self._call()])
         self.ends.append(job_id)
         return job_id
 
     def _wait_for(self, ids: Sequence[str], status: JobStatus) -> None:
         def is_so() -> bool:
-            # What is handed over bears the name of the scheduler before it is sent. Then the
-            # scheduler has to say that it has it.
+            # A job is marked with the scheduler's name before it is sent. The scheduler must then
+            # report that it has the job.
             jobs = self._stack.all_jobs(ids)
             here = [j for j in jobs if j["dask"]["scheduler"] and "claimed" not in j["dask"]]
             return len(here) == len(jobs) and all(job["status"] == status for job in jobs)
@@ -230,7 +230,7 @@ class Witnesses:
         until(is_so)
 
     def diary(self, job_id: str) -> _Diary | None:
-        """Return what a job has noted, None if its function has not begun."""
+        """Return the diary of a job, None if its function has not begun."""
         path = self._diaries / job_id
         words = path.read_text().split() if path.exists() else []
         if not words:
@@ -244,7 +244,7 @@ class Witnesses:
     # -- while something is away -----------------------------------------------------------------
 
     def go_on(self, seconds: float) -> None:
-        """Let those that are at work end, and wait until each has come as far as it can."""
+        """Let the running jobs end, and wait until each job has advanced as far as it can."""
         over = time.monotonic() + seconds
         self._gate.touch()
         ended = self.at_work + self.ends + self.raises + self.uploads
@@ -265,18 +265,18 @@ class Witnesses:
         return diary is not None and diary.ended is not None
 
     def _has_begun(self, job_id: str) -> bool:
-        """Say whether a run of a job has its directory, or had it."""
+        """Return True if a run of a job has, or had, its directory."""
         directories = (self._stack.directory / "workers").rglob(f"job-{job_id}-*")
         return any(directories) or self._has_ended(job_id)
 
     def all_end(self) -> None:
-        """Wait until all have ended but for the one that goes on throughout."""
+        """Wait until all jobs have ended except the one that runs throughout."""
         self._stack.wait_all(self.at_work + self._waiting, 60)
 
     # -- afterwards ------------------------------------------------------------------------------
 
     def check(self, outage: Outage) -> None:
-        """Wait for the ends of all, and check all that Girder knows of them."""
+        """Wait until all jobs have ended, and check all that Girder has recorded of them."""
         self._back.touch()
         jobs = dict(zip(self.all, self._stack.wait_all(self.all, 90), strict=True))
         for job_id, job in jobs.items():
@@ -307,7 +307,7 @@ class Witnesses:
         assert found == outputs
 
     def _check_job(self, job_id: str, job: dict[str, Any]) -> None:
-        """Check what a job has said, and that its times are those of its diary."""
+        """Check the output of a job, and that its times match its diary."""
         diary = self.diary(job_id)
         assert diary is not None
         assert diary.ended is not None
@@ -323,14 +323,14 @@ class Witnesses:
 
 
 class Leaders:
-    """Two tasks that start a job each and wait for what it returns: one before, one during.
+    """Two tasks that each start a job and wait for its result: one before, one during an outage.
 
     Parameters
     ----------
     stack
         The stack. Nothing else runs there.
     directory
-        Where there is a sign of what happens.
+        The directory of the files that show the progress of the tasks.
     """
 
     def __init__(self, stack: FaultStack, directory: Path) -> None:
@@ -341,13 +341,13 @@ class Leaders:
         until(lambda: [p for p in directory.iterdir() if p.name.startswith("began-1")])
 
     def go_on(self, seconds: float) -> None:
-        """Have the other one start its job, and wait."""
+        """Have the second task start its job, and wait."""
         time.sleep(LAG)
         (self._signs / "start-2").touch()
         time.sleep(seconds)
 
     def check(self) -> None:
-        """Wait for the ends, and check that each has started one job."""
+        """Wait until both tasks have ended, and check that each has started one job."""
         (self._signs / "end").touch()
         for job in self._stack.wait_all(self.ids, 90):
             assert job["status"] == S.SUCCESS, self._stack.log(str(job["_id"]))

@@ -1,6 +1,6 @@
-"""A package for girder_dask, made into one for girder_worker: only lines that import change.
+"""Conversion of a package for girder_dask into one for girder_worker: only imports change.
 
-What an import becomes is read from the table on the page on porting, from right to left.
+The imports are replaced as in the table on the page on porting, read from right to left.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 _ROW = re.compile(r"^\| `from (\S+) import (\w+)` \| `from (\S+) import (\w+)` \|", re.MULTILINE)
 
-#: For ``(module, name)`` of girder_dask, the same of girder_worker. Where the table gives
-#: several, the first.
+#: Module and name in girder_worker, by module and name in girder_dask. If the table has several,
+#: the first.
 IMPORTS: dict[tuple[str, str], tuple[str, str]] = {}
 for _old, _name, _new, _new_name in _ROW.findall((ROOT / "docs" / "porting.md").read_text()):
     IMPORTS.setdefault((_new, _new_name), (_old, _name))
@@ -55,7 +55,7 @@ def without_imports(source: str) -> str:
 
 
 def rewrite_package(package: Path, directory: Path) -> Path:
-    """Write a package for girder_worker into ``directory``, and return where it is."""
+    """Write a package for girder_worker into ``directory``, and return its path."""
     copy = directory / package.name
     copy.mkdir()
     for module in package.glob("*.py"):

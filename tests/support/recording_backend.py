@@ -1,4 +1,4 @@
-"""A backend that remembers what it was asked for."""
+"""A backend that records its calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the routes share: plain requests, and jobs that stay as they are."""
+"""Helpers for tests of the routes: plain requests, and jobs whose state does not change."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def submit(stack: Any, *calls: dict[str, Any], group: Any = None, **who: Any) ->
 
 
 def start_waiting(title: str = "Waits") -> dict[str, str]:
-    """Record a job that stays QUEUED, since no worker has what it needs. Run it in Girder."""
+    """Record a job that stays QUEUED, since no worker has its resources. Run it in Girder."""
     from girder.api.rest import getCurrentUser
 
     from girder_dask.plugin.store import recording
@@ -89,7 +89,7 @@ def stored_token(job_id: Any) -> str:
 
 
 def count_jobs(user_id: str) -> int:
-    """Return how many jobs a user has. Run it in Girder."""
+    """Return the number of jobs of a user. Run it in Girder."""
     from bson import ObjectId
     from girder_jobs.models.job import Job
 

@@ -1,4 +1,4 @@
-"""A stack that starts with the database that ``make_upgrade_dump.py`` has written down."""
+"""A stack that starts with the database dump of ``make_upgrade_dump.py``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["RestoredStack", "load_dump"]
 
 
 def load_dump(path: Path) -> dict[str, Any]:
-    """Return what was written down."""
+    """Return the content of a dump."""
     return dict(json.loads(gzip.decompress(path.read_bytes())))
 
 
@@ -63,7 +63,7 @@ class RestoredStack(TestStack):
         client.close()
 
     def _adapted(self, value: Any, age: timedelta) -> Any:
-        """Return a value with its times as if it were new, and with the place of files."""
+        """Return a value with its times shifted to the present, and with the path of the files."""
         if isinstance(value, dict):
             return {key: self._adapted(inner, age) for key, inner in value.items()}
         if isinstance(value, list):

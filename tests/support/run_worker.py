@@ -1,4 +1,4 @@
-"""A worker without Dask: what a run needs, and a place that its events arrive at."""
+"""A worker without Dask: the context of runs, and a receiver of their events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WORKER = "tcp://10.0.0.7:4312"
 
 
 class Worker:
-    """A worker context with an outbox on an event loop of its own, and threads that run jobs."""
+    """A worker context with an outbox on its own event loop, and threads that run jobs."""
 
     def __init__(self, directory: Path, supervisor: ForkServerSupervisor | None = None) -> None:
         self.events: list[JobEvent] = []
@@ -54,7 +54,7 @@ class Worker:
             limit=self._limit,
         )
         self._owns_supervisor = supervisor is None
-        # For time limits alone: a test cancels by itself, or with a canceller of its own.
+        # For time limits only: a test cancels by itself, or with its own canceller.
         self._canceller = RunCanceller(self.context.runs, self.context.refused, grace=1.0)
 
     def _limit(self, run: Run, seconds: float | None) -> None:
@@ -108,7 +108,7 @@ class Worker:
         return self.threads.submit(run)
 
     def outcome(self, function: Callable[..., Any] | None, *args: Any, **fields: Any) -> Any:
-        """Run and return what the run returned or raised, when its end has arrived."""
+        """Run a function, and return what the run returned or raised once its end has arrived."""
         future = self.begin(self.run(function, *args, **fields))
         job_id = fields.get("job_id", "a")
         error = future.exception(SECONDS)
@@ -132,7 +132,7 @@ class Worker:
 
 
 def brought(error: BaseException) -> BaseException:
-    """Return an exception of a run as Dask brings it to who asks for it."""
+    """Return an exception of a run as Dask delivers it to a client."""
     data = cloudpickle.dumps(error)
     assert type(pickle.loads(data)) is type(error)  # Dask looks in the worker whether it can
     return pickle.loads(data)  # type: ignore[no-any-return]

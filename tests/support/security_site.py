@@ -1,4 +1,4 @@
-"""What attacks on the routes share: who attacks, and whose jobs they attack."""
+"""Helpers for attacks on the routes: the attackers, and the jobs that they attack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.rest_site import ask, start_waiting
 
 @dataclass(frozen=True)
 class Victim:
-    """A job of somebody, with an artifact and a log, that no scheduler touches."""
+    """A user's job with an artifact and a log, which no scheduler touches."""
 
     id: str
     token: str
@@ -40,7 +40,7 @@ class Attack:
         self.credential = str(answer.json()["authToken"]["token"])
 
     def make_job(self, user: Any, *, public: bool = False) -> Victim:
-        """Record a job at work, with an artifact and a log."""
+        """Record a running job with an artifact and a log."""
         made = self.stack.call(start_waiting, user=user)
         path = f"job/{made['id']}/artifact"
         params = {"name": "report.txt"}
@@ -49,7 +49,7 @@ class Attack:
         return Victim(made["id"], made["token"])
 
     def token_of(self, actor: str) -> str | None:
-        """Return the token with which an actor asks."""
+        """Return the token of an actor's requests."""
         return {
             "anonymous": None,
             "user": self.stranger.client.token,
@@ -65,13 +65,13 @@ class Attack:
 
 
 def settle(job_id: str, *, public: bool) -> None:
-    """Have no scheduler look at a job, and give it a log and a result. Run it in Girder."""
+    """Keep schedulers from claiming a job, and give it a log and a result. Run it in Girder."""
     from bson import ObjectId
     from girder_jobs.models.job import Job
 
     from girder_dask.plugin.store.models import DaskJob
 
-    # INACTIVE, so that no scheduler claims it, and yet its token is that of a job at work.
+    # INACTIVE, so that no scheduler claims it, while its token stays that of a running job.
     change = {"log": ["counted\n"], "public": public}
     Job().collection.update_one(
         {"_id": ObjectId(job_id)},
@@ -81,7 +81,7 @@ def settle(job_id: str, *, public: bool) -> None:
 
 
 def documents_of(user_id: str, job_ids: list[str]) -> dict[str, Any]:
-    """Return what there is of a user and of jobs. Run it in Girder."""
+    """Return all documents of a user and of jobs. Run it in Girder."""
     from bson import ObjectId
     from bson.json_util import dumps
     from girder.models.file import File

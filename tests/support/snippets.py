@@ -1,4 +1,4 @@
-"""The fenced blocks of the documentation, and what holds each kind true.
+"""The fenced blocks of the documentation, and how each kind is tested.
 
 ==========================  ==================================================================
 ``python``                  runs here; these blocks of a page share their names
@@ -9,10 +9,10 @@
                             with ``file_ids`` (of pictures in it); these blocks of a page share
                             their names and their connection
 ``python test``             a module of tests, which is run with the fixtures it asks for
-``… title="path"``          is found, as it is, in this file of the project
+``… title="path"``          is an exact excerpt of this file of the project
 ``sh``                      names commands and options that exist
 ``yaml``                    sets keys of Dask's configuration that exist
-``text``                    is a drawing, or output that a test of its own looks at
+``text``                    is a drawing, or output that a separate test checks
 ``{…}``                     is a directive of Sphinx, which checks it
 ==========================  ==================================================================
 
@@ -43,7 +43,7 @@ _title = re.compile(r'(?P<language>\w+) title="(?P<path>[^"]+)"')
 
 
 def read_blocks(document: Document) -> Iterable[Region]:
-    """Yield the blocks of a page that are to be checked."""
+    """Yield the blocks of a page that are checked."""
     for region in _lexer(document):
         info = region.lexemes["info"].strip()
         if info == "text" or info.startswith("{"):
@@ -67,18 +67,18 @@ def _evaluator(info: str) -> Callable[[Example], None]:
         return _EVALUATORS[info]
 
     def refuse(_example: Example) -> None:
-        raise AssertionError(f"Nothing holds a block true that begins with {info!r}.")
+        raise AssertionError(f"No test checks blocks that begin with {info!r}.")
 
     return refuse
 
 
-# -- what holds them true ------------------------------------------------------------------
+# -- tests of each kind --------------------------------------------------------------------
 
 
 def _compare(block: str, path: str) -> None:
     text = (ROOT / path).read_text()
     if block.strip("\n") not in text:
-        raise AssertionError(f"{path} holds something else:\n{text}")
+        raise AssertionError(f"{path} does not contain this text:\n{text}")
 
 
 def _run_here(example: Example) -> None:
@@ -129,7 +129,7 @@ _EVALUATORS: dict[str, Callable[[Example], None]] = {
 
 
 def run(source: str, names: dict[str, Any]) -> None:
-    """Run a block, as a doctest if it is one. ``names`` are those that it has and makes."""
+    """Run a block, as a doctest if it is one. ``names`` is its namespace, which it changes."""
     import doctest
     import io
 
@@ -150,7 +150,7 @@ def run(source: str, names: dict[str, Any]) -> None:
 
 
 def run_and_keep(source: str, names: dict[str, Any]) -> dict[str, Any]:
-    """Run a block in Girder, and return the names that it has made and that can travel."""
+    """Run a block in Girder, and return the names that it has defined and that can be pickled."""
     import cloudpickle
 
     made = {"__name__": "snippet", **names}

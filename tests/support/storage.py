@@ -1,4 +1,4 @@
-"""A MongoDB and a Redis that several stacks share, each with a database of its own."""
+"""A MongoDB and a Redis that several stacks share, each stack with its own database."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _POLL_S = 0.05
 
 
 class Storage:
-    """A MongoDB and a Redis for tests that break neither.
+    """A MongoDB and a Redis for tests that do not break them.
 
     Parameters
     ----------
     directory
-        Where data and logs are kept.
+        The directory of data and logs.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -76,7 +76,7 @@ class Storage:
         os.close(self._lock)
 
     def env(self) -> dict[str, str]:
-        """Return the environment variables of one more stack, with a database of its own."""
+        """Return the environment variables of another stack, with its own database."""
         return {
             "GIRDER_MONGO_URI": f"{self._mongo}/stack_{next(self._numbers)}",
             "GIRDER_NOTIFICATION_REDIS_URL": self._redis,

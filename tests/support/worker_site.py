@@ -1,7 +1,7 @@
 """A Girder with girder_worker: a second Girder, a broker and a Celery worker.
 
-It is what sites have today. The Girder does not load our plugin. Its database is beside
-that of ``girder_stack``; the broker is that stack's Redis.
+The Girder does not load our plugin. Its database is on the server of ``girder_stack``, whose Redis
+is the broker.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _POLL = 0.05
 
 
 class WorkerSite(TestStack):
-    """Like ``girder_stack``, with girder_worker in place of girder_dask.
+    """A stack like ``girder_stack``, with girder_worker in place of girder_dask.
 
     Parameters
     ----------
     directory
-        Where data and logs are kept.
+        The directory of data and logs.
     beside
         The stack whose database server and Redis are used.
     packages
-        A directory with packages that stand before the installed ones.
+        A directory with packages that precede the installed ones.
     plugins
         The Girder plugins that are loaded.
     """
