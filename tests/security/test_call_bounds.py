@@ -1,4 +1,4 @@
-"""What a call may ask for: numbers that make sense, and of users not too much."""
+"""Bounds of the options of calls: valid values for everyone, and limits for ordinary users."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def allowed(girder_admin: Any) -> Iterator[None]:
         girder_admin.delete("system/setting", parameters={"key": key})
 
 
-#: Too much for users, and a little less, which is not.
+#: Values above the limits of users, and values just within them.
 TOO_MUCH = [
     ("retries", option_limits.MAX_RETRIES + 1, option_limits.MAX_RETRIES),
     ("timeout", option_limits.MAX_TIMEOUT_S + 1, option_limits.MAX_TIMEOUT_S),
@@ -47,7 +47,7 @@ TOO_MUCH = [
     ("handler", "worker_handler", "dask_handler"),
     ("other_fields", {"colour": "blue"}, {"meta": {"colour": "blue"}}),
 ]
-#: What makes no sense, whoever asks.
+#: Values that are invalid for everyone.
 SENSELESS = [
     *(("retries", value) for value in (-1, 1.5, True, 10**400, "1", 2**31, None)),
     *(("timeout", value) for value in (0, -1, NAN, INF, -INF, 10**400, "1", True, 2**31)),
@@ -115,7 +115,7 @@ def test_the_parent_of_a_map_has_the_same_bounds(girder_stack, girder_user):
 
 @pytest.mark.parametrize("by", ["user", "admin"])
 def test_what_makes_no_sense_is_refused_by_its_name(girder_stack, girder_user, girder_admin, by):
-    """All cases in one test: each is a request, which are many."""
+    """One test covers all cases, since each is a request."""
     who = girder_user if by == "user" else girder_admin
     answers = {}
     for name, value in SENSELESS:

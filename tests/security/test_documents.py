@@ -1,4 +1,4 @@
-"""What is in the database is input: malformed documents harm their own jobs and nobody else's."""
+"""Malformed documents in the database: they affect their own jobs, and no others."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def remove(ids: list[str]) -> None:
 
 
 def find_left(ids: list[str]) -> list[str]:
-    """Return what is malformed and still open. Run it in Girder."""
+    """Return the malformed jobs that are still open. Run it in Girder."""
     from bson import ObjectId
     from girder_jobs.models.job import Job
 
@@ -132,7 +132,7 @@ def ended(ids: list[str]) -> list[dict[str, Any]]:
 
 
 class Site:
-    """A Girder with forged documents, its scheduler's credential and who owns most of them."""
+    """A Girder with forged documents, the scheduler's credential, and the owner of most of them."""
 
     def __init__(self, stack: Any) -> None:
         self.stack = stack

@@ -1,4 +1,4 @@
-"""Girder's log holds nothing that signs a request."""
+"""Girder's log contains no credentials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that mean harm to the worker that runs them, and so to the jobs of others there.
+"""Hostile tasks that try to harm their worker and the other jobs on it.
 
 Each ends in a state that is told, and the job after it runs as if it had not been.
 """
@@ -226,7 +226,7 @@ def raises_what_holds() -> None:
 
 
 def subclass_of(base: type) -> Any:
-    """Return a kind of text that harms who works with it."""
+    """Return a subclass of text or bytes whose methods harm their caller."""
     harm = dict.fromkeys(
         ("encode", "decode", "__getitem__", "__add__", "__radd__", "__len__", "split"),
         raising(SystemExit(3)),

@@ -1,4 +1,4 @@
-"""Link files that lead where workers may not go, and what else might lead them there."""
+"""Link files and redirects to hosts that workers may not contact."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def gc(girder: FileGirder) -> Iterator[GirderClient]:
 
 @dataclass
 class Site:
-    """A server of somebody else, and what it was sent."""
+    """A foreign server, and the requests that it received."""
 
     port: int = 0
     asked: list[str] = field(default_factory=list)
@@ -102,7 +102,7 @@ def serving(context: ssl.SSLContext | None = None) -> Iterator[Site]:
 
 @dataclass
 class Internet:
-    """Names and the addresses that they have, and the servers there."""
+    """Host names with their addresses, and the servers at these addresses."""
 
     names: dict[str, list[str]] = field(default_factory=dict)
     servers: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Internet:
 
 @pytest.fixture
 def internet(monkeypatch: pytest.MonkeyPatch) -> Internet:
-    """Stand in for name servers, and for the network between here and public addresses."""
+    """Replace name lookups, and connections to public addresses."""
     net = Internet()
     look_up, connect = socket.getaddrinfo, links.create_connection
 
@@ -189,7 +189,7 @@ def test_what_is_a_public_address(address: str) -> None:
 
 
 def test_the_own_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What listens on all addresses of a host is reached by its public one as well."""
+    """A service on all addresses of a host is also reachable at its public one."""
     monkeypatch.setattr(addresses, "is_public", lambda _: True)
     assert not LinkHosts.of("public").may_ask("example.org", 80, "127.0.0.1")
 
@@ -353,7 +353,7 @@ def test_nothing_of_the_job_goes_to_a_link(
     internet: Internet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither the token, nor what was set for Girder, nor what a .netrc has, nor cookies."""
+    """A link gets no token, settings for Girder, credentials of a .netrc, or cookies."""
     (tmp_path / "netrc").write_text("default login operator password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "HTTPS_PROXY"):
@@ -377,7 +377,7 @@ def test_nothing_of_the_job_goes_to_a_link(
 def test_a_link_to_girder_is_asked_without_the_token(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
-    """Else another user's job would make a request of somebody's choice."""
+    """Otherwise a link could choose a request that another user's job makes."""
     port = girder.url.split(":")[2].split("/")[0]
     asked = girder.put("private.bin", b"private")["_id"]
     file = link(girder, f"{girder.url}/raw/{asked}")
@@ -437,7 +437,7 @@ def test_files_in_items_and_folders_are_links_too(
 def test_a_file_that_becomes_a_link_is_one(
     girder: FileGirder, gc: Any, tmp_path: Path, kind: str | None
 ) -> None:
-    """The document is that of a file, the redirect one of a link, and the cache keeps nothing."""
+    """The document is that of a file, the redirect that of a link, and nothing is cached."""
     with serving() as inside:
         girder.put("a.bin", b"abc")
         girder.kind = kind
@@ -459,7 +459,7 @@ def test_a_file_that_becomes_a_link_is_one(
 def test_a_link_that_its_document_hides_is_kept_in_no_cache(
     girder: FileGirder, gc: Any, tmp_path: Path
 ) -> None:
-    """It is a file before and after, and a link while it is fetched, with content as large."""
+    """A file is a link only while it is fetched, with content of the same size."""
     with serving() as site:
         girder.put("a.bin", b"secrets")
         girder.links["id0"] = f"http://127.0.0.1:{site.port}/"

@@ -1,4 +1,4 @@
-"""Actor, route and whose job: what is allowed is measured, and docs/security.md says the same.
+"""The access matrix of actors, routes and owners: docs/security.md shows the measured one.
 
 ``make matrix`` writes what is measured into that page.
 """
@@ -34,7 +34,7 @@ WHOSE = {
     "public": "of another user, public",
 }
 
-#: The routes about one job or file: how each is asked, and what in the answer tells.
+#: The routes about one job or file: the request, and the sign of success in the answer.
 OF_ONE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GET dask/job/{id}/log": ("GET", "dask/job/{job}/log", {}),
     "GET dask/job/{id}/result": ("GET", "dask/job/{job}/result", {}),
@@ -178,7 +178,7 @@ def test_it_names_all_routes(girder_stack: Any, measured: str) -> None:
 
 
 def test_what_nobody_may_do_is_not_allowed_by_accident(measured: str) -> None:
-    """What holds whatever the page says."""
+    """Rules that hold independently of the page."""
     cells = {}
     route = ""
     for line in measured.splitlines()[2:]:

@@ -1,4 +1,4 @@
-"""A whole run on a stack of its own, searched for each token and key that was made in it."""
+"""A whole run on a separate stack, searched for each token and key that was created in it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FOREIGN = {"mongo"}
 
 
 def watch() -> None:
-    """Note all tokens and keys that this process of Girder makes from now on."""
+    """Record all tokens and keys that this Girder process creates from now on."""
     import builtins
 
     from girder.models.api_key import ApiKey
@@ -89,7 +89,7 @@ def start_all(folder: str, seed: str) -> dict[str, str]:
 
 
 def start_long() -> dict[str, str]:
-    """Start jobs that go on until they are canceled, and some that wait."""
+    """Start jobs that run until they are canceled, and some that wait."""
     import my_worker_tasks as tasks
 
     code = "for _ in range(6000): time.sleep(0.1)"
@@ -115,7 +115,7 @@ def logs_of_all() -> bytes:
 
 
 def documents(stack: Any) -> bytes:
-    """Return all that the database holds, but for tokens and keys and what runs unfinished jobs."""
+    """Return all of the database except tokens, keys, and the records of unfinished jobs."""
     found = b""
     with pymongo.MongoClient(stack.mongo, document_class=RawBSONDocument) as client:
         database = client.get_default_database()
@@ -179,7 +179,7 @@ def pages(stack: Any) -> bytes:
 
 
 def files(stack: Any) -> bytes:
-    """Return what is in all files of the stack, those of the logs and caches among them."""
+    """Return the content of all files of the stack, including logs and caches."""
     found = b""
     top = Path(stack.directory)
     for path in top.rglob("*"):
@@ -227,7 +227,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
 
 
 def sow(stack: Any, client: Client, seed: str) -> Any:
-    """Leave what is to be found: in processes, in a key, in Girder's log and in a file."""
+    """Plant secrets that the search must find: in a process, a key, Girder's log and a file."""
 
     def start_process() -> None:
         code = [sys.executable, "-c", "import time; time.sleep(300)", seed]

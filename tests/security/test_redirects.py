@@ -1,4 +1,4 @@
-"""Redirects that would carry a credential elsewhere, or pass a strange answer for Girder's."""
+"""Redirects that would leak a credential, or replace Girder's answer by a foreign one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FILE = {"_id": "1", "name": "a", "created": "2026-01-01", "size": 163}
 
 @pytest.fixture
 def other() -> Iterator[Peer]:
-    """Another host, which answers as the asker would like it."""
+    """Another host, which returns the answers that the client expects."""
     with serving() as peer:
         answer = {
             "stale": [],
@@ -65,7 +65,7 @@ class _Any(dict):  # type: ignore[type-arg]
 
 @pytest.fixture(params=[301, 302, 303, 307, 308])
 def girder(request: pytest.FixtureRequest, other: Peer) -> Iterator[Peer]:
-    """What stands where Girder should be, and sends all on to the other."""
+    """A server in place of Girder that redirects all requests to the other host."""
     with serving() as peer:
 
         class Redirecting(dict):  # type: ignore[type-arg]

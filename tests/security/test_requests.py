@@ -22,7 +22,7 @@ THEIRS = ("girder.job", "BSON", "Mongo", "E11000", "Traceback", "utf-8' codec")
 
 @pytest.fixture(scope="module")
 def admin(girder_stack: Any) -> Any:
-    """Give a user who may submit anything, and of whom nobody else starts jobs."""
+    """Return a user who may submit anything, and whose jobs only this test starts."""
 
     def promote(user_id: str) -> None:
         from bson import ObjectId
@@ -120,7 +120,7 @@ def test_keys_of_requests_that_are_none(girder_stack: Any, admin: Any, key: Any)
 
 
 def test_the_mark_of_a_request_is_not_used_twice(girder_stack: Any, admin: Any) -> None:
-    """Not by Girder's own code either: what the database says then is nobody's business."""
+    """Nor by Girder's own code. The message of the database is not revealed."""
 
     def start() -> str:
         from my_worker_tasks import noop

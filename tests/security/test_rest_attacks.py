@@ -1,4 +1,4 @@
-"""What an ordinary user tries over REST against the pages and the memory of everybody else.
+"""Attacks of an ordinary user over REST on the pages and the memory of others.
 
 A document that no list of jobs can be answered with, text that is no name, and what tells where
 the cluster is.
@@ -30,7 +30,7 @@ def allowed(girder_admin: Any) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def attacker(girder_stack: Any) -> Any:
-    """Give a user of whom nobody else starts jobs."""
+    """Return a user whose jobs only this test starts."""
     return girder_stack.create_user()
 
 
@@ -75,7 +75,7 @@ def job(girder_stack: Any, attacker: Any) -> Iterator[str]:
     ids=json.dumps,
 )
 def test_arguments_that_stand_for_something_else(girder_stack, attacker, kwargs):
-    """They are shown on the job, and Girder reads them as extended JSON of MongoDB."""
+    """The job shows its arguments, and Girder reads them as MongoDB's extended JSON."""
     answer = submit(girder_stack, call(TASK, kwargs=kwargs, resources=NOWHERE), by=attacker)
     assert answer.status_code == 200, answer.text
     (made,) = answer.json()["jobs"]
@@ -175,7 +175,7 @@ def test_nor_are_fields_of_users(girder_stack, attacker):
     ids=lambda value: str(value)[:40].strip(),
 )
 def test_names_that_are_none(girder_stack, attacker, girder_admin, field, value):
-    """A claim has the names and tokens of thousands of jobs."""
+    """A claim contains the names and tokens of thousands of jobs."""
     made = {**call(TASK, resources=NOWHERE), field: value}
     for who in (attacker, girder_admin):
         answer = submit(girder_stack, made, by=who)
@@ -214,7 +214,7 @@ def test_anonymous_sends_no_body_of_many_megabytes(girder_stack, path):
 
 
 def test_a_user_is_not_told_where_the_scheduler_is(girder_stack, attacker, girder_admin):
-    """Whoever reaches it can run code on the cluster."""
+    """Everyone who reaches the scheduler can run code on the cluster."""
     told = ask(girder_stack, "GET", "dask/status", by=attacker)
     assert "tcp://" not in told.text
     assert told.json()["scheduler"]["address"] is None

@@ -39,7 +39,7 @@ def attack(girder_stack: Any) -> Attack:
 
 @pytest.fixture(scope="module")
 def document(girder_stack: Any, attack: Attack) -> dict[str, Any]:
-    """Give the OpenAPI document of our routes, with ids that are there."""
+    """Return the OpenAPI document of our routes, with existing ids."""
     document = ask(girder_stack, "GET", "describe").json()
     paths = {p: ops for p, ops in document["paths"].items() if re.search("/dask|/artifact", p)}
     for operations in paths.values():
@@ -83,7 +83,7 @@ def test_the_document_is_valid(document: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def cases(document: dict[str, Any]) -> list[Any]:
-    """Give requests of all kinds to all routes; the same for each actor."""
+    """Return requests of all kinds to all routes; the same for each actor."""
     found: list[Any] = []
     for result in schemathesis.openapi.from_dict(document).get_all_operations():
         for mode in GenerationMode:

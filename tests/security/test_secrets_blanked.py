@@ -1,4 +1,4 @@
-"""The secrets of a run do not leave it, whatever its code does with them by mistake."""
+"""Redaction of the secrets of a run, however its code leaks them by mistake."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IN_A_PROCESS = ["prints", "tells progress", "returns text", "raises text", "rais
 
 
 def codes(secret: str) -> list[bytes]:
-    """Return a secret as it may be found: plain, and coded after 0, 1 and 2 other bytes."""
+    """Return the forms of a secret: plain, and in base64 after 0, 1 and 2 other bytes."""
     coded = [base64.b64encode(b"?" * n + secret.encode())[4:-4] for n in range(3)]
     return [secret.encode(), *coded]
 
@@ -35,7 +35,7 @@ def codes(secret: str) -> list[bytes]:
 
 
 def start_all(ways: list[str], isolation: str) -> dict[str, tuple[str, str]]:
-    """Start a job for each way, each with a live token of the administrator's."""
+    """Start a job for each way, each with a valid token of the administrator."""
     from girder.api.rest import getCurrentUser
     from girder.models.token import Token
     from my_worker_tasks.leaks import leaks
@@ -51,7 +51,7 @@ def start_all(ways: list[str], isolation: str) -> dict[str, tuple[str, str]]:
 
 
 def all_of(job_id: str) -> bytes:
-    """Return all that the database has of a job and of those it has started, but for tokens."""
+    """Return all documents of a job and its child jobs, except tokens."""
     import bson
     from bson import ObjectId
     from girder_jobs.models.job import Job

@@ -1,4 +1,4 @@
-"""Where the token of a job goes is up to operators and to code inside Girder, and to no request."""
+"""Addresses that get a job's token: operators and code in Girder set them, requests do not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 
 
 def without_settings(start: Any, *args: Any) -> dict[str, Any]:
-    """Start a job in a Girder that has no address of its own, and say where it is to be found."""
+    """Start a job in a Girder without a configured address, by requests that name one."""
     import os
 
     from girder_dask.plugin import settings
@@ -148,7 +148,7 @@ def test_nobody_names_an_address_over_rest(girder_stack, girder_user, girder_adm
 
 
 def test_a_child_has_the_address_that_code_in_girder_gave(girder_stack, girder_user):
-    """It would not reach Girder otherwise; its request has no say in it."""
+    """The child could not reach Girder otherwise. Its request cannot set the address."""
 
     def start(url: str) -> str:
         from my_worker_tasks import noop
@@ -230,7 +230,7 @@ def test_doctor_tells_of_a_worker_that_knows_no_address():
 
 
 async def test_workers_without_a_setting_send_tokens_where_the_scheduler_does(monkeypatch):
-    """The one scheduler and worker here are real, and so is the request for a file."""
+    """The scheduler, the worker and the request for a file are real here."""
     monkeypatch.delenv("GIRDER_WORKER_API_URL", raising=False)
     with serving() as girder, serving() as attacker:
         spec = JobSpec(

@@ -1,4 +1,4 @@
-"""What each scope of a job's token can do, as its owner and to others; and what no request sets."""
+"""Rights of each scope of a job's token on own and foreign data, and fields that no request sets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TRIED = {
     "read the settings": ("GET", "system/setting?key=dask.api_url"),
     "claim jobs": ("POST", "dask/job/claim"),
 }
-#: What each scope lets its owner do. Nothing of it may be done to others.
+#: What each scope lets its owner do with own data. None of it is allowed on data of others.
 LETS = {
     TokenScope.DATA_READ: {"read a folder", "read a log"},
     TokenScope.DATA_WRITE: {"make a folder"},
@@ -69,7 +69,7 @@ def make_token(scopes: list[str], user_id: str) -> str:
 
 
 def done(stack: Any, token: str, whose: Any) -> set[str]:
-    """Say what a token can do with what is somebody's."""
+    """Return what a token can do with a user's data."""
     client = whose.client
     made = client.createFolder(whose.folder["_id"], f"made {ObjectId()}")
     job = stack.call(start_waiting, user=whose)
@@ -180,7 +180,7 @@ def test_a_new_job_holds_no_number_that_json_has_not(girder_stack, girder_user, 
 
 
 def test_what_girder_worker_posts_goes_on_to_work(girder_stack, girder_user):
-    """It makes the jobs of child tasks so."""
+    """girder_worker creates the jobs of child tasks with such requests."""
     token = girder_stack.call(make_token, [REST_CREATE_JOB_TOKEN_SCOPE], girder_user.id)
     fields = {"celeryTaskId": "5", "colour": "blue"}
     parameters = {

@@ -1,4 +1,4 @@
-"""No token outlives its job, whatever the order of those who store it and those who delete it."""
+"""Races between storing and deleting the token of a job: no token outlives its job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = (
 
 
 class Turns:
-    """Lets one of the threads S and E act at a time, from step to step, in a given order."""
+    """Runs the steps of two threads, S and E, one at a time in a given order."""
 
     def __init__(self, order: str) -> None:
         self._order = list(order)
@@ -65,7 +65,7 @@ class Turns:
                 self._changed.notify_all()
 
     def run(self, **acts: Callable[[], Any]) -> None:
-        """Run both to their ends."""
+        """Run both threads until they end."""
         threads = [
             threading.Thread(target=self._run, args=[act], name=name) for name, act in acts.items()
         ]
@@ -127,7 +127,7 @@ def end(ender: str, job: Any) -> None:
 
 
 def tokens_left(job_id: Any) -> int:
-    """Return how many tokens there are of a job that has ended, and remove it."""
+    """Return the number of tokens of an ended job, and remove the job."""
     from girder.models.token import Token
     from girder_jobs.models.job import Job
 
@@ -144,7 +144,7 @@ def tokens_left(job_id: Any) -> int:
 
 
 def interleave(sender: str, ender: str) -> dict[str, Any]:
-    """Let both act on a job in each order of their steps. Return which orders left a token."""
+    """Run both on a job in each order of their steps. Return the orders that left a token."""
     from girder.api.rest import getCurrentUser
     from girder_jobs.models.job import Job
 
@@ -196,7 +196,7 @@ def test_no_order_of_steps_leaves_a_token(girder_stack, sender, ender):
 
 
 def leave_behind() -> dict[str, Any]:
-    """Leave tokens as processes that died would have, sweep, and return which are there still."""
+    """Leave tokens like processes that died, sweep, and return those that remain."""
     from datetime import datetime, timedelta, timezone
 
     from bson import ObjectId
@@ -258,7 +258,7 @@ def test_girder_sweeps_by_itself(girder_stack):
 
 
 def start_and_cancel(count: int) -> Any:
-    """Start a map, and cancel it while its jobs are on their way."""
+    """Start a map, and cancel it while its jobs are sent to the scheduler."""
     from girder_jobs.models.job import Job
 
     import girder_dask

@@ -1,4 +1,4 @@
-"""What a call may do is up to who made it; what its token may start, to its owner."""
+"""Trust: the author of a call decides its rights, the owner what its token may start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WAITS = {"resources": {"nowhere": 1}}
 
 @pytest.fixture(autouse=True)
 def defaults(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leave the settings as they were."""
+    """Restore the settings after the test."""
     yield
     if "girder_admin" in request.fixturenames:
         admin = request.getfixturevalue("girder_admin")
@@ -61,7 +61,7 @@ def token_of(stack: Any, job_id: str) -> str:
 
 
 def tried(stack: Any, token: str, **more: Any) -> dict[str, int]:
-    """Say what the token of a job starts: of its own package, of another, as a pickle."""
+    """Return what the token of a job starts: of its own package, of another, as a pickle."""
     # It is stored when the job is sent.
     until(lambda: ask(stack, "GET", "token/current", token=token).json() is not None)
     calls = {
@@ -243,7 +243,7 @@ def test_a_package_is_what_its_entry_points_name():
 
 
 def test_reserved_fields_are_known(girder_stack, girder_user):
-    """A child of a package sets fields of its own, as @task(other_fields=…) does, but not these."""
+    """A child job may set its own fields, like @task(other_fields=…), but not these."""
     parent = girder_stack.call(start_in_girder, user=girder_user)
     free = submit(
         girder_stack, call(ADD, 1, other_fields={"colour": "blue"}, **WAITS), token=parent["token"]

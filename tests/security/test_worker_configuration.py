@@ -1,4 +1,4 @@
-"""What only the scheduler is to know is not kept by a worker that was given it."""
+"""Removal of the scheduler's credential from workers that were given it."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class FaultStack(TestStack):
         return {**found, **{name: self.worker_process(name) for name in workers}}
 
     def count_requests(self, ending: str) -> Callable[[], int]:
-        """Count Girder's requests for paths with an ending. Return a function that reads the count."""
+        """Count Girder's requests for paths with an ending, and return the counter."""
 
         def begin(ending: str) -> None:
             import cherrypy

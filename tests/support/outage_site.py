@@ -255,7 +255,7 @@ class Witnesses:
             print(self._stack.what_dask_does())
             raise
         until(lambda: all(map(self._has_begun, self.fetches)))
-        # The end is noted in the diary first, and then it is that of the job.
+        # The diary notes the end before the job ends.
         last = max(diary.ended or 0 for diary in map(self.diary, ended) if diary)
         until(lambda: time.time() > last + LAG, LAG + 1)
         until(lambda: time.monotonic() > over, seconds + 1)

@@ -79,7 +79,7 @@ def _signature(value: Any) -> str:
         text = str(inspect.signature(value))
     except ValueError:  # of an exception without a constructor of its own
         return ""
-    # The words of a message are no part of a signature.
+    # The text of a message is not part of a signature.
     return re.sub(r"'[^'=]* [^'=]*\.'", "…", text).replace("'", "")
 
 

@@ -38,7 +38,7 @@ class RestoredStack(TestStack):
         self._restore_files()
 
     def _launch(self, parts: Sequence[Part]) -> None:
-        if not self.parts:  # the database, before the Girder that finds it
+        if not self.parts:  # the database, before the Girder that uses it
             storage = [part for part in parts if part.name in ("mongod", "redis")]
             super()._launch(storage)
             self._restore_database()

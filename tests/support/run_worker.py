@@ -134,7 +134,7 @@ class Worker:
 def brought(error: BaseException) -> BaseException:
     """Return an exception of a run as Dask delivers it to a client."""
     data = cloudpickle.dumps(error)
-    assert type(pickle.loads(data)) is type(error)  # Dask looks in the worker whether it can
+    assert type(pickle.loads(data)) is type(error)  # Dask checks in the worker whether it can
     return pickle.loads(data)  # type: ignore[no-any-return]
 
 
