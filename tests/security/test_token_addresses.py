@@ -51,7 +51,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 
 
 def without_settings(start: Any, *args: Any) -> dict[str, Any]:
-    """Start a job in a Girder without a configured address, by requests that name one."""
+    """Start a job in a Girder without a configured address, and return the recorded addresses."""
     import os
 
     from girder_dask.plugin import settings

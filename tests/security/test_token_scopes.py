@@ -1,4 +1,4 @@
-"""Rights of each scope of a job's token on own and foreign data, and fields that no request sets."""
+"""Rights of each scope of a job's token, and fields that no request sets."""
 
 from __future__ import annotations
 
