@@ -107,7 +107,7 @@ async def _pin(client: Client, references: dict[str, weakref.ref[JobResult]]) ->
         return
     for job_id, key in keys.items():
         result = references[job_id]() if job_id in references else None
-        # If the result is gone, so is the future at once, and the scheduler releases the value.
+        # Without a result, the future is dropped at once, and the scheduler releases the value.
         future = _future_of_key(client, key)
         if result is not None:
             result._pin(future)  # noqa: SLF001 - of this package

@@ -107,18 +107,18 @@ class ApiClient:
         Parameters
         ----------
         method, path
-            Of the request; the path without ``/api/v1/``.
+            The HTTP method, and the path without ``/api/v1/``.
         body
-            What to send as JSON, or the JSON itself.
+            The mapping to send as JSON, or the JSON itself.
         repeat
             Whether Girder may get the request twice. Otherwise it is repeated only if Girder did
             not see it.
         signed
             Whether the request carries the token.
         retry_time_s
-            In place of that of the client.
+            Overrides the client's.
         read
-            Returns what an answer holds, in place of its JSON object.
+            Reads an answer, instead of its JSON object.
 
         Raises
         ------
@@ -229,8 +229,7 @@ class ApiClient:
 def encode_json(body: Mapping[str, Any]) -> bytes:
     """Return a mapping as JSON in UTF-8.
 
-    This is not left to requests, which takes a value that JSON cannot hold for a failure of the
-    connection.
+    ``requests`` itself would report a value that JSON cannot hold as a failure of the connection.
 
     Raises
     ------

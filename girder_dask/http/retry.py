@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = (10, 60)
 
 _BACKOFF = Backoff(0.25, 15.0)
-_NAP_S = 0.2  # an interruption of the job takes effect between two sleeps
+_MAX_SLEEP_S = 0.2  # an interruption of the job takes effect between two sleeps
 _MAX_INTERNAL_ERRORS = 3  # of one request, while other requests succeed
-_QUIET_S = 5.0  # before the log says that Girder is unavailable
+_LOG_DELAY_S = 5.0  # before the log says that Girder is unavailable
 _INTERNAL_ERROR = 500
 
 _T = TypeVar("_T")
@@ -84,19 +84,19 @@ class RetryBudget:
         left_s = self._since + self._limit_s - now
         if left_s <= 0 or not is_transient(error, self._statuses):
             raise error
-        if status_of(error) == _INTERNAL_ERROR and not self._is_girder_ill(error):
+        if status_of(error) == _INTERNAL_ERROR and not self._is_girder_failing(error):
             self._internal_errors += 1
             if self._internal_errors >= _MAX_INTERNAL_ERRORS:
                 raise error
-        if now - self._since > _QUIET_S and not self._is_logged:
+        if now - self._since > _LOG_DELAY_S and not self._is_logged:
             self._is_logged = True
             host = error.host if isinstance(error, StorageServerError) else "Girder"
             logger.warning("%s is unavailable (%s). Retrying for %g s.", host, error, self._limit_s)
         until = now + min(next(self._delays_s), left_s)
         while (left_s := until - time.monotonic()) > 0:
-            time.sleep(min(left_s, _NAP_S))
+            time.sleep(min(left_s, _MAX_SLEEP_S))
 
-    def _is_girder_ill(self, error: Exception) -> bool:
+    def _is_girder_failing(self, error: Exception) -> bool:
         """Return True if a request that needs only Girder's database fails as well."""
         if self._probe is None or isinstance(error, StorageServerError):
             return False

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 __all__ = ["load_module", "retry_import_deadlock"]
 
-_DEADLOCK = "_DeadlockError"  # of importlib, and a RuntimeError
+_DEADLOCK_ERROR = "_DeadlockError"  # a private RuntimeError of importlib
 _MAX_TRIES, _RETRY_DELAY_S = 10, 0.05
 
 _T = TypeVar("_T")
@@ -41,7 +41,7 @@ def load_module(name: str) -> ModuleType:
 
 
 def retry_import_deadlock(load: Callable[[], _T]) -> _T:
-    """Return what a function returns that imports modules. It is called again after a deadlock.
+    """Call a function that imports modules, and again after a deadlock. Return its value.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def retry_import_deadlock(load: Callable[[], _T]) -> _T:
         try:
             return load()
         except RuntimeError as e:
-            if type(e).__name__ != _DEADLOCK:
+            if type(e).__name__ != _DEADLOCK_ERROR:
                 raise
-        time.sleep(_RETRY_DELAY_S)  # for the other thread to go on
+        time.sleep(_RETRY_DELAY_S)  # so that the other thread can continue
     return load()

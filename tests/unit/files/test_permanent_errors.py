@@ -231,7 +231,7 @@ def test_girder_file_id_does_not_blame_girder_for_a_storage_server(
         store.fault = fault
         transform = GirderFileId("id0", gc=GirderClient(girder.url, "TOKEN", make_retrying_session))
         transform.work_dir = tmp_path
-        monkeypatch.setattr("girder_dask.http.retry._QUIET_S", -1.0)
+        monkeypatch.setattr("girder_dask.http.retry._LOG_DELAY_S", -1.0)
         assert Path(transform.transform()).read_bytes() == b"abc"
         told = "127.0.0.1 is unavailable (Girder says that the file is at 127.0.0.1, which"
         assert f"{told} answered 503" in caplog.text

@@ -78,7 +78,7 @@ def test_retry_budget_gives_up_on_a_request_that_stays_broken(health: int, most:
 def test_retry_budget_can_be_silent(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("girder_dask.http.retry._QUIET_S", -1.0)
+    monkeypatch.setattr("girder_dask.http.retry._LOG_DELAY_S", -1.0)
     for is_silent in (True, False):
         budget = RetryBudget(20.0, backoff=FAST, is_silent=is_silent)
         budget.wait(AWAY)
