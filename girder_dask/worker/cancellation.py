@@ -178,9 +178,10 @@ class RunCanceller:
             f"Its worker is restarted after {self._restart_after:g} s "
             "(girder.worker.restart-stuck)."
             if self._restart_after is not None
-            else "The job ends when that returns; girder.worker.restart-stuck can be set for it."
+            else "The job ends when that returns. "
+            "Set girder.worker.restart-stuck to restart the worker in such a case."
         )
         run.write(
-            f"The job is to end, but {run.stuck_reason}. {then} A task with isolation='process' "
+            f"The job should end, but {run.stuck_reason}. {then} A task with isolation='process' "
             "can be ended at any time.\n"
         )

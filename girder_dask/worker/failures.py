@@ -129,7 +129,7 @@ def failure_of(
         raise
     except BaseException as e:  # noqa: BLE001 - an object that a task raises may run any code
         name = type.__dict__["__qualname__"].__get__(type(error))
-        line = f"{name}, which cannot be described: that raised {type(e).__name__}"
+        line = f"{name}, which cannot be described: describing it raised {type(e).__name__}"
         return Failure(JobStatus.ERROR, f"{line}.\n", line, _packed(JobFailed(line), line))
 
 

@@ -14,11 +14,11 @@ from girder_dask.tasks.context import JobManager, Request, RunningJob
 
 __all__ = ["NO_ADDRESS", "child_jobs", "open_session", "running_job"]
 
-#: The message to a job whose worker has no address of Girder.
+#: The message to a job whose worker does not know the address of Girder.
 NO_ADDRESS = (
-    "This worker has no address of Girder, so the job can neither fetch nor upload files, nor "
-    "start other jobs. The operator sets girder.api-url (DASK_GIRDER__API_URL) for the scheduler "
-    "or for this worker, or dask.api_url or core.server_root in Girder."
+    "This worker does not know the address of Girder, so the job can neither fetch nor upload "
+    "files, nor start other jobs. The operator sets girder.api-url (DASK_GIRDER__API_URL) for the "
+    "scheduler or for this worker, or dask.api_url or core.server_root in Girder."
 )
 
 

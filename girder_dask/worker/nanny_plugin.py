@@ -29,4 +29,4 @@ class GirderNannyPlugin(NannyPlugin):
         try:
             await nanny.scheduler.girder_leave(worker=worker)
         except Exception as e:  # noqa: BLE001 - no error may keep the nanny from its end
-            logger.warning("Worker %s ends and cannot tell the scheduler: %r", worker, e)
+            logger.warning("Worker %s is closing but cannot tell the scheduler: %r", worker, e)

@@ -78,7 +78,7 @@ def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
             "there. Start the scheduler with --preload girder_dask.scheduler_hooks."
         )
     if plugin.context is None:
-        raise Reschedule(f"Worker {worker.address} ends; job {spec.id} runs elsewhere.")
+        raise Reschedule(f"Worker {worker.address} is closing; job {spec.id} runs elsewhere.")
     attempt = _attempt(worker, spec)
     if not attempt:
         raise GirderDaskError(
@@ -208,7 +208,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         self._alarms.close()
         if context.runs:
             await self._leave(
-                stuck=[run.spec.id for run in context.runs.values()], limit=_LEAVE_TIMEOUT_S
+                stuck=[run.spec.id for run in context.runs.values()], timeout_s=_LEAVE_TIMEOUT_S
             )
             await self._canceller.close(_STOP_TIMEOUT_S)
         await asyncio.gather(
@@ -225,7 +225,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         await self._worker.close(nanny=False, reason="girder-dask-leave")
 
     async def _leave(
-        self, stuck: Sequence[str] = (), *, remove: bool = True, limit: float | None = None
+        self, stuck: Sequence[str] = (), *, remove: bool = True, timeout_s: float | None = None
     ) -> None:
         """Have the scheduler send no more tasks, and wait for the runs as long as it allows.
 
@@ -235,7 +235,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             The jobs whose runs cannot be stopped.
         remove
             Whether the scheduler removes the worker.
-        limit
+        timeout_s
             Seconds to wait.
         """
         address = self._worker.address
@@ -243,10 +243,10 @@ class GirderWorkerPlugin(WorkerPlugin):
             leave = self._worker.scheduler.girder_leave(
                 worker=address, stuck=list(stuck), remove=remove
             )
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(timeout_s):
                 await leave
         except Exception as e:  # noqa: BLE001 - no error may keep the worker from its end
-            logger.warning("Worker %s ends and cannot tell the scheduler: %r", address, e)
+            logger.warning("Worker %s is closing but cannot tell the scheduler: %r", address, e)
 
     def _limit(self, run: RunControl, seconds: float | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the worker ends
@@ -262,7 +262,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         """End the process because a run cannot be stopped. A nanny starts another one."""
         worker = self._worker
         guard = Guard(logger, "Ending this worker")  # the process ends even if a step fails
-        logger.warning("A run of job %s cannot be stopped; the worker ends", run.spec.id)
+        logger.warning("A run of job %s cannot be stopped; the worker is closing", run.spec.id)
         with guard:
             run.write(f"Worker {worker.address} is restarted because the job does not stop.\n")
         # The scheduler keeps the worker until its process ends: the job runs until then.

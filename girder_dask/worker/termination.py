@@ -96,9 +96,9 @@ class AlarmSignals:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         # Nothing else is safe in a signal handler.
-        self._loop.call_soon_threadsafe(self._tell, number)
+        self._loop.call_soon_threadsafe(self._log_ignored, number)
 
-    def _tell(self, number: int) -> None:
+    def _log_ignored(self, number: int) -> None:
         logger.warning(
             "This worker received %s and ignored it: a task has set a timer or a limit of the "
             "process, for example with signal.alarm(). Give the task a timeout=, or "

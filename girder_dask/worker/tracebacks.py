@@ -51,10 +51,10 @@ def format_error(error: BaseException) -> str:
             f"More than {MAX_LINKED} other exceptions, which led to it or are in its group, are "
             "left out.\n"
         )
-    told = traceback.TracebackException(type(error), error, own_traceback(error))
-    for each in _errors(told):
+    formatted = traceback.TracebackException(type(error), error, own_traceback(error))
+    for each in _errors(formatted):
         each.stack[:] = _without_wrappers(each.stack)
-    return "".join(told.format())
+    return "".join(formatted.format())
 
 
 def _is_too_long(error: BaseException) -> bool:
@@ -68,8 +68,8 @@ def _is_too_long(error: BaseException) -> bool:
     return count > MAX_LINKED
 
 
-def _errors(told: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
-    waiting, seen = [told], set[int]()
+def _errors(formatted: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    waiting, seen = [formatted], set[int]()
     while waiting:
         each = waiting.pop()
         if id(each) not in seen:

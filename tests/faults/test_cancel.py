@@ -310,7 +310,7 @@ def test_a_thread_that_cannot_be_interrupted(fault_stack: Start) -> None:
     cancel(stack, job_id)
     until(lambda: "its thread cannot be interrupted" in stack.log(job_id))
     assert stack.job(job_id)["status"] == S.CANCELING
-    assert "girder.worker.restart-stuck can be set for it" in stack.log(job_id)
+    assert "Set girder.worker.restart-stuck to restart the worker" in stack.log(job_id)
     job = stack.wait(job_id)
     assert states(job) == AT_WORK
     times = {S(s["status"]): datetime.fromisoformat(s["time"]) for s in job["timestamps"]}

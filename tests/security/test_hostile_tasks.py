@@ -317,7 +317,7 @@ def test_state_of_the_process_is_put_back_whatever_a_task_leaves_there(
     thread.start()
     thread.join()
     assert did == [7]
-    assert "It was put back." in worker.log()
+    assert "It was restored." in worker.log()
     assert_goes_on(worker)
 
 

@@ -188,8 +188,8 @@ def flushing_at_end() -> Iterator[None]:
 def _restore_streams(log: JobLog) -> None:
     for name in standard_streams.restore():
         log.write(
-            f"Something has replaced {name} in sys.__dict__, which holds for all jobs of the "
-            f"worker; it was put back. Assign to sys.{name} instead.\n"
+            f"Something has replaced {name} in sys.__dict__, which all jobs of the worker "
+            f"share. It was restored. Assign to sys.{name} instead.\n"
         )
 
 

@@ -81,7 +81,7 @@ def end_run(log: JobLog) -> None:
         who = "The task" if is_own or alone else "This task, or a job that ran at the same time,"
         log.write(
             f"{who} has redirected descriptor {fd} ({_NAMES[fd]}), which other jobs in the "
-            "worker's process share. It was put back. With isolation='process' a task has a "
+            "worker's process share. It was restored. With isolation='process' a task has a "
             "process of its own.\n"
         )
 

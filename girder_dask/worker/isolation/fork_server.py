@@ -156,18 +156,20 @@ def _spare(
     return ours
 
 
-def _run_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any]) -> NoReturn:
+def _run_subreaper(
+    assignments: socket.socket, worker: int, handlers: Mapping[int, Any]
+) -> NoReturn:
     """Fork the process of a task, wait for its descriptors, and watch it."""
     os.setsid()
     to_task, of_subreaper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     task = subreaper.fork()
     if task == 0:
-        given.close()
+        assignments.close()
         to_task.close()
         os.close(worker)
         _run_task(of_subreaper, handlers)
     of_subreaper.close()
-    fds = _receive_descriptors(given, handlers)
+    fds = _receive_descriptors(assignments, handlers)
     with to_task:
         try:
             socket.send_fds(to_task, [FORK_REQUEST], fds[1:])
@@ -179,9 +181,9 @@ def _run_subreaper(given: socket.socket, worker: int, handlers: Mapping[int, Any
     subreaper.watch(fds[0], task, worker=worker)
 
 
-def _run_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
+def _run_task(assignments: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
     """Wait for a task, and run it like a new process."""
-    control, file, output, errors, directory = _receive_descriptors(given, handlers)
+    control, file, output, errors, directory = _receive_descriptors(assignments, handlers)
     os.dup2(output, 1)
     os.dup2(errors, 2)
     os.fchdir(directory)
@@ -195,11 +197,11 @@ def _run_task(given: socket.socket, handlers: Mapping[int, Any]) -> NoReturn:
     child.exit_process()
 
 
-def _receive_descriptors(given: socket.socket, handlers: Mapping[int, Any]) -> list[int]:
+def _receive_descriptors(assignments: socket.socket, handlers: Mapping[int, Any]) -> list[int]:
     """Wait for the descriptors of a task. End this process if there are none."""
-    with given:
+    with assignments:
         _, fds, _, _ = socket.recv_fds(
-            given, len(FORK_REQUEST), DESCRIPTOR_COUNT, socket.MSG_CMSG_CLOEXEC
+            assignments, len(FORK_REQUEST), DESCRIPTOR_COUNT, socket.MSG_CMSG_CLOEXEC
         )
     if not fds:  # the server has ended
         os._exit(0)

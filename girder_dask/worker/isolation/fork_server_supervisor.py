@@ -97,7 +97,7 @@ class ForkServerSupervisor:
                 return
             server.is_replaced = True
         logger.warning(
-            "The fork server of this worker does not answer, and is started again. %s", _MEANWHILE
+            "The fork server of this worker does not answer and is restarted. %s", _MEANWHILE
         )
         server.process.kill()
 
@@ -150,7 +150,7 @@ class ForkServerSupervisor:
             self._log_early_end(code)
         elif server.is_ready and not (server.is_replaced or self._is_closed.is_set()):
             logger.warning(
-                "The fork server of this worker has ended (exit code %d), and is started again. %s",
+                "The fork server of this worker has ended (exit code %d) and is restarted. %s",
                 code, _MEANWHILE,
             )  # fmt: skip
         return report is None or report["threads"] not in TASK_MODULES
@@ -165,7 +165,7 @@ class ForkServerSupervisor:
             return
         logger.warning(
             "The fork server of this worker has ended (exit code %d) while it imported %s "
-            "(girder.worker.preimport). None of them is imported ahead.",
+            "(girder.worker.preimport). None of them is imported in advance.",
             code, ", ".join(self._modules),
         )  # fmt: skip
         self._modules.clear()
@@ -176,15 +176,15 @@ class ForkServerSupervisor:
             return False
         for module, error in report["failed"]:
             logger.warning(
-                "%s (girder.worker.preimport) cannot be imported ahead: %s", module, error
+                "%s (girder.worker.preimport) cannot be imported in advance: %s", module, error
             )
         culprit = report["threads"]
         if culprit in self._modules:
             self._modules.remove(culprit)
             logger.warning(
                 "%s (girder.worker.preimport) starts threads when it is imported, and a process "
-                "with threads cannot be forked safely. It is not imported ahead. If they are those "
-                "of a library for mathematics, OMP_NUM_THREADS=1 keeps it from starting them.",
+                "with threads cannot be forked safely. It is not imported in advance. If a "
+                "numerical library starts them, OMP_NUM_THREADS=1 prevents that.",
                 culprit,
             )
         elif culprit is not None:

@@ -31,11 +31,11 @@ def failure_of_death(status: int | None, hostname: str) -> Failure:
         line = f"The task's process was ended by the signal {name}"
         if name == "SIGKILL":
             line += (
-                f", and not by girder_dask. The kernel of {hostname} may have ended it for lack "
-                "of memory: look there, and give the task more memory or less to do."
+                f", and not by girder_dask. The kernel of {hostname} may have killed it for lack "
+                "of memory: check its log, and give the task more memory or less to do."
             )
         else:
-            line += ", as by a crash in C code or by somebody's kill."
+            line += ", for example after a crash in C code or a kill command."
     else:
         code = os.waitstatus_to_exitcode(status)
         line = (

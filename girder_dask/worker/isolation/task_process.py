@@ -274,7 +274,8 @@ class TaskProcess:
             self._status, left = int(words[1]), int(words[2])
             if left and self._stopping is None:
                 count = "a process" if left == 1 else f"{left} processes"
-                self._manager.write(f"The task left {count} behind. That was ended.\n")
+                end = "It was" if left == 1 else "They were"
+                self._manager.write(f"The task left {count} behind. {end} ended.\n")
         self._end_subreaper(lost=not words)
 
     def _end_subreaper(self, *, lost: bool) -> None:

@@ -27,9 +27,9 @@ class JobLocalState(dict[Hashable, Any]):
     --------
     >>> state = JobLocalState()
     >>> state["answer"] = 42
-    >>> state.at_end(lambda: print("put back"))
+    >>> state.at_end(lambda: print("restored"))
     >>> state.end()
-    put back
+    restored
     >>> state
     {}
     """
@@ -49,5 +49,5 @@ class JobLocalState(dict[Hashable, Any]):
             try:
                 callback()
             except Exception:
-                logger.exception("What a job has set could not be put back")
+                logger.exception("State that a job has changed cannot be restored")
         self.clear()

@@ -148,7 +148,7 @@ class JobScope:
             # Most tasks need no directory.
             self._write(
                 f"The working directory of the job cannot be created ({e}), so relative paths "
-                "lead nowhere.\n"
+                "cannot be used.\n"
             )
             os.chdir(_FALLBACK_DIRECTORY)
         else:

@@ -231,9 +231,9 @@ class SettingsRestorer:
 def log_line(setting: SharedSetting, who: str, what: str, problem: str | None) -> str:
     """Return the line for a job's log about a setting that was restored."""
     end = (
-        "It was put back."
+        "It was restored."
         if problem is None
-        else f"It cannot be put back ({problem}), so later jobs have it until the worker restarts."
+        else f"It cannot be restored ({problem}), so later jobs have it until the worker restarts."
     )
     return (
         f"{who} has changed {setting.name}, which other jobs in the worker's {what} share. {end} "

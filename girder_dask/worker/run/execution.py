@@ -51,10 +51,10 @@ def in_thread(
 
 
 def _write_unfinished(control: RunControl) -> None:
-    left = control.interruption.left()
-    if left is not None:
+    leftovers = control.interruption.leftovers()
+    if leftovers is not None:
         control.write(
-            f"The task returned while what it had started was still running: {left:.500}. The job "
+            f"The task returned while what it had started was still running: {leftovers:.500}. The job "
             "does not wait for it, and its output from now on may be lost. Wait for it "
             "before returning: join() threads, shut pools down, wait() for processes.\n"
         )

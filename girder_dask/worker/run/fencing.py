@@ -91,9 +91,9 @@ def record_start(gc: Any, job_id: str, *, attempt: int, run: str, worker: str) -
     requests.RequestException
         If Girder refuses for another reason, or is unavailable for ``girder.worker.retry-time``.
     """
-    given = {"attempt": attempt, "run": run, "worker": worker}
+    body = {"attempt": attempt, "run": run, "worker": worker}
     try:
-        post_json(gc, f"dask/job/{job_id}/begin", given)
+        post_json(gc, f"dask/job/{job_id}/begin", body)
     except requests.HTTPError as e:
         if e.response is None or e.response.status_code != _HTTP_CONFLICT:
             raise

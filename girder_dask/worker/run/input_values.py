@@ -64,9 +64,9 @@ def resolved(call: Call, values: Mapping[str, Any] | None, job: RunningJob) -> C
 def _fetch(job_id: str, job: RunningJob) -> Any:
     if job.girder_client is None:
         raise TransformError(
-            f"The result of input job {job_id} cannot be fetched, as this worker has no address of "
-            "Girder. The operator sets girder.api-url for the scheduler or for this worker, or "
-            "dask.api_url in Girder."
+            f"The result of input job {job_id} cannot be fetched, as this worker does not know the "
+            "address of Girder. The operator sets girder.api-url for the scheduler or for this "
+            "worker, or dask.api_url in Girder."
         )
     try:
         answer = from_json(job.girder_client.get(f"dask/job/{quote(job_id, safe='')}/result"))

@@ -83,7 +83,7 @@ class RunInterruption:
             time.sleep(_POLL_INTERVAL_S)
         return False
 
-    def left(self) -> str | None:
+    def leftovers(self) -> str | None:
         """Return the names of threads and processes that outlive the function, None without any."""
         deadline = time.monotonic() + _FINISH_TIME_S
         while (threads := self._threads.leftover_names()) and time.monotonic() < deadline:

@@ -239,7 +239,7 @@ def test_a_server_that_does_not_answer_is_done_without_and_said_once(
         until(lambda: supervisor.server is not None and pid_of(supervisor) != pid)
     assert outcome(worker, grandparent, job_id="b") == pid_of(supervisor)
     (told,) = (record.getMessage() for record in caplog.records)
-    assert told.startswith("The fork server of this worker does not answer, and is started again.")
+    assert told.startswith("The fork server of this worker does not answer and is restarted.")
 
 
 def test_it_ends_with_what_has_it(open_worker: Callable[[ForkServerSupervisor], Worker]) -> None:
@@ -365,8 +365,10 @@ def test_modules_that_cannot_be_imported_ahead_are_said_and_left_out(
         assert outcome(worker, work) == ["prints"]
     assert worker.log() == ""
     said = "\n".join(record.getMessage() for record in caplog.records)
-    assert "no_such (girder.worker.preimport) cannot be imported ahead: ModuleNotFound" in said
-    assert "leaves_early (girder.worker.preimport) cannot be imported ahead: SystemExit" in said
+    assert "no_such (girder.worker.preimport) cannot be imported in advance: ModuleNotFound" in said
+    assert (
+        "leaves_early (girder.worker.preimport) cannot be imported in advance: SystemExit" in said
+    )
     assert "has_threads (girder.worker.preimport) starts threads when it is imported" in said
 
 

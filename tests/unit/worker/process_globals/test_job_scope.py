@@ -38,7 +38,7 @@ from tests.support.deadline import SECONDS
 from tests.support.run_worker import Worker, captured
 
 S = JobStatus
-PUT_BACK = "It was put back."
+RESTORED = "It was restored."
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_what_a_task_changes_is_put_back(
     worker.outcome(lambda: None, job_id="next")
     log = worker.log()
     assert f"The task has changed {name}" in log
-    assert PUT_BACK in log
+    assert RESTORED in log
     assert worker.log("next") == ""
 
 
@@ -414,7 +414,7 @@ def test_what_cannot_be_put_back_is_told(worker: Worker, monkeypatch: pytest.Mon
         worker.outcome(lambda: None, job_id="next")
     finally:
         socket.setdefaulttimeout(None)
-    assert "It cannot be put back (not allowed), so later jobs have it" in worker.log()
+    assert "It cannot be restored (not allowed), so later jobs have it" in worker.log()
     assert worker.log("next") == "", "it is told once"
 
 

@@ -530,7 +530,9 @@ def test_what_is_said_of_one_that_cannot_be_stopped_does_not_depend_on_why(
     until(worker.log)
     assert not future.done(), "it is said meanwhile"
     said = worker.log()
-    assert said.startswith("The job is to end, but its thread cannot be interrupted: it waits in C")
+    assert said.startswith(
+        "The job should end, but its thread cannot be interrupted: it waits in C"
+    )
     assert f"{__file__}, line " in said
     assert ", in waits_in_c)" in said
     assert "girder.worker.restart-stuck" in said

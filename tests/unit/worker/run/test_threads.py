@@ -266,7 +266,7 @@ def test_a_job_ends_when_its_thread_in_c_code_has(worker: Worker) -> None:
     assert isinstance(future.exception(SECONDS), JobCanceled)
     assert time.monotonic() - begun > 3
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
-    assert "The job is to end, but its thread Thread-" in worker.log()
+    assert "The job should end, but its thread Thread-" in worker.log()
     assert "(held) cannot be interrupted: it waits in C code" in worker.log()
     assert did == [], "it was interrupted when it came back"
     assert "Traceback" not in worker.log()
