@@ -54,9 +54,9 @@ def _write_unfinished(control: RunControl) -> None:
     leftovers = control.interruption.leftovers()
     if leftovers is not None:
         control.write(
-            f"The task returned while what it had started was still running: {leftovers:.500}. The job "
-            "does not wait for it, and its output from now on may be lost. Wait for it "
-            "before returning: join() threads, shut pools down, wait() for processes.\n"
+            f"The task returned while what it had started was still running: {leftovers:.500}. The "
+            "job does not wait for it, and its output from now on may be lost. Wait for it before "
+            "returning: join() threads, shut pools down, wait() for processes.\n"
         )
 
 
