@@ -63,9 +63,9 @@ class Arrivals:
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._pause):
-            self._look()
+            self._query()
 
-    def _look(self) -> None:
+    def _query(self) -> None:
         query: dict[str, Any] = {"_id": {"$gt": self._low}} if self._low else {}
         found = list(self._side.jobs.find(query, {"title": 1, "status": 1}).sort("_id", 1))
         now = time.monotonic()

@@ -245,7 +245,7 @@ def _girder_jobs_are_sound(girder: Mapping[str, Any]) -> Check:
         f"{aside.get('last')}"
         if number
         else None,
-        remedy="These jobs were ended in ERROR; the others go on. Find out what writes such "
+        remedy="These jobs were ended in ERROR; the others continue. Find out what writes such "
         "documents; Girder's log names each.",
     )
 

@@ -1,4 +1,4 @@
-"""Hosts that workers may ask for the content of link files.
+"""Hosts that workers may contact for the content of link files.
 
 A *link file* of Girder holds an address that a user wrote. The worker that follows it is inside the
 network of the site, where services may trust everyone who reaches them.
@@ -81,7 +81,7 @@ class _Rule:
     port: int | None
 
     def allows(self, host: str, port: int, address: Address) -> bool:
-        """Return True if a host may be asked at an address."""
+        """Return True if workers may contact a host at an address."""
         if port != self.port if self.port is not None else port not in PORTS.values():
             return False
         if self.network is not None:
@@ -101,9 +101,9 @@ class LinkHosts:
     Examples
     --------
     >>> hosts = LinkHosts.of(['data.example.org', '10.1.0.0/16:8080'])
-    >>> hosts.may_ask('data.example.org', 443, '192.0.2.7')
+    >>> hosts.may_contact('data.example.org', 443, '192.0.2.7')
     True
-    >>> hosts.may_ask('other.example.org', 443, '192.0.2.7')
+    >>> hosts.may_contact('other.example.org', 443, '192.0.2.7')
     False
     """
 
@@ -158,7 +158,7 @@ class LinkHosts:
         if "@" in parts.netloc:
             raise HostRefused("an address with a name or a password in it")
         literal = _literal(host)
-        if literal is not None and not self.may_ask(host, port, str(literal)):
+        if literal is not None and not self.may_contact(host, port, str(literal)):
             raise HostRefused("which workers may not contact")
         if literal is None and not self._may_resolve(host, port):
             raise HostRefused("which workers may not contact")
@@ -172,8 +172,8 @@ class LinkHosts:
             r.network is not None or fnmatch.fnmatchcase(host, r.pattern) for r in self.rules
         )
 
-    def may_ask(self, host: str, port: int, address: str) -> bool:
-        """Return True if a host may be asked at an address."""
+    def may_contact(self, host: str, port: int, address: str) -> bool:
+        """Return True if workers may contact a host at an address."""
         found = _plain(address)
         if found is None:
             return False
@@ -183,7 +183,7 @@ class LinkHosts:
         return is_open and is_public(found) and not _is_own(str(found))
 
     def addresses(self, host: str, port: int) -> list[str]:
-        """Look a host up once, and return the addresses at which it may be asked.
+        """Look a host up once, and return the addresses at which it may be contacted.
 
         Raises
         ------
@@ -193,13 +193,13 @@ class LinkHosts:
             If the name cannot be looked up now.
         """
         name = host.rstrip(".").lower()
-        allowed = [a for a in _resolve(host, port) if self.may_ask(name, port, a)]
+        allowed = [a for a in _resolve(host, port) if self.may_contact(name, port, a)]
         if not allowed:
             raise HostRefused("which is not known, or which workers may not contact")
         return allowed
 
     def check_name(self, url: str) -> None:
-        """Refuse an address whose host resolves here to one that may not be asked.
+        """Refuse an address whose host resolves here to a forbidden one.
 
         For use with a proxy, which would ask that host. Names that do not resolve here are left to
         the proxy.
@@ -207,7 +207,7 @@ class LinkHosts:
         Raises
         ------
         HostRefused
-            If the host may not be asked.
+            If workers may not contact the host.
         """
         parts = urlsplit(url)
         host, port = str(parts.hostname), port_of(parts)
@@ -215,7 +215,7 @@ class LinkHosts:
             known = _resolve(host, port)
         except OSError:
             return
-        if not all(self.may_ask(host.rstrip("."), port, address) for address in known):
+        if not all(self.may_contact(host.rstrip("."), port, address) for address in known):
             raise HostRefused("which workers may not contact")
 
 

@@ -75,7 +75,7 @@ def is_transient(error: Exception, statuses: frozenset[int] = TRANSIENT_STATUSES
 def is_unsent(error: Exception) -> bool:
     """Return True if a request failed before there was a connection, so that Girder never saw it.
 
-    No status says that. A 503 comes from a proxy that reaches no Girder, but also from a Girder
+    No status proves that. A 503 comes from a proxy that reaches no Girder, but also from a Girder
     that loses its database in the middle of the request.
     """
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError

@@ -27,7 +27,7 @@ _Awaitable = TypeVar("_Awaitable", asyncio.Task[Any], concurrent.futures.Future[
 
 @final
 class Guard:
-    """Context manager around each step of a loop: it logs an exception and lets the loop go on.
+    """Context manager around each step of a loop: it logs an exception and lets the loop continue.
 
     An exception is logged with its traceback, and the same one in a row only once.
 

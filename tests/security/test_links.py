@@ -173,7 +173,7 @@ NOT_PUBLIC = """
 @pytest.mark.parametrize("address", NOT_PUBLIC.split())
 def test_what_is_no_public_address(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
-    assert not LinkHosts.of("public").may_ask("example.org", 80, address)
+    assert not LinkHosts.of("public").may_contact("example.org", 80, address)
 
 
 @pytest.mark.parametrize(
@@ -181,17 +181,17 @@ def test_what_is_no_public_address(address: str) -> None:
 )
 def test_what_is_a_public_address(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
-    assert LinkHosts.of("public").may_ask("example.org", 443, address)
+    assert LinkHosts.of("public").may_contact("example.org", 443, address)
     for port in (22, 8080, 8786, 27017):
-        assert not LinkHosts.of("public").may_ask("example.org", port, address)
+        assert not LinkHosts.of("public").may_contact("example.org", port, address)
     for nothing in (False, None, [], "", "false"):
-        assert not LinkHosts.of(nothing).may_ask("example.org", 443, address)
+        assert not LinkHosts.of(nothing).may_contact("example.org", 443, address)
 
 
 def test_the_own_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service on all addresses of a host is also reachable at its public one."""
     monkeypatch.setattr(addresses, "is_public", lambda _: True)
-    assert not LinkHosts.of("public").may_ask("example.org", 80, "127.0.0.1")
+    assert not LinkHosts.of("public").may_contact("example.org", 80, "127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,11 @@ def test_the_own_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_a_list_of_hosts(rule: str, host: str, port: int, address: str, allowed: bool) -> None:
     hosts = LinkHosts.of([rule])
-    assert hosts.may_ask(host, port, address) is allowed
-    assert not hosts.may_ask("other.example.net", 443, PUBLIC), "public has to be listed as well"
-    assert LinkHosts.of([rule, "public"]).may_ask("other.example.net", 443, PUBLIC)
+    assert hosts.may_contact(host, port, address) is allowed
+    assert not hosts.may_contact("other.example.net", 443, PUBLIC), (
+        "public has to be listed as well"
+    )
+    assert LinkHosts.of([rule, "public"]).may_contact("other.example.net", 443, PUBLIC)
 
 
 @pytest.mark.parametrize("value", [True, 7, {"a": 1}, ["http://a"], ["a:b"], ["a:0"], ["a b"]])
