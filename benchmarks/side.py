@@ -19,8 +19,8 @@ SUCCESS = 3
 UNFINISHED = [0, 1, 2, 820, 821, 822, 823, 824]
 
 #: Seconds between two queries of the database.
-POLL = 0.02
-_IDLE = 0.5
+POLL_S = 0.02
+_IDLE_S = 0.5
 
 
 class Side:
@@ -105,7 +105,7 @@ class Side:
                 raise TimeoutError(
                     f"{self.name}: {self.count(UNFINISHED)} jobs have not ended after {timeout:g} s"
                 )
-            time.sleep(POLL)
+            time.sleep(POLL_S)
 
     def count(self, states: Sequence[int] = (SUCCESS,)) -> int:
         """Return the number of jobs in any of these states."""
@@ -123,7 +123,7 @@ class Side:
         assert self.count(UNFINISHED) == 0
         for name in ("job", "dask_job", "dask_log"):
             self._database[name].delete_many({})
-        time.sleep(_IDLE)
+        time.sleep(_IDLE_S)
 
     def abandon(self) -> None:
         """Cancel all unfinished jobs, and remove all jobs."""

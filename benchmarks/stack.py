@@ -33,7 +33,7 @@ _HOST = "127.0.0.1"
 #: The threads of each worker in ``girder-dask standalone``.
 _DEFAULT_THREADS = 2
 #: Seconds until a system that was suspended has caught up.
-_SETTLE = 1.0
+_SETTLE_S = 1.0
 #: Dask settings with which a scheduler keeps workers that were suspended.
 _PATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1 hour"}
 #: Both systems run two jobs at once, in two processes.
@@ -67,7 +67,7 @@ class BenchmarkStack(Stack):
         )
         self._sides: dict[str, Side] = {}
         self._raw: RawDask | None = None
-        self._held: list[psutil.Process] = []
+        self._suspended: list[psutil.Process] = []
         self._turn: str | None = None
         #: The name of girder_worker's broker, once it is started.
         self.broker: str | None = None
@@ -76,7 +76,7 @@ class BenchmarkStack(Stack):
     def girder_dask(self) -> Side:
         """Girder with girder_dask."""
         if "girder_dask" not in self._sides:
-            workers = self._of_ours()
+            workers = self._own_workers()
             side = Side("girder_dask", self, self.client(), self.mongo, ["girder"], workers)
             self._sides["girder_dask"] = side
             side.warm_up()
@@ -98,7 +98,7 @@ class BenchmarkStack(Stack):
 
     def stop(self) -> None:
         """Stop everything."""
-        self._let_go()
+        self._resume_all()
         if self._raw is not None:
             self._raw.close()
         for side in self._sides.values():
@@ -113,15 +113,15 @@ class BenchmarkStack(Stack):
         """
         if system == self._turn:
             return
-        self._let_go()
+        self._resume_all()
         self._turn = system
-        for other, names in self._of_dask().items():
+        for other, names in self._dask_parts().items():
             for name in names if other != system else ():
                 process = psutil.Process(self.part(name).pid)
                 for each in (process, *process.children(recursive=True)):
                     each.suspend()
-                    self._held.append(each)
-        time.sleep(_SETTLE)
+                    self._suspended.append(each)
+        time.sleep(_SETTLE_S)
 
     def check(self) -> None:
         """Raise StackError if a part has ended."""
@@ -149,29 +149,29 @@ class BenchmarkStack(Stack):
         finally:
             self._set_threads(self.threads)
 
-    def _of_ours(self) -> list[str]:
+    def _own_workers(self) -> list[str]:
         return [f"worker-{n}" for n in range(_WORKERS)]
 
     def _set_threads(self, threads: int) -> None:
-        names = self._of_ours()
+        names = self._own_workers()
         self.stop_parts(names)
         for name in names:
             command = self.part(name).command
             command[command.index("--nthreads") + 1] = str(threads)
         self.start_parts(names)
 
-    def _of_dask(self) -> dict[str, list[str]]:
+    def _dask_parts(self) -> dict[str, list[str]]:
         """Return the names of the running Dask processes of each system."""
         names = [part.name for part in self.parts if part.running]
         alone = [name for name in names if name.startswith(("dask-", "worker-dask-"))]
         ours = [name for name in names if name.startswith(("scheduler", "worker-"))]
         return {"dask": alone, "girder_dask": [name for name in ours if name not in alone]}
 
-    def _let_go(self) -> None:
-        for process in self._held:
+    def _resume_all(self) -> None:
+        for process in self._suspended:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
-        self._held.clear()
+        self._suspended.clear()
         self._turn = None
 
     # Starting

@@ -33,8 +33,8 @@ def long_queues(m: Measurement) -> dict[str, float | None]:
                     m.record(side.name, f"first {m.size // 20:,} of {queue:,} queued", first, "s")
                     # The effect of the first submission is over after a while.
                     part = min(1.0, max(0.1, m.size / 20_000))
-                    kept.rate(part * _SETTLE)
-                    rate = kept.rate(part * _WINDOW)
+                    kept.rate(part * _SETTLE_S)
+                    rate = kept.rate(part * _WINDOW_S)
                 m.record(side.name, f"{_RATE} with {queue:,} queued", rate, "jobs/s")
                 side.abandon()
     short, long = (m.median("girder_dask", f"{_RATE} with {queue:,} queued") for queue in queues)
@@ -42,8 +42,8 @@ def long_queues(m: Measurement) -> dict[str, float | None]:
 
 
 # Seconds before the throughput of a queue is measured, and seconds of that measurement.
-_SETTLE, _WINDOW = 8.0, 12.0
-_PAUSE = 0.1
+_SETTLE_S, _WINDOW_S = 8.0, 12.0
+_POLL_S = 0.1
 
 
 class _Queue:
@@ -69,7 +69,7 @@ class _Queue:
 
     def _refill(self) -> None:
         started = self._length
-        while not self._stopped.wait(_PAUSE):
+        while not self._stopped.wait(_POLL_S):
             # Cheap: the count reads the index entries of the ended jobs, not those of the queue.
             self._ended = self._side.count()
             while started - self._ended <= self._length - self._more:
@@ -81,7 +81,7 @@ class _Queue:
         deadline = time.perf_counter() + 300
         while self._ended < count:
             assert time.perf_counter() < deadline, f"{self._ended} of {count} jobs have ended"
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_S)
         return time.perf_counter() - self._began
 
     def rate(self, seconds: float) -> float:
@@ -122,7 +122,7 @@ def memory(m: Measurement) -> dict[str, float | None]:
 
 _KEEPERS = ("scheduler", "workers", "Girder")
 # Seconds in which processes release memory after a batch.
-_REST = 3.0
+_REST_S = 3.0
 
 
 def _memory_of(name: str) -> str:
@@ -133,7 +133,7 @@ def _batch(m: Measurement, side: Side, groups: dict[str, list[str]]) -> dict[str
     """Run a batch, and return the memory of each group of processes after it."""
     side.clear()
     side.timed("map_all", m.size, task="noop")
-    time.sleep(_REST)
+    time.sleep(_REST_S)
     return {
         name: sum(unique_bytes(m.stack.part(part)) for part in parts)
         for name, parts in groups.items()

@@ -14,7 +14,7 @@ __all__ = ["idle", "isolation", "under_load"]
 
 _LATENCY = "latency"
 # Seconds for which a system is idle before each job.
-_REST = 0.2
+_IDLE_S = 0.2
 # Seconds between two queries for the end of a single job, and for the ends of many.
 _SHORT_POLL_S, _LONG_POLL_S = 0.001, 0.005
 
@@ -38,7 +38,7 @@ def idle(m: Measurement) -> dict[str, float | None]:
 def _one_by_one(side: Side, jobs: int) -> list[float]:
     seconds = []
     for _ in range(jobs):
-        time.sleep(_REST)
+        time.sleep(_IDLE_S)
         with Arrivals(side, _SHORT_POLL_S) as arrivals:
             (due,) = side.start("paced", task="noop", moments=[0])
             arrivals.wait(1, timeout=60)
@@ -64,7 +64,7 @@ def isolation(m: Measurement) -> dict[str, float | None]:
 
 
 def _isolated(side: Side, where: str) -> float:
-    time.sleep(_REST)
+    time.sleep(_IDLE_S)
     with Arrivals(side, _SHORT_POLL_S) as arrivals:
         start = side.start("isolated", task="noop", isolation=where)
         arrivals.wait(1, timeout=60)

@@ -17,7 +17,7 @@ _RATE = "throughput"
 #: The size of the file that all jobs read, and of the file that each job uploads.
 INPUT_BYTES, OUTPUT_BYTES = 100 * 10**6, 20 * 10**6
 # Seconds to wait after the end of the job for log lines that are missing.
-_LATE = 30.0
+_MAX_LOG_DELAY_S = 30.0
 
 
 def log_lines(m: Measurement) -> dict[str, float | None]:
@@ -32,7 +32,7 @@ def log_lines(m: Measurement) -> dict[str, float | None]:
             side.check(1)
             lost = _lost(side, m.size)
             if lost:
-                seconds += _LATE
+                seconds += _MAX_LOG_DELAY_S
             if lost and side.name == "girder_dask":
                 m.fail(name, f"{lost:,} lines were lost")
             rate = (m.size - lost) / seconds
@@ -45,7 +45,7 @@ def _lost(side: Side, count: int) -> int:
     """Return the number of lines that are missing in the log of the only job."""
     wanted = {f"line {n}" for n in range(count)}
     job = side.jobs.find_one({}, {"_id": 1})
-    deadline = time.monotonic() + _LATE
+    deadline = time.monotonic() + _MAX_LOG_DELAY_S
     while wanted and time.monotonic() < deadline:
         lines = side.log(job["_id"]).splitlines()
         assert len(lines) <= count, f"{side.name}: {len(lines)} lines of {count}"
