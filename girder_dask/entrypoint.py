@@ -1,4 +1,4 @@
-"""Installed tasks: :func:`discover`, and the functions that girder_worker has for them."""
+"""Discovery of installed tasks: :func:`discover`, and girder_worker's functions for it."""
 
 from __future__ import annotations
 

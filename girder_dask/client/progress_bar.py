@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["draw", "is_notebook", "is_seen"]
+__all__ = ["draw", "is_notebook", "is_visible"]
 
 
-def is_seen() -> bool:
-    """Return True if a bar would be seen: standard error is a terminal, or this is a notebook."""
+def is_visible() -> bool:
+    """Return True if a bar is visible: standard error is a terminal, or this is a notebook."""
     return is_notebook() or bool(getattr(sys.stderr, "isatty", bool)())
 
 
@@ -26,9 +26,9 @@ def draw(total: float | None, message: str | None = None, *, show: bool | None =
     message
         The text before the bar.
     show
-        Whether the bar is drawn. None: if it would be seen.
+        Whether the bar is drawn. None: if it would be visible.
     """
-    show = is_seen() if show is None else show
+    show = is_visible() if show is None else show
     if show and _has_widgets():
         from tqdm.notebook import tqdm
 

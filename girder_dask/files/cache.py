@@ -308,8 +308,8 @@ def open_cache() -> FileCache | None:
         return FileCache(Path(directory).expanduser().absolute(), size)
     except OSError as e:
         raise CacheUnusable(
-            f"The cache of input files is off: {e}. Let girder.worker.cache-directory name a "
-            "directory that this worker's user alone may change, or set it to false."
+            f"The cache of input files is off: {e}. Set girder.worker.cache-directory to a "
+            "directory that only this worker's user can change, or to false."
         ) from e
 
 

@@ -79,7 +79,7 @@ class SchedulerApi(ApiClient):
             If an update cannot be written as JSON.
         """
         body = {"scheduler": scheduler, "updates": to_json(updates), "received": list(received)}
-        # Only the bytes are kept: they can be many, and Girder away for long.
+        # Only the bytes are kept: they can be many, and Girder can be down for long.
         return self._object("POST", "dask/job/updates", encode_json(body))
 
     def claim(
@@ -98,8 +98,8 @@ class SchedulerApi(ApiClient):
         limit
             The most jobs.
         after
-            Where the wanted page begins of the jobs that Girder attributes to this scheduler.
-            None for no page.
+            The start of a page of the jobs that Girder attributes to this scheduler. None for no
+            page.
         lacking
             The entries of earlier pages that this scheduler does not have.
 

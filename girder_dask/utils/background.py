@@ -105,8 +105,7 @@ async def repeat(step: Callable[[], Any], guard: Guard, *, interval_s: float = 0
     Parameters
     ----------
     step
-        A function or coroutine function. It may return after how many seconds the next step
-        follows.
+        A function or coroutine function. It may return the number of seconds until the next step.
     guard
         Guards each step. After a failed step, its delay applies if it is longer.
     interval_s

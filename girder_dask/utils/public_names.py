@@ -23,7 +23,7 @@ def pin(namespace: MutableMapping[str, Any], *, home: Collection[str] = ()) -> N
     namespace
         The ``globals()`` of the public module, once all names are there.
     home
-        Other public modules, whose classes and functions keep them.
+        Other public modules, to which their classes and functions stay pinned.
 
     Examples
     --------

@@ -73,7 +73,7 @@ class Throttle:
 
     def sent(self) -> None:
         """Record the end of a batch."""
-        # Batches that are not urgent neither wait for credit nor make debts.
+        # Batches that are not urgent neither wait for tokens nor use more than there are.
         self._credit = max(self._credit_now() - 1.0, 0.0)
         self._last_end = asyncio.get_running_loop().time()
         if self._rest is not None:

@@ -108,7 +108,7 @@ def test_elsewhere_it_is_a_bar(
 ) -> None:
     assert list(progress([1, 2, 3])) == [1, 2, 3]
     assert capsys.readouterr().err == "", "nobody looks"
-    monkeypatch.setattr("girder_dask.client.progress_bar.is_seen", lambda: True)
+    monkeypatch.setattr("girder_dask.client.progress_bar.is_visible", lambda: True)
     assert list(progress([1, 2, 3], message="Reading")) == [1, 2, 3]
     err = capsys.readouterr().err
     assert "Reading" in err

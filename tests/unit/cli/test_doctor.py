@@ -125,7 +125,7 @@ def test_examine_names_a_girder_that_does_not_reach_the_scheduler(
 
 
 def test_examine_names_a_worker_without_a_cache() -> None:
-    error = "The cache of input files is off: others may use /tmp/girder-dask-7. Let …"
+    error = "The cache of input files is off: others may use /tmp/girder-dask-7. Set …"
     (check,) = broken(whole(workers={"tcp://w:1": {**WORKER, "cache_error": error}}))
     assert check.name == "Worker tcp://w:1 keeps input files"
     assert check.problem == error
