@@ -149,7 +149,7 @@ def test_a_value_that_cannot_be_opened_here_says_why(
     with pytest.raises(ResultUnavailable, match="value of job a cannot be opened here") as e:
         job(backend, S.SUCCESS).get()
     assert said in str(e.value)
-    assert "Install what it is made of" in str(e.value)
+    assert "Install the packages that it needs" in str(e.value)
     assert e.value.job_id == "a"
 
 

@@ -231,7 +231,7 @@ def test_the_job_ends_in_error_and_says_so(worker: Worker, isolation: str) -> No
     assert isinstance(error, JobFailed)
     assert worker.statuses() == [S.RUNNING, S.ERROR]
     assert worker.log().startswith("girder_dask.errors.JobFailed: The task returned a generator (")
-    assert worker.log().endswith("so it is not done. Return a list of its elements.\n")
+    assert worker.log().endswith("whose work is not finished. Return a list of its elements.\n")
 
 
 @pytest.mark.parametrize(
