@@ -146,11 +146,12 @@ class RunCanceller:
         start, interval = loop.time(), max(self._grace, _MIN_INTERRUPT_INTERVAL_S)
         is_reported = False
         while True:
+            may_be_stuck = True
             with self._guard:
-                run.interrupt()
+                may_be_stuck = run.interrupt()
             if await self._ends(run, interval):
                 return
-            if not is_reported:
+            if may_be_stuck and not is_reported:
                 is_reported = True
                 with self._guard:
                     self._report_stuck(run)

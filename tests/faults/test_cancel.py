@@ -203,6 +203,7 @@ def test_jobs_at_work_are_told_interrupted_and_ended(fault_stack: Start, tmp_pat
     assert "interrupted\n" in stack.log(busy)
     assert "caught 3\n" in stack.log(deaf)
     assert "interrupted\n" in stack.log(apart[0])
+    assert "cannot be interrupted" not in stack.log(apart[1]), "its process is killed"
     for job_id in jobs:
         log = stack.log(job_id)
         assert log.startswith("begun")

@@ -147,11 +147,16 @@ class RunControl:
         """Record that the time limit is reached. Return False if the function has returned."""
         return self.interruption.expire()
 
-    def interrupt(self) -> None:
-        """Raise JobInterrupted in the task at its next Python instruction, or in its process."""
+    def interrupt(self) -> bool:
+        """Raise JobInterrupted in the task at its next Python instruction, or stop its process.
+
+        Return False if the process was stopped. It is killed after its grace, so it is never stuck.
+        """
         process = self._process
-        if process is None or not process.interrupt():
-            self.interruption.interrupt()
+        if process is not None and process.interrupt():
+            return False
+        self.interruption.interrupt()
+        return True
 
     def kill_processes(self) -> None:
         """Kill the processes that the task has started in this worker."""

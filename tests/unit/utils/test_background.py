@@ -273,8 +273,9 @@ class StubRun:
     def canceller(self) -> cancellation.RunCanceller:
         return cancellation.RunCanceller(self.runs, {}, 0.0)
 
-    def interrupt(self) -> None:
+    def interrupt(self) -> bool:
         self.runs.clear()
+        return True
 
     def expire(self) -> bool:
         return True
@@ -314,10 +315,11 @@ async def canceller_complaint() -> None:
     inject(run, "write")
     calls: list[None] = []
 
-    def interrupt() -> None:
+    def interrupt() -> bool:
         calls.append(None)
         if len(calls) == 2:
             run.runs.clear()
+        return True
 
     run.interrupt = interrupt  # type: ignore[method-assign]
     run.canceller().cancel(["a"])
