@@ -19,7 +19,7 @@ _NO_ROOM_BACKOFF = Backoff(first_s=0.2, max_s=0.2)
 
 
 class BackPressure:
-    """The sinks that wait until the scheduler has room. To be used on one event loop.
+    """The sinks that wait until the scheduler has room, for use on one event loop only.
 
     Parameters
     ----------

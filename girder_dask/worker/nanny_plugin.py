@@ -1,4 +1,4 @@
-"""The plugin of Dask's nannies. The scheduler sends it to every nanny that joins."""
+"""The plugin of Dask nannies, which the scheduler sends to every nanny that joins."""
 
 from __future__ import annotations
 

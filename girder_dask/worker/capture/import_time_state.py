@@ -1,4 +1,4 @@
-"""State that modules set at import, which happens once a process and not once a job.
+"""State that modules set at import, once per process rather than once per job.
 
 What a package sets for its own loggers applies to the process, as it does without jobs. Anything
 else that the module of a task sets at import, such as ``logging.basicConfig()``, applies to the

@@ -209,7 +209,7 @@ def _key(record: logging.LogRecord) -> Hashable:
 
 
 def _settle(log: JobLog, logger: Any, record: logging.LogRecord, *, shown: bool) -> bool:
-    """Record the first of two deliveries of a record. Return True if neither has shown it."""
+    """Record one of two deliveries of a record. Return True after the second if none showed it."""
     with _lock:
         pending: dict[Hashable, Any] = log.local_state.setdefault(_PENDING, {})
         other = pending.pop(_key(record), None)

@@ -73,7 +73,7 @@ _install_lock = threading.Lock()
 
 
 def install(log_level: int | str = logging.INFO) -> None:
-    """Route output by job in this process. Does nothing the second time.
+    """Route output by job in this process. A second call does nothing.
 
     Parameters
     ----------

@@ -133,7 +133,7 @@ def _set_environment(environment: Mapping[str, str]) -> None:
 
 
 class _Child:
-    """One task in this process."""
+    """The execution of one task in this process."""
 
     def __init__(
         self, spec: ProcessSpec, control: socket.socket, file: int, log: ProcessLog
