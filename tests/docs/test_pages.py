@@ -346,12 +346,12 @@ def test_a_key_that_does_not_exist_is_found() -> None:
 
 
 @pytest.mark.parametrize("info", ["", "ruby", "python grider"])
-def test_a_block_that_nothing_holds_true_is_found(tmp_path: Path, info: str) -> None:
+def test_a_block_that_no_test_checks_is_found(tmp_path: Path, info: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"```{info}\n1 / 0\n```\n")
     document = Document(page.read_text(), str(page))
     (region,) = read_blocks(document)
-    with pytest.raises(AssertionError, match="Nothing holds"):
+    with pytest.raises(AssertionError, match="No test checks"):
         region.evaluator(region)
 
 
