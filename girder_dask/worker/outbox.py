@@ -21,6 +21,7 @@ from typing import Any
 
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.utils.background import Guard
+from girder_dask.utils.forks import reset_after_fork
 from girder_dask.utils.throttle import Throttle
 from girder_dask.worker.back_pressure import AwaitRoom, BackPressure
 from girder_dask.worker.event_delivery import EventDelivery, OnDropped, SendBatch
@@ -103,6 +104,11 @@ class Outbox:
         self._idle = asyncio.Event()
         self._idle.set()
         self._task = asyncio.create_task(self._run(), name="girder-dask outbox")
+        reset_after_fork(self, Outbox._renew_lock)
+
+    def _renew_lock(self) -> None:
+        """Take a new lock in a fork of a task: another thread may have held the old one."""
+        self.lock = threading.RLock()
 
     def _guarding(self, what: str) -> Guard:
         return Guard(logger, f"{what} of the worker {self.worker}", max_delay_s=_MAX_PAUSE_S)

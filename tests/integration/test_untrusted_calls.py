@@ -40,7 +40,7 @@ def run(stack: Any, user: Any, argument: Any, *hooks: Any, task: str = ECHO) -> 
 def test_an_id_cannot_lead_to_another_route():
     for bad in ("../dask/job?x=", "..", "a/b", "5f3c?x", "5f3c#"):
         for kind in (GirderFileId, GirderUploadJobArtifact, GirderUploadToFolder):
-            with pytest.raises(TransformError, match="no id"):
+            with pytest.raises(TransformError, match="not the id"):
                 kind(bad)
 
 
@@ -54,7 +54,7 @@ def test_a_file_cannot_be_posted_as_a_request(girder_stack, girder_user, tmp_pat
     hook.job_id = hook._id = "../dask/job?x="
     job = run(girder_stack, girder_user, GirderFileId(file["_id"]), hook)
     assert job["status"] == JobStatus.ERROR
-    assert "no id of a job" in girder_stack.log(job["_id"])
+    assert "not the id of a job" in girder_stack.log(job["_id"])
     assert not mark.exists()
 
 

@@ -141,7 +141,7 @@ def test_states_asks_by_id(peer: Peer, api: SchedulerApi) -> None:
 def test_states_raises_for_another_answer(peer: Peer, api: SchedulerApi, answer: object) -> None:
     """Else a job would take its inputs for deleted."""
     peer.answers[STATES] = (200, answer)
-    with pytest.raises(GirderError, match="no states"):
+    with pytest.raises(GirderError, match="returned no job states"):
         api.states(["a"])
 
 
