@@ -6,6 +6,7 @@ What is served of users' files is shown by a browser where it is harmless, and n
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -195,9 +196,26 @@ def forge_progress(job_id: str) -> None:
     Job().collection.update_one({"_id": ObjectId(job_id)}, {"$set": {"progress": bad}})
 
 
-def test_what_json_cannot_hold_is_answered_all_the_same(girder_stack: Any, admin: Any) -> None:
+def forget_job(job_id: str) -> None:
+    """Remove a job that Girder's own routes cannot show, from all tests that list jobs."""
+    from bson import ObjectId
+    from girder_jobs.models.job import Job
+
+    Job().collection.delete_one({"_id": ObjectId(job_id)})
+
+
+@pytest.fixture
+def job_with_forged_progress(girder_stack: Any, admin: Any) -> Iterator[dict[str, Any]]:
     made = girder_stack.call(start_waiting, user=admin)
     girder_stack.call(forge_progress, made["id"])
+    yield made
+    girder_stack.call(forget_job, made["id"])
+
+
+def test_what_json_cannot_hold_is_answered_all_the_same(
+    girder_stack: Any, admin: Any, job_with_forged_progress: dict[str, Any]
+) -> None:
+    made = job_with_forged_progress
     for accepted in ("application/json", "text/html"):
         answer = ask(
             girder_stack,
