@@ -6,6 +6,7 @@ its process. The end of the run and the rest of its log are one event.
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -120,7 +121,7 @@ class Run:
         interruption = self.control.interruption
         try:
             try:
-                with guard_forks(self.control):  # transforms may fork, too
+                with guard_forks(self.control):  # opening a call may fork, too
                     return self._run()
             except BaseException as e:  # noqa: BLE001 - a task may raise anything at all
                 interruption.attach()  # describing the exception may take any time
@@ -163,6 +164,7 @@ class Run:
             self.control.check,
             confined=not self.spec.trusted,
             inputs=self._resources.inputs,
+            guard_forks=functools.partial(guard_forks, self.control),
         )
         self.control.interruption.attach()
         return self._run_call(job, transforms, own_process=own_process)

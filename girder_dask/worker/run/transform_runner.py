@@ -19,6 +19,7 @@ from girder_dask.protocol.payload import Call
 from girder_dask.protocol.transform_types import is_transform
 from girder_dask.tasks.context import RunningJob
 from girder_dask.utils.pytree import tree_leaves, tree_map
+from girder_dask.worker.concurrency.forks import ending_forks
 from girder_dask.worker.run.workspace import Workspace
 
 __all__ = ["TransformRunner", "amount"]
@@ -51,6 +52,9 @@ class TransformRunner:
         Whether hooks upload and delete only files in the directories of the job.
     inputs
         The directory of fetched files. By default the working directory of the task.
+    guard_forks
+        Returns a context that ends each process forked in it. Each method of a transform runs in
+        one of its own, so that no fork goes on with the run.
     """
 
     def __init__(
@@ -61,7 +65,9 @@ class TransformRunner:
         *,
         confined: bool = False,
         inputs: Workspace | None = None,
+        guard_forks: Callable[[], contextlib.AbstractContextManager[None]] = ending_forks,
     ) -> None:
+        self._guard_forks = guard_forks
         self._confined = confined
         self._inputs = inputs
         self._cwd: str | None = None
@@ -148,7 +154,8 @@ class TransformRunner:
             try:
                 if callable(getattr(hook, "exception", None)):
                     self._bind(hook)
-                    hook.exception()
+                    with self._guard_forks():
+                        hook.exception()
             except BaseException as e:  # noqa: BLE001 - must not hide why there is no result
                 write(f"exception() of {name_of(hook)} failed: {summary(e)}\n")
 
@@ -160,7 +167,8 @@ class TransformRunner:
         self._ran.add(id(transform))
         self._runs += 1
         try:
-            return transform.transform(*data)
+            with self._guard_forks():
+                return transform.transform(*data)
         except Exception as e:
             explained = explain(transform, e)
             if explained is None:
@@ -232,7 +240,8 @@ class TransformRunner:
             try:
                 if key not in self._ran:
                     self._bind(transform)
-                transform.cleanup()
+                with self._guard_forks():
+                    transform.cleanup()
             except BaseException as e:  # noqa: BLE001 - must not hide how the run ended
                 write(f"Cleaning up {name_of(transform)} failed: {summary(e)}\n")
 

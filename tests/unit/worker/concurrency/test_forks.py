@@ -118,9 +118,38 @@ class Forking:
         print("cleaned up")
 
 
+class ForkingCleanup(Forking):
+    """A transform that forks in its clean-up."""
+
+    def transform(self) -> int:
+        return 0
+
+    def cleanup(self) -> None:
+        super().cleanup()
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+
+
 def test_a_fork_of_a_transform_ends_there(worker: Worker) -> None:
     assert outcome(worker, lambda code: code, Forking()) == 0
     assert worker.log() == "cleaned up\n"
+
+
+@pytest.mark.parametrize("transform", [Forking, ForkingCleanup])
+def test_a_fork_of_a_transform_does_not_go_on_with_the_run(
+    worker: Worker, tmp_path: Path, transform: type[Forking]
+) -> None:
+    calls = tmp_path / "calls"
+
+    def work(_: int) -> None:
+        with calls.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    outcome(worker, work, transform())
+    assert calls.read_text() == f"{os.getpid()}\n"
+    assert worker.log() == "cleaned up\n"
+    assert worker.statuses()[-1:] == [S.SUCCESS]
 
 
 @task
