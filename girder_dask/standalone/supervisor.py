@@ -12,6 +12,7 @@ from girder_dask.errors import StackError
 from girder_dask.standalone.part import Part
 from girder_dask.standalone.report import Reporter
 from girder_dask.utils.background import Guard
+from girder_dask.utils.backoff import Backoff
 
 __all__ = ["Supervisor"]
 
@@ -84,7 +85,7 @@ class Supervisor:
         self._reporter = reporter
         self._start = start
         self._clear = clear
-        self._pause_s = pause_s
+        self._backoff = Backoff(pause_s, _MAX_PAUSE_S, jitter=0.0)
         self._early_s = early_s
         self._max_early_ends = max_early_ends
 
@@ -153,7 +154,7 @@ class Supervisor:
             status.state = _PartState.GIVEN_UP
             self._reporter.failed(part.name, f"{how}\n{self._give_up_message(part)}")
             return
-        pause = min(self._pause_s * 2**status.early_ends, _MAX_PAUSE_S)
+        pause = self._backoff.delay_s(status.early_ends + 1)
         status.state = _PartState.DOWN
         status.due = time.monotonic() + pause
         self._reporter.failed(part.name, f"{how}\n{part.name} is started again in {pause:g} s.")

@@ -10,7 +10,6 @@ from typing import Any
 import dask
 import pytest
 
-from girder_dask import config
 from girder_dask.client.backend import get_backend
 from girder_dask.client.rest_backend import RestBackend
 from girder_dask.errors import (
@@ -103,7 +102,6 @@ def test_a_job_submits_again_by_the_same_key(peer: Peer) -> None:
 def test_a_job_waits_for_the_states_of_others(peer: Peer) -> None:
     answers: list[Any] = [(500, {}), (200, {"jobs": [{"_id": "a"}]})]
     peer.answers[STATES] = lambda _: answers.pop(0)
-    config.get("worker.retry-time")  # or the defaults end with this block
     with dask.config.set({"girder.worker.retry-time": "20 s"}), child_jobs(peer.url, "t", None):
         assert get_backend().load_jobs(["a"]) == [{"_id": "a"}]
 

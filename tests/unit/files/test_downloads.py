@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import resource
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import girder_client
 import pytest
 import requests
 
-from girder_dask import config
 from girder_dask.errors import TransformError
 from girder_dask.files.cache import FileCache
 from girder_dask.files.downloads import DiskFull, FileChanged, download
@@ -22,13 +20,6 @@ from girder_dask.transforms import GirderFileId, GirderFileIdAllowDirect, Girder
 from tests.support.file_girder import Cut, FileGirder, serving_files
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
-
-
-@pytest.fixture
-def girder() -> Iterator[FileGirder]:
-    config.get("worker.retry-time")  # or the defaults end with this block
-    with dask.config.set({"girder.worker.retry-time": "5 s"}), serving_files() as peer:
-        yield peer
 
 
 @pytest.fixture
@@ -468,7 +459,6 @@ def test_girder_file_id_allow_direct_needs_read_access(
 
 
 def test_girder_file_id_retries_a_closed_port(tmp_path: Path) -> None:
-    config.get("worker.retry-time")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

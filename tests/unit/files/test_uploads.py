@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dask
 import girder_client
 import pytest
 import requests
 
-from girder_dask import config
 from girder_dask.errors import TransformError
 from girder_dask.files.upload_recovery import UploadRecovery
 from girder_dask.files.uploads import send_artifact, upload
@@ -22,17 +19,10 @@ from girder_dask.transforms import (
     GirderUploadToFolder,
     GirderUploadToItem,
 )
-from tests.support.file_girder import Cut, FileGirder, serving_files
+from tests.support.file_girder import Cut, FileGirder
 from tests.support.local_girder import serving
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
-
-
-@pytest.fixture
-def girder() -> Iterator[FileGirder]:
-    config.get("worker.retry-time")  # or the defaults end with this block
-    with dask.config.set({"girder.worker.retry-time": "5 s"}), serving_files() as peer:
-        yield peer
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import dask
 import pytest
 import requests
 
-from girder_dask import config
 from girder_dask.http.request_errors import GATEWAY_STATUSES
 from girder_dask.http.retry import RetryBudget, retry
 from girder_dask.utils.backoff import Backoff
@@ -20,7 +19,6 @@ AWAY = requests.ConnectionError("away")
 
 @pytest.fixture(autouse=True)
 def retry_time() -> Iterator[None]:
-    config.get("worker.retry-time")  # or the defaults end with this block
     with dask.config.set({"girder.worker.retry-time": "20 s"}):
         yield
 

@@ -13,14 +13,12 @@ import girder_client
 import pytest
 import requests
 
-from girder_dask import config
 from girder_dask.http.session import GirderSession, make_retrying_session
 from tests.support.file_girder import FileGirder, serving_files
 
 
 @pytest.fixture
 def girder() -> Iterator[FileGirder]:
-    config.get("worker.retry-time")  # or the defaults end with this block
     with dask.config.set({"girder.worker.retry-time": "20 s"}), serving_files() as peer:
         yield peer
 
