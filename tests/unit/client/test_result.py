@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from girder_dask import JobCanceled, JobFailed, JobResult, NotConnectedError
-from girder_dask.client.backend import set_backend
 from girder_dask.errors import GirderError, ResultUnavailable
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.messages import StoredResult
@@ -18,14 +16,6 @@ from girder_dask.protocol.payload import pack_value
 from tests.support.recording_backend import RecordingBackend
 
 S = JobStatus
-
-
-@pytest.fixture
-def backend() -> Iterator[RecordingBackend]:
-    recording = RecordingBackend()
-    set_backend(recording)
-    yield recording
-    set_backend(None)
 
 
 def job(backend: RecordingBackend, status: JobStatus = S.QUEUED, **fields: object) -> JobResult:

@@ -35,13 +35,6 @@ def peer() -> Iterator[Peer]:
         yield found
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def unknown_token(good: str) -> object:
     def check(peer: Peer) -> Answer:
         if peer.headers[-1].get("Girder-Token") != good:

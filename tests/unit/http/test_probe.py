@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -16,13 +15,6 @@ from tests.support.local_girder import Peer, serving
 def peer() -> Iterator[Peer]:
     with serving() as found:
         yield found
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def test_api_probe_follows_redirects_and_returns_the_address(peer: Peer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copyreg
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,14 +28,6 @@ def add(a: Any, b: Any = 0) -> Any:
 @task
 def total(values: list[int]) -> int:
     return sum(values)
-
-
-@pytest.fixture
-def backend() -> Iterator[RecordingBackend]:
-    recording = RecordingBackend()
-    set_backend(recording)
-    yield recording
-    set_backend(None)
 
 
 def arguments(backend: RecordingBackend, n: int) -> tuple[Any, ...]:

@@ -21,7 +21,6 @@ from girder_worker_utils.transforms.girder_io import GirderUploadToItem as Worke
 
 from girder_dask import NotConnectedError, Task, app, current_job, girder_job, task
 from girder_dask.cli import main
-from girder_dask.client.backend import set_backend
 from girder_dask.entrypoint import discover, get_module_tasks
 from girder_dask.errors import (
     ArgumentError,
@@ -73,14 +72,6 @@ class Tasks:
 @task
 def takes_anything(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
     return args, kwargs
-
-
-@pytest.fixture
-def backend() -> Iterator[RecordingBackend]:
-    recording = RecordingBackend()
-    set_backend(recording)
-    yield recording
-    set_backend(None)
 
 
 # -- the function --------------------------------------------------------------------------
