@@ -1,15 +1,24 @@
-"""The scheduler's client: the routes of the dask plugin that claim and update jobs."""
+"""The scheduler's client of Girder, in threads: the routes that claim and update jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from girder_dask.errors import GirderError
 from girder_dask.http.client import ApiClient, encode_json, json_object
 from girder_dask.protocol.wire_json import from_json, to_json
 
-__all__ = ["SchedulerApi"]
+__all__ = ["Acknowledgement", "GirderRequests", "HeldJob", "SchedulerApi"]
+
+_T = TypeVar("_T")
+
+#: The id of a job, and the attempt of it that the scheduler has.
+Acknowledgement = tuple[str, int]
+#: The id of a job, and its attempt and sequence number as Girder has them.
+HeldJob = tuple[str, int, int]
 
 
 class SchedulerApi(ApiClient):
@@ -53,7 +62,7 @@ class SchedulerApi(ApiClient):
         self,
         scheduler: str,
         updates: Sequence[Mapping[str, Any]],
-        received: Sequence[tuple[str, int]] = (),
+        received: Sequence[Acknowledgement] = (),
     ) -> dict[str, list[str]]:
         """Apply updates of many jobs.
 
@@ -87,7 +96,7 @@ class SchedulerApi(ApiClient):
         scheduler: str,
         limit: int,
         after: str | None = None,
-        lacking: Sequence[tuple[str, int, int]] = (),
+        lacking: Sequence[HeldJob] = (),
     ) -> dict[str, Any]:
         """Claim unfinished jobs that this scheduler does not have.
 
@@ -142,3 +151,63 @@ class SchedulerApi(ApiClient):
                 status=401,
             )
         return super()._sign_in(stale)
+
+
+class _Connection:
+    """A connection to Girder, and the only thread that uses it."""
+
+    def __init__(self, name: str, api: SchedulerApi) -> None:
+        self.api = api
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"girder-dask-{name}")
+
+    async def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.api.close()
+
+
+class GirderRequests:
+    """The requests of one scheduler. Updates have a connection of their own.
+
+    Parameters
+    ----------
+    scheduler_id
+        The id of this run of the scheduler.
+    make_api
+        Makes a connection.
+    """
+
+    def __init__(self, scheduler_id: str, make_api: Callable[[], SchedulerApi]) -> None:
+        self._id = scheduler_id
+        self._updates = _Connection("updates", make_api())
+        self._claims = _Connection("claims", make_api())
+
+    async def update(
+        self, updates: list[dict[str, Any]], acknowledgements: list[Acknowledgement]
+    ) -> Mapping[str, list[str]]:
+        """Post updates and acknowledgements; return ids of jobs by kind of answer."""
+        api = self._updates.api
+        return await self._updates.call(api.update, self._id, updates, acknowledgements)
+
+    async def claim(
+        self, limit: int, page_after: str | None, missing: Sequence[HeldJob]
+    ) -> dict[str, Any]:
+        """Claim unfinished jobs (:meth:`SchedulerApi.claim`)."""
+        api = self._claims.api
+        return await self._claims.call(api.claim, self._id, limit, page_after, missing)
+
+    async def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the documents of jobs by id, without deleted jobs."""
+        return await self._claims.call(self._claims.api.states, ids)
+
+    async def check_credential(self) -> dict[str, Any]:
+        """Check that the API key may update jobs; return Girder's description of itself."""
+        return await self._claims.call(self._claims.api.check_credential)
+
+    def close(self) -> None:
+        """Close both connections."""
+        self._updates.close()
+        self._claims.close()

@@ -8,10 +8,10 @@ import logging
 
 from girder_dask import config
 from girder_dask.errors import GirderError
+from girder_dask.http.scheduler_api import GirderRequests
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.scheduler.dependency_gate import DependencyGate
+from girder_dask.scheduler.dependencies import DependencyGate
 from girder_dask.scheduler.dispatcher import Dispatcher
-from girder_dask.scheduler.girder_requests import GirderRequests
 from girder_dask.scheduler.reconcilers import GirderReconciler
 from girder_dask.utils.background import Guard, repeat
 

@@ -24,9 +24,9 @@ from msgspec.structs import replace
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobState, JobTable
-from girder_dask.scheduler.recorder import Recorder
-from girder_dask.scheduler.transitions import JobTransitions
+from girder_dask.scheduler.job_transitions import JobTransitions
 from girder_dask.utils.bounded_dict import BoundedDict
 
 __all__ = ["Dispatcher"]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobState, JobTable
-from girder_dask.scheduler.recorder import Recorder
-from girder_dask.scheduler.transitions import JobTransitions
+from girder_dask.scheduler.job_transitions import JobTransitions
 
 __all__ = ["PendingReasons"]
 

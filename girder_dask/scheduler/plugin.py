@@ -1,7 +1,7 @@
 """The scheduler plugin, which connects the parts and passes on Dask's transitions.
 
 The transitions go to a :class:`~girder_dask.scheduler.dispatcher.Dispatcher`, which handles the
-events of jobs; a :class:`~girder_dask.scheduler.recorder.Recorder` reports them to Girder.
+events of jobs; a :class:`~girder_dask.scheduler.event_recorder.Recorder` reports them to Girder.
 Requests to Girder are made in threads, so that the scheduler's event loop never waits.
 """
 
@@ -21,20 +21,19 @@ from distributed.diagnostics.plugin import NannyPlugin, SchedulerPlugin, WorkerP
 
 from girder_dask import config
 from girder_dask._version import __version__
-from girder_dask.http.scheduler_api import SchedulerApi
+from girder_dask.http.scheduler_api import GirderRequests, SchedulerApi
 from girder_dask.protocol.names import PLUGIN_NAME
 from girder_dask.scheduler.claims import JobClaims
 from girder_dask.scheduler.dask_cluster import REFUSED_INTERVAL_S, DaskCluster
 from girder_dask.scheduler.dispatcher import Dispatcher
-from girder_dask.scheduler.girder_requests import GirderRequests
+from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
+from girder_dask.scheduler.job_transitions import JobTransitions
 from girder_dask.scheduler.pending_reasons import PendingReasons
 from girder_dask.scheduler.reconcilers import DaskReconciler, GirderReconciler
-from girder_dask.scheduler.recorder import Recorder
 from girder_dask.scheduler.rpc import RpcHandlers
 from girder_dask.scheduler.run_reports import CHECK_INTERVAL_S, RunReports
 from girder_dask.scheduler.stealing import STEAL_INTERVAL_S, JobStealing
-from girder_dask.scheduler.transitions import JobTransitions
 from girder_dask.scheduler.worker_retirement import WorkerRetirement
 from girder_dask.utils.background import Guard, log_failure, repeat
 from girder_dask.utils.backoff import Backoff

@@ -6,16 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from girder_dask.http.scheduler_api import HeldJob
 from girder_dask.scheduler.cluster import Cluster
 from girder_dask.scheduler.job_state import JobTable
-from girder_dask.scheduler.transitions import JobTransitions
+from girder_dask.scheduler.job_transitions import JobTransitions
 
-__all__ = ["DaskReconciler", "GirderReconciler", "HeldJob"]
+__all__ = ["DaskReconciler", "GirderReconciler"]
 
 logger = logging.getLogger(__name__)
-
-#: The id of a job, and its attempt and sequence number as Girder has them.
-HeldJob = tuple[str, int, int]
 
 
 class GirderReconciler:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from girder_dask.scheduler.cluster import Cluster
-from girder_dask.scheduler.dependency_graph import DependencyGraph
+from girder_dask.scheduler.dependencies import DependencyGraph
 from girder_dask.utils.background import Guard
 
 __all__ = ["RetainedResults"]

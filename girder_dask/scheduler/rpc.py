@@ -11,12 +11,12 @@ from typing import Any
 
 from girder_dask.diagnostics import describe_process
 from girder_dask.errors import GirderError
+from girder_dask.http.scheduler_api import GirderRequests
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.claims import JobClaims
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.dispatcher import Dispatcher
-from girder_dask.scheduler.girder_requests import GirderRequests
-from girder_dask.scheduler.recorder import Recorder
+from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.result_retention import RetainedResults
 from girder_dask.utils.bounded_dict import BoundedDict
 

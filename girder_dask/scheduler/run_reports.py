@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
-from girder_dask.scheduler.recorder import Recorder
 from girder_dask.utils.background import Guard
 
 __all__ = ["CHECK_INTERVAL_S", "RunReports"]

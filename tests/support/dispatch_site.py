@@ -11,10 +11,10 @@ from typing import Any
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.dispatcher import Dispatcher
+from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
+from girder_dask.scheduler.job_transitions import JobTransitions
 from girder_dask.scheduler.pending_reasons import PendingReasons
-from girder_dask.scheduler.recorder import Recorder
-from girder_dask.scheduler.transitions import JobTransitions
 from girder_dask.utils.backoff import Backoff
 
 _runs = itertools.count(1)

@@ -21,11 +21,11 @@ from girder_dask.plugin.scheduler_link import SchedulerLink
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.claims import JobClaims
 from girder_dask.scheduler.dask_cluster import DaskCluster
-from girder_dask.scheduler.dependency_graph import DependencyGraph
+from girder_dask.scheduler.dependencies import DependencyGraph
 from girder_dask.scheduler.dispatcher import Dispatcher
+from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.pending_reasons import PendingReasons
 from girder_dask.scheduler.reconcilers import DaskReconciler
-from girder_dask.scheduler.recorder import Recorder
 from girder_dask.scheduler.result_retention import RetainedResults
 from girder_dask.scheduler.run_reports import RunReports
 from girder_dask.scheduler.stealing import JobStealing

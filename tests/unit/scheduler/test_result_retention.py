@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from girder_dask.scheduler.dependency_graph import DependencyGraph
+from girder_dask.scheduler.dependencies import DependencyGraph
 from girder_dask.scheduler.result_retention import RetainedResults
 from tests.support.dispatch_site import MemoryCluster
 

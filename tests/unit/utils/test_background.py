@@ -172,7 +172,7 @@ IN_THE_BACKGROUND = {
     "plugin/store/maps/count_throttle",
     "plugin/token_sweeper",
     "plugin/store/unreachable",
-    "scheduler/recorder",
+    "scheduler/event_recorder",
     "scheduler/plugin",
     "scheduler/worker_rpc",
     "worker/termination",
@@ -196,7 +196,7 @@ def test_everything_in_the_background_has_its_place_here() -> None:
         if names & BEGINNINGS:
             found.add(str(path.relative_to(root).with_suffix("")))
     # What they begin, scheduler/dask_cluster guards.
-    passing_on = {"scheduler/result_retention", "scheduler/transitions"}
+    passing_on = {"scheduler/result_retention", "scheduler/job_transitions"}
     assert found - passing_on == IN_THE_BACKGROUND
 
 

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.scheduler.cluster import Cluster
-from girder_dask.scheduler.dependency_gate import DependencyGate
-from girder_dask.scheduler.dependency_graph import DependencyGraph, DependencyOutcome
+from girder_dask.scheduler.dependencies import DependencyGate, DependencyGraph, DependencyOutcome
+from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobState, JobTable
-from girder_dask.scheduler.recorder import Recorder
 from girder_dask.scheduler.result_retention import RetainedResults
 from girder_dask.utils.backoff import Backoff
 from girder_dask.utils.bounded_dict import BoundedDict

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from girder_dask.http.scheduler_api import Acknowledgement
 from girder_dask.protocol.messages import JobEvent, JobUpdate
-from girder_dask.scheduler.delivery import Acknowledgement, Post, UpdateDelivery, Verdicts
-from girder_dask.scheduler.pending_update import PendingUpdate
+from girder_dask.scheduler.update_delivery import PendingUpdate, Post, UpdateDelivery, Verdicts
 from girder_dask.utils.background import Guard, repeat
 from girder_dask.utils.throttle import Throttle
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.messages import JobEvent, JobUpdate
-from girder_dask.scheduler.recorder import Recorder
+from girder_dask.scheduler.event_recorder import Recorder
 
 S = JobStatus
 JOBS = ["a", "b", "c", "d"]
@@ -127,9 +127,9 @@ class Deliveries(RuleBasedStateMachine):
         super().__init__()
         self.wrong: list[str] = []
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("girder_dask.scheduler.recorder.logger.disabled", True)
+        self.patch.setattr("girder_dask.scheduler.event_recorder.logger.disabled", True)
         for name, value in SMALL.items():
-            self.patch.setattr(f"girder_dask.scheduler.recorder.{name}", value)
+            self.patch.setattr(f"girder_dask.scheduler.event_recorder.{name}", value)
         self.loop = asyncio.new_event_loop()
         self.girder = Girder()
         self.jobs = {job: Job(job) for job in JOBS}

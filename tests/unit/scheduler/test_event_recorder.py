@@ -17,7 +17,7 @@ from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobUpdate
 from girder_dask.protocol.wire_json import to_json
-from girder_dask.scheduler.recorder import Recorder
+from girder_dask.scheduler.event_recorder import Recorder
 from tests.support.deadline import SECONDS, soon
 
 S = JobStatus
@@ -294,7 +294,7 @@ async def test_bytes_count_until_they_are_acknowledged() -> None:
 async def test_flooding_job_does_not_block_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_REQUEST_BYTES", 1000)
+    monkeypatch.setattr("girder_dask.scheduler.event_recorder._MAX_REQUEST_BYTES", 1000)
     girder = Girder()
     girder.gate.clear()
     async with recording(girder) as recorder:
@@ -314,7 +314,7 @@ async def test_flooding_job_does_not_block_the_others(
 async def test_room_for_waits_until_girder_took_the_output(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_JOB_BYTES", 1000)
+    monkeypatch.setattr("girder_dask.scheduler.event_recorder._MAX_JOB_BYTES", 1000)
     girder = Girder()
     girder.gate.clear()
     async with recording(girder) as recorder:
@@ -337,7 +337,7 @@ async def test_long_log_is_sent_in_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As when Girder was away for long; it refuses a body that is too large."""
-    monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_REQUEST_BYTES", 1000)
+    monkeypatch.setattr("girder_dask.scheduler.event_recorder._MAX_REQUEST_BYTES", 1000)
     girder = Girder()
     girder.failures = [GirderError("away")]
     pieces = [f"{n:03}" * 100 for n in range(20)]
@@ -363,7 +363,7 @@ async def test_rest_of_a_long_log_arrives_before_the_next_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Girder takes nothing of an attempt when it has heard of a later one."""
-    monkeypatch.setattr("girder_dask.scheduler.recorder._MAX_REQUEST_BYTES", 4000)
+    monkeypatch.setattr("girder_dask.scheduler.event_recorder._MAX_REQUEST_BYTES", 4000)
     girder = Girder()
     async with recording(girder) as recorder:
         for n in range(20):
@@ -487,7 +487,7 @@ async def test_recorded_attempts_are_passed_on() -> None:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.recorder._ACKNOWLEDGEMENT_DELAY_S", 0.0)
+    monkeypatch.setattr("girder_dask.scheduler.event_recorder._ACKNOWLEDGEMENT_DELAY_S", 0.0)
 
 
 @pytest.mark.usefixtures("at_once")
