@@ -190,8 +190,14 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
         return {**Message.to_wire(self), "trusted": self.trusted}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the values without their names: each Dask task holds a spec."""
-        return _rebuild_spec, astuple(self)
+        """Pickle the values without their names, and only options that are set.
+
+        Each Dask task holds a spec.
+        """
+        values = astuple(self)
+        if values[_FIRST_OPTION:] == _DEFAULT_OPTIONS:
+            return JobSpec, values[:_FIRST_OPTION]
+        return _rebuild_spec, values
 
     @property
     def key(self) -> str:
@@ -199,10 +205,14 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
         return f"{_key_prefix(self.task)}-{self.id}-{self.attempt}"
 
 
+# Options are keywords, and come after the other fields.
+_FIRST_OPTION = len(JobSpec.__struct_fields__) - len(OPTION_NAMES)
+_DEFAULT_OPTIONS = astuple(ExecutionOptions())
+
+
 def _rebuild_spec(*values: Any) -> JobSpec:
-    # Options are keywords, and come after the other fields.
-    others = len(values) - len(OPTION_NAMES)
-    return JobSpec(*values[:others], **dict(zip(OPTION_NAMES, values[others:], strict=True)))
+    options = dict(zip(OPTION_NAMES, values[_FIRST_OPTION:], strict=True))
+    return JobSpec(*values[:_FIRST_OPTION], **options)
 
 
 @functools.lru_cache(maxsize=1024)

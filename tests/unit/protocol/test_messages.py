@@ -84,6 +84,15 @@ def test_what_travels_arrives_as_it_was(value: Any) -> None:
     assert pickle.loads(pickle.dumps(value)) == value
 
 
+@pytest.mark.parametrize("options", [{}, {"retries": 2}, {"resources": {"GPU": 1.0}}])
+def test_job_spec_pickles_only_options_that_are_set(options: dict[str, Any]) -> None:
+    spec = JobSpec(id="a", attempt=1, task="m:f", dependencies=["b"], trusted=True, **options)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    _rebuild, values = spec.__reduce__()
+    assert ("GPU" in repr(values), 2 in values) == ("resources" in options, "retries" in options)
+    assert (len(values) == len(JobSpec.__struct_fields__)) == bool(options)
+
+
 def test_only_what_differs_from_its_default_travels() -> None:
     assert JobSpec(id="a", attempt=1, task="m:f").to_wire() == {
         "version": 1,
