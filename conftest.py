@@ -1,4 +1,7 @@
-"""What runs the snippets of the documentation; see tests/support/snippets.py."""
+"""The container engines of tests, and what runs the snippets of the documentation.
+
+See tests/support/docker_engine.py and tests/support/snippets.py.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from typing import Any
 import pytest
 from sybil import Sybil
 
+from tests.support.docker_engine import docker_engine, podman_engine
 from tests.support.snippets import read_blocks
+
+__all__ = ["docker_engine", "podman_engine"]
 
 
 @pytest.fixture
