@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from girder_dask.standalone import ports
-from girder_dask.standalone.part import Part
+from girder_dask.standalone.stack_part import Part
 
 __all__ = ["Rabbit", "program"]
 

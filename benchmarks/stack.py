@@ -21,9 +21,9 @@ from benchmarks.rabbitmq import Rabbit
 from benchmarks.raw import RawDask
 from benchmarks.side import Side
 from girder_dask.errors import StackError
-from girder_dask.standalone import accounts, checks, ports, processes, programs
-from girder_dask.standalone.part import Part
+from girder_dask.standalone import accounts, checks, marked_processes, ports, programs
 from girder_dask.standalone.stack import Stack
+from girder_dask.standalone.stack_part import Part
 
 __all__ = ["BenchmarkStack"]
 
@@ -251,7 +251,7 @@ class BenchmarkStack(Stack):
         """Return the environment of a process of a compared system."""
         return {
             **os.environ,
-            processes.MARK: str(self.directory),
+            marked_processes.MARK: str(self.directory),
             "PYTHONPATH": _path(*packages),
             "TMPDIR": str(self.directory / "tmp"),
         }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 
-from girder_dask.standalone.part import Part
+from girder_dask.standalone.stack_part import Part
 
 __all__ = ["Watch", "cpu_seconds", "unique_bytes"]
 

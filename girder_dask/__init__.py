@@ -17,9 +17,9 @@ from girder_dask.errors import (
 )
 from girder_dask.progress import progress
 from girder_dask.tasks.composition import chain, chord, group
-from girder_dask.tasks.context import current_job
 from girder_dask.tasks.decorator import task
 from girder_dask.tasks.girder_worker_compat import app, girder_job
+from girder_dask.tasks.running_job import current_job
 from girder_dask.tasks.task import Task
 from girder_dask.utils.public_names import pin as _pin
 

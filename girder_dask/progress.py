@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from girder_dask.client import progress_bar
 from girder_dask.errors import CancelInterrupt
-from girder_dask.tasks.context import JobManager, RunningJob, current
+from girder_dask.tasks.running_job import JobManager, RunningJob, current
 
 __all__ = ["progress"]
 

@@ -11,7 +11,6 @@ Transforms of ``girder_worker`` and ``girder_worker_utils``, and any object with
 
 from __future__ import annotations
 
-from girder_dask.files.base import ResultTransform, Transform, explain
 from girder_dask.files.inputs import (
     GirderFileId,
     GirderFileIdAllowDirect,
@@ -25,6 +24,7 @@ from girder_dask.files.outputs import (
     GirderUploadToFolder,
     GirderUploadToItem,
 )
+from girder_dask.files.transform_base import ResultTransform, Transform, explain
 from girder_dask.protocol.transform_types import detached, is_transform, register
 from girder_dask.utils.public_names import pin
 

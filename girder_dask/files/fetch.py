@@ -12,8 +12,8 @@ from typing import Any
 import requests
 
 from girder_dask.errors import TransformError
-from girder_dask.files.base import ResourceTransform, safe_name
 from girder_dask.files.downloads import DiskFull, FileChanged, download
+from girder_dask.files.transform_base import ResourceTransform, safe_name
 from girder_dask.http.retry import get_json
 
 __all__ = ["FileFetcher", "is_real_client", "list_pages"]

@@ -14,8 +14,8 @@ import requests
 
 from girder_dask import config
 from girder_dask.errors import TransformError
-from girder_dask.files.base import ResourceTransform, Transform, safe_name
 from girder_dask.files.fetch import FetchTarget, FileFetcher, is_real_client, list_pages
+from girder_dask.files.transform_base import ResourceTransform, Transform, safe_name
 from girder_dask.http.retry import get_json
 from girder_dask.utils.rmtree import rmtree
 

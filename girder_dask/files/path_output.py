@@ -11,7 +11,7 @@ from typing import Any
 
 import requests
 
-from girder_dask.files.base import ResourceTransform, ResultTransform
+from girder_dask.files.transform_base import ResourceTransform, ResultTransform
 from girder_dask.files.upload_recovery import UploadRecovery
 from girder_dask.files.uploads import attempt_headers
 

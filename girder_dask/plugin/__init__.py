@@ -20,10 +20,10 @@ from girder_dask.plugin.rest import artifacts as artifact_rest
 from girder_dask.plugin.rest import (
     attempt_fence,
     attempts,
+    body_types,
     files,
     jobs,
     logs,
-    request_bodies,
     testing,
     uploads,
 )
@@ -53,7 +53,7 @@ class DaskPlugin(GirderPlugin):
         # Workers use these fields to check downloads and cached copies.
         File().exposeFields(level=AccessType.READ, fields={"sha512", "imported"})
 
-        request_bodies.register()
+        body_types.register()
         backend = GirderBackend()
         event_handlers.bind(backend)
         attempt_fence.bind()

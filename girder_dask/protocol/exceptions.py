@@ -10,7 +10,7 @@ from typing import Any
 
 from girder_dask.errors import JobFailed, JobInterrupted
 from girder_dask.protocol import unpickling
-from girder_dask.protocol.json_values import dump_plain, load_plain
+from girder_dask.protocol.plain_values import dump_plain, load_plain
 from girder_dask.protocol.redaction import clean_data
 from girder_dask.utils.foreign_objects import call_or_default, exact_text
 

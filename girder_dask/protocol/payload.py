@@ -14,7 +14,7 @@ from typing import Any
 
 from girder_dask.errors import ArgumentError, PayloadTooLargeError
 from girder_dask.protocol import unpickling
-from girder_dask.protocol.json_values import dump_plain, load_plain
+from girder_dask.protocol.plain_values import dump_plain, load_plain
 from girder_dask.protocol.transform_types import build, detached, written
 from girder_dask.utils.module_loading import retry_import_deadlock
 from girder_dask.utils.pytree import tree_map

@@ -3,7 +3,7 @@
 Events come from three sides. Dask's transitions show where a job is assigned, runs on the workers
 report what they do, and Girder answers updates. The dispatcher turns the events into one
 consistent history per job, which the recorder delivers. It knows Dask only as a
-:class:`~girder_dask.scheduler.cluster.Cluster`, so that tests drive it without Dask.
+:class:`~girder_dask.scheduler.cluster_interface.Cluster`, so that tests drive it without Dask.
 
 A *run* is one execution on one worker. Only the events of the admitted run count: the run on the
 worker to which Dask has assigned the job. When Dask takes the job from that worker, the run is
@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
-from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobState, JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.dependencies import DependencyGate, DependencyGraph, DependencyOutcome
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobState, JobTable

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobState, JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from girder_dask.http.scheduler_api import HeldJob
-from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.job_state import JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
 from girder_dask.utils.background import Guard

@@ -15,7 +15,7 @@ from typing import Any
 
 from distributed import Scheduler, Status
 
-from girder_dask.scheduler.cluster import Cluster
+from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.job_state import JobState
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from girder_dask.errors import StackError
-from girder_dask.standalone import checks, ports, processes, programs
+from girder_dask.standalone import checks, marked_processes, ports, programs
 from girder_dask.standalone.directory import StackDirectory
-from girder_dask.standalone.part import Part
+from girder_dask.standalone.stack_part import Part
 
 __all__ = ["NO_REDIS_NOTE", "Plan"]
 
@@ -215,7 +215,7 @@ class Plan:
 
 def _environment(extra: Mapping[str, str], directory: Path) -> dict[str, str]:
     env = {**os.environ, **extra}
-    env[processes.MARK] = str(directory)
+    env[marked_processes.MARK] = str(directory)
     env["PYTHONUNBUFFERED"] = "1"
     # Otherwise each thread of Girder keeps the memory that many jobs at once needed.
     env.setdefault("MALLOC_ARENA_MAX", "2")

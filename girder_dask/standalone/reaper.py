@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from girder_dask.standalone import processes
+from girder_dask.standalone import marked_processes
 from girder_dask.utils import background
 
 __all__ = ["Reaper"]
@@ -94,11 +94,11 @@ def main() -> None:
             _apply_line(line, watched)
     for pid, process in reversed(watched.items()):
         with guard:
-            processes.end([process], grace=10)
+            marked_processes.end([process], grace=10)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
     if watched:
-        processes.end(processes.marked(sys.argv[1]), grace=2)
+        marked_processes.end(marked_processes.marked(sys.argv[1]), grace=2)
 
 
 def _apply_line(line: str, watched: dict[int, psutil.Process]) -> None:

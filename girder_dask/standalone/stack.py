@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from girder_dask import credential
 from girder_dask.errors import GirderDaskError, StackError
-from girder_dask.standalone import accounts, processes, programs
+from girder_dask.standalone import accounts, marked_processes, programs
 from girder_dask.standalone.info import StackInfo
-from girder_dask.standalone.part import Part
 from girder_dask.standalone.plan import Plan
 from girder_dask.standalone.reaper import Reaper
 from girder_dask.standalone.report import Reporter
+from girder_dask.standalone.stack_part import Part
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -158,7 +158,7 @@ class Stack(StackInfo):
         try:
             self.stack_file.unlink(missing_ok=True)
             # The reaper of an earlier run may have been killed together with its launcher.
-            processes.end(processes.marked(str(self.directory)), grace=5)
+            marked_processes.end(marked_processes.marked(str(self.directory)), grace=5)
             self.parts = []
             self._ended = set()
             self._reaper = Reaper(str(self.directory), lock, self._directory.log("reaper"))
@@ -181,7 +181,7 @@ class Stack(StackInfo):
             # Also after a second Ctrl-C.
             for part in self.parts:
                 part.kill()
-            processes.end(processes.marked(str(self.directory)), grace=1)
+            marked_processes.end(marked_processes.marked(str(self.directory)), grace=1)
             self._close()
 
     def poll(self) -> list[str]:

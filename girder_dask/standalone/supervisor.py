@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from girder_dask.errors import StackError
-from girder_dask.standalone.part import Part
 from girder_dask.standalone.report import Reporter
+from girder_dask.standalone.stack_part import Part
 from girder_dask.utils.background import Guard
 from girder_dask.utils.backoff import Backoff
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from girder_dask.client.result import JobResult
 from girder_dask.errors import JobFailed
-from girder_dask.tasks.context import current_job
+from girder_dask.tasks.running_job import current_job
 
 __all__ = ["completed", "unfinished"]
 

@@ -65,8 +65,8 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
     other_fields
         Additional fields of its job documents.
     bind
-        Whether the function gets the running job (:class:`girder_dask.tasks.context.RunningJob`)
-        as its first argument.
+        Whether the function gets the running job
+        (:class:`girder_dask.tasks.running_job.RunningJob`) as its first argument.
     retries
         How often a call that raised is retried, after a pause that doubles.
     timeout

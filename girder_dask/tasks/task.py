@@ -18,9 +18,9 @@ from girder_dask.tasks import options as call_options
 from girder_dask.tasks import untracked
 from girder_dask.tasks.callables import found_at
 from girder_dask.tasks.composition import Signature
-from girder_dask.tasks.context import current_job
 from girder_dask.tasks.discovery import is_of_tasks
 from girder_dask.tasks.options import TaskSettings
+from girder_dask.tasks.running_job import current_job
 from girder_dask.utils.module_loading import load_module
 
 __all__ = ["Task", "find_task"]

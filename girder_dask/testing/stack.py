@@ -15,7 +15,7 @@ from typing import Any
 
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.standalone import Stack
-from girder_dask.standalone.part import tail
+from girder_dask.standalone.stack_part import tail
 from girder_dask.testing.remote import pack, unpack
 
 __all__ = ["TestStack", "UnexpectedStatusError", "User", "WaitTimeoutError"]

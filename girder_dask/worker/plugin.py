@@ -28,7 +28,6 @@ from girder_dask.protocol.names import ATTEMPT_ANNOTATION, PLUGIN_NAME
 from girder_dask.utils.background import Guard, log_failure
 from girder_dask.worker import gpus
 from girder_dask.worker.cancellation import RunCanceller
-from girder_dask.worker.context import WorkerContext
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
@@ -43,6 +42,7 @@ from girder_dask.worker.run.control import RunControl
 from girder_dask.worker.run.fencing import StartAnswer
 from girder_dask.worker.run.runner import Run
 from girder_dask.worker.termination import AlarmSignals, TerminationSignals
+from girder_dask.worker.worker_context import WorkerContext
 
 __all__ = ["GirderWorkerPlugin", "run_job"]
 

@@ -13,8 +13,8 @@ from girder_dask.files.cache import CacheUnusable, FileCache, open_cache
 from girder_dask.utils import working_directory
 from girder_dask.utils.private_directory import require_unchangeable
 from girder_dask.worker.capture import output_capture
-from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.process_globals import job_scope
+from girder_dask.worker.propagation import hooks
 
 __all__ = [
     "open_file_cache",
@@ -82,7 +82,7 @@ def start_capture() -> None:
         _capture_users += 1
         if _capture_users == 1:
             output_capture.install(log_level=config.get("worker.log-level"))
-            propagation.install()
+            hooks.install()
             job_scope.install()
             warn_of_shared_directory()
 
@@ -94,5 +94,5 @@ def stop_capture() -> None:
         _capture_users -= 1
         if _capture_users == 0:
             job_scope.uninstall()
-            propagation.uninstall()
+            hooks.uninstall()
             output_capture.uninstall()

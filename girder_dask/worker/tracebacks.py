@@ -21,7 +21,7 @@ _WRAPPER_PATHS = tuple(
         ("worker", "capture", ""),
         ("worker", "job_log", ""),
         ("worker", "interruption", ""),
-        ("worker", "concurrency", ""),
+        ("worker", "propagation", ""),
         ("worker", "isolation", "child.py"),
         ("utils", "working_directory.py"),
     )

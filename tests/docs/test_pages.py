@@ -172,7 +172,7 @@ def test_the_members_of_a_result_are_those_of_the_code() -> None:
 
 
 def test_the_members_of_a_running_job_exist() -> None:
-    from girder_dask.tasks.context import JobManager, Request
+    from girder_dask.tasks.running_job import JobManager, Request
 
     job = girder_dask.current_job()
     parts: dict[str, Any] = {"job_manager": JobManager, "request": Request}

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from girder_dask.jobs import JobStatus
-from girder_dask.standalone.part import Part
+from girder_dask.standalone.stack_part import Part
 from tests.support.fault_site import FaultStack, states
 
 S = JobStatus

@@ -18,7 +18,7 @@ from benchmarks import __main__ as command
 from benchmarks import profiles, report
 from benchmarks.cases import CASES
 from benchmarks.goals import GOALS
-from girder_dask.standalone import processes
+from girder_dask.standalone import marked_processes
 
 ROOT = Path(__file__).parents[2]
 #: For each case that is tried here, what is measured of which systems.
@@ -160,7 +160,7 @@ def test_an_interrupt_stops_everything(tmp_path: Path):
     while "throughput" not in (line := process.stdout.readline()):
         assert line, "it has ended"
     (directory,) = tmp_path.glob("*/stack")
-    parts = processes.marked(str(directory))
+    parts = marked_processes.marked(str(directory))
     assert len(parts) >= 6
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)

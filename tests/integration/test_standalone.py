@@ -22,7 +22,7 @@ import pymongo
 import pytest
 
 from girder_dask.jobs import JobStatus
-from girder_dask.standalone import processes
+from girder_dask.standalone import marked_processes
 
 PARTS = ["mongod", "redis", "girder", "scheduler", "worker-0"]
 
@@ -78,7 +78,7 @@ def launched(directory: Path, *args: str, **env: str) -> Iterator[Launch]:
 
 
 def leftovers(directory: Path) -> list[psutil.Process]:
-    return processes.marked(str(directory))
+    return marked_processes.marked(str(directory))
 
 
 def wait_for_end(directory: Path, timeout: float = 30) -> None:

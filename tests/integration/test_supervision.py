@@ -19,7 +19,7 @@ import pytest
 
 from girder_dask import credential
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.standalone import processes
+from girder_dask.standalone import marked_processes
 from tests.support.rest_site import call, submit
 
 SECONDS = 90
@@ -113,7 +113,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standalone]:
     finally:
         if site.process.poll() is None:
             site.end(signal.SIGTERM)
-        assert processes.marked(str(site.directory)) == []
+        assert marked_processes.marked(str(site.directory)) == []
 
 
 @pytest.mark.parametrize("name", ["mongod", "redis", "girder", "scheduler", "worker-0"])
@@ -162,7 +162,7 @@ def worker_processes(nanny: psutil.Process) -> list[psutil.Process]:
     found = []
     for process in nanny.children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if processes.is_running(process) and "spawn_main" in " ".join(process.cmdline()):
+            if marked_processes.is_running(process) and "spawn_main" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from girder_dask.jobs import JobStatus
-from girder_dask.standalone.part import Part
+from girder_dask.standalone.stack_part import Part
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder
 from tests.support.fault_site import FaultStack, check_history, states, until
 

@@ -13,7 +13,7 @@ from typing import Any
 from bson import json_util
 from pymongo import MongoClient
 
-from girder_dask.standalone.part import Part
+from girder_dask.standalone.stack_part import Part
 from girder_dask.testing.stack import TestStack
 
 __all__ = ["RestoredStack", "load_dump"]

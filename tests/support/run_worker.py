@@ -19,12 +19,12 @@ from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.protocol.payload import pack_call
 from girder_dask.worker.cancellation import RunCanceller
 from girder_dask.worker.capture import output_capture
-from girder_dask.worker.concurrency import propagation
-from girder_dask.worker.context import WorkerContext
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.outbox import Outbox
+from girder_dask.worker.propagation import hooks
 from girder_dask.worker.run.runner import Run
+from girder_dask.worker.worker_context import WorkerContext
 from tests.support.deadline import SECONDS, until
 
 WORKER = "tcp://10.0.0.7:4312"
@@ -141,9 +141,9 @@ def brought(error: BaseException) -> BaseException:
 @contextlib.contextmanager
 def captured() -> Iterator[None]:
     output_capture.install("INFO")
-    propagation.install()
+    hooks.install()
     try:
         yield
     finally:
-        propagation.uninstall()
+        hooks.uninstall()
         output_capture.uninstall()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from girder_dask.standalone import checks, ports, programs
-from girder_dask.standalone.part import Part
 from girder_dask.standalone.reaper import Reaper
+from girder_dask.standalone.stack_part import Part
 
 __all__ = ["Storage"]
 

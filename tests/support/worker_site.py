@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from girder_dask.standalone import accounts, checks, ports
-from girder_dask.standalone.part import Part, tail
+from girder_dask.standalone.stack_part import Part, tail
 from girder_dask.testing.stack import TestStack
 
 __all__ = ["WorkerSite"]

@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import assert_type
 
 from girder_dask import JobResult, Task, current_job, task
-from girder_dask.tasks.context import RunningJob
+from girder_dask.tasks.running_job import RunningJob
 
 
 @task

@@ -10,7 +10,7 @@ import pytest
 
 from girder_dask import JobInterrupted, progress
 from girder_dask.jobs import JobStatus
-from girder_dask.tasks.context import JobManager, RunningJob, current
+from girder_dask.tasks.running_job import JobManager, RunningJob, current
 
 
 class Sink:

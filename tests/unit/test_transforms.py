@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_dask.errors import TransformError
-from girder_dask.files.base import failure_reason, safe_name
+from girder_dask.files.transform_base import failure_reason, safe_name
 from girder_dask.transforms import (
     GirderFileId,
     GirderFileIdAllowDirect,

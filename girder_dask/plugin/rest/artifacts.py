@@ -13,7 +13,7 @@ from girder.api.rest import Resource
 from girder.constants import AccessType, TokenScope
 from girder.exceptions import RestException
 
-from girder_dask.plugin import user_content
+from girder_dask.plugin import response_headers
 from girder_dask.plugin.rest import byte_ranges, routes
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import artifacts
@@ -89,7 +89,7 @@ def add(job: dict[str, Any], name: str, size: int | None, mimeType: str | None) 
     size = _size(size)
     # Clients that do not know the type send "None".
     known = mimeType if mimeType and mimeType != "None" else None
-    if known is not None and not user_content.is_media_type(known):
+    if known is not None and not response_headers.is_media_type(known):
         raise RestException(f"{known[:100]!r} is not a media type. An example of one is image/png.")
     try:
         stored = artifacts.add(

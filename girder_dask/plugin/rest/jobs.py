@@ -15,9 +15,9 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.rest import authorization, request_bodies, routes, submissions
-from girder_dask.plugin.rest.json_body import read_body_as, require_json
-from girder_dask.plugin.rest.request_bodies import JobIdsBody, SubmissionsBody
+from girder_dask.plugin.rest import authorization, body_types, routes, submissions
+from girder_dask.plugin.rest.body_parser import read_body_as, require_json
+from girder_dask.plugin.rest.body_types import JobIdsBody, SubmissionsBody
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import job_records, results
 from girder_dask.plugin.store.access.authority import Authority
@@ -65,7 +65,7 @@ class JobRoutes:
             "the jobs, that of the group first. A request with a `key`, 32 hexadecimal digits, may "
             "be sent again when its answer was lost: it starts its jobs once."
         )
-        .param(**request_bodies.parameter(SubmissionsBody))
+        .param(**body_types.parameter(SubmissionsBody))
         .errorResponse("The body cannot be read.")
         .errorResponse("You may not start one of the jobs.", 403)
         .errorResponse("The body is too large.", 413)
@@ -116,7 +116,7 @@ class JobRoutes:
             "The answer leaves out jobs that do not exist and those that you may not read. A "
             "scheduler may read all jobs."
         )
-        .param(**request_bodies.parameter(JobIdsBody))
+        .param(**body_types.parameter(JobIdsBody))
         .errorResponse("The body cannot be read.")
     )
     def states(self) -> dict[str, list[dict[str, Any]]]:
@@ -162,7 +162,7 @@ class JobRoutes:
             "that do not exist and those that you may not read. `left` has the ids of those that "
             "did not fit into this answer."
         )
-        .param(**request_bodies.parameter(JobIdsBody))
+        .param(**body_types.parameter(JobIdsBody))
         .errorResponse("The body cannot be read.")
     )
     def results(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from girder.api.rest import Resource, setResponseHeader
 from girder.constants import AccessType, TokenScope
 from girder.exceptions import RestException
 
-from girder_dask.plugin import user_content
+from girder_dask.plugin import response_headers
 from girder_dask.plugin.rest import byte_ranges, routes
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store.access.requester import identify
@@ -55,7 +55,9 @@ def download(
     log = chunks.load(job["_id"])
     part = byte_ranges.requested(log.size, "The log")
     start, end = part or (_checked(offset, log.size), log.size)
-    user_content.set_headers(f"{job['_id']}.log", "text/plain; charset=utf-8", contentDisposition)
+    response_headers.set_headers(
+        f"{job['_id']}.log", "text/plain; charset=utf-8", contentDisposition
+    )
     setResponseHeader("Accept-Ranges", "bytes")
     setResponseHeader("Content-Length", end - start)
     if start < end and (part is not None or start):

@@ -15,8 +15,8 @@ from girder.api.rest import Resource, setRawResponse, setResponseHeader
 from girder.exceptions import RestException
 from girder_jobs.models.job import Job
 
-from girder_dask.plugin import user_content
-from girder_dask.plugin.rest import error_responses, strict_json
+from girder_dask.plugin import response_headers
+from girder_dask.plugin.rest import error_responses, response_json
 
 __all__ = ["StoredJob", "add"]
 
@@ -54,7 +54,7 @@ def add(
 def _with_error_handling(handler: Callable[..., Any]) -> Any:
     @functools.wraps(handler)
     def answer(*args: Any, **kwargs: Any) -> Any:
-        user_content.forbid_scripts()
+        response_headers.forbid_scripts()
         with error_responses.http_errors():
             return _encoded(handler(*args, **kwargs))
 
@@ -64,9 +64,9 @@ def _with_error_handling(handler: Callable[..., Any]) -> Any:
 def _encoded(value: Any) -> Any:
     if callable(value):
         return value  # a stream
-    data = strict_json.encode(value)
+    data = response_json.encode(value)
     if _wants_page():
-        return strict_json.to_json_values(value)
+        return response_json.to_json_values(value)
     setResponseHeader("Content-Type", "application/json")
     setRawResponse()
     return data

@@ -18,9 +18,9 @@ from girder_dask import diagnostics
 from girder_dask._version import __version__
 from girder_dask.plugin import settings
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.rest import request_bodies, routes
-from girder_dask.plugin.rest.json_body import read_body_as
-from girder_dask.plugin.rest.request_bodies import ClaimBody, UpdatesBody
+from girder_dask.plugin.rest import body_types, routes
+from girder_dask.plugin.rest.body_parser import read_body_as
+from girder_dask.plugin.rest.body_types import ClaimBody, UpdatesBody
 from girder_dask.plugin.store import acknowledgements, claims, quarantine, updates
 from girder_dask.plugin.store.access.authority import may_run_code
 from girder_dask.plugin.store.unreachable import clear_reason
@@ -116,7 +116,7 @@ class DaskResource(Resource):
             "For Dask schedulers. The answer has the ids of jobs that no longer belong to this "
             "scheduler (`stale`), that do not exist (`gone`) and that it must stop (`cancel`)."
         )
-        .param(**request_bodies.parameter(UpdatesBody))
+        .param(**body_types.parameter(UpdatesBody))
         .errorResponse("The body cannot be read.")
         .errorResponse("The body is too large.", 413)
     )
@@ -149,7 +149,7 @@ class DaskResource(Resource):
             "attempt and sequence: the first ones, or those after an id. `lacking` are the jobs of "
             "such a page that the scheduler does not have."
         )
-        .param(**request_bodies.parameter(ClaimBody))
+        .param(**body_types.parameter(ClaimBody))
         .errorResponse("The body cannot be read.")
     )
     def claim_jobs(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from girder.utility import RequestBodyStream
 from girder.utility.model_importer import ModelImporter
 from girder_jobs.models.job import Job
 
-from girder_dask.plugin import user_content
+from girder_dask.plugin import response_headers
 from girder_dask.plugin.girder_events import EVENT_HANDLER
 from girder_dask.plugin.store import models
 from girder_dask.plugin.store.database import to_object_id
@@ -218,7 +218,7 @@ def open_stream(artifact: Mapping[str, Any], part: tuple[int, int] | None, dispo
             "assetstore. An administrator finds the cause in Girder's log.",
             code=404,
         ) from e
-    user_content.set_headers(artifact["name"], artifact.get("mimeType"), disposition)
+    response_headers.set_headers(artifact["name"], artifact.get("mimeType"), disposition)
     if part is None:
         # Girder would declare the whole file as a part if the request asks for a range.
         cherrypy.response.headers.pop("Content-Range", None)
@@ -228,7 +228,7 @@ def open_stream(artifact: Mapping[str, Any], part: tuple[int, int] | None, dispo
 def protect(event: Any) -> None:
     """Prevent browsers from running an artifact, whichever route of Girder serves it."""
     if event.info["file"].get("attachedToType") == ATTACHED_TO and cherrypy.request.app is not None:
-        user_content.forbid_scripts()
+        response_headers.forbid_scripts()
 
 
 @access.public  # the route itself checks access
@@ -245,7 +245,7 @@ def _check_change(event: Any) -> None:
         check_name(str(name or "file"))
     except ValueError as e:
         raise RestException(str(e)) from e
-    if mime_type and not user_content.is_media_type(mime_type):
+    if mime_type and not response_headers.is_media_type(mime_type):
         raise RestException(
             f"{str(mime_type)[:100]!r} is not a media type. Give one such as image/png."
         )

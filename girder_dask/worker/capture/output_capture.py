@@ -3,7 +3,7 @@
 Several jobs run at once in one worker process, each in a thread of its own. The output of a
 job goes to its own :class:`~girder_dask.worker.job_log.log.JobLog`, because the replacements
 installed here read the context of the writer.
-:mod:`girder_dask.worker.concurrency.propagation` carries that context into child threads and
+:mod:`girder_dask.worker.propagation.hooks` carries that context into child threads and
 thread pools, and gives subprocesses a pipe to the log.
 
 * ``print``, ``sys.stdout.write`` and the like go to the log of the job they are called in, unless

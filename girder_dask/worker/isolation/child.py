@@ -27,24 +27,24 @@ from typing import Any, NoReturn
 
 from girder_dask.errors import CancelInterrupt, JobInterrupted, TimeoutInterrupt
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.json_values import pack_message, unpack_message
+from girder_dask.protocol.plain_values import pack_message, unpack_message
 from girder_dask.protocol.redaction import Secrets, secrets_in
-from girder_dask.tasks import context
+from girder_dask.tasks import running_job
 from girder_dask.tasks.completion import completed
-from girder_dask.tasks.context import JobManager
+from girder_dask.tasks.running_job import JobManager
 from girder_dask.tasks.task import find_task
 from girder_dask.utils.background import Guard
 from girder_dask.worker.capture import output_capture
-from girder_dask.worker.concurrency import propagation
-from girder_dask.worker.concurrency.forks import ending_forks
 from girder_dask.worker.failures import Failure, describe_error, failure_of
+from girder_dask.worker.girder_access import child_jobs, make_running_job, open_session
 from girder_dask.worker.isolation import exchange_file
 from girder_dask.worker.isolation.process_sink import ProcessSink
 from girder_dask.worker.isolation.process_spec import MAX_MESSAGE_BYTES, ProcessSpec
-from girder_dask.worker.job_context import child_jobs, open_session, running_job
 from girder_dask.worker.job_log.c_stdio import flush_c_streams, line_buffer_stdout
 from girder_dask.worker.job_log.log import capturing
 from girder_dask.worker.job_log.process_log import ProcessLog
+from girder_dask.worker.propagation import hooks
+from girder_dask.worker.propagation.fork_exit import ending_forks
 
 __all__ = ["exit_process", "main"]
 
@@ -85,7 +85,7 @@ def main(control: int, file: int) -> None:
     log = ProcessLog()
     output_capture.install(spec.log_level)
     output_capture.adopt_handlers()  # of modules that were imported in advance
-    propagation.install()
+    hooks.install()
     with (
         capturing(log),
         Secrets(spec.job.token, *secrets_in(spec.session)),
@@ -179,7 +179,7 @@ class _Child:
 
     def _run(self) -> Any:
         spec = self._spec
-        job = running_job(
+        job = make_running_job(
             spec.job,
             manager=self._manager,
             work_dir=lambda: spec.work_dir,
@@ -188,7 +188,7 @@ class _Child:
             gpus=spec.gpus,
         )
         open_session(job, spec.session)
-        context.current.set(job)
+        running_job.current.set(job)
         with child_jobs(spec.api_url, spec.job.token, self._dask_client, job):
             function = self._function()
             os.chdir(spec.work_dir)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from girder_dask.worker import gpus
-from girder_dask.worker.concurrency import subprocess_propagation
 from girder_dask.worker.isolation import exchange_file
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
 from girder_dask.worker.isolation.process_spec import ProcessSpec
 from girder_dask.worker.job_log.log import JobLog
+from girder_dask.worker.propagation import subprocess_propagation
 
 __all__ = ["LaunchedProcess", "SubreaperProcess", "launch"]
 

@@ -21,8 +21,8 @@ from typing import Any
 from girder_dask.errors import ArgumentError, JobCanceled, JobTimeout
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import summary
-from girder_dask.protocol.json_values import pack_message, unpack_message
-from girder_dask.tasks.context import JobManager
+from girder_dask.protocol.plain_values import pack_message, unpack_message
+from girder_dask.tasks.running_job import JobManager
 from girder_dask.worker.failures import Failure
 from girder_dask.worker.isolation import exchange_file
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor

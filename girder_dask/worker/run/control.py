@@ -7,12 +7,12 @@ import threading
 from girder_dask.errors import JobCanceled, JobTimeout
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.tasks.context import JobManager
-from girder_dask.worker.concurrency.process_tree import ProcessTree
+from girder_dask.tasks.running_job import JobManager
 from girder_dask.worker.failures import Failure, failure_of
 from girder_dask.worker.interruption.job_threads import JobThreads
 from girder_dask.worker.isolation.task_process import ProcessFailed, TaskProcess
 from girder_dask.worker.location import WorkerLocation
+from girder_dask.worker.run.process_tree import ProcessTree
 from girder_dask.worker.run.run_interruption import RunInterruption
 from girder_dask.worker.run_sink import RunSink
 

@@ -14,14 +14,14 @@ from msgspec.structs import replace
 
 from girder_dask.protocol.payload import Call
 from girder_dask.tasks.completion import completed
-from girder_dask.tasks.context import RunningJob
+from girder_dask.tasks.running_job import RunningJob
 from girder_dask.worker.capture import output_capture
-from girder_dask.worker.concurrency.forks import ending_forks
-from girder_dask.worker.context import WorkerContext
 from girder_dask.worker.failures import describe_error
 from girder_dask.worker.isolation.process_spec import ProcessSpec
 from girder_dask.worker.isolation.task_process import TaskProcess
+from girder_dask.worker.propagation.fork_exit import ending_forks
 from girder_dask.worker.run.control import RunControl
+from girder_dask.worker.worker_context import WorkerContext
 
 __all__ = ["guard_forks", "in_process", "in_thread"]
 

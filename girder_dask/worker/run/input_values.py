@@ -19,7 +19,7 @@ from girder_dask.http.request_errors import is_transient
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.payload import Call, Dependency, NotOpened, Unpicklable, open_value
 from girder_dask.protocol.wire_json import from_json
-from girder_dask.tasks.context import RunningJob
+from girder_dask.tasks.running_job import RunningJob
 from girder_dask.utils.pytree import tree_map
 
 __all__ = ["resolved"]

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from girder_dask.errors import CancelInterrupt, JobTimeout, TimeoutInterrupt
-from girder_dask.worker.concurrency.process_tree import ProcessTree
 from girder_dask.worker.interruption.job_threads import JobThreads
+from girder_dask.worker.run.process_tree import ProcessTree
 
 __all__ = ["RunInterruption"]
 

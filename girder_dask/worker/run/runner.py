@@ -18,15 +18,14 @@ from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import Call, Unpicklable, open_call
 from girder_dask.protocol.redaction import secrets_in
-from girder_dask.tasks import context
-from girder_dask.tasks.context import RunningJob
+from girder_dask.tasks import running_job
+from girder_dask.tasks.running_job import RunningJob
 from girder_dask.tasks.task import find_task
 from girder_dask.worker import gpus
 from girder_dask.worker.capture import output_capture
-from girder_dask.worker.context import WorkerContext
 from girder_dask.worker.failures import Failure
+from girder_dask.worker.girder_access import NO_ADDRESS, child_jobs, make_running_job, open_session
 from girder_dask.worker.isolation.task_process import THREAD_REMEDY
-from girder_dask.worker.job_context import NO_ADDRESS, child_jobs, open_session, running_job
 from girder_dask.worker.run.control import RunControl
 from girder_dask.worker.run.execution import guard_forks, in_process, in_thread
 from girder_dask.worker.run.fencing import await_recorded_attempt, record_start
@@ -35,6 +34,7 @@ from girder_dask.worker.run.outcome import RunOutcome, failed, hand_over_if_leav
 from girder_dask.worker.run.resources import RunResources
 from girder_dask.worker.run.result import PackedResult, pack_result
 from girder_dask.worker.run.transform_runner import TransformRunner
+from girder_dask.worker.worker_context import WorkerContext
 
 __all__ = ["Run"]
 
@@ -109,13 +109,13 @@ class Run:
 
     def _outcome(self) -> RunOutcome:
         """Execute the run, release its resources, and return its outcome."""
-        token = context.current.set(None)
+        token = running_job.current.set(None)
         try:
             outcome = self._outcome_or_failure()
             return failed(outcome, self.control) if isinstance(outcome, Failure) else outcome
         finally:
             self._resources.release(self.control, self.worker.grace)
-            context.current.reset(token)
+            running_job.current.reset(token)
 
     def _outcome_or_failure(self) -> RunOutcome | Failure:
         interruption = self.control.interruption
@@ -147,7 +147,7 @@ class Run:
         api_url = self.worker.girder_of(self.spec)
         if api_url is None and self.spec.token is not None:
             self._sink.write(f"{NO_ADDRESS}\n")
-        job = running_job(
+        job = make_running_job(
             self.spec,
             manager=self.control.manager,
             work_dir=self._resources.work_dir.path,
@@ -155,7 +155,7 @@ class Run:
             api_url=api_url,
             gpus=ids,
         )
-        context.current.set(job)
+        running_job.current.set(job)
         enter(child_jobs(api_url, self.spec.token, self.worker.dask_client, job))
         own_process = self._needs_process(ids)
         self._resources.transforms = transforms = TransformRunner(

@@ -12,14 +12,14 @@ from dask.utils import format_bytes
 
 from girder_dask import transforms as _transforms  # noqa: F401 - registers those of plain calls
 from girder_dask.errors import TransformError
-from girder_dask.files.base import ResultTransform, explain
+from girder_dask.files.transform_base import ResultTransform, explain
 from girder_dask.files.upload_recovery import UploadRecovery
 from girder_dask.protocol.error_text import name_of, summary
 from girder_dask.protocol.payload import Call
 from girder_dask.protocol.transform_types import is_transform
-from girder_dask.tasks.context import RunningJob
+from girder_dask.tasks.running_job import RunningJob
 from girder_dask.utils.pytree import tree_leaves, tree_map
-from girder_dask.worker.concurrency.forks import ending_forks
+from girder_dask.worker.propagation.fork_exit import ending_forks
 from girder_dask.worker.run.workspace import Workspace
 
 __all__ = ["TransformRunner", "amount"]

@@ -133,7 +133,7 @@ def test_another_wire_version_is_refused_with_what_to_do(web, credential):
 
 
 def test_body_that_is_too_large_is_refused(web, credential):
-    from girder_dask.plugin.rest.json_body import MAX_BODY_BYTES
+    from girder_dask.plugin.rest.body_parser import MAX_BODY_BYTES
 
     answer = web("POST", "dask/job/updates", credential, data=b" " * (MAX_BODY_BYTES + 10))
     assert answer.status_code == 413

@@ -20,7 +20,7 @@ from girder_dask.errors import (
 )
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import MapParent, Submission
-from girder_dask.worker.job_context import child_jobs
+from girder_dask.worker.girder_access import child_jobs
 from tests.support.local_girder import Peer, serving
 
 SUBMIT = "POST dask/job"

@@ -25,11 +25,11 @@ from girder_dask.http.request_errors import is_transient
 from girder_dask.http.session import make_retrying_session
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import Call, Dependency
-from girder_dask.tasks.context import RunningJob
 from girder_dask.tasks.decorator import task
+from girder_dask.tasks.running_job import RunningJob
 from girder_dask.transforms import GirderFileId
 from girder_dask.worker.failures import failure_of
-from girder_dask.worker.job_context import child_jobs, open_session, running_job
+from girder_dask.worker.girder_access import child_jobs, make_running_job, open_session
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.run.input_values import resolved
 from tests.support.authority_site import Authority
@@ -328,7 +328,7 @@ def test_child_jobs_use_the_attributes_of_the_session() -> None:
             "GET user/me?site=7": (200, {}),
         }
         spec = JobSpec(id="5f", attempt=1, task="a:b", payload=b"", token="TOKEN")
-        job = running_job(
+        job = make_running_job(
             spec,
             manager=None,  # type: ignore[arg-type]
             work_dir=Path,

@@ -10,8 +10,8 @@ import pytest
 
 from girder_dask.protocol import unpickling
 from girder_dask.protocol.exceptions import open_exception
-from girder_dask.protocol.json_values import dump_plain
 from girder_dask.protocol.payload import Dependency, open_call, open_value
+from girder_dask.protocol.plain_values import dump_plain
 from girder_dask.tasks.options import TaskSettings
 
 # What a pickled call, value or exception can name: classes and functions that users hold,
@@ -41,6 +41,8 @@ NAMES = {
     "result": "JobResult MapResult",
     "task": "Task find_task task",
     "transform": "ResultTransform Transform detached explain is_transform",
+    "files.base": "ResultTransform Transform explain",
+    "tasks.context": "JobManager Request RunningJob",
     "transforms": "GirderFileId Transform",
     "waiting": "as_completed gather",
     "without_job": "WithoutJob run",
@@ -52,7 +54,7 @@ NAMES_NOW = {
     "protocol.payload": "Dependency",
     "tasks.girder_worker_compat": "App",
     "tasks.composition": "Chain Group GroupResult Signature",
-    "tasks.context": "JobManager Request RunningJob",
+    "tasks.running_job": "JobManager Request RunningJob",
     "tasks.options": "TaskSettings",
     "tasks.task": "find_task",
     "tasks.untracked": "UntrackedResult",

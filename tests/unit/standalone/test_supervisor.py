@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from girder_dask.standalone.part import Part, tail
 from girder_dask.standalone.report import Reporter
+from girder_dask.standalone.stack_part import Part, tail
 from girder_dask.standalone.supervisor import Supervisor
 
 

@@ -24,7 +24,7 @@ from girder_dask.errors import JobTimeout
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.payload import open_value
 from girder_dask.tasks.completion import completed, unfinished
-from girder_dask.tasks.context import RunningJob
+from girder_dask.tasks.running_job import RunningJob
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker, captured
 

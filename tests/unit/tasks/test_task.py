@@ -30,8 +30,8 @@ from girder_dask.errors import (
 )
 from girder_dask.jobs import HANDLER
 from girder_dask.protocol.payload import open_call
-from girder_dask.tasks.context import RunningJob, current
 from girder_dask.tasks.discovery import package_of
+from girder_dask.tasks.running_job import RunningJob, current
 from girder_dask.tasks.task import find_task
 from girder_dask.transforms import GirderFileId, GirderItemMetadata, GirderUploadToFolder
 from tests.support.recording_backend import RecordingBackend

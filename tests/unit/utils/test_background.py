@@ -24,8 +24,8 @@ import pytest
 import girder_dask
 from girder_dask.errors import CancelInterrupt
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.json_values import pack_message
 from girder_dask.protocol.messages import JobSpec
+from girder_dask.protocol.plain_values import pack_message
 from girder_dask.utils.background import Guard, log_failure, repeat
 from girder_dask.worker import cancellation
 from girder_dask.worker import plugin as hooks

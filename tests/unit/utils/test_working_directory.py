@@ -15,9 +15,9 @@ import pytest
 
 from girder_dask.utils import working_directory
 from girder_dask.utils.working_directory import own_working_directory
-from girder_dask.worker.concurrency import propagation
 from girder_dask.worker.interruption.job_threads import JobThreads
 from girder_dask.worker.job_log.log import JobLog, capturing
+from girder_dask.worker.propagation import hooks
 from tests.support.deadline import SECONDS
 
 T = TypeVar("T")
@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 @pytest.fixture(autouse=True)
 def _inherited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    propagation.install()
+    hooks.install()
     monkeypatch.setattr(os, "umask", working_directory.recording_umask(os.umask))
     yield
-    propagation.uninstall()
+    hooks.uninstall()
 
 
 def in_thread(work: Callable[[], T]) -> T:

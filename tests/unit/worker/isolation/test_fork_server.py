@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from girder_dask.errors import ArgumentError
-from girder_dask.files.base import Transform
+from girder_dask.files.transform_base import Transform
 from girder_dask.jobs import JobStatus
 from girder_dask.utils.processes import running_processes
-from girder_dask.worker.concurrency import subprocess_propagation
 from girder_dask.worker.isolation import fork_server
 from girder_dask.worker.isolation.fork_server_supervisor import ForkServerSupervisor
+from girder_dask.worker.propagation import subprocess_propagation
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import Worker, captured
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from girder_dask.worker.concurrency import propagation, subprocess_propagation
 from girder_dask.worker.job_log.log import JobLog, capturing
 from girder_dask.worker.process_globals import environ
 from girder_dask.worker.process_globals.environ import job_environment
+from girder_dask.worker.propagation import hooks, subprocess_propagation
 from tests.support.deadline import SECONDS
 
 NAME = "GIRDER_DASK_A_VARIABLE"
@@ -29,10 +29,10 @@ getenv.restype = ctypes.c_char_p
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     environ.install()
-    propagation.install()
+    hooks.install()
     monkeypatch.delenv(NAME, raising=False)
     yield
-    propagation.uninstall()
+    hooks.uninstall()
     time.tzset()  # a test has set the time zone for C code
 
 

@@ -28,7 +28,7 @@ import pytest
 from girder_dask import current_job, task
 from girder_dask.cli.doctor import Facts, examine
 from girder_dask.diagnostics import describe_process
-from girder_dask.files.base import ResultTransform
+from girder_dask.files.transform_base import ResultTransform
 from girder_dask.jobs import JobStatus
 from girder_dask.utils import working_directory
 from girder_dask.worker.process_globals import job_scope

@@ -21,7 +21,7 @@ from girder_dask.errors import (
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.exceptions import open_exception
 from girder_dask.protocol.payload import open_value, pack_call
-from girder_dask.tasks.context import RunningJob
+from girder_dask.tasks.running_job import RunningJob
 from tests.support.deadline import SECONDS, until
 from tests.support.run_worker import WORKER, Worker
 

@@ -9,7 +9,7 @@ import requests
 
 from girder_dask import current_job
 from girder_dask.errors import TransformError
-from girder_dask.files.base import ResultTransform, Transform
+from girder_dask.files.transform_base import ResultTransform, Transform
 from girder_dask.jobs import JobStatus
 from girder_dask.worker.run.transform_runner import amount
 from tests.support.run_worker import Worker

@@ -1,4 +1,4 @@
-"""One process of the stack."""
+"""One part of the stack: a database, Girder, a scheduler or a worker, as one process."""
 
 from __future__ import annotations
 

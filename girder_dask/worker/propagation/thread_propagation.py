@@ -13,9 +13,9 @@ from typing import Any
 from girder_dask.errors import JobInterrupted
 from girder_dask.utils import working_directory
 from girder_dask.utils.monkey_patches import MonkeyPatches
-from girder_dask.worker.concurrency.forks import ending_forks
 from girder_dask.worker.interruption import interruptible_waits, job_threads
 from girder_dask.worker.job_log.log import JobLog, current
+from girder_dask.worker.propagation.fork_exit import ending_forks
 from girder_dask.worker.tracebacks import own_traceback
 
 __all__ = ["install", "uninstall"]

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from girder_dask.errors import StackError
-from girder_dask.standalone import processes
-from girder_dask.standalone.part import Part, tail
+from girder_dask.standalone import marked_processes
 from girder_dask.standalone.plan import _MONGO_HINTS
+from girder_dask.standalone.stack_part import Part, tail
 
 MakePart = Callable[..., Part]
 
@@ -27,7 +27,7 @@ def make_part(tmp_path: Path) -> Iterator[MakePart]:
         part = Part(
             "shell",
             ["sh", "-c", script],
-            env={**os.environ, processes.MARK: str(tmp_path)},
+            env={**os.environ, marked_processes.MARK: str(tmp_path)},
             directory=tmp_path,
             log=tmp_path / "shell.log",
             **{"check": lambda: False, **options},
@@ -97,7 +97,7 @@ def test_kill_takes_the_whole_group(make_part: MakePart) -> None:
     family = [psutil.Process(part.pid), *psutil.Process(part.pid).children(recursive=True)]
     assert len(family) >= 2
     part.kill()
-    until(lambda: not any(processes.is_running(p) for p in family))
+    until(lambda: not any(marked_processes.is_running(p) for p in family))
 
 
 def test_start_keeps_the_log_of_the_previous_run(make_part: MakePart, tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ def test_marked_finds_a_process_that_has_left_its_group(
 ) -> None:
     part = make_part("setsid sleep 60 & echo up; wait")
     until(lambda: "up" in tail(part.log))
-    until(lambda: len(processes.marked(str(tmp_path))) == 2)
+    until(lambda: len(marked_processes.marked(str(tmp_path))) == 2)
     part.kill()
-    (stray,) = processes.marked(str(tmp_path))
-    processes.end([stray], grace=5)
-    until(lambda: processes.marked(str(tmp_path)) == [])
-    assert not processes.is_running(stray)
+    (stray,) = marked_processes.marked(str(tmp_path))
+    marked_processes.end([stray], grace=5)
+    until(lambda: marked_processes.marked(str(tmp_path)) == [])
+    assert not marked_processes.is_running(stray)
 
 
 def test_tail_makes_lines_of_mongod_readable(tmp_path: Path) -> None:

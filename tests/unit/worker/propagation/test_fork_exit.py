@@ -91,7 +91,7 @@ def test_a_fork_ends_with_the_code_of_the_task(
     log = worker.log()
     assert log.startswith("before\nin the child, without an end")
     assert log.endswith(said)
-    assert "forks.py" not in log.replace("test_forks.py", ""), "frames of ours"
+    assert "fork_exit.py" not in log.replace("test_fork_exit.py", ""), "frames of ours"
     assert list(worker.context.directory.glob("*")) == []
 
 

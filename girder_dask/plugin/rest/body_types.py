@@ -1,4 +1,4 @@
-"""The JSON bodies of requests: their types, and their descriptions in the OpenAPI document."""
+"""Types of the JSON bodies of requests, and their descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding of answers as strict JSON, whatever a document holds.
+"""Responses as strict JSON, whatever a document holds.
 
 Girder turns the value of a route into JSON after the route has returned. If JSON cannot hold the
 value, a request that has taken effect is answered with the status 500. So the routes of this

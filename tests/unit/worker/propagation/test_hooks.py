@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from girder_dask.worker.concurrency import fork_propagation, propagation, subprocess_propagation
 from girder_dask.worker.job_log.log import JobLog, capturing, current
+from girder_dask.worker.propagation import fork_propagation, hooks, subprocess_propagation
 from tests.unit.worker.capture.test_output_capture import (
     DEADLINE,
     Worker,
@@ -35,11 +35,11 @@ PRINT_LINES = "for i in range({n}): print('{name} process', i)"
 @contextlib.contextmanager
 def carrying() -> Iterator[Worker]:
     with installed() as worker:
-        propagation.install()
+        hooks.install()
         try:
             yield worker
         finally:
-            propagation.uninstall()
+            hooks.uninstall()
 
 
 @contextlib.contextmanager
@@ -432,13 +432,13 @@ def test_uninstall_restores_everything_and_outside_of_jobs_nothing_changes(capfd
         )
 
     before = patched()
-    propagation.install()
-    propagation.install()
+    hooks.install()
+    hooks.install()
     assert not set(patched()) & set(before)
     assert [f.__name__ for f in patched()] == ["start", "submit", "__init__", "system"]
     assert os.system("exit 2") >> 8 == 2
     subprocess.run(["echo", "worker's"], check=True)
-    propagation.uninstall()
-    propagation.uninstall()
+    hooks.uninstall()
+    hooks.uninstall()
     assert patched() == before
     assert capfd.readouterr().out == "worker's\n"

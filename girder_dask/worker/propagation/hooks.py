@@ -1,4 +1,4 @@
-"""Propagation of a job into what it starts: threads, thread pools, subprocesses and forks.
+"""Hooks that propagate a job into its threads, thread pools, subprocesses and forks.
 
 While installed, and only for code that runs in a job:
 
@@ -32,7 +32,7 @@ from __future__ import annotations
 import os
 import threading
 
-from girder_dask.worker.concurrency import (
+from girder_dask.worker.propagation import (
     fork_propagation,
     subprocess_propagation,
     thread_propagation,

@@ -1,4 +1,4 @@
-"""The context of a task: the running job, and the submission of child jobs."""
+"""Access of a task to Girder: the client of its job, and the submission of child jobs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, cast
 from girder_dask import config
 from girder_dask.client.backend import Backend, use_backend, without_backend
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.tasks.context import JobManager, Request, RunningJob
+from girder_dask.tasks.running_job import JobManager, Request, RunningJob
 
-__all__ = ["NO_ADDRESS", "child_jobs", "open_session", "running_job"]
+__all__ = ["NO_ADDRESS", "child_jobs", "make_running_job", "open_session"]
 
 #: The message to a job whose worker does not know the address of Girder.
 NO_ADDRESS = (
@@ -22,7 +22,7 @@ NO_ADDRESS = (
 )
 
 
-def running_job(
+def make_running_job(
     spec: JobSpec,
     *,
     manager: JobManager,

@@ -11,7 +11,7 @@ import pytest
 from girder_dask import current_job
 from girder_dask.errors import JobCanceled
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.tasks.context import JobManager, Request, RunningJob, current
+from girder_dask.tasks.running_job import JobManager, Request, RunningJob, current
 
 
 class Sink:

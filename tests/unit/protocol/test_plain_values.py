@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girder_dask.protocol.json_values import dump_plain, load_plain
 from girder_dask.protocol.payload import open_value, pack_value
+from girder_dask.protocol.plain_values import dump_plain, load_plain
 
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()

@@ -1,4 +1,4 @@
-"""The JSON bodies of requests."""
+"""Parsing of the JSON bodies of requests, within limits of size and depth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cherrypy
 import msgspec
 from girder.exceptions import RestException
 
-from girder_dask.plugin.rest.strict_json import MAX_NESTING_LEVELS, nesting_levels
+from girder_dask.plugin.rest.response_json import MAX_NESTING_LEVELS, nesting_levels
 
 __all__ = ["MAX_BODY_BYTES", "read_body", "read_body_as", "require_json"]
 

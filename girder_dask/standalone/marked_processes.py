@@ -1,4 +1,4 @@
-"""The processes of a stack: found by an environment variable, and ended.
+"""Processes marked with an environment variable as those of a stack: found and ended.
 
 Each process of a stack has the environment variable :data:`MARK` with the stack's directory, also
 a child that has left its process group or whose parent has died.

@@ -1,4 +1,4 @@
-"""The interface between job handling and Dask. Only its coroutines wait."""
+"""The interface to a Dask cluster that the dispatcher uses. Only its coroutines wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding of plain values as JSON that preserves their types.
+"""Plain values as JSON that preserves their types, for arguments and results of tasks.
 
 Girder must not unpickle results that workers send, since that may run code. Values of None, bool,
 int, float, str, bytes, list, tuple and dict travel as JSON instead and keep their types.

@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from girder_dask.utils.processes import Process, has_variable, running_processes, send_signal
-from girder_dask.worker.concurrency import subprocess_propagation
 from girder_dask.worker.job_log.log import JobLog
+from girder_dask.worker.propagation import subprocess_propagation
 
 __all__ = ["ProcessTree"]
 

@@ -1,3 +1,0 @@
-"""Child threads, subprocesses and forks of jobs."""
-
-__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Propagation of a job into the threads, subprocesses and forks that it starts."""
+
+__all__: list[str] = []
