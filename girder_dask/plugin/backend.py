@@ -41,7 +41,7 @@ __all__ = ["GirderBackend"]
 
 logger = logging.getLogger(__name__)
 
-_NO_JOB_MADE = "No job was created, as Girder's database does not answer"
+_NO_JOB_CREATED = "No job was created, as Girder's database does not answer"
 
 # The number of jobs in a request from which free memory is then returned to the system.
 _TRIM_MIN_JOBS = 1000
@@ -73,7 +73,7 @@ class GirderBackend:
 
         With a group, the first document is that of its parent job.
         """
-        with database_errors(_NO_JOB_MADE):
+        with database_errors(_NO_JOB_CREATED):
             user = _request_user()
         return self.submit_for(user, None, submissions, group)
 
@@ -145,7 +145,7 @@ class GirderBackend:
         authority: Authority = IN_GIRDER,
     ) -> list[dict[str, Any]]:
         """Record and send calls as :meth:`submit` does, for a given user and parent job."""
-        with database_errors(_NO_JOB_MADE):
+        with database_errors(_NO_JOB_CREATED):
             if group is None:
                 recorded = recording.record(
                     submissions, user, parent, authority=authority, tokens_later=True

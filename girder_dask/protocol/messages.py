@@ -226,9 +226,9 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     ``log`` is text to append. ``progress`` has any of ``total``, ``current`` and ``message``.
     ``result`` is the packed return value. ``error`` is one line that says why the job ended in
     ERROR, ``exception`` is packed by :func:`girder_dask.protocol.exceptions.pack_exception`, and
-    ``permanent`` is true if another try would end in the same way. ``waits`` is why the job waits
-    in the queue, empty if only for its turn. An event of a run names the run and the address of its
-    worker.
+    ``permanent`` is true if another try would end in the same way. ``pending_reason`` is why the
+    job waits in the queue, empty if only for its turn. An event of a run names the run and the
+    address of its worker.
     """
 
     id: str
@@ -240,7 +240,7 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     result: bytes | None = None
     error: str | None = None
     exception: bytes | None = None
-    waits: str | None = None
+    pending_reason: str | None = field(default=None, name="waits")
     run: str | None = None
     worker: str | None = None
     permanent: bool | None = None
@@ -249,7 +249,7 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     def is_bare(self) -> bool:
         """True if the event has no content and reports only that the job exists."""
         content = (self.status, self.log, self.progress, self.result)
-        reasons = (self.error, self.exception, self.waits)
+        reasons = (self.error, self.exception, self.pending_reason)
         return all(value is None for value in (*content, *reasons))
 
 
@@ -269,7 +269,7 @@ class JobUpdate(Message, Struct, frozen=True, omit_defaults=True):
     result: bytes | None = None
     error: str | None = None
     exception: bytes | None = None
-    waits: str | None = None
+    pending_reason: str | None = field(default=None, name="waits")
 
 
 class Submission(Message, ExecutionOptions, frozen=True):

@@ -100,7 +100,7 @@ class PendingReasons:
         for job in list(islice(self._due(now), _MAX_REPORTS_PER_SCAN)):
             pending = self._pending[job]
             pending.reported = pending.reason
-            self._recorder.record(job.event(waits=pending.reason))
+            self._recorder.record(job.event(pending_reason=pending.reason))
         return max(_LEAST_PAUSE_S, _PAUSE_FACTOR * (time.perf_counter() - began))
 
     def _update(self, now: float) -> None:

@@ -91,11 +91,11 @@ class RpcHandlers:
             self.girder_cancel,
             self.girder_events,
             self.girder_room,
-            self.girder_may_begin,
             self.girder_pin,
             self.girder_status,
         )
-        return {procedure.__name__: procedure for procedure in procedures}
+        named = {procedure.__name__: procedure for procedure in procedures}
+        return {**named, "girder_may_begin": self.may_start}
 
     # -- Girder -------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class RpcHandlers:
             return False
         return True
 
-    async def girder_may_begin(self, key: str, attempt: int) -> bool | None:
+    async def may_start(self, key: str, attempt: int) -> bool | None:
         """Return True if an attempt may start, once that is known; None if that takes long."""
         may_start = partial(self._jobs.may_start, key, attempt)
         with contextlib.suppress(TimeoutError):

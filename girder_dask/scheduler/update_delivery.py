@@ -49,7 +49,7 @@ class PendingUpdate:
     result: bytes | None = None
     error: str | None = None
     exception: bytes | None = None
-    waits: str | None = None
+    pending_reason: str | None = None
     nbytes: int = 0
 
     def merge(self, event: JobEvent) -> int:
@@ -70,9 +70,9 @@ class PendingUpdate:
         if event.exception is not None:
             self.exception = event.exception
             grown += len(event.exception)
-        if event.waits is not None:
-            self.waits = event.waits
-            grown += len(event.waits)
+        if event.pending_reason is not None:
+            self.pending_reason = event.pending_reason
+            grown += len(event.pending_reason)
         self.nbytes += grown
         return grown
 
@@ -103,7 +103,7 @@ class PendingUpdate:
             result=self.result,
             error=self.error,
             exception=self.exception,
-            waits=self.waits,
+            pending_reason=self.pending_reason,
         )
 
 

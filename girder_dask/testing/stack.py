@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.jobs import FINAL, JobStatus, waits_for
 from girder_dask.standalone import Stack
 from girder_dask.standalone.stack_part import tail
 from girder_dask.testing.remote import pack, unpack
@@ -249,8 +249,8 @@ def _private_folder(client: Any, user_id: str) -> dict[str, Any]:
 
 def _describe(job: dict[str, Any], how: str) -> str:
     log = "".join(job.get("log") or []) or "(empty)\n"
-    waits = (job.get("dask") or {}).get("waits")
-    status = f"{JobStatus(job['status']).name}{f' ({waits})' if waits else ''}"
+    reason = waits_for(job)
+    status = f"{JobStatus(job['status']).name}{f' ({reason})' if reason else ''}"
     return f"Job {job['_id']} ({job['title']!r}) is {status}{how}. Its log:\n{log}"
 
 

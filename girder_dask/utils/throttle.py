@@ -17,27 +17,27 @@ class Throttle:
 
     Parameters
     ----------
-    interval
+    interval_s
         Seconds from the end of one batch to the beginning of the next at least, unless a message
         is urgent.
     burst
         The size of the token bucket: urgent batches that may follow each other at once. One token
         returns in each ``spacing``. None for any number.
     spacing
-        Seconds for one token. By default ``interval``.
+        Seconds for one token. By default ``interval_s``.
     rest
         A factor: ``spacing`` is at most ``rest`` times the duration of the last batch.
     """
 
     def __init__(
         self,
-        interval: float,
+        interval_s: float,
         burst: int | None = None,
         spacing: float | None = None,
         rest: float | None = None,
     ) -> None:
-        self._interval = interval
-        self._spacing = self._max_spacing = interval if spacing is None else spacing
+        self._interval_s = interval_s
+        self._spacing = self._max_spacing = interval_s if spacing is None else spacing
         self._rest = rest
         self._begun = 0.0
         self._burst = burst
@@ -59,7 +59,7 @@ class Throttle:
     async def turn(self) -> None:
         """Wait until there is a message and the next batch is due."""
         await self._pending.wait()
-        remaining = self._last_end + self._interval - asyncio.get_running_loop().time()
+        remaining = self._last_end + self._interval_s - asyncio.get_running_loop().time()
         if remaining > 0 and not self._urgent.is_set():
             await _wait(self._urgent, remaining)
         remaining = (1.0 - self._credit_now()) * self._spacing
@@ -87,8 +87,8 @@ class Throttle:
         return min(self._credit + gained, float(self._burst))
 
 
-async def _wait(event: asyncio.Event, timeout: float) -> None:
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
     """Wait for an event or the timeout."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(timeout_s):
             await event.wait()

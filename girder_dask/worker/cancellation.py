@@ -30,9 +30,9 @@ class RunCanceller:
         The active runs, by id.
     refused
         The keys of tasks that must not start here any more.
-    grace
+    grace_s
         Seconds that a canceled run has before it is interrupted.
-    restart_after
+    restart_after_s
         Seconds after which a run that does not end is given up, None for never.
     give_up
         Called with such a run.
@@ -42,14 +42,14 @@ class RunCanceller:
         self,
         runs: Mapping[str, RunControl],
         refused: dict[str, None],
-        grace: float,
-        restart_after: float | None = None,
+        grace_s: float,
+        restart_after_s: float | None = None,
         give_up: Callable[[RunControl], None] = lambda _run: None,
     ) -> None:
         self._runs = runs
         self._refused = refused
-        self._grace = grace
-        self._restart_after = restart_after
+        self._grace_s = grace_s
+        self._restart_after_s = restart_after_s
         self._give_up = give_up
         self._tasks: dict[RunControl, asyncio.Task[None]] = {}
         self._time_limits: dict[RunControl, asyncio.TimerHandle] = {}
@@ -73,7 +73,7 @@ class RunCanceller:
             if run.key in wanted:
                 with self._guard:
                     run.cancel()
-                self._stop(run, self._grace)
+                self._stop(run, self._grace_s)
                 wanted.discard(run.key)
         return wanted
 
@@ -103,12 +103,12 @@ class RunCanceller:
         if self._expiry_guard.failed:
             self.limit(run, self._expiry_guard.delay_s)
 
-    async def close(self, timeout: float) -> None:
-        """Stop all runs, and wait for their ends for at most ``timeout`` seconds.
+    async def close(self, timeout_s: float) -> None:
+        """Stop all runs, and wait for their ends for at most ``timeout_s`` seconds.
 
         Processes that remain shortly before the deadline are killed.
         """
-        self._restart_after = None
+        self._restart_after_s = None
         for task in list(self._tasks.values()):
             task.cancel()
         self._tasks.clear()
@@ -118,19 +118,19 @@ class RunCanceller:
         self.drop(list(self._runs))
         if self._tasks:
             tasks = list(self._tasks.values())
-            _, left = await asyncio.wait(tasks, timeout=max(timeout - _KILL_TIME_S, 0.0))
+            _, left = await asyncio.wait(tasks, timeout=max(timeout_s - _KILL_TIME_S, 0.0))
             for run in list(self._runs.values()):
                 with self._guard:
                     run.kill_processes()
             if left:
-                await asyncio.wait(left, timeout=min(timeout, _KILL_TIME_S))
+                await asyncio.wait(left, timeout=min(timeout_s, _KILL_TIME_S))
         for task in list(self._tasks.values()):
             task.cancel()
 
-    def _stop(self, run: RunControl, grace: float) -> None:
+    def _stop(self, run: RunControl, grace_s: float) -> None:
         if run in self._tasks:  # it is being stopped already
             return
-        task = asyncio.get_running_loop().create_task(self._interrupt(run, grace))
+        task = asyncio.get_running_loop().create_task(self._interrupt(run, grace_s))
         self._tasks[run] = log_failure(task, logger, f"Stopping a run of job {run.spec.id}")
         task.add_done_callback(lambda done: self._forget(run, done))
 
@@ -138,25 +138,25 @@ class RunCanceller:
         if self._tasks.get(run) is task:
             del self._tasks[run]
 
-    async def _interrupt(self, run: RunControl, grace: float) -> None:
+    async def _interrupt(self, run: RunControl, grace_s: float) -> None:
         """Interrupt a run until it ends, or is given up."""
         loop = asyncio.get_running_loop()
-        if await self._ends(run, grace):
+        if await self._ends(run, grace_s):
             return
-        start, interval = loop.time(), max(self._grace, _MIN_INTERRUPT_INTERVAL_S)
+        start, interval_s = loop.time(), max(self._grace_s, _MIN_INTERRUPT_INTERVAL_S)
         is_reported = False
         while True:
             may_be_stuck = True
             with self._guard:
                 may_be_stuck = run.interrupt()
-            if await self._ends(run, interval):
+            if await self._ends(run, interval_s):
                 return
             if may_be_stuck and not is_reported:
                 is_reported = True
                 with self._guard:
                     self._report_stuck(run)
-            limit = self._restart_after
-            if limit is not None and loop.time() - start >= limit:
+            limit_s = self._restart_after_s
+            if limit_s is not None and loop.time() - start >= limit_s:
                 with self._guard:
                     self._give_up(run)
                     return
@@ -176,9 +176,9 @@ class RunCanceller:
         """Write to the logs of the worker and of the job that a run does not end."""
         logger.warning("A run of job %s was interrupted but goes on", run.spec.id)
         then = (
-            f"Its worker is restarted after {self._restart_after:g} s "
+            f"Its worker is restarted after {self._restart_after_s:g} s "
             "(girder.worker.restart-stuck)."
-            if self._restart_after is not None
+            if self._restart_after_s is not None
             else "The job ends when that returns. "
             "Set girder.worker.restart-stuck to restart the worker in such a case."
         )

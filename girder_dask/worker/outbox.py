@@ -48,7 +48,7 @@ class Outbox:
     ----------
     send
         Delivers a batch.
-    interval
+    interval_s
         Minimum seconds between two batches that contain only output and progress.
     log_capacity
         Characters of a job's output that may wait.
@@ -71,7 +71,7 @@ class Outbox:
         self,
         send: SendBatch,
         *,
-        interval: float,
+        interval_s: float,
         log_capacity: int,
         worker: str,
         max_log: float = math.inf,
@@ -94,9 +94,9 @@ class Outbox:
         self._barriers: list[threading.Event] = []
         self._loop = asyncio.get_running_loop()
         self._throttle = Throttle(
-            interval,
+            interval_s,
             burst=_BURST_BATCHES,
-            spacing=min(interval, _SPACING_S),
+            spacing=min(interval_s, _SPACING_S),
             rest=_REST_FACTOR,
         )
         # How the sender was woken since it last looked: (urgent, at_once).
@@ -228,11 +228,11 @@ class Outbox:
 
     # -- the end -------------------------------------------------------------------------------
 
-    async def close(self, timeout: float) -> None:
-        """Send what waits, for at most ``timeout`` seconds, and stop."""
+    async def close(self, timeout_s: float) -> None:
+        """Send what waits, for at most ``timeout_s`` seconds, and stop."""
         await self._back_pressure.close()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout_s):
                 await self._drained()
         except TimeoutError:
             logger.warning("Job events were not delivered before this worker closed")

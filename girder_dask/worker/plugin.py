@@ -150,7 +150,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         self._canceller = RunCanceller(
             context.runs,
             context.refused,
-            context.grace,
+            context.grace_s,
             config.seconds_or_none("worker.restart-stuck"),
             self._give_up,
         )
@@ -161,7 +161,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             "girder_cancel": self.cancel,
             "girder_drop": self.drop,
             "girder_flush": self.flush,
-            "girder_not_begun": self.not_begun,
+            "girder_not_begun": self.unstarted,
             "girder_facts": self.facts,
         }
         if context.isolation == "process":
@@ -171,7 +171,7 @@ class GirderWorkerPlugin(WorkerPlugin):
     def _make_context(self, worker: Worker) -> WorkerContext:
         outbox = Outbox(
             self._send,
-            interval=config.seconds("worker.flush-interval"),
+            interval_s=config.seconds("worker.flush-interval"),
             log_capacity=config.nbytes("worker.log-buffer"),
             worker=worker.address,
             max_log=config.nbytes("max-log"),
@@ -192,7 +192,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             gpus=gpus.GpuAllocator(gpus.visible_ids(total) if total else ()),
             fork_server_supervisor=ForkServerSupervisor(config.names("worker.preimport")),
             isolation=config.choice("worker.isolation", ("thread", "process")),
-            grace=config.seconds("worker.cancel-grace"),
+            grace_s=config.seconds("worker.cancel-grace"),
             log_level=config.get("worker.log-level"),
             dask_client=worker._get_client,  # noqa: SLF001 - get_client() needs its own thread
             scheduler=(worker.scheduler.address, worker.security),
@@ -322,7 +322,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         if self.context is not None:
             await self.context.outbox.flushed()
 
-    async def not_begun(self) -> list[str]:
+    async def unstarted(self) -> list[str]:
         """Return the keys that this leaving worker has not started and will not start.
 
         Dask's message that it leaves comes after all tasks that the scheduler has sent.

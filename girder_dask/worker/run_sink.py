@@ -98,14 +98,14 @@ class RunSink:
             self._last_flush = now
             self._outbox.wake(urgent=True)
 
-    def confirm(self, timeout: float) -> bool:
+    def confirm(self, timeout_s: float) -> bool:
         """Wait until all events are acknowledged. Return True if this run still has the job.
 
         It no longer has the job if that was given to another worker meanwhile, or if the
         scheduler has lost this worker.
         """
         acknowledged = self._outbox.barrier()
-        return acknowledged.wait(timeout) and not self.is_dropped
+        return acknowledged.wait(timeout_s) and not self.is_dropped
 
     @property
     def is_dropped(self) -> bool:

@@ -36,7 +36,7 @@ class WorkerContext:
         Forks the processes of tasks that have one of their own.
     isolation
         ``'process'`` if all tasks have a process of their own.
-    grace
+    grace_s
         Seconds between asking a process to stop and killing it.
     dask_client
         Returns a client of the scheduler.
@@ -63,7 +63,7 @@ class WorkerContext:
     gpus: GpuAllocator = field(default_factory=GpuAllocator)
     fork_server_supervisor: ForkServerSupervisor = field(default_factory=ForkServerSupervisor)
     isolation: str = "thread"
-    grace: float = 5.0
+    grace_s: float = 5.0
     log_level: int | str = "INFO"
     dask_client: Callable[[], Any] | None = None
     scheduler: tuple[str, Any] | None = None

@@ -55,14 +55,14 @@ class Worker:
         )
         self._owns_supervisor = supervisor is None
         # For time limits only: a test cancels by itself, or with its own canceller.
-        self._canceller = RunCanceller(self.context.runs, self.context.refused, grace=1.0)
+        self._canceller = RunCanceller(self.context.runs, self.context.refused, grace_s=1.0)
 
     def _limit(self, run: Run, seconds: float | None) -> None:
         self._loop.call_soon_threadsafe(self._canceller.limit, run, seconds, context=Context())
 
     def make_outbox(self, capacity: int) -> Outbox:
         async def make() -> Outbox:
-            return Outbox(self._send, interval=0.0, log_capacity=capacity, worker=WORKER)
+            return Outbox(self._send, interval_s=0.0, log_capacity=capacity, worker=WORKER)
 
         outbox = asyncio.run_coroutine_threadsafe(make(), self._loop).result(SECONDS)
         self._outboxes.append(outbox)

@@ -218,16 +218,16 @@ class JobRoutes:
 
 def _state(job: Mapping[str, Any]) -> dict[str, Any]:
     dask = job.get("dask")
-    waits = dask.get("waits") if isinstance(dask, dict) else None
-    return {**{name: job.get(name) for name in _STATE_FIELDS}, "dask": {"waits": waits}}
+    reason = dask.get("waits") if isinstance(dask, dict) else None
+    return {**{name: job.get(name) for name in _STATE_FIELDS}, "dask": {"waits": reason}}
 
 
-def _shown(job: Mapping[str, Any], kept: StoredResult) -> dict[str, Any]:
+def _shown(job: Mapping[str, Any], result: StoredResult) -> dict[str, Any]:
     return {
         "status": job.get("status"),
-        "value": to_json(kept.value),
-        "error": kept.error,
-        "exception": to_json(kept.exception),
+        "value": to_json(result.value),
+        "error": result.error,
+        "exception": to_json(result.exception),
         "parts": parents.load_part_ids(job),
     }
 

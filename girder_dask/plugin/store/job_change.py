@@ -141,8 +141,8 @@ class JobChange:
             self.dask.update(sequence=sequence, scheduler=scheduler)
             self.acknowledge()
             self._apply_parts(statuses, update, progress)
-            if update.waits is not None:
-                self.set_pending_reason(update.waits)
+            if update.pending_reason is not None:
+                self.set_pending_reason(update.pending_reason)
         elif sequence == 0:
             self.dask["scheduler"] = scheduler
             self.acknowledge()

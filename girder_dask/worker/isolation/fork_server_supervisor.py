@@ -71,9 +71,9 @@ class ForkServerSupervisor:
             )
             Context().run(self._thread.start)  # outside of the context of any job
 
-    def wait(self, timeout: float) -> ForkServerProcess | None:
+    def wait(self, timeout_s: float) -> ForkServerProcess | None:
         """Wait for the first server for a time, and return it if it can fork."""
-        self._is_settled.wait(timeout)
+        self._is_settled.wait(timeout_s)
         return self.server
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class ForkServerSupervisor:
 
     def _supervise(self) -> None:
         """Keep a server running until the end of the worker."""
-        pause, must_go_on = _MIN_RESTART_DELAY_S, _has_pidfd()
+        pause_s, must_go_on = _MIN_RESTART_DELAY_S, _has_pidfd()
         guard = Guard(logger, "Keeping the fork server of this worker")
         if not must_go_on:
             logger.warning(
@@ -117,9 +117,11 @@ class ForkServerSupervisor:
             if len(self._modules) < known:  # the next may start without the module that failed
                 continue
             self._is_settled.set()
-            pause = _MIN_RESTART_DELAY_S if time.monotonic() - started >= _STABLE_TIME_S else pause
-            self._is_closed.wait(pause)
-            pause = min(2 * pause, _MAX_RESTART_DELAY_S)
+            pause_s = (
+                _MIN_RESTART_DELAY_S if time.monotonic() - started >= _STABLE_TIME_S else pause_s
+            )
+            self._is_closed.wait(pause_s)
+            pause_s = min(2 * pause_s, _MAX_RESTART_DELAY_S)
         self._is_settled.set()
 
     def _serve_once(self) -> bool:

@@ -49,12 +49,12 @@ class ProcessSink:
         """Send changes of the progress, at once or together with later ones."""
         with self._lock:
             self._progress.update(changes)
-            delay = self._next_progress - time.monotonic()
-            if delay <= 0:
+            delay_s = self._next_progress - time.monotonic()
+            if delay_s <= 0:
                 self.send_progress()
             elif not self._has_timer:
                 self._has_timer = True
-                get_selector_thread().call_later(delay, self._on_timer)
+                get_selector_thread().call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
         with self._lock:

@@ -136,11 +136,11 @@ class _Subreaper:
         with contextlib.suppress(OSError):  # the worker is gone
             self._lifeline.send(text.encode())
 
-    def _wait(self, timeout: float | None) -> None:
+    def _wait(self, timeout_s: float | None) -> None:
         """Wait for a signal or a message, and handle it."""
         lifeline = self._lifeline.fileno()
         worker = [] if self._worker is None else [self._worker]
-        ready, _, _ = select.select([self._wake, lifeline, *worker], [], [], timeout)
+        ready, _, _ = select.select([self._wake, lifeline, *worker], [], [], timeout_s)
         if self._worker in ready:
             self._must_end = True
         if self._wake in ready:

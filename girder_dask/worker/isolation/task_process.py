@@ -69,7 +69,7 @@ class TaskProcess:
         The job manager that gets its progress and status.
     directory
         Where the :mod:`~girder_dask.worker.isolation.exchange_file` is created.
-    grace
+    grace_s
         Seconds between asking the task to stop and killing it.
     """
 
@@ -81,11 +81,11 @@ class TaskProcess:
         log: JobLog,
         manager: JobManager,
         directory: Path,
-        grace: float,
+        grace_s: float,
     ) -> None:
         self._spec = spec
         self._manager = manager
-        self._grace = grace
+        self._grace_s = grace_s
         #: The working directory in which the function returned, None until then.
         self.cwd: str | None = None
         self._received: set[str] = set()
@@ -144,7 +144,7 @@ class TaskProcess:
             self._wait_for_end()
             self._outcome()
 
-    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None) -> Any:
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any], timeout_s: float | None) -> Any:
         """Call the function, and return its value.
 
         Raises
@@ -152,7 +152,7 @@ class TaskProcess:
         ProcessFailed
             If it raised, or its process ended before it returned.
         JobTimeout
-            If it took longer than ``timeout`` seconds.
+            If it took longer than ``timeout_s`` seconds.
         JobCanceled
             If it was killed because the job was canceled.
         """
@@ -166,13 +166,13 @@ class TaskProcess:
                     task=self._spec.job.task,
                 ) from e
             self._send("run")
-            self._wait_for("end", timeout)
+            self._wait_for("end", timeout_s)
             self._wait_for_end()
         return self._outcome()
 
-    def _wait_for(self, message: str, timeout: float | None = None) -> None:
+    def _wait_for(self, message: str, timeout_s: float | None = None) -> None:
         """Wait for a message or the end of the process. Stop it at the time limit."""
-        limit = None if timeout is None else time.monotonic() + timeout
+        limit = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._received & {message, "end"} and not self._is_gone:
             if limit is not None and time.monotonic() >= limit:
                 self._stop("timeout")
@@ -201,10 +201,10 @@ class TaskProcess:
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
             self._command(b"kill")
-            self._kill_at = now + max(self._grace, 1.0)
+            self._kill_at = now + max(self._grace_s, 1.0)
         times = [t for t in (until, self._kill_at) if t is not None]
-        pause = max(0.0, min(times) - now) if times else None
-        for key, _ in self._selector.select(pause):
+        pause_s = max(0.0, min(times) - now) if times else None
+        for key, _ in self._selector.select(pause_s):
             key.data()
 
     def _outcome(self) -> Any:
@@ -324,7 +324,7 @@ class TaskProcess:
         with self._lock:
             if self._stopping is None:
                 self._stopping = reason
-                self._kill_at = time.monotonic() + self._grace
+                self._kill_at = time.monotonic() + self._grace_s
                 self._send("stop", reason)
                 self._command(b"term")
         with contextlib.suppress(OSError):

@@ -65,10 +65,10 @@ class SelectorThread:
             if self._paused.pop(fd, None) is None:
                 self._selector.unregister(fd)
 
-    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once, ``delay`` seconds from now."""
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, ``delay_s`` seconds from now."""
         with self._lock:
-            due = time.monotonic() + delay
+            due = time.monotonic() + delay_s
             heapq.heappush(self._timers, (due, next(self._numbers), callback))
         self._start()
         with contextlib.suppress(BlockingIOError):  # full: the thread is awake anyway
@@ -103,7 +103,7 @@ class SelectorThread:
                 time.sleep(self._guard.delay_s)
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(self._timeout()):
+        for key, _ in self._selector.select(self._timeout_s()):
             # The thread serves all jobs, so it continues without the one that failed.
             with self._callbacks:
                 key.data()
@@ -126,7 +126,7 @@ class SelectorThread:
             if callback is not None:
                 self.watch(fd, callback)
 
-    def _timeout(self) -> float | None:
+    def _timeout_s(self) -> float | None:
         with self._lock:
             if not self._timers:
                 return None

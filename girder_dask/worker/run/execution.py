@@ -87,7 +87,7 @@ def in_process(
         log=control.sink.log,
         manager=control.manager,
         directory=worker.directory,
-        grace=worker.grace,
+        grace_s=worker.grace_s,
     )
     control.process = process
     process.load()

@@ -68,16 +68,16 @@ class ProcessTree:
                 send_signal(process.pid, signal.SIGKILL)
                 self._terminated.add(process)
 
-    def end(self, grace: float) -> bool:
+    def end(self, grace_s: float) -> bool:
         """Terminate the processes, and wait for their end. Return False if one is left.
 
         Parameters
         ----------
-        grace
+        grace_s
             Seconds between SIGTERM and SIGKILL.
         """
         start = time.monotonic()
-        kill_at = start + grace if self.running() else start
+        kill_at = start + grace_s if self.running() else start
         first = True
         while self.running():
             now = time.monotonic()

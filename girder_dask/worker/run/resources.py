@@ -67,7 +67,7 @@ class RunResources:
             return str(Path.cwd())
         return None
 
-    def release(self, control: RunControl, grace: float) -> None:
+    def release(self, control: RunControl, grace_s: float) -> None:
         """Release everything in reverse order, even if a step fails.
 
         The process of the task ends first, then any threads and processes that a stopped task has
@@ -75,7 +75,7 @@ class RunResources:
 
         Parameters
         ----------
-        grace
+        grace_s
             Seconds between SIGTERM and SIGKILL for remaining processes.
         """
         try:
@@ -86,7 +86,7 @@ class RunResources:
                 if self.transforms is not None:
                     ending.callback(self.transforms.clean_up, control.write)
                 if control.is_stopped:
-                    ending.callback(_end_processes, control, grace)
+                    ending.callback(_end_processes, control, grace_s)
                     ending.callback(_end_threads, control)
                 else:
                     ending.callback(control.interruption.release)
@@ -103,7 +103,7 @@ def _end_threads(control: RunControl) -> None:
         pass
 
 
-def _end_processes(control: RunControl, grace: float) -> None:
-    if not control.processes.end(grace):
+def _end_processes(control: RunControl, grace_s: float) -> None:
+    if not control.processes.end(grace_s):
         pids = ", ".join(str(process.pid) for process in control.processes.running())
         control.write(f"Processes of the job have been killed, but have not ended: {pids}.\n")

@@ -114,7 +114,7 @@ class Run:
             outcome = self._outcome_or_failure()
             return failed(outcome, self.control) if isinstance(outcome, Failure) else outcome
         finally:
-            self._resources.release(self.control, self.worker.grace)
+            self._resources.release(self.control, self.worker.grace_s)
             running_job.current.reset(token)
 
     def _outcome_or_failure(self) -> RunOutcome | Failure:

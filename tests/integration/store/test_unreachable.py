@@ -10,15 +10,15 @@ from tests.support.store_jobs import receive, update, waits
 def test_job_in_the_queue_says_why_it_waits(girder):
     (recorded,) = girder.record()
     job_id = recorded.spec.id
-    girder.store.apply("s", [update(job_id, 1, waits="no worker is there")])
+    girder.store.apply("s", [update(job_id, 1, pending_reason="no worker is there")])
     assert waits(girder, recorded) == "no worker is there"
-    girder.store.apply("s", [update(job_id, 2, waits="no worker is there")])
+    girder.store.apply("s", [update(job_id, 2, pending_reason="no worker is there")])
     girder.store.apply("s", [update(job_id, 3)])
     assert waits(girder, recorded) == "no worker is there"
-    girder.store.apply("s", [update(job_id, 4, waits="none has a GPU")])
-    girder.store.apply("s", [update(job_id, 5, waits="")])
+    girder.store.apply("s", [update(job_id, 4, pending_reason="none has a GPU")])
+    girder.store.apply("s", [update(job_id, 5, pending_reason="")])
     assert waits(girder, recorded) is None
-    girder.store.apply("s", [update(job_id, 6, waits="none has a GPU")])
+    girder.store.apply("s", [update(job_id, 6, pending_reason="none has a GPU")])
     girder.store.apply("s", [update(job_id, 7, JobStatus.RUNNING)])
     assert waits(girder, recorded) is None
     assert girder.log(job_id).splitlines() == [
@@ -30,18 +30,22 @@ def test_job_in_the_queue_says_why_it_waits(girder):
 def test_only_a_job_in_the_queue_waits(girder):
     (recorded,) = girder.record()
     job_id = recorded.spec.id
-    girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING, waits="no worker is there")])
+    girder.store.apply(
+        "s", [update(job_id, 1, JobStatus.RUNNING, pending_reason="no worker is there")]
+    )
     assert waits(girder, recorded) is None
-    girder.store.apply("s", [update(job_id, 2, JobStatus.QUEUED, waits="no worker is there")])
+    girder.store.apply(
+        "s", [update(job_id, 2, JobStatus.QUEUED, pending_reason="no worker is there")]
+    )
     assert waits(girder, recorded) == "no worker is there"
     girder.store.cancel(recorded.job["_id"])
     assert girder.load(job_id)["dask"].keys().isdisjoint({"waits", "unreached"})
-    assert girder.store.apply("s", [update(job_id, 3, waits=5)]).stale == [job_id]
+    assert girder.store.apply("s", [update(job_id, 3, pending_reason=5)]).stale == [job_id]
 
 
 def test_scheduler_that_is_restarted_looks_anew(girder):
     (recorded,) = girder.record()
-    girder.store.apply("old", [update(recorded.spec.id, 1, waits="no worker is there")])
+    girder.store.apply("old", [update(recorded.spec.id, 1, pending_reason="no worker is there")])
     girder.store.claim("new", 10)
     assert waits(girder, recorded) is None
 
@@ -50,7 +54,7 @@ def test_unreachable_reason_holds_until_a_scheduler_has_the_job(girder):
     from girder_dask.plugin.store.unreachable import clear_reason, write_reason
 
     new, held, speaking, running, ended = girder.record(5)
-    girder.store.apply("silent", [update(held.spec.id, 1, waits="none has a GPU")])
+    girder.store.apply("silent", [update(held.spec.id, 1, pending_reason="none has a GPU")])
     girder.store.apply("loud", [update(speaking.spec.id, 1)])
     girder.store.apply("loud", [update(running.spec.id, 1, JobStatus.RUNNING)])
     girder.store.apply("loud", [update(ended.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS)])
@@ -94,7 +98,7 @@ def test_unreachable_reason_written_meanwhile_is_removed(girder, monkeypatch):
 def test_users_are_told_why_jobs_wait(girder, services):
     with listening(services, girder.user) as received:
         (recorded,) = girder.record()
-        girder.store.apply("s", [update(recorded.spec.id, 1, waits="no worker is there")])
+        girder.store.apply("s", [update(recorded.spec.id, 1, pending_reason="no worker is there")])
         _, log, status = received(3, recorded.spec.id)
     assert [log["type"], status["type"]] == ["job_log", "job_status"]
     assert status["data"]["dask"]["waits"] == "no worker is there"

@@ -50,7 +50,7 @@ class Account:
         elif what.status is not None:
             self.statuses.append((what.status, what.time))
         self.progress |= what.progress or {}
-        for name in ("result", "error", "exception", "waits"):
+        for name in ("result", "error", "exception", "pending_reason"):
             if getattr(what, name) is not None:
                 self.told[name] = getattr(what, name)
 
@@ -225,7 +225,7 @@ class Deliveries(RuleBasedStateMachine):
             "long": {"log": self.line(300)},
             "status": {"status": int(S.RUNNING), "log": self.line()},
             "progress": {"progress": {"current": self.words}},
-            "waits": {"waits": f"for {self.words}"},
+            "waits": {"pending_reason": f"for {self.words}"},
             "bare": {},
         }[what]
         self.record(job, **said)

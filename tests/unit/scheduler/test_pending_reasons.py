@@ -12,7 +12,9 @@ GPU = "none has a GPU"
 
 
 def told(site: Site, job_id: str = "a") -> list[str]:
-    return [e.waits for e in site.events if e.id == job_id and e.waits is not None]
+    return [
+        e.pending_reason for e in site.events if e.id == job_id and e.pending_reason is not None
+    ]
 
 
 def look(site: Site, seconds: float = 0.0) -> None:
@@ -97,7 +99,7 @@ def test_scan_begins_anew_with_the_next_attempt() -> None:
     look(site)
     look(site, 3)
     assert told(site) == [NONE, NONE]
-    assert [e.attempt for e in site.events if e.waits] == [1, 2]
+    assert [e.attempt for e in site.events if e.pending_reason] == [1, 2]
 
 
 def test_scan_reports_nothing_of_a_removed_job() -> None:

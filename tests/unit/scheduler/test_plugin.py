@@ -240,7 +240,7 @@ async def test_next_attempt_starts_once_girder_recorded_it(
             async with Nanny(address, nthreads=1):
                 await plugin._scheduler.remove_worker(nanny.worker_address, stimulus_id="lost")
                 await soon(lambda: plugin._cluster.assigned_to("tally-a-1"))
-                assert await plugin.rpc.girder_may_begin("tally-a-1", 2) is None
+                assert await plugin.rpc.may_start("tally-a-1", 2) is None
                 await asyncio.sleep(0.5)
                 assert numbers(tally) == ["1 1"]
                 girder.peer.answers[girder_path] = answer

@@ -211,7 +211,7 @@ async def an_outbox(**options: Any) -> Any:
         sent.extend(events)
         return [event["run"] for event in events]
 
-    outbox = Outbox(send, interval=0.0, log_capacity=1 << 20, worker="tcp://w:1", **options)
+    outbox = Outbox(send, interval_s=0.0, log_capacity=1 << 20, worker="tcp://w:1", **options)
     try:
         yield outbox, sent
     finally:

@@ -63,9 +63,9 @@ class Scheduler:
 
 @contextlib.asynccontextmanager
 async def opened(
-    scheduler: Scheduler, *, interval: float = 0.0, capacity: int = 1 << 20
+    scheduler: Scheduler, *, interval_s: float = 0.0, capacity: int = 1 << 20
 ) -> AsyncIterator[Outbox]:
-    outbox = Outbox(scheduler.send, interval=interval, log_capacity=capacity, worker=WORKER)
+    outbox = Outbox(scheduler.send, interval_s=interval_s, log_capacity=capacity, worker=WORKER)
     try:
         yield outbox
     finally:
@@ -83,7 +83,7 @@ async def in_thread(function: Any, *args: Any) -> Any:
 
 async def test_an_idle_outbox_sends_at_once() -> None:
     scheduler = Scheduler()
-    async with opened(scheduler, interval=A_WHILE) as outbox:
+    async with opened(scheduler, interval_s=A_WHILE) as outbox:
         sink(outbox).write("x\n")
         await soon(lambda: scheduler.log("a") == "x\n")
 
@@ -105,7 +105,7 @@ async def test_an_event_says_of_which_run_on_which_worker_it_is() -> None:
 
 async def test_output_waits_for_the_interval_but_a_change_of_state_does_not() -> None:
     scheduler = Scheduler()
-    async with opened(scheduler, interval=A_WHILE) as outbox:
+    async with opened(scheduler, interval_s=A_WHILE) as outbox:
         out = sink(outbox)
         out.write("1\n")
         await soon(lambda: scheduler.log("a") == "1\n")
@@ -122,7 +122,7 @@ async def test_output_waits_for_the_interval_but_a_change_of_state_does_not() ->
 
 async def test_flushing_does_not_wait_for_the_interval() -> None:
     scheduler = Scheduler()
-    async with opened(scheduler, interval=A_WHILE) as outbox:
+    async with opened(scheduler, interval_s=A_WHILE) as outbox:
         out = sink(outbox)
         out.write("1\n")
         await soon(lambda: scheduler.log("a") == "1\n")
@@ -141,7 +141,7 @@ async def test_output_alone_keeps_to_the_interval_however_much_there_is() -> Non
             out.write("x\n")
             time.sleep(0.001)
 
-    async with opened(scheduler, interval=0.2) as outbox:
+    async with opened(scheduler, interval_s=0.2) as outbox:
         await in_thread(write, sink(outbox))
     elapsed = time.monotonic() - begun
     assert len(scheduler.batches) <= elapsed / 0.2 + 3
@@ -157,7 +157,7 @@ async def test_many_threads_lose_and_mix_up_nothing() -> None:
             out.write(f"{out.spec.id} {n}\n")
         out.finish(S.SUCCESS, result=out.spec.id.encode())
 
-    async with opened(scheduler, interval=0.001, capacity=2000) as outbox:
+    async with opened(scheduler, interval_s=0.001, capacity=2000) as outbox:
         with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
             loop = asyncio.get_running_loop()
             await asyncio.gather(
@@ -214,7 +214,7 @@ async def test_two_outboxes_have_two_names() -> None:
 
 async def test_the_end_and_the_rest_of_the_log_are_one_event() -> None:
     scheduler = Scheduler()
-    async with opened(scheduler, interval=A_WHILE) as outbox:
+    async with opened(scheduler, interval_s=A_WHILE) as outbox:
         out = sink(outbox)
         out.write("1\n")
         await soon(lambda: scheduler.log("a"))
@@ -278,7 +278,7 @@ async def test_progress_is_merged_and_a_hundred_thousand_changes_are_few_events(
             out.progress({"current": n + 1})
         out.finish(S.SUCCESS)
 
-    async with opened(scheduler, interval=0.1) as outbox:
+    async with opened(scheduler, interval_s=0.1) as outbox:
         begun = time.monotonic()
         await in_thread(work, sink(outbox))
         elapsed = time.monotonic() - begun
@@ -333,7 +333,7 @@ async def test_many_events_go_in_several_batches() -> None:
 
 async def test_a_run_that_is_heard_is_confirmed_after_all_it_said() -> None:
     scheduler = Scheduler()
-    async with opened(scheduler, interval=A_WHILE) as outbox:
+    async with opened(scheduler, interval_s=A_WHILE) as outbox:
         out = sink(outbox)
         out.write("1\n")
         await soon(lambda: scheduler.log("a"))
@@ -372,7 +372,7 @@ async def test_who_asks_is_told_when_the_worker_closes() -> None:
     """Its thread would hold up the end of the worker."""
     scheduler = Scheduler()
     scheduler.gate.clear()
-    outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 20, worker=WORKER)
+    outbox = Outbox(scheduler.send, interval_s=0.0, log_capacity=1 << 20, worker=WORKER)
     out = sink(outbox)
     out.status(S.PUSHING_OUTPUT)
     asked = asyncio.create_task(asyncio.to_thread(out.confirm, SECONDS))
@@ -395,7 +395,7 @@ async def test_many_threads_may_ask_at_once() -> None:
             assert seen.endswith(f"{n}\n"), seen
         return heard
 
-    async with opened(scheduler, interval=A_WHILE) as outbox:
+    async with opened(scheduler, interval_s=A_WHILE) as outbox:
         loop = asyncio.get_running_loop()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             answers = await asyncio.gather(
@@ -409,7 +409,7 @@ async def test_many_threads_may_ask_at_once() -> None:
 
 async def test_closing_sends_what_waits() -> None:
     scheduler = Scheduler()
-    outbox = Outbox(scheduler.send, interval=A_WHILE, log_capacity=1 << 20, worker=WORKER)
+    outbox = Outbox(scheduler.send, interval_s=A_WHILE, log_capacity=1 << 20, worker=WORKER)
     outs = [sink(outbox, str(n)) for n in range(3)]
     outs[0].write("0\n")
     await soon(lambda: scheduler.log("0"))
@@ -432,7 +432,7 @@ async def test_a_run_that_floods_waits_for_room_and_the_others_do_not() -> None:
         return True
 
     outbox = Outbox(
-        scheduler.send, interval=0.0, log_capacity=1 << 23, worker=WORKER, room=wait_for_room
+        scheduler.send, interval_s=0.0, log_capacity=1 << 23, worker=WORKER, room=wait_for_room
     )
     flood, other = sink(outbox, "flood"), sink(outbox, "other")
     text = "x" * (6 << 20)
@@ -459,7 +459,9 @@ async def test_the_end_of_a_run_waits_for_no_room_and_comes_in_parts() -> None:
     async def no_room(job_id: str) -> bool:
         return False
 
-    outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 23, worker=WORKER, room=no_room)
+    outbox = Outbox(
+        scheduler.send, interval_s=0.0, log_capacity=1 << 23, worker=WORKER, room=no_room
+    )
     out = sink(outbox)
     text = "".join(f"line {n}\n" for n in range(600_000))
     out.write(text)
@@ -481,7 +483,7 @@ async def test_output_that_waits_for_room_is_sent_when_the_worker_closes() -> No
         await asyncio.Event().wait()
         return True
 
-    outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 23, worker=WORKER, room=never)
+    outbox = Outbox(scheduler.send, interval_s=0.0, log_capacity=1 << 23, worker=WORKER, room=never)
     sink(outbox).write("x" * (6 << 20))
     await asyncio.wait_for(asked.wait(), SECONDS)
     await outbox.close(SECONDS)
@@ -490,7 +492,7 @@ async def test_output_that_waits_for_room_is_sent_when_the_worker_closes() -> No
 
 async def test_output_that_is_forced_all_the_time_does_not_keep_the_sender_busy() -> None:
     scheduler = Scheduler()
-    async with opened(scheduler, interval=A_WHILE) as outbox:
+    async with opened(scheduler, interval_s=A_WHILE) as outbox:
         out = sink(outbox)
         begun = time.monotonic()
 
@@ -507,7 +509,7 @@ async def test_output_that_is_forced_all_the_time_does_not_keep_the_sender_busy(
 async def test_who_waits_does_not_wait_for_what_comes_meanwhile() -> None:
     scheduler = Scheduler()
     scheduler.takes = 0.005
-    async with opened(scheduler, interval=A_WHILE) as outbox:
+    async with opened(scheduler, interval_s=A_WHILE) as outbox:
         busy, waits = sink(outbox, "a"), sink(outbox, "b")
         over = threading.Event()
 
@@ -531,7 +533,7 @@ async def test_who_waits_does_not_wait_for_what_comes_meanwhile() -> None:
 async def test_a_busy_sender_rests_also_when_more_comes_while_it_sends() -> None:
     scheduler = Scheduler()
     scheduler.takes = 0.01
-    async with opened(scheduler, interval=A_WHILE) as outbox:
+    async with opened(scheduler, interval_s=A_WHILE) as outbox:
         out = sink(outbox)
 
         def speak() -> None:
@@ -553,7 +555,7 @@ async def test_a_busy_sender_rests_also_when_more_comes_while_it_sends() -> None
 async def test_closing_has_a_limit() -> None:
     scheduler = Scheduler()
     scheduler.gate.clear()
-    outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 20, worker=WORKER)
+    outbox = Outbox(scheduler.send, interval_s=0.0, log_capacity=1 << 20, worker=WORKER)
     sink(outbox).write("x\n")
     begun = time.monotonic()
     await outbox.close(0.1)
@@ -563,14 +565,14 @@ async def test_closing_has_a_limit() -> None:
 
 async def test_an_outbox_with_nothing_to_say_closes_at_once() -> None:
     scheduler = Scheduler()
-    outbox = Outbox(scheduler.send, interval=A_WHILE, log_capacity=1 << 20, worker=WORKER)
+    outbox = Outbox(scheduler.send, interval_s=A_WHILE, log_capacity=1 << 20, worker=WORKER)
     await asyncio.wait_for(outbox.close(SECONDS), 2.0)
     assert scheduler.batches == []
 
 
 async def test_a_run_that_writes_after_closing_is_not_hurt() -> None:
     scheduler = Scheduler()
-    outbox = Outbox(scheduler.send, interval=0.0, log_capacity=1 << 20, worker=WORKER)
+    outbox = Outbox(scheduler.send, interval_s=0.0, log_capacity=1 << 20, worker=WORKER)
     out = sink(outbox)
     await outbox.close(SECONDS)
     thread = threading.Thread(target=lambda: (out.write("x\n"), out.finish(S.SUCCESS)))

@@ -39,7 +39,7 @@ def supervisor() -> Iterator[ForkServerSupervisor]:
 @pytest.fixture
 def worker(tmp_path: Path, supervisor: ForkServerSupervisor) -> Iterator[Worker]:
     opened = Worker(tmp_path, supervisor)
-    opened.context.grace = 0.3
+    opened.context.grace_s = 0.3
     yield opened
     for run in list(opened.context.runs.values()):  # of a test that has failed
         run.cancel()

@@ -44,7 +44,7 @@ RESTORED = "It was restored."
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Worker]:
     opened = Worker(tmp_path)
-    opened.context.grace = 0.3
+    opened.context.grace_s = 0.3
     job_scope.install()
     yield opened
     opened.close()

@@ -39,7 +39,7 @@ def test_a_key_that_was_refused_is_not_begun_with(worker: Worker) -> None:
     """Its cancellation came while it waited on this worker."""
     called: list[int] = []
     run = worker.run(called.append, 1)
-    canceller = RunCanceller(worker.context.runs, worker.context.refused, grace=0.0)
+    canceller = RunCanceller(worker.context.runs, worker.context.refused, grace_s=0.0)
     assert canceller.cancel([run.control.key]) == {run.control.key}
     assert isinstance(worker.begin(run).exception(SECONDS), JobCanceled)
     until(lambda: worker.statuses() == [S.CANCELED])
@@ -102,7 +102,7 @@ def test_to_be_stopped_again_changes_neither_grace_nor_count(worker: Worker) -> 
     run = worker.run(None, task=counts.name)
 
     async def stop() -> None:
-        canceller = RunCanceller(worker.context.runs, worker.context.refused, grace=0.5)
+        canceller = RunCanceller(worker.context.runs, worker.context.refused, grace_s=0.5)
         canceller.cancel([run.control.key])
         for _ in range(60):
             canceller.drop([run.control.id])

@@ -120,7 +120,7 @@ def test_a_subprocess_that_ignores_sigterm_does_not_outlive_its_worker(
     run = worker.run(work, SHELL.format(path=path, seconds=seconds))
 
     async def close() -> None:
-        await RunCanceller(worker.context.runs, worker.context.refused, grace=60.0).close(1.0)
+        await RunCanceller(worker.context.runs, worker.context.refused, grace_s=60.0).close(1.0)
 
     with captured():
         future = worker.begin(run)

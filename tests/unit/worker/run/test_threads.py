@@ -255,7 +255,7 @@ def test_a_job_ends_when_its_thread_in_c_code_has(worker: Worker) -> None:
     run = worker.run(None, ["held"], task=leaves.name)
 
     async def stop() -> float:
-        canceller = RunCanceller(worker.context.runs, worker.context.refused, grace=0.2)
+        canceller = RunCanceller(worker.context.runs, worker.context.refused, grace_s=0.2)
         canceller.cancel([run.control.key])
         return time.monotonic()
 
