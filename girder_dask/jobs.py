@@ -54,7 +54,7 @@ _ACTIVE = frozenset(
 _UNFINISHED = _ACTIVE | {JobStatus.INACTIVE, JobStatus.QUEUED}
 
 #: For each state, the states that it may follow. An active job returns to QUEUED when its worker
-#: is lost and it is tried again. A job that had finished before it was canceled keeps its end.
+#: is lost and it is retried. A job that had finished before it was canceled keeps its end.
 PREDECESSORS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.INACTIVE: frozenset(),
     JobStatus.QUEUED: _ACTIVE | {JobStatus.INACTIVE},

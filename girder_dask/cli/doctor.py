@@ -263,7 +263,7 @@ def _examine_workers(facts: Facts) -> Iterator[Check]:
             yield Check(
                 f"Worker {address} runs jobs",
                 problem="it does not know girder_dask",
-                remedy="Install girder_dask in its environment and start it again.",
+                remedy="Install girder_dask in its environment, then restart it.",
             )
             continue
         yield Check(
@@ -338,7 +338,7 @@ def _examine_tasks(facts: Facts) -> Iterator[Check]:
             elif here["package"] != package:
                 missing.append(f"{here['package']} on {address}, {package} elsewhere")
         install = (
-            f"Install {package or module} in the environment of those workers and start them again."
+            f"Install {package or module} in the environment of those workers, then restart them."
         )
         correct = (
             f"Fix its import: \"python -c 'import {module}'\" in that environment shows the error."

@@ -196,7 +196,7 @@ class GirderUploadToFolder(_Upload):
     def transform(self, data: Any) -> Any:
         if not self.must_exist and not self.confined and not Path(self._path(data)).exists():
             self._note(
-                f"{self._repr_model_()} had nothing to do: there is nothing at {data!r:.200}."
+                f"{self._repr_model_()} uploaded nothing: there is no file at {data!r:.200}."
             )
             return None
         return super().transform(data)
@@ -285,7 +285,7 @@ class GirderUploadJobArtifact(PathOutput):
         source = self._source(data)
         if source is None:
             self._note(
-                f"{self._repr_model_()} had nothing to do: there is nothing at {data!r:.200}."
+                f"{self._repr_model_()} uploaded nothing: there is no file at {data!r:.200}."
             )
             return
         self._check_place(source)

@@ -237,9 +237,9 @@ class Dispatcher:
             if job.run is not None:
                 self._cluster.drop_run(where, job.run)
             if leaving:
-                why = f"Worker {where} is leaving; the job is tried again"
+                why = f"Worker {where} is leaving; the job is retried"
             else:
-                why = f"Dask took the job from worker {where}; it is tried again"
+                why = f"Dask took the job from worker {where}; it is retried"
             self._transitions.next_attempt(job, why)
 
     def _on_worker_lost(self, job: JobState, worker: str) -> None:
@@ -250,7 +250,7 @@ class Dispatcher:
         reason = self._cluster.loss_reason(worker)
         why = f" ({reason})" if reason else ""
         when = "while the job ran" if job.run is not None else "with the job"
-        log = f"Worker {worker} was lost {when}{why}; it is tried again"
+        log = f"Worker {worker} was lost {when}{why}; it is retried"
         self._transitions.next_attempt(job, log)
 
     def on_loss_explained(self, worker: str) -> None:
@@ -303,7 +303,7 @@ class Dispatcher:
         if job.times_forgotten > _MAX_TIMES_FORGOTTEN:
             reason = (
                 f"Dask forgot the task {job.times_forgotten} times before it reported its end, so "
-                "it is not tried again. The scheduler's log has the reason. Start the job again."
+                "it is not retried. The scheduler's log has the reason. Start the job again."
             )
             self._transitions.fail(job, reason)
             return

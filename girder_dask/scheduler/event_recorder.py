@@ -61,7 +61,7 @@ class Recorder:
     buffer_bytes
         Bytes that may be pending before :meth:`room` makes its callers wait.
     retry_delay_s, max_retry_delay_s
-        Seconds before a failed request is tried again, doubled each time up to the limit.
+        Seconds before a failed request is retried, doubled each time up to the limit.
     """
 
     def __init__(

@@ -100,7 +100,7 @@ class JobState:
 
     @property
     def may_retry(self) -> bool:
-        """Whether the job is tried again after a run that raised."""
+        """Whether the job is retried after a run that raised."""
         return self.failed_tries < self.spec.retries and not self.canceled
 
     def event(self, **fields: Any) -> JobEvent:

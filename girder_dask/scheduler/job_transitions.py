@@ -126,7 +126,7 @@ class JobTransitions:
         """Begin the next try of a job that raised, after its delay."""
         job.failed_tries += 1
         delay_s = self._backoff.delay_s(job.failed_tries)
-        what = f"Try {job.failed_tries} of {job.spec.retries + 1} failed; the job is tried again"
+        what = f"Try {job.failed_tries} of {job.spec.retries + 1} failed; the job is retried"
         self.next_attempt(job, f"{what} in {delay_s:g} s" if delay_s else what)
         self.renew_key(job)
 

@@ -94,8 +94,8 @@ class PendingReasons:
             reason = self._pending.pop(job).reason
             self._transitions.fail(
                 job,
-                f"No worker could run this job for {self.timeout_s:g} s: {reason}. It is not tried "
-                "again (girder.scheduler.no-worker-timeout). Start it again when a worker can.",
+                f"No worker could run this job for {self.timeout_s:g} s: {reason}. It is not "
+                "retried (girder.scheduler.no-worker-timeout). Start it again when a worker can.",
             )
         for job in list(islice(self._due(now), _MAX_REPORTS_PER_SCAN)):
             pending = self._pending[job]

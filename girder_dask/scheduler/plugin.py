@@ -279,5 +279,5 @@ def _failure_reason(details: Mapping[str, Any]) -> str:
         return f"Dask could not run the task: {text}"
     return (
         "The task was lost with more workers than distributed.scheduler.allowed-failures allows, "
-        "so it is not tried again. Look for a lack of memory or a crash in the workers' logs."
+        "so it is not retried. Look for a lack of memory or a crash in the workers' logs."
     )

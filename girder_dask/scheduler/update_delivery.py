@@ -116,7 +116,7 @@ class UpdateDelivery:
         Coroutine function that posts updates and acknowledgements. If it raises GirderError, they
         were not delivered and are posted again.
     retry_delay_s, max_retry_delay_s
-        Seconds before a failed request is tried again, doubled each time up to the limit.
+        Seconds before a failed request is retried, doubled each time up to the limit.
     """
 
     def __init__(self, post: Post, *, retry_delay_s: float, max_retry_delay_s: float) -> None:

@@ -114,7 +114,7 @@ class Part:
             with open(self.log, "ab", opener=_private) as log:
                 os.fchmod(log.fileno(), 0o600)
                 if again:
-                    log.write(f"--- {self.name} is started again\n".encode())
+                    log.write(f"--- {self.name} restarts\n".encode())
                     log.flush()
                 self._process = subprocess.Popen(
                     self.command,

@@ -157,11 +157,11 @@ class Supervisor:
         pause = self._backoff.delay_s(status.early_ends + 1)
         status.state = _PartState.DOWN
         status.due = time.monotonic() + pause
-        self._reporter.failed(part.name, f"{how}\n{part.name} is started again in {pause:g} s.")
+        self._reporter.failed(part.name, f"{how}\n{part.name} restarts in {pause:g} s.")
 
     def _give_up_message(self, part: Part) -> str:
         return (
             f"{part.name} has ended {self._max_early_ends} times soon after its start and is not "
-            f"started again. {part.log} says why. Fix the cause, stop the stack with Ctrl-C and "
-            "start it again; its data and its jobs are kept."
+            f"restarted. {part.log} says why. Fix the cause, stop the stack with Ctrl-C and start "
+            "it again; its data and its jobs are kept."
         )

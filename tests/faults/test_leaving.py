@@ -51,7 +51,7 @@ class Shift:
         assert self.stack.numbered(self.waiting) == list(range(5))
         assert states(long) == TWICE, self.stack.log(self.long)
         log = self.stack.log(self.long)
-        first, _, second = log.partition("is tried again as attempt 2.\n")
+        first, _, second = log.partition("is retried as attempt 2.\n")
         assert first.splitlines()[-1].startswith("Worker tcp://")
         assert first.endswith(" is leaving; the job ")
         lines = [line for line in first.splitlines() if line.startswith("attempt 1 line")]
@@ -158,7 +158,7 @@ def test_a_signal_to_all_processes_of_a_worker(
         log = stack.log(job_id)
         assert states(job) == TWICE, log
         assert "A process of the task was ended together with its worker.\n" in log
-        assert "is tried again as attempt 2.\n" in log
+        assert "is retried as attempt 2.\n" in log
     assert stack.numbered(apart, "attempt 2 line") == list(range(5))
 
 

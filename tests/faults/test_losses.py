@@ -121,7 +121,7 @@ def test_worker_killed_in_the_middle_of_a_task(fault_stack: Start, tmp_path: Pat
     assert [attempt for _, attempt, _ in runs(tally)] == [1, 2, 3, 4]
     log = stack.log(job_id)
     lost = re.findall(
-        r"^Worker (tcp\S+) was lost while the job ran; it is tried again as attempt (\d)\.$",
+        r"^Worker (tcp\S+) was lost while the job ran; it is retried as attempt (\d)\.$",
         log,
         re.MULTILINE,
     )

@@ -253,7 +253,7 @@ def test_floods_while_girder_is_down_fill_no_memory(
     print(f"{kept:,} lines of {jobs * lines:,} were written meanwhile; grown by {grown}")
     # The buffer, and what waits of each job at its worker (girder.worker.log-buffer, 4 MiB).
     assert kept * 1000 < buffer + jobs * 6 * MIB
-    # Text is kept once, besides a request of 8 MiB at most that is tried again and again.
+    # Text is kept once, besides a request of 8 MiB at most that is retried.
     assert grown["scheduler"] < buffer + 40 * MIB
     for name in ("worker-0", "worker-1"):
         assert grown[name] < jobs // 2 * 6 * MIB + 16 * MIB

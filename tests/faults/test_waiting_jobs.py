@@ -133,7 +133,7 @@ def test_no_worker_for_too_long(fault_stack: Start) -> None:
     assert states(job) == ["QUEUED", "ERROR"]
     reason = "the one worker does not have the resources gpu=2 (dask worker --resources)"
     error = (
-        f"No worker could run this job for 3 s: {reason}. It is not tried again "
+        f"No worker could run this job for 3 s: {reason}. It is not retried "
         "(girder.scheduler.no-worker-timeout). Start it again when a worker can."
     )
     assert stack.log(job_id) == f"Waiting: {reason}.\n{error}\n"

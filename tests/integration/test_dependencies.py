@@ -347,7 +347,7 @@ def test_a_job_is_tried_again_and_then_its_value_is_used(girder_stack, girder_us
     assert value(girder_stack, second) == 8
     log = girder_stack.log(first)
     assert "ValueError: the first try\n" in log
-    assert log.endswith("Try 1 of 2 failed; the job is tried again in 1 s as attempt 2.\n")
+    assert log.endswith("Try 1 of 2 failed; the job is retried in 1 s as attempt 2.\n")
     job = girder_stack.job(first)
     names = [S(stamp["status"]).name for stamp in job["timestamps"]]
     assert names == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCESS"]

@@ -260,7 +260,7 @@ def test_jobs_that_move_while_they_are_counted_change_no_total(inside):
 
         def move() -> None:
             ids = [ObjectId(child) for child in made["children"]]
-            for status in (2, 1, 2, 3):  # as if they were tried again
+            for status in (2, 1, 2, 3):  # as if they were retried
                 for n in range(0, len(ids), 20):
                     some = {"_id": {"$in": ids[n : n + 20]}}
                     jobs.update_many(some, {"$set": {"status": status}})

@@ -124,7 +124,7 @@ def test_part_that_dies_is_started_again(site: Standalone, name: str) -> None:
     assert {**now, "pids": {}} == {**before, "pids": {}}, "addresses and secrets stay"
     assert list(now["pids"]) == list(before["pids"])
     assert f"\n{name} has ended (killed by SIGKILL).\nThe end of {site.directory}" in site.output
-    assert f"\n{name} is started again in " in site.output
+    assert f"\n{name} restarts in " in site.output
     job = site.run_job(1)
     assert job["status"] == JobStatus.SUCCESS
     assert "".join(job["log"]) == "arg1 is 1\n"

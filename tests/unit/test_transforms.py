@@ -417,7 +417,7 @@ def test_a_hook_that_finds_nothing_says_so(tmp_path: Path) -> None:
         GirderUploadToFolder("5f", must_exist=False, gc=Recording()),
         GirderUploadJobArtifact("5f", gc=Recording()),
     ):
-        assert "had nothing to do: there is nothing at " in noted(hook, tmp_path / "nowhere")
+        assert "uploaded nothing: there is no file at " in noted(hook, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def _refuse(job: dict[str, Any], attempt: int) -> None:
     raise RestException(
         f"The task may run at most once, and attempt {begun.get('attempt')} started it on "
         f"{begun.get('worker')} at {_shown(begun.get('time'))}. How that attempt ended is "
-        "unknown, so the task is not started again. Check what the attempt has written, and "
+        "unknown, so the task is not retried. Check what the attempt has written, and "
         "start a new job if needed.",
         code=_HTTP_CONFLICT,
     )

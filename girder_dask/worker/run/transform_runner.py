@@ -127,7 +127,7 @@ class TransformRunner:
             for leaf in tree_leaves(hook):
                 if callable(getattr(leaf, "transform", None)):
                     self._note(
-                        f"{name_of(leaf)} had nothing to do: it is the result hook for value {n}, "
+                        f"{name_of(leaf)} was not called: it is the result hook for value {n}, "
                         f"and the task returned {'one value' if results == 1 else results}."
                     )
 

@@ -9,7 +9,7 @@ from girder_dask.protocol.messages import JobEvent
 from tests.support.dispatch_site import SimulatedRun, Site
 
 S = JobStatus
-LOST = "Worker w1 was lost while the job ran; it is tried again as attempt 2.\n"
+LOST = "Worker w1 was lost while the job ran; it is retried as attempt 2.\n"
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_worker_lost_before_any_event_costs_an_attempt(site: Site) -> None:
     assert run.says(S.RUNNING)
     assert run.says(S.SUCCESS)
     assert site.history() == [(2, S.QUEUED), (2, S.RUNNING), (2, S.SUCCESS)]
-    assert "was lost with the job; it is tried again as attempt 2.\n" in site.log()
+    assert "was lost with the job; it is retried as attempt 2.\n" in site.log()
 
 
 @pytest.mark.parametrize("alive", [True, False])
@@ -209,7 +209,7 @@ def test_stolen_task_is_lost_with_its_last_worker(site: Site) -> None:
     site.place(spec, "w1")
     site.place(spec, "w2")
     site.lose(spec)
-    assert site.log() == "Worker w2 was lost with the job; it is tried again as attempt 2.\n"
+    assert site.log() == "Worker w2 was lost with the job; it is retried as attempt 2.\n"
 
 
 def test_worker_lost_after_the_start_costs_an_attempt(site: Site) -> None:
@@ -270,7 +270,7 @@ def test_loss_reason_is_logged_once_known(site: Site) -> None:
     site.cluster.reasons["w2"] = "it was silent"
     site.dispatcher.on_loss_explained("w1")
     site.dispatcher.on_loss_explained("w2")
-    assert site.log().endswith("again as attempt 3.\nWorker w2: it was silent.\n")
+    assert site.log().endswith("retried as attempt 3.\nWorker w2: it was silent.\n")
     site.running(spec, "w3")
     site.dispatcher.on_failed(spec.key, "The task was lost.", lost_worker="w3")
     told = "The task was lost. Workers lost: w1 (it was full), w2 (it was silent), w3."
@@ -334,7 +334,7 @@ def test_may_start_refuses_an_ended_job(site: Site) -> None:
 
 # -- retries -------------------------------------------------------------------------------
 
-FAILED = "Try 1 of 2 failed; the job is tried again in 1 s as attempt 2.\n"
+FAILED = "Try 1 of 2 failed; the job is retried in 1 s as attempt 2.\n"
 
 
 def test_raised_run_is_retried_after_a_delay(site: Site) -> None:
@@ -392,7 +392,7 @@ def test_retry_delays_double_up_to_a_limit(site: Site) -> None:
         pauses.append(due - site.cluster.now)
         site.cluster.advance(pauses[-1])
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert "Try 7 of 9 failed; the job is tried again in 60 s as attempt 8.\n" in site.log()
+    assert "Try 7 of 9 failed; the job is retried in 60 s as attempt 8.\n" in site.log()
 
 
 def test_last_failed_try_ends_the_job(site: Site) -> None:
@@ -408,7 +408,7 @@ def test_last_failed_try_ends_the_job(site: Site) -> None:
     assert site.history()[-2:] == [(3, S.RUNNING), (3, S.ERROR)]
     assert (site.events[-1].error, site.events[-1].exception) == ("ValueError: no", b"e")
     assert site.log().count("Traceback\n") == 3
-    assert "Try 2 of 3 failed; the job is tried again in 2 s as attempt 3.\n" in site.log()
+    assert "Try 2 of 3 failed; the job is retried in 2 s as attempt 3.\n" in site.log()
     assert site.cluster.next_time() is None
 
 
@@ -662,7 +662,7 @@ def test_released_then_forgotten_task_costs_one_attempt(site: Site) -> None:
     site.lose(spec, alive=True)
     site.dispatcher.on_forgotten(spec.key)
     assert site.history() == [(1, S.RUNNING), (2, S.QUEUED)]
-    assert site.log() == ("Dask took the job from worker w1; it is tried again as attempt 2.\n")
+    assert site.log() == ("Dask took the job from worker w1; it is retried as attempt 2.\n")
     assert site.cluster.submitted == [spec.key, "count-a-2"]
 
 

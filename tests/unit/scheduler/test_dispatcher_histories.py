@@ -329,7 +329,7 @@ class Histories(RuleBasedStateMachine):
         assert len(speakers) == len(set(speakers)), "two runs speak in one attempt"
         tries = self.specs[job].retries if self.specs else 0
         claimed = self.claims[job] + 1  # each claim begins to count anew
-        assert self.site.log(job).count("failed; the job is tried again") <= tries * claimed
+        assert self.site.log(job).count("failed; the job is retried") <= tries * claimed
 
     def teardown(self) -> None:
         """Let everything come to its end: then each job has one."""

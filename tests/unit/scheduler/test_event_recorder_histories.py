@@ -358,7 +358,7 @@ class Deliveries(RuleBasedStateMachine):
             request.answer.set_exception(error)
         self.spin()
         if how != "works":
-            assert self.request is not None, "it is tried again"
+            assert self.request is not None, "it is retried"
 
     def acknowledge(self, request: Request, answer: Answer) -> None:
         for update in request.updates:

@@ -121,7 +121,7 @@ async def test_raised_job_is_retried_under_another_key(girder: Girder) -> None:
         await soon(lambda: not plugin._scheduler.tasks)
     log = girder.log("a")
     assert log.count("ValueError: no\n") == 3
-    assert "Try 2 of 3 failed; the job is tried again in 0.1 s as attempt 3.\n" in log
+    assert "Try 2 of 3 failed; the job is retried in 0.1 s as attempt 3.\n" in log
     assert {update["attempt"] for update in girder.updates("a")} == {1, 2, 3}
 
 
@@ -167,7 +167,7 @@ async def test_unreported_start_on_a_leaving_worker_costs_an_attempt(
         async with Nanny(plugin._scheduler.address, nthreads=1):
             await soon(lambda: girder.ended("a") == girder.ended("b") == S.SUCCESS)
     assert numbers(tally) == ["1 1", "1 2", "2 1"]
-    assert f"Worker {worker.address} is leaving; the job is tried again as attempt 2.\n" in (
+    assert f"Worker {worker.address} is leaving; the job is retried as attempt 2.\n" in (
         girder.log("a")
     )
     assert girder.log("b") == "attempt 1 line 0\n"
@@ -191,7 +191,7 @@ async def test_unreported_start_on_a_thief_costs_an_attempt(girder: Girder, tmp_
                 await plugin._scheduler.remove_worker(thief, stimulus_id="lost")
             await soon(lambda: girder.ended("a") == S.SUCCESS)
     assert numbers(tally) == ["1 1", "1 2"]
-    lost = f"Worker {thief} was lost with the job; it is tried again as attempt 2.\n"
+    lost = f"Worker {thief} was lost with the job; it is retried as attempt 2.\n"
     assert lost in girder.log("a")
 
 

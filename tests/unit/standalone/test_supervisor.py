@@ -1,4 +1,4 @@
-"""Parts that end and are started again. Here they are shells."""
+"""Parts that end and are restarted. Here they are shells."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def test_supervisor_restarts_a_part_that_ends(site: Site) -> None:
     assert other.pid == kept
     assert site.diary.entries == [("failed", "girder"), ("starting", "girder"), ("ready", "girder")]
     assert site.diary.texts[0].startswith("girder has ended (killed by SIGKILL).")
-    assert site.diary.texts[0].endswith("\ngirder is started again in 0.1 s.")
+    assert site.diary.texts[0].endswith("\ngirder restarts in 0.1 s.")
     poll_until(supervisor, lambda: len(tail(part.log)) == 3)
-    assert tail(part.log) == ["begun", "--- girder is started again", "begun"]
+    assert tail(part.log) == ["begun", "--- girder restarts", "begun"]
 
 
 def test_supervisor_clears_a_part_before_it_restarts_it(site: Site) -> None:
@@ -126,10 +126,10 @@ def test_supervisor_gives_up_a_part_that_keeps_ending_early(site: Site) -> None:
     supervisor = site.supervise()
     poll_until(supervisor, lambda: len(site.heard("failed")) == 3)
     assert site.heard("starting") == ["girder"] * 2
-    assert "is started again in 0.2 s." in site.diary.texts[1], "the pause doubles"
+    assert "restarts in 0.2 s." in site.diary.texts[1], "the pause doubles"
     last = site.diary.texts[2]
     assert "(exit code 3)" in last
-    assert "girder has ended 3 times soon after its start and is not started again." in last
+    assert "girder has ended 3 times soon after its start and is not restarted." in last
     assert str(part.log) in last
     for _ in range(3):
         assert not supervisor.poll()
@@ -140,7 +140,7 @@ def test_supervisor_never_gives_up_a_part_that_worked_for_long(site: Site) -> No
     site.add("girder", "sleep 0.5; exit 3")
     supervisor = site.supervise(quick=0)
     poll_until(supervisor, lambda: len(site.heard("failed")) == 5)
-    assert all("is started again in 0.05 s." in text for text in site.diary.texts)
+    assert all("restarts in 0.05 s." in text for text in site.diary.texts)
 
 
 def test_supervisor_gives_up_a_part_that_never_works(site: Site) -> None:
@@ -148,7 +148,7 @@ def test_supervisor_gives_up_a_part_that_never_works(site: Site) -> None:
     supervisor = site.supervise(quick=0)
     poll_until(supervisor, lambda: len(site.heard("failed")) == 4)
     assert "girder ended while starting (exit code 3)." in site.diary.texts[1]
-    assert "not started again" in site.diary.texts[3]
+    assert "not restarted" in site.diary.texts[3]
     assert site.heard("ready") == []
 
 
@@ -188,4 +188,4 @@ def test_supervisor_reports_a_program_that_is_gone(site: Site) -> None:
     psutil.Process(part.pid).kill()
     poll_until(supervisor, lambda: len(site.heard("failed")) == 2)
     assert "redis cannot be started" in site.diary.texts[1]
-    assert "not started again" in site.diary.texts[1]
+    assert "not restarted" in site.diary.texts[1]
