@@ -288,27 +288,28 @@ def worker_settings(
     """
     from distributed import Client
 
+    def change(
+        variables: Mapping[str, str | None], values: Mapping[str, Any]
+    ) -> tuple[dict[str, str | None], dict[str, Any]]:
+        """Set variables and settings of a process, and return those before."""
+        import os
+
+        import dask
+
+        before = {name: os.environ.get(name) for name in variables}
+        previous = {name: dask.config.get(name, None) for name in values}
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        dask.config.set(values)
+        return before, previous
+
     with Client(stack.scheduler, set_as_default=False) as client:
-        before = client.run(_set, dict(environment), dict(settings or {}))
+        before = client.run(change, dict(environment), dict(settings or {}))
         try:
             yield
         finally:
             for address, values in before.items():
-                client.run(_set, *values, workers=[address])
-
-
-def _set(
-    environment: Mapping[str, str | None], settings: Mapping[str, Any]
-) -> tuple[dict[str, str | None], dict[str, Any]]:
-    """Set variables and settings of this process, and return those before."""
-    import dask
-
-    before = {name: os.environ.get(name) for name in environment}
-    previous = {name: dask.config.get(name, None) for name in settings}
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    dask.config.set(settings)
-    return before, previous
+                client.run(change, *values, workers=[address])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from typing import Any
 
@@ -36,6 +35,8 @@ def test_worker_settings_are_those_of_the_block(girder_stack: Any) -> None:
     from distributed import Client
 
     def read() -> tuple[str | None, str | None]:
+        import os
+
         import dask
 
         return os.environ.get("A_VARIABLE"), dask.config.get("girder.a-setting", None)
