@@ -10,7 +10,7 @@ from typing import Any
 from girder_dask.errors import GirderError
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 
-__all__ = ["NAME", "connect", "create", "write"]
+__all__ = ["NAME", "connect", "create", "revoke_others", "write"]
 
 
 #: The name of the key in the list of its owner's keys.
@@ -57,7 +57,7 @@ def connect(
     return client
 
 
-def create(client: Any, *, name: str = NAME, revoke_others: bool = False) -> str:
+def create(client: Any, *, name: str = NAME) -> str:
     """Create an API key whose only scope is to update Dask jobs.
 
     Parameters
@@ -66,9 +66,6 @@ def create(client: Any, *, name: str = NAME, revoke_others: bool = False) -> str
         A ``GirderClient`` of an administrator; see :func:`connect`.
     name
         The name of the key in the list of its owner's keys.
-    revoke_others
-        Delete the other keys of this name and scope. Schedulers that use them are refused from
-        then on.
 
     Returns
     -------
@@ -89,7 +86,6 @@ def create(client: Any, *, name: str = NAME, revoke_others: bool = False) -> str
             "so only an administrator can create its credential.",
             status=403,
         )
-    others = _keys(client) if revoke_others else []
     key = _request(
         url,
         lambda: client.post(
@@ -97,10 +93,28 @@ def create(client: Any, *, name: str = NAME, revoke_others: bool = False) -> str
         ),
         refused=f"Girder at {url} created no key",
     )
-    for other in others:
-        if other["name"] == name and other["scope"] == [SCHEDULER_SCOPE]:
-            client.delete(f"api_key/{other['_id']}")
     return str(key["key"])
+
+
+def revoke_others(client: Any, key: str, *, name: str = NAME) -> None:
+    """Delete the other keys of the same name and scope, and the tokens made with them.
+
+    A scheduler that has one of them reads its credential file again. So write the new key there
+    first.
+
+    Parameters
+    ----------
+    client
+        A ``GirderClient`` of the owner of the keys.
+    key
+        The key that stays.
+    name
+        The name of the keys.
+    """
+    for other in client.listResource("api_key"):
+        is_same_kind = other["name"] == name and other["scope"] == [SCHEDULER_SCOPE]
+        if is_same_kind and other["key"] != key:
+            client.delete(f"api_key/{other['_id']}")
 
 
 def write(path: Path, key: str) -> None:
@@ -110,10 +124,6 @@ def write(path: Path, key: str) -> None:
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
         f.write(key + "\n")
     partial.replace(path)
-
-
-def _keys(client: Any) -> list[Any]:
-    return list(client.listResource("api_key"))
 
 
 def _request(url: str, call: Callable[[], Any], refused: str) -> Any:

@@ -159,15 +159,18 @@ def credential(
     if login:
         password = os.environ.get("GIRDER_PASSWORD") or click.prompt("Password", hide_input=True)
     client = credentials.connect(api_url, api_key=api_key, login=login, password=password)
-    key = credentials.create(client, name=name or credentials.NAME, revoke_others=revoke_others)
+    name = name or credentials.NAME
+    key = credentials.create(client, name=name)
     if output is None:
         click.echo(key)
-        return
-    credentials.write(output, key)
-    click.echo(
-        f"Wrote {output}. Name it to the scheduler: girder.credential-file in its Dask "
-        f"configuration, or DASK_GIRDER__CREDENTIAL_FILE={output.absolute()}"
-    )
+    else:
+        credentials.write(output, key)
+        click.echo(
+            f"Wrote {output}. Name it to the scheduler: girder.credential-file in its Dask "
+            f"configuration, or DASK_GIRDER__CREDENTIAL_FILE={output.absolute()}"
+        )
+    if revoke_others:  # last, since a scheduler whose key is refused reads the file again
+        credentials.revoke_others(client, key, name=name)
 
 
 @main.command()

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from girder_dask.errors import GirderError
+from girder_dask.errors import GirderDaskError, GirderError
 from girder_dask.http.client import ApiClient, encode_json, json_object
 from girder_dask.protocol.wire_json import from_json, to_json
 
-__all__ = ["Acknowledgement", "GirderRequests", "HeldJob", "SchedulerApi"]
+__all__ = ["Acknowledgement", "GirderRequests", "HeldJob", "ReadKey", "SchedulerApi"]
 
 _T = TypeVar("_T")
 
@@ -19,6 +19,8 @@ _T = TypeVar("_T")
 Acknowledgement = tuple[str, int]
 #: The id of a job, and its attempt and sequence number as Girder has them.
 HeldJob = tuple[str, int, int]
+#: Returns the API key, or None without one.
+ReadKey = Callable[[], str | None]
 
 
 class SchedulerApi(ApiClient):
@@ -31,13 +33,18 @@ class SchedulerApi(ApiClient):
     url
         The REST API, for example ``http://girder.example.org:8080/api/v1``.
     api_key
-        The key that ``girder-dask credential`` created, or None for public requests only.
+        The key that ``girder-dask credential`` created, or None for public requests only. A
+        function is called before each exchange of the key for a token, so that a key which was
+        replaced in its file is used from then on.
     timeout_s
         Seconds that an answer may take.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 60.0) -> None:
-        super().__init__(url, api_key=api_key, timeout_s=timeout_s, retry_time_s=0.0)
+    def __init__(
+        self, url: str, api_key: str | ReadKey | None = None, *, timeout_s: float = 60.0
+    ) -> None:
+        super().__init__(url, timeout_s=timeout_s, retry_time_s=0.0)
+        self._read_key: ReadKey = api_key if callable(api_key) else lambda: api_key
 
     def ping(self) -> dict[str, Any]:
         """Return the version of the plugin, which is public."""
@@ -144,6 +151,10 @@ class SchedulerApi(ApiClient):
         return answer
 
     def _sign_in(self, stale: str | None) -> str | None:
+        try:
+            self._api_key = self._read_key()
+        except GirderDaskError as e:
+            raise GirderError(str(e), status=401) from e
         if not self._api_key:
             raise GirderError(
                 "The scheduler has no credential for Girder. Create one with 'girder-dask "

@@ -87,6 +87,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self.id = uuid.uuid4().hex
         self._api_url = api_url or config.get("api-url")
         self._credential = credential or config.credential()
+        self._is_credential_fixed = credential is not None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, scheduler: Scheduler) -> None:
@@ -139,7 +140,13 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     def _connect_to_girder(self) -> SchedulerApi:
         timeout = config.seconds("scheduler.request-timeout")
-        return SchedulerApi(self._api_url or "", self._credential, timeout_s=timeout)
+        return SchedulerApi(self._api_url or "", self._read_credential, timeout_s=timeout)
+
+    def _read_credential(self) -> str | None:
+        """Return the API key, from its file if there is one, where it may have been replaced."""
+        if self._is_credential_fixed:
+            return self._credential
+        return config.credential() or self._credential
 
     async def _register_worker_plugins(self) -> None:
         await self._scheduler.register_worker_plugin(

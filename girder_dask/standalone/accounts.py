@@ -76,7 +76,9 @@ def ensure_credential(api: str, client: Any, path: Path) -> None:
     """Write the scheduler's credential to ``path`` unless the file holds a valid one."""
     known = path.read_text().strip() if path.exists() else None
     if not _is_valid(api, known):
-        credential.write(path, credential.create(client, revoke_others=True))
+        key = credential.create(client)
+        credential.write(path, key)
+        credential.revoke_others(client, key)
 
 
 def ensure_assetstore(client: Any, root: Path) -> None:

@@ -12,7 +12,12 @@ import girder_client
 import pytest
 
 from girder_dask import credential
+from girder_dask.credential import NAME
+from girder_dask.jobs import JobStatus
 from girder_dask.protocol.names import SCHEDULER_SCOPE
+from girder_dask.protocol.payload import pack_call
+from tests.support.deadline import until
+from tests.support.rest_site import call, submit
 
 if TYPE_CHECKING:
     from girder_dask.testing.stack import TestStack, User
@@ -65,7 +70,9 @@ def test_others_are_revoked_on_demand(girder_stack: TestStack) -> None:
     client = girder_stack.client()
     old = credential.create(client, name="old")
     kept = credential.create(client, name="kept")
-    new = credential.create(client, name="old", revoke_others=True)
+    new = credential.create(client, name="old")
+    assert scopes(girder_stack, old) == [SCHEDULER_SCOPE]
+    credential.revoke_others(client, new, name="old")
     with pytest.raises(girder_client.HttpError):
         scopes(girder_stack, old)
     assert scopes(girder_stack, kept) == scopes(girder_stack, new) == [SCHEDULER_SCOPE]
@@ -102,3 +109,45 @@ def test_a_key_and_a_login_exclude_each_other(girder_stack: TestStack) -> None:
     both = run("--api-url", girder_stack.api, "--login", "y", GIRDER_API_KEY="x")
     assert both.returncode == 2
     assert "either" in both.stderr
+
+
+_RUN = """
+import pathlib, time
+with open(f"{directory}/runs", "a") as runs:
+    runs.write(f"{number}\\n")
+while not pathlib.Path(directory, "go").exists():
+    time.sleep(0.02)
+"""
+
+
+def test_replacement_while_jobs_run_costs_none_of_them(
+    girder_stack: TestStack, tmp_path: Path
+) -> None:
+    """The scheduler, which is not restarted, reads the new key when the old one is refused."""
+    old = girder_stack.credential_file.read_text().strip()
+    payloads = (
+        pack_call((_RUN,), {"number": number, "directory": str(tmp_path)}) for number in range(25)
+    )
+    calls = [call("my_worker_tasks.steady:does", payload=payload) for payload in payloads]
+    answer = submit(girder_stack, *calls, by=girder_stack.admin)
+    jobs = [job["_id"] for job in answer.json()["jobs"]]
+    runs = tmp_path / "runs"
+    until(lambda: runs.exists() and len(runs.read_text().split()) == 4)
+
+    made = run(
+        *("--api-url", girder_stack.api, "--output", str(girder_stack.credential_file)),
+        "--revoke-others",
+        GIRDER_API_KEY=girder_stack.api_key,
+    )
+    assert made.returncode == 0, made.stderr
+    with pytest.raises(girder_client.HttpError):
+        scopes(girder_stack, old)
+    (tmp_path / "go").touch()
+
+    ended = [girder_stack.wait(job, status=JobStatus.SUCCESS) for job in jobs]
+    assert sorted(map(int, runs.read_text().split())) == list(range(25))
+    assert {job["dask"]["attempt"] for job in ended} == {1}
+    keys = girder_stack.admin.listResource("api_key")
+    (key,) = [key for key in keys if key["scope"] == [SCHEDULER_SCOPE] and key["name"] == NAME]
+    assert key["key"] == girder_stack.credential_file.read_text().strip()
+    assert key["lastUse"] is not None

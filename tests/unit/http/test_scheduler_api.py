@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from girder_dask import __version__
-from girder_dask.errors import GirderError
+from girder_dask.errors import GirderDaskError, GirderError
 from girder_dask.http.scheduler_api import SchedulerApi
 from girder_dask.protocol.messages import JobUpdate
 from tests.support.local_girder import Answer, Peer, serving
@@ -100,6 +100,29 @@ def test_scheduler_api_does_not_show_a_refused_key(peer: Peer) -> None:
         api.check_credential()
     api.close()
     assert "revoked" not in str(caught.value)
+
+
+def test_scheduler_api_reads_its_key_again_when_girder_refuses_its_token(peer: Peer) -> None:
+    keys = ["the-key", "revoked", "the-key"]
+    api = SchedulerApi(peer.url, lambda: keys.pop(0))
+    api.check_credential()
+    peer.valid.clear()  # type: ignore[attr-defined]
+    with pytest.raises(GirderError, match="Invalid API key"):
+        api.check_credential()
+    assert api.check_credential() == {"ok": True}
+    api.close()
+    assert keys == []
+    assert peer.asked.count(SIGN_IN) == 3
+
+
+def test_scheduler_api_whose_key_cannot_be_read_raises_and_makes_no_request(peer: Peer) -> None:
+    def read() -> str:
+        raise GirderDaskError("The scheduler's credential cannot be read.")
+
+    with pytest.raises(GirderError, match=r"^The scheduler's credential cannot be read\.$") as no:
+        SchedulerApi(peer.url, read).claim("s", 1)
+    assert no.value.status == 401
+    assert peer.asked == []
 
 
 def test_scheduler_api_without_a_key_makes_no_request(peer: Peer) -> None:
