@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 
+# How far a value may be from a step, as a share of the step. Girder's pages allow as much.
+_STEP_TOLERANCE = 1e-6
+
+
 class Base:
     """The base class of all types. Derive your own from it.
 
@@ -151,6 +155,17 @@ class _Named(Base):
         return described
 
 
+def _is_multiple(value: Any, step: Any, start: Any = 0) -> bool:
+    """Return True if a value is ``start`` and a whole number of steps."""
+    if all(isinstance(number, numbers.Integral) for number in (value, step, start)):
+        return bool((value - start) % step == 0)
+    try:
+        count = (value - start) / step
+        return bool(abs(count - round(count)) <= _STEP_TOLERANCE)
+    except (OverflowError, ValueError):  # infinity, and numbers that are none
+        return False
+
+
 class Number(_Named):
     """A number.
 
@@ -159,7 +174,14 @@ class Number(_Named):
     min, max
         The smallest and the largest value.
     step
-        The value is a multiple of it; the step of the page.
+        The value is a multiple of it, or ``min`` plus a multiple, as the page counts.
+
+    Examples
+    --------
+    >>> Number('x', min=1, step=0.5).validate(1.6)
+    Traceback (most recent call last):
+        ...
+    ValueError: "x" must be a multiple of 0.5, not 1.6.
     """
 
     paramType = "number"
@@ -183,6 +205,12 @@ class Number(_Named):
             raise ValueError(f'"{self.name}" must be at least {self.min}, not {value}.')
         if self.max is not None and value > self.max:
             raise ValueError(f'"{self.name}" must be at most {self.max}, not {value}.')
+        if self.step and not self._is_on_step(value):
+            raise ValueError(f'"{self.name}" must be a multiple of {self.step}, not {value}.')
+
+    def _is_on_step(self, value: Any) -> bool:
+        starts = {0, self.min or 0}
+        return any(_is_multiple(value, self.step, start) for start in starts)
 
     def serialize(self, value: Any) -> Any:
         return value if self.step is None else round(float(value) / self.step) * self.step
@@ -214,9 +242,9 @@ class Integer(Number):
         return int(number) if isinstance(number, float) and number.is_integer() else number
 
     def validate(self, value: Any) -> None:
-        super().validate(value)
-        if int(value) != value:
+        if isinstance(value, numbers.Real) and not _is_multiple(value, 1):
             raise ValueError(f'"{self.name}" must be a whole number, not {value}.')
+        super().validate(value)
 
 
 class Range(Number):

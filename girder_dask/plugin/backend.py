@@ -254,9 +254,11 @@ class GirderBackend:
         except InvalidId as e:
             raise GirderError(f"{job_id!r} is not the id of a job.", status=400) from e
         except AccessException as e:
+            if user is None:
+                anonymous = f"This request is not signed in and has no access to job {job_id}."
+                raise GirderError(f"{anonymous} Log in first.", status=401) from e
             raise GirderError(
-                f"The user {user['login'] if user else None} has no access to job {job_id}: {e}",
-                status=403,
+                f"The user {user['login']} has no access to job {job_id}: {e}", status=403
             ) from e
         if job is None:
             raise GirderError(f"There is no job {job_id}.", status=404)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from girder_dask.errors import SchedulerError
+from girder_dask.utils.forks import reset_after_fork
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -18,7 +18,7 @@ _CONNECT_TIMEOUT_S = 5.0
 
 
 class LazyDaskClient:
-    """A Dask client that is created on first use.
+    """A Dask client that is created on first use, in a forked process anew.
 
     Parameters
     ----------
@@ -31,7 +31,18 @@ class LazyDaskClient:
         self._address = address
         self._lock = threading.Lock()
         self._client: Client | None = None
-        self._made_for: tuple[int, str] | None = None
+        self._client_address: str | None = None
+        # Clients of processes from which this one was forked. They cannot be used here, and must
+        # not be deleted either: a client closes itself through its event loop, which has no thread
+        # here, and this could close sockets of the parent.
+        self._clients_of_parents: list[Client] = []
+        reset_after_fork(self, LazyDaskClient._reset)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        if self._client is not None:
+            self._clients_of_parents.append(self._client)
+            self._client = None
 
     def client(self) -> Client:
         """Return the client.
@@ -48,14 +59,13 @@ class LazyDaskClient:
                 "tcp://dask.example.org:8786, on the page of the plugin Dask."
             )
         with self._lock:
-            # A client does not survive a fork, so a child process creates its own.
-            if self._client is not None and self._made_for == (os.getpid(), address):
+            if self._client is not None and self._client_address == address:
                 if self._client.status not in ("closed", "closing"):
                     return self._client
                 self._client = None
             self._drop()
             self._client = _connect(address)
-            self._made_for = (os.getpid(), address)
+            self._client_address = address
             return self._client
 
     def close(self) -> None:
@@ -65,7 +75,7 @@ class LazyDaskClient:
 
     def _drop(self) -> None:
         client, self._client = self._client, None
-        if client is not None and self._made_for is not None and self._made_for[0] == os.getpid():
+        if client is not None:
             client.close(timeout=_CONNECT_TIMEOUT_S)
 
 

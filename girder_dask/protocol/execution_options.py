@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from girder_dask.protocol.patterns import ISOLATION, explain_mismatch
+
 __all__ = ["OPTION_NAMES", "ExecutionOptions"]
 
 _MAX_INT32 = 2**31 - 1
@@ -19,8 +21,7 @@ _Priority = Annotated[int, Meta(ge=-_MAX_INT32, le=_MAX_INT32)]
 _Seconds = Annotated[float, Meta(gt=0, le=_MAX_INT32)]
 # The upper bound keeps infinity out.
 _Amount = Annotated[float, Meta(gt=0, lt=1e300)]
-# A pattern, since the error of a Literal does not name the possible values.
-_Isolation = Annotated[str, Meta(pattern=r"^(thread|process)\Z")]
+_Isolation = Annotated[str, Meta(pattern=ISOLATION)]
 
 
 class ExecutionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -97,7 +98,8 @@ def _first_error(given: Mapping[str, Any]) -> ValueError | None:
         try:
             msgspec.convert({name: _plain(value)}, ExecutionOptions)
         except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as e:
-            return ValueError(f"{name}={_shown(value)}: {str(e).partition(' - at ')[0]}")
+            why = explain_mismatch(e) if isinstance(e, msgspec.ValidationError) else str(e)
+            return ValueError(f"{name}={_shown(value)}: {why.partition(' - at ')[0]}")
     return None
 
 

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import astuple, replace
 
 from girder_dask.protocol.execution_options import OPTION_NAMES, ExecutionOptions
+from girder_dask.protocol.patterns import JOB_ID, TASK_NAME, explain_mismatch
 
 __all__ = [
     "WIRE_VERSION",
@@ -46,13 +47,12 @@ _HIDDEN_FIELDS = frozenset({"exception", "payload", "result", "token", "value"})
 # Whole numbers that MongoDB can store.
 _Count = Annotated[int, Meta(ge=0, lt=2**62)]
 
-# Names of tasks, which logs, Dask keys and pages show.
-_TaskName = Annotated[str, Meta(pattern=r"^[\w.-]+:([\w.]|<locals>|<lambda>)+\Z", max_length=999)]
+_TaskName = Annotated[str, Meta(pattern=TASK_NAME, max_length=999)]
 # A status, and the time at which it was reached.
 _StatusChange = Annotated[list[float], Meta(min_length=2, max_length=2)]
 
 #: The id of a job document.
-JobId = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{24}\Z")]
+JobId = Annotated[str, Meta(pattern=JOB_ID)]
 
 
 class MalformedMessage(ValueError):
@@ -108,7 +108,7 @@ class Message(_HidesSecrets):
         try:
             return msgspec.convert(wire, cls, builtin_types=_WIRE_TYPES)
         except msgspec.ValidationError as e:
-            raise MalformedMessage(str(e)) from e
+            raise MalformedMessage(explain_mismatch(e)) from e
 
     @classmethod
     def from_wires(cls, wires: Iterable[Mapping[str, Any]]) -> list[Self]:

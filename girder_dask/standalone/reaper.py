@@ -46,7 +46,8 @@ class Reaper:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, directory],
+                # Not -m: the package imports this module, of which -m would make another.
+                [sys.executable, "-c", f"from {__name__} import main; main()", directory],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=output,
@@ -108,7 +109,3 @@ def _apply_line(line: str, watched: dict[int, psutil.Process]) -> None:
             watched[pid] = psutil.Process(pid)
     else:
         watched.pop(pid, None)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,7 @@ from sybil import Document
 import girder_dask
 from benchmarks import pages, plots, profiles, report
 from benchmarks.cases import CASES
-from tests.support import commands, dask_keys, layout
+from tests.support import commands, dask_keys, layout, public_api
 from tests.support.snippets import ROOT, blocks, read_blocks
 
 DOCS = ROOT / "docs"
@@ -366,15 +366,36 @@ def test_the_version_is_in_the_changelog() -> None:
     assert versions[0][0] == girder_dask.__version__
 
 
-def test_sphinx_builds_the_pages_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return the directory of the HTML pages, and what went wrong when they were built."""
+    place = tmp_path_factory.mktemp("docs")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-    built = subprocess.run(
-        [*command, "-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html")],
+    done = subprocess.run(
+        [*command, "-d", str(place / "doctrees"), str(DOCS), str(place / "html")],
         capture_output=True,
         text=True,
     )
-    assert built.returncode == 0, built.stderr
-    assert "count_coins" in (tmp_path / "html" / "testing.html").read_text()
+    return place / "html", done.stderr if done.returncode else ""
+
+
+def test_sphinx_builds_the_pages_without_a_warning(built: tuple[Path, str]) -> None:
+    pages_directory, problems = built
+    assert problems == ""
+    assert "count_coins" in (pages_directory / "testing.html").read_text()
+
+
+# What is neither a class, a function nor a constant of a module.
+NAMED_IN_WORDS = {"__version__", "girder_admin", "girder_stack", "girder_user", "types"}
+
+
+@pytest.mark.parametrize("module", public_api.MODULES)
+def test_api_page_documents_each_public_name(built: tuple[Path, str], module: str) -> None:
+    page = (built[0] / "api.html").read_text()
+    documented = {name.rpartition(".")[2] for name in re.findall(r'id="(girder_dask[\w.]+)"', page)}
+    documented |= {name for name in NAMED_IN_WORDS if re.search(rf"\b{name}\b</span>", page)}
+    names = set(importlib.import_module(module).__all__)
+    assert names - documented == set()
 
 
 # -- docstrings ------------------------------------------------------------------------------

@@ -82,10 +82,19 @@ def test_an_exception_is_kept_beside_the_error(girder_stack, girder_admin):
             "Expected `float`, got `str` - at `$.resources[...]`",
         ),
         ({"submissions": [call(priority=True)]}, "Expected `int`, got `bool` - at `$.priority`"),
-        ({"submissions": [call(isolation="none")]}, "(thread|process)"),
-        ({"submissions": [call("no_task")]}, "- at `$.task`"),
+        (
+            {"submissions": [call(isolation="none")]},
+            "Expected `thread` or `process` - at `$.isolation`",
+        ),
+        (
+            {"submissions": [call("no_task")]},
+            "Expected the name of a task, such as `package.module:function` - at `$.task`",
+        ),
         ({"submissions": [call(payload=b"x")]}, "Expected a packed call - at `$.payload`"),
-        ({"submissions": [call(dependencies=["x"])]}, "- at `$.dependencies[0]`"),
+        (
+            {"submissions": [call(dependencies=["x"])]},
+            "Expected the id of a job, 24 hexadecimal digits - at `$.dependencies[0]`",
+        ),
         ({"submissions": [call(other_fields={"created": 5})]}, "must not set created"),
         ({"submissions": [call(other_fields={"userId": "x"})]}, "must not set userId"),
         ({"submissions": [call(other_fields={"parentId": "x"})]}, "there is no job 'x'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import types as python_types
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ ARGUMENTS: list[tuple[str, str, dict[str, Any], Any]] = [
     ("folder", "GirderFolder", {}, "f"),
     ("item", "GirderItem", {"help": "Which"}, "i"),
     ("n", "Integer", {"min": 1, "max": 9}, 2),
-    ("x", "Number", {"step": 0.5, "help": "How much"}, 1.6),
+    ("x", "Number", {"step": 0.5, "help": "How much"}, 1.5),
     ("one", "NumberChoice", {"choices": [1, 2]}, 1),
     ("some", "NumberMultichoice", {"choices": [1, 2]}, [1]),
     ("values", "NumberVector", {}, [1, 2]),
@@ -169,6 +170,32 @@ def test_integer_arrives_as_int():
     assert (value, type(value)) == (3, int)
     with pytest.raises(ValueError, match="whole number"):
         types.Integer("n").validate(2.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "taken", "refused"),
+    [
+        ({"step": 0.5}, [0, -1.5, 2], [1.6, 0.49, math.nan, math.inf]),
+        ({"step": 0.1, "min": 0.05}, [0.05, 0.25, 0.3, 0.1 * 3], [0.31, 10**400]),
+        ({"step": 3, "min": 1}, [1, 3, 10**400 - 1], [2, 2.5, 10**400 + 1]),
+        ({}, [0.123, 10**400, math.inf], ["1", None]),
+    ],
+    ids=str,
+)
+def test_number_validates_its_step(options, taken, refused):
+    number = types.Number("x", **options)
+    for value in taken:
+        number.validate(value)
+    for value in refused:
+        with pytest.raises((ValueError, TypeError), match='"x" must be a'):
+            number.validate(value)
+
+
+@pytest.mark.parametrize("value", [2.5, math.nan, math.inf])
+def test_integer_refuses_what_is_not_whole(value):
+    with pytest.raises(ValueError, match="must be a whole number"):
+        types.Integer("n").validate(value)
+    types.Integer("n").validate(10**400)
 
 
 def test_boolean_of_a_form_arrives_as_bool():

@@ -10,6 +10,7 @@ import msgspec
 from girder.exceptions import RestException
 
 from girder_dask.plugin.rest.response_json import MAX_NESTING_LEVELS, nesting_levels
+from girder_dask.protocol.patterns import explain_mismatch
 
 __all__ = ["MAX_BODY_BYTES", "read_body", "read_body_as", "require_json"]
 
@@ -62,7 +63,7 @@ def read_body_as(kind: type[T], *, lenient: bool = False, max_bytes: int = MAX_B
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as e:
-        raise RestException(f"The body cannot be read: {e}.") from e
+        raise RestException(f"The body cannot be read: {explain_mismatch(e)}.") from e
 
 
 def _to_null(_constant: str) -> None:

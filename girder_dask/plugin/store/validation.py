@@ -17,6 +17,7 @@ from bson import ObjectId
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.execution_options import OPTION_NAMES, ExecutionOptions
+from girder_dask.protocol.patterns import explain_mismatch
 
 __all__ = [
     "MalformedDocument",
@@ -236,7 +237,7 @@ def check_record(record: Mapping[str, Any]) -> None:
     try:
         msgspec.convert(options, ExecutionOptions)
     except msgspec.ValidationError as e:
-        problem, _, path = str(e).rpartition("$.")
+        problem, _, path = explain_mismatch(e).rpartition("$.")
         name = path.partition("[")[0].strip("`")
         problem = problem.partition(" - at ")[0]
         raise MalformedDocument(record.get("_id"), f"dask_job.{name}", f"valid ({problem})") from e
