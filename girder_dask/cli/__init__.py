@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from girder_dask._version import __version__
+from girder_dask.cli.certs import certs
 from girder_dask.errors import GirderDaskError
 
 __all__ = ["main"]
@@ -47,6 +48,9 @@ def main(verbose: bool) -> None:
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+
+
+main.add_command(certs)
 
 
 @main.command()
