@@ -55,6 +55,8 @@ class Plan:
         The ports that the caller asks for: ``girder``, ``scheduler``, ``dashboard``.
     before
         The ports of the previous run, used again if they are free.
+    with_dashboard
+        Whether the scheduler serves the pages of Dask's dashboard.
 
     Raises
     ------
@@ -72,12 +74,14 @@ class Plan:
         host: str,
         wanted: Mapping[str, int | None],
         before: Mapping[str, int],
+        with_dashboard: bool = True,
     ) -> None:
         self._directory = directory
         self._env = _environment(env, directory.path)
         self._girder_env = dict(girder_env)
         self._worker_env = dict(worker_env)
         self._host = host
+        self._with_dashboard = with_dashboard
         self.ports = _choose_ports(host, wanted, before)
         here = _LOOPBACK if host in _ALL_INTERFACES else host
         mongo = f"mongodb://{_LOOPBACK}:{self.ports['mongod']}/girder"
@@ -138,7 +142,12 @@ class Plan:
         }
         return self._part(
             "scheduler",
-            programs.scheduler(self._host, self.ports["scheduler"], self.ports["dashboard"]),
+            programs.scheduler(
+                self._host,
+                self.ports["scheduler"],
+                self.ports["dashboard"],
+                with_dashboard=self._with_dashboard,
+            ),
             env=env,
             check=lambda: checks.registered_workers(self.dashboard) is not None,
         )

@@ -127,22 +127,31 @@ def girder(host: str, port: int) -> list[str]:
     return [sys.executable, "-c", serve, "--mode", "production", "-H", host, "-p", str(port)]
 
 
-def scheduler(host: str, port: int, dashboard_port: int) -> list[str]:
-    """Return the command of the scheduler. Dask's configuration preloads our hooks."""
+def scheduler(
+    host: str, port: int, dashboard_port: int, *, with_dashboard: bool = True
+) -> list[str]:
+    """Return the command of the scheduler. Dask's configuration preloads our hooks.
+
+    Without its dashboard, it still serves its metrics and its state as JSON at that port.
+    """
     return [
         *_dask("scheduler"),
         *("--host", host, "--port", str(port)),
         *("--dashboard-address", f"{host}:{dashboard_port}"),
+        "--dashboard" if with_dashboard else "--no-dashboard",
     ]
 
 
 def worker(address: str, name: str, threads: int, directory: Path) -> list[str]:
-    """Return the command of a worker: a plain ``dask worker`` on this machine."""
+    """Return the command of a worker: a plain ``dask worker`` on this machine.
+
+    The scheduler's dashboard shows what runs there; pages of its own would slow its start down.
+    """
     return [
         *_dask("worker"),
         address,
         *("--name", name, "--nthreads", str(threads)),
-        *("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"),
+        *("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--no-dashboard"),
         *("--local-directory", str(directory)),
     ]
 

@@ -47,6 +47,9 @@ class Stack(StackInfo):
         Environment variables for every part, in addition to those of this process.
     girder_env, worker_env
         Environment variables for Girder alone, and for the workers alone.
+    with_dashboard
+        Whether the scheduler serves the pages of Dask's dashboard. Without them it starts
+        faster.
     reporter
         Reports the start and the end of each part.
 
@@ -77,6 +80,7 @@ class Stack(StackInfo):
         env: Mapping[str, str] | None = None,
         girder_env: Mapping[str, str] | None = None,
         worker_env: Mapping[str, str] | None = None,
+        with_dashboard: bool = True,
         reporter: Reporter | None = None,
     ) -> None:
         super().__init__(directory)
@@ -93,6 +97,7 @@ class Stack(StackInfo):
         self._env = dict(env or {})
         self._girder_env = dict(girder_env or {})
         self._worker_env = dict(worker_env or {})
+        self._with_dashboard = with_dashboard
         self._ended: set[str] = set()
         self._reaper: Reaper | None = None
 
@@ -224,6 +229,7 @@ class Stack(StackInfo):
             host=self.host,
             wanted=self._wanted,
             before=self._state.get("ports", {}),
+            with_dashboard=self._with_dashboard,
         )
         self._state["ports"] = plan.ports
         self._directory.save_state(self._state)

@@ -20,7 +20,8 @@ from girder_dask.testing.remote import pack, unpack
 
 __all__ = ["TestStack", "UnexpectedStatusError", "User", "WaitTimeoutError"]
 
-_POLL_INTERVAL_S = 0.03
+# A job is looked at less and less often: each look takes Girder some milliseconds.
+_MIN_POLL_S, _MAX_POLL_S, _POLL_GROWTH = 0.01, 0.3, 1.2
 _REPORT_LINES = 15
 
 # A line of Girder's access log. The test that sent the requests knows them.
@@ -62,7 +63,11 @@ class User:
 
 
 class TestStack(Stack):
-    """A :class:`~girder_dask.standalone.Stack` with methods for tests."""
+    """A :class:`~girder_dask.standalone.Stack` with methods for tests.
+
+    The scheduler serves the pages of Dask's dashboard only with the option ``with_dashboard``,
+    since they take half of the time in which it starts.
+    """
 
     __test__ = False  # or pytest collects it
 
@@ -74,6 +79,7 @@ class TestStack(Stack):
             "GIRDER_DASK_TESTING_SECRET": self._secret,
             **options.pop("girder_env", {}),
         }
+        options.setdefault("with_dashboard", False)
         super().__init__(directory, workers, threads, girder_env=girder_env, **options)
         self._admin: Any = None
 
@@ -85,24 +91,17 @@ class TestStack(Stack):
         return self._admin
 
     def create_user(self) -> User:
-        """Create an ordinary user with a private folder."""
+        """Create an ordinary user with a private folder.
+
+        The user has a token, and no password: Girder would take half a second to hash one and to
+        check it.
+        """
         from girder_dask.http.girder_client import GirderClient
 
-        login, password = f"user{secrets.token_hex(5)}", secrets.token_urlsafe(12)
-        user = self.admin.post(
-            "user",
-            data={
-                "login": login,
-                "password": password,
-                "email": f"{login}@example.org",
-                "firstName": "Test",
-                "lastName": "User",
-                "admin": False,
-            },
-        )
-        client = GirderClient(self.api)
-        client.authenticate(login, password)
-        return User(client, str(user["_id"]), login, _private_folder(client, user["_id"]))
+        made = self.admin.post("dask/testing/user", json={"secret": self._secret})
+        client = GirderClient(self.api, made["token"])
+        folder = _private_folder(client, made["_id"])
+        return User(client, made["_id"], made["login"], folder)
 
     def call(
         self,
@@ -203,7 +202,7 @@ class TestStack(Stack):
             If the job does not reach the state in time. The message has the job's log.
         """
         __tracebackhide__ = True  # pytest shows the line of the test
-        deadline = time.monotonic() + timeout
+        deadline, pause_s = time.monotonic() + timeout, _MIN_POLL_S
         while True:
             job = self.job(job_id)
             now = job["status"]
@@ -214,7 +213,8 @@ class TestStack(Stack):
                 raise UnexpectedStatusError(_describe(job, expected))
             if time.monotonic() > deadline:
                 raise WaitTimeoutError(_describe(job, f" after {timeout:g} s"))
-            time.sleep(_POLL_INTERVAL_S)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * _POLL_GROWTH, _MAX_POLL_S)
 
     def recent_logs(self, lines: int = 15) -> str:
         """Return the last log lines of each part but the database and the broker."""

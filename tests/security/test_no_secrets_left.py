@@ -242,7 +242,7 @@ def sow(stack: Any, client: Client, seed: str) -> Any:
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[TestStack]:
-    with TestStack(tmp_path / "stack", workers=1, threads=4) as started:
+    with TestStack(tmp_path / "stack", 1, 4, with_dashboard=True) as started:
         yield started
 
 

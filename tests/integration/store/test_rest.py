@@ -14,14 +14,16 @@ from girder_dask._version import __version__
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.wire_json import to_json
 from tests.support.girder_services import free_port, process, wait_until
+from tests.support.loaded_girder import LoadedGirder
 from tests.support.store_jobs import update
 
 SERVE = "import sys; from girder.cli.serve import main; sys.exit(main())"
 
 
 class Web:
-    def __init__(self, api: str) -> None:
+    def __init__(self, api: str, loaded: LoadedGirder) -> None:
         self.api = api
+        self._loaded = loaded
 
     def __call__(self, method: str, path: str, token: str | None = None, **options: Any):
         headers = {"Girder-Token": token} if token else {}
@@ -30,8 +32,7 @@ class Web:
         )
 
     def log_in(self, login: str) -> str:
-        answer = self("GET", "user/authentication", auth=(login, "password-1"))
-        return answer.json()["authToken"]["token"]
+        return self._loaded.make_token(login)
 
     def sign_in(self, key: str) -> str:
         answer = self("POST", "api_key/token", data={"key": key})
@@ -44,7 +45,7 @@ def web(loaded, services):
     command = [sys.executable, "-c", SERVE, "--mode", "production", "-p", str(port)]
     environment = {**os.environ, "GIRDER_DASK_TESTING_SECRET": "open sesame"}
     with process(command, port, services.directory / "girder.log", environment):
-        web = Web(f"http://127.0.0.1:{port}/api/v1")
+        web = Web(f"http://127.0.0.1:{port}/api/v1", loaded)
         wait_until(lambda: web("GET", "dask/ping").ok, "Girder", 60)
         yield web
 
@@ -177,7 +178,8 @@ def test_testing_route_opens_to_the_secret_alone(girder, web):
     answer = web("POST", "dask/testing/call", token, json={"secret": "open sesame", "call": call})
     assert unpack(base64.b64decode(answer.json()["outcome"])) == "carla"
     for body in ({"secret": "wrong", "call": call}, {"call": call}, {"secret": 5}, []):
-        assert web("POST", "dask/testing/call", token, json=body).status_code == 403
+        for route in ("call", "user"):
+            assert web("POST", f"dask/testing/{route}", token, json=body).status_code == 403
 
 
 def test_testing_route_is_absent_without_the_variable(girder):
