@@ -30,7 +30,7 @@ __all__ = ["future_of", "pin"]
 
 logger = logging.getLogger(__name__)
 
-# The scheduler waits up to 5 s for a job that it has not received yet.
+# The scheduler waits up to 5 s for a job that it has not received yet, unless the job has ended.
 _RPC_TIMEOUT_S = 15.0
 # Between two requests for the result of a job whose end Girder has not recorded yet.
 _POLL_INTERVAL_S = 0.05
@@ -51,10 +51,10 @@ def future_of(job_id: str) -> Future[Any]:
     """
     backend = get_backend()
     client = backend.dask_client()
-    _check_access(backend, job_id)
+    has_ended = _check_access(backend, job_id) in FINAL
     deadline = time.monotonic() + _RPC_TIMEOUT_S
     while True:
-        key = _key(backend, client, job_id)
+        key = _key(backend, client, job_id, wait=not has_ended)
         if key is not None:
             return _future_of_key(client, key)
         # The scheduler has finished the job. Its update may be on the way to Girder.
@@ -64,10 +64,10 @@ def future_of(job_id: str) -> Future[Any]:
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _key(backend: Backend, client: Client, job_id: str) -> str | None:
+def _key(backend: Backend, client: Client, job_id: str, *, wait: bool) -> str | None:
     """Return the key of a job's value. None if the scheduler does not have it."""
     try:
-        keys: dict[str, str] = cast("Any", client.sync)(_pinned_keys, client, [job_id])
+        keys: dict[str, str] = cast("Any", client.sync)(_pinned_keys, client, [job_id], wait=wait)
     except (OSError, asyncio.TimeoutError, ValueError, AttributeError, RuntimeError) as e:
         raise SchedulerError(
             f"The Dask scheduler at {backend.scheduler_address()} does not return the key of the "
@@ -77,7 +77,8 @@ def _key(backend: Backend, client: Client, job_id: str) -> str | None:
     return keys.get(job_id)
 
 
-def _check_access(backend: Backend, job_id: str) -> None:
+def _check_access(backend: Backend, job_id: str) -> int:
+    """Raise unless the user may have the future of a job, and return the state of the job."""
     # The scheduler itself returns any value to any client.
     known = backend.load_jobs([job_id]) or [backend.load_job(job_id)]
     if getattr(backend, "pins", False) and not backend.unpickles(known[0]):
@@ -86,6 +87,7 @@ def _check_access(backend: Backend, job_id: str) -> None:
             "of its owner. get() returns it if it is plain.",
             job_id=job_id,
         )
+    return int(known[0]["status"])
 
 
 def pin(backend: Backend, results: Sequence[JobResult]) -> None:
@@ -113,11 +115,11 @@ async def _pin(client: Client, references: dict[str, weakref.ref[JobResult]]) ->
             result._pin(future)  # noqa: SLF001 - of this package
 
 
-async def _pinned_keys(client: Client, job_ids: list[str]) -> dict[str, str]:
+async def _pinned_keys(client: Client, job_ids: list[str], *, wait: bool = True) -> dict[str, str]:
     """Register this client with the scheduler, and return the keys of the jobs that it knows."""
     scheduler: Any = client.scheduler
     answer = await asyncio.wait_for(
-        scheduler.girder_pin(jobs=job_ids, client=client.id), _RPC_TIMEOUT_S
+        scheduler.girder_pin(jobs=job_ids, client=client.id, wait=wait), _RPC_TIMEOUT_S
     )
     if not isinstance(answer, dict) or answer.get("status") == "error":
         raise ValueError(f"it answered {answer!r}")

@@ -195,17 +195,18 @@ class RpcHandlers:
 
     # -- notebooks ----------------------------------------------------------------------------
 
-    async def girder_pin(self, jobs: list[str], client: str) -> dict[str, str]:
+    async def girder_pin(self, jobs: list[str], client: str, wait: bool = True) -> dict[str, str]:
         """Make a Dask client want the results of jobs; return the keys of those known here.
 
-        A job that was just submitted may not have arrived yet, so it is waited for.
+        A job that was just submitted may not have arrived yet, so it is waited for. A client that
+        knows from Girder that the jobs have ended does not ``wait``.
         """
-        deadline = self._cluster.time() + _PIN_TIMEOUT_S
+        deadline = self._cluster.time() + (_PIN_TIMEOUT_S if wait else 0.0)
         while True:
             keys = {job_id: self._dispatcher.key_of(job_id) for job_id in jobs}
             found = {job_id: key for job_id, key in keys.items() if key is not None}
             missing = [i for i in jobs if i not in found and i not in self._jobs]
-            if not missing or self._cluster.time() > deadline:
+            if not missing or self._cluster.time() >= deadline:
                 break
             await asyncio.sleep(_PIN_CHECK_INTERVAL_S)
         for key in found.values():

@@ -209,8 +209,10 @@ if not mark.exists():
         time.sleep(0.02)
 """
 
+    over = asyncio.Event()
+
     async def silent(**_asked: Any) -> None:
-        await asyncio.sleep(60)
+        await over.wait()
 
     girder.specs = [spec("a", "does", code)]
     async with running(girder) as plugin:
@@ -220,6 +222,7 @@ if not mark.exists():
             await nanny.kill(timeout=20, reason="test")
             await nanny.instantiate()
             await soon(lambda: girder.ended("a") is not None)
+            over.set()  # or the scheduler waits for it when it closes
     statuses = [s for u in girder.updates("a") for s, _ in u.get("statuses") or ()]
     assert statuses == [S.RUNNING, S.QUEUED, S.RUNNING, S.SUCCESS]
 
