@@ -20,7 +20,7 @@ import requests
 from girder_dask.errors import TransformError
 from girder_dask.http.redirects import ExplainedRequestError
 from girder_dask.http.request_errors import (
-    certificate_problem,
+    certificate_error,
     error_cause,
     error_message,
     has_no_content,
@@ -100,12 +100,12 @@ def _silence(error: Exception) -> str:
     host = urlsplit(str(getattr(getattr(error, "request", None), "url", None) or "")).netloc
     girder = f"Girder at {host.rpartition('@')[2]}" if host else "Girder"
     if isinstance(error, requests.exceptions.SSLError) and not is_transient(error):
-        untrusted = certificate_problem(error)
+        untrusted = certificate_error(error)
         if untrusted is None:
             return f"{girder} offers no TLS that this worker supports ({error})."
         return (
-            f"The certificate of {girder} is not trusted on the worker ({untrusted}). Ask the "
-            "operator to name the authority in REQUESTS_CA_BUNDLE there."
+            f"The certificate of {girder} is not trusted on the worker "
+            f"({untrusted.verify_message}). Ask the operator to set girder.ca-file there."
         )
     if isinstance(error, requests.exceptions.InvalidJSONError):
         return f"{girder} did not answer with JSON ({error})."

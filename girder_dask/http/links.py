@@ -20,6 +20,7 @@ from girder_dask import config
 from girder_dask._version import __version__
 from girder_dask.errors import GirderDaskError
 from girder_dask.http.allowed_hosts import HostRefused, LinkHosts
+from girder_dask.http.authorities import TrustingSession
 from girder_dask.http.redirects import (
     ASSETSTORE,
     LINK,
@@ -127,7 +128,7 @@ def _answer(get: Callable[[], requests.Response], url: str, kind: str) -> reques
     return response
 
 
-class _AnonymousSession(requests.Session):
+class _AnonymousSession(TrustingSession):
     """A session without cookies and without passwords of a ``.netrc``."""
 
     def __init__(self) -> None:

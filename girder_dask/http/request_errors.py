@@ -12,7 +12,7 @@ from girder_dask.http.redirects import ExplainedRequestError, StorageServerError
 __all__ = [
     "GATEWAY_STATUSES",
     "TRANSIENT_STATUSES",
-    "certificate_problem",
+    "certificate_error",
     "error_cause",
     "error_message",
     "has_no_content",
@@ -96,11 +96,11 @@ def has_no_content(error: Exception) -> bool:
     return isinstance(identifier, str) and identifier.endswith(_NO_CONTENT)
 
 
-def certificate_problem(error: BaseException) -> str | None:
-    """Return what is wrong with a certificate, None if the error has another reason."""
+def certificate_error(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    """Return what OpenSSL says about a certificate, None if the error has another reason."""
     for each in _wrapped(error):
         if isinstance(each, ssl.SSLCertVerificationError):
-            return str(each.verify_message)
+            return each
     return None
 
 

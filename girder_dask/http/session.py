@@ -12,6 +12,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from girder_dask._version import __version__
+from girder_dask.http.authorities import TrustingSession
 from girder_dask.http.links import resolve_redirect
 from girder_dask.http.redirects import StorageServerError, is_within_api
 from girder_dask.http.request_errors import is_unsent
@@ -30,7 +31,7 @@ _TIMEOUT_S = (10, 600)
 _IDEMPOTENT_METHODS = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}
 
 
-class GirderSession(requests.Session):
+class GirderSession(TrustingSession):
     """A session for the API of one Girder.
 
     Redirects of the API are errors (:class:`girder_dask.http.redirects.UnexpectedRedirect`).

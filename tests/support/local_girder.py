@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,8 +34,8 @@ class Peer:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Peer]:
-    """Run a server that answers as its :class:`Peer` says."""
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Peer]:
+    """Run a server that answers as its :class:`Peer` says, by https if there is a context."""
     peer = Peer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -64,19 +65,26 @@ def serving() -> Iterator[Peer]:
         def log_message(self, *_args: Any) -> None:
             pass
 
-    with running(Handler) as peer.url:
+    with running(Handler, tls) as peer.url:
         yield peer
 
 
 @contextlib.contextmanager
-def running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+def running(
+    handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """Run an HTTP server in threads of this process. Yields the address of its REST API."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/api/v1"
+        scheme_and_host = "http://127.0.0.1" if tls is None else "https://localhost"
+        yield f"{scheme_and_host}:{server.server_port}/api/v1"
     finally:
         server.shutdown()
         thread.join()

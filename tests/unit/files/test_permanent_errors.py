@@ -117,7 +117,7 @@ def test_girder_file_id_raises_for_an_untrusted_certificate_at_once(
     assert str(error) == (
         "GirderFileId('id0'): the file cannot be fetched. The certificate of Girder at "
         f"localhost:{untrusted.port} is not trusted on the worker (unable to get local issuer "
-        "certificate). Ask the operator to name the authority in REQUESTS_CA_BUNDLE there."
+        "certificate). Ask the operator to set girder.ca-file there."
     )
     assert error.permanent
     assert untrusted.connections == 1
@@ -127,7 +127,7 @@ def test_clients_raise_for_an_untrusted_certificate_at_once(untrusted: Tls) -> N
     url = f"https://localhost:{untrusted.port}/api/v1"
     with pytest.raises(requests.exceptions.SSLError):
         GirderClient(url, "TOKEN", make_retrying_session).get("user/me")
-    with pytest.raises(GirderError, match="certificate verify failed"):
+    with pytest.raises(GirderError, match="unable to get local issuer certificate"):
         ApiClient(url, token="TOKEN", retry_internal_errors=True, retry_time_s=900).request(
             "GET", "user/me"
         )
