@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from girder_dask.errors import NotConnectedError
+from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
 from girder_dask.protocol.messages import MapParent, StoredResult, Submission
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
+    "CeleryMessages",
     "get_backend",
     "has_backend",
     "in_run",
@@ -31,11 +33,28 @@ __all__ = [
 ]
 
 
+class CeleryMessages(Protocol):
+    """Interface for the messages of Celery, with which girder_worker's tasks are started."""
+
+    def send(self, message: CeleryMessage, job: CeleryJob | None) -> None:
+        """Record a message as a job, with the given fields, and send the job."""
+
+    def control(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the answers of workers to a command of Celery, by the names of the workers."""
+
+    def result(self, task_id: str) -> StoredResult | None:
+        """Return the result of the newest job with an id of Celery, None if there is none."""
+
+
 class Backend(Protocol):
     """Interface that records jobs, sends them to the scheduler, and reads their results."""
 
     #: Whether functions may be sent by value, such as those of a notebook.
     ships_code: bool
+
+    @property
+    def celery_messages(self) -> CeleryMessages:
+        """The interface for the messages of Celery."""
 
     def submit(
         self, submissions: Sequence[Submission], group: MapParent | None = None

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import msgspec
-
+from girder_dask.client.celery_messages import RestCeleryMessages, read_stored
 from girder_dask.errors import (
     GirderError,
     PayloadTooLargeError,
@@ -19,7 +18,7 @@ from girder_dask.errors import (
 )
 from girder_dask.http.client import ApiClient
 from girder_dask.protocol.messages import MapParent, StoredResult, Submission
-from girder_dask.protocol.wire_json import from_json, to_json
+from girder_dask.protocol.wire_json import to_json
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -142,6 +141,11 @@ class RestBackend:
             raise _refusal(e, submissions) from e
         return [dict(job) for job in answer["jobs"]]
 
+    @property
+    def celery_messages(self) -> RestCeleryMessages:
+        """The messages of Celery that a running job sends."""
+        return RestCeleryMessages(self._api)
+
     def unpickles(self, job: Mapping[str, Any]) -> bool:
         """Return True if the value of this job may be unpickled here, which can run its code."""
         if self._unpickles != "own":
@@ -174,7 +178,7 @@ class RestBackend:
 
     def load_result(self, job_id: str) -> StoredResult:
         """Return the stored result of a job."""
-        return _stored(self._api.request("GET", f"dask/job/{_checked(job_id)}/result"))
+        return read_stored(self._api.request("GET", f"dask/job/{_checked(job_id)}/result"))
 
     def load_results(self, job_ids: Sequence[str]) -> dict[str, StoredResult]:
         """Return the stored results, by id, of those jobs that the user may read."""
@@ -184,7 +188,7 @@ class RestBackend:
             answer = self._api.request(
                 "POST", "dask/job/results", {"ids": left[:_MAX_JOBS_PER_REQUEST]}
             )
-            found |= {job_id: _stored(result) for job_id, result in answer["results"].items()}
+            found |= {job_id: read_stored(result) for job_id, result in answer["results"].items()}
             left = [*answer["left"], *left[_MAX_JOBS_PER_REQUEST:]]
         return found
 
@@ -278,16 +282,6 @@ def _check_reached(address: str) -> None:
     if scheme in ("tcp", "tls"):
         name, _, port = host.rpartition(":")
         socket.create_connection((name.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-
-
-def _stored(wire: Mapping[str, Any]) -> StoredResult:
-    try:
-        return msgspec.convert(from_json(wire), StoredResult, builtin_types=(bytes,))
-    except msgspec.ValidationError as e:
-        raise GirderError(
-            f"Girder's answer about the end of a job cannot be read: {e}. Install the same "
-            "girder_dask here as in Girder."
-        ) from e
 
 
 def _check_owner(given: Sequence[Submission | MapParent]) -> None:

@@ -14,7 +14,7 @@ from girder.plugin import GirderPlugin, getPlugin, registerPluginStaticContent
 from girder_jobs.models.job import Job
 
 from girder_dask.client.backend import set_backend
-from girder_dask.plugin import event_handlers, girder_log, token_sweeper
+from girder_dask.plugin import celery, event_handlers, girder_log, token_sweeper
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import artifacts as artifact_rest
 from girder_dask.plugin.rest import (
@@ -66,6 +66,7 @@ class DaskPlugin(GirderPlugin):
         attempts.mount(info["apiRoot"].dask)
         artifact_rest.mount(info["apiRoot"].job)
         testing.mount(info["apiRoot"].dask)
+        celery.mount(info, backend)
 
         registerPluginStaticContent(
             plugin="dask",

@@ -22,7 +22,15 @@ from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin import memory_trimming, settings
 from girder_dask.plugin.dask_client import LazyDaskClient
-from girder_dask.plugin.store import cancellation, claims, job_records, recording, results, tokens
+from girder_dask.plugin.store import (
+    cancellation,
+    claims,
+    existing_jobs,
+    job_records,
+    recording,
+    results,
+    tokens,
+)
 from girder_dask.plugin.store.access.authority import IN_GIRDER, Authority
 from girder_dask.plugin.store.access.requester import may_access
 from girder_dask.plugin.store.database import database_errors
@@ -35,6 +43,7 @@ from girder_dask.protocol.messages import JobSpec, MapParent, StoredResult, Subm
 if TYPE_CHECKING:
     from distributed import Client
 
+    from girder_dask.client.backend import CeleryMessages
     from girder_dask.plugin.scheduler_link import SchedulerLink
 
 __all__ = ["GirderBackend"]
@@ -63,8 +72,23 @@ class GirderBackend:
         #: Records in queued jobs that the scheduler is unreachable.
         self.unreachable = UnreachableReporter()
         self._lock = threading.Lock()
+        self._celery_messages: CeleryMessages | None = None
 
     # -- the interface of Backend ----------------------------------------------------------
+
+    @property
+    def celery_messages(self) -> CeleryMessages:
+        """The messages of Celery, if this Girder sends girder_worker's tasks to Dask."""
+        if self._celery_messages is None:
+            raise GirderError(
+                "This Girder does not run girder_worker's tasks on Dask. Start it with "
+                "GIRDER_WORKER_BROKER=dask:// in its environment."
+            )
+        return self._celery_messages
+
+    @celery_messages.setter
+    def celery_messages(self, messages: CeleryMessages) -> None:
+        self._celery_messages = messages
 
     def submit(
         self, submissions: Sequence[Submission], group: MapParent | None = None
@@ -161,7 +185,7 @@ class GirderBackend:
                     tokens_later=True,
                 )
                 jobs = [job, *(r.job for r in recorded)]
-        self._send([r.spec for r in recorded])
+        self.send([r.spec for r in recorded])
         if len(recorded) >= _TRIM_MIN_JOBS:
             memory_trimming.trim_later()
         try:
@@ -180,7 +204,7 @@ class GirderBackend:
     def schedule(self, job: dict[str, Any]) -> None:
         """Queue an INACTIVE job that Girder's model created, and send it to the scheduler."""
         owner = User().load(job["userId"], force=True) if job.get("userId") else None
-        self._send([recording.queue_inactive(job, owner).spec])
+        self.send([existing_jobs.queue_inactive(job, owner).spec])
 
     def stop(self, job_id: ObjectId) -> JobStatus | None:
         """Cancel a job and the jobs that it has started. Return its new state."""
@@ -218,6 +242,10 @@ class GirderBackend:
         """Return ``address``, ``reachable``, ``error`` and ``since`` of the scheduler."""
         return self._scheduler_link().status()
 
+    def scheduler_workers(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Return the workers of the scheduler, each with its jobs; none if it does not answer."""
+        return self._scheduler_link().workers(timeout_s)
+
     def check_scheduler(self) -> dict[str, Any]:
         """Connect to the scheduler, and return its status as :meth:`scheduler_status` does."""
         return self._scheduler_link().check(_CHECK_TIMEOUT_S)
@@ -230,7 +258,8 @@ class GirderBackend:
             link.close()
         self._dask_client.close()
 
-    def _send(self, specs: list[JobSpec]) -> None:
+    def send(self, specs: list[JobSpec]) -> None:
+        """Send recorded jobs to the scheduler. Returns at once."""
         if specs:
             self._scheduler_link().submit(specs)
 

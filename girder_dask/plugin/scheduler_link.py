@@ -108,6 +108,10 @@ class SchedulerLink:
         self._ensure_thread().check(timeout)
         return self.status()
 
+    def workers(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Return the workers, each with its jobs; none if the scheduler does not answer in time."""
+        return self._ensure_thread().workers(timeout_s)
+
     def close(self) -> None:
         """Stop the thread."""
         with self._lock:
@@ -167,6 +171,10 @@ class _LinkThread:
     def cancel_now(self, ids: Sequence[str], timeout: float) -> Collection[str] | None:
         answer = self._result_of(self._call("girder_cancel", jobs=list(ids)), timeout)
         return None if answer is None else answer.get("begun")
+
+    def workers(self, timeout_s: float) -> list[dict[str, Any]]:
+        answer = self._result_of(self._call("girder_workers"), timeout_s)
+        return [] if answer is None else list(answer["workers"])
 
     def _result_of(self, work: Coroutine[Any, Any, _T], timeout: float) -> _T | None:
         call = asyncio.run_coroutine_threadsafe(work, self._loop)

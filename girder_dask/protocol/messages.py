@@ -48,6 +48,8 @@ _HIDDEN_FIELDS = frozenset({"exception", "payload", "result", "token", "value"})
 _Count = Annotated[int, Meta(ge=0, lt=2**62)]
 
 _TaskName = Annotated[str, Meta(pattern=TASK_NAME, max_length=999)]
+# Seconds since the epoch.
+_Moment = Annotated[float, Meta(ge=0, le=2**40)]
 # A status, and the time at which it was reached.
 _StatusChange = Annotated[list[float], Meta(min_length=2, max_length=2)]
 
@@ -164,6 +166,9 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
         The title of the job.
     dependencies
         The ids of the jobs whose values are among the arguments.
+    not_before
+        The earliest start, in seconds since the epoch. Until then the job is queued and holds no
+        thread.
     trusted
         Whether the author of the call may run code of their own on the cluster. Jobs of others run
         installed tasks only, with plain arguments, and send to Girder only files of the job's
@@ -181,6 +186,7 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
     title: str = ""
     dependencies: Sequence[str] | None = None
     trusted: bool = False
+    not_before: float | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, and always ``trusted``.
@@ -277,8 +283,9 @@ class Submission(Message, ExecutionOptions, frozen=True):
 
     ``args`` and ``kwargs`` are shown on the job: plain values, transforms as their
     ``_repr_model_``. ``payload`` is the packed call, with its result hooks, that a worker opens.
-    ``dependencies`` are the ids of the jobs whose values are among the arguments. ``user`` is a
-    Girder user document, or None for the user of the request; it does not travel.
+    ``dependencies`` are the ids of the jobs whose values are among the arguments. ``not_before`` is
+    the earliest start, in seconds since the epoch. ``user`` is a Girder user document, or None for
+    the user of the request; it does not travel.
     """
 
     task: _TaskName
@@ -295,6 +302,7 @@ class Submission(Message, ExecutionOptions, frozen=True):
     token: Any = None
     api_url: str | None = None
     dependencies: Sequence[JobId] = ()
+    not_before: _Moment | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Return the fields for Girder without the user: Girder takes the sender."""

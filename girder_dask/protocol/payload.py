@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from girder_dask.errors import ArgumentError, PayloadTooLargeError
 from girder_dask.protocol import unpickling
+from girder_dask.protocol.celery_message import CeleryMessage
 from girder_dask.protocol.plain_values import dump_plain, load_plain
 from girder_dask.protocol.transform_types import build, detached, written
 from girder_dask.utils.module_loading import retry_import_deadlock
@@ -29,6 +32,7 @@ __all__ = [
     "open_call",
     "open_value",
     "pack_call",
+    "pack_message",
     "pack_value",
 ]
 
@@ -36,7 +40,7 @@ __all__ = [
 PACKING_OVERHEAD_BYTES = 4096
 
 # The first byte of a packed call or value: how the rest is encoded.
-_PLAIN, _PICKLED = b"j", b"p"
+_PLAIN, _PICKLED, _MESSAGE = b"j", b"p", b"m"
 
 # Tags of placeholders in a plain call.
 _TRANSFORM, _JOB = "~transform", "~job"
@@ -60,7 +64,8 @@ class Unpicklable:
 class Call:
     """A function (None for the task's own), its arguments and its result hooks.
 
-    ``session`` are attributes of the ``requests.Session`` of the job's Girder client.
+    ``session`` are attributes of the ``requests.Session`` of the job's Girder client. A call with
+    a ``message`` of Celery has nothing else.
     """
 
     args: tuple[Any, ...] = ()
@@ -68,6 +73,7 @@ class Call:
     hooks: tuple[Any, ...] = ()
     function: Callable[..., Any] | None = None
     session: Mapping[str, Any] | None = None
+    message: CeleryMessage | None = None
 
 
 def pack_call(
@@ -117,6 +123,33 @@ def pack_call(
             data = _PICKLED + cloudpickle.dumps(call)
         except Exception as e:
             raise _argument_error(call, task, e) from e
+    _check_size(data, task, limit)
+    return data
+
+
+def pack_message(message: CeleryMessage, limit: int | None = None) -> bytes:
+    """Return a message of Celery as bytes.
+
+    Raises
+    ------
+    ArgumentError
+        If one of its headers cannot be packed.
+    PayloadTooLargeError
+        If it is larger than ``limit``.
+    """
+    try:
+        data = _MESSAGE + msgspec.json.encode(message.to_wire())
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ArgumentError(
+            f"A header of the message for {message.task} cannot be sent: {e}. No job was created. "
+            "Headers hold None, bool, numbers, text, lists and mappings.",
+            task=message.task_name,
+        ) from e
+    _check_size(data, message.task_name, limit)
+    return data
+
+
+def _check_size(data: bytes, task: str | None, limit: int | None) -> None:
     if limit is not None and len(data) > limit:
         raise PayloadTooLargeError(
             f"The arguments of {task or 'the call'} take {len(data):,} bytes when packed, more "
@@ -125,7 +158,6 @@ def pack_call(
             "makes it.",
             task=task,
         )
-    return data
 
 
 def _argument_error(call: tuple[Any, ...], task: str | None, error: Exception) -> ArgumentError:
@@ -168,10 +200,13 @@ def _special(value: Any) -> tuple[str, Any]:
 def is_plain(payload: bytes) -> bool:
     """Return True if opening a packed call runs only code of an installed task.
 
+    That holds for a message of Celery as well: a worker that does not trust it opens it only if it
+    is data.
+
     >>> is_plain(pack_call((1, 'coins.png'), {})), is_plain(pack_call((range(3),), {}))
     (True, False)
     """
-    return payload[:1] == _PLAIN
+    return payload[:1] in (_PLAIN, _MESSAGE)
 
 
 def open_call(payload: bytes, *, unpickle: bool = True) -> Call:
@@ -193,6 +228,8 @@ def open_call(payload: bytes, *, unpickle: bool = True) -> Call:
         special = {_TRANSFORM: build, _JOB: lambda job_id: Dependency(str(job_id))}
         args, kwargs, hooks = retry_import_deadlock(lambda: load_plain(rest, special))
         return Call(args=tuple(args), kwargs=dict(kwargs), hooks=tuple(hooks))
+    if kind == _MESSAGE:
+        return Call(message=CeleryMessage.from_wire(msgspec.json.decode(rest)))
     if kind != _PICKLED:
         raise ValueError("These bytes are not a call that girder_dask packed.")
     if not unpickle:

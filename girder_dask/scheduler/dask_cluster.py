@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 from distributed import Client, Future, Scheduler
@@ -19,7 +19,7 @@ from girder_dask.scheduler.worker_rpc import WorkerRpc
 from girder_dask.utils.background import Guard
 from girder_dask.utils.bounded_dict import BoundedDict
 
-__all__ = ["REFUSED_INTERVAL_S", "DaskCluster"]
+__all__ = ["REFUSED_INTERVAL_S", "DaskCluster", "WorkerFacts"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,15 @@ _KEEPER = "girder-dask-keeper"
 _CONNECT_DELAY_S = 0.5
 # The scheduler remembers at most this many keys that were released before they arrived.
 _MAX_EARLY_RELEASES = 100_000
+
+
+class WorkerFacts(NamedTuple):
+    """A connected worker."""
+
+    address: str
+    name: str
+    nthreads: int
+    resources: Mapping[str, float]
 
 
 class DaskCluster(WorkerRpc):
@@ -270,6 +279,13 @@ class DaskCluster(WorkerRpc):
     def has_worker(self, worker: str) -> bool:
         """Return True if a worker is connected."""
         return worker in self._scheduler.workers
+
+    def workers(self) -> list[WorkerFacts]:
+        """Return the connected workers."""
+        return [
+            WorkerFacts(address, str(ws.name), ws.nthreads, ws.resources)
+            for address, ws in self._scheduler.workers.items()
+        ]
 
     def loss_reason(self, worker: str) -> str:
         """Return why a worker was lost; empty if that is unknown."""

@@ -50,8 +50,8 @@ class JobState:
         The workers that were lost while they had the job.
     blocked
         Whether the job waits for dependencies.
-    cancel_retry
-        Cancels the timer of the job's next try.
+    cancel_timer
+        Cancels the timer of the job's next try, or of its earliest start.
     times_forgotten
         How often Dask has forgotten the task.
     end_reported
@@ -79,7 +79,7 @@ class JobState:
     lost_workers: list[str] = field(default_factory=list)
     canceled: bool = False
     blocked: bool = False
-    cancel_retry: Callable[[], None] | None = None
+    cancel_timer: Callable[[], None] | None = None
     times_forgotten: int = 0
     end_reported: bool = False
     acknowledged: bool = False
@@ -95,7 +95,7 @@ class JobState:
     @property
     def is_submitted(self) -> bool:
         """Whether the job was submitted to Dask, which has not assigned this attempt yet."""
-        waits = self.blocked or self.cancel_retry is not None
+        waits = self.blocked or self.cancel_timer is not None
         return self.is_queued and not (waits or self.assigned or self.finished_on)
 
     @property
@@ -116,11 +116,11 @@ class JobState:
         return f" Workers lost: {named}."
 
     def stop_waiting(self) -> None:
-        """Stop the wait for dependencies or for the next try."""
+        """Stop the wait for dependencies, for the next try or for the earliest start."""
         self.blocked = False
-        if self.cancel_retry is not None:
-            self.cancel_retry()
-            self.cancel_retry = None
+        if self.cancel_timer is not None:
+            self.cancel_timer()
+            self.cancel_timer = None
 
 
 class JobTable:

@@ -6,8 +6,10 @@ that depend on this one.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timezone
 
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
@@ -24,6 +26,8 @@ __all__ = ["JobTransitions"]
 _MAX_ENDED_JOBS = 10_000
 # How long after its end a job may arrive once more, from a request that Girder began before.
 _LATE_ARRIVAL_S = 60.0
+# The longest timer. After it the clock is asked again, which may have been set meanwhile.
+_MAX_TIMER_S = 600.0
 
 
 class JobTransitions:
@@ -61,6 +65,7 @@ class JobTransitions:
         self._ended = BoundedDict[str, tuple[int, float]](_MAX_ENDED_JOBS)
         self._changed: deque[str] = deque()
         self._starts_dependents = False
+        self._delayed: set[JobState] = set()
         #: The results that stay on the cluster.
         self.retained = RetainedResults(
             cluster, self._graph, ttl_s=result_ttl_s, max_bytes=max_result_bytes
@@ -83,10 +88,15 @@ class JobTransitions:
         return spec.attempt <= attempt and self._cluster.time() - ended_at < _LATE_ARRIVAL_S
 
     def start(self, jobs: Iterable[JobState]) -> None:
-        """Submit jobs whose dependencies are met; block the others, or end them in ERROR."""
+        """Submit jobs whose time has come and whose dependencies are met.
+
+        The others wait, or end in ERROR if a dependency has failed.
+        """
         ready: list[JobSpec] = []
         values: dict[str, Mapping[str, str]] = {}
         for job in jobs:
+            if job.spec.not_before is not None and self._delay(job, job.spec.not_before):
+                continue
             keys = self.dependencies.resolve(job) if job.spec.dependencies else {}
             if isinstance(keys, DependencyOutcome):
                 self.fail(job, keys.describe())
@@ -96,6 +106,27 @@ class JobTransitions:
                     values[job.spec.id] = keys
         if ready:
             self._cluster.submit(ready, values)
+
+    def _delay(self, job: JobState, not_before: float) -> bool:
+        """Start a job later if its time has not come. Return True if so."""
+        delay_s = not_before - time.time()
+        if delay_s <= 0:
+            return False
+
+        def resume() -> None:
+            job.cancel_timer = None
+            self._delayed.discard(job)
+            self.start([job])
+
+        self._delayed.add(job)
+        job.cancel_timer = self._cluster.call_later(min(delay_s, _MAX_TIMER_S), resume)
+        return True
+
+    def delayed(self) -> Iterator[tuple[JobState, str]]:
+        """Yield the jobs whose time has not come, each with the reason."""
+        for job in self._delayed:
+            moment = datetime.fromtimestamp(job.spec.not_before or 0.0, timezone.utc)
+            yield job, f"it is to start at {moment:%Y-%m-%d %H:%M:%S} UTC"
 
     def start_dependents(self, job_id: str) -> None:
         """Start the blocked dependents of a job. If one ends at once, its dependents follow."""
@@ -131,10 +162,10 @@ class JobTransitions:
         self.renew_key(job)
 
         def resume() -> None:
-            job.cancel_retry = None
+            job.cancel_timer = None
             self.start([job])
 
-        job.cancel_retry = self._cluster.call_later(delay_s, resume)
+        job.cancel_timer = self._cluster.call_later(delay_s, resume)
 
     # -- end --------------------------------------------------------------------------------
 
@@ -153,7 +184,7 @@ class JobTransitions:
     def on_end_reported(self, job: JobState) -> None:
         """Handle a job whose end the recorder has received."""
         job.end_reported = True
-        job.stop_waiting()
+        self._stop_waiting(job)
         if job.status != JobStatus.SUCCESS or job.nbytes is not None:
             self.finish(job)
         self._release_unneeded(job.spec.id)
@@ -186,8 +217,12 @@ class JobTransitions:
         self._cluster.release([job.spec.key])
         self.start_dependents(job.spec.id)
 
-    def _remove(self, job: JobState) -> None:
+    def _stop_waiting(self, job: JobState) -> None:
         job.stop_waiting()
+        self._delayed.discard(job)
+
+    def _remove(self, job: JobState) -> None:
+        self._stop_waiting(job)
         self._jobs.remove(job)
         self._recorder.forget(job.spec.id, job.attempt)
         self._release_unneeded(job.spec.id)

@@ -14,7 +14,7 @@ from girder_dask.errors import GirderError
 from girder_dask.http.scheduler_api import GirderRequests
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.claims import JobClaims
-from girder_dask.scheduler.dask_cluster import DaskCluster
+from girder_dask.scheduler.dask_cluster import DaskCluster, WorkerFacts
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.result_retention import RetainedResults
@@ -34,6 +34,8 @@ _PIN_CHECK_INTERVAL_S = 0.05
 # How long it may take to find out which of canceled jobs have started.
 _CANCEL_TIMEOUT_S = 1.0
 _CANCEL_CHECK_INTERVAL_S = 0.01
+# The most jobs that are described of each worker.
+_MAX_SHOWN_JOBS = 100
 
 
 class RpcHandlers:
@@ -93,6 +95,7 @@ class RpcHandlers:
             self.girder_room,
             self.girder_pin,
             self.girder_status,
+            self.girder_workers,
         )
         named = {procedure.__name__: procedure for procedure in procedures}
         return {**named, "girder_may_begin": self.may_start}
@@ -130,6 +133,24 @@ class RpcHandlers:
         started = self._dispatcher.started(jobs).items()
         is_pending = self._recorder.has_pending_state
         await self._recorder.wait_until(lambda: not any(is_pending(*job) for job in started))
+
+    async def girder_workers(self) -> dict[str, Any]:
+        """Return the workers: name, threads, resources, and the first jobs of each."""
+        return {"workers": [self._worker(each) for each in self._cluster.workers()]}
+
+    def _worker(self, known: WorkerFacts) -> dict[str, Any]:
+        jobs = sorted(self._jobs.on_worker(known.address), key=lambda job: job.spec.id)
+        shown = [job for job in jobs if not job.end_reported][:_MAX_SHOWN_JOBS]
+        described = [
+            (job.run is not None, {"id": job.spec.id, "task": job.spec.task}) for job in shown
+        ]
+        return {
+            "name": known.name,
+            "nthreads": known.nthreads,
+            "resources": dict(known.resources),
+            "active": [each for has_run, each in described if has_run],
+            "reserved": [each for has_run, each in described if not has_run],
+        }
 
     async def girder_status(self) -> dict[str, Any]:
         """Return the state of this scheduler for ``girder-dask doctor``."""

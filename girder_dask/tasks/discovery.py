@@ -6,12 +6,13 @@ import functools
 import importlib.metadata
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint
 
 __all__ = [
     "ENTRY_POINT_GROUP",
     "WORKER_ENTRY_POINT_GROUP",
+    "distributions_by_package",
     "extensions",
     "is_among",
     "is_of_tasks",
@@ -103,8 +104,14 @@ def modules_beside(module: str) -> frozenset[str]:
     found = frozenset().union(*(its for its in named.values() if is_among(module, its)))
     if found:
         return found
-    top = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
+    top = distributions_by_package().get(module.partition(".")[0], [])
     return frozenset(named.get(top[0], ())) if len(set(top)) == 1 else frozenset()
+
+
+@functools.cache
+def distributions_by_package() -> Mapping[str, list[str]]:
+    """Return the names of distributions by their top-level packages. The first call is slow."""
+    return importlib.metadata.packages_distributions()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -114,5 +121,5 @@ def package_of(module: str) -> str | None:
         if entry_point.value.partition(":")[0] == module and entry_point.dist is not None:
             return f"{entry_point.dist.name} {entry_point.dist.version}"
     top = module.partition(".")[0]
-    names = importlib.metadata.packages_distributions().get(top)
+    names = distributions_by_package().get(top)
     return f"{names[0]} {importlib.metadata.version(names[0])}" if names else None

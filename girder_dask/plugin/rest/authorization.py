@@ -20,7 +20,7 @@ from girder_dask.plugin.store.access.requester import Requester
 from girder_dask.protocol.messages import MapParent, Submission
 from girder_dask.protocol.payload import is_plain
 
-__all__ = ["authorize"]
+__all__ = ["authorize", "refusal"]
 
 _STOPPING = (JobStatus.CANCELING, JobStatus.CANCELED)
 
@@ -37,7 +37,7 @@ def authorize(
     if authority.runs_code:
         return authority
     for call in (*(() if group is None else (group,)), *submissions):
-        reason = _refusal(call, authority)
+        reason = refusal(call, authority)
         if reason is not None:
             what = call.task if isinstance(call, Submission) else f"the map {call.title!r:.100}"
             raise AccessException(f"{who} may not start {what} on Dask: {reason}")
@@ -60,7 +60,7 @@ def _authority(requester: Requester) -> tuple[Authority, str]:
     return of_user(requester.user), f"User '{requester.user['login']}'"
 
 
-def _refusal(call: Submission | MapParent, authority: Authority) -> str | None:
+def refusal(call: Submission | MapParent, authority: Authority) -> str | None:
     """Return why a requester who may not run code of their own may not submit this call."""
     if isinstance(call, Submission):
         if not (_is_allowed(call.task) or _is_in_same_package(call, authority)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from girder.api import access
@@ -10,21 +10,17 @@ from girder.api.describe import Description, autoDescribeRoute
 from girder.api.rest import Resource
 from girder.constants import AccessType, TokenScope
 from girder.exceptions import AccessException, RestException
-from girder.models.user import User
 from girder_jobs.models.job import Job
 
-from girder_dask.errors import GirderError
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import authorization, body_types, routes, submissions
 from girder_dask.plugin.rest.body_parser import read_body_as, require_json
 from girder_dask.plugin.rest.body_types import JobIdsBody, SubmissionsBody
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import job_records, results
-from girder_dask.plugin.store.access.authority import Authority
 from girder_dask.plugin.store.access.requester import Requester, identify
-from girder_dask.plugin.store.idempotency import IdempotencyKey
 from girder_dask.plugin.store.maps import parents
-from girder_dask.protocol.messages import MapParent, StoredResult, Submission
+from girder_dask.protocol.messages import StoredResult
 from girder_dask.protocol.names import SUBMIT_SCOPE
 from girder_dask.protocol.wire_json import to_json
 
@@ -79,34 +75,12 @@ class JobRoutes:
         calls = submissions.read_submissions(body.submissions, requester)
         group = submissions.read_group(body.group, requester)
         authority = authorization.authorize(requester, calls, group)
-        key = _idempotency_key(body.key, requester)
-        jobs = self._record(requester, calls, group, key, authority)
+        key = submissions.idempotency_key(body.key, requester)
+        jobs = submissions.record(self._backend, requester, calls, group, key, authority)
         shown = [Job().filter(job, requester.user) for job in jobs]
         for job in shown:
             job.pop("log", None)
         return {"jobs": shown}
-
-    def _record(
-        self,
-        requester: Requester,
-        submissions: Sequence[Submission],
-        group: MapParent | None,
-        key: IdempotencyKey | None,
-        authority: Authority,
-    ) -> list[dict[str, Any]]:
-        parent = requester.job["_id"] if requester.job is not None else None
-        if key is not None:
-            submissions, group = key.mark(submissions, group)
-        try:
-            return self._backend.submit_for(
-                _owner(requester), parent, submissions, group, authority=authority
-            )
-        except GirderError:
-            # The error also means that an earlier request with this key has recorded the jobs.
-            known = key.find_jobs(submissions, group) if key is not None else []
-            if not known:
-                raise
-            return known
 
     @access.public(scope=TokenScope.DATA_READ)
     @autoDescribeRoute(
@@ -230,19 +204,6 @@ def _shown(job: Mapping[str, Any], result: StoredResult) -> dict[str, Any]:
         "exception": to_json(result.exception),
         "parts": parents.load_part_ids(job),
     }
-
-
-def _owner(requester: Requester) -> dict[str, Any] | None:
-    """Return the owner of new jobs: that of the job that starts them, or the user."""
-    if requester.job is None:
-        return requester.user
-    owner_id = requester.job.get("userId")
-    return User().load(owner_id, force=True) if owner_id else None
-
-
-def _idempotency_key(key: Any, requester: Requester) -> IdempotencyKey | None:
-    sender = requester.job or requester.user
-    return None if key is None or sender is None else IdempotencyKey(key, sender["_id"])
 
 
 def _dependencies(requester: Requester) -> set[str]:

@@ -1,4 +1,4 @@
-"""Reading and checking of the submissions in the bodies of requests."""
+"""Submissions in the bodies of requests: reading, checking and recording them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from typing import Any
 
 from girder.constants import AccessType
 from girder.exceptions import RestException
+from girder.models.user import User
 from girder_jobs.models.job import Job
 from msgspec.structs import replace
 
 from girder_dask import config
+from girder_dask.errors import GirderError
+from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest.reserved_fields import RESERVED_FIELDS, find_reserved
+from girder_dask.plugin.store.access.authority import Authority
 from girder_dask.plugin.store.access.requester import Requester
 from girder_dask.plugin.store.database import to_object_id
+from girder_dask.plugin.store.idempotency import IdempotencyKey
 from girder_dask.protocol.messages import MapParent, Submission
 from girder_dask.protocol.wire_json import from_json
 
-__all__ = ["read_group", "read_submissions"]
+__all__ = ["idempotency_key", "read_group", "read_submissions", "record"]
 
 # The most characters of a token or a name.
 _MAX_LINE_CHARS = 500
@@ -98,3 +103,45 @@ def _with_parent(value: Any, requester: Requester) -> Any:
         raise ValueError(f"there is no job {given!r}, which it names as its parent")
     requester.require(parent, AccessType.WRITE)
     return replace(value, other_fields={**value.other_fields, "parentId": parent["_id"]})
+
+
+def idempotency_key(key: Any, requester: Requester) -> IdempotencyKey | None:
+    """Return the idempotency key of a request, None if it has none."""
+    sender = requester.job or requester.user
+    return None if key is None or sender is None else IdempotencyKey(key, sender["_id"])
+
+
+def record(
+    backend: GirderBackend,
+    requester: Requester,
+    submissions: Sequence[Submission],
+    group: MapParent | None,
+    key: IdempotencyKey | None,
+    authority: Authority,
+) -> list[dict[str, Any]]:
+    """Record the calls of a request, and send them; return the job documents.
+
+    If an earlier request with the same key has recorded them, the documents of those jobs are
+    returned.
+    """
+    parent = requester.job["_id"] if requester.job is not None else None
+    if key is not None:
+        submissions, group = key.mark(submissions, group)
+    try:
+        return backend.submit_for(
+            _owner(requester), parent, submissions, group, authority=authority
+        )
+    except GirderError:
+        # The error also means that an earlier request with this key has recorded the jobs.
+        known = key.find_jobs(submissions, group) if key is not None else []
+        if not known:
+            raise
+        return known
+
+
+def _owner(requester: Requester) -> dict[str, Any] | None:
+    """Return the owner of new jobs: that of the job that starts them, or the user."""
+    if requester.job is None:
+        return requester.user
+    owner_id = requester.job.get("userId")
+    return User().load(owner_id, force=True) if owner_id else None

@@ -43,7 +43,10 @@ __all__ = [
     "store_records",
 ]
 
-_SPEC_FIELDS = ("girder_api_url", "package", "title", *OPTION_NAMES, "dependencies", "trusted")
+_SPEC_FIELDS = (
+    *("girder_api_url", "package", "title", "dependencies", "trusted", "not_before"),
+    *OPTION_NAMES,
+)
 
 
 @dataclass(frozen=True, slots=True)

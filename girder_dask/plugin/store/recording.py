@@ -16,36 +16,27 @@ import pymongo
 from bson import ObjectId, json_util
 from girder_jobs.models.job import Job
 from pymongo.errors import (
-    BulkWriteError,
-    DuplicateKeyError,
     PyMongoError,
     ServerSelectionTimeoutError,
 )
 
-from girder_dask import config
 from girder_dask.errors import GirderError, SubmissionError
-from girder_dask.jobs import JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.notify.notifications import NotificationBatch
 from girder_dask.plugin.store import documents, job_records, tokens
 from girder_dask.plugin.store.access.authority import IN_GIRDER, Authority
 from girder_dask.plugin.store.access.dependencies import check as check_dependencies
 from girder_dask.plugin.store.database import UNSTORABLE, describe_error, insert
-from girder_dask.plugin.store.job_change import JobChange
 from girder_dask.plugin.store.maps import parents
-from girder_dask.plugin.store.results import AttemptOutcome
-from girder_dask.plugin.store.updates import publish, save
 from girder_dask.protocol.execution_options import OPTION_NAMES
 from girder_dask.protocol.messages import JobSpec, MapParent, Submission
-from girder_dask.protocol.payload import pack_call
-from girder_dask.tasks.options import checked_options
 
-__all__ = ["RecordedJob", "queue_inactive", "record", "record_map"]
+__all__ = ["NEW_DASK_FIELDS", "RecordedJob", "record", "record_map"]
 
 logger = logging.getLogger(__name__)
 
 #: The subdocument ``dask`` of a new job, besides its task.
-_NEW_DASK_FIELDS = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 0, "open": True}
+NEW_DASK_FIELDS = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 0, "open": True}
 
 # Timeout for the deletion of jobs that were recorded in part.
 _UNDO_TIMEOUT_S = 2.0
@@ -201,7 +192,7 @@ def _draft(
     default_api_url: str | None,
 ) -> _Draft:
     owner = submission.user if submission.user is not None else user
-    dask = {**_NEW_DASK_FIELDS, "task": submission.task, "package": submission.package}
+    dask = {**NEW_DASK_FIELDS, "task": submission.task, "package": submission.package}
     job = documents.build(submission, owner, now, dask, parent)
     own = None if submission.token else tokens.build(owner, now, job["_id"])
     token = own["_id"] if own else _token_id(submission.token)
@@ -216,6 +207,7 @@ def _draft(
         package=submission.package,
         title=str(job["title"]),
         dependencies=list(submission.dependencies) or None,
+        not_before=submission.not_before,
         trusted=authority.runs_code,
         **{name: getattr(submission, name) for name in OPTION_NAMES},
     )
@@ -289,79 +281,3 @@ def _announce(job: dict[str, Any]) -> None:
     except Exception:
         # The job is recorded and will run, so the caller must receive it.
         logger.exception("A handler of model.job.save.after failed for job %s", job["_id"])
-
-
-def queue_inactive(job: dict[str, Any], user: Mapping[str, Any] | None) -> RecordedJob:
-    """Queue an INACTIVE job that code inside Girder has created with ``Job().createJob``.
-
-    Its ``dask.task`` names the task; its ``args`` and ``kwargs`` are those of the call.
-
-    Parameters
-    ----------
-    job
-        The job document, which is updated.
-    user
-        Its owner.
-
-    Raises
-    ------
-    SubmissionError
-        If it names no task, cannot be pickled, or is not INACTIVE.
-    GirderError
-        If the database does not store it.
-    """
-    dask = job.get("dask")
-    given: dict[str, Any] = dask if isinstance(dask, dict) else {}
-    task = given.get("task")
-    if not isinstance(task, str) or not all(task.partition(":")):
-        raise SubmissionError(
-            f"Job {job['_id']} names no task. Give createJob "
-            "otherFields={'dask': {'task': 'package.module:function'}}."
-        )
-    if job["status"] != JobStatus.INACTIVE:
-        raise SubmissionError(f"Job {job['_id']} was scheduled before.", task=task)
-    payload = pack_call(
-        job["args"], job["kwargs"], (), task=task, limit=config.nbytes("max-payload")
-    )
-    now = datetime.now(timezone.utc)
-    token = tokens.build(user, now, job["_id"])
-    spec = JobSpec(
-        id=str(job["_id"]),
-        attempt=1,
-        task=task,
-        payload=payload,
-        token=token["_id"],
-        default_api_url=settings.default_api_url(),
-        package=given.get("package"),
-        title=str(job["title"]),
-        trusted=True,
-        **checked_options(given, task),
-    )
-    _queue(_Draft(job, spec, user, token, from_girder=True), now)
-    return RecordedJob(job, spec)
-
-
-def _queue(draft: _Draft, now: datetime) -> None:
-    job = draft.job
-    change = JobChange(dict(job))
-    change.dask.update(_NEW_DASK_FIELDS, package=draft.spec.package)
-    change.outcome = AttemptOutcome(0)  # replaces any outcome that its creator has put there
-    change.advance(JobStatus.QUEUED, now)
-    conflict = f"Job {job['_id']} was scheduled or changed by another request."
-    try:
-        _write_tokens([draft])
-        _write_records([draft])
-        saved, _ = save([change])
-    except (DuplicateKeyError, BulkWriteError) as e:
-        # The stored record belongs to the other request.
-        tokens.delete([str(draft.spec.token)])
-        raise SubmissionError(conflict, task=draft.spec.task) from e
-    except PyMongoError as e:
-        raise GirderError(
-            f"Girder's database did not store job {job['_id']}: {describe_error(e)}."
-        ) from e
-    if not saved:
-        job_records.delete([job["_id"]])
-        raise SubmissionError(conflict, task=draft.spec.task)
-    publish(saved)
-    job.update({k: v for k, v in change.job.items() if k not in ("kwargs", "args")})

@@ -12,6 +12,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from girder_dask.celery.runner import run_message
+from girder_dask.celery.worker_app import find_task
+from girder_dask.protocol.celery_message import CeleryMessage
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import Call
 from girder_dask.tasks.completion import completed
 from girder_dask.tasks.running_job import RunningJob
@@ -23,12 +27,24 @@ from girder_dask.worker.propagation.fork_exit import ending_forks
 from girder_dask.worker.run.control import RunControl
 from girder_dask.worker.worker_context import WorkerContext
 
-__all__ = ["guard_forks", "in_process", "in_thread"]
+__all__ = ["guard_forks", "in_process", "in_thread", "message_call"]
 
 
 def guard_forks(control: RunControl) -> contextlib.AbstractContextManager[None]:
     """End each process forked in the block when it leaves the block."""
     return ending_forks(control.sink.log.flush, describe_error, callable)
+
+
+def message_call(message: CeleryMessage, spec: JobSpec, *, load: bool) -> Call:
+    """Return a call that runs a message of Celery.
+
+    ``load`` imports its task, which otherwise the call does.
+    """
+    if load:
+        find_task(message.task, spec.package)
+    return Call(
+        args=(message, spec.package), kwargs={"trusted": spec.trusted}, function=run_message
+    )
 
 
 def in_thread(

@@ -27,7 +27,7 @@ from girder_dask.worker.failures import Failure
 from girder_dask.worker.girder_access import NO_ADDRESS, child_jobs, make_running_job, open_session
 from girder_dask.worker.isolation.task_process import THREAD_REMEDY
 from girder_dask.worker.run.control import RunControl
-from girder_dask.worker.run.execution import guard_forks, in_process, in_thread
+from girder_dask.worker.run.execution import guard_forks, in_process, in_thread, message_call
 from girder_dask.worker.run.fencing import await_recorded_attempt, record_start
 from girder_dask.worker.run.input_values import resolved
 from girder_dask.worker.run.outcome import RunOutcome, failed, hand_over_if_leaving
@@ -218,6 +218,8 @@ class Run:
         """Load the function, fetch its arguments and call it."""
         open_session(job, call.session)
         with self._resources.scope.importing():
+            if call.message is not None:
+                call = message_call(call.message, self.spec, load=not own_process)
             if own_process:
                 work_dir = self._resources.work_dir.path()
                 function = in_process(call, job, self.control, self.worker, work_dir)

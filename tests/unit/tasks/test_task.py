@@ -30,7 +30,7 @@ from girder_dask.errors import (
 )
 from girder_dask.jobs import HANDLER
 from girder_dask.protocol.payload import open_call
-from girder_dask.tasks.discovery import package_of
+from girder_dask.tasks.discovery import distributions_by_package, package_of
 from girder_dask.tasks.running_job import RunningJob, current
 from girder_dask.tasks.task import find_task
 from girder_dask.transforms import GirderFileId, GirderItemMetadata, GirderUploadToFolder
@@ -460,8 +460,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (info / "RECORD").write_text("mint_tasks/__init__.py,,\nmint_tasks/more.py,,\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     package_of.cache_clear()
+    distributions_by_package.cache_clear()
     yield tmp_path
     package_of.cache_clear()
+    distributions_by_package.cache_clear()
     for name in [n for n in sys.modules if n.partition(".")[0] == "mint_tasks"]:
         del sys.modules[name]
 
@@ -525,7 +527,7 @@ def test_a_module_of_no_package_has_none() -> None:
 
 def test_the_tasks_of_a_really_installed_package_are_found() -> None:
     code = """
-from girder_dask.tasks.discovery import package_of
+from girder_dask.tasks.discovery import distributions_by_package, package_of
 from girder_dask.entrypoint import discover
 print(*discover(), package_of("my_worker_tasks"))
 """

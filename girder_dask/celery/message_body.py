@@ -1,0 +1,148 @@
+"""The JSON in messages of Celery, and the check that it is data.
+
+girder_worker encodes the body of a message with jsonpickle. Opening that can import any module and
+call any function, so a message of a job whose owner may not run code of their own holds JSON, and
+of jsonpickle only containers and girder_worker's transforms.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from girder_dask.errors import ArgumentError
+from girder_dask.protocol.celery_message import CeleryMessage
+
+__all__ = ["TRANSFORMS", "check", "load", "signatures"]
+
+_IO = "girder_worker.utils.transforms.girder_io"
+
+#: The classes whose instances a message may hold, whoever sends it, with the attributes that it may
+#: set. Others of their attributes name files on the worker that they delete.
+TRANSFORMS: Mapping[str, frozenset[str]] = {
+    "girder_client.GirderClient": frozenset(),  # it is restored as the client of the job
+    "girder_worker.utils.transforms.common.TemporaryDirectory": frozenset(),
+    f"{_IO}.GirderFileId": frozenset({"gc", "file_id"}),
+    f"{_IO}.GirderItemId": frozenset({"gc", "item_id"}),
+    f"{_IO}.GirderItemMetadata": frozenset({"gc", "item_id"}),
+}
+
+# Tags of jsonpickle that stand for containers of plain values, and for what was there before.
+_CONTAINERS = frozenset({"py/tuple", "py/set", "py/id", "py/b64"})
+_PREFIX = "py/"
+# The prefix of keys that jsonpickle opens like values.
+_JSON_KEY = "json://"
+
+_MAX_LEVELS = 100
+_JSON = "application/json"
+
+
+def load(message: CeleryMessage) -> list[Any] | None:
+    """Return the body of a message as JSON: arguments, keyword arguments, what is embedded.
+
+    None if it is not JSON or not of protocol 2 of Celery. Nothing of jsonpickle is opened.
+    """
+    if message.content_type != _JSON:
+        return None
+    try:
+        data = base64.b64decode(message.body) if message.body_encoding else message.body
+        body = json.loads(data)
+    except (ValueError, binascii.Error, RecursionError):
+        return None
+    is_complete = isinstance(body, list) and list(map(type, body)) == [list, dict, dict]
+    return body if is_complete or _is_with_tuple(body) else None
+
+
+def _is_with_tuple(body: Any) -> bool:
+    """Return True for a body whose arguments are a tuple, as jsonpickle writes it."""
+    if isinstance(body, dict) and list(body) == ["py/tuple"]:
+        body = body["py/tuple"]
+    return isinstance(body, list) and len(body) == 3
+
+
+def check(message: CeleryMessage) -> None:
+    """Check that a message holds data alone.
+
+    Raises
+    ------
+    ArgumentError
+        If opening it could run code. The message names the place.
+    """
+    body = load(message)
+    if body is None:
+        raise ArgumentError(
+            f"The message for {message.task} is of type {message.content_type!r:.100}, or not of "
+            "protocol 2 of Celery. A job may send JSON alone, as girder_worker's tasks do."
+        )
+    reason = find_code(body, "body") or find_code(message.headers, "headers")
+    if reason is not None:
+        raise ArgumentError(
+            f"The message for {message.task} may run code when it is opened: {reason}. A job may "
+            "send plain values and girder_worker's transforms. For more, its owner must be in the "
+            "group of the setting dask.submitters."
+        )
+
+
+def find_code(value: Any, path: str) -> str | None:
+    """Return the place of something in JSON that jsonpickle would open by running code, or None.
+
+    >>> find_code({"a": [{"py/tuple": [1, 2]}]}, "body")
+    >>> find_code({"a": [{"py/reduce": [{"py/function": "os.system"}]}]}, "body")
+    "body['a'][0] has py/reduce"
+    """
+    left = [(path, value, 0)]
+    while left:
+        where, found, level = left.pop()
+        if level > _MAX_LEVELS:
+            return f"{where:.200} is nested deeper than {_MAX_LEVELS} levels"
+        if isinstance(found, Mapping):
+            reason = _code_in_keys(found)
+            if reason is not None:
+                return f"{where:.500} has {reason}"
+        left += [(f"{where}{at}", inner, level + 1) for at, inner in _parts(found)]
+    return None
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((f"[{key!r:.50}]", inner) for key, inner in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"[{n}]", inner) for n, inner in enumerate(value))
+
+
+def _code_in_keys(value: Mapping[Any, Any]) -> str | None:
+    for key in value:
+        if not isinstance(key, str):
+            return "a key that is not text"
+        if key.startswith(_JSON_KEY):
+            return "a key that is not plain text"
+        if not key.startswith(_PREFIX) or key in _CONTAINERS:
+            continue
+        if key != "py/object":
+            return f"{key:.50}"
+        known = TRANSFORMS.get(str(value[key]))
+        if known is None:
+            return f"an object of {value[key]!r:.100}"
+        if unknown := value.keys() - known - {key}:
+            return f"an object of {value[key]!r} with {', '.join(sorted(unknown))[:100]}"
+    return None
+
+
+def signatures(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the signatures in JSON: the calls that follow, in whatever is nested.
+
+    >>> [each["task"] for each in signatures({"chain": [{"task": "a.b", "args": []}]})]
+    ['a.b']
+    """
+    left = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, Mapping):
+            if isinstance(found.get("task"), str):
+                yield found
+            left += found.values()
+        elif isinstance(found, (list, tuple)):
+            left += found

@@ -1,0 +1,155 @@
+"""Publication of messages: the fields of their jobs, and what must not travel in them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import jsonpickle.handlers
+import jsonpickle.pickler
+from celery import Signature, current_app
+from celery.signals import before_task_publish
+from girder_client import GirderClient
+from girder_worker.app import girder_before_task_publish
+from girder_worker.task import Task
+from girder_worker.utils import _maybe_model_repr, _walk_obj, is_builtin_celery_task
+from msgspec.structs import replace
+
+from girder_dask.celery import APP_URL
+from girder_dask.celery.run_state import RUN_HEADER, current_run
+from girder_dask.client.backend import get_backend
+from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
+from girder_dask.tasks.running_job import current_job
+
+__all__ = ["install", "publish", "take_spent_tokens"]
+
+# The header that carries the fields of the job as far as the transport of this process.
+_JOB_HEADER = "girder_dask_job"
+
+# Headers that do not travel: tokens, addresses, and texts that may contain either.
+_LOCAL_HEADERS = (
+    _JOB_HEADER,
+    *("girder_client_token", "girder_api_url", "apiUrl"),
+    *("argsrepr", "kwargsrepr"),
+)
+
+_local = threading.local()
+
+
+def install(app: Any) -> None:
+    """Have an app send its messages through this package, which makes their jobs."""
+    app.conf.update(broker_url=APP_URL, result_backend=APP_URL)
+    before_task_publish.disconnect(girder_before_task_publish)
+    before_task_publish.connect(_before_publish, weak=False)
+    jsonpickle.handlers.register(GirderClient, _GirderClientHandler, base=True)
+    jsonpickle.handlers.register(Signature, _SignatureHandler, base=True)
+
+
+def _before_publish(
+    sender: str, body: Any, headers: dict[str, Any], **_: Any
+) -> None:  # Celery passes all by name
+    """Collect the fields of the job of a message, and remove them from its headers."""
+    _local.tokens = set()
+    if not (
+        is_builtin_celery_task(sender)
+        or "jobInfoSpec" in headers
+        or headers.get("girder_job_disable")
+    ):
+        headers[_JOB_HEADER] = _job_of(sender, body, headers)
+    if "girder_result_hooks" in headers:
+        flatten = jsonpickle.pickler.Pickler().flatten
+        headers["girder_result_hooks"] = [flatten(hook) for hook in headers["girder_result_hooks"]]
+    for name in Task.reserved_options:
+        headers.pop(name, None)
+
+
+def _job_of(sender: str, body: Any, headers: Mapping[str, Any]) -> CeleryJob:
+    task = current_app.tasks.get(sender)
+    defaults = (task if isinstance(task, Task) else Task).girder_job_defaults()
+    given = {**defaults, **headers}
+    args, kwargs = body[0], body[1]
+    return CeleryJob(
+        title=str(given["girder_job_title"] or sender),
+        type=str(given["girder_job_type"] or "celery"),
+        public=bool(given["girder_job_public"]),
+        other_fields=dict(given["girder_job_other_fields"] or {}),
+        args=_walk_obj(list(args), _maybe_model_repr),
+        kwargs=_walk_obj(dict(kwargs), _maybe_model_repr),
+        user=headers.get("girder_user"),
+        token=headers.get("girder_client_token"),
+    )
+
+
+class _GirderClientHandler(jsonpickle.handlers.BaseHandler):
+    """Handler of the clients that transforms hold: their tokens and addresses do not travel.
+
+    Where the transform runs, it gets the client of the job.
+    """
+
+    def flatten(self, obj: Any, data: dict[str, Any]) -> dict[str, Any]:
+        """Return a placeholder, and keep the token for :func:`take_spent_tokens`."""
+        if isinstance(obj.token, str) and obj.token:
+            _tokens().add(obj.token)
+        data["py/object"] = "girder_client.GirderClient"
+        return data
+
+    def restore(self, data: Any) -> Any:  # noqa: ARG002 - it holds nothing
+        """Return the client of the running job."""
+        return current_job().girder_client
+
+
+class _SignatureHandler(jsonpickle.handlers.BaseHandler):
+    """Handler of the calls that follow: they travel as data, which Celery takes as well."""
+
+    def flatten(self, obj: Any, data: dict[str, Any]) -> Any:  # noqa: ARG002 - with their class
+        """Return the call as a plain mapping."""
+        return self.context.flatten(dict(obj), reset=False)
+
+
+def _tokens() -> set[str]:
+    if not hasattr(_local, "tokens"):
+        _local.tokens = set()
+    tokens: set[str] = _local.tokens
+    return tokens
+
+
+def take_spent_tokens() -> set[str]:
+    """Return the tokens of the transforms in the message that this thread publishes.
+
+    Jobs do not use them, so those that were made for the transforms can be deleted.
+    """
+    tokens, _local.tokens = _tokens(), set()
+    return tokens
+
+
+def publish(queue: str, message: Mapping[str, Any]) -> None:
+    """Send a message of kombu to the backend of this process or run."""
+    headers = dict(message["headers"])
+    job = headers.get(_JOB_HEADER)
+    for name in _LOCAL_HEADERS:
+        headers.pop(name, None)
+    properties = dict(message["properties"])
+    body = message["body"]
+    sent = CeleryMessage(
+        id=str(headers["id"]),
+        task=str(headers["task"]),
+        queue=queue,
+        body=body.decode("latin-1") if isinstance(body, bytes) else body,
+        body_encoding=properties.pop("body_encoding", None),
+        content_type=message["content-type"],
+        content_encoding=message["content-encoding"],
+        headers=headers,
+        properties={
+            name: properties[name]
+            for name in ("priority", "reply_to", "correlation_id", "delivery_info")
+            if properties.get(name) is not None
+        },
+    )
+    run = current_run()
+    if run is None:
+        get_backend().celery_messages.send(sent, job)
+    elif not run.keeps(sent):
+        # Such headers are copies of those of the running task.
+        rest = {name: headers[name] for name in headers.keys() - {RUN_HEADER, "jobInfoSpec"}}
+        get_backend().celery_messages.send(replace(sent, headers=rest), job)

@@ -1,0 +1,92 @@
+"""The state of the message that runs in this context, which signals and the transport share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.protocol.celery_message import CeleryMessage
+from girder_dask.tasks.running_job import RunningJob
+
+__all__ = ["RUN_HEADER", "RunState", "current", "current_run"]
+
+#: The header of the running request by which a message that tries it again is recognized.
+RUN_HEADER = "girder_dask_run"
+
+
+@dataclass
+class RunState:
+    """The state of one running message.
+
+    Attributes
+    ----------
+    job
+        The job that runs it.
+    task_id, hostname
+        The id and the worker that the request of the task names.
+    error
+        What the task raised.
+    ended
+        The final state that the task has given to its own job.
+    again
+        The message with which the task asks to be tried again.
+    """
+
+    job: RunningJob
+    task_id: str
+    hostname: str
+    error: BaseException | None = None
+    ended: JobStatus | None = None
+    again: CeleryMessage | None = None
+
+    def keeps(self, message: CeleryMessage) -> bool:
+        """Return True if a message tries the running task again, which starts no other job."""
+        if message.headers.get(RUN_HEADER) != self.job.id:
+            return False
+        self.again = message
+        return True
+
+    def revoked(self) -> dict[str, list[str]]:
+        """Return the answer to Celery's command ``revoked``, with which tasks see a cancel."""
+        return {self.hostname: [self.task_id] if self.job.canceled else []}
+
+
+class CeleryJobManager:
+    """girder_worker's ``JobManager`` over that of the running job."""
+
+    url = method = reference = None
+    headers: Mapping[str, str] = {}
+    logPrint = True  # noqa: N815 - their name
+
+    def __init__(self, own: Any, state: RunState) -> None:
+        self._own = own
+        self._state = state
+
+    def updateStatus(self, status: int | None) -> None:
+        """Set the state of the job. A final one counts when the task returns."""
+        if status is None:
+            return
+        if status in FINAL:
+            self._state.ended = JobStatus(status)
+        else:
+            self._own.updateStatus(status)
+
+    def _flush(self) -> None:
+        """Do nothing: output is sent within a second."""
+
+    cleanup = _flush
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
+#: The state of the message that runs in this context.
+current: ContextVar[RunState | None] = ContextVar("girder_dask_celery_run", default=None)
+
+
+def current_run() -> RunState | None:
+    """Return the state of the message that runs in this context, or None."""
+    return current.get()

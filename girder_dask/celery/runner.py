@@ -1,0 +1,145 @@
+"""Execution of a message of Celery, by Celery's own tracer, within the run of a job."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from girder_dask.celery import message_body
+from girder_dask.celery.run_state import RUN_HEADER, RunState, current
+from girder_dask.celery.worker_app import find_task, worker_app
+from girder_dask.errors import ArgumentError, JobCanceled, JobFailed
+from girder_dask.jobs import JobStatus
+from girder_dask.protocol.celery_message import CeleryMessage
+from girder_dask.tasks.running_job import current_job
+
+__all__ = ["run_message"]
+
+
+def run_message(message: CeleryMessage, package: str | None, *, trusted: bool) -> Any:
+    """Run the task of a message, and return its value.
+
+    Parameters
+    ----------
+    message
+        The message.
+    package
+        The distribution with the task, for errors.
+    trusted
+        Whether the message may run code of whoever sent it when it is opened.
+
+    Raises
+    ------
+    Exception
+        Whatever the task raises.
+    """
+    job = current_job()
+    state = RunState(job, message.id, f"dask@{job.request.hostname}")
+    token = current.set(state)
+    try:
+        value, result_state = _traced(state, message, package, trusted=trusted)
+    finally:
+        current.reset(token)
+    if state.error is not None and result_state != "SUCCESS":
+        raise state.error
+    if state.ended == JobStatus.CANCELED:
+        raise JobCanceled(job_id=job.id)
+    if state.ended == JobStatus.ERROR:
+        raise JobFailed("The task has set its job to ERROR.", job_id=job.id)
+    return value
+
+
+def _traced(
+    state: RunState, message: CeleryMessage, package: str | None, *, trusted: bool
+) -> tuple[Any, str]:
+    """Run a message with Celery's tracer. Return the value and the state of the task."""
+    app = worker_app()
+    from celery.app.trace import trace_task
+
+    _refuse_expired(message.headers.get("expires"))
+    args, kwargs, embed = _opened(app, message, trusted=trusted)
+    task = find_task(message.task, package)
+    app.set_current()
+    request = _request(state, message, args, kwargs, embed or {})
+    value, info, _, _ = trace_task(
+        task, message.id, args, kwargs, request, app=app, hostname=state.hostname
+    )
+    if info is None:
+        return value, "SUCCESS"
+    if info.state == "REJECTED":
+        raise info.retval
+    return None, str(info.state)
+
+
+def _request(
+    state: RunState,
+    message: CeleryMessage,
+    args: Any,
+    kwargs: Any,
+    embed: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the request of a task, with the address of Girder and the token of this job."""
+    job = state.job
+    api_url = job.request.girder_api_url
+    properties = message.properties
+    token = None if job.girder_client is None else job.girder_client.token
+    return {
+        **message.headers,
+        **embed,
+        "args": args,
+        "kwargs": kwargs,
+        "hostname": state.hostname,
+        "is_eager": False,
+        "delivery_info": {**(properties.get("delivery_info") or {}), "redelivered": False},
+        "reply_to": properties.get("reply_to"),
+        "correlation_id": properties.get("correlation_id"),
+        "girder_api_url": api_url,
+        "apiUrl": api_url,
+        "girder_client_token": token,
+        # For tasks that look into it. It holds no token.
+        "jobInfoSpec": {
+            "method": "PUT",
+            "url": f"{api_url}/job/{job.id}",
+            "reference": job.id,
+            "headers": {},
+            "logPrint": True,
+        },
+        RUN_HEADER: job.id,
+    }
+
+
+def _opened(app: Any, message: CeleryMessage, *, trusted: bool) -> tuple[Any, Any, Any]:
+    """Return the arguments of a message, and what is embedded in it."""
+    from kombu.serialization import loads, prepare_accept_content
+
+    if not trusted:
+        message_body.check(message)
+    body: Any = message.body
+    if message.body_encoding == "base64":
+        body = base64.b64decode(body)
+    opened = loads(
+        body,
+        message.content_type,
+        message.content_encoding,
+        accept=prepare_accept_content(app.conf.accept_content),
+    )
+    if not isinstance(opened, (list, tuple)) or len(opened) != 3:
+        raise ArgumentError(
+            f"The message of {message.task} is not of protocol 2 of Celery, which has arguments, "
+            "keyword arguments and what is embedded. Set task_protocol back to 2."
+        )
+    args, kwargs, embed = opened
+    return args, kwargs, embed
+
+
+def _refuse_expired(expires: Any) -> None:
+    """Raise JobCanceled if a message was to begin before now."""
+    if not isinstance(expires, str):
+        return
+    limit = datetime.fromisoformat(expires)
+    if limit.tzinfo is None:
+        limit = limit.replace(tzinfo=timezone.utc)
+    if limit < datetime.now(timezone.utc):
+        raise JobCanceled(f"The task has expired: it was to begin before {expires}.")

@@ -1,0 +1,154 @@
+"""girder_worker's Celery app on a Dask worker: tasks of all packages, and our signal handlers."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shutil
+import threading
+from contextvars import Context
+from typing import Any
+
+from girder_dask.celery.run_state import CeleryJobManager, current_run
+from girder_dask.errors import TaskNotFoundError
+from girder_dask.tasks.running_job import current_job
+
+__all__ = ["find_task", "worker_app"]
+
+logger = logging.getLogger(__name__)
+
+_lock = threading.Lock()
+_app: Any = None
+# Modules of tasks that cannot be imported here, with the reasons.
+_failed: dict[str, Exception] = {}
+
+
+def worker_app() -> Any:
+    """Return the app, prepared by the first call.
+
+    The modules of tasks are imported outside of any job, whose log would get what they print.
+
+    Raises
+    ------
+    TaskNotFoundError
+        If girder_worker is not installed here.
+    """
+    global _app
+    with _lock:
+        if _app is None:
+            try:
+                _app = Context().run(_prepare)
+            except ModuleNotFoundError as e:
+                raise TaskNotFoundError(
+                    f"The task is one of girder_worker, which cannot be imported there ({e}). "
+                    "Install it in the environment of the workers, restart them, and start the "
+                    "job again: pip install 'girder_dask[celery]'"
+                ) from e
+        return _app
+
+
+def _prepare() -> Any:
+    from celery import signals
+    from girder_worker import app as theirs
+
+    from girder_dask.celery import publishing
+
+    app = theirs.app
+    publishing.install(app)
+    app.set_default()
+    for module in app.loader.default_modules:
+        try:
+            importlib.import_module(module)
+        except Exception as e:
+            logger.warning("The tasks in %s cannot be imported", module, exc_info=True)
+            _failed[module] = e
+    app.finalize()
+    for signal, receiver in (
+        (signals.task_prerun, theirs.gw_task_prerun),
+        (signals.task_success, theirs.gw_task_success),
+        (signals.task_failure, theirs.gw_task_failure),
+        (signals.task_postrun, theirs.gw_task_postrun),
+        (signals.task_revoked, theirs.gw_task_revoked),
+    ):
+        signal.disconnect(receiver)
+    signals.task_prerun.connect(_before_run, weak=False)
+    signals.task_failure.connect(_on_failure, weak=False)
+    signals.task_postrun.connect(_after_run, weak=False)
+    # It writes what each task returns or raises. The job has both.
+    logging.getLogger("celery.app.trace").setLevel(logging.CRITICAL + 1)
+    return app
+
+
+def find_task(name: str, package: str | None) -> Any:
+    """Return a task of an installed package.
+
+    Raises
+    ------
+    TaskNotFoundError
+        If no package on this worker has it. The message names the package to install.
+    """
+    app = worker_app()
+    found = app.tasks.get(name)
+    if found is not None:
+        return found
+    module = name.rpartition(".")[0]
+    for broken, error in _failed.items():
+        if broken.partition(".")[0] == module.partition(".")[0]:
+            raise TaskNotFoundError(
+                f"The module {broken} cannot be imported there: {type(error).__name__}: {error}. "
+                "Install what it needs in the environment of the workers, restart them, and start "
+                "the job again."
+            ) from error
+    distribution, _, version = (package or "").partition(" ")
+    what = (
+        f"Install it in the environment of the workers and restart them: pip install "
+        f"'{distribution}{f'=={version}' if version else ''}'"
+        if distribution
+        else "Install the package with this task in the environment of the workers, and restart "
+        "them"
+    )
+    raise TaskNotFoundError(
+        f"No package that is installed there registers a task {name!r} with girder_worker (entry "
+        f"point group girder_worker_plugins). {what}."
+    )
+
+
+def _before_run(task: Any = None, **_: Any) -> None:
+    """Give a task the manager and the client of the running job, and its result hooks."""
+    import jsonpickle.unpickler
+    from girder_worker.utils.transform import ResultTransform
+
+    job, state = current_job(), current_run()
+    if state is None:  # a task that a task calls in its own process, with apply()
+        return
+    task.job_manager = CeleryJobManager(job.job_manager, state)
+    task.girder_client = job.girder_client
+    hooks = getattr(task.request, "girder_result_hooks", None)
+    if hooks is not None:
+        restore = jsonpickle.unpickler.Unpickler().restore
+        task.request.girder_result_hooks = [restore(hook) for hook in hooks]
+        for hook in task.request.girder_result_hooks:
+            if isinstance(hook, ResultTransform):
+                hook.job = {"_id": job.id}
+
+
+def _after_run(task: Any = None, **_: Any) -> None:
+    """Remove the directory that each ``docker_run`` makes and only removes once it is used."""
+    volume = getattr(task.request, "_default_temp_volume", None)
+    if volume is not None and not getattr(volume, "_transformed", True):
+        shutil.rmtree(volume.host_path, ignore_errors=True)
+
+
+def _on_failure(exception: BaseException | None = None, traceback: Any = None, **_: Any) -> None:
+    """Keep what a task has raised, with its traceback from the function of the task on."""
+    state = current_run()
+    if state is None or exception is None:
+        return
+    while traceback is not None and _is_of_celery(traceback):
+        traceback = traceback.tb_next
+    state.error = exception.with_traceback(traceback)
+
+
+def _is_of_celery(traceback: Any) -> bool:
+    name = str(traceback.tb_frame.f_globals.get("__name__"))
+    return name.startswith("celery.") or name == "girder_worker.task"

@@ -1,0 +1,182 @@
+"""Messages of Celery in Girder: each becomes a job, or starts the job that was made for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from bson import ObjectId
+from girder.models.token import Token
+from girder.models.user import User
+from girder_jobs.models.job import Job
+from girder_worker.app import app
+from msgspec.structs import replace
+
+from girder_dask import config
+from girder_dask.celery import publishing
+from girder_dask.errors import SubmissionError
+from girder_dask.jobs import FINAL
+from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.celery import control, transform_tokens
+from girder_dask.plugin.store import existing_jobs, models, results
+from girder_dask.plugin.store.database import database_errors, to_object_id
+from girder_dask.protocol.celery_message import (
+    DEFAULT_QUEUE,
+    QUEUE_RESOURCE_PREFIX,
+    CeleryJob,
+    CeleryMessage,
+)
+from girder_dask.protocol.messages import StoredResult, Submission
+from girder_dask.protocol.payload import pack_message
+from girder_dask.tasks.discovery import package_of
+
+__all__ = ["TASK_ID_FIELD", "GirderCeleryMessages", "find_jobs", "submission_of"]
+
+#: The field of a job with Celery's id of the call, as girder_worker names it.
+TASK_ID_FIELD = "celeryTaskId"
+# The header with the job that was made for a message, and its field with a token for that job.
+_JOB_INFO = "jobInfoSpec"
+
+_MAX_PRIORITY = 2**31 - 1
+
+
+class GirderCeleryMessages:
+    """A :class:`girder_dask.client.backend.CeleryMessages` inside Girder.
+
+    Parameters
+    ----------
+    backend
+        Records and sends the jobs.
+    """
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+
+    def ensure_index(self) -> None:
+        """Create the index over Celery's ids."""
+        Job().ensureIndex(([(TASK_ID_FIELD, 1)], {"name": TASK_ID_FIELD, "sparse": True}))
+
+    def send(self, message: CeleryMessage, job: CeleryJob | None) -> None:
+        """Record a message that code inside Girder sends, and send its job.
+
+        Raises
+        ------
+        SubmissionError
+            If it cannot become a job.
+        GirderError
+            If the database does not store it.
+        """
+        info = message.headers.get(_JOB_INFO)
+        rest = {name: value for name, value in message.headers.items() if name != _JOB_INFO}
+        submission = submission_of(replace(message, headers=rest), job)
+        with database_errors(f"The message for {message.task} was not sent"):
+            if info is None:
+                self._backend.submit([submission])
+            else:
+                self._adopt(info, message, submission)
+            transform_tokens.delete_spent(publishing.take_spent_tokens())
+
+    def _adopt(self, info: Any, message: CeleryMessage, submission: Submission) -> None:
+        """Start the job that code inside Girder has made for a message."""
+        reference = to_object_id(info.get("reference")) if isinstance(info, Mapping) else None
+        job = None if reference is None else Job().load(reference, force=True)
+        if job is None:
+            raise SubmissionError(
+                f"The message for {message.task} names a job that does not exist.",
+                task=submission.task,
+            )
+        owner = User().load(job["userId"], force=True) if job.get("userId") else None
+        stored = job.get(_JOB_INFO)
+        recorded = existing_jobs.adopt(
+            job, submission, owner, {TASK_ID_FIELD: message.id}, (_JOB_INFO,)
+        )
+        _delete_job_tokens(job["_id"], info, stored)
+        self._backend.send([recorded.spec])
+
+    def control(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the answers of workers to a command of Celery, by the names of the workers."""
+        if method == "revoke":
+            given = arguments.get("task_id")
+            self.revoke(given if isinstance(given, list) else [given])
+            return {}
+        return control.answers(self._backend, method)
+
+    def revoke(self, task_ids: list[Any]) -> None:
+        """Cancel the unfinished jobs with these ids of Celery."""
+        for job in find_jobs([str(each) for each in task_ids]):
+            if job["status"] not in FINAL:
+                self._backend.stop(job["_id"])
+
+    def result(self, task_id: str) -> StoredResult | None:
+        """Return the result of the newest job with an id of Celery, None if there is none."""
+        with database_errors(f"The result of the task {task_id} cannot be read"):
+            jobs = find_jobs([task_id])
+            if not jobs:
+                return None
+            return replace(results.load(jobs[0]["_id"]), status=int(jobs[0]["status"]))
+
+
+def find_jobs(task_ids: list[str]) -> list[dict[str, Any]]:
+    """Return the jobs with these ids of Celery, the newest first, with the fields for access."""
+    fields = ("status", "parentId", "userId", "access", "public", "publicFlags", TASK_ID_FIELD)
+    found = models.collection(Job()).find(
+        {TASK_ID_FIELD: {"$in": task_ids}}, dict.fromkeys(fields, True), sort=[("created", -1)]
+    )
+    return list(found)
+
+
+def submission_of(message: CeleryMessage, job: CeleryJob | None) -> Submission:
+    """Return a message as the call of a job.
+
+    Parameters
+    ----------
+    job
+        The fields of the job. None for the jobs of messages that make none with girder_worker.
+    """
+    job = job or CeleryJob(title=message.task)
+    known = app.tasks.get(message.task)
+    limits = message.headers.get("timelimit") or (None,)
+    timeout = limits[0] or getattr(known, "time_limit", None)
+    resources = {f"{QUEUE_RESOURCE_PREFIX}{message.queue}": 1.0}
+    return Submission(
+        task=message.task_name,
+        payload=pack_message(message, limit=config.nbytes("max-payload")),
+        package=package_of(message.task.partition(".")[0]),
+        args=job.args,
+        kwargs=job.kwargs,
+        title=job.title,
+        type=job.type,
+        public=job.public,
+        other_fields={**job.other_fields, TASK_ID_FIELD: message.id},
+        user=job.user,
+        token=job.token,
+        timeout=float(timeout) if timeout else None,
+        resources=None if message.queue == DEFAULT_QUEUE else resources,
+        priority=_priority(message.properties.get("priority")),
+        # Without acks_late, Celery takes a message from the queue before its task begins.
+        at_most_once=not getattr(known, "acks_late", app.conf.task_acks_late),
+        not_before=_moment(message.headers.get("eta")),
+    )
+
+
+def _priority(given: Any) -> int:
+    return max(-_MAX_PRIORITY, min(int(given or 0), _MAX_PRIORITY))
+
+
+def _moment(text: Any) -> float | None:
+    if not isinstance(text, str):
+        return None
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return moment.timestamp()
+
+
+def _delete_job_tokens(job_id: ObjectId, *infos: Any) -> None:
+    """Delete the tokens for one job that girder_worker's plugin has made."""
+    for info in infos:
+        headers = info.get("headers") if isinstance(info, Mapping) else None
+        token = headers.get("Girder-Token") if isinstance(headers, Mapping) else None
+        if isinstance(token, str):
+            Token().removeWithQuery({"_id": token, "scope": f"jobs.job_{job_id}"})

@@ -1,0 +1,162 @@
+"""The routes on which a running task of girder_worker starts others, and asks about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from girder.api import access
+from girder.api.describe import Description, autoDescribeRoute
+from girder.api.rest import Resource
+from girder.constants import AccessType
+from girder.exceptions import AccessException, RestException
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from girder_dask.celery import message_body
+from girder_dask.errors import ArgumentError
+from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.celery import message_authority
+from girder_dask.plugin.celery.messages import GirderCeleryMessages, find_jobs, submission_of
+from girder_dask.plugin.rest import routes, submissions
+from girder_dask.plugin.rest.body_parser import read_body_as
+from girder_dask.plugin.rest.reserved_fields import find_reserved
+from girder_dask.plugin.store import job_records
+from girder_dask.plugin.store.access.requester import Requester, identify
+from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
+from girder_dask.protocol.names import SUBMIT_SCOPE
+from girder_dask.protocol.wire_json import from_json, to_json
+
+__all__ = ["mount"]
+
+_Line = Annotated[str, Meta(min_length=1, max_length=500)]
+
+
+class MessageBody(Struct):
+    """The body of ``POST dask/celery/message``. Its parts are checked one by one."""
+
+    message: dict[str, Any]
+    job: dict[str, Any] | None = None
+    key: str | None = None
+
+
+class TaskIdBody(Struct):
+    """The body of ``POST dask/celery/result``."""
+
+    id: _Line
+
+
+class TaskIdsBody(Struct):
+    """The body of ``POST dask/celery/revoke``."""
+
+    ids: Annotated[list[_Line], Meta(max_length=1000)]
+
+
+def mount(resource: Resource, backend: GirderBackend, messages: GirderCeleryMessages) -> None:
+    """Add the routes to the resource ``dask``."""
+    handlers = CeleryRoutes(backend, messages)
+    for name in ("message", "result", "revoke"):
+        routes.add(resource, "POST", ("celery", name), getattr(handlers, name), documented=False)
+
+
+class CeleryRoutes:
+    """The handlers of the routes."""
+
+    def __init__(self, backend: GirderBackend, messages: GirderCeleryMessages) -> None:
+        self._backend = backend
+        self._messages = messages
+
+    @access.public(scope=SUBMIT_SCOPE)
+    @autoDescribeRoute(Description("Record a message of Celery that a running job sends."))
+    def message(self) -> dict[str, Any]:
+        """Record a message as a job under the running one, once for each key."""
+        requester = _running_job()
+        authority = message_authority.of(requester)
+        body = read_body_as(MessageBody)
+        message, job = _read(body)
+        submission = submission_of(message, job)
+        parent = requester.job or {}
+        submission = replace(
+            submission,
+            other_fields={
+                **submission.other_fields,
+                "celeryParentTaskId": str(parent.get("celeryTaskId") or ""),
+            },
+        )
+        if not authority.runs_code:
+            try:
+                message_body.check(message)
+            except ArgumentError as e:
+                raise AccessException(str(e)) from e
+        message_authority.require(requester, authority, message, submission)
+        key = submissions.idempotency_key(body.key, requester)
+        jobs = submissions.record(self._backend, requester, [submission], None, key, authority)
+        return {"jobs": [str(each["_id"]) for each in jobs]}
+
+    @access.public(scope=SUBMIT_SCOPE)
+    @autoDescribeRoute(Description("Return the result of a task of Celery to a running job."))
+    def result(self) -> dict[str, Any]:
+        """Return the stored result of the newest job with an id of Celery."""
+        requester = _running_job()
+        task_id = read_body_as(TaskIdBody).id
+        for job in find_jobs([task_id])[:1]:
+            if not job_records.is_descendant(job, (requester.job or {})["_id"]):
+                requester.require(job, AccessType.READ)
+        stored = self._messages.result(task_id)
+        if stored is None:
+            return {"result": None}
+        shown = {
+            "status": stored.status,
+            "value": to_json(stored.value),
+            "error": stored.error,
+        }
+        return {"result": shown}
+
+    @access.public(scope=SUBMIT_SCOPE)
+    @autoDescribeRoute(Description("Cancel the tasks that a running job has started."))
+    def revoke(self) -> dict[str, Any]:
+        """Cancel jobs under the running one, by their ids of Celery."""
+        requester = _running_job()
+        for job in find_jobs(read_body_as(TaskIdsBody).ids):
+            if not job_records.is_descendant(job, (requester.job or {})["_id"]):
+                raise AccessException(
+                    f"Job {(requester.job or {})['_id']} has not started job {job['_id']}, so it "
+                    "may not revoke it."
+                )
+            self._backend.stop(job["_id"])
+        return {}
+
+
+def _running_job() -> Requester:
+    requester = identify()
+    if requester.job is None:
+        raise AccessException(
+            "Only a running job may send messages of Celery. Elsewhere, start tasks through a "
+            "route of Girder, or with girder_dask.connect()."
+        )
+    return requester
+
+
+def _read(body: MessageBody) -> tuple[CeleryMessage, CeleryJob | None]:
+    """Read the message and the fields of its job.
+
+    Raises
+    ------
+    RestException
+        If they are malformed.
+    """
+    try:
+        message = CeleryMessage.from_wire(from_json(body.message))
+        job = None if body.job is None else CeleryJob.from_wire(from_json(body.job))
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise RestException(f"The message cannot be read: {e}") from e
+    if job is None:
+        return message, None
+    wrong = _reserved(job.other_fields)
+    if wrong:
+        raise RestException(f"The other fields of the job must not set {', '.join(wrong)[:200]}.")
+    return message, replace(job, user=None, token=None)
+
+
+def _reserved(fields: Mapping[str, Any]) -> list[str]:
+    return find_reserved(fields)

@@ -1,0 +1,79 @@
+"""The message of Celery that starts a task of girder_worker, and the fields of its job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+from msgspec.structs import replace
+
+from girder_dask.protocol.messages import Message
+
+__all__ = ["DEFAULT_QUEUE", "QUEUE_RESOURCE_PREFIX", "CeleryJob", "CeleryMessage"]
+
+#: The queue of tasks that name none.
+DEFAULT_QUEUE = "celery"
+
+#: The prefix of the worker resource that stands for a queue.
+QUEUE_RESOURCE_PREFIX = "queue:"
+
+_Line = Annotated[str, Meta(min_length=1, max_length=500)]
+_NOT_IN_NAMES = re.compile(r"[^\w.-]")
+
+
+class CeleryMessage(Message, Struct, frozen=True, omit_defaults=True):
+    """A message of Celery, as kombu hands it to its transport.
+
+    Attributes
+    ----------
+    id, task, queue
+        Celery's id of the call, the name of the task, and its queue.
+    body
+        The arguments and the calls that follow, serialized.
+    body_encoding
+        ``'base64'`` if the body is encoded so, or None.
+    headers
+        The headers of protocol 2 of Celery, without tokens and addresses.
+    properties
+        Properties of the delivery, such as ``priority`` and ``reply_to``.
+    """
+
+    id: _Line
+    task: _Line
+    queue: _Line
+    body: str
+    body_encoding: str | None = None
+    content_type: str = "application/json"
+    content_encoding: str = "utf-8"
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def task_name(self) -> str:
+        """The name of the task as ``package.module:function``.
+
+        >>> CeleryMessage("1", "celery.chord_unlock", "celery", "").task_name
+        'celery:chord_unlock'
+        """
+        module, _, function = self.task.rpartition(".")
+        function = _NOT_IN_NAMES.sub("_", function).replace("-", "_")
+        return f"{_NOT_IN_NAMES.sub('_', module) or 'celery'}:{function or 'task'}"
+
+
+class CeleryJob(Message, Struct, frozen=True, omit_defaults=True):
+    """The fields of the Girder job of a message. ``user`` does not travel."""
+
+    title: str = ""
+    type: str = "celery"
+    public: bool = False
+    other_fields: Mapping[str, Any] = field(default_factory=dict)
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    user: Any = None
+    token: Any = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the fields for Girder without the user: Girder takes the owner of the sender."""
+        return Message.to_wire(replace(self, user=None, token=None))

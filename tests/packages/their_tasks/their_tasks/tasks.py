@@ -1,0 +1,195 @@
+"""Tasks for girder_worker: plain and bound, in chains and groups, that retry, fail and wait."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import chord, group
+from girder_worker.app import app
+from girder_worker.utils import girder_job
+from girder_worker.utils.transforms.girder_io import GirderFileId
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    """Return the sum."""
+    return x + y
+
+
+@girder_job(title="Fibonacci", type="numbers", public=True, otherFields={"meta": {"of": "tests"}})
+@app.task(bind=True)
+def fibonacci(self: Any, n: int) -> int:
+    """Return a Fibonacci number, and report progress."""
+    a, b = 0, 1
+    for i in range(n):
+        a, b = b, a + b
+        self.job_manager.write(f"step {i}: {a}\n")
+        self.job_manager.updateProgress(total=n, current=i + 1, message=f"at {i}")
+    print(f"the number is {a}")
+    return a
+
+
+@girder_job(title="Speak")
+@app.task(bind=True)
+def speaks(self: Any, name: str, lines: int) -> None:
+    """Write lines by all means that a task has, also from a thread of its own."""
+    logger = logging.getLogger(f"their_tasks.{name}")
+
+    def write(n: int) -> None:
+        print(f"{name} prints {n}")
+
+    for n in range(lines):
+        self.job_manager.write(f"{name} writes {n}\n")
+        sys.stderr.write(f"{name} complains {n}\n")
+        logger.warning("%s logs %d", name, n)
+        thread = threading.Thread(target=write, args=(n,))
+        thread.start()
+        thread.join()
+
+
+@app.task
+def fails(message: str) -> None:
+    """Raise a RuntimeError."""
+    raise RuntimeError(message)
+
+
+@app.task(bind=True)
+def waits(self: Any, seconds: float = 60.0) -> str:
+    """Wait until the job is canceled, or the time is over."""
+    print("waiting")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if self.canceled:
+            print("canceled")
+            return "canceled"
+        time.sleep(0.05)
+    return "waited"
+
+
+@app.task
+def sleeps(seconds: float) -> None:
+    """Sleep without a look at anything."""
+    print("sleeping")
+    time.sleep(seconds)
+
+
+@app.task
+def size(path: str) -> int:
+    """Return the size of a file."""
+    return Path(path).stat().st_size
+
+
+@app.task(bind=True)
+def user_of(self: Any) -> dict[str, Any]:
+    """Return what the job's client and request say."""
+    me = self.girder_client.get("user/me")
+    info = self.request.jobInfoSpec
+    return {
+        "user": me["login"] if me else None,
+        "reference": info["reference"],
+        "has_token": bool(info["headers"]),
+        "retries": self.request.retries,
+        "same_address": self.request.girder_api_url == self.girder_client.urlBase.rstrip("/"),
+    }
+
+
+@app.task(bind=True, max_retries=5)
+def tries_again(self: Any, times: int, countdown: float = 0.2) -> int:
+    """Ask to be tried again until that has happened several times."""
+    print(f"try {self.request.retries}")
+    if self.request.retries < times:
+        raise self.retry(countdown=countdown)
+    return int(self.request.retries)
+
+
+@app.task(bind=True, max_retries=1)
+def gives_up(self: Any) -> None:
+    """Ask to be tried again once, then fail with the error that was the reason."""
+    try:
+        raise ValueError("out of reach")
+    except ValueError as e:
+        raise self.retry(exc=e, countdown=0) from e
+
+
+@app.task(bind=True)
+def is_replaced(self: Any, x: int) -> Any:
+    """Have another task continue in the place of this one."""
+    raise self.replace(add.s(x, 100))
+
+
+@app.task(bind=True)
+def starts_child(self: Any, n: int) -> str:
+    """Start a task from a task."""
+    child = fibonacci.delay(n, girder_job_title="The child", girder_job_type="children")
+    return str(child.id)
+
+
+@app.task(bind=True)
+def starts_by_name(self: Any) -> str:
+    """Start a task by its name."""
+    return str(app.send_task("their_tasks.tasks.add", (1, 2)).id)
+
+
+@app.task(bind=True)
+def starts_group(self: Any) -> list[str]:
+    """Start several tasks at once."""
+    return [str(each.id) for each in group(add.s(n, n) for n in range(3)).apply_async().results]
+
+
+@app.task(bind=True)
+def starts_chord(self: Any) -> str:
+    """Start several tasks, and one with all their results."""
+    return str(chord([add.s(n, n) for n in range(3)])(total.s()).id)
+
+
+@app.task(bind=True)
+def starts_with_file(self: Any, file_id: str) -> str:
+    """Start a task whose argument is a transform."""
+    return str(size.delay(GirderFileId(file_id, gc=self.girder_client)).id)
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    """Return the sum of a list."""
+    return sum(numbers)
+
+
+@app.task
+def collect(*results: Any) -> list[Any]:
+    """Return the arguments."""
+    return list(results)
+
+
+@app.task(queue="local")
+def locally() -> str:
+    """Return where it ran."""
+    return "local"
+
+
+@app.task(acks_late=True)
+def at_least_once(path: str) -> int:
+    """Count the runs in a file, and wait in the first one."""
+    counter = Path(path)
+    runs = len(counter.read_text().splitlines()) + 1 if counter.exists() else 1
+    with counter.open("a") as file:
+        file.write("run\n")
+    if runs == 1:
+        time.sleep(60)
+    return runs
+
+
+@app.task(soft_time_limit=1)
+def softly_limited() -> str:
+    """Wait for the soft time limit, and clean up."""
+    from celery.exceptions import SoftTimeLimitExceeded
+
+    try:
+        while True:
+            time.sleep(0.05)
+    except SoftTimeLimitExceeded:
+        return "cleaned up"

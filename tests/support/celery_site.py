@@ -1,0 +1,67 @@
+"""A stack whose Girder runs girder_worker's tasks on Dask, and starts those of ``their_tasks``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pymongo
+from bson import ObjectId
+
+from girder_dask.celery import BROKER_URL
+from girder_dask.testing.stack import TestStack, User
+
+__all__ = ["CelerySite", "wait_until"]
+
+
+class CelerySite(TestStack):
+    """A stack with the switch that a site sets, and nothing more."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        girder_env = {"GIRDER_WORKER_BROKER": BROKER_URL, **options.pop("girder_env", {})}
+        options = {"workers": 1, "threads": 4, **options}
+        super().__init__(directory, girder_env=girder_env, **options)
+
+    def delay(self, name: str, *args: Any, user: User | None = None, **options: Any) -> str:
+        """Start a task of ``their_tasks`` inside a request, and return the id of its job.
+
+        The options are those of ``apply_async``.
+        """
+        return str(self.call(_apply_async, name, args, options, user=user))
+
+    def value(self, job_id: str) -> Any:
+        """Return what the task of a job has returned."""
+        from girder_dask.client.celery_messages import read_stored
+        from girder_dask.protocol.payload import open_value
+
+        stored = read_stored(self.admin.get(f"dask/job/{job_id}/result"))
+        return None if stored.value is None else open_value(stored.value, unpickle=False)
+
+    def children(self, job_id: str) -> list[dict[str, Any]]:
+        """Return the stored jobs that a job has started, the oldest first."""
+        return self.documents("job", {"parentId": ObjectId(job_id)})
+
+    def documents(self, collection: str, query: dict[str, Any] | None = None) -> list[Any]:
+        """Return documents as they are in the database, the oldest first."""
+        with contextlib.closing(pymongo.MongoClient(self.mongo)) as client:
+            found = client.get_default_database()[collection]
+            return list(found.find(query or {}, sort=[("created", 1), ("_id", 1)]))
+
+
+def _apply_async(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> str:
+    import their_tasks.tasks
+
+    result = getattr(their_tasks.tasks, name).apply_async(args, **options)
+    return str(result.job["_id"])
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    """Return what a condition returns once that is true."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "the condition did not become true in time"
+        time.sleep(0.05)
+    return found

@@ -1,0 +1,110 @@
+"""Messages that jobs send hold data alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from girder_dask.celery import message_body
+from girder_dask.errors import ArgumentError
+from girder_dask.protocol.celery_message import CeleryMessage
+
+IO = "girder_worker.utils.transforms.girder_io"
+
+
+def message(args: Any, **fields: Any) -> CeleryMessage:
+    body = json.dumps([args, {}, {"chain": None}])
+    encoded = base64.b64encode(body.encode()).decode()
+    return CeleryMessage("1", "tasks.add", "celery", encoded, body_encoding="base64", **fields)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1, 2.5, None, True, "text", {"a": ["b"]}],
+        {"py/tuple": [1, {"py/set": [2]}, {"py/b64": "eA=="}, {"py/id": 1}]},
+        {"py/object": f"{IO}.GirderFileId", "file_id": "5", "gc": None},
+        {
+            "py/object": f"{IO}.GirderItemId",
+            "item_id": "5",
+            "gc": {"py/object": "girder_client.GirderClient"},
+        },
+        {"py/object": "girder_worker.utils.transforms.common.TemporaryDirectory"},
+    ],
+)
+def test_check_accepts_data_and_transforms(value: Any) -> None:
+    message_body.check(message([value]))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"py/object": "os.system"}, "an object of 'os.system'"),
+        ({"py/reduce": [{"py/function": "os.system"}, {"py/tuple": ["id"]}]}, "py/reduce"),
+        ({"py/function": "os.system"}, "py/function"),
+        ({"py/type": "subprocess.Popen"}, "py/type"),
+        ({"py/mod": "antigravity"}, "py/mod"),
+        ({"py/repr": "os/os.getcwd()"}, "py/repr"),
+        ({"py/iterator": []}, "py/iterator"),
+        ({'json://{"py/object": "os.system"}': 1}, "a key that is not plain text"),
+        (
+            {"py/object": f"{IO}.GirderFileId", "file_path": "/etc/passwd"},
+            f"an object of '{IO}.GirderFileId' with file_path",
+        ),
+        (
+            {"py/object": f"{IO}.GirderFileId", "py/state": {"file_path": "/etc/x"}},
+            f"an object of '{IO}.GirderFileId' with py/state",
+        ),
+        (
+            {"py/object": "girder_client.GirderClient", "urlBase": "http://evil"},
+            "an object of 'girder_client.GirderClient' with urlBase",
+        ),
+        ({"py/object": ["os.system"]}, "an object of ['os.system']"),
+    ],
+)
+def test_check_refuses_what_could_run_code(value: Any, reason: str) -> None:
+    with pytest.raises(ArgumentError, match="may run code when it is opened") as error:
+        message_body.check(message([[{"deep": value}]]))
+    assert f"body[0][0][0]['deep'] has {reason}" in str(error.value)
+
+
+def test_check_refuses_code_in_headers() -> None:
+    hooks = [{"py/object": "os.system"}]
+    with pytest.raises(ArgumentError, match=r"headers\['girder_result_hooks'\]\[0\] has"):
+        message_body.check(message([], headers={"girder_result_hooks": hooks}))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        CeleryMessage(
+            "1", "t", "q", "gAQ=", "base64", content_type="application/x-python-serialize"
+        ),
+        CeleryMessage(
+            "1", "t", "q", "!!python/object: os.system", content_type="application/x-yaml"
+        ),
+        CeleryMessage("1", "t", "q", '{"args": [], "kwargs": {}}'),
+        CeleryMessage("1", "t", "q", "no json"),
+        CeleryMessage("1", "t", "q", "[" * 100_000),
+    ],
+)
+def test_check_refuses_other_types_and_protocols(sent: CeleryMessage) -> None:
+    with pytest.raises(ArgumentError, match="A job may send JSON alone"):
+        message_body.check(sent)
+
+
+def test_check_refuses_deep_nesting() -> None:
+    value: Any = []
+    for _ in range(200):
+        value = [value]
+    with pytest.raises(ArgumentError, match="nested deeper than 100 levels"):
+        message_body.check(message([value]))
+
+
+def test_signatures_yields_all_calls_that_follow() -> None:
+    chain = [{"task": "a", "kwargs": {"tasks": [{"task": "b"}]}}, {"task": "c"}]
+    found = message_body.signatures([[1], {}, {"chain": chain, "callbacks": [{"task": "d"}]}])
+    assert sorted(str(each["task"]) for each in found) == ["a", "b", "c", "d"]
