@@ -47,7 +47,7 @@ def test_a_delayed_job_says_until_when(site: Site) -> None:
     for _ in range(2):
         site.pending.scan()
         site.cluster.now += 3
-    assert [e.waits for e in site.events if e.waits] == [
+    assert [e.pending_reason for e in site.events if e.pending_reason] == [
         "it is to start at 2027-01-15 08:00:30 UTC"
     ]
 
