@@ -17,6 +17,7 @@ from contextvars import Context
 from typing import Any
 
 from girder_dask.utils.background import Guard
+from girder_dask.utils.backoff import Backoff
 from girder_dask.worker.isolation.fork_server import TASK_MODULES
 from girder_dask.worker.isolation.fork_server_process import ForkServerProcess
 
@@ -26,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds that a server may take to end.
 _END_TIMEOUT_S = 2.0
-# Seconds before a server that died is restarted, doubled each time up to a maximum, and how long
-# a server must live to reset the delay.
-_MIN_RESTART_DELAY_S, _MAX_RESTART_DELAY_S, _STABLE_TIME_S = 0.5, 60.0, 60.0
+# The delays before servers that died are restarted, and how long one must live to reset them.
+_RESTART_BACKOFF = Backoff(0.5, 60.0)
+_STABLE_TIME_S = 60.0
 
 # The consequence of a missing server, for log messages.
 _MEANWHILE = "Meanwhile, tasks in processes of their own take longer to start."
@@ -103,7 +104,7 @@ class ForkServerSupervisor:
 
     def _supervise(self) -> None:
         """Keep a server running until the end of the worker."""
-        pause_s, must_go_on = _MIN_RESTART_DELAY_S, _has_pidfd()
+        early_ends, must_go_on = 0, _has_pidfd()
         guard = Guard(logger, "Keeping the fork server of this worker")
         if not must_go_on:
             logger.warning(
@@ -117,11 +118,8 @@ class ForkServerSupervisor:
             if len(self._modules) < known:  # the next may start without the module that failed
                 continue
             self._is_settled.set()
-            pause_s = (
-                _MIN_RESTART_DELAY_S if time.monotonic() - started >= _STABLE_TIME_S else pause_s
-            )
-            self._is_closed.wait(pause_s)
-            pause_s = min(2 * pause_s, _MAX_RESTART_DELAY_S)
+            early_ends = 0 if time.monotonic() - started >= _STABLE_TIME_S else early_ends + 1
+            self._is_closed.wait(_RESTART_BACKOFF.delay_s(early_ends))
         self._is_settled.set()
 
     def _serve_once(self) -> bool:

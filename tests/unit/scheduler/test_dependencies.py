@@ -13,11 +13,6 @@ from tests.support.dispatch_site import Site
 S = JobStatus
 
 
-@pytest.fixture
-def site() -> Site:
-    return Site()
-
-
 def answer(site: Site, **jobs: dict[str, Any]) -> list[str]:
     """Answer for Girder what the dispatcher wants to know; return what that was."""
     asked = site.dependencies.unknown()

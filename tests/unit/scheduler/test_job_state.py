@@ -10,8 +10,7 @@ def on_worker(site: Site, worker: str) -> set[str]:
     return {job.spec.id for job in site.jobs.on_worker(worker)}
 
 
-def test_on_worker_follows_the_jobs() -> None:
-    site = Site()
+def test_on_worker_follows_the_jobs(site: Site) -> None:
     a, b = site.accept("a"), site.accept("b")
     for spec in (a, b):
         site.place(spec, "w1")
@@ -26,8 +25,7 @@ def test_on_worker_follows_the_jobs() -> None:
     assert on_worker(site, "w1") == set()
 
 
-def test_on_worker_has_a_stolen_run_where_it_reports() -> None:
-    site = Site()
+def test_on_worker_has_a_stolen_run_where_it_reports(site: Site) -> None:
     spec = site.accept()
     site.place(spec, "w1")
     site.cluster.places[spec.key] = "w2"
@@ -42,3 +40,39 @@ def test_remove_clears_all_indices() -> None:
         site.dispatcher.on_verdict(job_id, verdict)
     jobs = site.jobs
     assert (jobs._by_id, jobs._by_key, jobs._by_worker) == ({}, {}, {})
+
+
+def test_may_start_waits_until_girder_recorded_the_attempt(
+    site: Site,
+) -> None:
+    spec = site.accept(attempt=3)
+    may_start = site.jobs.may_start
+    assert may_start(spec.key, 3), "Girder has given it"
+    site.place(spec, "w1")
+    site.lose(spec)
+    assert may_start(spec.key, 3) is False
+    assert may_start(spec.key, 4) is None
+    site.jobs.on_recorded("a", 3)
+    site.jobs.on_recorded("unknown", 4)
+    assert may_start(spec.key, 4) is None
+    site.jobs.on_recorded("a", 4)
+    site.jobs.on_recorded("a", 3)
+    assert may_start(spec.key, 4) is True
+    assert may_start("unknown", 4) is False
+
+
+def test_may_start_refuses_an_attempt_given_to_another_run(site: Site) -> None:
+    """Another scheduler had the job in between."""
+    old = site.accept()
+    site.running(old)
+    site.lose(old)
+    new = site.accept(attempt=2)
+    assert site.jobs.may_start(old.key, 2) is False
+    assert site.jobs.may_start(new.key, 2) is True
+
+
+def test_may_start_refuses_an_ended_job(site: Site) -> None:
+    spec = site.accept()
+    site.place(spec, "w1")
+    site.dispatcher.cancel(["a"])
+    assert site.jobs.may_start(spec.key, 1) is False

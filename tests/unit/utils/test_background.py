@@ -27,6 +27,7 @@ from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.plain_values import pack_message
 from girder_dask.utils.background import Guard, log_failure, repeat
+from girder_dask.utils.backoff import Backoff
 from girder_dask.worker import cancellation
 from girder_dask.worker import plugin as hooks
 from girder_dask.worker.interruption import thread_interrupter
@@ -526,7 +527,7 @@ PLACES = [
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork_server_supervisor, "_MIN_RESTART_DELAY_S", 0.01)
+    monkeypatch.setattr(fork_server_supervisor, "_RESTART_BACKOFF", Backoff(0.01, 0.01))
     monkeypatch.setattr(selector_thread, "_RETRY_DELAY_S", 0.05)
     monkeypatch.setattr(cancellation, "_MIN_INTERRUPT_INTERVAL_S", 0.01)
 
