@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import subprocess
 import sys
 import textwrap
 import threading
@@ -18,283 +16,18 @@ from collections.abc import Iterator
 import pytest
 
 from girder_dask.worker.capture import output_capture
-from girder_dask.worker.job_log.line_assembler import LineAssembler
-from girder_dask.worker.job_log.log import JobLog, capturing, current
-
-DEADLINE = 20.0
-
-
-class Worker:
-    """The worker's own streams."""
-
-    def __init__(self) -> None:
-        self.stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
-        self.stderr = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
-
-    def out(self) -> str:
-        return self.stdout.buffer.getvalue().decode()
-
-    def err(self) -> str:
-        return self.stderr.buffer.getvalue().decode()
-
-
-@contextlib.contextmanager
-def installed(level: int | str = "INFO") -> Iterator[Worker]:
-    # Not a fixture: pytest puts its own filters and handlers around each phase of a test.
-    worker = Worker()
-    with contextlib.redirect_stdout(worker.stdout), contextlib.redirect_stderr(worker.stderr):
-        output_capture.install(level)
-        try:
-            yield worker
-        finally:
-            output_capture.uninstall()
-
-
-@contextlib.contextmanager
-def bare_root_logger() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    root.handlers[:] = []
-    root.setLevel(logging.WARNING)
-    try:
-        yield root
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-
-
-def wait_until(condition, what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    tick = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, what
-        tick.wait(0.005)
-
-
-def run_python(code: str) -> str:
-    """Run code in a process where pytest has changed nothing."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-# -- the buffer ----------------------------------------------------------------------------
-
-
-def test_what_is_written_is_taken_in_order_and_once():
-    log = JobLog()
-    assert log.write("one\n") == 4
-    assert log.write(b"two") == 3
-    assert log.take() == "one\ntwo"
-    assert log.take() == ""
-
-
-def test_a_limit_splits_what_waits_and_the_rest_is_announced():
-    calls = []
-    log = JobLog(on_text=lambda: calls.append(1))
-    log.write("abc")
-    log.write("def\n")
-    assert len(calls) == 1
-    assert log.take(4) == "abcd"
-    assert len(calls) == 2
-    assert log.take(4) == "ef\n"
-    assert len(calls) == 2
-    log.write("x")
-    assert len(calls) == 3
-
-
-def test_on_text_runs_outside_of_the_job_and_may_fail():
-    seen = []
-
-    def on_text() -> None:
-        seen.append(current.get())
-        raise RuntimeError("nobody listens")
-
-    with installed() as worker:
-        log = JobLog(on_text=on_text)
-        with capturing(log):
-            print("hello")
-    assert seen == [None]
-    assert log.take() == "hello\n"
-    assert "nobody listens" in worker.err()
-
-
-def test_characters_may_be_split_over_writes_of_bytes():
-    log = JobLog()
-    for byte in "größe €\n".encode():
-        log.write(bytes([byte]))
-    assert log.take() == "größe €\n"
-
-
-def test_streams_do_not_mix_their_split_characters():
-    log = JobLog()
-    log.write("é".encode()[:1], "stdout")
-    log.write("ü".encode(), "stderr")
-    log.write("é".encode()[1:], "stdout")
-    assert log.take() == "üé"
-
-
-def test_bytes_that_are_not_utf8_are_replaced():
-    log = JobLog()
-    log.write(b"\xff|")
-    log.write(b"\xc3")
-    log.write("text")
-    log.write(b"\xc3")
-    log.close()
-    assert log.take() == "\ufffd|\ufffdtext\ufffd"
-
-
-def test_taken_text_can_be_encoded():
-    log = JobLog()
-    log.write(os.fsdecode(b"caf\xe9\n"))
-    assert log.take() == "caf\\udce9\n"
-
-
-def test_only_text_and_bytes_can_be_written():
-    log = JobLog()
-    with pytest.raises(TypeError, match="not int"):
-        log.write(5)  # type: ignore[arg-type]
-    assert log.write(bytearray(b"a")) == log.write(memoryview(b"b")) == 1
-    assert log.take() == "ab"
-
-
-def test_a_writer_waits_while_the_buffer_is_full():
-    log = JobLog(capacity=10)
-    log.write("0123456789")
-    done = threading.Event()
-
-    def write() -> None:
-        log.write("more")
-        done.set()
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    assert not done.wait(0.1)
-    assert log.take() == "0123456789"
-    assert done.wait(DEADLINE)
-    thread.join()
-    assert log.take() == "more"
-
-
-def test_close_lets_a_waiting_writer_go():
-    with installed() as worker:
-        log = JobLog(capacity=1)
-        log.write("full")
-        thread = threading.Thread(target=log.write, args=("late\n",))
-        thread.start()
-        log.close()
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
-    assert log.take() == "full"
-    assert worker.err() == "late\n"
-
-
-def test_an_event_loop_is_not_held_up_for_ever():
-    import asyncio
-
-    async def write() -> None:
-        log.write("more")
-
-    log = JobLog(capacity=1)
-    log.write("full")
-    asyncio.run(asyncio.wait_for(write(), DEADLINE))
-    assert log.take() == "fullmore"
-
-
-def test_closing_twice_is_allowed_and_later_text_goes_to_the_worker():
-    with installed() as worker:
-        log = JobLog()
-        log.write("in time\n")
-        log.close()
-        log.close()
-        with capturing(log):
-            print("late")
-    assert log.take() == "in time\n"
-    assert worker.err() == "late\n"
-
-
-# -- lines of several threads --------------------------------------------------------------
-
-
-def test_a_line_that_is_being_written_is_ended_first():
-    busy = {1, 2}
-    lines = LineAssembler(is_busy=lambda writer, _: writer in busy)
-    for writer, text in [(1, "a"), (2, "b"), (3, "c\n"), (1, "a\n"), (2, "b\n"), (1, "d\n")]:
-        lines.add(writer, text)
-    assert "".join(lines.pieces) == "aa\nbb\nc\nd\n"
-
-
-def test_a_line_whose_writer_does_something_else_holds_up_nobody():
-    busy = {1}
-    lines = LineAssembler(is_busy=lambda writer, _: writer in busy)
-    lines.add(1, "Working... ")
-    lines.add(2, "held\n")
-    lines.retry()
-    assert lines.is_holding
-    busy.clear()
-    lines.retry()
-    assert not lines.is_holding
-    lines.add(1, "more... ")
-    lines.add(2, "other\n")
-    assert "".join(lines.pieces) == "Working... held\nmore... other\n"
-
-
-def test_what_is_held_comes_without_another_write():
-    """A writer that stays inside write() for long holds up others only for so long."""
-    arrived, inside, leave = threading.Event(), threading.Event(), threading.Event()
-
-    def on_text() -> None:
-        if threading.current_thread() is thread:
-            inside.set()
-            leave.wait(DEADLINE)
-        else:
-            arrived.set()
-
-    log = JobLog(on_text=on_text)
-    thread = threading.Thread(target=log.write, args=("begun ",))
-    thread.start()
-    assert inside.wait(DEADLINE)
-    assert log.take() == "begun "
-    log.write("other\n")
-    assert log.take() == ""
-    assert arrived.wait(DEADLINE)
-    assert log.take() == "other\n"
-    leave.set()
-    thread.join()
-
-
-def test_lines_of_many_threads_stay_whole():
-    with installed():
-        log = JobLog()
-
-        def work(name: int) -> None:
-            with capturing(log):
-                for i in range(2000):
-                    print("thread", name, "line", i)
-
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        log.close()
-    lines = log.take().splitlines()
-    assert len(lines) == 6 * 2000
-    for name in range(6):
-        mine = [line for line in lines if line.startswith(f"thread {name} ")]
-        assert mine == [f"thread {name} line {i}" for i in range(2000)]
-
+from girder_dask.worker.job_log.log import JobLog, capturing
+from tests.support.captured_output import (
+    Worker,
+    bare_root_logger,
+    installed,
+    run_python,
+)
 
 # -- the streams ---------------------------------------------------------------------------
 
 
-def test_output_goes_to_the_job_inside_and_to_the_worker_outside():
+def test_capture_takes_output_inside_a_job_alone():
     with installed() as worker:
         log = JobLog()
         print("before")
@@ -309,7 +42,7 @@ def test_output_goes_to_the_job_inside_and_to_the_worker_outside():
     assert worker.err() == "after\n"
 
 
-def test_bytes_may_be_written_to_the_stream_and_to_its_buffer():
+def test_stream_takes_bytes_as_does_its_buffer():
     with installed() as worker:
         log = JobLog()
         with capturing(log):
@@ -323,7 +56,7 @@ def test_bytes_may_be_written_to_the_stream_and_to_its_buffer():
     assert worker.out() == "bytes\nmore\n"
 
 
-def test_the_stream_behaves_as_a_file():
+def test_stream_behaves_as_a_file():
     with installed() as worker:
         log = JobLog()
         with capturing(log):
@@ -344,7 +77,7 @@ def test_the_stream_behaves_as_a_file():
         assert "original" not in repr(sys.stdout)
 
 
-def test_a_task_that_closes_its_stream_harms_nobody():
+def test_stream_closed_by_a_task_works_for_others():
     with installed() as worker:
         first, second = JobLog(), JobLog()
         with capturing(first):
@@ -358,7 +91,7 @@ def test_a_task_that_closes_its_stream_harms_nobody():
     assert worker.out() == "worker too\n"
 
 
-def test_redirect_stdout_takes_the_output_away():
+def test_capture_yields_to_redirect_stdout():
     with installed():
         log, target = JobLog(), io.StringIO()
         with capturing(log):
@@ -370,7 +103,7 @@ def test_redirect_stdout_takes_the_output_away():
     assert log.take() == "to stderr\n"
 
 
-def test_a_traceback_is_printed_to_the_job():
+def test_capture_takes_a_printed_traceback():
     with installed():
         log = JobLog()
         with capturing(log):
@@ -383,7 +116,7 @@ def test_a_traceback_is_printed_to_the_job():
     assert text.endswith("KeyError: 'lost'\n")
 
 
-def test_click_and_tqdm_like_output_passes_unchanged():
+def test_capture_does_not_change_output_like_that_of_click_and_tqdm():
     import click
 
     with installed():
@@ -398,7 +131,7 @@ def test_click_and_tqdm_like_output_passes_unchanged():
 # -- logging -------------------------------------------------------------------------------
 
 
-def test_logging_without_configuration_reaches_the_job():
+def test_capture_takes_logging_without_configuration():
     with bare_root_logger(), installed("INFO") as worker:
         log = JobLog()
         with capturing(log):
@@ -410,7 +143,7 @@ def test_logging_without_configuration_reaches_the_job():
     assert worker.err() == "outside\n"
 
 
-def test_logging_reaches_the_job_although_the_operator_configured_the_root_logger():
+def test_capture_takes_logging_although_the_operator_configured_the_root_logger():
     with bare_root_logger() as root, installed_with_operator(root) as (worker, operator):
         log = JobLog()
         with capturing(log):
@@ -431,7 +164,7 @@ def installed_with_operator(root: logging.Logger) -> Iterator[tuple[Worker, io.S
 
 
 @pytest.mark.parametrize("operator", [False, True])
-def test_a_handler_of_the_task_prints_once_and_is_its_own(operator):
+def test_capture_takes_the_output_of_a_handler_of_the_task_once(operator):
     with bare_root_logger() as root:
         if operator:
             root.addHandler(logging.StreamHandler(io.StringIO()))
@@ -450,7 +183,7 @@ def test_a_handler_of_the_task_prints_once_and_is_its_own(operator):
     assert second.take() == "two\n"
 
 
-def test_basic_config_in_a_task_works_without_duplicates():
+def test_capture_takes_logging_after_basic_config_once():
     with bare_root_logger() as root, installed():
         log = JobLog()
         with capturing(log):
@@ -460,7 +193,7 @@ def test_basic_config_in_a_task_works_without_duplicates():
     assert log.take() == "DEBUG:fine\n"
 
 
-def test_a_level_is_a_number_or_a_name():
+def test_capture_level_is_a_number_or_a_name():
     with pytest.raises(ValueError, match="'LOUD' is not the name"):
         output_capture.install("LOUD")
     with bare_root_logger(), installed("error"):
@@ -471,7 +204,7 @@ def test_a_level_is_a_number_or_a_name():
     assert log.take() == "yes\n"
 
 
-def test_a_line_stays_whole_while_python_makes_a_part_of_it():
+def test_capture_keeps_a_line_whole_while_python_makes_a_part_of_it():
     """The interpreter turns to another thread in ``__str__``, and in what the collector calls."""
 
     class Slow:
@@ -515,7 +248,7 @@ WARNINGS = """
 """
 
 
-def test_each_job_sees_its_warnings_once():
+def test_capture_shows_each_job_its_warnings_once():
     out = run_python(
         textwrap.dedent(WARNINGS)
         + textwrap.dedent("""
@@ -538,7 +271,7 @@ def test_each_job_sees_its_warnings_once():
     assert out == "done\n"
 
 
-def test_outside_of_jobs_a_warning_is_shown_once():
+def test_capture_shows_a_warning_outside_of_jobs_once():
     code = (
         textwrap.dedent(WARNINGS)
         + "import io, contextlib\nbox = io.StringIO()\n"
@@ -589,7 +322,7 @@ def test_uninstall_leaves_alone_what_somebody_replaced():
         assert sys.stdout is mine
 
 
-def test_many_lines_cost_little():
+def test_capture_of_many_lines_costs_little():
     count = 200_000
     with installed():
         arrived, done, taken = threading.Event(), threading.Event(), []

@@ -21,7 +21,7 @@ import pytest
 
 from girder_dask.worker.job_log.log import JobLog, capturing, current
 from girder_dask.worker.propagation import fork_propagation, hooks, subprocess_propagation
-from tests.unit.worker.capture.test_output_capture import (
+from tests.support.captured_output import (
     DEADLINE,
     Worker,
     bare_root_logger,

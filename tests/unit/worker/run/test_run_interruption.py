@@ -1,4 +1,4 @@
-"""How the code of a task is stopped, whatever it waits for and whatever it catches."""
+"""How the code of a task is stopped, whatever it catches."""
 
 from __future__ import annotations
 
@@ -7,328 +7,52 @@ import concurrent.futures
 import contextlib
 import gc
 import logging
-import queue
 import select
-import socket
-import subprocess
 import sys
-import threading
 import time
-import urllib.request
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from girder_dask import JobCanceled, JobInterrupted, current_job, task
-from girder_dask.errors import CancelInterrupt, JobTimeout, TimeoutInterrupt
+from girder_dask import JobCanceled, JobInterrupted, current_job
+from girder_dask.errors import CancelInterrupt, JobTimeout
 from girder_dask.jobs import JobStatus
 from girder_dask.worker.cancellation import RunCanceller
 from girder_dask.worker.capture import output_capture
-from girder_dask.worker.interruption.interruptible_waits import Latch
 from girder_dask.worker.interruption.job_threads import MAX_INTERRUPTIONS
 from girder_dask.worker.run.control import RunControl
-from girder_dask.worker.run.runner import Run
 from tests.support.deadline import SECONDS, until
-from tests.support.run_worker import Worker, brought, captured
+from tests.support.interrupted_tasks import (
+    begin,
+    captured_worker,
+    did,
+    go_on,
+    loops,
+    outcome,
+    run_of,
+    sleeps,
+    started,
+    stop,
+    timed,
+)
+from tests.support.run_worker import Worker, brought
 
 S = JobStatus
-
-#: What tasks have done, and what they wait for.
-did: list[Any] = []
-started = threading.Event()
-go_on = threading.Event()
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Worker]:
-    did.clear()
-    started.clear()
-    go_on.clear()
-    opened = Worker(tmp_path)
-    with captured():
+    with captured_worker(tmp_path) as opened:
         yield opened
-        go_on.set()
-        opened.close()
-
-
-#: What :func:`performs` calls, as it is: nothing of it is pickled.
-actions: dict[int, Callable[[], Any]] = {}
-
-
-@task
-def performs(number: int) -> Any:
-    return actions[number]()
-
-
-def run_of(worker: Worker, action: Callable[[], Any], **fields: Any) -> Run:
-    number = len(actions)
-    actions[number] = action
-    return worker.run(None, number, task=performs.name, **fields)
-
-
-def outcome(worker: Worker, action: Callable[[], Any], **fields: Any) -> Any:
-    number = len(actions)
-    actions[number] = action
-    return worker.outcome(None, number, task=performs.name, **fields)
-
-
-def begin(
-    worker: Worker, action: Callable[[], Any], **fields: Any
-) -> tuple[Run, concurrent.futures.Future[Any]]:
-    run = run_of(worker, action, **fields)
-    future = worker.begin(run)
-    assert started.wait(SECONDS)
-    time.sleep(0.05)  # so that it waits
-    return run, future
-
-
-def stop(run: Run) -> None:
-    run.control.cancel()
-    run.control.interrupt()
-
-
-# -- what a task waits for -----------------------------------------------------------------
-
-
-def sleeps() -> None:
-    time.sleep(60)
-
-
-def waits_for_event() -> None:
-    threading.Event().wait()
-
-
-def waits_with_limit() -> None:
-    threading.Event().wait(60)
-
-
-def waits_for_queue() -> None:
-    queue.Queue[int]().get()
-
-
-def waits_for_condition() -> None:
-    condition = threading.Condition()
-    with condition:
-        condition.wait()
-
-
-def joins() -> None:
-    """Wait for a thread that cannot be interrupted itself."""
-    thread = threading.Thread(target=select.select, args=([], [], [], 1.5))
-    thread.start()
-    thread.join()
-
-
-def waits_for_pool() -> None:
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        pool.submit(time.sleep, 60).result()
-
-
-def waits_for_pool_to_end() -> None:
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        pool.submit(time.sleep, 60)
-
-
-def reads() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs, ours.makefile("rb") as file:
-        file.readline()
-
-
-def asks() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        with urllib.request.urlopen(url):
-            pass
-
-
-def waits_for_process() -> None:
-    subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"], check=False)
-
-
-def waits_for_output() -> None:
-    subprocess.check_output([sys.executable, "-c", "import time; time.sleep(60)"])
-
-
-def loops() -> None:
-    while not go_on.is_set():
-        pass
-
-
-def tries_again() -> None:
-    while not go_on.is_set():
-        try:
-            time.sleep(0.01)
-            raise OSError
-        except Exception:  # noqa: BLE001, S112 - as people write it
-            continue
-
-
-def runs_loop() -> None:
-    asyncio.run(asyncio.sleep(100))
-
-
-def gathers() -> None:
-    async def work() -> None:
-        async with asyncio.TaskGroup() as group:  # type: ignore[attr-defined]
-            for _ in range(3):
-                group.create_task(asyncio.sleep(100))
-
-    asyncio.run(work())
-
-
-def awaits_thread() -> None:
-    asyncio.run(asyncio.to_thread(time.sleep, 60))
-
-
-WAITS = [
-    sleeps,
-    waits_for_event,
-    waits_with_limit,
-    waits_for_queue,
-    waits_for_condition,
-    joins,
-    waits_for_pool,
-    waits_for_pool_to_end,
-    reads,
-    asks,
-    waits_for_process,
-    waits_for_output,
-    loops,
-    tries_again,
-    runs_loop,
-    gathers,
-    awaits_thread,
-]
-
-
-def timed(wait: Callable[[], None]) -> Callable[[], None]:
-    """Return a task that notes what has ended its wait, and when."""
-
-    def work() -> None:
-        started.set()
-        try:
-            wait()
-        except BaseException as e:
-            did.append((type(e), time.monotonic()))
-            raise
-
-    return work
-
-
-@pytest.mark.parametrize("wait", WAITS)
-def test_a_wait_is_ended_at_once(worker: Worker, wait: Callable[[], None]) -> None:
-    run, future = begin(worker, timed(wait))
-    asked = time.monotonic()
-    stop(run)
-    assert isinstance(future.exception(SECONDS), JobCanceled)
-    until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED])
-    assert worker.log() == "The job was canceled.\n"
-    ((kind, when),) = did
-    assert when - asked < 1
-    assert not issubclass(kind, Exception)
-
-
-@pytest.mark.parametrize("wait", [sleeps, tries_again, runs_loop, waits_for_process])
-def test_a_time_limit_ends_it_too(worker: Worker, wait: Callable[[], None]) -> None:
-    begun = time.monotonic()
-    error = outcome(worker, timed(wait), timeout=0.5)
-    assert isinstance(error, JobTimeout)
-    assert worker.statuses() == [S.RUNNING, S.ERROR]
-    assert worker.log() == "The task exceeded its time limit of 0.5 s.\n"
-    ((kind, when),) = did
-    assert 0.5 <= when - begun < 2
-    assert kind is TimeoutInterrupt or wait is runs_loop
-
-
-def converts() -> None:
-    try:
-        time.sleep(60)
-    except BaseException as e:
-        raise ValueError("no answer") from e
-
-
-def leaves() -> None:
-    try:
-        time.sleep(60)
-    finally:
-        sys.exit(0)
-
-
-@pytest.mark.parametrize("isolation", ["thread", "process"])
-@pytest.mark.parametrize(
-    ("habit", "shown"), [(converts, "ValueError: no answer\n"), (leaves, "called sys.exit(0)")]
-)
-def test_an_answer_to_a_time_limit_does_not_hide_it(
-    worker: Worker, habit: Callable[[], None], shown: str, isolation: str
-) -> None:
-    error = worker.outcome(habit, timeout=0.5, isolation=isolation)
-    assert isinstance(error, JobTimeout)
-    assert worker.end.error == "The task exceeded its time limit of 0.5 s."
-    assert shown in worker.log()
-    assert worker.log().endswith("\nThe task exceeded its time limit of 0.5 s.\n")
-    assert "girder_dask/" not in worker.log()
-
-
-def test_a_sleep_is_as_long_as_it_says(worker: Worker) -> None:
-    def work() -> list[float]:
-        taken = []
-        for seconds in (0, 0.001, 0.06, 0.2):
-            begun = time.monotonic()
-            time.sleep(seconds)
-            taken.append(time.monotonic() - begun - seconds)
-        with pytest.raises(ValueError, match="non-negative"):
-            time.sleep(-1)
-        with pytest.raises(TypeError):
-            time.sleep("1")  # type: ignore[arg-type]
-        return taken
-
-    assert all(0 <= late < 0.15 for late in outcome(worker, work))
-
-
-def test_a_thread_is_joined_as_ever(worker: Worker) -> None:
-    def work() -> None:
-        threads = [threading.Thread(target=time.sleep, args=(s,)) for s in (0.0, 0.1, 1.0)]
-        with pytest.raises(RuntimeError, match="before it is started"):
-            threads[0].join()
-        with pytest.raises(RuntimeError, match="current thread"):
-            threading.current_thread().join()
-        for thread in threads:
-            thread.start()
-        begun = time.monotonic()
-        for thread in threads[:2]:
-            thread.join()
-            assert not thread.is_alive()
-        threads[2].join(0.05)
-        did.append(time.monotonic() - begun)
-        assert threads[2].is_alive()
-        threads[2].join(5)
-        assert not threads[2].is_alive()
-
-    assert outcome(worker, work) is None
-    assert did[0] < 0.6
-
-
-def test_a_latch_lets_go_of_those_who_wait_and_those_who_come_late() -> None:
-    latch = Latch()
-    assert not latch.wait(0)
-    assert not latch.wait(0.01)
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        waits = [pool.submit(latch.wait, seconds) for seconds in (None, 60, 0.02)]
-        assert waits[2].result(SECONDS) is False
-        latch.open()
-        assert waits[0].result(SECONDS)
-        assert waits[1].result(SECONDS)
-    assert latch.wait()
 
 
 # -- event loops ---------------------------------------------------------------------------
 
 
-def test_the_coroutines_of_a_task_clean_up(worker: Worker) -> None:
+def test_interruption_lets_coroutines_clean_up(worker: Worker) -> None:
     async def work() -> None:
         started.set()
         try:
@@ -343,7 +67,7 @@ def test_the_coroutines_of_a_task_clean_up(worker: Worker) -> None:
     assert did == ["cleaned up"]
 
 
-def test_a_coroutine_that_swallows_it_is_interrupted_again(worker: Worker) -> None:
+def test_interruption_repeats_for_a_coroutine_that_swallows_it(worker: Worker) -> None:
     tasks: list[weakref.ref[Any]] = []
 
     async def work() -> None:
@@ -368,7 +92,7 @@ def test_a_coroutine_that_swallows_it_is_interrupted_again(worker: Worker) -> No
     until(lambda: gc.collect() >= 0 and tasks[0]() is None)
 
 
-def test_a_coroutine_that_never_awaits_is_interrupted(worker: Worker) -> None:
+def test_interruption_reaches_a_coroutine_that_never_awaits(worker: Worker) -> None:
     async def work() -> None:
         started.set()
         while not go_on.is_set():
@@ -393,7 +117,7 @@ class Slow(logging.Handler):
         did.append(record.getMessage())
 
 
-def test_a_record_is_written_as_a_whole(worker: Worker) -> None:
+def test_interruption_leaves_a_log_record_whole(worker: Worker) -> None:
     """One who is interrupted there may leave a handler locked, for all jobs."""
     logger = logging.getLogger("tests.slow")
     handler = Slow()
@@ -414,7 +138,7 @@ def test_a_record_is_written_as_a_whole(worker: Worker) -> None:
         assert pool.submit(handler.lock.acquire, True, 1).result(SECONDS)
 
 
-def test_tasks_that_print_all_the_time_are_stopped_and_their_logs_are_whole(
+def test_interruption_stops_tasks_that_print_all_the_time_and_leaves_their_logs_whole(
     worker: Worker,
 ) -> None:
     def work() -> None:
@@ -458,7 +182,7 @@ class Hook:
         pass
 
 
-def test_what_hooks_do_about_an_interruption_is_not_interrupted(worker: Worker) -> None:
+def test_interruption_spares_what_hooks_do_about_it(worker: Worker) -> None:
     run, future = begin(worker, timed(sleeps), hooks=[Hook()])
     stop(run)
     until(lambda: "begun" in did)
@@ -469,7 +193,7 @@ def test_what_hooks_do_about_an_interruption_is_not_interrupted(worker: Worker) 
     assert outcome(worker, lambda: 1, job_id="b") == 1
 
 
-def test_one_that_comes_late_harms_nobody(worker: Worker) -> None:
+def test_interruption_that_comes_late_has_no_effect(worker: Worker) -> None:
     """The thread may do something for the next job, or for Dask, by then."""
     for n in range(50):
         run = run_of(worker, lambda: sum(range(20_000)), job_id=f"a{n}")
@@ -493,7 +217,7 @@ def catches_all() -> None:
             did.append(e)
 
 
-def test_a_task_that_catches_whatever_is_raised_ends_after_many(worker: Worker) -> None:
+def test_interruption_ends_a_task_that_catches_everything_after_many(worker: Worker) -> None:
     run, future = begin(worker, catches_all)
     run.control.cancel()
     for n in range(MAX_INTERRUPTIONS):
@@ -519,9 +243,7 @@ def waits_in_c() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
-def test_what_is_said_of_one_that_cannot_be_stopped_does_not_depend_on_why(
-    worker: Worker, how: str
-) -> None:
+def test_interruption_reports_a_stuck_run_whatever_the_reason(worker: Worker, how: str) -> None:
     run = run_of(worker, waits_in_c, timeout=0.2 if how == "timeout" else None)
     future = worker.begin(run)
     if how == "cancel":
@@ -547,9 +269,7 @@ def test_what_is_said_of_one_that_cannot_be_stopped_does_not_depend_on_why(
 
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
-def test_one_that_cannot_be_stopped_is_given_up_whyever_it_is_to_end(
-    worker: Worker, how: str
-) -> None:
+def test_interruption_gives_up_a_stuck_run_whatever_the_reason(worker: Worker, how: str) -> None:
     given_up: list[RunControl] = []
 
     async def make() -> RunCanceller:
@@ -574,7 +294,7 @@ def test_one_that_cannot_be_stopped_is_given_up_whyever_it_is_to_end(
     assert worker.statuses().count(S.ERROR) == (how == "timeout")
 
 
-def test_a_time_limit_that_was_kept_is_forgotten(worker: Worker) -> None:
+def test_interruption_forgets_a_time_limit_that_was_kept(worker: Worker) -> None:
     for n in range(5):
         assert outcome(worker, lambda: 1, job_id=str(n), timeout=0.3) == 1
     run = run_of(worker, lambda: time.sleep(0.02), timeout=0.02 + 1e-3, job_id="close")
@@ -583,7 +303,7 @@ def test_a_time_limit_that_was_kept_is_forgotten(worker: Worker) -> None:
     assert outcome(worker, lambda: time.sleep(0.4), job_id="b") is None
 
 
-def test_an_interruption_of_another_job_is_no_cancellation(worker: Worker) -> None:
+def test_interruption_of_another_job_is_no_cancellation(worker: Worker) -> None:
     """As when the future of a pool that two jobs use brings it."""
 
     def work() -> None:
@@ -594,7 +314,7 @@ def test_an_interruption_of_another_job_is_no_cancellation(worker: Worker) -> No
     assert "CancelInterrupt" in worker.log()
 
 
-def test_a_loop_over_progress_is_not_tried_again(worker: Worker) -> None:
+def test_interruption_of_a_loop_over_progress_is_not_retried(worker: Worker) -> None:
     from girder_dask import progress
 
     def work() -> None:
