@@ -68,7 +68,7 @@ def _key(backend: Backend, client: Client, job_id: str, *, wait: bool) -> str | 
     """Return the key of a job's value. None if the scheduler does not have it."""
     try:
         keys: dict[str, str] = cast("Any", client.sync)(_pinned_keys, client, [job_id], wait=wait)
-    except (OSError, asyncio.TimeoutError, ValueError, AttributeError, RuntimeError) as e:
+    except (OSError, ValueError, AttributeError, RuntimeError) as e:
         raise SchedulerError(
             f"The Dask scheduler at {backend.scheduler_address()} does not return the key of the "
             f"value of job {job_id} ({type(e).__name__}: {e}). 'girder-dask doctor' shows whether "
@@ -118,9 +118,8 @@ async def _pin(client: Client, references: dict[str, weakref.ref[JobResult]]) ->
 async def _pinned_keys(client: Client, job_ids: list[str], *, wait: bool = True) -> dict[str, str]:
     """Register this client with the scheduler, and return the keys of the jobs that it knows."""
     scheduler: Any = client.scheduler
-    answer = await asyncio.wait_for(
-        scheduler.girder_pin(jobs=job_ids, client=client.id, wait=wait), _RPC_TIMEOUT_S
-    )
+    async with asyncio.timeout(_RPC_TIMEOUT_S):
+        answer = await scheduler.girder_pin(jobs=job_ids, client=client.id, wait=wait)
     if not isinstance(answer, dict) or answer.get("status") == "error":
         raise ValueError(f"it answered {answer!r}")
     return {str(job): str(key) for job, key in answer.items()}
