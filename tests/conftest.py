@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import sys
 from collections.abc import Generator
 from typing import TypeVar
 
 import pytest
+from sybil.integration.pytest import SybilItem
+
+# Tests start hundreds of processes of Python. Where compiled modules may not be kept, each would
+# compile our package again, and each process of pytest all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# A shell ignores SIGINT in what it starts in the background, and every process of a test would
+# inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,11 +47,17 @@ _LONGEST_FIRST = ("tests/faults/", "tests/browser/", "tests/integration/", "test
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a stack, and begin with the files that take longest."""
+    """Mark what needs a stack, and begin with the files that take longest.
+
+    The snippets of a page build on each other, so they keep their order.
+    """
     for item in items:
         if _STACKS & set(getattr(item, "fixturenames", ())) or "/unit/" not in str(item.path):
             item.add_marker("stack")
     items.sort(key=_turn)
+    pages = [item for item in items if isinstance(item, SybilItem)]
+    in_order = iter(sorted(pages, key=lambda item: (str(item.path), item.example.line)))
+    items[:] = [next(in_order) if isinstance(item, SybilItem) else item for item in items]
 
 
 def _turn(item: pytest.Item) -> int:

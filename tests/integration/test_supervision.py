@@ -106,14 +106,23 @@ class Standalone:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standalone]:
-    site = Standalone(tmp_path_factory.mktemp("supervised") / "stack")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Standalone]]:
+    """Keep the stack of all tests here, and those that a test has ended before."""
+    sites: list[Standalone] = []
     try:
-        yield site
+        yield sites
     finally:
-        if site.process.poll() is None:
-            site.end(signal.SIGTERM)
-        assert marked_processes.marked(str(site.directory)) == []
+        for site in sites:
+            if site.process.poll() is None:
+                site.end(signal.SIGTERM)
+            assert marked_processes.marked(str(site.directory)) == []
+
+
+@pytest.fixture
+def site(sites: list[Standalone], tmp_path_factory: pytest.TempPathFactory) -> Standalone:
+    if not sites or sites[-1].process.poll() is not None:
+        sites.append(Standalone(tmp_path_factory.mktemp("supervised") / "stack"))
+    return sites[-1]
 
 
 @pytest.mark.parametrize("name", ["mongod", "redis", "girder", "scheduler", "worker-0"])
