@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.fault_pool import FaultPool, SharedFaultStack
 from tests.support.fault_site import FaultStack
 from tests.support.storage import Storage
 
@@ -27,28 +27,54 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
         yield started
 
 
+@pytest.fixture(scope="package")
+def fault_pool(tmp_path_factory: pytest.TempPathFactory, storage: Storage) -> Iterator[FaultPool]:
+    """Keep the stack that most tests here share."""
+
+    def start(directory: Path) -> SharedFaultStack:
+        stack = SharedFaultStack(directory, workers=0, env={**_QUICK, **storage.env()})
+        stack.start()
+        return stack
+
+    pool = FaultPool(start, tmp_path_factory.mktemp("shared"))
+    yield pool
+    pool.close()
+
+
 @pytest.fixture
 def fault_stack(
-    tmp_path: Path, request: pytest.FixtureRequest, storage: Storage
+    tmp_path: Path, request: pytest.FixtureRequest, fault_pool: FaultPool, storage: Storage
 ) -> Iterator[Callable[..., FaultStack]]:
-    """Start a stack of its own for a test, with the options of Stack.
+    """Give a test a stack with these workers, threads and variables of the environment.
 
-    It has ``own_storage``, or shares its MongoDB and its Redis with the stacks of other tests.
+    It is the stack of other tests, which has no jobs left. With ``own``, its processes are new
+    but for MongoDB and Redis, and with ``own_storage`` these are new, too.
     """
     with ExitStack() as stacks:
         made: list[FaultStack] = []
 
-        def start(*, own_storage: bool = False, **options: Any) -> FaultStack:
-            shared = {} if own_storage else storage.env()
-            env = {**_QUICK, **shared, **options.pop("env", {})}
-            stack = FaultStack(tmp_path / f"stack{len(made)}", env=env, **options)
-            made.append(stacks.enter_context(stack))
+        def start(
+            *,
+            workers: int = 2,
+            threads: int = 2,
+            env: Mapping[str, str] | None = None,
+            own: bool = False,
+            own_storage: bool = False,
+        ) -> FaultStack:
+            if own or own_storage:
+                every = {**_QUICK, **({} if own_storage else storage.env()), **(env or {})}
+                stack = FaultStack(tmp_path / f"stack{len(made)}", workers, threads, env=every)
+                stacks.enter_context(stack)
+            else:
+                stack = fault_pool.take(workers, threads, env or {})
+            made.append(stack)
             return stack
 
         yield start
         if getattr(request.node, "failed", False):
             for stack in made:
                 print(stack.recent_logs(40))
+            fault_pool.close()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -59,7 +59,7 @@ def test_parts_killed_at_random(
 ) -> None:
     seed = request.config.getoption("--chaos-seed")
     plan = blows(seed, seconds, WORKERS)
-    stack = fault_stack(workers=WORKERS, threads=2, env=ENV)
+    stack = fault_stack(workers=WORKERS, threads=2, env=ENV, own=True)
     monkey = Monkey(stack)
     calls = Calls(stack, tmp_path / "tally", seed)
     try:

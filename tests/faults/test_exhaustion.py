@@ -174,7 +174,7 @@ def small_disk(stack: FaultStack) -> Iterator[Disk]:
     that may do neither, it is the small one that it has for shared memory.
     """
     place = stack.directory / "disk"
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     tmpfs = ["mount", "-t", "tmpfs", "-o"]
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
     script = f'{" ".join(tmpfs)} size=6m tmpfs "$0" && exec "$@"'

@@ -182,7 +182,7 @@ def test_a_task_that_prints_a_gigabyte(stack: FaultStack) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_task_that_prints_a_whole_gigabyte(fault_stack: Callable[..., FaultStack]) -> None:
-    flood(fault_stack(), 1000, 256 * MIB)
+    flood(fault_stack(own=True), 1000, 256 * MIB)
 
 
 SUBPROCESS = """
@@ -221,7 +221,8 @@ def test_floods_while_girder_is_down_fill_no_memory(
     """The scheduler keeps what its buffer holds, the workers little, and then tasks wait."""
     buffer, jobs, lines = 8 * MIB, 8, 16_000
     env = {"DASK_GIRDER__SCHEDULER__BUFFER": str(buffer)}
-    stack, signal = fault_stack(workers=2, threads=jobs // 2, env=env), tmp_path / "signal"
+    stack = fault_stack(workers=2, threads=jobs // 2, env=env, own=True)
+    signal = tmp_path / "signal"
     floods = []
     for n in range(jobs):
         given = {"lines": lines, "signal": str(signal), "notes": str(tmp_path / f"notes-{n}")}

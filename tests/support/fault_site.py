@@ -17,12 +17,16 @@ from girder_dask.testing.stack import TestStack
 __all__ = ["FaultStack", "check_history", "states", "until"]
 
 
-def until(condition: Callable[[], Any], seconds: float = 30, pause: float = 0.05) -> Any:
-    """Wait until a condition holds, and return what it returned."""
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], Any], seconds: float = 30, pause: float = 0.02) -> Any:
+    """Wait until a condition holds, and return what it returned.
+
+    It is looked at less and less often, since most conditions ask Girder.
+    """
+    deadline, longest = time.monotonic() + seconds, max(pause, 0.2)
     while not (found := condition()):
         assert time.monotonic() < deadline, f"this did not come true within {seconds} s"
         time.sleep(pause)
+        pause = min(pause * 1.2, longest)
     return found
 
 
