@@ -6,8 +6,8 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyp
 
 # Some files of tests at a time, as most of them wait for something, in the order of conftest.py.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
-# `make test ORDER=` runs the tests of each file in random order.
-ORDER := -p no:randomly
+# Random: --randomly-seed=N repeats an order, -p no:randomly keeps that of the files.
+ORDER :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast faults lint versions bench profile figures matrix layout docs clean
