@@ -240,7 +240,8 @@ def test_workers_that_an_adaptive_cluster_gives_up(fault_stack: Start, tmp_path:
     try:
         short = stack.start_tasks("steady", [(20, 2.0, n) for n in range(2)])
         long = stack.start_task("tally", str(tmp_path / "tally"), 1, [7.0, 0.5])
-        until(lambda: {j["status"] for j in stack.all_jobs([*short, long])} == {S.RUNNING})
+        # A scheduler and three workers with their nannies start meanwhile.
+        until(lambda: {j["status"] for j in stack.all_jobs([*short, long])} == {S.RUNNING}, 90)
         queued = stack.start_tasks("steady", [(5, 0.0, n) for n in range(20)])
         told.touch()
         jobs = stack.wait_all([*short, *queued, long], 60)
