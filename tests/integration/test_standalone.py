@@ -23,6 +23,7 @@ import pytest
 
 from girder_dask.jobs import JobStatus
 from girder_dask.standalone import marked_processes
+from tests.support.storage import Storage
 
 PARTS = ["mongod", "redis", "girder", "scheduler", "worker-0"]
 
@@ -159,17 +160,13 @@ def test_whole_life(tmp_path: Path) -> None:
 
 
 def test_services_of_the_environment_are_used(tmp_path: Path) -> None:
-    with launched(tmp_path / "services") as services:
-        running = services.wait_until_ready()
-        mongo = running["mongo"].rpartition("/")[0] + "/another"
-        with launched(
-            tmp_path / "stack",
-            GIRDER_MONGO_URI=mongo,
-            GIRDER_NOTIFICATION_REDIS_URL=running["redis"],
-        ) as launch:
+    with Storage(tmp_path / "services") as services:
+        env = services.env()
+        mongo = env["GIRDER_MONGO_URI"]
+        with launched(tmp_path / "stack", **env) as launch:
             stack = launch.wait_until_ready()
             assert stack["mongo"] == mongo
-            assert stack["redis"] == running["redis"]
+            assert stack["redis"] == env["GIRDER_NOTIFICATION_REDIS_URL"]
             assert list(stack["pids"]) == PARTS[2:]
             assert login(stack).get("user/me")["admin"]
         # A directory that does not know the administrator of that database.
