@@ -17,6 +17,8 @@
     │   └── ResultUnavailable      the job succeeded, but its value is no longer kept
     ├── TaskNotFoundError          a worker cannot import the task
     ├── TransformError             an input could not be fetched, or an output not pushed
+    ├── ContainerError             a container could not be started, or lacks an output
+    │   └── ContainerFailed        its command ended with another exit code than 0
     └── StackError                 a part of the embedded stack did not start
 
     JobInterrupted                 raised inside a task to stop it; not an Exception
@@ -24,8 +26,8 @@
     └── TimeoutInterrupt           it exceeded its timeout
 
 Each message says what happened, to which job or task, and what to do. Messages of
-:class:`TaskNotFoundError` and :class:`TransformError` are written for the owner of a
-job: they appear in its log and hold no address or secret that the owner may not see.
+:class:`TaskNotFoundError`, :class:`TransformError` and :class:`ContainerError` are written for the
+owner of a job: they appear in its log and hold no address or secret that the owner may not see.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ __all__ = [
     "AlreadyBegun",
     "ArgumentError",
     "CancelInterrupt",
+    "ContainerError",
+    "ContainerFailed",
     "GirderDaskError",
     "GirderError",
     "JobCanceled",
@@ -144,6 +148,26 @@ class TransformError(GirderDaskError):
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+
+
+class ContainerError(GirderDaskError):
+    """A container could not be started, or has not written what was asked for.
+
+    ``permanent`` is true if another try would fail in the same way, so that ``retries`` are not
+    used.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class ContainerFailed(ContainerError):
+    """The command of a container ended with another exit code than 0, its ``exit_code``."""
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StackError(GirderDaskError):

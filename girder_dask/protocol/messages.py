@@ -50,6 +50,8 @@ _Count = Annotated[int, Meta(ge=0, lt=2**62)]
 _TaskName = Annotated[str, Meta(pattern=TASK_NAME, max_length=999)]
 # Seconds since the epoch.
 _Moment = Annotated[float, Meta(ge=0, le=2**40)]
+# The name or the digest of an image.
+_ImageText = Annotated[str, Meta(max_length=1000)]
 # A status, and the time at which it was reached.
 _StatusChange = Annotated[list[float], Meta(min_length=2, max_length=2)]
 
@@ -233,8 +235,8 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     ``result`` is the packed return value. ``error`` is one line that says why the job ended in
     ERROR, ``exception`` is packed by :func:`girder_dask.protocol.exceptions.pack_exception`, and
     ``permanent`` is true if another try would end in the same way. ``pending_reason`` is why the
-    job waits in the queue, empty if only for its turn. An event of a run names the run and the
-    address of its worker.
+    job waits in the queue, empty if only for its turn. ``images`` are digests of images of
+    containers, by name. An event of a run names the run and the address of its worker.
     """
 
     id: str
@@ -247,6 +249,7 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     exception: bytes | None = None
     pending_reason: str | None = field(default=None, name="waits")
+    images: Mapping[str, str] | None = None
     run: str | None = None
     worker: str | None = None
     permanent: bool | None = None
@@ -255,7 +258,7 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     def is_bare(self) -> bool:
         """True if the event has no content and reports only that the job exists."""
         content = (self.status, self.log, self.progress, self.result)
-        reasons = (self.error, self.exception, self.pending_reason)
+        reasons = (self.error, self.exception, self.pending_reason, self.images)
         return all(value is None for value in (*content, *reasons))
 
 
@@ -276,6 +279,7 @@ class JobUpdate(Message, Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     exception: bytes | None = None
     pending_reason: str | None = field(default=None, name="waits")
+    images: dict[_ImageText, _ImageText] | None = None
 
 
 class Submission(Message, ExecutionOptions, frozen=True):

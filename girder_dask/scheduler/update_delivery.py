@@ -50,6 +50,7 @@ class PendingUpdate:
     error: str | None = None
     exception: bytes | None = None
     pending_reason: str | None = None
+    images: dict[str, str] = field(default_factory=dict)
     nbytes: int = 0
 
     def merge(self, event: JobEvent) -> int:
@@ -73,6 +74,8 @@ class PendingUpdate:
         if event.pending_reason is not None:
             self.pending_reason = event.pending_reason
             grown += len(event.pending_reason)
+        if event.images:
+            self.images.update(event.images)
         self.nbytes += grown
         return grown
 
@@ -104,6 +107,7 @@ class PendingUpdate:
             error=self.error,
             exception=self.exception,
             pending_reason=self.pending_reason,
+            images=self.images or None,
         )
 
 

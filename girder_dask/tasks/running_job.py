@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from girder_dask.client.result import JobResult
 from girder_dask.errors import GirderDaskError, JobCanceled
 from girder_dask.jobs import JobStatus
+from girder_dask.tasks.container_scope import ContainerScope
 from girder_dask.utils.foreign_objects import exact_text
 from girder_dask.utils.text import clean_text, shortened
 
@@ -43,6 +44,8 @@ class JobSink(Protocol):
 
     def status(self, status: JobStatus) -> None: ...
 
+    def image(self, name: str, digest: str) -> None: ...
+
     def flush(self) -> None: ...
 
 
@@ -56,6 +59,9 @@ class _TerminalSink:
         pass
 
     def status(self, status: JobStatus) -> None:
+        pass
+
+    def image(self, name: str, digest: str) -> None:
         pass
 
     def flush(self) -> None:
@@ -129,6 +135,18 @@ class JobManager:
                 f"girder_dask: updateProgress({name}={number}) is ignored, since the number is not "
                 "finite.\n"
             )
+
+    def record_image(self, name: str, digest: str) -> None:
+        """Record on the job which image of a container it runs.
+
+        Parameters
+        ----------
+        name
+            Its name, as the task has given it.
+        digest
+            What identifies its content, such as ``busybox@sha256:…``; empty if that is not known.
+        """
+        self._sink.image(clean_text(shortened(name)), clean_text(shortened(digest)))
 
     def updateStatus(self, status: int) -> None:
         """Move the job to another state.
@@ -204,6 +222,8 @@ class RunningJob:
         reading and writing data. None for a detached job.
     request
         A :class:`Request`.
+    container_scope
+        What its containers may use (:mod:`girder_dask.docker`), None for a detached job.
     """
 
     def __init__(
@@ -215,6 +235,7 @@ class RunningJob:
         girder_client: Any = None,
         work_dir: Callable[[], Path] | None = None,
         request: Request | None = None,
+        container_scope: ContainerScope | None = None,
     ) -> None:
         self.id = id
         self.title = title
@@ -222,6 +243,7 @@ class RunningJob:
         self.girder_client = girder_client
         self._work_dir = work_dir
         self.request = request or Request()
+        self.container_scope = container_scope
         self._task: Any = None
 
     @property

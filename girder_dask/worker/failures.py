@@ -10,6 +10,7 @@ from subprocess import CalledProcessError
 
 from girder_dask.errors import (
     AlreadyBegun,
+    ContainerError,
     JobCanceled,
     JobFailed,
     JobInterrupted,
@@ -155,7 +156,8 @@ def _failure_of(
     if reason == "timeout":  # raised in answer to the interruption
         return replace(_timeout_failure(spec), text=f"{text}{_limit_line(spec)}\n")
     packed = _packed(error, text)
-    killed, permanent = was_killed(error), isinstance(error, TransformError) and error.permanent
+    killed = was_killed(error)
+    permanent = isinstance(error, (TransformError, ContainerError)) and error.permanent
     if permanent and spec.retries:
         text += "The job is not retried, as it would fail in the same way.\n"
     return Failure(JobStatus.ERROR, text, line, packed, killed=killed, permanent=permanent)
@@ -250,13 +252,18 @@ def describe_error(error: BaseException, *, started: bool = True) -> str:
 
     ``started`` is whether the function was called.
     """
-    if isinstance(error, (TransformError, AlreadyBegun)):
+    if isinstance(error, (TransformError, AlreadyBegun)) or _is_of_container(error):
         return f"{error}\n"
     if isinstance(error, SystemExit):
         return _describe_exit(error, started=started)
     if isinstance(error, KeyboardInterrupt) and own_traceback(error) is not None:
         return format_error(error) + _KEYBOARD_HINT
     return format_error(error) + _hint(error)
+
+
+def _is_of_container(error: BaseException) -> bool:
+    """Return True for an error of a container that the job itself was, in no code of a user."""
+    return isinstance(error, ContainerError) and own_traceback(error) is None
 
 
 def _hint(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from girder_dask import config
 from girder_dask.client.backend import Backend, use_backend, without_backend
 from girder_dask.protocol.messages import JobSpec
+from girder_dask.tasks.container_scope import ContainerScope
 from girder_dask.tasks.running_job import JobManager, Request, RunningJob
 
 __all__ = ["NO_ADDRESS", "child_jobs", "make_running_job", "open_session"]
@@ -30,6 +31,7 @@ def make_running_job(
     hostname: str,
     api_url: str | None,
     gpus: Sequence[str] = (),
+    container_scope: ContainerScope | None = None,
 ) -> RunningJob:
     """Return the running job of a task, with a client that uses the job's token.
 
@@ -62,6 +64,7 @@ def make_running_job(
         girder_client=client,
         work_dir=work_dir,
         request=request,
+        container_scope=container_scope,
     )
 
 

@@ -22,6 +22,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from girder_dask import config
 from girder_dask._version import __version__
+from girder_dask.docker.leftovers import remove_of_dead_workers
 from girder_dask.errors import GirderDaskError
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION, PLUGIN_NAME
@@ -129,6 +130,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         self.context: WorkerContext | None = None
         self._restart: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Any] | None = None
+        self._removal: asyncio.Task[Any] | None = None
 
     async def setup(self, worker: Worker) -> None:
         """Prepare the worker for jobs; called on its event loop when it joins.
@@ -164,6 +166,8 @@ class GirderWorkerPlugin(WorkerPlugin):
             "girder_not_begun": self.unstarted,
             "girder_facts": self.facts,
         }
+        removal = asyncio.create_task(asyncio.to_thread(remove_of_dead_workers))
+        self._removal = log_failure(removal, logger, "Removing containers of earlier workers")
         if context.isolation == "process":
             context.fork_server_supervisor.start()
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)

@@ -23,6 +23,8 @@ MAX_EVENT_CHARACTERS = 1 << 20
 # Characters of output that a run sends before it asks the scheduler for room. So one job with
 # much output neither fills the scheduler nor delays the others.
 _ROOM_CHARACTERS = 4 << 20
+# Images of one run that are recorded with its job.
+_MAX_IMAGES = 20
 # Seconds between two batches that a job forces with flush().
 _FLUSH_INTERVAL_S = 0.02
 
@@ -45,6 +47,8 @@ class RunSink:
     ----------
     secrets
         Secrets to blank in everything that the run sends. Closed with the run.
+    images
+        The digests of the images of which the run has made containers, by name.
     ended
         Whether the end of the run was sent. Nothing comes after it.
     """
@@ -58,6 +62,7 @@ class RunSink:
         self._progress: dict[str, Any] = {}
         self._last_flush = float("-inf")
         self._sent_without_room = 0
+        self.images: dict[str, str] = {}
         self.ended = False
         self._cleaners: dict[str, Callable[[Any], Any]] = {
             "log": lambda text: clean_text(self.secrets.clean_log(text)),
@@ -90,6 +95,12 @@ class RunSink:
     def status(self, status: JobStatus) -> None:
         """Report the next status of the job."""
         self._outbox.post(self._event(status=int(status)))
+
+    def image(self, name: str, digest: str) -> None:
+        """Report the image of a container. Of many images, the first ones are kept."""
+        if name in self.images or len(self.images) < _MAX_IMAGES:
+            self.images[name] = digest
+            self._outbox.post(self._event(images={name: digest}))
 
     def flush(self) -> None:
         """Send waiting output before the flush interval is over, up to fifty times a second."""

@@ -114,6 +114,7 @@ class Engine:
                 stdout=log,
                 stderr=log,
                 env=environment,
+                cwd=self.directory,  # where Podman's conmon writes files
             )
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._answers():
@@ -156,6 +157,8 @@ class Engine:
             ]
         return [
             *("podman", "--root", f"{where}/data", "--runroot", f"{where}/run"),
+            # Nothing stays mounted if the tests are killed.
+            *("--storage-opt", "overlay.skip_mount_home=true"),
             *("system", "service", "--time", "0", self.url),
         ]
 

@@ -21,6 +21,7 @@ MODULES = (
     "girder_dask.credential",
     "girder_dask.describing",
     "girder_dask.describing.types",
+    "girder_dask.docker",
     "girder_dask.entrypoint",
     "girder_dask.errors",
     "girder_dask.jobs",

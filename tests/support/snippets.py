@@ -5,6 +5,7 @@
 ``python girder``           runs in a request of a user of a real Girder, with ``file`` (a
                             Girder file of the user) and ``folder`` (the id of theirs); these
                             blocks of a page share their names as well
+``python girder containers``  the same, twice: with workers that have Docker, and with Podman
 ``python notebook``         runs here as in a notebook, with a real Girder to connect to, and
                             with ``file_ids`` (of pictures in it); these blocks of a page share
                             their names and their connection
@@ -33,6 +34,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 from tests.support import commands, dask_keys, notebook
+from tests.support.docker_engine import worker_settings
 
 __all__ = ["ROOT", "blocks", "read_blocks"]
 
@@ -98,6 +100,15 @@ def _run_in_girder(example: Example) -> None:
     names.update(stack.call(run_and_keep, str(example.parsed), names, user=user))
 
 
+def _run_with_containers(example: Example) -> None:
+    fixture = example.namespace["fixture"]
+    for name, variable in (("docker", "DOCKER_HOST"), ("podman", "CONTAINER_HOST")):
+        variables = {variable: fixture(f"{name}_engine").url}
+        settings = {"girder.docker.engine": name}
+        with worker_settings(fixture("girder_stack"), variables, settings):
+            _run_in_girder(example)
+
+
 def _picture() -> Path:
     spec = importlib.util.find_spec("skimage")
     assert spec is not None
@@ -118,6 +129,7 @@ def _run_tests(example: Example) -> None:
 _EVALUATORS: dict[str, Callable[[Example], None]] = {
     "python": _run_here,
     "python girder": _run_in_girder,
+    "python girder containers": _run_with_containers,
     "python notebook": notebook.run_block,
     "python test": _run_tests,
     "sh": lambda example: commands.check(example.parsed),

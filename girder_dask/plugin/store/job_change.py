@@ -23,6 +23,8 @@ from girder_dask.utils.text import clean_text, shortened
 
 __all__ = ["JobChange", "Verdict"]
 
+# Images of containers that are recorded with one job.
+_MAX_IMAGES = 20
 _UNSET = {"attempt": None, "sequence": None, "scheduler": None}
 
 
@@ -143,6 +145,8 @@ class JobChange:
             self._apply_parts(statuses, update, progress)
             if update.pending_reason is not None:
                 self.set_pending_reason(update.pending_reason)
+            if update.images:
+                self._add_images(update.images)
         elif sequence == 0:
             self.dask["scheduler"] = scheduler
             self.acknowledge()
@@ -150,6 +154,14 @@ class JobChange:
             # Also after a repeated update: the process may have died before it cleaned up.
             self.ended = True
         return self._verdict(ends)
+
+    def _add_images(self, images: Mapping[str, str]) -> None:
+        """Record images of containers. Their names may have dots, so they are no keys here."""
+        known = {each["name"]: each for each in self.dask.get("images") or ()}
+        for name, digest in images.items():
+            if name in known or len(known) < _MAX_IMAGES:
+                known[name] = {"name": name, "digest": digest}
+        self.dask["images"] = list(known.values())
 
     def _is_current(self, attempt: int, scheduler: str) -> bool:
         if self.dask["scheduler"] not in (None, scheduler) or attempt < self.dask["attempt"]:

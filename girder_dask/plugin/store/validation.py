@@ -108,6 +108,10 @@ def _is_chunk(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and _is_count(value[1])
 
 
+def _is_image(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("name"))
+
+
 def _is_resource(value: Any) -> bool:
     is_pair = isinstance(value, list) and len(value) == 2
     return is_pair and _is_text(value[0]) and _is_number(value[1])
@@ -145,6 +149,7 @@ _DASK: Mapping[str, Rule] = {
     "claim": _TEXT,
     "claimed": _TIME,
     "group": _MAPPING,
+    "images": (_list_of(_is_image), "a list of images"),
 }
 _LOG: Mapping[str, Rule] = {
     "size": _COUNT,

@@ -186,6 +186,7 @@ class _Child:
             hostname=spec.location.hostname,
             api_url=spec.api_url,
             gpus=spec.gpus,
+            container_scope=spec.container_scope,
         )
         open_session(job, spec.session)
         running_job.current.set(job)

@@ -74,6 +74,10 @@ class ProcessSink:
         self.send_progress()
         self._send("status", int(status))
 
+    def image(self, name: str, digest: str) -> None:
+        """Send the image of a container, before the container is made."""
+        self._send("image", [name, digest])
+
     def flush(self) -> None:
         """Have everything so far delivered to Girder."""
         self._log.flush()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from girder_dask.protocol.messages import JobSpec
+from girder_dask.tasks.container_scope import ContainerScope
 from girder_dask.worker.location import WorkerLocation
 
 __all__ = ["MAX_MESSAGE_BYTES", "ProcessSpec"]
@@ -31,6 +32,8 @@ class ProcessSpec:
         need it, and opening it imports Dask.
     path
         The worker's ``sys.path``.
+    container_scope
+        What the containers of the run may use.
     environment
         The environment of a forked process. None for a process that was started with its own.
     """
@@ -45,4 +48,5 @@ class ProcessSpec:
     scheduler: bytes | None = field(default=None, repr=False)
     path: tuple[str, ...] = ()
     session: Mapping[str, Any] | None = field(default=None, repr=False)
+    container_scope: ContainerScope | None = None
     environment: Mapping[str, str] | None = field(default=None, repr=False)

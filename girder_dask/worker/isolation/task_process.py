@@ -252,6 +252,9 @@ class TaskProcess:
         elif kind == "status":
             with contextlib.suppress(JobCanceled, ValueError):
                 self._manager.updateStatus(what)
+        elif kind == "image":
+            with contextlib.suppress(TypeError, ValueError):
+                self._manager.record_image(*map(str, what))
         elif kind == "cwd":
             self.cwd = str(what)
         elif kind == "flush":

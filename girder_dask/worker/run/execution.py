@@ -96,6 +96,7 @@ def in_process(
         scheduler=pickle.dumps(worker.scheduler) if worker.scheduler else None,
         path=tuple(sys.path),
         session=call.session,
+        container_scope=job.container_scope,
     )
     process = TaskProcess(
         spec,

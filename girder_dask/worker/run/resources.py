@@ -7,8 +7,11 @@ import logging
 from pathlib import Path
 from typing import TypeVar
 
+from girder_dask.docker import leftovers
 from girder_dask.protocol.error_text import summary
 from girder_dask.protocol.messages import JobSpec
+from girder_dask.tasks.container_scope import ContainerScope
+from girder_dask.utils import process_identity
 from girder_dask.worker.process_globals.job_scope import JobScope
 from girder_dask.worker.run.control import RunControl
 from girder_dask.worker.run.transform_runner import TransformRunner
@@ -42,15 +45,27 @@ class RunResources:
         The directory of fetched inputs.
     scope
         The globals of the process that are separate for the run.
+    container_scope
+        What the containers of the run may use.
     transforms
         The transforms of the run, once there are any.
     """
 
     def __init__(self, spec: JobSpec, directory: Path, sink: RunSink) -> None:
         self.work_dir = Workspace(directory, f"job-{spec.id}-")
-        self.inputs = Workspace(directory, f"job-{spec.id}-inputs-")
+        inputs_prefix = f"job-{spec.id}-inputs-"
+        self.inputs = Workspace(directory, inputs_prefix)
+        self.container_scope = ContainerScope(
+            job_id=spec.id,
+            attempt=spec.attempt,
+            owner=process_identity.identity(),
+            trusted=spec.trusted,
+            inputs=str(directory.absolute() / inputs_prefix),
+            resources=spec.resources or {},
+        )
         self.scope = JobScope(self.work_dir.path, sink.write)
         self.transforms: TransformRunner | None = None
+        self._sink = sink
         self._stack = contextlib.ExitStack()
 
     def enter(self, resource: contextlib.AbstractContextManager[T]) -> T:
@@ -85,6 +100,8 @@ class RunResources:
                 ending.callback(self.scope.end)
                 if self.transforms is not None:
                     ending.callback(self.transforms.clean_up, control.write)
+                if self._sink.images:
+                    ending.callback(leftovers.remove_of_run, self.container_scope)
                 if control.is_stopped:
                     ending.callback(_end_processes, control, grace_s)
                     ending.callback(_end_threads, control)

@@ -81,7 +81,7 @@ class Run:
         self.control = RunControl(self.spec, self._sink, worker.location)
         self._values = values
         self._is_leaving = is_leaving
-        self._resources = RunResources(spec, worker.directory, self._sink)
+        self._resources = RunResources(self.spec, worker.directory, self._sink)
 
     def __call__(self) -> Any:
         """Execute the run, and return the value of the function.
@@ -154,6 +154,7 @@ class Run:
             hostname=self.worker.location.hostname,
             api_url=api_url,
             gpus=ids,
+            container_scope=self._resources.container_scope,
         )
         running_job.current.set(job)
         enter(child_jobs(api_url, self.spec.token, self.worker.dask_client, job))
