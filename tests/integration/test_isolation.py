@@ -253,8 +253,14 @@ def test_a_worker_that_is_killed_leaves_no_directory_and_no_process(
     command += ["--no-nanny", "--no-dashboard", "--local-directory", str(scratch)]
     with (tmp_path / "next.log").open("wb") as log:
         successor = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def is_gone() -> bool:
+        with contextlib.suppress(FileNotFoundError):  # it is being removed
+            return not list(scratch.rglob(f"job-{job_id}-*"))
+        return False
+
     try:
-        until(lambda: not list(scratch.rglob(f"job-{job_id}-*")))
+        until(is_gone)
     finally:
         successor.terminate()
         successor.wait(20)
