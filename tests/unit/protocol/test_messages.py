@@ -105,6 +105,15 @@ def test_only_what_differs_from_its_default_travels() -> None:
     assert event.to_wire()["status"] == 0, "0 is a state, not the lack of one"
 
 
+def test_pending_reason_travels_under_its_former_name() -> None:
+    event = JobEvent(id="a", attempt=1, time=0.0, pending_reason="no worker is there")
+    update = JobUpdate(id="a", attempt=1, sequence=1, pending_reason="no worker is there")
+    for message in (event, update):
+        wire = message.to_wire()
+        assert wire["waits"] == "no worker is there"
+        assert type(message).from_wire(wire) == message
+
+
 @pytest.mark.parametrize("version", [None, 0, 2, "1"])
 @pytest.mark.parametrize("cls", [JobSpec, JobEvent, JobUpdate])
 def test_another_version_is_refused_with_what_to_do(cls: Any, version: Any) -> None:
