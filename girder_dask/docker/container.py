@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from girder_dask.docker import descriptions
 from girder_dask.docker.attached_output import AttachedOutput
 from girder_dask.docker.engine_api import EngineApi, EngineRefusal
 from girder_dask.docker.engines import EngineFacts
@@ -23,10 +24,8 @@ logger = logging.getLogger(__name__)
 _GONE_STATUSES = (404, 409)
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.005, 0.2
 _END_TIMEOUT_S = 60.0
-# Podman's mapping of users in which the account that runs it has its own id in the container.
-_KEEP_ID = "keep-id"
-# In an engine without root, the root of a container is the account that runs the engine.
-_ROOT = "0:0"
+# Podman's own API exists with a version only.
+_PODMAN_CREATE = "/v4.0.0/libpod/containers/create"
 # What engines say of a command that cannot be run.
 _COMMAND_PROBLEMS = ("not found", "no such file", "permission denied", "exec format error")
 
@@ -95,60 +94,18 @@ def _create(api: EngineApi, facts: EngineFacts, image: Image, plan: ContainerPla
 
 
 def _created(api: EngineApi, facts: EngineFacts, image: Image, plan: ContainerPlan) -> Any:
-    description = _description(facts, image, plan)
-    try:
+    if not facts.is_podman:
+        description = descriptions.for_docker(facts, image, plan)
         return api.call("POST", "/containers/create", body=description)
+    description = descriptions.for_podman(facts, image, plan)
+    try:
+        return api.call("POST", _PODMAN_CREATE, body=description)
     except EngineRefusal as e:
-        if _KEEP_ID not in str(e):  # which needs /etc/subuid
+        if descriptions.KEEP_ID not in str(e):  # which needs /etc/subuid
             raise
-    del description["HostConfig"]["UsernsMode"]
-    return api.call("POST", "/containers/create", body={**description, "User": _ROOT})
-
-
-def _description(facts: EngineFacts, image: Image, plan: ContainerPlan) -> dict[str, Any]:
-    """Return the container as the engine's API describes one."""
-    is_root_there = facts.is_rootless and not facts.is_podman
-    host: dict[str, Any] = {
-        "NetworkMode": plan.network,
-        "Mounts": [
-            {"Type": "bind", "Source": m.source, "Target": m.target, "ReadOnly": m.read_only}
-            for m in plan.mounts
-        ],
-        "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
-        "IpcMode": "private",
-        "PidsLimit": plan.processes,
-        # The output comes over the connection. A copy in the engine could fill the disk.
-        "LogConfig": {"Type": "none"},
-    }
-    if facts.is_rootless and facts.is_podman:
-        host["UsernsMode"] = _KEEP_ID
-    if plan.cpus is not None:
-        host["NanoCpus"] = int(plan.cpus * 1e9)
-    if plan.memory_bytes is not None:
-        host |= {"Memory": plan.memory_bytes, "MemorySwap": plan.memory_bytes}
-    if plan.gpus:
-        host["DeviceRequests"] = [_gpus(facts, plan.gpus)]
-    # Images of NVIDIA ask for all GPUs, and get them where its runtime is the default.
-    env = {"HOME": "/tmp", "NVIDIA_VISIBLE_DEVICES": ",".join(plan.gpus) or "void", **plan.env}  # noqa: S108
-    return {
-        "Image": image.id,
-        "Cmd": list(plan.command) or None,
-        **({"Entrypoint": [plan.entrypoint]} if plan.entrypoint else {}),
-        **({"WorkingDir": plan.workdir} if plan.workdir else {}),
-        "User": _ROOT if is_root_there else plan.user,
-        "Env": [f"{name}={value}" for name, value in env.items()],
-        "Labels": dict(plan.labels),
-        "AttachStdout": True,
-        "AttachStderr": True,
-        "HostConfig": host,
-    }
-
-
-def _gpus(facts: EngineFacts, ids: Sequence[str]) -> dict[str, Any]:
-    if facts.is_podman:
-        return {"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={each}" for each in ids]}
-    return {"Driver": "nvidia", "DeviceIDs": list(ids), "Capabilities": [["gpu"]]}
+    description = {**description, "user": descriptions.ROOT}
+    del description["userns"]
+    return api.call("POST", _PODMAN_CREATE, body=description)
 
 
 @contextlib.contextmanager

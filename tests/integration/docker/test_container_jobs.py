@@ -8,6 +8,9 @@ from girder_dask.jobs import JobStatus
 from girder_dask.transforms import GirderFileId, GirderUploadToFolder
 from tests.integration.docker.conftest import Containers
 
+# Some of its characters divide options where an engine has such.
+NAME = 'a,source=hostname,ro=false:rw "x".txt'
+
 _UPPER = """
 echo "user $(id -u), reading $1"
 tr a-z A-Z < "$1" > /outputs/upper.txt
@@ -31,7 +34,7 @@ def contents(client: Any, folder: str) -> dict[str, bytes]:
 def test_run_reads_inputs_and_uploads_outputs(
     containers: Containers, girder_stack: Any, girder_user: Any
 ) -> None:
-    file = girder_stack.upload(b"twenty coins", "a name: x.txt", client=girder_user.client)
+    file = girder_stack.upload(b"twenty coins", NAME, client=girder_user.client)
     folder = girder_user.folder["_id"]
     job_id = containers.start(
         _UPPER,
@@ -46,7 +49,7 @@ def test_run_reads_inputs_and_uploads_outputs(
     # The stack runs as root here, or as the account of whoever runs the tests.
     assert sorted(log.splitlines()) == sorted(
         [
-            "user 65534, reading /inputs/1/a name: x.txt",
+            f"user 65534, reading /inputs/1/{NAME}",
             *("warned", "read-only", "kept", "lo"),
         ]
     )

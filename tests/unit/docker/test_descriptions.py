@@ -13,7 +13,7 @@ from typing import Any
 import dask
 import pytest
 
-from girder_dask.docker import apptainer, container, engines
+from girder_dask.docker import apptainer, container, descriptions, engines
 from girder_dask.docker.engine_api import EngineApi, EngineRefusal
 from girder_dask.docker.images import Image
 from girder_dask.docker.plan import ContainerPlan, Mount
@@ -31,7 +31,8 @@ def plan(**more: Any) -> ContainerPlan:
 
 
 def described(facts: engines.EngineFacts = DOCKER, **more: Any) -> dict[str, Any]:
-    return container._description(facts, Image("sha256:1", "d"), plan(**more))
+    describe = descriptions.for_podman if facts.is_podman else descriptions.for_docker
+    return describe(facts, Image("sha256:1", "d"), plan(**more))
 
 
 def settings(**values: Any) -> ContainerSettings:
@@ -51,6 +52,14 @@ def test_a_container_has_no_rights_by_default() -> None:
     assert not {"Privileged", "Binds", "DeviceRequests", "Memory", "NanoCpus"} & host.keys()
     assert [mount["ReadOnly"] for mount in host["Mounts"]] == [True, False]
     assert "NVIDIA_VISIBLE_DEVICES=void" in found["Env"]
+    found = described(PODMAN)
+    assert (found["image"], found["user"]) == ("sha256:1", "7:8")
+    assert (found["cap_drop"], found["no_new_privileges"]) == (["all"], True)
+    assert found["netns"] == {"nsmode": "none"}
+    assert [mount["options"] for mount in found["mounts"]] == [["rbind", "ro"], ["rbind", "rw"]]
+    assert found["mounts"][0]["source"] == '/w/a, "b".png'
+    assert not {"privileged", "cap_add", "networks"} & found.keys()
+    assert described(PODMAN, network="site")["networks"] == {"site": {}}
 
 
 def test_limits_and_gpus_are_those_of_the_job() -> None:
@@ -62,14 +71,17 @@ def test_limits_and_gpus_are_those_of_the_job() -> None:
         {"Driver": "nvidia", "DeviceIDs": ["1", "3"], "Capabilities": [["gpu"]]}
     ]
     assert "NVIDIA_VISIBLE_DEVICES=1,3" in found["Env"]
-    host = described(PODMAN, **more)["HostConfig"]
-    assert host["DeviceRequests"] == [
-        {"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=1", "nvidia.com/gpu=3"]}
-    ]
+    found = described(PODMAN, **more)
+    assert found["devices"] == [{"path": "nvidia.com/gpu=1"}, {"path": "nvidia.com/gpu=3"}]
+    assert found["resource_limits"] == {
+        "pids": {"limit": 4096},
+        "cpu": {"period": 100_000, "quota": 150_000},
+        "memory": {"limit": 1000, "swap": 1000},
+    }
 
 
 def test_the_user_in_a_rootless_engine_is_that_of_the_worker() -> None:
-    assert described(PODMAN)["HostConfig"]["UsernsMode"] == "keep-id"
+    assert described(PODMAN)["userns"] == {"nsmode": "keep-id"}
     rootless_docker = engines.EngineFacts("Docker 28", is_podman=False, is_rootless=True)
     assert described(rootless_docker)["User"] == "0:0"
 
@@ -81,9 +93,8 @@ class _WithoutKeepId(EngineApi):
         self.asked: list[Any] = []
 
     def call(self, *_names: Any, body: Any = None, **_more: Any) -> Any:
-        host = body["HostConfig"]
-        self.asked.append((body["User"], host.get("UsernsMode")))
-        if "UsernsMode" in host:
+        self.asked.append((body["user"], body.get("userns")))
+        if "userns" in body:
             raise EngineRefusal("keep-id requires additional UIDs", status=500)
         return {"Id": "c"}
 
@@ -91,7 +102,7 @@ class _WithoutKeepId(EngineApi):
 def test_a_rootless_podman_without_more_ids_runs_as_its_account() -> None:
     engine = _WithoutKeepId()
     assert container._create(engine, PODMAN, Image("sha256:1", "d"), plan()) == "c"
-    assert engine.asked == [("7:8", "keep-id"), ("0:0", None)]
+    assert engine.asked == [("7:8", {"nsmode": "keep-id"}), ("0:0", None)]
 
 
 @pytest.mark.parametrize(
