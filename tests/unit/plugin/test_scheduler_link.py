@@ -184,7 +184,7 @@ def test_submit_does_not_wait_for_an_absent_scheduler_which_is_found_again(
     scheduler.stop()
     begun = time.monotonic()
     link.submit([spec("lost")])
-    assert time.monotonic() - begun < 0.2
+    assert time.monotonic() - begun < 1.0
     until(lambda: link.status()["reachable"] is False)
     assert scheduler.address in link.status()["error"]
     assert "Jobs stay queued" in caplog.text

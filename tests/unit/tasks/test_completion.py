@@ -257,6 +257,6 @@ def test_many_plain_elements_cost_little() -> None:
     import time
 
     value = list(range(1_000_000))
-    begun = time.perf_counter()
+    begun = time.thread_time()
     assert unfinished(value) is None
-    assert time.perf_counter() - begun < 0.5
+    assert time.thread_time() - begun < 0.5
