@@ -93,6 +93,12 @@ def scheduler() -> Iterator[LocalScheduler]:
     local.close()
 
 
+@pytest.fixture(autouse=True)
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let attempts to connect end sooner: the scheduler is on this host, or away."""
+    monkeypatch.setattr("girder_dask.plugin.scheduler_link._CONNECT_TIMEOUT_S", 0.5)
+
+
 @pytest.fixture
 def link(scheduler: LocalScheduler) -> Iterator[SchedulerLink]:
     opened = SchedulerLink(lambda: scheduler.address)
