@@ -7,10 +7,9 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from girder_dask.standalone.part import Part
-
 from girder_dask.errors import StackError
 from girder_dask.standalone import checks
+from girder_dask.standalone.stack_part import Part
 from tests.support.fault_site import FaultStack, until
 
 __all__ = ["FaultPool", "SharedFaultStack"]
