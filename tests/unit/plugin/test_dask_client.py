@@ -17,7 +17,7 @@ from tests.support.deadline import until
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with LocalCluster(
-        n_workers=0, processes=False, protocol="tcp", dashboard_address=None, set_as_default=False
+        n_workers=0, processes=False, protocol="tcp", dashboard_address=":0", set_as_default=False
     ) as cluster:
         yield cluster.scheduler_address
 
