@@ -52,6 +52,7 @@ def _prepare() -> Any:
     from girder_worker import app as theirs
 
     from girder_dask.celery import publishing
+    from girder_dask.celery.docker_output import keep_buffered_output
 
     app = theirs.app
     publishing.install(app)
@@ -71,6 +72,7 @@ def _prepare() -> Any:
         (signals.task_revoked, theirs.gw_task_revoked),
     ):
         signal.disconnect(receiver)
+    keep_buffered_output()
     signals.task_prerun.connect(_before_run, weak=False)
     signals.task_failure.connect(_on_failure, weak=False)
     signals.task_postrun.connect(_after_run, weak=False)
