@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from girder_dask.errors import GirderDaskError
 
 __all__ = [
+    "check",
     "choice",
     "credential",
     "forget_credential",
@@ -151,6 +152,50 @@ def nbytes(key: str) -> int:
     from dask.utils import parse_bytes
 
     return int(parse_bytes(get(key)))
+
+
+def check(section: str) -> None:
+    """Check that the durations, sizes and numbers of a section can be read.
+
+    Raises
+    ------
+    GirderDaskError
+        If one cannot.
+
+    Examples
+    --------
+    >>> check("scheduler")
+    """
+    for name, default in _defaults()[_NAMESPACE][section].items():
+        key = f"{section}.{name}"
+        reader = _reader(default)
+        if reader is None:
+            continue
+        value = get(key)
+        try:
+            is_valid = reader(value) >= 0
+        except (KeyError, TypeError, ValueError):
+            is_valid = False
+        if not is_valid:
+            raise GirderDaskError(
+                f"{_NAMESPACE}.{key} is {value!r:.100} in Dask's configuration. Set it to a value "
+                f"such as {default}, its default."
+            )
+
+
+def _reader(default: Any) -> Callable[[Any], float] | None:
+    """Return the function that reads a duration, a size or a number, by its default."""
+    from dask.utils import parse_bytes, parse_timedelta
+
+    if isinstance(default, int):
+        return int
+    if not isinstance(default, str) or not default[:1].isdigit():
+        return None
+    try:
+        parse_bytes(default)
+    except ValueError:
+        return lambda value: float(parse_timedelta(value, default="s"))
+    return parse_bytes
 
 
 def credential() -> str | None:

@@ -150,3 +150,30 @@ def test_a_credential_file_that_cannot_be_read_says_what_to_do(tmp_path: Path) -
     ):
         config.credential()
     assert str(missing) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pull-interval", "soon"),
+        ("pull-interval", None),
+        ("pull-interval", "10 MiB"),
+        ("pull-interval", -1),
+        ("buffer", "10 s"),
+        ("batch-size", "many"),
+        ("batch-size", [1]),
+    ],
+)
+def test_check_refuses_a_value_that_cannot_be_read(key: str, value: object) -> None:
+    with (
+        dask.config.set({f"girder.scheduler.{key}": value}),
+        pytest.raises(GirderDaskError, match=rf"girder\.scheduler\.{key} is "),
+    ):
+        config.check("scheduler")
+
+
+def test_check_accepts_the_defaults_and_plain_numbers() -> None:
+    config.check("scheduler")
+    config.check("worker")
+    with dask.config.set({"girder.scheduler.pull-interval": 2, "girder.scheduler.buffer": 9}):
+        config.check("scheduler")
