@@ -29,6 +29,9 @@ AUTHORITY_DAYS = 3650.0
 #: Days until a new certificate expires.
 CERTIFICATE_DAYS = 397.0
 
+# A certificate that expires within this time is renewed at the next start.
+_RENEWAL_DAYS = 30.0
+
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:-]{0,251}[A-Za-z0-9_])?")
 
 
@@ -165,6 +168,26 @@ class Authority:
         for info in chosen:
             self._issue(info.path, info.hosts, is_server=info.is_server, days=days)
         return [info.path for info in chosen]
+
+    def ensure(self, role: str, hosts: Sequence[str] = ()) -> Path:
+        """Return a certificate named as its role that is valid for a month or more.
+
+        It is issued if it is missing, and renewed if it expires soon or is for other hosts. The
+        same holds for the authority.
+        """
+        if not self.exists:
+            self.create()
+        elif read_certificate(self.certificate).days_left() < CERTIFICATE_DAYS:
+            self.renew_authority()
+        path = self.directory / f"{role}.pem"
+        if not (path.exists() and path.with_suffix(".key").exists()):
+            path.unlink(missing_ok=True)
+            path.with_suffix(".key").unlink(missing_ok=True)
+            return self.issue(role, hosts, name=role)
+        found = read_certificate(path)
+        if found.days_left() < _RENEWAL_DAYS or found.hosts != tuple(hosts):
+            self._issue(path, hosts, is_server=ROLES[role], days=CERTIFICATE_DAYS)
+        return path
 
     def renew_authority(self, *, days: float = AUTHORITY_DAYS) -> None:
         """Extend the authority with the same key: what it has issued stays valid.

@@ -73,6 +73,19 @@ class StackInfo:
         return f"{self._plan.dashboard}/status"
 
     @property
+    def tls_files(self) -> dict[str, str] | None:
+        """The files that a client of the scheduler needs (``ca``, ``cert``, ``key``), if any."""
+        authority = self._plan.authority
+        if authority is None:
+            return None
+        certificate = self._plan.certificates["client"]
+        return {
+            "ca": str(authority.certificate),
+            "cert": str(certificate),
+            "key": str(certificate.with_suffix(".key")),
+        }
+
+    @property
     def api_key(self) -> str:
         """A key with all rights of the administrator."""
         return str(self._state["api_key"])

@@ -91,10 +91,12 @@ def _show(stack: Stack, reporter: Reporter) -> None:
         "Logs": str(stack.directory / "logs"),
         "Details": str(stack.stack_file),
     }
+    if stack.tls_files is not None:
+        rows["TLS"] = f"clients need {stack.tls_files['cert']}, its .key and ca.pem beside it"
     reporter.note("")
     for name, value in rows.items():
         reporter.note(f"{name:<10} {value}")
-    if stack.host not in {"127.0.0.1", "::1", "localhost"}:
+    if not stack.tls and stack.host not in {"127.0.0.1", "::1", "localhost"}:
         reporter.note(
             f"\nThe scheduler listens on {stack.host} without authentication: anyone who can "
             "connect to it can run code here."

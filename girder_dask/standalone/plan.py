@@ -10,6 +10,7 @@ from typing import Any
 
 from girder_dask.errors import StackError
 from girder_dask.standalone import checks, marked_processes, ports, programs
+from girder_dask.standalone.authority import ROLES, Authority, tls_environment
 from girder_dask.standalone.directory import StackDirectory
 from girder_dask.standalone.stack_part import Part
 
@@ -36,6 +37,12 @@ _GIRDER_HINTS = {
     "address already in use": "Choose another port with --girder-port.",
     "girder_dask.plugin": "Install the server side: pip install 'girder_dask[girder]'.",
 }
+_SCHEDULER_HINTS = {
+    "girder.security.allow-insecure": (
+        "Start with --tls, or set DASK_GIRDER__SECURITY__ALLOW_INSECURE=true if the network is "
+        "closed."
+    ),
+}
 
 
 class Plan:
@@ -57,11 +64,15 @@ class Plan:
         The ports of the previous run, used again if they are free.
     with_dashboard
         Whether the scheduler serves the pages of Dask's dashboard.
+    tls
+        Whether Dask's processes use TLS, with certificates of the stack's own authority.
 
     Raises
     ------
     StackError
         If a wanted port is in use.
+    GirderDaskError
+        If a certificate cannot be issued.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class Plan:
         wanted: Mapping[str, int | None],
         before: Mapping[str, int],
         with_dashboard: bool = True,
+        tls: bool = False,
     ) -> None:
         self._directory = directory
         self._env = _environment(env, directory.path)
@@ -92,7 +104,12 @@ class Plan:
         self.redis = self._env.get("GIRDER_NOTIFICATION_REDIS_URL") or redis
         self.girder = f"http://{here}:{self.ports['girder']}"
         self.api = f"{self.girder}/api/v1"
-        self.scheduler = f"tcp://{here}:{self.ports['scheduler']}"
+        #: The authority of the certificates of Dask's processes, or None without TLS.
+        self.authority = Authority(directory.path / "tls") if tls else None
+        #: The certificates by role; empty without TLS.
+        self.certificates = _ensure_certificates(self.authority, here)
+        self._protocol = "tls" if tls else "tcp"
+        self.scheduler = f"{self._protocol}://{here}:{self.ports['scheduler']}"
         self.dashboard = f"http://{here}:{self.ports['dashboard']}"
 
     def storage_parts(self) -> list[Part]:
@@ -123,6 +140,7 @@ class Plan:
             "GIRDER_NOTIFICATION_REDIS_URL": self.redis,
             "GIRDER_SETTING_DASK_SCHEDULER_ADDRESS": self.scheduler,
             "GIRDER_SETTING_DASK_API_URL": self.api,
+            **self._tls("girder"),
             **self._girder_env,
         }
         return self._part(
@@ -139,6 +157,7 @@ class Plan:
             "DASK_CONFIG": str(self._dask_config()),
             "DASK_GIRDER__API_URL": self.api,
             "DASK_GIRDER__CREDENTIAL_FILE": str(self._directory.credential_file),
+            **self._tls("scheduler"),
         }
         return self._part(
             "scheduler",
@@ -147,9 +166,11 @@ class Plan:
                 self.ports["scheduler"],
                 self.ports["dashboard"],
                 with_dashboard=self._with_dashboard,
+                protocol=self._protocol,
             ),
             env=env,
             check=lambda: checks.registered_workers(self.dashboard) is not None,
+            hints=_SCHEDULER_HINTS,
         )
 
     def worker_parts(self, count: int, threads: int) -> list[Part]:
@@ -165,16 +186,23 @@ class Plan:
         # By default all stacks of this user would share one directory.
         cache = {"DASK_GIRDER__WORKER__CACHE_DIRECTORY": str(self._directory.path / "cache")}
         cache = {k: self._env.get(k, v) for k, v in cache.items()}
+        tls = self._tls("worker")
         parts += [
             self._part(
                 f"worker-{n}",
                 programs.worker(self.scheduler, f"worker-{n}", threads, directory),
-                env={**cache, **self._worker_env},
+                env={**cache, **tls, **self._worker_env},
                 check=registered,
             )
             for n in range(count)
         ]
         return parts
+
+    def _tls(self, role: str) -> dict[str, str]:
+        """Return Dask's settings for TLS in the environment of a part; none without TLS."""
+        if self.authority is None:
+            return {}
+        return tls_environment(self.authority.certificate, self.certificates[role])
 
     def _mongod(self) -> Part:
         return self._part(
@@ -220,6 +248,16 @@ class Plan:
         for copied in directory.iterdir():
             copied.chmod(0o600)
         return directory
+
+
+def _ensure_certificates(authority: Authority | None, host: str) -> dict[str, Path]:
+    if authority is None:
+        return {}
+    hosts = list(dict.fromkeys([host, _LOOPBACK, "localhost"]))
+    return {
+        role: authority.ensure(role, hosts if may_listen else ())
+        for role, may_listen in ROLES.items()
+    }
 
 
 def _environment(extra: Mapping[str, str], directory: Path) -> dict[str, str]:

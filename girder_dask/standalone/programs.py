@@ -128,7 +128,12 @@ def girder(host: str, port: int) -> list[str]:
 
 
 def scheduler(
-    host: str, port: int, dashboard_port: int, *, with_dashboard: bool = True
+    host: str,
+    port: int,
+    dashboard_port: int,
+    *,
+    protocol: str = "tcp",
+    with_dashboard: bool = True,
 ) -> list[str]:
     """Return the command of the scheduler. Dask's configuration preloads our hooks.
 
@@ -136,7 +141,7 @@ def scheduler(
     """
     return [
         *_dask("scheduler"),
-        *("--host", host, "--port", str(port)),
+        *("--protocol", protocol, "--host", host, "--port", str(port)),
         *("--dashboard-address", f"{host}:{dashboard_port}"),
         "--dashboard" if with_dashboard else "--no-dashboard",
     ]

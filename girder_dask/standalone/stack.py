@@ -43,6 +43,9 @@ class Stack(StackInfo):
         The address on which Girder, the scheduler and the dashboard listen.
     girder_port, scheduler_port, dashboard_port
         Their ports; by default those of the previous run if they are free, else any.
+    tls
+        Whether Dask's processes use TLS, with certificates of the stack's own authority in its
+        directory. Clients need one of them: see :attr:`tls_files`.
     env
         Environment variables for every part, in addition to those of this process.
     girder_env, worker_env
@@ -77,6 +80,7 @@ class Stack(StackInfo):
         girder_port: int | None = None,
         scheduler_port: int | None = None,
         dashboard_port: int | None = None,
+        tls: bool = False,
         env: Mapping[str, str] | None = None,
         girder_env: Mapping[str, str] | None = None,
         worker_env: Mapping[str, str] | None = None,
@@ -87,6 +91,7 @@ class Stack(StackInfo):
         self.workers = workers
         self.threads = threads
         self.host = host
+        self.tls = tls
         self.reporter = reporter or Reporter()
         self.parts: list[Part] = []
         self._wanted = {
@@ -132,6 +137,7 @@ class Stack(StackInfo):
             "redis",
             "scheduler",
             "dashboard",
+            "tls_files",
             "pids",
         )
         return {name: getattr(self, name) for name in names}
@@ -230,6 +236,7 @@ class Stack(StackInfo):
             wanted=self._wanted,
             before=self._state.get("ports", {}),
             with_dashboard=self._with_dashboard,
+            tls=self.tls,
         )
         self._state["ports"] = plan.ports
         self._directory.save_state(self._state)
