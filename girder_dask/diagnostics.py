@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from girder_dask.errors import GirderError
+from girder_dask.tls import certificate_facts
 from girder_dask.utils import working_directory
 
 __all__ = ["COMPARED_DISTRIBUTIONS", "describe_process", "girder_error", "tasks", "versions"]
@@ -36,8 +37,9 @@ def describe_process(api_url: str | None) -> dict[str, Any]:
     dict
         ``hostname``, ``executable``, ``versions`` by name, ``tasks`` (for each entry point
         of ``girder_dask.tasks`` its ``module``, ``package`` and ``error`` or None),
-        ``api_url``, ``girder_error``: why Girder does not answer there, or None, and
-        ``no_directories``: why jobs have no working directory of their own, or None.
+        ``api_url``, ``girder_error``: why Girder does not answer there, or None,
+        ``no_directories``: why jobs have no working directory of their own, or None, and
+        ``certificates``: those of :func:`girder_dask.tls.certificate_facts`.
     """
     return {
         "hostname": socket.gethostname(),
@@ -45,6 +47,7 @@ def describe_process(api_url: str | None) -> dict[str, Any]:
         "versions": versions(),
         "tasks": tasks(),
         "api_url": api_url,
+        "certificates": certificate_facts(),
         "no_directories": working_directory.unsupported_reason(),
         "girder_error": None if api_url is None else girder_error(api_url),
     }

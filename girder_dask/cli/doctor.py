@@ -19,6 +19,7 @@ __all__ = ["Check", "Facts", "examine", "gather_facts", "run_doctor"]
 
 _CONNECT_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 20.0
+_EXPIRY_WARNING_DAYS = 14.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +184,33 @@ def examine(facts: Facts) -> Iterator[Check]:
     if facts.scheduler is not None:
         yield from _examine_girder(facts, facts.scheduler)
     yield from _examine_workers(facts)
+    yield from _examine_certificates(facts)
     yield from _examine_versions(facts)
     yield from _examine_tasks(facts)
+
+
+def _examine_certificates(facts: Facts) -> Iterator[Check]:
+    """Yield a check for the TLS certificates of each process that has some."""
+    for process, its in _known(facts).items():
+        certificates = its.get("certificates") or ()
+        problems = []
+        for certificate in certificates:
+            days = float(certificate.get("days_left") or 0)
+            if certificate.get("error"):
+                problems.append(certificate["error"])
+            elif days <= 0:
+                problems.append(f"{certificate['file']} has expired")
+            elif days < _EXPIRY_WARNING_DAYS:
+                problems.append(f"{certificate['file']} expires in {days:.0f} days")
+        if certificates:
+            last = min((c.get("not_after") or "" for c in certificates), default="")
+            yield Check(
+                f"The TLS certificates of {process} are valid",
+                detail=f"until {last[:10]}",
+                problem="; ".join(problems) or None,
+                remedy="Renew them with 'girder-dask certs renew DIRECTORY', and copy them over "
+                "the old ones.",
+            )
 
 
 def _examine_girder(facts: Facts, scheduler: Mapping[str, Any]) -> Iterator[Check]:

@@ -35,6 +35,7 @@ from girder_dask.scheduler.rpc import RpcHandlers
 from girder_dask.scheduler.run_reports import CHECK_INTERVAL_S, RunReports
 from girder_dask.scheduler.stealing import STEAL_INTERVAL_S, JobStealing
 from girder_dask.scheduler.worker_retirement import WorkerRetirement
+from girder_dask.tls import keep_certificate
 from girder_dask.utils.background import Guard, log_failure, repeat
 from girder_dask.utils.backoff import Backoff
 
@@ -132,6 +133,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         reconcile = DaskReconciler(jobs, transitions, cluster).reconcile
         self._repeat("The reconciliation with Dask", reconcile, interval_s)
 
+        self._begin("certificate", keep_certificate(scheduler, "scheduler"))
         self._begin("connection", cluster.connect())
         self._begin("claims", self.claims.run())
         self._begin("dependencies", self.claims.run_lookups())

@@ -26,6 +26,7 @@ from girder_dask.docker.leftovers import remove_of_dead_workers
 from girder_dask.errors import GirderDaskError
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION, PLUGIN_NAME
+from girder_dask.tls import keep_certificate
 from girder_dask.utils.background import Guard, log_failure
 from girder_dask.worker import gpus
 from girder_dask.worker.cancellation import RunCanceller
@@ -131,6 +132,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         self._restart: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Any] | None = None
         self._removal: asyncio.Task[Any] | None = None
+        self._certificate: asyncio.Task[None] | None = None
 
     async def setup(self, worker: Worker) -> None:
         """Prepare the worker for jobs; called on its event loop when it joins.
@@ -168,6 +170,8 @@ class GirderWorkerPlugin(WorkerPlugin):
         }
         removal = asyncio.create_task(asyncio.to_thread(remove_of_dead_workers))
         self._removal = log_failure(removal, logger, "Removing containers of earlier workers")
+        keeping = asyncio.create_task(keep_certificate(worker, "worker"))
+        self._certificate = log_failure(keeping, logger, "Keeping the certificate")
         if context.isolation == "process":
             context.fork_server_supervisor.start()
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)
@@ -208,6 +212,8 @@ class GirderWorkerPlugin(WorkerPlugin):
         if self.context is None:
             return
         context, self.context = self.context, None
+        if self._certificate is not None:
+            self._certificate.cancel()
         self._signals.close()
         self._alarms.close()
         if context.runs:

@@ -162,3 +162,30 @@ def test_examine_tells_an_import_error_from_a_missing_package() -> None:
     assert check.remedy == (
         "Fix its import: \"python -c 'import coins.tasks'\" in that environment shows the error."
     )
+
+
+@pytest.mark.parametrize(
+    ("days_left", "error", "said"),
+    [
+        (400.0, None, None),
+        (13.2, None, "worker.pem expires in 13 days"),
+        (-0.5, None, "worker.pem has expired"),
+        (None, "The certificate worker.pem cannot be read: Permission denied.", "cannot be read"),
+    ],
+)
+def test_examine_names_a_certificate_that_expires(
+    days_left: float | None, error: str | None, said: str | None
+) -> None:
+    certificate = {
+        "file": "worker.pem",
+        "name": "worker",
+        "not_after": "2027-01-02T03:04:05+00:00",
+        "days_left": days_left,
+        "error": error,
+    }
+    facts = whole(workers={"tcp://w:1": {**WORKER, "certificates": [certificate]}})
+    names = [check.name for check in examine(facts) if "certificates" in check.name]
+    assert names == ["The TLS certificates of worker tcp://w:1 are valid"]
+    problems = [check.problem for check in broken(facts)]
+    assert len(problems) == (said is not None)
+    assert said is None or said in str(problems[0])

@@ -180,6 +180,7 @@ IN_THE_BACKGROUND = {
     "worker/isolation/fork_server_supervisor",
     "worker/cancellation",
     "worker/plugin",
+    "worker/nanny_plugin",
     "utils/working_directory",  # which joins what it begins
 }
 BEGINNINGS = {
