@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from girder_dask._version import __version__
 from girder_dask.cli.certs import certs
+from girder_dask.cli.site import init
 from girder_dask.errors import GirderDaskError
 
 __all__ = ["main"]
@@ -51,6 +52,7 @@ def main(verbose: bool) -> None:
 
 
 main.add_command(certs)
+main.add_command(init)
 
 
 @main.command()
@@ -82,6 +84,11 @@ main.add_command(certs)
 )
 @click.option("--scheduler-port", type=int, help="The scheduler's port.")
 @click.option("--dashboard-port", type=int, help="The port of the Dask dashboard.")
+@click.option(
+    "--tls",
+    is_flag=True,
+    help="Use TLS between Girder, the scheduler and the workers, with certificates made for this.",
+)
 def standalone(directory: Path, **options: Any) -> int:
     """Start Girder, a Dask scheduler and workers on this machine.
 
