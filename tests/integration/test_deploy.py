@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Iterator
@@ -55,9 +54,6 @@ def test_site_of_init_runs_a_job_with_tls(site: Site, tmp_path: Path) -> None:
     client = register(api, tmp_path / "assetstore")
 
     make_credential, scheduler = site.shell["Scheduler"]
-    early = site.run(scheduler)
-    assert early.returncode == os.EX_CONFIG, early.stderr
-    assert "girder.credential (No such file or directory)" in early.stderr
     made = site.run(make_credential, GIRDER_PASSWORD=PASSWORD)
     assert made.returncode == 0, made.stderr
     credential = site.directory / "scheduler" / "girder.credential"
