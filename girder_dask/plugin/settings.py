@@ -6,7 +6,12 @@ environment (``dask.scheduler_address`` is ``GIRDER_SETTING_DASK_SCHEDULER_ADDRE
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
+import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from bson import ObjectId
@@ -58,8 +63,45 @@ _MAX_ABS_PRIORITY = 10**9
 _SCHEMES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
 _cache: dict[str, tuple[float, Any]] = {}
 
+_Validate = Callable[[dict[str, Any]], None]
 
-@setting_utilities.validator(SCHEDULER_ADDRESS)
+
+def _validator(key: str) -> Callable[[_Validate], _Validate]:
+    """Register the validator of a setting, which also refuses values that have no effect."""
+
+    def register(validate: _Validate) -> _Validate:
+        @functools.wraps(validate)
+        def validate_effective(doc: dict[str, Any]) -> None:
+            validate(doc)
+            _refuse_overridden(doc, validate)
+
+        setting_utilities.validator(key)(validate_effective)
+        return validate
+
+    return register
+
+
+def _refuse_overridden(doc: dict[str, Any], validate: _Validate) -> None:
+    """Refuse a value other than that of the environment, which Girder would go on using."""
+    variable = f"GIRDER_SETTING_{doc['key'].replace('.', '_').upper()}"
+    text = os.environ.get(variable)
+    if text is None:
+        return
+    effective = {"key": doc["key"], "value": text}
+    with contextlib.suppress(ValueError):
+        effective["value"] = json.loads(text)
+    with contextlib.suppress(ValidationException):  # Girder uses it all the same
+        validate(effective)
+    if effective["value"] != doc["value"]:
+        raise ValidationException(
+            f"The setting {doc['key']} is set in the environment of Girder ({variable}), so a "
+            "saved value would have no effect. Change the variable and restart Girder, or remove "
+            "it.",
+            "value",
+        )
+
+
+@_validator(SCHEDULER_ADDRESS)
 def _validate_scheduler_address(doc: dict[str, Any]) -> None:
     value = _text(doc)
     if value and not (value.startswith(_SCHEMES) and value.partition("://")[2]):
@@ -70,7 +112,7 @@ def _validate_scheduler_address(doc: dict[str, Any]) -> None:
         )
 
 
-@setting_utilities.validator(API_URL)
+@_validator(API_URL)
 def _validate_api_url(doc: dict[str, Any]) -> None:
     value = _text(doc)
     if value and not value.startswith(("http://", "https://")):
@@ -82,13 +124,13 @@ def _validate_api_url(doc: dict[str, Any]) -> None:
     doc["value"] = value.rstrip("/")
 
 
-@setting_utilities.validator(DIRECT_PATH)
+@_validator(DIRECT_PATH)
 def _validate_direct_path(doc: dict[str, Any]) -> None:
     if not isinstance(doc["value"], bool):
         raise ValidationException("The direct path setting must be true or false.", "value")
 
 
-@setting_utilities.validator(SUBMITTERS)
+@_validator(SUBMITTERS)
 def _validate_submitters(doc: dict[str, Any]) -> None:
     value = _text({**doc, "value": str(doc["value"] or "")})
     if value and (not ObjectId.is_valid(value) or Group().load(value, force=True) is None):
@@ -100,7 +142,7 @@ def _validate_submitters(doc: dict[str, Any]) -> None:
     doc["value"] = value
 
 
-@setting_utilities.validator(ALLOW_TASKS)
+@_validator(ALLOW_TASKS)
 def _validate_allow_tasks(doc: dict[str, Any]) -> None:
     value = doc["value"]
     if value is None or value == "":
@@ -113,7 +155,7 @@ def _validate_allow_tasks(doc: dict[str, Any]) -> None:
         )
 
 
-@setting_utilities.validator(MAX_PRIORITY)
+@_validator(MAX_PRIORITY)
 def _validate_max_priority(doc: dict[str, Any]) -> None:
     given = doc["value"]
     value = 0 if given is None or given == "" else _priority(given)
