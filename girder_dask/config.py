@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "check",
     "choice",
     "credential",
+    "credential_file_problem",
     "forget_credential",
     "get",
     "names",
@@ -219,6 +221,20 @@ def credential() -> str | None:
             f"The scheduler's credential cannot be read from {path} ({e.strerror}). Create "
             "one with 'girder-dask credential --output FILE' and set girder.credential-file to it."
         ) from e
+
+
+def credential_file_problem() -> str | None:
+    """Return why others can read the file of ``credential-file``, None if they cannot."""
+    path = get("credential-file")
+    if get("credential") or not path:
+        return None
+    try:
+        mode = Path(path).expanduser().stat().st_mode
+    except OSError:
+        return None  # credential() names it
+    if not mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return None
+    return f"{path} has mode {stat.S_IMODE(mode):o}"
 
 
 def forget_credential() -> bool:

@@ -5,23 +5,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import platform
+import shutil
 import socket
 import sys
+import time
+from dataclasses import dataclass
 from typing import Any
 
+from girder_dask._version import __version__
 from girder_dask.errors import GirderError
 from girder_dask.tls import certificate_facts
 from girder_dask.utils import working_directory
 
-__all__ = ["COMPARED_DISTRIBUTIONS", "describe_process", "girder_error", "tasks", "versions"]
+__all__ = [
+    "COMPARED_DISTRIBUTIONS",
+    "GirderAnswer",
+    "ask_girder",
+    "describe_process",
+    "disk_space",
+    "find_api",
+    "tasks",
+    "versions",
+]
 
 _TIMEOUT_S = 10.0
 
 #: The distributions whose versions must be the same everywhere.
 COMPARED_DISTRIBUTIONS = ("dask", "distributed", "cloudpickle", "girder_dask")
+
+_API_PATH = "/api/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class GirderAnswer:
+    """What a process learns when it asks Girder.
+
+    Attributes
+    ----------
+    error
+        Why Girder does not answer, or None.
+    is_certificate_refused
+        Whether the certificate of its https is not trusted.
+    site
+        The id of the Girder that has answered, None without its plugin ``dask``.
+    """
+
+    error: str | None = None
+    is_certificate_refused: bool = False
+    site: str | None = None
 
 
 def describe_process(api_url: str | None) -> dict[str, Any]:
@@ -37,10 +72,12 @@ def describe_process(api_url: str | None) -> dict[str, Any]:
     dict
         ``hostname``, ``executable``, ``versions`` by name, ``tasks`` (for each entry point
         of ``girder_dask.tasks`` its ``module``, ``package`` and ``error`` or None),
-        ``api_url``, ``girder_error``: why Girder does not answer there, or None,
-        ``no_directories``: why jobs have no working directory of their own, or None, and
+        ``api_url``, ``girder_error``: why Girder does not answer there, or None, ``site``: the id
+        of that Girder, ``no_directories``: why jobs have no working directory of their own, or
+        None, ``time``: the seconds since the epoch by the clock of the host, and
         ``certificates``: those of :func:`girder_dask.tls.certificate_facts`.
     """
+    answer = GirderAnswer() if api_url is None else ask_girder(api_url)
     return {
         "hostname": socket.gethostname(),
         "executable": sys.executable,
@@ -49,23 +86,44 @@ def describe_process(api_url: str | None) -> dict[str, Any]:
         "api_url": api_url,
         "certificates": certificate_facts(),
         "no_directories": working_directory.unsupported_reason(),
-        "girder_error": None if api_url is None else girder_error(api_url),
+        "girder_error": answer.error,
+        "site": answer.site,
+        "time": time.time(),
     }
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that must be the same everywhere.
+    """Return the versions that must be the same everywhere, those of the code that runs here.
 
     >>> 'distributed' in versions()
     True
     """
-    found = {"python": platform.python_version()}
-    for name in COMPARED_DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"python": platform.python_version()} | {
+        name: _version(name) for name in COMPARED_DISTRIBUTIONS
+    }
+
+
+def _version(name: str) -> str:
+    """Return the version of a distribution, and another one that was installed meanwhile."""
+    try:
+        installed = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        installed = "not installed"
+    own = __version__ if name == "girder_dask" else None
+    running = own or getattr(sys.modules.get(name), "__version__", None) or installed
+    return running if running == installed else f"{running}, and {installed} after a restart"
+
+
+def disk_space(path: str) -> list[dict[str, Any]]:
+    """Return ``path``, ``free`` and ``total`` bytes of a directory's disk, or nothing.
+
+    >>> [disk['path'] for disk in disk_space('/')]
+    ['/']
+    """
+    with contextlib.suppress(OSError):
+        found = shutil.disk_usage(path)
+        return [{"path": path, "free": found.free, "total": found.total}]
+    return []
 
 
 def tasks() -> list[dict[str, Any]]:
@@ -91,10 +149,28 @@ def tasks() -> list[dict[str, Any]]:
     return sorted(found, key=lambda task: task["module"])
 
 
-def girder_error(
+def find_api(url: str, *, timeout_s: float = _TIMEOUT_S) -> str:
+    """Return the REST API of the Girder at an address, which may be that of its pages.
+
+    Without an answer, this is the given address, or the usual one below it.
+    """
+    from girder_dask.http.probe import ApiProbe
+
+    url = url.strip().rstrip("/")
+    if url.endswith(_API_PATH):
+        return url
+    with contextlib.closing(ApiProbe(timeout_s)) as probe, contextlib.suppress(GirderError):
+        for candidate in (url + _API_PATH, url):
+            answer = probe.get(candidate, "system/version")
+            if answer is not None and "release" in answer.document:
+                return candidate
+    return url + _API_PATH
+
+
+def ask_girder(
     api_url: str, *, needs_plugin: bool = True, timeout_s: float = _TIMEOUT_S
-) -> str | None:
-    """Return why Girder does not answer, or None if it does.
+) -> GirderAnswer:
+    """Ask Girder who it is.
 
     Parameters
     ----------
@@ -105,16 +181,18 @@ def girder_error(
     timeout_s
         Seconds that the answer may take.
     """
+    from girder_dask.http.authorities import certificate_advice
     from girder_dask.http.scheduler_api import SchedulerApi
 
-    api = SchedulerApi(api_url, timeout_s=timeout_s)
-    try:
-        if needs_plugin:
-            api.ping()
-        else:
-            api.version()
-    except GirderError as e:
-        return str(e)
-    finally:
-        api.close()
-    return None
+    with contextlib.closing(SchedulerApi(api_url, timeout_s=timeout_s)) as api:
+        try:
+            answer = api.ping() if needs_plugin else api.version()
+        except GirderError as e:
+            refused = e.__cause__ is not None and certificate_advice(e.__cause__) is not None
+            return GirderAnswer(str(e), is_certificate_refused=refused)
+        if not needs_plugin:
+            try:
+                answer = api.ping()
+            except GirderError:
+                return GirderAnswer()
+        return GirderAnswer(site=answer.get("site"))

@@ -20,7 +20,7 @@ from pymongo.errors import PyMongoError
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
-from girder_dask.plugin import memory_trimming, settings
+from girder_dask.plugin import memory_trimming, settings, site
 from girder_dask.plugin.dask_client import LazyDaskClient
 from girder_dask.plugin.store import (
     cancellation,
@@ -269,7 +269,10 @@ class GirderBackend:
         with self._lock:
             if self._link is None:
                 self._link = SchedulerLink(
-                    settings.scheduler_address, self.unreachable.set_reason, _hand_over
+                    settings.scheduler_address,
+                    self.unreachable.set_reason,
+                    _hand_over,
+                    site.site_id,
                 )
             return self._link
 

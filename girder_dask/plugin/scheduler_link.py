@@ -59,6 +59,9 @@ class SchedulerLink:
         that were not sent. It must return at once.
     hand_over
         Called in the thread of the link before jobs are sent.
+    site
+        Returns the id of this Girder. A scheduler of another Girder gets no job, since the tokens
+        of the job would go to that Girder.
     """
 
     def __init__(
@@ -66,8 +69,10 @@ class SchedulerLink:
         address: Callable[[], str | None],
         on_reachability: ReachabilityCallback = lambda _unreachable_reason, _ids: None,
         hand_over: HandOver = lambda _scheduler, ids: ids,
+        site: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._address = address
+        self._site = site
         self._on_reachability = on_reachability
         self._hand_over = hand_over
         self._reset()
@@ -122,7 +127,9 @@ class SchedulerLink:
     def _ensure_thread(self) -> _LinkThread:
         with self._lock:
             if self._thread is None:
-                self._thread = _LinkThread(self._address, self._on_reachability, self._hand_over)
+                self._thread = _LinkThread(
+                    self._address, self._on_reachability, self._hand_over, self._site
+                )
             return self._thread
 
 
@@ -138,8 +145,10 @@ class _LinkThread:
         address: Callable[[], str | None],
         on_reachability: ReachabilityCallback,
         hand_over: HandOver,
+        site: Callable[[], str | None],
     ) -> None:
         self.state = _unknown_state()
+        self._site = site
         self._address = address
         self._on_reachability = on_reachability
         self._hand_over = hand_over
@@ -311,6 +320,12 @@ class _LinkThread:
         if not isinstance(answer, Mapping):
             raise LookupError(
                 f"it has no handler {operation}; preload girder_dask.scheduler_hooks there"
+            )
+        other = answer.get("site")  # unknown until it has claimed jobs
+        if other is not None and other != self._site():
+            raise LookupError(
+                "it runs the jobs of another Girder; correct girder.api-url there, or "
+                "dask.scheduler_address here"
             )
         return answer
 

@@ -49,6 +49,8 @@ class JobClaims:
         self._dependencies = dependencies
         self._reconciler = reconciler
         self._interval_s = config.seconds("scheduler.pull-interval")
+        #: The id of Girder, None until it has answered.
+        self.site: str | None = None
         # Any kind of error may occur, for example with a Girder of another version.
         self._claim_guard = self._guard("Asking Girder for unfinished jobs")
         self._lookup_guard = self._guard("Asking Girder for the inputs of jobs")
@@ -80,6 +82,7 @@ class JobClaims:
         missing = self._reconciler.missing()
         page_after = self._reconciler.page_after
         answer = await self._girder.claim(_MAX_JOBS_PER_REQUEST, page_after, missing)
+        self.site = answer.get("site")
         self._dispatcher.cancel(answer["cancel"])
         self._reconciler.on_page(answer.get("held"))
         specs = JobSpec.from_wires(answer["specs"])

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import dask.config
+
+from girder_dask import config
 from girder_dask.diagnostics import describe_process
 from girder_dask.errors import GirderError
 from girder_dask.http.scheduler_api import GirderRequests
@@ -103,8 +106,8 @@ class RpcHandlers:
     # -- Girder -------------------------------------------------------------------------------
 
     async def girder_hello(self) -> dict[str, Any]:
-        """Return the id of this run of the scheduler."""
-        return {"scheduler": self._id}
+        """Return the id of this run of the scheduler, and that of its Girder if it is known."""
+        return {"scheduler": self._id, "site": self._claims.site}
 
     async def girder_submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
         """Accept jobs sent to this run of the scheduler. The answer is the acknowledgement."""
@@ -172,6 +175,8 @@ class RpcHandlers:
             "error": self._recorder.error,
             "claim_error": self._claims.error,
             "credential_error": credential_error,
+            "credential_file_problem": config.credential_file_problem(),
+            "allow_insecure": bool(dask.config.get("girder.security.allow-insecure", False)),
             "girder": girder,
         }
 

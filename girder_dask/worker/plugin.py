@@ -351,9 +351,9 @@ class GirderWorkerPlugin(WorkerPlugin):
 
         ``api_url`` is Girder's own address, for a worker that has no other.
         """
-        from girder_dask.diagnostics import describe_process
+        from girder_dask.diagnostics import describe_process, disk_space
 
         own = self.context.api_url if self.context is not None else None
         error = self.context.cache_error if self.context is not None else None
         facts = await asyncio.to_thread(describe_process, own or self._scheduler_api_url or api_url)
-        return {**facts, "cache_error": error}
+        return {**facts, "cache_error": error, "disks": disk_space(self._worker.local_directory)}

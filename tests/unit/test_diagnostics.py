@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 
 from girder_dask import diagnostics
@@ -27,6 +28,29 @@ def test_versions_are_those_that_are_installed() -> None:
 def test_versions_name_a_missing_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnostics, "COMPARED_DISTRIBUTIONS", ("no-such-distribution",))
     assert diagnostics.versions()["no-such-distribution"] == "not installed"
+
+
+def test_versions_are_those_of_the_code_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that was replaced while a process runs is not what runs there."""
+    installed = metadata.version("cloudpickle")
+    monkeypatch.setattr(cloudpickle, "__version__", "0.9")
+    assert diagnostics.versions()["cloudpickle"] == f"0.9, and {installed} after a restart"
+
+
+def test_disk_space_of_a_directory(tmp_path: Path) -> None:
+    (disk,) = diagnostics.disk_space(str(tmp_path))
+    assert disk["path"] == str(tmp_path)
+    assert 0 < disk["free"] <= disk["total"]
+    assert diagnostics.disk_space(str(tmp_path / "missing")) == []
+
+
+def test_find_api_takes_the_address_of_the_site() -> None:
+    with serving() as girder:
+        girder.answers["GET system/version"] = (200, {"release": "5.0"})
+        site = girder.url.removesuffix("/api/v1")
+        for given in (site, site + "/", girder.url, girder.url + "/"):
+            assert diagnostics.find_api(given) == girder.url
+    assert diagnostics.find_api(site) == girder.url, "also if nothing answers"
 
 
 def package(path: Path, name: str, code: str) -> None:

@@ -21,7 +21,7 @@ from girder_dask.utils.background import Guard
 from girder_dask.utils.error_log import ErrorLog
 from girder_dask.utils.forks import reset_after_fork
 
-__all__ = ["LazyMessages", "RedisPublisher", "is_alone"]
+__all__ = ["LazyMessages", "RedisPublisher", "connection_error", "is_alone"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,16 @@ def _connected() -> redis.Redis:
     return redis.Redis(
         connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
     )
+
+
+def connection_error() -> str | None:
+    """Return why Girder's Redis does not answer, None if it does."""
+    try:
+        with _connected() as client:
+            client.ping()
+    except (redis.RedisError, OSError) as e:
+        return str(e) or type(e).__name__
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ from girder.api.rest import Resource
 from girder.constants import TokenScope
 from girder.exceptions import RestException
 from girder.models.api_key import ApiKey
+from girder.models.assetstore import Assetstore
 
 from girder_dask import diagnostics
 from girder_dask._version import __version__
-from girder_dask.plugin import settings
+from girder_dask.plugin import settings, site
 from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.notify import redis_publisher
 from girder_dask.plugin.rest import body_types, routes
 from girder_dask.plugin.rest.body_parser import read_body_as
 from girder_dask.plugin.rest.body_types import ClaimBody, UpdatesBody
@@ -52,6 +54,7 @@ class DaskResource(Resource):
         super().__init__()
         self.resourceName = "dask"
         self._backend = backend
+        self._site = site.site_id()
         routes.add(self, "GET", ("ping",), self.ping)
         routes.add(self, "GET", ("status",), self.status)
         routes.add(self, "GET", ("credential",), self.credential)
@@ -59,10 +62,12 @@ class DaskResource(Resource):
         routes.add(self, "POST", ("job", "claim"), self.claim_jobs)
 
     @access.public
-    @autoDescribeRoute(Description("Return the version of girder_dask in this Girder."))
+    @autoDescribeRoute(
+        Description("Return the version of girder_dask in this Girder, and the id of this Girder.")
+    )
     def ping(self) -> dict[str, str]:
-        """Return the version, without access to the database."""
-        return {"plugin": __version__}
+        """Return the version and the id, without access to the database."""
+        return {"plugin": __version__, "site": self._site}
 
     @access.user
     @autoDescribeRoute(
@@ -105,7 +110,10 @@ class DaskResource(Resource):
         return {
             **diagnostics.describe_process(None),
             "scheduler": self._backend.check_scheduler(),
+            "site": self._site,
             "worker_api_url": settings.default_api_url(),
+            "redis_error": redis_publisher.connection_error(),
+            **_assetstore(),
             "set_aside": quarantine.summarize(datetime.now(timezone.utc)),
         }
 
@@ -163,6 +171,7 @@ class DaskResource(Resource):
         claim = claims.claim(scheduler, min(body.limit, _MAX_CLAIM_JOBS), lacking)
         held = None if after is None else acknowledgements.list_held(scheduler, after, _PAGE_JOBS)
         return {
+            "site": self._site,
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],
             "cancel": claim.cancel,
             "held": held,
@@ -171,6 +180,16 @@ class DaskResource(Resource):
     def _require_scheduler(self) -> None:
         """Refuse a key whose owner is no longer an administrator, and an expired token."""
         self.requireAdmin(self.getCurrentUser())
+
+
+def _assetstore() -> dict[str, Any]:
+    """Return whether outputs of jobs can be stored, and the space that is left for them."""
+    current = Assetstore().findOne({"current": True})
+    root = None if current is None else current.get("root")
+    return {
+        "has_assetstore": current is not None,
+        "disks": [] if not isinstance(root, str) else diagnostics.disk_space(root),
+    }
 
 
 def _read(wire: Any) -> JobUpdate | Exception:

@@ -141,7 +141,7 @@ def test_body_that_is_too_large_is_refused(web, credential):
 
 
 def test_status_and_documentation(girder, web, credential):
-    assert web("GET", "dask/ping").json().keys() == {"plugin"}
+    assert web("GET", "dask/ping").json().keys() == {"plugin", "site"}
     assert web("GET", "dask/status").status_code == 401
     status = web("GET", "dask/status", web.log_in("carla")).json()
     assert status["scheduler"].keys() == {"address", "reachable", "error", "since"}

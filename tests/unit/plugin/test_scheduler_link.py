@@ -33,6 +33,7 @@ class LocalScheduler:
         self.begun: set[str] = set()
         self.thinks = 0.0  # seconds that it takes to say which jobs have begun
         self.loaded = True  # whether our plugin is
+        self.site: str | None = None  # the id of its Girder
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -57,7 +58,7 @@ class LocalScheduler:
         return str(self._run(listen()))
 
     async def _hello(self) -> dict[str, Any]:
-        return {"scheduler": f"run {self.runs}"}
+        return {"scheduler": f"run {self.runs}", "site": self.site}
 
     async def _submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.refuse is not None:
@@ -414,3 +415,29 @@ def test_link_delivers_in_a_forked_process(scheduler: LocalScheduler, link: Sche
         os.close(write)
         os.close(read)
         os.waitpid(pid, 0)
+
+
+def test_link_sends_nothing_to_a_scheduler_of_another_girder(scheduler: LocalScheduler) -> None:
+    reasons: list[str | None] = []
+    link = SchedulerLink(
+        lambda: scheduler.address, lambda reason, _: reasons.append(reason), site=lambda: "ours"
+    )
+    try:
+        scheduler.site = "theirs"
+        link.submit([spec("a")])
+        until(lambda: reasons)
+        assert reasons[0] == (
+            f"the Dask scheduler at {scheduler.address} does not take jobs of this Girder"
+        )
+        assert link.status()["error"] == (
+            f"the scheduler at {scheduler.address} does not take jobs (LookupError('it runs the "
+            "jobs of another Girder; correct girder.api-url there, or dask.scheduler_address "
+            "here'))"
+        )
+        assert scheduler.got == []
+        scheduler.site = "ours"
+        link.submit([spec("b")])
+        until(lambda: "b" in scheduler.got)
+        assert reasons[-1] is None
+    finally:
+        link.close()

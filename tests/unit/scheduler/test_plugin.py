@@ -253,7 +253,7 @@ async def test_next_attempt_starts_once_girder_recorded_it(
 
 async def test_submit_refuses_jobs_for_another_scheduler(girder: Girder) -> None:
     async with running(girder) as plugin:
-        assert await plugin.rpc.girder_hello() == {"scheduler": plugin.id}
+        assert (await plugin.rpc.girder_hello())["scheduler"] == plugin.id
         wire = spec("a", "add_one", 1).to_wire()
         assert await plugin.rpc.girder_submit("before", [wire]) == {"accepted": []}
         assert "a" not in plugin.dispatcher.jobs

@@ -1,0 +1,118 @@
+"""Checks of the hosts of all processes: certificates, clocks, disks and versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from girder_dask.cli.doctor.checks import Check
+from girder_dask.cli.doctor.facts import Facts
+
+__all__ = ["examine_hosts"]
+
+_MAX_CLOCK_DIFFERENCE_S = 5.0
+_MIN_CERTIFICATE_DAYS = 14.0
+# A disk is nearly full if it is below both a share and a number of bytes, or below the other alone.
+_LOW_SHARE, _LOW_BYTES, _TOO_FEW_BYTES = 0.05, 10 * 1024**3, 1024**3
+
+
+def examine_hosts(facts: Facts) -> Iterator[Check]:
+    """Yield the checks of certificates, clocks, disks and versions."""
+    known = _known(facts)
+    yield from _certificates_are_valid(known)
+    yield _clocks_agree(facts, known)
+    yield _disks_have_space(known)
+    yield from _versions_agree(facts, known)
+
+
+def _known(facts: Facts) -> dict[str, Mapping[str, Any]]:
+    """Return the facts of all processes that gave some, by a name of the process."""
+    known = {"here": facts.here}
+    if facts.scheduler is not None:
+        known["scheduler"] = facts.scheduler
+    if facts.girder is not None:
+        known["Girder"] = facts.girder
+    for address, worker in (facts.workers or {}).items():
+        if worker is not None:
+            known[f"worker {address}"] = worker
+    return known
+
+
+def _certificates_are_valid(known: Mapping[str, Mapping[str, Any]]) -> Iterator[Check]:
+    for name, its in known.items():
+        certificates = its.get("certificates") or ()
+        problems = [problem for each in certificates if (problem := _certificate_problem(each))]
+        if certificates:
+            last = min((each.get("not_after") or "" for each in certificates), default="")
+            yield Check(
+                f"The TLS certificates of {name} are valid",
+                f"The TLS certificates of {name} are not valid, or will soon not be",
+                detail=f"until {last[:10]}",
+                problem="; ".join(problems) or None,
+                remedy="Renew them with 'girder-dask certs renew DIRECTORY', and copy them over "
+                "the old ones.",
+            )
+
+
+def _certificate_problem(certificate: Mapping[str, Any]) -> str | None:
+    days = float(certificate.get("days_left") or 0)
+    if certificate.get("error"):
+        return str(certificate["error"])
+    if days <= 0:
+        return f"{certificate['file']} has expired"
+    if days < _MIN_CERTIFICATE_DAYS:
+        return f"{certificate['file']} expires in {days:.0f} days"
+    return None
+
+
+def _clocks_agree(facts: Facts, known: Mapping[str, Mapping[str, Any]]) -> Check:
+    wrong = []
+    for name, its in known.items():
+        now = its.get("time")
+        if now is None or name == "here":
+            continue
+        ahead = now - facts.answered if now > facts.answered else min(now - facts.asked, 0.0)
+        if abs(ahead) > _MAX_CLOCK_DIFFERENCE_S:
+            direction = "ahead of" if ahead > 0 else "behind"
+            wrong.append(f"that of {name} is {abs(ahead):.0f} s {direction} the one here")
+    return Check(
+        "The clocks agree",
+        "The clocks do not agree",
+        problem="; ".join(wrong) or None,
+        remedy="Synchronize the clocks of these hosts with NTP. Times of jobs are wrong meanwhile.",
+    )
+
+
+def _disks_have_space(known: Mapping[str, Mapping[str, Any]]) -> Check:
+    full = [
+        f"{disk['path']} of {name} has {disk['free'] / 1024**3:.1f} of "
+        f"{disk['total'] / 1024**3:.0f} GiB left"
+        for name, its in known.items()
+        for disk in its.get("disks", ())
+        if _is_nearly_full(disk["free"], disk["total"])
+    ]
+    return Check(
+        "There is space on the disks",
+        "A disk is nearly full",
+        problem="; ".join(full) or None,
+        remedy="Jobs fail when they cannot write. Free some space, or use another disk.",
+    )
+
+
+def _is_nearly_full(free: int, total: int) -> bool:
+    return free < _TOO_FEW_BYTES or (free < _LOW_BYTES and free < _LOW_SHARE * total)
+
+
+def _versions_agree(facts: Facts, known: Mapping[str, Mapping[str, Any]]) -> Iterator[Check]:
+    for name in facts.here["versions"]:
+        found: dict[str, list[str]] = {}
+        for process, its in known.items():
+            found.setdefault(its["versions"].get(name, "not installed"), []).append(process)
+        differ = "; ".join(f"{version} ({', '.join(ps)})" for version, ps in found.items())
+        yield Check(
+            f"The version of {name} is the same everywhere",
+            f"The version of {name} differs",
+            detail=next(iter(found)),
+            problem=differ if len(found) > 1 else None,
+            remedy=f"Install the same {name} in each environment, then restart what runs another.",
+        )
