@@ -192,8 +192,8 @@ def test_doctor_says_it(girder: Peer, other: Peer) -> None:
     import asyncio
 
     facts = asyncio.run(_doctor(girder.url))
-    assert facts.girder_error is not None
-    assert f"leads to {other.url}/system/version" in facts.girder_error
+    assert facts.girder_answer.error is not None
+    assert f"leads to {other.url}/system/version" in facts.girder_answer.error
 
 
 @pytest.mark.parametrize("status", [300, 304, 305, 399])

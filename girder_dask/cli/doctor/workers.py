@@ -52,16 +52,14 @@ def _examine_worker(facts: Facts, address: str, worker: Mapping[str, Any]) -> It
         problem=worker.get("cache_error"),
     )
     reason = worker.get("no_directories")
-    yield Check(
-        f"Each job on worker {address} has a working directory of its own",
-        f"Jobs on worker {address} share a working directory",
-        problem=f"its system refuses unshare(CLONE_FS) ({reason}). The directory is restored after "
-        "each job"
-        if reason
-        else None,
-        remedy="Allow the call in the seccomp profile of the container, or set "
-        "girder.worker.isolation to process.",
-    )
+    if reason:  # nothing is broken
+        yield Check(
+            f"Jobs on worker {address} share a working directory",
+            f"Jobs on worker {address} have no working directory",
+            detail=f"its system refuses unshare(CLONE_FS) ({reason}). The directory is restored "
+            "after each job. Allow the call in the seccomp profile of the container, or set "
+            "girder.worker.isolation to process",
+        )
 
 
 def _girder_problem(facts: Facts, worker: Mapping[str, Any]) -> str | None:

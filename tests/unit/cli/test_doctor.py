@@ -270,15 +270,6 @@ CASES = {
         "The cache of input files is off. Set …",
         None,
     ),
-    "working directories": (
-        worker(no_directories="EPERM"),
-        "Jobs on worker tcp://w:2 share a working directory",
-        "its system refuses unshare(CLONE_FS) (EPERM). The directory is restored after each job",
-        (
-            "Allow the call in the seccomp profile of the container, or set "
-            "girder.worker.isolation to process."
-        ),
-    ),
     "tasks that are not installed": (
         worker(tasks=[]),
         "The tasks of coins.tasks are not on every worker",
@@ -348,6 +339,17 @@ def test_examine_says_what_is_wrong_and_what_to_do(
 ) -> None:
     (check,) = broken(facts)
     assert (check.failure, check.problem, check.remedy) == (failure, problem, remedy)
+
+
+def test_examine_tells_of_a_shared_working_directory() -> None:
+    facts = worker(no_directories="EPERM")
+    assert broken(facts) == []
+    details = {check.name: check.detail for check in examine(facts)}
+    assert details["Jobs on worker tcp://w:2 share a working directory"] == (
+        "its system refuses unshare(CLONE_FS) (EPERM). The directory is restored after each job. "
+        "Allow the call in the seccomp profile of the container, or set girder.worker.isolation to "
+        "process"
+    )
 
 
 def test_examine_goes_no_further_without_a_scheduler() -> None:
