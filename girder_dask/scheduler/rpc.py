@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import dask.config
-
 from girder_dask import config
 from girder_dask.diagnostics import describe_process
 from girder_dask.errors import GirderError
@@ -176,7 +174,7 @@ class RpcHandlers:
             "claim_error": self._claims.error,
             "credential_error": credential_error,
             "credential_file_problem": config.credential_file_problem(),
-            "allow_insecure": bool(dask.config.get("girder.security.allow-insecure", False)),
+            "allow_insecure": bool(config.get("security.allow-insecure")),
             "girder": girder,
         }
 
