@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,6 +31,10 @@ TRANSFORMS: Mapping[str, frozenset[str]] = {
     f"{_IO}.GirderItemMetadata": frozenset({"gc", "item_id"}),
 }
 
+# Attributes that become parts of paths, in a directory that the transform deletes.
+_ID_ATTRIBUTES = frozenset({"file_id", "item_id"})
+_ID = re.compile(r"[0-9a-f]{24}")
+
 # Tags of jsonpickle that stand for containers of plain values, and for what was there before.
 _CONTAINERS = frozenset({"py/tuple", "py/set", "py/id", "py/b64"})
 _PREFIX = "py/"
@@ -38,6 +43,9 @@ _JSON_KEY = "json://"
 
 _MAX_LEVELS = 100
 _JSON = "application/json"
+_BASE64 = "base64"
+# A place in JSON: the keys and indices that lead there, the last one first.
+_Place = tuple[Any, Any] | None
 
 
 def load(message: CeleryMessage) -> list[Any] | None:
@@ -45,11 +53,11 @@ def load(message: CeleryMessage) -> list[Any] | None:
 
     None if it is not JSON or not of protocol 2 of Celery. Nothing of jsonpickle is opened.
     """
-    if message.content_type != _JSON:
+    if message.content_type != _JSON or message.body_encoding not in (None, _BASE64):
         return None
     try:
-        data = base64.b64decode(message.body) if message.body_encoding else message.body
-        body = json.loads(data)
+        is_encoded = message.body_encoding == _BASE64
+        body = json.loads(base64.b64decode(message.body) if is_encoded else message.body)
     except (ValueError, binascii.Error, RecursionError):
         return None
     is_complete = isinstance(body, list) and list(map(type, body)) == [list, dict, dict]
@@ -63,8 +71,11 @@ def _is_with_tuple(body: Any) -> bool:
     return isinstance(body, list) and len(body) == 3
 
 
-def check(message: CeleryMessage) -> None:
-    """Check that a message holds data alone.
+def check(message: CeleryMessage) -> list[Any]:
+    """Check that a message holds data alone, and return its body as JSON.
+
+    Whoever opens the message must open this JSON, not the text: two parsers of hostile text may
+    find different things in it.
 
     Raises
     ------
@@ -84,6 +95,7 @@ def check(message: CeleryMessage) -> None:
             "send plain values and girder_worker's transforms. For more, its owner must be in the "
             "group of the setting dask.submitters."
         )
+    return body
 
 
 def find_code(value: Any, path: str) -> str | None:
@@ -93,24 +105,34 @@ def find_code(value: Any, path: str) -> str | None:
     >>> find_code({"a": [{"py/reduce": [{"py/function": "os.system"}]}]}, "body")
     "body['a'][0] has py/reduce"
     """
-    left = [(path, value, 0)]
+    left: list[tuple[_Place, Any, int]] = [(None, value, 0)]
     while left:
-        where, found, level = left.pop()
+        place, found, level = left.pop()
         if level > _MAX_LEVELS:
-            return f"{where:.200} is nested deeper than {_MAX_LEVELS} levels"
+            return f"{_named(path, place):.200} is nested deeper than {_MAX_LEVELS} levels"
         if isinstance(found, Mapping):
             reason = _code_in_keys(found)
             if reason is not None:
-                return f"{where:.500} has {reason}"
-        left += [(f"{where}{at}", inner, level + 1) for at, inner in _parts(found)]
+                return f"{_named(path, place):.500} has {reason}"
+        left += [
+            ((key, place), inner, level + 1)
+            for key, inner in _parts(found)
+            if isinstance(inner, (Mapping, list, tuple))
+        ]
     return None
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        yield from ((f"[{key!r:.50}]", inner) for key, inner in value.items())
-    elif isinstance(value, (list, tuple)):
-        yield from ((f"[{n}]", inner) for n, inner in enumerate(value))
+def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(value.items()) if isinstance(value, Mapping) else enumerate(value)
+
+
+def _named(path: str, place: _Place) -> str:
+    """Return the name of a place. It is made for errors alone: there are as many as values."""
+    keys = []
+    while place is not None:
+        key, place = place
+        keys.append(f"[{key!r:.50}]" if isinstance(key, str) else f"[{key}]")
+    return path + "".join(reversed(keys))
 
 
 def _code_in_keys(value: Mapping[Any, Any]) -> str | None:
@@ -128,6 +150,9 @@ def _code_in_keys(value: Mapping[Any, Any]) -> str | None:
             return f"an object of {value[key]!r:.100}"
         if unknown := value.keys() - known - {key}:
             return f"an object of {value[key]!r} with {', '.join(sorted(unknown))[:100]}"
+        for name in _ID_ATTRIBUTES & value.keys():
+            if not (isinstance(value[name], str) and _ID.fullmatch(value[name])):
+                return f"an object of {value[key]!r} whose {name} is no id: {value[name]!r:.100}"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -114,10 +115,10 @@ def _opened(app: Any, message: CeleryMessage, *, trusted: bool) -> tuple[Any, An
     """Return the arguments of a message, and what is embedded in it."""
     from kombu.serialization import loads, prepare_accept_content
 
-    if not trusted:
-        message_body.check(message)
     body: Any = message.body
-    if message.body_encoding == "base64":
+    if not trusted:
+        body = json.dumps(message_body.check(message))
+    elif message.body_encoding == "base64":
         body = base64.b64decode(body)
     opened = loads(
         body,

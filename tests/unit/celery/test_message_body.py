@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -26,10 +27,10 @@ def message(args: Any, **fields: Any) -> CeleryMessage:
     [
         [1, 2.5, None, True, "text", {"a": ["b"]}],
         {"py/tuple": [1, {"py/set": [2]}, {"py/b64": "eA=="}, {"py/id": 1}]},
-        {"py/object": f"{IO}.GirderFileId", "file_id": "5", "gc": None},
+        {"py/object": f"{IO}.GirderFileId", "file_id": "5" * 24, "gc": None},
         {
             "py/object": f"{IO}.GirderItemId",
-            "item_id": "5",
+            "item_id": "5" * 24,
             "gc": {"py/object": "girder_client.GirderClient"},
         },
         {"py/object": "girder_worker.utils.transforms.common.TemporaryDirectory"},
@@ -53,6 +54,14 @@ def test_check_accepts_data_and_transforms(value: Any) -> None:
         (
             {"py/object": f"{IO}.GirderFileId", "file_path": "/etc/passwd"},
             f"an object of '{IO}.GirderFileId' with file_path",
+        ),
+        (
+            {"py/object": f"{IO}.GirderFileId", "file_id": "/home/worker/x"},
+            f"an object of '{IO}.GirderFileId' whose file_id is no id: '/home/worker/x'",
+        ),
+        (
+            {"py/object": f"{IO}.GirderItemId", "item_id": ["5" * 24]},
+            f"an object of '{IO}.GirderItemId' whose item_id is no id",
         ),
         (
             {"py/object": f"{IO}.GirderFileId", "py/state": {"file_path": "/etc/x"}},
@@ -94,6 +103,37 @@ def test_check_refuses_code_in_headers() -> None:
 def test_check_refuses_other_types_and_protocols(sent: CeleryMessage) -> None:
     with pytest.raises(ArgumentError, match="A job may send JSON alone"):
         message_body.check(sent)
+
+
+def test_check_refuses_a_body_that_is_read_in_two_ways() -> None:
+    harmless = base64.b64encode(b"[[1],{},{}]  ").decode()
+    assert harmless.endswith("=")  # where a lenient decoder stops
+    code = {"py/reduce": [{"py/function": "posix.system"}, {"py/tuple": ["id"]}]}
+    body = json.dumps([[harmless, code], {}, {}])
+    assert base64.b64decode(body) == b"[[1],{},{}]  "
+    for encoding in ("x", "BASE64", ""):
+        with pytest.raises(ArgumentError):
+            message_body.check(CeleryMessage("1", "t", "q", body, encoding))
+    with pytest.raises(ArgumentError, match="py/reduce"):
+        message_body.check(CeleryMessage("1", "t", "q", body))
+
+
+def test_check_returns_the_json_that_it_has_checked() -> None:
+    sent = CeleryMessage("1", "t", "q", '[[{"a": 1, "a": 2}], {}, {}]')
+    assert message_body.check(sent) == [[{"a": 2}], {}, {}]
+
+
+def test_check_takes_little_memory_for_many_values_in_deep_places() -> None:
+    value: Any = [0] * 20_000
+    for _ in range(90):
+        value = {"k" * 48: value}
+    sent = message([value])
+    message_body.check(sent)
+    tracemalloc.start()
+    message_body.check(sent)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 20 * len(sent.body)
 
 
 def test_check_refuses_deep_nesting() -> None:
