@@ -23,7 +23,7 @@ from girder_dask.docker.output import OutputWriter
 from girder_dask.docker.plan import ContainerEnd, ContainerPlan, Mount
 from girder_dask.docker.progress_pipe import ProgressPipe
 from girder_dask.docker.settings import ContainerSettings
-from girder_dask.errors import ContainerFailed, JobCanceled
+from girder_dask.errors import ContainerError, ContainerFailed, JobCanceled
 from girder_dask.tasks.running_job import RunningJob, current_job
 from girder_dask.utils.process_identity import identity
 from girder_dask.utils.rmtree import rmtree
@@ -61,6 +61,7 @@ def run_container(call: ContainerCall) -> Any:
     job, settings = current_job(), ContainerSettings.read()
     scope = job.container_scope
     image = check_name(call.image)
+    _check_types(call)
     settings.check_image(image, trusted=scope is None or scope.trusted)
     if call.network:
         settings.check_network()
@@ -76,6 +77,21 @@ def run_container(call: ContainerCall) -> Any:
         for name in outputs.remove_links_out(directory):
             print(f"girder_dask: {OUTPUTS}/{name} is left out: it is a link to another place.")
         return outputs.results(directory, call.outputs)
+
+
+def _check_types(call: ContainerCall) -> None:
+    """Raise ContainerError for arguments of another type, which come from a request as they are."""
+    kinds = {
+        "args": ((list, tuple, str), "a list"),
+        "entrypoint": ((str, type(None)), "the path of a program"),
+        "env": ((Mapping,), "a dict"),
+        "outputs": ((str, list, tuple, type(None)), "the name of a file, or a list of names"),
+        "workdir": ((str, type(None)), "a path in the container"),
+    }
+    for name, (kind, expected) in kinds.items():
+        value = getattr(call, name)
+        if not isinstance(value, kind):
+            raise ContainerError(f"{name}={value!r:.200}: give {expected}.", permanent=True)
 
 
 def _in_engine(

@@ -63,13 +63,14 @@ def test_a_killed_process_of_a_task_leaves_no_container(
     assert [image["name"] for image in job["dask"]["images"]] == ["busybox:latest"]
 
 
-def test_a_killed_worker_leaves_no_container_once_it_is_restarted(
+def test_a_worker_gives_limits_and_leaves_no_container_when_it_is_killed(
     docker: Containers, girder_stack: Any, tmp_path: Path
 ) -> None:
     worker = subprocess.Popen(
         [
             *(sys.executable, "-m", "distributed.cli.dask_worker", girder_stack.scheduler),
-            *("--nworkers", "1", "--nthreads", "1", "--no-dashboard", "--resources", "engine=1"),
+            *("--nworkers", "1", "--nthreads", "1", "--no-dashboard"),
+            *("--resources", "engine=1 CPU=2 MEMORY=1e9 GPU=1"),
             *("--local-directory", str(tmp_path)),
         ],
         env={**os.environ, "DOCKER_HOST": docker.engine.url},
@@ -77,10 +78,17 @@ def test_a_killed_worker_leaves_no_container_once_it_is_restarted(
         stderr=subprocess.STDOUT,
     )
     try:
-        options = {"resources": {"engine": 1}, "at_most_once": True}
+        job_id = docker.start("true", options={"resources": {"engine": 1, "GPU": 1}})
+        docker.wait(job_id, JobStatus.ERROR)
+        assert "NVIDIA Container Toolkit" in docker.log(job_id)  # which Debian does not have
+        resources = {"engine": 1, "CPU": 0.5, "MEMORY": 50e6}
+        options = {"resources": resources, "at_most_once": True}
         job_id = docker.start("echo begun; sleep 1000", options=options)
         until(lambda: "begun" in docker.log(job_id), 60)
-        (owner,) = {each["Labels"]["girder_dask.owner"] for each in docker.engine.containers()}
+        (made,) = docker.engine.containers()
+        limits = docker.engine.get(f"/containers/{made['Id']}/json")["HostConfig"]
+        assert (limits["NanoCpus"], limits["Memory"]) == (500_000_000, 50_000_000)
+        owner = made["Labels"]["girder_dask.owner"]
         pid = int(owner.split()[3])
         assert worker.pid in {parent.pid for parent in psutil.Process(pid).parents()}
         os.kill(pid, signal.SIGKILL)

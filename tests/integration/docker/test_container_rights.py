@@ -82,6 +82,8 @@ def test_a_user_cannot_ask_for_more_than_the_worker_allows(
     settings(images=["busybox"])
     job = run(docker, girder_user, "busybox", "true", network=True)
     assert "Containers have no network on this worker" in "".join(job["log"])
+    job = run(docker, girder_user, "busybox", "true", entrypoint=["sh"])
+    assert "entrypoint=['sh']: give the path of a program" in "".join(job["log"])
     job = run(docker, girder_user, "busybox; rm -rf /", "true")
     assert "is not the name of an image" in "".join(job["log"])
     job = run(docker, girder_user, "busybox", "true", privileged=True)
