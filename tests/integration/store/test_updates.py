@@ -187,3 +187,20 @@ def test_same_batch_from_two_requests_at_once_is_applied_once(girder):
         job = girder.load(r.spec.id)
         assert job["log"] == ["line\n"]
         assert [t["status"] for t in job["timestamps"]] == [1, 2, 3]
+
+
+def test_images_are_recorded_by_name_up_to_a_number(girder):
+    """Their names have dots, which are no keys of the database."""
+    (recorded,) = girder.record()
+    job_id = recorded.spec.id
+    girder.store.apply("s", [update(job_id, 1, JobStatus.RUNNING, images={"a.org/x:1": "old"})])
+    more = {f"image{n}": "digest" for n in range(30)}
+    girder.store.apply("s", [update(job_id, 2, images={"a.org/x:1": "new", **more})])
+    images = girder.load(job_id)["dask"]["images"]
+    assert images[:2] == [
+        {"name": "a.org/x:1", "digest": "new"},
+        {"name": "image0", "digest": "digest"},
+    ]
+    assert len(images) == 20
+    girder.store.apply("s", [update(job_id, 3, JobStatus.SUCCESS)])
+    assert girder.load(job_id)["dask"]["images"] == images

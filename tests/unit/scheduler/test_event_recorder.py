@@ -429,3 +429,15 @@ async def test_recorder_survives_unexpected_errors(error: Exception) -> None:
     async with recording(girder) as recorder:
         recorder.record(event(log="x"))
         assert await recorder.flush(2.0)
+
+
+async def test_recorder_merges_the_images_of_containers() -> None:
+    girder = Girder()
+    async with recording(girder, interval_s=A_WHILE) as recorder:
+        recorder.record(event(log="x"))
+        await soon(lambda: girder.requests)
+        recorder.record(event(images={"a:1": "one"}))
+        recorder.record(event(images={"b:1": "two"}))
+        recorder.record(event(status=int(S.RUNNING)))
+        await soon(lambda: len(girder.requests) == 2)
+    assert girder.requests[1][0].images == {"a:1": "one", "b:1": "two"}
