@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -237,11 +238,18 @@ def test_workers_that_an_adaptive_cluster_gives_up(fault_stack: Start, tmp_path:
             stdout=log,
             stderr=log,
         )
+
+    def workers() -> int:
+        with contextlib.suppress(OSError), Client(stack.scheduler, timeout=5) as client:
+            return len(client.scheduler_info(n_workers=-1)["workers"])
+        return 0
+
     try:
+        # Else the first jobs could end before the last worker has started.
+        until(lambda: workers() == 3, 90)
         short = stack.start_tasks("steady", [(20, 2.0, n) for n in range(2)])
         long = stack.start_task("tally", str(tmp_path / "tally"), 1, [7.0, 0.5])
-        # A scheduler and three workers with their nannies start meanwhile.
-        until(lambda: {j["status"] for j in stack.all_jobs([*short, long])} == {S.RUNNING}, 90)
+        until(lambda: {j["status"] for j in stack.all_jobs([*short, long])} == {S.RUNNING})
         queued = stack.start_tasks("steady", [(5, 0.0, n) for n in range(20)])
         told.touch()
         jobs = stack.wait_all([*short, *queued, long], 60)
@@ -249,11 +257,6 @@ def test_workers_that_an_adaptive_cluster_gives_up(fault_stack: Start, tmp_path:
         for job_id in short:
             assert stack.numbered(job_id) == list(range(20))
         assert states(jobs[-1]) in (ONCE, TWICE)
-
-        def workers() -> int:
-            with Client(stack.scheduler) as client:
-                return len(client.scheduler_info()["workers"])
-
         until(lambda: workers() <= 1)
     finally:
         cluster.send_signal(signal.SIGINT)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
 import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from girder_dask.http.girder_client import GirderClient
 from girder_dask.standalone import accounts, checks, ports
 from girder_dask.standalone.stack_part import Part, tail
-from girder_dask.testing.stack import TestStack
+from girder_dask.testing.stack import TestStack, User
 
 __all__ = ["WorkerSite"]
 
@@ -92,6 +94,16 @@ class WorkerSite(TestStack):
         accounts.ensure_api_key(self.api, client, self._state)
         accounts.ensure_assetstore(client, self._directory.part("assetstore"))
         return self
+
+    def create_user(self) -> User:
+        """Create an ordinary user over Girder's own routes: our plugin is not there."""
+        login, password = f"user{secrets.token_hex(5)}", secrets.token_urlsafe(12)
+        fields = {"login": login, "password": password, "email": f"{login}@example.org"}
+        user = self.admin.post("user", data={**fields, "firstName": "Test", "lastName": "User"})
+        client = GirderClient(self.api)
+        client.authenticate(login, password)
+        folders = client.listFolder(user["_id"], parentFolderType="user", name="Private")
+        return User(client, str(user["_id"]), login, next(iter(folders)))
 
     def stop(self) -> None:
         for part in reversed(self.parts):
