@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,7 @@ def run_stand_in(program: str, capfd: Any, *command: str) -> tuple[list[str], di
 
     with dask.config.set({"girder.docker.engine": "apptainer"}), pytest.MonkeyPatch.context() as m:
         m.setenv("PATH", str(Path(program).parent), prepend=":")
+        m.setattr(tempfile, "tempdir", str(Path(program).parent))  # the outputs are the caller's
         docker.run("ghcr.io/site/tool:2", list(command), env={"LEVEL": "1,2"}, entrypoint="/t")
     said = capfd.readouterr()
     assert said.err == "é\n"
