@@ -12,7 +12,7 @@ from girder_dask.http.scheduler_api import GirderRequests
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.scheduler.dependencies import DependencyGate
 from girder_dask.scheduler.dispatcher import Dispatcher
-from girder_dask.scheduler.reconcilers import GirderReconciler
+from girder_dask.scheduler.reconciler import GirderReconciler
 from girder_dask.utils.background import Guard, repeat
 
 __all__ = ["JobClaims"]

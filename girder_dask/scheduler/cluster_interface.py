@@ -23,9 +23,6 @@ class Cluster(Protocol):
             jobs that made them.
         """
 
-    def has(self, key: str) -> bool:
-        """Return True if a key was submitted and Dask has it, or will have it once connected."""
-
     def release(self, keys: Sequence[str]) -> None:
         """Release keys. Dask forgets them unless another client wants them.
 

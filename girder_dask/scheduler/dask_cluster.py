@@ -5,32 +5,38 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import dask
-from distributed import Client, Future, Scheduler
+from dask._task_spec import Task, TaskRef, parse_input
+from distributed import Scheduler
+from distributed.scheduler import Computation, TaskState
 
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
 from girder_dask.scheduler.worker_losses import WorkerLosses
 from girder_dask.scheduler.worker_rpc import WorkerRpc
 from girder_dask.utils.background import Guard
-from girder_dask.utils.bounded_dict import BoundedDict
+from girder_dask.utils.error_log import describe
 
-__all__ = ["REFUSED_INTERVAL_S", "DaskCluster", "WorkerFacts"]
+__all__ = ["DaskCluster", "WorkerFacts"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between calls of :meth:`DaskCluster.take_refused`.
-REFUSED_INTERVAL_S = 1.0
 # The name of a client that exists only in the scheduler's state: keys stay while it wants them.
 # Unlike fire_and_forget, it still wants a key when the task has finished.
 _KEEPER = "girder-dask-keeper"
-_CONNECT_DELAY_S = 0.5
-# The scheduler remembers at most this many keys that were released before they arrived.
-_MAX_EARLY_RELEASES = 100_000
+_SUBMIT_STIMULUS, _RELEASE_STIMULUS = "girder-dask-submit", "girder-dask-release"
+
+
+@dataclass(frozen=True, slots=True)
+class _QueuedTask:
+    """A job that Dask does not have yet, with the keys of values and Dask's priority of it."""
+
+    spec: JobSpec
+    values: Mapping[str, str]
+    priority: tuple[float, ...]  # the least goes first
 
 
 class WorkerFacts(NamedTuple):
@@ -45,6 +51,8 @@ class WorkerFacts(NamedTuple):
 class DaskCluster(WorkerRpc):
     """The cluster inside its scheduler's process, which submits jobs and keeps their results.
 
+    Tasks are created in the scheduler's state, with its public methods and without a client.
+
     Parameters
     ----------
     scheduler
@@ -57,126 +65,91 @@ class DaskCluster(WorkerRpc):
     def __init__(self, scheduler: Scheduler, run_job: Callable[..., Any]) -> None:
         super().__init__(scheduler)
         self._run_job = run_job
-        self._client: Client | None = None
-        self._unsent: dict[str, tuple[JobSpec, Mapping[str, str]]] = {}
-        # Submitted jobs with ``values`` that the scheduler has not received yet.
-        self._in_flight: dict[str, Future[Any]] = {}
+        self._queued: dict[str, _QueuedTask] = {}
+        self._order = itertools.count()
         self._released: list[str] = []
-        self._released_early = BoundedDict[str, None](_MAX_EARLY_RELEASES)
         self._pins: dict[str, set[str]] = {}
-        # If giving jobs to Dask fails, the DaskReconciler submits them again.
-        self._submit_guard = Guard(logger, "Giving jobs to Dask")
+        self._announce_guard = Guard(logger, "Telling Dask's plugins of a task")
         self._release_guard = Guard(logger, "Releasing the keys of jobs")
         self._timer_guard = Guard(logger, "A delayed call")
         #: Why workers were lost.
         self.losses = WorkerLosses()
+        #: Called with the key of a task that Dask did not take, and the reason.
+        self.on_refused: Callable[[str, str], None] = lambda _key, _reason: None
 
     # -- submission ---------------------------------------------------------------------------
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
-        """Submit jobs, or keep them until there is a connection."""
+        """Give jobs to Dask in the next cycle of the event loop, since this may be a transition."""
+        if specs and not self._queued:
+            asyncio.get_running_loop().call_soon(self._give_queued)
         for spec in specs:
-            self._unsent[spec.key] = spec, values.get(spec.id, {})
-            self._released_early.pop(spec.key, None)
-        if self._client is not None and self._client.status == "closed":
-            # Dask closes a client that could not reach the scheduler for some time.
-            self._client = None
-            self.begin(self.connect())
-        elif self._client is not None:
-            self._send(self._client)
+            # After the tasks that clients have submitted so far, and before those to come.
+            priority = (-spec.priority, self._scheduler.generation + 0.5, next(self._order))
+            self._queued[spec.key] = _QueuedTask(spec, values.get(spec.id, {}), priority)
 
-    async def connect(self) -> None:
-        """Connect to this scheduler as a client, and submit the jobs that wait for that."""
-        guard = Guard(
-            logger,
-            f"The connection of the scheduler to itself at {self._scheduler.address}",
-            first_delay_s=_CONNECT_DELAY_S,
-        )
-        while self._client is None:
-            with guard:
-                self._client = await self._new_client()
-            await asyncio.sleep(guard.delay_s)
-        self._send(self._client)
+    def _give_queued(self) -> None:
+        tasks, self._queued = self._queued, {}
+        computation = self._computation()
+        for task in tasks.values():
+            try:
+                self._give(task, computation)
+            except Exception as e:
+                # The others are still given. This job would otherwise wait for ever.
+                logger.exception("Dask did not take job %s", task.spec.id)
+                self.on_refused(task.spec.key, f"Dask did not take the task: {describe(e)}")
 
-    async def _new_client(self) -> Client:
-        # Dask keeps a log of a connection's last messages. Here each may hold hundreds of jobs.
-        with dask.config.set({"distributed.admin.low-level-log-length": 1}):
-            client: Client = await Client(
-                self._scheduler.address,
-                asynchronous=True,
-                security=self._scheduler.security,
-                set_as_default=False,
-                name="girder-dask",
-            )
-        return client
+    def _computation(self) -> Computation:
+        """Return the computation of new tasks: a new one if all tasks before have ended."""
+        scheduler = self._scheduler
+        if scheduler.is_idle or not scheduler.computations:
+            scheduler.computations.append(Computation())
+        return scheduler.computations[-1]
 
-    def _send(self, client: Client) -> None:
-        jobs, self._unsent = self._unsent, {}
-        alike: dict[Any, list[JobSpec]] = defaultdict(list)
-        # The futures hold the keys until the keeper wants them: when the futures are deleted, the
-        # message that releases their keys arrives after the jobs.
-        futures: list[Future[Any]] = []
-        for spec, values in jobs.values():
-            resources = tuple(sorted((spec.resources or {}).items()))
-            if values:
-                with self._submit_guard:
-                    futures.append(self._send_dependent(client, spec, values))
-            else:
-                alike[spec.priority, resources].append(spec)
-        for (priority, resources), group in alike.items():
-            with self._submit_guard:
-                futures += client.map(
-                    self._run_job,
-                    group,
-                    key=[spec.key for spec in group],
-                    priority=priority,
-                    resources=dict(resources) or None,
-                    pure=False,
+    def _give(self, queued: _QueuedTask, computation: Computation) -> None:
+        """Create the task of a job, as ``Scheduler.update_graph`` does for a client."""
+        scheduler, spec = self._scheduler, queued.spec
+        # Results that were lost meanwhile are fetched from Girder.
+        values = {job: key for job, key in queued.values.items() if key in scheduler.tasks}
+        run_spec = self._run_spec(spec, values)
+        ts = scheduler.new_task(spec.key, run_spec, "released", computation=computation)
+        ts.priority = queued.priority
+        if spec.resources:
+            ts.annotations = {"resources": dict(spec.resources)}
+            ts.resource_restrictions = dict(spec.resources)
+        for key in values.values():
+            ts.add_dependency(scheduler.tasks[key])
+        spans: Any = scheduler.extensions.get("spans")
+        if spans is not None:
+            spans.observe_tasks([ts], code=(), span_metadata={})
+        scheduler.client_desires_keys([spec.key], _KEEPER)
+        for client in self._pins.pop(spec.key, ()):
+            self.pin(spec.key, client)
+        self._announce(ts, queued.priority)
+        scheduler.transitions({spec.key: "waiting"}, stimulus_id=_SUBMIT_STIMULUS)
+
+    def _run_spec(self, spec: JobSpec, values: Mapping[str, str]) -> Task:
+        if not values:
+            # Dask queues data producers, and assigns each once a worker has a free thread. Of other
+            # tasks, it assigns a few at once, perhaps all of them to the same worker.
+            return Task(spec.key, self._run_job, spec, _data_producer=True)
+        references = {job: TaskRef(key) for job, key in values.items()}
+        return Task(spec.key, self._run_job, spec, values=parse_input(references))
+
+    def _announce(self, ts: TaskState, priority: tuple[float, ...]) -> None:
+        """Tell the plugins of Dask, such as the graph of its dashboard, of a new task."""
+        for plugin in list(self._scheduler.plugins.values()):
+            with self._announce_guard:
+                plugin.update_graph(
+                    self._scheduler,
+                    client=_KEEPER,
+                    keys={ts.key},
+                    tasks=[ts.key],
+                    annotations={},
+                    priority={ts.key: priority},
+                    dependencies={ts.key: {each.key for each in ts.dependencies}},
+                    stimulus_id=_SUBMIT_STIMULUS,
                 )
-
-    def _send_dependent(
-        self, client: Client, spec: JobSpec, values: Mapping[str, str]
-    ) -> Future[Any]:
-        future = client.submit(
-            self._run_job,
-            spec,
-            values={job_id: Future(key, client) for job_id, key in values.items()},
-            key=spec.key,
-            priority=spec.priority,
-            resources=dict(spec.resources or {}) or None,
-            pure=False,
-        )
-        self._in_flight[spec.key] = future
-        return future
-
-    def take_refused(self) -> list[str]:
-        """Return the keys of jobs that Dask refused because the value of an input was lost.
-
-        The scheduler reports a refusal only to the client.
-        """
-        refused = [key for key, future in self._in_flight.items() if future.status != "pending"]
-        for key in refused:
-            del self._in_flight[key]
-            logger.info("Dask refused %s because the value of an input was lost", key)
-        return refused
-
-    def on_received(self, key: str) -> None:
-        """Keep a key that the scheduler has received. Called within a transition."""
-        self._in_flight.pop(key, None)
-        self._scheduler.client_desires_keys([key], _KEEPER)
-        for client in self._pins.pop(key, ()):
-            if client in self._scheduler.clients:
-                self._scheduler.client_desires_keys([key], client)
-
-    def on_received_late(self, key: str) -> None:
-        """Prevent runs of a key that was released before it arrived. Called within a transition."""
-        if key in self._released_early:
-            del self._released_early[key]
-            self.set_attempt(key, 0)
-
-    def has(self, key: str) -> bool:
-        """Return True if the scheduler has a key, or the key waits for a connection."""
-        return key in self._scheduler.tasks or key in self._unsent
 
     # -- results ------------------------------------------------------------------------------
 
@@ -197,10 +170,8 @@ class DaskCluster(WorkerRpc):
         not start.
         """
         for key in keys:
-            if key in self._scheduler.tasks:
-                self.set_attempt(key, 0)
-            else:
-                self._released_early[key] = None
+            self._queued.pop(key, None)
+            self.set_attempt(key, 0)
         if not self._released:
             asyncio.get_running_loop().call_soon(self._release_now)
         self._released += keys
@@ -209,15 +180,13 @@ class DaskCluster(WorkerRpc):
         keys, self._released = self._released, []
         known = []
         for key in keys:
-            self._in_flight.pop(key, None)
-            self._unsent.pop(key, None)
             if key in self._scheduler.tasks:
                 known.append(key)
             with self._release_guard:
                 self._unpin(key)
         if known and _KEEPER in self._scheduler.clients:
             with self._release_guard:
-                self._scheduler.client_releases_keys(known, _KEEPER, stimulus_id="girder-dask-drop")
+                self._scheduler.client_releases_keys(known, _KEEPER, stimulus_id=_RELEASE_STIMULUS)
 
     def is_wanted(self, key: str) -> bool:
         """Return True if another client wants a key."""
@@ -305,11 +274,6 @@ class DaskCluster(WorkerRpc):
                 function()
 
         return asyncio.get_running_loop().call_later(delay_s, call).cancel
-
-    async def close(self) -> None:
-        """Close the connection."""
-        if self._client is not None:
-            await self._client.close()
 
 
 def _unrunnable_reason(scheduler: Scheduler, resources: Mapping[str, float]) -> str:

@@ -93,12 +93,6 @@ class JobState:
         return self.run is None and not self.end_reported and not self.canceled
 
     @property
-    def is_submitted(self) -> bool:
-        """Whether the job was submitted to Dask, which has not assigned this attempt yet."""
-        waits = self.blocked or self.cancel_timer is not None
-        return self.is_queued and not (waits or self.assigned or self.finished_on)
-
-    @property
     def may_retry(self) -> bool:
         """Whether the job is retried after a run that raised."""
         return self.failed_tries < self.spec.retries and not self.canceled

@@ -24,13 +24,13 @@ from girder_dask._version import __version__
 from girder_dask.http.scheduler_api import GirderRequests, SchedulerApi
 from girder_dask.protocol.names import PLUGIN_NAME
 from girder_dask.scheduler.claims import JobClaims
-from girder_dask.scheduler.dask_cluster import REFUSED_INTERVAL_S, DaskCluster
+from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions
 from girder_dask.scheduler.pending_reasons import PendingReasons
-from girder_dask.scheduler.reconcilers import DaskReconciler, GirderReconciler
+from girder_dask.scheduler.reconciler import GirderReconciler
 from girder_dask.scheduler.rpc import RpcHandlers
 from girder_dask.scheduler.run_reports import CHECK_INTERVAL_S, RunReports
 from girder_dask.scheduler.stealing import STEAL_INTERVAL_S, JobStealing
@@ -103,6 +103,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self.recorder = recorder = _make_recorder(girder)
         self.transitions = transitions = _make_transitions(jobs, cluster, recorder)
         self.dispatcher = dispatcher = Dispatcher(jobs, transitions, cluster, recorder)
+        cluster.on_refused = dispatcher.on_failed
 
         # Requests to Girder, and procedures for Girder, workers and notebooks.
         reconciler = GirderReconciler(jobs, interval_s=interval_s)
@@ -128,13 +129,9 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         pending = PendingReasons(jobs, transitions, cluster, recorder, timeout_s=timeout_s)
         self._repeat("Scanning the queue", pending.scan)
         self._repeat("The check for lost reports of runs", self._reports.check, CHECK_INTERVAL_S)
-        self._repeat("The check for refused jobs", self._handle_refused, REFUSED_INTERVAL_S)
         self._repeat("Stealing jobs", JobStealing(scheduler, jobs).steal, STEAL_INTERVAL_S)
-        reconcile = DaskReconciler(jobs, transitions, cluster).reconcile
-        self._repeat("The reconciliation with Dask", reconcile, interval_s)
 
         self._begin("certificate", keep_certificate(scheduler, "scheduler"))
-        self._begin("connection", cluster.connect())
         self._begin("claims", self.claims.run())
         self._begin("dependencies", self.claims.run_lookups())
         self._begin("recorder", recorder.run(dispatcher.on_verdict, jobs.on_recorded))
@@ -182,7 +179,6 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._cluster.close()
         self._girder.close()
 
     # -- Dask ---------------------------------------------------------------------------------
@@ -204,9 +200,6 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **details: Any) -> None:
         """Pass on the transitions of jobs' keys. Other keys cost only look-ups."""
-        if start == "released":
-            is_open = self.dispatcher.jobs.is_open(key)
-            (self._cluster.on_received if is_open else self._cluster.on_received_late)(key)
         if key not in self.dispatcher:
             return
         worker = details.get("worker")
@@ -248,11 +241,6 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             return  # the report of its run is awaited
         # Deferred until Dask has also forgotten the tasks that it forgets together with this one.
         asyncio.get_running_loop().call_soon(self.dispatcher.on_forgotten, key)
-
-    def _handle_refused(self) -> None:
-        for key in self._cluster.take_refused():
-            with Guard(logger, f"Handling the refused job {key}"):
-                self.dispatcher.on_forgotten(key)
 
 
 def _make_recorder(girder: GirderRequests) -> Recorder:

@@ -47,7 +47,6 @@ class MemoryCluster:
         self.lacking: dict[str, str] = {}  # why there is no worker for keys
         self.attempts: dict[str, int] = {}  # what keys that run again were told
         self.workers: set[str] = set()  # those that are connected
-        self.lost: set[str] = set()  # keys that never reached Dask
         self.flushed: list[str] = []  # the workers that were flushed
         self.unbegun: dict[str, list[str]] = {}  # the keys that workers have not begun
 
@@ -63,9 +62,6 @@ class MemoryCluster:
         self.attempts |= dict.fromkeys(keys, 0)
         for key in keys:
             self.places.pop(key, None)
-
-    def has(self, key: str) -> bool:
-        return key in self.submitted and key not in self.lost
 
     def has_worker(self, worker: str) -> bool:
         return worker in self.workers

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from distributed import Scheduler
+from distributed.diagnostics.plugin import SchedulerPlugin
 
 from girder_dask.client import futures, job_card
 from girder_dask.jobs import JobStatus
@@ -22,10 +23,8 @@ from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.claims import JobClaims
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.dependencies import DependencyGraph
-from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.pending_reasons import PendingReasons
-from girder_dask.scheduler.reconcilers import DaskReconciler
 from girder_dask.scheduler.result_retention import RetainedResults
 from girder_dask.scheduler.run_reports import RunReports
 from girder_dask.scheduler.stealing import JobStealing
@@ -175,17 +174,28 @@ def a_cluster(**client: Any) -> DaskCluster:
 
 
 async def cluster_giving() -> None:
-    given: list[str] = []
+    refused: list[tuple[str, str]] = []
+    async with Scheduler(port=0, dashboard_address=":0") as scheduler:
+        cluster = DaskCluster(scheduler, print)
+        cluster.on_refused = lambda *refusal: refused.append(refusal)
+        inject(cluster, "_run_spec")
+        cluster.submit([spec("a"), spec("b")], {})
+        await soon(lambda: "f-b-1" in scheduler.tasks)
+    assert refused == [("f-a-1", "Dask did not take the task: Injected: for this test")]
 
-    def give(_function: Any, specs: list[JobSpec], **_more: Any) -> list[Any]:
-        given.extend(each.id for each in specs)
-        return []
 
-    cluster = a_cluster()
-    cluster._client = SimpleNamespace(status="running", map=Fails(give))  # type: ignore[assignment]
-    for job_id in "ab":
-        cluster.submit([spec(job_id)], {})
-    assert given == ["b"]
+async def cluster_announcing() -> None:
+    class Hearing(SchedulerPlugin):
+        name = "hearing"
+
+    hearing = Hearing()
+    update_graph = inject(hearing, "update_graph")
+    async with Scheduler(port=0, dashboard_address=":0") as scheduler:
+        scheduler.add_plugin(hearing)
+        cluster = DaskCluster(scheduler, print)
+        cluster.submit([spec("a"), spec("b")], {})
+        await soon(lambda: {"f-a-1", "f-b-1"} <= scheduler.tasks.keys())
+    assert update_graph.calls == 2
 
 
 async def cluster_releasing() -> None:
@@ -226,7 +236,7 @@ async def in_a_scheduler(monkeypatch: pytest.MonkeyPatch, owner: type, name: str
         return step(*args, **more)
 
     monkeypatch.setattr(owner, name, method)
-    for interval in ("STEAL_INTERVAL_S", "CHECK_INTERVAL_S", "REFUSED_INTERVAL_S"):
+    for interval in ("STEAL_INTERVAL_S", "CHECK_INTERVAL_S"):
         monkeypatch.setattr(f"girder_dask.scheduler.plugin.{interval}", 0.01)
     with serving() as peer, dask.config.set({"girder.scheduler.pull-interval": "10 ms"}):
         answers: dict[str, Any] = {
@@ -241,9 +251,7 @@ async def in_a_scheduler(monkeypatch: pytest.MonkeyPatch, owner: type, name: str
             scheduler.add_plugin(plugin)
             await plugin.start(scheduler)
             await soon(lambda: step.calls >= 3)
-            assert not any(
-                t.done() for t in plugin._tasks if t.get_name() != "girder-dask connection"
-            )
+            assert not any(task.done() for task in plugin._tasks)
 
 
 def claim(_peer: Peer) -> tuple[int, Any]:
@@ -262,26 +270,12 @@ async def scheduler_pending(monkeypatch: pytest.MonkeyPatch) -> None:
     await in_a_scheduler(monkeypatch, PendingReasons, "scan")
 
 
-async def scheduler_reconciliation(monkeypatch: pytest.MonkeyPatch) -> None:
-    await in_a_scheduler(monkeypatch, DaskReconciler, "reconcile")
-
-
 async def scheduler_stealing(monkeypatch: pytest.MonkeyPatch) -> None:
     await in_a_scheduler(monkeypatch, JobStealing, "steal")
 
 
 async def scheduler_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     await in_a_scheduler(monkeypatch, RunReports, "check")
-
-
-async def scheduler_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    await in_a_scheduler(monkeypatch, DaskCluster, "take_refused")
-
-
-async def scheduler_refused_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that cannot be handled does not take the others with it."""
-    monkeypatch.setattr(DaskCluster, "take_refused", lambda _self: ["a", "b"])
-    await in_a_scheduler(monkeypatch, Dispatcher, "on_forgotten")
 
 
 # -- Girder ---------------------------------------------------------------------------------
@@ -528,17 +522,15 @@ PLACES = [
     run_reports_action,
     retained_results,
     cluster_giving,
+    cluster_announcing,
     cluster_releasing,
     cluster_later,
     cluster_told,
     scheduler_claims,
     scheduler_pending,
-    scheduler_reconciliation,
     scheduler_dependencies,
     scheduler_stealing,
     scheduler_reports,
-    scheduler_refusals,
-    scheduler_refused_job,
     link_delivery,
     link_submission,
     link_address,

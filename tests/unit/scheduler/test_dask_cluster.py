@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from distributed import CancelledError, Client, Future, Scheduler, Worker
+from distributed.diagnostics.graph_layout import GraphLayout
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from girder_dask.protocol.messages import JobSpec
@@ -17,11 +19,18 @@ from girder_dask.scheduler.dask_cluster import DaskCluster
 from tests.support.deadline import soon
 
 ran: list[str] = []
+gate = threading.Event()
 
 
 def run_job(spec: JobSpec, values: Any = None) -> Any:
     ran.append(spec.key)
+    if spec.task == "m:held":
+        gate.wait(20)
     return [spec.id, values]
+
+
+def run_other(name: str) -> None:
+    ran.append(name)
 
 
 class Plugin(SchedulerPlugin):
@@ -33,11 +42,7 @@ class Plugin(SchedulerPlugin):
         self.open: set[str] = set()
         self.numbers: dict[str, Any] = {}  # those that workers were told, by keys
 
-    def transition(self, key: Any, start: str, finish: str, *_args: Any, **_details: Any) -> None:
-        if start == "released" and key in self.open:
-            self.cluster.on_received(key)
-        elif start == "released":
-            self.cluster.on_received_late(key)
+    def transition(self, key: Any, _start: str, finish: str, *_args: Any, **_more: Any) -> None:
         if finish == "processing":
             annotations = self.scheduler.tasks[key].annotations or {}
             self.numbers[key] = annotations.get(ATTEMPT_ANNOTATION)
@@ -45,7 +50,7 @@ class Plugin(SchedulerPlugin):
             assert self.cluster.on_result(key) > 0
 
     def submit(self, job_id: str, values: dict[str, str] | None = None, **fields: Any) -> str:
-        spec = JobSpec(id=job_id, attempt=1, task="m:count", **fields)
+        spec = JobSpec(id=job_id, attempt=1, **{"task": "m:count", **fields})
         self.open.add(spec.key)
         self.cluster.submit([spec], {job_id: values} if values else {})
         return spec.key
@@ -56,18 +61,13 @@ class Plugin(SchedulerPlugin):
 
 
 @contextlib.asynccontextmanager
-async def site(*, connected: bool = True) -> AsyncIterator[Plugin]:
+async def site() -> AsyncIterator[Plugin]:
     ran.clear()
     async with Scheduler(port=0, dashboard_address=":0") as scheduler:
         plugin = Plugin(scheduler)
         scheduler.add_plugin(plugin)
         plugin.cluster = DaskCluster(scheduler, run_job)
-        if connected:
-            await plugin.cluster.connect()
-        try:
-            yield plugin
-        finally:
-            await plugin.cluster.close()
+        yield plugin
 
 
 async def test_cluster_retains_a_result_until_it_is_released() -> None:
@@ -91,7 +91,6 @@ async def test_cluster_passes_results_of_dependencies() -> None:
             future = Future(b, c)
             dask.cluster.pin(b, c.id)
             assert await future == ["b", {"a": ["a", None]}]
-        assert dask.cluster.take_refused() == []
 
 
 async def test_cluster_does_not_recompute_the_result_of_a_lost_worker() -> None:
@@ -107,75 +106,94 @@ async def test_cluster_does_not_recompute_the_result_of_a_lost_worker() -> None:
         assert ran == ["count-a-1", "count-b-1"]
 
 
-async def test_take_refused_returns_a_job_whose_value_was_lost_in_flight() -> None:
+async def test_job_runs_without_a_value_that_was_lost() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
-        a = dask.submit("a")
+        a, lost = dask.submit("a"), "count-lost-1"
         await soon(lambda: dask.state(a) == "memory")
-        dask.cluster.release([a])
-        b = dask.submit("b", {"a": a})
-        refused = await soon(dask.cluster.take_refused)
-        assert refused == [b]
-        assert dask.cluster.take_refused() == []
-        assert ran == [a]
+        b = dask.submit("b", {"a": a, "lost": lost})
+        await soon(lambda: dask.state(b) == "memory")
+        async with Client(dask.scheduler.address, asynchronous=True, set_as_default=False) as c:
+            dask.cluster.pin(b, c.id)
+            assert await Future(b, c) == ["b", {"a": ["a", None]}]
 
 
-async def test_release_before_the_connection_prevents_the_run() -> None:
-    async with site(connected=False) as dask, Worker(dask.scheduler.address, nthreads=1):
+async def test_release_in_the_same_moment_prevents_the_run() -> None:
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         a, b = dask.submit("a"), dask.submit("b")
         dask.cluster.release([a])
-        await asyncio.sleep(0)
-        await dask.cluster.connect()
         await soon(lambda: dask.state(b) == "memory")
         assert ran == [b]
+        assert dask.state(a) is None
 
 
-async def test_release_in_flight_lets_dask_forget_the_task() -> None:
-    async with site() as dask:
-        a = dask.submit("a")
-        dask.cluster.release([a])
-        dask.open.clear()
-        await soon(lambda: any(a == t.key for t in dask.scheduler.transition_log))
-        await soon(lambda: dask.state(a) is None)
-
-
-async def test_release_in_flight_prevents_the_run() -> None:
+async def test_release_prevents_the_run_of_an_assigned_task() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         first = dask.submit("first")
         await soon(lambda: dask.state(first) == "memory")
-        a, b = dask.submit("a"), dask.submit("b")
-        assert dask.state(a) is None, "it is on its way"
-        dask.open.discard(a)
+        a = dask.submit("a")
+        await asyncio.sleep(0)
+        assert dask.state(a) == "processing"
         dask.cluster.release([a])
-        await soon(lambda: dask.state(b) == "memory")
         await soon(lambda: dask.state(a) is None)
-        assert dask.numbers == {first: None, a: 0, b: None}
+        assert dask.cluster.assigned_to(a) is None
 
 
-async def test_connect_retries_after_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("girder_dask.scheduler.dask_cluster._CONNECT_DELAY_S", 0.01)
-    failures = [OSError("refused"), ValueError("odd")]
-    original = Client.__init__
-
-    def fail_first(self: Any, *args: Any, **kwargs: Any) -> None:
-        if failures:
-            raise failures.pop()
-        original(self, *args, **kwargs)
-
-    monkeypatch.setattr(Client, "__init__", fail_first)
+async def test_submission_has_no_client() -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
         key = dask.submit("a")
         await soon(lambda: dask.state(key) == "memory")
-    assert failures == []
+        assert dask.scheduler.client_comms.keys() <= {"fire-and-forget"}
 
 
-async def test_connection_keeps_no_message_log_of_jobs() -> None:
+async def test_submission_keeps_the_order_of_priorities_and_of_arrival() -> None:
+    async with (
+        site() as dask,
+        Client(dask.scheduler.address, asynchronous=True, set_as_default=False) as client,
+    ):
+        earlier = [client.submit(run_other, "client-0")]
+        await soon(lambda: dask.scheduler.tasks)
+        dask.submit("a"), dask.submit("b"), dask.submit("high", priority=1)
+        dask.submit("low", priority=-1)
+        await soon(lambda: len(dask.scheduler.tasks) == 5)
+        await asyncio.sleep(0.11)  # until Dask no longer counts tasks as submitted together
+        later = [client.submit(run_other, "client-1")]
+        await soon(lambda: len(dask.scheduler.tasks) == 6)
+        async with Worker(dask.scheduler.address, nthreads=1):
+            await client.gather([*earlier, *later])
+            await soon(lambda: len(ran) == 6)
+    order = ["high", "client-0", "a", "b", "client-1", "low"]
+    assert ran == [name if "client" in name else f"count-{name}-1" for name in order]
+
+
+async def test_submission_spreads_few_jobs_over_all_workers() -> None:
+    async with site() as dask:
+        address = dask.scheduler.address
+        async with Worker(address, nthreads=1) as one, Worker(address, nthreads=1) as two:
+            gate.clear()
+            keys = [dask.submit(str(n), task="m:held") for n in range(4)]
+            await soon(lambda: len(ran) == 2)
+            places = [dask.cluster.assigned_to(key) for key in keys]
+            assert {one.address, two.address} <= set(places)
+            gate.set()
+            await soon(lambda: all(dask.state(key) == "memory" for key in keys))
+
+
+@pytest.mark.parametrize("where", ["scheduler", "plugin"])
+async def test_submission_shows_in_what_dask_tells_of_tasks(where: str) -> None:
     async with site() as dask, Worker(dask.scheduler.address, nthreads=1):
-        for n in range(5):
-            key = dask.submit(str(n))
-            await soon(lambda key=key: dask.state(key) == "memory")
-        client = dask.cluster._client
-        assert client is not None
-        assert len(client.scheduler_comm.recent_message_log) <= 1
+        graph = GraphLayout(dask.scheduler)
+        dask.scheduler.add_plugin(graph)
+        a = dask.submit("a")
+        await soon(lambda: dask.state(a) == "memory")
+        b = dask.submit("b", {"a": a})
+        await soon(lambda: dask.state(b) == "memory")
+        if where == "plugin":
+            assert graph.x[a] < graph.x[b]
+        else:
+            computation = dask.scheduler.computations[0]
+            assert {group.name for group in computation.groups} == {"count-a"}
+            spans = dask.scheduler.extensions["spans"].spans
+            assert {ts.group.span_id for ts in dask.scheduler.tasks.values()} <= spans.keys()
 
 
 async def test_pin_works_before_and_after_dask_has_the_key() -> None:

@@ -322,13 +322,20 @@ async def test_stealing_moves_a_job_to_a_free_thread(girder: Girder, tmp_path: P
         assert {u["attempt"] for s in late for u in girder.updates(s.id)} == {1}
 
 
-async def test_reconciler_submits_a_lost_job_again(
+async def test_job_that_dask_does_not_take_ends_in_error(
     girder: Girder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    new_task = Scheduler.new_task
+
+    def refuse(self: Scheduler, key: str, *args: Any, **more: Any) -> Any:
+        if key.startswith("add_one-a-"):
+            raise ValueError("odd")
+        return new_task(self, key, *args, **more)
+
+    monkeypatch.setattr(Scheduler, "new_task", refuse)
     async with running(girder) as plugin, Nanny(plugin._scheduler.address, nthreads=1):
-        client = await soon(lambda: plugin._cluster._client)
-        with monkeypatch.context() as context:
-            context.setattr(client, "_send_to_scheduler", lambda _message: None)
-            plugin.dispatcher.accept([spec("a", "add_one", 1)])
-        await soon(lambda: girder.ended("a") == S.SUCCESS)
-    assert {update["attempt"] for update in girder.updates("a")} == {1}
+        plugin.dispatcher.accept([spec("a", "add_one", 1), spec("b", "add_one", 1)])
+        await soon(lambda: girder.ended("a") == S.ERROR and girder.ended("b") == S.SUCCESS)
+        await soon(lambda: not len(plugin.dispatcher.jobs))
+    errors = [update.get("error") for update in girder.updates("a")]
+    assert "Dask did not take the task: ValueError: odd" in errors

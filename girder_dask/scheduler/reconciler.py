@@ -1,19 +1,14 @@
-"""Reconcilers of jobs: with Girder's list, and with the tasks that Dask has."""
+"""Reconciliation of the scheduler's jobs with Girder's list of them."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 
 from girder_dask.http.scheduler_api import HeldJob
-from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.job_state import JobTable
-from girder_dask.scheduler.job_transitions import JobTransitions
 
-__all__ = ["DaskReconciler", "GirderReconciler"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["GirderReconciler"]
 
 
 class GirderReconciler:
@@ -73,41 +68,3 @@ class GirderReconciler:
         self._last_id = max((job_id for job_id, _, _ in page), default="")
         if not page:
             self._round_begins_at = self._clock() + self._interval_s
-
-
-class DaskReconciler:
-    """Search for jobs that Dask has lost, which are submitted again.
-
-    A job counts as lost if Dask did not have it at two checks in a row. Nothing else tells the
-    scheduler that a job was lost on the way to Dask, for example when the scheduler's connection
-    to itself broke; the job would stay QUEUED for ever. Submitting a job twice is harmless, since
-    Dask takes a key once.
-
-    Parameters
-    ----------
-    jobs
-        The table of jobs.
-    transitions
-        Starts and ends jobs.
-    cluster
-        The Dask cluster.
-    """
-
-    def __init__(self, jobs: JobTable, transitions: JobTransitions, cluster: Cluster) -> None:
-        self._jobs = jobs
-        self._transitions = transitions
-        self._cluster = cluster
-        self._missing_before: set[str] = set()
-
-    def reconcile(self) -> None:
-        """Check all jobs. Call it at long intervals: thousands of jobs may be on their way."""
-        missing = {
-            job.spec.key: job
-            for job in self._jobs
-            if job.is_submitted and not self._cluster.has(job.spec.key)
-        }
-        lost = [job for key, job in missing.items() if key in self._missing_before]
-        self._missing_before = set(missing)
-        if lost:
-            logger.warning("Dask does not have %d jobs; they are submitted again", len(lost))
-            self._transitions.start(lost)

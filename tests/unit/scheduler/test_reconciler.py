@@ -1,12 +1,10 @@
-"""The scheduler's jobs are compared with Girder's list and with Dask's tasks."""
+"""The scheduler's jobs are compared with Girder's list."""
 
 from __future__ import annotations
 
 import pytest
 
-from girder_dask.jobs import JobStatus
-from girder_dask.scheduler.reconcilers import DaskReconciler, GirderReconciler
-from tests.support import dispatch_site
+from girder_dask.scheduler.reconciler import GirderReconciler
 
 
 class Site:
@@ -71,34 +69,3 @@ def test_girder_is_asked_for_the_same_page_without_an_answer(site: Site) -> None
 def test_girder_without_pages_is_told_nothing(site: Site) -> None:
     site.reconciler.on_page(None)
     assert (site.reconciler.page_after, site.lacking()) == ("", [])
-
-
-# -- Dask ----------------------------------------------------------------------------------
-
-
-def test_dask_gets_jobs_again_that_it_lacks_at_two_checks() -> None:
-    site = dispatch_site.Site()
-    reconciler = DaskReconciler(site.jobs, site.transitions, site.cluster)
-    lost, there = site.accept("a"), site.accept("b")
-    site.cluster.lost.add(lost.key)
-    site.cluster.submitted.remove(lost.key)
-    reconciler.reconcile()
-    assert site.cluster.submitted == [there.key], "it may be on its way"
-    reconciler.reconcile()
-    assert site.cluster.submitted == [there.key, lost.key]
-
-
-def test_dask_does_not_get_jobs_that_are_assigned_or_wait() -> None:
-    site = dispatch_site.Site()
-    reconciler = DaskReconciler(site.jobs, site.transitions, site.cluster)
-    assigned = site.accept("a", retries=1)
-    site.place(assigned, "w1")
-    retried = site.accept("b", retries=1)
-    site.running(retried).says(JobStatus.ERROR, error="no")
-    site.accept("c", dependencies=["a"])
-    site.dispatcher.cancel(["d"])
-    site.accept("d")
-    site.cluster.lost.update([assigned.key, retried.key])
-    for _ in range(3):
-        reconciler.reconcile()
-    assert site.cluster.submitted == [assigned.key, retried.key]
