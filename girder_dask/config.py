@@ -9,6 +9,7 @@ removed is read from the defaults.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import stat
 import sys
@@ -27,6 +28,7 @@ __all__ = [
     "get",
     "names",
     "nbytes",
+    "positive_or_none",
     "seconds",
     "seconds_or_none",
 ]
@@ -96,6 +98,31 @@ def seconds_or_none(key: str) -> float | None:
     True
     """
     return None if get(key) is None else seconds(key)
+
+
+def positive_or_none(key: str) -> float | None:
+    """Return a configured number above 0, or None if it is null.
+
+    Raises
+    ------
+    GirderDaskError
+        If it is no such number.
+
+    Examples
+    --------
+    >>> positive_or_none("scheduler.jobs-per-thread")
+    4.0
+    """
+    value = get(key)
+    if value is None:
+        return None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise GirderDaskError(
+            f"girder.{key} is {value!r:.100} in Dask's configuration. Set it to a number above 0, "
+            "or to null."
+        )
+    return float(value)
 
 
 def choice(key: str, allowed: Sequence[str]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dask._task_spec import Task, TaskRef, parse_input
@@ -15,28 +15,25 @@ from distributed.scheduler import Computation, TaskState
 
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
+from girder_dask.scheduler.window import Kind, QueuedJob, Window
 from girder_dask.scheduler.worker_losses import WorkerLosses
 from girder_dask.scheduler.worker_rpc import WorkerRpc
 from girder_dask.utils.background import Guard
 from girder_dask.utils.error_log import describe
 
-__all__ = ["DaskCluster", "WorkerFacts"]
+__all__ = ["WINDOW_INTERVAL_S", "DaskCluster", "WorkerFacts"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between calls of :meth:`DaskCluster.update_window`, for changes of workers that Dask
+#: does not report to plugins.
+WINDOW_INTERVAL_S = 1.0
 # The name of a client that exists only in the scheduler's state: keys stay while it wants them.
 # Unlike fire_and_forget, it still wants a key when the task has finished.
 _KEEPER = "girder-dask-keeper"
+# The rounding error of quotients of resources, such as 0.3 / 0.1.
+_ROUNDING_ERROR = 1e-9
 _SUBMIT_STIMULUS, _RELEASE_STIMULUS = "girder-dask-submit", "girder-dask-release"
-
-
-@dataclass(frozen=True, slots=True)
-class _QueuedTask:
-    """A job that Dask does not have yet, with the keys of values and Dask's priority of it."""
-
-    spec: JobSpec
-    values: Mapping[str, str]
-    priority: tuple[float, ...]  # the least goes first
 
 
 class WorkerFacts(NamedTuple):
@@ -60,12 +57,25 @@ class DaskCluster(WorkerRpc):
     run_job
         The function of every task. Its arguments are the spec of a job and, as ``values``, the
         results of its dependencies that are on the cluster.
+    jobs_per_thread
+        How many jobs Dask has at once for each thread of its workers; None for no limit.
     """
 
-    def __init__(self, scheduler: Scheduler, run_job: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        run_job: Callable[..., Any],
+        jobs_per_thread: float | None = None,
+    ) -> None:
         super().__init__(scheduler)
         self._run_job = run_job
-        self._queued: dict[str, _QueuedTask] = {}
+        self._jobs_per_thread = math.inf if jobs_per_thread is None else jobs_per_thread
+        #: The jobs that Dask has, and those that wait.
+        self.window = Window()
+        self._slots: dict[Kind, float] = {}
+        self._refills = False
+        self._long_running = 0
+        self._refill_guard = Guard(logger, "Giving jobs to Dask")
         self._order = itertools.count()
         self._released: list[str] = []
         self._pins: dict[str, set[str]] = {}
@@ -80,24 +90,72 @@ class DaskCluster(WorkerRpc):
     # -- submission ---------------------------------------------------------------------------
 
     def submit(self, specs: Sequence[JobSpec], values: Mapping[str, Mapping[str, str]]) -> None:
-        """Give jobs to Dask in the next cycle of the event loop, since this may be a transition."""
-        if specs and not self._queued:
-            asyncio.get_running_loop().call_soon(self._give_queued)
+        """Queue jobs for Dask, which gets the first of them."""
         for spec in specs:
             # After the tasks that clients have submitted so far, and before those to come.
             priority = (-spec.priority, self._scheduler.generation + 0.5, next(self._order))
-            self._queued[spec.key] = _QueuedTask(spec, values.get(spec.id, {}), priority)
+            self.window.add(QueuedJob(spec, values.get(spec.id, {}), priority))
+        self.refill()
 
-    def _give_queued(self) -> None:
-        tasks, self._queued = self._queued, {}
-        computation = self._computation()
-        for task in tasks.values():
-            try:
-                self._give(task, computation)
-            except Exception as e:
-                # The others are still given. This job would otherwise wait for ever.
-                logger.exception("Dask did not take job %s", task.spec.id)
-                self.on_refused(task.spec.key, f"Dask did not take the task: {describe(e)}")
+    def refill(self) -> None:
+        """Give jobs to Dask in the next cycle of the event loop, since this may be a transition."""
+        if not self._refills:
+            self._refills = True
+            asyncio.get_running_loop().call_soon(self._refill)
+
+    def _refill(self) -> None:
+        self._refills = False
+        with self._refill_guard:
+            if self.window.waiting:
+                computation = self._computation()
+                for job in self.window.take(self._window_size):
+                    self._try_give(job, computation)
+
+    def _try_give(self, job: QueuedJob, computation: Computation) -> None:
+        try:
+            self._give(job, computation)
+        except Exception as e:
+            # The others are still given. This job would otherwise wait for ever.
+            logger.exception("Dask did not take job %s", job.spec.id)
+            self.on_refused(job.spec.key, f"Dask did not take the task: {describe(e)}")
+
+    def on_ended(self, key: str) -> None:
+        """Let the next job follow one whose task has ended, perhaps within a transition."""
+        if self.window.remove(key) and self.window.waiting:
+            self.refill()
+
+    def update_window(self) -> None:
+        """Adapt the window to the workers as they are now.
+
+        A task that has left its thread (``distributed.secede``) does not count, since it may wait
+        for jobs that it has started.
+        """
+        self._slots.clear()
+        self._long_running = sum(len(ws.long_running) for ws in self._scheduler.workers.values())
+        self.refill()
+
+    def _window_size(self, kind: Kind) -> float:
+        """Return how many jobs of a kind Dask has at once.
+
+        Without a worker that can run them it has one, by which an adaptive cluster gets a worker.
+        """
+        if math.isinf(self._jobs_per_thread):
+            return math.inf
+        if not kind:
+            size = self._jobs_per_thread * self._scheduler.total_nthreads
+        else:
+            if kind not in self._slots:
+                self._slots[kind] = self._count_slots(kind)
+            size = self._slots[kind]
+        return max(size, 1) + self._long_running
+
+    def _count_slots(self, kind: Kind) -> float:
+        """Return how many jobs of a kind the resources of all workers allow at once."""
+        slots = 0.0
+        for ws in self._scheduler.workers.values():
+            fitting = min(ws.resources.get(name, 0.0) / amount for name, amount in kind)
+            slots += min(int(fitting + _ROUNDING_ERROR), self._jobs_per_thread * ws.nthreads)
+        return slots
 
     def _computation(self) -> Computation:
         """Return the computation of new tasks: a new one if all tasks before have ended."""
@@ -106,14 +164,14 @@ class DaskCluster(WorkerRpc):
             scheduler.computations.append(Computation())
         return scheduler.computations[-1]
 
-    def _give(self, queued: _QueuedTask, computation: Computation) -> None:
+    def _give(self, job: QueuedJob, computation: Computation) -> None:
         """Create the task of a job, as ``Scheduler.update_graph`` does for a client."""
-        scheduler, spec = self._scheduler, queued.spec
+        scheduler, spec = self._scheduler, job.spec
         # Results that were lost meanwhile are fetched from Girder.
-        values = {job: key for job, key in queued.values.items() if key in scheduler.tasks}
+        values = {job_id: key for job_id, key in job.values.items() if key in scheduler.tasks}
         run_spec = self._run_spec(spec, values)
         ts = scheduler.new_task(spec.key, run_spec, "released", computation=computation)
-        ts.priority = queued.priority
+        ts.priority = job.priority
         if spec.resources:
             ts.annotations = {"resources": dict(spec.resources)}
             ts.resource_restrictions = dict(spec.resources)
@@ -125,7 +183,7 @@ class DaskCluster(WorkerRpc):
         scheduler.client_desires_keys([spec.key], _KEEPER)
         for client in self._pins.pop(spec.key, ()):
             self.pin(spec.key, client)
-        self._announce(ts, queued.priority)
+        self._announce(ts, job.priority)
         scheduler.transitions({spec.key: "waiting"}, stimulus_id=_SUBMIT_STIMULUS)
 
     def _run_spec(self, spec: JobSpec, values: Mapping[str, str]) -> Task:
@@ -133,7 +191,7 @@ class DaskCluster(WorkerRpc):
             # Dask queues data producers, and assigns each once a worker has a free thread. Of other
             # tasks, it assigns a few at once, perhaps all of them to the same worker.
             return Task(spec.key, self._run_job, spec, _data_producer=True)
-        references = {job: TaskRef(key) for job, key in values.items()}
+        references = {job_id: TaskRef(key) for job_id, key in values.items()}
         return Task(spec.key, self._run_job, spec, values=parse_input(references))
 
     def _announce(self, ts: TaskState, priority: tuple[float, ...]) -> None:
@@ -170,7 +228,7 @@ class DaskCluster(WorkerRpc):
         not start.
         """
         for key in keys:
-            self._queued.pop(key, None)
+            self.on_ended(key)
             self.set_attempt(key, 0)
         if not self._released:
             asyncio.get_running_loop().call_soon(self._release_now)
@@ -243,6 +301,10 @@ class DaskCluster(WorkerRpc):
                 reasons[resources] = _unrunnable_reason(scheduler, dict(resources))
             if reasons[resources]:
                 found[str(ts.key)] = reasons[resources]
+        for kind in self.window.waiting_kinds():
+            reason = _unrunnable_reason(scheduler, dict(kind))
+            if reason:
+                found |= dict.fromkeys(self.window.waiting_keys(kind), reason)
         return found
 
     def has_worker(self, worker: str) -> bool:

@@ -23,14 +23,14 @@ from girder_dask import config
 from girder_dask._version import __version__
 from girder_dask.http.scheduler_api import GirderRequests, SchedulerApi
 from girder_dask.protocol.names import PLUGIN_NAME
-from girder_dask.scheduler.claims import JobClaims
-from girder_dask.scheduler.dask_cluster import DaskCluster
+from girder_dask.scheduler.adaptive import AdaptiveTarget
+from girder_dask.scheduler.claims import GirderReconciler, JobClaims
+from girder_dask.scheduler.dask_cluster import WINDOW_INTERVAL_S, DaskCluster
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions
 from girder_dask.scheduler.pending_reasons import PendingReasons
-from girder_dask.scheduler.reconciler import GirderReconciler
 from girder_dask.scheduler.rpc import RpcHandlers
 from girder_dask.scheduler.run_reports import CHECK_INTERVAL_S, RunReports
 from girder_dask.scheduler.stealing import STEAL_INTERVAL_S, JobStealing
@@ -43,6 +43,8 @@ __all__ = ["PLUGIN_NAME", "GirderSchedulerPlugin", "WorkerSide"]
 
 logger = logging.getLogger(__name__)
 
+# The states in which the task of a job has ended.
+_ENDS = ("memory", "erred", "forgotten")
 _FLUSH_TIMEOUT_S = 10.0
 # The interval between reconciliations, as a multiple of the interval between claims.
 _CLAIMS_PER_RECONCILIATION = 6
@@ -98,7 +100,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
         # The jobs, and where their events go.
         jobs = JobTable()
-        self._cluster = cluster = DaskCluster(scheduler, self._workers.run_job)
+        self._cluster = cluster = _make_cluster(scheduler, self._workers.run_job)
         self._girder = girder = GirderRequests(self.id, self._connect_to_girder)
         self.recorder = recorder = _make_recorder(girder)
         self.transitions = transitions = _make_transitions(jobs, cluster, recorder)
@@ -129,6 +131,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         pending = PendingReasons(jobs, transitions, cluster, recorder, timeout_s=timeout_s)
         self._repeat("Scanning the queue", pending.scan)
         self._repeat("The check for lost reports of runs", self._reports.check, CHECK_INTERVAL_S)
+        self._repeat("Adapting the window", cluster.update_window, WINDOW_INTERVAL_S)
         self._repeat("Stealing jobs", JobStealing(scheduler, jobs).steal, STEAL_INTERVAL_S)
 
         self._begin("certificate", keep_certificate(scheduler, "scheduler"))
@@ -187,6 +190,11 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         """Record that a worker has joined."""
         self._cluster.losses.on_joined(worker, scheduler.workers[worker])
         self.retirement.on_joined(worker)
+        self._cluster.update_window()
+
+    def remove_worker(self, *_args: Any, **_details: Any) -> None:
+        """Record that a worker has left."""
+        self._cluster.update_window()
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Handle Dask's events about lost workers."""
@@ -200,6 +208,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, *_args: Any, **details: Any) -> None:
         """Pass on the transitions of jobs' keys. Other keys cost only look-ups."""
+        if finish in _ENDS:
+            self._cluster.on_ended(key)
         if key not in self.dispatcher:
             return
         worker = details.get("worker")
@@ -241,6 +251,13 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             return  # the report of its run is awaited
         # Deferred until Dask has also forgotten the tasks that it forgets together with this one.
         asyncio.get_running_loop().call_soon(self.dispatcher.on_forgotten, key)
+
+
+def _make_cluster(scheduler: Scheduler, run_job: Callable[..., Any]) -> DaskCluster:
+    jobs_per_thread = config.positive_or_none("scheduler.jobs-per-thread")
+    cluster = DaskCluster(scheduler, run_job, jobs_per_thread)
+    AdaptiveTarget(scheduler, cluster.window).install()
+    return cluster
 
 
 def _make_recorder(girder: GirderRequests) -> Recorder:

@@ -184,6 +184,16 @@ async def cluster_giving() -> None:
     assert refused == [("f-a-1", "Dask did not take the task: Injected: for this test")]
 
 
+async def cluster_refilling() -> None:
+    async with Scheduler(port=0, dashboard_address=":0") as scheduler:
+        cluster = DaskCluster(scheduler, print)
+        take = inject(cluster.window, "take")
+        cluster.submit([spec("a")], {})
+        await soon(lambda: take.calls == 1)
+        cluster.refill()
+        await soon(lambda: "f-a-1" in scheduler.tasks)
+
+
 async def cluster_announcing() -> None:
     class Hearing(SchedulerPlugin):
         name = "hearing"
@@ -236,7 +246,7 @@ async def in_a_scheduler(monkeypatch: pytest.MonkeyPatch, owner: type, name: str
         return step(*args, **more)
 
     monkeypatch.setattr(owner, name, method)
-    for interval in ("STEAL_INTERVAL_S", "CHECK_INTERVAL_S"):
+    for interval in ("STEAL_INTERVAL_S", "CHECK_INTERVAL_S", "WINDOW_INTERVAL_S"):
         monkeypatch.setattr(f"girder_dask.scheduler.plugin.{interval}", 0.01)
     with serving() as peer, dask.config.set({"girder.scheduler.pull-interval": "10 ms"}):
         answers: dict[str, Any] = {
@@ -272,6 +282,10 @@ async def scheduler_pending(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def scheduler_stealing(monkeypatch: pytest.MonkeyPatch) -> None:
     await in_a_scheduler(monkeypatch, JobStealing, "steal")
+
+
+async def scheduler_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    await in_a_scheduler(monkeypatch, DaskCluster, "update_window")
 
 
 async def scheduler_reports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,6 +536,7 @@ PLACES = [
     run_reports_action,
     retained_results,
     cluster_giving,
+    cluster_refilling,
     cluster_announcing,
     cluster_releasing,
     cluster_later,
@@ -530,6 +545,7 @@ PLACES = [
     scheduler_pending,
     scheduler_dependencies,
     scheduler_stealing,
+    scheduler_window,
     scheduler_reports,
     link_delivery,
     link_submission,

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from distributed import CancelledError, Client, Future, Scheduler, Worker
+from distributed import CancelledError, Client, Future, Scheduler, Worker, secede
 from distributed.diagnostics.graph_layout import GraphLayout
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
+from girder_dask.scheduler.adaptive import AdaptiveTarget
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from tests.support.deadline import soon
 
@@ -24,7 +25,9 @@ gate = threading.Event()
 
 def run_job(spec: JobSpec, values: Any = None) -> Any:
     ran.append(spec.key)
-    if spec.task == "m:held":
+    if spec.task == "m:waits":
+        secede()
+    if spec.task != "m:count":
         gate.wait(20)
     return [spec.id, values]
 
@@ -43,11 +46,16 @@ class Plugin(SchedulerPlugin):
         self.numbers: dict[str, Any] = {}  # those that workers were told, by keys
 
     def transition(self, key: Any, _start: str, finish: str, *_args: Any, **_more: Any) -> None:
+        if finish in ("memory", "erred", "forgotten"):
+            self.cluster.on_ended(key)
         if finish == "processing":
             annotations = self.scheduler.tasks[key].annotations or {}
             self.numbers[key] = annotations.get(ATTEMPT_ANNOTATION)
         if finish == "memory" and key in self.open:
             assert self.cluster.on_result(key) > 0
+
+    def add_worker(self, **_details: Any) -> None:
+        self.cluster.update_window()
 
     def submit(self, job_id: str, values: dict[str, str] | None = None, **fields: Any) -> str:
         spec = JobSpec(id=job_id, attempt=1, **{"task": "m:count", **fields})
@@ -61,12 +69,12 @@ class Plugin(SchedulerPlugin):
 
 
 @contextlib.asynccontextmanager
-async def site() -> AsyncIterator[Plugin]:
+async def site(jobs_per_thread: float | None = None) -> AsyncIterator[Plugin]:
     ran.clear()
     async with Scheduler(port=0, dashboard_address=":0") as scheduler:
         plugin = Plugin(scheduler)
         scheduler.add_plugin(plugin)
-        plugin.cluster = DaskCluster(scheduler, run_job)
+        plugin.cluster = DaskCluster(scheduler, run_job, jobs_per_thread)
         yield plugin
 
 
@@ -194,6 +202,108 @@ async def test_submission_shows_in_what_dask_tells_of_tasks(where: str) -> None:
             assert {group.name for group in computation.groups} == {"count-a"}
             spans = dask.scheduler.extensions["spans"].spans
             assert {ts.group.span_id for ts in dask.scheduler.tasks.values()} <= spans.keys()
+
+
+# -- the window ---------------------------------------------------------------------------------
+
+
+async def test_window_gives_dask_a_few_jobs_for_each_thread() -> None:
+    gate.clear()
+    async with site(3) as dask:
+        keys = [dask.submit(f"{n:02}", task="m:held") for n in range(20)]
+        await soon(lambda: dask.scheduler.tasks)
+        assert list(dask.scheduler.tasks) == keys[:1], "without a worker"
+        async with Worker(dask.scheduler.address, nthreads=2):
+            await soon(lambda: list(dask.scheduler.tasks) == keys[:6])
+            async with Worker(dask.scheduler.address, nthreads=1):
+                await soon(lambda: list(dask.scheduler.tasks) == keys[:9])
+                dask.cluster.release(keys[9:11])
+                gate.set()
+                await soon(lambda: all(dask.state(key) == "memory" for key in keys[11:]))
+        assert sorted(ran) == keys[:9] + keys[11:]
+
+
+async def test_window_has_as_many_jobs_as_the_resources_of_workers_allow() -> None:
+    gate.clear()
+    async with site(4) as dask:
+        address = dask.scheduler.address
+
+        def submit(name: str, **resources: float) -> list[str]:
+            return [dask.submit(f"{name}{n}", task="m:held", resources=resources) for n in range(9)]
+
+        gpus, parts = submit("gpu", gpu=1), submit("part", gpu=1, disk=0.1)
+        queue, plain = submit("queue", queue=1), submit("plain")
+        async with (
+            Worker(address, nthreads=1, resources={"gpu": 2, "disk": 0.3}),
+            Worker(address, nthreads=1, resources={"queue": 1e9}),
+        ):
+            await soon(lambda: len(dask.scheduler.tasks) == 2 + 2 + 4 + 8)
+            found = {*gpus[:2], *parts[:2], *queue[:4], *plain[:8]}
+            assert set(dask.scheduler.tasks) == found
+            gate.set()
+            every = [*gpus, *parts, *queue, *plain]
+            await soon(lambda: all(dask.state(key) == "memory" for key in every))
+
+
+async def test_window_does_not_count_tasks_that_have_left_their_threads() -> None:
+    gate.clear()
+    async with site(1) as dask, Worker(dask.scheduler.address, nthreads=1):
+        parent = dask.submit("parent", task="m:waits")
+        await soon(lambda: parent in ran)
+        child = dask.submit("child")
+        await soon(lambda: any(ws.long_running for ws in dask.scheduler.workers.values()))
+        dask.cluster.update_window()
+        await soon(lambda: dask.state(child) == "memory")
+        gate.set()
+        await soon(lambda: dask.state(parent) == "memory")
+
+
+async def test_window_lets_a_job_of_higher_priority_pass() -> None:
+    gate.clear()
+    async with site(2) as dask, Worker(dask.scheduler.address, nthreads=1):
+        keys = [dask.submit(str(n), task="m:held") for n in range(5)]
+        await soon(lambda: ran)
+        high = dask.submit("high", priority=1)
+        await soon(lambda: dask.state(high))
+        gate.set()
+        await soon(lambda: all(dask.state(key) == "memory" for key in [*keys, high]))
+        assert ran.index(high) <= 2, "after the one that ran and the one that its worker had"
+
+
+async def test_unrunnable_names_jobs_that_wait_behind_the_window() -> None:
+    async with site(1) as dask:
+        keys = [dask.submit(str(n)) for n in range(3)]
+        gpus = [dask.submit(f"gpu{n}", resources={"gpu": 1}) for n in range(3)]
+        await soon(lambda: len(dask.scheduler.tasks) == 2)
+        none = "no worker is connected to the Dask scheduler"
+        assert dask.cluster.unrunnable() == dict.fromkeys([*keys, *gpus], none)
+        async with Worker(dask.scheduler.address, nthreads=1):
+            await soon(lambda: all(dask.state(key) == "memory" for key in keys))
+            why = "the one worker does not have the resources gpu=1 (dask worker --resources)"
+            assert dask.cluster.unrunnable() == dict.fromkeys(gpus, why)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+async def test_adaptive_target_counts_jobs_that_wait(workers: int) -> None:
+    """As many workers as if Dask had all jobs."""
+    targets = []
+    for jobs_per_thread in (None, 2):
+        gate.clear()
+        async with site(jobs_per_thread) as dask, contextlib.AsyncExitStack() as stack:
+            AdaptiveTarget(dask.scheduler, dask.cluster.window).install()
+            for _ in range(workers):
+                await stack.enter_async_context(Worker(dask.scheduler.address, nthreads=2))
+            for n in range(300):
+                dask.submit(str(n), task="m:held")
+            await soon(lambda: dask.scheduler.tasks)
+            assert (len(dask.scheduler.tasks) == 300) == (jobs_per_thread is None)
+            target = dask.scheduler.handlers["adaptive_target"]
+            targets.append([target(), target("100 s"), dask.scheduler.adaptive_target("1 ms")])
+            gate.set()
+            if workers:
+                await soon(lambda: len(ran) == 300)
+    assert targets[0] == targets[1]
+    assert max(targets[0]) >= 75
 
 
 async def test_pin_works_before_and_after_dask_has_the_key() -> None:

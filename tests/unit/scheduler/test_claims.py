@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from girder_dask.scheduler.reconciler import GirderReconciler
+from girder_dask.scheduler.claims import GirderReconciler
 
 
 class Site:
