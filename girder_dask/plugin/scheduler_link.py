@@ -8,7 +8,9 @@ dropped and logged: a scheduler claims the jobs that it lacks as soon as it is b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -160,6 +162,9 @@ class _LinkThread:
         self._wake = asyncio.Event()
         self._stopping = False
         self._rpc: Any = None
+        self._scheduler_id: str | None = None
+        self._id_connections: Sequence[Any] = ()  # one of them brought it
+        self._told_at = -math.inf
         self._thread = threading.Thread(target=self._run_loop, name="girder-dask-link", daemon=True)
         self._thread.start()
 
@@ -239,7 +244,7 @@ class _LinkThread:
     async def _deliver(self) -> bool:
         specs = []
         if self._specs:
-            scheduler = await self._hello()
+            scheduler = await self._current_scheduler()
             with self._lock:
                 # If it is unreachable, the first scheduler that claims them may have all jobs.
                 most = len(self._specs) if scheduler is None else _MAX_BATCH_JOBS
@@ -264,10 +269,33 @@ class _LinkThread:
             # Tried once, since the scheduler may have received and run the jobs already.
             await self._call("girder_submit", tries=1, scheduler=scheduler, specs=wires)
 
+    async def _current_scheduler(self) -> str | None:
+        """Return the id of the scheduler if it takes jobs of this Girder.
+
+        It is asked again after a while, and if no connection to it is left open: its end closes
+        them.
+        """
+        await asyncio.sleep(0)  # handles the ends of connections
+        if self._is_id_valid():
+            with contextlib.suppress(Exception):  # the database, which has the address, may be down
+                if self._rpc is not None and self._rpc.address == self._address():
+                    return self._scheduler_id
+        return await self._hello()
+
+    def _is_id_valid(self) -> bool:
+        if time.monotonic() - self._told_at > _PROBE_INTERVAL_S:
+            return False
+        return any(not connection.closed() for connection in self._id_connections)
+
     async def _hello(self) -> str | None:
         """Connect, and return the id of the scheduler if it takes jobs."""
         answer = await self._call("girder_hello")
-        return str(answer["scheduler"]) if answer is not None else None
+        self._scheduler_id = str(answer["scheduler"]) if answer is not None else None
+        # One that does not know its Girder yet is asked each time: it may be that of another.
+        is_ours = answer is not None and answer.get("site") is not None
+        self._id_connections = tuple(self._rpc.comms) if is_ours else ()
+        self._told_at = time.monotonic()
+        return self._scheduler_id
 
     async def _call(
         self, operation: str, tries: int = 2, **arguments: Any
@@ -330,6 +358,7 @@ class _LinkThread:
         return answer
 
     def _disconnect(self) -> None:
+        self._id_connections = ()
         if self._rpc is not None:
             self._rpc.close_comms()
             self._rpc = None

@@ -39,10 +39,11 @@ _MAX_ACKNOWLEDGEMENTS = 5000
 # The throttle of requests. A job on an idle system takes two or three requests, which may follow
 # each other at once. When the burst is used up, one more may go every two intervals, or when the
 # recorder has rested nine times as long as the last request took: a request costs as much as ten
-# jobs.
+# jobs. After a request with fewer jobs than a full one it rests for less.
 _BURST_REQUESTS = 4
 _SPACING_INTERVALS = 2.0
 _REST_FACTOR = 9.0
+_FULL_REQUEST_JOBS = 16
 
 
 class Recorder:
@@ -89,6 +90,7 @@ class Recorder:
             burst=_BURST_REQUESTS,
             spacing=_SPACING_INTERVALS * interval_s,
             rest=_REST_FACTOR,
+            full_batch=_FULL_REQUEST_JOBS,
         )
         self._reminder: asyncio.TimerHandle | None = None
         self._delivered = asyncio.Condition()
@@ -238,14 +240,16 @@ class Recorder:
 
     async def _deliver_all(self) -> None:
         # Updates that arrive meanwhile are left for the next turn.
-        left = len(self._pending) - await self._deliver()
-        while left > 0 and self._pending:
-            left -= await self._deliver()
+        left = len(self._pending)
+        delivered = await self._deliver()
+        while left > delivered and self._pending:
+            delivered += await self._deliver()
         if self._pending:
-            self._throttle.poke(urgent=left > 0 or self._pending_bytes > _MAX_REQUEST_BYTES)
+            is_urgent = left > delivered or self._pending_bytes > _MAX_REQUEST_BYTES
+            self._throttle.poke(urgent=is_urgent)
         if self._acknowledgements:
             self._set_reminder()
-        self._throttle.sent()
+        self._throttle.sent(delivered)
         await self._notify()
 
     async def _deliver(self) -> int:

@@ -27,6 +27,9 @@ class Throttle:
         Seconds for one token. By default ``interval_s``.
     rest
         A factor: ``spacing`` is at most ``rest`` times the duration of the last batch.
+    full_batch
+        The number of messages from which this holds. The rest after a smaller batch is shorter in
+        proportion: few messages are not held back, and many fill their batches anyway.
     """
 
     def __init__(
@@ -35,10 +38,12 @@ class Throttle:
         burst: int | None = None,
         spacing: float | None = None,
         rest: float | None = None,
+        full_batch: int = 1,
     ) -> None:
         self._interval_s = interval_s
         self._spacing = self._max_spacing = interval_s if spacing is None else spacing
         self._rest = rest
+        self._full_batch = full_batch
         self._begun = 0.0
         self._burst = burst
         self._credit = float(burst or 0)
@@ -71,13 +76,14 @@ class Throttle:
             event.clear()
         self._begun = asyncio.get_running_loop().time()
 
-    def sent(self) -> None:
-        """Record the end of a batch."""
+    def sent(self, count: int) -> None:
+        """Record the end of a batch of ``count`` messages."""
         # Batches that are not urgent neither wait for tokens nor use more than there are.
         self._credit = max(self._credit_now() - 1.0, 0.0)
         self._last_end = asyncio.get_running_loop().time()
         if self._rest is not None:
-            self._spacing = min(self._max_spacing, self._rest * (self._last_end - self._begun))
+            rest = self._rest * min(1.0, count / self._full_batch)
+            self._spacing = min(self._max_spacing, rest * (self._last_end - self._begun))
 
     def _credit_now(self) -> float:
         """Return the tokens in the bucket: urgent batches that may follow each other now."""

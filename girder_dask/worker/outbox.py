@@ -19,6 +19,7 @@ import uuid
 from collections import deque
 from typing import Any
 
+from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.utils.background import Guard
 from girder_dask.utils.forks import reset_after_fork
@@ -34,10 +35,14 @@ logger = logging.getLogger(__name__)
 _MAX_BATCH_EVENTS = 1000
 # Urgent batches that may follow each other at once. After them, one more is sent every
 # _SPACING_S, or once the worker has rested _REST_FACTOR times as long as the last batch took:
-# sending a batch costs more than most tasks that end so soon.
+# sending a batch costs more than most tasks that end so soon. After a batch with fewer events than
+# a full one it rests for less.
 _BURST_BATCHES = 4
 _SPACING_S = 0.1
 _REST_FACTOR = 20.0
+_FULL_BATCH_EVENTS = 8
+# The start of a run waits this long for the end of a short one, so that both go together.
+_START_DELAY_S = 0.002
 _MAX_PAUSE_S = 5.0
 
 
@@ -98,6 +103,7 @@ class Outbox:
             burst=_BURST_BATCHES,
             spacing=min(interval_s, _SPACING_S),
             rest=_REST_FACTOR,
+            full_batch=_FULL_BATCH_EVENTS,
         )
         # How the sender was woken since it last looked: (urgent, at_once).
         self._woken: tuple[bool, bool] | None = None
@@ -174,10 +180,18 @@ class Outbox:
         while True:
             with self._guard:
                 await self._throttle.turn()
+                if self._has_only_a_start():
+                    await asyncio.sleep(_START_DELAY_S)
                 await self._send_all()
             if self._guard.failed:
                 await asyncio.sleep(self._guard.delay_s)
                 self._throttle.poke(urgent=True)  # retry even if no run sends anything new
+
+    def _has_only_a_start(self) -> bool:
+        """Return True if all that waits is that one run has started its function."""
+        if len(self._queue) != 1 or self._barriers:
+            return False
+        return self._queue[0].status == JobStatus.RUNNING
 
     async def _send_all(self) -> None:
         self._idle.clear()
@@ -195,7 +209,7 @@ class Outbox:
         for barrier in passed:
             barrier.set()
         if size:
-            self._throttle.sent()
+            self._throttle.sent(size)
         self._idle.set()
 
     def _gather(self) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
 from bson import ObjectId
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
-from girder.api.rest import Resource
+from girder.api.rest import Resource, getCurrentUser, requireAdmin
 from girder.constants import TokenScope
-from girder.exceptions import RestException
+from girder.exceptions import AccessException, RestException
 from girder.models.api_key import ApiKey
 from girder.models.assetstore import Assetstore
+from girder.models.token import Token
 
 from girder_dask import diagnostics
 from girder_dask._version import __version__
@@ -37,6 +40,29 @@ logger = logging.getLogger(__name__)
 _MAX_CLAIM_JOBS = 10_000
 # The most jobs in one page of those that a scheduler should have.
 _PAGE_JOBS = 5_000
+
+
+def _for_schedulers(route: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a route that only the scheduler's credential of an administrator may use.
+
+    It does what ``access.token(required=True)`` and ``requireAdmin`` do, but asks the database for
+    the token once and not three times: each update of a job goes through here.
+    """
+
+    @functools.wraps(route)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        user, token = getCurrentUser(returnToken=True)
+        if not token:
+            raise AccessException("You must be logged in or have a valid auth token.")
+        Token().requireScope(token, SCHEDULER_SCOPE)
+        # The key of someone who is no longer an administrator, and an expired token, are refused.
+        requireAdmin(user)
+        return route(*args, **kwargs)
+
+    marked: Any = checked
+    marked.accessLevel, marked.requiredScopes = "token", SCHEDULER_SCOPE
+    return checked
+
 
 TokenScope.describeScope(
     SCHEDULER_SCOPE,
@@ -96,7 +122,7 @@ class DaskResource(Resource):
             "credential": {"keys": len(keys), "lastUse": max(uses, default=None)},
         }
 
-    @access.token(scope=SCHEDULER_SCOPE, required=True)
+    @_for_schedulers
     @autoDescribeRoute(
         Description("Check whether the token may update Dask jobs.").notes(
             "For Dask schedulers. The answer has what `girder-dask doctor` compares: versions, "
@@ -106,7 +132,6 @@ class DaskResource(Resource):
     )
     def credential(self) -> dict[str, Any]:
         """Return the diagnostics of this Girder to a scheduler with a valid credential."""
-        self._require_scheduler()
         return {
             **diagnostics.describe_process(None),
             "scheduler": self._backend.check_scheduler(),
@@ -117,7 +142,7 @@ class DaskResource(Resource):
             "set_aside": quarantine.summarize(datetime.now(timezone.utc)),
         }
 
-    @access.token(scope=SCHEDULER_SCOPE, required=True)
+    @_for_schedulers
     @autoDescribeRoute(
         Description("Update Dask jobs.")
         .notes(
@@ -130,7 +155,6 @@ class DaskResource(Resource):
     )
     def update_jobs(self) -> dict[str, list[str]]:
         """Apply a batch of updates."""
-        self._require_scheduler()
         body = read_body_as(UpdatesBody, lenient=True)
         self._backend.unreachable.record_request(body.scheduler)
         read = [(wire, _read(wire)) for wire in body.updates]
@@ -147,7 +171,7 @@ class DaskResource(Resource):
                 verdicts.stale.append(wire["id"])
         return {"stale": verdicts.stale, "gone": verdicts.gone, "cancel": verdicts.cancel}
 
-    @access.token(scope=SCHEDULER_SCOPE, required=True)
+    @_for_schedulers
     @autoDescribeRoute(
         Description("Claim Dask jobs for a scheduler.")
         .notes(
@@ -162,7 +186,6 @@ class DaskResource(Resource):
     )
     def claim_jobs(self) -> dict[str, Any]:
         """Assign unfinished jobs to the scheduler that asks."""
-        self._require_scheduler()
         body = read_body_as(ClaimBody)
         scheduler, after = body.scheduler, body.after
         self._backend.unreachable.record_request(scheduler)
@@ -176,10 +199,6 @@ class DaskResource(Resource):
             "cancel": claim.cancel,
             "held": held,
         }
-
-    def _require_scheduler(self) -> None:
-        """Refuse a key whose owner is no longer an administrator, and an expired token."""
-        self.requireAdmin(self.getCurrentUser())
 
 
 def _assetstore() -> dict[str, Any]:

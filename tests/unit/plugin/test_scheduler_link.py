@@ -30,6 +30,7 @@ class LocalScheduler:
         self.refuse: Exception | None = None
         self.refused = 0
         self.runs = 0
+        self.hellos = 0
         self.begun: set[str] = set()
         self.thinks = 0.0  # seconds that it takes to say which jobs have begun
         self.loaded = True  # whether our plugin is
@@ -58,6 +59,7 @@ class LocalScheduler:
         return str(self._run(listen()))
 
     async def _hello(self) -> dict[str, Any]:
+        self.hellos += 1
         return {"scheduler": f"run {self.runs}", "site": self.site}
 
     async def _submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -215,6 +217,55 @@ def test_link_loses_no_job_when_the_scheduler_has_closed_the_connection(
     link.submit([spec("b")])
     until(lambda: "b" in scheduler.got)
     assert link.status()["reachable"]
+
+
+def test_link_asks_for_the_scheduler_once_for_each_connection(scheduler: LocalScheduler) -> None:
+    scheduler.site = "ours"
+    link = SchedulerLink(lambda: scheduler.address, site=lambda: "ours")
+    try:
+        for name, hellos in (("a", 1), ("b", 2)):
+            for n in range(5):
+                link.submit([spec(f"{name}{n}")])
+                until(lambda last=f"{name}{n}": last in scheduler.got)
+            assert scheduler.hellos == hellos
+            scheduler.stop()
+            scheduler.start(scheduler.address)
+    finally:
+        link.close()
+
+
+def test_link_asks_a_scheduler_that_does_not_know_its_girder_each_time(
+    scheduler: LocalScheduler,
+) -> None:
+    link = SchedulerLink(lambda: scheduler.address, site=lambda: "ours")
+    try:
+        link.submit([spec("a")])
+        until(lambda: "a" in scheduler.got)
+        scheduler.site = "theirs"
+        link.submit([spec("b")])
+        until(lambda: "another Girder" in (link.status()["error"] or ""))
+        assert scheduler.got == ["a"]
+    finally:
+        link.close()
+
+
+def test_link_asks_for_the_scheduler_when_its_address_has_changed(
+    scheduler: LocalScheduler,
+) -> None:
+    other = LocalScheduler()
+    other.runs += 1
+    scheduler.site = other.site = "ours"
+    addresses = [scheduler.address]
+    link = SchedulerLink(lambda: addresses[0], site=lambda: "ours")
+    try:
+        link.submit([spec("a")])
+        until(lambda: scheduler.got == ["a"])
+        addresses[0] = other.address
+        link.submit([spec("b")])
+        until(lambda: other.got == ["b"])
+    finally:
+        link.close()
+        other.close()
 
 
 def test_link_reports_a_refusal_and_delivers_the_next_job(

@@ -29,14 +29,14 @@ async def test_throttle_lets_an_idle_sender_send_at_once() -> None:
 
 async def test_throttle_lets_a_busy_sender_wait_for_its_interval() -> None:
     pace = Throttle(LONG)
-    pace.sent()
+    pace.sent(1)
     pace.poke(urgent=False)
     assert not await turned(pace, within=0.05)
 
 
 async def test_throttle_does_not_delay_urgent_messages() -> None:
     pace = Throttle(LONG)
-    pace.sent()
+    pace.sent(1)
     pace.poke(urgent=False)
     waiting = asyncio.create_task(pace.turn())
     await asyncio.sleep(0)
@@ -54,7 +54,7 @@ async def test_throttle_coalesces_messages_into_one_turn() -> None:
 
 async def test_throttle_can_be_canceled_while_it_waits() -> None:
     pace = Throttle(LONG)
-    pace.sent()
+    pace.sent(1)
     pace.poke(urgent=False)
     waiting = asyncio.create_task(pace.turn())
     await asyncio.sleep(0.01)
@@ -69,27 +69,27 @@ async def test_throttle_spends_and_regains_the_tokens_of_urgent_batches() -> Non
     for _ in range(2):
         pace.poke(urgent=True)
         assert await turned(pace, within=0.05)
-        pace.sent()
+        pace.sent(1)
     begun = asyncio.get_running_loop().time()
     pace.poke(urgent=True)
     assert await turned(pace)
     waited = asyncio.get_running_loop().time() - begun
     assert 0.05 < waited < 0.5
-    pace.sent()
+    pace.sent(1)
 
 
 async def test_throttle_does_not_delay_what_a_caller_waits_for() -> None:
     pace = Throttle(LONG, burst=1)
     pace.poke(urgent=True)
     assert await turned(pace)
-    pace.sent()
+    pace.sent(1)
     pace.poke(urgent=True)
     waiting = asyncio.create_task(pace.turn())
     await asyncio.sleep(0.05)
     assert not waiting.done()
     pace.poke(urgent=True, at_once=True)
     await asyncio.wait_for(waiting, 1.0)
-    pace.sent()
+    pace.sent(1)
     pace.poke(urgent=True)
     assert not await turned(pace, within=0.05)
 
@@ -102,7 +102,7 @@ async def test_throttle_holds_no_more_tokens_than_its_burst() -> None:
     while asyncio.get_running_loop().time() - begun < 0.1:
         pace.poke(urgent=True)
         await pace.turn()
-        pace.sent()
+        pace.sent(1)
         taken += 1
     assert taken <= 2 + 0.1 / 0.02 + 1
 
@@ -114,13 +114,30 @@ async def test_throttle_rests_in_proportion_to_the_last_batch() -> None:
         pace.poke(urgent=True)
         assert await turned(pace)
         await asyncio.sleep(took)
-        pace.sent()
+        pace.sent(1)
         begun = loop.time()
         pace.poke(urgent=True)
         assert await turned(pace)
         assert 4 * took < loop.time() - begun < 1.0
-        pace.sent()
+        pace.sent(1)
         await asyncio.sleep(0.1)
+
+
+async def test_throttle_rests_for_less_after_a_small_batch() -> None:
+    loop = asyncio.get_running_loop()
+    waits = {}
+    for count in (1, 10, 100):
+        pace = Throttle(LONG, burst=1, spacing=LONG, rest=5.0, full_batch=10)
+        pace.poke(urgent=True)
+        assert await turned(pace)
+        await asyncio.sleep(0.05)
+        pace.sent(count)
+        begun = loop.time()
+        pace.poke(urgent=True)
+        assert await turned(pace, within=5.0)
+        waits[count] = loop.time() - begun
+    assert waits[1] < 0.2 < waits[10]
+    assert waits[100] < 3 * waits[10]
 
 
 async def test_throttle_makes_no_debt_for_batches_that_are_not_urgent() -> None:
@@ -128,7 +145,7 @@ async def test_throttle_makes_no_debt_for_batches_that_are_not_urgent() -> None:
     for _ in range(50):
         pace.poke(urgent=False)
         assert await turned(pace)
-        pace.sent()
+        pace.sent(1)
     begun = asyncio.get_running_loop().time()
     pace.poke(urgent=True)
     assert await turned(pace)
