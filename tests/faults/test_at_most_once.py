@@ -45,6 +45,7 @@ def test_a_task_that_may_run_at_most_once(fault_stack: Start, tmp_path: Path) ->
 
     lost = start(1, seconds=60)
     until(lambda: begun(tally)[1])
+    stack.wait(lost[0], status=S.RUNNING)
     psutil.Process(int(tally.read_text().split()[2])).kill()
     job = stack.wait(lost[0], status=S.ERROR)
     assert states(job) == ["QUEUED", "RUNNING", "QUEUED", "ERROR"]
