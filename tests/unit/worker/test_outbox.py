@@ -11,8 +11,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-import pytest
-
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.utils.backoff import Backoff
@@ -103,34 +101,6 @@ async def test_an_event_says_of_which_run_on_which_worker_it_is() -> None:
     assert {one.run, two.run} == {first.run, second.run}
     assert first.run != second.run
     assert begun <= one.time <= time.time()
-
-
-async def test_the_start_and_the_end_of_a_short_run_go_together(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(outbox_module, "_START_DELAY_S", 0.1)
-    scheduler = Scheduler()
-    async with opened(scheduler) as outbox:
-        short = sink(outbox)
-        short.status(S.RUNNING)
-        await asyncio.sleep(0.01)
-        short.finish(S.SUCCESS)
-        await soon(lambda: scheduler.statuses("a") == [S.RUNNING, S.SUCCESS])
-        assert len(scheduler.batches) == 1
-        long = sink(outbox, "b")
-        long.status(S.RUNNING)
-        await soon(lambda: scheduler.statuses("b") == [S.RUNNING])
-
-
-async def test_a_start_that_a_caller_waits_for_goes_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(outbox_module, "_START_DELAY_S", A_WHILE)
-    scheduler = Scheduler()
-    async with opened(scheduler) as outbox:
-        sink(outbox).status(S.RUNNING)
-        await asyncio.wait_for(outbox.flushed(), SECONDS)
-        assert scheduler.statuses("a") == [S.RUNNING]
 
 
 async def test_output_waits_for_the_interval_but_a_change_of_state_does_not() -> None:
