@@ -7,7 +7,7 @@ from dataclasses import replace
 from girder.exceptions import AccessException
 
 from girder_dask.celery import message_body
-from girder_dask.plugin.rest import authorization
+from girder_dask.plugin.rest import authorization, option_limits
 from girder_dask.plugin.store import job_records
 from girder_dask.plugin.store.access.authority import Authority, of_job
 from girder_dask.plugin.store.access.requester import Requester
@@ -47,6 +47,9 @@ def require(
     if authority.runs_code:
         return
     job_id = (requester.job or {})["_id"]
+    excess = option_limits.find_excess(submission, any_field=True)
+    if excess is not None:
+        raise AccessException(f"Job {job_id} may not start {message.task} on Dask: {excess}.")
     calls = [submission] if message.task not in _COLLECTING else []
     body = message_body.load(message)
     for following in message_body.signatures(body):

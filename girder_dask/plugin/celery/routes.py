@@ -24,6 +24,7 @@ from girder_dask.plugin.rest.reserved_fields import find_reserved
 from girder_dask.plugin.store import job_records
 from girder_dask.plugin.store.access.requester import Requester, identify
 from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
+from girder_dask.protocol.messages import Submission
 from girder_dask.protocol.names import SUBMIT_SCOPE
 from girder_dask.protocol.wire_json import from_json, to_json
 
@@ -73,9 +74,9 @@ class CeleryRoutes:
         requester = _running_job()
         authority = message_authority.of(requester)
         body = read_body_as(MessageBody)
-        message, job = _read(body)
-        submission = submission_of(message, job)
+        message, submission = _read(body)
         parent = requester.job or {}
+        _require_id(message.id, parent)
         submission = replace(
             submission,
             other_fields={
@@ -99,7 +100,7 @@ class CeleryRoutes:
         """Return the stored result of the newest job with an id of Celery."""
         requester = _running_job()
         task_id = read_body_as(TaskIdBody).id
-        for job in find_jobs([task_id])[:1]:
+        for job in find_jobs([task_id]):
             if not job_records.is_descendant(job, (requester.job or {})["_id"]):
                 requester.require(job, AccessType.READ)
         stored = self._messages.result(task_id)
@@ -137,8 +138,18 @@ def _running_job() -> Requester:
     return requester
 
 
-def _read(body: MessageBody) -> tuple[CeleryMessage, CeleryJob | None]:
-    """Read the message and the fields of its job.
+def _require_id(task_id: str, parent: Mapping[str, Any]) -> None:
+    """Refuse the id of a task of another user: whoever asks for it would get this job instead."""
+    for job in find_jobs([task_id]):
+        if job.get("userId") != parent.get("userId"):
+            raise AccessException(
+                f"Job {parent['_id']} may not start a task with the id {task_id!r:.100}: another "
+                "user has a task with this id."
+            )
+
+
+def _read(body: MessageBody) -> tuple[CeleryMessage, Submission]:
+    """Read the message, and return it with the call of its job.
 
     Raises
     ------
@@ -147,16 +158,16 @@ def _read(body: MessageBody) -> tuple[CeleryMessage, CeleryJob | None]:
     """
     try:
         message = CeleryMessage.from_wire(from_json(body.message))
+        for name in ("id", "task", "queue"):
+            if not getattr(message, name).isprintable():
+                raise ValueError(f"Expected a printable line - at `$.{name}`")
         job = None if body.job is None else CeleryJob.from_wire(from_json(body.job))
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        call = submission_of(message, None if job is None else replace(job, user=None, token=None))
+        call = Submission.from_wire(call.to_wire())  # which checks the types of all fields
+        call.check()
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
         raise RestException(f"The message cannot be read: {e}") from e
-    if job is None:
-        return message, None
-    wrong = _reserved(job.other_fields)
+    wrong = [] if job is None else find_reserved(job.other_fields)
     if wrong:
         raise RestException(f"The other fields of the job must not set {', '.join(wrong)[:200]}.")
-    return message, replace(job, user=None, token=None)
-
-
-def _reserved(fields: Mapping[str, Any]) -> list[str]:
-    return find_reserved(fields)
+    return message, call
