@@ -10,7 +10,7 @@ from typing import Any
 from girder_dask.errors import GirderError
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 
-__all__ = ["NAME", "connect", "create", "revoke_others", "write"]
+__all__ = ["NAME", "ask", "connect", "create", "revoke_others", "write"]
 
 
 #: The name of the key in the list of its owner's keys.
@@ -115,6 +115,13 @@ def revoke_others(client: Any, key: str, *, name: str = NAME) -> None:
         is_same_kind = other["name"] == name and other["scope"] == [SCHEDULER_SCOPE]
         if is_same_kind and other["key"] != key:
             client.delete(f"api_key/{other['_id']}")
+
+
+def ask(client: Any, path: str, body: Any) -> Any:
+    """Return the answer to a request of an administrator; raises GirderError as :func:`create`."""
+    url = client.urlBase.rstrip("/")
+    refused = f"Girder at {url} refuses POST {path}"
+    return _request(url, lambda: client.post(path, json=body), refused=refused)
 
 
 def write(path: Path, key: str) -> None:

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from girder_dask._version import __version__
 from girder_dask.cli.certs import certs
+from girder_dask.cli.prune import prune
 from girder_dask.cli.site import init
 from girder_dask.errors import GirderDaskError
 
@@ -53,6 +54,7 @@ def main(verbose: bool) -> None:
 
 main.add_command(certs)
 main.add_command(init)
+main.add_command(prune)
 
 
 @main.command()

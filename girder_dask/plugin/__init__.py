@@ -14,7 +14,13 @@ from girder.plugin import GirderPlugin, getPlugin, registerPluginStaticContent
 from girder_jobs.models.job import Job
 
 from girder_dask.client.backend import set_backend
-from girder_dask.plugin import celery, event_handlers, girder_log, token_sweeper
+from girder_dask.plugin import (
+    celery,
+    event_handlers,
+    girder_log,
+    retention_sweeper,
+    token_sweeper,
+)
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import artifacts as artifact_rest
 from girder_dask.plugin.rest import (
@@ -78,3 +84,4 @@ class DaskPlugin(GirderPlugin):
         set_backend(backend)
         backend.connect()
         token_sweeper.start()
+        retention_sweeper.start()

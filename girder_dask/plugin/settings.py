@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -21,11 +22,14 @@ from girder.models.setting import Setting
 from girder.settings import SettingKey
 from girder.utility import setting_utilities
 
+from girder_dask.plugin.retention_rules import MalformedRules, RetentionRule, read_rules
+
 __all__ = [
     "ALLOW_TASKS",
     "API_URL",
     "DIRECT_PATH",
     "MAX_PRIORITY",
+    "RETENTION",
     "SCHEDULER_ADDRESS",
     "SUBMITTERS",
     "allow_tasks",
@@ -34,6 +38,7 @@ __all__ = [
     "default_api_url",
     "direct_path",
     "max_priority",
+    "retention",
     "scheduler_address",
     "server_root",
     "submitters",
@@ -54,6 +59,9 @@ SUBMITTERS = "dask.submitters"
 ALLOW_TASKS = "dask.allow_tasks"
 #: The highest priority of calls of users who may not run code of their own.
 MAX_PRIORITY = "dask.max_priority"
+#: What is deleted of jobs that have ended, and when: a list of
+#: :class:`~girder_dask.plugin.retention_rules.RetentionRule`.
+RETENTION = "dask.retention"
 
 #: Girder reads the database at each access, which would be most of the cost of a ``delay()``.
 _CACHE_TTL_S = 1.0
@@ -62,6 +70,8 @@ _MAX_ABS_PRIORITY = 10**9
 
 _SCHEMES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
 _cache: dict[str, tuple[float, Any]] = {}
+
+logger = logging.getLogger(__name__)
 
 _Validate = Callable[[dict[str, Any]], None]
 
@@ -168,6 +178,20 @@ def _validate_max_priority(doc: dict[str, Any]) -> None:
     doc["value"] = value
 
 
+@_validator(RETENTION)
+def _validate_retention(doc: dict[str, Any]) -> None:
+    if doc["value"] is None or doc["value"] == "":
+        doc["value"] = []
+    try:
+        read_rules(doc["value"])
+    except MalformedRules as e:
+        raise ValidationException(
+            f"The retention of jobs cannot be read: {e}. It is a list of rules such as "
+            '{"delete": "logs", "days": 90, "states": ["SUCCESS"]}.',
+            "value",
+        ) from e
+
+
 def _priority(value: Any) -> int | None:
     """Return a priority, which is text in the environment, or None if it is malformed."""
     try:
@@ -194,6 +218,11 @@ def _default_allow_tasks() -> bool:
 @setting_utilities.default(MAX_PRIORITY)
 def _default_max_priority() -> int:
     return 0
+
+
+@setting_utilities.default(RETENTION)
+def _default_retention() -> list[Any]:
+    return []
 
 
 @setting_utilities.default(SCHEDULER_ADDRESS)
@@ -274,6 +303,15 @@ def allow_tasks() -> bool | list[str]:
 def max_priority() -> int:
     """Return the highest priority of calls of users who may not run code of their own."""
     return _priority(_get(MAX_PRIORITY)) or 0
+
+
+def retention() -> list[RetentionRule]:
+    """Return the rules of retention, none if they are malformed, as the environment may be."""
+    try:
+        return read_rules(_get(RETENTION))
+    except MalformedRules as e:
+        logger.error("Nothing is deleted, since %s cannot be read: %s", RETENTION, e)
+        return []
 
 
 def server_root() -> str | None:

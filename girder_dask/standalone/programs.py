@@ -49,6 +49,7 @@ def mongod(directory: Path, port: int) -> list[str]:
         *("--bind_ip", "127.0.0.1", "--port", str(port)),
         *("--wiredTigerCacheSizeGB", "0.25"),
         "--nounixsocket",
+        "--quiet",  # else it logs each connection
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
     ]
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -34,8 +35,9 @@ class Part:
     directory
         Its working directory.
     log
-        The file for its output. The file of the previous run is kept beside it as ``.1``; a
-        process that is restarted within a run appends to the same file.
+        The file for its output. The file of the previous run is kept beside it as ``.1``, as is
+        the content of a file that grew too large; a process that is restarted within a run appends
+        to the same file.
     check
         Health check: returns True once the part works. Called repeatedly until then.
     timeout
@@ -166,6 +168,24 @@ class Part:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._is_cleared = True
+
+    def limit_log(self, max_bytes: int) -> None:
+        """Move the content of a log that has grown too large beside it, as ``.1``.
+
+        The process goes on to append to the same file. What it writes between the copy and the
+        truncation is lost, which is a matter of milliseconds.
+        """
+        try:
+            is_too_large = self.log.stat().st_size > max_bytes
+        except FileNotFoundError:
+            return
+        if not is_too_large:
+            return
+        partial, rotated = (self.log.with_name(f"{self.log.name}.{end}") for end in ("part", "1"))
+        with self.log.open("rb") as log, open(partial, "wb", opener=_private) as copy:
+            shutil.copyfileobj(log, copy)
+        os.truncate(self.log, 0)
+        partial.replace(rotated)
 
     def describe_end(self, what: str) -> str:
         """Return a message with the end of the log and the hints that match it."""

@@ -67,6 +67,8 @@ class Supervisor:
         Seconds after the start within which an end is early.
     max_early_ends
         The number of early ends in a row after which a part is given up.
+    max_log_bytes
+        The size at which the log of a part is rotated.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Supervisor:
         pause_s: float = 1.0,
         early_s: float = 30.0,
         max_early_ends: int = 5,
+        max_log_bytes: int = 16 * 1024**2,
     ) -> None:
         self._statuses = [_PartStatus(part) for part in parts]
         self._guards = [Guard(logger, f"The supervision of {part.name}") for part in parts]
@@ -88,6 +91,7 @@ class Supervisor:
         self._backoff = Backoff(pause_s, _MAX_PAUSE_S, jitter=0.0)
         self._early_s = early_s
         self._max_early_ends = max_early_ends
+        self._max_log_bytes = max_log_bytes
 
     @property
     def is_settled(self) -> bool:
@@ -104,6 +108,7 @@ class Supervisor:
 
     def _step(self, status: _PartStatus) -> bool:
         part = status.part
+        part.limit_log(self._max_log_bytes)
         if status.state is _PartState.WORKS and not part.running:
             self._record_end(status, part.describe_end("has ended"))
             return True

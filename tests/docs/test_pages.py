@@ -70,6 +70,7 @@ def test_every_setting_of_girder_is_in_the_table_with_its_default() -> None:
         settings.SUBMITTERS,
         settings.ALLOW_TASKS,
         settings.MAX_PRIORITY,
+        settings.RETENTION,
     }
     assert keys == {
         value

@@ -382,6 +382,24 @@ async def sweeper_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
         token_sweeper._work()
 
 
+async def retention_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from girder_dask.plugin import retention_sweeper
+
+    class Enough(BaseException):
+        """Ends the thread, which has no other end."""
+
+    rules = Fails(list)
+    monkeypatch.setattr(retention_sweeper, "settings", SimpleNamespace(retention=rules))
+
+    def sleep(_seconds: float) -> None:
+        if rules.calls == 2:
+            raise Enough
+
+    monkeypatch.setattr(retention_sweeper, "time", SimpleNamespace(sleep=sleep))
+    with pytest.raises(Enough):
+        retention_sweeper._work()
+
+
 async def memory_trim() -> None:
     from girder_dask.plugin import memory_trimming
 
@@ -451,6 +469,9 @@ class Stub:
     def __init__(self, name: str) -> None:
         self.name = name
         self.running = False
+
+    def limit_log(self, _max_bytes: int) -> None:
+        """Do nothing: there is no log."""
 
     def describe_end(self, how: str) -> str:
         return f"{self.name} {how}"
@@ -554,6 +575,7 @@ PLACES = [
     courier_connection,
     unreached_mark,
     sweeper_sweep,
+    retention_pass,
     memory_trim,
     recount_later,
     card_look,

@@ -9,9 +9,18 @@ import msgspec
 from girder.api import docs
 from msgspec import Meta, Struct
 
+from girder_dask.plugin.retention_rules import RetentionRule
 from girder_dask.protocol.messages import WIRE_VERSION, JobId, JobUpdate, Message, Submission
 
-__all__ = ["ClaimBody", "JobIdsBody", "SubmissionsBody", "UpdatesBody", "parameter", "register"]
+__all__ = [
+    "ClaimBody",
+    "JobIdsBody",
+    "PruneBody",
+    "SubmissionsBody",
+    "UpdatesBody",
+    "parameter",
+    "register",
+]
 
 _MAX_IDS = 100_000
 
@@ -50,6 +59,14 @@ class ClaimBody(Struct):
     lacking: list[tuple[JobId, _Count, _Count]] = []
 
 
+class PruneBody(Struct):
+    """The body of ``POST dask/prune``."""
+
+    rule: RetentionRule
+    after: JobId | None = None
+    dry_run: bool = False
+
+
 # The name of a body in the OpenAPI document, its form, and the items of its lists.
 _DOCUMENTED: Mapping[type[Struct], tuple[str, str, Mapping[str, type[Message]]]] = {
     SubmissionsBody: (
@@ -66,6 +83,11 @@ _DOCUMENTED: Mapping[type[Struct], tuple[str, str, Mapping[str, type[Message]]]]
     ClaimBody: (
         "DaskClaim",
         '{"scheduler": id, "limit": n, "after": id or null, "lacking": [[job id, attempt, n], …]}',
+        {},
+    ),
+    PruneBody: (
+        "DaskPrune",
+        '{"rule": {"delete": "logs", "days": 90}, "after": job id or null, "dry_run": false}',
         {},
     ),
 }

@@ -20,12 +20,12 @@ from girder.models.token import Token
 
 from girder_dask import diagnostics
 from girder_dask._version import __version__
-from girder_dask.plugin import settings, site
+from girder_dask.plugin import retention, settings, site
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.notify import redis_publisher
 from girder_dask.plugin.rest import body_types, routes
 from girder_dask.plugin.rest.body_parser import read_body_as
-from girder_dask.plugin.rest.body_types import ClaimBody, UpdatesBody
+from girder_dask.plugin.rest.body_types import ClaimBody, PruneBody, UpdatesBody
 from girder_dask.plugin.store import acknowledgements, claims, quarantine, updates
 from girder_dask.plugin.store.access.authority import may_run_code
 from girder_dask.plugin.store.unreachable import clear_reason
@@ -86,6 +86,7 @@ class DaskResource(Resource):
         routes.add(self, "GET", ("credential",), self.credential)
         routes.add(self, "POST", ("job", "updates"), self.update_jobs)
         routes.add(self, "POST", ("job", "claim"), self.claim_jobs)
+        routes.add(self, "POST", ("prune",), self.prune)
 
     @access.public
     @autoDescribeRoute(
@@ -199,6 +200,25 @@ class DaskResource(Resource):
             "cancel": claim.cancel,
             "held": held,
         }
+
+    @access.admin
+    @autoDescribeRoute(
+        Description("Delete what a rule of retention allows, in one small step.")
+        .notes(
+            "For `girder-dask prune`. One step examines some hundred jobs. The answer has how many "
+            "were `deleted` or had something deleted, and `after`, which the next step takes; it "
+            "is null when all jobs were examined. The rule is as in the setting `dask.retention`."
+        )
+        .param(**body_types.parameter(PruneBody))
+        .errorResponse("The body cannot be read.")
+    )
+    def prune(self) -> dict[str, Any]:
+        """Delete old jobs, logs, artifacts or results."""
+        body = read_body_as(PruneBody)
+        after = None if body.after is None else ObjectId(body.after)
+        now = datetime.now(timezone.utc)
+        step = retention.delete_step(body.rule, after, now, is_dry=body.dry_run)
+        return {"deleted": step.deleted, "after": None if step.after is None else str(step.after)}
 
 
 def _assetstore() -> dict[str, Any]:

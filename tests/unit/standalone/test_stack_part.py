@@ -147,3 +147,25 @@ def test_tail_makes_lines_of_mongod_readable(tmp_path: Path) -> None:
         "plain",
     ]
     assert tail(tmp_path / "missing.log") == []
+
+
+def test_limit_log_moves_what_is_too_much_beside_the_log(make_part: MakePart) -> None:
+    part = make_part("echo before; while [ ! -e go ]; do sleep 0.02; done; echo after; sleep 60")
+    rotated = part.log.with_name("shell.log.1")
+    until(lambda: part.log.read_text().endswith("before\n"))
+    part.limit_log(10_000)
+    assert not rotated.exists()
+    part.limit_log(5)
+    assert rotated.read_text().endswith("before\n")
+    assert part.log.read_text() == ""
+    assert rotated.stat().st_mode & 0o777 == 0o600
+    (part.directory / "go").touch()
+    until(lambda: part.log.read_text() == "after\n")
+    assert tail(part.log) == ["after"]
+
+
+def test_limit_log_accepts_a_part_without_a_log(make_part: MakePart) -> None:
+    part = make_part("sleep 60")
+    part.log.unlink()
+    part.limit_log(0)
+    assert not part.log.exists()

@@ -56,7 +56,9 @@ class Site:
         self.parts.append(part)
         return part
 
-    def supervise(self, quick: float = 30.0, pause: float = 0.05, most: int = 3) -> Supervisor:
+    def supervise(
+        self, quick: float = 30.0, pause: float = 0.05, most: int = 3, max_log_bytes: int = 10**6
+    ) -> Supervisor:
         return Supervisor(
             self.parts,
             self.diary,
@@ -65,6 +67,7 @@ class Site:
             pause_s=pause,
             early_s=quick,
             max_early_ends=most,
+            max_log_bytes=max_log_bytes,
         )
 
     def heard(self, what: str) -> list[str]:
@@ -107,6 +110,17 @@ def test_supervisor_restarts_a_part_that_ends(site: Site) -> None:
     assert site.diary.texts[0].endswith("\ngirder restarts in 0.1 s.")
     poll_until(supervisor, lambda: len(tail(part.log)) == 3)
     assert tail(part.log) == ["begun", "--- girder restarts", "begun"]
+
+
+def test_supervisor_rotates_the_log_of_a_part(site: Site) -> None:
+    part = site.add("mongod", "while echo 0123456789; do sleep 0.01; done")
+    supervisor = site.supervise(max_log_bytes=200)
+    rotated = part.log.with_name("mongod.log.1")
+    poll_until(supervisor, rotated.exists)
+    assert rotated.stat().st_size > 200
+    assert part.log.stat().st_size < 200
+    assert part.running
+    assert site.diary.entries == []
 
 
 def test_supervisor_clears_a_part_before_it_restarts_it(site: Site) -> None:

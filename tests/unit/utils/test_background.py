@@ -171,6 +171,7 @@ IN_THE_BACKGROUND = {
     "plugin/notify/redis_publisher",
     "plugin/memory_trimming",
     "plugin/store/maps/count_throttle",
+    "plugin/retention_sweeper",
     "plugin/token_sweeper",
     "plugin/store/unreachable",
     "scheduler/event_recorder",
