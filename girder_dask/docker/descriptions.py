@@ -27,7 +27,8 @@ _CPU_PERIOD_US = 100_000
 def _environment(plan: ContainerPlan) -> Mapping[str, str]:
     # Images of NVIDIA ask for all GPUs, and get them where its runtime is the default.
     gpus = ",".join(plan.gpus) or "void"
-    return {"HOME": "/tmp", "NVIDIA_VISIBLE_DEVICES": gpus, **plan.env}  # noqa: S108
+    # A call does not choose them either.
+    return {"HOME": "/tmp", **plan.env, "NVIDIA_VISIBLE_DEVICES": gpus}  # noqa: S108
 
 
 def for_docker(facts: EngineFacts, image: Image, plan: ContainerPlan) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from girder_dask.errors import ContainerError
 
-__all__ = ["check_name", "matches"]
+__all__ = ["check_name", "full_name", "matches"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.:/@+-]*", re.ASCII)
 _MAX_CHARACTERS = 255
@@ -53,6 +53,15 @@ def matches(image: str, patterns: Sequence[str]) -> bool:
     return False
 
 
+def full_name(image: str) -> str:
+    """Return the name of an image with its registry, which an engine takes for no id of an image.
+
+    >>> full_name('busybox:1.36'), full_name('0f1e2d3c'), full_name('a.org/x')
+    ('docker.io/library/busybox:1.36', 'docker.io/library/0f1e2d3c', 'a.org/x')
+    """
+    return "".join(_split(image))
+
+
 def _split(reference: str) -> tuple[str, str]:
     """Return the full name of an image, and its tag and digest with their separators.
 
@@ -64,7 +73,9 @@ def _split(reference: str) -> tuple[str, str]:
     last, colon, tag = last.partition(":")
     name = f"{path}{slash}{last}"
     first = name.partition("/")[0]
-    has_registry = slash and ("." in first or ":" in first or first in ("localhost", "*", "**"))
+    is_host = "." in first or ":" in first or first in ("localhost", "*", "**")
+    # Names of repositories have no capital letters, so engines take such a word for a host.
+    has_registry = slash and (is_host or first != first.lower())
     if not has_registry:
         name = f"{_DEFAULT_REGISTRY}/{name}" if slash else f"{_DEFAULT_REGISTRY}/library/{name}"
     return name, f"{colon}{tag}{at}{digest}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import selectors
 import sys
 from collections.abc import Callable, Iterable
@@ -76,5 +75,4 @@ def follow(
                     selector.unregister(key.fileobj)
                     waiting.discard(key.data)
         for source in others:  # what the container has written last
-            with contextlib.suppress(BlockingIOError):
-                source.read()
+            source.read()

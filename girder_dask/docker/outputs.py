@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import os
+import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from girder_dask.errors import ContainerError
 from girder_dask.utils.rmtree import rmtree
 
-__all__ = ["check_names", "make_directory", "remove_links_out", "results"]
+__all__ = ["check_names", "left_out", "make_directory", "remove_links_out", "results"]
 
 _MAX_SHOWN = 20
+_MAX_NAME_CHARACTERS = 200
 
 
 def check_names(names: str | Sequence[str] | None) -> None:
@@ -35,19 +39,48 @@ def make_directory(work_dir: Path | None) -> Path:
 def remove_links_out(directory: Path) -> list[str]:
     """Remove symbolic links that lead out of a directory, and return their names.
 
-    A container can make a link to any path. On the host it would lead to another file.
+    A container can make a link to any path. On the host it would lead to another file. It can also
+    make directories that cannot be listed, which are opened for their owner.
     """
     root = os.path.realpath(directory)
     removed = []
+    _open(root)
     for parent, directories, files in os.walk(directory):
         for name in [*directories, *files]:
             path = os.path.join(parent, name)  # noqa: PTH118 - as os.walk does
-            if os.path.islink(path):  # noqa: PTH114
-                target = os.path.realpath(path)
-                if os.path.commonpath([root, target]) != root:
-                    os.unlink(path)  # noqa: PTH108
-                    removed.append(os.path.relpath(path, directory))
+            if not os.path.islink(path):  # noqa: PTH114
+                if name in directories:
+                    _open(path)
+            elif not _is_below(path, root):
+                os.unlink(path)  # noqa: PTH108
+                removed.append(os.path.relpath(path, directory))
     return sorted(removed)
+
+
+def _open(directory: str) -> None:
+    """Let the owner of a directory list and change it, unless that is another user."""
+    mode = stat.S_IMODE(os.lstat(directory).st_mode)
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        with contextlib.suppress(PermissionError):
+            os.chmod(directory, mode | stat.S_IRWXU)  # noqa: PTH101
+
+
+def _is_below(path: str | os.PathLike[str], root: str) -> bool:
+    return os.path.commonpath([root, os.path.realpath(path)]) == root
+
+
+def left_out(links: Sequence[str]) -> Iterator[str]:
+    """Yield the lines for the log about links that were removed."""
+    for name in links[:_MAX_SHOWN]:
+        yield f"{_shown(name)} is left out: it is a link to another place."
+    if len(links) > _MAX_SHOWN:
+        yield f"… and {len(links) - _MAX_SHOWN:,} more are left out: they are links, too."
+
+
+def _shown(name: str) -> str:
+    """Return a name as part of one line of UTF-8."""
+    shown = name if name.isprintable() else repr(name)
+    return shown[:_MAX_NAME_CHARACTERS]
 
 
 def results(directory: Path, names: str | Sequence[str] | None) -> Any:
@@ -56,7 +89,8 @@ def results(directory: Path, names: str | Sequence[str] | None) -> Any:
     Raises
     ------
     ContainerError
-        If the container has not written one of them. The message says what it has written.
+        If the container has not written one of them, or something that is no file. The message
+        says what it has written.
     """
     if names is None:
         return str(directory)
@@ -67,14 +101,38 @@ def results(directory: Path, names: str | Sequence[str] | None) -> Any:
 
 def _existing(directory: Path, name: str) -> str:
     path = directory / name
-    if not path.exists():
-        there = sorted(str(each.relative_to(directory)) for each in directory.rglob("*"))
-        more = f" and {len(there) - _MAX_SHOWN} more" if len(there) > _MAX_SHOWN else ""
+    try:
+        mode = path.stat().st_mode if _is_below(path, os.path.realpath(directory)) else None
+    except OSError:
+        mode = None
+    if mode is None:
         raise ContainerError(
             f"The container has written no {name!r} into /outputs. It has written: "
-            f"{', '.join(there[:_MAX_SHOWN]) or 'nothing'}{more}."
+            f"{_written(directory)}."
+        )
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        # Whoever opens a pipe waits for its other end.
+        raise ContainerError(
+            f"The container has written {name!r} into /outputs, which is neither a file nor a "
+            "directory, but a pipe, a socket or a device. Have it write a file."
         )
     return str(path)
+
+
+def _written(directory: Path) -> str:
+    """Return the first names of what a container has written, which may be millions of files."""
+    count = 0
+
+    def names() -> Iterator[str]:
+        nonlocal count
+        for parent, directories, files in os.walk(directory):
+            for name in (*directories, *files):
+                count += 1
+                yield os.path.relpath(os.path.join(parent, name), directory)  # noqa: PTH118
+
+    shown = ", ".join(map(_shown, heapq.nsmallest(_MAX_SHOWN, names())))
+    more = f" and {count - _MAX_SHOWN:,} more" if count > _MAX_SHOWN else ""
+    return f"{shown or 'nothing'}{more}"
 
 
 def remove(directory: Path) -> None:

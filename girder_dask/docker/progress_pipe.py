@@ -71,7 +71,11 @@ class ProgressPipe:
 
     def read(self) -> bool:
         """Read what has come, and report the last state in it. The pipe never ends."""
-        *lines, self._line = (self._line + os.read(self._descriptor, _CHUNK_BYTES)).split(b"\n")
+        try:
+            data = os.read(self._descriptor, _CHUNK_BYTES)
+        except BlockingIOError:  # the container has read it
+            return True
+        *lines, self._line = (self._line + data).split(b"\n")
         self._line = self._line[:_MAX_LINE_BYTES]
         for line in lines:
             fields = _fields(line) if len(line) < _MAX_LINE_BYTES else None

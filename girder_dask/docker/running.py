@@ -17,7 +17,7 @@ from dask.utils import format_bytes
 from girder_dask.docker import apptainer, engines, images, leftovers, outputs
 from girder_dask.docker.container import run_in_engine
 from girder_dask.docker.engine_api import EngineApi
-from girder_dask.docker.image_names import check_name
+from girder_dask.docker.image_names import check_name, full_name
 from girder_dask.docker.mounts import ArgumentResolver, being_written, make_readable
 from girder_dask.docker.output import OutputWriter
 from girder_dask.docker.plan import ContainerEnd, ContainerPlan, Mount
@@ -74,8 +74,8 @@ def run_container(call: ContainerCall) -> Any:
         with being_written(directory):
             end = run(choice, plan, settings, job, writer, progress)
         _check_end(end, plan, job, writer)
-        for name in outputs.remove_links_out(directory):
-            print(f"girder_dask: {OUTPUTS}/{name} is left out: it is a link to another place.")
+        for line in outputs.left_out(outputs.remove_links_out(directory)):
+            print(f"girder_dask: {OUTPUTS}/{line}")
         return outputs.results(directory, call.outputs)
 
 
@@ -105,7 +105,9 @@ def _in_engine(
 ) -> ContainerEnd:
     api = EngineApi(socket)
     facts = engines.describe(api)
-    image = images.ensure(api, plan.image, settings.pull, job.job_manager.updateProgress)
+    # With a list of images, the engine is asked for the very name that the list has allowed.
+    name = plan.image if settings.images is None else full_name(plan.image)
+    image = images.ensure(api, name, settings.pull, job.job_manager.updateProgress)
     job.job_manager.record_image(plan.image, image.digest)
     return run_in_engine(
         api,

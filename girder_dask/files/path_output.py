@@ -116,6 +116,11 @@ class PathOutput(FencedOutput):
         for file in files:
             self._check_place(file)
             self._check_name(file)
+            if not file.is_file():  # whoever opens a pipe waits for its other end
+                raise self.failed(
+                    f"{str(file)!r:.200} is neither a file nor a directory, but a pipe, a socket "
+                    "or a device. Have the task write a file."
+                )
         self._done, self._total = 0, sum(file.stat().st_size for file in files)
 
     def _tell(self, current: int, _total: int | None, name: str) -> None:

@@ -91,3 +91,25 @@ def test_a_user_cannot_ask_for_more_than_the_worker_allows(
     assert job["status"] == JobStatus.ERROR
     packed = json.dumps(job)
     assert "dask.images" not in packed
+
+
+def test_a_user_names_no_image_by_its_id(
+    docker: Containers, girder_user: Any, settings: Any
+) -> None:
+    settings(images=["docker.io/library/*"], pull="never")
+    image_id = docker.engine.get("/images/busybox/json")["Id"].removeprefix("sha256:")
+    for name in (image_id[:12], f"sha256:{image_id}"):
+        job = run(docker, girder_user, name, "true")
+        assert f"does not have the image docker.io/library/{name}" in "".join(job["log"])
+
+
+def test_a_pipe_among_the_outputs_does_not_hold_the_worker(
+    docker: Containers, girder_user: Any, settings: Any
+) -> None:
+    settings(images=["busybox"])
+    job = run(docker, girder_user, "busybox", "mkfifo", "/outputs/pipe", outputs="pipe")
+    assert job["status"] == JobStatus.ERROR
+    assert "'pipe' into /outputs, which is neither a file nor a directory" in "".join(job["log"])
+    script = "cd /outputs; mkfifo pipe; echo x > file; touch \"$(printf '\\377')\"; ln -s /etc a"
+    job = run(docker, girder_user, "busybox", "sh", "-c", script, outputs="missing")
+    assert "It has written: file, pipe, '\\udcff'." in "".join(job["log"])
