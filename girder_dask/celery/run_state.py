@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from girder_dask.jobs import FINAL, JobStatus
@@ -33,6 +33,8 @@ class RunState:
         The final state that the task has given to its own job.
     again
         The message with which the task asks to be tried again.
+    containers
+        The containers that it has created, each with the client of docker-py.
     """
 
     job: RunningJob
@@ -41,6 +43,7 @@ class RunState:
     error: BaseException | None = None
     ended: JobStatus | None = None
     again: CeleryMessage | None = None
+    containers: list[tuple[Any, str]] = field(default_factory=list)
 
     def keeps(self, message: CeleryMessage) -> bool:
         """Return True if a message tries the running task again, which starts no other job."""

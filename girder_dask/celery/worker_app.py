@@ -9,6 +9,7 @@ import threading
 from contextvars import Context
 from typing import Any
 
+from girder_dask.celery.containers import remove_running, track_containers
 from girder_dask.celery.run_state import CeleryJobManager, current_run
 from girder_dask.errors import TaskNotFoundError
 from girder_dask.tasks.running_job import current_job
@@ -73,6 +74,7 @@ def _prepare() -> Any:
     ):
         signal.disconnect(receiver)
     keep_buffered_output()
+    track_containers()
     signals.task_prerun.connect(_before_run, weak=False)
     signals.task_failure.connect(_on_failure, weak=False)
     signals.task_postrun.connect(_after_run, weak=False)
@@ -135,9 +137,17 @@ def _before_run(task: Any = None, **_: Any) -> None:
 
 
 def _after_run(task: Any = None, **_: Any) -> None:
-    """Remove the directory that each ``docker_run`` makes and only removes once it is used."""
+    """Remove what ``docker_run`` leaves: a container that goes on, and an unused directory.
+
+    It makes a directory each time, and removes it only once it is used.
+    """
     volume = getattr(task.request, "_default_temp_volume", None)
-    if volume is not None and not getattr(volume, "_transformed", True):
+    if volume is None:  # no docker_run
+        return
+    state = current_run()
+    if state is not None and state.containers:
+        remove_running(state)
+    if not getattr(volume, "_transformed", True):
         shutil.rmtree(volume.host_path, ignore_errors=True)
 
 
