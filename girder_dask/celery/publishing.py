@@ -18,8 +18,9 @@ from msgspec.structs import replace
 
 from girder_dask.celery import APP_URL
 from girder_dask.celery.run_state import RUN_HEADER, current_run
-from girder_dask.client.backend import get_backend
+from girder_dask.client.backend import get_backend, in_run
 from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
+from girder_dask.protocol.display import readable
 from girder_dask.tasks.running_job import current_job
 
 __all__ = ["install", "publish", "take_spent_tokens"]
@@ -68,14 +69,16 @@ def _job_of(sender: str, body: Any, headers: Mapping[str, Any]) -> CeleryJob:
     task = current_app.tasks.get(sender)
     defaults = (task if isinstance(task, Task) else Task).girder_job_defaults()
     given = {**defaults, **headers}
-    args, kwargs = body[0], body[1]
+    args, kwargs = (_walk_obj(part, _maybe_model_repr) for part in (list(body[0]), dict(body[1])))
+    if in_run():  # they travel
+        args, kwargs = readable(args), readable(kwargs)
     return CeleryJob(
         title=str(given["girder_job_title"] or sender),
         type=str(given["girder_job_type"] or "celery"),
         public=bool(given["girder_job_public"]),
         other_fields=dict(given["girder_job_other_fields"] or {}),
-        args=_walk_obj(list(args), _maybe_model_repr),
-        kwargs=_walk_obj(dict(kwargs), _maybe_model_repr),
+        args=args,
+        kwargs=kwargs,
         user=headers.get("girder_user"),
         token=headers.get("girder_client_token"),
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import Mapping
-from datetime import datetime, timezone
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from girder_dask.celery import message_body
+from girder_dask.celery import message_body, retries
+from girder_dask.celery.moments import timestamp_of
 from girder_dask.celery.run_state import RUN_HEADER, RunState, current
 from girder_dask.celery.worker_app import find_task, worker_app
 from girder_dask.errors import ArgumentError, JobCanceled, JobFailed
@@ -18,8 +20,17 @@ from girder_dask.tasks.running_job import current_job
 
 __all__ = ["run_message"]
 
+SoftTimeLimit = Callable[[float, type[Exception]], contextlib.AbstractContextManager[None]]
 
-def run_message(message: CeleryMessage, package: str | None, *, trusted: bool) -> Any:
+
+def run_message(
+    message: CeleryMessage,
+    package: str | None,
+    note: bytes | None = None,
+    *,
+    trusted: bool,
+    soft_time_limit: SoftTimeLimit | None = None,
+) -> Any:
     """Run the task of a message, and return its value.
 
     Parameters
@@ -28,21 +39,34 @@ def run_message(message: CeleryMessage, package: str | None, *, trusted: bool) -
         The message.
     package
         The distribution with the task, for errors.
+    note
+        What the last run has left, if its task asked to be tried again.
     trusted
         Whether the message may run code of whoever sent it when it is opened.
 
+    soft_time_limit
+        Makes a context manager that raises an exception in this thread after some seconds.
+
     Raises
     ------
+    RetryRequested
+        If the task asks to be tried again.
     Exception
         Whatever the task raises.
     """
     job = current_job()
+    if note is not None:
+        message = retries.continued(message, note)
     state = RunState(job, message.id, f"dask@{job.request.hostname}")
     token = current.set(state)
     try:
-        value, result_state = _traced(state, message, package, trusted=trusted)
+        value, result_state = _traced(
+            state, message, package, trusted=trusted, soft_time_limit=soft_time_limit
+        )
     finally:
         current.reset(token)
+    if state.again is not None and result_state == "RETRY":
+        raise retries.request(message, state.again)
     if state.error is not None and result_state != "SUCCESS":
         raise state.error
     if state.ended == JobStatus.CANCELED:
@@ -53,7 +77,12 @@ def run_message(message: CeleryMessage, package: str | None, *, trusted: bool) -
 
 
 def _traced(
-    state: RunState, message: CeleryMessage, package: str | None, *, trusted: bool
+    state: RunState,
+    message: CeleryMessage,
+    package: str | None,
+    *,
+    trusted: bool,
+    soft_time_limit: SoftTimeLimit | None,
 ) -> tuple[Any, str]:
     """Run a message with Celery's tracer. Return the value and the state of the task."""
     app = worker_app()
@@ -64,14 +93,26 @@ def _traced(
     task = find_task(message.task, package)
     app.set_current()
     request = _request(state, message, args, kwargs, embed or {})
-    value, info, _, _ = trace_task(
-        task, message.id, args, kwargs, request, app=app, hostname=state.hostname
-    )
+    with _soft_limit(message, task, soft_time_limit):
+        value, info, _, _ = trace_task(
+            task, message.id, args, kwargs, request, app=app, hostname=state.hostname
+        )
     if info is None:
         return value, "SUCCESS"
     if info.state == "REJECTED":
         raise info.retval
     return None, str(info.state)
+
+
+def _soft_limit(
+    message: CeleryMessage, task: Any, soft_time_limit: SoftTimeLimit | None
+) -> contextlib.AbstractContextManager[None]:
+    from celery.exceptions import SoftTimeLimitExceeded
+
+    seconds = (message.headers.get("timelimit") or (None, None))[1] or task.soft_time_limit
+    if not seconds or soft_time_limit is None:
+        return contextlib.nullcontext()
+    return soft_time_limit(float(seconds), SoftTimeLimitExceeded)
 
 
 def _request(
@@ -137,10 +178,6 @@ def _opened(app: Any, message: CeleryMessage, *, trusted: bool) -> tuple[Any, An
 
 def _refuse_expired(expires: Any) -> None:
     """Raise JobCanceled if a message was to begin before now."""
-    if not isinstance(expires, str):
-        return
-    limit = datetime.fromisoformat(expires)
-    if limit.tzinfo is None:
-        limit = limit.replace(tzinfo=timezone.utc)
-    if limit < datetime.now(timezone.utc):
+    limit = timestamp_of(expires)
+    if limit is not None and limit < time.time():
         raise JobCanceled(f"The task has expired: it was to begin before {expires}.")

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from girder_dask._version import __version__
 from girder_dask.cli.certs import certs
+from girder_dask.cli.local_worker import local_worker
 from girder_dask.cli.prune import prune
 from girder_dask.cli.site import init
 from girder_dask.errors import GirderDaskError
@@ -54,6 +55,7 @@ def main(verbose: bool) -> None:
 
 main.add_command(certs)
 main.add_command(init)
+main.add_command(local_worker)
 main.add_command(prune)
 
 

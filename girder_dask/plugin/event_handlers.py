@@ -25,6 +25,7 @@ from girder_dask.plugin.store import artifacts, cancellation, job_records
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.validation import is_map_parent
+from girder_dask.plugin.whole_saves import save_other_fields
 from girder_dask.utils.text import MAX_LINE_CHARACTERS
 
 __all__ = ["bind"]
@@ -43,6 +44,7 @@ def bind(backend: GirderBackend) -> None:
         "jobs.job.update": _before_update,
         "jobs.job.update.after": handlers.on_updated,
         "model.job.remove": handlers.on_removed,
+        "model.job.save": save_other_fields,
         "model.user.remove": handlers.on_user_removed,
         "rest.post.job.before": refuse_reserved_fields,
         "rest.put.job/:id.before": _refuse_long_messages,

@@ -21,6 +21,7 @@ from girder_dask.protocol.execution_options import OPTION_NAMES, ExecutionOption
 from girder_dask.protocol.patterns import JOB_ID, TASK_NAME, explain_mismatch
 
 __all__ = [
+    "MAX_NOTE_BYTES",
     "WIRE_VERSION",
     "JobEvent",
     "JobId",
@@ -29,6 +30,7 @@ __all__ = [
     "MalformedMessage",
     "MapParent",
     "Message",
+    "RetryRequest",
     "StoredResult",
     "Submission",
 ]
@@ -42,7 +44,9 @@ WIRE_VERSION = 1
 _WIRE_TYPES = (bytes, datetime)
 
 # Fields that no repr shows.
-_HIDDEN_FIELDS = frozenset({"exception", "payload", "result", "token", "value"})
+_HIDDEN_FIELDS = frozenset(
+    {"note", "retry_note", "exception", "payload", "result", "token", "value"}
+)
 
 # Whole numbers that MongoDB can store.
 _Count = Annotated[int, Meta(ge=0, lt=2**62)]
@@ -54,6 +58,9 @@ _Moment = Annotated[float, Meta(ge=0, le=2**40)]
 _ImageText = Annotated[str, Meta(max_length=1000)]
 # A status, and the time at which it was reached.
 _StatusChange = Annotated[list[float], Meta(min_length=2, max_length=2)]
+
+#: The most bytes that a run may leave for the next one.
+MAX_NOTE_BYTES = 64 * 1024
 
 #: The id of a job document.
 JobId = Annotated[str, Meta(pattern=JOB_ID)]
@@ -168,6 +175,8 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
         The title of the job.
     dependencies
         The ids of the jobs whose values are among the arguments.
+    retry_note
+        What the last run has left for this one, if that asked for it (:class:`RetryRequest`).
     not_before
         The earliest start, in seconds since the epoch. Until then the job is queued and holds no
         thread.
@@ -189,6 +198,7 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
     dependencies: Sequence[str] | None = None
     trusted: bool = False
     not_before: float | None = None
+    retry_note: bytes | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, and always ``trusted``.
@@ -228,6 +238,17 @@ def _key_prefix(task: str) -> str:
     return task.rpartition(":")[2].replace(".", "_").strip("<>")[:_MAX_NAME_CHARACTERS] or "job"
 
 
+class RetryRequest(_HidesSecrets, Struct, frozen=True, omit_defaults=True):
+    """What a run asks for that ends without a result: another attempt of its job.
+
+    ``not_before`` is the earliest start of that attempt, in seconds since the epoch. ``note`` is
+    what this run leaves for it.
+    """
+
+    not_before: _Moment
+    note: Annotated[bytes, Meta(max_length=MAX_NOTE_BYTES)] | None = None
+
+
 class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     """Something that happened to an attempt of a job at a time, in seconds since the epoch.
 
@@ -236,7 +257,8 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     ERROR, ``exception`` is packed by :func:`girder_dask.protocol.exceptions.pack_exception`, and
     ``permanent`` is true if another try would end in the same way. ``pending_reason`` is why the
     job waits in the queue, empty if only for its turn. ``images`` are digests of images of
-    containers, by name. An event of a run names the run and the address of its worker.
+    containers, by name. ``retry`` is what a run asks for in place of an end. An event of a run
+    names the run and the address of its worker.
     """
 
     id: str
@@ -253,12 +275,13 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
     run: str | None = None
     worker: str | None = None
     permanent: bool | None = None
+    retry: RetryRequest | None = None
 
     @property
     def is_bare(self) -> bool:
         """True if the event has no content and reports only that the job exists."""
         content = (self.status, self.log, self.progress, self.result)
-        reasons = (self.error, self.exception, self.pending_reason, self.images)
+        reasons = (self.error, self.exception, self.pending_reason, self.images, self.retry)
         return all(value is None for value in (*content, *reasons))
 
 
@@ -280,6 +303,7 @@ class JobUpdate(Message, Struct, frozen=True, omit_defaults=True):
     exception: bytes | None = None
     pending_reason: str | None = field(default=None, name="waits")
     images: dict[_ImageText, _ImageText] | None = None
+    retry: RetryRequest | None = None
 
 
 class Submission(Message, ExecutionOptions, frozen=True):

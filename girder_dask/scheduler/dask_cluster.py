@@ -13,8 +13,10 @@ from dask._task_spec import Task, TaskRef, parse_input
 from distributed import Scheduler
 from distributed.scheduler import Computation, TaskState
 
+from girder_dask.protocol.celery_message import QUEUE_RESOURCE_PREFIX
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
+from girder_dask.scheduler.placement.queue_workers import QueueWorkers, serves_queues_only
 from girder_dask.scheduler.window import Kind, QueuedJob, Window
 from girder_dask.scheduler.worker_losses import WorkerLosses
 from girder_dask.scheduler.worker_rpc import WorkerRpc
@@ -84,6 +86,8 @@ class DaskCluster(WorkerRpc):
         self._timer_guard = Guard(logger, "A delayed call")
         #: Why workers were lost.
         self.losses = WorkerLosses()
+        #: The workers of queues, which no other task gets.
+        self.queue_workers = QueueWorkers(scheduler)
         #: Called with the key of a task that Dask did not take, and the reason.
         self.on_refused: Callable[[str, str], None] = lambda _key, _reason: None
 
@@ -343,6 +347,10 @@ def _unrunnable_reason(scheduler: Scheduler, resources: Mapping[str, float]) -> 
     if not scheduler.workers:
         return "no worker is connected to the Dask scheduler"
     fit = set(scheduler.workers)
+    if not any(name.startswith(QUEUE_RESOURCE_PREFIX) for name in resources):
+        fit = {a for a, ws in scheduler.workers.items() if not serves_queues_only(ws.resources)}
+        if not fit:
+            return "every connected worker serves only tasks of its queues"
     for name, amount in resources.items():
         offers = scheduler.resources.get(name, {})
         fit = {worker for worker in fit if offers.get(worker, 0.0) >= amount}

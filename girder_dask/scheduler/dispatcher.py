@@ -166,6 +166,8 @@ class Dispatcher:
             self._recorder.record(replace(bare, attempt=job.attempt))
             self._transitions.retry(job)
             return True
+        if event.retry is not None:
+            return self._transitions.retry_as_requested(job, event, event.retry)
         if status is not None:
             job.status = status
         if event.attempt != job.attempt or (event.exception and status != JobStatus.ERROR):
@@ -283,8 +285,7 @@ class Dispatcher:
         else:
             if lost_worker is not None:
                 job.lost_workers.append(lost_worker)
-            losses = job.describe_losses(self._cluster.loss_reason)
-            self._transitions.fail(job, reason + losses)
+            self._transitions.fail(job, reason + job.describe_losses(self._cluster.loss_reason))
 
     def on_forgotten(self, key: str) -> None:
         """Handle a task that Dask forgot: the job runs again unless its end is reported."""

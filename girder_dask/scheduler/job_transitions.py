@@ -11,8 +11,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 
+from msgspec.structs import replace
+
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.messages import JobSpec
+from girder_dask.protocol.messages import JobEvent, JobSpec, RetryRequest
 from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.dependencies import DependencyGate, DependencyGraph, DependencyOutcome
 from girder_dask.scheduler.event_recorder import Recorder
@@ -166,6 +168,26 @@ class JobTransitions:
             self.start([job])
 
         job.cancel_timer = self._cluster.call_later(delay_s, resume)
+
+    def retry_as_requested(self, job: JobState, event: JobEvent, request: RetryRequest) -> bool:
+        """Begin the next attempt of a job, for which the last event of a run has asked.
+
+        It starts when its time has come. A job that was canceled meanwhile ends. Returns True.
+        """
+        self._recorder.record(replace(event, attempt=job.attempt, retry=None))
+        if job.canceled:
+            self.end(job, JobStatus.CANCELED)
+            return True
+        attempt = self._jobs.next_attempt(job)
+        job.spec = replace(job.spec, not_before=request.not_before, retry_note=request.note)
+        moment = datetime.fromtimestamp(request.not_before, timezone.utc)
+        later = request.not_before > time.time()
+        when = f" at {moment:%Y-%m-%d %H:%M:%S} UTC" if later else ""
+        log = f"The task asks to be tried again{when} as attempt {attempt}.\n"
+        self._recorder.record(job.event(status=int(JobStatus.QUEUED), log=log, retry=request))
+        self.renew_key(job)
+        self.start([job])
+        return True
 
     # -- end --------------------------------------------------------------------------------
 

@@ -31,9 +31,9 @@ from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions
 from girder_dask.scheduler.pending_reasons import PendingReasons
+from girder_dask.scheduler.placement.stealing import STEAL_INTERVAL_S, JobStealing
 from girder_dask.scheduler.rpc import RpcHandlers
 from girder_dask.scheduler.run_reports import CHECK_INTERVAL_S, RunReports
-from girder_dask.scheduler.stealing import STEAL_INTERVAL_S, JobStealing
 from girder_dask.scheduler.worker_retirement import WorkerRetirement
 from girder_dask.tls import keep_certificate
 from girder_dask.utils.background import Guard, log_failure, repeat
@@ -190,11 +190,17 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         """Record that a worker has joined."""
         self._cluster.losses.on_joined(worker, scheduler.workers[worker])
         self.retirement.on_joined(worker)
+        self._cluster.queue_workers.on_joined(worker)
         self._cluster.update_window()
 
-    def remove_worker(self, *_args: Any, **_details: Any) -> None:
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # noqa: ARG002
         """Record that a worker has left."""
+        self._cluster.queue_workers.on_left(worker)
         self._cluster.update_window()
+
+    def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:  # noqa: ARG002
+        """Keep new tasks of others that name no queue off the workers of queues."""
+        self._cluster.queue_workers.restrict(tasks)
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Handle Dask's events about lost workers."""

@@ -12,7 +12,7 @@ from typing import Any
 from girder_dask.errors import GirderError
 from girder_dask.http.scheduler_api import Acknowledgement
 from girder_dask.jobs import FINAL
-from girder_dask.protocol.messages import JobEvent, JobUpdate
+from girder_dask.protocol.messages import JobEvent, JobUpdate, RetryRequest
 from girder_dask.utils.background import Guard
 
 __all__ = ["PendingUpdate", "Post", "UpdateDelivery", "Verdicts"]
@@ -30,7 +30,7 @@ _TOO_LARGE_STATUS = 413
 _SHORT_LOG_CHARS = 4096
 # The fields that are left out of an update first, and those that always remain.
 _LARGE_FIELDS = {"progress", "result", "exception"}
-_BARE_FIELDS = {"version", "id", "attempt", "sequence", "statuses"}
+_BARE_FIELDS = {"version", "id", "attempt", "sequence", "statuses", "retry"}
 # Replaces the part of a log that could not be delivered.
 _LOST_LOG = "\n[Part of the output could not be sent to Girder.]\n"
 # The size that each event counts as, in addition to its texts.
@@ -51,6 +51,7 @@ class PendingUpdate:
     exception: bytes | None = None
     pending_reason: str | None = None
     images: dict[str, str] = field(default_factory=dict)
+    retry: RetryRequest | None = None
     nbytes: int = 0
 
     def merge(self, event: JobEvent) -> int:
@@ -76,6 +77,9 @@ class PendingUpdate:
             grown += len(event.pending_reason)
         if event.images:
             self.images.update(event.images)
+        if event.retry is not None:
+            self.retry = event.retry
+            grown += len(event.retry.note or b"")
         self.nbytes += grown
         return grown
 
@@ -108,6 +112,7 @@ class PendingUpdate:
             exception=self.exception,
             pending_reason=self.pending_reason,
             images=self.images or None,
+            retry=self.retry,
         )
 
 
@@ -198,7 +203,7 @@ class UpdateDelivery:
         log = update.get("log") or ""
         if _is_too_large(error) and len(log) > _SHORT_LOG_CHARS:
             half = len(log) // 2
-            head = {k: v for k, v in update.items() if k in _BARE_FIELDS - {"statuses"}}
+            head = {k: v for k, v in update.items() if k in _BARE_FIELDS - {"statuses", "retry"}}
             first = await self.deliver([{**head, "log": log[:half]}], [])
             # Numbered only now, since the head may have been divided and used further numbers.
             sequence = self.next_sequence(update["id"], update["attempt"])

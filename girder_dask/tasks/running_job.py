@@ -22,7 +22,7 @@ from girder_dask.tasks.container_scope import ContainerScope
 from girder_dask.utils.foreign_objects import exact_text
 from girder_dask.utils.text import clean_text, shortened
 
-__all__ = ["JobManager", "Request", "RunningJob", "current", "current_job"]
+__all__ = ["JobManager", "Request", "RetryRequested", "RunningJob", "current", "current_job"]
 
 
 # The states between which a task may move its job.
@@ -184,6 +184,23 @@ def _number(value: Any) -> float:
         return float(value)
     except OverflowError:  # an integer of 309 digits
         return math.inf if value > 0 else -math.inf
+
+
+class RetryRequested(Exception):
+    """A run ends and asks for another attempt of its job. The runner raises and handles it.
+
+    Attributes
+    ----------
+    not_before
+        The earliest start of the attempt, in seconds since the epoch.
+    note
+        What this run leaves for it.
+    """
+
+    def __init__(self, not_before: float, note: bytes | None = None) -> None:
+        super().__init__("The task asks to be tried again.")
+        self.not_before = not_before
+        self.note = note
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from girder_dask.http.exception_requests import linked_exceptions, strip_headers
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.error_text import name_of, summary
 from girder_dask.protocol.exceptions import CarriedError, pack_exception
-from girder_dask.protocol.messages import JobSpec
+from girder_dask.protocol.messages import JobSpec, RetryRequest
 from girder_dask.protocol.redaction import clean_text, clean_urls
+from girder_dask.tasks.running_job import RetryRequested
 from girder_dask.utils.foreign_objects import call_or_default, exact_text
 from girder_dask.worker.location import WorkerLocation
 from girder_dask.worker.tracebacks import format_error, own_traceback
@@ -95,6 +96,8 @@ class Failure:
         The exception, packed by :func:`girder_dask.protocol.exceptions.pack_exception`.
     killed
         Whether a signal has ended the task's process, or one that it waited for.
+    retry
+        The attempt that the run asks for instead of its end.
     permanent
         Whether every retry would fail in the same way.
     """
@@ -105,6 +108,7 @@ class Failure:
     exception: bytes | None = field(default=None, repr=False)
     killed: bool = False
     permanent: bool = False
+    retry: RetryRequest | None = None
 
 
 def failure_of(
@@ -142,6 +146,9 @@ def _failure_of(
     started: bool,
     reason: str | None,
 ) -> Failure:
+    if isinstance(error, RetryRequested) and reason is None:
+        request = RetryRequest(error.not_before, error.note)
+        return Failure(JobStatus.QUEUED, "", str(error), retry=request)
     strip_headers(error)
     is_stop = reason is not None and _is_stop(error)
     if isinstance(error, JobCanceled) or (is_stop and reason == "canceled"):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.messages import JobEvent, JobSpec
+from girder_dask.protocol.messages import JobEvent, JobSpec, RetryRequest
 from girder_dask.protocol.redaction import Secrets, clean_data
 from girder_dask.utils.text import clean_text
 from girder_dask.worker.job_log.log import JobLog
@@ -131,10 +131,12 @@ class RunSink:
         error: str | None = None,
         exception: bytes | None = None,
         permanent: bool = False,
+        retry: RetryRequest | None = None,
     ) -> None:
         """Report how the run ended, together with the rest of its log.
 
-        ``status`` is None if another run reports how the job ends.
+        ``status`` is None if another run reports how the job ends, and if this one asks for a
+        ``retry``.
         """
         now = time.time()
         self.log.close()
@@ -153,6 +155,7 @@ class RunSink:
                 error=error,
                 exception=exception,
                 permanent=permanent or None,
+                retry=retry,
             )
             self._outbox.forget(self)
             self._outbox.post(event)

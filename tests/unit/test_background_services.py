@@ -25,9 +25,9 @@ from girder_dask.scheduler.dask_cluster import DaskCluster
 from girder_dask.scheduler.dependencies import DependencyGraph
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.pending_reasons import PendingReasons
+from girder_dask.scheduler.placement.stealing import JobStealing
 from girder_dask.scheduler.result_retention import RetainedResults
 from girder_dask.scheduler.run_reports import RunReports
-from girder_dask.scheduler.stealing import JobStealing
 from girder_dask.scheduler_hooks import make_plugin
 from girder_dask.standalone import launcher, reaper
 from girder_dask.standalone.report import Reporter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import Any
 
 from bson import ObjectId
@@ -15,6 +14,7 @@ from msgspec.structs import replace
 
 from girder_dask import config
 from girder_dask.celery import publishing
+from girder_dask.celery.moments import timestamp_of
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import FINAL
 from girder_dask.plugin.backend import GirderBackend
@@ -156,21 +156,12 @@ def submission_of(message: CeleryMessage, job: CeleryJob | None) -> Submission:
         priority=_priority(message.properties.get("priority")),
         # Without acks_late, Celery takes a message from the queue before its task begins.
         at_most_once=not getattr(known, "acks_late", app.conf.task_acks_late),
-        not_before=_moment(message.headers.get("eta")),
+        not_before=timestamp_of(message.headers.get("eta")),
     )
 
 
 def _priority(given: Any) -> int:
     return max(-_MAX_PRIORITY, min(int(given or 0), _MAX_PRIORITY))
-
-
-def _moment(text: Any) -> float | None:
-    if not isinstance(text, str):
-        return None
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return moment.timestamp()
 
 
 def _delete_job_tokens(job_id: ObjectId, *infos: Any) -> None:

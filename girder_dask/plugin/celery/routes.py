@@ -13,8 +13,6 @@ from girder.exceptions import AccessException, RestException
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from girder_dask.celery import message_body
-from girder_dask.errors import ArgumentError
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.celery import message_authority
 from girder_dask.plugin.celery.messages import GirderCeleryMessages, find_jobs, submission_of
@@ -72,7 +70,6 @@ class CeleryRoutes:
     def message(self) -> dict[str, Any]:
         """Record a message as a job under the running one, once for each key."""
         requester = _running_job()
-        authority = message_authority.of(requester)
         body = read_body_as(MessageBody)
         message, submission = _read(body)
         parent = requester.job or {}
@@ -84,12 +81,7 @@ class CeleryRoutes:
                 "celeryParentTaskId": str(parent.get("celeryTaskId") or ""),
             },
         )
-        if not authority.runs_code:
-            try:
-                message_body.check(message)
-            except ArgumentError as e:
-                raise AccessException(str(e)) from e
-        message_authority.require(requester, authority, message, submission)
+        authority = message_authority.authorize(requester, message, submission)
         key = submissions.idempotency_key(body.key, requester)
         jobs = submissions.record(self._backend, requester, [submission], None, key, authority)
         return {"jobs": [str(each["_id"]) for each in jobs]}

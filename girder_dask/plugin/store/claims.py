@@ -20,6 +20,7 @@ from girder_dask.plugin.store.cancellation import REMIND_PERIOD, collect_removal
 from girder_dask.plugin.store.job_change import JobChange
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.results import AttemptOutcome
+from girder_dask.plugin.store.retries import with_retry_requests
 from girder_dask.plugin.store.updates import WITHOUT_LOG, publish, save
 from girder_dask.plugin.store.validation import check_record, check_times
 from girder_dask.protocol.messages import JobSpec
@@ -297,6 +298,7 @@ def _specs(
         taken = [change for change in taken if change not in orphans]
     attempts = {change.id: change.dask["attempt"] for change in taken}
     specs = job_records.load_specs([known[job_id] for job_id in attempts], attempts)
+    specs = with_retry_requests(specs, {str(each.id): each.retry.stored for each in taken})
     if len(specs) != len(taken):
         # These jobs have ended or were deleted since the claim, or a part of a call is lost.
         there = {spec.id for spec in specs}

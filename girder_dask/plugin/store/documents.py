@@ -16,7 +16,7 @@ from girder_jobs.models.job import Job
 
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import HANDLER, JobStatus
-from girder_dask.plugin.girder_events import is_bound
+from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
 from girder_dask.plugin.store.database import UNSTORABLE, describe_error, to_object_id
 from girder_dask.protocol.job_fields import MAX_FIELD_LEVELS
 from girder_dask.protocol.messages import Submission
@@ -31,7 +31,10 @@ MAX_JOB_BYTES = 4 * 1024**2
 MAX_SHOWN_BYTES = 256 * 1024
 
 #: Fields that ``other_fields`` never sets: the plugin relies on them, or they grant access.
-RESERVED_FIELDS = ("_id", "status", "dask", "dask_log", "dask_outcome", "access", "timestamps")
+RESERVED_FIELDS = (
+    *("_id", "status", "access", "timestamps"),
+    *("dask", "dask_log", "dask_outcome", "dask_retry"),
+)
 
 _STORABLE_TYPES = (type(None), bool, bytes, datetime, ObjectId)
 _short = reprlib.Repr()
@@ -131,7 +134,7 @@ def _reads_back(text: str, kwargs: Any) -> bool:
 def _announce_new(job: dict[str, Any], submission: Submission) -> None:
     for name in ("model.job.validate", "model.job.save"):
         if (
-            is_bound(name)
+            is_bound(name, besides=EVENT_HANDLER)
             and events.trigger(name, job).defaultPrevented
             and name == "model.job.save"
         ):

@@ -18,6 +18,7 @@ from pymongo import UpdateOne
 from girder_dask.jobs import FINAL, JobStatus, can_follow
 from girder_dask.plugin.store.logs.writer import LOG_FIELD, LogWriter
 from girder_dask.plugin.store.results import OUTCOME_FIELD, AttemptOutcome
+from girder_dask.plugin.store.retries import RetryChange
 from girder_dask.protocol.messages import JobUpdate
 from girder_dask.utils.text import clean_text, shortened
 
@@ -63,6 +64,7 @@ class JobChange:
         self.steps: list[tuple[int, int]] = []
         # Taken out of the document, since notifications contain that.
         self.log = LogWriter(job["_id"], self.dask, job.pop(LOG_FIELD, None))
+        self.retry = RetryChange(job)
         self.progressed = False
         self.reason_changed = False
         self.ended = False
@@ -178,7 +180,7 @@ class JobChange:
         update: JobUpdate,
         progress: dict[str, Any] | None,
     ) -> None:
-        legal = self._legal(statuses)
+        legal = _legal(self.job["status"], statuses)
         # Handlers of jobs.job.update see log and progress with the last state.
         parts: list[tuple[JobStatus | None, datetime | None]] = [*legal] or [(None, None)]
         for n, (status, moment) in enumerate(parts):
@@ -197,21 +199,8 @@ class JobChange:
                         self.dask["attempt"], update.result, error, update.exception
                     )
             self._add(log, reached, ends=status in FINAL)
-
-    def _legal(
-        self, statuses: list[tuple[JobStatus, datetime]]
-    ) -> list[tuple[JobStatus, datetime]]:
-        current, legal = self.job["status"], []
-        for status, moment in statuses:
-            is_gap = status in FINAL and not can_follow(current, status)
-            if is_gap and can_follow(current, JobStatus.RUNNING):
-                # An end is never skipped, even if no RUNNING was reported before it.
-                legal.append((JobStatus.RUNNING, moment))
-                current = JobStatus.RUNNING
-            if can_follow(current, status):
-                legal.append((status, moment))
-                current = status
-        return legal
+        if update.retry is not None and not self.is_final:
+            self.retry.request(update.retry, self.dask)
 
     def _allowed(
         self, status: JobStatus | None, log: str | None, progress: Mapping[str, Any] | None
@@ -336,9 +325,27 @@ class JobChange:
         self.log.add_to(change)
         if self.outcome is not None and not self.outcome_beside:
             change["$set"][OUTCOME_FIELD] = self.outcome.document()
+        self.retry.add_to(change, ended=self.ended)
         if self.progressed:
             change["$set"]["progress"] = self.job["progress"]
         return UpdateOne(self._filter, change)
+
+
+def _legal(
+    current: int, statuses: list[tuple[JobStatus, datetime]]
+) -> list[tuple[JobStatus, datetime]]:
+    """Return the states that a job in state ``current`` may reach one after the other."""
+    legal = []
+    for status, moment in statuses:
+        is_gap = status in FINAL and not can_follow(current, status)
+        if is_gap and can_follow(current, JobStatus.RUNNING):
+            # An end is never skipped, even if no RUNNING was reported before it.
+            legal.append((JobStatus.RUNNING, moment))
+            current = JobStatus.RUNNING
+        if can_follow(current, status):
+            legal.append((status, moment))
+            current = status
+    return legal
 
 
 def _moment(seconds: float) -> datetime:

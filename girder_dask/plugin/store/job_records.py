@@ -10,9 +10,11 @@ from bson import ObjectId
 from girder_jobs.models.job import Job
 from pymongo import UpdateOne
 
+from girder_dask.celery import is_chosen
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.store import tokens
+from girder_dask.plugin.store.argument_tokens import blank_tokens
 from girder_dask.plugin.store.database import insert, to_object_id
 from girder_dask.plugin.store.models import (
     CHUNK_BYTES,
@@ -34,6 +36,7 @@ __all__ = [
     "load_dependencies",
     "load_origin",
     "load_own_tokens",
+    "load_spec",
     "load_specs",
     "load_states",
     "load_status",
@@ -142,6 +145,13 @@ def _spec(
     )
 
 
+def load_spec(job_id: ObjectId) -> JobSpec | None:
+    """Return how a job runs, None if it has ended or no longer exists."""
+    record = collection(DaskJob()).find_one({"_id": job_id}, {"result": False})
+    specs = [] if record is None else load_specs([record], {job_id: 1})
+    return specs[0] if specs else None
+
+
 def load_dependencies(job_id: ObjectId) -> list[str]:
     """Return the ids of the jobs whose results are arguments of a job."""
     record = collection(DaskJob()).find_one({"_id": job_id}, {"dependencies": 1}) or {}
@@ -220,6 +230,8 @@ def purge_ended(job_ids: Sequence[ObjectId]) -> None:
     apart = [record["_id"] for record in found if record["payload_bytes"] and not record["inline"]]
     if apart:
         DaskPayload().collection.delete_many({"job": {"$in": apart}})
+    if is_chosen():
+        blank_tokens(job_ids)
     DaskJob().collection.update_many(
         these, {"$set": {"token": None, "payload_bytes": 0}, "$unset": {"payload": True}}
     )

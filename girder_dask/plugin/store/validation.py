@@ -184,6 +184,7 @@ _RECORD_IF_THERE: Mapping[str, Rule] = {
     "girder_api_url": _or_none(_TEXT),
     "package": _or_none(_TEXT),
     "title": _or_none(_TEXT),
+    "not_before": _or_none((_is_number, "a number")),
 }
 
 

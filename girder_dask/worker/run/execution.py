@@ -21,6 +21,7 @@ from girder_dask.tasks.completion import completed
 from girder_dask.tasks.running_job import RunningJob
 from girder_dask.worker.capture import output_capture
 from girder_dask.worker.failures import describe_error
+from girder_dask.worker.interruption.soft_time_limit import soft_time_limit
 from girder_dask.worker.isolation.process_spec import ProcessSpec
 from girder_dask.worker.isolation.task_process import TaskProcess
 from girder_dask.worker.propagation.fork_exit import ending_forks
@@ -43,7 +44,13 @@ def message_call(message: CeleryMessage, spec: JobSpec, *, load: bool) -> Call:
     if load:
         find_task(message.task, spec.package)
     return Call(
-        args=(message, spec.package), kwargs={"trusted": spec.trusted}, function=run_message
+        args=(message, spec.package),
+        kwargs={
+            "note": spec.retry_note,
+            "trusted": spec.trusted,
+            "soft_time_limit": soft_time_limit,
+        },
+        function=run_message,
     )
 
 

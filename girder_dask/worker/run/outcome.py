@@ -30,10 +30,12 @@ class RunOutcome:
     def report(self, control: RunControl) -> Exception | None:
         """Report the end of the run. Return the exception for Dask, None after a success."""
         failure = self.failure
+        retry = None if failure is None else failure.retry
         control.sink.finish(
-            self.status if control.reports_end else None,
+            self.status if control.reports_end and retry is None else None,
             result=self.result,
-            error=self.error,
+            error=self.error if retry is None else None,
+            retry=retry if control.reports_end else None,
             exception=failure.exception if failure is not None else None,
             permanent=failure is not None and failure.permanent,
         )

@@ -75,7 +75,8 @@ def test_an_exception_ends_the_job_in_error_with_its_traceback(celery_site: Cele
     log = celery_site.log(job_id)
     assert log.endswith("RuntimeError: no more numbers\n")
     assert "in fails\n    raise RuntimeError(message)" in log
-    assert "celery" not in log
+    assert "trace_task" not in log
+    assert "girder_worker" not in log
 
 
 def test_a_transform_gets_the_client_of_the_job(celery_site: CelerySite) -> None:

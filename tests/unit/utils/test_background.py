@@ -30,7 +30,7 @@ from girder_dask.utils.background import Guard, log_failure, repeat
 from girder_dask.utils.backoff import Backoff
 from girder_dask.worker import cancellation
 from girder_dask.worker import plugin as hooks
-from girder_dask.worker.interruption import thread_interrupter
+from girder_dask.worker.interruption import soft_time_limit, thread_interrupter
 from girder_dask.worker.isolation import fork_server_supervisor
 from girder_dask.worker.isolation.child import _Child
 from girder_dask.worker.isolation.process_sink import ProcessSink
@@ -162,6 +162,7 @@ IN_THE_BACKGROUND = {
     "scheduler/dask_cluster",
     "client/futures",
     "plugin/scheduler_link",
+    "worker/interruption/soft_time_limit",
     "worker/interruption/thread_interrupter",
     "worker/job_log/log",  # on the timers of the selector thread
     "worker/job_log/process_log",  # on the timers of the selector thread
@@ -500,6 +501,26 @@ async def process_sink_timer() -> None:
     assert sent == [("progress", {"current": 2})]
 
 
+class Reached(Exception):
+    """The exception at a soft time limit."""
+
+
+async def soft_time_limit_expiry() -> None:
+    limit = soft_time_limit.SoftTimeLimit(Reached)
+    inject(limit._interrupter, "interrupt")
+    reached = False
+    try:
+        for _ in range(2):
+            threading.Thread(target=limit.expire).start()
+            deadline = time.monotonic() + 0.5
+            while time.monotonic() < deadline:
+                pass
+    except Reached:
+        reached = True
+    limit.end()
+    assert reached
+
+
 PLACES = [
     outbox_on_dropped,
     outbox_output,
@@ -522,6 +543,7 @@ PLACES = [
     job_log_timer,
     process_log_timer,
     process_sink_timer,
+    soft_time_limit_expiry,
     thread_interruption,
     child_listener,
 ]

@@ -59,7 +59,7 @@ def fails(message: str) -> None:
 
 
 @app.task(bind=True)
-def waits(self: Any, seconds: float = 60.0) -> str:
+def waits(self: Any, _given: Any = None, seconds: float = 60.0) -> str:
     """Wait until the job is canceled, or the time is over."""
     print("waiting")
     deadline = time.monotonic() + seconds
@@ -76,6 +76,12 @@ def sleeps(seconds: float) -> None:
     """Sleep without a look at anything."""
     print("sleeping")
     time.sleep(seconds)
+
+
+@app.task
+def takes_token(token: str) -> int:
+    """Return the length of a token."""
+    return len(token)
 
 
 @app.task
@@ -98,6 +104,25 @@ def user_of(self: Any) -> dict[str, Any]:
     }
 
 
+@app.task(bind=True)
+def request_of(self: Any) -> dict[str, Any]:
+    """Return parts of the request."""
+    info = self.request.jobInfoSpec
+    return {
+        "reference": info["reference"],
+        "has_token": bool(info["headers"]),
+        "api_url": self.request.girder_api_url,
+        "hostname": self.request.hostname,
+        "retries": self.request.retries,
+    }
+
+
+@app.task(bind=True)
+def ends_job(self: Any, status: int) -> None:
+    """Set the final state of the job."""
+    self.job_manager.updateStatus(status)
+
+
 @app.task(bind=True, max_retries=5)
 def tries_again(self: Any, times: int, countdown: float = 0.2) -> int:
     """Ask to be tried again until that has happened several times."""
@@ -114,6 +139,14 @@ def gives_up(self: Any) -> None:
         raise ValueError("out of reach")
     except ValueError as e:
         raise self.retry(exc=e, countdown=0) from e
+
+
+@app.task(bind=True)
+def doubles_until(self: Any, n: int) -> int:
+    """Ask to be tried again with the double, until that is more than ten."""
+    if n <= 10:
+        raise self.retry(args=(2 * n,), countdown=0)
+    return n
 
 
 @app.task(bind=True)
@@ -159,16 +192,48 @@ def total(numbers: list[int]) -> int:
     return sum(numbers)
 
 
+class Scale:
+    """An object of the package's own among the arguments."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+
+@app.task
+def scaled(n: int, scale: Scale) -> int:
+    """Return a product."""
+    return n * scale.factor
+
+
+@app.task
+def note_failure(task_id: str) -> str:
+    """Return which task has failed."""
+    return f"{task_id} failed"
+
+
 @app.task
 def collect(*results: Any) -> list[Any]:
     """Return the arguments."""
     return list(results)
 
 
+def _worker_name() -> str:
+    """Return the name of the Dask worker. No task of a site looks for that."""
+    from distributed import get_worker
+
+    return str(get_worker().name)
+
+
 @app.task(queue="local")
 def locally() -> str:
-    """Return where it ran."""
-    return "local"
+    """Return the name of the worker that serves the queue."""
+    return _worker_name()
+
+
+@app.task
+def worker_name() -> str:
+    """Return the name of the worker."""
+    return _worker_name()
 
 
 @app.task(acks_late=True)

@@ -96,7 +96,9 @@ class _Free:
 
     def can_take(self, ts: TaskState) -> bool:
         """Return True if a task could start at once."""
-        if self._threads < 1 or ts.worker_restrictions or ts.host_restrictions:
+        if self._threads < 1 or ts.host_restrictions:
+            return False
+        if ts.worker_restrictions and self.worker.address not in ts.worker_restrictions:
             return False
         asked = (ts.resource_restrictions or {}).items()
         return all(self._resources.get(name, 0) + _ROUNDING_ERROR >= n for name, n in asked)

@@ -1,0 +1,3 @@
+"""Placement: which workers get which tasks, besides what Dask decides."""
+
+__all__: list[str] = []
