@@ -1,8 +1,9 @@
 # What people and CI run. Each target sets up .venv first, if anything of it has changed.
 
 PYTHON := .venv/bin/python
-METADATA := setup.cfg pyproject.toml scripts/bootstrap $(wildcard examples/*/pyproject.toml \
-	examples/*/setup.cfg tests/packages/*/pyproject.toml tests/packages/*/setup.cfg)
+METADATA := setup.cfg pyproject.toml scripts/bootstrap tests/packages/from-pypi.txt \
+	$(wildcard examples/*/pyproject.toml examples/*/setup.cfg) \
+	$(wildcard tests/packages/*/pyproject.toml tests/packages/*/setup.cfg)
 
 # Some files of tests at a time, as most of them wait for something, in the order of conftest.py.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
