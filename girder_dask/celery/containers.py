@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from typing import Any
 
 from girder_dask.celery.run_state import RunState, current_run
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def track_containers() -> None:
-    """Have docker-py record the containers that are created in a run of a task.
+    """Have docker-py record the containers that a task creates in its own thread.
 
     Without docker-py, nothing is changed.
     """
@@ -30,7 +31,8 @@ def track_containers() -> None:
     def create_container_from_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         created = original(self, *args, **kwargs)
         state = current_run()
-        if state is not None:
+        # docker_run starts another container in a thread that goes on after it, to clean up.
+        if state is not None and state.thread_id == threading.get_ident():
             state.containers.append((self, created["Id"]))
         return created
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -34,7 +35,9 @@ class RunState:
     again
         The message with which the task asks to be tried again.
     containers
-        The containers that it has created, each with the client of docker-py.
+        The containers that its own thread has created, each with the client of docker-py.
+    thread_id
+        The thread that runs it.
     """
 
     job: RunningJob
@@ -44,6 +47,7 @@ class RunState:
     ended: JobStatus | None = None
     again: CeleryMessage | None = None
     containers: list[tuple[Any, str]] = field(default_factory=list)
+    thread_id: int = field(default_factory=threading.get_ident)
 
     def keeps(self, message: CeleryMessage) -> bool:
         """Return True if a message tries the running task again, which starts no other job."""

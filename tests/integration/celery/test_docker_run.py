@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from tests.support.package_site import PackageSite
 @pytest.fixture(autouse=True)
 def _nothing_is_left(package_site: PackageSite) -> Iterator[None]:
     """Check after each test that no container, volume or directory is left."""
+    before = package_site.temporary_files()
     yield
-    package_site.check_nothing_left()
+    package_site.check_nothing_left(before)
 
 
 def _says(script: str) -> Callable[[], dict[str, Any]]:
@@ -298,6 +298,3 @@ def test_docker_run_stops_its_container_when_canceled(
     wait_until(lambda: "ready" in package_site.container_log(job_id))
     package_site.admin.put(f"job/{job_id}/cancel")
     package_site.wait(job_id, status=JobStatus.CANCELED)
-    began = time.monotonic()
-    package_site.check_nothing_left()
-    assert time.monotonic() - began < 15

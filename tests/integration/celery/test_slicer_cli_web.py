@@ -54,8 +54,9 @@ echo '<filter-progress>1</filter-progress>'
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(package_site: PackageSite) -> Iterator[None]:
+    before = package_site.temporary_files()
     yield
-    package_site.check_nothing_left()
+    package_site.check_nothing_left(before)
 
 
 @pytest.fixture(scope="module")
@@ -175,5 +176,4 @@ def test_cancel_stops_the_container_of_a_run(
     wait_until(lambda: f"line {_LINES}" in package_site.log(started["_id"]))
     user.client.put(f"job/{started['_id']}/cancel")
     package_site.wait(started["_id"], status=JobStatus.CANCELED)
-    package_site.check_nothing_left()
     assert list(user.client.listItem(user.folder["_id"], name="slow.count.txt")) == []
