@@ -10,7 +10,7 @@ from typing import Any
 from girder_dask.errors import GirderError
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 
-__all__ = ["NAME", "ask", "connect", "create", "revoke_others", "write"]
+__all__ = ["NAME", "connect", "create", "revoke_others", "write"]
 
 
 #: The name of the key in the list of its owner's keys.

@@ -66,15 +66,18 @@ def running_processes() -> Iterator[Process]:
 def _observed(process: psutil.Process) -> Process | None:
     """Return a process as it is now, None if it has ended."""
     try:
-        with process.oneshot():
-            if not _is_running(process):
-                return None
-            group = os.getpgid(process.pid)
-            return Process(process.pid, process.ppid(), group, process.create_time())
+        return _facts(process)
     except psutil.NoSuchProcess:
         # psutil keeps these objects: this one may stand for an earlier process with the same id.
-        fresh = psutil.Process(process.pid)
-        return None if fresh == process else _observed(fresh)
+        return _facts(psutil.Process(process.pid))
+
+
+def _facts(process: psutil.Process) -> Process | None:
+    with process.oneshot():
+        if not _is_running(process):
+            return None
+        group = os.getpgid(process.pid)
+        return Process(process.pid, process.ppid(), group, process.create_time())
 
 
 def _is_running(process: psutil.Process) -> bool:

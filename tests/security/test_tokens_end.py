@@ -18,7 +18,7 @@ ENDERS = ("canceled", "deleted", "ended by others")
 # What happens between two of these, which one of both does, happens at once.
 STEPS = (
     *("tokens.store", "tokens.delete_ended", "tokens.delete", "claims.claim_for_push"),
-    *("claims.save", "recording.save", "recording._write_records"),
+    *("claims.save", "existing_jobs.save", "job_records.store_records"),
     *("job_records.purge_ended", "job_records.close_removed", "chunks.delete"),
 )
 
@@ -101,10 +101,10 @@ def make_job(sender: str, user: Any) -> Any:
 
 def send(sender: str, user: Any, job: Any) -> None:
     from girder_dask.plugin import backend
-    from girder_dask.plugin.store import claims, recording
+    from girder_dask.plugin.store import claims, existing_jobs
 
     if sender == "scheduled":
-        recording.queue_inactive(job, user)
+        existing_jobs.queue_inactive(job, user)
     elif sender.startswith("claimed"):
         claims.claim("a scheduler", 1)
     else:
@@ -148,11 +148,11 @@ def interleave(sender: str, ender: str) -> dict[str, Any]:
     from girder.api.rest import getCurrentUser
     from girder_jobs.models.job import Job
 
-    from girder_dask.plugin.store import claims, job_records, recording, tokens
+    from girder_dask.plugin.store import claims, existing_jobs, job_records, tokens
     from girder_dask.plugin.store.logs import chunks
 
     user, turns = getCurrentUser(), Turns("")
-    modules = {"tokens": tokens, "recording": recording, "claims": claims}
+    modules = {"tokens": tokens, "existing_jobs": existing_jobs, "claims": claims}
     modules |= {"job_records": job_records, "chunks": chunks}
 
     def stepwise(call: Any) -> Any:

@@ -13,6 +13,7 @@
 ``… title="path"``          is an exact excerpt of this file of the project
 ``sh``                      names commands and options that exist
 ``yaml``                    sets keys of Dask's configuration that exist
+``json retention``          is a value of the setting ``dask.retention``
 ``text``                    is a drawing, or output that a separate test checks
 ``{…}``                     is a directive of Sphinx, which checks it
 ==========================  ==================================================================
@@ -83,6 +84,14 @@ def _compare(block: str, path: str) -> None:
         raise AssertionError(f"{path} does not contain this text:\n{text}")
 
 
+def _check_retention(block: str) -> None:
+    import json
+
+    from girder_dask.plugin.retention_rules import read_rules
+
+    assert read_rules(json.loads(block))
+
+
 def _run_here(example: Example) -> None:
     if example.parsed.startswith(">>>"):
         run(example.parsed, example.namespace)
@@ -134,6 +143,7 @@ _EVALUATORS: dict[str, Callable[[Example], None]] = {
     "python test": _run_tests,
     "sh": lambda example: commands.check(example.parsed),
     "yaml": lambda example: dask_keys.check(example.parsed),
+    "json retention": lambda example: _check_retention(example.parsed),
 }
 
 

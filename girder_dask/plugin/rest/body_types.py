@@ -94,6 +94,8 @@ _DOCUMENTED: Mapping[type[Struct], tuple[str, str, Mapping[str, type[Message]]]]
 
 # Fields of messages that a request does not set.
 _NOT_OF_REQUESTS = frozenset({"api_url", "user"})
+# What Swagger 2.0 lacks, or what the document does not need.
+_NOT_IN_SWAGGER = frozenset({"title", "description", "default", "prefixItems", "propertyNames"})
 
 
 def parameter(body: type[Struct]) -> dict[str, Any]:
@@ -126,32 +128,41 @@ def _message_schema(message: type[Message]) -> dict[str, Any]:
 
 
 def _schema(kind: type[Any]) -> dict[str, Any]:
-    return _to_swagger(msgspec.json.schema(kind)["$defs"][kind.__name__])
+    types = msgspec.json.schema(kind)["$defs"]
+    return _to_swagger(types[kind.__name__], types)
 
 
-def _to_swagger(schema: Any) -> dict[str, Any]:
+def _first_or_referred(schema: Mapping[str, Any], types: Mapping[str, Any]) -> Any:
+    if "anyOf" in schema:
+        return schema["anyOf"][0]
+    return types[schema["$ref"].rpartition("/")[2]]
+
+
+def _to_swagger(schema: Any, types: Mapping[str, Any]) -> dict[str, Any]:
     """Translate a JSON schema of msgspec into the dialect of Swagger 2.0, which has no null.
 
-    >>> _to_swagger({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]})
+    ``types`` are the definitions to which the schema refers, put in place of each reference.
+
+    >>> _to_swagger({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]}, {})
     {'type': 'number', 'minimum': 0, 'exclusiveMinimum': True}
     """
     if not schema:  # anything
         return {}
-    if "anyOf" in schema:
-        return _to_swagger(schema["anyOf"][0])
+    if "anyOf" in schema or "$ref" in schema:
+        return _to_swagger(_first_or_referred(schema, types), types)
     if schema.get("contentEncoding") == "base64":  # as protocol.wire_json sends bytes
         data = {"b64": {"type": "string", "format": "byte"}}
         return {"type": "object", "required": ["b64"], "properties": data}
     shown: dict[str, Any] = {"items": {}} if schema.get("type") == "array" else {}
     for name, value in schema.items():
         if name == "properties":
-            shown[name] = {field: _to_swagger(inner) for field, inner in value.items()}
+            shown[name] = {field: _to_swagger(inner, types) for field, inner in value.items()}
         elif name in ("items", "additionalProperties"):
-            shown[name] = _to_swagger(value)
+            shown[name] = _to_swagger(value, types)
         elif name.startswith("exclusive"):
             shown |= {name.removeprefix("exclusive").lower(): value, name: True}
         elif name == "pattern":
             shown[name] = value.replace(r"\Z", "$")
-        elif name not in ("title", "description", "default", "prefixItems"):
+        elif name not in _NOT_IN_SWAGGER:
             shown[name] = value
     return shown
