@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+
+from girder_dask.utils.thread_frames import thread_frames
 
 __all__ = [
     "current_frame",
@@ -50,7 +51,7 @@ _MAX_DEPTH = 40
 
 def current_frame(ident: int) -> FrameType | None:
     """Return the innermost frame of a thread, None if it has ended."""
-    return sys._current_frames().get(ident)  # noqa: SLF001 - the only access
+    return thread_frames().get(ident)
 
 
 def frames_from(frame: FrameType | None, max_depth: int = _MAX_DEPTH) -> Iterator[FrameType]:

@@ -7,7 +7,6 @@ they work for the job. A pool may serve other jobs before and after.
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from girder_dask.errors import CancelInterrupt, JobInterrupted
+from girder_dask.utils.thread_frames import thread_frames
 from girder_dask.worker.interruption.guarded_frames import user_position
 from girder_dask.worker.interruption.repeated_interrupt import repeated
 from girder_dask.worker.interruption.thread_interrupter import (
@@ -206,7 +206,7 @@ class JobThreads:
         return not self._is_released and ident in self._busy()
 
     def _busy(self) -> dict[int, threading.Thread]:
-        frames = sys._current_frames()  # noqa: SLF001 - the only access
+        frames = thread_frames()
         return {
             ident: thread
             for ident, thread in self._entered.items()

@@ -12,6 +12,8 @@ import sys
 import threading
 from types import CodeType, FrameType
 
+from girder_dask.utils.thread_frames import thread_frames
+
 __all__ = [
     "call_position",
     "caller_position",
@@ -27,7 +29,7 @@ write_code: set[CodeType] = set()
 
 def is_in_write(thread: int) -> bool:
     """Return True if a thread is in a ``write``."""
-    frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented, and the only way
+    frame = thread_frames().get(thread)
     while frame is not None:
         if frame.f_code in write_code:
             return True
@@ -61,7 +63,7 @@ def is_at_position(thread: int, position: tuple[int, int] | None) -> bool:
     """Return True if a thread is still at a position that :func:`caller_position` returned."""
     if position is None:
         return False
-    frame = sys._current_frames().get(thread)  # noqa: SLF001 - as above
+    frame = thread_frames().get(thread)
     while frame is not None:
         if (id(frame), frame.f_lasti) == position:
             return True
