@@ -35,6 +35,8 @@ __all__ = [
 
 _NAMESPACE = "girder"
 _UNSET = object()
+# Numbers that have a default, but may be null.
+_POSITIVE_OR_NULL = ("scheduler.jobs-per-thread",)
 
 
 @functools.cache
@@ -197,6 +199,9 @@ def check(section: str) -> None:
     """
     for name, default in _defaults()[_NAMESPACE][section].items():
         key = f"{section}.{name}"
+        if key in _POSITIVE_OR_NULL:
+            positive_or_none(key)
+            continue
         reader = _reader(default)
         if reader is None:
             continue

@@ -162,6 +162,9 @@ def test_a_credential_file_that_cannot_be_read_says_what_to_do(tmp_path: Path) -
         ("buffer", "10 s"),
         ("batch-size", "many"),
         ("batch-size", [1]),
+        ("jobs-per-thread", 0),
+        ("jobs-per-thread", True),
+        ("jobs-per-thread", "many"),
     ],
 )
 def test_check_refuses_a_value_that_cannot_be_read(key: str, value: object) -> None:
@@ -177,3 +180,6 @@ def test_check_accepts_the_defaults_and_plain_numbers() -> None:
     config.check("worker")
     with dask.config.set({"girder.scheduler.pull-interval": 2, "girder.scheduler.buffer": 9}):
         config.check("scheduler")
+    for jobs_per_thread in (None, 0.5):
+        with dask.config.set({"girder.scheduler.jobs-per-thread": jobs_per_thread}):
+            config.check("scheduler")
