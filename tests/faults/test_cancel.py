@@ -145,7 +145,7 @@ def test_queued_jobs_are_canceled_with_nobody_there(fault_stack: Start, tmp_path
     def start(number: int) -> str:
         return stack.start_task("tally", str(tally), number)
 
-    stack.kill("worker-0")
+    stack.remove_worker("worker-0")
     first = start(1)
     cancel(stack, first)
     assert stack.job(first)["status"] == S.CANCELED

@@ -71,7 +71,7 @@ class Shift:
 def test_workers_that_are_told_to_end(fault_stack: Start, tmp_path: Path) -> None:
     """SIGTERM, to one with a nanny, to its nanny, and to one without; and its time of life."""
     stack = fault_stack(workers=2, threads=2, env=ENV)
-    stack.kill("worker-1")
+    stack.remove_worker("worker-1")
     old, new = stack.part("worker-0"), stack.part("worker-1")
 
     def change() -> None:
@@ -92,7 +92,7 @@ def test_workers_that_are_told_to_end(fault_stack: Start, tmp_path: Path) -> Non
     assert old.running
 
     # The nanny.
-    stack.kill(old.name)
+    stack.remove_worker(old.name)
     change()
     jobs = shift()
     psutil.Process(old.pid).terminate()
@@ -192,7 +192,7 @@ def test_a_process_that_ignores_sigterm_ends_with_its_worker(fault_stack: Start)
 def test_workers_that_are_retired(fault_stack: Start, tmp_path: Path) -> None:
     """By a client, and by the adaptive scaling of a cluster."""
     stack = fault_stack(workers=2, threads=2, env=ENV)
-    stack.kill("worker-1")
+    stack.remove_worker("worker-1")
     jobs = Shift(stack, tmp_path / "tally")
     stack.restart("worker-1")
     with Client(stack.scheduler) as client:

@@ -45,7 +45,7 @@ def test_many_jobs_wait(
     count: int,
 ) -> None:
     stack = fault_stack(workers=1, threads=4, own_storage=True)
-    stack.kill("worker-0")
+    stack.remove_worker("worker-0")
     stack.call(leave_out_girder_worker)
     tally = tmp_path / "tally"
     half = count // 2

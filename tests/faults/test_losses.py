@@ -91,7 +91,7 @@ def test_scheduler_killed_with_jobs_queued_and_running(fault_stack: Start, tmp_p
 def test_worker_killed_in_the_middle_of_a_task(fault_stack: Start, tmp_path: Path) -> None:
     """One together with its nanny, one that has none, and one whose nanny starts it again."""
     stack = fault_stack(workers=2, threads=1)
-    stack.kill("worker-1")
+    stack.remove_worker("worker-1")
     stack.part("worker-1").command.append("--no-nanny")
     tally = tmp_path / "tally"
     job_id = stack.start_task("tally", str(tally), 1, [60.0, 60.0, 60.0, 1.0])

@@ -42,7 +42,7 @@ class Watch:
         self._stack = stack
         self._over = threading.Event()
         self._processes = stack.processes()
-        self._before = {n: p.memory_info().rss for n, p in self._processes.items()}
+        self._before: dict[str, int] = {}
         self.grown = dict.fromkeys(self._processes, 0)
         self._errors: list[Exception] = []
         self._usual = 0.0
@@ -54,8 +54,11 @@ class Watch:
         ]
 
     def __enter__(self) -> Self:
+        # The first job of a worker imports what later ones need.
+        self._stack.wait_all([self._stack.start_task("steady", 1, 0.3) for _ in range(4)])
         self._run_small_job()
         self._usual = self.jobs.pop()
+        self._before = {n: p.memory_info().rss for n, p in self._processes.items()}
         for thread in self._threads:
             thread.start()
         return self

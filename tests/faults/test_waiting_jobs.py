@@ -93,7 +93,7 @@ def test_no_worker_or_none_with_the_asked_resources(fault_stack: Start) -> None:
     assert wait_lines(stack, turn_id) == [], "it waited for its turn"
     assert states(turn) == ["QUEUED", "RUNNING", "SUCCESS"]
 
-    stack.kill("worker-0")
+    stack.remove_worker("worker-0")
     job_id = stack.start_task("noop")
     next_id = next_job(stack, job_id)
     until(lambda: waits(stack, job_id) == none, 10)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from girder_dask.errors import StackError
-from girder_dask.standalone import checks
 from girder_dask.standalone.stack_part import Part
 from tests.support.fault_site import FaultStack, until
 
@@ -56,7 +55,7 @@ class SharedFaultStack(FaultStack):
             self._launch([scheduler])
         if not has_workers:
             self._launch(wanted)
-        until(lambda: self._registered_names() == sorted(part.name for part in wanted))
+        until(lambda: self.registered_workers() == sorted(part.name for part in wanted))
 
     def _has_all(self, wanted: list[Part]) -> bool:
         """Return True if these workers, and no others, run and are registered."""
@@ -64,13 +63,8 @@ class SharedFaultStack(FaultStack):
         return (
             len(old) == len(wanted)
             and all(map(_is_like, old, wanted, [_SCHEDULER_ONLY] * len(old)))
-            and self._registered_names() == sorted(part.name for part in old)
+            and self.registered_workers() == sorted(part.name for part in old)
         )
-
-    def _registered_names(self) -> list[str]:
-        """Return the names of the workers that the scheduler knows."""
-        identity = checks.get_json(f"{self._planned.dashboard}/json/identity.json")
-        return sorted(str(worker["name"]) for worker in identity["workers"].values())
 
     def _end_jobs(self) -> None:
         for job_id in (left := self.call(_open_jobs)):

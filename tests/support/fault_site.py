@@ -12,6 +12,7 @@ import psutil
 from distributed import Client
 
 from girder_dask.jobs import FINAL, JobStatus, can_follow
+from girder_dask.standalone import checks
 from girder_dask.testing.stack import TestStack
 
 __all__ = ["FaultStack", "check_history", "states", "until"]
@@ -65,6 +66,16 @@ class FaultStack(TestStack):
     def kill(self, name: str) -> None:
         """Kill a part with all of its processes at the same time."""
         self.part(name).kill()
+
+    def remove_worker(self, name: str) -> None:
+        """Kill a worker that has no job, and return when the scheduler gives it none."""
+        self.kill(name)
+        until(lambda: name not in self.registered_workers())
+
+    def registered_workers(self) -> list[str]:
+        """Return the names of the workers that the scheduler knows, sorted."""
+        identity = checks.get_json(f"{self._planned.dashboard}/json/identity.json")
+        return sorted(str(worker["name"]) for worker in identity["workers"].values())
 
     def restart(self, *names: str) -> None:
         """Restart killed parts, and return when they work.

@@ -83,9 +83,17 @@ class Worker:
             self.context.fork_server_supervisor.close()
         for outbox in self._outboxes:
             asyncio.run_coroutine_threadsafe(outbox.close(SECONDS), self._loop).result(SECONDS)
+        # A task that is destroyed with its loop is reported to whichever test runs by then.
+        asyncio.run_coroutine_threadsafe(self._end_tasks(), self._loop).result(SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end_tasks(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- running -----------------------------------------------------------------------------
 
