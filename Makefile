@@ -11,7 +11,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 ORDER :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast faults lint versions bench profile figures matrix layout docs clean
+.PHONY: help demo test test-fast faults lint versions bench profile figures matrix layout docs release clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -55,6 +55,9 @@ layout: .venv/.test ## Put the modules and what each is into docs/architecture.m
 
 docs: .venv/.dev ## Build the documentation in docs/_build/html
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+release: .venv/.dev ## Build and check wheel and sdist in dist/, and say what to tag
+	$(PYTHON) scripts/release $(ARGS)
 
 clean: ## Remove what these targets made
 	rm -rf .venv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache *.egg-info
