@@ -138,7 +138,7 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
     import girder_client
     import requests
 
-    from girder_dask.http.authorities import certificate_advice
+    from girder_dask.http.authorities import certificate_refusal
     from girder_dask.http.redirects import ExplainedRequestError
     from girder_dask.http.request_errors import error_cause, error_message
 
@@ -169,7 +169,5 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
             "/api/v1."
         ) from e
     except (requests.exceptions.RequestException, OSError) as e:
-        advice = certificate_advice(e)
-        if advice is not None:
-            raise GirderError(f"The certificate of Girder at {url} is refused: {advice}") from e
-        raise GirderError(f"Girder cannot be reached at {url}: {error_cause(e)}.") from e
+        refusal = certificate_refusal(e, url)
+        raise GirderError(refusal or f"Girder cannot be reached at {url}: {error_cause(e)}.") from e

@@ -12,7 +12,13 @@ from girder_dask import config
 from girder_dask.http.redirects import ExplainedRequestError
 from girder_dask.http.request_errors import certificate_error
 
-__all__ = ["AuthoritiesUnreadable", "TrustingSession", "certificate_advice", "trusted_authorities"]
+__all__ = [
+    "AuthoritiesUnreadable",
+    "TrustingSession",
+    "certificate_advice",
+    "certificate_refusal",
+    "trusted_authorities",
+]
 
 _PEM_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 # What OpenSSL answers for certificates that no change of authorities makes valid.
@@ -84,6 +90,18 @@ def certificate_advice(error: BaseException) -> str | None:
     if refused is None:
         return None
     return f"{refused.verify_message.rstrip('.')}. {_remedy(refused)}"
+
+
+def certificate_refusal(error: BaseException, url: str) -> str | None:
+    """Return the sentence for a Girder whose certificate is refused; None for another error.
+
+    Examples
+    --------
+    >>> print(certificate_refusal(OSError("Connection refused"), "https://girder.example"))
+    None
+    """
+    advice = certificate_advice(error)
+    return None if advice is None else f"The certificate of Girder at {url} is refused: {advice}"
 
 
 def _remedy(refused: ssl.SSLCertVerificationError) -> str:

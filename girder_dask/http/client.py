@@ -11,7 +11,7 @@ from typing import Any
 import requests
 
 from girder_dask.errors import GirderError, NotConnectedError, SubmissionError
-from girder_dask.http.authorities import certificate_advice
+from girder_dask.http.authorities import certificate_refusal
 from girder_dask.http.redirects import ExplainedRequestError
 from girder_dask.http.request_errors import (
     GATEWAY_STATUSES,
@@ -207,9 +207,9 @@ class ApiClient:
     def _explanation(self, method: str, path: str, error: requests.RequestException) -> str:
         if isinstance(error, ExplainedRequestError):
             return str(error)
-        refused = certificate_advice(error)
+        refused = certificate_refusal(error, self.url)
         if refused is not None:
-            return f"The certificate of Girder at {self.url} is refused: {refused}"
+            return refused
         if error.response is None:
             return f"Girder does not answer at {self.url} ({error_cause(error)})."
         status, message = error.response.status_code, error_message(error.response)

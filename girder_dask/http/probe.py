@@ -11,7 +11,7 @@ import requests
 
 from girder_dask._version import __version__
 from girder_dask.errors import GirderError
-from girder_dask.http.authorities import TrustingSession, certificate_advice
+from girder_dask.http.authorities import TrustingSession, certificate_refusal
 from girder_dask.http.redirects import (
     ExplainedRequestError,
     host_of,
@@ -65,12 +65,10 @@ class ApiProbe:
         except ExplainedRequestError as e:
             raise GirderError(str(e)) from e
         except requests.RequestException as e:
-            refused = certificate_advice(e)
-            if refused is not None:
-                raise GirderError(
-                    f"The certificate of Girder at {url} is refused: {refused}"
-                ) from e
-            raise GirderError(f"Girder does not answer at {url} ({error_cause(e)}).") from e
+            refused = certificate_refusal(e, url)
+            raise GirderError(
+                refused or f"Girder does not answer at {url} ({error_cause(e)})."
+            ) from e
         if response.status_code in GATEWAY_STATUSES:
             raise GirderError(
                 f"Girder does not answer at {url} ({response.status_code} {response.reason}).",

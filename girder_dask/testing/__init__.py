@@ -18,6 +18,7 @@ Options in pytest's configuration: ``girder_dask_workers`` and ``girder_dask_thr
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +75,13 @@ def girder_user(girder_stack: TestStack) -> User:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the last log lines of the stack to the report of a failed test that used it."""
+    """Report the last log lines of the stack after a failed test, and cancel the jobs it left."""
     report = yield
     stack = item.config.stash.get(_stack_key, None)
     if report.failed and stack is not None and "girder_stack" in getattr(item, "fixturenames", ()):
         error = call.excinfo.value if call.excinfo is not None else None
         report.sections.append(("girder_stack", stack.report_logs(error)))
+        if call.when == "call":
+            with contextlib.suppress(Exception):  # the failure itself is the one to report
+                stack.cancel_open_jobs()
     return report

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import json
 import os
 import re
 import secrets
@@ -215,6 +217,21 @@ class TestStack(Stack):
                 raise WaitTimeoutError(_describe(job, f" after {timeout:g} s"))
             time.sleep(pause_s)
             pause_s = min(pause_s * _POLL_GROWTH, _MAX_POLL_S)
+
+    def cancel_open_jobs(self) -> list[str]:
+        """Cancel all jobs that have not ended, and return their ids.
+
+        The fixture ``girder_stack`` does so after a test that failed, whose jobs would otherwise
+        keep the workers from the jobs of the next one.
+        """
+        import girder_client
+
+        statuses = json.dumps([int(status) for status in JobStatus if status not in FINAL])
+        found = self.admin.get("job/all", parameters={"statuses": statuses, "limit": 0})
+        for job in found:
+            with contextlib.suppress(girder_client.HttpError):  # it has ended meanwhile
+                self.admin.put(f"job/{job['_id']}/cancel")
+        return [job["_id"] for job in found]
 
     def recent_logs(self, lines: int = 15) -> str:
         """Return the last log lines of each part but the database and the broker."""

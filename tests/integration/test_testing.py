@@ -115,10 +115,13 @@ def test_failing_test_shows_the_logs(tmp_path: Path) -> None:
         "def hang():\n"
         "    from my_worker_tasks.endings import slow\n"
         "    return slow.delay(60.0, 1).id\n"
+        "left = []\n"
         "def test_job_takes_too_long(girder_stack):\n"
-        "    job = girder_stack.call(hang)\n"
-        "    girder_stack.wait(job, status=2)\n"
-        "    girder_stack.wait(job, timeout=0.1)\n"
+        "    left.append(girder_stack.call(hang))\n"
+        "    girder_stack.wait(left[0], status=2)\n"
+        "    girder_stack.wait(left[0], timeout=0.1)\n"
+        "def test_job_of_a_failed_test_is_canceled(girder_stack):\n"
+        "    girder_stack.wait(left[0], status=5)\n"
     )
     run = subprocess.run(
         [
@@ -139,6 +142,7 @@ def test_failing_test_shows_the_logs(tmp_path: Path) -> None:
         env={k: v for k, v in os.environ.items() if k not in {"CI", "BUILD_NUMBER"}},
     )
     assert run.returncode == 1
+    assert "3 failed, 1 passed" in run.stdout, run.stdout
     assert "AssertionError: on purpose" in run.stdout
     assert "--- worker-0" in run.stdout
     assert "Starting Worker plugin" in run.stdout
