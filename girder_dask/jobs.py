@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from enum import IntEnum
 from typing import Any
 
@@ -90,9 +91,27 @@ def waits_for(job: Mapping[str, Any]) -> str:
 
     >>> waits_for({'status': 1, 'dask': {'waits': 'no worker is connected to the scheduler'}})
     'no worker is connected to the scheduler'
+    >>> waits_for({'status': 1, 'dask': {'not_before': '2126-11-30T12:00:00+00:00'}})
+    'it is to start at 2126-11-30 12:00:00 UTC'
     >>> waits_for({'status': 1})
     ''
     """
     if job.get("status") != JobStatus.QUEUED:
         return ""
-    return str((job.get("dask") or {}).get("waits") or "")
+    dask = job.get("dask") or {}
+    moment = _moment(dask.get("not_before"))
+    if moment is not None and moment > datetime.now(timezone.utc):
+        return f"it is to start at {moment:%Y-%m-%d %H:%M:%S} UTC"
+    return str(dask.get("waits") or "")
+
+
+def _moment(given: Any) -> datetime | None:
+    """Return a time of a job document, which Girder sends as text, in UTC."""
+    try:
+        moment = datetime.fromisoformat(given) if isinstance(given, str) else given
+    except ValueError:
+        return None
+    if not isinstance(moment, datetime):
+        return None
+    # MongoDB stores UTC. Girder reads its times with their zone, other programs without.
+    return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from girder_dask.protocol.patterns import ISOLATION, explain_mismatch
 
-__all__ = ["OPTION_NAMES", "ExecutionOptions"]
+__all__ = ["OPTION_NAMES", "ExecutionOptions", "plain_value"]
 
 _MAX_INT32 = 2**31 - 1
 
@@ -72,7 +72,7 @@ class ExecutionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
         ValueError: retries=-1: Expected `int` >= 0
         """
         try:
-            plain = {name: _plain(value) for name, value in given.items()}
+            plain = {name: plain_value(value) for name, value in given.items()}
             options = msgspec.convert(plain, ExecutionOptions)
         except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as e:
             raise _first_error(given) or e from e
@@ -96,14 +96,14 @@ def _first_error(given: Mapping[str, Any]) -> ValueError | None:
     """Return an error that names the first invalid option and its value."""
     for name, value in given.items():
         try:
-            msgspec.convert({name: _plain(value)}, ExecutionOptions)
+            msgspec.convert({name: plain_value(value)}, ExecutionOptions)
         except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as e:
             why = explain_mismatch(e) if isinstance(e, msgspec.ValidationError) else str(e)
             return ValueError(f"{name}={_shown(value)}: {why.partition(' - at ')[0]}")
     return None
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return a number, such as one of NumPy, as a Python number. The same in a mapping."""
     if isinstance(value, (bool, str, int, float, type(None))):
         return value
@@ -112,7 +112,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, numbers.Real) or hasattr(value, "__float__"):
         return float(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain_value(v) for k, v in value.items()}
     return value
 
 

@@ -21,6 +21,7 @@ from girder_dask.protocol.execution_options import OPTION_NAMES, ExecutionOption
 from girder_dask.protocol.patterns import JOB_ID, TASK_NAME, explain_mismatch
 
 __all__ = [
+    "MAX_DELAY_S",
     "MAX_NOTE_BYTES",
     "WIRE_VERSION",
     "JobEvent",
@@ -52,8 +53,8 @@ _HIDDEN_FIELDS = frozenset(
 _Count = Annotated[int, Meta(ge=0, lt=2**62)]
 
 _TaskName = Annotated[str, Meta(pattern=TASK_NAME, max_length=999)]
-# Seconds since the epoch.
-_Moment = Annotated[float, Meta(ge=0, le=2**40)]
+# Seconds since the epoch, until the end of the year 9999.
+_Moment = Annotated[float, Meta(ge=0, le=253_402_300_799)]
 # The name or the digest of an image.
 _ImageText = Annotated[str, Meta(max_length=1000)]
 # A status, and the time at which it was reached.
@@ -61,6 +62,9 @@ _StatusChange = Annotated[list[float], Meta(min_length=2, max_length=2)]
 
 #: The most bytes that a run may leave for the next one.
 MAX_NOTE_BYTES = 64 * 1024
+
+#: The longest time from the submission of a job to its earliest start, in seconds: ten years.
+MAX_DELAY_S = 3_652 * 86_400
 
 #: The id of a job document.
 JobId = Annotated[str, Meta(pattern=JOB_ID)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 
 from msgspec.structs import replace
@@ -67,7 +67,6 @@ class JobTransitions:
         self._ended = BoundedDict[str, tuple[int, float]](_MAX_ENDED_JOBS)
         self._changed: deque[str] = deque()
         self._starts_dependents = False
-        self._delayed: set[JobState] = set()
         #: The results that stay on the cluster.
         self.retained = RetainedResults(
             cluster, self._graph, ttl_s=result_ttl_s, max_bytes=max_result_bytes
@@ -117,18 +116,10 @@ class JobTransitions:
 
         def resume() -> None:
             job.cancel_timer = None
-            self._delayed.discard(job)
             self.start([job])
 
-        self._delayed.add(job)
         job.cancel_timer = self._cluster.call_later(min(delay_s, _MAX_TIMER_S), resume)
         return True
-
-    def delayed(self) -> Iterator[tuple[JobState, str]]:
-        """Yield the jobs whose time has not come, each with the reason."""
-        for job in self._delayed:
-            moment = datetime.fromtimestamp(job.spec.not_before or 0.0, timezone.utc)
-            yield job, f"it is to start at {moment:%Y-%m-%d %H:%M:%S} UTC"
 
     def start_dependents(self, job_id: str) -> None:
         """Start the blocked dependents of a job. If one ends at once, its dependents follow."""
@@ -241,7 +232,6 @@ class JobTransitions:
 
     def _stop_waiting(self, job: JobState) -> None:
         job.stop_waiting()
-        self._delayed.discard(job)
 
     def _remove(self, job: JobState) -> None:
         self._stop_waiting(job)

@@ -1,8 +1,8 @@
 """Reasons why jobs are pending, reported for jobs that wait for more than their turn.
 
-A job may be blocked by its dependencies, its time may not have come, or no worker may be able to
-run it. This is checked periodically. A reason that has lasted for a moment is reported once, and
-so is its end. Nothing is reported for a job that waits for a thread of a busy worker.
+A job may be blocked by its dependencies, or no worker may be able to run it. This is checked
+periodically. A reason that has lasted for a moment is reported once, and so is its end. Nothing is
+reported for a job that waits for a thread of a busy worker, or until a time that Girder knows.
 """
 
 from __future__ import annotations
@@ -106,7 +106,6 @@ class PendingReasons:
     def _update(self, now: float) -> None:
         """Update the reasons, and remove jobs that are no longer pending."""
         found = {job: (why, False) for job, why in self._transitions.dependencies.blocked()}
-        found |= {job: (why, False) for job, why in self._transitions.delayed()}
         for key, why in self._cluster.unrunnable().items():
             job = self._jobs.by_key(key)
             if job is not None and job.is_queued:

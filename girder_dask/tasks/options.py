@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from msgspec import field
@@ -22,6 +23,7 @@ from girder_dask.protocol.messages import MapParent, Submission
 from girder_dask.protocol.payload import Dependency, pack_call
 from girder_dask.protocol.transform_types import is_transform
 from girder_dask.tasks.discovery import package_of
+from girder_dask.tasks.start_time import START_OPTIONS, not_before
 from girder_dask.tasks.untracked import UntrackedResult
 from girder_dask.utils.pytree import tree_leaves, tree_map
 
@@ -30,6 +32,7 @@ __all__ = [
     "TaskSettings",
     "check",
     "checked_options",
+    "earliest_start",
     "execution_options",
     "map_parent",
     "pack",
@@ -47,6 +50,8 @@ class TaskSettings(ExecutionOptions, frozen=True):
     handler: str = HANDLER
     other_fields: Mapping[str, Any] = field(default_factory=dict)
     bind: bool = False
+    countdown: float | None = None
+    eta: datetime | None = None
 
     def changed(self, name: str, changes: Mapping[str, Any]) -> TaskSettings:
         """Return the settings with changes.
@@ -56,9 +61,12 @@ class TaskSettings(ExecutionOptions, frozen=True):
         SubmissionError
             If an option does not exist or is invalid. ``name`` is that of the task.
         """
-        possible = {*OPTION_NAMES, "title", "type", "public", "other_fields"}
+        possible = {*OPTION_NAMES, *START_OPTIONS, "title", "type", "public", "other_fields"}
         _refuse_unknown(name, changes.keys(), possible)
         _refuse_no_text(name, changes)
+        not_before(name, changes)
+        if any(changes.get(option) is not None for option in START_OPTIONS):
+            changes = {**dict.fromkeys(START_OPTIONS), **changes}
         return replace(self, **{**changes, **checked_options(changes, name)})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -67,7 +75,8 @@ class TaskSettings(ExecutionOptions, frozen=True):
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         """Restore the values from a pickle of an earlier release, of a dataclass."""
-        restored = TaskSettings(**dict(zip(self.__struct_fields__, state, strict=False)))
+        known = [name for name in self.__struct_fields__ if name not in START_OPTIONS]
+        restored = TaskSettings(**dict(zip(known, state, strict=False)))
         for name in self.__struct_fields__:
             force_setattr(self, name, getattr(restored, name))
 
@@ -90,8 +99,6 @@ CALL_OPTIONS = {
 #: Replacements for options of Celery's ``apply_async``.
 _CELERY_REPLACEMENTS = {
     "queue": "name the workers with resources={'queue:NAME': 1} and dask worker --resources",
-    "countdown": "start the job when it is time, for example from a scheduled job of Girder",
-    "eta": "start the job when it is time, for example from a scheduled job of Girder",
     "expires": "cancel the job",
     "link": "pass the JobResult to the next delay(), or use a chain",
     "chord": "use girder_dask.chord",
@@ -115,7 +122,7 @@ def check(
     options: Mapping[str, Any],
 ) -> None:
     """Raise SubmissionError for a call that cannot become a job, before anything is recorded."""
-    _refuse_unknown(name, options.keys(), {*CALL_OPTIONS, *OPTION_NAMES})
+    _refuse_unknown(name, options.keys(), {*CALL_OPTIONS, *OPTION_NAMES, *START_OPTIONS})
     try:
         signature.bind(*args, **kwargs)
     except TypeError as e:
@@ -302,6 +309,7 @@ def submission(
         dependencies=dependencies,
         args=readable(list(args)),
         kwargs=readable(kwargs),
+        not_before=earliest_start(name, settings, options),
         **execution_options(name, settings, options),
         **_fields(name, settings, options, "user", "token", "api_url"),
     )
@@ -317,6 +325,13 @@ def execution_options(
 ) -> dict[str, Any]:
     """Return the checked execution options of a call, which override those of the task."""
     return checked_options({n: options.get(n, getattr(settings, n)) for n in OPTION_NAMES}, name)
+
+
+def earliest_start(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> float | None:
+    """Return the earliest start of a call. Its own option overrides that of the task."""
+    if any(options.get(option) is not None for option in START_OPTIONS):
+        return not_before(name, options)
+    return not_before(name, {option: getattr(settings, option) for option in START_OPTIONS})
 
 
 def _fields(

@@ -136,7 +136,9 @@ class Task(Generic[P, R]):
         """Do what :meth:`delay` does, with the arguments as a sequence and a mapping.
 
         The options are those of :meth:`delay`, and ``retries``, ``timeout``, ``resources``,
-        ``priority``, ``isolation`` and ``at_most_once``, instead of those in ``@task``.
+        ``priority``, ``isolation`` and ``at_most_once``, instead of those in ``@task``. Either of
+        ``countdown`` (seconds from now) and ``eta`` (a ``datetime``, in UTC if it has no zone)
+        sets the earliest start. Until then the job is QUEUED and occupies no worker.
         """
         arguments, among = call_options.split(kwargs or {})
         options = among | options
@@ -198,7 +200,9 @@ class Task(Generic[P, R]):
         return result
 
     def options(self, **changes: Any) -> Task[P, R]:
-        """Return the same task with other options: those of ``@task`` except ``bind``.
+        """Return the same task with other options: ``@task``'s except ``bind``, and a start time.
+
+        ``countdown`` and ``eta`` are those of :meth:`apply_async`.
 
         Raises
         ------
@@ -275,10 +279,11 @@ class Task(Generic[P, R]):
     ) -> untracked.UntrackedResult:
         call_options.check(self.name, self._parameters, args, kwargs, options)
         payload, dependencies, _, _ = call_options.pack(self.name, args, kwargs, {}, self)
-        if dependencies or options.get("girder_result_hooks"):
+        later = call_options.earliest_start(self.name, self.settings, options)
+        if dependencies or options.get("girder_result_hooks") or later is not None:
             raise SubmissionError(
-                f"{self.name} was started with girder_job_disable=True, but the JobResult or the "
-                "result hooks in the call need a job.",
+                f"{self.name} was started with girder_job_disable=True, but the JobResult, the "
+                "result hooks or the start time of the call need a job.",
                 task=self.name,
             )
         how = call_options.execution_options(self.name, self.settings, options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from girder_dask.jobs import JobStatus
+from girder_dask.jobs import JobStatus, waits_for
 from tests.support.celery_site import CelerySite, wait_until
 from tests.support.fault_site import FaultStack
 
@@ -33,7 +33,7 @@ def test_waiting_jobs_outlive_the_scheduler_and_retries_count_on(site: Site) -> 
     retried = site.delay("tries_again", 2, 8.0)
     delayed = site.delay("add", 20, 22, countdown=8)
     wait_until(lambda: "asks to be tried again" in site.log(retried))
-    wait_until(lambda: site.job(delayed)["dask"].get("waits"))
+    assert waits_for(site.job(delayed))
     restart_cluster(site, "worker-0", "scheduler")
     site.wait(delayed, 60, status=JobStatus.SUCCESS)
     site.wait(retried, 60, status=JobStatus.SUCCESS)

@@ -12,6 +12,7 @@ from girder.constants import AccessType, TokenScope
 from girder.exceptions import AccessException, RestException
 from girder_jobs.models.job import Job
 
+from girder_dask.jobs import waits_for
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.rest import authorization, body_types, routes, submissions
 from girder_dask.plugin.rest.body_parser import read_body_as, require_json
@@ -191,9 +192,8 @@ class JobRoutes:
 
 
 def _state(job: Mapping[str, Any]) -> dict[str, Any]:
-    dask = job.get("dask")
-    reason = dask.get("waits") if isinstance(dask, dict) else None
-    return {**{name: job.get(name) for name in _STATE_FIELDS}, "dask": {"waits": reason}}
+    reason = waits_for(job) if isinstance(job.get("dask"), dict) else None
+    return {**{name: job.get(name) for name in _STATE_FIELDS}, "dask": {"waits": reason or None}}
 
 
 def _shown(job: Mapping[str, Any], result: StoredResult) -> dict[str, Any]:

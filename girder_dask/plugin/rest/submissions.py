@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +20,16 @@ from girder_dask.plugin.store.access.authority import Authority
 from girder_dask.plugin.store.access.requester import Requester
 from girder_dask.plugin.store.database import to_object_id
 from girder_dask.plugin.store.idempotency import IdempotencyKey
-from girder_dask.protocol.messages import MapParent, Submission
+from girder_dask.protocol.messages import MAX_DELAY_S, MapParent, Submission
 from girder_dask.protocol.wire_json import from_json
 
 __all__ = ["idempotency_key", "read_group", "read_submissions", "record"]
 
 # The most characters of a token or a name.
 _MAX_LINE_CHARS = 500
+
+# By how much the clock of a client may differ.
+_CLOCK_SKEW_S = 86_400.0
 
 
 def read_submissions(wires: Sequence[Any], requester: Requester) -> list[Submission]:
@@ -77,6 +81,10 @@ def _check_call(call: Submission) -> None:
     if call.api_url is not None:
         # Only code inside Girder may set where the token of the job is sent.
         raise ValueError("Expected `null`: a request does not say where Girder is - at `$.api_url`")
+    if call.not_before is not None and call.not_before > time.time() + MAX_DELAY_S + _CLOCK_SKEW_S:
+        raise ValueError(
+            f"Expected a time within {MAX_DELAY_S // 86_400:,} days from now - at `$.not_before`"
+        )
     if call.payload[:1] not in (b"j", b"p"):
         raise ValueError("Expected a packed call - at `$.payload`")
     limit = config.nbytes("max-payload")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 import bson
@@ -22,7 +22,7 @@ from girder_dask.protocol.job_fields import MAX_FIELD_LEVELS
 from girder_dask.protocol.messages import Submission
 from girder_dask.utils.text import clean_text
 
-__all__ = ["RESERVED_FIELDS", "announce_saved", "build", "storable"]
+__all__ = ["RESERVED_FIELDS", "announce_saved", "build", "start_fields", "storable"]
 
 #: The most bytes of a new job document. The log is added to it, and MongoDB allows 16 MiB.
 MAX_JOB_BYTES = 4 * 1024**2
@@ -89,6 +89,17 @@ def build(
     job["_id"] = ObjectId()
     _fit(job, submission)
     return job
+
+
+def start_fields(not_before: float | None) -> dict[str, datetime]:
+    """Return the field of ``dask`` with the earliest start of a job, if it has one.
+
+    >>> start_fields(None), start_fields(1_800_000_000.0)["not_before"].isoformat()
+    ({}, '2027-01-15T08:00:00+00:00')
+    """
+    if not_before is None:
+        return {}
+    return {"not_before": datetime.fromtimestamp(math.floor(not_before), timezone.utc)}
 
 
 def _set_owner(job: dict[str, Any], submission: Submission, user: Mapping[str, Any] | None) -> None:

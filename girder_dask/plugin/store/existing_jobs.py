@@ -18,6 +18,7 @@ from girder_dask.jobs import HANDLER, JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.store import job_records, tokens
 from girder_dask.plugin.store.database import describe_error
+from girder_dask.plugin.store.documents import start_fields
 from girder_dask.plugin.store.job_change import JobChange
 from girder_dask.plugin.store.recording import NEW_DASK_FIELDS, RecordedJob
 from girder_dask.plugin.store.results import AttemptOutcome
@@ -138,7 +139,7 @@ def adopt(
 
 def _queue(job: dict[str, Any], spec: JobSpec, token: dict[str, Any], now: datetime) -> None:
     change = JobChange(dict(job))
-    change.dask.update(NEW_DASK_FIELDS, package=spec.package)
+    change.dask.update(NEW_DASK_FIELDS, package=spec.package, **start_fields(spec.not_before))
     change.outcome = AttemptOutcome(0)  # replaces any outcome that its creator has put there
     if job["status"] != JobStatus.QUEUED:
         change.advance(JobStatus.QUEUED, now)

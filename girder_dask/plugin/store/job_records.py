@@ -187,7 +187,15 @@ def find_running_job(token: str, job_id: ObjectId | None = None) -> dict[str, An
 def load_states(job_ids: Iterable[str]) -> list[dict[str, Any]]:
     """Return the states of jobs, with the fields that determine who may read them."""
     ids = [found for job_id in job_ids if (found := to_object_id(job_id))]
-    fields = ("title", "status", "progress", "updated", "dask.group", "dask.waits")
+    fields = (
+        "title",
+        "status",
+        "progress",
+        "updated",
+        "dask.group",
+        "dask.waits",
+        "dask.not_before",
+    )
     rights = ("userId", "access", "public", "publicFlags")
     return list(collection(Job()).find({"_id": {"$in": ids}}, dict.fromkeys(fields + rights, True)))
 

@@ -27,6 +27,7 @@ from girder_dask.plugin.store import documents, job_records, tokens
 from girder_dask.plugin.store.access.authority import IN_GIRDER, Authority
 from girder_dask.plugin.store.access.dependencies import check as check_dependencies
 from girder_dask.plugin.store.database import UNSTORABLE, describe_error, insert
+from girder_dask.plugin.store.documents import start_fields
 from girder_dask.plugin.store.maps import parents
 from girder_dask.protocol.execution_options import OPTION_NAMES
 from girder_dask.protocol.messages import JobSpec, MapParent, Submission
@@ -192,7 +193,12 @@ def _draft(
     default_api_url: str | None,
 ) -> _Draft:
     owner = submission.user if submission.user is not None else user
-    dask = {**NEW_DASK_FIELDS, "task": submission.task, "package": submission.package}
+    dask = {
+        **NEW_DASK_FIELDS,
+        **start_fields(submission.not_before),
+        "task": submission.task,
+        "package": submission.package,
+    }
     job = documents.build(submission, owner, now, dask, parent)
     own = None if submission.token else tokens.build(owner, now, job["_id"])
     token = own["_id"] if own else _token_id(submission.token)

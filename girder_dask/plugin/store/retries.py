@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from girder_dask.plugin.store.documents import start_fields
 from girder_dask.protocol.messages import JobSpec, RetryRequest
 
 __all__ = ["RETRY_FIELD", "RetryChange", "with_retry_requests"]
@@ -40,6 +41,7 @@ class RetryChange:
         """Store a new request. The attempt may begin also if only one run of the job may."""
         self._new = request
         dask.pop("begun", None)
+        dask.update(start_fields(request.not_before))
 
     def add_to(self, change: dict[str, Any], *, ended: bool) -> None:
         """Add the new request to the write of a change. A job that has ended has none."""

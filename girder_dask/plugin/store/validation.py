@@ -146,6 +146,7 @@ _DASK: Mapping[str, Rule] = {
     "log_bytes": _COUNT,
     "lacked": _COUNT,
     "waits": _TEXT,
+    "not_before": _TIME,
     "claim": _TEXT,
     "claimed": _TIME,
     "group": _MAPPING,

@@ -127,13 +127,22 @@
 
     /* Says beside the state of a job in the queue why it waits, if it does not for its turn. */
     function showWait(page) {
-        const dask = page.job.get('dask');
-        if (dask && dask.waits && page.job.get('status') === girder.plugins.jobs.JobStatus.QUEUED) {
+        const reason = waitsFor(page.job.get('dask') || {});
+        if (reason && page.job.get('status') === girder.plugins.jobs.JobStatus.QUEUED) {
             const note = document.createElement('span');
             note.className = 'g-dask-waits';
-            note.textContent = ` Waiting: ${dask.waits}.`;
+            note.textContent = ` Waiting: ${reason}.`;
             page.$('.g-job-status-badge').after(note);
         }
+    }
+
+    /* Returns why a queued job waits, as girder_dask.jobs.waits_for does. */
+    function waitsFor({ not_before: notBefore, waits }) {
+        const moment = notBefore ? new Date(notBefore) : null;
+        if (moment && moment > new Date()) {
+            return `it is to start at ${moment.toISOString().slice(0, 19).replace('T', ' ')} UTC`;
+        }
+        return waits;
     }
 
     /* Draws the progress of a job below its state: the bar is that of Bootstrap. */

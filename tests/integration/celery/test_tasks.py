@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from girder_dask.jobs import JobStatus
-from tests.support.celery_site import CelerySite, wait_until
+from girder_dask.jobs import JobStatus, waits_for
+from tests.support.celery_site import CelerySite
 
 
 def test_a_plain_task_runs_as_a_job_of_its_user(celery_site: CelerySite) -> None:
@@ -187,7 +187,7 @@ def test_a_task_starts_others(celery_site: CelerySite, name: str, values: list[i
 def test_countdown_leaves_the_job_queued_with_the_time(celery_site: CelerySite) -> None:
     began = time.time()
     job_id = celery_site.delay("add", 1, 1, countdown=3)
-    waits = wait_until(lambda: celery_site.job(job_id)["dask"].get("waits"))
+    waits = waits_for(celery_site.job(job_id))
     assert waits.startswith("it is to start at ")
     assert waits.endswith(" UTC")
     assert celery_site.job(job_id)["status"] == JobStatus.QUEUED

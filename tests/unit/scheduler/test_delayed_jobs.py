@@ -42,23 +42,12 @@ def test_start_does_not_wait_for_a_time_that_has_passed(site: Site) -> None:
     assert site.cluster.submitted == [spec.key]
 
 
-def test_a_delayed_job_says_until_when(site: Site) -> None:
-    site.accept(not_before=NOW + 30)
-    for _ in range(2):
-        site.pending.scan()
-        site.cluster.now += 3
-    assert [e.pending_reason for e in site.events if e.pending_reason] == [
-        "it is to start at 2027-01-15 08:00:30 UTC"
-    ]
-
-
 def test_cancel_ends_a_delayed_job_at_once(site: Site) -> None:
     spec = site.accept(not_before=NOW + 30)
     site.dispatcher.cancel([spec.id])
     assert site.history() == [(1, JobStatus.CANCELED)]
     site.cluster.advance(60)
     assert site.cluster.submitted == []
-    assert list(site.transitions.delayed()) == []
 
 
 def test_a_delayed_job_waits_for_its_dependencies_as_well(site: Site) -> None:
