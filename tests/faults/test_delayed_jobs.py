@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 from girder_dask.jobs import JobStatus, waits_for
 from tests.support.fault_site import FaultStack, states, until
@@ -42,7 +43,8 @@ def test_countdown_and_eta_outlive_girder_and_the_scheduler(
     for each in ids:
         job = stack.wait(each, 60, status=S.SUCCESS)
         assert states(job) == ["QUEUED", "RUNNING", "SUCCESS"]
-        assert job["timestamps"][1]["time"].timestamp() >= began + delay_s
+        started = datetime.fromisoformat(job["timestamps"][1]["time"])
+        assert started.timestamp() >= began + delay_s
         assert waits_for(job) == ""
 
 

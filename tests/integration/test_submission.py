@@ -90,6 +90,10 @@ def test_an_exception_is_kept_beside_the_error(girder_stack, girder_admin):
             {"submissions": [call("no_task")]},
             "Expected the name of a task, such as `package.module:function` - at `$.task`",
         ),
+        (
+            {"submissions": [call(not_before=time.time() + 11 * 366 * 86_400)]},
+            "Expected a time within 3,652 days from now - at `$.not_before`",
+        ),
         ({"submissions": [call(payload=b"x")]}, "Expected a packed call - at `$.payload`"),
         (
             {"submissions": [call(dependencies=["x"])]},
