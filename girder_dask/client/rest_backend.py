@@ -18,6 +18,7 @@ from girder_dask.errors import (
 )
 from girder_dask.http.client import ApiClient
 from girder_dask.protocol.messages import MapParent, StoredResult, Submission
+from girder_dask.protocol.request_limits import MAX_REQUEST_BYTES
 from girder_dask.protocol.wire_json import to_json
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ __all__ = ["RestBackend"]
 _CONNECT_TIMEOUT_S = 5.0
 
 _MAX_JOBS_PER_REQUEST = 1_000
-
-# The most bytes of packed calls in a request. Girder reads 64 MiB; base64 adds a third.
-_MAX_REQUEST_BYTES = 47 * 1024**2
 
 
 class RestBackend:
@@ -135,10 +133,13 @@ class RestBackend:
         }
         if self._is_durable:
             body["key"] = uuid.uuid4().hex  # the idempotency key of a repeated request
+        tasks = {submission.task for submission in submissions}
+        if not tasks and group is not None:
+            tasks = {group.task or group.title}
         try:
             answer = self._api.request("POST", "dask/job", body, repeat=self._is_durable)
         except GirderError as e:
-            raise _refusal(e, submissions) from e
+            raise _refusal(e, sorted(tasks)) from e
         return [dict(job) for job in answer["jobs"]]
 
     @property
@@ -308,11 +309,11 @@ def _check_address(submissions: Sequence[Submission]) -> None:
 
 def _check_size(submissions: Sequence[Submission]) -> None:
     size = sum(len(submission.payload) for submission in submissions)
-    if size > _MAX_REQUEST_BYTES:
+    if size > MAX_REQUEST_BYTES:
         names = sorted({submission.task for submission in submissions})
         raise PayloadTooLargeError(
             f"{len(submissions):,} calls of {', '.join(names)} take {size:,} bytes, more than the "
-            f"{_MAX_REQUEST_BYTES:,} that one request may carry. Start them in several parts, or "
+            f"{MAX_REQUEST_BYTES:,} that one request may carry. Start them in several parts, or "
             "pass less: upload large data to Girder and pass its id, or pass the JobResult of a "
             "task that makes it. No job was created.",
             task=names[0],
@@ -324,9 +325,8 @@ def _checked(job_id: str) -> str:
     return quote(str(job_id), safe="")
 
 
-def _refusal(error: GirderError, submissions: Sequence[Submission]) -> Exception:
-    """Return the exception for a submission that failed."""
-    names = sorted({submission.task for submission in submissions})
+def _refusal(error: GirderError, names: Sequence[str]) -> Exception:
+    """Return the exception for a submission of tasks that failed."""
     task = names[0] if len(names) == 1 else None
     text = str(error)
     if error.status is None or error.status >= 500:

@@ -342,7 +342,7 @@ class Submission(Message, ExecutionOptions, frozen=True):
 
 
 class MapParent(Message, Struct, frozen=True, omit_defaults=True):
-    """The parent job of many calls that are submitted together."""
+    """The parent job of many calls. ``task`` is theirs, named also if there are no calls."""
 
     title: str
     type: str = "dask"
@@ -350,6 +350,7 @@ class MapParent(Message, Struct, frozen=True, omit_defaults=True):
     handler: str | None = None
     other_fields: Mapping[str, Any] = field(default_factory=dict)
     user: Any = None
+    task: _TaskName | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Return the fields for Girder without the user: Girder takes the sender."""

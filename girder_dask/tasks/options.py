@@ -317,7 +317,7 @@ def submission(
 
 def map_parent(name: str, settings: TaskSettings, options: Mapping[str, Any]) -> MapParent:
     """Return the parent job of many calls."""
-    return MapParent(**_fields(name, settings, options, "user"))
+    return MapParent(task=name, **_fields(name, settings, options, "user"))
 
 
 def execution_options(

@@ -14,8 +14,8 @@ from girder_dask.client.backend import Backend, get_backend
 from girder_dask.client.result import JobResult, MapResult
 from girder_dask.errors import SubmissionError, TaskNotFoundError
 from girder_dask.protocol.messages import Submission
+from girder_dask.tasks import mapping, untracked
 from girder_dask.tasks import options as call_options
-from girder_dask.tasks import untracked
 from girder_dask.tasks.callables import found_at
 from girder_dask.tasks.composition import Signature
 from girder_dask.tasks.discovery import is_of_tasks
@@ -152,18 +152,25 @@ class Task(Generic[P, R]):
         return result
 
     def map(self, *iterables: Iterable[Any], **kwargs: Any) -> MapResult:
-        """Record a job for each element, in one request, under one parent job.
+        """Record a job for each element, under one parent job.
 
         The parent shows how many of its jobs have ended. It ends when all have ended. Canceling
-        it cancels all.
+        it cancels all. A map of nothing is an empty result.
 
         Parameters
         ----------
         *iterables
-            One iterable per positional argument of the function, as for the built-in ``map``.
+            One iterable per positional argument of the function. As with the built-in ``map``, the
+            shortest ends the map.
         **kwargs
-            Keyword arguments of the function, the same for all calls, and options of
-            :meth:`delay`.
+            Keyword arguments of the function, the same for all calls, options of :meth:`delay`,
+            and the following.
+        girder_map_titles, girder_map_hooks
+            The title and the result hooks of each job: a function of the arguments of one call, or
+            an iterable with a value for each call.
+        total, girder_map_total
+            The number of calls, if the iterables do not have lengths. ``total`` is an argument of
+            the function if that has one of this name.
 
         Returns
         -------
@@ -175,29 +182,37 @@ class Task(Generic[P, R]):
         SubmissionError, NotConnectedError, GirderError
             The errors of :meth:`delay`. No job was created.
         """
-        arguments, options = call_options.split(kwargs)
-        if options.pop("girder_job_disable", False):
+        if not iterables:
             raise SubmissionError(
-                f"{self.name}.map() needs a parent job. Without jobs, use Dask's Client.map. "
-                "No job was created.",
+                f"{self.name}.map() needs an iterable for each argument. No job was created.",
                 task=self.name,
             )
+        rows = zip(*iterables, strict=False)
+        return self._map(rows, mapping.known_length(iterables), kwargs)
+
+    def starmap(self, rows: Iterable[Iterable[Any]], **kwargs: Any) -> MapResult:
+        """Do what :meth:`map` does, with the arguments of each call as one element.
+
+        As with ``itertools.starmap``, each element holds the positional arguments of a call.
+        """
+        return self._map(map(tuple, rows), mapping.known_length([rows]), kwargs)
+
+    def _map(
+        self, rows: Iterable[tuple[Any, ...]], length: int | None, kwargs: Mapping[str, Any]
+    ) -> MapResult:
+        if "total" in kwargs and not self._takes("total"):
+            kwargs = {**kwargs, "girder_map_total": kwargs["total"]}
+            del kwargs["total"]
         backend = get_backend()
-        rows = list(zip(*iterables, strict=False))
-        if not rows:
-            raise SubmissionError(
-                f"{self.name}.map() got an empty iterable. No job was created.", task=self.name
-            )
-        parent = call_options.map_parent(self.name, self.settings, options)
-        options = {**options, "girder_job_title": None}
-        submissions = []
-        for n, row in enumerate(rows, 1):
-            options["girder_job_title"] = f"{parent.title} {n:,}/{len(rows):,}"
-            submissions.append(self._submission(backend, row, arguments, options))
-        job, *children = backend.submit(submissions, parent)
-        result = MapResult(job, map(JobResult, children))
-        futures.pin(backend, result.results)
-        return result
+        submit = functools.partial(self._submission, backend)
+        calls = mapping.MapCalls(self.name, self.settings, submit, rows, length, kwargs)
+        return mapping.start(backend, calls)
+
+    def _takes(self, argument: str) -> bool:
+        """Return True if the function has an argument of this name."""
+        parameters = self._parameters.parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return takes_any or argument in parameters
 
     def options(self, **changes: Any) -> Task[P, R]:
         """Return the same task with other options: ``@task``'s except ``bind``, and a start time.

@@ -62,20 +62,21 @@ def _authority(requester: Requester) -> tuple[Authority, str]:
 
 def refusal(call: Submission | MapParent, authority: Authority) -> str | None:
     """Return why a requester who may not run code of their own may not submit this call."""
-    if isinstance(call, Submission):
-        if not (_is_allowed(call.task) or _is_in_same_package(call, authority)):
-            return (
-                f"only {who_may()} may start it from outside Girder. Ask an administrator of this "
-                "Girder to add you to the group of its setting dask.submitters, or to allow the "
-                "task for all users (dask.allow_tasks). A job that a plugin of Girder has started "
-                "may start the tasks of its own package, too."
-            )
-        if not is_plain(call.payload):
-            return (
-                "its arguments or its function are pickled, and opening a pickle runs code, which "
-                f"only {who_may()} may do. Pass plain values: numbers, text, lists, mappings, "
-                "dates, and the transforms of girder_dask."
-            )
+    if call.task is not None and not (
+        _is_allowed(call.task) or authority.is_in_same_package(call.task)
+    ):
+        return (
+            f"only {who_may()} may start it from outside Girder. Ask an administrator of this "
+            "Girder to add you to the group of its setting dask.submitters, or to allow the task "
+            "for all users (dask.allow_tasks). A job that a plugin of Girder has started may start "
+            "the tasks of its own package, too."
+        )
+    if isinstance(call, Submission) and not is_plain(call.payload):
+        return (
+            "its arguments or its function are pickled, and opening a pickle runs code, which "
+            f"only {who_may()} may do. Pass plain values: numbers, text, lists, mappings, "
+            "dates, and the transforms of girder_dask."
+        )
     excess = option_limits.find_excess(call, any_field=_is_in_same_package(call, authority))
     return None if excess is None else f"{excess}. Only {who_may()} may ask for that."
 

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from tblib.pickling_support import pickle_exception
 
-from girder_dask import JobFailed, JobResult, MapResult, chain, chord, group, task
+from girder_dask import JobFailed, JobResult, chain, chord, group, task
 from girder_dask.client.backend import set_backend
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.exceptions import RemoteTraceback, failure, pack_exception
-from girder_dask.protocol.messages import StoredResult
-from girder_dask.protocol.payload import Dependency, is_plain, open_call, pack_value
+from girder_dask.protocol.payload import Dependency, is_plain, open_call
 from girder_dask.transforms import TemporaryDirectory
 from tests.support.recording_backend import RecordingBackend
 
@@ -64,64 +63,6 @@ def test_a_result_among_the_arguments_is_a_dependency(backend: RecordingBackend)
 def test_a_group_of_results_is_the_list_of_their_values(backend: RecordingBackend) -> None:
     total.delay(group(add.s(1), add.s(2)).delay())
     assert arguments(backend, 2) == ([Dependency("job1"), Dependency("job2")],)
-
-
-# -- map ---------------------------------------------------------------------------------------
-
-
-def test_map_makes_a_parent_and_a_job_for_each_call(backend: RecordingBackend) -> None:
-    result = add.map([1, 2, 3], [10, 20, 30], girder_job_type="sum", girder_job_public=True)
-    assert isinstance(result, MapResult)
-    assert [r.id for r in result] == ["job1", "job2", "job3"]
-    (parent,) = backend.groups
-    assert parent is not None
-    assert (parent.title, parent.type, parent.public) == ("Add", "sum", True)
-    assert [s.title for s in backend.submissions] == ["Add 1/3", "Add 2/3", "Add 3/3"]
-    assert {s.type for s in backend.submissions} == {"sum"}
-    assert [arguments(backend, n) for n in range(3)] == [(1, 10), (2, 20), (3, 30)]
-
-
-def test_map_takes_what_is_the_same_for_all(backend: RecordingBackend) -> None:
-    add.map(iter("ab"), b="z", girder_job_title="Letters")
-    assert [s.title for s in backend.submissions] == ["Letters 1/2", "Letters 2/2"]
-    assert [open_call(s.payload).kwargs for s in backend.submissions] == [{"b": "z"}] * 2
-
-
-@pytest.mark.parametrize(
-    ("iterables", "options", "message"),
-    [
-        (([],), {}, "got an empty iterable"),
-        (([1],), {"girder_job_disable": True}, "Client.map"),
-        (([1], [2], [3]), {}, "do not fit"),
-    ],
-)
-def test_a_map_that_cannot_be_makes_no_job(
-    backend: RecordingBackend, iterables: Any, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(SubmissionError, match=message):
-        add.map(*iterables, **options)
-    assert not backend.submissions
-
-
-def test_the_values_of_a_map_come_in_order(backend: RecordingBackend) -> None:
-    result = add.map([1, 2])
-    for n, job in enumerate(["job1", "job2"], 1):
-        backend.results[job] = StoredResult(value=pack_value(n))
-        backend.jobs[job]["status"] = int(JobStatus.SUCCESS)
-    backend.jobs["parent"]["status"] = int(JobStatus.SUCCESS)
-    assert result.get(timeout=5) == [1, 2]
-
-
-def test_a_map_raises_what_the_first_of_its_jobs_raised(backend: RecordingBackend) -> None:
-    result = add.map([1, 2])
-    backend.jobs["job1"]["status"] = int(JobStatus.SUCCESS)
-    backend.jobs["job2"]["status"] = int(JobStatus.ERROR)
-    backend.jobs["parent"]["status"] = int(JobStatus.ERROR)
-    backend.results["job2"] = StoredResult(
-        error="ValueError: two", exception=pack_exception(ValueError("two"), "Traceback …")
-    )
-    with pytest.raises(ValueError, match=r"^two$"):
-        result.get(timeout=5)
 
 
 # -- chain, group, chord -----------------------------------------------------------------------

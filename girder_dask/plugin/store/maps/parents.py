@@ -75,7 +75,7 @@ def build(
 ) -> dict[str, Any]:
     """Return the document of the parent job of ``submissions``, without storing it."""
     tasks = sorted({submission.task for submission in submissions})
-    name = ", ".join(tasks[:3])
+    name = group.task or ", ".join(tasks[:3])
     described = Submission(
         task=name,
         payload=b"",
