@@ -16,14 +16,15 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import packages, rabbitmq
-from benchmarks.rabbitmq import Rabbit
+from benchmarks import packages
 from benchmarks.raw import RawDask
 from benchmarks.side import Side
 from girder_dask.errors import StackError
 from girder_dask.standalone import accounts, checks, marked_processes, ports, programs
 from girder_dask.standalone.stack import Stack
 from girder_dask.standalone.stack_part import Part
+from tests.support import rabbitmq
+from tests.support.rabbitmq import Rabbit
 
 __all__ = ["BenchmarkStack"]
 

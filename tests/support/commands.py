@@ -18,8 +18,20 @@ _ROOT = Path(__file__).parents[2]
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Z][A-Z0-9_]*)=(?P<value>.*)")
 _REQUIREMENT = re.compile(r"(?P<name>[\w./-]+?)(\[(?P<extras>[\w,]+)\])?(==.*)?")
 
-#: Commands of the system. Of their arguments, only paths in the project are checked.
-_SYSTEM = {"cd", "cp", "git", "mkdir", "chmod", "chown", "apt-get", "systemctl"}
+#: Commands of the system, RabbitMQ and Celery. Only paths in the project are checked among their
+#: arguments.
+_SYSTEM = {
+    "cd",
+    "cp",
+    "git",
+    "mkdir",
+    "chmod",
+    "chown",
+    "apt-get",
+    "systemctl",
+    "rabbitmqctl",
+    "celery",
+}
 
 
 def check(block: str) -> None:

@@ -1,6 +1,7 @@
 """girder_worker's tasks in Girder: their messages become jobs of this package.
 
-It is set up only where ``GIRDER_WORKER_BROKER`` is ``dask://``, and needs the extra ``celery``.
+Code in Girder sends them only where ``GIRDER_WORKER_BROKER`` is ``dask://``. What jobs on Dask send
+is taken wherever girder_worker's plugin is installed, so that they end after a switch back.
 """
 
 from __future__ import annotations
@@ -13,23 +14,28 @@ from girder.plugin import getPlugin
 from girder_dask import celery
 from girder_dask.errors import GirderDaskError
 from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.girder_events import EVENT_HANDLER
 from girder_dask.tasks.discovery import distributions_by_package
 
 __all__ = ["mount"]
 
-# The name under which girder_plugin_worker binds its handlers.
+# The name under which girder_plugin_worker binds its handlers, and the handler of its jobs.
 _WORKER_HANDLER = "worker"
+_CELERY_HANDLER = "celery_handler"
 
 
 def mount(info: dict[str, Any], backend: GirderBackend) -> None:
     """Run the tasks of girder_worker on Dask, if the site has chosen that.
+
+    Otherwise only the routes are added, for jobs that Dask still has from before.
 
     Raises
     ------
     GirderDaskError
         If it has, and the packages for it are missing.
     """
-    if not celery.is_chosen():
+    worker = getPlugin("worker")
+    if not celery.is_chosen() and worker is None:
         return
     try:
         from girder_worker.app import app
@@ -37,19 +43,40 @@ def mount(info: dict[str, Any], backend: GirderBackend) -> None:
         from girder_dask.plugin.celery import routes
         from girder_dask.plugin.celery.messages import GirderCeleryMessages
     except ModuleNotFoundError as e:
+        if not celery.is_chosen():
+            return
         raise GirderDaskError(
             f"GIRDER_WORKER_BROKER is {celery.BROKER_URL}, and a package that this needs is not "
             f"installed in Girder ({e}). Run pip install 'girder_dask[celery]' there."
         ) from e
+    messages = GirderCeleryMessages(backend)
+    routes.mount(info["apiRoot"].dask, backend, messages)
+    if celery.is_chosen():
+        _send_to_dask(info, app, worker)
+        backend.celery_messages = messages
+        messages.ensure_index()
+
+
+def _send_to_dask(info: dict[str, Any], app: Any, worker: Any) -> None:
+    """Have code in Girder send its messages to Dask."""
     from girder_dask.celery import publishing
 
-    worker = getPlugin("worker")
     if worker is not None:
         worker.load(info)
     # It would put a token into each job that is saved.
     events.unbind("model.job.save.after", _WORKER_HANDLER)
+    events.bind("model.job.save.after", EVENT_HANDLER, _attach_job_info)
     publishing.install(app)
     distributions_by_package()  # the first message would wait for it
-    backend.celery_messages = messages = GirderCeleryMessages(backend)
-    messages.ensure_index()
-    routes.mount(info["apiRoot"].dask, backend, messages)
+
+
+def _attach_job_info(event: Any) -> None:
+    """Attach what a worker of Celery needs to a job that it has created.
+
+    Workers that still take jobs from RabbitMQ create those of the calls that follow.
+    """
+    job = event.info
+    if job.get("handler") == _CELERY_HANDLER and job.get("celeryParentTaskId"):
+        from girder_plugin_worker.event_handlers import attachJobInfoSpec
+
+        attachJobInfoSpec(event)

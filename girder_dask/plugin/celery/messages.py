@@ -103,9 +103,9 @@ class GirderCeleryMessages:
         return control.answers(self._backend, method)
 
     def revoke(self, task_ids: list[Any]) -> None:
-        """Cancel the unfinished jobs with these ids of Celery."""
+        """Cancel the unfinished jobs on Dask with these ids of Celery."""
         for job in find_jobs([str(each) for each in task_ids]):
-            if job["status"] not in FINAL:
+            if job["status"] not in FINAL and "dask" in job:
                 self._backend.stop(job["_id"])
 
     def result(self, task_id: str) -> StoredResult | None:
@@ -119,9 +119,11 @@ class GirderCeleryMessages:
 
 def find_jobs(task_ids: list[str]) -> list[dict[str, Any]]:
     """Return the jobs with these ids of Celery, the newest first, with the fields for access."""
-    fields = ("status", "parentId", "userId", "access", "public", "publicFlags", TASK_ID_FIELD)
+    fields = ("status", "dask.open", "parentId", "userId", "access", "public", "publicFlags")
     found = models.collection(Job()).find(
-        {TASK_ID_FIELD: {"$in": task_ids}}, dict.fromkeys(fields, True), sort=[("created", -1)]
+        {TASK_ID_FIELD: {"$in": task_ids}},
+        dict.fromkeys((*fields, TASK_ID_FIELD), True),
+        sort=[("created", -1)],
     )
     return list(found)
 

@@ -91,6 +91,21 @@ def size(path: str) -> int:
 
 
 @app.task(bind=True)
+def says_where(self: Any, _given: Any = None, path: str | None = None) -> None:
+    """Print the name of the worker, and wait for a file if one is named."""
+    print(self.request.hostname)
+    while path is not None and not Path(path).exists():
+        time.sleep(0.05)
+
+
+@app.task
+def writes_file(path: str, text: str) -> str:
+    """Write a file, and return its path."""
+    Path(path).write_text(text)
+    return path
+
+
+@app.task(bind=True)
 def user_of(self: Any) -> dict[str, Any]:
     """Return what the job's client and request say."""
     me = self.girder_client.get("user/me")

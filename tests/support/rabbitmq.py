@@ -46,7 +46,7 @@ class Rabbit:
             "HOME": str(directory),  # where the cookie is
             "ERL_EPMD_PORT": str(self._names),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": "girder-dask-benchmarks@localhost",
+            "RABBITMQ_NODENAME": "girder-dask@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self._port),
             "RABBITMQ_DIST_PORT": str(between),
