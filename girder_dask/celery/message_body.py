@@ -15,9 +15,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from girder_dask.errors import ArgumentError
-from girder_dask.protocol.celery_message import CeleryMessage
+from girder_dask.protocol.celery_message import TOKEN_ARGUMENTS, CeleryMessage
 
-__all__ = ["TRANSFORMS", "arguments", "as_text", "check", "load", "objects", "signatures"]
+__all__ = ["TRANSFORMS", "arguments", "as_text", "check", "load", "objects", "signatures", "tokens"]
 
 _IO = "girder_worker.utils.transforms.girder_io"
 
@@ -40,6 +40,9 @@ _CONTAINERS = frozenset({"py/tuple", "py/set", "py/id", "py/b64"})
 _PREFIX = "py/"
 # The prefix of keys that jsonpickle opens like values.
 _JSON_KEY = "json://"
+
+# The ids of Girder's tokens. What has hexadecimal digits alone is rather a digest.
+_TOKEN = re.compile(r"(?![0-9a-f]*$|[0-9A-F]*$)[0-9A-Za-z]{64}")
 
 _REFERENCE = '"py/id"'
 
@@ -221,3 +224,16 @@ def signatures(value: Any) -> Iterator[Mapping[str, Any]]:
             left += found.values()
         elif isinstance(found, (list, tuple)):
             left += found
+
+
+def tokens(message: CeleryMessage) -> list[str]:
+    """Return the texts in a message that are tokens of Girder, by their names or their form."""
+    found = []
+    left: list[tuple[Any, Any]] = [("", load(message))]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, (Mapping, list)):
+            left += [(key, inner) for key, inner in _parts(value)]
+        elif isinstance(value, str) and (name in TOKEN_ARGUMENTS or _TOKEN.fullmatch(value)):
+            found.append(value)
+    return found

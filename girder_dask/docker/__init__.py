@@ -67,8 +67,7 @@ def run(
     ContainerError
         If it cannot be started, or has not written one of the outputs. The message says what to do.
     """
-    from girder_dask.docker.running import ContainerCall, run_container
+    from girder_dask.docker.call import ContainerCall
+    from girder_dask.docker.running import run_container
 
-    return run_container(
-        ContainerCall(image, args, entrypoint, env or {}, outputs, workdir, network)
-    )
+    return run_container(ContainerCall(image, args, entrypoint, env, outputs, workdir, network))

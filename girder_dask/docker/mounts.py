@@ -94,6 +94,7 @@ class ArgumentResolver:
                 "command can be given. Pass it as a file.",
                 permanent=True,
             )
+        _check_utf8(text, where)
         return text
 
     def _text(self, value: Any, where: str) -> str:
@@ -152,11 +153,24 @@ class ArgumentResolver:
                 )
 
     def _target(self, path: str, source: str) -> str:
+        _check_utf8(source, "A file")
         if path not in self._targets:
             name = os.path.basename(path.rstrip("/"))  # noqa: PTH119
             self._targets[path] = f"{INPUTS}/{len(self._targets) + 1}/{name}"
             self.mounts.append(Mount(source, self._targets[path]))
         return self._targets[path]
+
+
+def _check_utf8(text: str, where: str) -> None:
+    """Raise ContainerError for text that an engine would change: its API takes UTF-8 alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise ContainerError(
+            f"{where} is {text!r:.200}, which is not UTF-8, as container engines want text. Rename "
+            "the file, or pass the text in a file.",
+            permanent=True,
+        ) from e
 
 
 def _is_below(path: str, root: str) -> bool:

@@ -24,7 +24,8 @@ def check_names(names: str | Sequence[str] | None) -> None:
     """Raise ContainerError unless names are those of files in the output directory."""
     for name in [names] if isinstance(names, str) else names or ():
         path = PurePosixPath(name if isinstance(name, str) else "")
-        if not path.parts or path.is_absolute() or ".." in path.parts:
+        is_name = path.parts and not path.is_absolute() and ".." not in path.parts
+        if not is_name or "\0" in str(path):
             raise ContainerError(
                 f"outputs={name!r:.200}: give the name of a file in /outputs, such as 'mask.png'.",
                 permanent=True,

@@ -6,8 +6,7 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,21 @@ from typing import Any
 from dask.utils import format_bytes
 
 from girder_dask.docker import apptainer, engines, images, leftovers, outputs
+from girder_dask.docker.call import ContainerCall
 from girder_dask.docker.container import run_in_engine
 from girder_dask.docker.engine_api import EngineApi
-from girder_dask.docker.image_names import check_name, full_name
+from girder_dask.docker.image_names import full_name
 from girder_dask.docker.mounts import ArgumentResolver, being_written, make_readable
 from girder_dask.docker.output import OutputWriter
 from girder_dask.docker.plan import ContainerEnd, ContainerPlan, Mount
 from girder_dask.docker.progress_pipe import ProgressPipe
 from girder_dask.docker.settings import ContainerSettings
 from girder_dask.errors import ContainerError, ContainerFailed, JobCanceled
-from girder_dask.tasks.running_job import RunningJob, current_job
+from girder_dask.tasks.running_job import RunningJob, current_job, has_lost_job
 from girder_dask.utils.process_identity import identity
 from girder_dask.utils.rmtree import rmtree
 
-__all__ = ["CPU", "MEMORY", "OUTPUTS", "ContainerCall", "run_container"]
+__all__ = ["CPU", "MEMORY", "OUTPUTS", "run_container"]
 
 #: Where a container writes its outputs.
 OUTPUTS = "/outputs"
@@ -41,31 +41,20 @@ _PROGRESS = "/girder/progress"
 # A user without rights, for a worker that runs as root.
 _UNPRIVILEGED = "65534:65534"
 _SIGNALED = 128
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerCall:
-    """The arguments of :func:`girder_dask.docker.run`."""
-
-    image: str
-    args: Sequence[Any]
-    entrypoint: str | None
-    env: Mapping[str, Any]
-    outputs: str | Sequence[str] | None
-    workdir: str | None
-    network: bool
+# The least that Docker takes.
+_MIN_CPUS = 0.01
+_MIN_MEMORY_BYTES = 6 * 1024**2
 
 
 def run_container(call: ContainerCall) -> Any:
     """Run a container to its end, and return the paths of its outputs."""
+    _refuse_lost_job()
     job, settings = current_job(), ContainerSettings.read()
     scope = job.container_scope
-    image = check_name(call.image)
-    _check_types(call)
-    settings.check_image(image, trusted=scope is None or scope.trusted)
+    call.check()
+    settings.check_image(call.image, trusted=scope is None or scope.trusted)
     if call.network:
         settings.check_network()
-    outputs.check_names(call.outputs)
     choice = engines.choose(settings.engine)
     with _output_directory(job) as directory, _progress(job) as progress:
         plan = _plan(call, job, settings, directory, progress)
@@ -79,19 +68,20 @@ def run_container(call: ContainerCall) -> Any:
         return outputs.results(directory, call.outputs)
 
 
-def _check_types(call: ContainerCall) -> None:
-    """Raise ContainerError for arguments of another type, which come from a request as they are."""
-    kinds = {
-        "args": ((list, tuple, str), "a list"),
-        "entrypoint": ((str, type(None)), "the path of a program"),
-        "env": ((Mapping,), "a dict"),
-        "outputs": ((str, list, tuple, type(None)), "the name of a file, or a list of names"),
-        "workdir": ((str, type(None)), "a path in the container"),
-    }
-    for name, (kind, expected) in kinds.items():
-        value = getattr(call, name)
-        if not isinstance(value, kind):
-            raise ContainerError(f"{name}={value!r:.200}: give {expected}.", permanent=True)
+def _refuse_lost_job() -> None:
+    """Raise ContainerError in a thread of a worker that belongs to no job.
+
+    It would have the rights of someone who tries a container on a machine of their own.
+    """
+    if has_lost_job():
+        raise ContainerError(
+            "girder_dask.docker.run was called on a worker in a thread that belongs to no job, so "
+            "it is not known what the container may do. Start it as a job, with "
+            "girder_dask.docker.run.delay(). In a task, call it from the thread of the task, from "
+            "one that threading or concurrent.futures has started, or within "
+            "contextvars.copy_context().run() of that thread.",
+            permanent=True,
+        )
 
 
 def _in_engine(
@@ -178,7 +168,7 @@ def _plan(
         any_path=scope is None,
     )
     command = resolver.arguments(call.args)
-    env = {"GIRDER_PROGRESS": _PROGRESS, **resolver.variables(call.env)}
+    env = {"GIRDER_PROGRESS": _PROGRESS, **resolver.variables(call.env or {})}
     user = _user(settings)
     if int(user.partition(":")[0]) != os.getuid():
         # Both are in the directory of the job, which other users of the host cannot enter.
@@ -187,8 +177,7 @@ def _plan(
         for mount in resolver.mounts:
             if mount.source.startswith(own):
                 make_readable(mount.source)
-    resources = {} if scope is None else scope.resources
-    memory = resources.get(MEMORY)
+    cpus, memory_bytes = _limits({} if scope is None else scope.resources, settings)
     return ContainerPlan(
         image=call.image,
         command=command,
@@ -203,11 +192,39 @@ def _plan(
         user=user,
         network=settings.network if call.network else "none",
         gpus=job.request.gpus,
-        cpus=resources.get(CPU, settings.cpus),
-        memory_bytes=settings.memory_bytes if memory is None else int(memory),
+        cpus=cpus,
+        memory_bytes=memory_bytes,
         processes=settings.processes,
         labels=leftovers.labels_of(scope, identity()),
     )
+
+
+def _limits(
+    resources: Mapping[str, float], settings: ContainerSettings
+) -> tuple[float | None, int | None]:
+    """Return the limits of cores and of bytes of memory.
+
+    Raises
+    ------
+    ContainerError
+        If no container can start with them.
+    """
+    cpus = resources.get(CPU, settings.cpus)
+    memory = resources.get(MEMORY, settings.memory_bytes)
+    if cpus is not None and cpus < _MIN_CPUS:
+        raise ContainerError(
+            f"A limit of {cpus:g} cores (resources={{'CPU': {cpus:g}}}, or girder.docker.cpus) is "
+            f"too small for a container, which needs {_MIN_CPUS:g}.",
+            permanent=True,
+        )
+    if memory is not None and memory < _MIN_MEMORY_BYTES:
+        raise ContainerError(
+            f"A limit of {memory:,.0f} bytes (resources={{'MEMORY': {memory:g}}}, or "
+            f"girder.docker.memory) is too small for a container, which needs "
+            f"{format_bytes(_MIN_MEMORY_BYTES)}. MEMORY is in bytes.",
+            permanent=True,
+        )
+    return cpus, None if memory is None else int(memory)
 
 
 def _user(settings: ContainerSettings) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from girder_dask import config
 from girder_dask.docker.image_names import matches
@@ -63,9 +62,9 @@ class ContainerSettings:
             network=str(config.get("docker.network") or "none"),
             user=None if user is None else str(user),
             volumes=tuple(config.names("docker.volumes")),
-            memory_bytes=_optional(config.nbytes, "docker.memory"),
-            cpus=_optional(lambda key: float(config.get(key)), "docker.cpus"),
-            processes=int(config.get("docker.processes")),
+            memory_bytes=_memory(),
+            cpus=config.positive_or_none("docker.cpus"),
+            processes=_processes(),
             sif_directory=config.get("docker.sif-directory"),
             apptainer_limits=bool(config.get("docker.apptainer-limits")),
         )
@@ -108,5 +107,26 @@ def _why(images: Sequence[str] | None) -> str:
     return f"Those that may are: {', '.join(images) or 'none'}."
 
 
-def _optional(read: Any, key: str) -> Any:
-    return None if config.get(key) is None else read(key)
+def _processes() -> int:
+    number = config.positive_or_none("docker.processes")
+    if number is None or number < 1:
+        raise GirderDaskError(
+            f"girder.docker.processes is {number!r} in Dask's configuration. Set it to a number "
+            "from 1 on."
+        )
+    return int(number)
+
+
+def _memory() -> int | None:
+    """Return the limit of memory in bytes, None without one."""
+    value = config.get("docker.memory")
+    try:
+        size = None if value is None else config.nbytes("docker.memory")
+    except (ValueError, TypeError, AttributeError):
+        size = -1
+    if size is not None and size <= 0:
+        raise GirderDaskError(
+            f"girder.docker.memory is {value!r:.100} in Dask's configuration. Set it to a size "
+            "such as '8 GiB', or to null."
+        )
+    return size

@@ -11,13 +11,24 @@ from msgspec.structs import replace
 
 from girder_dask.protocol.messages import Message
 
-__all__ = ["DEFAULT_QUEUE", "QUEUE_RESOURCE_PREFIX", "CeleryJob", "CeleryMessage"]
+__all__ = [
+    "DEFAULT_QUEUE",
+    "QUEUE_RESOURCE_PREFIX",
+    "TOKEN_ARGUMENTS",
+    "CeleryJob",
+    "CeleryMessage",
+]
 
 #: The queue of tasks that name none.
 DEFAULT_QUEUE = "celery"
 
 #: The prefix of the worker resource that stands for a queue.
 QUEUE_RESOURCE_PREFIX = "queue:"
+
+#: Names under which packages pass tokens to their tasks, as slicer_cli_web does with ``token``.
+TOKEN_ARGUMENTS = frozenset(
+    {"token", "girder_token", "girderToken", "api_token", "apiToken", "girder_client_token"}
+)
 
 _Line = Annotated[str, Meta(min_length=1, max_length=500)]
 _NOT_IN_NAMES = re.compile(r"[^\w.-]")

@@ -22,7 +22,16 @@ from girder_dask.tasks.container_scope import ContainerScope
 from girder_dask.utils.foreign_objects import exact_text
 from girder_dask.utils.text import clean_text, shortened
 
-__all__ = ["JobManager", "Request", "RetryRequested", "RunningJob", "current", "current_job"]
+__all__ = [
+    "JobManager",
+    "Request",
+    "RetryRequested",
+    "RunningJob",
+    "current",
+    "current_job",
+    "has_lost_job",
+    "set_process_of_jobs",
+]
 
 
 # The states between which a task may move its job.
@@ -317,3 +326,24 @@ def current_job() -> RunningJob:
     False
     """
     return current.get() or RunningJob()
+
+
+# Whether this process runs jobs.
+_is_process_of_jobs = False
+
+
+def set_process_of_jobs(is_one: bool) -> None:
+    """Set whether this process runs jobs: that of a worker, or of a task."""
+    global _is_process_of_jobs
+    _is_process_of_jobs = is_one
+
+
+def has_lost_job() -> bool:
+    """Return True in a process that runs jobs, where this context belongs to none of them.
+
+    Examples
+    --------
+    >>> has_lost_job()
+    False
+    """
+    return _is_process_of_jobs and current.get() is None

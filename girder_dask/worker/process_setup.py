@@ -10,6 +10,7 @@ from distributed import Scheduler, Worker
 
 from girder_dask import config
 from girder_dask.files.cache import CacheUnusable, FileCache, open_cache
+from girder_dask.tasks.running_job import set_process_of_jobs
 from girder_dask.utils import working_directory
 from girder_dask.utils.private_directory import require_unchangeable
 from girder_dask.worker.capture import output_capture
@@ -81,6 +82,7 @@ def start_capture() -> None:
     with _capture_lock:
         _capture_users += 1
         if _capture_users == 1:
+            set_process_of_jobs(True)
             output_capture.install(log_level=config.get("worker.log-level"))
             hooks.install()
             job_scope.install()
@@ -93,6 +95,7 @@ def stop_capture() -> None:
     with _capture_lock:
         _capture_users -= 1
         if _capture_users == 0:
+            set_process_of_jobs(False)
             job_scope.uninstall()
             hooks.uninstall()
             output_capture.uninstall()

@@ -50,6 +50,11 @@ class CelerySite(TestStack):
             found = client.get_default_database()[collection]
             return list(found.find(query or {}, sort=[("created", 1), ("_id", 1)]))
 
+    def collections(self) -> list[str]:
+        """Return the names of all collections of Girder's database."""
+        with contextlib.closing(pymongo.MongoClient(self.mongo)) as client:
+            return sorted(client.get_default_database().list_collection_names())
+
 
 def _apply_async(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> str:
     import their_tasks.tasks

@@ -1,11 +1,13 @@
-"""Tokens that plugins written for girder_worker put into the shown arguments of their jobs.
+"""Tokens that plugins written for girder_worker put into the documents of their jobs.
 
-Such a task needs the token while it runs. When the job has ended, the token is blanked.
+Such a task needs the token while it runs. When the job has ended, the token is blanked wherever it
+is in the document: in the arguments, in ``meta`` or in fields of the plugin's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from bson import ObjectId, json_util
@@ -14,33 +16,89 @@ from girder_jobs.models.job import Job
 from pymongo import UpdateOne
 
 from girder_dask.plugin.store.models import collection
+from girder_dask.protocol.celery_message import TOKEN_ARGUMENTS
 
 __all__ = ["BLANK", "blank_tokens"]
 
 #: What replaces a token.
 BLANK = "(removed)"
-# The name of the argument, as slicer_cli_web uses it.
-_NAME = "token"
+
+#: The field of a job with Celery's id of the call. Jobs without it are not girder_worker's.
+_TASK_ID = "celeryTaskId"
+# Fields that hold no text of a plugin, and those that the worker has cleaned.
+_OTHER_FIELDS = ("log", "dask", "dask_log", "dask_outcome", "timestamps", "access", "progress")
+
+# The ids of Girder's tokens. Others look like that, such as digests, so Girder is asked.
+_CANDIDATE = re.compile(r"(?<![0-9A-Za-z])[0-9A-Za-z]{64}(?![0-9A-Za-z])")
 
 
 def blank_tokens(job_ids: Sequence[ObjectId]) -> None:
-    """Blank the argument ``token`` of ended jobs, and delete those that are tokens of the job."""
-    jobs = collection(Job()).find(
-        {"_id": {"$in": list(job_ids)}, "kwargs": {"$regex": f'"{_NAME}"'}}, {"kwargs": True}
+    """Blank the tokens in the documents of ended jobs, and delete those of the job alone."""
+    found = collection(Job()).find(
+        {"_id": {"$in": list(job_ids)}, _TASK_ID: {"$exists": True}},
+        dict.fromkeys(_OTHER_FIELDS, False),
     )
+    jobs = {job["_id"]: _opened(job) for job in found}
+    candidates = {each for job in jobs.values() for each in _candidates(job)}
+    known = _existing(candidates) if candidates else {}
     writes = []
-    for job in jobs:
-        kwargs = json_util.loads(job["kwargs"])
-        if not isinstance(kwargs, dict) or kwargs.get(_NAME) in (None, BLANK):
-            continue
-        _delete(kwargs[_NAME], job["_id"])
-        text = json_util.dumps({**kwargs, _NAME: BLANK})
-        writes.append(UpdateOne({"_id": job["_id"]}, {"$set": {"kwargs": text}}))
+    for job_id, job in jobs.items():
+        change = {
+            name: blanked
+            for name, value in job.items()
+            if (blanked := _blanked(value, known, is_argument=name == "kwargs")) != value
+        }
+        if change:
+            if "kwargs" in change:  # as girder_jobs stores them
+                change["kwargs"] = json_util.dumps(change["kwargs"])
+            writes.append(UpdateOne({"_id": job_id}, {"$set": change}))
+            _delete_own(job_id, job, known)
     if writes:
         Job().collection.bulk_write(writes, ordered=False)
 
 
-def _delete(given: Any, job_id: ObjectId) -> None:
-    token = given.get("_id") if isinstance(given, dict) else given
-    if isinstance(token, str):
-        Token().removeWithQuery({"_id": token, "scope": f"jobs.job_{job_id}"})
+def _opened(job: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored job with its keyword arguments in place of their text."""
+    kwargs = job.get("kwargs")
+    return {**job, "kwargs": json_util.loads(kwargs)} if isinstance(kwargs, str) else job
+
+
+def _candidates(value: Any) -> Iterator[str]:
+    left = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, str):
+            yield from _CANDIDATE.findall(found)
+        elif isinstance(found, Mapping):
+            left += found.values()
+        elif isinstance(found, list):
+            left += found
+
+
+def _existing(ids: Collection[str]) -> dict[str, list[str]]:
+    """Return the scopes of those ids that are tokens."""
+    tokens = Token().collection.find({"_id": {"$in": list(ids)}}, {"scope": True})
+    return {token["_id"]: token.get("scope") or [] for token in tokens}
+
+
+def _blanked(value: Any, tokens: Collection[str], *, is_argument: bool = False) -> Any:
+    """Return a value without tokens, and without any argument that is named like one."""
+    if isinstance(value, str):
+        return _CANDIDATE.sub(lambda at: BLANK if at[0] in tokens else at[0], value)
+    if isinstance(value, list):
+        return [_blanked(each, tokens, is_argument=is_argument) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: BLANK
+        if is_argument and name in TOKEN_ARGUMENTS and isinstance(each, (str, Mapping)) and each
+        else _blanked(each, tokens, is_argument=is_argument)
+        for name, each in value.items()
+    }
+
+
+def _delete_own(job_id: ObjectId, job: Any, known: Mapping[str, list[str]]) -> None:
+    scope = f"jobs.job_{job_id}"
+    own = [each for each in _candidates(job) if scope in known.get(each, ())]
+    if own:
+        Token().removeWithQuery({"_id": {"$in": own}, "scope": scope})

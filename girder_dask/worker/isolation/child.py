@@ -83,6 +83,7 @@ def main(control: int, file: int) -> None:
         _set_environment(spec.environment)
     sys.path[:] = spec.path
     log = ProcessLog()
+    running_job.set_process_of_jobs(True)
     output_capture.install(spec.log_level)
     output_capture.adopt_handlers()  # of modules that were imported in advance
     hooks.install()

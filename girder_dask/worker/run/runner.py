@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from girder_dask.celery.message_body import tokens
 from girder_dask.errors import CancelInterrupt, JobFailed
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
@@ -220,6 +221,7 @@ class Run:
         open_session(job, call.session)
         with self._resources.scope.importing():
             if call.message is not None:
+                self._sink.secrets.add(*tokens(call.message))
                 call = message_call(call.message, self.spec, load=not own_process)
             if own_process:
                 work_dir = self._resources.work_dir.path()

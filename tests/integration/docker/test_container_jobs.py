@@ -188,3 +188,22 @@ result = first.read_text(), sorted(path.name for path in first.parent.iterdir())
         return JobResult(job_id).get(timeout=10)
 
     assert girder_stack.call(value) == ("7", ["a"])
+
+
+def test_run_is_refused_where_the_job_is_not_known(docker: Containers) -> None:
+    """A thread without the context of a job has no rights of its own, also in a process."""
+    code = """
+from contextvars import Context
+from girder_dask.docker import run
+Context().run(run, "busybox:latest", ["true"])
+"""
+
+    def start() -> list[str]:
+        from my_worker_tasks import does
+
+        return [str(does.options(isolation=each).delay(code).id) for each in ("thread", "process")]
+
+    for job_id in docker.stack.call(start):
+        docker.wait(job_id, JobStatus.ERROR)
+        assert "on a worker in a thread that belongs to no job" in docker.log(job_id)
+        assert "girder_dask.docker.run.delay()" in docker.log(job_id)

@@ -148,3 +148,10 @@ def test_signatures_yields_all_calls_that_follow() -> None:
     chain = [{"task": "a", "kwargs": {"tasks": [{"task": "b"}]}}, {"task": "c"}]
     found = message_body.signatures([[1], {}, {"chain": chain, "callbacks": [{"task": "d"}]}])
     assert sorted(str(each["task"]) for each in found) == ["a", "b", "c", "d"]
+
+
+def test_tokens_are_found_by_their_names_and_by_their_form() -> None:
+    token, digest = "aZ09" * 16, "ab09" * 16
+    sent = message([token, digest, {"deep": [{"girderToken": "short-lived"}]}, f"x{token}", "text"])
+    assert sorted(message_body.tokens(sent)) == [token, "short-lived"]
+    assert message_body.tokens(CeleryMessage("1", "tasks.add", "celery", "no JSON")) == []

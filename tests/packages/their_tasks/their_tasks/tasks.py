@@ -273,3 +273,13 @@ def softly_limited() -> str:
             time.sleep(0.05)
     except SoftTimeLimitExceeded:
         return "cleaned up"
+
+
+@app.task(bind=True)
+def shows(self: Any, *args: Any, **kwargs: Any) -> list[Any]:
+    """Write the arguments into the log and the progress, and return them."""
+    print(args, kwargs)
+    self.job_manager.updateProgress(message=f"{args} {kwargs}")
+    if kwargs.get("fails"):
+        raise RuntimeError(f"{args} {kwargs}")
+    return [*args, kwargs]
