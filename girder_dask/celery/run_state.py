@@ -36,6 +36,8 @@ class RunState:
         The message with which the task asks to be tried again.
     containers
         The containers that its own thread has created, each with the client of docker-py.
+    keeps_containers
+        Whether the call wants its containers to stay when they have ended.
     thread_id
         The thread that runs it.
     """
@@ -47,6 +49,7 @@ class RunState:
     ended: JobStatus | None = None
     again: CeleryMessage | None = None
     containers: list[tuple[Any, str]] = field(default_factory=list)
+    keeps_containers: bool = False
     thread_id: int = field(default_factory=threading.get_ident)
 
     def keeps(self, message: CeleryMessage) -> bool:

@@ -117,7 +117,7 @@ def find_task(name: str, package: str | None) -> Any:
     )
 
 
-def _before_run(task: Any = None, **_: Any) -> None:
+def _before_run(task: Any = None, kwargs: Any = None, **_: Any) -> None:
     """Give a task the manager and the client of the running job, and its result hooks."""
     import jsonpickle.unpickler
     from girder_worker.utils.transform import ResultTransform
@@ -125,6 +125,7 @@ def _before_run(task: Any = None, **_: Any) -> None:
     job, state = current_job(), current_run()
     if state is None:  # a task that a task calls in its own process, with apply()
         return
+    state.keeps_containers = (kwargs or {}).get("remove_container") is False
     task.job_manager = CeleryJobManager(job.job_manager, state)
     task.girder_client = job.girder_client
     hooks = getattr(task.request, "girder_result_hooks", None)

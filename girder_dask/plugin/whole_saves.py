@@ -27,6 +27,9 @@ OWN_FIELDS = frozenset(
     }
 ) - {"access"}
 
+# The arguments of a call, and the token that plugins keep with them.
+_CALL_FIELDS = frozenset({"args", "kwargs", "token"})
+
 
 def save_other_fields(event: Any) -> None:
     """Save the fields of a job that its copy may change, in place of the whole document.
@@ -40,13 +43,15 @@ def save_other_fields(event: Any) -> None:
     stored = jobs.find_one({"_id": job["_id"], "dask.attempt": {"$exists": True}}, {"log": False})
     if stored is None:  # a new job, or one that was not queued yet
         return
-    change = {name: value for name, value in job.items() if name not in OWN_FIELDS}
-    removed = stored.keys() - job.keys() - OWN_FIELDS
+    # How a job that has ended was called does not change. Its copy may have tokens there.
+    own = OWN_FIELDS if stored["dask"].get("open") else OWN_FIELDS | _CALL_FIELDS
+    change = {name: value for name, value in job.items() if name not in own}
+    removed = stored.keys() - job.keys() - own
     update: dict[str, Any] = {"$set": change} if change else {}
     if removed:
         update["$unset"] = dict.fromkeys(removed, True)
     if update:
         jobs.update_one({"_id": job["_id"]}, update)
-        if is_chosen() and not stored["dask"].get("open"):
+        if is_chosen() and not jobs.find_one({"_id": job["_id"], "dask.open": True}, {"_id": True}):
             blank_tokens([job["_id"]])  # the copy may be older than the end of the job
     event.preventDefault()

@@ -75,13 +75,40 @@ class PackageSite(CelerySite):
                 process.terminate()
                 process.wait(30)
 
+    @contextlib.contextmanager
+    def processes(self) -> Iterator[None]:
+        """Have the worker run each job in a process of its own (girder.worker.isolation)."""
+        from distributed import Client
+
+        def isolate(isolation: str, dask_worker: Any = None) -> None:
+            dask_worker.plugins["girder-dask"].context.isolation = isolation
+
+        with Client(self.scheduler, set_as_default=False) as client:
+            client.run(isolate, "process")
+            try:
+                yield
+            finally:
+                client.run(isolate, "thread")
+
+    def task_processes(self) -> list[int]:
+        """Return the ids of the processes of the tasks that run in their own."""
+        from distributed import Client
+
+        def read(dask_worker: Any = None) -> list[int]:
+            runs = dask_worker.plugins["girder-dask"].context.runs.values()
+            return [run.process._task_pid for run in runs if run.process is not None]
+
+        with Client(self.scheduler, set_as_default=False) as client:
+            return [pid for pids in client.run(read).values() for pid in pids]
+
     def docker_run(self, make: Callable[..., dict[str, Any]], *args: Any, user: Any = None) -> str:
         """Start ``docker_run`` with busybox, and return the id of its job.
 
         Parameters
         ----------
         make
-            Returns the other keyword arguments. It is called inside Girder with ``args``.
+            Returns the other keyword arguments, and the time limits of the call. It is called
+            inside Girder with ``args``.
         """
         return str(self.call(_docker_run, make, args, IMAGE, user=user))
 
@@ -128,4 +155,5 @@ def _docker_run(make: Callable[..., dict[str, Any]], args: tuple[Any, ...], imag
     from girder_worker.docker.tasks import docker_run
 
     options = {"pull_image": False, "network_mode": "none", **make(*args)}
-    return str(docker_run.delay(image, **options).job["_id"])
+    limits = {name: options.pop(name, None) for name in ("time_limit", "soft_time_limit")}
+    return str(docker_run.apply_async((image,), options, **limits).job["_id"])

@@ -15,7 +15,7 @@ from girder.models.token import Token
 from girder_jobs.models.job import Job
 from pymongo import UpdateOne
 
-from girder_dask.plugin.store.models import collection
+from girder_dask.plugin.store.models import DaskJob, collection
 from girder_dask.protocol.celery_message import TOKEN_ARGUMENTS
 
 __all__ = ["BLANK", "blank_tokens"]
@@ -46,12 +46,16 @@ def blank_tokens(job_ids: Sequence[ObjectId]) -> None:
         change = {
             name: blanked
             for name, value in job.items()
-            if (blanked := _blanked(value, known, is_argument=name == "kwargs")) != value
+            if (blanked := _blanked_field(name, value, known)) != value
         }
         if change:
             if "kwargs" in change:  # as girder_jobs stores them
                 change["kwargs"] = json_util.dumps(change["kwargs"])
             writes.append(UpdateOne({"_id": job_id}, {"$set": change}))
+            if "title" in change:  # it is in the record as well
+                DaskJob().collection.update_one(
+                    {"_id": job_id}, {"$set": {"title": change["title"]}}
+                )
             _delete_own(job_id, job, known)
     if writes:
         Job().collection.bulk_write(writes, ordered=False)
@@ -79,6 +83,13 @@ def _existing(ids: Collection[str]) -> dict[str, list[str]]:
     """Return the scopes of those ids that are tokens."""
     tokens = Token().collection.find({"_id": {"$in": list(ids)}}, {"scope": True})
     return {token["_id"]: token.get("scope") or [] for token in tokens}
+
+
+def _blanked_field(name: str, value: Any, tokens: Collection[str]) -> Any:
+    """Return a field of a job without tokens. ``token`` is one that a plugin keeps there."""
+    if name in TOKEN_ARGUMENTS:
+        return BLANK if value else value
+    return _blanked(value, tokens, is_argument=name == "kwargs")
 
 
 def _blanked(value: Any, tokens: Collection[str], *, is_argument: bool = False) -> Any:

@@ -64,20 +64,24 @@ def _forms(token: str) -> list[str]:
     return found
 
 
+def _holds(value: Any, tokens: set[str]) -> bool:
+    """Return True if a value of a document contains a token, as text, base64 or hexadecimal."""
+    text = json_util.dumps(value)
+    return any(
+        any(form in text for form in _forms(token)) or token.encode().hex() in text
+        for token in tokens
+    )
+
+
 def _found(site: PackageSite, tokens: set[str]) -> list[str]:
     """Return the collections and fields that contain a token."""
-    found = []
-    for name in site.collections():
-        for document in [] if name == "token" else site.documents(name):
-            text = json_util.dumps(document)
-            hexadecimal = text.lower()
-            for token in tokens:
-                if any(form in text for form in _forms(token)) or (
-                    token.encode().hex() in hexadecimal
-                ):
-                    where = [k for k, v in document.items() if token in json_util.dumps(v)]
-                    found.append(f"{name}: {where} of {document.get('title')}")
-    return found
+    return [
+        f"{name}: {field} of {document.get('title')}"
+        for name in site.collections()
+        for document in ([] if name == "token" else site.documents(name))
+        for field, value in document.items()
+        if _holds(value, tokens)
+    ]
 
 
 def _start_all(file_id: str) -> list[str]:
