@@ -20,6 +20,7 @@ from distributed.comm.addressing import get_address_host, parse_address
 from girder_dask import config
 from girder_dask.errors import GirderDaskError
 from girder_dask.scheduler.plugin import GirderSchedulerPlugin, WorkerSide
+from girder_dask.worker.celery_imports import CeleryImportsPlugin
 from girder_dask.worker.nanny_plugin import GirderNannyPlugin
 from girder_dask.worker.plugin import GirderWorkerPlugin, run_job
 
@@ -35,7 +36,7 @@ def make_plugin(api_url: str | None = None, credential: str | None = None) -> Gi
         Girder's REST API and the scheduler's API key, by default those of Dask's
         configuration (``girder.api-url``, ``girder.credential``).
     """
-    workers = WorkerSide(run_job, GirderWorkerPlugin, GirderNannyPlugin)
+    workers = WorkerSide(run_job, GirderWorkerPlugin, GirderNannyPlugin, CeleryImportsPlugin)
     return GirderSchedulerPlugin(workers, api_url, credential)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,6 +31,7 @@ def run_message(
     *,
     trusted: bool,
     soft_time_limit: SoftTimeLimit | None = None,
+    temporary_directory: str | None = None,
 ) -> Any:
     """Run the task of a message, and return its value.
 
@@ -43,9 +45,11 @@ def run_message(
         What the last run has left, if its task asked to be tried again.
     trusted
         Whether the message may run code of whoever sent it when it is opened.
-
     soft_time_limit
         Makes a context manager that raises an exception in this thread after some seconds.
+    temporary_directory
+        Where temporary files go in a process that runs nothing else. girder_worker leaves them if
+        the process is killed.
 
     Raises
     ------
@@ -55,6 +59,8 @@ def run_message(
         Whatever the task raises.
     """
     job = current_job()
+    if temporary_directory is not None:
+        tempfile.tempdir = temporary_directory
     if note is not None:
         message = retries.continued(message, note)
     state = RunState(job, message.id, f"dask@{job.request.hostname}")

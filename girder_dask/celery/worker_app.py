@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 import logging
 import shutil
 import threading
@@ -18,6 +20,9 @@ __all__ = ["find_task", "worker_app"]
 
 logger = logging.getLogger(__name__)
 
+# The entry points of packages that extend girder_worker.
+_ENTRY_POINTS = "girder_worker_plugins"
+
 _lock = threading.Lock()
 _app: Any = None
 # Modules of tasks that cannot be imported here, with the reasons.
@@ -32,20 +37,39 @@ def worker_app() -> Any:
     Raises
     ------
     TaskNotFoundError
-        If girder_worker is not installed here.
+        If girder_worker, or one of the packages that extend it, cannot be imported here.
     """
     global _app
     with _lock:
         if _app is None:
             try:
                 _app = Context().run(_prepare)
-            except ModuleNotFoundError as e:
-                raise TaskNotFoundError(
-                    f"The task is one of girder_worker, which cannot be imported there ({e}). "
-                    "Install it in the environment of the workers, restart them, and start the "
-                    "job again: pip install 'girder_dask[celery]'"
-                ) from e
+            except Exception as e:
+                raise TaskNotFoundError(_import_problem(e)) from e
         return _app
+
+
+def _import_problem(error: Exception) -> str:
+    """Return why girder_worker cannot be imported: it is missing, or a package breaks it."""
+    reason = f"{type(error).__name__}: {error}"
+    again = "restart them, and start the job again"
+    if importlib.util.find_spec("girder_worker") is not None:
+        for entry_point in importlib.metadata.entry_points(group=_ENTRY_POINTS):
+            try:
+                entry_point.load()
+            except Exception as e:  # noqa: BLE001 - the code of a package may raise anything
+                dist = entry_point.dist
+                package = entry_point.value if dist is None else f"{dist.name} {dist.version}"
+                return (
+                    f"The package {package} extends girder_worker, and its plugin "
+                    f"{entry_point.value} cannot be imported there: {type(e).__name__}: {e}. So no "
+                    "task of girder_worker runs there. Install what it needs in the environment of "
+                    f"the workers, or uninstall it there, {again}."
+                )
+    return (
+        f"The task is one of girder_worker, which cannot be imported there ({reason}). Install it "
+        f"in the environment of the workers, {again}: pip install 'girder_dask[celery]'"
+    )
 
 
 def _prepare() -> Any:
@@ -73,6 +97,8 @@ def _prepare() -> Any:
         (signals.task_revoked, theirs.gw_task_revoked),
     ):
         signal.disconnect(receiver)
+    for handler in [*theirs.logger.handlers]:  # it writes records a second time
+        theirs.logger.removeHandler(handler)
     keep_buffered_output()
     track_containers()
     signals.task_prerun.connect(_before_run, weak=False)

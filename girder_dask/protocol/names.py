@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ATTEMPT_ANNOTATION",
     "ATTEMPT_HEADER",
+    "CELERY_PLUGIN_NAME",
     "JOB_HEADER",
     "KIND_HEADER",
     "PLUGIN_NAME",
@@ -13,6 +14,9 @@ __all__ = [
     "TOKEN_HEADER",
     "UPLOAD_HEADER",
 ]
+
+#: The name of the plugin of workers that imports girder_worker's tasks.
+CELERY_PLUGIN_NAME = "girder-dask-celery"
 
 #: The name of the plugins of girder_dask in the scheduler, workers and nannies.
 PLUGIN_NAME = "girder-dask"

@@ -53,6 +53,9 @@ class JobClaims:
         self._interval_s = config.seconds("scheduler.pull-interval")
         #: The id of Girder, None until it has answered.
         self.site: str | None = None
+        #: Called when Girder first says that it runs girder_worker's tasks on Dask.
+        self.on_celery: Callable[[], None] = lambda: None
+        self._knows_of_celery = False
         # Any kind of error may occur, for example with a Girder of another version.
         self._claim_guard = self._guard("Asking Girder for unfinished jobs")
         self._lookup_guard = self._guard("Asking Girder for the inputs of jobs")
@@ -85,6 +88,9 @@ class JobClaims:
         page_after = self._reconciler.page_after
         answer = await self._girder.claim(_MAX_JOBS_PER_REQUEST, page_after, missing)
         self.site = answer.get("site")
+        if answer.get("celery") and not self._knows_of_celery:
+            self._knows_of_celery = True
+            self.on_celery()
         self._dispatcher.cancel(answer["cancel"])
         self._reconciler.on_page(answer.get("held"))
         specs = JobSpec.from_wires(answer["specs"])

@@ -22,7 +22,7 @@ from distributed.diagnostics.plugin import NannyPlugin, SchedulerPlugin, WorkerP
 from girder_dask import config
 from girder_dask._version import __version__
 from girder_dask.http.scheduler_api import GirderRequests, SchedulerApi
-from girder_dask.protocol.names import PLUGIN_NAME
+from girder_dask.protocol.names import CELERY_PLUGIN_NAME, PLUGIN_NAME
 from girder_dask.scheduler.adaptive import AdaptiveTarget
 from girder_dask.scheduler.claims import GirderReconciler, JobClaims
 from girder_dask.scheduler.dask_cluster import WINDOW_INTERVAL_S, DaskCluster
@@ -62,11 +62,14 @@ class WorkerSide:
         Makes the plugin of workers, given the URL of Girder's REST API.
     make_nanny_plugin
         Makes the plugin of nannies.
+    make_celery_plugin
+        Makes the plugin of workers that imports girder_worker's tasks in advance.
     """
 
     run_job: Callable[..., Any]
     make_plugin: Callable[[str | None], WorkerPlugin]
     make_nanny_plugin: Callable[[], NannyPlugin]
+    make_celery_plugin: Callable[[], WorkerPlugin]
 
 
 class GirderSchedulerPlugin(SchedulerPlugin):
@@ -110,6 +113,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         # Requests to Girder, and procedures for Girder, workers and notebooks.
         reconciler = GirderReconciler(jobs, interval_s=interval_s)
         self.claims = JobClaims(girder, dispatcher, transitions.dependencies, reconciler)
+        self.claims.on_celery = lambda: self._begin("celery", self._register_celery_plugin())
         self.rpc = RpcHandlers(
             self.id,
             dispatcher=dispatcher,
@@ -162,6 +166,13 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             plugin=pickle.dumps(self._workers.make_nanny_plugin()),
             name=PLUGIN_NAME,
             idempotent=False,
+        )
+
+    async def _register_celery_plugin(self) -> None:
+        """Have all workers, those to come too, import the tasks of girder_worker."""
+        plugin = self._workers.make_celery_plugin()
+        await self._scheduler.register_worker_plugin(
+            comm=None, plugin=pickle.dumps(plugin), name=CELERY_PLUGIN_NAME, idempotent=False
         )
 
     def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pymongo
 from bson import ObjectId
 
 from girder_dask.celery import BROKER_URL
+from girder_dask.standalone import programs
 from girder_dask.testing.stack import TestStack, User
 
 __all__ = ["CelerySite", "wait_until"]
@@ -31,6 +34,51 @@ class CelerySite(TestStack):
         The options are those of ``apply_async``.
         """
         return str(self.call(_apply_async, name, args, options, user=user))
+
+    @contextlib.contextmanager
+    def processes(self) -> Iterator[None]:
+        """Have the worker run each job in a process of its own (girder.worker.isolation)."""
+        from distributed import Client
+
+        def isolate(isolation: str, dask_worker: Any = None) -> None:
+            dask_worker.plugins["girder-dask"].context.isolation = isolation
+
+        with Client(self.scheduler, set_as_default=False) as client:
+            client.run(isolate, "process")
+            try:
+                yield
+            finally:
+                client.run(isolate, "thread")
+
+    @contextlib.contextmanager
+    def queue_worker(
+        self, queue: str, directory: Path, environment: Mapping[str, str]
+    ) -> Iterator[Path]:
+        """Run a worker that serves a queue alone, and yield the path of its log.
+
+        Parameters
+        ----------
+        directory
+            The directory of the worker.
+        environment
+            Variables besides those of this process.
+        """
+        directory.mkdir(exist_ok=True)
+        command = programs.worker(self.scheduler, f"of-{queue}", 2, directory)
+        log = directory / "log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [*command, "--resources", f"queue:{queue}=2"],
+                env={**os.environ, **environment},
+                cwd=directory,
+                stdout=file,
+                stderr=file,
+            )
+            try:
+                yield log
+            finally:
+                process.terminate()
+                process.wait(30)
 
     def value(self, job_id: str) -> Any:
         """Return what the task of a job has returned."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from bson import ObjectId
 
 from girder_dask.jobs import JobStatus
-from girder_dask.standalone import programs
 from tests.support.celery_site import CelerySite, wait_until
 from tests.support.docker_engine import IMAGE, Engine
 
@@ -47,7 +45,7 @@ class PackageSite(CelerySite):
             "TMPDIR": str(self.temporary),
             **options.pop("worker_env", {}),
         }
-        self._variables = {**os.environ, **env, **worker_env}
+        self._variables = {**env, **worker_env}
         super().__init__(directory / "stack", env=env, worker_env=worker_env, **options)
 
     def require(self, package: str) -> None:
@@ -58,37 +56,13 @@ class PackageSite(CelerySite):
     @contextlib.contextmanager
     def local_worker(self) -> Iterator[None]:
         """Run a worker for the queue ``local``, which has Girder's database."""
-        directory = self._directory_of_local
-        directory.mkdir(exist_ok=True)
-        command = programs.worker(self.scheduler, "of-local", 2, directory)
-        command = [*command, "--resources", "queue:local=2"]
-        env = {
+        environment = {
             **self._variables,
             "GIRDER_MONGO_URI": self.mongo,
             "GIRDER_NOTIFICATION_REDIS_URL": self.redis,
         }
-        with (directory / "log").open("w") as log:
-            process = subprocess.Popen(command, env=env, cwd=directory, stdout=log, stderr=log)
-            try:
-                yield
-            finally:
-                process.terminate()
-                process.wait(30)
-
-    @contextlib.contextmanager
-    def processes(self) -> Iterator[None]:
-        """Have the worker run each job in a process of its own (girder.worker.isolation)."""
-        from distributed import Client
-
-        def isolate(isolation: str, dask_worker: Any = None) -> None:
-            dask_worker.plugins["girder-dask"].context.isolation = isolation
-
-        with Client(self.scheduler, set_as_default=False) as client:
-            client.run(isolate, "process")
-            try:
-                yield
-            finally:
-                client.run(isolate, "thread")
+        with self.queue_worker("local", self._directory_of_local, environment):
+            yield
 
     def task_processes(self) -> list[int]:
         """Return the ids of the processes of the tasks that run in their own."""

@@ -20,6 +20,7 @@ from girder.models.token import Token
 
 from girder_dask import diagnostics
 from girder_dask._version import __version__
+from girder_dask.celery import is_chosen
 from girder_dask.plugin import retention, settings, site
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.notify import redis_publisher
@@ -180,7 +181,8 @@ class DaskResource(Resource):
             "ids of jobs that the scheduler must stop (`cancel`). If `after` is given, the answer "
             "also has a page of jobs that this scheduler should have (`held`), each with its "
             "attempt and sequence: the first ones, or those after an id. `lacking` are the jobs of "
-            "such a page that the scheduler does not have."
+            "such a page that the scheduler does not have. `celery` tells whether this Girder runs "
+            "the tasks of girder_worker on Dask, so that workers import them."
         )
         .param(**body_types.parameter(ClaimBody))
         .errorResponse("The body cannot be read.")
@@ -196,6 +198,7 @@ class DaskResource(Resource):
         held = None if after is None else acknowledgements.list_held(scheduler, after, _PAGE_JOBS)
         return {
             "site": self._site,
+            "celery": is_chosen(),
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],
             "cancel": claim.cancel,
             "held": held,

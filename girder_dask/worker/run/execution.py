@@ -36,12 +36,16 @@ def guard_forks(control: RunControl) -> contextlib.AbstractContextManager[None]:
     return ending_forks(control.sink.log.flush, describe_error, callable)
 
 
-def message_call(message: CeleryMessage, spec: JobSpec, *, load: bool) -> Call:
+def message_call(message: CeleryMessage, spec: JobSpec, own_directory: Path | None) -> Call:
     """Return a call that runs a message of Celery.
 
-    ``load`` imports its task, which otherwise the call does.
+    Parameters
+    ----------
+    own_directory
+        The directory for temporary files of a process of its own, which then imports the task.
+        None in the process of the worker, which imports it now.
     """
-    if load:
+    if own_directory is None:
         find_task(message.task, spec.package)
     return Call(
         args=(message, spec.package),
@@ -49,6 +53,7 @@ def message_call(message: CeleryMessage, spec: JobSpec, *, load: bool) -> Call:
             "note": spec.retry_note,
             "trusted": spec.trusted,
             "soft_time_limit": soft_time_limit,
+            "temporary_directory": None if own_directory is None else str(own_directory),
         },
         function=run_message,
     )

@@ -222,7 +222,8 @@ class Run:
         with self._resources.scope.importing():
             if call.message is not None:
                 self._sink.secrets.add(*tokens(call.message))
-                call = message_call(call.message, self.spec, load=not own_process)
+                own_directory = self._resources.work_dir.path() if own_process else None
+                call = message_call(call.message, self.spec, own_directory)
             if own_process:
                 work_dir = self._resources.work_dir.path()
                 function = in_process(call, job, self.control, self.worker, work_dir)

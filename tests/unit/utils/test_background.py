@@ -182,6 +182,7 @@ IN_THE_BACKGROUND = {
     "worker/isolation/fork_server_supervisor",
     "worker/cancellation",
     "worker/plugin",
+    "worker/celery_imports",
     "worker/nanny_plugin",
     "utils/working_directory",  # which joins what it begins
 }
