@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,3 +93,19 @@ def test_limits_and_cancel_end_a_task(celery_site: CelerySite) -> None:
     assert "exceeded its time limit of 2 s" in celery_site.log(limited)
     celery_site.wait(softly, status=JobStatus.SUCCESS)
     assert celery_site.value(softly) == "cleaned up"
+
+
+def test_modules_of_tasks_can_be_imported_in_advance(
+    celery_site: CelerySite, tmp_path: Path
+) -> None:
+    environment = {
+        "DASK_GIRDER__WORKER__ISOLATION": "process",
+        "DASK_GIRDER__WORKER__PREIMPORT": "their_tasks.tasks",
+    }
+    with celery_site.queue_worker("ahead", tmp_path, environment) as log:
+        for n in range(3):
+            job_id = celery_site.delay("fibonacci", 1, queue="ahead")
+            celery_site.wait(job_id, status=JobStatus.SUCCESS)
+            lines = celery_site.log(job_id).splitlines()
+            assert lines == ["step 0: 1", "the number is 1"], f"job {n}"
+        assert "preimport" not in log.read_text()
