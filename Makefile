@@ -11,7 +11,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 ORDER :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast faults lint versions bench profile figures matrix layout docs release clean
+.PHONY: help demo test test-fast faults lint lock images versions bench profile figures matrix layout docs release clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -34,6 +34,12 @@ lint: .venv/.dev ## Check the style, the types and the directions of imports
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	scripts/check_readability
+
+lock: ## Renew the lock files of the images
+	scripts/lock $(ARGS)
+
+images: .venv/.run ## Build the images of Girder, of the scheduler and of workers
+	scripts/images $(ARGS)
 
 versions: ## Try each Python on the PATH with the oldest and the newest Dask
 	scripts/try_versions $(ARGS)

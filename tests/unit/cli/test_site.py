@@ -20,7 +20,7 @@ from girder_dask.cli import main
 from girder_dask.cli.site.files import Site
 from girder_dask.errors import GirderDaskError
 from tests.support.dask_keys import check
-from tests.support.deploy_files import DEPLOY, EXAMPLE
+from tests.support.deploy_files import DEPLOY, EXAMPLE, written_by_init
 
 HOSTS = "girder.example.org,dask.example.org,node1.example.org"
 TWO_WORKERS = f"{HOSTS},node2.example.org"
@@ -255,8 +255,7 @@ def test_deploy_shows_what_init_writes() -> None:
     expected = {str(file.path): (file.text, file.mode & 0o100) for file in EXAMPLE.files()}
     found = {
         str(path.relative_to(DEPLOY)): (path.read_text(), path.stat().st_mode & 0o100)
-        for path in DEPLOY.rglob("*")
-        if path.is_file()
+        for path in written_by_init()
     }
     assert found == expected, "run: python -m tests.support.deploy_files"
     assert not [path for path in DEPLOY.rglob("*") if path.is_symlink()]
@@ -264,6 +263,5 @@ def test_deploy_shows_what_init_writes() -> None:
 
 def test_deploy_is_what_the_command_writes(tmp_path: Path) -> None:
     assert init(tmp_path, "--hosts", HOSTS).exit_code == 0
-    for path in DEPLOY.rglob("*"):
-        if path.is_file():
-            assert (tmp_path / path.relative_to(DEPLOY)).read_text() == path.read_text()
+    for path in written_by_init():
+        assert (tmp_path / path.relative_to(DEPLOY)).read_text() == path.read_text()
