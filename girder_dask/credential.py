@@ -1,4 +1,4 @@
-"""The scheduler's credential: an API key that may update Dask jobs and do nothing else."""
+"""The scheduler's credential, an API key that may update Dask jobs alone, and that of metrics."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def connect(
     return client
 
 
-def create(client: Any, *, name: str = NAME) -> str:
-    """Create an API key whose only scope is to update Dask jobs.
+def create(client: Any, *, name: str = NAME, scope: str = SCHEDULER_SCOPE) -> str:
+    """Create an API key whose only scope is to update Dask jobs, or another one.
 
     Parameters
     ----------
@@ -66,6 +66,8 @@ def create(client: Any, *, name: str = NAME) -> str:
         A ``GirderClient`` of an administrator; see :func:`connect`.
     name
         The name of the key in the list of its owner's keys.
+    scope
+        What the key may do: ``dask.jobs.update`` or ``dask.metrics.read``.
 
     Returns
     -------
@@ -82,21 +84,21 @@ def create(client: Any, *, name: str = NAME) -> str:
     if not user or not user.get("admin"):
         who = f"{user['login']} is" if user else "This key or login is"
         raise GirderError(
-            f"{who} not an administrator of {url}. The scheduler updates the jobs of all users, "
-            "so only an administrator can create its credential.",
+            f"{who} not an administrator of {url}. The key concerns the jobs of all users, so only "
+            "an administrator can create it.",
             status=403,
         )
     key = _request(
         url,
         lambda: client.post(
-            "api_key", parameters={"name": name, "scope": f'["{SCHEDULER_SCOPE}"]', "active": True}
+            "api_key", parameters={"name": name, "scope": f'["{scope}"]', "active": True}
         ),
         refused=f"Girder at {url} created no key",
     )
     return str(key["key"])
 
 
-def revoke_others(client: Any, key: str, *, name: str = NAME) -> None:
+def revoke_others(client: Any, key: str, *, name: str = NAME, scope: str = SCHEDULER_SCOPE) -> None:
     """Delete the other keys of the same name and scope, and the tokens made with them.
 
     A scheduler that has one of them reads its credential file again. So write the new key there
@@ -108,11 +110,11 @@ def revoke_others(client: Any, key: str, *, name: str = NAME) -> None:
         A ``GirderClient`` of the owner of the keys.
     key
         The key that stays.
-    name
-        The name of the keys.
+    name, scope
+        The name and the only scope of the keys.
     """
     for other in client.listResource("api_key"):
-        is_same_kind = other["name"] == name and other["scope"] == [SCHEDULER_SCOPE]
+        is_same_kind = other["name"] == name and other["scope"] == [scope]
         if is_same_kind and other["key"] != key:
             client.delete(f"api_key/{other['_id']}")
 
@@ -152,8 +154,8 @@ def _request(url: str, call: Callable[[], Any], refused: str) -> Any:
         text = e.responseText or ""
         if "Invalid scopes" in text:
             raise GirderError(
-                f"Girder at {url} does not have the dask plugin, which defines the scope "
-                f"{SCHEDULER_SCOPE}. Run pip install 'girder_dask[girder]' in Girder's "
+                f"Girder at {url} does not have the dask plugin, which defines the scope of the "
+                "key, or an older one. Run pip install --upgrade 'girder_dask[girder]' in Girder's "
                 "environment and restart Girder.",
                 status=e.status,
             ) from e

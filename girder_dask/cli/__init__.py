@@ -140,7 +140,9 @@ def _read_api_key(
     "--login",
     help="An administrator's login. The password is asked for, or taken from GIRDER_PASSWORD.",
 )
-@click.option("--name", help="The name of the new key.  [default: girder_dask scheduler]")
+@click.option(
+    "--name", help="The name of the new key.  [default: girder_dask scheduler, or metrics]"
+)
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -149,6 +151,12 @@ def _read_api_key(
 @click.option(
     "--revoke-others", is_flag=True, help="Delete your other keys of the same name and scope."
 )
+@click.option(
+    "--metrics",
+    "for_metrics",
+    is_flag=True,
+    help="Create the key with which Prometheus reads Girder's metrics, which may do nothing else.",
+)
 def credential(
     api_url: str,
     api_key: str | None,
@@ -156,17 +164,19 @@ def credential(
     name: str | None,
     output: Path | None,
     revoke_others: bool,
+    for_metrics: bool,
 ) -> None:
-    """Create the scheduler's credential.
+    """Create the scheduler's credential, or that of Prometheus.
 
-    It is an API key that may update Dask jobs and do nothing else. Only an administrator of Girder
-    can create it, with an API key (GIRDER_API_KEY) or a login and its password (GIRDER_PASSWORD).
-    The secrets cannot be given on the command line, since every user of the machine can read it in
-    the list of processes.
+    It is an API key that may update Dask jobs, or read metrics, and do nothing else. Only an
+    administrator of Girder can create it, with an API key (GIRDER_API_KEY) or a login and its
+    password (GIRDER_PASSWORD). The secrets cannot be given on the command line, since every user
+    of the machine can read it in the list of processes.
     """
     import os
 
     from girder_dask import credential as credentials
+    from girder_dask.protocol.names import METRICS_KEY_NAME, METRICS_SCOPE, SCHEDULER_SCOPE
 
     if bool(api_key) == bool(login):
         raise click.UsageError("Give either GIRDER_API_KEY (or --api-key) or --login.")
@@ -174,18 +184,22 @@ def credential(
     if login:
         password = os.environ.get("GIRDER_PASSWORD") or click.prompt("Password", hide_input=True)
     client = credentials.connect(api_url, api_key=api_key, login=login, password=password)
-    name = name or credentials.NAME
-    key = credentials.create(client, name=name)
+    scope = METRICS_SCOPE if for_metrics else SCHEDULER_SCOPE
+    name = name or (METRICS_KEY_NAME if for_metrics else credentials.NAME)
+    key = credentials.create(client, name=name, scope=scope)
     if output is None:
         click.echo(key)
     else:
         credentials.write(output, key)
-        click.echo(
-            f"Wrote {output}. Name it to the scheduler: girder.credential-file in its Dask "
-            f"configuration, or DASK_GIRDER__CREDENTIAL_FILE={output.absolute()}"
+        use = (
+            "Name it to Prometheus: credentials_file in its configuration"
+            if for_metrics
+            else "Name it to the scheduler: girder.credential-file in its Dask configuration, or "
+            f"DASK_GIRDER__CREDENTIAL_FILE={output.absolute()}"
         )
+        click.echo(f"Wrote {output}. {use}")
     if revoke_others:  # last, since a scheduler whose key is refused reads the file again
-        credentials.revoke_others(client, key, name=name)
+        credentials.revoke_others(client, key, name=name, scope=scope)
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -195,24 +196,39 @@ class GirderRequests:
         self._id = scheduler_id
         self._updates = _Connection("updates", make_api())
         self._claims = _Connection("claims", make_api())
+        #: How many requests were made, and how many of them failed, by what they are for.
+        self.made = Counter[str]()
+        self.failed = Counter[str]()
+
+    async def _call(
+        self, connection: _Connection, what: str, function: Callable[..., _T], *arguments: Any
+    ) -> _T:
+        self.made[what] += 1
+        try:
+            return await connection.call(function, *arguments)
+        except Exception:
+            self.failed[what] += 1
+            raise
 
     async def update(
         self, updates: list[dict[str, Any]], acknowledgements: list[Acknowledgement]
     ) -> Mapping[str, list[str]]:
         """Post updates and acknowledgements; return ids of jobs by kind of answer."""
-        api = self._updates.api
-        return await self._updates.call(api.update, self._id, updates, acknowledgements)
+        update = self._updates.api.update
+        return await self._call(
+            self._updates, "updates", update, self._id, updates, acknowledgements
+        )
 
     async def claim(
         self, limit: int, page_after: str | None, missing: Sequence[HeldJob]
     ) -> dict[str, Any]:
         """Claim unfinished jobs (:meth:`SchedulerApi.claim`)."""
-        api = self._claims.api
-        return await self._claims.call(api.claim, self._id, limit, page_after, missing)
+        claim = self._claims.api.claim
+        return await self._call(self._claims, "claims", claim, self._id, limit, page_after, missing)
 
     async def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return the documents of jobs by id, without deleted jobs."""
-        return await self._claims.call(self._claims.api.states, ids)
+        return await self._call(self._claims, "states", self._claims.api.states, ids)
 
     async def check_credential(self) -> dict[str, Any]:
         """Check that the API key may update jobs; return Girder's description of itself."""

@@ -22,6 +22,7 @@ from girder_dask.plugin import (
     token_sweeper,
 )
 from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.metrics.counter_store import DaskMetric
 from girder_dask.plugin.rest import artifacts as artifact_rest
 from girder_dask.plugin.rest import (
     attempt_fence,
@@ -30,6 +31,7 @@ from girder_dask.plugin.rest import (
     files,
     jobs,
     logs,
+    metrics,
     testing,
     uploads,
 )
@@ -53,6 +55,7 @@ class DaskPlugin(GirderPlugin):
         quarantine.ensure_index()
         artifacts.set_up()
         models.DaskLog()
+        DaskMetric()
         uploads.ensure()
         idempotency.ensure_index()
         Job().exposeFields(level=AccessType.READ, fields={"dask"})
@@ -72,6 +75,7 @@ class DaskPlugin(GirderPlugin):
         attempts.mount(info["apiRoot"].dask)
         artifact_rest.mount(info["apiRoot"].job)
         testing.mount(info["apiRoot"].dask)
+        flusher = metrics.mount(info["apiRoot"].dask, backend)
         celery.mount(info, backend)
 
         registerPluginStaticContent(
@@ -85,3 +89,4 @@ class DaskPlugin(GirderPlugin):
         backend.connect()
         token_sweeper.start()
         retention_sweeper.start()
+        flusher.start()

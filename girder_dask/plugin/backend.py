@@ -242,6 +242,10 @@ class GirderBackend:
         """Return ``address``, ``reachable``, ``error`` and ``since`` of the scheduler."""
         return self._scheduler_link().status()
 
+    def link_facts(self) -> dict[str, int]:
+        """Return the facts of the link to the scheduler, as its metrics show them."""
+        return self._scheduler_link().facts()
+
     def scheduler_workers(self, timeout_s: float) -> list[dict[str, Any]]:
         """Return the workers of the scheduler, each with its jobs; none if it does not answer."""
         return self._scheduler_link().workers(timeout_s)

@@ -106,6 +106,11 @@ class SchedulerLink:
         state = thread.state if thread is not None else _unknown_state()
         return {"address": self._address(), **state}
 
+    def facts(self) -> dict[str, int]:
+        """Return ``unreachable`` (0 or 1), ``waiting`` jobs and ``failures``, if it has begun."""
+        thread = self._thread
+        return {} if thread is None else thread.facts()
+
     def connect(self) -> None:
         """Start to connect, so that the first job does not wait for the connection."""
         self._ensure_thread()
@@ -150,6 +155,7 @@ class _LinkThread:
         site: Callable[[], str | None],
     ) -> None:
         self.state = _unknown_state()
+        self._failures = 0
         self._site = site
         self._address = address
         self._on_reachability = on_reachability
@@ -167,6 +173,11 @@ class _LinkThread:
         self._told_at = -math.inf
         self._thread = threading.Thread(target=self._run_loop, name="girder-dask-link", daemon=True)
         self._thread.start()
+
+    def facts(self) -> dict[str, int]:
+        unreachable = int(self.state["reachable"] is False)
+        waiting = len(self._specs)
+        return {"unreachable": unreachable, "waiting": waiting, "failures": self._failures}
 
     def put(self, specs: Sequence[JobSpec] = (), cancels: Sequence[str] = ()) -> None:
         with self._lock:
@@ -370,6 +381,7 @@ class _LinkThread:
         self._report(None)
 
     def _record_failure(self, error: str, reason: str | None = None) -> None:
+        self._failures += 1
         if self.state["error"] != error:
             logger.warning("Jobs stay queued: %s", error)
             self.state = {"reachable": False, "error": error, "since": time.time()}

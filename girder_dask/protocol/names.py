@@ -8,6 +8,8 @@ __all__ = [
     "CELERY_PLUGIN_NAME",
     "JOB_HEADER",
     "KIND_HEADER",
+    "METRICS_KEY_NAME",
+    "METRICS_SCOPE",
     "PLUGIN_NAME",
     "SCHEDULER_SCOPE",
     "SUBMIT_SCOPE",
@@ -29,6 +31,12 @@ KIND_HEADER = "Girder-Dask-Redirect"
 
 #: The only scope of the scheduler's credential.
 SCHEDULER_SCOPE = "dask.jobs.update"
+
+#: The only scope of the key with which Prometheus reads the metrics of Girder.
+METRICS_SCOPE = "dask.metrics.read"
+
+#: The name of that key in the list of its owner's keys.
+METRICS_KEY_NAME = "girder_dask metrics"
 
 #: The header that names the job of an attempt. Several jobs may share a token.
 JOB_HEADER = "Girder-Dask-Job"

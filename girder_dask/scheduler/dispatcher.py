@@ -25,7 +25,7 @@ from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.event_recorder import Recorder
-from girder_dask.scheduler.job_state import JobState, JobTable
+from girder_dask.scheduler.job_state import JobState, JobTable, RetryCause
 from girder_dask.scheduler.job_transitions import JobTransitions
 from girder_dask.utils.bounded_dict import BoundedDict
 
@@ -169,7 +169,7 @@ class Dispatcher:
         if event.retry is not None:
             return self._transitions.retry_as_requested(job, event, event.retry)
         if status is not None:
-            job.status = status
+            self.jobs.set_status(job, status)
         if event.attempt != job.attempt or (event.exception and status != JobStatus.ERROR):
             exception = event.exception if status == JobStatus.ERROR else None
             event = replace(event, attempt=job.attempt, exception=exception)
@@ -238,11 +238,11 @@ class Dispatcher:
         else:
             if job.run is not None:
                 self._cluster.drop_run(where, job.run)
+            cause = RetryCause.WORKER_LEFT if leaving else RetryCause.DASK
+            why = f"Dask took the job from worker {where}; it is retried"
             if leaving:
                 why = f"Worker {where} is leaving; the job is retried"
-            else:
-                why = f"Dask took the job from worker {where}; it is retried"
-            self._transitions.next_attempt(job, why)
+            self._transitions.next_attempt(job, cause, why)
 
     def _on_worker_lost(self, job: JobState, worker: str) -> None:
         job.lost_workers.append(worker)
@@ -253,7 +253,7 @@ class Dispatcher:
         why = f" ({reason})" if reason else ""
         when = "while the job ran" if job.run is not None else "with the job"
         log = f"Worker {worker} was lost {when}{why}; it is retried"
-        self._transitions.next_attempt(job, log)
+        self._transitions.next_attempt(job, RetryCause.WORKER_LOST, log)
 
     def on_loss_explained(self, worker: str) -> None:
         """Write the reason for a worker's loss, known only now, to the logs of its jobs."""
@@ -310,7 +310,7 @@ class Dispatcher:
             return
         if job.assigned or job.attempt == job.spec.attempt:
             why = "Dask forgot the task before it reported its end; the job runs again"
-            self._transitions.next_attempt(job, why)
+            self._transitions.next_attempt(job, RetryCause.DASK, why)
         self._transitions.renew_key(job)
         self._transitions.start([job])
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from girder_dask.http.scheduler_api import Acknowledgement
+from girder_dask.metrics.histogram import LAG_BOUNDS_S, Histogram
 from girder_dask.protocol.messages import JobEvent, JobUpdate
 from girder_dask.scheduler.update_delivery import PendingUpdate, Post, UpdateDelivery, Verdicts
 from girder_dask.utils.background import Guard, repeat
@@ -78,9 +79,10 @@ class Recorder:
         self._on_verdict: Callable[[str, str], None]
         self._on_recorded: Callable[[str, int], None]
         self._batch_size = batch_size
-        self._buffer_bytes = buffer_bytes
+        #: How many bytes may be pending before workers are blocked.
+        self.buffer_bytes = buffer_bytes
         self._pending: dict[tuple[str, int], PendingUpdate] = {}
-        self._pending_bytes = 0
+        self.pending_bytes = 0
         self._bytes_by_job: Counter[str] = Counter()
         self._in_flight: list[PendingUpdate] = []
         self._acknowledgements: dict[Acknowledgement, float] = {}
@@ -97,11 +99,15 @@ class Recorder:
         self._loop_guard = Guard(logger, "The recorder", max_delay_s=max_retry_delay_s)
         self._message_guard = Guard(logger, "Building the update of a job")
         self._answer_guard = Guard(logger, "Handling Girder's answer for a job")
-        self._delivery = UpdateDelivery(
+        self.delivery = UpdateDelivery(
             post, retry_delay_s=retry_delay_s, max_retry_delay_s=max_retry_delay_s
         )
         #: How many updates were delivered.
         self.updates = 0
+        #: Seconds from the first event of an update until Girder had it.
+        self.lag = Histogram(LAG_BOUNDS_S)
+        #: Characters of output that were recorded.
+        self.log_chars = 0
 
     # -- events -----------------------------------------------------------------------------
 
@@ -118,10 +124,11 @@ class Recorder:
                 self._set_reminder()
             return
         self._acknowledgements.pop(key, None)
+        self.log_chars += len(event.log or "")
         if update is None:
             update = self._pending[key] = PendingUpdate(event.id, event.attempt)
         grown = update.merge(event)
-        self._pending_bytes += grown
+        self.pending_bytes += grown
         self._bytes_by_job[event.id] += grown
         self._throttle.poke(urgent=event.status is not None)
 
@@ -140,17 +147,17 @@ class Recorder:
             key = (job_id, number)
             update = self._pending.pop(key, None)
             if update is not None:
-                self._pending_bytes -= update.nbytes
+                self.pending_bytes -= update.nbytes
                 self._subtract(update)
             self._acknowledgements.pop(key, None)
-            self._delivery.forget(job_id, number)
+            self.delivery.forget(job_id, number)
 
     # -- what is pending ----------------------------------------------------------------------
 
     @property
     def is_full(self) -> bool:
         """Whether the buffer is full."""
-        return self._pending_bytes >= self._buffer_bytes
+        return self.pending_bytes >= self.buffer_bytes
 
     async def room(self) -> None:
         """Wait until the buffer is not full."""
@@ -173,15 +180,10 @@ class Recorder:
             updates.append(self._pending[key])
         return any(update.statuses for update in updates)
 
-    @property
-    def error(self) -> str | None:
-        """Why the last request failed, None if it succeeded."""
-        return self._delivery.error
-
-    @property
-    def requests(self) -> int:
-        """How many requests were made."""
-        return self._delivery.requests
+    def oldest_age_s(self) -> float:
+        """Return for how long the oldest update has been pending, 0 if none is."""
+        oldest = next(iter(self._in_flight or self._pending.values()), None)
+        return 0.0 if oldest is None else oldest.age_s
 
     @property
     def waiting(self) -> int:
@@ -245,7 +247,7 @@ class Recorder:
         while left > delivered and self._pending:
             delivered += await self._deliver()
         if self._pending:
-            is_urgent = left > delivered or self._pending_bytes > _MAX_REQUEST_BYTES
+            is_urgent = left > delivered or self.pending_bytes > _MAX_REQUEST_BYTES
             self._throttle.poke(urgent=is_urgent)
         if self._acknowledgements:
             self._set_reminder()
@@ -259,10 +261,12 @@ class Recorder:
         if not updates and not acknowledgements:
             return 0
         wire = [self._to_wire(update) for update in updates]
-        verdicts = await self._delivery.deliver(wire, acknowledgements)
+        verdicts = await self.delivery.deliver(wire, acknowledgements)
         self._in_flight, self._acknowledgements_in_flight = [], []
-        self._pending_bytes -= sum(update.nbytes for update in updates)
+        self.pending_bytes -= sum(update.nbytes for update in updates)
         self.updates += len(wire)
+        for update in updates:
+            self.lag.observe(update.age_s)
         self._handle_answer(updates, verdicts)
         await self._notify()
         return len(updates)
@@ -316,7 +320,7 @@ class Recorder:
             del self._bytes_by_job[update.id]
 
     def _to_wire(self, update: PendingUpdate) -> dict[str, Any]:
-        sequence = self._delivery.next_sequence(update.id, update.attempt)
+        sequence = self.delivery.next_sequence(update.id, update.attempt)
         with self._message_guard:
             return update.to_update(sequence).to_wire()
         statuses = update.statuses or None
@@ -334,7 +338,7 @@ class Recorder:
                 with self._answer_guard:
                     self._on_recorded(update.id, update.attempt)
             if update.is_final:
-                self._delivery.forget(update.id, update.attempt)
+                self.delivery.forget(update.id, update.attempt)
                 self._pass_verdict(update.id, "done")
 
     def _pass_verdict(self, job_id: str, kind: str) -> None:

@@ -12,8 +12,10 @@ from what Girder has.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from msgspec.structs import replace
@@ -21,7 +23,17 @@ from msgspec.structs import replace
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobEvent, JobSpec
 
-__all__ = ["JobState", "JobTable"]
+__all__ = ["JobState", "JobTable", "RetryCause"]
+
+
+class RetryCause(StrEnum):
+    """Why a job got another attempt."""
+
+    WORKER_LOST = "worker_lost"
+    WORKER_LEFT = "worker_left"
+    DASK = "dask"
+    ERROR = "error"
+    REQUESTED = "requested"
 
 
 @dataclass(slots=True, eq=False)
@@ -118,9 +130,19 @@ class JobState:
 
 
 class JobTable:
-    """The jobs of a scheduler, by id, by Dask key and by worker."""
+    """The jobs of a scheduler, by id, by Dask key and by worker.
+
+    Attributes
+    ----------
+    counts
+        The number of jobs by state.
+    retries
+        The number of further attempts so far, by cause.
+    """
 
     def __init__(self) -> None:
+        self.counts = Counter[JobStatus]()
+        self.retries = Counter[RetryCause]()
         self._by_id: dict[str, JobState] = {}
         self._by_key: dict[str, JobState] = {}
         self._by_worker: dict[str, set[JobState]] = {}
@@ -171,12 +193,21 @@ class JobTable:
         """Add a job in the attempt of its spec."""
         job = JobState(spec, spec.attempt, spec.attempt)
         self._by_id[spec.id] = self._by_key[spec.key] = job
+        self.counts[job.status] += 1
         return job
+
+    def set_status(self, job: JobState, status: JobStatus) -> None:
+        """Set the state of a job."""
+        if job.spec.id in self._by_id:
+            self.counts[job.status] -= 1
+            self.counts[status] += 1
+        job.status = status
 
     def remove(self, job: JobState) -> None:
         """Remove a job."""
         self.place(job, None)
-        self._by_id.pop(job.spec.id, None)
+        if self._by_id.pop(job.spec.id, None) is not None:
+            self.counts[job.status] -= 1
         self._by_key.pop(job.spec.key, None)
 
     def place(self, job: JobState, worker: str | None) -> None:
@@ -210,15 +241,16 @@ class JobTable:
         self.place(job, event.worker)
         return True
 
-    def next_attempt(self, job: JobState) -> int:
+    def next_attempt(self, job: JobState, cause: RetryCause) -> int:
         """Close the current run of a job and begin its next attempt; return its number."""
+        self.retries[cause] += 1
         if job.run is not None:
             job.closed_runs.add(job.run)
         job.run = None
         self.place(job, None)
         job.assigned = False
         job.attempt += 1
-        job.status = JobStatus.QUEUED
+        self.set_status(job, JobStatus.QUEUED)
         return job.attempt
 
     def renew_key(self, job: JobState) -> str:

@@ -18,7 +18,7 @@ from girder_dask.protocol.messages import JobEvent, JobSpec, RetryRequest
 from girder_dask.scheduler.cluster_interface import Cluster
 from girder_dask.scheduler.dependencies import DependencyGate, DependencyGraph, DependencyOutcome
 from girder_dask.scheduler.event_recorder import Recorder
-from girder_dask.scheduler.job_state import JobState, JobTable
+from girder_dask.scheduler.job_state import JobState, JobTable, RetryCause
 from girder_dask.scheduler.result_retention import RetainedResults
 from girder_dask.utils.backoff import Backoff
 from girder_dask.utils.bounded_dict import BoundedDict
@@ -135,9 +135,9 @@ class JobTransitions:
 
     # -- retry ------------------------------------------------------------------------------
 
-    def next_attempt(self, job: JobState, why: str) -> None:
+    def next_attempt(self, job: JobState, cause: RetryCause, why: str) -> None:
         """Ignore the current run of a job from now on, and begin its next attempt."""
-        attempt = self._jobs.next_attempt(job)
+        attempt = self._jobs.next_attempt(job, cause)
         self._cluster.set_attempt(job.spec.key, attempt)
         log = f"{why} as attempt {attempt}.\n"
         self._recorder.record(job.event(status=int(JobStatus.QUEUED), log=log))
@@ -151,7 +151,8 @@ class JobTransitions:
         job.failed_tries += 1
         delay_s = self._backoff.delay_s(job.failed_tries)
         what = f"Try {job.failed_tries} of {job.spec.retries + 1} failed; the job is retried"
-        self.next_attempt(job, f"{what} in {delay_s:g} s" if delay_s else what)
+        why = f"{what} in {delay_s:g} s" if delay_s else what
+        self.next_attempt(job, RetryCause.ERROR, why)
         self.renew_key(job)
 
         def resume() -> None:
@@ -169,7 +170,7 @@ class JobTransitions:
         if job.canceled:
             self.end(job, JobStatus.CANCELED)
             return True
-        attempt = self._jobs.next_attempt(job)
+        attempt = self._jobs.next_attempt(job, RetryCause.REQUESTED)
         job.spec = replace(job.spec, not_before=request.not_before, retry_note=request.note)
         moment = datetime.fromtimestamp(request.not_before, timezone.utc)
         later = request.not_before > time.time()
@@ -190,7 +191,7 @@ class JobTransitions:
         self, job: JobState, status: JobStatus, *, log: str | None = None, error: str | None = None
     ) -> None:
         """End a job in a final state, and report it."""
-        job.status = status
+        self._jobs.set_status(job, status)
         self._recorder.record(job.event(status=int(status), log=log, error=error))
         self.on_end_reported(job)
 

@@ -30,6 +30,9 @@ from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions
+from girder_dask.scheduler.metrics.collector import MetricsCollector
+from girder_dask.scheduler.metrics.collector import install as install_metrics
+from girder_dask.scheduler.metrics.collector import remove as remove_metrics
 from girder_dask.scheduler.pending_reasons import PendingReasons
 from girder_dask.scheduler.placement.stealing import STEAL_INTERVAL_S, JobStealing
 from girder_dask.scheduler.rpc import RpcHandlers
@@ -138,6 +141,10 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._repeat("Adapting the window", cluster.update_window, WINDOW_INTERVAL_S)
         self._repeat("Stealing jobs", JobStealing(scheduler, jobs).steal, STEAL_INTERVAL_S)
 
+        self._metrics = MetricsCollector(
+            jobs=jobs, cluster=cluster, recorder=recorder, girder=girder
+        )
+        install_metrics(self._metrics)
         self._begin("certificate", keep_certificate(scheduler, "scheduler"))
         self._begin("claims", self.claims.run())
         self._begin("dependencies", self.claims.run_lookups())
@@ -194,6 +201,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._girder.close()
+        remove_metrics(self._metrics)
 
     # -- Dask ---------------------------------------------------------------------------------
 
@@ -216,6 +224,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     def log_event(self, topic: str, msg: Any) -> None:
         """Handle Dask's events about lost workers."""
         if topic == "all" and isinstance(msg, Mapping) and msg.get("action") == "remove-worker":
+            if not msg.get("expected") and msg["worker"] not in self.retirement:
+                self._cluster.losses.lost += 1
             # The worker may have stolen some of these tasks without any transition.
             for key in msg.get("processing-tasks", ()):
                 self.dispatcher.on_assigned(key, msg["worker"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class PendingUpdate:
     images: dict[str, str] = field(default_factory=dict)
     retry: RetryRequest | None = None
     nbytes: int = 0
+    since: float = field(default_factory=time.monotonic)
 
     def merge(self, event: JobEvent) -> int:
         """Merge an event; return about how many bytes that added."""
@@ -85,13 +87,18 @@ class PendingUpdate:
 
     def split_log(self, max_nbytes: int) -> PendingUpdate:
         """Split off the beginning of the log, of at least one event, as an update of its own."""
-        head = PendingUpdate(self.id, self.attempt)
+        head = PendingUpdate(self.id, self.attempt, since=self.since)
         while self.log and (not head.log or head.nbytes + len(self.log[0]) <= max_nbytes):
             text = self.log.popleft()
             head.log.append(text)
             head.nbytes += len(text)
         self.nbytes -= head.nbytes
         return head
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since its first event."""
+        return time.monotonic() - self.since
 
     @property
     def is_final(self) -> bool:

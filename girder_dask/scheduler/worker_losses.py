@@ -31,6 +31,10 @@ class WorkerLosses:
     def __init__(self) -> None:
         self._workers = BoundedDict[str, Any](_MAX_WORKERS)
         self._reasons = BoundedDict[str, str](_MAX_WORKERS)
+        #: How many workers were lost without having left.
+        self.lost = 0
+        #: How many workers their nannies ended for using too much memory.
+        self.out_of_memory = 0
 
     def on_joined(self, address: str, worker: Any) -> None:
         """Record a worker and Dask's state of it, which includes its memory use."""
@@ -43,6 +47,7 @@ class WorkerLosses:
             return []
         if topic == _OUT_OF_MEMORY_TOPIC:
             address = str(message.get("worker"))
+            self.out_of_memory += 1
             return self._explain([address], self._out_of_memory(address, message.get("rss") or 0))
         if topic == "scheduler" and message.get("action") == _SILENT_ACTION:
             silent = f"it was silent for more than {message.get('ttl', 0):g} s"

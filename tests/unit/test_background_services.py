@@ -84,7 +84,7 @@ async def recorder_loop() -> None:
 
 async def recorder_delivery() -> None:
     site = Recording()
-    inject(site.recorder._delivery, "_post")
+    inject(site.recorder.delivery, "_post")
     await site.tell()
     assert site.sent == site.heard == ["a", "b"]
 
@@ -120,7 +120,7 @@ async def recorder_answer() -> None:
     async def post(_updates: Any, _receipts: Any) -> Any:
         return answer
 
-    site.recorder._delivery._post = post
+    site.recorder.delivery._post = post
     await site.tell()
     assert site.heard == ["a", "b"]
 
@@ -364,40 +364,44 @@ async def unreached_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     await asyncio.to_thread(thread.join, SECONDS)
 
 
+class Enough(BaseException):
+    """Ends a thread that has no other end."""
+
+
+def run_twice(monkeypatch: pytest.MonkeyPatch, module: Any, work: Any, step: Fails) -> None:
+    """Run the loop of a thread until its step was called twice."""
+
+    def sleep(_seconds: float) -> None:
+        if step.calls == 2:
+            raise Enough
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
+    with pytest.raises(Enough):
+        work()
+
+
 async def sweeper_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     from girder_dask.plugin import token_sweeper
 
-    class Enough(BaseException):
-        """Ends the thread, which has no other end."""
-
     sweep = Fails(lambda _now: 0)
     monkeypatch.setattr(token_sweeper.tokens, "sweep", sweep)
-
-    def sleep(_seconds: float) -> None:
-        if sweep.calls == 2:
-            raise Enough
-
-    monkeypatch.setattr(token_sweeper, "time", SimpleNamespace(sleep=sleep))
-    with pytest.raises(Enough):
-        token_sweeper._work()
+    run_twice(monkeypatch, token_sweeper, token_sweeper._work, sweep)
 
 
 async def retention_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     from girder_dask.plugin import retention_sweeper
 
-    class Enough(BaseException):
-        """Ends the thread, which has no other end."""
-
     rules = Fails(list)
     monkeypatch.setattr(retention_sweeper, "settings", SimpleNamespace(retention=rules))
+    run_twice(monkeypatch, retention_sweeper, retention_sweeper._work, rules)
 
-    def sleep(_seconds: float) -> None:
-        if rules.calls == 2:
-            raise Enough
 
-    monkeypatch.setattr(retention_sweeper, "time", SimpleNamespace(sleep=sleep))
-    with pytest.raises(Enough):
-        retention_sweeper._work()
+async def metrics_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    from girder_dask.plugin.metrics import flusher
+
+    gauges = Fails(dict)
+    monkeypatch.setattr(flusher.counter_store, "store_gauges", lambda *_each: None)
+    run_twice(monkeypatch, flusher, flusher.Flusher(gauges, dict)._work, gauges)
 
 
 async def memory_trim() -> None:
@@ -575,6 +579,7 @@ PLACES = [
     courier_connection,
     unreached_mark,
     sweeper_sweep,
+    metrics_flush,
     retention_pass,
     memory_trim,
     recount_later,

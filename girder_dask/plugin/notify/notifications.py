@@ -23,7 +23,7 @@ from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
 from girder_dask.plugin.notify.redis_publisher import LazyMessages, RedisPublisher
 
-__all__ = ["Change", "NotificationBatch", "load_owners", "publish"]
+__all__ = ["Change", "NotificationBatch", "load_owners", "publish", "publisher_facts"]
 
 logger = logging.getLogger(__name__)
 
@@ -227,3 +227,12 @@ def _progress_state(status: int) -> str:
     if status not in FINAL and status >= JobStatus.FETCHING_INPUT:
         return str(ProgressState.ACTIVE)
     return str(GirderJobStatus.toNotificationStatus(status))
+
+
+def publisher_facts() -> dict[str, int]:
+    """Return ``waiting_bytes``, ``dropped`` batches and ``failures`` of the publisher."""
+    return {
+        "waiting_bytes": _publisher.waiting_bytes,
+        "dropped": _publisher.dropped,
+        "failures": _publisher.failures,
+    }

@@ -95,6 +95,8 @@ class RedisPublisher:
         self._alone_until = 0.0
         self._errors = ErrorLog(logger, expected=(redis.RedisError,))
         self._guard = Guard(logger, "Publishing notifications about jobs", max_delay_s=_TIMEOUT_S)
+        #: How many batches were dropped, and how many requests have failed.
+        self.dropped = self.failures = 0
         self._reset()
         reset_after_fork(self, RedisPublisher._reset)
 
@@ -105,11 +107,17 @@ class RedisPublisher:
         self._dropped = 0
         self._thread: threading.Thread | None = None
 
+    @property
+    def waiting_bytes(self) -> int:
+        """About how many bytes wait to be published."""
+        return self._size
+
     def post(self, batch: LazyMessages) -> None:
         """Publish messages. Returns at once."""
         with self._changed:
             if self._waiting and self._size + batch.size > _MAX_WAITING_BYTES:
                 self._dropped += 1
+                self.dropped += 1
                 return
             self._waiting.append(batch)
             self._size += batch.size
@@ -149,6 +157,7 @@ class RedisPublisher:
                     pipeline.publish(channel, text)
                 pipeline.execute()
         except redis.RedisError as e:
+            self.failures += 1
             self._errors.failed(e, "Notifications about jobs are not sent: %s")
             return
         self._errors.recovered("Notifications about jobs are sent again")

@@ -16,6 +16,7 @@ from girder_dask import config
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.jobs import HANDLER, JobStatus
 from girder_dask.plugin import settings
+from girder_dask.plugin.metrics.counts import counts
 from girder_dask.plugin.store import job_records, tokens
 from girder_dask.plugin.store.database import describe_error
 from girder_dask.plugin.store.documents import start_fields
@@ -160,4 +161,5 @@ def _queue(job: dict[str, Any], spec: JobSpec, token: dict[str, Any], now: datet
         job_records.delete([job["_id"]])
         raise SubmissionError(conflict, task=spec.task)
     publish(saved)
+    counts.created([spec.task])
     job.update({k: v for k, v in change.job.items() if k not in ("kwargs", "args")})

@@ -93,6 +93,11 @@ class JobChange:
         return self.dask["attempt"], self.dask["sequence"]
 
     @property
+    def new_attempts(self) -> int:
+        """How many attempts the change adds."""
+        return max(0, (self.dask["attempt"] or 0) - (self._dask_as_read.get("attempt") or 1))
+
+    @property
     def is_final(self) -> bool:
         """Whether the job has ended."""
         return self.job["status"] in FINAL

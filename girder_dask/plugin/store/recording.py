@@ -22,6 +22,7 @@ from pymongo.errors import (
 
 from girder_dask.errors import GirderError, SubmissionError
 from girder_dask.plugin import settings
+from girder_dask.plugin.metrics.counts import counts
 from girder_dask.plugin.notify.notifications import NotificationBatch
 from girder_dask.plugin.store import documents, job_records, tokens
 from girder_dask.plugin.store.access.authority import IN_GIRDER, Authority
@@ -181,6 +182,7 @@ def _announced(drafts: Sequence[_Draft]) -> list[RecordedJob]:
         if isinstance(draft.job["kwargs"], str):
             draft.job["kwargs"] = json_util.loads(draft.job["kwargs"])
     batch.send()
+    counts.created(draft.spec.task for draft in drafts)
     return [RecordedJob(draft.job, draft.spec) for draft in drafts]
 
 

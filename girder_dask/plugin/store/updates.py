@@ -15,6 +15,7 @@ from pymongo.errors import BulkWriteError
 
 from girder_dask.errors import GirderError
 from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
+from girder_dask.plugin.metrics.counts import counts
 from girder_dask.plugin.notify import notifications
 from girder_dask.plugin.store import job_records, models, quarantine, results
 from girder_dask.plugin.store.database import UNSTORABLE, to_object_id
@@ -291,7 +292,8 @@ def _is_written(change: JobChange, job: Mapping[str, Any]) -> bool:
 
 
 def publish(changes: Iterable[JobChange]) -> None:
-    """Notify users and event handlers of written changes, and recount the parents of maps."""
+    """Notify users and event handlers of written changes, count them, and recount maps."""
     changes = list(changes)
     notifications.publish(changes)
+    counts.changed(changes)
     parents.recount_parents_of(change.job for change in changes if change.steps)

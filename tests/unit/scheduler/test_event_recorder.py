@@ -93,10 +93,10 @@ async def test_recorder_sends_the_exception_with_the_error() -> None:
         recorder.record(event(log="x"))
         recorder.record(event(status=int(S.ERROR), error="no", exception=b"e" * 2000))
         await soon(lambda: girder.requests)
-        assert recorder._pending_bytes > 2000
+        assert recorder.pending_bytes > 2000
         girder.gate.set()
         assert await recorder.flush(SECONDS)
-        assert recorder._pending_bytes == 0
+        assert recorder.pending_bytes == 0
     (update,) = girder.requests[0]
     assert (update.error, update.exception) == ("no", b"e" * 2000)
 
@@ -114,7 +114,7 @@ async def test_recorder_coalesces_events_during_a_request() -> None:
         assert await recorder.flush(SECONDS)
     assert [len(r) for r in girder.requests] == [1, 101]
     assert girder.log("a") == "".join(f"{n}," for n in range(100))
-    assert recorder.requests == 2
+    assert recorder.delivery.requests == 2
     assert recorder.updates == 102
 
 
@@ -234,7 +234,7 @@ async def test_recorder_sends_a_long_log_in_parts(
         recorder.record(event("a", status=int(S.SUCCESS), result=b"r"))
         assert await recorder.flush(SECONDS)
         await asyncio.wait_for(recorder.room(), SECONDS)
-        assert recorder._pending_bytes == 0
+        assert recorder.pending_bytes == 0
     answered = girder.requests[1:]
     assert "".join(u.log or "" for r in answered for u in r if u.id == "a") == "".join(pieces)
     assert all(sum(len(u.log or "") for u in r) <= 1500 for r in answered)
@@ -260,7 +260,7 @@ async def test_recorder_sends_the_rest_of_a_long_log_before_the_next_attempt(
         assert await recorder.flush(SECONDS)
         recorder.forget("a", 3)
         recorder.forget("b", 1)
-        assert not recorder._delivery._sequences, "nor of its earlier attempts"
+        assert not recorder.delivery._sequences, "nor of its earlier attempts"
     assert girder.log("a") == "".join(f"{n:03}" * 100 for n in range(20))
     attempts = [u.attempt for r in girder.requests for u in r if u.id == "a"]
     assert attempts == sorted(attempts)
@@ -342,7 +342,7 @@ async def test_recorder_forgets_an_ended_job() -> None:
         recorder.record(event("b", log="x"))
         assert await recorder.flush(SECONDS)
         recorder.forget("b", 1)
-        assert not recorder._delivery._sequences
+        assert not recorder.delivery._sequences
         assert not recorder._pending
 
 

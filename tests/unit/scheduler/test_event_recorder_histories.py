@@ -427,13 +427,13 @@ class Deliveries(RuleBasedStateMachine):
         for job in self.jobs.values():
             assert done[job.id] == 1 or (job.release and done[job.id] == 0)
         recorder = self.recorder
-        assert (recorder._pending, recorder._delivery._sequences, recorder._acknowledgements) == (
+        assert (recorder._pending, recorder.delivery._sequences, recorder._acknowledgements) == (
             {},
             {},
             {},
         )
         assert (recorder._in_flight, recorder._acknowledgements_in_flight) == ([], [])
-        assert (recorder._pending_bytes, recorder._bytes_by_job) == (0, {})
+        assert (recorder.pending_bytes, recorder._bytes_by_job) == (0, {})
 
 
 TestDeliveries = Deliveries.TestCase

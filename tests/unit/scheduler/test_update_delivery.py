@@ -49,7 +49,7 @@ async def test_delivery_repeats_a_failed_request_unchanged() -> None:
         assert await recorder.flush(SECONDS)
     assert girder.requests[0] == girder.requests[1] == girder.requests[2]
     assert [r[0].log for r in girder.requests] == ["1", "1", "1", "2"]
-    assert recorder.error is None
+    assert recorder.delivery.error is None
 
 
 async def test_delivery_backs_off_after_failed_requests(
@@ -60,8 +60,8 @@ async def test_delivery_backs_off_after_failed_requests(
     girder.failures = [GirderError("Girder is away.")] * 5
     async with recording(girder, retry_delay_s=0.05, max_retry_delay_s=0.2) as recorder:
         recorder.record(event(log="1"))
-        await soon(lambda: recorder.error)
-        assert recorder.error == "Girder is away."
+        await soon(lambda: recorder.delivery.error)
+        assert recorder.delivery.error == "Girder is away."
         assert await recorder.flush(SECONDS)
     pauses = [b - a for a, b in zip(girder.times, girder.times[1:], strict=False)]
     assert all(

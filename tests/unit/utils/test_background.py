@@ -171,6 +171,7 @@ IN_THE_BACKGROUND = {
     "worker/outbox",
     "plugin/notify/redis_publisher",
     "plugin/memory_trimming",
+    "plugin/metrics/flusher",
     "plugin/store/maps/count_throttle",
     "plugin/retention_sweeper",
     "plugin/token_sweeper",

@@ -83,6 +83,8 @@ class LogWriter:
         self.text: list[str] = []
         self.chunks: list[dict[str, Any]] = []
         self._size: int = self._stored["size"]
+        #: The bytes of text that were appended.
+        self.nbytes = 0
         self._left_out: int = self._stored["left_out"]
         self._marked: bool = self._stored["marked"]
         self._tail: bytes = self._stored["tail"]
@@ -107,6 +109,7 @@ class LogWriter:
             return
         self._written.append((text, ends))
         data = text.encode()
+        self.nbytes += len(data)
         used = self._dask.get("log_bytes", 0)
         if used + len(data) + _ENTRY_OVERHEAD_BYTES <= MAX_DOCUMENT_LOG_BYTES:
             self._dask["log_bytes"] = used + len(data) + _ENTRY_OVERHEAD_BYTES
