@@ -55,6 +55,7 @@ OF_NONE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GET dask/ping": ("GET", "dask/ping", {}),
     "GET dask/status": ("GET", "dask/status", {}),
     "GET dask/credential": ("GET", "dask/credential", {}),
+    "GET dask/metrics": ("GET", "dask/metrics", {}),
     "POST dask/job": ("POST", "dask/job", {"json": {"submissions": [call("a:b")]}}),
     "POST dask/job/updates": ("POST", "dask/job/updates", {"json": {}}),
     "POST dask/job/claim": ("POST", "dask/job/claim", {"json": {"limit": 0}}),
