@@ -187,7 +187,7 @@ def test_the_members_of_a_running_job_exist() -> None:
 
 def test_the_routes_are_those_of_the_plugin() -> None:
     from girder_dask.plugin.backend import GirderBackend
-    from girder_dask.plugin.rest import artifacts, attempts, jobs, logs, scheduler, uploads
+    from girder_dask.plugin.rest import artifacts, attempts, jobs, logs, metrics, scheduler, uploads
     from girder_dask.plugin.rest import files as file_rest
 
     class Mounted:
@@ -211,6 +211,7 @@ def test_the_routes_are_those_of_the_plugin() -> None:
     file_rest.mount(dask)  # type: ignore[arg-type]
     logs.mount(dask)  # type: ignore[arg-type]
     attempts.mount(dask)  # type: ignore[arg-type]
+    metrics.mount(dask, GirderBackend())  # type: ignore[arg-type]
     uploads.mount(dask)  # type: ignore[arg-type]
     artifacts.mount(job)  # type: ignore[arg-type]
     rows = table(DOCS / "plugin-authors.md", "route", "who", "what")
