@@ -17,7 +17,7 @@ from girder_worker.utils import _maybe_model_repr, _walk_obj, is_builtin_celery_
 from msgspec.structs import replace
 
 from girder_dask.celery import APP_URL
-from girder_dask.celery.run_state import RUN_HEADER, current_run
+from girder_dask.celery.run_state import RUN_HEADER, TOKEN_HEADER, current_run
 from girder_dask.client.backend import get_backend, in_run
 from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
 from girder_dask.protocol.display import readable
@@ -31,7 +31,7 @@ _JOB_HEADER = "girder_dask_job"
 # Headers that do not travel: tokens, addresses, and texts that may contain either.
 _LOCAL_HEADERS = (
     _JOB_HEADER,
-    *("girder_client_token", "girder_api_url", "apiUrl"),
+    *(TOKEN_HEADER, "girder_api_url", "apiUrl"),
     *("argsrepr", "kwargsrepr"),
 )
 
@@ -80,7 +80,7 @@ def _job_of(sender: str, body: Any, headers: Mapping[str, Any]) -> CeleryJob:
         args=args,
         kwargs=kwargs,
         user=headers.get("girder_user"),
-        token=headers.get("girder_client_token"),
+        token=headers.get(TOKEN_HEADER),
     )
 
 
@@ -130,8 +130,11 @@ def publish(queue: str, message: Mapping[str, Any]) -> None:
     """Send a message of kombu to the backend of this process or run."""
     headers = dict(message["headers"])
     job = headers.get(_JOB_HEADER)
+    is_anonymous = headers.get(TOKEN_HEADER) == ""
     for name in _LOCAL_HEADERS:
         headers.pop(name, None)
+    if is_anonymous:
+        headers[TOKEN_HEADER] = ""
     properties = dict(message["properties"])
     body = message["body"]
     sent = CeleryMessage(

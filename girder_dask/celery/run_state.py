@@ -12,10 +12,14 @@ from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.celery_message import CeleryMessage
 from girder_dask.tasks.running_job import RunningJob
 
-__all__ = ["RUN_HEADER", "RunState", "current", "current_run"]
+__all__ = ["RUN_HEADER", "TOKEN_HEADER", "RunState", "current", "current_run"]
 
 #: The header of the running request by which a message that tries it again is recognized.
 RUN_HEADER = "girder_dask_run"
+
+#: The header with the token of the task's client. Only an empty one travels: the client of that
+#: task has no rights.
+TOKEN_HEADER = "girder_client_token"  # noqa: S105 - a name
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 from girder_dask.celery import message_body, retries
 from girder_dask.celery.moments import timestamp_of
-from girder_dask.celery.run_state import RUN_HEADER, RunState, current
+from girder_dask.celery.run_state import RUN_HEADER, TOKEN_HEADER, RunState, current
 from girder_dask.celery.worker_app import find_task, worker_app
 from girder_dask.errors import ArgumentError, JobCanceled, JobFailed
 from girder_dask.jobs import JobStatus
@@ -133,6 +133,8 @@ def _request(
     api_url = job.request.girder_api_url
     properties = message.properties
     token = None if job.girder_client is None else job.girder_client.token
+    if message.headers.get(TOKEN_HEADER) == "":
+        token = ""
     return {
         **message.headers,
         **embed,
@@ -145,7 +147,7 @@ def _request(
         "correlation_id": properties.get("correlation_id"),
         "girder_api_url": api_url,
         "apiUrl": api_url,
-        "girder_client_token": token,
+        TOKEN_HEADER: token,
         # For tasks that look into it. It holds no token.
         "jobInfoSpec": {
             "method": "PUT",

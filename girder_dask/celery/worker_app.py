@@ -146,6 +146,7 @@ def find_task(name: str, package: str | None) -> Any:
 def _before_run(task: Any = None, kwargs: Any = None, **_: Any) -> None:
     """Give a task the manager and the client of the running job, and its result hooks."""
     import jsonpickle.unpickler
+    from girder_client import GirderClient
     from girder_worker.utils.transform import ResultTransform
 
     job, state = current_job(), current_run()
@@ -154,6 +155,8 @@ def _before_run(task: Any = None, kwargs: Any = None, **_: Any) -> None:
     state.keeps_containers = (kwargs or {}).get("remove_container") is False
     task.job_manager = CeleryJobManager(job.job_manager, state)
     task.girder_client = job.girder_client
+    if task.request.girder_client_token == "":
+        task.girder_client = GirderClient(apiUrl=task.request.girder_api_url)
     hooks = getattr(task.request, "girder_result_hooks", None)
     if hooks is not None:
         restore = jsonpickle.unpickler.Unpickler().restore

@@ -233,6 +233,19 @@ def test_transforms_in_the_tables_are_all_that_there_are() -> None:
 # -- architecture ----------------------------------------------------------------------------
 
 
+def test_cases_of_girder_worker_in_the_table_are_those_that_are_tested() -> None:
+    directory = ROOT / "tests" / "integration" / "celery"
+    known = {
+        name: set(re.findall(r"^def (test_\w+)", (directory / name).read_text(), re.MULTILINE))
+        for name in ("test_girder_worker_cases.py", "test_docker_run.py")
+    }
+    rows = table(DOCS / "girder-worker.md", "case of girder_worker", "cases", "test", "on Dask")
+    shown = {name for row in rows for name in code(row[2])}
+    assert shown <= set().union(*known.values())
+    assert known["test_girder_worker_cases.py"] <= shown
+    assert all(row[3].startswith("passes") for row in rows)
+
+
 def test_layout_table_is_that_of_the_code() -> None:
     assert layout.shown() == layout.table(), "make layout writes it"
 

@@ -7,11 +7,12 @@ a chord, whatever task they name and whatever objects are among their arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bson import ObjectId
+from girder_worker.task import Task
 
 from girder_dask.celery import message_body
 from girder_dask.errors import ArgumentError
@@ -20,6 +21,8 @@ from girder_dask.protocol.celery_message import CeleryMessage
 from girder_dask.protocol.payload import open_call
 
 __all__ = ["StoredCalls", "load"]
+
+_OPTIONS = frozenset({*Task.reserved_headers, *Task.reserved_options})
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,18 @@ def _text(signature: Mapping[str, Any]) -> str:
     return message_body.as_text([signature.get("task"), args, kwargs])
 
 
+def _texts(signature: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a call as it is stored, and as girder_worker sends it, without the options of its job.
+
+    They may be among the keyword arguments, from which girder_worker takes them.
+    """
+    yield _text(signature)
+    kwargs = signature.get("kwargs")
+    if isinstance(kwargs, Mapping) and not kwargs.keys().isdisjoint(_OPTIONS):
+        rest = {name: value for name, value in kwargs.items() if name not in _OPTIONS}
+        yield _text({**signature, "kwargs": rest})
+
+
 def load(job_id: ObjectId) -> StoredCalls:
     """Return the calls in the stored message of a job, none if it has no message of Celery."""
     spec = job_records.load_spec(job_id)
@@ -72,7 +87,12 @@ def load(job_id: ObjectId) -> StoredCalls:
         return StoredCalls()
     parts = (message_body.load(message), message.headers)
     return StoredCalls(
-        frozenset(_text(each) for part in parts for each in message_body.signatures(part)),
+        frozenset(
+            text
+            for part in parts
+            for each in message_body.signatures(part)
+            for text in _texts(each)
+        ),
         frozenset(
             message_body.as_text(each) for part in parts for each in message_body.objects(part)
         ),

@@ -53,10 +53,13 @@ def test_a_chain_goes_on_with_a_task_of_another_package_and_any_object(
         from celery import chain
         from their_tasks.tasks import Scale, add, scaled
 
-        return str(chain(add.s(1, 2), scaled.s(Scale(7))).apply_async().id)
+        last = scaled.s(Scale(7), girder_job_title="Scaled")
+        return str(chain(add.s(1, 2), last).apply_async().id)
 
     user = celery_site.create_user()
-    assert value_of(celery_site, user, celery_site.call(start, user=user)) == 21
+    last = celery_site.call(start, user=user)
+    assert value_of(celery_site, user, last) == 21
+    assert jobs_of(celery_site, user)[last]["title"] == "Scaled"
 
 
 def test_a_chord_of_a_user_collects_the_values(celery_site: CelerySite) -> None:

@@ -106,6 +106,12 @@ def writes_file(path: str, text: str) -> str:
 
 
 @app.task(bind=True)
+def looks_up(self: Any, path: str) -> str:
+    """Return the id of what a path of Girder leads to."""
+    return str(self.girder_client.get("resource/lookup", {"path": path})["_id"])
+
+
+@app.task(bind=True)
 def user_of(self: Any) -> dict[str, Any]:
     """Return what the job's client and request say."""
     me = self.girder_client.get("user/me")
