@@ -22,6 +22,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from girder_dask import config
 from girder_dask._version import __version__
+from girder_dask.docker.engine_check import describe_engine
 from girder_dask.docker.leftovers import remove_of_dead_workers
 from girder_dask.errors import GirderDaskError
 from girder_dask.protocol.messages import JobSpec
@@ -356,4 +357,9 @@ class GirderWorkerPlugin(WorkerPlugin):
         own = self.context.api_url if self.context is not None else None
         error = self.context.cache_error if self.context is not None else None
         facts = await asyncio.to_thread(describe_process, own or self._scheduler_api_url or api_url)
-        return {**facts, "cache_error": error, "disks": disk_space(self._worker.local_directory)}
+        return {
+            **facts,
+            "cache_error": error,
+            "disks": disk_space(self._worker.local_directory),
+            "containers": await asyncio.to_thread(describe_engine),
+        }

@@ -1,18 +1,19 @@
-"""girder_worker's tasks when the scheduler and the worker are killed."""
+"""girder_worker's tasks when parts are killed, and when jobs are canceled meanwhile."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from girder_dask.jobs import JobStatus, waits_for
+from girder_dask.jobs import FINAL, JobStatus, waits_for
 from tests.support.celery_site import CelerySite, wait_until
-from tests.support.fault_site import FaultStack
+from tests.support.outage_site import JournaledStack, killed
 
 
-class Site(CelerySite, FaultStack):
+class Site(CelerySite, JournaledStack):
     """A site with the switch, whose parts can be killed."""
 
 
@@ -56,3 +57,61 @@ def test_a_lost_worker_ends_a_task_unless_it_acknowledges_late(site: Site, tmp_p
     assert site.job(late)["dask"]["attempt"] == 2
     site.wait(early, 60, status=JobStatus.ERROR)
     assert "The task may run at most once" in site.log(early)
+
+
+def start_chain(seconds: float) -> list[str]:
+    """Start a chain whose first task takes some time, and return Celery's ids of its tasks."""
+    from celery import chain
+    from their_tasks.tasks import add, sleeps_and_adds
+
+    last = chain(sleeps_and_adds.s(1, 2, seconds), add.s(10), add.s(100)).apply_async()
+    return [last.parent.parent.id, last.parent.id, last.id]
+
+
+@pytest.mark.parametrize("part", ["girder", "mongod"])
+def test_tasks_and_what_follows_them_outlive_girder_and_its_database(site: Site, part: str) -> None:
+    """What ends, asks for a retry and sends the next call meanwhile is there once, afterwards."""
+    chained = site.call(start_chain, 2.0)
+    retried, failing = site.delay("tries_again", 2, 1.0), site.delay("gives_up")
+    delayed = site.delay("add", 20, 22, countdown=3)
+    first = wait_until(lambda: site.documents("job", {"celeryTaskId": chained[0]}))
+    site.wait(str(first[0]["_id"]), status=JobStatus.RUNNING)
+    began = time.monotonic()
+    with killed(site, part):
+        # The first of the chain ends now, and its worker cannot send the next call yet.
+        time.sleep(max(0.0, began + 4.0 - time.monotonic()))
+    for task_id, value in zip(chained, (3, 13, 113), strict=True):
+        (job,) = wait_until(lambda t=task_id: site.documents("job", {"celeryTaskId": t}), 60)
+        site.wait(str(job["_id"]), 60, status=JobStatus.SUCCESS)
+        assert site.value(str(job["_id"])) == value
+    site.wait(retried, 60, status=JobStatus.SUCCESS)
+    assert site.value(retried) == 2
+    tries = [line for line in site.log(retried).splitlines() if line.startswith("try ")]
+    assert tries == ["try 0", "try 1", "try 2"]
+    site.wait(failing, 60, status=JobStatus.ERROR)
+    assert site.log(failing).endswith("ValueError: out of reach\n")
+    site.wait(delayed, 60, status=JobStatus.SUCCESS)
+    assert site.value(delayed) == 42
+    for job in site.documents("job"):
+        ends = [each["status"] for each in job["timestamps"] if each["status"] in FINAL]
+        assert len(ends) == 1, job["title"]
+
+
+def test_a_cancel_without_a_scheduler_reaches_all_jobs_afterwards(site: Site) -> None:
+    """Those that run, those with a child, and those that wait for their time."""
+    parent, running = site.delay("starts_child_that_waits"), site.delay("waits")
+    delayed = site.delay("add", 1, 1, countdown=600)
+    wait_until(lambda: "started" in site.log(parent))
+    (child,) = wait_until(lambda: site.children(parent))
+    for job_id in (str(child["_id"]), running):
+        site.wait(job_id, status=JobStatus.RUNNING)
+    with killed(site, "scheduler"):
+        for job_id in (parent, running, delayed):
+            site.admin.put(f"job/{job_id}/cancel")
+    # A plain worker ends with its scheduler, and is restarted by a supervisor.
+    site.kill("worker-0")
+    site.restart("worker-0")
+    for job_id in (parent, str(child["_id"]), running, delayed):
+        site.wait(job_id, 60, status=JobStatus.CANCELED)
+    job_id = site.delay("add", 1, 2)
+    site.wait(job_id, 60, status=JobStatus.SUCCESS)

@@ -1,5 +1,8 @@
 """Scheduler, workers and Girder are killed at random, and each job still ends as it should.
 
+Among the jobs are tasks of girder_worker: some run again after the loss of their worker
+(``acks_late``), the others run at most once, which is Celery's default.
+
 The seed of a run is printed. ``pytest tests/faults/test_chaos.py --chaos-seed=…`` deals the same
 blows again, to the same parts and in the same order.
 """
@@ -24,6 +27,7 @@ import requests
 from my_worker_tasks import tally
 
 from girder_dask import connect
+from girder_dask.celery import BROKER_URL
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus, can_follow
 from girder_dask.transforms import GirderUploadToFolder
@@ -35,6 +39,7 @@ WORKERS = 2
 ENV = {
     # A job may lose more workers here than in a year of its life.
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1000",
+    "GIRDER_WORKER_BROKER": BROKER_URL,
 }
 
 
@@ -111,12 +116,19 @@ class Calls:
     path: Path
     seed: int
     accepted: dict[int, str] = field(default_factory=dict)
+    #: girder_worker's tasks by the numbers of their calls.
+    theirs: dict[int, str] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.user = self.stack.create_user()
         self.folder = str(self.user.folder["_id"])
         self._numbers = itertools.count()
+
+    @property
+    def their_path(self) -> Path:
+        """The file in which girder_worker's tasks note their runs."""
+        return self.path.with_suffix(".theirs")
 
     def _call(self, number: int) -> tuple[list[Any], dict[str, Any]]:
         options = {
@@ -176,13 +188,27 @@ class Calls:
         return True
 
     def _in_girder(self, numbers: list[int]) -> list[str]:
-        def start(calls: list[tuple[list[Any], dict[str, Any]]]) -> list[str]:
-            from my_worker_tasks import tally
+        def start(calls: list[tuple[str, list[Any], dict[str, Any]]]) -> list[str]:
+            import my_worker_tasks
+            import their_tasks.tasks
 
-            return [str(tally.apply_async(args, **options).id) for args, options in calls]
+            return [
+                str(my_worker_tasks.tally.apply_async(args, **options).id)
+                if name == "tally"
+                else str(getattr(their_tasks.tasks, name).apply_async(args, **options).job["_id"])
+                for name, args, options in calls
+            ]
 
-        calls = [self._call(number) for number in numbers]
+        calls = [self._call_in_girder(number) for number in numbers]
         return list(self.stack.call(start, calls, user=self.user))
+
+    def _call_in_girder(self, number: int) -> tuple[str, list[Any], dict[str, Any]]:
+        """Return the call of a task: every second one is girder_worker's."""
+        if number % 2:
+            return ("tally", *self._call(number))
+        name = self.theirs[number] = "tally_late" if number % 4 else "tally_once"
+        args = [str(self.their_path), number, LINES / 10]
+        return name, args, {"girder_job_title": f"call {number}"}
 
     def _outside(self, number: int) -> str:
         args, options = self._call(number)
@@ -242,29 +268,65 @@ def check_jobs(stack: FaultStack, documents: dict[int, dict[str, Any]], calls: C
     """Check that each job has ended once, with its whole log and one set of outputs."""
     wrong = {}
     outputs = stack.outputs(calls.folder)
+    runs, their_runs = runs_in(calls.path), runs_in(calls.their_path)
     for number, job in documents.items():
         job_id, attempt = str(job["_id"]), job["dask"]["attempt"]
         log = stack.log(job_id)
-        found = [*check_states(job), *check_log(log, attempt)]
-        made = outputs.pop(f"out-{number}.txt", [])
-        if made != [f"made by attempt {attempt}\n"]:
-            found.append(f"its outputs are {made}")
+        if number in calls.theirs:
+            found = check_theirs(calls.theirs[number], job, log, their_runs.get(number, []))
+        else:
+            found = [*check_states(job), *check_log(log, attempt)]
+            made = outputs.pop(f"out-{number}.txt", [])
+            if made != [f"made by attempt {attempt}\n"]:
+                found.append(f"its outputs are {made}")
+            if len(set(runs.get(number, []))) < len(runs.get(number, [""])):
+                found.append("an attempt ran twice")
         if found:
             wrong[job_id] = found
             print(f"job {job_id} ({number}): {found}\n{states(job)}\n{log}")
     assert not wrong
     assert not outputs, "nothing else was uploaded"
-    runs = Counter(tuple(line.split()[:2]) for line in calls.path.read_text().splitlines())
-    assert max(runs.values()) == 1, "no attempt runs twice"
-    assert {int(number) for number, _ in runs} == documents.keys(), "no run without a job"
+    assert runs.keys() == documents.keys() - calls.theirs.keys(), "no run without a job"
+    assert their_runs.keys() <= documents.keys() & calls.theirs.keys()
 
 
-def check_states(job: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the states of a job: it ends once, in SUCCESS."""
+def runs_in(path: Path) -> dict[int, list[str]]:
+    """Return the runs that tasks have noted in a file, by the numbers of their calls."""
+    found: dict[int, list[str]] = {}
+    for line in path.read_text().splitlines():
+        number, run, *_ = line.split()
+        found.setdefault(int(number), []).append(run)
+    return found
+
+
+def check_theirs(name: str, job: dict[str, Any], log: str, runs: list[str]) -> list[str]:
+    """Return what is wrong with a job of girder_worker's."""
+    lines = {
+        run: [int(n) for n in re.findall(rf"^run {run} line (\d+)$", log, re.MULTILINE)]
+        for run in runs
+    }
+    wrong = [
+        f"run {run} has the lines {found}"
+        for run, found in lines.items()
+        if found != list(range(len(found)))
+    ]
+    if name == "tally_once" and len(runs) > 1:
+        wrong.append(f"it ran {len(runs)} times")
+    if name == "tally_once" and job["status"] == JobStatus.ERROR:
+        if "The task may run at most once" not in log:
+            wrong.append("it does not say why it has failed")
+        return [*wrong, *check_states(job, JobStatus.ERROR)]
+    if sum(len(found) == LINES for found in lines.values()) < 1:
+        wrong.append(f"no run is whole: {lines}")
+    return [*wrong, *check_states(job)]
+
+
+def check_states(job: dict[str, Any], end: JobStatus = JobStatus.SUCCESS) -> list[str]:
+    """Return what is wrong with the states of a job: it ends once, as it should."""
     stamps = job["timestamps"]
     ends = [stamp["status"] for stamp in stamps if stamp["status"] in FINAL]
     legal = all(can_follow(a["status"], b["status"]) for a, b in itertools.pairwise(stamps))
-    if legal and ends == [JobStatus.SUCCESS] == [job["status"]]:
+    if legal and ends == [end] == [job["status"]]:
         return []
     return [f"its states are {states(job)}"]
 

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from girder_dask.cli.doctor.checks import Check
+from girder_dask.cli.doctor.containers import examine_containers
 from girder_dask.cli.doctor.facts import Facts
 from girder_dask.cli.doctor.hosts import examine_hosts
 from girder_dask.cli.doctor.workers import examine_workers
@@ -59,6 +60,7 @@ def examine(facts: Facts) -> Iterator[Check]:
         yield _is_encrypted(facts, facts.scheduler)
         yield from _examine_girder(facts, facts.scheduler)
     yield from examine_workers(facts)
+    yield from examine_containers(facts)
     yield from examine_hosts(facts)
 
 

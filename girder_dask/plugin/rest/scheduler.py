@@ -27,7 +27,7 @@ from girder_dask.plugin.notify import redis_publisher
 from girder_dask.plugin.rest import body_types, routes
 from girder_dask.plugin.rest.body_parser import read_body_as
 from girder_dask.plugin.rest.body_types import ClaimBody, PruneBody, UpdatesBody
-from girder_dask.plugin.store import acknowledgements, claims, quarantine, updates
+from girder_dask.plugin.store import acknowledgements, claims, job_records, quarantine, updates
 from girder_dask.plugin.store.access.authority import may_run_code
 from girder_dask.plugin.store.unreachable import clear_reason
 from girder_dask.protocol.messages import JobUpdate, MalformedMessage
@@ -37,6 +37,14 @@ from girder_dask.protocol.wire_json import from_json, to_json
 __all__ = ["DaskResource"]
 
 logger = logging.getLogger(__name__)
+
+#: The tasks that start containers: ours, girder_worker's, and those of slicer_cli_web.
+CONTAINER_TASKS = (
+    "girder_dask.docker:run",
+    "girder_worker.docker.tasks:docker_run",
+    "slicer_cli_web.girder_worker_plugin.direct_docker_run:run",
+    "slicer_cli_web.image_job:ingest_from_docker",
+)
 
 _MAX_CLAIM_JOBS = 10_000
 # The most jobs in one page of those that a scheduler should have.
@@ -142,6 +150,7 @@ class DaskResource(Resource):
             "redis_error": redis_publisher.connection_error(),
             **_assetstore(),
             "set_aside": quarantine.summarize(datetime.now(timezone.utc)),
+            "container_jobs": job_records.count_unfinished(CONTAINER_TASKS),
         }
 
     @_for_schedulers

@@ -19,6 +19,7 @@ from girder_dask.plugin.store.database import insert, to_object_id
 from girder_dask.plugin.store.models import (
     CHUNK_BYTES,
     INLINE_BYTES,
+    OPEN_INDEX,
     DaskJob,
     DaskPayload,
     collection,
@@ -29,6 +30,7 @@ from girder_dask.protocol.messages import JobSpec
 __all__ = [
     "Origin",
     "close_removed",
+    "count_unfinished",
     "delete",
     "find_running_job",
     "is_descendant",
@@ -45,6 +47,8 @@ __all__ = [
     "set_tokens",
     "store_records",
 ]
+
+_MAX_COUNTED = 1_000
 
 _SPEC_FIELDS = (
     *("girder_api_url", "package", "title", "dependencies", "trusted", "not_before"),
@@ -207,6 +211,13 @@ def load_status(job_id: ObjectId) -> JobStatus | None:
         return None if job is None else JobStatus(job.get("status"))
     except (ValueError, TypeError):
         return JobStatus.ERROR  # malformed, so the job does not run
+
+
+def count_unfinished(tasks: Sequence[str]) -> int:
+    """Return the number of unfinished jobs of some tasks, a thousand at most."""
+    query = {"dask.open": True, "dask.task": {"$in": list(tasks)}}
+    jobs = collection(Job())
+    return int(jobs.count_documents(query, limit=_MAX_COUNTED, hint=OPEN_INDEX))
 
 
 def is_descendant(job: Mapping[str, Any], of: ObjectId) -> bool:

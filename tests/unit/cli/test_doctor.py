@@ -94,6 +94,23 @@ def test_examine_finds_no_broken_link_in_a_healthy_system() -> None:
     assert all(check.name != check.failure for check in checks)
 
 
+@pytest.mark.parametrize(
+    ("found", "detail"),
+    [
+        ((0, 0), "no worker has one, and no job needs one"),
+        ((1, 0), "Docker 20.10 on tcp://w:0; none on tcp://w:1"),
+        ((1,) * 7, ", ".join(f"Docker 20.10 on tcp://w:{n}" for n in range(5)) + " and 2 more"),
+    ],
+)
+def test_examine_says_which_workers_have_container_engines(
+    found: tuple[int, ...], detail: str
+) -> None:
+    facts = engines(*(DOCKER if has else NO_ENGINE for has in found), jobs=0)
+    assert broken(facts) == []
+    names = {check.name: check.detail for check in examine(facts)}
+    assert names["The workers have the container engines that jobs need"] == detail
+
+
 NEEDS_ADDRESS = (
     "Set girder.api-url (DASK_GIRDER__API_URL) for the scheduler, or for the worker on node7 "
     "alone, to an address that the worker reaches. If neither is set, dask.api_url and "
@@ -101,7 +118,44 @@ NEEDS_ADDRESS = (
 )
 SYNCHRONIZE = "Synchronize the clocks of these hosts with NTP. Times of jobs are wrong meanwhile."
 FREE_SPACE = "Jobs fail when they cannot write. Free some space, or use another disk."
+NO_ENGINE = {"name": None, "problem": "It looked for a socket.", "expected": False}
+DOCKER = {"name": "Docker 20.10", "problem": None, "expected": False}
+REPAIR_ENGINE = (
+    "Repair that, or keep container jobs on the other workers: start those with --resources "
+    "containers=THREADS, and the jobs with resources={'containers': 1} (tasks of girder_worker: "
+    "with a queue)."
+)
+
+
+def engines(*found: dict[str, Any], jobs: int) -> Facts:
+    return whole(
+        workers={f"tcp://w:{n}": {**WORKER, "containers": its} for n, its in enumerate(found)},
+        scheduler={**SCHEDULER, "girder": {**GIRDER, "container_jobs": jobs}},
+    )
+
+
 CASES = {
+    "a worker without a container engine": (
+        engines(DOCKER, NO_ENGINE, jobs=2),
+        "Not all workers have a container engine",
+        "2 unfinished jobs need one, and tcp://w:1 has none: It looked for a socket.",
+        REPAIR_ENGINE,
+    ),
+    "no worker with a container engine": (
+        engines(NO_ENGINE, NO_ENGINE, jobs=1),
+        "Not all workers have a container engine",
+        "1 unfinished job needs one, and tcp://w:0, tcp://w:1 have none: It looked for a socket.",
+        REPAIR_ENGINE,
+    ),
+    "an engine that does not answer": (
+        engines({**NO_ENGINE, "expected": True}, jobs=0),
+        "The container engine of worker tcp://w:0 does not answer",
+        "It looked for a socket.",
+        (
+            "Start the engine there, and let the account of the worker use it. Without "
+            "containers, set girder.docker.engine to none."
+        ),
+    ),
     "Girder is away": (
         whole(girder_answer=GirderAnswer("it hangs")),
         "Girder is not reachable from here",

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,41 @@ def shows(self: Any, *args: Any, **kwargs: Any) -> list[Any]:
     if kwargs.get("fails"):
         raise RuntimeError(f"{args} {kwargs}")
     return [*args, kwargs]
+
+
+def _tally(path: str, number: int, seconds: float) -> int:
+    """Note a run in a file, and print a line with its name each tenth of a second."""
+    run = uuid.uuid4().hex[:8]
+    with Path(path).open("a") as out:
+        out.write(f"{number} {run}\n")
+    for n in range(round(seconds * 10)):
+        print(f"run {run} line {n}")
+        time.sleep(0.1)
+    return number
+
+
+@app.task(acks_late=True)
+def tally_late(path: str, number: int, seconds: float) -> int:
+    """Note a run. A task whose worker is lost runs again."""
+    return _tally(path, number, seconds)
+
+
+@app.task
+def tally_once(path: str, number: int, seconds: float) -> int:
+    """Note a run, at most one."""
+    return _tally(path, number, seconds)
+
+
+@app.task
+def sleeps_and_adds(x: int, y: int, seconds: float) -> int:
+    """Return the sum after some time."""
+    time.sleep(seconds)
+    return x + y
+
+
+@app.task(bind=True)
+def starts_child_that_waits(self: Any) -> None:
+    """Start a task that waits, and wait as well, without a look at anything."""
+    waits.delay()
+    print("started")
+    time.sleep(60)
