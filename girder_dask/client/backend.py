@@ -57,11 +57,24 @@ class Backend(Protocol):
         """The interface for the messages of Celery."""
 
     def submit(
-        self, submissions: Sequence[Submission], group: MapParent | None = None
+        self,
+        submissions: Sequence[Submission],
+        group: MapParent | None = None,
+        *,
+        more: bool = False,
     ) -> list[dict[str, Any]]:
         """Record a job for each submission, send the jobs, and return their documents.
 
-        With a group, its parent job is recorded as well, and its document comes first.
+        With a group, its parent job is recorded as well, and its document comes first. With
+        ``more``, further jobs of the group follow with :meth:`extend_map`.
+        """
+
+    def extend_map(
+        self, parent: str, submissions: Sequence[Submission], *, offset: int, is_last: bool
+    ) -> list[str]:
+        """Record further jobs under the parent of a map, and return their ids.
+
+        ``offset`` is the number of jobs before them.
         """
 
     def unpickles(self, job: Mapping[str, Any]) -> bool:

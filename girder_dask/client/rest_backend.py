@@ -109,11 +109,16 @@ class RestBackend:
     # -- the interface of Backend ----------------------------------------------------------
 
     def submit(
-        self, submissions: Sequence[Submission], group: MapParent | None = None
+        self,
+        submissions: Sequence[Submission],
+        group: MapParent | None = None,
+        *,
+        more: bool = False,
     ) -> list[dict[str, Any]]:
         """Record a job for each submission, and return the job documents.
 
-        With a group, its parent job is recorded too, and its document comes first.
+        With a group, its parent job is recorded too, and its document comes first. With ``more``,
+        other jobs of the group follow.
 
         Raises
         ------
@@ -125,22 +130,40 @@ class RestBackend:
             If Girder does not answer.
         """
         _check_owner([*submissions, *([] if group is None else [group])])
-        _check_address(submissions)
-        _check_size(submissions)
-        body: dict[str, Any] = {
-            "submissions": [to_json(submission.to_wire()) for submission in submissions],
-            "group": None if group is None else to_json(group.to_wire()),
-        }
-        if self._is_durable:
-            body["key"] = uuid.uuid4().hex  # the idempotency key of a repeated request
+        body: dict[str, Any] = {"group": None if group is None else to_json(group.to_wire())}
         tasks = {submission.task for submission in submissions}
-        if not tasks and group is not None:
-            tasks = {group.task or group.title}
+        if group is not None:
+            # A map is repeated when its answer was lost, so that its pieces are sent once.
+            body |= {"more": more, "key": uuid.uuid4().hex}
+            tasks |= {group.task or group.title}
+        elif self._is_durable:
+            body["key"] = uuid.uuid4().hex  # the idempotency key of a repeated request
         try:
-            answer = self._api.request("POST", "dask/job", body, repeat=self._is_durable)
+            answer = self._submit(submissions, body)
         except GirderError as e:
             raise _refusal(e, sorted(tasks)) from e
         return [dict(job) for job in answer["jobs"]]
+
+    def extend_map(
+        self, parent: str, submissions: Sequence[Submission], *, offset: int, is_last: bool
+    ) -> list[str]:
+        """Record further jobs under the parent of a map, and return their ids.
+
+        Raises
+        ------
+        GirderError
+            If Girder refuses a call, or does not answer.
+        """
+        _check_owner(submissions)
+        body = {"parent": parent, "offset": offset, "more": not is_last, "key": uuid.uuid4().hex}
+        return [str(job_id) for job_id in self._submit(submissions, body)["ids"]]
+
+    def _submit(self, submissions: Sequence[Submission], body: dict[str, Any]) -> dict[str, Any]:
+        _check_address(submissions)
+        _check_size(submissions)
+        body["submissions"] = [to_json(submission.to_wire()) for submission in submissions]
+        answer: dict[str, Any] = self._api.request("POST", "dask/job", body, repeat="key" in body)
+        return answer
 
     @property
     def celery_messages(self) -> RestCeleryMessages:

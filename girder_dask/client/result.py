@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from girder_dask.client.backend import get_backend
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["CallResult", "JobResult", "MapResult", "prefetch"]
 
 _MIN_POLL_S, _MAX_POLL_S, _POLL_GROWTH = 0.01, 1.0, 1.5
+_MAX_JOBS_PER_REQUEST = 1_000
 
 
 class CallResult:
@@ -318,7 +319,10 @@ class MapResult(JobResult):
 
     def __init__(self, job: Mapping[str, Any], results: Iterable[JobResult]) -> None:
         super().__init__(job)
-        self.results: Sequence[JobResult] = tuple(results)
+        #: The child jobs, in the order of the calls.
+        self.results: Sequence[JobResult] = (
+            results if isinstance(results, Sequence) else tuple(results)
+        )
 
     def __len__(self) -> int:
         return len(self.results)
@@ -351,17 +355,23 @@ class MapResult(JobResult):
             self._raise_first()
         if self.status == JobStatus.CANCELED:
             raise JobCanceled(f"Job {self.id} was canceled.", job_id=self.id)
-        prefetch(self.results)
-        return [result.get() for result in self.results]
+        values = []
+        for jobs in self._batches():
+            prefetch(jobs)
+            values += [job.get() for job in jobs]
+        return values
+
+    def _batches(self) -> Iterator[Sequence[JobResult]]:
+        for start in range(0, len(self.results), _MAX_JOBS_PER_REQUEST):
+            yield self.results[start : start + _MAX_JOBS_PER_REQUEST]
 
     def _raise_first(self) -> None:
-        status = {
-            str(job["_id"]): job["status"]
-            for job in get_backend().load_jobs([result.id for result in self.results])
-        }
-        for result in self.results:
-            if status.get(result.id) == JobStatus.ERROR:
-                result.get()
+        for jobs in self._batches():
+            states = get_backend().load_jobs([job.id for job in jobs])
+            failed = {str(s["_id"]) for s in states if s["status"] == JobStatus.ERROR}
+            for job in jobs:
+                if job.id in failed:
+                    job.get()
         raise GirderDaskError(f"Job {self.id} failed; see its log.")
 
 

@@ -36,6 +36,7 @@ from girder_dask.plugin.store.access.requester import may_access
 from girder_dask.plugin.store.database import database_errors
 from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.maps.recording import MapPiece, extend_map, record_map
 from girder_dask.plugin.store.unreachable import UnreachableReporter
 from girder_dask.plugin.store.validation import MalformedDocument, is_map_parent
 from girder_dask.protocol.messages import JobSpec, MapParent, StoredResult, Submission
@@ -91,15 +92,27 @@ class GirderBackend:
         self._celery_messages = messages
 
     def submit(
-        self, submissions: Sequence[Submission], group: MapParent | None = None
+        self,
+        submissions: Sequence[Submission],
+        group: MapParent | None = None,
+        *,
+        more: bool = False,
     ) -> list[dict[str, Any]]:
         """Record the calls as jobs, send them to the scheduler, and return the job documents.
 
-        With a group, the first document is that of its parent job.
+        With a group, the first document is that of its parent job. With ``more``, other calls of
+        the group follow.
         """
         with database_errors(_NO_JOB_CREATED):
             user = _request_user()
-        return self.submit_for(user, None, submissions, group)
+        return self.submit_for(user, None, submissions, group, more=more)
+
+    def extend_map(
+        self, parent: str, submissions: Sequence[Submission], *, offset: int, is_last: bool
+    ) -> list[str]:
+        """Record further calls of a map, send their jobs, and return the ids of these."""
+        piece = MapPiece(ObjectId(parent), submissions, offset, is_last)
+        return [str(job["_id"]) for job in self.extend(piece)]
 
     def unpickles(self, job: Mapping[str, Any]) -> bool:  # noqa: ARG002 - it is part of Backend
         """Return False: unpickling could run any code inside Girder."""
@@ -166,6 +179,7 @@ class GirderBackend:
         submissions: Sequence[Submission],
         group: MapParent | None,
         *,
+        more: bool = False,
         authority: Authority = IN_GIRDER,
     ) -> list[dict[str, Any]]:
         """Record and send calls as :meth:`submit` does, for a given user and parent job."""
@@ -176,30 +190,44 @@ class GirderBackend:
                 )
                 jobs = [r.job for r in recorded]
             else:
-                job, recorded = recording.record_map(
+                job, recorded = record_map(
                     group,
                     submissions,
                     user,
                     parent,
                     authority=authority,
                     tokens_later=True,
+                    more=more,
                 )
                 jobs = [job, *(r.job for r in recorded)]
+        self._send_recorded(recorded)
+        self._cancel_late([parent, *(job["_id"] for job in jobs[:1] if is_map_parent(job))])
+        return jobs
+
+    def extend(
+        self, piece: MapPiece, *, authority: Authority = IN_GIRDER
+    ) -> Sequence[Mapping[str, Any]]:
+        """Record and send further calls of a map. Return the documents of their jobs."""
+        with database_errors(_NO_JOB_CREATED):
+            recorded = extend_map(piece, authority=authority, tokens_later=True)
+        self._send_recorded(recorded)
+        self._cancel_late([piece.parent])
+        return [r.job for r in recorded]
+
+    def _send_recorded(self, recorded: Sequence[recording.RecordedJob]) -> None:
         self.send([r.spec for r in recorded])
         if len(recorded) >= _TRIM_MIN_JOBS:
             memory_trimming.trim_later()
-        try:
-            self._cancel_late([parent, *(job["_id"] for job in jobs[:1] if is_map_parent(job))])
-        except PyMongoError:
-            # The jobs are recorded and will run, so the caller must get them.
-            logger.exception("New jobs were not checked for a cancellation during their recording")
-        return jobs
 
     def _cancel_late(self, parents: Sequence[ObjectId | None]) -> None:
         """Cancel the children of jobs that were canceled while the children were recorded."""
-        for above in parents:
-            if above is not None and job_records.is_stopping(above):
-                self.tell_canceled(cancellation.cancel_children(above, self.ask_scheduler))
+        try:
+            for above in parents:
+                if above is not None and job_records.is_stopping(above):
+                    self.tell_canceled(cancellation.cancel_children(above, self.ask_scheduler))
+        except PyMongoError:
+            # The jobs are recorded and will run, so the caller must get them.
+            logger.exception("New jobs were not checked for a cancellation during their recording")
 
     def schedule(self, job: dict[str, Any]) -> None:
         """Queue an INACTIVE job that Girder's model created, and send it to the scheduler."""

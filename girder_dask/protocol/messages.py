@@ -342,7 +342,11 @@ class Submission(Message, ExecutionOptions, frozen=True):
 
 
 class MapParent(Message, Struct, frozen=True, omit_defaults=True):
-    """The parent job of many calls. ``task`` is theirs, named also if there are no calls."""
+    """The parent job of many calls.
+
+    ``task`` is theirs, named also if there are no calls. ``total`` is the expected number of calls
+    that are sent in pieces.
+    """
 
     title: str
     type: str = "dask"
@@ -351,6 +355,7 @@ class MapParent(Message, Struct, frozen=True, omit_defaults=True):
     other_fields: Mapping[str, Any] = field(default_factory=dict)
     user: Any = None
     task: _TaskName | None = None
+    total: _Count | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Return the fields for Girder without the user: Girder takes the sender."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from datetime import datetime, timezone
 from typing import Any
 
+from msgspec.structs import replace
+
 from girder_dask.client import futures
 from girder_dask.client.backend import Backend
+from girder_dask.client.map_jobs import MapJobs
 from girder_dask.client.result import JobResult, MapResult
-from girder_dask.errors import SubmissionError
+from girder_dask.errors import GirderError, JobCanceled, SubmissionError
+from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import MapParent, Submission
-from girder_dask.protocol.request_limits import PIECE_JOBS
+from girder_dask.protocol.request_limits import PIECE_BYTES, PIECE_JOBS
 from girder_dask.tasks import options as call_options
 from girder_dask.tasks.options import TaskSettings
 
@@ -20,6 +25,9 @@ __all__ = ["MAP_OPTIONS", "MapCalls", "known_length", "start"]
 
 #: The options of ``map`` and ``starmap`` beside those of ``delay``.
 MAP_OPTIONS = ("girder_map_total", "girder_map_titles", "girder_map_hooks")
+
+# After this time a piece is sent, however small. Girder must not take its sender for dead.
+_PIECE_TIME_S = 10.0
 
 # Makes the submission of a call from its arguments and options.
 _Submit = Callable[[tuple[Any, ...], Mapping[str, Any], Mapping[str, Any]], Submission]
@@ -77,7 +85,9 @@ class MapCalls:
         self._fix_start(settings)
         self._rows, self.total = self._counted(rows, length)
         #: The parent job.
-        self.parent: MapParent = call_options.map_parent(name, settings, self._options)
+        self.parent: MapParent = replace(
+            call_options.map_parent(name, settings, self._options), total=self.total
+        )
 
     def _fix_start(self, settings: TaskSettings) -> None:
         """Compute the earliest start once, so that it is the same for all calls."""
@@ -155,17 +165,69 @@ class MapCalls:
 
 
 def start(backend: Backend, calls: MapCalls) -> MapResult:
-    """Record the calls of a map and their parent, and return them.
+    """Record the calls of a map and their parent in pieces, and return them.
+
+    If a later piece fails, the map is canceled, as far as Girder can be reached.
 
     Raises
     ------
     SubmissionError, GirderError
-        If they are not recorded.
+        If they are not all recorded. If there is a map, a note of the exception names it.
+    JobCanceled
+        If the map was canceled meanwhile.
     """
-    job, *children = backend.submit(list(calls), calls.parent)
-    result = MapResult(job, map(JobResult, children))
-    futures.pin(backend, result.results)
+    pieces = _pieces(calls)
+    first, is_last = next(pieces)
+    job, *children = backend.submit(first, calls.parent, more=not is_last)
+    jobs = MapJobs(map(JobResult, children))
+    result = MapResult(job, jobs)
+    try:
+        futures.pin(backend, jobs.known())
+        while not is_last:
+            piece, is_last = next(pieces)
+            ids = backend.extend_map(result.id, piece, offset=len(jobs), is_last=is_last)
+            jobs.extend(ids, keep=getattr(backend, "pins", False))
+            futures.pin(backend, jobs.known()[-len(ids) :] if ids else [])
+    except BaseException as e:
+        _give_up(backend, result, e)
+        raise
     return result
+
+
+def _pieces(calls: Iterable[Submission]) -> Iterator[tuple[list[Submission], bool]]:
+    """Yield the calls in pieces, each with whether it is the last. There is at least one."""
+    piece: list[Submission] = []
+    size, began = 0, time.monotonic()
+    for call in calls:
+        is_full = len(piece) >= PIECE_JOBS or size + len(call.payload) > PIECE_BYTES
+        if piece and (is_full or time.monotonic() - began > _PIECE_TIME_S):
+            yield piece, False
+            piece, size, began = [], 0, time.monotonic()
+        piece.append(call)
+        size += len(call.payload)
+    yield piece, True
+
+
+def _give_up(backend: Backend, result: MapResult, error: BaseException) -> None:
+    """Cancel a map that was sent in part, and add to the error what has become of it.
+
+    Raises
+    ------
+    JobCanceled
+        If it was canceled before.
+    """
+    sent = f"{len(result):,} of its jobs were recorded"
+    try:
+        states = backend.load_jobs([result.id])
+        if states and states[0]["status"] in (JobStatus.CANCELING, JobStatus.CANCELED):
+            raise JobCanceled(
+                f"Map {result.id} was canceled after {sent}.", job_id=result.id
+            ) from error
+        backend.cancel(result.id)
+    except GirderError as e:
+        error.add_note(f"Map {result.id} ends in ERROR, as it is incomplete: {sent} ({e})")
+    else:
+        error.add_note(f"Map {result.id} was canceled: {sent}.")
 
 
 def _is_count(value: Any) -> bool:

@@ -20,7 +20,7 @@ class Site:
         """Record a map whose jobs no real worker runs."""
         from girder.api.rest import getCurrentUser
 
-        from girder_dask.plugin.store import recording
+        from girder_dask.plugin.store.maps import recording
         from girder_dask.protocol.messages import MapParent, Submission
         from girder_dask.protocol.payload import pack_call
 
@@ -302,7 +302,8 @@ def test_all_or_nothing_is_recorded(inside):
         from girder_jobs.models.job import Job
 
         from girder_dask.errors import SubmissionError
-        from girder_dask.plugin.store import models, recording
+        from girder_dask.plugin.store import models
+        from girder_dask.plugin.store.maps import recording
         from girder_dask.protocol.messages import MapParent, Submission
         from girder_dask.protocol.payload import pack_call
 
@@ -439,6 +440,7 @@ def test_cancel_reaches_the_children_of_children(inside, girder_stack, girder_us
         from girder.api.rest import getCurrentUser
 
         from girder_dask.plugin.store import recording
+        from girder_dask.plugin.store.maps.recording import record_map
         from girder_dask.protocol.messages import MapParent, Submission
         from girder_dask.protocol.payload import pack_call
 
@@ -447,7 +449,7 @@ def test_cancel_reaches_the_children_of_children(inside, girder_stack, girder_us
         (top,) = recording.record([call], user)
         (middle,) = recording.record([call], user, parent=ObjectId(top.spec.id))
         Site.tell(middle.spec.id, RUN, OK)  # has ended, what it started has not
-        group, low = recording.record_map(
+        group, low = record_map(
             MapParent("Low"), [call, call], user, parent=ObjectId(middle.spec.id)
         )
         (other,) = recording.record([call], user)

@@ -16,6 +16,7 @@ class RecordingBackend:
     def __init__(self) -> None:
         self.submissions: list[Submission] = []
         self.groups: list[MapParent | None] = []
+        self.pieces: list[tuple[int, bool]] = []
         self.jobs: dict[str, dict[str, Any]] = {}
         self.results: dict[str, StoredResult] = {}
         self.canceled: list[str] = []
@@ -27,9 +28,14 @@ class RecordingBackend:
         return job["_id"] in self.trusted
 
     def submit(
-        self, submissions: Sequence[Submission], group: MapParent | None = None
+        self,
+        submissions: Sequence[Submission],
+        group: MapParent | None = None,
+        *,
+        more: bool = False,
     ) -> list[dict[str, Any]]:
         self.groups.append(group)
+        self.pieces.append((len(submissions), not more))
         made = []
         if group is not None:
             made.append({"_id": "parent", "title": group.title, "status": int(JobStatus.QUEUED)})
@@ -44,6 +50,14 @@ class RecordingBackend:
             self.jobs[job["_id"]] = job
             made.append(dict(job))
         return made
+
+    def extend_map(
+        self, parent: str, submissions: Sequence[Submission], *, offset: int, is_last: bool
+    ) -> list[str]:
+        assert parent == "parent"
+        assert offset == len(self.submissions)
+        made = self.submit(submissions, more=not is_last)
+        return [str(job["_id"]) for job in made]
 
     def load_job(self, job_id: str, *, log: bool = False) -> dict[str, Any]:
         self.loads += 1

@@ -34,6 +34,9 @@ class SubmissionsBody(Struct):
     submissions: list[Any]
     group: Any = None
     key: Any = None
+    parent: JobId | None = None
+    offset: _Count = 0
+    more: bool = False
 
 
 class JobIdsBody(Struct):
@@ -71,7 +74,7 @@ class PruneBody(Struct):
 _DOCUMENTED: Mapping[type[Struct], tuple[str, str, Mapping[str, type[Message]]]] = {
     SubmissionsBody: (
         "DaskSubmissions",
-        '{"submissions": [submission, …], "group": group or null, "key": …}',
+        '{"submissions": [submission, …], "group": group or null, "key": …, "more": false}',
         {"submissions": Submission},
     ),
     JobIdsBody: ("DaskIds", '{"ids": [job id, …]}', {}),

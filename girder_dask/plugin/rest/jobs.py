@@ -21,8 +21,10 @@ from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import job_records, results
 from girder_dask.plugin.store.access.requester import Requester, identify
 from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.maps.recording import MapPiece
 from girder_dask.protocol.messages import StoredResult
 from girder_dask.protocol.names import SUBMIT_SCOPE
+from girder_dask.protocol.request_limits import MAX_JOBS_PER_REQUEST
 from girder_dask.protocol.wire_json import to_json
 
 __all__ = ["JobRoutes", "mount"]
@@ -60,24 +62,36 @@ class JobRoutes:
             "owner may, and if a plugin of Girder has started it, the tasks of its own package, "
             "with plain arguments. Girder never unpickles a call. The answer has the documents of "
             "the jobs, that of the group first. A request with a `key`, 32 hexadecimal digits, may "
-            "be sent again when its answer was lost: it starts its jobs once."
+            "be sent again when its answer was lost: it starts its jobs once. A request starts at "
+            f"most {MAX_JOBS_PER_REQUEST:,} jobs. A larger group is sent in pieces: the first with "
+            "the `group` and `more`, the others with the id of its job as `parent`, the number of "
+            "jobs before them as `offset`, and `more` except for the last. Their answers have the "
+            "`ids` of the jobs."
         )
         .param(**body_types.parameter(SubmissionsBody))
         .errorResponse("The body cannot be read.")
         .errorResponse("You may not start one of the jobs.", 403)
-        .errorResponse("The body is too large.", 413)
+        .errorResponse("The group takes no more jobs.", 409)
+        .errorResponse("The body is too large, or has too many jobs.", 413)
     )
-    def submit(self) -> dict[str, list[dict[str, Any]]]:
+    def submit(self) -> dict[str, Any]:
         """Record calls as jobs, and send them to the scheduler."""
         requester = identify()
         authorization.authorize(requester, ())  # before anything large is read
         require_json()
         body = read_body_as(SubmissionsBody)
+        submissions.check_size(body)
         calls = submissions.read_submissions(body.submissions, requester)
         group = submissions.read_group(body.group, requester)
         authority = authorization.authorize(requester, calls, group)
         key = submissions.idempotency_key(body.key, requester)
-        jobs = submissions.record(self._backend, requester, calls, group, key, authority)
+        if body.parent is not None:
+            parent = submissions.read_parent(body.parent, requester)
+            piece = MapPiece(parent, calls, body.offset, is_last=not body.more)
+            return {"ids": submissions.extend(self._backend, piece, key, authority)}
+        jobs = submissions.record(
+            self._backend, requester, calls, group, key, authority, more=body.more
+        )
         shown = [Job().filter(job, requester.user) for job in jobs]
         for job in shown:
             job.pop("log", None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from bson import ObjectId
 from girder.constants import AccessType
-from girder.exceptions import RestException
+from girder.exceptions import AccessException, RestException
 from girder.models.user import User
 from girder_jobs.models.job import Job
 from msgspec.structs import replace
@@ -15,21 +17,72 @@ from msgspec.structs import replace
 from girder_dask import config
 from girder_dask.errors import GirderError
 from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.rest.body_types import SubmissionsBody
 from girder_dask.plugin.rest.reserved_fields import RESERVED_FIELDS, find_reserved
 from girder_dask.plugin.store.access.authority import Authority
 from girder_dask.plugin.store.access.requester import Requester
 from girder_dask.plugin.store.database import to_object_id
 from girder_dask.plugin.store.idempotency import IdempotencyKey
+from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.maps.recording import MapPiece
 from girder_dask.protocol.messages import MAX_DELAY_S, MapParent, Submission
+from girder_dask.protocol.request_limits import MAX_JOBS_PER_REQUEST
 from girder_dask.protocol.wire_json import from_json
 
-__all__ = ["idempotency_key", "read_group", "read_submissions", "record"]
+__all__ = [
+    "check_size",
+    "extend",
+    "idempotency_key",
+    "read_group",
+    "read_parent",
+    "read_submissions",
+    "record",
+]
 
 # The most characters of a token or a name.
 _MAX_LINE_CHARS = 500
 
 # By how much the clock of a client may differ.
 _CLOCK_SKEW_S = 86_400.0
+
+
+def check_size(body: SubmissionsBody) -> None:
+    """Raise RestException if a request has too many jobs, or is of two kinds."""
+    count = len(body.submissions)
+    if count > MAX_JOBS_PER_REQUEST:
+        raise RestException(
+            f"The request has {count:,} jobs, more than the {MAX_JOBS_PER_REQUEST:,} that one "
+            "request may start. No job was created. Send them in several requests; a map of this "
+            "version of girder_dask does so by itself.",
+            code=413,
+        )
+    if body.parent is not None and body.group is not None:
+        raise RestException("A request has a group or a parent, not both.")
+
+
+def read_parent(given: str, requester: Requester) -> ObjectId:
+    """Return the id of the map of which a request sends more jobs.
+
+    Raises
+    ------
+    RestException
+        If there is none.
+    AccessException
+        If the map is another user's: its jobs have the rights of its owner.
+    """
+    parent = Job().load(given, force=True, fields=["userId", "parentId"])
+    if parent is None:
+        raise RestException(f"There is no map {given}. No job was created.", code=404)
+    owner = requester.user["_id"] if requester.user is not None else None
+    is_own = parent.get("userId") == owner
+    if requester.job is not None:
+        is_own = parent.get("parentId") == requester.job["_id"]
+    if not is_own:
+        raise AccessException(
+            f"Map {given} is not yours, so you may not add jobs to it. {requester.name} may start "
+            "a map of their own."
+        )
+    return ObjectId(parent["_id"])
 
 
 def read_submissions(wires: Sequence[Any], requester: Requester) -> list[Submission]:
@@ -126,18 +179,20 @@ def record(
     group: MapParent | None,
     key: IdempotencyKey | None,
     authority: Authority,
+    *,
+    more: bool = False,
 ) -> list[dict[str, Any]]:
     """Record the calls of a request, and send them; return the job documents.
 
     If an earlier request with the same key has recorded them, the documents of those jobs are
-    returned.
+    returned. With ``more``, other calls of the group follow.
     """
     parent = requester.job["_id"] if requester.job is not None else None
     if key is not None:
         submissions, group = key.mark(submissions, group)
     try:
         return backend.submit_for(
-            _owner(requester), parent, submissions, group, authority=authority
+            _owner(requester), parent, submissions, group, more=more, authority=authority
         )
     except GirderError:
         # The error also means that an earlier request with this key has recorded the jobs.
@@ -145,6 +200,28 @@ def record(
         if not known:
             raise
         return known
+
+
+def extend(
+    backend: GirderBackend, piece: MapPiece, key: IdempotencyKey | None, authority: Authority
+) -> list[str]:
+    """Record further calls of a map, and send them; return the ids of the jobs.
+
+    A repeated request adds what an earlier one with its key has not recorded.
+    """
+    if key is not None:
+        calls, _ = key.mark(piece.submissions, None)
+        piece = dataclasses.replace(piece, submissions=calls)
+    try:
+        return [str(job["_id"]) for job in backend.extend(piece, authority=authority)]
+    except GirderError:
+        known = key.find_jobs(piece.submissions, None) if key is not None else []
+        if not known:
+            raise
+    if piece.is_last:
+        # The process that recorded the jobs may have died before it marked the map.
+        parents.mark_complete(piece.parent, piece.sent)
+    return [str(job["_id"]) for job in known]
 
 
 def _owner(requester: Requester) -> dict[str, Any] | None:

@@ -29,11 +29,20 @@ from girder_dask.plugin.store.access.authority import IN_GIRDER, Authority
 from girder_dask.plugin.store.access.dependencies import check as check_dependencies
 from girder_dask.plugin.store.database import UNSTORABLE, describe_error, insert
 from girder_dask.plugin.store.documents import start_fields
-from girder_dask.plugin.store.maps import parents
 from girder_dask.protocol.execution_options import OPTION_NAMES
-from girder_dask.protocol.messages import JobSpec, MapParent, Submission
+from girder_dask.protocol.messages import JobSpec, Submission
 
-__all__ = ["NEW_DASK_FIELDS", "RecordedJob", "record", "record_map"]
+__all__ = [
+    "NEW_DASK_FIELDS",
+    "NONE_RECORDED",
+    "Draft",
+    "RecordedJob",
+    "announce",
+    "announce_all",
+    "build_drafts",
+    "record",
+    "write",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +52,8 @@ NEW_DASK_FIELDS = {"attempt": 1, "sequence": 0, "scheduler": None, "log_bytes": 
 # Timeout for the deletion of jobs that were recorded in part.
 _UNDO_TIMEOUT_S = 2.0
 
-_NONE_RECORDED = "None of them was recorded."
+#: The end of messages about jobs of which the database stored none.
+NONE_RECORDED = "None of them was recorded."
 _MAYBE_RECORDED = (
     "They may have been recorded: look in Girder's list of jobs before you start them again."
 )
@@ -58,7 +68,7 @@ class RecordedJob:
 
 
 @dataclass(slots=True)
-class _Draft:
+class Draft:
     """A job that is about to be recorded."""
 
     job: dict[str, Any]
@@ -99,71 +109,24 @@ def record(
     GirderError
         If the database does not store them.
     """
-    drafts = _drafts(submissions, user, parent, authority)
-    _write(drafts, tokens_later=tokens_later)
-    return _announced(drafts)
+    drafts = build_drafts(submissions, user, parent, authority)
+    write(drafts, tokens_later=tokens_later)
+    return announce_all(drafts)
 
 
-def record_map(
-    group: MapParent,
-    submissions: Sequence[Submission],
-    user: Mapping[str, Any] | None = None,
-    parent: ObjectId | None = None,
-    *,
-    authority: Authority = IN_GIRDER,
-    tokens_later: bool = False,
-) -> tuple[dict[str, Any], list[RecordedJob]]:
-    """Record a job for each call, and their parent job.
-
-    Parameters and exceptions are those of :func:`record`.
-
-    Returns
-    -------
-    tuple
-        The document of the parent job, and the jobs.
-    """
-    owner = group.user if group.user is not None else user
-    job = parents.build(group, submissions, owner, datetime.now(timezone.utc), parent)
-    drafts = _drafts(submissions, owner, job["_id"], authority)
-    try:
-        parents.store(job)
-        _write(drafts, tokens_later=tokens_later)
-    except PyMongoError as e:
-        _undo_parent(job)
-        raise GirderError(
-            f"Girder's database did not store the map '{group.title}' of {len(drafts)} jobs: "
-            f"{describe_error(e)}. {_NONE_RECORDED}"
-        ) from e
-    except GirderError:
-        _undo_parent(job)
-        raise
-    batch = NotificationBatch()
-    batch.add_created(job)
-    batch.send()
-    _announce(job)
-    recorded = _announced(drafts)
-    try:
-        parents.mark_complete(job)
-    except PyMongoError:
-        # The map is recorded, so the caller must receive it. Its jobs are counted after a timeout.
-        logger.exception("The map %s is recorded but not marked complete", job["_id"])
-    return job, recorded
-
-
-def _undo_parent(job: dict[str, Any]) -> None:
-    try:
-        with pymongo.timeout(_UNDO_TIMEOUT_S):
-            parents.delete(job)
-    except PyMongoError:
-        logger.exception("The parent job %s of a map that was not recorded may be left", job["_id"])
-
-
-def _drafts(
+def build_drafts(
     submissions: Sequence[Submission],
     user: Mapping[str, Any] | None,
     parent: ObjectId | None,
     authority: Authority,
-) -> list[_Draft]:
+) -> list[Draft]:
+    """Return the jobs of calls with all that is to be written of them.
+
+    Raises
+    ------
+    SubmissionError
+        If a call cannot become a job.
+    """
     now = datetime.now(timezone.utc)
     default = settings.default_api_url()
     drafts = [
@@ -173,12 +136,13 @@ def _drafts(
     return drafts
 
 
-def _announced(drafts: Sequence[_Draft]) -> list[RecordedJob]:
+def announce_all(drafts: Sequence[Draft]) -> list[RecordedJob]:
+    """Notify users and event handlers of jobs that are written, and return the jobs."""
     batch = NotificationBatch()
     for draft in drafts:
         batch.add_created(draft.job)
     for draft in drafts:
-        _announce(draft.job)
+        announce(draft.job)
         if isinstance(draft.job["kwargs"], str):
             draft.job["kwargs"] = json_util.loads(draft.job["kwargs"])
     batch.send()
@@ -193,7 +157,7 @@ def _draft(
     parent: ObjectId | None,
     authority: Authority,
     default_api_url: str | None,
-) -> _Draft:
+) -> Draft:
     owner = submission.user if submission.user is not None else user
     dask = {
         **NEW_DASK_FIELDS,
@@ -219,15 +183,23 @@ def _draft(
         trusted=authority.runs_code,
         **{name: getattr(submission, name) for name in OPTION_NAMES},
     )
-    return _Draft(job, spec, owner, own, authority.may_start_package_of(submission.task))
+    return Draft(job, spec, owner, own, authority.may_start_package_of(submission.task))
 
 
 def _token_id(token: Any) -> str:
     return str(token["_id"] if isinstance(token, Mapping) else token)
 
 
-def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
-    """Write the drafts. The job documents come last, so that every existing job can run."""
+def write(drafts: Sequence[Draft], *, tokens_later: bool) -> None:
+    """Write the drafts. The job documents come last, so that every existing job can run.
+
+    Raises
+    ------
+    SubmissionError
+        If a job cannot be stored.
+    GirderError
+        If the database does not store them.
+    """
     if not drafts:
         return
     may_exist = False
@@ -247,17 +219,17 @@ def _write(drafts: Sequence[_Draft], *, tokens_later: bool) -> None:
         if isinstance(e, UNSTORABLE):
             raise SubmissionError(
                 f"One of {len(drafts)} new jobs, the first of {drafts[0].spec.task}, cannot be "
-                f"stored: {describe_error(e)}. {_NONE_RECORDED}",
+                f"stored: {describe_error(e)}. {NONE_RECORDED}",
                 task=drafts[0].spec.task,
             ) from e
-        outcome = _MAYBE_RECORDED if may_exist else _NONE_RECORDED
+        outcome = _MAYBE_RECORDED if may_exist else NONE_RECORDED
         raise GirderError(
             f"Girder's database did not store {len(drafts)} new jobs, the first of "
             f"{drafts[0].spec.task}: {describe_error(e)}. {outcome}"
         ) from e
 
 
-def _undo(drafts: Sequence[_Draft]) -> bool:
+def _undo(drafts: Sequence[Draft]) -> bool:
     """Delete the stored parts of jobs that were not recorded. Return True if that worked."""
     ids = [draft.job["_id"] for draft in drafts]
     try:
@@ -271,11 +243,11 @@ def _undo(drafts: Sequence[_Draft]) -> bool:
     return True
 
 
-def _write_tokens(drafts: Sequence[_Draft]) -> None:
+def _write_tokens(drafts: Sequence[Draft]) -> None:
     tokens.store([draft.token for draft in drafts if draft.token is not None])
 
 
-def _write_records(drafts: Sequence[_Draft]) -> None:
+def _write_records(drafts: Sequence[Draft]) -> None:
     job_records.store_records(
         [draft.spec for draft in drafts],
         [draft.token is not None for draft in drafts],
@@ -283,7 +255,8 @@ def _write_records(drafts: Sequence[_Draft]) -> None:
     )
 
 
-def _announce(job: dict[str, Any]) -> None:
+def announce(job: dict[str, Any]) -> None:
+    """Trigger the events of a new job. Errors of their handlers are logged."""
     try:
         documents.announce_saved(job)
     except Exception:

@@ -163,7 +163,12 @@ _GROUP: Mapping[str, Rule] = {
     **dict.fromkeys(("total", "done", "failed", "canceled", "revision"), _COUNT),
     "open": _TRUTH,
 }
-_GROUP_IF_THERE: Mapping[str, Rule] = {"recording": _TIME, "lost": _COUNT}
+_GROUP_IF_THERE: Mapping[str, Rule] = {
+    "recording": _TIME,
+    "sending": _TRUTH,
+    "incomplete": _TRUTH,
+    "lost": _COUNT,
+}
 _OUTCOME: Mapping[str, Rule] = {
     "result": _or_none(_BYTES),
     "error": _or_none(_TEXT),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from girder_dask import task
 from girder_dask.client.backend import use_backend
 from girder_dask.client.result import MapResult
-from girder_dask.errors import SubmissionError
+from girder_dask.errors import GirderError, JobCanceled, SubmissionError
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.exceptions import pack_exception
 from girder_dask.protocol.messages import StoredResult
@@ -155,3 +156,91 @@ def test_all_calls_of_a_map_start_at_the_same_time(backend: RecordingBackend) ->
     (moment,) = {submission.not_before for submission in backend.submissions}
     assert moment is not None
     assert moment - time.time() == pytest.approx(60, abs=5)
+
+
+# -- pieces ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of three calls at most."""
+    monkeypatch.setattr("girder_dask.tasks.mapping.PIECE_JOBS", 3)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_map_is_sent_in_pieces(backend: RecordingBackend) -> None:
+    made = []
+    result = add.map(made.append(n) or n for n in range(8))
+    assert backend.pieces == [(3, False), (3, False), (2, True)]
+    assert titles(backend)[:2] == ["Add 1", "Add 2"]
+    assert [job.id for job in result] == [f"job{n}" for n in range(1, 9)]
+    again = pickle.loads(pickle.dumps(result))
+    assert [job.id for job in again.results] == [job.id for job in result.results]
+    assert [job.id for job in result.results[-3:]] == ["job6", "job7", "job8"]
+    with pytest.raises(IndexError):
+        result.results[8]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("count", [0, 3, 6])
+def test_a_full_last_piece_is_the_last(backend: RecordingBackend, count: int) -> None:
+    add.map(iter(range(count)))
+    assert [is_last for _, is_last in backend.pieces] == [False] * max(0, count // 3 - 1) + [True]
+    assert [n for n, _ in backend.pieces] == ([3] * (count // 3) or [0])
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_elements_are_read_as_pieces_are_sent(backend: RecordingBackend) -> None:
+    """So a client holds no more than two pieces, whatever the length of the map."""
+    ahead = []
+
+    def elements() -> Iterator[int]:
+        for n in range(30):
+            ahead.append(n - len(backend.submissions))
+            yield n
+
+    add.map(elements())
+    assert max(ahead) <= 4
+
+
+def test_a_piece_is_bounded_in_bytes(
+    backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("girder_dask.tasks.mapping.PIECE_BYTES", 2500)
+    add.map(["x" * 1000] * 4 + ["x" * 5000])
+    assert backend.pieces == [(2, False), (2, False), (1, True)]
+
+
+def test_a_piece_is_sent_when_the_iterable_is_slow(
+    backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("girder_dask.tasks.mapping._PIECE_TIME_S", 0.0)
+    add.map(range(3))
+    assert backend.pieces == [(1, False), (1, False), (1, True)]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("error", [ValueError("no more"), KeyboardInterrupt()])
+def test_an_iterable_that_raises_cancels_the_map(
+    backend: RecordingBackend, error: BaseException
+) -> None:
+    def elements() -> Iterator[int]:
+        yield from range(7)
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        add.map(elements())
+    assert raised.value.__notes__ == ["Map parent was canceled: 6 of its jobs were recorded."]
+    assert backend.canceled == ["parent"]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_map_that_was_canceled_meanwhile_says_so(backend: RecordingBackend) -> None:
+    def elements() -> Iterator[int]:
+        yield from range(7)
+        backend.jobs["parent"]["status"] = int(JobStatus.CANCELING)
+        raise GirderError("It takes no more jobs.")
+
+    with pytest.raises(JobCanceled, match="was canceled after 6 of its jobs were"):
+        add.map(elements())
+    assert backend.canceled == []

@@ -13,19 +13,38 @@ from typing import Any
 
 from girder_dask.jobs import FINAL, JobStatus
 
-__all__ = ["ParentChange", "ParentState", "StatusCounts", "is_overdue", "progress"]
+__all__ = [
+    "SEND_TIMEOUT",
+    "ParentChange",
+    "ParentState",
+    "StatusCounts",
+    "is_recording_over",
+    "progress",
+]
 
 #: How long the jobs of a map may take to be recorded. After that, the process that recorded them
 #: counts as dead.
 RECORD_TIMEOUT = timedelta(minutes=2)
 
+#: How long the sender of a map may take for the next piece. After that, the map is incomplete.
+SEND_TIMEOUT = timedelta(minutes=10)
+
 _PENDING_STATUSES = (JobStatus.INACTIVE, JobStatus.QUEUED)
 
 
-def is_overdue(job: Mapping[str, Any], now: datetime) -> bool:
-    """Return True if the process that recorded the jobs of a parent counts as dead."""
-    began: datetime | None = job["dask"]["group"].get("recording")
-    return began is not None and now - began >= RECORD_TIMEOUT
+def is_recording_over(job: Mapping[str, Any], now: datetime) -> bool:
+    """Return True if no more jobs of a parent are recorded, though it is not marked complete.
+
+    The process that recorded them, or the sender of the map, counts as dead, or the map was
+    canceled.
+    """
+    group = job["dask"]["group"]
+    began: datetime | None = group.get("recording")
+    if began is None:
+        return False
+    if group.get("sending"):
+        return job["status"] == JobStatus.CANCELING or now - began >= SEND_TIMEOUT
+    return now - began >= RECORD_TIMEOUT
 
 
 @dataclass(slots=True)
@@ -105,7 +124,7 @@ class ParentState:
             return self._change()
         if count.started > count.canceled and self._job["status"] in _PENDING_STATUSES:
             self._advance(JobStatus.RUNNING)
-        if count.ended == count.total:
+        if count.ended == count.total and "recording" not in self._group:
             self._end(count, failures)
         if self._group == self._job["dask"]["group"] and not self._stamps:
             return None
@@ -113,25 +132,48 @@ class ParentState:
 
     def _apply_counts(self, count: StatusCounts) -> bool:
         """Apply new counts. Return False while the jobs are still being recorded."""
-        began = self._group.pop("recording", None)
-        if began is not None:
-            if not is_overdue(self._job, self._now):
+        was_recording = "recording" in self._group
+        if was_recording and not is_recording_over(self._job, self._now):
+            if not self._group.get("sending"):
                 return False
-            missing = self._group["total"] - count.total
-            if missing > 0:
-                self._group["lost"] = missing
-                self._text.append(
-                    f"{missing} of {self._group['total']} jobs were never recorded, since Girder "
-                    "was stopped meanwhile. Start them again.\n"
-                )
-        if count.total == 0 and self._group["total"] > 0 and began is None:
+            self._set_counts(count, max(self._group["total"], count.total))
+            return True
+        if was_recording:
+            self._close_recording(count)
+        if count.total == 0 and self._group["total"] > 0 and not was_recording:
             # All jobs of the map were deleted.
             self._group["canceled"] = self._group["total"]
             return True
-        self._group.update(
-            total=count.total, done=count.done, failed=count.failed, canceled=count.canceled
-        )
+        self._set_counts(count, count.total)
         return True
+
+    def _set_counts(self, count: StatusCounts, total: int) -> None:
+        self._group.update(
+            total=total, done=count.done, failed=count.failed, canceled=count.canceled
+        )
+
+    def _close_recording(self, count: StatusCounts) -> None:
+        """Record that there will be no more jobs, and how many are missing."""
+        del self._group["recording"]
+        was_sending = self._group.pop("sending", False)
+        if self._job["status"] == JobStatus.CANCELING:
+            return
+        total = self._group["total"]
+        missing = total - count.total
+        if missing > 0:
+            self._group["lost"] = missing
+        if was_sending:
+            self._group["incomplete"] = True
+            of_all = f" of {total}" if missing > 0 else ""
+            self._text.append(
+                f"This map is incomplete: the process that sent it stopped after {count.total}"
+                f"{of_all} jobs. Start the others again.\n"
+            )
+        elif missing > 0:
+            self._text.append(
+                f"{missing} of {total} jobs were never recorded, since Girder was stopped "
+                "meanwhile. Start them again.\n"
+            )
 
     def _end(self, count: StatusCounts, failures: Callable[[], str]) -> None:
         end = self._last_state(count)
@@ -148,7 +190,8 @@ class ParentState:
             return JobStatus.ERROR
         if count.canceled or self._group["canceled"]:
             return JobStatus.CANCELED
-        return JobStatus.ERROR if self._group.get("lost") else JobStatus.SUCCESS
+        is_whole = not (self._group.get("lost") or self._group.get("incomplete"))
+        return JobStatus.SUCCESS if is_whole else JobStatus.ERROR
 
     def _advance(self, status: JobStatus) -> None:
         stamps = [*self._job["timestamps"], *self._stamps]
@@ -191,4 +234,6 @@ def progress(group: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("failed", "canceled"):
         if group[name]:
             message += f", {group[name]} {name}"
+    if group.get("incomplete"):
+        message += ", others were never sent"
     return {"total": float(total), "current": float(ended), "message": message}

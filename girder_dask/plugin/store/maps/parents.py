@@ -14,34 +14,34 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from bson import ObjectId, json_util
+from bson import ObjectId
 from girder_jobs.models.job import Job
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin.notify import notifications
-from girder_dask.plugin.store import documents, job_records, models, quarantine, results, validation
+from girder_dask.plugin.store import (
+    models,
+    quarantine,
+    results,
+    validation,
+)
 from girder_dask.plugin.store.maps.count_throttle import CountThrottle
 from girder_dask.plugin.store.maps.counts import (
     ParentChange,
     ParentState,
     StatusCounts,
-    is_overdue,
-    progress,
+    is_recording_over,
 )
 from girder_dask.plugin.store.results import AttemptOutcome
-from girder_dask.protocol.messages import MapParent, Submission
 
 __all__ = [
-    "build",
     "cancel",
     "counting_pipeline",
-    "delete",
     "load_part_ids",
     "mark_complete",
     "recount_parents_of",
     "recount_quiet",
-    "store",
 ]
 
 logger = logging.getLogger(__name__)
@@ -61,67 +61,6 @@ MAX_FAILURES_NAMED = 10
 _MAX_ROUNDS = 5
 _MAX_PARENTS_PER_QUERY = 200
 _WITHOUT_LOG = {"log": False, "args": False, "kwargs": False}
-
-
-# -- recording --------------------------------------------------------------------------------
-
-
-def build(
-    group: MapParent,
-    submissions: Sequence[Submission],
-    user: Mapping[str, Any] | None,
-    now: datetime,
-    parent: ObjectId | None,
-) -> dict[str, Any]:
-    """Return the document of the parent job of ``submissions``, without storing it."""
-    tasks = sorted({submission.task for submission in submissions})
-    name = group.task or ", ".join(tasks[:3])
-    described = Submission(
-        task=name,
-        payload=b"",
-        title=group.title,
-        type=group.type,
-        public=group.public,
-        handler=group.handler,
-        other_fields=group.other_fields,
-    )
-    counted = {"total": len(submissions), "done": 0, "failed": 0, "canceled": 0}
-    marks = {"open": True, "revision": 0, "recording": now}
-    job = documents.build(
-        described, user, now, {"task": name, "group": {**counted, **marks}}, parent
-    )
-    job["progress"] = progress(counted)
-    return job
-
-
-def store(job: dict[str, Any]) -> None:
-    """Store a parent job before its jobs are stored, so that it can be canceled."""
-    models.DaskJob().collection.insert_one(
-        {
-            "_id": job["_id"],
-            "task": job["dask"]["task"],
-            "token": None,
-            "own_token": False,
-            "payload_bytes": 0,
-        }
-    )
-    Job().collection.insert_one(job)
-
-
-def delete(job: Mapping[str, Any]) -> None:
-    """Delete a parent job whose jobs could not be stored."""
-    Job().collection.delete_one({"_id": job["_id"]})
-    job_records.delete([job["_id"]])
-
-
-def mark_complete(job: dict[str, Any]) -> None:
-    """Record that all jobs of a parent are stored. From now on they are counted."""
-    Job().collection.update_one({"_id": job["_id"]}, {"$unset": {"dask.group.recording": True}})
-    job["dask"]["group"].pop("recording", None)
-    if isinstance(job["kwargs"], str):
-        job["kwargs"] = json_util.loads(job["kwargs"])
-    # Jobs that have started meanwhile were not counted.
-    _recount([job["_id"]])
 
 
 # -- counting ---------------------------------------------------------------------------------
@@ -166,6 +105,19 @@ def recount_quiet(now: datetime) -> None:
     ids = [job["_id"] for job in quiet]
     if ids:
         _recount(ids)
+
+
+def mark_complete(job_id: ObjectId, total: int | None = None) -> None:
+    """Record that all jobs of a parent are stored, ``total`` of them if that was unknown."""
+    change: dict[str, Any] = {
+        "$unset": {"dask.group.recording": True, "dask.group.sending": True},
+        "$inc": {"dask.group.revision": 1},
+    }
+    if total is not None:
+        change["$set"] = {"dask.group.total": total}
+    Job().collection.update_one({"_id": job_id, "dask.group.recording": {"$exists": True}}, change)
+    # Jobs that have started meanwhile were not counted.
+    _recount([job_id])
 
 
 def cancel(job_id: ObjectId) -> JobStatus | None:
@@ -260,7 +212,7 @@ def _counts(parents: Sequence[Mapping[str, Any]], now: datetime) -> dict[ObjectI
     }
     counts = _count([parent["_id"] for parent in parents])
     for parent in parents:
-        if parent["_id"] not in known and is_overdue(parent, now):
+        if parent["_id"] not in known and is_recording_over(parent, now):
             # Missing jobs are reported only once, so the number must be exact.
             counts[parent["_id"]].total = _exact_total(parent)
     doubtful = [i for i, total in known.items() if counts[i].total != total]
