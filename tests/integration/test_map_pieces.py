@@ -46,6 +46,12 @@ def group_of(stack: Any, job_id: str) -> dict[str, Any]:
     return dict(stack.job(job_id)["dask"]["group"])
 
 
+def first_job(stack: Any, kind: str) -> dict[str, Any]:
+    """Return the oldest job of a type, which is the parent of a map of that type."""
+    oldest = {"limit": 1, "sort": "created", "sortdir": 1, "types": json.dumps([kind])}
+    return dict(stack.admin.get("job", oldest)[0])
+
+
 def children_of(job_id: str) -> list[dict[str, Any]]:
     """Return arguments and states of the jobs of a map. Run it in Girder."""
     from bson import ObjectId
@@ -63,7 +69,7 @@ def test_a_map_of_several_pieces_is_one_map(girder_stack: Any) -> None:
     def elements() -> Iterator[int]:
         for n in range(3 * PIECE + 5):
             if n == 2 * PIECE:
-                (parent,) = girder_stack.admin.get("job", {"limit": 1, "types": '["pieces"]'})
+                parent = first_job(girder_stack, "pieces")
                 seen.append(group_of(girder_stack, parent["_id"]))
             yield n
 
@@ -112,7 +118,7 @@ def test_cancel_stops_a_map_that_is_being_sent(girder_stack: Any) -> None:
     def elements() -> Iterator[int]:
         for n in range(10 * PIECE):
             if n == 3 * PIECE:
-                (parent,) = girder_stack.admin.get("job", {"limit": 1, "types": '["stopped"]'})
+                parent = first_job(girder_stack, "stopped")
                 sent.append(parent["_id"])
                 girder_stack.admin.put(f"job/{parent['_id']}/cancel")
             yield n
