@@ -48,7 +48,7 @@ def group_of(stack: Any, job_id: str) -> dict[str, Any]:
 
 def first_job(stack: Any, kind: str) -> dict[str, Any]:
     """Return the oldest job of a type, which is the parent of a map of that type."""
-    oldest = {"limit": 1, "sort": "created", "sortdir": 1, "types": json.dumps([kind])}
+    oldest = {"limit": 1, "sort": "_id", "sortdir": 1, "types": json.dumps([kind])}
     return dict(stack.admin.get("job", oldest)[0])
 
 
