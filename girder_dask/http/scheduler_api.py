@@ -125,6 +125,7 @@ class SchedulerApi(ApiClient):
         dict
             ``specs``, values of :meth:`girder_dask.protocol.messages.JobSpec.to_wire`, ``cancel``,
             job ids, and ``held``, the page, or None: lists of an id, an attempt and a sequence.
+            ``statuses`` are those of the jobs of the page, in the same order.
         """
         body = {"scheduler": scheduler, "limit": limit, "after": after, "lacking": list(lacking)}
         return dict(from_json(self._object("POST", "dask/job/claim", encode_json(body))))

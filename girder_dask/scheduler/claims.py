@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from girder_dask import config
 from girder_dask.errors import GirderError
 from girder_dask.http.scheduler_api import GirderRequests, HeldJob
+from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.scheduler.dependencies import DependencyGate
 from girder_dask.scheduler.dispatcher import Dispatcher
-from girder_dask.scheduler.job_state import JobTable
+from girder_dask.scheduler.job_state import JobState, JobTable
+from girder_dask.scheduler.job_transitions import JobTransitions
 from girder_dask.utils.background import Guard, repeat
 
 __all__ = ["GirderReconciler", "JobClaims"]
@@ -33,8 +34,8 @@ class JobClaims:
         Makes the requests.
     dispatcher
         Handles the events of jobs.
-    dependencies
-        Knows which dependencies to ask about.
+    transitions
+        Reports states again, and knows which dependencies to ask about.
     reconciler
         Compares Girder's list of this scheduler's jobs with the scheduler's own.
     """
@@ -43,12 +44,13 @@ class JobClaims:
         self,
         girder: GirderRequests,
         dispatcher: Dispatcher,
-        dependencies: DependencyGate,
+        transitions: JobTransitions,
         reconciler: GirderReconciler,
     ) -> None:
         self._girder = girder
         self._dispatcher = dispatcher
-        self._dependencies = dependencies
+        self._transitions = transitions
+        self._dependencies = transitions.dependencies
         self._reconciler = reconciler
         self._interval_s = config.seconds("scheduler.pull-interval")
         #: The id of Girder, None until it has answered.
@@ -86,13 +88,20 @@ class JobClaims:
         """Claim jobs; return how many seconds later to claim again."""
         missing = self._reconciler.missing()
         page_after = self._reconciler.page_after
+        asked_at = time.monotonic()
         answer = await self._girder.claim(_MAX_JOBS_PER_REQUEST, page_after, missing)
         self.site = answer.get("site")
         if answer.get("celery") and not self._knows_of_celery:
             self._knows_of_celery = True
             self.on_celery()
         self._dispatcher.cancel(answer["cancel"])
-        self._reconciler.on_page(answer.get("held"))
+        held = answer.get("held")
+        self._reconciler.on_page(held)
+        # A Girder of an earlier release sends no statuses.
+        statuses = answer.get("statuses") or ()
+        for job in self._reconciler.outdated(statuses, asked_at) if held is not None else ():
+            logger.info("Girder has another state of job %s, which is reported again", job.spec.id)
+            self._transitions.report_state(job)
         specs = JobSpec.from_wires(answer["specs"])
         if specs:
             logger.info("Girder had %d unfinished jobs for this scheduler", len(specs))
@@ -119,7 +128,8 @@ class GirderReconciler:
     lose what it acknowledged just before, and then shows the job as running for ever. So the
     scheduler asks Girder, in rounds of pages, for the jobs that it is believed to have, and
     reports those that it lacks. Girder begins a new attempt only of a job that has not changed
-    meanwhile.
+    meanwhile. A job that Girder shows as queued while it runs, or the other way round, and one
+    that runs and is not on the list, are reported again.
 
     Parameters
     ----------
@@ -148,6 +158,10 @@ class GirderReconciler:
         self._clock = clock
         self._last_id = ""
         self._round_begins_at = clock()
+        self._page: list[HeldJob] = []
+        self._listed: set[str] = set()  # in this round
+        self._is_last_page = False
+        self._round_asked_at: float | None = None
         self._candidates: list[HeldJob] = []
 
     @property
@@ -161,11 +175,48 @@ class GirderReconciler:
 
     def on_page(self, page: Sequence[HeldJob] | None) -> None:
         """Handle a page. An empty one ends a round; None means that Girder sent no page."""
-        self._candidates = []
+        self._page = [(job_id, attempt, sequence) for job_id, attempt, sequence in page or ()]
+        self._candidates = self._page
+        self._candidates = self.missing()
+        self._is_last_page = page is not None and not page
         if page is None:
             return
-        self._candidates = [(job_id, attempt, sequence) for job_id, attempt, sequence in page]
-        self._candidates = self.missing()
         self._last_id = max((job_id for job_id, _, _ in page), default="")
         if not page:
             self._round_begins_at = self._clock() + self._interval_s
+
+    def outdated(self, statuses: Sequence[int], asked_at: float) -> list[JobState]:
+        """Return the jobs of the last page whose state Girder has lost.
+
+        After the last page of a round, these are also the jobs that run and were on no page,
+        because Girder does not have them.
+
+        Parameters
+        ----------
+        statuses
+            Girder's states of the jobs of the page.
+        asked_at
+            When Girder was asked, by the monotonic clock. What it has recorded since then is not
+            in its answer.
+        """
+        found = []
+        self._listed.update(job_id for job_id, _, _ in self._page)
+        self._round_asked_at = self._round_asked_at or asked_at
+        for (job_id, _, _), status in zip(self._page, statuses, strict=False):
+            job = self._jobs.get(job_id)
+            if job is None or job.recorded_at >= asked_at:
+                continue
+            if (status == JobStatus.QUEUED) != (job.status == JobStatus.QUEUED):
+                found.append(job)
+        if self._is_last_page:
+            found += self._unlisted(self._round_asked_at)
+            self._round_asked_at = None
+            self._listed.clear()
+        return found
+
+    def _unlisted(self, asked_at: float) -> Iterator[JobState]:
+        """Yield jobs that run, were recorded before the round, and were on none of its pages."""
+        for job in self._jobs:
+            is_recorded = job.run is not None and 0 < job.recorded_at < asked_at
+            if is_recorded and job.spec.id not in self._listed:
+                yield job

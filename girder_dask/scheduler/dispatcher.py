@@ -79,15 +79,15 @@ class Dispatcher:
             The ids of all given jobs.
         """
         new: list[JobState] = []
-        ids: list[str] = []
+        specs = list(specs)
         for spec in specs:
-            ids.append(spec.id)
             if self._transitions.has_just_ended(spec):
                 continue
             known = self.jobs.get(spec.id)
+            if known is not None and known.spec.attempt >= spec.attempt:
+                self._transitions.report_state(known)
+                continue
             if known is not None:
-                if known.spec.attempt >= spec.attempt:
-                    continue
                 self._transitions.abandon(known)
             job = self._transitions.add(spec)
             job.canceled = spec.id in self._early_cancels
@@ -97,7 +97,7 @@ class Dispatcher:
             if job.canceled:
                 self._transitions.end(job, JobStatus.CANCELED)
         self._transitions.start([job for job in new if not job.canceled])
-        return ids
+        return [spec.id for spec in specs]
 
     def cancel(self, ids: Iterable[str]) -> None:
         """Cancel jobs: running ones are asked to stop, the others end at once.

@@ -46,6 +46,8 @@ class JobState:
         The current attempt, at least that of ``spec``.
     recorded_attempt
         The last attempt that Girder has recorded.
+    recorded_at
+        When Girder last confirmed an update, by the monotonic clock.
     failed_tries
         The number of runs that raised.
     run
@@ -98,6 +100,7 @@ class JobState:
     result_stored: bool = False
     nbytes: int | None = None
     finished: bool = False
+    recorded_at: float = 0.0
 
     @property
     def is_queued(self) -> bool:
@@ -267,3 +270,4 @@ class JobTable:
         job = self._by_id.get(job_id)
         if job is not None:
             job.recorded_attempt = max(job.recorded_attempt, attempt)
+            job.recorded_at = time.monotonic()

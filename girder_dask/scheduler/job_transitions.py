@@ -88,6 +88,16 @@ class JobTransitions:
         attempt, ended_at = self._ended.get(spec.id, (0, 0.0))
         return spec.attempt <= attempt and self._cluster.time() - ended_at < _LATE_ARRIVAL_S
 
+    def report_state(self, job: JobState) -> None:
+        """Report again that the scheduler has a job, and whether it runs.
+
+        Girder's database may have lost what it had acknowledged.
+        """
+        pending = self._recorder.has_pending_state(job.spec.id, job.attempt)
+        if not (job.end_reported or job.canceled or pending):
+            status = None if job.status == JobStatus.QUEUED else job.status
+            self._recorder.record(job.event(status=status))
+
     def start(self, jobs: Iterable[JobState]) -> None:
         """Submit jobs whose time has come and whose dependencies are met.
 

@@ -115,7 +115,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
         # Requests to Girder, and procedures for Girder, workers and notebooks.
         reconciler = GirderReconciler(jobs, interval_s=interval_s)
-        self.claims = JobClaims(girder, dispatcher, transitions.dependencies, reconciler)
+        self.claims = JobClaims(girder, dispatcher, transitions, reconciler)
         self.claims.on_celery = lambda: self._begin("celery", self._register_celery_plugin())
         self.rpc = RpcHandlers(
             self.id,

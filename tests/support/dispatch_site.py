@@ -138,6 +138,9 @@ class MemoryRecorder(Recorder):
     def forget(self, job_id: str, attempt: int) -> None:
         self.forgotten.append((job_id, attempt))
 
+    def has_pending_state(self, _job_id: str, _attempt: int) -> bool:
+        return False
+
     @property
     def is_full(self) -> bool:
         return self.full

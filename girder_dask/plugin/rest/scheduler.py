@@ -189,9 +189,10 @@ class DaskResource(Resource):
             "For Dask schedulers. The answer has what is needed to run the jobs (`specs`) and the "
             "ids of jobs that the scheduler must stop (`cancel`). If `after` is given, the answer "
             "also has a page of jobs that this scheduler should have (`held`), each with its "
-            "attempt and sequence: the first ones, or those after an id. `lacking` are the jobs of "
-            "such a page that the scheduler does not have. `celery` tells whether this Girder runs "
-            "the tasks of girder_worker on Dask, so that workers import them."
+            "attempt and sequence, and their `statuses`: the first ones, or those after an id. "
+            "`lacking` are the jobs of such a page that the scheduler does not have. `celery` tells "
+            "whether this Girder runs the tasks of girder_worker on Dask, so that workers import "
+            "them."
         )
         .param(**body_types.parameter(ClaimBody))
         .errorResponse("The body cannot be read.")
@@ -204,13 +205,14 @@ class DaskResource(Resource):
         clear_reason(scheduler)
         lacking = {ObjectId(job): (attempt, sequence) for job, attempt, sequence in body.lacking}
         claim = claims.claim(scheduler, min(body.limit, _MAX_CLAIM_JOBS), lacking)
-        held = None if after is None else acknowledgements.list_held(scheduler, after, _PAGE_JOBS)
+        page = [] if after is None else acknowledgements.list_held(scheduler, after, _PAGE_JOBS)
         return {
             "site": self._site,
             "celery": is_chosen(),
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],
             "cancel": claim.cancel,
-            "held": held,
+            "held": None if after is None else [held[:3] for held in page],
+            "statuses": [status for *_, status in page],
         }
 
     @access.admin

@@ -81,7 +81,7 @@ def _acknowledge_queued(scheduler: str, attempt: int, job_ids: list[str]) -> lis
     return [job_id for job_id in job_ids if job_id not in known]
 
 
-def list_held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, int]]:
+def list_held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, int, int]]:
     """Return a page of the unfinished jobs that a scheduler has acknowledged.
 
     Parameters
@@ -96,7 +96,7 @@ def list_held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, in
     Returns
     -------
     list of tuple
-        Id, attempt and sequence of each job, in the order of the ids.
+        Id, attempt, sequence and status of each job, in the order of the ids.
     """
     found: Any = models.collection(Job()).find(
         {
@@ -105,10 +105,13 @@ def list_held(scheduler: str, after: str, limit: int) -> list[tuple[str, int, in
             "dask.claimed": None,
             "_id": {"$gt": to_object_id(after) or MinKey()},
         },
-        {"dask.attempt": True, "dask.sequence": True},
+        {"dask.attempt": True, "dask.sequence": True, "status": True},
         sort=[("_id", 1)],
         limit=limit,
         hint=models.OPEN_INDEX,  # the index of ids would scan ended jobs too
     )
     jobs = quarantine.filter_valid(found, check_position)
-    return [(str(job["_id"]), job["dask"]["attempt"], job["dask"]["sequence"]) for job in jobs]
+    return [
+        (str(job["_id"]), job["dask"]["attempt"], job["dask"]["sequence"], job["status"])
+        for job in jobs
+    ]

@@ -107,17 +107,17 @@ def test_job_that_its_scheduler_lacks_is_a_new_attempt(girder):
     kept = [(girder.job.collection, query), (girder.dask_job.collection, query)]
     before = [collection.find_one(query) for collection, query in kept]
     girder.store.apply("s", [update(ended.spec.id, 2, JobStatus.SUCCESS)])
-    assert [job_id for job_id, _, _ in girder.store.list_held("s", "", 10)] == sorted(ids[1:])
+    assert [job_id for job_id, *_ in girder.store.list_held("s", "", 10)] == sorted(ids[1:])
     for (collection, query), document in zip(kept, before, strict=True):
         collection.replace_one(query, document, upsert=True)
 
     pages = [girder.store.list_held("s", "", 2)]
     pages.append(girder.store.list_held("s", pages[0][-1][0], 2))
-    assert [job_id for page in pages for job_id, _, _ in page] == sorted(ids)
+    assert [job_id for page in pages for job_id, *_ in page] == sorted(ids)
     assert girder.store.list_held("s", pages[1][-1][0], 2) == []
     assert girder.store.list_held("another", "", 10) == []
 
-    there = {girder.object_id(i): (attempt, n) for page in pages for i, attempt, n in page}
+    there = {girder.object_id(i): (attempt, n) for page in pages for i, attempt, n, _ in page}
     lacking = {i: there.get(i, (1, 0)) for i in (ended.job["_id"], stopped.job["_id"])}
     lacking[handed.job["_id"]] = (1, 0)
     (spec,) = girder.store.claim("s", 10, lacking).specs

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from girder_dask.jobs import JobStatus as S
+from girder_dask.protocol.messages import JobSpec
 from girder_dask.scheduler.claims import GirderReconciler
+from girder_dask.scheduler.job_state import JobTable
 
 
 class Site:
@@ -64,6 +69,34 @@ def test_girder_is_asked_for_the_same_page_without_an_answer(site: Site) -> None
     site.pull()
     assert (site.reconciler.page_after, site.lacking()) == ("b", ["a"])
     assert site.pull() == ("b", ["a"])
+
+
+def test_jobs_whose_state_girder_has_lost_are_found() -> None:
+    jobs = JobTable()
+    states = {"runs": S.RUNNING, "confirmed": S.RUNNING, "waits": S.QUEUED, "retried": S.QUEUED}
+    for job_id, status in states.items():
+        jobs.add(JobSpec(id=job_id, attempt=1, task="m:f")).status = status
+    reconciler = GirderReconciler(jobs, interval_s=60.0)
+    reconciler.on_page([(job_id, 1, 0) for job_id in [*states, "not here"]])
+    asked_at = time.monotonic()
+    jobs.on_recorded("confirmed", 1)  # after Girder had read its answer
+    found = reconciler.outdated([S.QUEUED, S.QUEUED, S.QUEUED, S.RUNNING, S.RUNNING], asked_at)
+    assert [job.spec.id for job in found] == ["runs", "retried"]
+    assert reconciler.outdated([S.RUNNING, S.RUNNING, S.QUEUED, S.QUEUED, S.QUEUED], asked_at) == []
+    assert reconciler.outdated([], asked_at) == []  # a Girder that sends none
+
+
+def test_running_job_that_girder_does_not_list_is_found_at_the_end_of_a_round() -> None:
+    jobs = JobTable()
+    for job_id in ("a", "b", "new"):
+        jobs.add(JobSpec(id=job_id, attempt=1, task="m:f")).run = "run"
+    jobs.get("a").recorded_at = jobs.get("b").recorded_at = 1.0  # type: ignore[union-attr]
+    reconciler = GirderReconciler(jobs, interval_s=0.0)
+    for _ in range(2):  # rounds
+        reconciler.on_page([("a", 1, 0)])
+        assert reconciler.outdated([S.QUEUED], 2.0) == []
+        reconciler.on_page([])
+        assert [job.spec.id for job in reconciler.outdated([], 3.0)] == ["b"]
 
 
 def test_girder_without_pages_is_told_nothing(site: Site) -> None:

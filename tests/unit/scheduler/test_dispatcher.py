@@ -27,8 +27,21 @@ def test_accept_ignores_jobs_that_it_has(site: Site) -> None:
     assert site.dispatcher.accept([spec, spec]) == ["a", "a"]
     site.accept(attempt=1)
     assert site.cluster.submitted == [spec.key]
-    assert len(site.events) == 1
+    # Girder asks again because it does not know that the job is here.
+    assert [(event.attempt, event.is_bare) for event in site.events] == 4 * [(2, True)]
     assert not site.cluster.released
+
+
+def test_accept_reports_again_that_a_job_runs(site: Site) -> None:
+    spec = site.accept()
+    run = site.running(spec)
+    del site.events[:]
+    site.dispatcher.accept([spec])
+    assert [(event.attempt, event.status) for event in site.events] == [(1, S.RUNNING)]
+    run.says(S.SUCCESS)
+    del site.events[:]
+    site.dispatcher.accept([spec])
+    assert site.events == []
 
 
 def test_accept_ignores_a_job_that_has_just_ended(site: Site) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from girder_dask import task
 
-_DEADLINE = 30.0
+_DEADLINE = 120.0
 
 
 @task
