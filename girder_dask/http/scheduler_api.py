@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from girder_dask.errors import GirderDaskError, GirderError
 from girder_dask.http.client import ApiClient, encode_json, json_object
 from girder_dask.protocol.wire_json import from_json, to_json
+from girder_dask.protocol.wire_version import WIRE_VERSION
 
 __all__ = ["Acknowledgement", "GirderRequests", "HeldJob", "ReadKey", "SchedulerApi"]
 
@@ -127,7 +128,13 @@ class SchedulerApi(ApiClient):
             job ids, and ``held``, the page, or None: lists of an id, an attempt and a sequence.
             ``statuses`` are those of the jobs of the page, in the same order.
         """
-        body = {"scheduler": scheduler, "limit": limit, "after": after, "lacking": list(lacking)}
+        body = {
+            "scheduler": scheduler,
+            "limit": limit,
+            "after": after,
+            "lacking": list(lacking),
+            "version": WIRE_VERSION,
+        }
         return dict(from_json(self._object("POST", "dask/job/claim", encode_json(body))))
 
     def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:

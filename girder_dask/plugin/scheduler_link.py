@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from girder_dask.protocol.messages import JobSpec
+from girder_dask.protocol.wire_version import WIRE_VERSION, version_conflict
 from girder_dask.utils.background import Guard
 from girder_dask.utils.forks import reset_after_fork
 
@@ -138,6 +139,19 @@ class SchedulerLink:
                     self._address, self._on_reachability, self._hand_over, self._site
                 )
             return self._thread
+
+
+class _IncompatibleScheduler(LookupError):
+    """The messages of the scheduler cannot be read here."""
+
+
+def _reason(address: str, error: Exception) -> str:
+    """Return for users why the scheduler takes no jobs."""
+    if isinstance(error, _IncompatibleScheduler):
+        return str(error)
+    if isinstance(error, OSError):  # TimeoutError is one
+        return f"Girder does not reach the Dask scheduler at {address}"
+    return f"the Dask scheduler at {address} does not take jobs of this Girder"
 
 
 def _unknown_state() -> dict[str, Any]:
@@ -331,13 +345,8 @@ class _LinkThread:
             except Exception as e:  # noqa: BLE001 - a remote error has its original type
                 self._disconnect()
                 if not left or isinstance(e, TimeoutError):
-                    is_away = isinstance(e, OSError)  # TimeoutError is one
-                    self._record_failure(
-                        f"the scheduler at {address} does not take jobs ({e!r})",
-                        f"Girder does not reach the Dask scheduler at {address}"
-                        if is_away
-                        else f"the Dask scheduler at {address} does not take jobs of this Girder",
-                    )
+                    error = f"the scheduler at {address} does not take jobs ({e!r})"
+                    self._record_failure(error, _reason(address, e))
                     return None
             else:
                 self._record_success(address)
@@ -360,6 +369,11 @@ class _LinkThread:
             raise LookupError(
                 f"it has no handler {operation}; preload girder_dask.scheduler_hooks there"
             )
+        conflict = version_conflict(
+            answer.get("version", WIRE_VERSION), "on the scheduler", "in Girder"
+        )
+        if conflict is not None:
+            raise _IncompatibleScheduler(conflict)
         other = answer.get("site")  # unknown until it has claimed jobs
         if other is not None and other != self._site():
             raise LookupError(

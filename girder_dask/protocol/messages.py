@@ -19,11 +19,11 @@ from msgspec.structs import astuple, replace
 
 from girder_dask.protocol.execution_options import OPTION_NAMES, ExecutionOptions
 from girder_dask.protocol.patterns import JOB_ID, TASK_NAME, explain_mismatch
+from girder_dask.protocol.wire_version import WIRE_VERSION, IncompatibleVersion, is_readable
 
 __all__ = [
     "MAX_DELAY_S",
     "MAX_NOTE_BYTES",
-    "WIRE_VERSION",
     "JobEvent",
     "JobId",
     "JobSpec",
@@ -37,9 +37,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-#: The version of the messages. A receiver refuses a version that it does not know.
-WIRE_VERSION = 1
 
 # Types that the wire carries unchanged. Strings are not decoded from base64.
 _WIRE_TYPES = (bytes, datetime)
@@ -110,13 +107,13 @@ class Message(_HidesSecrets):
         ------
         MalformedMessage
             If a field is missing or of another type; it names the field.
-        ValueError
-            If a version of girder_dask wrote it that this one cannot read.
+        IncompatibleVersion
+            If a release of girder_dask wrote it that this one cannot read.
         """
         version = wire.get("version")
-        if version != WIRE_VERSION:
-            raise ValueError(
-                f"A {cls.__name__} of wire version {version!r} cannot be read here (this is "
+        if not is_readable(version):
+            raise IncompatibleVersion(
+                f"A {cls.__name__} of message version {version!r} cannot be read here (this is "
                 f"version {WIRE_VERSION}). Install the same girder_dask in Girder, on the "
                 "scheduler and on the workers; 'girder-dask doctor' shows which differs."
             )
@@ -131,8 +128,8 @@ class Message(_HidesSecrets):
 
         Raises
         ------
-        ValueError
-            If a version of girder_dask wrote them that this one cannot read.
+        IncompatibleVersion
+            If a release of girder_dask wrote them that this one cannot read.
         """
         messages = []
         for wire in wires:
@@ -214,12 +211,12 @@ class JobSpec(Message, ExecutionOptions, frozen=True):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the values without their names, and only options that are set.
 
-        Each Dask task holds a spec.
+        Each Dask task holds a spec. A worker of another release, with fewer or more fields at the
+        end, can read it.
         """
         values = astuple(self)
-        if values[_FIRST_OPTION:] == _DEFAULT_OPTIONS:
-            return JobSpec, values[:_FIRST_OPTION]
-        return _rebuild_spec, values
+        fields, options = values[:_FIRST_OPTION], values[_FIRST_OPTION:]
+        return _rebuild_spec, (fields,) if options == _DEFAULT_OPTIONS else (fields, options)
 
     @property
     def key(self) -> str:
@@ -232,9 +229,8 @@ _FIRST_OPTION = len(JobSpec.__struct_fields__) - len(OPTION_NAMES)
 _DEFAULT_OPTIONS = astuple(ExecutionOptions())
 
 
-def _rebuild_spec(*values: Any) -> JobSpec:
-    options = dict(zip(OPTION_NAMES, values[_FIRST_OPTION:], strict=True))
-    return JobSpec(*values[:_FIRST_OPTION], **options)
+def _rebuild_spec(fields: Sequence[Any], options: Sequence[Any] = ()) -> JobSpec:
+    return JobSpec(*fields[:_FIRST_OPTION], **dict(zip(OPTION_NAMES, options, strict=False)))
 
 
 @functools.lru_cache(maxsize=1024)

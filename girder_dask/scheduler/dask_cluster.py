@@ -302,14 +302,20 @@ class DaskCluster(WorkerRpc):
         for ts in itertools.chain(queued, scheduler.unrunnable):
             resources = tuple(sorted((ts.resource_restrictions or {}).items()))
             if resources not in reasons:
-                reasons[resources] = _unrunnable_reason(scheduler, dict(resources))
+                reasons[resources] = self._unrunnable_reason(dict(resources))
             if reasons[resources]:
                 found[str(ts.key)] = reasons[resources]
         for kind in self.window.waiting_kinds():
-            reason = _unrunnable_reason(scheduler, dict(kind))
+            reason = self._unrunnable_reason(dict(kind))
             if reason:
                 found |= dict.fromkeys(self.window.waiting_keys(kind), reason)
         return found
+
+    def _unrunnable_reason(self, resources: Mapping[str, float]) -> str:
+        """Return why no worker can run a task with these resources; empty if one can."""
+        reason = _unrunnable_reason(self._scheduler, resources)
+        has_workers = bool(self._scheduler.workers)
+        return reason if has_workers else "; ".join(filter(None, (reason, self.losses.refusal)))
 
     def has_worker(self, worker: str) -> bool:
         """Return True if a worker is connected."""

@@ -14,6 +14,7 @@ from girder_dask.diagnostics import describe_process
 from girder_dask.errors import GirderError
 from girder_dask.http.scheduler_api import GirderRequests
 from girder_dask.protocol.messages import JobEvent, JobSpec
+from girder_dask.protocol.wire_version import WIRE_VERSION, version_conflict
 from girder_dask.scheduler.claims import JobClaims
 from girder_dask.scheduler.dask_cluster import DaskCluster, WorkerFacts
 from girder_dask.scheduler.dispatcher import Dispatcher
@@ -97,6 +98,7 @@ class RpcHandlers:
             self.girder_pin,
             self.girder_status,
             self.girder_workers,
+            self.girder_refused_worker,
         )
         named = {procedure.__name__: procedure for procedure in procedures}
         return {**named, "girder_may_begin": self.may_start}
@@ -104,8 +106,8 @@ class RpcHandlers:
     # -- Girder -------------------------------------------------------------------------------
 
     async def girder_hello(self) -> dict[str, Any]:
-        """Return the id of this run of the scheduler, and that of its Girder if it is known."""
-        return {"scheduler": self._id, "site": self._claims.site}
+        """Return the ids of this run of the scheduler and, if known, of its Girder; the version."""
+        return {"scheduler": self._id, "site": self._claims.site, "version": WIRE_VERSION}
 
     async def girder_submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
         """Accept jobs sent to this run of the scheduler. The answer is the acknowledgement."""
@@ -179,6 +181,12 @@ class RpcHandlers:
         }
 
     # -- workers ------------------------------------------------------------------------------
+
+    async def girder_refused_worker(self, version: int) -> None:
+        """Record that a worker has left because it cannot read the messages of this scheduler."""
+        conflict = version_conflict(version, "on the workers", "on the scheduler")
+        if conflict is not None:
+            self._cluster.losses.on_refused(f"those that try are refused: {conflict}")
 
     async def girder_events(
         self, outbox: str, batch: int, events: list[dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ _SILENT_ACTION = "worker-ttl-timed-out"
 _NEARLY_FULL_SHARE = 0.8
 _MAX_WORKERS = 10_000
 
+# How long the last refusal of a worker is remembered. Its supervisor restarts it sooner.
+_REFUSAL_LIFETIME_S = 300.0
+
 
 class WorkerLosses:
     """Reasons why workers were lost, and the workers themselves, connected or not.
@@ -35,6 +39,8 @@ class WorkerLosses:
         self.lost = 0
         #: How many workers their nannies ended for using too much memory.
         self.out_of_memory = 0
+        self._refusal = ""
+        self._refused_at = 0.0
 
     def on_joined(self, address: str, worker: Any) -> None:
         """Record a worker and Dask's state of it, which includes its memory use."""
@@ -53,6 +59,16 @@ class WorkerLosses:
             silent = f"it was silent for more than {message.get('ttl', 0):g} s"
             return self._explain(map(str, message.get("workers", ())), silent)
         return []
+
+    def on_refused(self, why: str) -> None:
+        """Record why a worker was refused when it joined."""
+        self._refusal, self._refused_at = why, time.monotonic()
+
+    @property
+    def refusal(self) -> str:
+        """Why workers have been refused in the last minutes; empty if none was."""
+        is_recent = time.monotonic() - self._refused_at < _REFUSAL_LIFETIME_S
+        return self._refusal if is_recent else ""
 
     def is_explained(self, address: str | None) -> bool:
         """Return True if an event has explained the loss of a worker."""

@@ -27,6 +27,7 @@ from girder_dask.docker.leftovers import remove_of_dead_workers
 from girder_dask.errors import GirderDaskError
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION, PLUGIN_NAME
+from girder_dask.protocol.wire_version import WIRE_VERSION, version_conflict
 from girder_dask.tls import keep_certificate
 from girder_dask.utils.background import Guard, log_failure
 from girder_dask.worker import gpus
@@ -60,6 +61,7 @@ _UNSTARTED_STATES = ("waiting", "ready", "constrained")
 _MESSAGE_TIMEOUT_S, _POLL_INTERVAL_S = 2.0, 0.01
 _RESTART_EXIT_CODE = 1
 _UNSAFE_REASON = "girder-dask-unsafe-directory"
+_INCOMPATIBLE_REASON = "girder-dask-incompatible-version"
 
 
 def run_job(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Any:
@@ -126,9 +128,12 @@ class GirderWorkerPlugin(WorkerPlugin):
     """
 
     name = PLUGIN_NAME
+    # That of this process, if the scheduler has an earlier release and sends none.
+    _scheduler_version = WIRE_VERSION
 
     def __init__(self, api_url: str | None = None) -> None:
         self._scheduler_api_url = api_url
+        self._scheduler_version = WIRE_VERSION  # the scheduler makes the plugin
         self.context: WorkerContext | None = None
         self._restart: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Any] | None = None
@@ -138,14 +143,18 @@ class GirderWorkerPlugin(WorkerPlugin):
     async def setup(self, worker: Worker) -> None:
         """Prepare the worker for jobs; called on its event loop when it joins.
 
-        The worker is closed if another user of the host can change its directory.
+        The worker is closed if another user of the host can change its directory, or if it cannot
+        read the messages of the scheduler.
         """
         unsafe = unsafe_directory(worker)
         if unsafe is not None:
-            logger.error("%s", unsafe)
-            # Dask keeps a worker whose plugin has failed, but no job may run on this one.
-            closing = asyncio.create_task(worker.close(nanny=True, reason=_UNSAFE_REASON))
-            self._closing = log_failure(closing, logger, f"Closing the worker {worker.address}")
+            self._refuse(worker, unsafe, _UNSAFE_REASON)
+            return
+        conflict = version_conflict(self._scheduler_version, "on the scheduler", "on this worker")
+        if conflict is not None:
+            with contextlib.suppress(Exception):  # a scheduler of an earlier release
+                await worker.scheduler.girder_refused_worker(version=WIRE_VERSION)
+            self._refuse(worker, f"This worker ends: {conflict}.", _INCOMPATIBLE_REASON)
             return
         remove_credential()
         start_capture()
@@ -176,6 +185,12 @@ class GirderWorkerPlugin(WorkerPlugin):
         if context.isolation == "process":
             context.fork_server_supervisor.start()
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)
+
+    def _refuse(self, worker: Worker, why: str, reason: str) -> None:
+        """Close a worker. Dask keeps one whose plugin has failed, but no job may run on this."""
+        logger.error("%s", why)
+        closing = asyncio.create_task(worker.close(nanny=True, reason=reason))
+        self._closing = log_failure(closing, logger, f"Closing the worker {worker.address}")
 
     def _make_context(self, worker: Worker) -> WorkerContext:
         outbox = Outbox(
@@ -352,7 +367,7 @@ class GirderWorkerPlugin(WorkerPlugin):
 
         ``api_url`` is Girder's own address, for a worker that has no other.
         """
-        from girder_dask.diagnostics import describe_process, disk_space
+        from girder_dask.diagnostics import describe_process, disk_space, listening_addresses
 
         own = self.context.api_url if self.context is not None else None
         error = self.context.cache_error if self.context is not None else None
@@ -362,4 +377,5 @@ class GirderWorkerPlugin(WorkerPlugin):
             "cache_error": error,
             "disks": disk_space(self._worker.local_directory),
             "containers": await asyncio.to_thread(describe_engine),
+            "http_addresses": listening_addresses(self._worker.http_server),
         }

@@ -10,7 +10,8 @@ from girder.api import docs
 from msgspec import Meta, Struct
 
 from girder_dask.plugin.retention_rules import RetentionRule
-from girder_dask.protocol.messages import WIRE_VERSION, JobId, JobUpdate, Message, Submission
+from girder_dask.protocol.messages import JobId, JobUpdate, Message, Submission
+from girder_dask.protocol.wire_version import WIRE_VERSION
 
 __all__ = [
     "ClaimBody",
@@ -60,6 +61,7 @@ class ClaimBody(Struct):
     limit: Annotated[int, Meta(ge=1)]
     after: str | None = None
     lacking: list[tuple[JobId, _Count, _Count]] = []
+    version: _Count = WIRE_VERSION
 
 
 class PruneBody(Struct):
@@ -125,7 +127,10 @@ def register() -> None:
 def _message_schema(message: type[Message]) -> dict[str, Any]:
     schema = _schema(message)
     properties = {k: v for k, v in schema["properties"].items() if k not in _NOT_OF_REQUESTS}
-    schema["properties"] = {"version": {"type": "integer", "enum": [WIRE_VERSION]}, **properties}
+    schema["properties"] = {
+        "version": {"type": "integer", "enum": [WIRE_VERSION - 1, WIRE_VERSION, WIRE_VERSION + 1]},
+        **properties,
+    }
     schema["required"] = ["version", *schema["required"]]
     return schema
 

@@ -33,6 +33,7 @@ from girder_dask.plugin.store.unreachable import clear_reason
 from girder_dask.protocol.messages import JobUpdate, MalformedMessage
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 from girder_dask.protocol.wire_json import from_json, to_json
+from girder_dask.protocol.wire_version import version_conflict
 
 __all__ = ["DaskResource"]
 
@@ -167,13 +168,13 @@ class DaskResource(Resource):
     def update_jobs(self) -> dict[str, list[str]]:
         """Apply a batch of updates."""
         body = read_body_as(UpdatesBody, lenient=True)
-        self._backend.unreachable.record_request(body.scheduler)
         read = [(wire, _read(wire)) for wire in body.updates]
         readable = [update for _, update in read if isinstance(update, JobUpdate)]
         unreadable = [(wire, error) for wire, error in read if isinstance(error, Exception)]
         if unreadable and not readable and not isinstance(unreadable[0][1], MalformedMessage):
             # The versions of the two sides are incompatible.
             raise RestException(f"No update can be read. The first error: {unreadable[0][1]}")
+        self._backend.unreachable.record_request(body.scheduler)
         verdicts = updates.apply(body.scheduler, readable)
         verdicts.merge(acknowledgements.acknowledge(body.scheduler, body.received))
         for wire, error in unreadable:
@@ -190,17 +191,21 @@ class DaskResource(Resource):
             "ids of jobs that the scheduler must stop (`cancel`). If `after` is given, the answer "
             "also has a page of jobs that this scheduler should have (`held`), each with its "
             "attempt and sequence, and their `statuses`: the first ones, or those after an id. "
-            "`lacking` are the jobs of such a page that the scheduler does not have. `celery` tells "
-            "whether this Girder runs the tasks of girder_worker on Dask, so that workers import "
-            "them."
+            "`lacking` are the jobs of such a page that the scheduler does not have, `version` is its "
+            "version of the messages. `celery` tells whether this Girder runs the tasks of "
+            "girder_worker on Dask, so that workers import them."
         )
         .param(**body_types.parameter(ClaimBody))
         .errorResponse("The body cannot be read.")
+        .errorResponse("The messages of the two sides have incompatible versions.", 409)
     )
     def claim_jobs(self) -> dict[str, Any]:
         """Assign unfinished jobs to the scheduler that asks."""
         body = read_body_as(ClaimBody)
         scheduler, after = body.scheduler, body.after
+        conflict = version_conflict(body.version, "on the scheduler", "in Girder")
+        if conflict is not None:
+            raise RestException(f"Your jobs wait: {conflict}.", 409)
         self._backend.unreachable.record_request(scheduler)
         clear_reason(scheduler)
         lacking = {ObjectId(job): (attempt, sequence) for job, attempt, sequence in body.lacking}

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_dask.jobs import JobStatus
+from girder_dask.protocol.execution_options import OPTION_NAMES
 from girder_dask.protocol.messages import (
     JobEvent,
     JobSpec,
@@ -22,6 +23,7 @@ from girder_dask.protocol.messages import (
     Submission,
 )
 from girder_dask.protocol.wire_json import from_json, to_json
+from girder_dask.protocol.wire_version import WIRE_VERSION, IncompatibleVersion
 
 S = JobStatus
 
@@ -88,9 +90,12 @@ def test_what_travels_arrives_as_it_was(value: Any) -> None:
 def test_job_spec_pickles_only_options_that_are_set(options: dict[str, Any]) -> None:
     spec = JobSpec(id="a", attempt=1, task="m:f", dependencies=["b"], trusted=True, **options)
     assert pickle.loads(pickle.dumps(spec)) == spec
-    _rebuild, values = spec.__reduce__()
-    assert ("GPU" in repr(values), 2 in values) == ("resources" in options, "retries" in options)
-    assert (len(values) == len(JobSpec.__struct_fields__)) == bool(options)
+    _rebuild, (_fields, *given) = spec.__reduce__()
+    assert ("GPU" in repr(given), "2" in repr(given)) == (
+        "resources" in options,
+        "retries" in options,
+    )
+    assert bool(given) == bool(options)
 
 
 def test_only_what_differs_from_its_default_travels() -> None:
@@ -114,12 +119,29 @@ def test_pending_reason_travels_under_its_former_name() -> None:
         assert type(message).from_wire(wire) == message
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+@pytest.mark.parametrize("version", [None, WIRE_VERSION - 2, WIRE_VERSION + 2, "1", True])
 @pytest.mark.parametrize("cls", [JobSpec, JobEvent, JobUpdate])
 def test_another_version_is_refused_with_what_to_do(cls: Any, version: Any) -> None:
     wire = {"version": version, "id": "a", "attempt": 1, "task": "m:f", "time": 0, "sequence": 1}
-    with pytest.raises(ValueError, match=f"{cls.__name__} of wire version {version!r}.*doctor"):
+    what = f"{cls.__name__} of message version {version!r}.*doctor"
+    with pytest.raises(IncompatibleVersion, match=what):
         cls.from_wire(wire)
+
+
+@pytest.mark.parametrize("version", [WIRE_VERSION - 1, WIRE_VERSION + 1])
+@pytest.mark.parametrize("cls", [JobSpec, JobEvent, JobUpdate])
+def test_neighboring_versions_are_read(cls: Any, version: int) -> None:
+    wire = {"version": version, "id": "a", "attempt": 1, "task": "m:f", "time": 0, "sequence": 1}
+    assert cls.from_wire(wire).id == "a"
+
+
+def test_job_spec_of_another_release_is_unpickled() -> None:
+    spec = JobSpec(id="a", attempt=1, task="m:f", retries=2)
+    rebuild, (fields, options) = spec.__reduce__()
+    assert rebuild((*fields, "of a later release"), (*options, "too")) == spec
+    assert rebuild(fields[:3], options[:1]) == JobSpec(
+        id="a", attempt=1, task="m:f", **{OPTION_NAMES[0]: options[0]}
+    )
 
 
 def test_fields_that_a_later_release_adds_are_left_out() -> None:
@@ -202,7 +224,7 @@ def test_from_wires_leaves_out_what_is_malformed(caplog: pytest.LogCaptureFixtur
     assert JobSpec.from_wires([bad, SPEC]) == [JobSpec(id="a", attempt=1, task="m:f")]
     assert "A JobSpec of job b is malformed: Expected `float | null`, got `str`" in caplog.text
     with pytest.raises(ValueError, match="doctor"):
-        JobSpec.from_wires([SPEC, {**SPEC, "version": 2}])
+        JobSpec.from_wires([SPEC, {**SPEC, "version": WIRE_VERSION + 2}])
 
 
 #: As release 0.1 wrote them at commit ce763a9.
