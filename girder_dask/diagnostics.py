@@ -28,6 +28,7 @@ __all__ = [
     "describe_process",
     "disk_space",
     "find_api",
+    "listening_addresses",
     "tasks",
     "versions",
 ]
@@ -124,6 +125,19 @@ def disk_space(path: str) -> list[dict[str, Any]]:
         found = shutil.disk_usage(path)
         return [{"path": path, "free": found.free, "total": found.total}]
     return []
+
+
+def listening_addresses(server: Any) -> list[str]:
+    """Return the ``host:port`` at which an HTTP server of tornado listens, sorted; none for None.
+
+    >>> listening_addresses(None)
+    []
+    """
+    sockets = getattr(server, "_sockets", None) or {}
+    names = [each.getsockname() for each in sockets.values()]
+    return sorted(
+        f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}" for name in names
+    )
 
 
 def tasks() -> list[dict[str, Any]]:

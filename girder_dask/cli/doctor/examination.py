@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 from girder_dask.cli.doctor.checks import Check
 from girder_dask.cli.doctor.containers import examine_containers
 from girder_dask.cli.doctor.facts import Facts
-from girder_dask.cli.doctor.hosts import examine_hosts
+from girder_dask.cli.doctor.hosts import examine_hosts, is_loopback
 from girder_dask.cli.doctor.workers import examine_workers
 
 __all__ = ["examine"]
@@ -67,7 +66,7 @@ def examine(facts: Facts) -> Iterator[Check]:
 def _is_encrypted(facts: Facts, scheduler: Mapping[str, Any]) -> Check:
     address = facts.listens_on or facts.scheduler_address or ""
     is_allowed = bool(scheduler.get("allow_insecure"))
-    is_open = urlsplit(address).scheme not in _ENCRYPTED_SCHEMES and not _is_loopback(address)
+    is_open = urlsplit(address).scheme not in _ENCRYPTED_SCHEMES and not is_loopback(address)
     return Check(
         "Connections to the scheduler are encrypted, or stay on its host",
         "Connections to the scheduler are not encrypted",
@@ -78,14 +77,6 @@ def _is_encrypted(facts: Facts, scheduler: Mapping[str, Any]) -> Check:
         remedy="Use TLS between Dask's parts (distributed.comm.tls). In a closed network, set "
         "girder.security.allow-insecure on the scheduler.",
     )
-
-
-def _is_loopback(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _examine_girder(facts: Facts, scheduler: Mapping[str, Any]) -> Iterator[Check]:

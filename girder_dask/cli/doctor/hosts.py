@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from girder_dask.cli.doctor.checks import Check
 from girder_dask.cli.doctor.facts import Facts
 
-__all__ = ["examine_hosts"]
+__all__ = ["examine_hosts", "is_loopback"]
 
 _MAX_CLOCK_DIFFERENCE_S = 5.0
 _MIN_CERTIFICATE_DAYS = 14.0
 # A disk is nearly full if it is below both a share and a number of bytes, or below the other alone.
 _LOW_SHARE, _LOW_BYTES, _TOO_FEW_BYTES = 0.05, 10 * 1024**3, 1024**3
+
+
+def is_loopback(address: str) -> bool:
+    """Return True if only processes of the same host reach an address, such as that of a URL."""
+    host = urlsplit(address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def examine_hosts(facts: Facts) -> Iterator[Check]:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from girder_dask.cli.doctor.checks import Check
 from girder_dask.cli.doctor.facts import Facts
+from girder_dask.cli.doctor.hosts import is_loopback
 
 __all__ = ["examine_workers"]
 
@@ -51,6 +52,7 @@ def _examine_worker(facts: Facts, address: str, worker: Mapping[str, Any]) -> It
         f"Worker {address} does not keep input files",
         problem=worker.get("cache_error"),
     )
+    yield _is_http_server_closed(facts, address, worker)
     reason = worker.get("no_directories")
     if reason:  # nothing is broken
         yield Check(
@@ -60,6 +62,24 @@ def _examine_worker(facts: Facts, address: str, worker: Mapping[str, Any]) -> It
             "after each job. Allow the call in the seccomp profile of the container, or set "
             "girder.worker.isolation to process",
         )
+
+
+def _is_http_server_closed(facts: Facts, address: str, worker: Mapping[str, Any]) -> Check:
+    is_allowed = bool((facts.scheduler or {}).get("allow_insecure"))
+    served = worker.get("http_addresses") or []
+    opened = [each for each in served if not is_loopback(f"http://{each}")]
+    return Check(
+        f"The HTTP server of worker {address} is closed to other hosts",
+        f"The HTTP server of worker {address} is open to other hosts",
+        detail=", ".join(served)
+        + (", as girder.security.allow-insecure allows" if opened and is_allowed else ""),
+        problem=f"whoever reaches {', '.join(opened)} can read its /status and /metrics without a "
+        "certificate"
+        if opened and not is_allowed
+        else None,
+        remedy="Start it with --dashboard-address 127.0.0.1:0. In a closed network, set "
+        "girder.security.allow-insecure on the scheduler.",
+    )
 
 
 def _girder_problem(facts: Facts, worker: Mapping[str, Any]) -> str | None:

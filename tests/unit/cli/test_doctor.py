@@ -378,6 +378,15 @@ CASES = {
         "/data of worker tcp://w:2 has 4.0 of 100 GiB left",
         FREE_SPACE,
     ),
+    "an open HTTP server": (
+        worker(http_addresses=["0.0.0.0:40123", "127.0.0.1:40124"]),
+        "The HTTP server of worker tcp://w:2 is open to other hosts",
+        "whoever reaches 0.0.0.0:40123 can read its /status and /metrics without a certificate",
+        (
+            "Start it with --dashboard-address 127.0.0.1:0. In a closed network, set "
+            "girder.security.allow-insecure on the scheduler."
+        ),
+    ),
     "a version": (
         worker(versions={**VERSIONS, "dask": "2025.4.0"}),
         "The version of dask differs",
@@ -428,6 +437,11 @@ def test_examine_says_nothing_of_tasks_without_workers() -> None:
         whole(listens_on="tcp://10.0.0.5:8786", scheduler={**SCHEDULER, "allow_insecure": True}),
         worker(disks=[{**DISK, "free": 8 * GIB}]),
         worker(disks=[{**DISK, "free": 20 * GIB, "total": 1000 * GIB}]),
+        worker(http_addresses=["127.0.0.1:40123", "[::1]:40123"]),
+        whole(
+            workers={"tcp://w:1": {**WORKER, "http_addresses": ["0.0.0.0:1"]}},
+            scheduler={**SCHEDULER, "allow_insecure": True},
+        ),
         worker(time=NOW + 5),
         worker(site=None),
     ],
