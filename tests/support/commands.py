@@ -31,6 +31,8 @@ _SYSTEM = {
     "systemctl",
     "rabbitmqctl",
     "celery",
+    "mongodump",
+    "mongorestore",
 }
 
 

@@ -191,8 +191,8 @@ class DaskResource(Resource):
             "ids of jobs that the scheduler must stop (`cancel`). If `after` is given, the answer "
             "also has a page of jobs that this scheduler should have (`held`), each with its "
             "attempt and sequence, and their `statuses`: the first ones, or those after an id. "
-            "`lacking` are the jobs of such a page that the scheduler does not have, `version` is its "
-            "version of the messages. `celery` tells whether this Girder runs the tasks of "
+            "`lacking` are the jobs of such a page that the scheduler does not have, `version` is "
+            "its version of the messages. `celery` tells whether this Girder runs the tasks of "
             "girder_worker on Dask, so that workers import them."
         )
         .param(**body_types.parameter(ClaimBody))
