@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from girder_dask.plugin.scheduler_answers import check_answer, refusal_reason
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.protocol.wire_version import WIRE_VERSION, version_conflict
 from girder_dask.utils.background import Guard
 from girder_dask.utils.forks import reset_after_fork
 
@@ -139,19 +139,6 @@ class SchedulerLink:
                     self._address, self._on_reachability, self._hand_over, self._site
                 )
             return self._thread
-
-
-class _IncompatibleScheduler(LookupError):
-    """The messages of the scheduler cannot be read here."""
-
-
-def _reason(address: str, error: Exception) -> str:
-    """Return for users why the scheduler takes no jobs."""
-    if isinstance(error, _IncompatibleScheduler):
-        return str(error)
-    if isinstance(error, OSError):  # TimeoutError is one
-        return f"Girder does not reach the Dask scheduler at {address}"
-    return f"the Dask scheduler at {address} does not take jobs of this Girder"
 
 
 def _unknown_state() -> dict[str, Any]:
@@ -346,7 +333,7 @@ class _LinkThread:
                 self._disconnect()
                 if not left or isinstance(e, TimeoutError):
                     error = f"the scheduler at {address} does not take jobs ({e!r})"
-                    self._record_failure(error, _reason(address, e))
+                    self._record_failure(error, refusal_reason(address, e))
                     return None
             else:
                 self._record_success(address)
@@ -365,22 +352,7 @@ class _LinkThread:
             security = Security().get_connection_args("client")
             self._rpc = rpc(address, timeout=_CONNECT_TIMEOUT_S, connection_args=security)
         answer = await getattr(self._rpc, operation)(**arguments)
-        if not isinstance(answer, Mapping):
-            raise LookupError(
-                f"it has no handler {operation}; preload girder_dask.scheduler_hooks there"
-            )
-        conflict = version_conflict(
-            answer.get("version", WIRE_VERSION), "on the scheduler", "in Girder"
-        )
-        if conflict is not None:
-            raise _IncompatibleScheduler(conflict)
-        other = answer.get("site")  # unknown until it has claimed jobs
-        if other is not None and other != self._site():
-            raise LookupError(
-                "it runs the jobs of another Girder; correct girder.api-url there, or "
-                "dask.scheduler_address here"
-            )
-        return answer
+        return check_answer(answer, operation, self._site)
 
     def _disconnect(self) -> None:
         self._id_connections = ()
