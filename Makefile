@@ -11,7 +11,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 ORDER :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast faults lint lock images versions bench profile figures matrix layout docs release clean
+.PHONY: help demo test test-fast faults deploy-test lint lock images versions bench profile figures matrix layout docs release clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -27,6 +27,10 @@ test-fast: .venv/.test ## Run the tests that need no stack
 
 faults: .venv/.test ## Kill, stop and cut off parts of a stack, for a longer time
 	$(PYTHON) -m pytest tests/faults $(ARGS)
+
+deploy-test: ## Build the images of deploy/, and run its compose files and batch jobs, as root
+	scripts/bootstrap deploy
+	$(PYTHON) -m pytest tests/deploy $(ARGS)
 
 lint: .venv/.dev ## Check the style, the types and the directions of imports
 	.venv/bin/ruff check .

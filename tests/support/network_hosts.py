@@ -41,20 +41,21 @@ class NetworkHosts:
         self.bridge = f"gdbr{self._number}"
         #: The address of this machine in the network.
         self.here = self._address(1)
-        self._names = [f"gd{self._number}-{n}" for n in range(count)]
+        #: The names of their network namespaces.
+        self.namespaces = [f"gd{self._number}-{n}" for n in range(count)]
         #: The addresses of the others.
         self.addresses = [self._address(n + 2) for n in range(count)]
 
     def within(self, host: int) -> list[str]:
         """Return the command that runs another on a host."""
-        return ["ip", "netns", "exec", self._names[host]]
+        return ["ip", "netns", "exec", self.namespaces[host]]
 
     def __enter__(self) -> Self:
         try:
             _ip("link", "add", self.bridge, "type", "bridge")
             _ip("addr", "add", f"{self.here}/24", "dev", self.bridge)
             _ip("link", "set", self.bridge, "up")
-            for name, address in zip(self._names, self.addresses, strict=True):
+            for name, address in zip(self.namespaces, self.addresses, strict=True):
                 _ip("netns", "add", name)
                 _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
                 _ip("link", "set", name, "master", self.bridge, "up")
@@ -68,7 +69,7 @@ class NetworkHosts:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        for name in self._names:
+        for name in self.namespaces:
             with contextlib.suppress(subprocess.CalledProcessError):
                 _ip("netns", "del", name)
         with contextlib.suppress(subprocess.CalledProcessError):

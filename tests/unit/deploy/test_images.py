@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
 import re
+import socketserver
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
+from importlib.machinery import SourceFileLoader
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -69,21 +73,44 @@ def test_dockerfile_has_stages_an_account_an_init_and_labels() -> None:
     assert "org.opencontainers.image.version" in final
 
 
-def test_healthy_is_true_while_a_server_on_loopback_answers() -> None:
-    command = [sys.executable, str(IMAGES / "healthy")]
-    assert subprocess.run([*command, "cook"], capture_output=True).returncode == 1
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
 
-    class Healthy(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
+    def log_message(self, *_: object) -> None: ...
 
-        def log_message(self, *_: object) -> None: ...
 
-    server = HTTPServer(("127.0.0.1", 0), Healthy)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        assert subprocess.run([*command, "worker"]).returncode == 0
-    finally:
-        server.shutdown()
-        server.server_close()
+class NotHttp(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.sendall(b"220 another protocol\r\n")
+
+
+@pytest.mark.parametrize(("handler", "healthy"), [(Healthy, True), (NotHttp, False)])
+def test_healthy_asks_what_listens_on_loopback(
+    handler: Any, healthy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = SourceFileLoader("healthy", str(IMAGES / "healthy"))
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader("healthy", loader)  # type: ignore[arg-type]
+    )
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    loader.exec_module(module)
+    with socketserver.TCPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}/health"
+            assert url in module.urls("worker")
+            assert module.answers(url) is healthy
+        finally:
+            server.shutdown()
+            thread.join()
+    assert module.answers(url) is False
+
+
+def test_healthy_refuses_a_role_that_does_not_exist() -> None:
+    command = [sys.executable, str(IMAGES / "healthy"), "cook"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "usage" in done.stderr
