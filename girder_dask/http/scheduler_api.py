@@ -106,6 +106,7 @@ class SchedulerApi(ApiClient):
         limit: int,
         after: str | None = None,
         lacking: Sequence[HeldJob] = (),
+        lease: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Claim unfinished jobs that this scheduler does not have.
 
@@ -120,13 +121,16 @@ class SchedulerApi(ApiClient):
             page.
         lacking
             The entries of earlier pages that this scheduler does not have.
+        lease
+            The value of :meth:`girder_dask.scheduler.lease.SchedulerLease.request`. None for a
+            claim without a lease.
 
         Returns
         -------
         dict
             ``specs``, values of :meth:`girder_dask.protocol.messages.JobSpec.to_wire`, ``cancel``,
-            job ids, and ``held``, the page, or None: lists of an id, an attempt and a sequence.
-            ``statuses`` are those of the jobs of the page, in the same order.
+            job ids, ``held``, the page, or None: lists of an id, an attempt and a sequence, and
+            ``lease``, who leads. ``statuses`` are those of the jobs of the page, in the same order.
         """
         body = {
             "scheduler": scheduler,
@@ -134,8 +138,13 @@ class SchedulerApi(ApiClient):
             "after": after,
             "lacking": list(lacking),
             "version": WIRE_VERSION,
+            "lease": lease,
         }
         return dict(from_json(self._object("POST", "dask/job/claim", encode_json(body))))
+
+    def release_lease(self, scheduler: str) -> None:
+        """End the lease of this scheduler."""
+        self._object("POST", "dask/lease/release", encode_json({"scheduler": scheduler}))
 
     def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return documents of jobs with their states, by id. Deleted jobs are missing.
@@ -228,11 +237,21 @@ class GirderRequests:
         )
 
     async def claim(
-        self, limit: int, page_after: str | None, missing: Sequence[HeldJob]
+        self,
+        limit: int,
+        page_after: str | None,
+        missing: Sequence[HeldJob],
+        lease: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Claim unfinished jobs (:meth:`SchedulerApi.claim`)."""
         claim = self._claims.api.claim
-        return await self._call(self._claims, "claims", claim, self._id, limit, page_after, missing)
+        return await self._call(
+            self._claims, "claims", claim, self._id, limit, page_after, missing, lease
+        )
+
+    async def release_lease(self) -> None:
+        """End the lease of this scheduler."""
+        await self._claims.call(self._claims.api.release_lease, self._id)
 
     async def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return the documents of jobs by id, without deleted jobs."""

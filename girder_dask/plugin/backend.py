@@ -22,6 +22,7 @@ from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin import memory_trimming, settings, site
 from girder_dask.plugin.dask_client import LazyDaskClient
+from girder_dask.plugin.scheduler_addresses import SchedulerAddresses
 from girder_dask.plugin.store import (
     cancellation,
     claims,
@@ -68,7 +69,8 @@ class GirderBackend:
     ships_code = False
 
     def __init__(self) -> None:
-        self._dask_client = LazyDaskClient(settings.scheduler_address)
+        self._addresses = SchedulerAddresses(settings.scheduler_addresses)
+        self._dask_client = LazyDaskClient(self._addresses.current)
         self._link: SchedulerLink | None = None
         #: Records in queued jobs that the scheduler is unreachable.
         self.unreachable = UnreachableReporter()
@@ -163,8 +165,8 @@ class GirderBackend:
                 raise GirderError(f"Job {job_id} cannot be canceled: {e}.") from e
 
     def scheduler_address(self) -> str | None:
-        """Return the address of the Dask scheduler, or None if none is set."""
-        return settings.scheduler_address()
+        """Return the address of the Dask scheduler that leads, or None if none is set."""
+        return self._addresses.current()
 
     def dask_client(self) -> Client:
         """Return the Dask client of this process, which the first call creates."""
@@ -301,10 +303,11 @@ class GirderBackend:
         with self._lock:
             if self._link is None:
                 self._link = SchedulerLink(
-                    settings.scheduler_address,
+                    self._addresses.current,
                     self.unreachable.set_reason,
                     _hand_over,
                     site.site_id,
+                    self._addresses.try_next,
                 )
             return self._link
 

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from girder_dask.plugin.scheduler_answers import check_answer, refusal_reason
+from girder_dask.plugin.scheduler_answers import refusal_reason
+from girder_dask.plugin.scheduler_rpc import SchedulerRpc
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.utils.background import Guard
 from girder_dask.utils.forks import reset_after_fork
@@ -25,7 +26,6 @@ __all__ = ["HandOver", "ReachabilityCallback", "SchedulerLink"]
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 10.0
 _MAX_BATCH_JOBS = 500
 # The pause between two deliveries: a multiple of the time that the last one took, within bounds. A
@@ -65,6 +65,9 @@ class SchedulerLink:
     site
         Returns the id of this Girder. A scheduler of another Girder gets no job, since the tokens
         of the job would go to that Girder.
+    try_next
+        Called with an address at which no scheduler takes jobs. Returns True if ``address`` returns
+        another one now that has not been tried.
     """
 
     def __init__(
@@ -73,9 +76,11 @@ class SchedulerLink:
         on_reachability: ReachabilityCallback = lambda _unreachable_reason, _ids: None,
         hand_over: HandOver = lambda _scheduler, ids: ids,
         site: Callable[[], str | None] = lambda: None,
+        try_next: Callable[[str], bool] = lambda _failed: False,
     ) -> None:
         self._address = address
         self._site = site
+        self._try_next = try_next
         self._on_reachability = on_reachability
         self._hand_over = hand_over
         self._reset()
@@ -136,7 +141,11 @@ class SchedulerLink:
         with self._lock:
             if self._thread is None:
                 self._thread = _LinkThread(
-                    self._address, self._on_reachability, self._hand_over, self._site
+                    self._address,
+                    self._on_reachability,
+                    self._hand_over,
+                    self._site,
+                    self._try_next,
                 )
             return self._thread
 
@@ -154,10 +163,12 @@ class _LinkThread:
         on_reachability: ReachabilityCallback,
         hand_over: HandOver,
         site: Callable[[], str | None],
+        try_next: Callable[[str], bool],
     ) -> None:
         self.state = _unknown_state()
         self._failures = 0
-        self._site = site
+        self._try_next = try_next
+        self._failed_address: str | None = None
         self._address = address
         self._on_reachability = on_reachability
         self._hand_over = hand_over
@@ -168,7 +179,7 @@ class _LinkThread:
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._stopping = False
-        self._rpc: Any = None
+        self._rpc = SchedulerRpc(site)
         self._scheduler_id: str | None = None
         self._id_connections: Sequence[Any] = ()  # one of them brought it
         self._told_at = -math.inf
@@ -231,7 +242,7 @@ class _LinkThread:
                 await asyncio.sleep(guard.delay_s)
                 self._wake.set()  # put() sets it only when the queue was empty
         with guard:
-            self._disconnect()
+            self._rpc.disconnect()
 
     async def _step(self) -> None:
         try:
@@ -290,7 +301,7 @@ class _LinkThread:
         await asyncio.sleep(0)  # handles the ends of connections
         if self._is_id_valid():
             with contextlib.suppress(Exception):  # the database, which has the address, may be down
-                if self._rpc is not None and self._rpc.address == self._address():
+                if self._rpc.address == self._address():
                     return self._scheduler_id
         return await self._hello()
 
@@ -300,19 +311,36 @@ class _LinkThread:
         return any(not connection.closed() for connection in self._id_connections)
 
     async def _hello(self) -> str | None:
-        """Connect, and return the id of the scheduler if it takes jobs."""
-        answer = await self._call("girder_hello")
+        """Connect, and return the id of the scheduler that takes jobs."""
+        answer = await self._greet()
+        while answer is None and self._failed_address is not None:
+            if not self._try_next(self._failed_address):
+                break
+            answer = await self._greet()
         self._scheduler_id = str(answer["scheduler"]) if answer is not None else None
         # One that does not know its Girder yet is asked each time: it may be that of another.
         is_ours = answer is not None and answer.get("site") is not None
-        self._id_connections = tuple(self._rpc.comms) if is_ours else ()
+        self._id_connections = self._rpc.connections if is_ours else ()
         self._told_at = time.monotonic()
         return self._scheduler_id
+
+    async def _greet(self) -> Mapping[str, Any] | None:
+        """Return what a scheduler says of itself, if it takes jobs."""
+        answer = await self._call("girder_hello")
+        if answer is None or answer.get("leads") is not False:
+            return answer
+        self._failed_address = self._rpc.address
+        self._record_failure(
+            f"the scheduler at {self._failed_address} stands by for the one at {answer['leader']}",
+            "the Dask scheduler to which Girder sends jobs stands by for another one",
+        )
+        return None
 
     async def _call(
         self, operation: str, tries: int = 2, **arguments: Any
     ) -> Mapping[str, Any] | None:
         """Call a remote procedure, and return its answer, or None after a failure."""
+        self._failed_address = None
         try:
             address = self._address()
         except Exception as e:  # noqa: BLE001 - it reads the database, which may be down
@@ -328,9 +356,10 @@ class _LinkThread:
         for left in reversed(range(tries)):
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                    answer = await self._send(address, operation, arguments)
+                    answer = await self._rpc.call(address, operation, arguments)
             except Exception as e:  # noqa: BLE001 - a remote error has its original type
-                self._disconnect()
+                self._rpc.disconnect()
+                self._failed_address = address
                 if not left or isinstance(e, TimeoutError):
                     error = f"the scheduler at {address} does not take jobs ({e!r})"
                     self._record_failure(error, refusal_reason(address, e))
@@ -339,26 +368,6 @@ class _LinkThread:
                 self._record_success(address)
                 return answer
         return None
-
-    async def _send(
-        self, address: str, operation: str, arguments: dict[str, Any]
-    ) -> Mapping[str, Any]:
-        from distributed import rpc
-        from distributed.security import Security
-
-        if self._rpc is not None and self._rpc.address != address:
-            self._disconnect()
-        if self._rpc is None:
-            security = Security().get_connection_args("client")
-            self._rpc = rpc(address, timeout=_CONNECT_TIMEOUT_S, connection_args=security)
-        answer = await getattr(self._rpc, operation)(**arguments)
-        return check_answer(answer, operation, self._site)
-
-    def _disconnect(self) -> None:
-        self._id_connections = ()
-        if self._rpc is not None:
-            self._rpc.close_comms()
-            self._rpc = None
 
     def _record_success(self, address: str) -> None:
         if not self.state["reachable"]:

@@ -39,7 +39,7 @@ __all__ = [
     "direct_path",
     "max_priority",
     "retention",
-    "scheduler_address",
+    "scheduler_addresses",
     "server_root",
     "submitters",
 ]
@@ -113,13 +113,16 @@ def _refuse_overridden(doc: dict[str, Any], validate: _Validate) -> None:
 
 @_validator(SCHEDULER_ADDRESS)
 def _validate_scheduler_address(doc: dict[str, Any]) -> None:
-    value = _text(doc)
-    if value and not (value.startswith(_SCHEMES) and value.partition("://")[2]):
-        raise ValidationException(
-            "The scheduler's address must start with tcp://, tls:// or ucx://, "
-            "for example tcp://dask.example.org:8786.",
-            "value",
-        )
+    addresses = _split(_text(doc))
+    for address in addresses:
+        if not (address.startswith(_SCHEMES) and address.partition("://")[2]):
+            raise ValidationException(
+                "The scheduler's address must start with tcp://, tls:// or ucx://, "
+                "for example tcp://dask.example.org:8786. If another scheduler stands by, give the "
+                "addresses of both with a comma between them.",
+                "value",
+            )
+    doc["value"] = ", ".join(addresses)
 
 
 @_validator(API_URL)
@@ -270,9 +273,13 @@ def _known_text(key: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def scheduler_address() -> str | None:
-    """Return the address of the Dask scheduler, or None if none is set."""
-    return _known_text(SCHEDULER_ADDRESS)
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def scheduler_addresses() -> list[str]:
+    """Return the addresses of the Dask schedulers, of which one leads."""
+    return _split(_known_text(SCHEDULER_ADDRESS) or "")
 
 
 def api_url() -> str | None:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from girder_dask import config
 from girder_dask.errors import GirderError
@@ -16,6 +17,7 @@ from girder_dask.protocol.messages import JobSpec
 from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.job_state import JobState, JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions
+from girder_dask.scheduler.lease import SchedulerLease
 from girder_dask.utils.background import Guard, repeat
 
 __all__ = ["GirderReconciler", "JobClaims"]
@@ -38,6 +40,8 @@ class JobClaims:
         Reports states again, and knows which dependencies to ask about.
     reconciler
         Compares Girder's list of this scheduler's jobs with the scheduler's own.
+    lease
+        Decides whether this scheduler leads. One that stands by gets no jobs.
     """
 
     def __init__(
@@ -46,12 +50,14 @@ class JobClaims:
         dispatcher: Dispatcher,
         transitions: JobTransitions,
         reconciler: GirderReconciler,
+        lease: SchedulerLease,
     ) -> None:
         self._girder = girder
         self._dispatcher = dispatcher
         self._transitions = transitions
         self._dependencies = transitions.dependencies
         self._reconciler = reconciler
+        self.lease = lease
         self._interval_s = config.seconds("scheduler.pull-interval")
         #: The id of Girder, None until it has answered.
         self.site: str | None = None
@@ -68,7 +74,7 @@ class JobClaims:
             what,
             expected=(GirderError,),
             first_delay_s=config.seconds("scheduler.retry-delay"),
-            max_delay_s=self._interval_s,
+            max_delay_s=min(self._interval_s, self.lease.interval_s),
         )
 
     @property
@@ -89,11 +95,20 @@ class JobClaims:
         missing = self._reconciler.missing()
         page_after = self._reconciler.page_after
         asked_at = time.monotonic()
-        answer = await self._girder.claim(_MAX_JOBS_PER_REQUEST, page_after, missing)
+        try:
+            answer = await self._girder.claim(
+                _MAX_JOBS_PER_REQUEST, page_after, missing, self.lease.request()
+            )
+        except BaseException:
+            self.lease.on_failure()
+            raise
         self.site = answer.get("site")
         if answer.get("celery") and not self._knows_of_celery:
             self._knows_of_celery = True
             self.on_celery()
+        self._on_lease(answer.get("lease"))
+        if not self.lease.leads:
+            return self.lease.interval_s
         self._dispatcher.cancel(answer["cancel"])
         held = answer.get("held")
         self._reconciler.on_page(held)
@@ -107,7 +122,21 @@ class JobClaims:
             logger.info("Girder had %d unfinished jobs for this scheduler", len(specs))
             self._dispatcher.accept(specs)
         is_complete = not specs and not self._reconciler.missing()
-        return self._interval_s if is_complete else 0.0
+        return min(self._interval_s, self.lease.interval_s) if is_complete else 0.0
+
+    def _on_lease(self, answer: Mapping[str, Any] | None) -> None:
+        led = self.lease.leads
+        self.lease.on_answer(answer)
+        if self.lease.leads and led is False:
+            logger.info("The lease of the other scheduler has ended; this one leads now")
+        elif not self.lease.leads and led is not False:
+            logger.warning(
+                "This scheduler stands by: the one at %s leads and runs the jobs of this Girder. "
+                "This one takes over if that one stops, or does not renew its lease",
+                self.lease.leader,
+            )
+            for job in list(self._dispatcher.jobs):
+                self._dispatcher.on_verdict(job.spec.id, "stale")
 
     async def look_up_dependencies(self) -> None:
         """Ask Girder about unknown dependencies, if there are new ones or the interval is over."""

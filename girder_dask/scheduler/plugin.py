@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import socket
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from distributed.diagnostics.plugin import NannyPlugin, SchedulerPlugin, WorkerP
 
 from girder_dask import config
 from girder_dask._version import __version__
+from girder_dask.errors import GirderError
 from girder_dask.http.scheduler_api import GirderRequests, SchedulerApi
 from girder_dask.protocol.names import CELERY_PLUGIN_NAME, PLUGIN_NAME
 from girder_dask.scheduler.adaptive import AdaptiveTarget
@@ -30,6 +32,7 @@ from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions
+from girder_dask.scheduler.lease import SchedulerLease
 from girder_dask.scheduler.metrics.collector import MetricsCollector
 from girder_dask.scheduler.metrics.collector import install as install_metrics
 from girder_dask.scheduler.metrics.collector import remove as remove_metrics
@@ -49,6 +52,7 @@ logger = logging.getLogger(__name__)
 # The states in which the task of a job has ended.
 _ENDS = ("memory", "erred", "forgotten")
 _FLUSH_TIMEOUT_S = 10.0
+_RELEASE_TIMEOUT_S = 3.0
 # The interval between reconciliations, as a multiple of the interval between claims.
 _CLAIMS_PER_RECONCILIATION = 6
 
@@ -115,7 +119,9 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
         # Requests to Girder, and procedures for Girder, workers and notebooks.
         reconciler = GirderReconciler(jobs, interval_s=interval_s)
-        self.claims = JobClaims(girder, dispatcher, transitions, reconciler)
+        place = f"{scheduler.address} on {socket.gethostname()}"
+        lease = SchedulerLease(place, config.seconds("scheduler.lease"))
+        self.claims = JobClaims(girder, dispatcher, transitions, reconciler, lease)
         self.claims.on_celery = lambda: self._begin("celery", self._register_celery_plugin())
         self.rpc = RpcHandlers(
             self.id,
@@ -192,7 +198,8 @@ class GirderSchedulerPlugin(SchedulerPlugin):
     async def before_close(self) -> None:
         """Drain workers, deliver pending updates, and stop."""
         await self.retirement.close()
-        if not await self.recorder.flush(_FLUSH_TIMEOUT_S):
+        is_delivered = await self.recorder.flush(_FLUSH_TIMEOUT_S)
+        if not is_delivered:
             logger.warning(
                 "The scheduler closes before Girder has received all updates of %d jobs",
                 self.recorder.waiting,
@@ -200,8 +207,18 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if is_delivered and self.claims.lease.leads:
+            await self._release_lease()
         self._girder.close()
         remove_metrics(self._metrics)
+
+    async def _release_lease(self) -> None:
+        """Let a scheduler that stands by lead at once."""
+        try:
+            async with asyncio.timeout(_RELEASE_TIMEOUT_S):
+                await self._girder.release_lease()
+        except (GirderError, TimeoutError) as e:
+            logger.warning("The lease ends by itself, since Girder did not take it back: %s", e)
 
     # -- Dask ---------------------------------------------------------------------------------
 

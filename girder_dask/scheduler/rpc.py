@@ -106,12 +106,22 @@ class RpcHandlers:
     # -- Girder -------------------------------------------------------------------------------
 
     async def girder_hello(self) -> dict[str, Any]:
-        """Return the ids of this run of the scheduler and, if known, of its Girder; the version."""
-        return {"scheduler": self._id, "site": self._claims.site, "version": WIRE_VERSION}
+        """Return the ids of this run and of its Girder, its version, and whether it leads.
+
+        Girder's id and whether it leads are None until Girder has answered.
+        """
+        lease = self._claims.lease
+        return {
+            "scheduler": self._id,
+            "site": self._claims.site,
+            "version": WIRE_VERSION,
+            "leads": lease.leads,
+            "leader": lease.leader,
+        }
 
     async def girder_submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
         """Accept jobs sent to this run of the scheduler. The answer is the acknowledgement."""
-        if scheduler != self._id:
+        if scheduler != self._id or self._claims.lease.leads is False:
             return {"accepted": []}
         return {"accepted": self._dispatcher.accept(JobSpec.from_wires(specs))}
 
@@ -174,6 +184,8 @@ class RpcHandlers:
             "updates": self._recorder.updates,
             "error": self._recorder.delivery.error,
             "claim_error": self._claims.error,
+            "leads": self._claims.lease.leads,
+            "leader": self._claims.lease.leader,
             "credential_error": credential_error,
             "credential_file_problem": config.credential_file_problem(),
             "allow_insecure": bool(config.get("security.allow-insecure")),

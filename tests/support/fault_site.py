@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ import psutil
 from distributed import Client
 
 from girder_dask.jobs import FINAL, JobStatus, can_follow
-from girder_dask.standalone import checks
+from girder_dask.standalone import checks, ports
 from girder_dask.testing.stack import TestStack
 
 __all__ = ["FaultStack", "check_history", "states", "until"]
@@ -76,6 +77,25 @@ class FaultStack(TestStack):
         """Return the names of the workers that the scheduler knows, sorted."""
         identity = checks.get_json(f"{self._planned.dashboard}/json/identity.json")
         return sorted(str(worker["name"]) for worker in identity["workers"].values())
+
+    def add_scheduler(self) -> str:
+        """Start a second scheduler with a worker of its own, and return its address.
+
+        The parts are ``second-scheduler`` and ``second-worker-0``.
+        """
+        plan = copy.copy(self._planned)
+        plan.ports = {
+            **plan.ports,
+            "scheduler": ports.choose(None),
+            "dashboard": ports.choose(None),
+        }
+        plan.scheduler = f"tcp://127.0.0.1:{plan.ports['scheduler']}"
+        plan.dashboard = f"http://127.0.0.1:{plan.ports['dashboard']}"
+        for part in (plan.scheduler_part(), *plan.worker_parts(1, 1)):
+            part.name = f"second-{part.name}"
+            part.log = part.log.with_name(f"second-{part.log.name}")
+            self._launch([part])
+        return plan.scheduler
 
     def restart(self, *names: str) -> None:
         """Restart killed parts, and return when they work.

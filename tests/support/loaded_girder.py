@@ -105,7 +105,7 @@ class LoadedGirder:
 
     @contextlib.contextmanager
     def _changed_process(self) -> Iterator[None]:
-        from girder_dask.plugin import scheduler_link
+        from girder_dask.plugin import scheduler_rpc
         from girder_dask.plugin.store.unreachable import UnreachableReporter
 
         factory = logging.getLogRecordFactory()
@@ -113,7 +113,7 @@ class LoadedGirder:
             for name, value in self._environment.items():
                 patch.setenv(name, value)
             # Closing the link waits for its attempt to connect, which is in vain.
-            patch.setattr(scheduler_link, "_CONNECT_TIMEOUT_S", 0.1)
+            patch.setattr(scheduler_rpc, "_CONNECT_TIMEOUT_S", 0.1)
             # It would write into the jobs of a test at any moment that there is no scheduler.
             patch.setattr(UnreachableReporter, "set_reason", lambda *_: None)
             try:

@@ -107,6 +107,15 @@ def _examine_girder(facts: Facts, scheduler: Mapping[str, Any]) -> Iterator[Chec
         "host. If other people use that host, replace the credential ('girder-dask credential "
         "--revoke-others').",
     )
+    yield from _examine_updates_and_claims(scheduler)
+    girder = facts.girder
+    if girder is not None:
+        yield _girder_knows_scheduler(girder, facts.scheduler_address)
+        yield _girder_jobs_are_sound(girder)
+        yield from _examine_services(girder)
+
+
+def _examine_updates_and_claims(scheduler: Mapping[str, Any]) -> Iterator[Check]:
     yield Check(
         "Job updates reach Girder",
         "Job updates do not reach Girder",
@@ -121,11 +130,14 @@ def _examine_girder(facts: Facts, scheduler: Mapping[str, Any]) -> Iterator[Chec
         problem=scheduler.get("claim_error"),
         remedy="Queued jobs do not run meanwhile; look at Girder's log.",
     )
-    girder = facts.girder
-    if girder is not None:
-        yield _girder_knows_scheduler(girder, facts.scheduler_address)
-        yield _girder_jobs_are_sound(girder)
-        yield from _examine_services(girder)
+    yield Check(
+        "The scheduler leads",
+        "The scheduler stands by",
+        problem=f"the scheduler at {scheduler.get('leader')} runs the jobs of this Girder"
+        if scheduler.get("leads") is False
+        else None,
+        remedy="If no other scheduler should run, stop that one. This one leads then.",
+    )
 
 
 def _is_own_girder(facts: Facts, scheduler: Mapping[str, Any]) -> Check:

@@ -17,6 +17,7 @@ __all__ = [
     "ClaimBody",
     "JobIdsBody",
     "PruneBody",
+    "SchedulerBody",
     "SubmissionsBody",
     "UpdatesBody",
     "parameter",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 _MAX_IDS = 100_000
+# Characters of an address and the name of a host.
+_MAX_PLACE = 1000
 
 _SchedulerId = Annotated[str, Meta(min_length=1)]
 _Count = Annotated[int, Meta(ge=0, lt=2**62)]
@@ -54,6 +57,13 @@ class UpdatesBody(Struct):
     received: list[tuple[str, _Count]] = []
 
 
+class LeaseRequest(Struct):
+    """The part of a claim by which a scheduler renews the lease or takes it over."""
+
+    place: Annotated[str, Meta(min_length=1, max_length=_MAX_PLACE)]
+    take_over: _Count | None = None
+
+
 class ClaimBody(Struct):
     """The body of ``POST dask/job/claim``."""
 
@@ -62,6 +72,13 @@ class ClaimBody(Struct):
     after: str | None = None
     lacking: list[tuple[JobId, _Count, _Count]] = []
     version: _Count = WIRE_VERSION
+    lease: LeaseRequest | None = None
+
+
+class SchedulerBody(Struct):
+    """The body of a request of a scheduler about itself."""
+
+    scheduler: _SchedulerId
 
 
 class PruneBody(Struct):
@@ -87,9 +104,14 @@ _DOCUMENTED: Mapping[type[Struct], tuple[str, str, Mapping[str, type[Message]]]]
     ),
     ClaimBody: (
         "DaskClaim",
-        '{"scheduler": id, "limit": n, "after": id or null, "lacking": [[job id, attempt, n], …]}',
+        (
+            '{"scheduler": id, "limit": n, "after": id or null, '
+            '"lacking": [[job id, attempt, n], …], '
+            '"lease": {"place": address and host, "take_over": n or null}}'
+        ),
         {},
     ),
+    SchedulerBody: ("DaskScheduler", '{"scheduler": id}', {}),
     PruneBody: (
         "DaskPrune",
         '{"rule": {"delete": "logs", "days": 90}, "after": job id or null, "dry_run": false}',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -21,14 +21,15 @@ from girder.models.token import Token
 from girder_dask import diagnostics
 from girder_dask._version import __version__
 from girder_dask.celery import is_chosen
-from girder_dask.plugin import retention, settings, site
+from girder_dask.plugin import retention, scheduler_lease, settings, site
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.notify import redis_publisher
 from girder_dask.plugin.rest import body_types, routes
 from girder_dask.plugin.rest.body_parser import read_body_as
-from girder_dask.plugin.rest.body_types import ClaimBody, PruneBody, UpdatesBody
+from girder_dask.plugin.rest.body_types import ClaimBody, PruneBody, SchedulerBody, UpdatesBody
 from girder_dask.plugin.store import acknowledgements, claims, job_records, quarantine, updates
 from girder_dask.plugin.store.access.authority import may_run_code
+from girder_dask.plugin.store.claims import Claim
 from girder_dask.plugin.store.unreachable import clear_reason
 from girder_dask.protocol.messages import JobUpdate, MalformedMessage
 from girder_dask.protocol.names import SCHEDULER_SCOPE
@@ -96,6 +97,7 @@ class DaskResource(Resource):
         routes.add(self, "GET", ("credential",), self.credential)
         routes.add(self, "POST", ("job", "updates"), self.update_jobs)
         routes.add(self, "POST", ("job", "claim"), self.claim_jobs)
+        routes.add(self, "POST", ("lease", "release"), self.release_lease)
         routes.add(self, "POST", ("prune",), self.prune)
 
     @access.public
@@ -112,8 +114,9 @@ class DaskResource(Resource):
             "Return the state of the link between this Girder and its Dask scheduler."
         ).notes(
             "`scheduler.reachable` is null until a message was sent to it. `credential.lastUse` "
-            "is when a scheduler last signed in with a key that may update Dask jobs. `address` "
-            "and `error` are null for users who may not run code of their own on the cluster."
+            "is when a scheduler last signed in with a key that may update Dask jobs. `lease` says "
+            "which scheduler leads, and is null if none does. `address`, `error` and `place` "
+            "are null for users who may not run code of their own on the cluster."
         )
     )
     def status(self) -> dict[str, Any]:
@@ -130,8 +133,16 @@ class DaskResource(Resource):
         return {
             "plugin": __version__,
             "scheduler": scheduler,
+            "lease": self._lease_status(),
             "credential": {"keys": len(keys), "lastUse": max(uses, default=None)},
         }
+
+    def _lease_status(self) -> dict[str, Any] | None:
+        lease = scheduler_lease.current()
+        if lease is None:
+            return None
+        place = lease.place if may_run_code(self.getCurrentUser()) else None
+        return {"place": place, "renewed": lease.renewed}
 
     @_for_schedulers
     @autoDescribeRoute(
@@ -193,7 +204,9 @@ class DaskResource(Resource):
             "attempt and sequence, and their `statuses`: the first ones, or those after an id. "
             "`lacking` are the jobs of such a page that the scheduler does not have, `version` is "
             "its version of the messages. `celery` tells whether this Girder runs the tasks of "
-            "girder_worker on Dask, so that workers import them."
+            "girder_worker on Dask, so that workers import them. A claim with a `lease` renews it. "
+            "While another scheduler has the lease, the answer says where (`lease`), and brings no "
+            "jobs."
         )
         .param(**body_types.parameter(ClaimBody))
         .errorResponse("The body cannot be read.")
@@ -206,19 +219,42 @@ class DaskResource(Resource):
         conflict = version_conflict(body.version, "on the scheduler", "in Girder")
         if conflict is not None:
             raise RestException(f"Your jobs wait: {conflict}.", 409)
+        lease = None
+        if body.lease is not None:
+            lease = scheduler_lease.request(scheduler, body.lease.place, body.lease.take_over)
+            if not lease.leads:
+                return {**self._claim_answer(Claim(), None), "lease": lease.to_wire()}
         self._backend.unreachable.record_request(scheduler)
         clear_reason(scheduler)
         lacking = {ObjectId(job): (attempt, sequence) for job, attempt, sequence in body.lacking}
         claim = claims.claim(scheduler, min(body.limit, _MAX_CLAIM_JOBS), lacking)
-        page = [] if after is None else acknowledgements.list_held(scheduler, after, _PAGE_JOBS)
+        page = None
+        if after is not None:
+            page = acknowledgements.list_held(scheduler, after, _PAGE_JOBS)
+        answer = self._claim_answer(claim, page)
+        return answer if lease is None else {**answer, "lease": lease.to_wire()}
+
+    def _claim_answer(self, claim: Claim, page: Sequence[Any] | None) -> dict[str, Any]:
         return {
             "site": self._site,
             "celery": is_chosen(),
             "specs": [to_json(spec.to_wire()) for spec in claim.specs],
             "cancel": claim.cancel,
-            "held": None if after is None else [held[:3] for held in page],
-            "statuses": [status for *_, status in page],
+            "held": None if page is None else [held[:3] for held in page],
+            "statuses": [status for *_, status in page or ()],
         }
+
+    @_for_schedulers
+    @autoDescribeRoute(
+        Description("End the lease of a scheduler that stops.")
+        .notes("For Dask schedulers. Another one that stands by leads at once.")
+        .param(**body_types.parameter(SchedulerBody))
+        .errorResponse("The body cannot be read.")
+    )
+    def release_lease(self) -> dict[str, Any]:
+        """End the lease of the scheduler that asks, if it has it."""
+        scheduler_lease.release(read_body_as(SchedulerBody).scheduler)
+        return {}
 
     @access.admin
     @autoDescribeRoute(

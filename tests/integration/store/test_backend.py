@@ -19,9 +19,11 @@ def test_settings_are_checked_and_take_effect(girder, monkeypatch):
 
     monkeypatch.delenv("GIRDER_SETTING_DASK_SCHEDULER_ADDRESS")
     ours.clear_cache()
-    assert ours.scheduler_address() is None
+    assert ours.scheduler_addresses() == []
     Setting().set(ours.SCHEDULER_ADDRESS, " tcp://10.0.0.1:8786 ")
-    assert ours.scheduler_address() == "tcp://10.0.0.1:8786"
+    assert ours.scheduler_addresses() == ["tcp://10.0.0.1:8786"]
+    Setting().set(ours.SCHEDULER_ADDRESS, "tls://a:8786,tls://b:8786 , ")
+    assert ours.scheduler_addresses() == ["tls://a:8786", "tls://b:8786"]
     Setting().set(ours.API_URL, "https://girder.test/api/v1/")
     assert ours.api_url() == "https://girder.test/api/v1"
     Setting().unset(ours.API_URL)
@@ -29,6 +31,7 @@ def test_settings_are_checked_and_take_effect(girder, monkeypatch):
     for key, value in [
         (ours.SCHEDULER_ADDRESS, "10.0.0.1:8786"),
         (ours.SCHEDULER_ADDRESS, "tcp://"),
+        (ours.SCHEDULER_ADDRESS, "tcp://a:8786, b:8786"),
         (ours.SCHEDULER_ADDRESS, 5),
         (ours.API_URL, "girder.test"),
         (ours.DIRECT_PATH, "yes"),

@@ -46,6 +46,8 @@ SCHEDULER = {
     "waiting": 2,
     "error": None,
     "claim_error": None,
+    "leads": True,
+    "leader": "tcp://127.0.0.1:8786 on a",
     "credential_error": None,
     "credential_file_problem": None,
     "allow_insecure": False,
@@ -242,6 +244,12 @@ CASES = {
         "The scheduler does not get its jobs from Girder",
         "500 to POST dask/job/claim",
         "Queued jobs do not run meanwhile; look at Girder's log.",
+    ),
+    "a scheduler that stands by": (
+        scheduler(leads=False, leader="tcp://other:8786 on b"),
+        "The scheduler stands by",
+        "the scheduler at tcp://other:8786 on b runs the jobs of this Girder",
+        "If no other scheduler should run, stop that one. This one leads then.",
     ),
     "no address of the scheduler": (
         girder(scheduler={"address": None, "reachable": None, "error": None}),

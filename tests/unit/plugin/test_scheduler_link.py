@@ -15,6 +15,7 @@ import pytest
 from distributed.comm.core import CommClosedError
 from distributed.core import Server
 
+from girder_dask.plugin.scheduler_addresses import SchedulerAddresses
 from girder_dask.plugin.scheduler_link import SchedulerLink
 from girder_dask.protocol.messages import JobSpec
 from tests.support.deadline import SECONDS, until
@@ -35,6 +36,7 @@ class LocalScheduler:
         self.thinks = 0.0  # seconds that it takes to say which jobs have begun
         self.loaded = True  # whether our plugin is
         self.site: str | None = None  # the id of its Girder
+        self.leads: bool | None = True
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -60,7 +62,12 @@ class LocalScheduler:
 
     async def _hello(self) -> dict[str, Any]:
         self.hellos += 1
-        return {"scheduler": f"run {self.runs}", "site": self.site}
+        return {
+            "scheduler": f"run {self.runs}",
+            "site": self.site,
+            "leads": self.leads,
+            "leader": "tcp://elsewhere:8786 on b",
+        }
 
     async def _submit(self, scheduler: str, specs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.refuse is not None:
@@ -99,7 +106,7 @@ def scheduler() -> Iterator[LocalScheduler]:
 @pytest.fixture(autouse=True)
 def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let attempts to connect end sooner: the scheduler is on this host, or away."""
-    monkeypatch.setattr("girder_dask.plugin.scheduler_link._CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("girder_dask.plugin.scheduler_rpc._CONNECT_TIMEOUT_S", 0.5)
 
 
 @pytest.fixture
@@ -492,3 +499,67 @@ def test_link_sends_nothing_to_a_scheduler_of_another_girder(scheduler: LocalSch
         assert reasons[-1] is None
     finally:
         link.close()
+
+
+def test_link_sends_nothing_to_a_scheduler_that_stands_by(scheduler: LocalScheduler) -> None:
+    reasons: list[str | None] = []
+    handed_over: list[str] = []
+    scheduler.leads = False
+    link = SchedulerLink(
+        lambda: scheduler.address,
+        lambda reason, _: reasons.append(reason),
+        lambda _, ids: [handed_over.append(job_id) or job_id for job_id in ids],  # type: ignore[func-returns-value]
+    )
+    try:
+        link.submit([spec("a")])
+        until(lambda: "a" in handed_over)
+        assert reasons[0] == (
+            "the Dask scheduler to which Girder sends jobs stands by for another one"
+        )
+        assert link.status()["error"] == (
+            f"the scheduler at {scheduler.address} stands by for the one at "
+            "tcp://elsewhere:8786 on b"
+        )
+        assert scheduler.got == []
+        scheduler.leads = None  # Girder has not answered it yet
+        link.submit([spec("b")])
+        until(lambda: "b" in scheduler.got)
+    finally:
+        link.close()
+
+
+@pytest.mark.parametrize("first", ["stands by", "is away"])
+def test_link_uses_the_address_of_the_scheduler_that_leads(
+    scheduler: LocalScheduler, first: str
+) -> None:
+    other = LocalScheduler()
+    scheduler.leads = False
+    if first == "is away":
+        scheduler.stop()
+    addresses = SchedulerAddresses(lambda: [scheduler.address, other.address])
+    link = SchedulerLink(addresses.current, try_next=addresses.try_next)
+    try:
+        link.submit([spec("a")])
+        until(lambda: "a" in other.got)
+        assert link.status()["address"] == other.address
+        assert link.status()["reachable"]
+        assert scheduler.got == []
+    finally:
+        link.close()
+        other.close()
+
+
+def test_link_tries_each_address_once(scheduler: LocalScheduler) -> None:
+    other = LocalScheduler()
+    scheduler.leads = other.leads = False
+    addresses = SchedulerAddresses(lambda: [scheduler.address, other.address])
+    link = SchedulerLink(addresses.current, try_next=addresses.try_next)
+    try:
+        link.check(SECONDS)
+        link.check(SECONDS)
+        # Once when the link begins, and once for each check.
+        assert all(2 <= each.hellos <= 3 for each in (scheduler, other))
+        assert link.status()["reachable"] is False
+    finally:
+        link.close()
+        other.close()
