@@ -6,12 +6,11 @@ import os
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import cloudpickle
 import dask.config
 import girder_client
 import pytest
@@ -27,19 +26,14 @@ from tests.support.network_hosts import NetworkHosts
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
-# The workers do not have this module.
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
 MARK = "what the job says"
 
 
-@task
 def says(text: str) -> str:
     print(text)
     return text
 
 
-@task(retries=0)
 def waits_for_second_attempt() -> int:
     from girder_dask import current_job
 
@@ -47,6 +41,12 @@ def waits_for_second_attempt() -> int:
     if request.attempt == 1:
         time.sleep(600)
     return request.attempt
+
+
+def of_a_script(function: Callable[..., Any]) -> Any:
+    """Return a task as a script has it: workers, which lack this module, get its code."""
+    function.__module__ = "__main__"
+    return task(function)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def in_container(site: ComposeSite, service: str, *names: str) -> list[int]:
 def test_compose_runs_a_job_through_https_below_a_prefix(
     site: ComposeSite, admin: girder_client.GirderClient, connected: None
 ) -> None:
-    result = says.delay(MARK)
+    result = of_a_script(says).delay(MARK)
     assert result.get(timeout=60) == MARK
     assert MARK in "".join(admin.get(f"job/{result.id}")["log"])
     page = requests.get(f"{site.url}/", verify=site.authority(), timeout=10)
@@ -208,7 +208,7 @@ def test_compose_runs_a_job_again_whose_worker_is_killed(
     connected: None,
     kill: Callable[[ComposeSite], None],
 ) -> None:
-    result = waits_for_second_attempt.delay()
+    result = of_a_script(waits_for_second_attempt).delay()
     until_running(admin, result.id)
     kill(site)
     assert result.get(timeout=120) == 2
@@ -222,7 +222,7 @@ def test_compose_renews_certificates_while_jobs_run(
     started = site.containers("scheduler")[0]["State"]["StartedAt"]
     site.compose("run", "--rm", "--no-deps", "-T", "setup", "sh", "/setup/setup", "renew")
     assert site.file("/etc/girder_dask/worker/worker.pem") != before
-    assert says.delay(MARK).get(timeout=60) == MARK
+    assert of_a_script(says).delay(MARK).get(timeout=60) == MARK
     assert site.containers("scheduler")[0]["State"]["StartedAt"] == started
 
 
@@ -244,7 +244,7 @@ def test_compose_starts_again_with_its_data(site: ComposeSite) -> None:
             dask.config.set({"girder.ca-file": str(site.authority())}),
             connect(site.url, token=admin.token),
         ):
-            assert says.delay(MARK).get(timeout=60) == MARK
+            assert of_a_script(says).delay(MARK).get(timeout=60) == MARK
 
 
 def test_compose_proxy_has_the_protocols_of_today(site: ComposeSite) -> None:
