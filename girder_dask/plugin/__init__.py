@@ -22,6 +22,7 @@ from girder_dask.plugin import (
     token_sweeper,
 )
 from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.map_canceler import MapCanceler
 from girder_dask.plugin.metrics.counter_store import DaskMetric
 from girder_dask.plugin.rest import artifacts as artifact_rest
 from girder_dask.plugin.rest import (
@@ -87,6 +88,7 @@ class DaskPlugin(GirderPlugin):
         )
         set_backend(backend)
         backend.connect()
+        MapCanceler(backend).start()
         token_sweeper.start()
         retention_sweeper.start()
         flusher.start()

@@ -23,7 +23,7 @@ from girder_dask.plugin.rest.reserved_fields import (
 )
 from girder_dask.plugin.store import artifacts, cancellation, job_records
 from girder_dask.plugin.store.logs import chunks
-from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.maps import large_maps, parents
 from girder_dask.plugin.store.validation import is_map_parent
 from girder_dask.plugin.whole_saves import save_other_fields
 from girder_dask.utils.text import MAX_LINE_CHARACTERS
@@ -98,8 +98,13 @@ class _JobEventHandlers:
         chunks.delete([job_id])
         if job.get("status") not in FINAL:
             cancellation.record_removal(job_id)
+            if large_maps.is_large(job_id):
+                large_maps.leave_behind(job_id)
+                return
             children = cancellation.cancel_children(job_id, self._backend.ask_scheduler)
             self._backend.tell_canceled([str(job_id), *children])
+        # The job no longer has its parent, which therefore waits for it no longer.
+        parents.recount_parents_of([job])
 
     def on_user_removed(self, event: Any) -> None:
         """End the jobs of a deleted user."""

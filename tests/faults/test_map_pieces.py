@@ -40,3 +40,19 @@ def test_a_map_goes_on_after_girder_was_killed_between_two_pieces(
     assert job["status"] == S.SUCCESS
     assert job["dask"]["group"]["total"] == 5 * PIECE
     until(lambda: stack.job(result.id)["progress"]["current"] == 5 * PIECE)
+
+
+def test_the_cancel_of_a_large_map_outlives_girder(fault_stack: Callable[..., FaultStack]) -> None:
+    stack = fault_stack(workers=1, threads=2)
+
+    def start(count: int) -> str:
+        from my_worker_tasks import noop
+
+        return str(noop.options(resources={"nowhere": 1}).map([()] * count).id)
+
+    parent = stack.call(start, 3_000)
+    stack.admin.put(f"job/{parent}/cancel")
+    stack.kill("girder")
+    stack.restart("girder")
+    assert stack.wait(parent, 60)["status"] == S.CANCELED
+    assert stack.job(parent)["dask"]["group"]["canceled"] == 3_000

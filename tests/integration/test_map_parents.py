@@ -480,6 +480,17 @@ def test_a_child_that_is_deleted_is_not_waited_for(inside, girder_user):
     assert inside(end) == (["QUEUED", "RUNNING", "SUCCESS"], 1)
 
 
+def test_the_deletion_of_the_last_child_at_work_ends_the_parent(inside, girder_user):
+    made = inside(lambda: Site.record(2))
+    inside(lambda: Site.tell(made["children"][1], RUN, OK))
+    girder_user.client.delete(f"job/{made['children'][0]}")
+
+    def look() -> Any:
+        return Site.states(made["id"]), Site.group(made["id"])["total"]
+
+    assert inside(look) == (["QUEUED", "RUNNING", "SUCCESS"], 1)
+
+
 def test_a_stranger_cancels_nothing(inside, girder_stack):
     made = inside(lambda: Site.record(2))
     stranger = girder_stack.create_user()

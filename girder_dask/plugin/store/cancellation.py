@@ -15,15 +15,17 @@ from girder_dask.errors import GirderError
 from girder_dask.jobs import FINAL, HANDLER, JobStatus
 from girder_dask.plugin.store import job_records, models, quarantine
 from girder_dask.plugin.store.job_change import JobChange
-from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.maps import large_maps, parents
 from girder_dask.plugin.store.updates import MAX_ROUNDS, WITHOUT_LOG, publish, save
 from girder_dask.plugin.store.validation import MalformedDocument, is_map_parent
 
 __all__ = [
+    "FINAL_STATUSES",
     "REMIND_PERIOD",
     "AskScheduler",
     "cancel",
     "cancel_children",
+    "cancel_jobs",
     "cancel_jobs_of_user",
     "clean_up_ended",
     "collect_removals",
@@ -37,7 +39,8 @@ REMIND_PERIOD = timedelta(minutes=10)
 
 _MAX_JOBS_PER_QUERY = 1_000
 
-_FINAL_STATUSES = [int(status) for status in FINAL]
+#: The numbers of the states that a job never leaves.
+FINAL_STATUSES = [int(status) for status in FINAL]
 
 
 #: Tells the scheduler to end jobs, and returns the ids of those that have started or may have; None
@@ -77,7 +80,7 @@ def cancel(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> JobStatus | N
     job = models.collection(Job()).find_one({"_id": job_id}, WITHOUT_LOG)
     if job is not None and is_map_parent(job):
         return parents.cancel(job_id)
-    if job is not None and job.get("status") not in _FINAL_STATUSES:
+    if job is not None and job.get("status") not in FINAL_STATUSES:
         quarantine.require_valid(job)
     left = _cancel_all([job_id], ask)
     if left:
@@ -88,7 +91,8 @@ def cancel(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> JobStatus | N
 def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list[str]:
     """Cancel the unfinished jobs that a job has started, directly or through other jobs.
 
-    Takes the same parameters as :func:`cancel`.
+    Takes the same parameters as :func:`cancel`. The jobs of large maps are canceled later, see
+    :mod:`girder_dask.plugin.store.maps.large_maps`.
 
     Returns
     -------
@@ -101,7 +105,7 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
         If other processes keep changing one of the jobs.
     """
     to_stop: list[str] = []
-    seen, unvisited = {job_id}, [job_id]
+    seen, unvisited = {job_id}, _not_large([job_id])
     left: set[ObjectId] = set()
     while unvisited:
         children = list(
@@ -114,11 +118,13 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
         # Ended children count too, since jobs that they have started may still be running.
         fresh = [child for child in children if child["_id"] not in seen]
         seen.update(child["_id"] for child in fresh)
-        unvisited += [child["_id"] for child in fresh]
-        ours = _cancel_others(
-            [child for child in fresh if child.get("status") not in _FINAL_STATUSES]
+        ours, blocked = cancel_jobs(
+            [child for child in fresh if child.get("status") not in FINAL_STATUSES], ask
         )
-        left |= _cancel_all(ours, ask)
+        left |= blocked
+        maps = [child["_id"] for child in fresh if is_map_parent(child)]
+        unvisited += [child["_id"] for child in fresh if not is_map_parent(child)]
+        unvisited += _not_large(maps)
         to_stop += [str(child_id) for child_id in ours]
     # Count again, for maps whose jobs have all ended meanwhile.
     parents.recount_parents_of([{"parentId": parent} for parent in seen])
@@ -128,6 +134,32 @@ def cancel_children(job_id: ObjectId, ask: AskScheduler = _no_scheduler) -> list
             "canceled: other processes keep changing them. Cancel it again."
         )
     return to_stop
+
+
+def cancel_jobs(
+    jobs: Iterable[dict[str, Any]], ask: AskScheduler
+) -> tuple[list[ObjectId], set[ObjectId]]:
+    """Cancel unfinished jobs of any kind.
+
+    Returns
+    -------
+    tuple
+        The jobs of this plugin that the scheduler must stop, and those that other processes keep
+        changing.
+    """
+    ours = _cancel_others(jobs)
+    return ours, _cancel_all(ours, ask)
+
+
+def _not_large(maps: Iterable[ObjectId]) -> list[ObjectId]:
+    """Return jobs without large maps. The jobs of those are canceled step by step."""
+    small = []
+    for job_id in maps:
+        if large_maps.is_large(job_id):
+            large_maps.work.set()
+        else:
+            small.append(job_id)
+    return small
 
 
 def cancel_jobs_of_user(user: Mapping[str, Any], ask: AskScheduler = _no_scheduler) -> list[str]:
@@ -207,7 +239,7 @@ def _cancel_all(ids: Sequence[ObjectId], ask: AskScheduler, why: str = "") -> se
 
 def _unfinished(ids: Iterable[ObjectId]) -> list[dict[str, Any]]:
     found = models.collection(Job()).find(
-        {"_id": {"$in": list(ids)}, "status": {"$nin": _FINAL_STATUSES}}, WITHOUT_LOG
+        {"_id": {"$in": list(ids)}, "status": {"$nin": FINAL_STATUSES}}, WITHOUT_LOG
     )
     return quarantine.filter_valid(found)
 
@@ -244,7 +276,7 @@ def clean_up_ended(job: dict[str, Any]) -> bool:
     bool
         True if the scheduler must stop the job.
     """
-    if job["status"] not in _FINAL_STATUSES or (
+    if job["status"] not in FINAL_STATUSES or (
         job.get("handler") != HANDLER and not job.get("dask")
     ):
         return False
@@ -282,5 +314,5 @@ def collect_removals(now: datetime) -> list[str]:
         if not isinstance(job["removed"], datetime) or job["removed"] < now - REMIND_PERIOD
     ]
     if old:
-        jobs.delete_many({"_id": {"$in": old}})
+        jobs.delete_many({"_id": {"$in": old}, large_maps.LEFT_BEHIND: {"$exists": False}})
     return [str(job["_id"]) for job in found]

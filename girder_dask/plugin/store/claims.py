@@ -19,6 +19,7 @@ from girder_dask.plugin.store import job_records, models, quarantine, tokens
 from girder_dask.plugin.store.cancellation import REMIND_PERIOD, collect_removals
 from girder_dask.plugin.store.job_change import JobChange
 from girder_dask.plugin.store.maps import parents
+from girder_dask.plugin.store.maps.large_maps import claimable
 from girder_dask.plugin.store.results import AttemptOutcome
 from girder_dask.plugin.store.retries import with_retry_requests
 from girder_dask.plugin.store.updates import WITHOUT_LOG, publish, save
@@ -95,7 +96,7 @@ def claim(
     now = datetime.now(timezone.utc)
     answer = Claim(cancel=_collect_cancellations(scheduler, now))
     claim_id = uuid.uuid4().hex
-    jobs = _candidates(scheduler, limit, lacking, now)
+    jobs = claimable(_candidates(scheduler, limit, lacking, now))
     jobs, known = _with_records(jobs)
     changes = [
         change

@@ -265,11 +265,16 @@ def delete(job_ids: Sequence[ObjectId]) -> None:
 
 
 def close_removed(job_id: ObjectId) -> None:
-    """End an unfinished job that is about to be deleted, so that it can no longer be claimed."""
-    Job().collection.update_one(
+    """End an unfinished job that is about to be deleted, so that it can no longer be claimed.
+
+    From now on it is not counted among the jobs of its parent.
+    """
+    jobs = Job().collection
+    jobs.update_one(
         {"_id": job_id, "status": {"$nin": [int(status) for status in FINAL]}},
         {"$set": {"status": int(JobStatus.CANCELED)}, "$unset": {"dask.open": True}},
     )
+    jobs.update_one({"_id": job_id}, {"$unset": {"parentId": True}})
 
 
 def set_tokens(ids: Mapping[Any, str]) -> None:

@@ -170,6 +170,7 @@ IN_THE_BACKGROUND = {
     "worker/back_pressure",
     "worker/outbox",
     "plugin/notify/redis_publisher",
+    "plugin/map_canceler",
     "plugin/memory_trimming",
     "plugin/metrics/flusher",
     "plugin/store/maps/count_throttle",
@@ -442,6 +443,27 @@ async def selector_pipe_closed_meanwhile() -> None:
     os.close(write)
 
 
+async def map_cancellation() -> None:
+    from girder_dask.plugin import map_canceler
+
+    class Enough(BaseException):
+        """Ends the thread, which has no other end."""
+
+    step = Fails(lambda: False)
+
+    def wait(_seconds: float) -> None:
+        if step.calls == 2:
+            raise Enough
+
+    work = SimpleNamespace(wait=wait, set=lambda: None, clear=lambda: None)
+    canceler: Any = map_canceler.MapCanceler(SimpleNamespace())  # type: ignore[arg-type]
+    canceler.step = step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(map_canceler, "large_maps", SimpleNamespace(work=work))
+        with pytest.raises(Enough):
+            canceler._run()
+
+
 async def thread_interruption() -> None:
     lock = threading.RLock()
     interrupter = thread_interrupter.ThreadInterrupter(lambda _ident: False, lock)
@@ -546,6 +568,7 @@ PLACES = [
     process_log_timer,
     process_sink_timer,
     soft_time_limit_expiry,
+    map_cancellation,
     thread_interruption,
     child_listener,
 ]

@@ -1,0 +1,94 @@
+"""The thread that cancels the jobs of large maps, step by step.
+
+Whoever cancels such a map marks its parent, wakes the thread, and need not wait. What a process of
+Girder leaves undone, another one or the next one finds: an unfinished cancellation is in the
+database.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from girder_dask.plugin import map_cancel_steps
+from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.store import cancellation
+from girder_dask.plugin.store.maps import large_maps, parents
+from girder_dask.utils.background import Guard
+
+__all__ = ["SCAN_INTERVAL_S", "MapCanceler"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two scans for maps that another process has left.
+SCAN_INTERVAL_S = 30.0
+
+_THREAD_NAME = "girder-dask-map-canceler"
+
+
+class MapCanceler:
+    """The cancellation of large maps.
+
+    Parameters
+    ----------
+    backend
+        Reaches the scheduler.
+    """
+
+    def __init__(self, backend: GirderBackend) -> None:
+        self._backend = backend
+        self._told: set[ObjectId] = set()
+        self._guard = Guard(
+            logger, "The cancellation of maps", expected=(PyMongoError,), max_delay_s=10.0
+        )
+
+    def start(self) -> None:
+        """Start the thread, once in a process."""
+        if not any(thread.name == _THREAD_NAME for thread in threading.enumerate()):
+            threading.Thread(target=self._run, name=_THREAD_NAME, daemon=True).start()
+
+    def _run(self) -> None:
+        large_maps.work.set()  # an earlier process may have left something
+        while True:
+            large_maps.work.wait(self._guard.delay_s or SCAN_INTERVAL_S)
+            large_maps.work.clear()
+            with self._guard:
+                while self.step():
+                    pass
+
+    def step(self) -> bool:
+        """Cancel some jobs of each map. Return True if there may be more."""
+        left_behind = large_maps.find_left_behind()
+        maps = [*large_maps.find_unfinished(), *left_behind]
+        self._tell([parent for parent in maps if parent not in self._told])
+        self._told.intersection_update(maps)
+        found = False
+        for parent in maps:
+            if map_cancel_steps.cancel_some(parent, self._backend.ask_scheduler):
+                found = True
+            elif parent in self._told:
+                self._finish(parent, is_deleted=parent in left_behind)
+        return found
+
+    def _tell(self, maps: Sequence[ObjectId]) -> None:
+        """Tell the scheduler to end all jobs that it has of maps, before Girder records that."""
+        for parent in maps:
+            for ids in map_cancel_steps.claimed_ids(parent):
+                self._backend.tell_canceled(ids)
+            self._told.add(parent)
+
+    def _finish(self, parent: ObjectId, *, is_deleted: bool) -> None:
+        """Cancel what this plugin does not run of a map, and what its jobs have started."""
+        map_cancel_steps.cancel_foreign(parent)
+        for job_id in map_cancel_steps.descendants(parent):
+            self._backend.tell_canceled(
+                cancellation.cancel_children(job_id, self._backend.ask_scheduler)
+            )
+        if is_deleted:
+            large_maps.forget(parent)
+        else:
+            parents.recount_parents_of([{"parentId": parent}])
