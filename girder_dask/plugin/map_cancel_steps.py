@@ -11,6 +11,7 @@ from girder_jobs.models.job import Job
 
 from girder_dask.jobs import JobStatus
 from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
+from girder_dask.plugin.metrics.counts import counts
 from girder_dask.plugin.store import cancellation, job_records, models
 from girder_dask.plugin.store.cancellation import AskScheduler
 from girder_dask.plugin.store.database import batches
@@ -82,7 +83,7 @@ def _cancel_unclaimed(ids: Sequence[ObjectId]) -> None:
     now = datetime.now(timezone.utc)
     canceled = int(JobStatus.CANCELED)
     # Without the hint, the planner may choose the index over the states, which is slow.
-    Job().collection.update_many(
+    written = Job().collection.update_many(
         {
             "_id": {"$in": list(ids)},
             "status": int(JobStatus.QUEUED),
@@ -97,9 +98,14 @@ def _cancel_unclaimed(ids: Sequence[ObjectId]) -> None:
         hint=[("_id", 1)],
     )
     # A scheduler may have claimed some meanwhile.
-    ended = models.collection(Job()).find(
-        {"_id": {"$in": list(ids)}, "status": canceled}, {"_id": True}, hint=[("_id", 1)]
+    ended = list(
+        models.collection(Job()).find(
+            {"_id": {"$in": list(ids)}, "status": canceled}, {"dask.task": True}, hint=[("_id", 1)]
+        )
     )
+    tasks = [str((job.get("dask") or {}).get("task")) for job in ended]
+    # Another process may have canceled some of them.
+    counts.ended(tasks[: written.modified_count], JobStatus.CANCELED)
     job_records.purge_ended([job["_id"] for job in ended])
 
 

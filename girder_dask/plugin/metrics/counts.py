@@ -83,6 +83,12 @@ class JobCounts:
             for task in tasks:
                 self._counts.counters["created", task] += 1
 
+    def ended(self, tasks: Iterable[str], status: JobStatus) -> None:
+        """Count jobs that have ended without a run, given the names of their tasks."""
+        with self._lock:
+            for task in tasks:
+                self._counts.counters["ended", task, status.name] += 1
+
     def changed(self, changes: Iterable[JobChange]) -> None:
         """Count changes of jobs that were written. Never raises: the jobs are stored."""
         now = datetime.now(timezone.utc)
