@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
@@ -41,7 +40,8 @@ class MapCanceler:
 
     def __init__(self, backend: GirderBackend) -> None:
         self._backend = backend
-        self._told: set[ObjectId] = set()
+        # Whether the scheduler was told, by the parents of the maps.
+        self._begun: dict[ObjectId, bool] = {}
         self._guard = Guard(
             logger, "The cancellation of maps", expected=(PyMongoError,), max_delay_s=10.0
         )
@@ -57,29 +57,40 @@ class MapCanceler:
             large_maps.work.wait(self._guard.delay_s or SCAN_INTERVAL_S)
             large_maps.work.clear()
             with self._guard:
-                while self.step():
-                    pass
+                self.cancel_all()
 
-    def step(self) -> bool:
-        """Cancel some jobs of each map. Return True if there may be more."""
+    def cancel_all(self) -> None:
+        """Cancel the jobs of all canceled maps, with a step for each map in turn."""
+        finished: set[ObjectId] = set()
+        while self._step(finished):
+            pass
+
+    def _step(self, finished: set[ObjectId]) -> bool:
+        """Cancel some jobs of each map that is not finished. Return True if there may be more."""
         left_behind = large_maps.find_left_behind()
-        maps = [*large_maps.find_unfinished(), *left_behind]
-        self._tell([parent for parent in maps if parent not in self._told])
-        self._told.intersection_update(maps)
+        unfinished = [*large_maps.find_unfinished(), *left_behind]
+        # Those that were begun stay, even if they have ended, until what their jobs have started is
+        # canceled too.
+        for parent in [*large_maps.take_canceled(), *unfinished]:
+            self._begun.setdefault(parent, False)
         found = False
-        for parent in maps:
+        for parent in self._begun.keys() - finished:
+            if not self._begun[parent]:
+                self._tell(parent)
             if map_cancel_steps.cancel_some(parent, self._backend.ask_scheduler):
                 found = True
-            elif parent in self._told:
-                self._finish(parent, is_deleted=parent in left_behind)
+                continue
+            self._finish(parent, is_deleted=parent in left_behind)
+            finished.add(parent)
+            if parent not in unfinished or parent in left_behind:
+                del self._begun[parent]
         return found
 
-    def _tell(self, maps: Sequence[ObjectId]) -> None:
-        """Tell the scheduler to end all jobs that it has of maps, before Girder records that."""
-        for parent in maps:
-            for ids in map_cancel_steps.claimed_ids(parent):
-                self._backend.tell_canceled(ids)
-            self._told.add(parent)
+    def _tell(self, parent: ObjectId) -> None:
+        """Tell the scheduler to end all jobs that it has of a map, before Girder records that."""
+        for ids in map_cancel_steps.claimed_ids(parent):
+            self._backend.tell_canceled(ids)
+        self._begun[parent] = True
 
     def _finish(self, parent: ObjectId, *, is_deleted: bool) -> None:
         """Cancel what this plugin does not run of a map, and what its jobs have started."""

@@ -48,7 +48,7 @@ def test_the_cancel_of_a_large_map_outlives_girder(fault_stack: Callable[..., Fa
     def start(count: int) -> str:
         from my_worker_tasks import noop
 
-        return str(noop.options(resources={"nowhere": 1}).map([()] * count).id)
+        return str(noop.options(resources={"nowhere": 1}).starmap([()] * count).id)
 
     parent = stack.call(start, 3_000)
     stack.admin.put(f"job/{parent}/cancel")

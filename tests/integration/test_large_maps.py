@@ -18,7 +18,7 @@ def start_map(count: int, **options: Any) -> str:
     """Start a map whose jobs no worker can run. Run it in Girder."""
     from my_worker_tasks import noop
 
-    return str(noop.options(resources={"nowhere": 1}, **options).map([()] * count).id)
+    return str(noop.options(resources={"nowhere": 1}, **options).starmap([()] * count).id)
 
 
 def record_map(count: int) -> str:

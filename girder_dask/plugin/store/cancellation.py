@@ -156,7 +156,7 @@ def _not_large(maps: Iterable[ObjectId]) -> list[ObjectId]:
     small = []
     for job_id in maps:
         if large_maps.is_large(job_id):
-            large_maps.work.set()
+            large_maps.add_canceled(job_id)
         else:
             small.append(job_id)
     return small

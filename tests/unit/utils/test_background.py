@@ -449,7 +449,7 @@ async def map_cancellation() -> None:
     class Enough(BaseException):
         """Ends the thread, which has no other end."""
 
-    step = Fails(lambda: False)
+    step = Fails()
 
     def wait(_seconds: float) -> None:
         if step.calls == 2:
@@ -457,7 +457,7 @@ async def map_cancellation() -> None:
 
     work = SimpleNamespace(wait=wait, set=lambda: None, clear=lambda: None)
     canceler: Any = map_canceler.MapCanceler(SimpleNamespace())  # type: ignore[arg-type]
-    canceler.step = step
+    canceler.cancel_all = step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(map_canceler, "large_maps", SimpleNamespace(work=work))
         with pytest.raises(Enough):

@@ -6,6 +6,7 @@ afterwards, step by step (:mod:`girder_dask.plugin.map_canceler`).
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -20,12 +21,14 @@ from girder_dask.plugin.store import models
 __all__ = [
     "LARGE_JOBS",
     "LEFT_BEHIND",
+    "add_canceled",
     "claimable",
     "find_left_behind",
     "find_unfinished",
     "forget",
     "is_large",
     "leave_behind",
+    "take_canceled",
     "work",
 ]
 
@@ -38,6 +41,9 @@ _STOPPING_STATUSES = [int(JobStatus.CANCELING), int(JobStatus.CANCELED)]
 #: Set when there are maps to cancel in this process.
 work = threading.Event()
 
+# The maps that were canceled in this process, for its thread. They may end before it sees them.
+_canceled: queue.SimpleQueue[ObjectId] = queue.SimpleQueue()
+
 #: The field of the record of a deleted parent whose jobs are still to be canceled.
 LEFT_BEHIND = "left_behind"
 
@@ -48,6 +54,20 @@ def is_large(job_id: ObjectId) -> bool:
     if jobs.find_one({"_id": job_id, "dask.group": {"$exists": True}}, {"_id": True}) is None:
         return False
     return bool(jobs.count_documents({"parentId": job_id}, limit=LARGE_JOBS + 1) > LARGE_JOBS)
+
+
+def add_canceled(job_id: ObjectId) -> None:
+    """Have the jobs of a map canceled, and what they have started. Returns at once."""
+    _canceled.put(job_id)
+    work.set()
+
+
+def take_canceled() -> list[ObjectId]:
+    """Return the maps that were added since the last call."""
+    taken = []
+    while not _canceled.empty():
+        taken.append(_canceled.get())
+    return taken
 
 
 def find_unfinished() -> list[ObjectId]:
