@@ -22,7 +22,7 @@ from girder_dask.plugin import (
     token_sweeper,
 )
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.map_canceler import MapCanceler
+from girder_dask.plugin.map_cancellation.canceler import MapCanceler
 from girder_dask.plugin.metrics.counter_store import DaskMetric
 from girder_dask.plugin.rest import artifacts as artifact_rest
 from girder_dask.plugin.rest import (

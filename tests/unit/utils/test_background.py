@@ -170,7 +170,7 @@ IN_THE_BACKGROUND = {
     "worker/back_pressure",
     "worker/outbox",
     "plugin/notify/redis_publisher",
-    "plugin/map_canceler",
+    "plugin/map_cancellation/canceler",
     "plugin/memory_trimming",
     "plugin/metrics/flusher",
     "plugin/store/maps/count_throttle",
@@ -444,7 +444,7 @@ async def selector_pipe_closed_meanwhile() -> None:
 
 
 async def map_cancellation() -> None:
-    from girder_dask.plugin import map_canceler
+    from girder_dask.plugin.map_cancellation import canceler as map_canceler
 
     class Enough(BaseException):
         """Ends the thread, which has no other end."""

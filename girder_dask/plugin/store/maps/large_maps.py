@@ -1,7 +1,7 @@
 """Maps that are too large to be canceled within one request.
 
 Their parent is marked, so that none of their jobs is claimed any longer. The jobs are canceled
-afterwards, step by step (:mod:`girder_dask.plugin.map_canceler`).
+afterwards, step by step (:mod:`girder_dask.plugin.map_cancellation`).
 """
 
 from __future__ import annotations

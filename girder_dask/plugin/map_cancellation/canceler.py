@@ -13,8 +13,8 @@ import threading
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from girder_dask.plugin import map_cancel_steps
 from girder_dask.plugin.backend import GirderBackend
+from girder_dask.plugin.map_cancellation import steps
 from girder_dask.plugin.store import cancellation
 from girder_dask.plugin.store.maps import large_maps, parents
 from girder_dask.utils.background import Guard
@@ -77,7 +77,7 @@ class MapCanceler:
         for parent in self._begun.keys() - finished:
             if not self._begun[parent]:
                 self._tell(parent)
-            if map_cancel_steps.cancel_some(parent, self._backend.ask_scheduler):
+            if steps.cancel_some(parent, self._backend.ask_scheduler):
                 found = True
                 continue
             self._finish(parent, is_deleted=parent in left_behind)
@@ -88,14 +88,14 @@ class MapCanceler:
 
     def _tell(self, parent: ObjectId) -> None:
         """Tell the scheduler to end all jobs that it has of a map, before Girder records that."""
-        for ids in map_cancel_steps.claimed_ids(parent):
+        for ids in steps.claimed_ids(parent):
             self._backend.tell_canceled(ids)
         self._begun[parent] = True
 
     def _finish(self, parent: ObjectId, *, is_deleted: bool) -> None:
         """Cancel what this plugin does not run of a map, and what its jobs have started."""
-        map_cancel_steps.cancel_foreign(parent)
-        for job_id in map_cancel_steps.descendants(parent):
+        steps.cancel_foreign(parent)
+        for job_id in steps.descendants(parent):
             self._backend.tell_canceled(
                 cancellation.cancel_children(job_id, self._backend.ask_scheduler)
             )
