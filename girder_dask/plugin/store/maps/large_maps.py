@@ -118,12 +118,17 @@ def _find_stopping(jobs: Iterable[Mapping[str, Any]]) -> set[ObjectId]:
 
 
 def claimable(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the jobs that a scheduler may claim: those whose parent is no canceled map.
+    """Return the jobs that a scheduler may claim: not those of a canceled map that may yet start.
 
-    The others are canceled with the rest of their map.
+    They are canceled with the rest of their map. A job that is CANCELING is claimed, since the
+    claim ends it if its scheduler is lost.
     """
-    stopping = _find_stopping(jobs)
+    stopping = _find_stopping(job for job in jobs if job.get("status") != JobStatus.CANCELING)
     if not stopping:
         return list(jobs)
     work.set()
-    return [job for job in jobs if job.get("parentId") not in stopping]
+    return [
+        job
+        for job in jobs
+        if job.get("status") == JobStatus.CANCELING or job.get("parentId") not in stopping
+    ]
