@@ -163,3 +163,23 @@ def test_a_large_map_that_is_deleted_takes_along_what_has_not_run(
         return ObjectId(parent) in large_maps.find_left_behind()
 
     until(lambda: not girder_stack.call(is_left, parent))
+
+
+def test_claim_ends_a_job_of_a_canceled_map_whose_scheduler_is_lost(girder_stack: Any) -> None:
+    parent = girder_stack.call(record_map, 2)
+
+    def claim(parent: str) -> list[int]:
+        from bson import ObjectId
+        from girder_jobs.models.job import Job
+
+        from girder_dask.plugin.store import claims
+
+        jobs = Job().collection
+        is_lost = {"status": 824, "dask.scheduler": "lost"}
+        jobs.update_one({"parentId": ObjectId(parent)}, {"$set": is_lost})
+        jobs.update_one({"_id": ObjectId(parent)}, {"$set": {"status": 824}})
+        claims.claim("greedy", 10_000)
+        return [job["status"] for job in jobs.find({"parentId": ObjectId(parent)})]
+
+    assert JobStatus.CANCELING not in girder_stack.call(claim, parent)
+    assert girder_stack.wait(parent)["status"] == JobStatus.CANCELED
