@@ -170,7 +170,7 @@ class Task(Generic[P, R]):
             an iterable with a value for each call.
         total, girder_map_total
             The number of calls, if the iterables do not have lengths. ``total`` is an argument of
-            the function if that has one of this name.
+            the function if that takes one of this name.
 
         Returns
         -------

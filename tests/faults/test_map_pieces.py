@@ -32,7 +32,7 @@ def test_a_map_goes_on_after_girder_was_killed_between_two_pieces(
             yield n
 
     with connect(stack.girder, api_key=key):
-        result = my_task.map(elements(), total=5 * PIECE)
+        result = my_task.map(elements(), girder_map_total=5 * PIECE)
         back.join()
         values = [value["args"] for value in result.get(timeout=60)]
     assert values == [[n] for n in range(5 * PIECE)]

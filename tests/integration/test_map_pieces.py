@@ -73,7 +73,7 @@ def test_a_map_of_several_pieces_is_one_map(girder_stack: Any) -> None:
                 seen.append(group_of(girder_stack, parent["_id"]))
             yield n
 
-    result = my_task.map(elements(), total=100, girder_job_type="pieces")
+    result = my_task.map(elements(), girder_map_total=100, girder_job_type="pieces")
     assert [value["args"] for value in result.get(timeout=60)] == [[n] for n in range(65)]
     assert result.status == JobStatus.SUCCESS
     assert (seen[0]["total"], seen[0]["sending"]) == (100, True)
@@ -98,7 +98,7 @@ def test_a_connection_that_breaks_within_a_piece_loses_and_doubles_nothing(
                 drop(proxy, size)
             yield n
 
-    result = my_task.map(elements(), total=4 * PIECE)
+    result = my_task.map(elements(), girder_map_total=4 * PIECE)
     assert proxy.done == 2
     values = [value["args"] for value in result.get(timeout=60)]
     assert values == [[n] for n in range(4 * PIECE)]
@@ -124,7 +124,7 @@ def test_cancel_stops_a_map_that_is_being_sent(girder_stack: Any) -> None:
             yield n
 
     with pytest.raises(JobCanceled, match="was canceled after"):
-        nowhere.map(elements(), total=10 * PIECE, girder_job_type="stopped")
+        nowhere.map(elements(), girder_map_total=10 * PIECE, girder_job_type="stopped")
     job = girder_stack.wait(sent[0])
     assert job["status"] == JobStatus.CANCELED
     states = {child["status"] for child in girder_stack.call(children_of, sent[0])}
