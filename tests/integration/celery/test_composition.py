@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from girder_dask.jobs import FINAL, JobStatus
+from girder_dask.jobs import FINAL, JobStatus, waits_for
 from girder_dask.testing.stack import User
 from tests.support.celery_site import CelerySite, wait_until
 
@@ -102,10 +102,8 @@ def test_link_runs_after_success_and_link_error_after_failure(celery_site: Celer
 
 def test_retry_holds_no_worker_and_counts(celery_site: CelerySite) -> None:
     job_id = celery_site.delay("tries_again", 1, 5.0)
-    waiting = wait_until(
-        lambda: celery_site.job(job_id)["dask"].get("waits") and celery_site.job(job_id)
-    )
-    assert waiting["status"] == JobStatus.QUEUED
+    reason = wait_until(lambda: waits_for(celery_site.job(job_id)))
+    assert reason.startswith("it is to start at ")
     assert celery_site.admin.get("worker/status")["active"]["dask@worker-0"] == []
     job = celery_site.wait(job_id, status=JobStatus.SUCCESS)
     assert celery_site.value(job_id) == 1
