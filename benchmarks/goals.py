@@ -62,6 +62,17 @@ GOALS = {
         "<=",
         1.0,
     ),
+    "takeover_delay_vs_rabbitmq": Goal(
+        "200 no-op jobs of a task of girder_worker, run by girder_dask: throughput of a `delay()` "
+        "loop in one request, relative to the same on RabbitMQ",
+        ">=",
+        1.0,
+    ),
+    "takeover_latency_vs_rabbitmq": Goal(
+        "median latency of one such job on an idle system, relative to the same on RabbitMQ",
+        "<=",
+        1.0,
+    ),
     "http_per_job": Goal("requests to Girder per job, for a map of 1,000 jobs", "<=", 0.05),
     "log_lines_vs_girder_worker": Goal(
         "200,000 lines printed by a task: lines per second until all are in Girder, relative to "

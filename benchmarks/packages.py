@@ -14,6 +14,9 @@ NAME = "benchmark_tasks"
 _TASKS = Path(__file__).with_name("tasks.py")
 _METADATA = "Metadata-Version: 2.1\nName: benchmark-tasks\nVersion: 1\n"
 _ENTRY_POINTS = "[girder.plugin]\nbenchmark = benchmarks.plugin:BenchmarkPlugin\n"
+_WORKER_ENTRY_POINTS = (
+    "[girder_worker_plugins]\nbenchmark = benchmarks.task_plugin:BenchmarkTasks\n"
+)
 
 
 def write(directory: Path, *, ported: bool) -> Path:
@@ -31,5 +34,6 @@ def write(directory: Path, *, ported: bool) -> Path:
     distribution.mkdir(parents=True, exist_ok=True)
     (directory / f"{NAME}.py").write_text(rewrite(source) if ported else source)
     (distribution / "METADATA").write_text(_METADATA)
-    (distribution / "entry_points.txt").write_text(_ENTRY_POINTS)
+    entry_points = _ENTRY_POINTS + (_WORKER_ENTRY_POINTS if ported else "")
+    (distribution / "entry_points.txt").write_text(entry_points)
     return directory

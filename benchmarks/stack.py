@@ -19,6 +19,7 @@ import psutil
 from benchmarks import packages
 from benchmarks.raw import RawDask
 from benchmarks.side import Side
+from benchmarks.takeover import PREFIX, Takeover
 from girder_dask.errors import StackError
 from girder_dask.standalone import accounts, checks, marked_processes, ports, programs
 from girder_dask.standalone.stack import Stack
@@ -39,6 +40,7 @@ _SETTLE_S = 1.0
 _PATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1 hour"}
 #: Both systems run two jobs at once, in two processes.
 _WORKERS = 2
+_TAKEOVER_GIRDER = f"{PREFIX}girder"
 
 
 class BenchmarkStack(Stack):
@@ -89,6 +91,13 @@ class BenchmarkStack(Stack):
         if "girder_worker" not in self._sides:
             self._sides["girder_worker"] = self._start_girder_worker()
         return self._sides["girder_worker"]
+
+    @property
+    def takeover(self) -> Side:
+        """Girder with the tasks of girder_worker on girder_dask."""
+        if "takeover" not in self._sides:
+            self._sides["takeover"] = self._start_takeover()
+        return self._sides["takeover"]
 
     @property
     def dask(self) -> RawDask:
@@ -166,7 +175,12 @@ class BenchmarkStack(Stack):
         names = [part.name for part in self.parts if part.running]
         alone = [name for name in names if name.startswith(("dask-", "worker-dask-"))]
         ours = [name for name in names if name.startswith(("scheduler", "worker-"))]
-        return {"dask": alone, "girder_dask": [name for name in ours if name not in alone]}
+        taken = [name for name in names if name.startswith(PREFIX) and name != _TAKEOVER_GIRDER]
+        return {
+            "dask": alone,
+            "girder_dask": [name for name in ours if name not in alone],
+            "takeover": taken,
+        }
 
     def _resume_all(self) -> None:
         for process in self._suspended:
@@ -185,12 +199,11 @@ class BenchmarkStack(Stack):
 
     def _start_girder_worker(self) -> Side:
         directory = self._directory.part("girder_worker")
-        package = packages.write(directory / "package", ported=True)
-        env = self._environment(package)
+        env = self._environment(self._ported_package())
         broker, backend = self._start_broker(env)
         port = ports.choose(None)
         api = f"http://{_HOST}:{port}/api/v1"
-        mongo = urllib.parse.urlsplit(self.mongo)._replace(path="/girder_worker").geturl()
+        mongo = self._database("girder_worker")
         env |= {
             "BENCHMARK_PLUGIN": "worker",
             "GIRDER_MONGO_URI": mongo,
@@ -214,6 +227,32 @@ class BenchmarkStack(Stack):
         side = Side("girder_worker", self, client, mongo, ["girder_worker-girder"], ["celery"])
         side.warm_up()  # This also waits until Celery listens.
         return side
+
+    def _start_takeover(self) -> Side:
+        mongo = self._database("takeover")
+        env = {
+            **self._environment(self._ported_package()),
+            **_PATIENT,
+            "GIRDER_MONGO_URI": mongo,
+            "GIRDER_NOTIFICATION_REDIS_URL": self.redis,
+        }
+        system = Takeover(self.directory / "takeover", env, str(self.directory))
+        self._launch([system.girder(_serve("dask,worker", system.port))])
+        client = system.prepare()
+        cluster = system.cluster(_WORKERS)
+        self._launch(cluster)
+        workers = [part.name for part in cluster[1:]]
+        side = Side("takeover", self, client, mongo, [_TAKEOVER_GIRDER], workers)
+        side.warm_up()
+        return side
+
+    def _ported_package(self) -> Path:
+        """Return a directory for PYTHONPATH with the tasks as those of girder_worker."""
+        return packages.write(self._directory.part("girder_worker") / "package", ported=True)
+
+    def _database(self, name: str) -> str:
+        """Return the URI of a database of another Girder."""
+        return urllib.parse.urlsplit(self.mongo)._replace(path=f"/{name}").geturl()
 
     def _start_broker(self, env: dict[str, str]) -> tuple[str, str]:
         """Start girder_worker's broker, and return Celery's broker and result backend URLs."""

@@ -70,6 +70,20 @@ CASES = (
         ratios=("latency_vs_girder_worker",),
     ),
     Case(
+        "takeover",
+        "no-op jobs of a task of girder_worker started with a delay() loop, on Dask and RabbitMQ",
+        throughput.by_takeover,
+        200,
+        ratios=("takeover_delay_vs_rabbitmq",),
+    ),
+    Case(
+        "takeover_latency",
+        "one job at a time of a task of girder_worker, on Dask and RabbitMQ",
+        latency.of_takeover,
+        50,
+        ratios=("takeover_latency_vs_rabbitmq",),
+    ),
+    Case(
         "log_lines",
         "numbered lines that a task prints, until all are in Girder",
         transfers.log_lines,

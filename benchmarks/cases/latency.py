@@ -10,7 +10,7 @@ from benchmarks.arrivals import Arrivals
 from benchmarks.measurement import Measurement
 from benchmarks.side import Side
 
-__all__ = ["idle", "isolation", "under_load"]
+__all__ = ["idle", "isolation", "of_takeover", "under_load"]
 
 _LATENCY = "latency"
 # Seconds for which a system is idle before each job.
@@ -21,18 +21,27 @@ _SHORT_POLL_S, _LONG_POLL_S = 0.001, 0.005
 
 def idle(m: Measurement) -> dict[str, float | None]:
     """Measure one job at a time on each system. The jobs are divided among the rounds."""
+    return {"latency_vs_girder_worker": _idle_ratio(m, "girder_dask")}
+
+
+def of_takeover(m: Measurement) -> dict[str, float | None]:
+    """Measure one job at a time of a task of girder_worker, on Dask and on RabbitMQ."""
+    return {"takeover_latency_vs_rabbitmq": _idle_ratio(m, "takeover")}
+
+
+def _idle_ratio(m: Measurement, system: str) -> float | None:
     jobs = -(-m.size // m.number)
     found: dict[str, list[float]] = {}
     for _ in m.rounds():
-        for side in m.sides():
+        for side in m.sides(system, "girder_worker"):
             ms = [1000 * s for s in _one_by_one(side, jobs)]
             found.setdefault(side.name, []).extend(ms)
             m.record(side.name, _LATENCY, statistics.median(ms), "ms", p95=_high(ms), all=ms)
             side.clear()
     if len(found) < 2:
-        return {"latency_vs_girder_worker": None}
-    ours, theirs = (statistics.median(found[name]) for name in ("girder_dask", "girder_worker"))
-    return {"latency_vs_girder_worker": ours / theirs}
+        return None
+    ours, theirs = (statistics.median(found[name]) for name in (system, "girder_worker"))
+    return ours / theirs
 
 
 def _one_by_one(side: Side, jobs: int) -> list[float]:

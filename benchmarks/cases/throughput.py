@@ -6,7 +6,7 @@ import time
 
 from benchmarks.measurement import Measurement
 
-__all__ = ["by_delay", "by_map", "submissions", "with_default_threads"]
+__all__ = ["by_delay", "by_map", "by_takeover", "submissions", "with_default_threads"]
 
 _RATE = "throughput"
 _REQUESTS = "requests to Girder"
@@ -38,12 +38,21 @@ def by_map(m: Measurement) -> dict[str, float | None]:
 
 def by_delay(m: Measurement) -> dict[str, float | None]:
     """Measure the throughput of a ``delay()`` loop in one request."""
+    return {"delay_vs_girder_worker": _delay_ratio(m, "girder_dask")}
+
+
+def by_takeover(m: Measurement) -> dict[str, float | None]:
+    """Measure the same loop with a task of girder_worker, on Dask and on RabbitMQ."""
+    return {"takeover_delay_vs_rabbitmq": _delay_ratio(m, "takeover")}
+
+
+def _delay_ratio(m: Measurement, system: str) -> float | None:
     for _ in m.rounds():
-        for side in m.sides():
+        for side in m.sides(system, "girder_worker"):
             seconds = side.timed("delay", m.size, task="noop")
             m.record(side.name, _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
             side.clear()
-    return {"delay_vs_girder_worker": m.ratio(_RATE, "girder_dask", "girder_worker")}
+    return m.ratio(_RATE, system, "girder_worker")
 
 
 def submissions(m: Measurement) -> dict[str, float | None]:
