@@ -25,7 +25,7 @@ _CLUSTER = "default"
 
 
 class DaskScheduler(Model):
-    """The lease of a cluster: ``{_id, leader, place, renewals, renewed}``."""
+    """The lease of a cluster: ``{_id, leader, place, host, renewals, renewed}``."""
 
     def initialize(self) -> None:
         """Name the collection."""
@@ -62,12 +62,12 @@ class Lease:
         return {"leads": self.leads, "place": self.place, "renewals": self.renewals}
 
 
-def request(scheduler: str, place: str, take_over: int | None = None) -> Lease:
+def request(scheduler: str, place: str, host: str = "", take_over: int | None = None) -> Lease:
     """Renew the lease of a scheduler, or let it take the lease if that is free.
 
-    It is free if no scheduler has it, if its leader was at the same ``place`` (two processes cannot
-    listen at one address, so that one has ended), or if it was renewed ``take_over`` times, and
-    not once more: so long has the scheduler watched it without seeing a renewal.
+    It is free if no scheduler has it, or if its leader was at the same ``place`` of the same host:
+    two processes cannot listen at one address, so that one has ended. It is also free if it was
+    renewed ``take_over`` times and not once more, which the scheduler has watched for long enough.
 
     Parameters
     ----------
@@ -75,14 +75,22 @@ def request(scheduler: str, place: str, take_over: int | None = None) -> Lease:
         The id of this run of the scheduler.
     place
         The address and the host at which it listens.
+    host
+        The id of the running system there, since hosts may have the same name and address in
+        networks of their own.
     take_over
         The number of renewals that has not changed for the duration of the lease.
     """
-    free = [{"leader": scheduler}, {"leader": None}, {"place": place}]
+    free = [{"leader": scheduler}, {"leader": None}, {"place": place, "host": host}]
     if take_over is not None:
         free.append({"renewals": take_over})
     renewal = {
-        "$set": {"leader": scheduler, "place": place, "renewed": datetime.now(timezone.utc)},
+        "$set": {
+            "leader": scheduler,
+            "place": place,
+            "host": host,
+            "renewed": datetime.now(timezone.utc),
+        },
         "$inc": {"renewals": 1},
     }
     leases = models.collection(DaskScheduler())

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["SchedulerLease"]
+__all__ = ["SchedulerLease", "system_id"]
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # The leader renews its lease, and the others look at it, so many times in its duration.
 _RENEWALS_PER_LEASE = 3
 _LOOKS_PER_LEASE = 6
+
+
+def system_id() -> str:
+    """Return the id of the running system, which changes when the host starts anew."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:  # not Linux
+        return f"{uuid.getnode():x}"
 
 
 class SchedulerLease:
@@ -23,7 +35,9 @@ class SchedulerLease:
     Parameters
     ----------
     place
-        The address and the host at which this scheduler listens.
+        The address and the name of the host at which this scheduler listens.
+    host
+        The id of the running system there.
     duration_s
         How long a lease holds without renewal.
     clock
@@ -32,21 +46,26 @@ class SchedulerLease:
     Examples
     --------
     >>> now = 0.0
-    >>> lease = SchedulerLease("tcp://b:8786 on b", 30.0, clock=lambda: now)
+    >>> lease = SchedulerLease("tcp://b:8786 on b", "6f1e", 30.0, clock=lambda: now)
     >>> lease.request()
-    {'place': 'tcp://b:8786 on b', 'take_over': None}
+    {'place': 'tcp://b:8786 on b', 'host': '6f1e', 'take_over': None}
     >>> for now in (0.0, 10.0, 20.0, 30.0):
     ...     lease.on_answer({"leads": False, "place": "tcp://a:8786 on a", "renewals": 7})
     >>> lease.leads, lease.leader
     (False, 'tcp://a:8786 on a')
-    >>> lease.request()
-    {'place': 'tcp://b:8786 on b', 'take_over': 7}
+    >>> lease.request()["take_over"]
+    7
     """
 
     def __init__(
-        self, place: str, duration_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        place: str,
+        host: str,
+        duration_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.place = place
+        self._host = host
         self._duration_s = duration_s
         self._clock = clock
         #: True if this scheduler leads, False if it stands by, None before Girder has answered.
@@ -68,7 +87,8 @@ class SchedulerLease:
             and self._answered_at - self._watched_since >= self._duration_s
             and self._clock() - self._answered_at <= self._duration_s / 2
         )
-        return {"place": self.place, "take_over": self._renewals if has_run_out else None}
+        take_over = self._renewals if has_run_out else None
+        return {"place": self.place, "host": self._host, "take_over": take_over}
 
     def on_answer(self, lease: Mapping[str, Any] | None) -> None:
         """Handle what Girder says about the lease; None is the answer of one without leases."""

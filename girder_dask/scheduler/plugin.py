@@ -32,7 +32,7 @@ from girder_dask.scheduler.dispatcher import Dispatcher
 from girder_dask.scheduler.event_recorder import Recorder
 from girder_dask.scheduler.job_state import JobTable
 from girder_dask.scheduler.job_transitions import JobTransitions
-from girder_dask.scheduler.lease import SchedulerLease
+from girder_dask.scheduler.lease import SchedulerLease, system_id
 from girder_dask.scheduler.metrics.collector import MetricsCollector
 from girder_dask.scheduler.metrics.collector import install as install_metrics
 from girder_dask.scheduler.metrics.collector import remove as remove_metrics
@@ -120,7 +120,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         # Requests to Girder, and procedures for Girder, workers and notebooks.
         reconciler = GirderReconciler(jobs, interval_s=interval_s)
         place = f"{scheduler.address} on {socket.gethostname()}"
-        lease = SchedulerLease(place, config.seconds("scheduler.lease"))
+        lease = SchedulerLease(place, system_id(), config.seconds("scheduler.lease"))
         self.claims = JobClaims(girder, dispatcher, transitions, reconciler, lease)
         self.claims.on_celery = lambda: self._begin("celery", self._register_celery_plugin())
         self.rpc = RpcHandlers(

@@ -61,6 +61,7 @@ class LeaseRequest(Struct):
     """The part of a claim by which a scheduler renews the lease or takes it over."""
 
     place: Annotated[str, Meta(min_length=1, max_length=_MAX_PLACE)]
+    host: Annotated[str, Meta(max_length=_MAX_PLACE)] = ""
     take_over: _Count | None = None
 
 
@@ -107,7 +108,7 @@ _DOCUMENTED: Mapping[type[Struct], tuple[str, str, Mapping[str, type[Message]]]]
         (
             '{"scheduler": id, "limit": n, "after": id or null, '
             '"lacking": [[job id, attempt, n], …], '
-            '"lease": {"place": address and host, "take_over": n or null}}'
+            '"lease": {"place": address and name of host, "host": its id, "take_over": n or null}}'
         ),
         {},
     ),

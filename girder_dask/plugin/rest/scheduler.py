@@ -221,7 +221,9 @@ class DaskResource(Resource):
             raise RestException(f"Your jobs wait: {conflict}.", 409)
         lease = None
         if body.lease is not None:
-            lease = scheduler_lease.request(scheduler, body.lease.place, body.lease.take_over)
+            lease = scheduler_lease.request(
+                scheduler, body.lease.place, body.lease.host, body.lease.take_over
+            )
             if not lease.leads:
                 return {**self._claim_answer(Claim(), None), "lease": lease.to_wire()}
         self._backend.unreachable.record_request(scheduler)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from girder_dask.scheduler.lease import SchedulerLease
+from girder_dask.scheduler.lease import SchedulerLease, system_id
 
 DURATION_S = 30.0
 
@@ -16,7 +18,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.lease = SchedulerLease("b", DURATION_S, clock=lambda: self.now)
+        self.lease = SchedulerLease("b", "6f1e", DURATION_S, clock=lambda: self.now)
 
     def look(self, renewals: int, *, leads: bool = False) -> None:
         self.lease.on_answer({"leads": leads, "place": "a", "renewals": renewals})
@@ -73,6 +75,12 @@ def test_first_answer_after_a_pause_of_the_watcher_ends_no_lease(watch: Watch) -
     watch.now += 100 * DURATION_S  # its host slept, with that of the leader
     watch.look(7)
     assert watch.take_over is None
+
+
+def test_system_id_is_that_of_all_processes_of_a_host() -> None:
+    script = "from girder_dask.scheduler.lease import system_id; print(system_id())"
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert other.stdout.decode().strip() == system_id() != ""
 
 
 def test_leader_takes_nothing_over(watch: Watch) -> None:
