@@ -104,8 +104,8 @@ def test_second_scheduler_takes_over_when_the_leader_is_killed(pair: FaultStack)
     running = pair.start_task("steady", 1, 60.0)
     pair.wait(running, status=S.RUNNING)
     waiting = pair.start_task("noop")
+    pair.kill("scheduler")  # before it can see the loss of its worker
     pair.kill("worker-0")
-    pair.kill("scheduler")
     begun = time.monotonic()
     until(lambda: leader(pair) == second, 60)
     assert LEASE_S / 2 < time.monotonic() - begun < 10 * LEASE_S
