@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,7 +138,10 @@ def test_each_fault_of_a_site_is_named(stack: FaultStack, tmp_path: Path) -> Non
     assert "500" in problems.pop("The scheduler gets its jobs from Girder")
     readable = problems.pop("Other accounts cannot read the scheduler's credential")
     assert readable.startswith(f"{stack.credential_file} has mode 644")
-    assert "that of Girder is 3600 s ahead" in problems.pop("The clocks agree")
+    ahead = re.search(r"that of Girder is (\d+) s ahead", problems.pop("The clocks agree"))
+    # The doctor does not know how long the answer was under way.
+    assert ahead is not None
+    assert 3500 < int(ahead[1]) <= 3600
     assert "0.0 of 10 GiB left" in problems.pop("There is space on the disks")
     assert problems.pop("Girder's Redis answers")
     assert "expired" in problems.pop("The TLS certificates of here are valid")

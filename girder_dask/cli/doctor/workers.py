@@ -94,7 +94,8 @@ def _girder_problem(facts: Facts, worker: Mapping[str, Any]) -> str | None:
         return None
     path, usual = urlsplit(url).path, urlsplit(scheduler.get("api_url") or url).path
     if path != usual:
-        return f"{error} The path of its address is {path}, and {usual} at the scheduler"
+        told = str(error).rstrip(".")
+        return f"{told}. The path of its address is {path}, and {usual} at the scheduler"
     return str(error)
 
 
