@@ -8,9 +8,10 @@ from typing import Any
 
 import jsonpickle.handlers
 import jsonpickle.pickler
-from celery import Signature, current_app
+from celery import Signature
 from celery.signals import before_task_publish
 from girder_client import GirderClient
+from girder_worker.app import app as worker_app
 from girder_worker.app import girder_before_task_publish
 from girder_worker.task import Task
 from girder_worker.utils import _maybe_model_repr, _walk_obj, is_builtin_celery_task
@@ -23,7 +24,7 @@ from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
 from girder_dask.protocol.display import readable
 from girder_dask.tasks.running_job import current_job
 
-__all__ = ["install", "publish", "take_spent_tokens"]
+__all__ = ["install", "publish", "take_spent_tokens", "warm_up"]
 
 # The header that carries the fields of the job as far as the transport of this process.
 _JOB_HEADER = "girder_dask_job"
@@ -47,6 +48,13 @@ def install(app: Any) -> None:
     jsonpickle.handlers.register(Signature, _SignatureHandler, base=True)
 
 
+def warm_up(app: Any) -> None:
+    """Load what the first message of a process would wait for."""
+    app.finalize()
+    for name in ("amqp", "backend", "events"):
+        getattr(app, name)
+
+
 def _before_publish(
     sender: str, body: Any, headers: dict[str, Any], **_: Any
 ) -> None:  # Celery passes all by name
@@ -66,7 +74,7 @@ def _before_publish(
 
 
 def _job_of(sender: str, body: Any, headers: Mapping[str, Any]) -> CeleryJob:
-    task = current_app.tasks.get(sender)
+    task = worker_app.tasks.get(sender)
     defaults = (task if isinstance(task, Task) else Task).girder_job_defaults()
     given = {**defaults, **headers}
     args, kwargs = (_walk_obj(part, _maybe_model_repr) for part in (list(body[0]), dict(body[1])))

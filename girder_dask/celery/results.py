@@ -29,6 +29,8 @@ class Backend(BaseBackend):
 
     persistent = True
     supports_autoexpire = True
+    #: It has no state, so all threads of an app share it.
+    thread_safe = True
 
     def __init__(self, app: Any, url: Any = None, **options: Any) -> None:
         super().__init__(app, **options)

@@ -67,7 +67,8 @@ def _send_to_dask(info: dict[str, Any], app: Any, worker: Any) -> None:
     events.unbind("model.job.save.after", _WORKER_HANDLER)
     events.bind("model.job.save.after", EVENT_HANDLER, _attach_job_info)
     publishing.install(app)
-    distributions_by_package()  # the first message would wait for it
+    publishing.warm_up(app)
+    distributions_by_package()  # the first message would wait for it too
 
 
 def _attach_job_info(event: Any) -> None:
