@@ -188,4 +188,6 @@ def _refuse_expired(expires: Any) -> None:
     """Raise JobCanceled if a message was to begin before now."""
     limit = timestamp_of(expires)
     if limit is not None and limit < time.time():
-        raise JobCanceled(f"The task has expired: it was to begin before {expires}.")
+        reason = f"The task has expired: it was to begin before {expires}."
+        current_job().job_manager.write(f"{reason}\n")
+        raise JobCanceled(reason)

@@ -63,6 +63,20 @@ _EVENT_LOOP_HINT = (
 )
 _NO_INPUT = "A job has no standard input. "
 _INPUT_HINT = f"{_NO_INPUT}Pass what the task asks for as an argument.\n"
+_NO_ENGINE_HINT = (
+    "The worker reaches no Docker engine, which this task needs. Start one there and let the "
+    "account of the worker use it, set DOCKER_HOST for the worker, or send the task to a queue "
+    "whose workers have an engine. 'girder-dask doctor' names them.\n"
+)
+_NO_DOCKER_SDK_HINT = (
+    "The package docker is not installed in the environment of the worker, and girder_worker needs "
+    "it for containers: pip install docker.\n"
+)
+_NO_IMAGE_HINT = (
+    "The Docker engine of the worker does not have the image, and cannot pull it. Check its name. "
+    "An image that is private, or for a worker without internet, is loaded there beforehand, with "
+    "docker pull or docker load, and the task gets pull_image=False.\n"
+)
 _DEBUGGER_HINT = f"{_NO_INPUT}Remove breakpoint() and pdb.set_trace() from the task.\n"
 # Errors that come from where a task runs: the type, a part of the text, and a hint for the log.
 _HINTS = (
@@ -75,6 +89,12 @@ _HINTS = (
     ("builtins.RuntimeError", "There is no current event loop in thread", _EVENT_LOOP_HINT),
     ("builtins.EOFError", "EOF when reading a line", _INPUT_HINT),
     ("bdb.BdbQuit", "", _DEBUGGER_HINT),
+    ("docker.errors.DockerException", "Error while fetching server API version", _NO_ENGINE_HINT),
+    ("builtins.NameError", "name 'docker' is not defined", _NO_DOCKER_SDK_HINT),
+    ("docker.errors.ImageNotFound", "", _NO_IMAGE_HINT),
+    ("docker.errors.APIError", 'Get "https://', _NO_IMAGE_HINT),
+    ("docker.errors.NotFound", "pull access denied", _NO_IMAGE_HINT),
+    ("docker.errors.NotFound", "manifest", _NO_IMAGE_HINT),
 )
 # The exit code of a shell is this plus the signal that has ended its command.
 _SHELL_SIGNAL_OFFSET = 128

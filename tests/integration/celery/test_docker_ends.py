@@ -11,7 +11,7 @@ import pytest
 
 from girder_dask.jobs import JobStatus
 from tests.support.celery_site import wait_until
-from tests.support.docker_engine import IMAGE
+from tests.support.docker_engine import IMAGE, worker_settings
 from tests.support.package_site import PackageSite
 
 _OBEYS = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done"
@@ -95,3 +95,26 @@ def test_a_container_stays_if_the_call_says_so(package_site: PackageSite) -> Non
     (container,) = package_site.engine.containers()
     assert container["State"] == "exited"
     package_site.engine.request("DELETE", f"/containers/{container['Id']}?force=1&v=1")
+
+
+@pytest.mark.parametrize("pull", [True, False])
+def test_a_missing_image_says_what_to_do(package_site: PackageSite, pull: bool) -> None:
+    def start(pull: bool) -> str:
+        from girder_worker.docker.tasks import docker_run
+
+        return str(docker_run.delay("registry.invalid/absent:1", pull_image=pull).job["_id"])
+
+    job_id = package_site.call(start, pull)
+    package_site.wait(job_id, status=JobStatus.ERROR)
+    log = package_site.log(job_id)
+    assert "registry.invalid/absent:1" in log or "registry.invalid" in log
+    assert log.endswith("with docker pull or docker load, and the task gets pull_image=False.\n")
+
+
+def test_a_missing_engine_says_what_to_do(package_site: PackageSite) -> None:
+    with worker_settings(package_site, {"DOCKER_HOST": "unix:///nowhere/docker.sock"}):
+        job_id = package_site.docker_run(_runs("true"))
+        package_site.wait(job_id, status=JobStatus.ERROR)
+    log = package_site.log(job_id)
+    assert "The worker reaches no Docker engine, which this task needs" in log
+    assert log.endswith("'girder-dask doctor' names them.\n")

@@ -328,3 +328,36 @@ def starts_child_that_waits(self: Any) -> None:
     waits.delay()
     print("started")
     time.sleep(60)
+
+
+@app.task(bind=True, autoretry_for=(ConnectionError,), max_retries=3, default_retry_delay=0)
+def retries_by_itself(self: Any, times: int) -> int:
+    """Raise an error that has the task tried again, several times."""
+    if self.request.retries < times:
+        raise ConnectionError("away")
+    return int(self.request.retries)
+
+
+@app.task(bind=True)
+def family(self: Any) -> dict[str, Any]:
+    """Return what the request says of the calls above."""
+    names = ("id", "root_id", "parent_id", "group", "task", "lang")
+    return {name: getattr(self.request, name) for name in names}
+
+
+@app.task(bind=True)
+def awaits_child(self: Any) -> Any:
+    """Return the value of a task that this one starts, as some do against Celery's advice."""
+    return add.delay(20, 22).get(timeout=30, disable_sync_subtasks=False)
+
+
+@app.task
+def calls_here() -> list[Any]:
+    """Call other tasks in this process."""
+    return [add(1, 2), add.apply((3, 4)).get(), add.s(5, 6)()]
+
+
+@app.task(ignore_result=True, rate_limit="10/s", expires=60)
+def with_options() -> str:
+    """Return a text."""
+    return "done"
