@@ -20,7 +20,7 @@ def services(name: str = "docker-compose.yml") -> dict[str, dict[str, Any]]:
 
 def test_compose_services_are_restarted_confined_and_checked() -> None:
     for name, service in services().items():
-        assert service["restart"] == {"setup": "no", "accounts": "on-failure"}.get(
+        assert service["restart"] == {"setup": "no", "accounts": "on-failure:5"}.get(
             name, "unless-stopped"
         )
         assert service["read_only"] is True
@@ -96,3 +96,14 @@ def test_compose_settings_are_in_the_example_with_their_defaults(name: str) -> N
     lines = (COMPOSE / ".env.example").read_text().splitlines()
     shown = dict(line.lstrip("#").split("=", 1) for line in lines if re.match(r"#?[A-Z_]+=", line))
     assert {key: shown.get(key) for key in used} == used
+
+
+@pytest.mark.parametrize(("name", "role"), [("docker-compose.yml", "dask"), ("dsa.yml", "dsa")])
+def test_compose_services_build_the_image_that_they_name(name: str, role: str) -> None:
+    for service, each in services(name).items():
+        image = each["image"].split(":-")[1].rstrip("}") if "image" in each else ""
+        if image.startswith("girder-dask"):
+            suffix = image.removeprefix("girder-dask").removesuffix(":local").lstrip("-")
+            assert each["build"]["args"]["ROLE"] == (suffix or role), service
+    shared = {"setup", "girder", "accounts", "scheduler", "worker"}
+    assert all("build" in services(name)[service] for service in shared)
