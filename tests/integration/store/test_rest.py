@@ -66,6 +66,7 @@ def test_scheduler_claims_and_updates_over_http(girder, web, credential):
     answer = web("POST", "dask/job/claim", credential, json=claim).json()
     wire = to_json(recorded.spec.to_wire())
     assert answer.pop("site")
+    assert (answer.pop("celery"), answer.pop("statuses")) == (False, [])
     assert answer == {"specs": [wire], "cancel": [], "held": None}
     news = update(
         recorded.spec.id, 1, JobStatus.RUNNING, JobStatus.SUCCESS, log="done\n", result=b"\0r"

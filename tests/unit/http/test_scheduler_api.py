@@ -13,6 +13,7 @@ from girder_dask import __version__
 from girder_dask.errors import GirderDaskError, GirderError
 from girder_dask.http.scheduler_api import SchedulerApi
 from girder_dask.protocol.messages import JobUpdate
+from girder_dask.protocol.wire_version import WIRE_VERSION
 from tests.support.local_girder import Answer, Peer, serving
 
 PING = "GET dask/ping"
@@ -151,6 +152,8 @@ def test_claim_returns_bytes(peer: Peer, api: SchedulerApi) -> None:
         "limit": 5,
         "after": "c",
         "lacking": [["d", 2, 7]],
+        "version": WIRE_VERSION,
+        "lease": None,
     }
 
 
