@@ -69,6 +69,7 @@ def _acknowledge_queued(scheduler: str, attempt: int, job_ids: list[str]) -> lis
                 "$set": {"dask.scheduler": scheduler},
                 "$unset": {"dask.claim": True, "dask.claimed": True},
             },
+            hint="_id_",  # the planner may prefer an index over very many jobs
         )
         .matched_count
     )

@@ -153,6 +153,7 @@ def claim_for_push(scheduler: str, job_ids: Sequence[str]) -> set[str]:
                 "dask.claim": claim_id,
             }
         },
+        hint="_id_",  # the planner may prefer an index over very many jobs
     )
     if taken.modified_count == len(ids):
         return set(job_ids)
