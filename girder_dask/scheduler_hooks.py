@@ -19,6 +19,7 @@ from distributed.comm.addressing import get_address_host, parse_address
 
 from girder_dask import config
 from girder_dask.errors import GirderDaskError
+from girder_dask.protocol import json_log
 from girder_dask.scheduler.plugin import GirderSchedulerPlugin, WorkerSide
 from girder_dask.worker.celery_imports import CeleryImportsPlugin
 from girder_dask.worker.nanny_plugin import GirderNannyPlugin
@@ -77,6 +78,7 @@ def _check(scheduler: Scheduler) -> None:
             "FILE' and set girder.credential-file (DASK_GIRDER__CREDENTIAL_FILE) to it."
         )
     config.check("scheduler")
+    json_log.install_if_configured()
     if config.get("security.allow-insecure"):
         return
     for listener in scheduler.listeners:

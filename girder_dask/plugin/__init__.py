@@ -38,6 +38,7 @@ from girder_dask.plugin.rest import (
 )
 from girder_dask.plugin.rest.scheduler import DaskResource
 from girder_dask.plugin.store import artifacts, idempotency, models, quarantine
+from girder_dask.protocol import json_log
 
 __all__ = ["DaskPlugin"]
 
@@ -50,6 +51,7 @@ class DaskPlugin(GirderPlugin):
     def load(self, info: dict[str, Any]) -> None:
         """Set up the database, the event handlers and the routes when Girder starts."""
         girder_log.install()
+        json_log.install_if_configured()
         getPlugin("jobs").load(info)
 
         models.ensure_indices()

@@ -8,6 +8,7 @@ import logging
 from distributed import Nanny
 from distributed.diagnostics.plugin import NannyPlugin
 
+from girder_dask.protocol import json_log
 from girder_dask.tls import keep_certificate
 from girder_dask.utils.background import log_failure
 
@@ -27,6 +28,7 @@ class GirderNannyPlugin(NannyPlugin):
 
     async def setup(self, nanny: Nanny) -> None:
         """Begin to watch the files of the nanny's certificate."""
+        json_log.install_if_configured()
         keeping = asyncio.create_task(keep_certificate(nanny, "worker"))
         self._certificate = log_failure(keeping, logger, "Keeping the certificate")
 

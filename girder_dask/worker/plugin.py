@@ -25,6 +25,7 @@ from girder_dask._version import __version__
 from girder_dask.docker.engine_check import describe_engine
 from girder_dask.docker.leftovers import remove_of_dead_workers
 from girder_dask.errors import GirderDaskError
+from girder_dask.protocol import json_log
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION, PLUGIN_NAME
 from girder_dask.protocol.wire_version import WIRE_VERSION, version_conflict
@@ -157,6 +158,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             self._refuse(worker, f"This worker ends: {conflict}.", _INCOMPATIBLE_REASON)
             return
         remove_credential()
+        json_log.install_if_configured()
         start_capture()
         self._worker = worker
         self._loop = asyncio.get_running_loop()

@@ -19,6 +19,8 @@ _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PATH = re.compile(r"/[\w./+-]*", re.ASCII)
 _ANY = "0.0.0.0"  # noqa: S104 - with TLS, or in a closed network
 _LOOPBACK = "127.0.0.1"
+# The folder of Prometheus and Grafana, which is no role of Dask and has no certificate.
+_MONITORING = "monitoring"
 # The role of Dask whose certificate a process uses to listen and to connect.
 _DASK_ROLES = {
     "girder": ("client",),
@@ -100,6 +102,8 @@ class Site:
         """The values of the placeholders, but those of one worker's host."""
         protocol = "tls" if self.tls else "tcp"
         url = self.girder_url or f"http://{self.girder}:{self.girder_port}"
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         values = {
             "girder_host": self.girder,
             "girder_bind": _bind(self.girder),
@@ -111,6 +115,9 @@ class Site:
             "protocol": protocol,
             "scheduler": f"{protocol}://{self.scheduler}:{self.scheduler_port}",
             "api_url": url.rstrip("/") + "/api/v1",
+            "girder_scheme": parts.scheme,
+            "girder_target": f"{parts.hostname}:{port}",
+            "metrics_path": parts.path.rstrip("/") + "/api/v1/dask/metrics",
             "prefix": self.prefix,
             "state": self.state,
             "programs": self.programs,
@@ -136,12 +143,16 @@ class Site:
         for role, host, folder in self.folders():
             bind = _LOOPBACK if is_loopback(self.scheduler) else ""
             own = {"worker_host": host, "worker_bind": bind}
-            for template in sorted((_TEMPLATES / role).iterdir()):
-                mode = 0o755 if template.name == "start" else 0o644
-                if template.name == "girder.env":
-                    mode = 0o600  # it has the password of the database
-                text = self._fill(template.read_text(encoding="utf-8"), own)
-                yield SiteFile(PurePosixPath(folder, template.name), text, mode)
+            yield from self._folder(role, folder, own)
+        yield from self._folder(_MONITORING, _MONITORING, {})
+
+    def _folder(self, templates: str, folder: str, own: dict[str, str]) -> Iterator[SiteFile]:
+        for template in sorted((_TEMPLATES / templates).iterdir()):
+            mode = 0o755 if template.name == "start" else 0o644
+            if template.name == "girder.env":
+                mode = 0o600  # it has the password of the database
+            text = self._fill(template.read_text(encoding="utf-8"), own)
+            yield SiteFile(PurePosixPath(folder, template.name), text, mode)
 
     def _fill(self, text: str, more: dict[str, str]) -> str:
         values = {**self.values, **more}

@@ -25,7 +25,7 @@ _COUNTERS = {
     "log_bytes": ("log_bytes", "Bytes of output that were added to logs.", ("task",)),
 }
 _EVENTS = {
-    "link_failures": ("scheduler_failed_requests", "Calls of the scheduler that failed."),
+    "link_failures": ("link_failures", "Calls of the scheduler that failed."),
     "notification_failures": ("notification_failures", "Requests to Redis that failed."),
     "dropped_notifications": ("dropped_notifications", "Batches of notifications that were lost."),
 }
@@ -35,10 +35,10 @@ _HISTOGRAMS = {
 }
 _GAUGES = {
     "link_unreachable": (
-        "scheduler_unreachable",
+        "link_unreachable_processes",
         "Processes of this Girder that do not reach the scheduler.",
     ),
-    "link_waiting": ("unsent_jobs", "New jobs that are not sent to the scheduler yet."),
+    "link_waiting": ("link_waiting_jobs", "New jobs that are not sent to the scheduler yet."),
     "notification_bytes": ("notification_bytes", "Bytes of notifications that wait for Redis."),
 }
 
