@@ -31,8 +31,10 @@ BOUNDS_S = {"queue": QUEUE_BOUNDS_S, "run": RUN_BOUNDS_S, "update_lag": LAG_BOUN
 #: The task of times that are not told apart by task.
 ANY_TASK = ""
 
-_STARTED = frozenset({JobStatus.FETCHING_INPUT, JobStatus.RUNNING, JobStatus.PUSHING_OUTPUT})
-_WAITING = frozenset({JobStatus.INACTIVE, JobStatus.QUEUED})
+_STARTED = frozenset(
+    map(int, (JobStatus.FETCHING_INPUT, JobStatus.RUNNING, JobStatus.PUSHING_OUTPUT))
+)
+_WAITING = frozenset(map(int, (JobStatus.INACTIVE, JobStatus.QUEUED)))
 
 
 @dataclass
@@ -109,7 +111,7 @@ class JobCounts:
             return
         stamps = change.job["timestamps"]
         for status, number in change.steps:
-            _count_step(counts, task, JobStatus(status), stamps[:number])
+            _count_step(counts, task, status, stamps, number)
         counts.observe("update_lag", ANY_TASK, (now - stamps[-1]["time"]).total_seconds())
 
     def take(self) -> Counts:
@@ -125,26 +127,29 @@ class JobCounts:
 
 
 def _count_step(
-    counts: Counts, task: str, status: JobStatus, stamps: Sequence[dict[str, Any]]
+    counts: Counts, task: str, status: int, stamps: Sequence[dict[str, Any]], number: int
 ) -> None:
-    before = stamps[-2] if len(stamps) > 1 else None
-    if status in _STARTED and before is not None and before["status"] == JobStatus.QUEUED:
-        counts.observe("queue", task, _seconds(before, stamps[-1]))
-    if status in FINAL:
-        counts.counters["ended", task, status.name] += 1
-        began = _beginning(stamps)
+    """Count a state, which is the last of the first ``number`` stamps."""
+    reached = stamps[number - 1]
+    if status in _STARTED:
+        if number > 1 and stamps[number - 2]["status"] == JobStatus.QUEUED:
+            counts.observe("queue", task, _seconds(stamps[number - 2], reached))
+    elif status in FINAL:
+        counts.counters["ended", task, JobStatus(status).name] += 1
+        began = _beginning(stamps, number - 1)
         if began is not None:
-            counts.observe("run", task, _seconds(began, stamps[-1]))
+            counts.observe("run", task, _seconds(began, reached))
 
 
-def _beginning(stamps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _beginning(stamps: Sequence[dict[str, Any]], number: int) -> dict[str, Any] | None:
     """Return the stamp with which the last attempt began to run, None if it did not."""
     began = None
-    for stamp in reversed(stamps[:-1]):
-        if stamp["status"] in _WAITING:
+    for n in range(number - 1, -1, -1):
+        status = stamps[n]["status"]
+        if status in _WAITING:
             break
-        if stamp["status"] in _STARTED:
-            began = stamp
+        if status in _STARTED:
+            began = stamps[n]
     return began
 
 
