@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +14,14 @@ from tests.support.metrics_site import (
     TASK,
     TITLE,
     Scrape,
+    another_girder,
     metrics_key,
     of_girder,
     of_scheduler,
     run_jobs_of_all_ends,
     until_scraped,
 )
-from tests.support.rest_site import ask, start_waiting
+from tests.support.rest_site import ask, call, start_waiting, submit
 
 HOSTILE = 'bad:x"} 1\nhostile_metric{a="b'
 
@@ -63,6 +65,34 @@ def test_girder_metrics_count_jobs_of_all_ends(
     assert 0 < more("girder_dask_job_run_seconds_sum", task=FAILING) < 30
     assert more("girder_dask_log_bytes_total", task=TASK) >= len("arg1 is 'text'\n")
     assert more("girder_dask_update_lag_seconds_count") >= 2 * len(ids) - 1
+
+
+def test_girder_metrics_are_the_same_whichever_process_answers(
+    girder_stack: Any, key: str, tmp_path: Path
+) -> None:
+    with another_girder(girder_stack, tmp_path / "log") as other:
+        both = until_scraped(
+            lambda: of_girder(other, key), lambda found: found.get("girder_dask_processes") == 2
+        )
+        assert both.get("girder_dask_processes") == 2
+        name = "girder_dask_jobs_created_total"
+        before = of_girder(girder_stack, key).get(name)
+        assert both.get(name) == before > 0
+        # Each of the two records jobs, and either shows those of both.
+        made = [
+            submit(stack, call(TASK, n), token=girder_stack.admin.token).json()["jobs"][0]
+            for n in range(3)
+            for stack in (girder_stack, other)
+        ]
+        for job in made:
+            girder_stack.wait(job["_id"])
+        for stack in (girder_stack, other):
+            after = until_scraped(
+                lambda stack=stack: of_girder(stack, key),  # type: ignore[misc]
+                lambda found: found.get(name) >= before + 6,
+            )
+            assert after.get(name) == before + 6
+            assert after.get("girder_dask_jobs_ended_total", task=TASK) >= 6
 
 
 def test_girder_metrics_count_the_jobs_that_wait(girder_stack: Any, key: str) -> None:

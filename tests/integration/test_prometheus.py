@@ -52,6 +52,7 @@ def prometheus(stack: Any, folder: Path) -> Iterator[Prometheus]:
     with scraping(folder) as running:
         running.until("count(up == 1) == 2 and on() girder_dask_processes")
         run_jobs_of_all_ends(stack)
+        running.until("sum(girder_dask_jobs_ended_total) >= 4")
         stack.call(start_waiting)
         lose_worker(stack)
         running.until("girder_dask_scheduler_lost_workers_total > 0")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import requests
@@ -12,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from girder_dask import credential
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.names import METRICS_KEY_NAME, METRICS_SCOPE
+from girder_dask.standalone.checks import girder_answers
+from tests.support.girder_services import free_port, wait_until
 from tests.support.rest_site import ask, call, submit
 
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     "TASK",
     "TITLE",
     "Scrape",
+    "another_girder",
     "metrics_key",
     "of_girder",
     "of_scheduler",
@@ -107,3 +114,20 @@ def until_scraped(scrape: Any, is_there: Any, timeout_s: float = 20.0) -> Scrape
         if is_there(found) or time.monotonic() > deadline:
             return found
         time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def another_girder(stack: Any, log: Path) -> Iterator[Any]:
+    """Run another process of Girder on the same database; yield a stack that asks that one."""
+    port = free_port()
+    part = stack.part("girder")
+    command = [*part.command[: part.command.index("-p")], "-p", str(port)]
+    url = f"http://127.0.0.1:{port}/api/v1"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=part.env, stdout=output, stderr=output)
+        try:
+            wait_until(lambda: girder_answers(url), "the other Girder")
+            yield SimpleNamespace(api=url)
+        finally:
+            process.terminate()
+            process.wait(30)

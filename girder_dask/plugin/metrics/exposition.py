@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from girder_dask.jobs import FINAL
 from girder_dask.metrics import families
 from girder_dask.plugin.metrics import counter_store, queue_counts
 from girder_dask.plugin.metrics.counts import Counts
 from girder_dask.plugin.metrics.flusher import Flusher
 from girder_dask.plugin.metrics.queue_counts import QueueCount
+from girder_dask.plugin.metrics.task_labels import OTHER
 
 __all__ = ["Readings", "collect", "read"]
 
@@ -55,15 +57,13 @@ class Readings:
     quarantined: int
 
 
-def read(flusher: Flusher, open_index: str, quarantined: int, now: datetime) -> Readings:
+def read(flusher: Flusher, quarantined: int, now: datetime) -> Readings:
     """Read all metrics from the database.
 
     Parameters
     ----------
     flusher
         What stores the counts of this process. They are stored first.
-    open_index
-        The index over the unfinished jobs.
     quarantined
         The jobs that went into quarantine in the last day.
     now
@@ -73,8 +73,9 @@ def read(flusher: Flusher, open_index: str, quarantined: int, now: datetime) -> 
     sums = counter_store.load()
     for _, task, *_more in [*sums.counters, *sums.histograms]:
         flusher.labels.add_known(task)
-    queue = queue_counts.count(flusher.labels.known, open_index)
-    oldest = queue_counts.oldest_waiting(queue.schedulers, open_index, now)
+    flusher.want_count()
+    queue = queue_counts.load()
+    oldest = queue_counts.oldest_waiting(queue.schedulers, flusher.open_index, now)
     processes, gauges = counter_store.load_gauges(now)
     return Readings(sums, queue, oldest, processes, gauges, quarantined)
 
@@ -85,7 +86,9 @@ def collect(readings: Readings) -> Iterator[Any]:
     yield from _of_queue(readings)
     sums = readings.sums
     for kind, (name, text, labels) in _COUNTERS.items():
-        samples = {key[1:]: number for key, number in sums.counters.items() if key[0] == kind}
+        # From zero on, since Prometheus takes the first value of a series for no increase.
+        samples = dict.fromkeys(_labels(kind, sums), 0)
+        samples |= {key[1:]: number for key, number in sums.counters.items() if key[0] == kind}
         yield families.counter(f"{_PREFIX}_{name}", text, samples, labels)
     for kind, (name, text) in _HISTOGRAMS.items():
         times = {key[1:]: each for key, each in sums.histograms.items() if key[0] == kind}
@@ -100,6 +103,15 @@ def collect(readings: Readings) -> Iterator[Any]:
         yield families.counter(f"{_PREFIX}_{name}", text, {(): sums.events[kind]})
     for kind, (name, text) in _GAUGES.items():
         yield families.gauge(f"{_PREFIX}_{name}", text, {(): readings.gauges.get(kind, 0)})
+
+
+def _labels(kind: str, sums: Counts) -> Iterator[tuple[str, ...]]:
+    """Yield the labels that a counter has, or will have once it has counted something."""
+    for task in sorted({OTHER, *(key[1] for key in sums.counters)}):
+        if kind == "ended":
+            yield from ((task, status.name) for status in FINAL)
+        else:
+            yield (task,)
 
 
 def _of_queue(readings: Readings) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 
 from pymongo.errors import PyMongoError
 
-from girder_dask.plugin.metrics import counter_store
+from girder_dask.plugin.metrics import counter_store, queue_counts
 from girder_dask.plugin.metrics.counts import JobCounts, counts
 from girder_dask.plugin.metrics.task_labels import TaskLabels
 from girder_dask.utils.background import Guard
@@ -42,6 +42,8 @@ class Flusher:
         Returns the gauges of this process by name.
     totals
         Returns how often something has happened in this process so far, by name.
+    open_index
+        The index over the unfinished jobs.
     taken_from
         The counts.
     """
@@ -50,6 +52,7 @@ class Flusher:
         self,
         gauges: Callable[[], Mapping[str, float]],
         totals: Callable[[], Mapping[str, int]],
+        open_index: str = "",
         taken_from: JobCounts = counts,
     ) -> None:
         self._gauges = gauges
@@ -59,6 +62,9 @@ class Flusher:
         self._lock = threading.Lock()
         self._stored: Mapping[str, float] = {}
         self._stored_at = -GAUGES_INTERVAL_S
+        self._is_count_wanted = False
+        #: The index over the unfinished jobs.
+        self.open_index = open_index
         #: The labels of tasks.
         self.labels = TaskLabels()
 
@@ -69,10 +75,22 @@ class Flusher:
 
     def _work(self) -> None:
         guard = Guard(logger, "Storing metrics of jobs", expected=(PyMongoError,))
+        count_guard = Guard(logger, "Counting unfinished jobs", expected=(PyMongoError,))
         while True:
             with guard:
                 self.flush()
+            with count_guard:
+                self._count()
             time.sleep(max(FLUSH_INTERVAL_S, guard.delay_s))
+
+    def want_count(self) -> None:
+        """Let the thread count the unfinished jobs if the time has come. Returns at once."""
+        self._is_count_wanted = True
+
+    def _count(self) -> None:
+        if self._is_count_wanted:
+            self._is_count_wanted = False
+            queue_counts.count_if_due(self.labels.known, self.open_index)
 
     def flush(self) -> None:
         """Store what has changed."""

@@ -1,9 +1,9 @@
 """Number of unfinished jobs by state, task and cluster, counted in the database.
 
 The count goes over all unfinished jobs, so it is shared by all processes and rests between two: for
-at least :data:`MIN_REST_S`, and for :data:`REST_FACTOR` times as long as it took. So it takes at
-most a fiftieth of one core of the database, however long the queue is. The oldest job that waits is
-looked up each time, which is one step in the same index.
+at least :data:`MIN_REST_S`, and for :data:`REST_FACTOR` times as long as it took. So it takes a
+fiftieth of one core of the database, or a twentieth for a queue of many millions. The oldest job
+that waits is looked up at each scrape, which is one step in the same index.
 """
 
 from __future__ import annotations
@@ -24,10 +24,22 @@ from girder_dask.jobs import JobStatus
 from girder_dask.plugin.metrics.counter_store import collection
 from girder_dask.plugin.metrics.task_labels import OTHER
 
-__all__ = ["MIN_REST_S", "REST_FACTOR", "QueueCount", "cluster_label", "count", "oldest_waiting"]
+__all__ = [
+    "MAX_REST_S",
+    "MIN_REST_S",
+    "REST_FACTOR",
+    "QueueCount",
+    "cluster_label",
+    "count_if_due",
+    "load",
+    "oldest_waiting",
+]
 
 #: The least seconds between two counts.
 MIN_REST_S = 15.0
+
+#: The most seconds between two counts.
+MAX_REST_S = 1200.0
 
 #: How many times as long as a count took the database rests from it.
 REST_FACTOR = 50.0
@@ -61,8 +73,13 @@ class QueueCount:
     counted: datetime | None = None
 
 
-def count(tasks: Sequence[str], index: str) -> QueueCount:
-    """Return the last count, or a new one if its time has come.
+def load() -> QueueCount:
+    """Return the last count."""
+    return _read(collection().find_one({"_id": _ID}) or {})
+
+
+def count_if_due(tasks: Sequence[str], index: str) -> None:
+    """Count the unfinished jobs if the time has come and no other process does.
 
     Parameters
     ----------
@@ -80,7 +97,6 @@ def count(tasks: Sequence[str], index: str) -> QueueCount:
     )
     if mine.modified_count:
         metrics.update_one({"_id": _ID}, {"$set": _counted(tasks, index, now)})
-    return _read(metrics.find_one({"_id": _ID}) or {})
 
 
 def _counted(tasks: Sequence[str], index: str, now: datetime) -> dict[str, Any]:
@@ -97,8 +113,8 @@ def _counted(tasks: Sequence[str], index: str, now: datetime) -> dict[str, Any]:
             Job().collection.aggregate(pipeline, hint=index, maxTimeMS=int(_MAX_COUNT_S * 1000))
         )
     except ExecutionTimeout:
-        return {"due": now + timedelta(seconds=REST_FACTOR * _MAX_COUNT_S)}
-    rest_s = max(MIN_REST_S, REST_FACTOR * (time.monotonic() - began))
+        return {"due": now + timedelta(seconds=MAX_REST_S)}
+    rest_s = min(max(MIN_REST_S, REST_FACTOR * (time.monotonic() - began)), MAX_REST_S)
     rows = [[*(row["_id"].get(name) for name in group), row["number"]] for row in found]
     # As text, since the values of malformed documents may be of any type.
     text = json.dumps(rows, default=str)

@@ -46,7 +46,7 @@ TokenScope.describeScope(
 
 def mount(resource: Resource, backend: GirderBackend) -> Flusher:
     """Add the route to the resource ``dask``; return what stores the counts of this process."""
-    flusher = Flusher(lambda: _gauges(backend), lambda: _totals(backend))
+    flusher = Flusher(lambda: _gauges(backend), lambda: _totals(backend), models.OPEN_INDEX)
     answer = _CachedAnswer(flusher)
 
     @access.public
@@ -108,7 +108,7 @@ class _CachedAnswer:
             if time.monotonic() >= self._until:
                 now = datetime.now(timezone.utc)
                 number = int(quarantine.summarize(now)["number"])
-                readings = exposition.read(self._flusher, models.OPEN_INDEX, number, now)
+                readings = exposition.read(self._flusher, number, now)
                 self._text = families.render(exposition.collect(readings))
                 self._until = time.monotonic() + CACHE_TTL_S
             return self._text
