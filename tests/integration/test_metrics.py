@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,18 @@ def test_girder_metrics_are_the_same_whichever_process_answers(
             )
             assert after.get(name) == before + 6
             assert after.get("girder_dask_jobs_ended_total", task=TASK) >= 6
+
+
+def test_girder_says_what_to_install_without_prometheus_client(
+    girder_stack: Any, key: str, tmp_path: Path
+) -> None:
+    (tmp_path / "prometheus_client.py").write_text("raise ImportError('not here')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with another_girder(girder_stack, tmp_path / "log", PYTHONPATH=path) as other:
+        bearer = {"Authorization": f"Bearer {key}"}
+        answer = ask(other, "GET", "dask/metrics", headers=bearer)
+        assert answer.status_code == 501
+        assert "pip install 'girder_dask[metrics]'" in answer.json()["message"]
 
 
 def test_girder_metrics_count_the_jobs_that_wait(girder_stack: Any, key: str) -> None:

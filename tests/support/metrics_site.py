@@ -117,14 +117,14 @@ def until_scraped(scrape: Any, is_there: Any, timeout_s: float = 20.0) -> Scrape
 
 
 @contextlib.contextmanager
-def another_girder(stack: Any, log: Path) -> Iterator[Any]:
+def another_girder(stack: Any, log: Path, **env: str) -> Iterator[Any]:
     """Run another process of Girder on the same database; yield a stack that asks that one."""
     port = free_port()
     part = stack.part("girder")
     command = [*part.command[: part.command.index("-p")], "-p", str(port)]
     url = f"http://127.0.0.1:{port}/api/v1"
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=part.env, stdout=output, stderr=output)
+        process = subprocess.Popen(command, env={**part.env, **env}, stdout=output, stderr=output)
         try:
             wait_until(lambda: girder_answers(url), "the other Girder")
             yield SimpleNamespace(api=url)

@@ -66,8 +66,7 @@ class MetricsCollector:
         yield from self._of_updates()
 
     def _of_jobs(self) -> Iterator[Any]:
-        counts = {(status.name,): self._jobs.counts[status] for status in JobStatus}
-        held = {labels: number for labels, number in counts.items() if number}
+        held = {(status.name,): self._jobs.counts[status] for status in JobStatus}
         yield _gauge("jobs", "Jobs that the scheduler has, by state.", held, ["state"])
         window, losses = self._cluster.window, self._cluster.losses
         places = {("scheduler",): window.waiting, ("dask",): window.given}

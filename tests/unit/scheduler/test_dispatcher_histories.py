@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -289,6 +289,8 @@ class Histories(RuleBasedStateMachine):
         self.catch_up()
         for job in JOBS:
             self.check(job)
+        jobs = self.site.dispatcher.jobs
+        assert +jobs.counts == Counter(job.status for job in jobs)
 
     def check(self, job: str) -> None:
         attempt, status = 1, S.QUEUED
