@@ -148,7 +148,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._repeat("Stealing jobs", JobStealing(scheduler, jobs).steal, STEAL_INTERVAL_S)
 
         self._metrics = MetricsCollector(
-            jobs=jobs, cluster=cluster, recorder=recorder, girder=girder
+            jobs=jobs, cluster=cluster, recorder=recorder, girder=girder, lease=lease
         )
         install_metrics(self._metrics)
         self._begin("certificate", keep_certificate(scheduler, "scheduler"))

@@ -60,6 +60,8 @@ def test_girder_metrics_count_jobs_of_all_ends(
     assert more("girder_dask_jobs_ended_total", state="ERROR", task="other") == 1
     assert more("girder_dask_jobs_ended_total", state="CANCELED") == 1
     assert more("girder_dask_job_retries_total", task=FAILING) == 1
+    assert after.get("girder_dask_leading_schedulers") == 1
+    assert after.get("girder_dask_lease_age_seconds") < 30
     # The task that no worker has never began, and the one that failed began twice.
     assert more("girder_dask_job_queue_seconds_count") == 4
     assert more("girder_dask_job_run_seconds_count") == 3
@@ -158,6 +160,7 @@ def test_scheduler_metrics_are_served_with_those_of_dask(
     assert retries(found) >= 1
     assert found.get("dask_scheduler_workers") >= 1
     assert found.get("girder_dask_scheduler_info") == 1
+    assert found.get("girder_dask_scheduler_leads") == 1
     assert found.get("girder_dask_scheduler_requests_total", purpose="updates") > 0
     assert found.get("girder_dask_scheduler_failed_requests_total", purpose="claims") == 0
     assert found.get("girder_dask_scheduler_update_lag_seconds_count") > 0

@@ -55,9 +55,10 @@ class Readings:
     processes: int
     gauges: Mapping[str, float]
     quarantined: int
+    lease_age_s: float | None
 
 
-def read(flusher: Flusher, quarantined: int, now: datetime) -> Readings:
+def read(flusher: Flusher, quarantined: int, lease_age_s: float | None, now: datetime) -> Readings:
     """Read all metrics from the database.
 
     Parameters
@@ -66,6 +67,8 @@ def read(flusher: Flusher, quarantined: int, now: datetime) -> Readings:
         What stores the counts of this process. They are stored first.
     quarantined
         The jobs that went into quarantine in the last day.
+    lease_age_s
+        Seconds since the scheduler that leads has renewed its lease, None if none leads.
     now
         The present time.
     """
@@ -77,7 +80,7 @@ def read(flusher: Flusher, quarantined: int, now: datetime) -> Readings:
     queue = queue_counts.load()
     oldest = queue_counts.oldest_waiting(queue.schedulers, flusher.open_index, now)
     processes, gauges = counter_store.load_gauges(now)
-    return Readings(sums, queue, oldest, processes, gauges, quarantined)
+    return Readings(sums, queue, oldest, processes, gauges, quarantined, lease_age_s)
 
 
 def collect(readings: Readings) -> Iterator[Any]:
@@ -132,6 +135,19 @@ def _of_queue(readings: Readings) -> Iterator[Any]:
         f"{_PREFIX}_oldest_waiting_job_seconds",
         "Seconds since the oldest queued job was created, by the cluster that has it.",
         {(cluster,): age_s for cluster, age_s in readings.oldest_s.items()},
+        ["cluster"],
+    )
+    age_s = readings.lease_age_s
+    yield families.gauge(
+        f"{_PREFIX}_leading_schedulers",
+        "1 if a scheduler has the lease, 0 if none has.",
+        {("default",): float(age_s is not None)},
+        ["cluster"],
+    )
+    yield families.gauge(
+        f"{_PREFIX}_lease_age_seconds",
+        "Seconds since the scheduler that leads has renewed its lease.",
+        {} if age_s is None else {("default",): age_s},
         ["cluster"],
     )
     yield families.gauge(

@@ -19,6 +19,7 @@ from girder.models.token import Token
 from girder.models.user import User
 
 from girder_dask.metrics import families
+from girder_dask.plugin import scheduler_lease
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.metrics import exposition
 from girder_dask.plugin.metrics.flusher import Flusher
@@ -108,7 +109,9 @@ class _CachedAnswer:
             if time.monotonic() >= self._until:
                 now = datetime.now(timezone.utc)
                 number = int(quarantine.summarize(now)["number"])
-                readings = exposition.read(self._flusher, number, now)
+                lease = scheduler_lease.current()
+                age_s = None if lease is None else (now - lease.renewed).total_seconds()
+                readings = exposition.read(self._flusher, number, age_s, now)
                 self._text = families.render(exposition.collect(readings))
                 self._until = time.monotonic() + CACHE_TTL_S
             return self._text

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from girder_dask.scheduler.dask_cluster import DaskCluster
     from girder_dask.scheduler.event_recorder import Recorder
     from girder_dask.scheduler.job_state import JobTable
+    from girder_dask.scheduler.lease import SchedulerLease
 
 __all__ = ["MetricsCollector", "install", "remove"]
 
@@ -40,6 +41,8 @@ class MetricsCollector:
         The buffer of updates to Girder.
     girder
         The requests to Girder.
+    lease
+        Whether this scheduler leads.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class MetricsCollector:
         cluster: DaskCluster,
         recorder: Recorder,
         girder: GirderRequests,
+        lease: SchedulerLease,
     ) -> None:
         self._jobs = jobs
         self._cluster = cluster
         self._recorder = recorder
         self._girder = girder
+        self._lease = lease
 
     def describe(self) -> Iterable[Any]:
         """Return nothing, so that registration collects nothing."""
@@ -62,6 +67,11 @@ class MetricsCollector:
     def collect(self) -> Iterator[Any]:
         """Yield all families of metrics, as ``prometheus_client`` asks for them."""
         yield from families.process_families(_PREFIX)
+        yield _gauge(
+            "leads",
+            "1 for the scheduler that leads, 0 for one that stands by.",
+            {(): float(self._lease.leads is True)},
+        )
         yield from self._of_jobs()
         yield from self._of_updates()
 
