@@ -23,12 +23,15 @@ __all__ = ["CeleryImportsPlugin"]
 
 logger = logging.getLogger(__name__)
 
+_MAX_WAIT_S = 30.0
+
 
 class CeleryImportsPlugin(WorkerPlugin):
     """Plugin that imports the packages of girder_worker's tasks in a thread.
 
-    What cannot be imported is logged. The worker goes on, and such a task ends in ERROR with the
-    same reason.
+    A worker that joins has them before its first job, which would otherwise seem to have changed
+    the process; it waits for no more than half a minute. What cannot be imported is logged. The
+    worker goes on, and such a task ends in ERROR with the same reason.
     """
 
     name = CELERY_PLUGIN_NAME
@@ -37,9 +40,10 @@ class CeleryImportsPlugin(WorkerPlugin):
         self._imports: asyncio.Task[Any] | None = None
 
     async def setup(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
-        """Begin the imports; called on the event loop of the worker."""
+        """Import; called on the event loop of the worker."""
         imports = asyncio.create_task(asyncio.to_thread(Context().run, _import))
         self._imports = log_failure(imports, logger, "Importing the tasks of girder_worker")
+        await asyncio.wait({imports}, timeout=_MAX_WAIT_S)
 
 
 def _import() -> None:

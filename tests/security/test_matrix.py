@@ -59,6 +59,7 @@ OF_NONE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "POST dask/job": ("POST", "dask/job", {"json": {"submissions": [call("a:b")]}}),
     "POST dask/job/updates": ("POST", "dask/job/updates", {"json": {}}),
     "POST dask/job/claim": ("POST", "dask/job/claim", {"json": {"limit": 0}}),
+    "POST dask/lease/release": ("POST", "dask/lease/release", {"json": {"scheduler": "none"}}),
     "POST dask/prune": ("POST", "dask/prune", {"json": {}}),
 }
 FILE = "GET dask/file/{id}/path"

@@ -75,7 +75,7 @@ class FaultStack(TestStack):
 
     def registered_workers(self) -> list[str]:
         """Return the names of the workers that the scheduler knows, sorted."""
-        identity = checks.get_json(f"{self._planned.dashboard}/json/identity.json")
+        identity = until(lambda: checks.get_json(f"{self._planned.dashboard}/json/identity.json"))
         return sorted(str(worker["name"]) for worker in identity["workers"].values())
 
     def add_scheduler(self) -> str:

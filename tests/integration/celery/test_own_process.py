@@ -107,5 +107,6 @@ def test_modules_of_tasks_can_be_imported_in_advance(
             job_id = celery_site.delay("fibonacci", 1, queue="ahead")
             celery_site.wait(job_id, status=JobStatus.SUCCESS)
             lines = celery_site.log(job_id).splitlines()
-            assert lines == ["step 0: 1", "the number is 1"], f"job {n}"
+            ran = [line for line in lines if not line.startswith("Waiting: ")]  # for the worker
+            assert ran == ["step 0: 1", "the number is 1"], f"job {n}"
         assert "preimport" not in log.read_text()
