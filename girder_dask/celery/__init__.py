@@ -8,10 +8,12 @@ Only what runs or sends such tasks imports the modules below, which need the ext
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 from typing import Any
 
-__all__ = ["APP_URL", "BROKER_URL", "WorkerPlugin", "is_chosen"]
+__all__ = ["APP_URL", "BROKER_URL", "WorkerPlugin", "is_chosen", "may_have_jobs"]
 
 _SCHEME = "dask"
 
@@ -38,3 +40,9 @@ class WorkerPlugin:
 def is_chosen() -> bool:
     """Return True if this process sends girder_worker's tasks to Dask."""
     return os.environ.get("GIRDER_WORKER_BROKER", "").startswith(BROKER_URL)
+
+
+@functools.cache
+def may_have_jobs() -> bool:
+    """Return True if Dask may have jobs of girder_worker's tasks, also from an earlier choice."""
+    return is_chosen() or importlib.util.find_spec("girder_plugin_worker") is not None

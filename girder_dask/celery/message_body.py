@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from girder_dask.errors import ArgumentError
-from girder_dask.protocol.celery_message import TOKEN_ARGUMENTS, CeleryMessage
+from girder_dask.protocol.celery_message import CeleryMessage, find_tokens
 
 __all__ = ["TRANSFORMS", "arguments", "as_text", "check", "load", "objects", "signatures", "tokens"]
 
@@ -41,12 +41,12 @@ _PREFIX = "py/"
 # The prefix of keys that jsonpickle opens like values.
 _JSON_KEY = "json://"
 
-# The ids of Girder's tokens. What has hexadecimal digits alone is rather a digest.
-_TOKEN = re.compile(r"(?![0-9a-f]*$|[0-9A-F]*$)[0-9A-Za-z]{64}")
 
 _REFERENCE = '"py/id"'
 
 _MAX_LEVELS = 100
+# A call has a token or two. Each costs time in every line that a run prints.
+_MAX_TOKENS = 100
 _JSON = "application/json"
 _BASE64 = "base64"
 # A place in JSON: the keys and indices that lead there, the last one first.
@@ -82,7 +82,10 @@ def arguments(message: CeleryMessage) -> Any:
     Tuples are lists.
     """
     body = load(message)
-    return None if body is None else _plain_lists(body)[:2]
+    try:
+        return None if body is None else _plain_lists(body)[:2]
+    except RecursionError:
+        return None
 
 
 def _plain_lists(value: Any) -> Any:
@@ -227,13 +230,17 @@ def signatures(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def tokens(message: CeleryMessage) -> list[str]:
-    """Return the texts in a message that are tokens of Girder, by their names or their form."""
-    found = []
-    left: list[tuple[Any, Any]] = [("", load(message))]
-    while left:
-        name, value = left.pop()
+    """Return what has the form of a token of Girder in a message, up to a number.
+
+    Only what has that form is blanked in the output of a run: other runs of the worker share the
+    list, and their output must not lose ordinary words.
+    """
+    found: dict[str, None] = {}
+    left: list[Any] = [load(message), message.headers]
+    while left and len(found) < _MAX_TOKENS:
+        value = left.pop()
         if isinstance(value, (Mapping, list)):
-            left += [(key, inner) for key, inner in _parts(value)]
-        elif isinstance(value, str) and (name in TOKEN_ARGUMENTS or _TOKEN.fullmatch(value)):
-            found.append(value)
-    return found
+            left += [inner for _, inner in _parts(value)]
+        elif isinstance(value, str):
+            found |= dict.fromkeys(find_tokens(value))
+    return list(found)[:_MAX_TOKENS]

@@ -16,7 +16,7 @@ from girder_dask.celery.run_state import RUN_HEADER, TOKEN_HEADER, RunState, cur
 from girder_dask.celery.worker_app import find_task, worker_app
 from girder_dask.errors import ArgumentError, JobCanceled, JobFailed
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.celery_message import CeleryMessage
+from girder_dask.protocol.celery_message import FOLLOWING_CALLS, CeleryMessage
 from girder_dask.tasks.running_job import current_job
 
 __all__ = ["run_message"]
@@ -136,7 +136,8 @@ def _request(
     if message.headers.get(TOKEN_HEADER) == "":
         token = ""
     return {
-        **message.headers,
+        # Calls that follow are embedded in the body, where they were checked.
+        **{name: each for name, each in message.headers.items() if name not in FOLLOWING_CALLS},
         **embed,
         "args": args,
         "kwargs": kwargs,

@@ -11,7 +11,7 @@ from typing import Any
 
 from girder_jobs.models.job import Job
 
-from girder_dask.celery import is_chosen
+from girder_dask.celery import may_have_jobs
 from girder_dask.plugin.store.argument_tokens import blank_tokens
 from girder_dask.plugin.store.documents import RESERVED_FIELDS
 from girder_dask.plugin.store.models import collection
@@ -52,6 +52,8 @@ def save_other_fields(event: Any) -> None:
         update["$unset"] = dict.fromkeys(removed, True)
     if update:
         jobs.update_one({"_id": job["_id"]}, update)
-        if is_chosen() and not jobs.find_one({"_id": job["_id"], "dask.open": True}, {"_id": True}):
+        if may_have_jobs() and not jobs.find_one(
+            {"_id": job["_id"], "dask.open": True}, {"_id": True}
+        ):
             blank_tokens([job["_id"]])  # the copy may be older than the end of the job
     event.preventDefault()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
@@ -13,10 +13,13 @@ from girder_dask.protocol.messages import Message
 
 __all__ = [
     "DEFAULT_QUEUE",
+    "FOLLOWING_CALLS",
     "QUEUE_RESOURCE_PREFIX",
     "TOKEN_ARGUMENTS",
     "CeleryJob",
     "CeleryMessage",
+    "find_tokens",
+    "replace_tokens",
 ]
 
 #: The queue of tasks that name none.
@@ -29,6 +32,34 @@ QUEUE_RESOURCE_PREFIX = "queue:"
 TOKEN_ARGUMENTS = frozenset(
     {"token", "girder_token", "girderToken", "api_token", "apiToken", "girder_client_token"}
 )
+
+#: The fields of a request of Celery with the calls that follow it. A body embeds them.
+FOLLOWING_CALLS = frozenset({"callbacks", "errbacks", "chain", "chord"})
+
+# The ids of Girder's tokens. What has hexadecimal digits alone is rather a digest.
+_TOKEN = re.compile(
+    r"(?<![0-9A-Za-z])(?![0-9a-f]{64}(?![0-9A-Za-z]))(?![0-9A-F]{64}(?![0-9A-Za-z]))"
+    r"[0-9A-Za-z]{64}(?![0-9A-Za-z])"
+)
+
+
+def find_tokens(text: str) -> list[str]:
+    """Return what has the form of a token of Girder in a text.
+
+    >>> find_tokens(f"--token={'aB3z' * 16} {'0f' * 32}") == ['aB3z' * 16]
+    True
+    """
+    return _TOKEN.findall(text)
+
+
+def replace_tokens(text: str, tokens: Collection[str], replacement: str) -> str:
+    """Return a text with a replacement for each of some tokens.
+
+    >>> replace_tokens(f"--token={'aB3z' * 16}", {'aB3z' * 16}, "(removed)")
+    '--token=(removed)'
+    """
+    return _TOKEN.sub(lambda at: replacement if at[0] in tokens else at[0], text)
+
 
 _Line = Annotated[str, Meta(min_length=1, max_length=500)]
 _NOT_IN_NAMES = re.compile(r"[^\w.-]")

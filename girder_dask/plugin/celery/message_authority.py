@@ -14,13 +14,13 @@ from girder_dask.plugin.rest import authorization, option_limits
 from girder_dask.plugin.store import job_records
 from girder_dask.plugin.store.access.authority import Authority, of_job
 from girder_dask.plugin.store.access.requester import Requester
-from girder_dask.protocol.celery_message import CeleryMessage
+from girder_dask.protocol.celery_message import FOLLOWING_CALLS, CeleryMessage
 from girder_dask.protocol.messages import Submission
 
 __all__ = ["authorize"]
 
 # The tasks of these packages do what their arguments say: start any container, or any task.
-_INTERPRETERS = frozenset({"celery", "girder_worker"})
+_INTERPRETERS = frozenset({"celery", "girder_worker", "slicer_cli_web"})
 # Tasks of Celery itself that only collect results.
 _COLLECTING = frozenset({"celery.accumulate", "celery.chord_unlock"})
 
@@ -71,6 +71,8 @@ def _refusal(
     excess = option_limits.find_excess(submission, any_field=True)
     if excess is not None:
         return f"{submission.task} on Dask: {excess}."
+    if misplaced := FOLLOWING_CALLS & message.headers.keys():
+        return f"calls that are in the headers of its message: {', '.join(sorted(misplaced))}"
     calls = []
     if message.task not in _COLLECTING and not stored.continues(message):
         calls.append(submission)

@@ -7,6 +7,7 @@ a chord, whatever task they name and whatever objects are among their arguments.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,9 @@ from girder_dask.protocol.payload import open_call
 
 __all__ = ["StoredCalls", "load"]
 
+# The most characters of all calls in a message.
+_MAX_TEXT = 64 * 1024**2
+
 _OPTIONS = frozenset({*Task.reserved_headers, *Task.reserved_options})
 
 
@@ -32,20 +36,20 @@ class StoredCalls:
     Attributes
     ----------
     calls
-        Their tasks and arguments, as text.
+        The digests of their tasks and arguments.
     objects
         The objects of jsonpickle in the message, as text.
     trusted
         Whether the message may run code of its author when it is opened.
     """
 
-    calls: frozenset[str] = frozenset()
+    calls: frozenset[bytes] = frozenset()
     objects: frozenset[str] = field(default=frozenset(), repr=False)
     trusted: bool = False
 
     def has(self, signature: Mapping[str, Any]) -> bool:
         """Return True if a call is one of these, with the same arguments."""
-        return _text(signature) in self.calls
+        return _digest(_text(signature)) in self.calls
 
     def continues(self, message: CeleryMessage) -> bool:
         """Return True if a message makes one of these calls, perhaps with one argument before.
@@ -60,6 +64,10 @@ class StoredCalls:
         return any(
             self.has({"task": message.task, "args": tail, "kwargs": kwargs}) for tail in tails
         )
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _text(signature: Mapping[str, Any]) -> str:
@@ -85,19 +93,30 @@ def load(job_id: ObjectId) -> StoredCalls:
     message = None if spec is None else _message(spec.payload)
     if spec is None or message is None:
         return StoredCalls()
-    parts = (message_body.load(message), message.headers)
+    body = message_body.load(message)
     return StoredCalls(
+        frozenset(_digests(body)),
         frozenset(
-            text
-            for part in parts
-            for each in message_body.signatures(part)
-            for text in _texts(each)
-        ),
-        frozenset(
-            message_body.as_text(each) for part in parts for each in message_body.objects(part)
+            message_body.as_text(each)
+            for part in (body, message.headers)
+            for each in message_body.objects(part)
         ),
         spec.trusted,
     )
+
+
+def _digests(body: Any) -> Iterator[bytes]:
+    """Yield the digests of the calls in a body, until as much text was read as the bound allows.
+
+    Each call holds those that are nested in it, so all of them can be far longer than the body.
+    """
+    left = _MAX_TEXT
+    for each in message_body.signatures(body):
+        for text in _texts(each):
+            left -= len(text)
+            if left < 0:
+                return
+            yield _digest(text)
 
 
 def _message(payload: bytes) -> CeleryMessage | None:

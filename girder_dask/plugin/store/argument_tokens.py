@@ -6,7 +6,7 @@ is in the document: in the arguments, in ``meta`` or in fields of the plugin's o
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +15,16 @@ from girder.models.token import Token
 from girder_jobs.models.job import Job
 from pymongo import UpdateOne
 
+from girder_dask.plugin.store.database import batches
 from girder_dask.plugin.store.models import DaskJob, collection
-from girder_dask.protocol.celery_message import TOKEN_ARGUMENTS
+from girder_dask.protocol.celery_message import TOKEN_ARGUMENTS, find_tokens, replace_tokens
 
 __all__ = ["BLANK", "blank_tokens"]
+
+logger = logging.getLogger(__name__)
+
+# The documents of so many jobs are read at once.
+_MAX_JOBS = 50
 
 #: What replaces a token.
 BLANK = "(removed)"
@@ -28,12 +34,23 @@ _TASK_ID = "celeryTaskId"
 # Fields that hold no text of a plugin, and those that the worker has cleaned.
 _OTHER_FIELDS = ("log", "dask", "dask_log", "dask_outcome", "timestamps", "access", "progress")
 
-# The ids of Girder's tokens. Others look like that, such as digests, so Girder is asked.
-_CANDIDATE = re.compile(r"(?<![0-9A-Za-z])[0-9A-Za-z]{64}(?![0-9A-Za-z])")
+# Other text looks like a token, so Girder is asked, for so many at once.
+_MAX_ASKED = 10_000
 
 
 def blank_tokens(job_ids: Sequence[ObjectId]) -> None:
-    """Blank the tokens in the documents of ended jobs, and delete those of the job alone."""
+    """Blank the tokens in the documents of ended jobs, and delete those of the job alone.
+
+    An error is logged: no end of a job depends on it.
+    """
+    for some in batches(job_ids, _MAX_JOBS):
+        try:
+            _blank_tokens(some)
+        except Exception:
+            logger.exception("The tokens in %d ended jobs are not blanked", len(some))
+
+
+def _blank_tokens(job_ids: Sequence[ObjectId]) -> None:
     found = collection(Job()).find(
         {"_id": {"$in": list(job_ids)}, _TASK_ID: {"$exists": True}},
         dict.fromkeys(_OTHER_FIELDS, False),
@@ -72,7 +89,7 @@ def _candidates(value: Any) -> Iterator[str]:
     while left:
         found = left.pop()
         if isinstance(found, str):
-            yield from _CANDIDATE.findall(found)
+            yield from find_tokens(found)
         elif isinstance(found, Mapping):
             left += found.values()
         elif isinstance(found, list):
@@ -81,8 +98,11 @@ def _candidates(value: Any) -> Iterator[str]:
 
 def _existing(ids: Collection[str]) -> dict[str, list[str]]:
     """Return the scopes of those ids that are tokens."""
-    tokens = Token().collection.find({"_id": {"$in": list(ids)}}, {"scope": True})
-    return {token["_id"]: token.get("scope") or [] for token in tokens}
+    return {
+        token["_id"]: token.get("scope") or []
+        for some in batches(ids, _MAX_ASKED)
+        for token in Token().collection.find({"_id": {"$in": some}}, {"scope": True})
+    }
 
 
 def _blanked_field(name: str, value: Any, tokens: Collection[str]) -> Any:
@@ -95,7 +115,7 @@ def _blanked_field(name: str, value: Any, tokens: Collection[str]) -> Any:
 def _blanked(value: Any, tokens: Collection[str], *, is_argument: bool = False) -> Any:
     """Return a value without tokens, and without any argument that is named like one."""
     if isinstance(value, str):
-        return _CANDIDATE.sub(lambda at: BLANK if at[0] in tokens else at[0], value)
+        return replace_tokens(value, tokens, BLANK)
     if isinstance(value, list):
         return [_blanked(each, tokens, is_argument=is_argument) for each in value]
     if not isinstance(value, Mapping):

@@ -10,7 +10,7 @@ from bson import ObjectId
 from girder_jobs.models.job import Job
 from pymongo import UpdateOne
 
-from girder_dask.celery import is_chosen
+from girder_dask.celery import may_have_jobs
 from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.plugin import settings
 from girder_dask.plugin.store import tokens
@@ -249,7 +249,7 @@ def purge_ended(job_ids: Sequence[ObjectId]) -> None:
     apart = [record["_id"] for record in found if record["payload_bytes"] and not record["inline"]]
     if apart:
         DaskPayload().collection.delete_many({"job": {"$in": apart}})
-    if is_chosen():
+    if may_have_jobs():
         blank_tokens(job_ids)
     DaskJob().collection.update_many(
         these, {"$set": {"token": None, "payload_bytes": 0}, "$unset": {"payload": True}}

@@ -103,6 +103,10 @@ def test_a_repeated_request_starts_one_job(sender: Sender) -> None:
             "may not start",
         ),
         ({"properties": {"priority": 10**6}}, "priority"),
+        *(
+            ({"headers": {name: [{"task": "girder_worker.docker.tasks.docker_run"}]}}, name)
+            for name in ("callbacks", "errbacks", "chain", "chord")
+        ),
     ],
 )
 def test_a_job_may_not_send_code_or_start_any_task(

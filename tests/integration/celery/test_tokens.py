@@ -114,6 +114,7 @@ def _start_all(file_id: str) -> list[str]:
         tasks.shows.delay(token()["_id"], token=token()["_id"], fails=True),
         tasks.shows.delay(token()["_id"], girder_job_title=f"with {token()['_id']}"),
         tasks.shows.delay(1, girder_client_token=token()),
+        tasks.shows.delay(f"--girderToken={token()['_id']}", [f"http://x?token={token()['_id']}"]),
         tasks.size.delay(GirderFileId(file_id)),
         tasks.fails.delay(token()["_id"]),
         tasks.tries_again.delay(1),

@@ -104,6 +104,15 @@ def test_a_chain_sends_its_next_call(backend: Backend) -> None:
     assert not {"girder_dask_run", "jobInfoSpec", "girder_client_token"} & sent.headers.keys()
 
 
+@pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])
+def test_calls_in_headers_are_not_sent(backend: Backend, name: str) -> None:
+    following = {"task": "their_tasks.tasks.add", "args": [10], "kwargs": {}, "options": {}}
+    assert run(message("add", 1, 2, **{name: [following]})) == 3
+    with pytest.raises(RuntimeError, match="oh"):
+        run(message("fails", "oh", **{name: [following]}))
+    assert backend.sent == []
+
+
 def test_a_retry_is_requested_and_sends_nothing(backend: Backend) -> None:
     first = message("tries_again", 2, 30.0)
     with pytest.raises(RetryRequested) as request:
