@@ -23,5 +23,5 @@ def package_site(
     docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PackageSite]:
     """A stack with packages of tasks from PyPI, and a Docker engine on its worker."""
-    with PackageSite(tmp_path_factory.mktemp("package_site"), docker_engine) as site:
+    with PackageSite(tmp_path_factory.mktemp("package_site"), docker_engine, threads=8) as site:
         yield site

@@ -54,6 +54,8 @@ def test_options_of_a_call_set_the_fields_of_its_job(celery_site: CelerySite) ->
     job = celery_site.wait(job_id, status=JobStatus.SUCCESS)
     shown = {name: job[name] for name in ("title", "type", "public", "meta")}
     assert shown == {"title": "Two and three", "type": "sums", "public": True, "meta": {"n": 5}}
+    (record,) = celery_site.documents("dask_job", {"_id": ObjectId(job_id)})
+    assert record["priority"] == 3
 
 
 def test_the_logs_of_jobs_in_one_process_are_apart_and_whole(celery_site: CelerySite) -> None:
