@@ -22,6 +22,8 @@ __all__ = ["mount"]
 # The name under which girder_plugin_worker binds its handlers, and the handler of its jobs.
 _WORKER_HANDLER = "worker"
 _CELERY_HANDLER = "celery_handler"
+# The plugin has another handler of this event, and Girder keeps one of a name.
+_PARENT_HANDLER = f"{EVENT_HANDLER}_parents"
 
 
 def mount(info: dict[str, Any], backend: GirderBackend) -> None:
@@ -66,6 +68,9 @@ def _send_to_dask(info: dict[str, Any], app: Any, worker: Any) -> None:
     # It would put a token into each job that is saved.
     events.unbind("model.job.save.after", _WORKER_HANDLER)
     events.bind("model.job.save.after", EVENT_HANDLER, _attach_job_info)
+    # It would take the job that was replaced for the parent of what its replacement starts.
+    events.unbind("model.job.save", _WORKER_HANDLER)
+    events.bind("model.job.save", _PARENT_HANDLER, _attach_parent)
     publishing.install(app)
     publishing.warm_up(app)
     distributions_by_package()  # the first message would wait for it too
@@ -81,3 +86,11 @@ def _attach_job_info(event: Any) -> None:
         from girder_plugin_worker.event_handlers import attachJobInfoSpec
 
         attachJobInfoSpec(event)
+
+
+def _attach_parent(event: Any) -> None:
+    """Attach the parent to a job that a worker of Celery has created. Jobs on Dask have theirs."""
+    if "dask" not in event.info:
+        from girder_plugin_worker.event_handlers import attachParentJob
+
+        attachParentJob(event)

@@ -141,6 +141,16 @@ def test_replace_has_another_task_continue(celery_site: CelerySite) -> None:
     assert celery_site.value(str(child["_id"])) == 101
 
 
+def test_replacement_is_the_parent_of_what_it_starts(celery_site: CelerySite) -> None:
+    job_id = celery_site.delay("is_replaced_by_parent", 4, user=celery_site.create_user())
+    celery_site.wait(job_id, status=JobStatus.SUCCESS)
+    (replacement,) = celery_site.children(job_id)
+    celery_site.wait(str(replacement["_id"]), status=JobStatus.SUCCESS)
+    (child,) = celery_site.children(str(replacement["_id"]))
+    assert child["title"] == "The child"
+    celery_site.wait(str(child["_id"]), status=JobStatus.SUCCESS)
+
+
 @pytest.mark.parametrize("wait_s", [-5, 60])
 def test_expires_cancels_a_job_that_begins_too_late(celery_site: CelerySite, wait_s: float) -> None:
     job_id = celery_site.delay("add", 1, 1, expires=wait_s)

@@ -185,6 +185,12 @@ def starts_child(self: Any, n: int) -> str:
 
 
 @app.task(bind=True)
+def is_replaced_by_parent(self: Any, n: int) -> Any:
+    """Have a task continue in the place of this one that starts another."""
+    raise self.replace(starts_child.s(n))
+
+
+@app.task(bind=True)
 def starts_by_name(self: Any) -> str:
     """Start a task by its name."""
     return str(app.send_task("their_tasks.tasks.add", (1, 2)).id)
