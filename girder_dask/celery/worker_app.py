@@ -76,8 +76,7 @@ def _prepare() -> Any:
     from celery import signals
     from girder_worker import app as theirs
 
-    from girder_dask.celery import publishing
-    from girder_dask.celery.docker_output import keep_buffered_output
+    from girder_dask.celery import docker_output, publishing
 
     app = theirs.app
     publishing.install(app)
@@ -99,7 +98,9 @@ def _prepare() -> Any:
         signal.disconnect(receiver)
     for handler in [*theirs.logger.handlers]:  # it writes records a second time
         theirs.logger.removeHandler(handler)
-    keep_buffered_output()
+    docker_output.keep_buffered_output()
+    docker_output.follow_logs_of_attached_containers()
+    docker_output.drain_ended_containers()
     track_containers()
     signals.task_prerun.connect(_before_run, weak=False)
     signals.task_failure.connect(_on_failure, weak=False)

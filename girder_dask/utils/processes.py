@@ -74,7 +74,7 @@ def _observed(process: psutil.Process) -> Process | None:
 
 def _facts(process: psutil.Process) -> Process | None:
     with process.oneshot():
-        if not _is_running(process):
+        if process.status() == psutil.STATUS_ZOMBIE:
             return None
         group = os.getpgid(process.pid)
         return Process(process.pid, process.ppid(), group, process.create_time())

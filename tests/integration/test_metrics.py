@@ -75,9 +75,10 @@ def test_girder_metrics_are_the_same_whichever_process_answers(
 ) -> None:
     with another_girder(girder_stack, tmp_path / "log") as other:
         both = until_scraped(
-            lambda: of_girder(other, key), lambda found: found.get("girder_dask_processes") == 2
+            lambda: of_girder(other, key), lambda found: found.get("girder_dask_processes") >= 2
         )
-        assert both.get("girder_dask_processes") == 2
+        # One that another test has ended counts for some time.
+        assert both.get("girder_dask_processes") >= 2
         name = "girder_dask_jobs_created_total"
         before = of_girder(girder_stack, key).get(name)
         assert both.get(name) == before > 0

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import docker
 import pytest
 from docker.api.client import APIClient
 
-from girder_dask.celery.docker_output import keep_buffered_output
+from girder_dask.celery.docker_output import drain_ended_containers, keep_buffered_output
 
 _HEAD = (
     b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\n"
@@ -117,3 +120,43 @@ def test_close_leaves_no_descriptor_open(tmp_path: Path) -> None:
     stream.close()
     assert not Path(f"/proc/self/fd/{waited_for}").exists()
     engine.stop()
+
+
+class _Ends(threading.Thread):
+    """An engine that sends the last output of a container some time after its end."""
+
+    def __init__(self, stream: socket.socket, delay_s: float) -> None:
+        super().__init__(daemon=True)
+        self._stream, self._delay_s = stream, delay_s
+
+    def run(self) -> None:
+        time.sleep(self._delay_s)
+        with self._stream, contextlib.suppress(BrokenPipeError):
+            self._stream.sendall(b"the last line")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [("exited", b"the last line"), ("dead", b"the last line"), ("running", b"")],
+)
+def test_output_that_comes_after_the_end_is_read(status: str, expected: bytes) -> None:
+    from girder_worker.docker import utils
+    from girder_worker.docker.io import FDReadStreamConnector
+    from girder_worker.docker.tasks import _SocketReader
+
+    drain_ended_containers()
+    ours, theirs = socket.socketpair()
+    written: list[bytes] = []
+    container = SimpleNamespace(status=status)
+
+    def exit_condition() -> bool:
+        # With the state "running" it is that of a canceled task.
+        return container.status in {"exited", "dead"} or status == "running"
+
+    output = SimpleNamespace(write=written.append, open=lambda: None, close=lambda: None)
+    reader = FDReadStreamConnector(_SocketReader(ours), output)
+    _Ends(theirs, 0.5).start()
+    began = time.monotonic()
+    utils.select_loop(exit_condition=exit_condition, readers=[reader], writers=[])
+    assert b"".join(written) == expected
+    assert time.monotonic() - began < 5
