@@ -20,6 +20,8 @@ NOTEBOOK = Path(girder_dask.__file__).parents[1] / "examples" / "notebooks" / "c
 @pytest.fixture(scope="module")
 def executed(girder_stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    # The cards may follow their jobs until a little after the last cell has run.
+    notebook.cells.append(nbformat.v4.new_code_cell("import time; time.sleep(2)"))
     key = girder_stack.admin.post("api_key", parameters={"name": "notebook", "active": "true"})
     client = NotebookClient(notebook, timeout=150, kernel_name="python3")
     client.resources = {"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}}
