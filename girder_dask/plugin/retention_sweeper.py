@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from datetime import datetime, timezone
 
@@ -12,7 +11,7 @@ from pymongo.errors import PyMongoError
 
 from girder_dask.plugin import retention, settings
 from girder_dask.plugin.retention_rules import RetentionRule
-from girder_dask.utils.background import Guard
+from girder_dask.utils.background import Guard, start_thread_once
 
 __all__ = ["PASS_INTERVAL_S", "start", "sweep"]
 
@@ -28,8 +27,7 @@ _THREAD_NAME = "girder-dask-retention"
 
 def start() -> None:
     """Start the thread, once in a process."""
-    if not any(thread.name == _THREAD_NAME for thread in threading.enumerate()):
-        threading.Thread(target=_work, name=_THREAD_NAME, daemon=True).start()
+    start_thread_once(_THREAD_NAME, _work)
 
 
 def _work() -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from datetime import datetime, timezone
 
 from pymongo.errors import PyMongoError
 
 from girder_dask.plugin.store import tokens
-from girder_dask.utils.background import Guard
+from girder_dask.utils.background import Guard, start_thread_once
 
 __all__ = ["SWEEP_INTERVAL_S", "start"]
 
@@ -30,8 +29,7 @@ _THREAD_NAME = "girder-dask-sweeper"
 
 def start() -> None:
     """Start the thread, once in a process."""
-    if not any(thread.name == _THREAD_NAME for thread in threading.enumerate()):
-        threading.Thread(target=_work, name=_THREAD_NAME, daemon=True).start()
+    start_thread_once(_THREAD_NAME, _work)
 
 
 def _work() -> None:

@@ -218,6 +218,12 @@ class TestStack(Stack):
             time.sleep(pause_s)
             pause_s = min(pause_s * _POLL_GROWTH, _MAX_POLL_S)
 
+    def open_jobs(self) -> list[str]:
+        """Return the ids of all jobs that have not ended."""
+        statuses = json.dumps([int(status) for status in JobStatus if status not in FINAL])
+        found = self.admin.get("job/all", parameters={"statuses": statuses, "limit": 0})
+        return [job["_id"] for job in found]
+
     def cancel_open_jobs(self) -> list[str]:
         """Cancel all jobs that have not ended, and return their ids.
 
@@ -226,12 +232,11 @@ class TestStack(Stack):
         """
         import girder_client
 
-        statuses = json.dumps([int(status) for status in JobStatus if status not in FINAL])
-        found = self.admin.get("job/all", parameters={"statuses": statuses, "limit": 0})
-        for job in found:
+        found = self.open_jobs()
+        for job_id in found:
             with contextlib.suppress(girder_client.HttpError):  # it has ended meanwhile
-                self.admin.put(f"job/{job['_id']}/cancel")
-        return [job["_id"] for job in found]
+                self.admin.put(f"job/{job_id}/cancel")
+        return found
 
     def recent_logs(self, lines: int = 15) -> str:
         """Return the last log lines of each part but the database and the broker."""

@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import logging
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar, final
@@ -18,7 +19,7 @@ from typing import Any, TypeVar, final
 from girder_dask.utils.backoff import Backoff
 from girder_dask.utils.error_log import ErrorLog, describe
 
-__all__ = ["Guard", "log_failure", "repeat"]
+__all__ = ["Guard", "log_failure", "repeat", "start_thread_once"]
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.5, 15.0
 
@@ -132,3 +133,9 @@ def log_failure(work: _Awaitable, logger: logging.Logger, what: str) -> _Awaitab
 
     work.add_done_callback(log)
     return work
+
+
+def start_thread_once(name: str, target: Callable[[], None]) -> None:
+    """Start a daemon thread unless this process has one of that name."""
+    if not any(thread.name == name for thread in threading.enumerate()):
+        threading.Thread(target=target, name=name, daemon=True).start()

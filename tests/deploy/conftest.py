@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import girder_client
 import pytest
 
+from tests.support.compose_site import ComposeSite
 from tests.support.deploy_engine import DeployEngine, missing_programs
 from tests.support.network_hosts import NetworkHosts
 
@@ -45,3 +47,10 @@ def deploy_engine(deploy_network: NetworkHosts) -> Iterator[DeployEngine]:
             engine.build(["dask", "girder", "dsa"], os.environ.get("BASE_IMAGE"))
         engine.start()
         yield engine
+
+
+@pytest.fixture
+def admin(site: ComposeSite) -> Iterator[girder_client.GirderClient]:
+    """Give a test a client of the administrator of its file's site."""
+    with site.administrator() as client:
+        yield client

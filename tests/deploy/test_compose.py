@@ -65,12 +65,6 @@ def site(
 
 
 @pytest.fixture
-def admin(site: ComposeSite) -> Iterator[girder_client.GirderClient]:
-    with site.administrator() as client:
-        yield client
-
-
-@pytest.fixture
 def connected(site: ComposeSite, admin: girder_client.GirderClient) -> Iterator[None]:
     """``delay()`` here submits to the site, through its proxy."""
     with (

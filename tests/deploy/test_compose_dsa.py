@@ -71,12 +71,6 @@ def site(
             site.down("--volumes")
 
 
-@pytest.fixture
-def admin(site: ComposeSite) -> Iterator[girder_client.GirderClient]:
-    with site.administrator() as client:
-        yield client
-
-
 def ended(admin: girder_client.GirderClient, job_id: str) -> dict[str, Any]:
     """Return a job when it has ended well."""
 

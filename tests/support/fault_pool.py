@@ -67,11 +67,8 @@ class SharedFaultStack(FaultStack):
         )
 
     def _end_jobs(self) -> None:
-        for job_id in (left := self.call(_open_jobs)):
-            with contextlib.suppress(Exception):
-                self.admin.put(f"job/{job_id}/cancel")
-        if left:
-            until(lambda: not self.call(_open_jobs), _JOBS_END_S)
+        if self.cancel_open_jobs():
+            until(lambda: not self.open_jobs(), _JOBS_END_S)
 
     def _empty_logs(self) -> None:
         for part in self.parts:
@@ -88,16 +85,6 @@ def _is_like(part: Part, wanted: Part, unread: tuple[str, ...]) -> bool:
         for each in (part, wanted)
     )
     return ours == theirs and part.is_ready()
-
-
-def _open_jobs() -> list[str]:
-    """Return the ids of the jobs that have not ended. Run it in Girder."""
-    from girder_jobs.models.job import Job
-
-    from girder_dask.jobs import FINAL
-
-    query = {"status": {"$nin": [int(status) for status in FINAL]}, "type": {"$exists": True}}
-    return [str(job["_id"]) for job in Job().collection.find(query, {"_id": True})]
 
 
 class FaultPool:

@@ -8,7 +8,6 @@ database.
 from __future__ import annotations
 
 import logging
-import threading
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
@@ -17,7 +16,7 @@ from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.map_cancellation import steps
 from girder_dask.plugin.store import cancellation
 from girder_dask.plugin.store.maps import large_maps, parents
-from girder_dask.utils.background import Guard
+from girder_dask.utils.background import Guard, start_thread_once
 
 __all__ = ["SCAN_INTERVAL_S", "MapCanceler"]
 
@@ -48,8 +47,7 @@ class MapCanceler:
 
     def start(self) -> None:
         """Start the thread, once in a process."""
-        if not any(thread.name == _THREAD_NAME for thread in threading.enumerate()):
-            threading.Thread(target=self._run, name=_THREAD_NAME, daemon=True).start()
+        start_thread_once(_THREAD_NAME, self._run)
 
     def _run(self) -> None:
         large_maps.work.set()  # an earlier process may have left something

@@ -17,7 +17,7 @@ from pymongo.errors import PyMongoError
 from girder_dask.plugin.metrics import counter_store, queue_counts
 from girder_dask.plugin.metrics.counts import JobCounts, counts
 from girder_dask.plugin.metrics.task_labels import TaskLabels
-from girder_dask.utils.background import Guard
+from girder_dask.utils.background import Guard, start_thread_once
 from girder_dask.utils.process_identity import identity
 
 __all__ = ["FLUSH_INTERVAL_S", "GAUGES_INTERVAL_S", "Flusher"]
@@ -70,8 +70,7 @@ class Flusher:
 
     def start(self) -> None:
         """Start the thread, once in a process."""
-        if not any(thread.name == _THREAD_NAME for thread in threading.enumerate()):
-            threading.Thread(target=self._work, name=_THREAD_NAME, daemon=True).start()
+        start_thread_once(_THREAD_NAME, self._work)
 
     def _work(self) -> None:
         guard = Guard(logger, "Storing metrics of jobs", expected=(PyMongoError,))
