@@ -44,6 +44,8 @@ class Lease:
     ----------
     leads
         Whether the scheduler that asked has the lease.
+    leader
+        The id of the run of the scheduler that has it, None if none has.
     place
         The address and the host of the leader.
     renewals
@@ -53,6 +55,7 @@ class Lease:
     """
 
     leads: bool
+    leader: str | None
     place: str
     renewals: int
     renewed: datetime
@@ -123,4 +126,5 @@ def current() -> Lease | None:
 
 
 def _lease(found: Any, scheduler: str) -> Lease:
-    return Lease(found["leader"] == scheduler, found["place"], found["renewals"], found["renewed"])
+    leader = found["leader"]
+    return Lease(leader == scheduler, leader, found["place"], found["renewals"], found["renewed"])

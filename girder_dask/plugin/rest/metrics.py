@@ -22,6 +22,7 @@ from girder_dask.metrics import families
 from girder_dask.plugin import scheduler_lease
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.metrics import exposition
+from girder_dask.plugin.metrics.exposition import LeaseReading
 from girder_dask.plugin.metrics.flusher import Flusher
 from girder_dask.plugin.notify import notifications
 from girder_dask.plugin.rest import routes
@@ -95,6 +96,12 @@ def _totals(backend: GirderBackend) -> dict[str, int]:
     }
 
 
+def _lease(lease: scheduler_lease.Lease | None, now: datetime) -> LeaseReading | None:
+    if lease is None or lease.leader is None:
+        return None
+    return LeaseReading(lease.leader, (now - lease.renewed).total_seconds())
+
+
 class _CachedAnswer:
     """The text of the last scrape. Thread-safe."""
 
@@ -109,9 +116,8 @@ class _CachedAnswer:
             if time.monotonic() >= self._until:
                 now = datetime.now(timezone.utc)
                 number = int(quarantine.summarize(now)["number"])
-                lease = scheduler_lease.current()
-                age_s = None if lease is None else (now - lease.renewed).total_seconds()
-                readings = exposition.read(self._flusher, number, age_s, now)
+                lease = _lease(scheduler_lease.current(), now)
+                readings = exposition.read(self._flusher, number, lease, now)
                 self._text = families.render(exposition.collect(readings))
                 self._until = time.monotonic() + CACHE_TTL_S
             return self._text
