@@ -104,10 +104,15 @@ def _traced(
             task, message.id, args, kwargs, request, app=app, hostname=state.hostname
         )
     if info is None:
-        return value, "SUCCESS"
+        return None if _ignores_result(message, task) else value, "SUCCESS"
     if info.state == "REJECTED":
         raise info.retval
     return None, str(info.state)
+
+
+def _ignores_result(message: CeleryMessage, task: Any) -> bool:
+    given = message.headers.get("ignore_result")
+    return bool(task.ignore_result if given is None else given)
 
 
 def _soft_limit(

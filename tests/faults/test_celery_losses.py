@@ -46,17 +46,29 @@ def test_waiting_jobs_outlive_the_scheduler_and_retries_count_on(site: Site) -> 
 
 
 def test_a_lost_worker_ends_a_task_unless_it_acknowledges_late(site: Site, tmp_path: Path) -> None:
-    counter = str(tmp_path / "runs")
-    late, early = site.delay("at_least_once", counter), site.delay("sleeps", 60)
-    for job_id in (late, early):
-        site.wait(job_id, status=JobStatus.RUNNING)
-    wait_until(lambda: Path(counter).exists())
+    """Also if Girder knows no more of a task than its name."""
+    unknown = "their_tasks.unknown_to_girder"
+    counters = [tmp_path / name for name in ("late", "unknown-late", "unknown-early")]
+    late = [
+        site.delay("at_least_once", str(counters[0])),
+        site.start_by_name(f"{unknown}.runs_at_least_once", str(counters[1])),
+    ]
+    early = [
+        site.delay("sleeps", 60),
+        site.start_by_name(f"{unknown}.runs_at_most_once", str(counters[2])),
+    ]
+    for job_id in (*late, *early):
+        site.wait(job_id, 60, status=JobStatus.RUNNING)
+    wait_until(lambda: all(counter.exists() for counter in counters), 60)
     restart_cluster(site, "worker-0")
-    site.wait(late, 60, status=JobStatus.SUCCESS)
-    assert site.value(late) == 2
-    assert site.job(late)["dask"]["attempt"] == 2
-    site.wait(early, 60, status=JobStatus.ERROR)
-    assert "The task may run at most once" in site.log(early)
+    for job_id in late:
+        site.wait(job_id, 60, status=JobStatus.SUCCESS)
+        assert site.value(job_id) == 2
+        assert site.job(job_id)["dask"]["attempt"] == 2
+    for job_id in early:
+        site.wait(job_id, 60, status=JobStatus.ERROR)
+        assert "The task may run at most once" in site.log(job_id)
+    assert counters[2].read_text() == "run\n"
 
 
 def start_chain(seconds: float) -> list[str]:

@@ -35,6 +35,12 @@ class CelerySite(TestStack):
         """
         return str(self.call(_apply_async, name, args, options, user=user))
 
+    def start_by_name(self, task: str, *args: Any) -> str:
+        """Start a task that Girder knows by its name alone, and return the id of its job."""
+        task_id = self.call(_send_task, task, args)
+        (job,) = self.documents("job", {"celeryTaskId": task_id})
+        return str(job["_id"])
+
     @contextlib.contextmanager
     def processes(self) -> Iterator[None]:
         """Have the worker run each job in a process of its own (girder.worker.isolation)."""
@@ -109,6 +115,12 @@ def _apply_async(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> s
 
     result = getattr(their_tasks.tasks, name).apply_async(args, **options)
     return str(result.job["_id"])
+
+
+def _send_task(task: str, args: tuple[Any, ...]) -> str:
+    from girder_worker.app import app
+
+    return str(app.send_task(task, args).id)
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:

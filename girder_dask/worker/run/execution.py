@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from girder_dask.celery.runner import run_message
 from girder_dask.celery.worker_app import find_task
+from girder_dask.errors import TaskNotFoundError
 from girder_dask.protocol.celery_message import CeleryMessage
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.payload import Call
@@ -28,12 +29,39 @@ from girder_dask.worker.propagation.fork_exit import ending_forks
 from girder_dask.worker.run.control import RunControl
 from girder_dask.worker.worker_context import WorkerContext
 
-__all__ = ["guard_forks", "in_process", "in_thread", "message_call"]
+__all__ = ["guard_forks", "in_process", "in_thread", "message_call", "with_task_options"]
 
 
 def guard_forks(control: RunControl) -> contextlib.AbstractContextManager[None]:
     """End each process forked in the block when it leaves the block."""
     return ending_forks(control.sink.log.flush, describe_error, callable)
+
+
+def with_task_options(spec: JobSpec, message: CeleryMessage, *, own_process: bool) -> JobSpec:
+    """Return a spec with the options that a task of girder_worker has where it runs.
+
+    Girder has not imported each task, and then does not know them: whether the task acknowledges
+    late, and its time limit. Celery's workers apply their own, too.
+
+    Parameters
+    ----------
+    own_process
+        Whether the task runs in a process of its own, which may import what this one cannot.
+
+    Raises
+    ------
+    TaskNotFoundError
+        If it does not, and the task is not installed here.
+    """
+    try:
+        task = find_task(message.task, spec.package)
+    except TaskNotFoundError:
+        if own_process:
+            return spec
+        raise
+    limit = task.time_limit
+    timeout = spec.timeout or (float(limit) if limit else None)
+    return replace(spec, at_most_once=not task.acks_late, timeout=timeout)
 
 
 def message_call(message: CeleryMessage, spec: JobSpec, own_directory: Path | None) -> Call:
@@ -42,11 +70,8 @@ def message_call(message: CeleryMessage, spec: JobSpec, own_directory: Path | No
     Parameters
     ----------
     own_directory
-        The directory for temporary files of a process of its own, which then imports the task.
-        None in the process of the worker, which imports it now.
+        The directory for temporary files of a process of its own. None in that of the worker.
     """
-    if own_directory is None:
-        find_task(message.task, spec.package)
     return Call(
         args=(message, spec.package),
         kwargs={

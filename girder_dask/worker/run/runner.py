@@ -28,7 +28,13 @@ from girder_dask.worker.failures import Failure
 from girder_dask.worker.girder_access import NO_ADDRESS, child_jobs, make_running_job, open_session
 from girder_dask.worker.isolation.task_process import THREAD_REMEDY
 from girder_dask.worker.run.control import RunControl
-from girder_dask.worker.run.execution import guard_forks, in_process, in_thread, message_call
+from girder_dask.worker.run.execution import (
+    guard_forks,
+    in_process,
+    in_thread,
+    message_call,
+    with_task_options,
+)
 from girder_dask.worker.run.fencing import await_recorded_attempt, record_start
 from girder_dask.worker.run.input_values import resolved
 from girder_dask.worker.run.outcome import RunOutcome, failed, hand_over_if_leaving
@@ -223,6 +229,9 @@ class Run:
             if call.message is not None:
                 self._sink.secrets.add(*tokens(call.message))
                 own_directory = self._resources.work_dir.path() if own_process else None
+                self.spec = self.control.spec = with_task_options(
+                    self.spec, call.message, own_process=own_process
+                )
                 call = message_call(call.message, self.spec, own_directory)
             if own_process:
                 work_dir = self._resources.work_dir.path()

@@ -15,4 +15,4 @@ class TheirTasks(GirderWorkerPluginABC):
 
     def task_imports(self) -> list[str]:
         """Return the names of the modules."""
-        return ["their_tasks.tasks"]
+        return ["their_tasks.tasks", "their_tasks.unknown_to_girder"]
