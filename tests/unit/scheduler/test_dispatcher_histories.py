@@ -300,7 +300,9 @@ class Histories(RuleBasedStateMachine):
             if event.status is not None:
                 new = JobStatus(event.status)
                 queued_anew = event.attempt > attempt and new == S.QUEUED
-                assert queued_anew or can_follow(status, new), f"{status.name} → {new.name}"
+                is_repeated = new == status  # since Girder sent a job that the scheduler has
+                is_next = queued_anew or is_repeated or can_follow(status, new)
+                assert is_next, f"{status.name} → {new.name}"
                 status = new
             elif event.attempt > attempt:
                 assert event.log is None, "an attempt begins with QUEUED, or with being accepted"
