@@ -42,8 +42,10 @@ RECENT_PERIOD = timedelta(days=1)
 # Fields by which the rest of the plugin finds jobs.
 _QUEUE_FIELDS = ("open", "group.open", "remind", "claimed", "claim", "unreached", "waits")
 
-# Seconds between two scans for malformed jobs that no other query finds, and the most jobs of one.
+# Seconds between two scans for malformed jobs that no other query finds, at least; how many times
+# as long as the last scan the rest is at least; and the most jobs of one scan.
 _SCAN_INTERVAL_S = 10.0
+_REST_FACTOR = 50.0
 _MAX_SCANNED_JOBS = 200
 _next_scan = 0.0
 
@@ -91,11 +93,21 @@ def require_valid(
 
 
 def scan() -> None:
-    """Quarantine malformed documents that no other query finds, every ten seconds."""
+    """Quarantine malformed documents that no other query finds.
+
+    It reads the index over all unfinished jobs, at most every ten seconds and for 2% of the time.
+    """
     global _next_scan
-    if time.monotonic() < _next_scan:
+    began = time.monotonic()
+    if began < _next_scan:
         return
-    _next_scan = time.monotonic() + _SCAN_INTERVAL_S
+    _next_scan = began + _SCAN_INTERVAL_S  # also after an error
+    _scan_all()
+    now = time.monotonic()
+    _next_scan = now + max(_SCAN_INTERVAL_S, _REST_FACTOR * (now - began))
+
+
+def _scan_all() -> None:
     jobs = models.collection(Job())
     malformed = [
         {"created": {"$not": {"$type": "date"}}},
