@@ -113,6 +113,20 @@ def test_the_parent_of_a_map_has_the_same_bounds(girder_stack, girder_user):
     assert girder_stack.call(count_jobs, girder_user.id) == 0
 
 
+def test_fields_of_a_newer_release_are_refused_by_their_names(girder_stack, girder_user):
+    group = {**MapParent("Many").to_wire(), "pace": 5}
+    newer = {**call("my_worker_tasks:noop"), "until": 5, "version": 1}
+    for answer, what in (
+        (submit(girder_stack, newer, by=girder_user), "Submission 1"),
+        (submit(girder_stack, call(), group=group, by=girder_user), "The group"),
+    ):
+        assert answer.status_code == 400
+        told = f"{what} has fields that this Girder does not know: "
+        assert answer.json()["message"].startswith(told)
+        assert "upgrade girder_dask in Girder" in answer.json()["message"]
+    assert girder_stack.call(count_jobs, girder_user.id) == 0
+
+
 @pytest.mark.parametrize("by", ["user", "admin"])
 def test_what_makes_no_sense_is_refused_by_its_name(girder_stack, girder_user, girder_admin, by):
     """One test covers all cases, since each is a request."""

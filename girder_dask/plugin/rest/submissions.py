@@ -14,6 +14,7 @@ from girder.models.user import User
 from girder_jobs.models.job import Job
 from msgspec.structs import replace
 
+import girder_dask
 from girder_dask import config
 from girder_dask.errors import GirderError
 from girder_dask.plugin.backend import GirderBackend
@@ -109,12 +110,32 @@ def _read(kind: type[Any], wire: Any, number: int | None, requester: Requester) 
         raise RestException(f"{what} is not a JSON object.")
     wire = dict(wire)
     wire.pop("user", None)  # the user is always the requester
+    _refuse_unknown(wire, kind, what)
     try:
         value = kind.from_wire(from_json(wire))
         _check(value)
         return _with_parent(value, requester)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise RestException(f"{what} cannot be read: {e}") from e
+
+
+def _refuse_unknown(wire: dict[str, Any], kind: type[Any], what: str) -> None:
+    """Raise RestException for fields that this release does not have.
+
+    A newer client sends an option only if the caller gives it. A job without it would not do what
+    was asked.
+    """
+    unknown = sorted(str(name)[:100] for name in wire if name not in _known_fields(kind))
+    if unknown:
+        raise RestException(
+            f"{what} has fields that this Girder does not know: {', '.join(unknown[:10])}. If a "
+            f"newer girder_dask has sent them, upgrade girder_dask in Girder, which has "
+            f"{girder_dask.__version__}."
+        )
+
+
+def _known_fields(kind: type[Any]) -> frozenset[str]:
+    return frozenset([*kind.__struct_encode_fields__, "version"])
 
 
 def _check(value: Submission | MapParent) -> None:
