@@ -17,7 +17,17 @@ from typing import Any
 from girder_dask.errors import ArgumentError
 from girder_dask.protocol.celery_message import CeleryMessage, find_tokens
 
-__all__ = ["TRANSFORMS", "arguments", "as_text", "check", "load", "objects", "signatures", "tokens"]
+__all__ = [
+    "TRANSFORMS",
+    "arguments",
+    "as_text",
+    "call_text",
+    "check",
+    "load",
+    "objects",
+    "signatures",
+    "tokens",
+]
 
 _IO = "girder_worker.utils.transforms.girder_io"
 
@@ -86,6 +96,11 @@ def arguments(message: CeleryMessage) -> Any:
         return None if body is None else _plain_lists(body)[:2]
     except RecursionError:
         return None
+
+
+def call_text(message: CeleryMessage) -> str:
+    """Return the task and the arguments of a message as text, the same for the same call."""
+    return as_text([message.task, arguments(message) or message.body])
 
 
 def _plain_lists(value: Any) -> Any:

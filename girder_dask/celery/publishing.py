@@ -17,7 +17,7 @@ from girder_worker.task import Task
 from girder_worker.utils import _maybe_model_repr, _walk_obj, is_builtin_celery_task
 from msgspec.structs import replace
 
-from girder_dask.celery import APP_URL
+from girder_dask.celery import APP_URL, message_body
 from girder_dask.celery.run_state import RUN_HEADER, TOKEN_HEADER, current_run
 from girder_dask.client.backend import get_backend, in_run
 from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
@@ -161,9 +161,16 @@ def publish(queue: str, message: Mapping[str, Any]) -> None:
         },
     )
     run = current_run()
-    if run is None:
-        get_backend().celery_messages.send(sent, job)
-    elif not run.keeps(sent):
+    if run is not None:
+        if run.keeps(sent):
+            return
         # Such headers are copies of those of the running task.
         rest = {name: headers[name] for name in headers.keys() - {RUN_HEADER, "jobInfoSpec"}}
-        get_backend().celery_messages.send(replace(sent, headers=rest), job)
+        sent = replace(sent, headers=rest)
+    call = message_body.call_text(sent) if in_run() else ""
+    earlier = get_backend().celery_messages.send(sent, job, call)
+    if earlier is not None:
+        current_job().job_manager.write(
+            f"{sent.task} is not started: an earlier run of this job has started another call with "
+            f"the same id {sent.id}, as job {earlier}, and that call counts.\n"
+        )

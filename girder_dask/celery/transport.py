@@ -45,10 +45,13 @@ class Channel(memory.Channel):
 
     def _reply(self, command: Mapping[str, Any], answers: Mapping[str, Any]) -> None:
         reply: Any = command.get("reply_to")
+        if not reply:
+            return
         wanted = command.get("destination")
-        for host, answer in answers.items() if reply else ():
+        producer = Producer(self, auto_declare=False)
+        for host, answer in answers.items():
             if not wanted or host in wanted:
-                Producer(self, auto_declare=False).publish(
+                producer.publish(
                     {host: answer},
                     exchange=reply["exchange"],
                     routing_key=reply["routing_key"],

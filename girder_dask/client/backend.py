@@ -36,8 +36,13 @@ __all__ = [
 class CeleryMessages(Protocol):
     """Interface for the messages of Celery, with which girder_worker's tasks are started."""
 
-    def send(self, message: CeleryMessage, job: CeleryJob | None) -> None:
-        """Record a message as a job, with the given fields, and send the job."""
+    def send(self, message: CeleryMessage, job: CeleryJob | None, call: str) -> str | None:
+        """Record a message as a job, with the given fields, and send the job.
+
+        In a run, ``call`` is a text that stands for the task and the arguments. If an earlier run
+        of the sending job has sent another call with the id of this one, nothing is recorded, and
+        the id of the job of that call is returned.
+        """
 
     def control(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the answers of workers to a command of Celery, by the names of the workers."""

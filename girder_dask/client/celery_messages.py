@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from girder_dask.protocol.wire_json import from_json, to_json
 
 __all__ = ["RestCeleryMessages", "read_stored"]
 
+# The most different calls of a run with one id that Girder is told of.
+_MAX_KEYS = 1000
+
 
 class RestCeleryMessages:
     """A :class:`girder_dask.client.backend.CeleryMessages` of a running job.
@@ -28,23 +32,35 @@ class RestCeleryMessages:
 
     def __init__(self, api: ApiClient) -> None:
         self._api = api
+        # The keys of the calls that this run has sent, by the id of their messages.
+        self._sent: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
 
-    def send(self, message: CeleryMessage, job: CeleryJob | None) -> None:
-        """Record a message as a job under the running one.
+    def send(self, message: CeleryMessage, job: CeleryJob | None, call: str) -> str | None:
+        """Record a message as a job under the running one, as the interface says.
 
         Raises
         ------
         GirderError
             If Girder refuses the message, or does not answer.
         """
-        # A message with the id of an earlier one of this job is the same message, sent once more.
-        key = hashlib.md5(message.id.encode(), usedforsecurity=False).hexdigest()
+        # The same call with the same id is the same message, also if a later run sends it.
+        text = f"{message.id} {call}".encode("utf-8", "surrogatepass")
+        key = hashlib.md5(text, usedforsecurity=False).hexdigest()
+        with self._lock:
+            sent = sorted(self._sent.get(message.id, ()))[:_MAX_KEYS]
         body = {
             "message": to_json(message.to_wire()),
             "job": None if job is None else to_json(job.to_wire()),
             "key": key,
+            "sent": sent,
         }
-        self._api.request("POST", "dask/celery/message", body)
+        answer = self._api.request("POST", "dask/celery/message", body)
+        if answer.get("earlier") is not None:
+            return str(answer["earlier"])
+        with self._lock:
+            self._sent.setdefault(message.id, set()).add(key)
+        return None
 
     def control(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Revoke tasks that the running job has started. Other commands have no answer here."""

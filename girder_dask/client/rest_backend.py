@@ -96,6 +96,7 @@ class RestBackend:
             retry_internal_errors=is_durable,
             session=session,
         )
+        self._celery_messages = RestCeleryMessages(self._api)
         self._lock = threading.Lock()
         self._open_client = dask_client
         self._address = dask_address
@@ -168,7 +169,7 @@ class RestBackend:
     @property
     def celery_messages(self) -> RestCeleryMessages:
         """The messages of Celery that a running job sends."""
-        return RestCeleryMessages(self._api)
+        return self._celery_messages
 
     def unpickles(self, job: Mapping[str, Any]) -> bool:
         """Return True if the value of this job may be unpickled here, which can run its code."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from girder_dask.jobs import FINAL, JobStatus, waits_for
 from tests.support.celery_site import CelerySite, wait_until
-from tests.support.outage_site import JournaledStack, killed
+from tests.support.connected_workers import connected_workers
+from tests.support.outage_site import JournaledStack, killed, stopped
 
 
 class Site(CelerySite, JournaledStack):
@@ -127,3 +129,41 @@ def test_a_cancel_without_a_scheduler_reaches_all_jobs_afterwards(site: Site) ->
         site.wait(job_id, 60, status=JobStatus.CANCELED)
     job_id = site.delay("add", 1, 2)
     site.wait(job_id, 60, status=JobStatus.SUCCESS)
+
+
+def timed_status(site: Site) -> tuple[float, Any]:
+    """Return the answer of worker/status, and the seconds of the fastest of three requests.
+
+    Other processes may hold up each single one.
+    """
+    found = []
+    for _ in range(3):
+        time.sleep(0.6)  # it is answered anew
+        began = time.monotonic()
+        status = site.admin.get("worker/status")
+        found.append((time.monotonic() - began, status))
+    return min(found, key=lambda each: each[0])
+
+
+def test_worker_status_takes_less_than_a_second_whatever_the_scheduler_does(site: Site) -> None:
+    def is_connected() -> bool:
+        return "dask@worker-0" in (site.admin.get("worker/status")["ping"] or ())
+
+    wait_until(is_connected, 60)
+    with connected_workers(site.scheduler, 300, queue="nobody") as names:
+        seconds, status = timed_status(site)
+        assert seconds < 1
+        assert status["ping"].keys() == {f"dask@{name}" for name in [*names, "worker-0"]}
+        assert status["stats"].keys() == status["ping"].keys() | {"dask@girder"}
+    with stopped(site, "scheduler"):
+        seconds, status = timed_status(site)
+        assert seconds < 1
+        assert not status["ping"]
+        assert status["stats"].keys() == {"dask@girder"}
+    wait_until(is_connected, 60)
+    with killed(site, "scheduler"):
+        seconds, status = timed_status(site)
+        assert seconds < 1
+        assert not status["ping"]
+    site.kill("worker-0")
+    site.restart("worker-0")

@@ -18,9 +18,11 @@ from girder_dask.celery.moments import timestamp_of
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import FINAL
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.celery import control, transform_tokens
+from girder_dask.plugin.celery import transform_tokens
+from girder_dask.plugin.celery.control import WorkerAnswers
 from girder_dask.plugin.store import existing_jobs, models, results
 from girder_dask.plugin.store.database import database_errors, to_object_id
+from girder_dask.plugin.store.idempotency import REQUEST_FIELD
 from girder_dask.protocol.celery_message import (
     DEFAULT_QUEUE,
     QUEUE_RESOURCE_PREFIX,
@@ -52,12 +54,13 @@ class GirderCeleryMessages:
 
     def __init__(self, backend: GirderBackend) -> None:
         self._backend = backend
+        self._answers = WorkerAnswers(backend.scheduler_workers)
 
     def ensure_index(self) -> None:
         """Create the index over Celery's ids."""
         Job().ensureIndex(([(TASK_ID_FIELD, 1)], {"name": TASK_ID_FIELD, "sparse": True}))
 
-    def send(self, message: CeleryMessage, job: CeleryJob | None) -> None:
+    def send(self, message: CeleryMessage, job: CeleryJob | None, call: str) -> None:  # noqa: ARG002
         """Record a message that code inside Girder sends, and send its job.
 
         Raises
@@ -100,7 +103,7 @@ class GirderCeleryMessages:
             given = arguments.get("task_id")
             self.revoke(given if isinstance(given, list) else [given])
             return {}
-        return control.answers(self._backend, method)
+        return self._answers.to(method)
 
     def revoke(self, task_ids: list[Any]) -> None:
         """Cancel the unfinished jobs on Dask with these ids of Celery."""
@@ -122,7 +125,7 @@ def find_jobs(task_ids: list[str]) -> list[dict[str, Any]]:
     fields = ("status", "dask.open", "parentId", "userId", "access", "public", "publicFlags")
     found = models.collection(Job()).find(
         {TASK_ID_FIELD: {"$in": task_ids}},
-        dict.fromkeys((*fields, TASK_ID_FIELD), True),
+        dict.fromkeys((*fields, TASK_ID_FIELD, REQUEST_FIELD), True),
         sort=[("created", -1)],
     )
     return list(found)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+from bson import ObjectId
 from girder.api import access
 from girder.api.describe import Description, autoDescribeRoute
 from girder.api.rest import Resource
@@ -21,6 +22,7 @@ from girder_dask.plugin.rest.body_parser import read_body_as
 from girder_dask.plugin.rest.reserved_fields import find_reserved
 from girder_dask.plugin.store import job_records
 from girder_dask.plugin.store.access.requester import Requester, identify
+from girder_dask.plugin.store.idempotency import IdempotencyKey
 from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
 from girder_dask.protocol.messages import Submission
 from girder_dask.protocol.names import SUBMIT_SCOPE
@@ -37,6 +39,7 @@ class MessageBody(Struct):
     message: dict[str, Any]
     job: dict[str, Any] | None = None
     key: str | None = None
+    sent: Annotated[list[_Line], Meta(max_length=1000)] = []
 
 
 class TaskIdBody(Struct):
@@ -68,12 +71,17 @@ class CeleryRoutes:
     @access.public(scope=SUBMIT_SCOPE)
     @autoDescribeRoute(Description("Record a message of Celery that a running job sends."))
     def message(self) -> dict[str, Any]:
-        """Record a message as a job under the running one, once for each key."""
+        """Record a message as a job under the running one, once for each key.
+
+        If the job has sent another call with the same id, and its present run has not (``sent``
+        are the keys of those that it has), nothing is recorded, and the answer has the ``earlier``
+        job.
+        """
         requester = _running_job()
         body = read_body_as(MessageBody)
         message, submission = _read(body)
         parent = requester.job or {}
-        _require_id(message.id, parent)
+        known = _require_id(message.id, parent)
         submission = replace(
             submission,
             other_fields={
@@ -83,6 +91,9 @@ class CeleryRoutes:
         )
         authority = message_authority.authorize(requester, message, submission)
         key = submissions.idempotency_key(body.key, requester)
+        earlier = None if key is None else _find_earlier(known, parent["_id"], key, body.sent)
+        if earlier is not None:
+            return {"jobs": [], "earlier": str(earlier)}
         jobs = submissions.record(self._backend, requester, [submission], None, key, authority)
         return {"jobs": [str(each["_id"]) for each in jobs]}
 
@@ -130,14 +141,36 @@ def _running_job() -> Requester:
     return requester
 
 
-def _require_id(task_id: str, parent: Mapping[str, Any]) -> None:
-    """Refuse the id of a task of another user: whoever asks for it would get this job instead."""
-    for job in find_jobs([task_id]):
+def _require_id(task_id: str, parent: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Refuse the id of a task of another user: whoever asks for it would get this job instead.
+
+    Return the jobs with this id.
+    """
+    found = find_jobs([task_id])
+    for job in found:
         if job.get("userId") != parent.get("userId"):
             raise AccessException(
                 f"Job {parent['_id']} may not start a task with the id {task_id!r:.100}: another "
                 "user has a task with this id."
             )
+    return found
+
+
+def _find_earlier(
+    known: Sequence[Mapping[str, Any]], parent: ObjectId, key: IdempotencyKey, sent: Sequence[str]
+) -> ObjectId | None:
+    """Return the job of another call with the same id that an earlier run of a job has sent.
+
+    None if there is none, or if the present call has been sent before.
+    """
+    own = [job for job in known if job.get("parentId") == parent]
+    if any(key.has_marked(job) for job in own):
+        return None
+    keys = [key.sibling(each) for each in sent]
+    for job in own:
+        if not any(each.has_marked(job) for each in keys):
+            return ObjectId(job["_id"])
+    return None
 
 
 def _read(body: MessageBody) -> tuple[CeleryMessage, Submission]:

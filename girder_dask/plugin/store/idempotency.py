@@ -7,7 +7,7 @@ a second job with the same mark.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bson import ObjectId, json_util
@@ -54,6 +54,7 @@ class IdempotencyKey:
     def __init__(self, key: Any, sender: ObjectId) -> None:
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise RestException("The key of the request is not 32 hexadecimal digits.")
+        self._sender = sender
         self._prefix = f"{sender}:{key}:"
 
     def mark(
@@ -63,6 +64,14 @@ class IdempotencyKey:
         size = len(submissions) + (group is not None)
         calls = [self._mark(call, str(n), size) for n, call in enumerate(submissions)]
         return calls, None if group is None else self._mark(group, "group", size)
+
+    def sibling(self, key: str) -> IdempotencyKey:
+        """Return another key of the same sender."""
+        return IdempotencyKey(key, self._sender)
+
+    def has_marked(self, job: Mapping[str, Any]) -> bool:
+        """Return True if a request with this key has recorded a job."""
+        return str(job.get(REQUEST_FIELD)).startswith(self._prefix)
 
     def _mark(self, call: Any, name: str, size: int) -> Any:
         mark = {REQUEST_FIELD: self._prefix + name, _SIZE_FIELD: size}

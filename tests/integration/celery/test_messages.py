@@ -83,6 +83,23 @@ def test_a_repeated_request_starts_one_job(sender: Sender) -> None:
     assert len(answers[0]) == 1
 
 
+def test_a_call_that_is_repeated_is_sent_once_and_another_with_its_id_is_not_lost(
+    celery_site: CelerySite,
+) -> None:
+    """As with Celery, a run may start different calls with one id. A second run starts none."""
+    task_id = str(uuid.uuid4())
+    job_id = celery_site.delay("sends_with_one_id", task_id)
+    celery_site.wait(job_id, status=JobStatus.SUCCESS)
+    children = celery_site.children(job_id)
+    assert [job["args"] for job in children] == [[1, 2], [3, 4]]
+    told = [line for line in celery_site.log(job_id).splitlines() if "is not started" in line]
+    line = (
+        "their_tasks.tasks.add is not started: an earlier run of this job has started another call "
+        f"with the same id {task_id}, as job {children[1]['_id']}, and that call counts."
+    )
+    assert told == [line, line]
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [

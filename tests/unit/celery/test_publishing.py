@@ -25,7 +25,7 @@ class Messages:
         self.sent: list[tuple[CeleryMessage, CeleryJob | None]] = []
         self.celery_messages = self
 
-    def send(self, message: CeleryMessage, job: CeleryJob | None) -> None:
+    def send(self, message: CeleryMessage, job: CeleryJob | None, _call: str) -> None:
         self.sent.append((message, job))
 
 

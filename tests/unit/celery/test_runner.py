@@ -29,7 +29,7 @@ class Backend:
         self.sent: list[tuple[CeleryMessage, CeleryJob | None]] = []
         self.celery_messages = self
 
-    def send(self, message: CeleryMessage, job: CeleryJob | None) -> None:
+    def send(self, message: CeleryMessage, job: CeleryJob | None, _call: str) -> None:
         self.sent.append((message, job))
 
     def control(self, _method: str, _arguments: Any) -> dict[str, Any]:

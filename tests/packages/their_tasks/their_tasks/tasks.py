@@ -214,6 +214,16 @@ def starts_with_file(self: Any, file_id: str) -> str:
     return str(size.delay(GirderFileId(file_id, gc=self.girder_client)).id)
 
 
+@app.task(bind=True, max_retries=1)
+def sends_with_one_id(self: Any, task_id: str) -> None:
+    """Send calls with the same id: one that is repeated, others, and others in a second run."""
+    first = self.request.retries == 0
+    for args in [(1, 2), (1, 2), (3, 4)] if first else [(5, 6), (1, 2), (7, 8)]:
+        add.apply_async(args, task_id=task_id)
+    if first:
+        raise self.retry(countdown=0)
+
+
 @app.task
 def total(numbers: list[int]) -> int:
     """Return the sum of a list."""
