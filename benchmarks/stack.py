@@ -7,6 +7,7 @@ girder_worker and Dask start when a case first needs them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -40,6 +41,9 @@ _SETTLE_S = 1.0
 _PATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1 hour"}
 #: Both systems run two jobs at once, in two processes.
 _WORKERS = 2
+#: The most simulated workers of one process, and the seconds until all must be registered.
+_WORKERS_PER_SIMULATION = 250
+_REGISTRATION_TIMEOUT_S = 300.0
 _TAKEOVER_GIRDER = f"{PREFIX}girder"
 
 
@@ -72,6 +76,7 @@ class BenchmarkStack(Stack):
         self._raw: RawDask | None = None
         self._suspended: list[psutil.Process] = []
         self._turn: str | None = None
+        self._simulations = itertools.count(1)
         #: The name of girder_worker's broker, once it is started.
         self.broker: str | None = None
 
@@ -158,6 +163,33 @@ class BenchmarkStack(Stack):
             yield
         finally:
             self._set_threads(self.threads)
+
+    @contextlib.contextmanager
+    def simulated_workers(self, count: int) -> Iterator[None]:
+        """Replace girder_dask's workers by so many simulated ones in a block."""
+        self.stop_parts(self._own_workers())
+        scheduler = self.describe()["scheduler"]
+        command = [sys.executable, "-m", "benchmarks.simulated_workers", scheduler]
+        names = []
+        for first in range(0, count, _WORKERS_PER_SIMULATION):
+            name = f"simulated-{next(self._simulations)}"
+            some = min(_WORKERS_PER_SIMULATION, count - first)
+            options = ["--workers", str(some), "--first", str(first)]
+            self._launch([self._peer(name, [*command, *options], self._environment())])
+            names.append(name)
+        try:
+            self._await_workers(count)
+            yield
+        finally:
+            self.stop_parts(names)
+            self.start_parts(self._own_workers())
+
+    def _await_workers(self, count: int) -> None:
+        """Wait until the scheduler has so many workers."""
+        from distributed import Client
+
+        with Client(self.describe()["scheduler"], set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=_REGISTRATION_TIMEOUT_S)
 
     def _own_workers(self) -> list[str]:
         return [f"worker-{n}" for n in range(_WORKERS)]

@@ -150,6 +150,13 @@ CASES = (
         rounds=1,
         unit="seconds",
     ),
+    Case(
+        "workers",
+        "CPU time of the scheduler per job with 10 and with 1,000 simulated workers",
+        growth.many_workers,
+        10_000,
+        ratios=("workers_1000",),
+    ),
     Case("sizes", "throughput by number of jobs", growth.sizes, 20_000, rounds=1),
     Case(
         "long_run",

@@ -13,7 +13,7 @@ from benchmarks.usage import Watch, unique_bytes
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["long_queues", "long_run", "memory", "scheduler_time", "sizes"]
+__all__ = ["long_queues", "long_run", "many_workers", "memory", "scheduler_time", "sizes"]
 
 _RATE = "throughput"
 _SCHEDULER = "the scheduler"
@@ -102,6 +102,29 @@ def scheduler_time(m: Measurement) -> dict[str, float | None]:
             with m.cpu_time("dask", {_SCHEDULER: dask.parts[_SCHEDULER]}):
                 dask.map_noop(m.size)
     return {"scheduler_overhead": m.ratio(f"CPU time of {_SCHEDULER}", "girder_dask", "dask")}
+
+
+def many_workers(m: Measurement) -> dict[str, float | None]:
+    """Measure the CPU time of the scheduler per job with few and with very many workers.
+
+    The workers are simulated, see :mod:`benchmarks.simulated_workers`.
+    """
+    for _ in m.rounds():
+        for side in m.sides("girder_dask"):
+            for count in (_FEW_WORKERS, _MANY_WORKERS):
+                with m.stack.simulated_workers(count):
+                    system = f"{side.name} with {count:,} workers"
+                    side.timed("map_all", max(1, m.size // 5), task="noop")
+                    side.clear()
+                    with m.cpu_time(system, {_SCHEDULER: ["scheduler"]}):
+                        seconds = side.timed("map_all", m.size, task="noop")
+                    m.record(system, _RATE, m.size / seconds, "jobs/s")
+                    side.clear()
+    few, many = (f"girder_dask with {n:,} workers" for n in (_FEW_WORKERS, _MANY_WORKERS))
+    return {"workers_1000": m.ratio(f"CPU time of {_SCHEDULER}", many, few)}
+
+
+_FEW_WORKERS, _MANY_WORKERS = 10, 1_000
 
 
 def memory(m: Measurement) -> dict[str, float | None]:
