@@ -109,9 +109,10 @@ def many_workers(m: Measurement) -> dict[str, float | None]:
 
     The workers are simulated, see :mod:`benchmarks.simulated_workers`.
     """
+    few, many = min(_FEW_WORKERS, m.size), min(_MANY_WORKERS, 2 * m.size)
     for _ in m.rounds():
         for side in m.sides("girder_dask"):
-            for count in (_FEW_WORKERS, _MANY_WORKERS):
+            for count in (few, many):
                 with m.stack.simulated_workers(count):
                     system = f"{side.name} with {count:,} workers"
                     side.timed("map_all", max(1, m.size // 5), task="noop")
@@ -120,8 +121,8 @@ def many_workers(m: Measurement) -> dict[str, float | None]:
                         seconds = side.timed("map_all", m.size, task="noop")
                     m.record(system, _RATE, m.size / seconds, "jobs/s")
                     side.clear()
-    few, many = (f"girder_dask with {n:,} workers" for n in (_FEW_WORKERS, _MANY_WORKERS))
-    return {"workers_1000": m.ratio(f"CPU time of {_SCHEDULER}", many, few)}
+    systems = [f"girder_dask with {count:,} workers" for count in (many, few)]
+    return {"workers_1000": m.ratio(f"CPU time of {_SCHEDULER}", *systems)}
 
 
 _FEW_WORKERS, _MANY_WORKERS = 10, 1_000

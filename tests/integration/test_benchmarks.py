@@ -40,6 +40,11 @@ TRIED = {
         ("girder_dask", "throughput with 5 queued", "jobs/s"),
         ("girder_dask", "first 0 of 5 queued", "s"),
     },
+    "workers": {
+        (f"girder_dask with {count} workers", what, unit)
+        for count in (5, 10)  # simulated
+        for what, unit in (("throughput", "jobs/s"), ("CPU time of the scheduler", "ms/job"))
+    },
     "sizes": {
         ("girder_dask", "throughput of map", "jobs/s"),
         ("girder_dask", "throughput of delay", "jobs/s"),
@@ -80,9 +85,12 @@ def test_what_a_run_leaves(tmp_path: Path):
     found = json.loads((tmp_path / "latest.json").read_text())
 
     # The systems that were left out leave out their ratios.
-    assert found["ratios"].keys() == {"map_vs_dask", "http_per_job", "queue_growth"}
+    # So few jobs may take the scheduler less than the clock of its CPU time can tell.
+    measured = {name: ratio for name, ratio in found["ratios"].items() if name != "workers_1000"}
+    assert measured.keys() == {"map_vs_dask", "http_per_job", "queue_growth"}
+    assert all(ratio > 0 for ratio in measured.values())
     for name, goal in found["goals"].items():
-        assert goal["measured"] == found["ratios"][name] > 0
+        assert goal["measured"] == found["ratios"][name]
         assert goal["met"] == GOALS[name].met(goal["measured"])
         assert goal["failure"] is None
     assert found["goals"].keys() == found["ratios"].keys()
