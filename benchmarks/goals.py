@@ -73,6 +73,12 @@ GOALS = {
         "<=",
         1.0,
     ),
+    "beside_girder_worker": Goal(
+        "1,000 no-op jobs: throughput of `task.map` in a Girder that has girder_worker's plugin as "
+        "well, relative to one without",
+        ">=",
+        0.95,
+    ),
     "http_per_job": Goal("requests to Girder per job, for a map of 1,000 jobs", "<=", 0.05),
     "log_lines_vs_girder_worker": Goal(
         "200,000 lines printed by a task: lines per second until all are in Girder, relative to "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["SYSTEMS", "Measurement"]
 
 #: The systems that can be measured.
-SYSTEMS = ("girder_dask", "girder_worker", "takeover", "dask")
+SYSTEMS = ("girder_dask", "girder_worker", "takeover", "beside_worker", "dask")
 
 
 class Measurement:

@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks import packages
+from benchmarks.own_site import OwnSite
 from benchmarks.raw import RawDask
 from benchmarks.side import Side
-from benchmarks.takeover import PREFIX, Takeover
 from girder_dask.errors import StackError
 from girder_dask.standalone import accounts, checks, marked_processes, ports, programs
 from girder_dask.standalone.stack import Stack
@@ -44,7 +44,10 @@ _WORKERS = 2
 #: The most simulated workers of one process, and the seconds until all must be registered.
 _WORKERS_PER_SIMULATION = 250
 _REGISTRATION_TIMEOUT_S = 300.0
-_TAKEOVER_GIRDER = f"{PREFIX}girder"
+#: Systems with a Girder and a cluster of their own.
+_OWN_SITES = ("takeover", "beside_worker")
+#: A broker that Girder does not connect to before it sends a task there.
+_NO_BROKER = "amqp://guest@127.0.0.1:9//"
 
 
 class BenchmarkStack(Stack):
@@ -101,8 +104,18 @@ class BenchmarkStack(Stack):
     def takeover(self) -> Side:
         """Girder with the tasks of girder_worker on girder_dask."""
         if "takeover" not in self._sides:
-            self._sides["takeover"] = self._start_takeover()
+            package = self._ported_package()
+            self._sides["takeover"] = self._start_own_site("takeover", package, "dask://")
         return self._sides["takeover"]
+
+    @property
+    def beside_worker(self) -> Side:
+        """Girder with girder_dask, and girder_worker's plugin for a broker of its own."""
+        if "beside_worker" not in self._sides:
+            package = packages.write(self.directory / "girder_dask", ported=False)
+            side = self._start_own_site("beside_worker", package, _NO_BROKER)
+            self._sides["beside_worker"] = side
+        return self._sides["beside_worker"]
 
     @property
     def dask(self) -> RawDask:
@@ -207,12 +220,11 @@ class BenchmarkStack(Stack):
         names = [part.name for part in self.parts if part.running]
         alone = [name for name in names if name.startswith(("dask-", "worker-dask-"))]
         ours = [name for name in names if name.startswith(("scheduler", "worker-"))]
-        taken = [name for name in names if name.startswith(PREFIX) and name != _TAKEOVER_GIRDER]
-        return {
-            "dask": alone,
-            "girder_dask": [name for name in ours if name not in alone],
-            "takeover": taken,
+        own = {
+            site: [n for n in names if n.startswith(f"{site}-") and not n.endswith("-girder")]
+            for site in _OWN_SITES
         }
+        return {"dask": alone, "girder_dask": [n for n in ours if n not in alone], **own}
 
     def _resume_all(self) -> None:
         for process in self._suspended:
@@ -260,21 +272,21 @@ class BenchmarkStack(Stack):
         side.warm_up()  # This also waits until Celery listens.
         return side
 
-    def _start_takeover(self) -> Side:
-        mongo = self._database("takeover")
+    def _start_own_site(self, name: str, package: Path, broker: str) -> Side:
+        mongo = self._database(name)
         env = {
-            **self._environment(self._ported_package()),
+            **self._environment(package),
             **_PATIENT,
             "GIRDER_MONGO_URI": mongo,
             "GIRDER_NOTIFICATION_REDIS_URL": self.redis,
         }
-        system = Takeover(self.directory / "takeover", env, str(self.directory))
-        self._launch([system.girder(_serve("dask,worker", system.port))])
-        client = system.prepare()
-        cluster = system.cluster(_WORKERS)
+        site = OwnSite(name, self.directory / name, env, str(self.directory), broker)
+        girder = site.girder(_serve("dask,worker", site.port))
+        self._launch([girder])
+        client = site.prepare()
+        cluster = site.cluster(_WORKERS)
         self._launch(cluster)
-        workers = [part.name for part in cluster[1:]]
-        side = Side("takeover", self, client, mongo, [_TAKEOVER_GIRDER], workers)
+        side = Side(name, self, client, mongo, [girder.name], [part.name for part in cluster[1:]])
         side.warm_up()
         return side
 

@@ -84,6 +84,13 @@ CASES = (
         ratios=("takeover_latency_vs_rabbitmq",),
     ),
     Case(
+        "beside_girder_worker",
+        "no-op jobs started with task.map, with and without girder_worker's plugin in Girder",
+        throughput.beside_girder_worker,
+        1000,
+        ratios=("beside_girder_worker",),
+    ),
+    Case(
         "log_lines",
         "numbered lines that a task prints, until all are in Girder",
         transfers.log_lines,

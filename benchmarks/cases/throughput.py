@@ -6,7 +6,14 @@ import time
 
 from benchmarks.measurement import Measurement
 
-__all__ = ["by_delay", "by_map", "by_takeover", "submissions", "with_default_threads"]
+__all__ = [
+    "beside_girder_worker",
+    "by_delay",
+    "by_map",
+    "by_takeover",
+    "submissions",
+    "with_default_threads",
+]
 
 _RATE = "throughput"
 _REQUESTS = "requests to Girder"
@@ -34,6 +41,16 @@ def by_map(m: Measurement) -> dict[str, float | None]:
         "map_vs_dask": m.ratio(_RATE, "girder_dask", "dask"),
         "http_per_job": m.median("girder_dask", _REQUESTS),
     }
+
+
+def beside_girder_worker(m: Measurement) -> dict[str, float | None]:
+    """Measure one map in a Girder that has girder_worker's plugin as well, and in one without."""
+    for _ in m.rounds():
+        for side in m.sides("girder_dask", "beside_worker"):
+            seconds = side.timed("map_all", m.size, task="noop")
+            m.record(side.name, _RATE, m.size / seconds, "jobs/s", seconds=seconds, jobs=m.size)
+            side.clear()
+    return {"beside_girder_worker": m.ratio(_RATE, "beside_worker", "girder_dask")}
 
 
 def by_delay(m: Measurement) -> dict[str, float | None]:

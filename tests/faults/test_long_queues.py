@@ -46,7 +46,6 @@ def test_many_jobs_wait(
 ) -> None:
     stack = fault_stack(workers=1, threads=4, own_storage=True)
     stack.remove_worker("worker-0")
-    stack.call(leave_out_girder_worker)
     tally = tmp_path / "tally"
     half = count // 2
     sizes, starts, parents = [memory(stack)], [], []
@@ -109,13 +108,6 @@ def test_many_jobs_wait(
 
 def seconds_of(times: Sequence[float]) -> str:
     return " and ".join(f"{seconds:.1f}" for seconds in times)
-
-
-def leave_out_girder_worker() -> None:
-    """Have its plugin, which is installed too, make no token for each job that is recorded."""
-    from girder import events
-
-    events.unbind("model.job.save.after", "worker")
 
 
 def map_some(stack: FaultStack, tally: Path, numbers: Sequence[int]) -> str:

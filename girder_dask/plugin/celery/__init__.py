@@ -14,16 +14,13 @@ from girder.plugin import getPlugin
 from girder_dask import celery
 from girder_dask.errors import GirderDaskError
 from girder_dask.plugin.backend import GirderBackend
-from girder_dask.plugin.girder_events import EVENT_HANDLER
+from girder_dask.plugin.girder_events import EVENT_HANDLER, PARENT_HANDLER, WORKER_HANDLER
 from girder_dask.tasks.discovery import distributions_by_package
 
 __all__ = ["mount"]
 
-# The name under which girder_plugin_worker binds its handlers, and the handler of its jobs.
-_WORKER_HANDLER = "worker"
+# The handler of girder_worker's jobs.
 _CELERY_HANDLER = "celery_handler"
-# The plugin has another handler of this event, and Girder keeps one of a name.
-_PARENT_HANDLER = f"{EVENT_HANDLER}_parents"
 
 
 def mount(info: dict[str, Any], backend: GirderBackend) -> None:
@@ -66,11 +63,11 @@ def _send_to_dask(info: dict[str, Any], app: Any, worker: Any) -> None:
     if worker is not None:
         worker.load(info)
     # It would put a token into each job that is saved.
-    events.unbind("model.job.save.after", _WORKER_HANDLER)
+    events.unbind("model.job.save.after", WORKER_HANDLER)
     events.bind("model.job.save.after", EVENT_HANDLER, _attach_job_info)
     # It would take the job that was replaced for the parent of what its replacement starts.
-    events.unbind("model.job.save", _WORKER_HANDLER)
-    events.bind("model.job.save", _PARENT_HANDLER, _attach_parent)
+    events.unbind("model.job.save", WORKER_HANDLER)
+    events.bind("model.job.save", PARENT_HANDLER, _attach_parent)
     publishing.install(app)
     publishing.warm_up(app)
     distributions_by_package()  # the first message would wait for it too

@@ -10,13 +10,12 @@ from typing import Any
 
 import bson
 from bson import ObjectId, json_util
-from girder import events
 from girder.constants import AccessType
 from girder_jobs.models.job import Job
 
 from girder_dask.errors import SubmissionError
 from girder_dask.jobs import HANDLER, JobStatus
-from girder_dask.plugin.girder_events import EVENT_HANDLER, is_bound
+from girder_dask.plugin.girder_events import trigger_others
 from girder_dask.plugin.store.database import UNSTORABLE, describe_error, to_object_id
 from girder_dask.protocol.job_fields import MAX_FIELD_LEVELS
 from girder_dask.protocol.messages import Submission
@@ -144,11 +143,7 @@ def _reads_back(text: str, kwargs: Any) -> bool:
 
 def _announce_new(job: dict[str, Any], submission: Submission) -> None:
     for name in ("model.job.validate", "model.job.save"):
-        if (
-            is_bound(name, besides=EVENT_HANDLER)
-            and events.trigger(name, job).defaultPrevented
-            and name == "model.job.save"
-        ):
+        if trigger_others(name, job) and name == "model.job.save":
             raise SubmissionError(
                 f"A plugin of this Girder does not let a job of {submission.task} be saved. "
                 "No job was created.",
@@ -159,8 +154,7 @@ def _announce_new(job: dict[str, Any], submission: Submission) -> None:
 def announce_saved(job: dict[str, Any]) -> None:
     """Trigger ``model.job.save.created`` and ``model.job.save.after`` for a new document."""
     for name in ("model.job.save.created", "model.job.save.after"):
-        if is_bound(name):
-            events.trigger(name, job)
+        trigger_others(name, job)
 
 
 def _fit(job: dict[str, Any], submission: Submission) -> None:

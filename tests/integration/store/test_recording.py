@@ -100,6 +100,28 @@ def test_save_events_fire_for_each_job(girder):
     }
 
 
+def test_recording_calls_no_handler_of_girder_workers_plugin(girder):
+    """They take some requests to the database for each job, of which jobs on Dask need nothing."""
+    from girder import events
+
+    names = ["model.job.save", "model.job.save.after"]
+    assert all("worker" in events._mapping[name] for name in names)
+    others, theirs = [], []
+    before = {name: events._mapping[name]["worker"] for name in names}
+    for name in names:
+        events.bind(name, "test", others.append)
+        events._mapping[name]["worker"] = theirs.append
+    try:
+        girder.record(2)
+    finally:
+        for name in names:
+            events.unbind(name, "test")
+            events._mapping[name]["worker"] = before[name]
+    assert [event.name for event in others].count("model.job.save.after") == 2
+    assert len(others) == 4
+    assert not theirs
+
+
 def test_many_jobs_are_recorded_quickly(girder):
     started = time.thread_time()  # a busy machine takes longer, but does not compute more
     recorded = girder.store.record([Submission("pkg.mod:work", b"x", user=girder.user)] * 1000)

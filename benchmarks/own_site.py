@@ -1,4 +1,4 @@
-"""Girder with girder_worker's tasks on girder_dask: its processes, and its first set-up."""
+"""Another Girder with girder_dask: its processes, beside those of a stack, and its set-up."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from girder_dask.standalone.directory import StackDirectory
 from girder_dask.standalone.plan import Plan
 from girder_dask.standalone.stack_part import Part
 
-__all__ = ["PREFIX", "Takeover"]
-
-#: What the names of its processes begin with.
-PREFIX = "takeover-"
+__all__ = ["OwnSite"]
 
 _HOST = "127.0.0.1"
 
 
-class Takeover:
-    """The processes of this system, beside those of another stack.
+class OwnSite:
+    """A Girder with girder_dask and girder_worker's plugin, and the processes that it needs.
 
     Parameters
     ----------
+    name
+        Its name, with which those of its processes begin.
     directory
         The directory of its files.
     env
@@ -31,16 +30,21 @@ class Takeover:
         notifications.
     mark
         What marks the processes as those of the other stack.
+    broker
+        Where Girder sends girder_worker's tasks.
     """
 
-    def __init__(self, directory: Path, env: Mapping[str, str], mark: str) -> None:
+    def __init__(
+        self, name: str, directory: Path, env: Mapping[str, str], mark: str, broker: str
+    ) -> None:
         directory.mkdir(exist_ok=True)
+        self.prefix = f"{name}-"
         self._directory = StackDirectory(directory)
         self._mark = mark
         self._plan = Plan(
             self._directory,
             env=env,
-            girder_env={"BENCHMARK_PLUGIN": "dask", "GIRDER_WORKER_BROKER": "dask://"},
+            girder_env={"BENCHMARK_PLUGIN": "dask", "GIRDER_WORKER_BROKER": broker},
             worker_env={},
             host=_HOST,
             wanted={},
@@ -73,6 +77,6 @@ class Takeover:
         return [self._own(part) for part in parts]
 
     def _own(self, part: Part) -> Part:
-        part.name = f"{PREFIX}{part.name}"
+        part.name = f"{self.prefix}{part.name}"
         part.env[marked_processes.MARK] = self._mark
         return part
