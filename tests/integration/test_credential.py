@@ -17,7 +17,7 @@ from girder_dask.jobs import JobStatus
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 from girder_dask.protocol.payload import pack_call
 from tests.support.deadline import until
-from tests.support.rest_site import call, submit
+from tests.support.rest_site import ask, call, submit
 
 if TYPE_CHECKING:
     from girder_dask.testing.stack import TestStack, User
@@ -153,3 +153,49 @@ def test_replacement_while_jobs_run_costs_none_of_them(
     (key,) = [key for key in keys if key["scope"] == [SCHEDULER_SCOPE] and key["name"] == NAME]
     assert key["key"] == girder_stack.credential_file.read_text().strip()
     assert key["lastUse"] is not None
+
+
+def start_dependent(job_id: str) -> str:
+    from my_worker_tasks import add_one
+
+    from girder_dask import JobResult
+
+    return str(add_one.delay(JobResult(job_id)).id)
+
+
+def test_replacement_ends_no_job_that_waits_for_another(girder_stack: TestStack) -> None:
+    """The scheduler asks about a job that it no longer has, with the token of the old key."""
+    first = girder_stack.wait(girder_stack.call(_start_add_one), status=JobStatus.SUCCESS)["_id"]
+    girder_stack.wait(girder_stack.call(start_dependent, first), status=JobStatus.SUCCESS)
+    for _ in range(3):  # it has two connections, and asks for other reasons as well
+        made = run(
+            *("--api-url", girder_stack.api, "--output", str(girder_stack.credential_file)),
+            "--revoke-others",
+            GIRDER_API_KEY=girder_stack.api_key,
+        )
+        assert made.returncode == 0, made.stderr
+        second = girder_stack.call(start_dependent, first)
+        girder_stack.wait(second, status=JobStatus.SUCCESS)
+
+
+def _start_add_one() -> str:
+    from my_worker_tasks import add_one
+
+    return str(add_one.delay(1).id)
+
+
+@pytest.mark.parametrize("route", ["states", "results"])
+def test_revoked_key_is_refused_where_answers_leave_jobs_out(
+    girder_stack: TestStack, route: str
+) -> None:
+    key = credential.create(girder_stack.admin, name="revoked soon")
+    client = girder_client.GirderClient(apiUrl=girder_stack.api)
+    token = client.post("api_key/token", parameters={"key": key})["authToken"]["token"]
+    body = {"ids": ["0" * 24]}
+    assert ask(girder_stack, "POST", f"dask/job/{route}", token=token, json=body).status_code == 200
+    other = credential.create(girder_stack.admin, name="revoked soon")
+    credential.revoke_others(girder_stack.admin, other, name="revoked soon")
+    refused = ask(girder_stack, "POST", f"dask/job/{route}", token=token, json=body)
+    assert refused.status_code == 401
+    assert "was revoked" in refused.json()["message"]
+    assert ask(girder_stack, "POST", f"dask/job/{route}", json=body).status_code == 200

@@ -19,7 +19,7 @@ from girder_dask.plugin.rest.body_parser import read_body_as, require_json
 from girder_dask.plugin.rest.body_types import JobIdsBody, SubmissionsBody
 from girder_dask.plugin.rest.routes import StoredJob
 from girder_dask.plugin.store import job_records, results
-from girder_dask.plugin.store.access.requester import Requester, identify
+from girder_dask.plugin.store.access.requester import Requester, identify, identify_reader
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.maps.recording import MapPiece
 from girder_dask.protocol.messages import StoredResult
@@ -107,10 +107,11 @@ class JobRoutes:
         )
         .param(**body_types.parameter(JobIdsBody))
         .errorResponse("The body cannot be read.")
+        .errorResponse("The token is not valid.", 401)
     )
     def states(self) -> dict[str, list[dict[str, Any]]]:
         """Return the states of many jobs in one request."""
-        requester = identify()
+        requester = identify_reader()
         ids = read_body_as(JobIdsBody, max_bytes=_MAX_ID_LIST_BYTES).ids
         # Access to the dependencies of a job was checked when it was recorded.
         allowed = _dependencies(requester)
@@ -153,10 +154,11 @@ class JobRoutes:
         )
         .param(**body_types.parameter(JobIdsBody))
         .errorResponse("The body cannot be read.")
+        .errorResponse("The token is not valid.", 401)
     )
     def results(self) -> dict[str, Any]:
         """Return the stored results of many jobs in one request."""
-        requester = identify()
+        requester = identify_reader()
         ids = read_body_as(JobIdsBody, max_bytes=_MAX_ID_LIST_BYTES).ids
         allowed = _dependencies(requester)
         jobs = {

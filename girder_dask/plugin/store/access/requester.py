@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+import cherrypy
 from girder.api.rest import getCurrentToken, getCurrentUser
 from girder.constants import AccessType
 from girder.exceptions import AccessException
@@ -18,7 +19,7 @@ from girder_jobs.models.job import Job
 from girder_dask.plugin.store import job_records
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 
-__all__ = ["Requester", "identify", "may_access"]
+__all__ = ["Requester", "identify", "identify_reader", "may_access"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,37 @@ def identify() -> Requester:
         return Requester(user)
     job = job_records.find_running_job(token["_id"])
     return Requester(user, job, _is_scheduler(token), token["_id"])
+
+
+def identify_reader() -> Requester:
+    """Return the sender of a request whose answer leaves out what the sender may not read.
+
+    Girder takes a request with a token that was revoked or has expired for one without a token, and
+    all that the sender asks for would seem not to exist.
+
+    Raises
+    ------
+    AccessException
+        If the request has such a token, or that of a scheduler whose owner is no administrator.
+    """
+    requester, token = identify(), getCurrentToken()
+    if token is None:
+        is_valid = not _names_token()
+    elif token["expires"] < datetime.now(timezone.utc):
+        is_valid = False
+    else:
+        is_valid = requester.is_scheduler or SCHEDULER_SCOPE not in token.get("scope", ())
+    if not is_valid:
+        raise AccessException(
+            "The token of this request is not valid: it was revoked, it has expired, or it is that "
+            "of a scheduler whose owner is no administrator. Log in again, or use another API key."
+        )
+    return requester
+
+
+def _names_token() -> bool:
+    """Return True if the request has a token, valid or not."""
+    return "token" in cherrypy.request.params or "Girder-Token" in cherrypy.request.headers
 
 
 def _is_scheduler(token: dict[str, Any]) -> bool:
