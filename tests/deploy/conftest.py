@@ -15,6 +15,9 @@ from tests.support.compose_site import ComposeSite
 from tests.support.deploy_engine import DeployEngine, missing_programs
 from tests.support.network_hosts import NetworkHosts
 
+#: The roles that have an image.
+ROLES = ("dask", "girder", "dsa")
+
 
 @pytest.fixture(scope="session")
 def deploy_network() -> Iterator[NetworkHosts]:
@@ -32,7 +35,7 @@ def deploy_engine(deploy_network: NetworkHosts) -> Iterator[DeployEngine]:
     """An engine that has built all images.
 
     ``BASE_IMAGE`` names a base that it can pull, and ``DEPLOY_DIRECTORY`` a directory in which it
-    keeps the images: a run that finds them there builds none.
+    keeps the images: a run that finds those of its commit there builds none.
     """
     with contextlib.ExitStack() as stack:
         kept = os.environ.get("DEPLOY_DIRECTORY")
@@ -42,9 +45,8 @@ def deploy_engine(deploy_network: NetworkHosts) -> Iterator[DeployEngine]:
         engine = DeployEngine(Path(directory), deploy_network.namespaces[0])
         stack.callback(engine.unmount)
         stack.callback(engine.stop)
-        if not (engine.directory / "data").exists():
-            engine.directory.mkdir(parents=True, exist_ok=True)
-            engine.build(["dask", "girder", "dsa"], os.environ.get("BASE_IMAGE"))
+        engine.directory.mkdir(parents=True, exist_ok=True)
+        engine.build(ROLES, os.environ.get("BASE_IMAGE"))
         engine.start()
         yield engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ from tests.support.compose_site import ComposeSite, wait_until
 from tests.support.deploy_engine import DeployEngine
 from tests.support.network_hosts import NetworkHosts
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 MARK = "what the job says"
 
@@ -64,9 +65,9 @@ def site(
         site.down("--volumes")
 
 
-@pytest.fixture
-def connected(site: ComposeSite, admin: girder_client.GirderClient) -> Iterator[None]:
-    """``delay()`` here submits to the site, through its proxy."""
+@contextlib.contextmanager
+def submitting(site: ComposeSite, admin: girder_client.GirderClient) -> Iterator[None]:
+    """Have ``delay()`` here submit to the site, through its proxy."""
     with (
         dask.config.set({"girder.ca-file": str(site.authority())}),
         connect(site.url, token=admin.token),
@@ -74,20 +75,11 @@ def connected(site: ComposeSite, admin: girder_client.GirderClient) -> Iterator[
         yield
 
 
-def in_container(site: ComposeSite, service: str, *names: str) -> list[int]:
-    """Return the processes of a service, as this machine numbers them, by their arguments."""
-    (container,) = site.containers(service)
-    root = container["State"]["Pid"]
-    namespace = Path(f"/proc/{root}/ns/pid").readlink()
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (path / "cmdline").read_bytes().decode().split("\0")
-            if (path / "ns/pid").readlink() == namespace and set(names) <= set(command):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return sorted(found)
+@pytest.fixture
+def connected(site: ComposeSite, admin: girder_client.GirderClient) -> Iterator[None]:
+    """``delay()`` here submits to the site, through its proxy."""
+    with submitting(site, admin):
+        yield
 
 
 def test_compose_runs_a_job_through_https_below_a_prefix(
@@ -183,7 +175,7 @@ def until_running(admin: girder_client.GirderClient, job_id: str) -> None:
 
 def kill_worker_process(site: ComposeSite) -> None:
     """Kill the processes that run jobs. Their nannies start others."""
-    running = in_container(site, "worker", "--multiprocessing-fork")
+    running = site.processes("worker", "--multiprocessing-fork")
     assert running
     for pid in running:
         os.kill(pid, signal.SIGKILL)
@@ -205,7 +197,8 @@ def test_compose_runs_a_job_again_whose_worker_is_killed(
     result = of_a_script(waits_for_second_attempt).delay()
     until_running(admin, result.id)
     kill(site)
-    assert result.get(timeout=120) == 2
+    # More than one attempt is lost if it goes to the next process before that is killed, too.
+    assert result.get(timeout=120) == admin.get(f"job/{result.id}")["dask"]["attempt"] > 1
     wait_until(lambda: not site.ailing(), "healthy again", 120)
 
 
@@ -227,17 +220,16 @@ def ended_jobs(admin: girder_client.GirderClient) -> set[str]:
 
 def test_compose_starts_again_with_its_data(site: ComposeSite) -> None:
     with site.administrator() as admin:
+        with submitting(site, admin):
+            assert of_a_script(says).delay(MARK).get(timeout=60) == MARK
         jobs = ended_jobs(admin)
-        assert len(jobs) >= 3
+        assert jobs
     site.down()
     assert not site.containers()
     site.up()
     with site.administrator() as admin:
         assert {str(job["_id"]) for job in admin.get("job/all", parameters={"limit": 0})} == {*jobs}
-        with (
-            dask.config.set({"girder.ca-file": str(site.authority())}),
-            connect(site.url, token=admin.token),
-        ):
+        with submitting(site, admin):
             assert of_a_script(says).delay(MARK).get(timeout=60) == MARK
 
 

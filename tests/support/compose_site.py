@@ -101,6 +101,20 @@ class ComposeSite:
             if service in (None, each["Config"]["Labels"].get(label, "")) and is_service(each)
         ]
 
+    def processes(self, service: str, *names: str) -> list[int]:
+        """Return the processes of a service, as this machine numbers them, by their arguments."""
+        (container,) = self.containers(service)
+        namespace = Path(f"/proc/{container['State']['Pid']}/ns/pid").readlink()
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (path / "cmdline").read_bytes().decode().split("\0")
+                if (path / "ns/pid").readlink() == namespace and set(names) <= set(command):
+                    found.append(int(path.name))
+            except OSError:
+                continue
+        return sorted(found)
+
     def ailing(self) -> list[str]:
         """Return the containers that run and are not healthy, or that have failed."""
         return [each["Name"] for each in self.containers() if not is_well(each["State"])]

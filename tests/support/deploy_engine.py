@@ -11,11 +11,21 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.docker_engine import Engine
 
-__all__ = ["BASE", "DEPLOY_NEEDS", "MONGO", "DeployEngine", "missing_programs"]
+__all__ = [
+    "BASE",
+    "DEPLOY_NEEDS",
+    "MONGO",
+    "REVISION_LABEL",
+    "DeployEngine",
+    "image_of",
+    "missing_programs",
+    "revision",
+]
 
 #: The image that stands for Debian with Python 3.11, with nginx and with Redis.
 BASE = "girder-dask-base:test"
@@ -35,6 +45,21 @@ FROM {BASE}
 COPY mongod /usr/local/bin/mongod
 RUN install -d -o 999 -g 999 /data/db
 """
+
+
+#: The label with the commit of an image's source.
+REVISION_LABEL = "org.opencontainers.image.revision"
+
+
+def image_of(role: str) -> str:
+    """Return the name of the image of a role, with its tag."""
+    return f"girder-dask{'' if role == 'dask' else f'-{role}'}:local"
+
+
+def revision() -> str:
+    """Return the commit of this source."""
+    command = ["git", "-C", str(_ROOT), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
 def missing_programs() -> list[str]:
@@ -58,28 +83,45 @@ class DeployEngine(Engine):
         self._namespace = namespace
         self._is_building = False
 
-    def build(self, roles: list[str], base: str | None) -> None:
-        """Build the images of roles, on a base image that is made here unless one is given."""
+    def build(self, roles: Sequence[str], base: str | None) -> None:
+        """Build the images of roles, on a base image that is made here unless one is given.
+
+        Images that are there are not built again, unless they are of another commit.
+        """
         self._is_building = True
         self.start()
         try:
-            if base is None:
+            if not self._has(BASE):
                 self._make_base()
-            with tempfile.TemporaryDirectory() as context:
-                (Path(context) / "Dockerfile").write_text(_MONGO_DOCKERFILE)
-                shutil.copy(_mongod(), Path(context) / "mongod")
-                self.run("docker", "build", "--quiet", "--tag", MONGO, context)
-            self.run(
-                str(_ROOT / "scripts" / "images"),
-                *roles,
-                BASE_IMAGE=base or BASE,
-                BUILD_OPTIONS="--network=host",
-            )
+            if not self._has(MONGO):
+                with tempfile.TemporaryDirectory() as context:
+                    (Path(context) / "Dockerfile").write_text(_MONGO_DOCKERFILE)
+                    shutil.copy(_mongod(), Path(context) / "mongod")
+                    self.run("docker", "build", "--quiet", "--tag", MONGO, context)
+            commit = revision()
+            stale = [r for r in roles if self._label(image_of(r), REVISION_LABEL) != commit]
+            if stale:
+                self.run(
+                    str(_ROOT / "scripts" / "images"),
+                    *stale,
+                    BASE_IMAGE=base or BASE,
+                    BUILD_OPTIONS="--network=host",
+                )
         finally:
             self.stop()
             self._is_building = False
 
-    def run(self, *command: str, timeout: float = 900, **env: str) -> str:
+    def labels(self, image: str) -> dict[str, str]:
+        """Return the labels of an image."""
+        return dict(self.get(f"/images/{image}/json")["Config"]["Labels"] or {})
+
+    def _has(self, image: str) -> bool:
+        return self.request("GET", f"/images/{image}/json")[0] == 200
+
+    def _label(self, image: str, name: str) -> str | None:
+        return self.labels(image).get(name) if self._has(image) else None
+
+    def run(self, *command: str, timeout: float = 1800, **env: str) -> str:
         """Run a program that uses this engine, and return its output."""
         done = subprocess.run(
             command,
