@@ -9,9 +9,11 @@ METADATA := setup.cfg pyproject.toml scripts/bootstrap tests/packages/from-pypi.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 # Random: --randomly-seed=N repeats an order, -p no:randomly keeps that of the files.
 ORDER :=
+# Of the soak.
+MINUTES := 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast faults deploy-test lint lock images versions bench profile figures matrix layout docs release clean
+.PHONY: help demo test test-fast faults soak deploy-test lint lock images versions bench profile figures matrix layout docs release clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -27,6 +29,9 @@ test-fast: .venv/.test ## Run the tests that need no stack
 
 faults: .venv/.test ## Kill, stop and cut off parts of a stack, for a longer time
 	$(PYTHON) -m pytest tests/faults $(ARGS)
+
+soak: .venv/.test ## Run a site for an hour under load while parts, secrets and the release change
+	$(PYTHON) -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 deploy-test: ## Build the images of deploy/, and run its compose files and batch jobs, as root
 	scripts/bootstrap deploy

@@ -29,8 +29,9 @@ from my_worker_tasks import tally
 from girder_dask import connect
 from girder_dask.celery import BROKER_URL
 from girder_dask.errors import GirderError
-from girder_dask.jobs import FINAL, JobStatus, can_follow
+from girder_dask.jobs import FINAL
 from girder_dask.transforms import GirderUploadToFolder
+from tests.support.ended_jobs import check_log, check_states, check_theirs, runs_in
 from tests.support.fault_site import FaultStack, states, until
 from tests.support.monkey import Blow, Monkey, blows
 
@@ -273,9 +274,9 @@ def check_jobs(stack: FaultStack, documents: dict[int, dict[str, Any]], calls: C
         job_id, attempt = str(job["_id"]), job["dask"]["attempt"]
         log = stack.log(job_id)
         if number in calls.theirs:
-            found = check_theirs(calls.theirs[number], job, log, their_runs.get(number, []))
+            found = check_theirs(calls.theirs[number], job, log, their_runs.get(number, []), LINES)
         else:
-            found = [*check_states(job), *check_log(log, attempt)]
+            found = [*check_states(job), *check_log(log, attempt, LINES)]
             made = outputs.pop(f"out-{number}.txt", [])
             if made != [f"made by attempt {attempt}\n"]:
                 found.append(f"its outputs are {made}")
@@ -288,62 +289,3 @@ def check_jobs(stack: FaultStack, documents: dict[int, dict[str, Any]], calls: C
     assert not outputs, "nothing else was uploaded"
     assert runs.keys() == documents.keys() - calls.theirs.keys(), "no run without a job"
     assert their_runs.keys() <= documents.keys() & calls.theirs.keys()
-
-
-def runs_in(path: Path) -> dict[int, list[str]]:
-    """Return the runs that tasks have noted in a file, by the numbers of their calls."""
-    found: dict[int, list[str]] = {}
-    for line in path.read_text().splitlines():
-        number, run, *_ = line.split()
-        found.setdefault(int(number), []).append(run)
-    return found
-
-
-def check_theirs(name: str, job: dict[str, Any], log: str, runs: list[str]) -> list[str]:
-    """Return what is wrong with a job of girder_worker's."""
-    lines = {
-        run: [int(n) for n in re.findall(rf"^run {run} line (\d+)$", log, re.MULTILINE)]
-        for run in runs
-    }
-    wrong = [
-        f"run {run} has the lines {found}"
-        for run, found in lines.items()
-        if found != list(range(len(found)))
-    ]
-    if name == "tally_once" and len(runs) > 1:
-        wrong.append(f"it ran {len(runs)} times")
-    if name == "tally_once" and job["status"] == JobStatus.ERROR:
-        if "The task may run at most once" not in log:
-            wrong.append("it does not say why it has failed")
-        return [*wrong, *check_states(job, JobStatus.ERROR)]
-    if sum(len(found) == LINES for found in lines.values()) < 1:
-        wrong.append(f"no run is whole: {lines}")
-    return [*wrong, *check_states(job)]
-
-
-def check_states(job: dict[str, Any], end: JobStatus = JobStatus.SUCCESS) -> list[str]:
-    """Return what is wrong with the states of a job: it ends once, as it should."""
-    stamps = job["timestamps"]
-    ends = [stamp["status"] for stamp in stamps if stamp["status"] in FINAL]
-    legal = all(can_follow(a["status"], b["status"]) for a, b in itertools.pairwise(stamps))
-    if legal and ends == [end] == [job["status"]]:
-        return []
-    return [f"its states are {states(job)}"]
-
-
-def check_log(log: str, last: int) -> list[str]:
-    """Return what is wrong with a log.
-
-    The last attempt has all lines. One that was lost has the first of them: what came after
-    may have died with the worker, but none is missing in between, and none is there twice.
-    """
-    wrong = []
-    for attempt in range(1, last + 1):
-        lines = [int(n) for n in re.findall(rf"^attempt {attempt} line (\d+)$", log, re.MULTILINE)]
-        wanted = LINES if attempt == last else len(lines)
-        if lines != list(range(wanted)):
-            wrong.append(f"attempt {attempt} has the lines {lines}")
-    told = sorted({int(n) for n in re.findall(r"^attempt (\d+) line", log, re.MULTILINE)})
-    if told and told[-1] > last:
-        wrong.append(f"it has lines of attempt {told[-1]}, after the last")
-    return wrong

@@ -1,0 +1,1 @@
+"""A soak: a site under load for an hour while its operator works on it."""
