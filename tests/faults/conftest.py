@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from girder_dask.testing.stack import TestStack
 from tests.support.fault_pool import FaultPool, SharedFaultStack
 from tests.support.fault_site import FaultStack
 from tests.support.storage import Storage
@@ -18,6 +19,9 @@ _QUICK = {
     "DASK_GIRDER__SCHEDULER__RETRY_DELAY_MAX": "1s",
     "DASK_GIRDER__WORKER__CANCEL_GRACE": "1s",
 }
+
+# The last lines of each log of a stack that the report of a failed test shows.
+_LOG_LINES = 40
 
 
 @pytest.fixture(scope="session")
@@ -73,13 +77,17 @@ def fault_stack(
         yield start
         if getattr(request.node, "failed", False):
             for stack in made:
-                print(stack.recent_logs(40))
+                print(stack.recent_logs(_LOG_LINES))
             fault_pool.close()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Mark a test that has failed, and report the logs of the stacks that are its fixtures."""
     report = yield
     if report.failed:
         item.failed = True
+        for name, value in getattr(item, "funcargs", {}).items():
+            if isinstance(value, TestStack):
+                report.sections.append((f"logs of {name}", value.recent_logs(_LOG_LINES)))
     return report

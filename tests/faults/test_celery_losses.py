@@ -14,6 +14,9 @@ from tests.support.celery_site import CelerySite, wait_until
 from tests.support.connected_workers import connected_workers
 from tests.support.outage_site import JournaledStack, killed, stopped
 
+# Workers repeat requests after up to 15 s, for each that a busy Girder has not answered.
+LONG_S = 180
+
 
 class Site(CelerySite, JournaledStack):
     """A site with the switch, whose parts can be killed."""
@@ -21,7 +24,13 @@ class Site(CelerySite, JournaledStack):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with Site(tmp_path_factory.mktemp("celery_losses")) as site:
+    # An outage ends for the scheduler soon after it has ended.
+    env = {
+        "DASK_GIRDER__SCHEDULER__PULL_INTERVAL": "1s",
+        "DASK_GIRDER__SCHEDULER__RETRY_DELAY_MAX": "1s",
+        "DASK_GIRDER__SCHEDULER__REQUEST_TIMEOUT": "5s",
+    }
+    with Site(tmp_path_factory.mktemp("celery_losses"), env=env) as site:
         yield site
 
 
@@ -95,16 +104,16 @@ def test_tasks_and_what_follows_them_outlive_girder_and_its_database(site: Site,
         # The first of the chain ends now, and its worker cannot send the next call yet.
         time.sleep(max(0.0, began + 4.0 - time.monotonic()))
     for task_id, value in zip(chained, (3, 13, 113), strict=True):
-        (job,) = wait_until(lambda t=task_id: site.documents("job", {"celeryTaskId": t}), 60)
-        site.wait(str(job["_id"]), 60, status=JobStatus.SUCCESS)
+        (job,) = wait_until(lambda t=task_id: site.documents("job", {"celeryTaskId": t}), LONG_S)
+        site.wait(str(job["_id"]), LONG_S, status=JobStatus.SUCCESS)
         assert site.value(str(job["_id"])) == value
-    site.wait(retried, 60, status=JobStatus.SUCCESS)
+    site.wait(retried, LONG_S, status=JobStatus.SUCCESS)
     assert site.value(retried) == 2
     tries = [line for line in site.log(retried).splitlines() if line.startswith("try ")]
     assert tries == ["try 0", "try 1", "try 2"]
-    site.wait(failing, 60, status=JobStatus.ERROR)
+    site.wait(failing, LONG_S, status=JobStatus.ERROR)
     assert site.log(failing).endswith("ValueError: out of reach\n")
-    site.wait(delayed, 60, status=JobStatus.SUCCESS)
+    site.wait(delayed, LONG_S, status=JobStatus.SUCCESS)
     assert site.value(delayed) == 42
     for job in site.documents("job"):
         ends = [each["status"] for each in job["timestamps"] if each["status"] in FINAL]

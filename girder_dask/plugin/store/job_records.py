@@ -33,6 +33,7 @@ __all__ = [
     "count_unfinished",
     "delete",
     "find_running_job",
+    "has_token",
     "is_descendant",
     "is_stopping",
     "load_dependencies",
@@ -186,6 +187,12 @@ def find_running_job(token: str, job_id: ObjectId | None = None) -> dict[str, An
         {"_id": record["_id"], "dask.open": True}, {"log": False, "args": False, "kwargs": False}
     )
     return job
+
+
+def has_token(job_id: str, token: str) -> bool:
+    """Return True if a token is that of a job, its own or one that it was given."""
+    which = {"_id": to_object_id(job_id), "token": token}
+    return collection(DaskJob()).find_one(which, {"_id": True}) is not None
 
 
 def load_states(job_ids: Iterable[str]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from girder_jobs.models.job import Job
 from girder_dask.plugin.store import job_records
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 
-__all__ = ["Requester", "identify", "identify_reader", "may_access"]
+__all__ = ["Requester", "identify", "identify_reader", "is_run_of", "may_access"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,18 @@ def identify_reader() -> Requester:
 def _names_token() -> bool:
     """Return True if the request has a token, valid or not."""
     return "token" in cherrypy.request.params or "Girder-Token" in cherrypy.request.headers
+
+
+def is_run_of(job_id: str) -> bool:
+    """Return True if the current request has the valid token of a job that Dask has.
+
+    It asks the database less than :func:`identify`, and does not tell whether the job has ended:
+    its token is deleted soon after.
+    """
+    token = getCurrentToken()
+    if token is None or token["expires"] < datetime.now(timezone.utc):
+        return False
+    return job_records.has_token(job_id, token["_id"])
 
 
 def _is_scheduler(token: dict[str, Any]) -> bool:
