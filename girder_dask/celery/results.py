@@ -55,6 +55,9 @@ class Backend(BaseBackend):
             "children": [],
         }
 
+    def _forget(self, task_id: str) -> None:
+        """Do nothing: the result is deleted with its job."""
+
     def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:  # noqa: ARG002
         """Return no more headers: nothing is consumed."""
         return {}

@@ -50,6 +50,22 @@ def test_options_without_a_meaning_here_do_no_harm(celery_site: CelerySite) -> N
     assert celery_site.value(job_id) is None  # ignore_result
 
 
+def test_a_result_may_be_forgotten(celery_site: CelerySite) -> None:
+    """Packages do so to free the memory of their result backend."""
+
+    def start() -> list[object]:
+        from their_tasks.tasks import add
+
+        result = add.delay(20, 22)
+        value = result.get(timeout=60)
+        result.forget()
+        return [value, result.job["_id"]]
+
+    value, job_id = celery_site.call(start)
+    assert value == 42
+    celery_site.wait(str(job_id), status=JobStatus.SUCCESS)
+
+
 @pytest.mark.parametrize("form", ["naive", "zone", "seconds"])
 def test_expires_takes_times_and_seconds(celery_site: CelerySite, form: str) -> None:
     now = datetime.now(timezone.utc)
