@@ -139,7 +139,7 @@ def test_slurm_loses_no_job_at_the_walltime(batch: BatchSite, slurm: Slurm) -> N
     assert job["status"] == JobStatus.SUCCESS
     assert job["dask"]["attempt"] == 1
     logs = [path.read_text() for path in batch.logs.iterdir()]
-    assert any("leaves" in text or "Closing Nanny gracefully" in text for text in logs), logs
+    assert any("worker-lifetime-reached" in text for text in logs), logs
 
 
 def test_slurm_cluster_ends_without_the_hooks(batch: BatchSite, tmp_path: Path) -> None:
