@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from girder_dask.errors import GirderError
 from girder_dask.protocol.names import SCHEDULER_SCOPE
 
-__all__ = ["NAME", "connect", "create", "revoke_others", "write"]
+__all__ = ["NAME", "check_writable", "connect", "create", "revoke_others", "write"]
 
 
 #: The name of the key in the list of its owner's keys.
@@ -126,13 +127,45 @@ def ask(client: Any, path: str, body: Any) -> Any:
     return _request(url, lambda: client.post(path, json=body), refused=refused)
 
 
+def check_writable(path: Path) -> None:
+    """Raise GirderError unless :func:`write` can write a file there."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise GirderError(f"{path} cannot be written: there is no directory {folder}.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise GirderError(
+            f"{path} cannot be written: this account must not create files in {folder}."
+        )
+    if path.exists() and os.getuid() not in (0, path.stat().st_uid):
+        raise GirderError(
+            f"{path} cannot be written: it is another account's. Run the command as that account "
+            "or as root."
+        )
+
+
 def write(path: Path, key: str) -> None:
-    """Write a secret atomically to a file that only its owner can read."""
+    """Write a secret atomically to a file that only its owner can read.
+
+    A file that is there keeps its owner and its group, so that root can replace the secret of a
+    service.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written. A file that is there stays as it is.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-        f.write(key + "\n")
-    partial.replace(path)
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+            with contextlib.suppress(FileNotFoundError):
+                there = path.stat()
+                if (there.st_uid, there.st_gid) != (os.getuid(), os.getgid()):
+                    os.fchown(f.fileno(), there.st_uid, there.st_gid)
+            f.write(key + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _request(url: str, call: Callable[[], Any], refused: str) -> Any:

@@ -183,6 +183,8 @@ def credential(
     password = None
     if login:
         password = os.environ.get("GIRDER_PASSWORD") or click.prompt("Password", hide_input=True)
+    if output is not None:
+        credentials.check_writable(output)
     client = credentials.connect(api_url, api_key=api_key, login=login, password=password)
     scope = METRICS_SCOPE if for_metrics else SCHEDULER_SCOPE
     name = name or (METRICS_KEY_NAME if for_metrics else credentials.NAME)

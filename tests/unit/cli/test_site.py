@@ -149,6 +149,28 @@ def test_site_commands_are_scripts_that_name_what_they_lack(site: Path) -> None:
         assert f"cannot read {alone}/{folder.name}.env." in done.stderr
 
 
+def test_site_settings_may_have_any_characters(site: Path, tmp_path: Path) -> None:
+    value = "mongodb://u:p$w0rd'\"`id`@h/girder?authSource=admin&replicaSet=rs0 # no comment"
+    folder = tmp_path / "girder"
+    shutil.copytree(site / "girder", folder)
+    with (folder / "girder.env").open("a") as settings:
+        settings.write(f"GIRDER_MONGO_URI={value}")  # the last line may have no end
+    shown = subprocess.run(
+        [folder / "start", "printenv", "GIRDER_MONGO_URI"], capture_output=True, text=True
+    )
+    assert (shown.stdout, shown.stderr) == (f"{value}\n", "")
+
+
+def test_site_without_an_address_of_the_database_does_not_start(site: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "girder"
+    shutil.copytree(site / "girder", folder)
+    with (folder / "girder.env").open("a") as settings:
+        settings.write("GIRDER_MONGO_URI=\n")
+    done = subprocess.run([folder / "start", "true"], capture_output=True, text=True)
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr == f"{folder}/girder.env has no GIRDER_MONGO_URI.\n"
+
+
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
 )
