@@ -14,13 +14,20 @@ from girder_dask.celery import message_body
 from girder_dask.celery.moments import timestamp_of
 from girder_dask.errors import ArgumentError
 from girder_dask.protocol.celery_message import CeleryMessage
-from girder_dask.protocol.messages import MAX_NOTE_BYTES
+from girder_dask.protocol.messages import MAX_MOMENT_S, MAX_NOTE_BYTES
 from girder_dask.tasks.running_job import RetryRequested
 
 __all__ = ["continued", "request"]
 
 # What a retry changes of a message. Its queue is that of the job.
 _HEADERS = ("retries", "eta", "expires", "timelimit")
+
+# Celery's task that tries itself again each second until the tasks of a chord have ended. Each try
+# is an attempt in the document of its job, so the interval grows with the time that has passed.
+_POLLING_TASK = "celery.chord_unlock"
+_POLL_GROWTH = 1.05
+_MAX_POLL_INTERVAL_S = 60.0
+_MAX_GROWING_POLLS = 1000
 
 
 class _Note(Struct, omit_defaults=True):
@@ -35,7 +42,8 @@ class _Note(Struct, omit_defaults=True):
 def request(message: CeleryMessage, again: CeleryMessage) -> RetryRequested:
     """Return the request to run a message again, changed as ``again`` says.
 
-    The note holds the arguments only if the task has changed them.
+    A time before the year 1970 or after the year 9999 is brought into these limits. The note holds
+    the arguments only if the task has changed them.
 
     Raises
     ------
@@ -57,8 +65,20 @@ def request(message: CeleryMessage, again: CeleryMessage) -> RetryRequested:
             "less, or start another task.",
             task=message.task_name,
         )
+    return RetryRequested(_not_before(message, again), data)
+
+
+def _not_before(message: CeleryMessage, again: CeleryMessage) -> float:
+    """Return the earliest start of the next run, in seconds since the epoch."""
+    now = time.time()
     moment = timestamp_of(again.headers.get("eta"))
-    return RetryRequested(time.time() if moment is None else moment, data)
+    if moment is None:
+        return now
+    interval_s = moment - now
+    if message.task == _POLLING_TASK and 0 < interval_s < _MAX_POLL_INTERVAL_S:
+        retries = min(int(again.headers.get("retries") or 0), _MAX_GROWING_POLLS)
+        moment = now + min(interval_s * _POLL_GROWTH**retries, _MAX_POLL_INTERVAL_S)
+    return min(max(moment, 0.0), float(MAX_MOMENT_S))
 
 
 def continued(message: CeleryMessage, note: bytes) -> CeleryMessage:

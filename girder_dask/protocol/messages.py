@@ -23,6 +23,7 @@ from girder_dask.protocol.wire_version import WIRE_VERSION, IncompatibleVersion,
 
 __all__ = [
     "MAX_DELAY_S",
+    "MAX_MOMENT_S",
     "MAX_NOTE_BYTES",
     "JobEvent",
     "JobId",
@@ -50,8 +51,11 @@ _HIDDEN_FIELDS = frozenset(
 _Count = Annotated[int, Meta(ge=0, lt=2**62)]
 
 _TaskName = Annotated[str, Meta(pattern=TASK_NAME, max_length=999)]
-# Seconds since the epoch, until the end of the year 9999.
-_Moment = Annotated[float, Meta(ge=0, le=253_402_300_799)]
+
+#: The latest time of a message, in seconds since the epoch: the last second of the year 9999.
+MAX_MOMENT_S = 253_402_300_799
+
+_Moment = Annotated[float, Meta(ge=0, le=MAX_MOMENT_S)]
 # The name or the digest of an image.
 _ImageText = Annotated[str, Meta(max_length=1000)]
 # A status, and the time at which it was reached.
