@@ -25,7 +25,6 @@ __all__ = [
     "check",
     "load",
     "objects",
-    "signatures",
     "tokens",
 ]
 
@@ -225,23 +224,6 @@ def objects(value: Any) -> Iterator[Mapping[str, Any]]:
 def as_text(value: Any) -> str:
     """Return JSON as text by which it is compared, without the differences between encoders."""
     return json.dumps(_plain_lists(value), sort_keys=True)
-
-
-def signatures(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the signatures in JSON: the calls that follow, in whatever is nested.
-
-    >>> [each["task"] for each in signatures({"chain": [{"task": "a.b", "args": []}]})]
-    ['a.b']
-    """
-    left = [value]
-    while left:
-        found = left.pop()
-        if isinstance(found, Mapping):
-            if isinstance(found.get("task"), str):
-                yield found
-            left += found.values()
-        elif isinstance(found, (list, tuple)):
-            left += found
 
 
 def tokens(message: CeleryMessage) -> list[str]:

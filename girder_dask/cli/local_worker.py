@@ -35,6 +35,10 @@ def local_worker(scheduler: str, threads: int, dask_options: tuple[str, ...]) ->
     SCHEDULER is the address of the Dask scheduler. Options of "dask worker" may follow "--". Run it
     where Girder is installed with its plugins, with Girder's own environment: GIRDER_MONGO_URI,
     GIRDER_NOTIFICATION_REDIS_URL, and access to the assetstores. No other task runs there.
+
+    The worker has Girder's database, so whoever can run code on it is an administrator of Girder:
+    each member of the group of dask.submitters, and everyone on the cluster's network. Start it
+    only where you trust all of them that far.
     """
     missing = missing_requirements(os.environ)
     if missing:

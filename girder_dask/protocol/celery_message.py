@@ -14,6 +14,7 @@ from girder_dask.protocol.messages import Message
 __all__ = [
     "DEFAULT_QUEUE",
     "FOLLOWING_CALLS",
+    "LOCAL_QUEUE",
     "QUEUE_RESOURCE_PREFIX",
     "TOKEN_ARGUMENTS",
     "CeleryJob",
@@ -24,6 +25,9 @@ __all__ = [
 
 #: The queue of tasks that name none.
 DEFAULT_QUEUE = "celery"
+
+#: The queue of tasks that need Girder's database. Its workers have that.
+LOCAL_QUEUE = "local"
 
 #: The prefix of the worker resource that stands for a queue.
 QUEUE_RESOURCE_PREFIX = "queue:"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from girder_dask._version import __version__
-from girder_dask.protocol.celery_message import DEFAULT_QUEUE, QUEUE_RESOURCE_PREFIX
+from girder_dask.protocol.celery_message import DEFAULT_QUEUE, LOCAL_QUEUE, QUEUE_RESOURCE_PREFIX
 
 __all__ = ["WorkerAnswers"]
 
@@ -19,7 +19,6 @@ _MAX_AGE_S = 0.5
 
 # A worker that stands for the queue in Girder, which is durable.
 _DURABLE = "dask@girder"
-_LOCAL_QUEUE = "local"
 
 
 class WorkerAnswers:
@@ -50,7 +49,7 @@ class WorkerAnswers:
         """
         found = {f"dask@{worker['name']}": _answer(method, worker) for worker in self._workers()}
         if method in ("stats", "active_queues"):
-            durable = {"nthreads": 0, "resources": {f"{QUEUE_RESOURCE_PREFIX}{_LOCAL_QUEUE}": 1}}
+            durable = {"nthreads": 0, "resources": {f"{QUEUE_RESOURCE_PREFIX}{LOCAL_QUEUE}": 1}}
             found[_DURABLE] = _answer(method, durable)
         return found
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
+import msgspec
 from girder.exceptions import AccessException
 
-from girder_dask.celery import message_body
+from girder_dask.celery import following_calls, message_body
+from girder_dask.celery.following_calls import FollowingCall
 from girder_dask.errors import ArgumentError
 from girder_dask.plugin.celery import stored_calls
-from girder_dask.plugin.celery.stored_calls import StoredCalls
+from girder_dask.plugin.celery.stored_calls import StoredCalls, names_local_queue
 from girder_dask.plugin.rest import authorization, option_limits
 from girder_dask.plugin.store import job_records
 from girder_dask.plugin.store.access.authority import Authority, of_job
 from girder_dask.plugin.store.access.requester import Requester
-from girder_dask.protocol.celery_message import FOLLOWING_CALLS, CeleryMessage
+from girder_dask.protocol.celery_message import FOLLOWING_CALLS, LOCAL_QUEUE, CeleryMessage
 from girder_dask.protocol.messages import Submission
 
 __all__ = ["authorize"]
@@ -23,6 +26,8 @@ __all__ = ["authorize"]
 _INTERPRETERS = frozenset({"celery", "girder_worker", "slicer_cli_web"})
 # Tasks of Celery itself that only collect results.
 _COLLECTING = frozenset({"celery.accumulate", "celery.chord_unlock"})
+# The most calls that may follow a message, whose rights are looked at one by one.
+_MAX_CALLS = 10_000
 
 
 def authorize(requester: Requester, message: CeleryMessage, submission: Submission) -> Authority:
@@ -30,6 +35,11 @@ def authorize(requester: Requester, message: CeleryMessage, submission: Submissi
 
     Owners who may run code may send anything. The jobs of others send data, and the calls that
     their own message holds.
+
+    Parameters
+    ----------
+    submission
+        The message as a call, with the fields of the job that the sender gives.
 
     Raises
     ------
@@ -41,13 +51,12 @@ def authorize(requester: Requester, message: CeleryMessage, submission: Submissi
     authority = _of_job(job)
     if authority.runs_code:
         return authority
-    stored = stored_calls.load(job["_id"])
-    is_trusted = stored.trusted and stored.continues(message)
     try:
-        message_body.check(message, stored.objects if is_trusted else ())
-    except ArgumentError as e:
-        raise AccessException(str(e)) from e
-    reason = _refusal(message, submission, authority, stored)
+        sent = _Sent(message, submission, stored_calls.load(job["_id"]))
+        is_trusted = sent.check()
+    except (ArgumentError, RecursionError) as e:
+        raise AccessException(str(e) or "The message is nested too deeply.") from e
+    reason = sent.refusal(authority)
     if reason is not None:
         raise AccessException(f"Job {job['_id']} may not start {reason}")
     # A call that Girder has stored is opened as Girder's own. Nothing else gains by it.
@@ -64,24 +73,85 @@ def _of_job(job: dict[str, object]) -> Authority:
     return replace(authority, modules=authority.modules | {package})
 
 
-def _refusal(
-    message: CeleryMessage, submission: Submission, authority: Authority, stored: StoredCalls
+class _Sent:
+    """A message that a job sends whose owner may not run code.
+
+    Parameters
+    ----------
+    stored
+        The calls that the job may send as they are.
+    """
+
+    def __init__(self, message: CeleryMessage, submission: Submission, stored: StoredCalls) -> None:
+        self._message = message
+        self._submission = submission
+        self._stored = stored
+        self._is_stored = False
+        self._calls: list[FollowingCall] = []
+        self._own: list[FollowingCall] = []
+
+    def check(self) -> bool:
+        """Check that the message holds data, and return whether all of its calls are stored ones.
+
+        Those may hold the objects that Girder has stored.
+
+        Raises
+        ------
+        ArgumentError
+            If it may run code when it is opened.
+        """
+        message, stored = self._message, self._stored
+        body = message_body.check(message, stored.objects)
+        args, kwargs = message_body.arguments(message)
+        calls = following_calls.following_calls(message.task, body)
+        self._calls = list(itertools.islice(calls, _MAX_CALLS + 1))
+        self._is_stored = stored.continues(message, args, kwargs)
+        self._own = [call for call in self._calls if not stored.has(call)]
+        all_stored = (self._is_stored or self._collects) and not self._own
+        if stored.objects and not all_stored:
+            message_body.check(message)
+        return stored.trusted and all_stored
+
+    @property
+    def _collects(self) -> bool:
+        return self._message.task in _COLLECTING
+
+    def refusal(self, authority: Authority) -> str | None:
+        """Return which call of the message the job may not start, and why; None if it may all."""
+        message, submission = self._message, self._submission
+        is_own = not self._is_stored and not self._collects
+        may_be_local = self._is_stored or (self._collects and bool(self._calls) and not self._own)
+        if message.queue == LOCAL_QUEUE and may_be_local:
+            submission = msgspec.structs.replace(submission, resources=None)
+        excess = option_limits.find_excess(submission, any_field=True)
+        if excess is not None:
+            return f"{submission.task} on Dask: {excess}."
+        if misplaced := FOLLOWING_CALLS & message.headers.keys():
+            return f"calls that are in the headers of its message: {', '.join(sorted(misplaced))}"
+        if len(self._calls) > _MAX_CALLS:
+            return f"{message.task} with more than {_MAX_CALLS:,} calls that follow it."
+        if is_own and names_local_queue(message.task):
+            return f"{submission.task} on Dask: {option_limits.LOCAL_QUEUE_REASON}."
+        for call in self._own:
+            if call.is_local or names_local_queue(call.task):
+                return f"{call.task[:500]} on Dask: {option_limits.LOCAL_QUEUE_REASON}."
+        return _refusal_of([submission] if is_own else [], self._own_tasks(), authority)
+
+    def _own_tasks(self) -> list[Submission]:
+        """Return a call of each task that the message wants to be followed by."""
+        named = [
+            CeleryMessage(id=self._message.id, task=name, queue="", body="").task_name
+            for name in {call.task[:500] or "?" for call in self._own} - _COLLECTING
+        ]
+        return [
+            Submission(task=task, payload=self._submission.payload) for task in sorted(set(named))
+        ]
+
+
+def _refusal_of(
+    submissions: list[Submission], following: list[Submission], authority: Authority
 ) -> str | None:
-    """Return which call of a message the job may not start, and why; None if it may start all."""
-    excess = option_limits.find_excess(submission, any_field=True)
-    if excess is not None:
-        return f"{submission.task} on Dask: {excess}."
-    if misplaced := FOLLOWING_CALLS & message.headers.keys():
-        return f"calls that are in the headers of its message: {', '.join(sorted(misplaced))}"
-    calls = []
-    if message.task not in _COLLECTING and not stored.continues(message):
-        calls.append(submission)
-    for following in message_body.signatures(message_body.load(message)):
-        name = str(following["task"])
-        if name not in _COLLECTING and not stored.has(following):
-            named = CeleryMessage(id=message.id, task=name[:500] or "?", queue="", body="")
-            calls.append(Submission(task=named.task_name, payload=submission.payload))
-    for call in calls:
+    for call in (*submissions, *following):
         reason = authorization.refusal(call, authority)
         if reason is not None:
             return f"{call.task} on Dask: {reason}"

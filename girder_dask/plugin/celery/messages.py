@@ -33,13 +33,17 @@ from girder_dask.protocol.messages import StoredResult, Submission
 from girder_dask.protocol.payload import pack_message
 from girder_dask.tasks.discovery import package_of
 
-__all__ = ["TASK_ID_FIELD", "GirderCeleryMessages", "find_jobs", "submission_of"]
+__all__ = ["PARENT_ID_FIELD", "TASK_ID_FIELD", "GirderCeleryMessages", "find_jobs", "submission_of"]
 
 #: The field of a job with Celery's id of the call, as girder_worker names it.
 TASK_ID_FIELD = "celeryTaskId"
+#: The field of a job with Celery's id of the call whose task has started it.
+PARENT_ID_FIELD = "celeryParentTaskId"
 # The header with the job that was made for a message, and its field with a token for that job.
 _JOB_INFO = "jobInfoSpec"
 
+# The most jobs that a request looks at.
+_MAX_FOUND_JOBS = 10_000
 _MAX_PRIORITY = 2**31 - 1
 
 
@@ -75,7 +79,9 @@ class GirderCeleryMessages:
         submission = submission_of(replace(message, headers=rest), job)
         with database_errors(f"The message for {message.task} was not sent"):
             if info is None:
-                self._backend.submit([submission])
+                ids = {TASK_ID_FIELD: message.id}
+                fields = {**submission.other_fields, **ids}
+                self._backend.submit([replace(submission, other_fields=fields)])
             else:
                 self._adopt(info, message, submission)
             transform_tokens.delete_spent(publishing.take_spent_tokens())
@@ -114,19 +120,22 @@ class GirderCeleryMessages:
     def result(self, task_id: str) -> StoredResult | None:
         """Return the result of the newest job with an id of Celery, None if there is none."""
         with database_errors(f"The result of the task {task_id} cannot be read"):
-            jobs = find_jobs([task_id])
+            jobs = find_jobs([task_id], limit=1)
             if not jobs:
                 return None
             return replace(results.load(jobs[0]["_id"]), status=int(jobs[0]["status"]))
 
 
-def find_jobs(task_ids: list[str]) -> list[dict[str, Any]]:
+def find_jobs(
+    task_ids: list[str], query: Mapping[str, Any] | None = None, *, limit: int = _MAX_FOUND_JOBS
+) -> list[dict[str, Any]]:
     """Return the jobs with these ids of Celery, the newest first, with the fields for access."""
     fields = ("status", "dask.open", "parentId", "userId", "access", "public", "publicFlags")
     found = models.collection(Job()).find(
-        {TASK_ID_FIELD: {"$in": task_ids}},
+        {TASK_ID_FIELD: {"$in": task_ids}, **(query or {})},
         dict.fromkeys((*fields, TASK_ID_FIELD, REQUEST_FIELD), True),
         sort=[("created", -1)],
+        limit=limit,
     )
     return list(found)
 
@@ -153,7 +162,7 @@ def submission_of(message: CeleryMessage, job: CeleryJob | None) -> Submission:
         title=job.title,
         type=job.type,
         public=job.public,
-        other_fields={**job.other_fields, TASK_ID_FIELD: message.id},
+        other_fields=dict(job.other_fields),
         user=job.user,
         token=job.token,
         timeout=float(timeout) if timeout else None,

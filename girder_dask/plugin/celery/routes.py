@@ -16,7 +16,13 @@ from msgspec.structs import replace
 
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.celery import message_authority
-from girder_dask.plugin.celery.messages import GirderCeleryMessages, find_jobs, submission_of
+from girder_dask.plugin.celery.messages import (
+    PARENT_ID_FIELD,
+    TASK_ID_FIELD,
+    GirderCeleryMessages,
+    find_jobs,
+    submission_of,
+)
 from girder_dask.plugin.rest import routes, submissions
 from girder_dask.plugin.rest.body_parser import read_body_as
 from girder_dask.plugin.rest.reserved_fields import find_reserved
@@ -30,6 +36,9 @@ from girder_dask.protocol.wire_json import from_json, to_json
 
 __all__ = ["mount"]
 
+# The most calls with one id that a job may send. Others of a user are not counted.
+_MAX_CALLS_OF_ID = 1_000
+
 _Line = Annotated[str, Meta(min_length=1, max_length=500)]
 
 
@@ -37,9 +46,9 @@ class MessageBody(Struct):
     """The body of ``POST dask/celery/message``. Its parts are checked one by one."""
 
     message: dict[str, Any]
+    key: str
     job: dict[str, Any] | None = None
-    key: str | None = None
-    sent: Annotated[list[_Line], Meta(max_length=1000)] = []
+    sent: Annotated[list[_Line], Meta(max_length=_MAX_CALLS_OF_ID)] = []
 
 
 class TaskIdBody(Struct):
@@ -81,17 +90,15 @@ class CeleryRoutes:
         body = read_body_as(MessageBody)
         message, submission = _read(body)
         parent = requester.job or {}
-        known = _require_id(message.id, parent)
-        submission = replace(
-            submission,
-            other_fields={
-                **submission.other_fields,
-                "celeryParentTaskId": str(parent.get("celeryTaskId") or ""),
-            },
-        )
+        _require_id(message.id, parent)
         authority = message_authority.authorize(requester, message, submission)
-        key = submissions.idempotency_key(body.key, requester)
-        earlier = None if key is None else _find_earlier(known, parent["_id"], key, body.sent)
+        ids = {
+            TASK_ID_FIELD: message.id,
+            PARENT_ID_FIELD: str(parent.get(TASK_ID_FIELD) or ""),
+        }
+        submission = replace(submission, other_fields={**submission.other_fields, **ids})
+        key = IdempotencyKey(body.key, parent["_id"])
+        earlier = _find_earlier(message.id, parent["_id"], key, body.sent)
         if earlier is not None:
             return {"jobs": [], "earlier": str(earlier)}
         jobs = submissions.record(self._backend, requester, [submission], None, key, authority)
@@ -103,7 +110,7 @@ class CeleryRoutes:
         """Return the stored result of the newest job with an id of Celery."""
         requester = _running_job()
         task_id = read_body_as(TaskIdBody).id
-        for job in find_jobs([task_id]):
+        for job in find_jobs([task_id], limit=1):
             if not job_records.is_descendant(job, (requester.job or {})["_id"]):
                 requester.require(job, AccessType.READ)
         stored = self._messages.result(task_id)
@@ -141,36 +148,38 @@ def _running_job() -> Requester:
     return requester
 
 
-def _require_id(task_id: str, parent: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Refuse the id of a task of another user: whoever asks for it would get this job instead.
-
-    Return the jobs with this id.
-    """
-    found = find_jobs([task_id])
-    for job in found:
-        if job.get("userId") != parent.get("userId"):
-            raise AccessException(
-                f"Job {parent['_id']} may not start a task with the id {task_id!r:.100}: another "
-                "user has a task with this id."
-            )
-    return found
+def _require_id(task_id: str, parent: Mapping[str, Any]) -> None:
+    """Refuse the id of a task of another user: whoever asks for it would get this job instead."""
+    others = {"userId": {"$ne": parent.get("userId")}}
+    if find_jobs([task_id], others, limit=1):
+        raise AccessException(
+            f"Job {parent['_id']} may not start a task with the id {task_id!r:.100}: another user "
+            "has a task with this id."
+        )
 
 
 def _find_earlier(
-    known: Sequence[Mapping[str, Any]], parent: ObjectId, key: IdempotencyKey, sent: Sequence[str]
+    task_id: str, parent: ObjectId, key: IdempotencyKey, sent: Sequence[str]
 ) -> ObjectId | None:
     """Return the job of another call with the same id that an earlier run of a job has sent.
 
     None if there is none, or if the present call has been sent before.
+
+    Raises
+    ------
+    RestException
+        If the job has sent as many calls with this id as are compared.
     """
-    own = [job for job in known if job.get("parentId") == parent]
+    own = find_jobs([task_id], {"parentId": parent}, limit=_MAX_CALLS_OF_ID)
     if any(key.has_marked(job) for job in own):
         return None
-    keys = [key.sibling(each) for each in sent]
-    for job in own:
-        if not any(each.has_marked(job) for each in keys):
-            return ObjectId(job["_id"])
-    return None
+    if len(own) == _MAX_CALLS_OF_ID:
+        raise RestException(
+            f"Job {parent} has started {len(own):,} tasks with the id {task_id!r:.100}, and more "
+            "are not possible. Let Celery choose an id for each."
+        )
+    marked = key.marked_among(sent, own)
+    return next((ObjectId(job["_id"]) for job in own if job["_id"] not in marked), None)
 
 
 def _read(body: MessageBody) -> tuple[CeleryMessage, Submission]:

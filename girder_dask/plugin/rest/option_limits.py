@@ -12,10 +12,12 @@ from typing import Any
 
 from girder_dask.jobs import HANDLER
 from girder_dask.plugin import settings
+from girder_dask.protocol.celery_message import LOCAL_QUEUE, QUEUE_RESOURCE_PREFIX
 from girder_dask.protocol.messages import MapParent, Submission
 
 __all__ = [
     "ALLOWED_OTHER_FIELDS",
+    "LOCAL_QUEUE_REASON",
     "MAX_OTHER_FIELDS_CHARS",
     "MAX_RESOURCES",
     "MAX_RESOURCE_AMOUNT",
@@ -45,6 +47,11 @@ MAX_TYPE_CHARS = 100
 MAX_OTHER_FIELDS_CHARS = 64 * 1024
 #: The fields that ``other_fields`` may set. ``parentId`` is a job that the user may change.
 ALLOWED_OTHER_FIELDS = frozenset({"meta", "parentId"})
+#: Why a call may not run where Girder's database is.
+LOCAL_QUEUE_REASON = (
+    "it is for the queue local, whose workers have Girder's database. Only code inside Girder "
+    "starts calls there, and those that follow them"
+)
 
 
 def find_excess(call: Submission | MapParent, *, any_field: bool = False) -> str | None:
@@ -109,6 +116,8 @@ def _run_excess(call: Submission) -> str | None:
 def _resource_excess(resources: Mapping[str, Any]) -> str | None:
     if len(resources) > MAX_RESOURCES:
         return f"its resources are {len(resources):,}, more than the {MAX_RESOURCES} possible"
+    if f"{QUEUE_RESOURCE_PREFIX}{LOCAL_QUEUE}" in resources:
+        return LOCAL_QUEUE_REASON
     for name, amount in resources.items():
         if len(name) > MAX_RESOURCE_NAME_CHARS:
             return (

@@ -7,7 +7,7 @@ a second job with the same mark.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bson import ObjectId, json_util
@@ -65,13 +65,16 @@ class IdempotencyKey:
         calls = [self._mark(call, str(n), size) for n, call in enumerate(submissions)]
         return calls, None if group is None else self._mark(group, "group", size)
 
-    def sibling(self, key: str) -> IdempotencyKey:
-        """Return another key of the same sender."""
-        return IdempotencyKey(key, self._sender)
-
     def has_marked(self, job: Mapping[str, Any]) -> bool:
         """Return True if a request with this key has recorded a job."""
         return str(job.get(REQUEST_FIELD)).startswith(self._prefix)
+
+    def marked_among(self, keys: Iterable[str], jobs: Iterable[Mapping[str, Any]]) -> set[ObjectId]:
+        """Return the ids of the jobs that requests of the same sender with other keys recorded."""
+        prefixes = {f"{self._sender}:{key}" for key in keys}
+        return {
+            job["_id"] for job in jobs if str(job.get(REQUEST_FIELD)).rpartition(":")[0] in prefixes
+        }
 
     def _mark(self, call: Any, name: str, size: int) -> Any:
         mark = {REQUEST_FIELD: self._prefix + name, _SIZE_FIELD: size}

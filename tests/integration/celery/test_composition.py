@@ -62,6 +62,37 @@ def test_a_chain_goes_on_with_a_task_of_another_package_and_any_object(
     assert jobs_of(celery_site, user)[last]["title"] == "Scaled"
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("groups", 36),
+        ("chord with a chain", 112),
+        ("objects in a group", 10),
+        ("starmap", [3, 7]),
+        ("chain in a group", 9),
+    ],
+)
+def test_a_chain_of_a_user_goes_on_with_compositions(
+    celery_site: CelerySite, kind: str, expected: Any
+) -> None:
+    def start(kind: str) -> str:
+        from celery import chain, chord, group
+        from their_tasks.tasks import Scale, add, scaled, total
+
+        one, two = group(add.s(1), add.s(2)), group(add.s(5), add.s(6))
+        rest: list[Any] = {
+            "groups": [one, total.s(), two, total.s(), add.s(11)],
+            "chord with a chain": [chord(one, chain(total.s(), add.s(5))), add.s(100)],
+            "objects in a group": [group(scaled.s(Scale(2)), scaled.s(Scale(3))), total.s()],
+            "starmap": [add.starmap([(1, 2), (3, 4)])],
+            "chain in a group": [group(chain(add.s(1), add.s(1)), add.s(3)), total.s()],
+        }[kind]
+        return str(chain(add.s(1, 1), *rest).apply_async().id)
+
+    user = celery_site.create_user()
+    assert value_of(celery_site, user, celery_site.call(start, kind, user=user)) == expected
+
+
 def test_a_chord_of_a_user_collects_the_values(celery_site: CelerySite) -> None:
     def start() -> str:
         from celery import chord

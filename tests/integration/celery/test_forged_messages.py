@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pymongo
 import pytest
 from bson import ObjectId
 from girder_client import GirderClient, HttpError
@@ -16,21 +19,33 @@ from girder_dask.testing.stack import User
 from tests.support.celery_site import CelerySite, wait_until
 
 ADD = "their_tasks.tasks.add"
+DOCKER_RUN = "girder_worker.docker.tasks.docker_run"
+LOCALLY = "their_tasks.tasks.locally"
+GOOD = {"task": DOCKER_RUN, "args": ["good-image"], "kwargs": {"container_args": ["ls"]}}
 
 
 class Attacker:
     """The holder of the token of a job that runs."""
 
-    def __init__(self, site: CelerySite) -> None:
+    def __init__(self, site: CelerySite, start: Callable[[], str] | None = None) -> None:
         self.site = site
-        self.job_id = site.delay("waits", user=site.create_user())
+        user = site.create_user()
+        self.job_id = site.call(start, user=user) if start else site.delay("waits", user=user)
         wait_until(lambda: "waiting" in site.log(self.job_id))
         (record,) = site.documents("dask_job", {"_id": ObjectId(self.job_id)})
         self.client = GirderClient(apiUrl=site.api)
         self.client.token = record["token"]
 
     def send(
-        self, args: Any = (1, 2), *, task: str = ADD, job: Any = None, **fields: Any
+        self,
+        args: Any = (1, 2),
+        *,
+        task: str = ADD,
+        kwargs: Any = None,
+        embed: Any = None,
+        job: Any = None,
+        key: str | None = None,
+        **fields: Any,
     ) -> list[str]:
         """Send a message, and return the ids of its jobs."""
         message = {
@@ -38,10 +53,11 @@ class Attacker:
             "id": str(ObjectId()),
             "task": task,
             "queue": "celery",
-            "body": json.dumps([list(args), {}, {}]),
+            "body": json.dumps([list(args), kwargs or {}, embed or {}]),
             **fields,
         }
-        answer = self.client.post("dask/celery/message", json={"message": message, "job": job})
+        body = {"message": message, "job": job, "key": key or uuid.uuid4().hex}
+        answer = self.client.post("dask/celery/message", json=body)
         return [str(each) for each in answer["jobs"]]
 
     def refused(self, *args: Any, **fields: Any) -> str:
@@ -51,13 +67,37 @@ class Attacker:
         assert error.value.status in (400, 403), error.value.responseText
         return str(json.loads(error.value.responseText)["message"])
 
+    def end(self) -> None:
+        """Cancel the job."""
+        self.site.admin.put(f"job/{self.job_id}/cancel")
+        self.site.wait(self.job_id, status=JobStatus.CANCELED)
+
 
 @pytest.fixture(scope="module")
 def attacker(celery_site: CelerySite) -> Iterator[Attacker]:
     attacker = Attacker(celery_site)
     yield attacker
-    celery_site.admin.put(f"job/{attacker.job_id}/cancel")
-    celery_site.wait(attacker.job_id, status=JobStatus.CANCELED)
+    attacker.end()
+
+
+@pytest.fixture(scope="module")
+def in_chain(celery_site: CelerySite) -> Iterator[Attacker]:
+    """The holder of the token of a job with calls that follow it, and with data like calls."""
+    attacker = Attacker(celery_site, _start_before_docker_run)
+    yield attacker
+    attacker.end()
+
+
+def _start_before_docker_run() -> str:
+    from celery import chord
+    from girder_worker.docker.tasks import docker_run
+    from their_tasks.tasks import add, locally, waits
+
+    once = docker_run.si("good-image", container_args=["ls"])
+    data = {"task": DOCKER_RUN, "args": ["evil-image"], "kwargs": {"privileged": True}}
+    member = chord([add.si(1, 2), add.si(3, 4)], docker_run.si("good-body"))
+    link = [once, member, locally.si(), docker_run.s("good-image", name="of-member")]
+    return str(waits.apply_async((data,), link=link, link_error=[once]).job["_id"])
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +197,118 @@ def test_message_cannot_set_the_owner_or_a_token(attacker: Attacker) -> None:
     ids = [ObjectId(job_id), ObjectId(attacker.job_id)]
     child, parent = attacker.site.documents("job", {"_id": {"$in": ids}})
     assert child["userId"] == parent["userId"]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        (["evil-image", "good-image"], {"container_args": ["ls"]}),
+        (["evil-image", "good-body"], {}),
+        (["evil-image", "other-image"], {"name": "of-member"}),
+        (["evil-image"], {"privileged": True}),
+        (["evil-image"], {"container_args": ["ls"]}),
+    ],
+)
+def test_message_does_not_change_a_call_that_girder_has_stored(
+    in_chain: Attacker, args: list[Any], kwargs: dict[str, Any]
+) -> None:
+    assert "docker_run" in in_chain.refused(args, task=DOCKER_RUN, kwargs=kwargs)
+    call = {"task": DOCKER_RUN, "args": args, "kwargs": kwargs, "immutable": True}
+    assert "docker_run" in in_chain.refused(embed={"callbacks": [call]})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"immutable": False},
+        {"immutable": True, "options": {"queue": "local"}},
+        {"immutable": True, "options": {"link": [{"task": DOCKER_RUN, "args": ["evil-image"]}]}},
+    ],
+)
+def test_message_gives_no_more_rights_to_a_call_that_girder_has_stored(
+    in_chain: Attacker, changed: dict[str, Any]
+) -> None:
+    reason = in_chain.refused(embed={"chain": [{**GOOD, **changed}]})
+    assert "docker_run on Dask" in reason
+
+
+def test_message_takes_no_call_to_the_workers_with_the_database(in_chain: Attacker) -> None:
+    where = "the queue local, whose workers have Girder's database"
+    assert where in in_chain.refused(queue="local")
+    assert where in in_chain.refused(
+        GOOD["args"], task=DOCKER_RUN, kwargs=GOOD["kwargs"], queue="local"
+    )
+    call = {"task": ADD, "args": [1, 2], "options": {"queue": "local"}}
+    group = {
+        "task": "celery.group",
+        "kwargs": {"tasks": [{"task": ADD}]},
+        "options": call["options"],
+    }
+    for following in (call, group, {"task": ADD, "options": {"link": call}}):
+        assert where in in_chain.refused(embed={"chain": [following]})
+    unlock = {"task": "celery.chord_unlock", "queue": "local"}
+    assert where in in_chain.refused(["group", call], **unlock)
+    assert where in in_chain.refused(["group", GOOD], **unlock)
+
+
+def test_message_starts_no_task_of_that_queue_elsewhere(attacker: Attacker) -> None:
+    for queue in ("celery", "local"):
+        assert "whose workers have" in attacker.refused([], task=LOCALLY, queue=queue)
+    assert "whose workers have" in attacker.refused(embed={"callbacks": [{"task": LOCALLY}]})
+
+
+def test_message_takes_a_stored_call_to_its_queue(in_chain: Attacker) -> None:
+    (job_id,) = in_chain.send([], task=LOCALLY, queue="local")
+    (record,) = in_chain.site.documents("dask_job", {"_id": ObjectId(job_id)})
+    in_chain.site.admin.put(f"job/{job_id}/cancel")
+    assert record["resources"] == [["queue:local", 1.0]]
+
+
+def test_message_starts_what_the_site_allows_for_all(attacker: Attacker) -> None:
+    site, sent = attacker.site, {"task": "other.tasks.run", "job": {"version": 1, "title": "It"}}
+    assert "other.tasks:run" in attacker.refused(**sent)
+    allowed = {"key": "dask.allow_tasks", "value": json.dumps(["other.*"])}
+    site.admin.put("system/setting", parameters=allowed)
+    try:
+        (job_id,) = attacker.send(**sent)
+        assert "other_fields set note" in attacker.refused(
+            task="other.tasks.run", job={"version": 1, "other_fields": {"note": 1}}
+        )
+        assert "whose workers have" in attacker.refused(task="other.tasks.run", queue="local")
+    finally:
+        site.admin.delete("system/setting", parameters={"key": "dask.allow_tasks"})
+    site.admin.put(f"job/{job_id}/cancel")
+    (job,) = site.documents("job", {"_id": ObjectId(job_id)})
+    assert job["celeryTaskId"]
+    assert job["celeryParentTaskId"]
+
+
+def test_message_needs_a_key(attacker: Attacker) -> None:
+    message = {
+        "version": 1,
+        "id": "one",
+        "task": ADD,
+        "queue": "celery",
+        "body": "[[1, 2], {}, {}]",
+    }
+    for more, reason in (({}, "key"), ({"key": None}, "key"), ({"key": "k"}, "32 hexadecimal")):
+        with pytest.raises(HttpError) as error:
+            attacker.client.post("dask/celery/message", json={"message": message, **more})
+        assert error.value.status == 400
+        assert reason in error.value.responseText
+
+
+def test_message_with_an_id_that_the_job_has_used_a_thousand_times_is_refused(
+    attacker: Attacker,
+) -> None:
+    site, task_id = attacker.site, str(ObjectId())
+    (sender,) = site.documents("job", {"_id": ObjectId(attacker.job_id)})
+    fields = {"celeryTaskId": task_id, "parentId": sender["_id"], "userId": sender["userId"]}
+    known = {"status": JobStatus.SUCCESS, "created": sender["created"], "title": "One of many"}
+    with contextlib.closing(pymongo.MongoClient(site.mongo)) as client:
+        collection = client.get_default_database()["job"]
+        collection.insert_many([{**fields, **known} for _ in range(1_000)])
+        try:
+            assert "has started 1,000 tasks with the id" in attacker.refused(id=task_id)
+        finally:
+            collection.delete_many(fields)

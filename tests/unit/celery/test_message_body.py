@@ -144,12 +144,6 @@ def test_check_refuses_deep_nesting() -> None:
         message_body.check(message([value]))
 
 
-def test_signatures_yields_all_calls_that_follow() -> None:
-    chain = [{"task": "a", "kwargs": {"tasks": [{"task": "b"}]}}, {"task": "c"}]
-    found = message_body.signatures([[1], {}, {"chain": chain, "callbacks": [{"task": "d"}]}])
-    assert sorted(str(each["task"]) for each in found) == ["a", "b", "c", "d"]
-
-
 def test_tokens_are_found_by_their_form_alone() -> None:
     token, other, digest = "aZ09" * 16, "bY18" * 16, "ab09" * 16
     words = {"deep": [{"token": "tumor volume"}]}  # no run may take these words from others

@@ -14,6 +14,7 @@ from girder_worker.utils.transforms.girder_io import GirderFileId, GirderUploadT
 from their_tasks.tasks import Scale, add, fibonacci, scaled
 
 from girder_dask.celery import message_body, publishing
+from girder_dask.celery.following_calls import following_calls
 from girder_dask.client.backend import set_backend
 from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
 
@@ -86,9 +87,11 @@ def test_texts_of_the_arguments_do_not_travel(messages: Messages) -> None:
 def test_calls_that_follow_are_data(messages: Messages) -> None:
     chain(add.s(1, 2), scaled.s(Scale(7))).apply_async()
     ((message, _),) = messages.sent
-    (call,) = message_body.signatures(message_body.load(message))
-    assert call["task"] == "their_tasks.tasks.scaled"
-    assert [each["py/object"] for each in message_body.objects(call)] == ["their_tasks.tasks.Scale"]
+    body = message_body.load(message)
+    (call,) = following_calls(message.task, body)
+    assert call.task == "their_tasks.tasks.scaled"
+    found = message_body.objects(call.args)
+    assert [each["py/object"] for each in found] == ["their_tasks.tasks.Scale"]
 
 
 def test_queue_and_time_are_those_of_the_call(messages: Messages) -> None:

@@ -1,0 +1,82 @@
+"""The calls that follow a message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from girder_dask.celery.following_calls import call_text, following_calls
+
+ADD: dict[str, Any] = {"task": "a.add", "args": [1], "kwargs": {}}
+
+
+def found(embed: Any = None, *, task: str = "a.b", args: Any = (), kwargs: Any = None) -> list[str]:
+    body = {"py/tuple": [{"py/tuple": list(args)}, kwargs or {}, embed or {}]}
+    return sorted(call.task for call in following_calls(task, body))
+
+
+def composed(kind: str, options: Any = None, **kwargs: Any) -> dict[str, Any]:
+    return {"task": f"celery.{kind}", "args": [], "kwargs": kwargs, "options": options or {}}
+
+
+def test_following_calls_are_where_celery_takes_them_from() -> None:
+    assert found({"callbacks": [ADD], "errbacks": [{"task": "e.e"}]}) == ["a.add", "e.e"]
+    assert found({"chord": ADD, "chain": [{"task": "c.c"}]}) == ["a.add", "c.c"]
+    options = {"link": [ADD], "link_error": {"task": "e.e"}, "chord": ADD, "chain": [ADD]}
+    assert found({"chain": [{"task": "c.c", "options": options}]}) == [*["a.add"] * 3, "c.c", "e.e"]
+
+
+def test_following_calls_are_the_members_of_compositions() -> None:
+    group = composed("group", tasks={"py/tuple": [ADD, composed("chain", tasks=[ADD, ADD])]})
+    assert found({"chain": [composed("chord", header=group, body=ADD)]}) == ["a.add"] * 4
+    assert found(task="celery.chord_unlock", args=["id", group]) == ["a.add"] * 3
+    assert found(task="celery.chord_unlock", args=["id"], kwargs={"callback": ADD}) == ["a.add"]
+
+
+@pytest.mark.parametrize(
+    ("embed", "expected"),
+    [
+        (
+            {"chain": [{"task": "c.c", "args": [ADD], "kwargs": {"tasks": [ADD], "body": ADD}}]},
+            ["c.c"],
+        ),
+        ({"chain": [{"task": "c.c", "options": {"headers": ADD, "other": ADD}}]}, ["c.c"]),
+        ({"chain": [composed("map", task={"task": "c.c"}, it=[ADD])]}, ["celery.map"]),
+        ({"other": [ADD]}, []),
+    ],
+)
+def test_data_is_no_following_call(embed: Any, expected: list[str]) -> None:
+    assert found(embed, args=[ADD], kwargs={"tasks": [ADD]}) == expected
+
+
+def test_chunks_are_followed_by_their_parts() -> None:
+    pairs = {"py/tuple": [[1, 2], [3, 4], [5, 6]]}
+    calls = list(following_calls("celery.chunks", [[], {"task": ADD, "it": pairs, "n": 2}, {}]))
+    assert sorted(call.kwargs["it"] for call in calls) == [[[1, 2], [3, 4]], [[5, 6]]]
+    assert not any(call.is_mutable for call in calls)
+    part = {"task": {**ADD, "options": {"task_id": "1"}}, "it": [[5, 6]]}
+    text = call_text("celery.starmap", [], part)
+    assert text in [call_text(call.task, call.args, call.kwargs) for call in calls]
+    for n in (0, -1, "2", None):
+        assert found(task="celery.chunks", kwargs={"task": ADD, "it": pairs, "n": n}) == []
+
+
+def test_rights_are_those_of_the_call_and_what_it_is_in() -> None:
+    local = {"queue": "local"}
+    mutable, immutable = ADD, {**ADD, "immutable": True}
+    chain = [mutable, immutable, {**immutable, "options": local}]
+    calls = following_calls("a.b", [[], {}, {"chain": [*chain]}])
+    assert sorted((call.is_mutable, call.is_local) for call in calls) == [
+        (False, False),
+        (False, True),
+        (True, False),
+    ]
+    group = composed("group", local, tasks=[{**ADD, "options": {"link": immutable}}])
+    calls = following_calls("a.b", [[], {}, {"chain": [group]}])
+    assert {(call.is_mutable, call.is_local) for call in calls} == {(True, True), (False, False)}
+
+
+@pytest.mark.parametrize("embed", [3, [ADD], {"chain": {"a": 5}}, {"chain": [{"task": 5}]}])
+def test_a_malformed_body_has_no_following_calls(embed: Any) -> None:
+    assert list(following_calls("celery.chord_unlock", [3, [ADD], embed])) == []

@@ -1,0 +1,112 @@
+"""What a job may send of the calls that Girder has stored with its message."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("girder_worker", reason="girder_dask[celery] is not installed")
+
+from girder_dask.celery.following_calls import following_calls
+from girder_dask.plugin.celery import stored_calls
+from girder_dask.plugin.celery.stored_calls import StoredCalls, names_local_queue, of_message
+from girder_dask.protocol.celery_message import CeleryMessage
+
+RUN = "girder_worker.docker.tasks.docker_run"
+
+
+def message(args: Any, kwargs: Any = None, embed: Any = None, **fields: Any) -> CeleryMessage:
+    body = json.dumps([args, kwargs or {}, embed or {}])
+    return CeleryMessage(id="1", body=body, **{"task": "a.b", "queue": "celery", **fields})
+
+
+def stored(*signatures: Any, args: Any = ()) -> StoredCalls:
+    return of_message(message(list(args), embed={"chain": list(signatures)}), trusted=True)
+
+
+def may(calls: StoredCalls, *args: Any, **fields: Any) -> bool:
+    return calls.continues(message([], task=RUN, **fields), list(args), {})
+
+
+def call(*args: Any, immutable: bool = False, **options: Any) -> dict[str, Any]:
+    return {"task": RUN, "args": list(args), "immutable": immutable, "options": options}
+
+
+def test_continues_takes_one_argument_before_those_of_a_mutable_call_alone() -> None:
+    mutable, immutable = stored(call("good")), stored(call("good", immutable=True))
+    assert may(mutable, "good")
+    assert may(mutable, "result", "good")
+    assert not may(mutable, "result", "other", "good")
+    assert may(immutable, "good")
+    assert not may(immutable, "evil", "good")
+
+
+def test_continues_keeps_the_queue_local_to_the_calls_for_it() -> None:
+    calls = stored(call("here"), call("there", queue="local"))
+    assert not may(calls, "here", queue="local")
+    assert may(calls, "there", queue="local")
+    assert may(calls, "result", "there", queue="local")
+    known = stored({"task": "girder.tasks.copyFolderTask", "args": []})
+    assert known.continues(message([], task="girder.tasks.copyFolderTask", queue="local"), [], {})
+    assert names_local_queue("girder.tasks.copyFolderTask")
+
+
+def test_a_mapping_among_the_arguments_is_no_stored_call() -> None:
+    data = {"task": RUN, "args": ["evil"]}
+    assert not may(stored(args=[data]), "evil")
+    assert not may(stored({"task": "a.b", "args": [data], "kwargs": {"tasks": [data]}}), "evil")
+
+
+def test_has_gives_a_call_no_more_rights_than_it_was_stored_with() -> None:
+    calls = stored(call("good", immutable=True))
+    asked = [
+        call("good", immutable=True),
+        call("good"),
+        call("good", immutable=True, queue="local"),
+        call("evil", immutable=True),
+    ]
+    found = [next(following_calls("a.b", [[], {}, {"chain": each}])) for each in asked]
+    assert [calls.has(each) for each in found] == [True, False, False, False]
+
+
+def test_reading_and_comparing_nested_calls_costs_what_their_length_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call that is nested in others is not read once for each of them."""
+    digested: list[int] = []
+    digest = stored_calls._digest
+    monkeypatch.setattr(
+        stored_calls, "_digest", lambda text: digested.append(len(text)) or digest(text)
+    )
+    nested: Any = call("x" * 100)
+    for _ in range(80):
+        group = {"task": "celery.group", "kwargs": {"tasks": [nested, call("y" * 100)]}}
+        nested = call("x" * 100, link=[group])
+    sent = message([], embed={"chain": [nested]})
+    calls = of_message(sent, trusted=False)
+    assert len(calls.calls) == 2
+    assert sum(digested) < len(sent.body)
+    digested.clear()
+    found = list(following_calls(sent.task, json.loads(sent.body)))
+    assert len(found) == 161
+    assert all(calls.has(each) for each in found)
+    assert sum(digested) < len(sent.body)
+
+
+def test_parts_of_a_call_in_chunks_are_stored_calls() -> None:
+    pairs = [[1, 2], [3, 4], [5, 6]]
+    kwargs = {"task": {"task": "a.add", "options": {}}, "it": pairs, "n": 2}
+    calls = of_message(message([], kwargs, task="celery.chunks"), trusted=True)
+    part = {"task": {"task": "a.add", "options": {"task_id": "1"}}, "it": pairs[:2]}
+    starmap = message([], task="celery.starmap")
+    assert calls.continues(starmap, [], part)
+    assert not calls.continues(starmap, [], {**part, "task": {"task": "a.evil"}})
+    assert not calls.continues(starmap, [], {**part, "it": pairs})
+
+
+def test_a_message_that_is_not_trusted_brings_no_objects() -> None:
+    value = {"py/object": "a.B"}
+    assert of_message(message([value]), trusted=True).objects == {json.dumps(value)}
+    assert of_message(message([value]), trusted=False).objects == frozenset()
