@@ -42,6 +42,7 @@ TOO_MUCH = [
         {"x" * (option_limits.MAX_RESOURCE_NAME_CHARS + 1): 1},
         {"x" * option_limits.MAX_RESOURCE_NAME_CHARS: 1},
     ),
+    ("resources", {"queue:local": 1}, {"queue:elsewhere": 1}),
     ("title", "x" * (option_limits.MAX_TITLE_CHARS + 1), "x" * option_limits.MAX_TITLE_CHARS),
     ("type", "x" * (option_limits.MAX_TYPE_CHARS + 1), "x" * option_limits.MAX_TYPE_CHARS),
     ("handler", "worker_handler", "dask_handler"),

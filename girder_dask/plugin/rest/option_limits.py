@@ -49,8 +49,8 @@ MAX_OTHER_FIELDS_CHARS = 64 * 1024
 ALLOWED_OTHER_FIELDS = frozenset({"meta", "parentId"})
 #: Why a call may not run where Girder's database is.
 LOCAL_QUEUE_REASON = (
-    "it is for the queue local, whose workers have Girder's database. Only code inside Girder "
-    "starts calls there, and those that follow them"
+    "its resources are those of the queue local, whose workers have Girder's database. For users, "
+    "code inside Girder starts calls there, with those that follow"
 )
 
 
