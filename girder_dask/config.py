@@ -256,17 +256,22 @@ def credential() -> str | None:
 
 
 def credential_file_problem() -> str | None:
-    """Return why others can read the file of ``credential-file``, None if they cannot."""
+    """Return why others can read the file of ``credential-file``, None if they cannot.
+
+    The group of this process may read a file of root, as Kubernetes mounts secrets.
+    """
     path = get("credential-file")
     if get("credential") or not path:
         return None
     try:
-        mode = Path(path).expanduser().stat().st_mode
+        found = Path(path).expanduser().stat()
     except OSError:
         return None  # credential() names it
-    if not mode & (stat.S_IRWXG | stat.S_IRWXO):
+    is_mounted = found.st_uid == 0 and found.st_gid == os.getegid()
+    refused = (stat.S_IWGRP if is_mounted else stat.S_IRWXG) | stat.S_IRWXO
+    if not found.st_mode & refused:
         return None
-    return f"{path} has mode {stat.S_IMODE(mode):o}"
+    return f"{path} has mode {stat.S_IMODE(found.st_mode):o}"
 
 
 def forget_credential() -> bool:

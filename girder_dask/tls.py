@@ -99,8 +99,8 @@ def certificate_facts() -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        For each the ``file``, its ``name``, when it expires (``not_after``, in ISO 8601) and in how
-        many days (``days_left``), or the ``error`` of reading it.
+        For each the ``file``, its ``name``, when it expires (``not_after``, in ISO 8601), in how
+        many days (``days_left``) and whether it ``is_authority``, or the ``error`` of reading it.
 
     Examples
     --------
@@ -123,6 +123,7 @@ def certificate_facts() -> list[dict[str, Any]]:
                 "name": info.name,
                 "not_after": info.not_after.isoformat(),
                 "days_left": round(info.days_left(), 2),
+                "is_authority": info.is_authority,
                 "error": None,
             }
         )

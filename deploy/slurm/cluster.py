@@ -3,7 +3,8 @@
 
 ::
 
-    DASK_CONFIG=/etc/girder_dask/scheduler python cluster.py slurm --minimum 0 --maximum 20
+    DASK_CONFIG=/etc/girder_dask/scheduler \\
+        /opt/girder_dask/bin/python cluster.py slurm --minimum 0 --maximum 20
 
 It runs on a login or service node until SIGTERM. The directory ``DASK_CONFIG`` holds ``dask.yaml``
 of the scheduler, from ``girder-dask init``, and ``jobqueue.yaml``.

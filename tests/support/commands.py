@@ -31,8 +31,13 @@ _SYSTEM = {
     "systemctl",
     "rabbitmqctl",
     "celery",
+    "docker-compose",
+    "install",
+    "journalctl",
+    "kubectl",
     "mongodump",
     "mongorestore",
+    "useradd",
 }
 
 

@@ -142,6 +142,31 @@ def test_the_credential_is_read_from_its_file(
         assert config.credential() == "the-key"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="files of other accounts need root")
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "is_named"),
+    [
+        (0o600, 1234, 1234, False),
+        (0o640, 1234, 0, True),
+        (0o644, 0, 0, True),
+        # As Kubernetes mounts a secret: of root, for the group of the process.
+        (0o550, 0, 0, False),
+        (0o440, 0, 1234, True),
+        (0o660, 0, 0, True),
+    ],
+)
+def test_a_credential_file_that_others_can_read_is_named(
+    mode: int, owner: int, group: int, is_named: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "key"
+    path.write_text("the-key")
+    os.chown(path, owner, group)
+    path.chmod(mode)
+    with dask.config.set({"girder.credential-file": str(path)}):
+        problem = config.credential_file_problem()
+    assert problem == (f"{path} has mode {mode:o}" if is_named else None)
+
+
 def test_a_credential_file_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with (

@@ -17,6 +17,14 @@ _MIN_CERTIFICATE_DAYS = 14.0
 # A disk is nearly full if it is below both a share and a number of bytes, or below the other alone.
 _LOW_SHARE, _LOW_BYTES, _TOO_FEW_BYTES = 0.05, 10 * 1024**3, 1024**3
 
+_RENEW = "Renew them with 'girder-dask certs renew DIRECTORY', and copy them over the old ones."
+# What an authority issues lives no longer than it.
+_RENEW_AUTHORITY = (
+    "Extend the authority with 'girder-dask certs renew --authority DIRECTORY', and copy its "
+    "ca.pem to every host; then renew the others with 'girder-dask certs renew DIRECTORY', and copy them "
+    "over the old ones."
+)
+
 
 def is_loopback(address: str) -> bool:
     """Return True if only processes of the same host reach an address, such as that of a URL."""
@@ -52,20 +60,21 @@ def _known(facts: Facts) -> dict[str, Mapping[str, Any]]:
 def _certificates_are_valid(known: Mapping[str, Mapping[str, Any]]) -> Iterator[Check]:
     for name, its in known.items():
         certificates = its.get("certificates") or ()
-        problems = [problem for each in certificates if (problem := _certificate_problem(each))]
+        refused = [(each, problem) for each in certificates if (problem := _problem_of(each))]
         if certificates:
             last = min((each.get("not_after") or "" for each in certificates), default="")
             yield Check(
                 f"The TLS certificates of {name} are valid",
                 f"The TLS certificates of {name} are not valid, or will soon not be",
                 detail=f"until {last[:10]}",
-                problem="; ".join(problems) or None,
-                remedy="Renew them with 'girder-dask certs renew DIRECTORY', and copy them over "
-                "the old ones.",
+                problem="; ".join(problem for _, problem in refused) or None,
+                remedy=_RENEW_AUTHORITY
+                if any(each.get("is_authority") for each, _ in refused)
+                else _RENEW,
             )
 
 
-def _certificate_problem(certificate: Mapping[str, Any]) -> str | None:
+def _problem_of(certificate: Mapping[str, Any]) -> str | None:
     days = float(certificate.get("days_left") or 0)
     if certificate.get("error"):
         return str(certificate["error"])

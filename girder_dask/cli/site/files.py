@@ -121,6 +121,8 @@ class Site:
             "prefix": self.prefix,
             "state": self.state,
             "programs": self.programs,
+            "environment": str(PurePosixPath(self.programs).parent),
+            "url_root": _url_root(url),
             "insecure": "" if self.tls or is_loopback(self.scheduler) else _INSECURE,
         }
         for role in _DASK_ROLES:
@@ -194,6 +196,20 @@ _INSECURE = """\
     # Without TLS, whoever reaches the scheduler's port can run code there: the network of its
     # host and of the workers must be closed.
     allow-insecure: true"""
+
+
+def _url_root(url: str) -> str:
+    """Return the settings of a Girder whose address has a prefix."""
+    prefix = urlsplit(url).path.rstrip("/")
+    if not prefix:
+        return ""
+    return "\n".join(
+        (
+            "# The prefix, which the proxy in front of Girder removes, and the whole address.",
+            f"GIRDER_URL_ROOT={prefix}",
+            f"GIRDER_SETTING_CORE_SERVER_ROOT={url.rstrip('/')}",
+        )
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -501,3 +501,11 @@ def test_examine_names_a_certificate_that_expires(
     problems = [check.problem for check in broken(facts)]
     assert len(problems) == (said is not None)
     assert said is None or said in str(problems[0])
+
+
+@pytest.mark.parametrize(("is_authority", "command"), [(True, "--authority "), (False, "")])
+def test_examine_says_how_a_certificate_is_renewed(is_authority: bool, command: str) -> None:
+    certificate = {"file": "x.pem", "not_after": "", "days_left": 3.0, "is_authority": is_authority}
+    (check,) = broken(worker(certificates=[certificate, {**certificate, "days_left": 99.0}]))
+    assert f"'girder-dask certs renew {command}DIRECTORY'" in check.remedy
+    assert ("--authority" in check.remedy) is is_authority

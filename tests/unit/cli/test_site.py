@@ -171,6 +171,32 @@ def test_site_without_an_address_of_the_database_does_not_start(site: Path, tmp_
     assert done.stderr == f"{folder}/girder.env has no GIRDER_MONGO_URI.\n"
 
 
+def test_site_commands_run_others_with_their_settings(site: Path) -> None:
+    for role in ("girder", "scheduler"):
+        shown = subprocess.run(
+            [site / role / "start", "printenv", "DASK_CONFIG"], capture_output=True, text=True
+        )
+        assert (shown.stdout, shown.stderr) == (f"{site}/{role}/dask.yaml\n", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://data.example.org/girder/", ("/girder", "https://data.example.org/girder")),
+        ("https://data.example.org/a/b", ("/a/b", "https://data.example.org/a/b")),
+        ("https://data.example.org/", ()),
+        ("https://data.example.org", ()),
+    ],
+)
+def test_site_below_a_prefix_says_so_to_girder(url: str, expected: tuple[str, ...]) -> None:
+    site = Site("a", "b", ("c",), tls=True, girder_url=url)
+    (text,) = [file.text for file in site.files() if file.path.name == "girder.env"]
+    names = ("GIRDER_URL_ROOT", "GIRDER_SETTING_CORE_SERVER_ROOT")
+    found = dict(re.findall(rf"^({'|'.join(names)})=(.*)$", text, re.MULTILINE))
+    assert found == dict(zip(names, expected, strict=False))
+    assert "\n\n" not in text
+
+
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
 )
@@ -178,7 +204,11 @@ needs_systemd = pytest.mark.skipif(
 
 @needs_systemd
 def test_site_units_are_correct_and_confined(site: Path, tmp_path: Path) -> None:
-    units = [next(folder.glob("*.service")) for folder in folders(site)[:3]]
+    units = [
+        site / "girder" / "girder-dask-girder.service",
+        site / "scheduler" / "girder-dask-scheduler.service",
+        site / "worker" / "girder-dask-worker@.service",
+    ]
     for unit in units:
         # It looks for the programs of units, and knows no accounts that are not there.
         done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
@@ -192,6 +222,23 @@ def test_site_units_are_correct_and_confined(site: Path, tmp_path: Path) -> None
         assert f"User=girder-dask-{unit.parent.name}\n" in text
         account = (unit.parent / "accounts.conf").read_text()
         assert f"\nu girder-dask-{unit.parent.name} - " in account
+
+
+@needs_systemd
+def test_site_timer_runs_doctor_with_the_settings_of_the_scheduler(site: Path) -> None:
+    unit = site / "scheduler" / "girder-dask-doctor.service"
+    for checked in (unit, unit.with_suffix(".timer")):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", checked], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "girder-dask-doctor" not in done.stderr, done.stderr
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=40", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-300:]
+    address = config(site / "client")["scheduler-address"]
+    (started,) = re.findall(r"^ExecStart=(.*)$", unit.read_text(), re.MULTILINE)
+    assert started == f"{site}/scheduler/start girder-dask doctor --scheduler {address}"
 
 
 def test_site_worker_unit_asks_no_process_of_a_task_to_end(site: Path) -> None:

@@ -103,7 +103,7 @@ def test_kubernetes_secrets_have_what_the_start_of_a_role_reads(
             each for name, each in of_kind(rendered, "Secret").items() if name.startswith(role)
         ]
         written = {path.name for path in (files / role).iterdir()}
-        unused = {name for name in written if name.endswith((".conf", ".service"))}
+        unused = {name for name in written if name.endswith((".conf", ".service", ".timer"))}
         assert set(secret["stringData"]) == written - unused
         config = yaml.safe_load(secret["stringData"]["dask.yaml"])
         for pair in config["distributed"]["comm"]["tls"].values():
