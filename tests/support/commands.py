@@ -31,13 +31,8 @@ _SYSTEM = {
     "systemctl",
     "rabbitmqctl",
     "celery",
-    "docker-compose",
-    "install",
-    "journalctl",
-    "kubectl",
     "mongodump",
     "mongorestore",
-    "useradd",
 }
 
 
@@ -58,7 +53,9 @@ def check(block: str) -> None:
 
 def _check_command(words: Sequence[str]) -> None:
     name, arguments = words[0].removeprefix(".venv/bin/"), list(words[1:])
-    if name == "make":
+    if name.endswith("/start") and arguments:
+        _check_command(arguments)
+    elif name == "make":
         _check_make(arguments)
     elif name == "pip":
         _check_pip(arguments)

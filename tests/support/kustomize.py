@@ -15,7 +15,15 @@ import yaml
 
 __all__ = ["pod_specs", "render"]
 
-_KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "images"}
+_KNOWN = {
+    "apiVersion",
+    "kind",
+    "namespace",
+    "resources",
+    "components",
+    "images",
+    "generatorOptions",
+}
 _GENERATORS = {"secretGenerator": "Secret", "configMapGenerator": "ConfigMap"}
 _CLUSTER_WIDE = {"Namespace"}
 
@@ -40,9 +48,12 @@ def render(directory: Path, files: Path | None = None) -> list[dict[str, Any]]:
             found += render(path, files)
         else:
             found += [each for each in yaml.safe_load_all(path.read_text()) if each]
+    options = document.get("generatorOptions", {})
+    assert set(options) <= {"disableNameSuffixHash"}, options
     for generator, kind in _GENERATORS.items():
         for entry in document.get(generator, []):
-            found.append(_generated(kind, entry, directory, files))
+            has_hash = not options.get("disableNameSuffixHash", False)
+            found.append(_generated(kind, entry, directory, files, has_hash=has_hash))
     names = {
         (each["kind"], each["metadata"].pop("generatedFrom")): each["metadata"]["name"]
         for each in found
@@ -71,9 +82,9 @@ def _containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _generated(
-    kind: str, entry: dict[str, Any], directory: Path, files: Path | None
+    kind: str, entry: dict[str, Any], directory: Path, files: Path | None, *, has_hash: bool
 ) -> dict[str, Any]:
-    """Return a secret or a config map, whose name has a hash of its content."""
+    """Return a secret or a config map, whose name may have a hash of its content."""
     data = {}
     for name in entry["files"]:
         path = directory / name
@@ -81,7 +92,8 @@ def _generated(
             path = files / name.removeprefix("files/")
         data[path.name] = path.read_text()
     digest = hashlib.sha256(repr(data).encode()).hexdigest()[:10]
-    metadata = {"name": f"{entry['name']}-{digest}", "generatedFrom": entry["name"]}
+    name = f"{entry['name']}-{digest}" if has_hash else entry["name"]
+    metadata = {"name": name, "generatedFrom": entry["name"]}
     key = "stringData" if kind == "Secret" else "data"
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, key: data}
 

@@ -21,8 +21,8 @@ _RENEW = "Renew them with 'girder-dask certs renew DIRECTORY', and copy them ove
 # What an authority issues lives no longer than it.
 _RENEW_AUTHORITY = (
     "Extend the authority with 'girder-dask certs renew --authority DIRECTORY', and copy its "
-    "ca.pem to every host; then renew the others with 'girder-dask certs renew DIRECTORY', and copy them "
-    "over the old ones."
+    "ca.pem to every host; then renew the others with 'girder-dask certs renew DIRECTORY', and "
+    "copy them over the old ones."
 )
 
 

@@ -17,6 +17,7 @@ from girder.exceptions import AccessException, RestException
 from girder.models.api_key import ApiKey
 from girder.models.assetstore import Assetstore
 from girder.models.token import Token
+from pymongo.errors import PyMongoError
 
 from girder_dask import diagnostics
 from girder_dask._version import __version__
@@ -284,8 +285,23 @@ def _assetstore() -> dict[str, Any]:
     root = None if current is None else current.get("root")
     return {
         "has_assetstore": current is not None,
-        "disks": [] if not isinstance(root, str) else diagnostics.disk_space(root),
+        "disks": [
+            *([] if not isinstance(root, str) else diagnostics.disk_space(root)),
+            *_database_disk(),
+        ],
     }
+
+
+def _database_disk() -> list[dict[str, Any]]:
+    """Return the space on the disk of MongoDB, or nothing if it does not tell."""
+    try:
+        found = Assetstore().collection.database.command("dbStats")
+    except PyMongoError:
+        return []
+    used, total = found.get("fsUsedSize"), found.get("fsTotalSize")
+    if not isinstance(used, int | float) or not isinstance(total, int | float):
+        return []
+    return [{"path": "the disk of the database", "free": int(total - used), "total": int(total)}]
 
 
 def _read(wire: Any) -> JobUpdate | Exception:

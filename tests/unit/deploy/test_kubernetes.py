@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,18 @@ def test_kubernetes_secrets_have_what_the_start_of_a_role_reads(
             for path in [pair] if isinstance(pair, str) else pair.values():
                 assert path.startswith(f"/etc/girder_dask/{role}/")
                 assert Path(path).name in secret["stringData"]
+
+
+def test_kubernetes_pods_stay_when_certificates_and_credential_are_replaced(
+    rendered: list[dict[str, Any]], files: Path, tmp_path: Path
+) -> None:
+    renewed = tmp_path / "files"
+    shutil.copytree(files, renewed)
+    (renewed / "scheduler" / "girder.credential").write_text("another-key\n")
+    (renewed / "worker" / "worker.pem").write_text("another certificate\n")
+    after = render(KUBERNETES / "site", renewed)
+    assert workloads(after).items() <= workloads(rendered).items()
+    assert of_kind(after, "Secret") != of_kind(rendered, "Secret")
 
 
 def test_kubernetes_selectors_choose_the_pods_of_one_workload(
