@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import importlib.util
+import os
 import re
 import socketserver
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -86,27 +91,60 @@ class NotHttp(socketserver.BaseRequestHandler):
         self.request.sendall(b"220 another protocol\r\n")
 
 
-@pytest.mark.parametrize(("handler", "healthy"), [(Healthy, True), (NotHttp, False)])
-def test_healthy_asks_what_listens_on_loopback(
-    handler: Any, healthy: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def healthy(monkeypatch: pytest.MonkeyPatch) -> Any:
     loader = SourceFileLoader("healthy", str(IMAGES / "healthy"))
     module = importlib.util.module_from_spec(
         importlib.util.spec_from_loader("healthy", loader)  # type: ignore[arg-type]
     )
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     loader.exec_module(module)
-    with socketserver.TCPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{server.server_address[1]}/health"
-            assert url in module.urls("worker")
-            assert module.answers(url) is healthy
-        finally:
-            server.shutdown()
-            thread.join()
-    assert module.answers(url) is False
+    return module
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """Serve a handler on loopback, and return its address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(handler: Any) -> str:
+            server = stack.enter_context(socketserver.TCPServer(("127.0.0.1", 0), handler))
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_address[1]}/health"
+
+        yield start
+
+
+def test_healthy_asks_each_process_at_one_of_its_addresses(
+    healthy: Any, serve: Callable[[Any], str]
+) -> None:
+    well, other = serve(Healthy), serve(NotHttp)
+    assert {well, other} <= set(healthy.listening(os.getpid()))
+    assert healthy.is_healthy([[well]])
+    assert healthy.is_healthy([[other, well], [well]]), "a task listens, too"
+    assert not healthy.is_healthy([[well], [other]]), "one of two processes hangs"
+    assert not healthy.is_healthy([])
+
+
+def test_healthy_finds_the_processes_of_a_worker(healthy: Any, tmp_path: Path) -> None:
+    child = "import sys; print('ready', flush=True); sys.stdin.read()"
+    script = tmp_path / "dask"
+    script.write_text(
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], stdin=sys.stdin)\n"
+    )
+    command = [sys.executable, str(script), "worker", "tls://scheduler:8786"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"ready\n"
+        (below,) = psutil.Process(started.pid).children()
+        assert {started.pid, below.pid} <= set(healthy.worker_processes())
+        assert os.getpid() not in healthy.worker_processes()
+        assert healthy.parent(below.pid) == started.pid
+        assert healthy.listening(below.pid) == []
 
 
 def test_healthy_refuses_a_role_that_does_not_exist() -> None:
