@@ -20,7 +20,7 @@ def services(name: str = "docker-compose.yml") -> dict[str, dict[str, Any]]:
 
 def test_compose_services_are_restarted_confined_and_checked() -> None:
     for name, service in services().items():
-        assert service["restart"] == {"setup": "no", "accounts": "on-failure:5"}.get(
+        assert service["restart"] == {"setup": "no", "accounts": "on-failure"}.get(
             name, "unless-stopped"
         )
         assert service["read_only"] is True

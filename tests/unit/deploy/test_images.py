@@ -86,6 +86,16 @@ class Healthy(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+class Nanny(Healthy):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+
+class Broken(Healthy):
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+
 class NotHttp(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         self.request.sendall(b"220 another protocol\r\n")
@@ -126,6 +136,8 @@ def test_healthy_asks_each_process_at_one_of_its_addresses(
     assert healthy.is_healthy([[well]])
     assert healthy.is_healthy([[other, well], [well]]), "a task listens, too"
     assert not healthy.is_healthy([[well], [other]]), "one of two processes hangs"
+    assert healthy.is_healthy([[serve(Nanny)], [well]])
+    assert not healthy.is_healthy([[serve(Broken)]])
     assert not healthy.is_healthy([])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from typing import Any
 
@@ -71,6 +72,15 @@ def test_settings_are_those_that_jobqueue_knows() -> None:
     assert "#SBATCH -t 12:00:00" in script
     assert "export DASK_CONFIG=/etc/girder_dask/worker/dask.yaml" in script
     assert "--dashboard-address 127.0.0.1:0" in script
+
+
+def test_directories_are_those_that_the_page_creates() -> None:
+    slurm = settings()["jobqueue"]["slurm"]
+    (line,) = re.findall(
+        r"^ *install -d -m 700 .*$", (SLURM / "README.md").read_text(), re.MULTILINE
+    )
+    directories = {word for word in line.split() if word.startswith("/")}
+    assert directories == {slurm["local-directory"], slurm["log-directory"]}
 
 
 def test_settings_leave_workers_time(cluster: Any) -> None:
