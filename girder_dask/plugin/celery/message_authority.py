@@ -8,11 +8,11 @@ from dataclasses import replace
 import msgspec
 from girder.exceptions import AccessException
 
-from girder_dask.celery import following_calls, message_body
-from girder_dask.celery.following_calls import FollowingCall
+from girder_dask.celery import message_body
+from girder_dask.celery.following_calls import FollowingCall, following_calls
 from girder_dask.errors import ArgumentError
 from girder_dask.plugin.celery import stored_calls
-from girder_dask.plugin.celery.stored_calls import StoredCalls, names_local_queue
+from girder_dask.plugin.celery.stored_calls import MAX_CALLS, StoredCalls, names_local_queue
 from girder_dask.plugin.rest import authorization, option_limits
 from girder_dask.plugin.store import job_records
 from girder_dask.plugin.store.access.authority import Authority, of_job
@@ -26,8 +26,8 @@ __all__ = ["authorize"]
 _INTERPRETERS = frozenset({"celery", "girder_worker", "slicer_cli_web"})
 # Tasks of Celery itself that only collect results.
 _COLLECTING = frozenset({"celery.accumulate", "celery.chord_unlock"})
-# The most calls that may follow a message, whose rights are looked at one by one.
-_MAX_CALLS = 10_000
+# The most tasks that calls after a message may name, besides those that are stored.
+_MAX_TASKS = 1_000
 
 
 def authorize(requester: Requester, message: CeleryMessage, submission: Submission) -> Authority:
@@ -101,10 +101,17 @@ class _Sent:
             If it may run code when it is opened.
         """
         message, stored = self._message, self._stored
-        body = message_body.check(message, stored.objects)
+        body = message_body.load(message)
+        if body is not None:
+            calls = following_calls(message.task, body)
+            self._calls = list(itertools.islice(calls, MAX_CALLS + 1))
+        if len(self._calls) > MAX_CALLS:
+            raise ArgumentError(
+                f"The message for {message.task} is followed by more than {MAX_CALLS:,} calls, the "
+                "most that are possible."
+            )
+        message_body.check(message, stored.objects)
         args, kwargs = message_body.arguments(message)
-        calls = following_calls.following_calls(message.task, body)
-        self._calls = list(itertools.islice(calls, _MAX_CALLS + 1))
         self._is_stored = stored.continues(message, args, kwargs)
         self._own = [call for call in self._calls if not stored.has(call)]
         all_stored = (self._is_stored or self._collects) and not self._own
@@ -128,14 +135,15 @@ class _Sent:
             return f"{submission.task} on Dask: {excess}."
         if misplaced := FOLLOWING_CALLS & message.headers.keys():
             return f"calls that are in the headers of its message: {', '.join(sorted(misplaced))}"
-        if len(self._calls) > _MAX_CALLS:
-            return f"{message.task} with more than {_MAX_CALLS:,} calls that follow it."
         if is_own and names_local_queue(message.task):
             return f"{submission.task} on Dask: {option_limits.LOCAL_QUEUE_REASON}."
         for call in self._own:
             if call.is_local or names_local_queue(call.task):
                 return f"{call.task[:500]} on Dask: {option_limits.LOCAL_QUEUE_REASON}."
-        return _refusal_of([submission] if is_own else [], self._own_tasks(), authority)
+        following = self._own_tasks()
+        if len(following) > _MAX_TASKS:
+            return f"calls of more than {_MAX_TASKS:,} tasks after {message.task}."
+        return _refusal_of([submission] if is_own else [], following, authority)
 
     def _own_tasks(self) -> list[Submission]:
         """Return a call of each task that the message wants to be followed by."""

@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 from girder_worker.app import app
@@ -42,19 +42,19 @@ _MAX_KEPT_CALLS = 100_000
 _OPTIONS = frozenset({*Task.reserved_headers, *Task.reserved_options})
 
 
-@dataclass(frozen=True, slots=True)
-class CallRights:
+class CallRights(NamedTuple):
     """What may be done with a stored call.
 
     ``is_mutable`` if it may be sent with one argument before its own, the result of what came
     before; ``is_local`` if it may be sent to the queue ``local``.
     """
 
-    is_mutable: bool = False
-    is_local: bool = False
+    is_mutable: bool
+    is_local: bool
 
-    def __or__(self, other: CallRights) -> CallRights:
-        return CallRights(self.is_mutable or other.is_mutable, self.is_local or other.is_local)
+    def include(self, other: CallRights) -> bool:
+        """Return True if these rights are those of another call, or more."""
+        return self.is_mutable >= other.is_mutable and self.is_local >= other.is_local
 
 
 @dataclass(frozen=True)
@@ -64,24 +64,22 @@ class StoredCalls:
     Attributes
     ----------
     calls
-        What may be done with each, by the digests of their tasks and arguments.
+        The rights of each, by the digests of their tasks and arguments. Calls that differ in their
+        rights alone have one digest.
     objects
         The objects of jsonpickle in the message, as text.
     trusted
         Whether the message may run code of its author when it is opened.
     """
 
-    calls: Mapping[bytes, CallRights] = field(default_factory=dict)
+    calls: Mapping[bytes, frozenset[CallRights]] = field(default_factory=dict)
     objects: frozenset[str] = field(default=frozenset(), repr=False)
     trusted: bool = False
 
     def has(self, call: FollowingCall) -> bool:
         """Return True if a call is one of these, with the same arguments and no more rights."""
-        rights = self._rights(call.task, call.args, call.kwargs)
-        return (
-            rights is not None
-            and rights.is_mutable >= call.is_mutable
-            and rights.is_local >= call.is_local
+        return self._allow(
+            call.task, call.args, call.kwargs, CallRights(call.is_mutable, call.is_local)
         )
 
     def continues(self, message: CeleryMessage, args: list[Any], kwargs: Any) -> bool:
@@ -91,14 +89,15 @@ class StoredCalls:
         the job, or are those of the members of a chord.
         """
         is_local = message.queue == LOCAL_QUEUE
-        rights = self._rights(message.task, args, kwargs)
-        if rights is not None and rights.is_local >= is_local:
-            return True
-        rights = self._rights(message.task, args[1:], kwargs) if args else None
-        return rights is not None and rights.is_mutable and rights.is_local >= is_local
+        return self._allow(message.task, args, kwargs, CallRights(False, is_local)) or (
+            bool(args) and self._allow(message.task, args[1:], kwargs, CallRights(True, is_local))
+        )
 
-    def _rights(self, task: str, args: Any, kwargs: Any) -> CallRights | None:
-        return self.calls.get(_digest(call_text(task, args, kwargs))) if self.calls else None
+    def _allow(self, task: str, args: Any, kwargs: Any, rights: CallRights) -> bool:
+        if not self.calls:
+            return False
+        stored = self.calls.get(_digest(call_text(task, args, kwargs)), ())
+        return any(each.include(rights) for each in stored)
 
 
 def names_local_queue(task: str) -> bool:
@@ -183,12 +182,12 @@ def of_message(message: CeleryMessage | None, *, trusted: bool) -> StoredCalls:
     body = None if message is None else message_body.load(message)
     if message is None or body is None:
         return StoredCalls()
-    calls: dict[bytes, CallRights] = {}
+    calls: dict[bytes, frozenset[CallRights]] = {}
     for call in itertools.islice(following_calls(message.task, body), MAX_CALLS):
         rights = CallRights(call.is_mutable, call.is_local or names_local_queue(call.task))
         for text in _texts(call):
             digest = _digest(text)
-            calls[digest] = calls.get(digest, CallRights()) | rights
+            calls[digest] = calls.get(digest, frozenset()) | {rights}
     # Those of a message that is not trusted are of no use.
     parts = (body, message.headers) if trusted else ()
     objects = (message_body.as_text(each) for part in parts for each in message_body.objects(part))

@@ -283,6 +283,13 @@ def test_message_starts_what_the_site_allows_for_all(attacker: Attacker) -> None
     assert job["celeryParentTaskId"]
 
 
+def test_message_with_too_many_calls_is_refused(attacker: Attacker) -> None:
+    calls = [{"task": ADD}] * 50_001
+    assert "more than 50,000 calls" in attacker.refused(embed={"callbacks": calls})
+    calls = [{"task": f"{ADD}{n}"} for n in range(1_001)]
+    assert "more than 1,000 tasks" in attacker.refused(embed={"callbacks": calls})
+
+
 def test_message_needs_a_key(attacker: Attacker) -> None:
     message = {
         "version": 1,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import types
 from typing import Any
 
 import pytest
+from bson import ObjectId
 
 pytest.importorskip("girder_worker", reason="girder_dask[celery] is not installed")
 
 from girder_dask.celery.following_calls import following_calls
 from girder_dask.plugin.celery import stored_calls
 from girder_dask.plugin.celery.stored_calls import StoredCalls, names_local_queue, of_message
+from girder_dask.plugin.store import job_records
 from girder_dask.protocol.celery_message import CeleryMessage
+from girder_dask.protocol.payload import pack_message
 
 RUN = "girder_worker.docker.tasks.docker_run"
 
@@ -51,6 +55,38 @@ def test_continues_keeps_the_queue_local_to_the_calls_for_it() -> None:
     known = stored({"task": "girder.tasks.copyFolderTask", "args": []})
     assert known.continues(message([], task="girder.tasks.copyFolderTask", queue="local"), [], {})
     assert names_local_queue("girder.tasks.copyFolderTask")
+
+
+def test_calls_that_differ_in_their_rights_alone_keep_them_apart() -> None:
+    calls = stored(call("good"), call("good", immutable=True, queue="local"))
+    assert may(calls, "result", "good")
+    assert may(calls, "good", queue="local")
+    assert not may(calls, "evil", "good", queue="local")
+
+
+def test_load_reads_the_message_of_a_job_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that starts many others would have Girder read a large message for each."""
+    loaded: list[ObjectId] = []
+    body = message([], embed={"chain": [call("good")]})
+    spec = types.SimpleNamespace(payload=pack_message(body, limit=10_000), trusted=True)
+
+    def load_spec(job_id: ObjectId) -> Any:
+        loaded.append(job_id)
+        return None if job_id == ended else spec
+
+    ended, *jobs = (ObjectId() for _ in range(4))
+    monkeypatch.setattr(job_records, "load_spec", load_spec)
+    monkeypatch.setattr(stored_calls, "_MAX_JOBS", 2)
+    monkeypatch.setattr(stored_calls, "_cache", stored_calls._Cache())
+    first, second, third = jobs
+    for job_id in (first, first, second, first, third, first):
+        assert may(stored_calls.load(job_id), "good")
+    assert loaded == [first, second, third]
+    assert may(stored_calls.load(second), "good")
+    assert loaded == [first, second, third, second]
+    for _ in range(2):
+        assert not stored_calls.load(ended).calls
+    assert loaded[-2:] == [ended, ended]
 
 
 def test_a_mapping_among_the_arguments_is_no_stored_call() -> None:
