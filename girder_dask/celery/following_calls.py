@@ -22,6 +22,8 @@ _MEMBERS: Mapping[str, tuple[str, ...]] = {
 }
 # Tasks of Celery that call the task of a signature in their own process. Only its name counts.
 _MAPS = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
+# The prefix of the tasks of Celery itself.
+_OWN_TASKS = "celery."
 # Options of a signature with calls that follow it.
 _OPTIONS = ("link", "link_error", "chord", "chain")
 
@@ -64,10 +66,12 @@ def following_calls(task: str, body: Any) -> Iterator[FollowingCall]:
         if isinstance(found, (list, tuple)):
             left += [(each, is_local) for each in found]
         elif isinstance(found, Mapping) and isinstance(found.get("task"), str):
-            is_local = is_local or _options(found).get("queue") == LOCAL_QUEUE
+            options = _options(found)
+            is_local = is_local or options.get("queue") == LOCAL_QUEUE
             name, args, kwargs = found["task"], found.get("args"), found.get("kwargs")
-            left += [(inner, is_local) for inner in _inner(name, args, kwargs)]
-            left += [(_options(found).get(option), False) for option in _OPTIONS]
+            if name.startswith(_OWN_TASKS):
+                left += [(inner, is_local) for inner in _inner(name, args, kwargs)]
+            left += [(options[each], False) for each in _OPTIONS if each in options]
             if name not in _MEMBERS:
                 yield FollowingCall(name, args, kwargs, not found.get("immutable"), is_local)
         elif isinstance(found, Mapping):  # a container, as jsonpickle writes it

@@ -111,8 +111,8 @@ class _Sent:
                 "most that are possible."
             )
         message_body.check(message, stored.objects)
-        args, kwargs = message_body.arguments(message)
-        self._is_stored = stored.continues(message, args, kwargs)
+        if stored.calls:
+            self._is_stored = stored.continues(message, *message_body.arguments(message))
         self._own = [call for call in self._calls if not stored.has(call)]
         all_stored = (self._is_stored or self._collects) and not self._own
         if stored.objects and not all_stored:

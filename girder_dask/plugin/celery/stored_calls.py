@@ -82,7 +82,7 @@ class StoredCalls:
             call.task, call.args, call.kwargs, CallRights(call.is_mutable, call.is_local)
         )
 
-    def continues(self, message: CeleryMessage, args: list[Any], kwargs: Any) -> bool:
+    def continues(self, message: CeleryMessage, args: Any, kwargs: Any) -> bool:
         """Return True if a message makes one of these calls, in a queue that it may have.
 
         A call that is not immutable may have one argument before its own. That is the result of
@@ -90,7 +90,9 @@ class StoredCalls:
         """
         is_local = message.queue == LOCAL_QUEUE
         return self._allow(message.task, args, kwargs, CallRights(False, is_local)) or (
-            bool(args) and self._allow(message.task, args[1:], kwargs, CallRights(True, is_local))
+            isinstance(args, list)
+            and bool(args)
+            and self._allow(message.task, args[1:], kwargs, CallRights(True, is_local))
         )
 
     def _allow(self, task: str, args: Any, kwargs: Any, rights: CallRights) -> bool:

@@ -45,6 +45,8 @@ def test_continues_takes_one_argument_before_those_of_a_mutable_call_alone() -> 
     assert not may(mutable, "result", "other", "good")
     assert may(immutable, "good")
     assert not may(immutable, "evil", "good")
+    for args in (3, None, {"a": 1}, "text"):
+        assert not mutable.continues(message([], task=RUN), args, {})
 
 
 def test_continues_keeps_the_queue_local_to_the_calls_for_it() -> None:
