@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -17,6 +20,7 @@ __all__ = [
     "TrustingSession",
     "certificate_advice",
     "certificate_refusal",
+    "https_days_left",
     "trusted_authorities",
 ]
 
@@ -24,6 +28,8 @@ _PEM_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 # What OpenSSL answers for certificates that no change of authorities makes valid.
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _OTHER_HOST, _OTHER_ADDRESS = 62, 64
+_HTTPS_PORT = 443
+_DAY_S = 86400.0
 
 
 class AuthoritiesUnreadable(ExplainedRequestError):
@@ -102,6 +108,41 @@ def certificate_refusal(error: BaseException, url: str) -> str | None:
     """
     advice = certificate_advice(error)
     return None if advice is None else f"The certificate of Girder at {url} is refused: {advice}"
+
+
+def https_days_left(url: str, *, timeout_s: float) -> float | None:
+    """Return the days until the certificate of an https server expires.
+
+    Returns
+    -------
+    float or None
+        None for another scheme, and if the server is not reached directly or its certificate is
+        refused, which a request to it explains.
+
+    Examples
+    --------
+    >>> print(https_days_left("http://girder.example/api/v1", timeout_s=1.0))
+    None
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname:
+        return None
+    try:
+        trusted = trusted_authorities()
+        file = trusted if isinstance(trusted, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
+        context = ssl.create_default_context(cafile=file)
+        address = parts.hostname, parts.port or _HTTPS_PORT
+        with (
+            socket.create_connection(address, timeout=timeout_s) as connection,
+            context.wrap_socket(connection, server_hostname=parts.hostname) as secure,
+        ):
+            certificate = secure.getpeercert()
+    except (OSError, ValueError):  # errors of TLS and of requests are errors of the system
+        return None
+    expires = (certificate or {}).get("notAfter")
+    if not isinstance(expires, str):
+        return None
+    return (ssl.cert_time_to_seconds(expires) - time.time()) / _DAY_S
 
 
 def _remedy(refused: ssl.SSLCertVerificationError) -> str:

@@ -37,6 +37,8 @@ class Facts:
         The facts of each worker by its address, None for a worker without our plugin.
     girder_url, girder_answer
         Where Girder was asked from here, and its answer.
+    https_days_left
+        The days until the certificate of its https expires, None for http and if it is refused.
     asked, answered
         When the scheduler was asked and had answered, in seconds since the epoch by the clock here.
     """
@@ -49,6 +51,7 @@ class Facts:
     workers: Mapping[str, Mapping[str, Any] | None] | None = None
     girder_url: str | None = None
     girder_answer: GirderAnswer = field(default_factory=GirderAnswer)
+    https_days_left: float | None = None
     asked: float = 0.0
     answered: float = 0.0
 
@@ -69,7 +72,7 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
         answers, error = await _ask_or_explain(address)
     answered = time.time()
     listens_on, status, workers = answers or (None, None, None)
-    url, answer = await asyncio.to_thread(
+    url, answer, days_left = await asyncio.to_thread(
         _ask_girder, api_url or config.get("api-url") or (status or {}).get("api_url")
     )
     return Facts(
@@ -81,16 +84,21 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
         workers=workers,
         girder_url=url,
         girder_answer=answer,
+        https_days_left=days_left,
         asked=asked,
         answered=answered,
     )
 
 
-def _ask_girder(url: str | None) -> tuple[str | None, GirderAnswer]:
+def _ask_girder(url: str | None) -> tuple[str | None, GirderAnswer, float | None]:
+    """Return the REST API of Girder, its answer, and the days that its certificate has left."""
+    from girder_dask.http.authorities import https_days_left
+
     if url is None:
-        return None, GirderAnswer("its address is not known here")
+        return None, GirderAnswer("its address is not known here"), None
     api = find_api(url, timeout_s=_ANSWER_TIMEOUT_S)
-    return api, ask_girder(api, needs_plugin=False, timeout_s=_ANSWER_TIMEOUT_S)
+    answer = ask_girder(api, needs_plugin=False, timeout_s=_ANSWER_TIMEOUT_S)
+    return api, answer, https_days_left(api, timeout_s=_ANSWER_TIMEOUT_S)
 
 
 _Answers = tuple[str, Mapping[str, Any] | None, Mapping[str, Any]]

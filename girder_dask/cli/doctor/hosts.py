@@ -39,6 +39,8 @@ def examine_hosts(facts: Facts) -> Iterator[Check]:
     """Yield the checks of certificates, clocks, disks and versions."""
     known = _known(facts)
     yield from _certificates_are_valid(known)
+    if facts.https_days_left is not None:
+        yield _https_is_valid(facts.https_days_left)
     yield _clocks_agree(facts, known)
     yield _disks_have_space(known)
     yield from _versions_agree(facts, known)
@@ -72,6 +74,19 @@ def _certificates_are_valid(known: Mapping[str, Mapping[str, Any]]) -> Iterator[
                 if any(each.get("is_authority") for each, _ in refused)
                 else _RENEW,
             )
+
+
+def _https_is_valid(days_left: float) -> Check:
+    return Check(
+        "The certificate of Girder's https is valid",
+        "The certificate of Girder's https will soon not be valid",
+        detail=f"for {days_left:.0f} days",
+        problem=f"it expires in {days_left:.0f} days"
+        if days_left < _MIN_CERTIFICATE_DAYS
+        else None,
+        remedy="Renew it on the host that serves https. Users, workers and the scheduler refuse it "
+        "then.",
+    )
 
 
 def _problem_of(certificate: Mapping[str, Any]) -> str | None:

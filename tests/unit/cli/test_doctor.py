@@ -509,3 +509,14 @@ def test_examine_says_how_a_certificate_is_renewed(is_authority: bool, command: 
     (check,) = broken(worker(certificates=[certificate, {**certificate, "days_left": 99.0}]))
     assert f"'girder-dask certs renew {command}DIRECTORY'" in check.remedy
     assert ("--authority" in check.remedy) is is_authority
+
+
+@pytest.mark.parametrize(("days", "is_broken"), [(None, False), (90.0, False), (13.0, True)])
+def test_examine_names_the_certificate_of_https_that_expires(
+    days: float | None, is_broken: bool
+) -> None:
+    found = [check.problem for check in broken(whole(https_days_left=days))]
+    assert found == (["it expires in 13 days"] if is_broken else [])
+    assert any("https" in each.name for each in examine(whole(https_days_left=days))) is (
+        days is not None
+    )
