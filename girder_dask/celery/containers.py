@@ -13,6 +13,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from girder_dask.celery.docker_output import EarlyAttachment
 from girder_dask.celery.run_state import RunState, current_run
 from girder_dask.docker.leftovers import labels_of
 
@@ -46,6 +47,8 @@ def track_containers() -> None:
         created = original(self, _labeled(config, state, is_own=is_own), *args, **kwargs)
         if is_own:
             state.containers.append((self, created["Id"]))
+            if state.reads_output:
+                state.attachments.append(EarlyAttachment(self, created["Id"]))
             _record_image(self, created["Id"], str(config.get("Image")), state)
         return created
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import inspect
 import logging
 import os
@@ -12,17 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from girder_dask.celery.run_state import current_run
+
 __all__ = [
     "AttachedSocket",
+    "EarlyAttachment",
+    "attach_before_start",
     "drain_ended_containers",
-    "follow_logs_of_attached_containers",
     "keep_buffered_output",
 ]
 
 logger = logging.getLogger(__name__)
 
-_OK, _SWITCHED_PROTOCOLS = 200, 101
-_CHUNK_BYTES = 64 * 1024
+_SWITCHED_PROTOCOLS = 101
+_STREAMS = ("stdout", "stderr")
 
 # How long the output of a container that has ended is waited for.
 _MAX_DRAIN_S = 10.0
@@ -106,54 +109,117 @@ def keep_buffered_output() -> None:
     APIClient._get_raw_response_socket = get_raw_response_socket  # noqa: SLF001
 
 
-def follow_logs_of_attached_containers() -> None:
-    """Have docker-py follow the log of a container in place of an attachment that begins with it.
+def attach_before_start() -> None:
+    """Have ``docker_run`` attach to its container before the container starts.
 
     girder_worker attaches to a container that runs already, and asks for what it has written before
     (``logs``) and what it writes from then on (``stream``). What it writes at that moment comes
-    twice, or not at all; a log that is followed has each byte once. An engine whose log cannot be
-    read is attached to as before. Without docker-py, nothing is changed.
+    twice, or not at all, and what it has written before comes from a log, which most drivers keep
+    as text. Without docker-py, nothing is changed.
     """
     try:
-        from docker.api.client import APIClient
+        from girder_worker.docker import tasks
     except ImportError:
         return
-    original = APIClient.attach_socket
-    if getattr(original, "follows_logs", False):
+    original = getattr(tasks, "_run_container", None)
+    if original is None or getattr(original, "attaches_before_start", False):
         return
 
-    def attach_socket(self: Any, container: Any, params: Any = None, ws: bool = False) -> Any:
-        if ws or not params or not (params.get("logs") and params.get("stream")):
-            return original(self, container, params, ws)
-        name = container.get("Id") if isinstance(container, dict) else container
-        wanted = {key: int(bool(params.get(key))) for key in ("stdout", "stderr")}
-        url = self._url("/containers/{0}/logs", name)
-        response = self._get(url, params={"follow": 1, **wanted}, stream=True, timeout=None)
-        if response.status_code != _OK:
-            response.close()
-            return original(self, container, params, ws)
-        readable, writable = socket.socketpair()
-        pump = threading.Thread(
-            target=_pump, args=(response, writable), name="girder-dask-container-log", daemon=True
-        )
-        pump.start()
-        with readable:
-            return readable.makefile("rb", buffering=0)
-
-    attach_socket.follows_logs = True  # type: ignore[attr-defined]
-    APIClient.attach_socket = attach_socket
-
-
-def _pump(response: Any, target: socket.socket) -> None:
-    """Copy an answer of the engine into a socket, which ``select`` can wait for."""
-    with target, contextlib.closing(response):
+    @functools.wraps(original)
+    def run_container(*args: Any, **kwargs: Any) -> Any:
+        state = current_run()
+        if state is None or state.thread_id != threading.get_ident():
+            return original(*args, **kwargs)
+        state.reads_output = True
         try:
-            for data in response.raw.stream(_CHUNK_BYTES, decode_content=False):
-                target.sendall(data)
-        except ConnectionError:  # a canceled task reads no more
-            pass
-        except Exception as e:  # noqa: BLE001 - whoever reads finds the end of the output
-            logger.warning("The output of a container is cut short: %r", e)
+            return original(*args, **kwargs)
+        finally:
+            state.reads_output = False
+
+    run_container.attaches_before_start = True  # type: ignore[attr-defined]
+    tasks._run_container = run_container  # noqa: SLF001 - nothing public creates the container
+
+
+class EarlyAttachment:
+    """Output of one container from before its start, for whoever attaches to it later.
+
+    It must be read: a container whose output is attached and not read waits once the buffers of the
+    engine are full. So only the containers of ``docker_run`` have one.
+
+    Parameters
+    ----------
+    client
+        The client of docker-py that has created the container. Its methods ``start`` and
+        ``attach_socket`` are replaced, those of other clients are not.
+    container
+        The id of the container.
+    """
+
+    def __init__(self, client: Any, container: str) -> None:
+        self._client = client
+        self._container = container
+        self._start, self._attach_socket = client.start, client.attach_socket
+        self._sockets: dict[str, Any] = {}
+        client.start, client.attach_socket = self._start_attached, self._hand_over
+
+    def close(self) -> None:
+        """Close the streams that are left, and give the client its methods back."""
+        self._drop()
+        for name in ("start", "attach_socket"):
+            vars(self._client).pop(name, None)
+
+    def _start_attached(self, container: Any, *args: Any, **kwargs: Any) -> None:
+        if _id_of(container) == self._container:
+            self._attach()
+        try:
+            self._start(container, *args, **kwargs)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _attach(self) -> None:
+        """Attach to both streams, or to none. girder_worker attaches to what is missing."""
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        self._drop()
+        try:
+            for name in _STREAMS:
+                # Podman sends each stream that is not declined.
+                streams = {each: int(each == name) for each in _STREAMS}
+                params = {"stdin": 0, **streams, "stream": 1}
+                self._sockets[name] = self._attach_socket(self._container, params)
+        except (DockerException, RequestException) as e:
+            self._drop()
+            logger.warning(
+                "The container %.12s is attached to after its start, so some of its output may be "
+                "lost: %s",
+                self._container,
+                e,
+            )
+
+    def _hand_over(self, container: Any, params: Any = None, ws: bool = False) -> Any:
+        """Return the output of a container that has been attached to, or attach to it."""
+        params = params or {}
+        names = [name for name in _STREAMS if params.get(name)]
+        wants_all = params.get("logs") and params.get("stream") and not ws
+        if wants_all and len(names) == 1 and _id_of(container) == self._container:
+            found = self._sockets.pop(names[0], None)
+            if found is not None:
+                return found
+        return self._attach_socket(container, params or None, ws)
+
+    def _drop(self) -> None:
+        while self._sockets:
+            _, stream = self._sockets.popitem()
+            response = getattr(stream, "_response", None)
+            if response is not None:  # which keeps the connection
+                response.close()
+            stream.close()
+
+
+def _id_of(container: Any) -> Any:
+    return container.get("Id") if isinstance(container, dict) else container
 
 
 def drain_ended_containers() -> None:
@@ -195,6 +261,7 @@ class _DrainedCondition:
         nonlocals = inspect.getclosurevars(condition).nonlocals
         self._container = nonlocals.get("container")
         self._ended_at: float | None = None
+        self._has_warned = False
 
     def __call__(self) -> bool:
         if not self._condition():
@@ -207,7 +274,16 @@ class _DrainedCondition:
             type(getattr(reader, "input", None)).__name__ == "_SocketReader"
             for reader in self._readers
         )
-        return not has_output or now - self._ended_at > _MAX_DRAIN_S
+        if has_output and now - self._ended_at <= _MAX_DRAIN_S:
+            return False
+        if has_output and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "The output of a container may be incomplete: the engine has not ended it within "
+                "%g s of the end of the container",
+                _MAX_DRAIN_S,
+            )
+        return True
 
 
 def _connection(raw: Any) -> socket.socket:

@@ -40,6 +40,10 @@ class RunState:
         The message with which the task asks to be tried again.
     containers
         The containers that its own thread has created, each with the client of docker-py.
+    attachments
+        What has been attached to such containers before their start. Each has ``close()``.
+    reads_output
+        Whether the output of the container that is created now will be read.
     keeps_containers
         Whether the call wants its containers to stay when they have ended.
     thread_id
@@ -53,6 +57,8 @@ class RunState:
     ended: JobStatus | None = None
     again: CeleryMessage | None = None
     containers: list[tuple[Any, str]] = field(default_factory=list)
+    attachments: list[Any] = field(default_factory=list)
+    reads_output: bool = False
     keeps_containers: bool = False
     thread_id: int = field(default_factory=threading.get_ident)
 

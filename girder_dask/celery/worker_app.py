@@ -99,7 +99,7 @@ def _prepare() -> Any:
     for handler in [*theirs.logger.handlers]:  # it writes records a second time
         theirs.logger.removeHandler(handler)
     docker_output.keep_buffered_output()
-    docker_output.follow_logs_of_attached_containers()
+    docker_output.attach_before_start()
     docker_output.drain_ended_containers()
     track_containers()
     signals.task_prerun.connect(_before_run, weak=False)
@@ -172,10 +172,12 @@ def _after_run(task: Any = None, **_: Any) -> None:
 
     It makes a directory each time, and removes it only once it is used.
     """
+    state = current_run()
+    while state is not None and state.attachments:
+        state.attachments.pop().close()
     volume = getattr(task.request, "_default_temp_volume", None)
     if volume is None:  # no docker_run
         return
-    state = current_run()
     if state is not None and state.containers:
         remove_running(state)
     if not getattr(volume, "_transformed", True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 
 from girder_dask.jobs import JobStatus
 from tests.support.celery_site import wait_until
+from tests.support.chunk_receiver import receiving_chunks
 from tests.support.package_site import PackageSite
 
 
@@ -43,15 +42,49 @@ def test_docker_run_takes_stdout_and_stderr(package_site: PackageSite) -> None:
 
 
 def test_docker_run_loses_no_output_of_short_containers(package_site: PackageSite) -> None:
-    jobs = {n: package_site.docker_run(_says(f"echo start {n}; echo end {n}")) for n in range(12)}
-    for n, job_id in jobs.items():
+    script = "for n in $(seq 20); do echo out $n; echo error $n >&2; done"
+    jobs = [package_site.docker_run(_says(script)) for _ in range(12)]
+    lines = {name: [f"{name} {n}" for n in range(1, 21)] for name in ("out", "error")}
+    for job_id in jobs:
         package_site.wait(job_id, status=JobStatus.SUCCESS)
-        assert package_site.container_log(job_id) == f"start {n}\nend {n}\n"
+        log = package_site.container_log(job_id).splitlines()
+        assert {name: [line for line in log if line.startswith(name)] for name in lines} == lines
+        assert len(log) == 40
 
 
 def test_docker_run_writes_output_that_is_no_text(package_site: PackageSite) -> None:
     job_id = package_site.run_container(_says(r"printf 'a\377b\n'"))
     assert package_site.container_log(job_id) == "a\N{REPLACEMENT CHARACTER}b\n"
+
+
+def test_docker_run_sends_each_byte_of_both_streams_once(
+    package_site: PackageSite, tmp_path: Path
+) -> None:
+    content = {"out": bytes(range(256)) * 800, "error": bytes(range(255, -1, -1)) * 800}
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+
+    def make(path: str, url: str) -> dict[str, Any]:
+        from girder_worker.docker.transforms import BindMountVolume
+        from their_tasks.streams import SentTo
+
+        return {
+            "container_args": ["sh", "-c", "cat /mnt/data/error >&2 & cat /mnt/data/out; wait"],
+            "volumes": [BindMountVolume(path, "/mnt/data", mode="ro")],
+            "stream_connectors": [
+                SentTo("ContainerStdOut", f"{url}/out"),
+                SentTo("ContainerStdErr", f"{url}/error"),
+            ],
+        }
+
+    with receiving_chunks() as server:
+        package_site.run_container(make, str(tmp_path), server.url)
+    received = {path.lstrip("/"): body for path, _, body in server.received}
+    assert {name: len(body) for name, body in received.items()} == {
+        "out": 204_800,
+        "error": 204_800,
+    }
+    assert received == content
 
 
 @pytest.mark.parametrize("form", ["dict", "list"])
@@ -199,33 +232,7 @@ def test_docker_run_reports_progress_from_a_pipe(package_site: PackageSite) -> N
     assert package_site.job(job_id)["progress"] == progress
 
 
-class _Receiver(http.server.BaseHTTPRequestHandler):
-    """Takes a body in chunks."""
-
-    protocol_version = "HTTP/1.1"
-    received: list[tuple[str | None, bytes]]
-
-    def do_POST(self) -> None:
-        body = b""
-        while n := int(self.rfile.readline(), 16):
-            body += self.rfile.read(n)
-            self.rfile.readline()
-        self.rfile.readline()
-        self.received.append((self.headers.get("Key"), body))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None:
-        """Print nothing."""
-
-
 def test_docker_run_streams_to_an_address_in_chunks(package_site: PackageSite) -> None:
-    handler = type("Handler", (_Receiver,), {"received": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-
     def make(url: str) -> dict[str, Any]:
         from girder_worker.docker import transforms
 
@@ -233,13 +240,10 @@ def test_docker_run_streams_to_an_address_in_chunks(package_site: PackageSite) -
         connected = transforms.Connect(transforms.NamedOutputPipe("pipe"), output)
         return {"container_args": ["sh", "-c", 'seq 1000 > "$0"', connected]}
 
-    try:
-        package_site.run_container(make, f"http://127.0.0.1:{server.server_port}/receive")
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-    assert handler.received == [("known", b"".join(b"%d\n" % n for n in range(1, 1001)))]
+    with receiving_chunks() as server:
+        package_site.run_container(make, f"{server.url}/receive")
+    lines = b"".join(b"%d\n" % n for n in range(1, 1001))
+    assert server.received == [("/receive", "known", lines)]
 
 
 def test_docker_run_makes_temporary_volumes_where_it_is_told(

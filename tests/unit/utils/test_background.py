@@ -156,7 +156,6 @@ async def test_a_repeated_step_sets_the_pause_and_no_error_ends_it(
 #: The modules that begin something in the background. Whoever adds one guards its steps (or has it
 #: ``watched``), and adds a place to ``PLACES`` here or in ``test_background_services.py``.
 IN_THE_BACKGROUND = {
-    "celery/docker_output",  # whose errors end the output of one container, and are logged
     "client/job_card",
     "worker/isolation/child",
     "worker/isolation/process_sink",  # on the timers of the selector thread
