@@ -18,6 +18,7 @@ from tests.support.metrics_site import (
     another_girder,
     metrics_key,
     of_girder,
+    of_quiet_girder,
     of_scheduler,
     run_jobs_of_all_ends,
     until_scraped,
@@ -35,7 +36,7 @@ def key(girder_stack: Any) -> str:
 @pytest.fixture(scope="module")
 def scrapes(girder_stack: Any, key: str) -> tuple[Scrape, Scrape, list[str]]:
     """The metrics of Girder before and after jobs of all ends, and the ids of these."""
-    before = of_girder(girder_stack, key)
+    before = of_quiet_girder(girder_stack, key)
     ended = before.get("girder_dask_jobs_ended_total")
     ids = run_jobs_of_all_ends(girder_stack)
     after = until_scraped(
@@ -74,6 +75,7 @@ def test_girder_metrics_are_the_same_whichever_process_answers(
     girder_stack: Any, key: str, tmp_path: Path
 ) -> None:
     with another_girder(girder_stack, tmp_path / "log") as other:
+        of_quiet_girder(girder_stack, key)
         both = until_scraped(
             lambda: of_girder(other, key), lambda found: found.get("girder_dask_processes") >= 2
         )

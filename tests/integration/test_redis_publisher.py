@@ -160,15 +160,16 @@ def test_what_is_too_much_is_dropped_and_said(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    listener, publisher = Listener(connect(), "listens"), RedisPublisher(connect)
+    # A channel of its own: messages come after the end of this test.
+    listener, publisher = Listener(connect(), "overrun"), RedisPublisher(connect)
     for n in range(100):
         publisher.post(
-            LazyMessages(frozenset({"listens"}), 1 << 20, lambda _, n=n: [("listens", str(n))])
+            LazyMessages(frozenset({"overrun"}), 1 << 20, lambda _, n=n: [("overrun", str(n))])
         )
     assert listener.texts(1) == ["0"]
     for _ in range(100):
         if "batches of notifications about jobs were dropped" in caplog.text:
             break
-        publisher.post(LazyMessages(frozenset({"listens"}), 1, lambda _: [("listens", "last")]))
+        publisher.post(LazyMessages(frozenset({"overrun"}), 1, lambda _: [("overrun", "last")]))
         time.sleep(0.05)
     assert "batches of notifications about jobs were dropped" in caplog.text

@@ -19,10 +19,11 @@ import pytest
 
 from girder_dask import credential
 from girder_dask.jobs import FINAL, JobStatus
-from girder_dask.standalone import marked_processes
+from girder_dask.standalone import checks, marked_processes
 from tests.support.rest_site import call, submit
 
 SECONDS = 90
+WORKERS = 2
 
 
 class Standalone:
@@ -34,7 +35,7 @@ class Standalone:
         command = [sys.executable, "-m", "girder_dask.cli", "standalone"]
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                [*command, "--workers", "2", "--threads", "1", "--dir", str(directory)],
+                [*command, "--workers", str(WORKERS), "--threads", "1", "--dir", str(directory)],
                 env={**os.environ, "DASK_GIRDER__SCHEDULER__PULL_INTERVAL": "1s"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -56,6 +57,10 @@ class Standalone:
     @property
     def api(self) -> str:
         return str(self.first["api"])
+
+    @property
+    def dashboard(self) -> str:
+        return str(self.first["dashboard"]).removesuffix("/status")
 
     @property
     def pids(self) -> dict[str, int]:
@@ -80,11 +85,19 @@ class Standalone:
         self.until(self.is_whole)
 
     def is_whole(self) -> bool:
-        """Say whether all parts are said to run, do run, and were said to be ready."""
+        """Return True if all parts are said to run, do run, and were said to be ready.
+
+        Workers that have lost their scheduler are ready for a while, so it must have them too.
+        """
         pids = self.pids
-        return pids.keys() == self.first["pids"].keys() and all(
-            psutil.pid_exists(pid) and self.output.rfind(f"{name}: ready in") > self.end_of(name)
-            for name, pid in pids.items()
+        return (
+            pids.keys() == self.first["pids"].keys()
+            and all(
+                psutil.pid_exists(pid)
+                and self.output.rfind(f"{name}: ready in") > self.end_of(name)
+                for name, pid in pids.items()
+            )
+            and checks.registered_workers(self.dashboard) == WORKERS
         )
 
     def end_of(self, name: str) -> int:

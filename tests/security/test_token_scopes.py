@@ -82,7 +82,9 @@ def done(stack: Any, token: str, whose: Any) -> set[str]:
     }
     found = set()
     for what, (method, path) in TRIED.items():
-        answer = ask(stack, method, path.format(**names), token=token, json={})
+        # Girder may fail to forward the body of a request that is answered without reading it.
+        body = {} if method == "GET" else {"json": {}}
+        answer = ask(stack, method, path.format(**names), token=token, **body)
         assert answer.status_code < 500, (what, answer.text)
         if answer.status_code < 400:
             found.add(what)

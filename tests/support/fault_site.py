@@ -13,7 +13,7 @@ import psutil
 from distributed import Client
 
 from girder_dask.jobs import FINAL, JobStatus, can_follow
-from girder_dask.standalone import checks, ports
+from girder_dask.standalone import ports
 from girder_dask.testing.stack import TestStack
 
 __all__ = ["FaultStack", "check_history", "states", "until"]
@@ -75,8 +75,13 @@ class FaultStack(TestStack):
 
     def registered_workers(self) -> list[str]:
         """Return the names of the workers that the scheduler knows, sorted."""
-        identity = until(lambda: checks.get_json(f"{self._planned.dashboard}/json/identity.json"))
-        return sorted(str(worker["name"]) for worker in identity["workers"].values())
+
+        def names(dask_scheduler: Any) -> list[str]:  # in here, so that it travels by its code
+            return [str(worker.name) for worker in dask_scheduler.workers.values()]
+
+        # Dask cannot write its own page about them while a heartbeat has figures of tasks.
+        with Client(self.describe()["scheduler"], set_as_default=False) as client:
+            return sorted(client.run_on_scheduler(names))
 
     def add_scheduler(self) -> str:
         """Start a second scheduler with a worker of its own, and return its address.

@@ -79,6 +79,15 @@ def of_girder(stack: Any, key: str) -> Scrape:
     return Scrape(answer.text)
 
 
+def of_quiet_girder(stack: Any, key: str) -> Scrape:
+    """End all jobs of other tests, and return the metrics of Girder after that."""
+    stack.cancel_open_jobs()
+    wait_until(lambda: not stack.open_jobs(), "the end of all jobs")
+    # An answer is given again for some seconds. Another one tells of more processor time.
+    former = of_girder(stack, key).text
+    return until_scraped(lambda: of_girder(stack, key), lambda found: found.text != former)
+
+
 def of_scheduler(stack: Any) -> Scrape:
     """Return the metrics of the scheduler, ours and Dask's."""
     url = stack.dashboard.removesuffix("/status") + "/metrics"
