@@ -21,7 +21,7 @@ def jobs_of(site: CelerySite, user: User) -> dict[str, dict[str, Any]]:
 
 def value_of(site: CelerySite, user: User, task_id: str) -> Any:
     """Return the value of a task, once its job is there and has ended in SUCCESS."""
-    job = wait_until(lambda: jobs_of(site, user).get(task_id))
+    job = wait_until(lambda: jobs_of(site, user).get(task_id), 90)
     site.wait(str(job["_id"]), status=JobStatus.SUCCESS)
     return site.value(str(job["_id"]))
 

@@ -30,7 +30,9 @@ class Attacker:
     def __init__(self, site: CelerySite, start: Callable[[], str] | None = None) -> None:
         self.site = site
         user = site.create_user()
-        self.job_id = site.call(start, user=user) if start else site.delay("waits", user=user)
+        self.job_id = (
+            site.call(start, user=user) if start else site.delay("waits", None, 600.0, user=user)
+        )
         wait_until(lambda: "waiting" in site.log(self.job_id))
         (record,) = site.documents("dask_job", {"_id": ObjectId(self.job_id)})
         self.client = GirderClient(apiUrl=site.api)
@@ -97,7 +99,7 @@ def _start_before_docker_run() -> str:
     data = {"task": DOCKER_RUN, "args": ["evil-image"], "kwargs": {"privileged": True}}
     member = chord([add.si(1, 2), add.si(3, 4)], docker_run.si("good-body"))
     link = [once, member, locally.si(), docker_run.s("good-image", name="of-member")]
-    return str(waits.apply_async((data,), link=link, link_error=[once]).job["_id"])
+    return str(waits.apply_async((data, 600.0), link=link, link_error=[once]).job["_id"])
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,7 @@ def test_message_does_not_adopt_the_job_that_it_names(attacker: Attacker, victim
     site = attacker.site
     waiting = site.delay("add", 5, 6, user=victim, countdown=3600)
     info = {"reference": waiting, "headers": {"Girder-Token": "x" * 64}, "url": "http://evil"}
+    # The scheduler writes into the field dask when it claims the job, at any time.
     (before,) = site.documents("job", {"_id": ObjectId(waiting)})
     more = {"apiUrl": "http://evil", "girder_client_token": "x" * 64}
     (job_id,) = attacker.send(
@@ -124,7 +127,10 @@ def test_message_does_not_adopt_the_job_that_it_names(attacker: Attacker, victim
     seen = site.value(job_id)
     assert (seen["reference"], seen["has_token"], seen["same_address"]) == (job_id, False, True)
     (after,) = site.documents("job", {"_id": ObjectId(waiting)})
-    assert after == before
+    known = ("status", "timestamps", "args", "kwargs", "title", "userId", "celeryTaskId", "access")
+    assert {name: after.get(name) for name in known} == {name: before.get(name) for name in known}
+    assert after["dask"]["attempt"] == before["dask"]["attempt"]
+    assert after.keys() == before.keys()
     site.admin.put(f"job/{waiting}/cancel")
 
 
