@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -298,5 +299,7 @@ def _buffered(reader: Any, raw: socket.SocketIO) -> bytes:
     connection.settimeout(0)
     try:
         return bytes(reader.peek())
+    except ssl.SSLWantReadError:  # nothing yet, from an engine behind TLS
+        return b""
     finally:
         connection.settimeout(timeout_s)

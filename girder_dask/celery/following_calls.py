@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from girder_dask.celery import message_body
+from girder_dask.errors import ArgumentError
 from girder_dask.protocol.celery_message import FOLLOWING_CALLS, LOCAL_QUEUE
 
 __all__ = ["FollowingCall", "call_text", "following_calls"]
@@ -22,6 +23,17 @@ _MEMBERS: Mapping[str, tuple[str, ...]] = {
 }
 # Tasks of Celery that call the task of a signature in their own process. Only its name counts.
 _MAPS = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
+# What polls the members of a chord, and calls its body.
+_POLL = "celery.chord_unlock"
+# The tasks of the classes of Celery's compositions.
+_CLASSES = {
+    "chain": "celery.chain",
+    "group": "celery.group",
+    "chord": "celery.chord",
+    "xmap": "celery.map",
+    "xstarmap": "celery.starmap",
+    "chunks": "celery.chunks",
+}
 # The prefix of the tasks of Celery itself.
 _OWN_TASKS = "celery."
 # Options of a signature with calls that follow it.
@@ -48,34 +60,47 @@ class FollowingCall(NamedTuple):
     is_local: bool
 
 
-def following_calls(task: str, body: Any) -> Iterator[FollowingCall]:
+def following_calls(task: str, body: Any, *, strict: bool = False) -> Iterator[FollowingCall]:
     """Yield the calls that follow a message with a task and a body, the members of compositions.
 
+    Parameters
+    ----------
+    strict
+        Whether to raise ArgumentError for a call that the worker may open as another one: with a
+        reference to another part of the message, with tags of jsonpickle where none belong, or with
+        a class that is not that of its task. Otherwise such calls are left out.
+
+    Examples
+    --------
     >>> add = {"task": "a.add", "args": [{"task": "no.call"}]}
     >>> group = {"task": "celery.group", "kwargs": {"tasks": [add]}}
     >>> body = [[{"task": "no.call"}], {}, {"chain": [group]}]
     >>> [call.task for call in following_calls("a.b", body)]
     ['a.add']
     """
-    given, more, embed = _as_list(body)
-    left = [(inner, False) for inner in _inner(task, given, more)]
-    if isinstance(embed, Mapping):
-        left += [(embed.get(name), False) for name in sorted(FOLLOWING_CALLS)]
+    left: list[tuple[Any, bool]] = [(_Body(task, body), False)]
     while left:
         found, is_local = left.pop()
-        if isinstance(found, (list, tuple)):
-            left += [(each, is_local) for each in found]
-        elif isinstance(found, Mapping) and isinstance(found.get("task"), str):
-            options = _options(found)
+        try:
+            if isinstance(found, _Body):
+                left += [(inner, is_local) for inner in found.calls()]
+                continue
+            items = _items(found)
+            if items is not None:
+                left += [(each, is_local) for each in items]
+                continue
+            options = _check_signature(found)
             is_local = is_local or options.get("queue") == LOCAL_QUEUE
             name, args, kwargs = found["task"], found.get("args"), found.get("kwargs")
-            if name.startswith(_OWN_TASKS):
-                left += [(inner, is_local) for inner in _inner(name, args, kwargs)]
-            left += [(options[each], False) for each in _OPTIONS if each in options]
-            if name not in _MEMBERS:
-                yield FollowingCall(name, args, kwargs, not found.get("immutable"), is_local)
-        elif isinstance(found, Mapping):  # a container, as jsonpickle writes it
-            left += [(each, is_local) for each in found.values()]
+            inner = list(_inner(name, args, kwargs)) if name.startswith(_OWN_TASKS) else []
+        except ArgumentError:
+            if strict:
+                raise
+            continue
+        left += [(each, is_local) for each in inner]
+        left += [(options[each], False) for each in _OPTIONS if each in options]
+        if name not in _MEMBERS:
+            yield FollowingCall(name, args, kwargs, not found.get("immutable"), is_local)
 
 
 def call_text(task: str, args: Any, kwargs: Any) -> str:
@@ -85,34 +110,96 @@ def call_text(task: str, args: Any, kwargs: Any) -> str:
     return message_body.as_text([task, args or [], kwargs or {}])
 
 
-def _options(signature: Mapping[str, Any]) -> Mapping[str, Any]:
-    options = signature.get("options")
-    return options if isinstance(options, Mapping) else {}
+class _Body(NamedTuple):
+    """The message itself, whose arguments and options hold the first calls."""
+
+    task: str
+    body: Any
+
+    def calls(self) -> Iterator[Any]:
+        """Yield them."""
+        given, more, embed = _sequence(self.body)
+        yield from _inner(self.task, given, more)
+        for name in sorted(FOLLOWING_CALLS):
+            yield _plain(embed).get(name)
+
+
+def _unclear(what: Any) -> ArgumentError:
+    return ArgumentError(
+        "A call that follows the message cannot be checked, since the worker may open it as "
+        f"another one: {str(what)[:200]}"
+    )
+
+
+def _plain(value: Any) -> Mapping[str, Any]:
+    """Return a mapping that jsonpickle opens as it is; raise ArgumentError for others."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or any(_is_tag(key) for key in value):
+        raise _unclear(value)
+    return value
+
+
+def _is_tag(key: Any) -> bool:
+    return not isinstance(key, str) or key.startswith(("py/", "json://"))
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    """Return a list or a tuple, as jsonpickle writes it; raise ArgumentError for anything else."""
+    if value is None:
+        return ()
+    if isinstance(value, Mapping) and list(value) == ["py/tuple"]:
+        value = value["py/tuple"]
+    if not isinstance(value, (list, tuple)):
+        raise _unclear(value)
+    return value
+
+
+def _items(found: Any) -> Sequence[Any] | None:
+    """Return the items of a container of calls, none of what is no call, and None for a call."""
+    if isinstance(found, Mapping):
+        if not any(_is_tag(key) for key in found):
+            return None if found else ()
+        return _sequence(found)
+    return found if isinstance(found, (list, tuple)) else ()
+
+
+def _check_signature(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options of a call; raise ArgumentError if Celery may take it for another."""
+    name, kind = found.get("task"), found.get("subtask_type")
+    is_clear = (
+        isinstance(name, str)
+        and name != _POLL  # which only Celery sends, as a message of its own
+        and (not kind or (isinstance(kind, str) and _CLASSES.get(kind) == name))
+        and found.get("immutable") in (None, True, False)
+        and isinstance(found.get("immutable"), (bool, type(None)))
+    )
+    if not is_clear:
+        raise _unclear(found)
+    return _plain(found.get("options"))
 
 
 def _inner(task: str, args: Any, kwargs: Any) -> Iterator[Any]:
     """Yield the calls among the arguments of a task of Celery itself."""
-    given = kwargs if isinstance(kwargs, Mapping) else {}
-    for name in _MEMBERS.get(task, ()):
-        yield given.get(name)
-    if task == "celery.chord_unlock":
-        yield from _as_list(args)[1:2]
-        yield given.get("callback")
-    if task == "celery.chunks":
-        yield from _parts(given)
+    if task in _MEMBERS:
+        given = _plain(kwargs)
+        for name in _MEMBERS[task]:
+            yield given.get(name)
+    elif task == _POLL:
+        yield from _sequence(args)[1:2]
+        yield _plain(kwargs).get("callback")
+    elif task in _MAPS:
+        given = _plain(kwargs)
+        _check_signature(_plain(given.get("task")))
+        if task == "celery.chunks":
+            yield from _parts(given)
 
 
 def _parts(kwargs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the calls that ``celery.chunks`` makes of its own."""
-    items, size = _as_list(kwargs.get("it")), kwargs.get("n")
-    if not isinstance(size, int) or size < 1:
+    items, size = _sequence(kwargs.get("it")), kwargs.get("n")
+    if type(size) is not int or size < 1:
         return
     for start in range(0, len(items), size):
         part = {"task": kwargs.get("task"), "it": items[start : start + size]}
         yield {"task": "celery.starmap", "kwargs": part, "immutable": True}
-
-
-def _as_list(value: Any) -> Sequence[Any]:
-    if isinstance(value, Mapping) and list(value) == ["py/tuple"]:
-        value = value["py/tuple"]
-    return value if isinstance(value, (list, tuple)) else ()

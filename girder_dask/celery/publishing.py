@@ -115,7 +115,9 @@ class _SignatureHandler(jsonpickle.handlers.BaseHandler):
 
     def flatten(self, obj: Any, data: dict[str, Any]) -> Any:  # noqa: ARG002 - with their class
         """Return the call as a plain mapping."""
-        return self.context.flatten(dict(obj), reset=False)
+        # The values alone: a mapping of their own would count among the objects that references
+        # are numbered by, and the worker sees one object.
+        return {name: self.context.flatten(value, reset=False) for name, value in obj.items()}
 
 
 def _tokens() -> set[str]:

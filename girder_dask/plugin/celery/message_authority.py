@@ -26,6 +26,8 @@ __all__ = ["authorize"]
 _INTERPRETERS = frozenset({"celery", "girder_worker", "slicer_cli_web"})
 # Tasks of Celery itself that only collect results.
 _COLLECTING = frozenset({"celery.accumulate", "celery.chord_unlock"})
+# The most characters of a message: to check one takes about a second for each million.
+_MAX_BODY_CHARS = 2 * 1024**2
 # The most tasks that calls after a message may name, besides those that are stored.
 _MAX_TASKS = 1_000
 
@@ -101,9 +103,15 @@ class _Sent:
             If it may run code when it is opened.
         """
         message, stored = self._message, self._stored
+        if len(message.body) > _MAX_BODY_CHARS:
+            raise ArgumentError(
+                f"The message for {message.task} has {len(message.body):,} characters, more than "
+                f"the {_MAX_BODY_CHARS:,} of a job whose owner may not run code. Pass large data "
+                "as a file."
+            )
         body = message_body.load(message)
         if body is not None:
-            calls = following_calls(message.task, body)
+            calls = following_calls(message.task, body, strict=True)
             self._calls = list(itertools.islice(calls, MAX_CALLS + 1))
         if len(self._calls) > MAX_CALLS:
             raise ArgumentError(

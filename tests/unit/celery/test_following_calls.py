@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from girder_dask.celery.following_calls import call_text, following_calls
+from girder_dask.errors import ArgumentError
 
 ADD: dict[str, Any] = {"task": "a.add", "args": [1], "kwargs": {}}
 
@@ -80,3 +82,59 @@ def test_rights_are_those_of_the_call_and_what_it_is_in() -> None:
 @pytest.mark.parametrize("embed", [3, [ADD], {"chain": {"a": 5}}, {"chain": [{"task": 5}]}])
 def test_a_malformed_body_has_no_following_calls(embed: Any) -> None:
     assert list(following_calls("celery.chord_unlock", [3, [ADD], embed])) == []
+
+
+STAR = composed("starmap", task={"task": "evil.run"}, it=[["image"]]) | {"immutable": True}
+
+
+@pytest.mark.parametrize(
+    "embed",
+    [
+        {"py/id": 2},
+        {"errbacks": {"py/id": 2}},
+        {"errbacks": [{"py/id": 2}]},
+        {"errbacks": {"py/tuple": [STAR], "task": "celery.accumulate"}},
+        {"errbacks": {"py/tuple": [STAR], "x": 1}},
+        {"errbacks": [{**ADD, "py/object": "x.Y"}]},
+        {"chain": [{**ADD, "options": {"py/id": 3}}]},
+        {"chain": [{**ADD, "options": {"link_error": {"py/id": 3}}}]},
+        {"chain": [{**ADD, "subtask_type": "group", "kwargs": {"tasks": [STAR]}}]},
+        {"chain": [{"task": "celery.accumulate", "subtask_type": "group"}]},
+        {"chain": [{**ADD, "subtask_type": "unknown"}]},
+        {"chain": [{**ADD, "immutable": {"py/b64": ""}}]},
+        {"chain": [{**ADD, "immutable": 1}]},
+        {"chain": [{"task": {"py/b64": "YQ=="}}]},
+        {"chain": [{"args": []}]},
+        {"chain": [{"task": "celery.group", "kwargs": {"py/id": 1}}]},
+        {"chain": [composed("group", tasks={"py/id": 1})]},
+        {"chain": [composed("starmap", task={"py/id": 1}, it=[])]},
+        {"chain": [{"task": "celery.chord_unlock", "args": ["id", ADD]}]},
+    ],
+)
+def test_call_that_may_be_opened_as_another_one_is_refused(embed: Any) -> None:
+    body = [[], {}, embed]
+    with pytest.raises(ArgumentError, match="cannot be checked"):
+        list(following_calls("a.b", body, strict=True))
+    # What is stored and unclear is never a call that a job may send.
+    assert [call.task for call in following_calls("a.b", body)] in ([], ["a.add"])
+
+
+def test_hidden_callback_of_a_chord_is_refused() -> None:
+    for args in ({"py/tuple": ["g", STAR], "x": 1}, {"py/id": 1}, "g"):
+        with pytest.raises(ArgumentError, match="cannot be checked"):
+            list(following_calls("celery.chord_unlock", [args, {}, {}], strict=True))
+
+
+def test_signatures_of_celery_are_clear() -> None:
+    from celery import chain, chord, group, signature
+
+    add = signature("a.add", args=(1,))
+    shapes = [
+        chain(add, add.clone()),
+        group(add, add.clone()),
+        chord([add], add.clone(immutable=True)),
+        add.clone().on_error(signature("e.e")),
+    ]
+    for shape in shapes:
+        body = [[], {}, {"chain": [json.loads(json.dumps(shape))]}]
+        assert list(following_calls("a.b", body, strict=True))

@@ -106,3 +106,14 @@ def test_a_task_without_a_job_has_no_fields(messages: Messages) -> None:
     ((message, job),) = messages.sent
     assert job is None
     assert "girder_job_disable" not in message.headers
+
+
+def test_objects_that_calls_share_arrive_in_each(messages: Messages) -> None:
+    import jsonpickle
+
+    shared = {"list": [1, 2]}
+    chain(add.s(1, 2), add.si(shared, [3]), add.si(shared, shared)).apply_async()
+    ((message, _),) = messages.sent
+    _, _, embed = jsonpickle.decode(base64.b64decode(message.body).decode(), keys=True)
+    calls = [list(call["args"]) for call in reversed(embed["chain"])]
+    assert calls == [[shared, [3]], [shared, shared]]
