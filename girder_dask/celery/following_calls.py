@@ -190,7 +190,8 @@ def _inner(task: str, args: Any, kwargs: Any) -> Iterator[Any]:
         yield _plain(kwargs).get("callback")
     elif task in _MAPS:
         given = _plain(kwargs)
-        _check_signature(_plain(given.get("task")))
+        if given.get("task") is not None:
+            _check_signature(_plain(given["task"]))
         if task == "celery.chunks":
             yield from _parts(given)
 

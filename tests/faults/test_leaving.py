@@ -103,7 +103,7 @@ def test_workers_that_are_told_to_end(fault_stack: Start, tmp_path: Path) -> Non
     # One that has no nanny.
     change()
     stack.restart_with(old.name, "--no-nanny")
-    stack.kill(new.name)
+    stack.remove_worker(new.name)
     jobs = shift()
     psutil.Process(old.pid).terminate()
     jobs.ends()
@@ -112,7 +112,7 @@ def test_workers_that_are_told_to_end(fault_stack: Start, tmp_path: Path) -> Non
 
     # One whose time is over.
     change()
-    stack.kill(old.name)
+    stack.remove_worker(old.name)
     old.command += ("--lifetime", "4s")
     jobs = shift(lambda: stack.restart(old.name))
     jobs.ends()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
 import sys
 from typing import Any
 
 import dask.config
-import dask_jobqueue
 import pytest
 import yaml
 
 from tests.support.deploy_files import DEPLOY
+
+# Its import makes Ctrl-C end the process without an exception, in all tests of this process.
+_on_interrupt = signal.getsignal(signal.SIGINT)
+import dask_jobqueue  # noqa: E402
+
+signal.signal(signal.SIGINT, _on_interrupt)
 
 SLURM = DEPLOY / "slurm"
 
