@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import logging
 import os
 import time
 from collections.abc import Collection, Mapping
@@ -34,14 +33,13 @@ from girder_dask.worker.outbox import Outbox
 
 __all__ = ["SimulatedWorker", "serve"]
 
-logger = logging.getLogger(__name__)
-
 # As girder_dask.yaml has it.
 _FLUSH_INTERVAL_S = 0.3
 _MEMORY_BYTES = 2**30
 _RESULT_BYTES = 16
 _NONE_TYPE = dumps(type(None))
 _NOTHING = pack_value(None)
+_VERSIONS = get_versions()
 # So many register at once.
 _STARTING_WORKERS = 20
 _FIRST_HEARTBEAT_S = 1.0
@@ -69,8 +67,6 @@ class SimulatedWorker:
         self._scheduler = rpc(scheduler)
         self._stream = BatchedSend(interval="2ms")
         self._runs = itertools.count(1)
-        #: The jobs that it has run.
-        self.jobs = 0
 
     async def run(self, registered: asyncio.Semaphore) -> None:
         """Register, and serve until the scheduler closes the connection."""
@@ -118,7 +114,7 @@ class SimulatedWorker:
             "services": {},
             "nanny": None,
             "pid": os.getpid(),
-            "versions": get_versions(),
+            "versions": _VERSIONS,
             "metrics": _metrics(),
             "extra": {},
             "stimulus_id": f"worker-connect-{time.time()}",
@@ -155,7 +151,6 @@ class SimulatedWorker:
             outbox.post(
                 JobEvent(time=began, status=int(JobStatus.SUCCESS), result=_NOTHING, **about)
             )
-            self.jobs += 1
         self._stream.send(
             {
                 "op": "task-finished",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from girder_dask.celery import message_body
 from girder_dask.errors import ArgumentError
-from girder_dask.protocol.celery_message import FOLLOWING_CALLS, LOCAL_QUEUE
+from girder_dask.protocol.celery_message import CHORD_POLL, FOLLOWING_CALLS, LOCAL_QUEUE
 
 __all__ = ["FollowingCall", "call_text", "following_calls"]
 
@@ -23,8 +23,6 @@ _MEMBERS: Mapping[str, tuple[str, ...]] = {
 }
 # Tasks of Celery that call the task of a signature in their own process. Only its name counts.
 _MAPS = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
-# What polls the members of a chord, and calls its body.
-_POLL = "celery.chord_unlock"
 # The tasks of the classes of Celery's compositions.
 _CLASSES = {
     "chain": "celery.chain",
@@ -169,9 +167,8 @@ def _check_signature(found: Mapping[str, Any]) -> Mapping[str, Any]:
     name, kind = found.get("task"), found.get("subtask_type")
     is_clear = (
         isinstance(name, str)
-        and name != _POLL  # which only Celery sends, as a message of its own
+        and name != CHORD_POLL  # which only Celery sends, as a message of its own
         and (not kind or (isinstance(kind, str) and _CLASSES.get(kind) == name))
-        and found.get("immutable") in (None, True, False)
         and isinstance(found.get("immutable"), (bool, type(None)))
     )
     if not is_clear:
@@ -185,7 +182,7 @@ def _inner(task: str, args: Any, kwargs: Any) -> Iterator[Any]:
         given = _plain(kwargs)
         for name in _MEMBERS[task]:
             yield given.get(name)
-    elif task == _POLL:
+    elif task == CHORD_POLL:
         yield from _sequence(args)[1:2]
         yield _plain(kwargs).get("callback")
     elif task in _MAPS:

@@ -21,9 +21,9 @@ __all__ = [
     "TRANSFORMS",
     "arguments",
     "as_text",
-    "call_text",
     "check",
     "load",
+    "message_text",
     "objects",
     "tokens",
 ]
@@ -97,7 +97,7 @@ def arguments(message: CeleryMessage) -> Any:
         return None
 
 
-def call_text(message: CeleryMessage) -> str:
+def message_text(message: CeleryMessage) -> str:
     """Return the task and the arguments of a message as text, the same for the same call."""
     return as_text([message.task, arguments(message) or message.body])
 

@@ -169,7 +169,7 @@ def publish(queue: str, message: Mapping[str, Any]) -> None:
         # Such headers are copies of those of the running task.
         rest = {name: headers[name] for name in headers.keys() - {RUN_HEADER, "jobInfoSpec"}}
         sent = replace(sent, headers=rest)
-    call = message_body.call_text(sent) if in_run() else ""
+    call = message_body.message_text(sent) if in_run() else ""
     earlier = get_backend().celery_messages.send(sent, job, call)
     if earlier is not None:
         current_job().job_manager.write(

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from girder_dask.celery import message_body
 from girder_dask.celery.moments import timestamp_of
 from girder_dask.errors import ArgumentError
-from girder_dask.protocol.celery_message import CeleryMessage
+from girder_dask.protocol.celery_message import CHORD_POLL, CeleryMessage
 from girder_dask.protocol.messages import MAX_MOMENT_S, MAX_NOTE_BYTES
 from girder_dask.tasks.running_job import RetryRequested
 
@@ -22,9 +22,8 @@ __all__ = ["continued", "request"]
 # What a retry changes of a message. Its queue is that of the job.
 _HEADERS = ("retries", "eta", "expires", "timelimit")
 
-# Celery's task that tries itself again each second until the tasks of a chord have ended. Each try
-# is an attempt in the document of its job, so the interval grows with the time that has passed.
-_POLLING_TASK = "celery.chord_unlock"
+# Celery polls a chord each second. Each poll is an attempt in the document of its job, so the
+# interval grows with the time that has passed.
 _POLL_GROWTH = 1.05
 _MAX_POLL_INTERVAL_S = 60.0
 _MAX_GROWING_POLLS = 1000
@@ -75,7 +74,7 @@ def _not_before(message: CeleryMessage, again: CeleryMessage) -> float:
     if moment is None:
         return now
     interval_s = moment - now
-    if message.task == _POLLING_TASK and 0 < interval_s < _MAX_POLL_INTERVAL_S:
+    if message.task == CHORD_POLL and 0 < interval_s < _MAX_POLL_INTERVAL_S:
         retries = min(int(again.headers.get("retries") or 0), _MAX_GROWING_POLLS)
         moment = now + min(interval_s * _POLL_GROWTH**retries, _MAX_POLL_INTERVAL_S)
     return min(max(moment, 0.0), float(MAX_MOMENT_S))

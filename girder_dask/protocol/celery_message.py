@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from girder_dask.protocol.messages import Message
 
 __all__ = [
+    "CHORD_POLL",
     "DEFAULT_QUEUE",
     "FOLLOWING_CALLS",
     "LOCAL_QUEUE",
@@ -28,6 +29,9 @@ DEFAULT_QUEUE = "celery"
 
 #: The queue of tasks that need Girder's database. Its workers have that.
 LOCAL_QUEUE = "local"
+
+#: The task of Celery that polls the members of a chord, and calls its body when all have ended.
+CHORD_POLL = "celery.chord_unlock"
 
 #: The prefix of the worker resource that stands for a queue.
 QUEUE_RESOURCE_PREFIX = "queue:"

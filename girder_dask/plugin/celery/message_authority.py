@@ -17,7 +17,12 @@ from girder_dask.plugin.rest import authorization, option_limits
 from girder_dask.plugin.store import job_records
 from girder_dask.plugin.store.access.authority import Authority, of_job
 from girder_dask.plugin.store.access.requester import Requester
-from girder_dask.protocol.celery_message import FOLLOWING_CALLS, LOCAL_QUEUE, CeleryMessage
+from girder_dask.protocol.celery_message import (
+    CHORD_POLL,
+    FOLLOWING_CALLS,
+    LOCAL_QUEUE,
+    CeleryMessage,
+)
 from girder_dask.protocol.messages import Submission
 
 __all__ = ["authorize"]
@@ -25,7 +30,7 @@ __all__ = ["authorize"]
 # The tasks of these packages do what their arguments say: start any container, or any task.
 _INTERPRETERS = frozenset({"celery", "girder_worker", "slicer_cli_web"})
 # Tasks of Celery itself that only collect results.
-_COLLECTING = frozenset({"celery.accumulate", "celery.chord_unlock"})
+_COLLECTING = frozenset({"celery.accumulate", CHORD_POLL})
 # The most characters of a message: to check one takes about a second for each million.
 _MAX_BODY_CHARS = 2 * 1024**2
 # The most tasks that calls after a message may name, besides those that are stored.

@@ -43,6 +43,11 @@ __all__ = [
 # The most characters of a token or a name.
 _MAX_LINE_CHARS = 500
 
+# The fields of messages on the wire.
+_KNOWN_FIELDS: dict[type[Any], frozenset[str]] = {
+    kind: frozenset([*kind.__struct_encode_fields__, "version"]) for kind in (Submission, MapParent)
+}
+
 # By how much the clock of a client may differ.
 _CLOCK_SKEW_S = 86_400.0
 
@@ -125,17 +130,13 @@ def _refuse_unknown(wire: dict[str, Any], kind: type[Any], what: str) -> None:
     A newer client sends an option only if the caller gives it. A job without it would not do what
     was asked.
     """
-    unknown = sorted(str(name)[:100] for name in wire if name not in _known_fields(kind))
+    unknown = sorted(str(name)[:100] for name in wire.keys() - _KNOWN_FIELDS[kind])
     if unknown:
         raise RestException(
             f"{what} has fields that this Girder does not know: {', '.join(unknown[:10])}. If a "
             f"newer girder_dask has sent them, upgrade girder_dask in Girder, which has "
             f"{girder_dask.__version__}."
         )
-
-
-def _known_fields(kind: type[Any]) -> frozenset[str]:
-    return frozenset([*kind.__struct_encode_fields__, "version"])
 
 
 def _check(value: Submission | MapParent) -> None:
