@@ -87,7 +87,7 @@ class SchedulerApi(ApiClient):
         Returns
         -------
         dict
-            Job ids under ``stale``, ``gone`` and ``cancel``.
+            Job ids under ``stale``, ``gone`` and ``cancel``, and attempts under ``superseded``.
 
         Raises
         ------

@@ -35,6 +35,7 @@ __all__ = [
     "RetryRequest",
     "StoredResult",
     "Submission",
+    "attempt_id",
 ]
 
 logger = logging.getLogger(__name__)
@@ -287,6 +288,15 @@ class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
         content = (self.status, self.log, self.progress, self.result)
         reasons = (self.error, self.exception, self.pending_reason, self.images, self.retry)
         return all(value is None for value in (*content, *reasons))
+
+
+def attempt_id(job_id: str, attempt: int) -> str:
+    """Return the text that names an attempt of a job in an answer to updates.
+
+    >>> attempt_id("5f0c1b6e8a7d4c0012345678", 2)
+    '5f0c1b6e8a7d4c0012345678-2'
+    """
+    return f"{job_id}-{attempt}"
 
 
 class JobUpdate(Message, Struct, frozen=True, omit_defaults=True):

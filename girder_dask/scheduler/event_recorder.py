@@ -18,7 +18,7 @@ from typing import Any
 
 from girder_dask.http.scheduler_api import Acknowledgement
 from girder_dask.metrics.histogram import LAG_BOUNDS_S, Histogram
-from girder_dask.protocol.messages import JobEvent, JobUpdate
+from girder_dask.protocol.messages import JobEvent, JobUpdate, attempt_id
 from girder_dask.scheduler.update_delivery import PendingUpdate, Post, UpdateDelivery, Verdicts
 from girder_dask.utils.background import Guard, repeat
 from girder_dask.utils.throttle import Throttle
@@ -327,14 +327,14 @@ class Recorder:
         return JobUpdate(update.id, update.attempt, sequence, statuses=statuses).to_wire()
 
     def _handle_answer(self, updates: Sequence[PendingUpdate], verdicts: Verdicts) -> None:
-        refused: set[str] = set()
+        refused: set[str] = set()  # jobs and attempts
         with self._answer_guard:  # the answer may be malformed
-            refused = {*verdicts.get("stale", ()), *verdicts.get("gone", ())}
-            for kind, ids in verdicts.items():
-                for job_id in ids:
+            refused.update(*(verdicts.get(kind, ()) for kind in ("stale", "gone", "superseded")))
+            for kind in ("stale", "gone", "cancel"):
+                for job_id in verdicts.get(kind, ()):
                     self._pass_verdict(job_id, kind)
         for update in updates:
-            if update.id not in refused:
+            if refused.isdisjoint((update.id, attempt_id(update.id, update.attempt))):
                 with self._answer_guard:
                     self._on_recorded(update.id, update.attempt)
             if update.is_final:

@@ -21,7 +21,8 @@ from girder_dask.jobs import JobStatus
 from girder_dask.standalone import checks
 from girder_dask.standalone.authority import Authority
 from tests.support.deployed_site import PASSWORD, Site, register, run_job
-from tests.support.network_hosts import Capture, NetworkHosts, listening
+from tests.support.girder_services import wait_until
+from tests.support.network_hosts import Capture, Listening, NetworkHosts, listening
 from tests.support.storage import Storage
 
 pytestmark = pytest.mark.skipif(
@@ -150,13 +151,20 @@ def test_three_hosts_refuse_strangers(three: ThreeHosts, tmp_path: Path) -> None
 
 def test_three_hosts_listen_for_others_with_tls_alone(three: ThreeHosts) -> None:
     for role, host in (("scheduler", SCHEDULER), ("worker", WORKER)):
-        process = three.site.process(role)
-        found = list(listening(process.pid))
+        found = listeners(three, role)
         outside = [listens for listens in found if not listens.is_loopback]
-        assert outside
         for listens in outside:
             assert not answers_http(three.hosts.addresses[host], listens.port), (role, listens)
-        assert any(listens.is_loopback for listens in found), "the HTTP server"
+
+
+def listeners(three: ThreeHosts, role: str) -> list[Listening]:
+    """Wait until a role listens for others and for its own host; return all that it listens on."""
+
+    def found() -> list[Listening]:
+        return list(listening(three.site.process(role).pid))
+
+    wait_until(lambda: len({each.is_loopback for each in found()}) == 2, f"the {role} listens")
+    return found()
 
 
 def answers_http(address: str, port: int) -> bool:

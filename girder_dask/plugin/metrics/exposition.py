@@ -46,14 +46,6 @@ _GAUGES = {
 
 
 @dataclass(frozen=True)
-class LeaseReading:
-    """The scheduler that leads, and the seconds since it has renewed its lease."""
-
-    leader: str
-    age_s: float
-
-
-@dataclass(frozen=True)
 class Readings:
     """What one scrape has read."""
 
@@ -63,10 +55,10 @@ class Readings:
     processes: int
     gauges: Mapping[str, float]
     quarantined: int
-    lease: LeaseReading | None
+    lease_age_s: float | None
 
 
-def read(flusher: Flusher, quarantined: int, lease: LeaseReading | None, now: datetime) -> Readings:
+def read(flusher: Flusher, quarantined: int, lease_age_s: float | None, now: datetime) -> Readings:
     """Read all metrics from the database.
 
     Parameters
@@ -75,8 +67,8 @@ def read(flusher: Flusher, quarantined: int, lease: LeaseReading | None, now: da
         What stores the counts of this process. They are stored first.
     quarantined
         The jobs that went into quarantine in the last day.
-    lease
-        The lease of the scheduler that leads, None if none leads.
+    lease_age_s
+        Seconds since the scheduler that leads has renewed its lease, None if none leads.
     now
         The present time.
     """
@@ -86,11 +78,9 @@ def read(flusher: Flusher, quarantined: int, lease: LeaseReading | None, now: da
         flusher.labels.add_known(task)
     flusher.want_count()
     queue = queue_counts.load()
-    # The leader has jobs that the last count has seen without a scheduler.
-    schedulers = dict.fromkeys([*queue.schedulers, *([lease.leader] if lease else [])])
-    oldest = queue_counts.oldest_waiting(schedulers, flusher.open_index, now)
+    oldest = queue_counts.oldest_waiting(flusher.open_index, now)
     processes, gauges = counter_store.load_gauges(now)
-    return Readings(sums, queue, oldest, processes, gauges, quarantined, lease)
+    return Readings(sums, queue, oldest, processes, gauges, quarantined, lease_age_s)
 
 
 def collect(readings: Readings) -> Iterator[Any]:
@@ -147,17 +137,17 @@ def _of_queue(readings: Readings) -> Iterator[Any]:
         {(cluster,): age_s for cluster, age_s in readings.oldest_s.items()},
         ["cluster"],
     )
-    lease = readings.lease
+    age_s = readings.lease_age_s
     yield families.gauge(
         f"{_PREFIX}_leading_schedulers",
         "1 if a scheduler has the lease, 0 if none has.",
-        {("default",): float(lease is not None)},
+        {("default",): float(age_s is not None)},
         ["cluster"],
     )
     yield families.gauge(
         f"{_PREFIX}_lease_age_seconds",
         "Seconds since the scheduler that leads has renewed its lease.",
-        {} if lease is None else {("default",): lease.age_s},
+        {} if age_s is None else {("default",): age_s},
         ["cluster"],
     )
     yield families.gauge(

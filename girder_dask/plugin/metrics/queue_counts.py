@@ -3,7 +3,7 @@
 The count goes over all unfinished jobs, so it is shared by all processes and rests between two: for
 at least :data:`MIN_REST_S`, and for :data:`REST_FACTOR` times as long as it took. So it takes a
 fiftieth of one core of the database, or a twentieth for a queue of many millions. The oldest job
-that waits is looked up at each scrape, which is one step in the same index.
+that waits is looked up at each scrape, in a few steps in the same index.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -62,14 +62,11 @@ class QueueCount:
     ----------
     jobs
         The number of jobs by state, label of the task, and cluster.
-    schedulers
-        The ids of the schedulers that have jobs; None for jobs that no scheduler has.
     counted
         When they were counted, None if never.
     """
 
     jobs: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    schedulers: tuple[str | None, ...] = (None,)
     counted: datetime | None = None
 
 
@@ -123,12 +120,9 @@ def _counted(tasks: Sequence[str], index: str, now: datetime) -> dict[str, Any]:
 
 def _read(document: dict[str, Any]) -> QueueCount:
     jobs = Counter[tuple[str, str, str]]()
-    schedulers: dict[str | None, None] = {None: None}
     for scheduler, status, task, number in json.loads(document.get("rows", "[]")):
         jobs[_state(status), str(task), cluster_label(scheduler)] += number
-        schedulers[scheduler] = None
-    some = tuple(schedulers)[:_MAX_SCHEDULERS]
-    return QueueCount(jobs, some, document.get("counted"))
+    return QueueCount(jobs, document.get("counted"))
 
 
 def cluster_label(scheduler: Any) -> str:
@@ -146,13 +140,31 @@ def _state(status: Any) -> str:
         return "UNKNOWN"
 
 
-def oldest_waiting(schedulers: Iterable[str | None], index: str, now: datetime) -> dict[str, float]:
+def oldest_waiting(index: str, now: datetime) -> dict[str, float]:
     """Return the seconds since the oldest queued job was created, by cluster."""
     oldest: dict[str, float] = {}
-    for scheduler in schedulers:
+    for scheduler in _schedulers(index):
         query = {"dask.open": True, "dask.scheduler": scheduler, "status": int(JobStatus.QUEUED)}
         job = Job().collection.find_one(query, {"created": 1}, sort=[("created", 1)], hint=index)
         if job is not None and isinstance(job.get("created"), datetime):
             label, age_s = cluster_label(scheduler), (now - job["created"]).total_seconds()
             oldest[label] = max(oldest.get(label, 0.0), age_s)
     return oldest
+
+
+def _schedulers(index: str) -> Iterator[str | None]:
+    """Yield the ids of the schedulers that have jobs; None, for none, at the begin and the end.
+
+    A scheduler may claim a job, or give it back, between two steps.
+    """
+    last = ""
+    yield None
+    for _ in range(_MAX_SCHEDULERS):
+        query = {"dask.open": True, "dask.scheduler": {"$gt": last}}
+        order = [("dask.scheduler", 1)]
+        job = Job().collection.find_one(query, {"dask.scheduler": 1}, sort=order, hint=index)
+        if job is None:
+            break
+        last = str(job["dask"]["scheduler"])
+        yield last
+    yield None

@@ -22,7 +22,6 @@ from girder_dask.metrics import families
 from girder_dask.plugin import scheduler_lease
 from girder_dask.plugin.backend import GirderBackend
 from girder_dask.plugin.metrics import exposition
-from girder_dask.plugin.metrics.exposition import LeaseReading
 from girder_dask.plugin.metrics.flusher import Flusher
 from girder_dask.plugin.notify import notifications
 from girder_dask.plugin.rest import routes
@@ -96,10 +95,10 @@ def _totals(backend: GirderBackend) -> dict[str, int]:
     }
 
 
-def _lease(lease: scheduler_lease.Lease | None, now: datetime) -> LeaseReading | None:
+def _age_s(lease: scheduler_lease.Lease | None, now: datetime) -> float | None:
     if lease is None or lease.leader is None:
         return None
-    return LeaseReading(lease.leader, (now - lease.renewed).total_seconds())
+    return (now - lease.renewed).total_seconds()
 
 
 class _CachedAnswer:
@@ -116,8 +115,8 @@ class _CachedAnswer:
             if time.monotonic() >= self._until:
                 now = datetime.now(timezone.utc)
                 number = int(quarantine.summarize(now)["number"])
-                lease = _lease(scheduler_lease.current(), now)
-                readings = exposition.read(self._flusher, number, lease, now)
+                age_s = _age_s(scheduler_lease.current(), now)
+                readings = exposition.read(self._flusher, number, age_s, now)
                 self._text = families.render(exposition.collect(readings))
                 self._until = time.monotonic() + CACHE_TTL_S
             return self._text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
@@ -171,7 +172,8 @@ class DaskResource(Resource):
         Description("Update Dask jobs.")
         .notes(
             "For Dask schedulers. The answer has the ids of jobs that no longer belong to this "
-            "scheduler (`stale`), that do not exist (`gone`) and that it must stop (`cancel`)."
+            "scheduler (`stale`), that do not exist (`gone`) and that it must stop (`cancel`), and "
+            "the attempts, as `JOB-ATTEMPT`, that are older than the recorded one (`superseded`)."
         )
         .param(**body_types.parameter(UpdatesBody))
         .errorResponse("The body cannot be read.")
@@ -193,7 +195,7 @@ class DaskResource(Resource):
             logger.warning("An update of a job cannot be read and is dropped: %s", error)
             if isinstance(wire, dict) and isinstance(wire.get("id"), str):
                 verdicts.stale.append(wire["id"])
-        return {"stale": verdicts.stale, "gone": verdicts.gone, "cancel": verdicts.cancel}
+        return asdict(verdicts)
 
     @_for_schedulers
     @autoDescribeRoute(

@@ -32,12 +32,13 @@ _UNSET = {"attempt": None, "sequence": None, "scheduler": None}
 class Verdict(Enum):
     """Reply to the sender of an update.
 
-    ``STALE``: the attempt is over, or another scheduler has the job. ``CANCEL``: the job must be
-    stopped.
+    ``STALE``: another scheduler has the job. ``SUPERSEDED``: the scheduler has the job, in a later
+    attempt than that of the update. ``CANCEL``: the job must be stopped.
     """
 
     APPLIED = "applied"
     STALE = "stale"
+    SUPERSEDED = "superseded"
     CANCEL = "cancel"
 
 
@@ -141,8 +142,11 @@ class JobChange:
         if not self._is_current(attempt, scheduler):
             if self.dask["scheduler"] != scheduler:
                 return Verdict.STALE
-            # A repeated update of its own older attempt does not make the scheduler stale. A newer
-            # attempt of a job that has ended must stop if the job was canceled.
+            if attempt < self.dask["attempt"]:
+                # It may be a repeated update. It may also be an attempt that the scheduler has
+                # counted while Girder gave the job to another one, and then back.
+                return Verdict.SUPERSEDED
+            # The job has ended. A newer attempt must stop if it was canceled.
             return self._verdict(ends) if attempt > self.dask["attempt"] else Verdict.APPLIED
         if (attempt, sequence) > self.position:
             if attempt > self.dask["attempt"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -24,7 +24,7 @@ from girder_dask.plugin.store.logs import chunks
 from girder_dask.plugin.store.logs.writer import LOG_FIELD
 from girder_dask.plugin.store.maps import parents
 from girder_dask.plugin.store.results import OUTCOME_FIELD
-from girder_dask.protocol.messages import JobUpdate
+from girder_dask.protocol.messages import JobUpdate, attempt_id
 
 __all__ = ["WITHOUT_LOG", "Verdicts", "apply", "publish", "save"]
 
@@ -49,25 +49,30 @@ WITHOUT_LOG = {"log": False, f"{LOG_FIELD}.chunks": False, OUTCOME_FIELD: False}
 class Verdicts:
     """The reply to a batch of updates, as lists of job ids.
 
-    ``stale``: the attempt is over, or another scheduler has the job. ``gone``: the job does not
-    exist. ``cancel``: the job must be stopped.
+    ``stale``: another scheduler has the job. ``gone``: the job does not exist. ``cancel``: the job
+    must be stopped. ``superseded``: the attempt is not recorded, since Girder has a later one of
+    the job (as :func:`girder_dask.protocol.messages.attempt_id` names it).
     """
 
     stale: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     cancel: list[str] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
 
     def merge(self, others: Verdicts) -> None:
         """Add other verdicts."""
-        self.stale.extend(job_id for job_id in others.stale if job_id not in self.stale)
-        self.gone.extend(job_id for job_id in others.gone if job_id not in self.gone)
-        self.cancel.extend(job_id for job_id in others.cancel if job_id not in self.cancel)
+        for kind, ids in asdict(others).items():
+            known = getattr(self, kind)
+            known.extend(each for each in ids if each not in known)
 
-    def add(self, job_id: str, verdict: Verdict) -> None:
+    def add(self, job_id: str, attempt: int, verdict: Verdict) -> None:
         """Add the verdict on an update."""
-        ids = {Verdict.STALE: self.stale, Verdict.CANCEL: self.cancel}.get(verdict)
-        if ids is not None and job_id not in ids:
-            ids.append(job_id)
+        if verdict == Verdict.APPLIED:
+            return
+        ids = getattr(self, verdict.value)
+        each = attempt_id(job_id, attempt) if verdict == Verdict.SUPERSEDED else job_id
+        if each not in ids:
+            ids.append(each)
 
 
 def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
@@ -102,7 +107,7 @@ def apply(scheduler: str, updates: Iterable[JobUpdate]) -> Verdicts:
         publish(written)
         for change in [*written, *refused]:
             if change.abandoned:
-                verdicts.add(str(change.id), Verdict.STALE)
+                verdicts.add(str(change.id), change.dask["attempt"], Verdict.STALE)
         done = {change.id for change in [*written, *refused]}
         left = {change.id for change in changes} - done
         pending = {job_id: pending[job_id] for job_id in left}
@@ -123,7 +128,7 @@ def _group_by_job(
         job_id = to_object_id(update.id)
         if job_id is None:
             logger.warning("An update of %r is dropped, since that is not a job id", update.id)
-            verdicts.add(str(update.id), Verdict.STALE)
+            verdicts.add(str(update.id), update.attempt, Verdict.STALE)
         else:
             grouped.setdefault(job_id, []).append(update)
     return grouped
@@ -148,7 +153,8 @@ def _read(
                 verdicts.gone.append(str(job_id))
             continue
         for update in updates:
-            verdicts.add(str(job_id), _apply_one(change, update, scheduler))
+            verdict = _apply_one(change, update, scheduler)
+            verdicts.add(str(job_id), update.attempt, verdict)
     return list(changes.values())
 
 

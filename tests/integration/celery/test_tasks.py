@@ -10,6 +10,7 @@ from bson import ObjectId
 
 from girder_dask.jobs import JobStatus, waits_for
 from tests.support.celery_site import CelerySite
+from tests.support.girder_services import wait_until
 
 
 def test_a_plain_task_runs_as_a_job_of_its_user(celery_site: CelerySite) -> None:
@@ -197,16 +198,21 @@ def test_countdown_leaves_the_job_queued_with_the_time(celery_site: CelerySite) 
     assert time.time() - began >= 3
 
 
-def test_worker_status_answers_at_once(celery_site: CelerySite) -> None:
+def test_worker_status_shows_what_runs(celery_site: CelerySite) -> None:
     job_id = celery_site.delay("waits")
     celery_site.wait(job_id, status=JobStatus.RUNNING)
-    began = time.monotonic()
-    status = celery_site.admin.get("worker/status")
-    assert time.monotonic() - began < 1
+    seen: list[Any] = []
+
+    def shows_job() -> bool:
+        # What the scheduler said a moment ago is answered again.
+        seen.append(celery_site.admin.get("worker/status"))
+        active = seen[-1]["active"].get("dask@worker-0", ())
+        return job_id in [task["id"] for task in active]
+
+    wait_until(shows_job, "the job is shown")
     celery_site.admin.put(f"job/{job_id}/cancel")
-    assert status["ping"]["dask@worker-0"] == {"ok": "pong"}
-    assert status["stats"]["dask@worker-0"]["pool"] == {"max-concurrency": 4}
-    assert [task["id"] for task in status["active"]["dask@worker-0"]] == [job_id]
+    assert seen[-1]["ping"]["dask@worker-0"] == {"ok": "pong"}
+    assert seen[-1]["stats"]["dask@worker-0"]["pool"] == {"max-concurrency": 4}
 
 
 def test_local_worker_check_is_never_answered_with_no(celery_site: CelerySite) -> None:

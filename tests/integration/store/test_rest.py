@@ -78,7 +78,7 @@ def test_scheduler_claims_and_updates_over_http(girder, web, credential):
     }
     answer = web("POST", "dask/job/updates", credential, json=body).json()
     gone = ["5c0ffee5c0ffee5c0ffee5c0"]
-    assert answer == {"stale": [recorded.spec.id], "gone": gone, "cancel": []}
+    assert answer == {"stale": [recorded.spec.id], "gone": gone, "cancel": [], "superseded": []}
     assert girder.status(recorded.spec.id) == JobStatus.SUCCESS
     assert girder.store.result(recorded.spec.id).value == b"\0r"
     told = web("GET", "dask/credential", credential).json()

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from girder_dask.jobs import FINAL, JobStatus, can_follow
-from girder_dask.protocol.messages import JobUpdate
+from girder_dask.protocol.messages import JobUpdate, attempt_id
 from tests.support.store_jobs import update
 
 _at_work = [status for status in JobStatus if status not in FINAL]
@@ -53,7 +53,7 @@ class Promised:
                 return "stale"
             return "cancel" if self.states[-1] == JobStatus.CANCELED and not ends else None
         if news.attempt < self.position[0]:
-            return None
+            return "superseded"
         if (news.attempt, news.sequence) > self.position:
             self.scheduler, self.position = scheduler, (news.attempt, news.sequence)
             self.log += [news.log] if news.log else []
@@ -63,6 +63,16 @@ class Promised:
             self.scheduler = scheduler
         stops = self.states[-1] in (JobStatus.CANCELING, JobStatus.CANCELED)
         return "cancel" if stops and not ends else None
+
+    def answer(self, scheduler: str, batch: list[JobUpdate]) -> dict[str, list[str]]:
+        """Apply some updates, and return the whole answer."""
+        told: dict[str, dict[str, None]] = {"stale": {}, "cancel": {}, "superseded": {}}
+        for news in batch:
+            kind = self.apply(scheduler, news)
+            if kind is not None:
+                of_attempt = attempt_id(news.id, news.attempt)
+                told[kind][of_attempt if kind == "superseded" else news.id] = None
+        return {kind: [*ids] for kind, ids in told.items()}
 
     def reach(self, status: JobStatus) -> None:
         is_gap = status in FINAL and not can_follow(self.states[-1], status)
@@ -103,9 +113,7 @@ def test_any_order_and_repetition_of_updates_gives_a_legal_history(girder, happe
         check(girder.store.apply(scheduler, batch), scheduler, batch)
 
     def check(verdicts: Any, scheduler: str, batch: list[JobUpdate]) -> None:
-        said = {promised.apply(scheduler, news) for news in batch}
-        told = {kind: [job_id] if kind in said else [] for kind in ("stale", "cancel")}
-        assert verdicts == girder.store.Verdicts(**told)
+        assert verdicts == girder.store.Verdicts(**promised.answer(scheduler, batch))
 
     for n, (what, who, more) in enumerate(happenings):
         attempt, sequence = promised.position

@@ -10,7 +10,7 @@ import pytest
 
 from girder_dask.errors import GirderError
 from girder_dask.jobs import JobStatus
-from girder_dask.protocol.messages import JobUpdate
+from girder_dask.protocol.messages import JobUpdate, attempt_id
 from girder_dask.scheduler.event_recorder import Recorder
 from tests.support.deadline import SECONDS, soon
 from tests.support.recording_site import Girder, event, recording
@@ -366,6 +366,19 @@ async def test_recorder_passes_on_recorded_attempts() -> None:
         await asyncio.wait_for(waiting, SECONDS)
     assert heard == [("a", 1), ("a", 2), ("d", 1), ("d", 2)]
     assert girder.verdicts == [("b", "stale"), ("c", "gone"), ("d", "cancel")]
+
+
+async def test_recorder_takes_a_superseded_attempt_for_no_recorded_one() -> None:
+    girder = Girder()
+    heard: list[tuple[str, int]] = []
+    girder.answer = lambda _: {"superseded": [attempt_id("a", 1), attempt_id("b", 1)]}
+    async with recording(girder, on_recorded=lambda *what: heard.append(what)) as recorder:
+        recorder.record(event("a", 1, status=int(S.RUNNING)))
+        recorder.record(event("a", 2, status=int(S.QUEUED)))
+        recorder.record(event("b", 1, status=int(S.RUNNING)))
+        assert await recorder.flush(SECONDS)
+    assert heard == [("a", 2)]
+    assert girder.verdicts == []
 
 
 # -- acknowledgements ------------------------------------------------------------------------

@@ -128,11 +128,12 @@ class Scheduler:
         if not answered:
             return
         updates, self.updates = self.updates, []
-        stale = {u.id for u, v in zip(updates, verdicts, strict=True) if v == Verdict.STALE}
+        told = list(zip(updates, verdicts, strict=True))
+        stale = {update.id for update, verdict in told if verdict == Verdict.STALE}
         for job in stale:
             self.site.dispatcher.on_verdict(job, "stale")
-        for update in updates:
-            if update.id not in stale:
+        for update, verdict in told:
+            if update.id not in stale and verdict != Verdict.SUPERSEDED:
                 self.site.jobs.on_recorded(update.id, update.attempt)
             if update.statuses and update.statuses[-1][0] in FINAL:
                 self.site.dispatcher.on_verdict(update.id, "done")
@@ -320,6 +321,17 @@ class Numbers(RuleBasedStateMachine):
     @invariant()
     def no_number_is_used_twice(self) -> None:
         assert len(self.calls) == len(set(self.calls)), self.calls
+
+
+def test_attempt_that_a_scheduler_has_counted_beside_another_one_is_superseded() -> None:
+    girder = Girder()
+    girder.hand_over("s1", "a")
+    girder.apply("s1", JobUpdate(id="a", attempt=1, sequence=1, statuses=[[int(S.RUNNING), 1.0]]))
+    assert ("a", 2) in list(girder.claim("s2", late=False))
+    assert ("a", 3) in list(girder.claim("s1", late=False))  # and the answer is lost
+    counted = JobUpdate(id="a", attempt=2, sequence=1, statuses=[[int(S.QUEUED), 2.0]])
+    assert girder.apply("s1", counted) == Verdict.SUPERSEDED
+    assert girder.jobs["a"]["dask"]["attempt"] == 3
 
 
 TestNumbers = Numbers.TestCase
