@@ -6,21 +6,35 @@ changes, so that a renewal restarts nothing. New connections use it; open ones c
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from girder_dask.errors import GirderDaskError
 from girder_dask.utils.background import Guard, repeat
 
-__all__ = ["RELOAD_INTERVAL_S", "CertificateReloader", "certificate_facts", "keep_certificate"]
+__all__ = [
+    "EXPIRY_METRIC",
+    "RELOAD_INTERVAL_S",
+    "CertificateReloader",
+    "ExpiryMetric",
+    "certificate_facts",
+    "keep_certificate",
+]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the files of a certificate.
-RELOAD_INTERVAL_S = 60.0
+#: Seconds between two looks at the files of a certificate. The documentation promises a minute,
+#: also on a busy host.
+RELOAD_INTERVAL_S = 30.0
+
+#: The name of the metric of Dask workers that :class:`ExpiryMetric` computes.
+EXPIRY_METRIC = "girder_dask_certificate"
 
 
 class CertificateReloader:
@@ -128,6 +142,34 @@ def certificate_facts() -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+class ExpiryMetric:
+    """The first certificate of this process to expire: its file name and when, as Dask's metric.
+
+    A worker sends it with each heartbeat, so the files are read from time to time only.
+    """
+
+    def __init__(self) -> None:
+        self._value: tuple[str, float] | None = None
+        self._read_at: float | None = None
+
+    async def __call__(self, server: Any) -> tuple[str, float] | None:  # noqa: ARG002 - Dask's
+        """Return the name and the time in seconds since the epoch, None without certificates."""
+        now = time.monotonic()
+        if self._read_at is None or now - self._read_at >= RELOAD_INTERVAL_S:
+            self._read_at = now
+            self._value = await asyncio.to_thread(_first_to_expire)
+        return self._value
+
+
+def _first_to_expire() -> tuple[str, float] | None:
+    expiries = (
+        (Path(each["file"]).name, datetime.fromisoformat(each["not_after"]).timestamp())
+        for each in certificate_facts()
+        if each["error"] is None
+    )
+    return min(expiries, key=lambda each: each[1], default=None)
 
 
 def _configured() -> Iterator[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ __all__ = [
     "TrustingSession",
     "certificate_advice",
     "certificate_refusal",
-    "https_days_left",
+    "https_expiry",
     "trusted_authorities",
 ]
 
@@ -29,7 +28,6 @@ _PEM_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _OTHER_HOST, _OTHER_ADDRESS = 62, 64
 _HTTPS_PORT = 443
-_DAY_S = 86400.0
 
 
 class AuthoritiesUnreadable(ExplainedRequestError):
@@ -110,8 +108,8 @@ def certificate_refusal(error: BaseException, url: str) -> str | None:
     return None if advice is None else f"The certificate of Girder at {url} is refused: {advice}"
 
 
-def https_days_left(url: str, *, timeout_s: float) -> float | None:
-    """Return the days until the certificate of an https server expires.
+def https_expiry(url: str, *, timeout_s: float) -> float | None:
+    """Return when the certificate of an https server expires, in seconds since the epoch.
 
     Returns
     -------
@@ -121,7 +119,7 @@ def https_days_left(url: str, *, timeout_s: float) -> float | None:
 
     Examples
     --------
-    >>> print(https_days_left("http://girder.example/api/v1", timeout_s=1.0))
+    >>> print(https_expiry("http://girder.example/api/v1", timeout_s=1.0))
     None
     """
     parts = urlsplit(url)
@@ -142,7 +140,7 @@ def https_days_left(url: str, *, timeout_s: float) -> float | None:
     expires = (certificate or {}).get("notAfter")
     if not isinstance(expires, str):
         return None
-    return (ssl.cert_time_to_seconds(expires) - time.time()) / _DAY_S
+    return float(ssl.cert_time_to_seconds(expires))
 
 
 def _remedy(refused: ssl.SSLCertVerificationError) -> str:

@@ -6,6 +6,7 @@ __all__ = [
     "ATTEMPT_ANNOTATION",
     "ATTEMPT_HEADER",
     "CELERY_PLUGIN_NAME",
+    "GPU_RESOURCE",
     "JOB_HEADER",
     "KIND_HEADER",
     "METRICS_KEY_NAME",
@@ -19,6 +20,9 @@ __all__ = [
 
 #: The name of the plugin of workers that imports girder_worker's tasks.
 CELERY_PLUGIN_NAME = "girder-dask-celery"
+
+#: The Dask resource that counts GPUs.
+GPU_RESOURCE = "GPU"
 
 #: The name of the plugins of girder_dask in the scheduler, workers and nannies.
 PLUGIN_NAME = "girder-dask"

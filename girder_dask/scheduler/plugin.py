@@ -12,7 +12,7 @@ import logging
 import pickle
 import socket
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +36,8 @@ from girder_dask.scheduler.lease import SchedulerLease, system_id
 from girder_dask.scheduler.metrics.collector import MetricsCollector
 from girder_dask.scheduler.metrics.collector import install as install_metrics
 from girder_dask.scheduler.metrics.collector import remove as remove_metrics
+from girder_dask.scheduler.metrics.https_certificate import HttpsCertificate
+from girder_dask.scheduler.metrics.of_workers import WorkerMetrics
 from girder_dask.scheduler.pending_reasons import PendingReasons
 from girder_dask.scheduler.placement.stealing import STEAL_INTERVAL_S, JobStealing
 from girder_dask.scheduler.rpc import RpcHandlers
@@ -148,7 +150,12 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._repeat("Stealing jobs", JobStealing(scheduler, jobs).steal, STEAL_INTERVAL_S)
 
         self._metrics = MetricsCollector(
-            jobs=jobs, cluster=cluster, recorder=recorder, girder=girder, lease=lease
+            jobs=jobs,
+            cluster=cluster,
+            recorder=recorder,
+            girder=girder,
+            lease=lease,
+            others=self._other_metrics(_adapt(scheduler, cluster)),
         )
         install_metrics(self._metrics)
         self._begin("certificate", keep_certificate(scheduler, "scheduler"))
@@ -156,6 +163,15 @@ class GirderSchedulerPlugin(SchedulerPlugin):
         self._begin("dependencies", self.claims.run_lookups())
         self._begin("recorder", recorder.run(dispatcher.on_verdict, jobs.on_recorded))
         logger.info("girder_dask %s runs the jobs of %s", __version__, self._api_url)
+
+    def _other_metrics(self, target: AdaptiveTarget) -> list[Callable[[], Iterable[Any]]]:
+        """Return the metrics of workers, and that of Girder's https if it is reached by https."""
+        workers = WorkerMetrics(self._scheduler, target)
+        if not (self._api_url or "").startswith("https:"):
+            return [workers.families]
+        https = HttpsCertificate(self._api_url or "")
+        self._repeat("The look at the certificate of Girder's https", https.step)
+        return [workers.families, https.families]
 
     def _connect_to_girder(self) -> SchedulerApi:
         timeout = config.seconds("scheduler.request-timeout")
@@ -299,9 +315,14 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
 def _make_cluster(scheduler: Scheduler, run_job: Callable[..., Any]) -> DaskCluster:
     jobs_per_thread = config.positive_or_none("scheduler.jobs-per-thread")
-    cluster = DaskCluster(scheduler, run_job, jobs_per_thread)
-    AdaptiveTarget(scheduler, cluster.window).install()
-    return cluster
+    return DaskCluster(scheduler, run_job, jobs_per_thread)
+
+
+def _adapt(scheduler: Scheduler, cluster: DaskCluster) -> AdaptiveTarget:
+    """Answer adaptive clusters with the jobs that wait counted in."""
+    target = AdaptiveTarget(scheduler, cluster.window)
+    target.install()
+    return target
 
 
 def _make_recorder(girder: GirderRequests) -> Recorder:

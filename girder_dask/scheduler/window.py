@@ -145,6 +145,10 @@ class Window:
         """Return the kinds of which jobs wait."""
         return [kind for kind, window in self._kinds.items() if window.waiting]
 
+    def waiting_number(self, kind: Kind) -> int:
+        """Return the number of jobs of a kind that wait."""
+        return len(self._kinds[kind].waiting)
+
     def waiting_keys(self, kind: Kind) -> Iterable[str]:
         """Return the keys of the jobs of a kind that wait."""
         return (job.spec.key for job in self._kinds[kind].waiting)

@@ -14,10 +14,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["RESOURCE", "VARIABLE", "GpuAllocator", "environment", "exposed", "visible_ids"]
-
-#: The Dask resource that counts GPUs.
-RESOURCE = "GPU"
+__all__ = ["VARIABLE", "GpuAllocator", "environment", "exposed", "visible_ids"]
 
 #: The environment variable that CUDA reads.
 VARIABLE = "CUDA_VISIBLE_DEVICES"

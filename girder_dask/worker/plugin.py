@@ -27,9 +27,9 @@ from girder_dask.docker.leftovers import remove_of_dead_workers
 from girder_dask.errors import GirderDaskError
 from girder_dask.protocol import json_log
 from girder_dask.protocol.messages import JobSpec
-from girder_dask.protocol.names import ATTEMPT_ANNOTATION, PLUGIN_NAME
+from girder_dask.protocol.names import ATTEMPT_ANNOTATION, GPU_RESOURCE, PLUGIN_NAME
 from girder_dask.protocol.wire_version import WIRE_VERSION, version_conflict
-from girder_dask.tls import keep_certificate
+from girder_dask.tls import EXPIRY_METRIC, ExpiryMetric, keep_certificate
 from girder_dask.utils.background import Guard, log_failure
 from girder_dask.worker import gpus
 from girder_dask.worker.cancellation import RunCanceller
@@ -184,6 +184,7 @@ class GirderWorkerPlugin(WorkerPlugin):
         self._removal = log_failure(removal, logger, "Removing containers of earlier workers")
         keeping = asyncio.create_task(keep_certificate(worker, "worker"))
         self._certificate = log_failure(keeping, logger, "Keeping the certificate")
+        worker.metrics[EXPIRY_METRIC] = ExpiryMetric()
         if context.isolation == "process":
             context.fork_server_supervisor.start()
         logger.info("girder_dask %s is ready on %s", __version__, worker.address)
@@ -205,7 +206,7 @@ class GirderWorkerPlugin(WorkerPlugin):
             on_dropped=self._drop,
         )
         cache, cache_error = open_file_cache()
-        total = worker.state.total_resources.get(gpus.RESOURCE, 0)
+        total = worker.state.total_resources.get(GPU_RESOURCE, 0)
         return WorkerContext(
             location=WorkerLocation(worker.address, socket.gethostname()),
             outbox=outbox,

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import psutil
-from distributed import Client
+from distributed import Client, Security
 
 from girder_dask.jobs import FINAL, JobStatus, can_follow
 from girder_dask.standalone import ports
@@ -80,7 +80,7 @@ class FaultStack(TestStack):
             return [str(worker.name) for worker in dask_scheduler.workers.values()]
 
         # Dask cannot write its own page about them while a heartbeat has figures of tasks.
-        with Client(self.describe()["scheduler"], set_as_default=False) as client:
+        with self._dask_client(set_as_default=False) as client:
             return sorted(client.run_on_scheduler(names))
 
     def add_scheduler(self) -> str:
@@ -123,8 +123,19 @@ class FaultStack(TestStack):
 
     def what_dask_does(self) -> str:
         """Return the keys that the workers have, and the call stacks of the running ones."""
-        with Client(self.scheduler, timeout=5) as client:
+        with self._dask_client(timeout=5) as client:
             return f"placed: {dict(client.processing())}\nat work: {client.call_stack()}"
+
+    def _dask_client(self, **options: Any) -> Client:
+        files, security = self.tls_files, None
+        if files is not None:
+            security = Security(
+                tls_ca_file=files["ca"],
+                tls_client_cert=files["cert"],
+                tls_client_key=files["key"],
+                require_encryption=True,
+            )
+        return Client(self.scheduler, security=security, **options)
 
     def restart_with(self, name: str, *options: str) -> None:
         """Restart a part with more options on its command line."""

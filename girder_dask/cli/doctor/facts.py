@@ -16,6 +16,7 @@ __all__ = ["Facts", "gather_facts"]
 _CONNECT_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 20.0
 # What the errors of a connection say that the other side has closed.
+_DAY_S = 86400.0
 _CLOSED = ("closed", "reset by peer")
 
 
@@ -92,13 +93,14 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
 
 def _ask_girder(url: str | None) -> tuple[str | None, GirderAnswer, float | None]:
     """Return the REST API of Girder, its answer, and the days that its certificate has left."""
-    from girder_dask.http.authorities import https_days_left
+    from girder_dask.http.authorities import https_expiry
 
     if url is None:
         return None, GirderAnswer("its address is not known here"), None
     api = find_api(url, timeout_s=_ANSWER_TIMEOUT_S)
     answer = ask_girder(api, needs_plugin=False, timeout_s=_ANSWER_TIMEOUT_S)
-    return api, answer, https_days_left(api, timeout_s=_ANSWER_TIMEOUT_S)
+    expires = https_expiry(api, timeout_s=_ANSWER_TIMEOUT_S)
+    return api, answer, None if expires is None else (expires - time.time()) / _DAY_S
 
 
 _Answers = tuple[str, Mapping[str, Any] | None, Mapping[str, Any]]

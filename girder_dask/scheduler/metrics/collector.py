@@ -6,7 +6,7 @@ comes from a user: jobs by task are in the metrics of Girder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from girder_dask.jobs import JobStatus
@@ -43,6 +43,8 @@ class MetricsCollector:
         The requests to Girder.
     lease
         Whether this scheduler leads.
+    others
+        Functions that return further families.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class MetricsCollector:
         recorder: Recorder,
         girder: GirderRequests,
         lease: SchedulerLease,
+        others: Sequence[Callable[[], Iterable[Any]]] = (),
     ) -> None:
         self._jobs = jobs
         self._cluster = cluster
         self._recorder = recorder
         self._girder = girder
         self._lease = lease
+        self._others = others
 
     def describe(self) -> Iterable[Any]:
         """Return nothing, so that registration collects nothing."""
@@ -74,6 +78,8 @@ class MetricsCollector:
         )
         yield from self._of_jobs()
         yield from self._of_updates()
+        for families_of_another in self._others:
+            yield from families_of_another()
 
     def _of_jobs(self) -> Iterator[Any]:
         held = {(status.name,): self._jobs.counts[status] for status in JobStatus}

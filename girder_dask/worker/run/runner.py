@@ -17,6 +17,7 @@ from girder_dask.celery.message_body import tokens
 from girder_dask.errors import CancelInterrupt, JobFailed
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import JobSpec
+from girder_dask.protocol.names import GPU_RESOURCE
 from girder_dask.protocol.payload import Call, Unpicklable, open_call
 from girder_dask.protocol.redaction import secrets_in
 from girder_dask.tasks import running_job
@@ -149,7 +150,7 @@ class Run:
         """Prepare the environment of the task, and run it there."""
         enter = self._resources.enter
         self._resources.scope.begin()
-        wanted = float((self.spec.resources or {}).get(gpus.RESOURCE, 0))
+        wanted = float((self.spec.resources or {}).get(GPU_RESOURCE, 0))
         ids = enter(self.worker.gpus.allocated(wanted))
         api_url = self.worker.girder_of(self.spec)
         if api_url is None and self.spec.token is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import requests
 
 from girder_dask import config, credential
 from girder_dask.errors import GirderError
-from girder_dask.http.authorities import certificate_advice, https_days_left
+from girder_dask.http.authorities import certificate_advice, https_expiry
 from girder_dask.http.girder_client import GirderClient
 from girder_dask.http.probe import ApiProbe
 from girder_dask.http.redirects import ASSETSTORE
@@ -180,19 +181,19 @@ def test_certificate_advice_names_the_remedy(code: int, message: str, remedy: st
     assert certificate_advice(error) == f"{message}. {remedy}"
 
 
-def test_https_days_left_are_those_of_the_certificate(girder: Peer, authority: Authority) -> None:
-    assert https_days_left(girder.url, timeout_s=10) is None, "its authority is not trusted"
+def test_https_expiry_is_that_of_the_certificate(girder: Peer, authority: Authority) -> None:
+    assert https_expiry(girder.url, timeout_s=10) is None, "its authority is not trusted"
     with trusting(authority.path):
-        days = https_days_left(girder.url, timeout_s=10)
-    assert days is not None
-    assert 0.9 < days <= 1.0
+        expires = https_expiry(girder.url, timeout_s=10)
+    assert expires is not None
+    assert 0.9 < (expires - time.time()) / 86400 <= 1.0
     with trusting(authority.path.with_name("missing.pem")):
-        assert https_days_left(girder.url, timeout_s=10) is None
+        assert https_expiry(girder.url, timeout_s=10) is None
 
 
-def test_https_days_left_are_unknown_without_an_answer() -> None:
+def test_https_expiry_is_unknown_without_an_answer() -> None:
     with contextlib.closing(socket.socket()) as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        assert https_days_left(f"https://127.0.0.1:{port}/api/v1", timeout_s=10) is None
-    assert https_days_left("https://127.0.0.1:x/api/v1", timeout_s=10) is None
+        assert https_expiry(f"https://127.0.0.1:{port}/api/v1", timeout_s=10) is None
+    assert https_expiry("https://127.0.0.1:x/api/v1", timeout_s=10) is None

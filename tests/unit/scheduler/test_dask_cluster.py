@@ -306,6 +306,32 @@ async def test_adaptive_target_counts_jobs_that_wait(workers: int) -> None:
     assert max(targets[0]) >= 75
 
 
+async def test_adaptive_targets_count_workers_with_a_gpu_and_their_jobs_apart() -> None:
+    gate.clear()
+    async with site(1) as dask:
+        target = AdaptiveTarget(dask.scheduler, dask.cluster.window)
+        address = dask.scheduler.address
+        for n in range(40):
+            dask.submit(f"cpu{n}", task="m:held")
+        assert target.targets() == {False: target.target(), True: 0}
+        for n in range(40):
+            dask.submit(f"gpu{n}", task="m:held", resources={"GPU": 1})
+        # Both wait in Dask and behind its window.
+        await soon(lambda: dask.scheduler.tasks)
+        alone = target.targets()
+        assert alone[False] == alone[True] > 1
+        async with Worker(address, nthreads=1, resources={"GPU": 1}) as worker:
+            await soon(lambda: dask.scheduler.workers[worker.address].processing)
+            assert target.targets()[True] > 1
+            dask.cluster.release([key for key in dask.open if "gpu" in key])
+            await soon(lambda: not any("gpu" in key for key in dask.scheduler.tasks))
+            await soon(lambda: dask.scheduler.workers[worker.address].processing)
+            # Jobs that ask for none run there, so it stays, and no second one is wanted.
+            assert target.targets()[True] == 1
+            assert target.targets()[False] > 1
+            gate.set()
+
+
 async def test_pin_works_before_and_after_dask_has_the_key() -> None:
     async with site() as dask:
         address = dask.scheduler.address
