@@ -21,7 +21,7 @@ from benchmarks import machine
 from benchmarks import report as results
 from benchmarks.soak import report
 from benchmarks.soak.load import Load
-from benchmarks.soak.operations import OLD_RELEASE, Operator, SoakError, plan
+from benchmarks.soak.operations import OLD_RELEASE, Operator, plan
 from benchmarks.soak.verdict import Verdict, all_jobs, doctor, judge
 from benchmarks.soak.watch import MemoryWatch, growths
 from girder_dask.celery import BROKER_URL
@@ -102,11 +102,11 @@ def _run(load: Load, operator: Operator, seconds: float, seed: int) -> list[str]
             if operation.is_routine and now > operation.at + _LATE_S:
                 continue
             time.sleep(max(0.0, operation.at - now))
-            operator.repair()
             try:
+                operator.repair()
                 operator.do(operation)
-            except (SoakError, AssertionError) as e:
-                problems.append(f"{operation.name}: {e}")
+            except Exception as e:  # noqa: BLE001 - the load goes on, and the report has it
+                problems.append(f"{operation.name}: {e!r}")
         time.sleep(max(0.0, begun + seconds - time.monotonic()))
     operator.note("no more jobs are started")
     return problems

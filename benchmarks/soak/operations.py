@@ -128,7 +128,8 @@ class Operator:
         if how == "loses its process":
             pid = self._stack.worker_process(worker).pid
             os.kill(pid, signal.SIGKILL)
-            until(lambda: _is_new(self._stack, worker, pid), _END_S)
+            # A nanny whose worker has not joined yet ends with it, and is restarted.
+            until(lambda: not part.running or _is_new(self._stack, worker, pid), _END_S)
             return
         if how == "leaves":
             self._end(worker)
@@ -239,5 +240,8 @@ def _serial(port: int) -> int:
 
 
 def _is_new(stack: FaultStack, worker: str, pid: int) -> bool:
-    found = stack.worker_process(worker)
+    try:
+        found = stack.worker_process(worker)
+    except psutil.NoSuchProcess:  # its nanny ends
+        return False
     return found.pid != pid and worker in stack.registered_workers()
