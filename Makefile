@@ -13,7 +13,7 @@ ORDER :=
 MINUTES := 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast faults soak deploy-test lint lock images versions bench profile figures matrix layout docs release clean
+.PHONY: help demo test test-fast faults soak deploy-test lint lock images versions bench bench-scale profile figures matrix layout docs release clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -55,6 +55,9 @@ versions: ## Try each Python on the PATH with the oldest and the newest Dask
 
 bench: .venv/.bench ## Measure beside girder_worker and Dask, and write benchmarks/results/
 	$(PYTHON) -m benchmarks $(ARGS)
+
+bench-scale: .venv/.bench ## Measure with a million jobs: queue, restart of the scheduler, cancel
+	$(PYTHON) -m benchmarks.scale $(ARGS)
 
 profile: .venv/.bench ## Look where Girder, the scheduler and a worker spend their time
 	$(PYTHON) -m benchmarks.profiles $(ARGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
-__all__ = ["GOALS", "Goal"]
+__all__ = ["GOALS", "SCALE_GOALS", "Goal"]
 
 _RELATIONS = {">=": operator.ge, "<=": operator.le}
 
@@ -113,4 +113,19 @@ GOALS = {
         "<=",
         500,
     ),
+}
+
+#: The goals of ``make bench-scale``.
+SCALE_GOALS = {
+    "queue_million": Goal(
+        "throughput with a million queued jobs, relative to 500 queued jobs", ">=", 0.8
+    ),
+    "memory_million": Goal("most memory of the scheduler and of Girder, in MiB", "<=", 400),
+    "restart_million": Goal(
+        "seconds from the start of a new scheduler until its first job has ended", "<=", 5
+    ),
+    "cancel_million_stops": Goal(
+        "seconds from the cancel of the map until nothing starts any more", "<=", 2
+    ),
+    "cancel_million": Goal("seconds until all jobs of the map are CANCELED", "<=", 300),
 }

@@ -71,7 +71,8 @@ class Watch:
         while True:
             now = round(time.monotonic() - start, 1)
             for name, part in self._parts.items():
-                mib = round(resident_bytes(part) / 2**20, 1)
-                self.samples[name].append((now, mib))
+                with contextlib.suppress(psutil.NoSuchProcess):  # it is being restarted
+                    mib = round(resident_bytes(part) / 2**20, 1)
+                    self.samples[name].append((now, mib))
             if self._stopped.wait(1):
                 return

@@ -13,7 +13,15 @@ from benchmarks.usage import Watch, unique_bytes
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["long_queues", "long_run", "many_workers", "memory", "scheduler_time", "sizes"]
+__all__ = [
+    "RefilledQueue",
+    "long_queues",
+    "long_run",
+    "many_workers",
+    "memory",
+    "scheduler_time",
+    "sizes",
+]
 
 _RATE = "throughput"
 _SCHEDULER = "the scheduler"
@@ -28,7 +36,7 @@ def long_queues(m: Measurement) -> dict[str, float | None]:
     for _ in m.rounds():
         for side in m.sides("girder_dask"):
             for queue in queues:
-                with _Queue(side, queue) as kept:
+                with RefilledQueue(side, queue) as kept:
                     first = kept.until(m.size // 20)
                     m.record(side.name, f"first {m.size // 20:,} of {queue:,} queued", first, "s")
                     # The effect of the first submission is over after a while.
@@ -46,7 +54,7 @@ _SETTLE_S, _WINDOW_S = 8.0, 12.0
 _POLL_S = 0.1
 
 
-class _Queue:
+class RefilledQueue:
     """A queue of nearly constant length: a thread starts new jobs as others end."""
 
     def __init__(self, side: Side, length: int) -> None:

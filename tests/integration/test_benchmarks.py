@@ -17,7 +17,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import profiles, report
 from benchmarks.cases import CASES
-from benchmarks.goals import GOALS
+from benchmarks.goals import GOALS, SCALE_GOALS
 from girder_dask.standalone import marked_processes
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +118,20 @@ def test_what_a_run_leaves(tmp_path: Path):
         "latest.md",
         "throughput.svg",
     }
+
+
+def test_scale_measures_each_step(tmp_path: Path):
+    command = [sys.executable, "-m", "benchmarks.scale", "--jobs", "300"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "scale.json").read_text())
+    assert found["goals"].keys() == SCALE_GOALS.keys()
+    assert all(goal["measured"] >= 0 for goal in found["goals"].values())
+    assert "jobs recorded by a map" in {result["what"] for result in found["results"]}
+    assert (tmp_path / "scale-memory.svg").exists()
+    assert str(ROOT) not in json.dumps(found)
 
 
 def test_a_run_of_some_cases_keeps_what_there_is_of_others():

@@ -1,0 +1,1 @@
+"""Measurements with a million jobs: the queue, a new scheduler, and a cancel."""
