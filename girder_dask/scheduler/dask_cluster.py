@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dask._task_spec import Task, TaskRef, parse_input
-from distributed import Scheduler
+from distributed import Scheduler, Status
 from distributed.scheduler import Computation, TaskState
 
 from girder_dask.protocol.celery_message import QUEUE_RESOURCE_PREFIX
@@ -35,6 +35,8 @@ WINDOW_INTERVAL_S = 1.0
 _KEEPER = "girder-dask-keeper"
 # The rounding error of quotients of resources, such as 0.3 / 0.1.
 _ROUNDING_ERROR = 1e-9
+# The states of a worker before it is ready, and in which it ends.
+_UNCONNECTED = (Status.init, Status.closing, Status.closed)
 _SUBMIT_STIMULUS, _RELEASE_STIMULUS = "girder-dask-submit", "girder-dask-release"
 
 
@@ -314,7 +316,7 @@ class DaskCluster(WorkerRpc):
     def _unrunnable_reason(self, resources: Mapping[str, float]) -> str:
         """Return why no worker can run a task with these resources; empty if one can."""
         reason = _unrunnable_reason(self._scheduler, resources)
-        has_workers = bool(self._scheduler.workers)
+        has_workers = _has_workers(self._scheduler)
         return reason if has_workers else "; ".join(filter(None, (reason, self.losses.refusal)))
 
     def has_worker(self, worker: str) -> bool:
@@ -348,9 +350,14 @@ class DaskCluster(WorkerRpc):
         return asyncio.get_running_loop().call_later(delay_s, call).cancel
 
 
+def _has_workers(scheduler: Scheduler) -> bool:
+    """Return True if a worker is connected. One that fails at its start may join every second."""
+    return any(worker.status not in _UNCONNECTED for worker in scheduler.workers.values())
+
+
 def _unrunnable_reason(scheduler: Scheduler, resources: Mapping[str, float]) -> str:
     """Return why no worker can run a task with these resources; empty if one can."""
-    if not scheduler.workers:
+    if not _has_workers(scheduler):
         return "no worker is connected to the Dask scheduler"
     fit = set(scheduler.workers)
     if not any(name.startswith(QUEUE_RESOURCE_PREFIX) for name in resources):

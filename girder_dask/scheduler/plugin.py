@@ -247,6 +247,7 @@ class GirderSchedulerPlugin(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # noqa: ARG002
         """Record that a worker has left."""
+        self._cluster.losses.on_left(worker)
         self._cluster.queue_workers.on_left(worker)
         self._cluster.update_window()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dask.utils import format_bytes
 
+from girder_dask.tls import EXPIRY_METRIC
 from girder_dask.utils.bounded_dict import BoundedDict
 
 __all__ = ["WorkerLosses"]
@@ -23,6 +24,13 @@ _MAX_WORKERS = 10_000
 # How long the last refusal of a worker is remembered. Its supervisor restarts it sooner.
 _REFUSAL_LIFETIME_S = 300.0
 
+# A worker that leaves sooner, and has not sent the metric of our plugin, could not start.
+_START_S = 60.0
+_COULD_NOT_START = (
+    "those that try end before they are ready; see the log of one, and upgrade girder_dask there "
+    "or on the scheduler if the versions differ"
+)
+
 
 class WorkerLosses:
     """Reasons why workers were lost, and the workers themselves, connected or not.
@@ -34,6 +42,7 @@ class WorkerLosses:
 
     def __init__(self) -> None:
         self._workers = BoundedDict[str, Any](_MAX_WORKERS)
+        self._joined_at = BoundedDict[str, float](_MAX_WORKERS)
         self._reasons = BoundedDict[str, str](_MAX_WORKERS)
         #: How many workers were lost without having left.
         self.lost = 0
@@ -45,7 +54,17 @@ class WorkerLosses:
     def on_joined(self, address: str, worker: Any) -> None:
         """Record a worker and Dask's state of it, which includes its memory use."""
         self._workers[address] = worker
+        self._joined_at[address] = time.monotonic()
         self._reasons.pop(address, None)
+
+    def on_left(self, address: str) -> None:
+        """Record that a worker is gone, and whether it could not start."""
+        joined_at = self._joined_at.pop(address, None)
+        worker = self._workers.get(address)
+        if joined_at is None or worker is None or EXPIRY_METRIC in worker.metrics:
+            return
+        if time.monotonic() - joined_at < _START_S and not self.refusal:
+            self.on_refused(_COULD_NOT_START)
 
     def on_event(self, topic: str, message: Any) -> list[str]:
         """Handle an event of Dask; return the workers whose loss it explains."""

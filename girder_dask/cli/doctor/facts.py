@@ -10,13 +10,14 @@ from typing import Any
 
 from girder_dask import config
 from girder_dask.diagnostics import GirderAnswer, ask_girder, describe_process, find_api
+from girder_dask.utils.error_log import describe
 
 __all__ = ["Facts", "gather_facts"]
 
 _CONNECT_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 20.0
-# What the errors of a connection say that the other side has closed.
 _DAY_S = 86400.0
+# What the errors of a connection say that the other side has closed.
 _CLOSED = ("closed", "reset by peer")
 
 
@@ -36,6 +37,8 @@ class Facts:
         The answer of our hooks, or None without hooks.
     workers
         The facts of each worker by its address, None for a worker without our plugin.
+    worker_errors
+        The errors of workers that could not gather their facts.
     girder_url, girder_answer
         Where Girder was asked from here, and its answer.
     https_days_left
@@ -50,6 +53,7 @@ class Facts:
     listens_on: str | None = None
     scheduler: Mapping[str, Any] | None = None
     workers: Mapping[str, Mapping[str, Any] | None] | None = None
+    worker_errors: Mapping[str, str] = field(default_factory=dict)
     girder_url: str | None = None
     girder_answer: GirderAnswer = field(default_factory=GirderAnswer)
     https_days_left: float | None = None
@@ -72,7 +76,7 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
     if address:
         answers, error = await _ask_or_explain(address)
     answered = time.time()
-    listens_on, status, workers = answers or (None, None, None)
+    listens_on, status, workers, worker_errors = answers or (None, None, None, {})
     url, answer, days_left = await asyncio.to_thread(
         _ask_girder, api_url or config.get("api-url") or (status or {}).get("api_url")
     )
@@ -83,6 +87,7 @@ async def gather_facts(api_url: str | None, scheduler: str | None) -> Facts:
         listens_on=listens_on,
         scheduler=status,
         workers=workers,
+        worker_errors=worker_errors,
         girder_url=url,
         girder_answer=answer,
         https_days_left=days_left,
@@ -103,7 +108,7 @@ def _ask_girder(url: str | None) -> tuple[str | None, GirderAnswer, float | None
     return api, answer, None if expires is None else (expires - time.time()) / _DAY_S
 
 
-_Answers = tuple[str, Mapping[str, Any] | None, Mapping[str, Any]]
+_Answers = tuple[str, Mapping[str, Any] | None, Mapping[str, Any], Mapping[str, str]]
 
 
 async def _ask_or_explain(address: str) -> tuple[_Answers | None, str]:
@@ -154,4 +159,9 @@ async def _ask(address: str) -> _Answers:
         worker: answers[worker] if isinstance(answers.get(worker), dict) else None
         for worker in identity["workers"]
     }
-    return str(identity["address"]), status, workers
+    errors = {
+        worker: describe(answer)
+        for worker, answer in answers.items()
+        if isinstance(answer, Exception)
+    }
+    return str(identity["address"]), status, workers, errors

@@ -24,7 +24,14 @@ def examine_workers(facts: Facts) -> Iterator[Check]:
         remedy=f"Start one with 'dask worker {facts.scheduler_address}'.",
     )
     for address, worker in workers.items():
-        if worker is None:
+        if address in facts.worker_errors:
+            yield Check(
+                f"Worker {address} can be examined",
+                f"Worker {address} cannot be examined",
+                problem=facts.worker_errors[address],
+                remedy="Its log has the error.",
+            )
+        elif worker is None:
             yield Check(
                 f"Worker {address} runs jobs",
                 f"Worker {address} runs no jobs",

@@ -308,6 +308,15 @@ CASES = {
         "it does not know girder_dask",
         "Install girder_dask in its environment, then restart it.",
     ),
+    "a worker that fails": (
+        whole(
+            workers={"tcp://w:1": WORKER, "tcp://w:2": None},
+            worker_errors={"tcp://w:2": "OSError: full"},
+        ),
+        "Worker tcp://w:2 cannot be examined",
+        "OSError: full",
+        "Its log has the error.",
+    ),
     "a worker without an address": (
         worker(api_url=None),
         "Worker tcp://w:2 does not reach Girder",

@@ -8,6 +8,7 @@ import pytest
 
 from girder_dask.scheduler import worker_losses
 from girder_dask.scheduler.worker_losses import WorkerLosses
+from girder_dask.tls import EXPIRY_METRIC
 
 A, B = "tcp://10.0.0.7:4312", "tcp://10.0.0.8:4312"
 MIB = 1 << 20
@@ -80,3 +81,28 @@ def test_remembered_workers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         known.on_joined(f"w{n}", DaskWorker(metrics={"memory": 990 * MIB}))
         too_large(known, f"w{n}")
     assert [bool(known.reason(f"w{n}")) for n in range(4)] == [False, False, True, True]
+
+
+def test_refusal_names_workers_that_end_before_they_are_ready() -> None:
+    known = WorkerLosses()
+    known.on_joined(A, DaskWorker(metrics={EXPIRY_METRIC: 0.0}))
+    known.on_left(A)
+    known.on_left(B)
+    assert known.refusal == ""
+    known.on_joined(A, DaskWorker())
+    known.on_left(A)
+    assert known.refusal.startswith("those that try end before they are ready; see the log of one")
+    known.on_refused("those that try are refused: for a reason")
+    known.on_joined(A, DaskWorker())
+    known.on_left(A)
+    assert known.refusal == "those that try are refused: for a reason"
+
+
+def test_refusal_forgets_workers_that_were_connected_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_losses, "_START_S", 0.0)
+    known = WorkerLosses()
+    known.on_joined(A, DaskWorker())
+    known.on_left(A)
+    assert known.refusal == ""
