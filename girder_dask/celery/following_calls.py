@@ -6,14 +6,15 @@ that has the form of a call.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from girder_dask.celery import message_body
+from girder_dask.celery import message_body, shared_values
 from girder_dask.errors import ArgumentError
 from girder_dask.protocol.celery_message import CHORD_POLL, FOLLOWING_CALLS, LOCAL_QUEUE
 
-__all__ = ["FollowingCall", "call_text", "following_calls"]
+__all__ = ["FollowingCall", "call_text", "compared", "following_calls", "hooks", "own_options"]
 
 # Compositions, and the keyword arguments with their members. Celery runs the members alone.
 _MEMBERS: Mapping[str, tuple[str, ...]] = {
@@ -49,6 +50,8 @@ class FollowingCall(NamedTuple):
         Whether Celery adds the result of what came before as the first argument.
     is_local
         Whether its options, or those of a composition that it is in, name the queue ``local``.
+    options
+        Its options.
     """
 
     task: str
@@ -56,6 +59,7 @@ class FollowingCall(NamedTuple):
     kwargs: Any
     is_mutable: bool
     is_local: bool
+    options: Mapping[str, Any] = {}
 
 
 def following_calls(task: str, body: Any, *, strict: bool = False) -> Iterator[FollowingCall]:
@@ -77,8 +81,13 @@ def following_calls(task: str, body: Any, *, strict: bool = False) -> Iterator[F
     ['a.add']
     """
     left: list[tuple[Any, bool]] = [(_Body(task, body), False)]
+    # A call may be in more than one place. The objects stay, so that no other has their ids.
+    seen: dict[tuple[int, bool], Any] = {}
     while left:
         found, is_local = left.pop()
+        if (id(found), is_local) in seen:
+            continue
+        seen[id(found), is_local] = found
         try:
             if isinstance(found, _Body):
                 left += [(inner, is_local) for inner in found.calls()]
@@ -98,14 +107,43 @@ def following_calls(task: str, body: Any, *, strict: bool = False) -> Iterator[F
         left += [(each, is_local) for each in inner]
         left += [(options[each], False) for each in _OPTIONS if each in options]
         if name not in _MEMBERS:
-            yield FollowingCall(name, args, kwargs, not found.get("immutable"), is_local)
+            yield FollowingCall(name, args, kwargs, not found.get("immutable"), is_local, options)
+
+
+def own_options(call: FollowingCall) -> Mapping[str, Any]:
+    """Return the options of a call that jsonpickle opens by running code, without other calls."""
+    rest = {name: each for name, each in call.options.items() if name not in _OPTIONS}
+    headers = rest.pop("headers", None)
+    return _code_of(rest) | (_code_of(headers) if isinstance(headers, Mapping) else {})
+
+
+def _code_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: each
+        for name, each in values.items()
+        if isinstance(each, (Mapping, list)) and message_body.find_code(each, name)
+    }
+
+
+def hooks(call: FollowingCall) -> Any:
+    """Return the transforms of the result of a call, from where girder_worker takes them."""
+    name, kwargs = message_body.HOOKS, call.kwargs
+    for given in (call.options, kwargs, call.options.get("headers")):
+        if isinstance(given, Mapping) and name in given:
+            return given[name]
+    return None
+
+
+def compared(task: str, args: Any, kwargs: Any) -> list[Any]:
+    """Return what is compared of a call, as JSON."""
+    if task in _MAPS and isinstance(kwargs, Mapping) and isinstance(kwargs.get("task"), Mapping):
+        kwargs = {**kwargs, "task": kwargs["task"].get("task")}
+    return [task, args or [], kwargs or {}]
 
 
 def call_text(task: str, args: Any, kwargs: Any) -> str:
     """Return a call as text, the same for the same call."""
-    if task in _MAPS and isinstance(kwargs, Mapping) and isinstance(kwargs.get("task"), Mapping):
-        kwargs = {**kwargs, "task": kwargs["task"].get("task")}
-    return message_body.as_text([task, args or [], kwargs or {}])
+    return shared_values.as_text(compared(task, args, kwargs))
 
 
 class _Body(NamedTuple):
@@ -125,7 +163,7 @@ class _Body(NamedTuple):
 def _unclear(what: Any) -> ArgumentError:
     return ArgumentError(
         "A call that follows the message cannot be checked, since the worker may open it as "
-        f"another one: {str(what)[:200]}"
+        f"another one: {reprlib.repr(what)[:200]}"
     )
 
 

@@ -11,22 +11,33 @@ import base64
 import binascii
 import json
 import re
+import reprlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from girder_dask.celery import shared_values
+from girder_dask.celery.shared_values import as_text
 from girder_dask.errors import ArgumentError
 from girder_dask.protocol.celery_message import CeleryMessage, find_tokens
 
 __all__ = [
+    "HOOKS",
     "TRANSFORMS",
     "arguments",
-    "as_text",
     "check",
+    "count_containers",
+    "find_code",
+    "has_reference",
+    "has_references",
+    "hooks",
     "load",
     "message_text",
     "objects",
     "tokens",
 ]
+
+#: The header with the transforms of the result, each in the form of jsonpickle.
+HOOKS = "girder_result_hooks"
 
 _IO = "girder_worker.utils.transforms.girder_io"
 
@@ -47,13 +58,17 @@ _ID = re.compile(r"[0-9a-f]{24}")
 # Tags of jsonpickle that stand for containers of plain values, and for what was there before.
 _CONTAINERS = frozenset({"py/tuple", "py/set", "py/id", "py/b64"})
 _PREFIX = "py/"
-# The prefix of keys that jsonpickle opens like values.
+_OBJECT = "py/object"
+# The prefix of keys that jsonpickle opens like values, and of those that are no text.
 _JSON_KEY = "json://"
+_MAX_KEY_CHARS = 1_000
 
-
+# A reference of jsonpickle by a number.
 _REFERENCE = '"py/id"'
 
 _MAX_LEVELS = 100
+# The most characters of objects in a message that are compared with known ones.
+_MAX_COMPARED_CHARS = 4 * 1024**2
 # A call has a token or two. Each costs time in every line that a run prints.
 _MAX_TOKENS = 100
 _JSON = "application/json"
@@ -67,15 +82,30 @@ def load(message: CeleryMessage) -> list[Any] | None:
 
     None if it is not JSON or not of protocol 2 of Celery. Nothing of jsonpickle is opened.
     """
-    if message.content_type != _JSON or message.body_encoding not in (None, _BASE64):
-        return None
+    text = _text(message)
     try:
-        is_encoded = message.body_encoding == _BASE64
-        body = json.loads(base64.b64decode(message.body) if is_encoded else message.body)
-    except (ValueError, binascii.Error, RecursionError):
+        body = None if text is None else shared_values.loads(text)
+    except (ValueError, RecursionError, ArgumentError):
         return None
     is_complete = isinstance(body, list) and list(map(type, body)) == [list, dict, dict]
     return body if is_complete or _is_with_tuple(body) else None
+
+
+def _text(message: CeleryMessage) -> str | None:
+    if message.content_type != _JSON or message.body_encoding not in (None, _BASE64):
+        return None
+    if message.body_encoding is None:
+        return message.body
+    try:
+        return base64.b64decode(message.body).decode()
+    except (ValueError, binascii.Error):
+        return None
+
+
+def count_containers(message: CeleryMessage) -> int:
+    """Return the greatest possible number of lists and mappings in the body of a message."""
+    text = _text(message) or ""
+    return text.count("[") + text.count("{")
 
 
 def _is_with_tuple(body: Any) -> bool:
@@ -88,13 +118,17 @@ def _is_with_tuple(body: Any) -> bool:
 def arguments(message: CeleryMessage) -> Any:
     """Return the arguments and the keyword arguments of a message as JSON, None if it is not.
 
-    Tuples are lists.
+    The arguments are a list, not a tuple.
     """
-    body = load(message)
-    try:
-        return None if body is None else _plain_lists(body)[:2]
-    except RecursionError:
+    body: Any = load(message)
+    if isinstance(body, dict):
+        body = body["py/tuple"]
+    if body is None:
         return None
+    args, kwargs, _ = body
+    if isinstance(args, dict) and list(args) == ["py/tuple"]:
+        args = args["py/tuple"]
+    return [args, kwargs]
 
 
 def message_text(message: CeleryMessage) -> str:
@@ -102,25 +136,27 @@ def message_text(message: CeleryMessage) -> str:
     return as_text([message.task, arguments(message) or message.body])
 
 
-def _plain_lists(value: Any) -> Any:
-    """Return JSON with lists in place of jsonpickle's tuples.
+def hooks(message: CeleryMessage) -> list[Any]:
+    """Return the transforms of the result in the headers of a message, as JSON.
 
-    >>> _plain_lists({"a": {"py/tuple": [1, {"py/tuple": []}]}})
-    {'a': [1, []]}
+    Raises
+    ------
+    ArgumentError
+        If they are no list, or refer to something that they do not have.
     """
-    if isinstance(value, list):
-        return [_plain_lists(each) for each in value]
-    if isinstance(value, dict):
-        if list(value) == ["py/tuple"] and isinstance(value["py/tuple"], list):
-            return _plain_lists(value["py/tuple"])
-        return {key: _plain_lists(each) for key, each in value.items()}
-    return value
+    given = message.headers.get(HOOKS)
+    if not isinstance(given, (list, tuple, type(None))):
+        raise ArgumentError(f"{HOOKS} of the message for {message.task} is no list.")
+    return [shared_values.resolve(each) for each in given or ()]
 
 
-def check(message: CeleryMessage, known: Collection[str] = ()) -> list[Any]:
+def check(
+    message: CeleryMessage, known: Collection[str] = (), known_hooks: Collection[str] = ()
+) -> list[Any]:
     """Check that a message holds data alone, and return its body as JSON.
 
-    Objects that are ``known``, in the form of :func:`as_text`, may be in it as well.
+    Objects that are ``known``, in the form of :func:`.shared_values.as_text`, may be in the body as
+    well, and those in ``known_hooks`` among the transforms of the result.
 
     Whoever opens the message must open this JSON, not the text: two parsers of hostile text may
     find different things in it.
@@ -136,7 +172,12 @@ def check(message: CeleryMessage, known: Collection[str] = ()) -> list[Any]:
             f"The message for {message.task} is of type {message.content_type!r:.100}, or not of "
             "protocol 2 of Celery. A job may send JSON alone, as girder_worker's tasks do."
         )
-    reason = find_code(body, "body", known) or find_code(message.headers, "headers", known)
+    rest = {name: each for name, each in message.headers.items() if name != HOOKS}
+    reason = (
+        find_code(body, "body", known)
+        or find_code(rest, "headers")
+        or find_code(hooks(message), f"headers['{HOOKS}']", known_hooks)
+    )
     if reason is not None:
         raise ArgumentError(
             f"The message for {message.task} may run code when it is opened: {reason}. A job may "
@@ -154,21 +195,31 @@ def find_code(value: Any, path: str, known: Collection[str] = ()) -> str | None:
     "body['a'][0] has py/reduce"
     """
     left: list[tuple[_Place, Any, int]] = [(None, value, 0)]
+    seen: set[int] = set()
+    compared = 0
     while left:
         place, found, level = left.pop()
         if level > _MAX_LEVELS:
             return f"{_named(path, place):.200} is nested deeper than {_MAX_LEVELS} levels"
+        if id(found) in seen or not isinstance(found, (Mapping, list, tuple)):
+            continue
+        seen.add(id(found))
         if isinstance(found, Mapping):
             reason = _code_in_keys(found)
-            if reason is not None and known and as_text(found) in known:
-                continue
+            if reason is not None and known and compared <= _MAX_COMPARED_CHARS:
+                text = as_text(found)
+                compared += len(text)
+                if text in known:
+                    continue
             if reason is not None:
                 return f"{_named(path, place):.500} has {reason}"
-        left += [
+        # In the order of the text, in which a shared value is first where it is written.
+        inside = [
             ((key, place), inner, level + 1)
             for key, inner in _parts(found)
-            if isinstance(inner, (Mapping, list, tuple))
+            if inner and isinstance(inner, (Mapping, list, tuple))
         ]
+        left += reversed(inside)
     return None
 
 
@@ -190,40 +241,77 @@ def _code_in_keys(value: Mapping[Any, Any]) -> str | None:
         if not isinstance(key, str):
             return "a key that is not text"
         if key.startswith(_JSON_KEY):
-            return "a key that is not plain text"
-        if not key.startswith(_PREFIX) or key in _CONTAINERS:
-            continue
-        if key != "py/object":
+            if not _is_plain_key(key[len(_JSON_KEY) :]):
+                return "a key that is not plain"
+        elif key == _OBJECT:
+            reason = _code_in_object(value)
+            if reason is not None:
+                return reason
+        elif key.startswith(_PREFIX) and key not in _CONTAINERS:
             return f"{key:.50}"
-        known = TRANSFORMS.get(str(value[key]))
-        if known is None:
-            return f"an object of {value[key]!r:.100}"
-        if unknown := value.keys() - known - {key}:
-            return f"an object of {value[key]!r} with {', '.join(sorted(unknown))[:100]}"
-        for name in _ID_ATTRIBUTES & value.keys():
-            if not (isinstance(value[name], str) and _ID.fullmatch(value[name])):
-                return f"an object of {value[key]!r} whose {name} is no id: {value[name]!r:.100}"
     return None
 
 
-def objects(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects of jsonpickle in JSON that :func:`find_code` finds.
+def _code_in_object(value: Mapping[str, Any]) -> str | None:
+    """Return why an object of jsonpickle is no transform with data alone, or None."""
+    name = value[_OBJECT]
+    known = TRANSFORMS.get(name) if isinstance(name, str) else None
+    if known is None:
+        return f"an object of {reprlib.repr(name):.100}"
+    if unknown := value.keys() - known - {_OBJECT}:
+        return f"an object of {name!r} with {', '.join(sorted(unknown))[:100]}"
+    for attribute in _ID_ATTRIBUTES & value.keys():
+        given = value[attribute]
+        if not (isinstance(given, str) and _ID.fullmatch(given)):
+            what = reprlib.repr(given)
+            return f"an object of {name!r} whose {attribute} is no id: {what:.100}"
+    return None
+
+
+def _is_plain_key(text: str) -> bool:
+    """Return True for the text of a key that is a number, a truth value, None, text or a tuple."""
+    try:
+        left = [json.loads(text)] if len(text) <= _MAX_KEY_CHARS else [[]]
+    except (ValueError, RecursionError):
+        return False
+    while left:
+        found = left.pop()
+        if isinstance(found, dict) and list(found) == ["py/tuple"]:
+            inner = found["py/tuple"]
+            left += inner if isinstance(inner, list) else [[]]
+        elif isinstance(found, (dict, list)):
+            return False
+    return True
+
+
+def objects(value: Any) -> Iterator[str]:
+    """Yield the objects of jsonpickle in JSON that :func:`find_code` finds, as text.
 
     Those that refer to others by a number are left out: elsewhere they would refer to something
     else.
     """
     left = [value]
+    seen: set[int] = set()
     while left:
         found = left.pop()
-        if isinstance(found, Mapping) and _code_in_keys(found) and _REFERENCE not in as_text(found):
-            yield found
-        if isinstance(found, (Mapping, list, tuple)):
-            left += [inner for _, inner in _parts(found)]
+        if id(found) in seen or not isinstance(found, (Mapping, list, tuple)):
+            continue
+        seen.add(id(found))
+        if isinstance(found, Mapping) and _code_in_keys(found):
+            text = as_text(found)
+            if not has_reference(text):
+                yield text
+        left += [inner for _, inner in _parts(found)]
 
 
-def as_text(value: Any) -> str:
-    """Return JSON as text by which it is compared, without the differences between encoders."""
-    return json.dumps(_plain_lists(value), sort_keys=True)
+def has_references(message: CeleryMessage) -> bool:
+    """Return True if a message may have references of jsonpickle by numbers."""
+    return "/id" in (_text(message) or "")
+
+
+def has_reference(text: str) -> bool:
+    """Return True if a text of JSON has a reference of jsonpickle by a number."""
+    return _REFERENCE in text
 
 
 def tokens(message: CeleryMessage) -> list[str]:
@@ -234,9 +322,11 @@ def tokens(message: CeleryMessage) -> list[str]:
     """
     found: dict[str, None] = {}
     left: list[Any] = [load(message), message.headers]
+    seen: set[int] = set()
     while left and len(found) < _MAX_TOKENS:
         value = left.pop()
-        if isinstance(value, (Mapping, list)):
+        if isinstance(value, (Mapping, list)) and id(value) not in seen:
+            seen.add(id(value))
             left += [inner for _, inner in _parts(value)]
         elif isinstance(value, str):
             found |= dict.fromkeys(find_tokens(value))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jsonpickle.handlers
-import jsonpickle.pickler
 from celery import Signature
 from celery.signals import before_task_publish
 from girder_client import GirderClient
@@ -17,7 +16,7 @@ from girder_worker.task import Task
 from girder_worker.utils import _maybe_model_repr, _walk_obj, is_builtin_celery_task
 from msgspec.structs import replace
 
-from girder_dask.celery import APP_URL, message_body
+from girder_dask.celery import APP_URL, message_body, serializer
 from girder_dask.celery.run_state import RUN_HEADER, TOKEN_HEADER, current_run
 from girder_dask.client.backend import get_backend, in_run
 from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
@@ -41,7 +40,9 @@ _local = threading.local()
 
 def install(app: Any) -> None:
     """Have an app send its messages through this package, which makes their jobs."""
-    app.conf.update(broker_url=APP_URL, result_backend=APP_URL)
+    serializer.install()
+    # Also tasks of Celery itself, such as the poll of a chord, have objects among their arguments.
+    app.conf.update(broker_url=APP_URL, result_backend=APP_URL, task_serializer=serializer.NAME)
     before_task_publish.disconnect(girder_before_task_publish)
     before_task_publish.connect(_before_publish, weak=False)
     jsonpickle.handlers.register(GirderClient, _GirderClientHandler, base=True)
@@ -67,8 +68,8 @@ def _before_publish(
     ):
         headers[_JOB_HEADER] = _job_of(sender, body, headers)
     if "girder_result_hooks" in headers:
-        flatten = jsonpickle.pickler.Pickler().flatten
-        headers["girder_result_hooks"] = [flatten(hook) for hook in headers["girder_result_hooks"]]
+        hooks = headers["girder_result_hooks"]
+        headers["girder_result_hooks"] = [serializer.flatten(hook) for hook in hooks]
     for name in Task.reserved_options:
         headers.pop(name, None)
 

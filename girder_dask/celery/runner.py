@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -61,6 +60,7 @@ def run_message(
     job = current_job()
     if temporary_directory is not None:
         tempfile.tempdir = temporary_directory
+    first = message
     if note is not None:
         message = retries.continued(message, note)
     state = RunState(job, message.id, f"dask@{job.request.hostname}")
@@ -72,7 +72,7 @@ def run_message(
     finally:
         current.reset(token)
     if state.again is not None and result_state == "RETRY":
-        raise retries.request(message, state.again)
+        raise retries.request(message, state.again, first=first, trusted=trusted)
     if state.error is not None and result_state != "SUCCESS":
         raise state.error
     if state.ended == JobStatus.CANCELED:
@@ -148,7 +148,11 @@ def _request(
         "kwargs": kwargs,
         "hostname": state.hostname,
         "is_eager": False,
-        "delivery_info": {**(properties.get("delivery_info") or {}), "redelivered": False},
+        "delivery_info": {
+            **(properties.get("delivery_info") or {}),
+            "priority": properties.get("priority"),
+            "redelivered": False,
+        },
         "reply_to": properties.get("reply_to"),
         "correlation_id": properties.get("correlation_id"),
         "girder_api_url": api_url,
@@ -168,19 +172,14 @@ def _request(
 
 def _opened(app: Any, message: CeleryMessage, *, trusted: bool) -> tuple[Any, Any, Any]:
     """Return the arguments of a message, and what is embedded in it."""
-    from kombu.serialization import loads, prepare_accept_content
+    from girder_dask.celery import serializer
 
-    body: Any = message.body
-    if not trusted:
-        body = json.dumps(message_body.check(message))
-    elif message.body_encoding == "base64":
-        body = base64.b64decode(body)
-    opened = loads(
-        body,
-        message.content_type,
-        message.content_encoding,
-        accept=prepare_accept_content(app.conf.accept_content),
-    )
+    body = message_body.load(message) if trusted else message_body.check(message)
+    if body is None:
+        opened = _open_other(app, message)
+    else:
+        in_parts = not message_body.has_references(message)
+        opened = serializer.restore_body(body, in_parts=in_parts)
     if not isinstance(opened, (list, tuple)) or len(opened) != 3:
         raise ArgumentError(
             f"The message of {message.task} is not of protocol 2 of Celery, which has arguments, "
@@ -188,6 +187,19 @@ def _opened(app: Any, message: CeleryMessage, *, trusted: bool) -> tuple[Any, An
         )
     args, kwargs, embed = opened
     return args, kwargs, embed
+
+
+def _open_other(app: Any, message: CeleryMessage) -> Any:
+    """Return the body of a message that is in none of girder_worker's forms."""
+    from kombu.serialization import loads, prepare_accept_content
+
+    is_encoded = message.body_encoding == "base64"
+    return loads(
+        base64.b64decode(message.body) if is_encoded else message.body,
+        message.content_type,
+        message.content_encoding,
+        accept=prepare_accept_content(app.conf.accept_content),
+    )
 
 
 def _refuse_expired(expires: Any) -> None:

@@ -11,6 +11,7 @@ import threading
 from contextvars import Context
 from typing import Any
 
+from girder_dask.celery import shared_values
 from girder_dask.celery.containers import remove_running, track_containers
 from girder_dask.celery.run_state import CeleryJobManager, current_run
 from girder_dask.errors import TaskNotFoundError
@@ -146,9 +147,10 @@ def find_task(name: str, package: str | None) -> Any:
 
 def _before_run(task: Any = None, kwargs: Any = None, **_: Any) -> None:
     """Give a task the manager and the client of the running job, and its result hooks."""
-    import jsonpickle.unpickler
     from girder_client import GirderClient
     from girder_worker.utils.transform import ResultTransform
+
+    from girder_dask.celery import serializer
 
     job, state = current_job(), current_run()
     if state is None:  # a task that a task calls in its own process, with apply()
@@ -160,8 +162,9 @@ def _before_run(task: Any = None, kwargs: Any = None, **_: Any) -> None:
         task.girder_client = GirderClient(apiUrl=task.request.girder_api_url)
     hooks = getattr(task.request, "girder_result_hooks", None)
     if hooks is not None:
-        restore = jsonpickle.unpickler.Unpickler().restore
-        task.request.girder_result_hooks = [restore(hook) for hook in hooks]
+        task.request.girder_result_hooks = [
+            serializer.restore(shared_values.resolve(hook)) for hook in hooks
+        ]
         for hook in task.request.girder_result_hooks:
             if isinstance(hook, ResultTransform):
                 hook.job = {"_id": job.id}

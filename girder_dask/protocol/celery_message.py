@@ -16,11 +16,13 @@ __all__ = [
     "DEFAULT_QUEUE",
     "FOLLOWING_CALLS",
     "LOCAL_QUEUE",
+    "MAX_PRIORITY",
     "QUEUE_RESOURCE_PREFIX",
     "TOKEN_ARGUMENTS",
     "CeleryJob",
     "CeleryMessage",
     "find_tokens",
+    "queue_resources",
     "replace_tokens",
 ]
 
@@ -29,6 +31,9 @@ DEFAULT_QUEUE = "celery"
 
 #: The queue of tasks that need Girder's database. Its workers have that.
 LOCAL_QUEUE = "local"
+
+#: The highest priority of a message, and the negative of the lowest.
+MAX_PRIORITY = 2**31 - 1
 
 #: The task of Celery that polls the members of a chord, and calls its body when all have ended.
 CHORD_POLL = "celery.chord_unlock"
@@ -49,6 +54,15 @@ _TOKEN = re.compile(
     r"(?<![0-9A-Za-z])(?![0-9a-f]{64}(?![0-9A-Za-z]))(?![0-9A-F]{64}(?![0-9A-Za-z]))"
     r"[0-9A-Za-z]{64}(?![0-9A-Za-z])"
 )
+
+
+def queue_resources(queue: str) -> dict[str, float]:
+    """Return the resources of a worker that stand for a queue, none for the default one.
+
+    >>> queue_resources("gpu"), queue_resources("celery")
+    ({'queue:gpu': 1.0}, {})
+    """
+    return {} if queue == DEFAULT_QUEUE else {f"{QUEUE_RESOURCE_PREFIX}{queue}": 1.0}
 
 
 def find_tokens(text: str) -> list[str]:

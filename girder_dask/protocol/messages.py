@@ -247,11 +247,26 @@ class RetryRequest(_HidesSecrets, Struct, frozen=True, omit_defaults=True):
     """What a run asks for that ends without a result: another attempt of its job.
 
     ``not_before`` is the earliest start of that attempt, in seconds since the epoch. ``note`` is
-    what this run leaves for it.
+    what this run leaves for it. ``timeout``, ``priority`` and ``resources`` are in place of those
+    of the job, None if they stay: a timeout of 0 is none, and no resources are an empty mapping.
     """
 
     not_before: _Moment
     note: Annotated[bytes, Meta(max_length=MAX_NOTE_BYTES)] | None = None
+    timeout: Annotated[float, Meta(ge=0)] | None = None
+    priority: Annotated[int, Meta(gt=-(2**31), lt=2**31)] | None = None
+    resources: Mapping[str, float] | None = None
+
+    def apply_to(self, spec: JobSpec) -> JobSpec:
+        """Return how the job runs next."""
+        changes: dict[str, Any] = {"not_before": self.not_before, "retry_note": self.note}
+        if self.timeout is not None:
+            changes["timeout"] = self.timeout or None
+        if self.priority is not None:
+            changes["priority"] = self.priority
+        if self.resources is not None:
+            changes["resources"] = self.resources or None
+        return replace(spec, **changes)
 
 
 class JobEvent(Message, Struct, frozen=True, omit_defaults=True):

@@ -181,7 +181,7 @@ class JobTransitions:
             self.end(job, JobStatus.CANCELED)
             return True
         attempt = self._jobs.next_attempt(job, RetryCause.REQUESTED)
-        job.spec = replace(job.spec, not_before=request.not_before, retry_note=request.note)
+        job.spec = request.apply_to(job.spec)
         moment = datetime.fromtimestamp(request.not_before, timezone.utc)
         later = request.not_before > time.time()
         when = f" at {moment:%Y-%m-%d %H:%M:%S} UTC" if later else ""

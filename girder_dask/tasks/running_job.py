@@ -204,12 +204,25 @@ class RetryRequested(Exception):
         The earliest start of the attempt, in seconds since the epoch.
     note
         What this run leaves for it.
+    timeout, priority, resources
+        Execution options in place of those of the job, None if they stay. A timeout of 0 is none.
     """
 
-    def __init__(self, not_before: float, note: bytes | None = None) -> None:
+    def __init__(
+        self,
+        not_before: float,
+        note: bytes | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__("The task asks to be tried again.")
         self.not_before = not_before
         self.note = note
+        self.timeout = timeout
+        self.priority = priority
+        self.resources = resources
 
 
 @dataclass(frozen=True, slots=True)

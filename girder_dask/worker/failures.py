@@ -167,7 +167,9 @@ def _failure_of(
     reason: str | None,
 ) -> Failure:
     if isinstance(error, RetryRequested) and reason is None:
-        request = RetryRequest(error.not_before, error.note)
+        request = RetryRequest(
+            error.not_before, error.note, error.timeout, error.priority, error.resources
+        )
         return Failure(JobStatus.QUEUED, "", str(error), retry=request)
     strip_headers(error)
     is_stop = reason is not None and _is_stop(error)

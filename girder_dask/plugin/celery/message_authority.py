@@ -10,9 +10,16 @@ from girder.exceptions import AccessException
 
 from girder_dask.celery import message_body
 from girder_dask.celery.following_calls import FollowingCall, following_calls
+from girder_dask.celery.shared_values import as_text, size_of
 from girder_dask.errors import ArgumentError
 from girder_dask.plugin.celery import stored_calls
-from girder_dask.plugin.celery.stored_calls import MAX_CALLS, StoredCalls, names_local_queue
+from girder_dask.plugin.celery.stored_calls import (
+    MAX_BODY_CHARS,
+    MAX_CALLS,
+    MAX_CONTAINERS,
+    StoredCalls,
+    names_local_queue,
+)
 from girder_dask.plugin.rest import authorization, option_limits
 from girder_dask.plugin.store import job_records
 from girder_dask.plugin.store.access.authority import Authority, of_job
@@ -31,8 +38,8 @@ __all__ = ["authorize"]
 _INTERPRETERS = frozenset({"celery", "girder_worker", "slicer_cli_web"})
 # Tasks of Celery itself that only collect results.
 _COLLECTING = frozenset({"celery.accumulate", CHORD_POLL})
-# The most characters of a message: to check one takes about a second for each million.
-_MAX_BODY_CHARS = 2 * 1024**2
+# The most characters in the headers of a message. To check a message takes up to a second.
+_MAX_HEADER_CHARS = 128 * 1024
 # The most tasks that calls after a message may name, besides those that are stored.
 _MAX_TASKS = 1_000
 
@@ -80,6 +87,22 @@ def _of_job(job: dict[str, object]) -> Authority:
     return replace(authority, modules=authority.modules | {package})
 
 
+def _refuse_large(message: CeleryMessage) -> None:
+    """Raise ArgumentError for a message that would take long to check."""
+    reason = None
+    if len(message.body) > MAX_BODY_CHARS:
+        reason = f"{len(message.body):,} characters, more than the {MAX_BODY_CHARS:,}"
+    elif size_of([message.headers, message.properties], _MAX_HEADER_CHARS) > _MAX_HEADER_CHARS:
+        reason = f"headers of more than the {_MAX_HEADER_CHARS:,} characters"
+    elif message_body.count_containers(message) > MAX_CONTAINERS:
+        reason = f"more than the {MAX_CONTAINERS:,} lists and mappings"
+    if reason is not None:
+        raise ArgumentError(
+            f"The message for {message.task} has {reason} of a job whose owner may not run code. "
+            "Pass large data as a file."
+        )
+
+
 class _Sent:
     """A message that a job sends whose owner may not run code.
 
@@ -108,12 +131,7 @@ class _Sent:
             If it may run code when it is opened.
         """
         message, stored = self._message, self._stored
-        if len(message.body) > _MAX_BODY_CHARS:
-            raise ArgumentError(
-                f"The message for {message.task} has {len(message.body):,} characters, more than "
-                f"the {_MAX_BODY_CHARS:,} of a job whose owner may not run code. Pass large data "
-                "as a file."
-            )
+        _refuse_large(message)
         body = message_body.load(message)
         if body is not None:
             calls = following_calls(message.task, body, strict=True)
@@ -123,10 +141,12 @@ class _Sent:
                 f"The message for {message.task} is followed by more than {MAX_CALLS:,} calls, the "
                 "most that are possible."
             )
-        message_body.check(message, stored.objects)
-        if stored.calls:
+        if body is not None and stored.calls:
             self._is_stored = stored.continues(message, *message_body.arguments(message))
-        self._own = [call for call in self._calls if not stored.has(call)]
+        # Those of a stored call have been compared with its own.
+        known_hooks = message_body.hooks(message) if self._is_stored else ()
+        message_body.check(message, stored.objects, [as_text(each) for each in known_hooks])
+        self._own = stored.lacking(self._calls, 2 * MAX_BODY_CHARS)
         all_stored = (self._is_stored or self._collects) and not self._own
         if stored.objects and not all_stored:
             message_body.check(message)

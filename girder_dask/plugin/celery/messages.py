@@ -24,10 +24,10 @@ from girder_dask.plugin.store import existing_jobs, models, results
 from girder_dask.plugin.store.database import database_errors, to_object_id
 from girder_dask.plugin.store.idempotency import REQUEST_FIELD
 from girder_dask.protocol.celery_message import (
-    DEFAULT_QUEUE,
-    QUEUE_RESOURCE_PREFIX,
+    MAX_PRIORITY,
     CeleryJob,
     CeleryMessage,
+    queue_resources,
 )
 from girder_dask.protocol.messages import StoredResult, Submission
 from girder_dask.protocol.payload import pack_message
@@ -44,7 +44,6 @@ _JOB_INFO = "jobInfoSpec"
 
 # The most jobs that a request looks at.
 _MAX_FOUND_JOBS = 10_000
-_MAX_PRIORITY = 2**31 - 1
 
 
 class GirderCeleryMessages:
@@ -152,7 +151,6 @@ def submission_of(message: CeleryMessage, job: CeleryJob | None) -> Submission:
     known = app.tasks.get(message.task)
     limits = message.headers.get("timelimit") or (None,)
     timeout = limits[0] or getattr(known, "time_limit", None)
-    resources = {f"{QUEUE_RESOURCE_PREFIX}{message.queue}": 1.0}
     return Submission(
         task=message.task_name,
         payload=pack_message(message, limit=config.nbytes("max-payload")),
@@ -166,7 +164,7 @@ def submission_of(message: CeleryMessage, job: CeleryJob | None) -> Submission:
         user=job.user,
         token=job.token,
         timeout=float(timeout) if timeout else None,
-        resources=None if message.queue == DEFAULT_QUEUE else resources,
+        resources=queue_resources(message.queue) or None,
         priority=_priority(message.properties.get("priority")),
         # Without acks_late, Celery takes a message from the queue before its task begins.
         at_most_once=not getattr(known, "acks_late", app.conf.task_acks_late),
@@ -175,7 +173,7 @@ def submission_of(message: CeleryMessage, job: CeleryJob | None) -> Submission:
 
 
 def _priority(given: Any) -> int:
-    return max(-_MAX_PRIORITY, min(int(given or 0), _MAX_PRIORITY))
+    return max(-MAX_PRIORITY, min(int(given or 0), MAX_PRIORITY))
 
 
 def _delete_job_tokens(job_id: ObjectId, *infos: Any) -> None:

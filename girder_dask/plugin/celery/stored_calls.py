@@ -14,7 +14,7 @@ import itertools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,40 +23,81 @@ from girder_worker.app import app
 from girder_worker.task import Task
 
 from girder_dask.celery import message_body
-from girder_dask.celery.following_calls import FollowingCall, call_text, following_calls
+from girder_dask.celery.following_calls import (
+    FollowingCall,
+    call_text,
+    compared,
+    following_calls,
+    hooks,
+    own_options,
+)
+from girder_dask.celery.shared_values import as_text, size_of
 from girder_dask.errors import ArgumentError
 from girder_dask.plugin.store import job_records
 from girder_dask.protocol.celery_message import LOCAL_QUEUE, CeleryMessage
 from girder_dask.protocol.payload import open_call
 
-__all__ = ["MAX_CALLS", "CallRights", "StoredCalls", "load", "names_local_queue", "of_message"]
+__all__ = [
+    "MAX_BODY_CHARS",
+    "MAX_CALLS",
+    "MAX_CONTAINERS",
+    "CallRights",
+    "StoredCalls",
+    "load",
+    "names_local_queue",
+    "of_message",
+]
 
 logger = logging.getLogger(__name__)
 
 #: The number of calls of a message that a job may send. Later ones are unknown.
 MAX_CALLS = 50_000
-# The number of jobs whose calls a process of Girder keeps, and of calls in all of them.
+#: The most characters of the body of a message that a job may send, and the most lists and mappings
+#: in it.
+MAX_BODY_CHARS = 2 * 1024**2
+MAX_CONTAINERS = 100_000
+# The most lists and mappings of a message whose calls are read at all, which takes a second.
+_MAX_READ_CONTAINERS = 1_000_000
+# The number of jobs whose calls a process of Girder keeps, and of bytes of all of them.
 _MAX_JOBS = 256
-_MAX_KEPT_CALLS = 100_000
+_MAX_KEPT_BYTES = 32 * 1024**2
+# The bytes of a digest with what belongs to it in the memory.
+_DIGEST_BYTES = 512
+# The most characters of the calls of a message, besides its own length. A value that many calls
+# share counts in each.
+_MAX_SHARED_CHARS = 4 * 1024**2
 
-# A reference of jsonpickle to another part of its message.
-_REFERENCE = '"py/id"'
 _OPTIONS = frozenset({*Task.reserved_headers, *Task.reserved_options})
 
 
 class CallRights(NamedTuple):
     """What may be done with a stored call.
 
-    ``is_mutable`` if it may be sent with one argument before its own, the result of what came
-    before; ``is_local`` if it may be sent to the queue ``local``.
+    Attributes
+    ----------
+    is_mutable
+        Whether it may be sent with one argument before its own, the result of what came before.
+    is_local
+        Whether it may be sent to the queue ``local``.
+    hooks
+        The texts of the transforms of its result, which are in the headers of its message.
+    options
+        The text of what else of its options runs code when it is opened.
     """
 
     is_mutable: bool
     is_local: bool
+    hooks: tuple[str, ...] = ()
+    options: str = ""
 
     def include(self, other: CallRights) -> bool:
         """Return True if these rights are those of another call, or more."""
         return self.is_mutable >= other.is_mutable and self.is_local >= other.is_local
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the texts."""
+        return len(self.options) + sum(map(len, self.hooks))
 
 
 @dataclass(frozen=True)
@@ -68,6 +109,8 @@ class StoredCalls:
     calls
         The rights of each, by the digests of their tasks and arguments. Calls that differ in their
         rights alone have one digest.
+    longest
+        The number of characters of the longest call of each task, as text.
     objects
         The objects of jsonpickle in the message, as text.
     trusted
@@ -75,36 +118,88 @@ class StoredCalls:
     """
 
     calls: Mapping[bytes, frozenset[CallRights]] = field(default_factory=dict)
+    longest: Mapping[str, int] = field(default_factory=dict)
     objects: frozenset[str] = field(default=frozenset(), repr=False)
     trusted: bool = False
 
-    def has(self, call: FollowingCall) -> bool:
-        """Return True if a call is one of these, with the same arguments and no more rights."""
-        return self._allow(
-            call.task, call.args, call.kwargs, CallRights(call.is_mutable, call.is_local)
-        )
+    def lacking(self, calls: Iterable[FollowingCall], max_chars: int) -> list[FollowingCall]:
+        """Return the calls that are none of these, with the same arguments and no more rights.
+
+        The objects among their options are compared as well.
+
+        Raises
+        ------
+        ArgumentError
+            If more characters than a number would have to be compared.
+        """
+        found: list[FollowingCall] = []
+        for call in calls:
+            max_chars -= self._size(call.task, call.args, call.kwargs)
+            if max_chars < 0:
+                raise ArgumentError(
+                    f"The calls of {call.task[:200]} in the message share so much that they cannot "
+                    "be compared with those that Girder has stored."
+                )
+            if not self._has(call):
+                found.append(call)
+        return found
+
+    def _has(self, call: FollowingCall) -> bool:
+        asked, rights = CallRights(call.is_mutable, call.is_local), self._rights(*call[:3])
+        options = _options_text(call) if rights else ""
+        return any(each.include(asked) and each.options == options for each in rights)
 
     def continues(self, message: CeleryMessage, args: Any, kwargs: Any) -> bool:
         """Return True if a message makes one of these calls, in a queue that it may have.
 
         A call that is not immutable may have one argument before its own. That is the result of
-        the job, or are those of the members of a chord.
+        the job, or are those of the members of a chord. The transforms of its result are its own.
         """
         is_local = message.queue == LOCAL_QUEUE
-        return self._allow(message.task, args, kwargs, CallRights(False, is_local)) or (
-            isinstance(args, list)
-            and bool(args)
-            and self._allow(message.task, args[1:], kwargs, CallRights(True, is_local))
+        sent = tuple(text for text, is_code in _hooks(message_body.hooks(message)) if is_code)
+
+        def allows(given: Any, *, is_mutable: bool) -> bool:
+            asked = CallRights(is_mutable, is_local)
+            return any(
+                each.include(asked) and (not sent or each.hooks == sent)
+                for each in self._rights(message.task, given, kwargs)
+            )
+
+        return allows(args, is_mutable=False) or (
+            isinstance(args, list) and bool(args) and allows(args[1:], is_mutable=True)
         )
 
-    def _allow(self, task: str, args: Any, kwargs: Any, rights: CallRights) -> bool:
-        if not self.calls:
-            return False
+    def _size(self, task: str, args: Any, kwargs: Any) -> int:
+        """Return the characters to compare, none if the call is too long to be one of these."""
+        longest = self.longest.get(task, 0)
+        size = size_of(compared(task, args, kwargs), longest) if longest else 0
+        return size if size <= longest else 0
+
+    def _rights(self, task: str, args: Any, kwargs: Any) -> frozenset[CallRights]:
+        if not self._size(task, args, kwargs):
+            return frozenset()
         text = call_text(task, args, kwargs)
-        if _REFERENCE in text:  # which leads elsewhere in another message
-            return False
-        stored = self.calls.get(_digest(text), ())
-        return any(each.include(rights) for each in stored)
+        if message_body.has_reference(text):  # which leads elsewhere in another message
+            return frozenset()
+        return self.calls.get(_digest(text), frozenset())
+
+    @property
+    def nbytes(self) -> int:
+        """About the number of bytes that this takes in memory."""
+        rights = sum(each.nbytes + _DIGEST_BYTES for all_ in self.calls.values() for each in all_)
+        return rights + sum(len(each) + _DIGEST_BYTES for each in self.objects)
+
+
+def _hooks(given: Any) -> list[tuple[str, bool]]:
+    """Return each transform of a result as text, and whether opening it runs code."""
+    listed = given if isinstance(given, (list, tuple)) else []
+    return [(as_text(each), message_body.find_code(each, "") is not None) for each in listed]
+
+
+def _options_text(call: FollowingCall) -> str:
+    """Return the objects among the options of a call as text."""
+    options = own_options(call)
+    return as_text(options) if options else ""
 
 
 def names_local_queue(task: str) -> bool:
@@ -146,7 +241,7 @@ class _Cache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[ObjectId, StoredCalls] = OrderedDict()
-        self._size = 0
+        self._nbytes = 0
 
     def get(self, job_id: ObjectId) -> StoredCalls | None:
         with self._lock:
@@ -160,12 +255,12 @@ class _Cache:
             if job_id in self._kept:
                 return
             self._kept[job_id] = stored
-            self._size += len(stored.calls) + len(stored.objects)
+            self._nbytes += stored.nbytes
             while len(self._kept) > 1 and (
-                len(self._kept) > _MAX_JOBS or self._size > _MAX_KEPT_CALLS
+                len(self._kept) > _MAX_JOBS or self._nbytes > _MAX_KEPT_BYTES
             ):
                 _, oldest = self._kept.popitem(last=False)
-                self._size -= len(oldest.calls) + len(oldest.objects)
+                self._nbytes -= oldest.nbytes
 
 
 _cache = _Cache()
@@ -186,19 +281,67 @@ def load(job_id: ObjectId) -> StoredCalls:
 
 def of_message(message: CeleryMessage | None, *, trusted: bool) -> StoredCalls:
     """Return the calls that follow a message, in time that grows with its length alone."""
-    body = None if message is None else message_body.load(message)
-    if message is None or body is None:
+    if message is None:
+        return StoredCalls()
+    if message_body.count_containers(message) > _MAX_READ_CONTAINERS:
+        logger.warning(
+            "The message for the task %s has more than %d lists and mappings, so the calls in it "
+            "are not stored. A job whose owner may not run code cannot start them.",
+            message.task,
+            _MAX_READ_CONTAINERS,
+        )
+        return StoredCalls()
+    body = message_body.load(message)
+    if body is None:
         return StoredCalls()
     calls: dict[bytes, frozenset[CallRights]] = {}
-    for call in itertools.islice(following_calls(message.task, body), MAX_CALLS):
-        rights = CallRights(call.is_mutable, call.is_local or names_local_queue(call.task))
+    longest: dict[str, int] = {}
+    left = len(message.body) + _MAX_SHARED_CHARS
+    following = list(itertools.islice(following_calls(message.task, body), MAX_CALLS))
+    for call in following:
+        if not _can_be_sent([call.args, call.kwargs, call.options]):
+            continue
+        rights = _rights_of(call)
         for text in _texts(call):
             digest = _digest(text)
             calls[digest] = calls.get(digest, frozenset()) | {rights}
-    # Those of a message that is not trusted are of no use.
-    parts = (body, message.headers) if trusted else ()
-    objects = (message_body.as_text(each) for part in parts for each in message_body.objects(part))
-    return StoredCalls(calls, frozenset(objects), trusted)
+            longest[call.task] = max(longest.get(call.task, 0), len(text))
+            left -= len(text)
+        left -= rights.nbytes
+        if left < 0:
+            logger.warning(
+                "The calls after the task %s share so much that only %d of them are stored. A job "
+                "whose owner may not run code cannot start the others.",
+                message.task,
+                len(calls),
+            )
+            break
+    objects: list[str] = []
+    # Those of a message that is not trusted are of no use, and none are if no call follows.
+    parts = [message_body.arguments(message), *(call[1:] for call in following)] if trusted else []
+    for text in itertools.chain.from_iterable(
+        message_body.objects(part) for part in parts if calls and _can_be_sent(part)
+    ):
+        objects.append(text)
+        left -= len(text)
+        if left < 0:
+            break
+    return StoredCalls(calls, longest, frozenset(objects), trusted)
+
+
+def _can_be_sent(part: Any) -> bool:
+    """Return True if a part of a message may be in one that a job sends: it is not too large."""
+    size = size_of(part, MAX_BODY_CHARS, of_container=MAX_BODY_CHARS // MAX_CONTAINERS)
+    return size <= MAX_BODY_CHARS
+
+
+def _rights_of(call: FollowingCall) -> CallRights:
+    return CallRights(
+        call.is_mutable,
+        call.is_local or names_local_queue(call.task),
+        tuple(text for text, is_code in _hooks(hooks(call)) if is_code),
+        _options_text(call),
+    )
 
 
 def _message(payload: bytes) -> CeleryMessage | None:

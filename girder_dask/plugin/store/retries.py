@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from girder_dask.plugin.store.documents import start_fields
 from girder_dask.protocol.messages import JobSpec, RetryRequest
@@ -46,10 +45,17 @@ class RetryChange:
     def add_to(self, change: dict[str, Any], *, ended: bool) -> None:
         """Add the new request to the write of a change. A job that has ended has none."""
         if self._new is not None:
-            stored = {"not_before": self._new.not_before, "note": self._new.note}
-            change["$set"][RETRY_FIELD] = stored
+            change["$set"][RETRY_FIELD] = _document(self._new)
         elif ended and self.stored is not None:
             change.setdefault("$unset", {})[RETRY_FIELD] = True
+
+
+def _document(request: RetryRequest) -> dict[str, Any]:
+    stored: dict[str, Any] = msgspec.to_builtins(request, builtin_types=(bytes,))
+    if request.resources is not None:
+        # Pairs, since the name of a resource need not be a valid key of MongoDB.
+        stored["resources"] = list(request.resources.items())
+    return stored
 
 
 def with_retry_requests(specs: Iterable[JobSpec], stored: Mapping[str, Any]) -> list[JobSpec]:
@@ -61,8 +67,10 @@ def _with_request(spec: JobSpec, stored: Any) -> JobSpec:
     if stored is None:
         return spec
     try:
+        if stored.get("resources") is not None:
+            stored = {**stored, "resources": dict(stored["resources"])}
         request = msgspec.convert(stored, RetryRequest, builtin_types=(bytes,))
-    except msgspec.ValidationError as e:
+    except (msgspec.ValidationError, AttributeError, TypeError, ValueError) as e:
         logger.warning("The stored request of job %s to be tried again is ignored: %s", spec.id, e)
         return spec
-    return replace(spec, not_before=request.not_before, retry_note=request.note)
+    return request.apply_to(spec)

@@ -70,6 +70,10 @@ def test_a_chain_goes_on_with_a_task_of_another_package_and_any_object(
         ("objects in a group", 10),
         ("starmap", [3, 7]),
         ("chain in a group", 9),
+        ("a shared object", 72),
+        ("a shared object in a group", 24),
+        ("an object in the body of a chord", [3, 4] * 6),
+        ("keys that are no text", 3),
     ],
 )
 def test_a_chain_of_a_user_goes_on_with_compositions(
@@ -77,14 +81,19 @@ def test_a_chain_of_a_user_goes_on_with_compositions(
 ) -> None:
     def start(kind: str) -> str:
         from celery import chain, chord, group
-        from their_tasks.tasks import Scale, add, scaled, total
+        from their_tasks.tasks import Scale, add, scaled, total, total_of_keys
 
+        shared, keyed = Scale(6), {1: 1, (2, None): 2}
         one, two = group(add.s(1), add.s(2)), group(add.s(5), add.s(6))
         rest: list[Any] = {
             "groups": [one, total.s(), two, total.s(), add.s(11)],
             "chord with a chain": [chord(one, chain(total.s(), add.s(5))), add.s(100)],
             "objects in a group": [group(scaled.s(Scale(2)), scaled.s(Scale(3))), total.s()],
             "starmap": [add.starmap([(1, 2), (3, 4)])],
+            "a shared object": [scaled.s(shared), scaled.s(scale=shared)],
+            "a shared object in a group": [group(scaled.s(shared), scaled.s(shared)), total.s()],
+            "an object in the body of a chord": [chord(one, scaled.s(shared))],
+            "keys that are no text": [total_of_keys.si(keyed)],
             "chain in a group": [group(chain(add.s(1), add.s(1)), add.s(3)), total.s()],
         }[kind]
         return str(chain(add.s(1, 1), *rest).apply_async().id)
@@ -102,6 +111,18 @@ def test_a_chord_of_a_user_collects_the_values(celery_site: CelerySite) -> None:
 
     user = celery_site.create_user()
     assert value_of(celery_site, user, celery_site.call(start, user=user)) == 6
+
+
+def test_the_body_of_a_chord_may_have_an_object(celery_site: CelerySite) -> None:
+    def start() -> str:
+        from celery import chord
+        from their_tasks.tasks import Scale, add, scaled
+
+        return str(chord([add.s(n, n) for n in range(3)])(scaled.s(Scale(2))).id)
+
+    user = celery_site.create_user()
+    body = celery_site.call(start, user=user)
+    assert value_of(celery_site, user, body) == [0, 2, 4, 0, 2, 4]
 
 
 def test_a_task_of_a_user_starts_a_chord(celery_site: CelerySite) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bson import ObjectId
 
-from girder_dask.jobs import JobStatus
+from girder_dask.jobs import FINAL, JobStatus
 from tests.support.celery_site import wait_until
 from tests.support.chunk_receiver import receiving_chunks
+from tests.support.docker_engine import IMAGE
 from tests.support.package_site import PackageSite
 
 
@@ -279,6 +281,59 @@ def test_docker_run_attaches_an_artifact_to_its_job(package_site: PackageSite) -
     (artifact,) = user.client.get(f"job/{job_id}/artifact")
     assert (artifact["name"], artifact["size"]) == ("trace.txt", 6)
     assert _content(user.client, artifact["_id"]) == b"found\n"
+
+
+@pytest.mark.parametrize("kind", ["chain", "group"])
+def test_docker_run_shares_a_volume_with_another(
+    package_site: PackageSite, tmp_path: Path, kind: str
+) -> None:
+    """The calls of a user refer to one object, and each to the default volume more than once."""
+    user = package_site.create_user()
+    item = user.client.createItem(user.folder["_id"], "results")
+
+    def start(path: str, item_id: str, image: str, kind: str) -> str:
+        from celery import chain, group
+        from girder_worker.docker.tasks import docker_run
+        from girder_worker.docker.transforms import BindMountVolume, VolumePath
+        from girder_worker.docker.transforms.girder import GirderUploadVolumePathToItem
+        from their_tasks.tasks import add
+
+        volume = BindMountVolume(path, "/mnt/shared")
+
+        def call(name: str) -> Any:
+            script = 'echo $1 > /mnt/shared/$1; cp /mnt/shared/$1 "$0"; test -d "${2%/*}"'
+            written, also = VolumePath(name), VolumePath("also")
+            return docker_run.si(
+                image,
+                pull_image=False,
+                network_mode="none",
+                container_args=["sh", "-c", script, written, name, also],
+                volumes=[volume],
+                girder_result_hooks=[GirderUploadVolumePathToItem(VolumePath(name), item_id)],
+            )
+
+        calls = [call("one"), call("two")]
+        rest = [group(calls)] if kind == "group" else calls
+        return str(chain(add.si(1, 2), *rest).apply_async().id)
+
+    package_site.call(start, str(tmp_path), item["_id"], IMAGE, kind, user=user)
+
+    def ended() -> list[str] | None:
+        jobs = package_site.documents("job", {"userId": ObjectId(user.id)})
+        done = len(jobs) == 3 or any(job["status"] == JobStatus.ERROR for job in jobs)
+        ids = [str(job["_id"]) for job in jobs]
+        return ids if done and all(job["status"] in FINAL for job in jobs) else None
+
+    logs = {job_id: package_site.log(job_id) for job_id in wait_until(ended, 90)}
+    assert len(logs) == 3, logs
+    for job_id in logs:
+        package_site.wait(job_id, status=JobStatus.SUCCESS)
+    found = {
+        each["name"]: _content(user.client, each["_id"])
+        for each in user.client.listFile(item["_id"])
+    }
+    assert found == {"one": b"one\n", "two": b"two\n"}
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["one", "two"]
 
 
 def test_docker_run_ends_in_error_with_the_exit_code(package_site: PackageSite) -> None:

@@ -15,7 +15,7 @@ ADD: dict[str, Any] = {"task": "a.add", "args": [1], "kwargs": {}}
 
 def found(embed: Any = None, *, task: str = "a.b", args: Any = (), kwargs: Any = None) -> list[str]:
     body = {"py/tuple": [{"py/tuple": list(args)}, kwargs or {}, embed or {}]}
-    return sorted(call.task for call in following_calls(task, body))
+    return sorted(call.task for call in following_calls(task, json.loads(json.dumps(body))))
 
 
 def composed(kind: str, options: Any = None, **kwargs: Any) -> dict[str, Any]:

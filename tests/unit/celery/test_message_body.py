@@ -34,6 +34,8 @@ def message(args: Any, **fields: Any) -> CeleryMessage:
             "gc": {"py/object": "girder_client.GirderClient"},
         },
         {"py/object": "girder_worker.utils.transforms.common.TemporaryDirectory"},
+        {"json://1": 1, "json://2.5": 2, "json://null": 3, "json://true": 4},
+        {'json://{"py/tuple": [1, {"py/tuple": ["a"]}]}': 1, 'json://"json://1"': 2},
     ],
 )
 def test_check_accepts_data_and_transforms(value: Any) -> None:
@@ -50,7 +52,13 @@ def test_check_accepts_data_and_transforms(value: Any) -> None:
         ({"py/mod": "antigravity"}, "py/mod"),
         ({"py/repr": "os/os.getcwd()"}, "py/repr"),
         ({"py/iterator": []}, "py/iterator"),
-        ({'json://{"py/object": "os.system"}': 1}, "a key that is not plain text"),
+        ({'json://{"py/object": "os.system"}': 1}, "a key that is not plain"),
+        ({'json://{"py/id": 1}': 1}, "a key that is not plain"),
+        ({'json://{"py/tuple": [1, {"py/object": "x"}]}': 1}, "a key that is not plain"),
+        ({'json://{"py/tuple": {"py/object": "x"}}': 1}, "a key that is not plain"),
+        ({'json://{"py/tuple": [1], "py/object": "x"}': 1}, "a key that is not plain"),
+        ({"json://" + "[" * 900: 1}, "a key that is not plain"),
+        ({"json://1 2": 1}, "a key that is not plain"),
         (
             {"py/object": f"{IO}.GirderFileId", "file_path": "/etc/passwd"},
             f"an object of '{IO}.GirderFileId' with file_path",

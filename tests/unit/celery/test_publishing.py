@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import chain
+from celery import chain, signature
 from girder_client import GirderClient
 from girder_worker.app import app
 from girder_worker.utils.transforms.girder_io import GirderFileId, GirderUploadToItem
 from their_tasks.tasks import Scale, add, fibonacci, scaled
 
-from girder_dask.celery import message_body, publishing
-from girder_dask.celery.following_calls import following_calls
+from girder_dask.celery import message_body, publishing, serializer
+from girder_dask.celery.following_calls import call_text, following_calls
 from girder_dask.client.backend import set_backend
 from girder_dask.protocol.celery_message import CeleryJob, CeleryMessage
 
@@ -91,7 +92,7 @@ def test_calls_that_follow_are_data(messages: Messages) -> None:
     (call,) = following_calls(message.task, body)
     assert call.task == "their_tasks.tasks.scaled"
     found = message_body.objects(call.args)
-    assert [each["py/object"] for each in found] == ["their_tasks.tasks.Scale"]
+    assert [json.loads(each)["py/object"] for each in found] == ["their_tasks.tasks.Scale"]
 
 
 def test_queue_and_time_are_those_of_the_call(messages: Messages) -> None:
@@ -109,11 +110,29 @@ def test_a_task_without_a_job_has_no_fields(messages: Messages) -> None:
 
 
 def test_objects_that_calls_share_arrive_in_each(messages: Messages) -> None:
-    import jsonpickle
-
     shared = {"list": [1, 2]}
     chain(add.s(1, 2), add.si(shared, [3]), add.si(shared, shared)).apply_async()
     ((message, _),) = messages.sent
-    _, _, embed = jsonpickle.decode(base64.b64decode(message.body).decode(), keys=True)
+    _, _, embed = serializer.decode(base64.b64decode(message.body))
     calls = [list(call["args"]) for call in reversed(embed["chain"])]
     assert calls == [[shared, [3]], [shared, shared]]
+    assert calls[0][0] is calls[1][0] is calls[1][1]
+
+
+def test_calls_that_share_an_object_are_sent_as_they_were_stored(messages: Messages) -> None:
+    """A worker opens a message, and sends the calls in it one by one."""
+    shared = Scale({"list": [1, 2]})
+    given = ([shared, shared], {"of": shared})
+    chain(add.s(1, 2), scaled.si(*given), scaled.si(shared, girder_job_title="t")).apply_async()
+    ((first, _),) = messages.sent
+    stored = {
+        call_text(call.task, call.args, call.kwargs)
+        for call in following_calls(first.task, message_body.load(first))
+    }
+    _, _, embed = serializer.decode(base64.b64decode(first.body))
+    (last, middle) = embed["chain"]
+    signature(middle).apply_async(chain=[last])
+    (_, (second, _)) = messages.sent
+    assert call_text(second.task, *message_body.arguments(second)) in stored
+    (call,) = following_calls(second.task, message_body.load(second))
+    assert call_text(call.task, call.args, call.kwargs) in stored

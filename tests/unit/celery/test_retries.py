@@ -108,3 +108,46 @@ def test_request_waits_as_asked_except_for_the_polls_of_a_chord(
     now: float, task: str, retry: int, asked_s: float, expected_s: float
 ) -> None:
     assert interval_s(now, task, retry, asked_s) == pytest.approx(expected_s, abs=1e-3)
+
+
+def sent(queue: str = "celery", priority: Any = None, **headers: Any) -> CeleryMessage:
+    info = {"exchange": "", "routing_key": queue}
+    properties = {"priority": priority, "delivery_info": info}
+    return replace(message([1], **headers), queue=queue, properties=properties)
+
+
+def test_request_says_nothing_of_what_stays() -> None:
+    given = sent("gpu", 3, timelimit=[60, 50])
+    asked = retries.request(given, given)
+    assert (asked.timeout, asked.priority, asked.resources) == (None, None, None)
+
+
+def test_request_has_the_options_that_the_task_changes() -> None:
+    asked = retries.request(sent(), sent("gpu", 4, timelimit=[60, 50]), trusted=False)
+    assert (asked.timeout, asked.priority, asked.resources) == (60.0, 0, {"queue:gpu": 1.0})
+    asked = retries.request(sent("gpu", 3, timelimit=[60, None]), sent(priority=9))
+    assert (asked.timeout, asked.priority, asked.resources) == (0.0, 9, {})
+
+
+def test_request_of_a_later_run_has_what_an_earlier_one_has_changed() -> None:
+    first = sent()
+    note = retries.request(first, sent("gpu", 4, timelimit=[60, 50])).note or b""
+    second = retries.continued(first, note)
+    assert (second.queue, second.properties) == ("gpu", sent("gpu", 4).properties)
+    assert second.headers["timelimit"] == [60, 50]
+    asked = retries.request(second, second, first=first)
+    assert (asked.timeout, asked.priority, asked.resources) == (60.0, 4, {"queue:gpu": 1.0})
+
+
+def test_request_stays_within_what_the_sender_may_ask_for() -> None:
+    asked = retries.request(sent(), sent(priority=10**12, timelimit=[1e12, 0]), trusted=False)
+    assert (asked.priority, asked.timeout) == (0, 30 * 24 * 3600.0)
+    asked = retries.request(sent(priority=2), sent(priority=7), trusted=False)
+    assert asked.priority == 2
+    assert retries.request(sent(), sent(priority=10**12)).priority == 2**31 - 1
+    with pytest.raises(ArgumentError, match="Only code inside Girder takes a job to the queue"):
+        retries.request(sent(), sent("local"), trusted=False)
+    assert retries.request(sent(), sent("local")).resources == {"queue:local": 1.0}
+    for queue in ("a\nb", "q" * 200):
+        with pytest.raises(ArgumentError, match="The name of a queue is"):
+            retries.request(sent(), sent(queue))

@@ -69,3 +69,14 @@ def test_requested_retries_do_not_use_up_the_retries_of_the_call(site: Site) -> 
     site.running(spec).says(retry=RetryRequest(NOW))
     site.running(site.again(spec)).says(S.ERROR)
     assert site.history()[-1] == (3, S.QUEUED)
+
+
+def test_a_requested_retry_has_the_options_that_the_run_asks_for(site: Site) -> None:
+    spec = site.accept(timeout=5.0, priority=1, resources={"queue:a": 1.0})
+    asked = RetryRequest(NOW, timeout=9.0, priority=4, resources={"queue:b": 1.0})
+    site.running(spec).says(retry=asked)
+    again = site.again(spec)
+    assert (again.timeout, again.priority, again.resources) == (9.0, 4, {"queue:b": 1.0})
+    site.running(again).says(retry=RetryRequest(NOW, timeout=0.0, resources={}))
+    third = site.again(again)
+    assert (third.timeout, third.priority, third.resources) == (None, 4, None)

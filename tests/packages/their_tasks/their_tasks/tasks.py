@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import chord, group
+from celery.exceptions import SoftTimeLimitExceeded
 from girder_worker.app import app
 from girder_worker.utils import girder_job
 from girder_worker.utils.transforms.girder_io import GirderFileId
@@ -154,6 +155,27 @@ def tries_again(self: Any, times: int, countdown: float = 0.2) -> int:
     return int(self.request.retries)
 
 
+@app.task(bind=True)
+def tries_with(self: Any, options: dict[str, Any], seconds: float = 0.0) -> dict[str, Any]:
+    """Ask to be tried again twice, the first time with other options, and return what came of it.
+
+    The third run sleeps.
+    """
+    if self.request.retries < 2:
+        raise self.retry(countdown=0, **(options if self.request.retries == 0 else {}))
+    print("third")
+    ended = "slept"
+    try:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+    except SoftTimeLimitExceeded:
+        ended = "soft limit"
+    info = self.request.delivery_info
+    where = {"worker": _worker_name(), "queue": info["routing_key"]}
+    return {**where, "ended": ended, "priority": info["priority"]}
+
+
 @app.task(bind=True, max_retries=1)
 def gives_up(self: Any) -> None:
     """Ask to be tried again once, then fail with the error that was the reason."""
@@ -228,6 +250,12 @@ def sends_with_one_id(self: Any, task_id: str) -> None:
 def total(numbers: list[int]) -> int:
     """Return the sum of a list."""
     return sum(numbers)
+
+
+@app.task
+def total_of_keys(values: Any) -> int:
+    """Return the sum of the numbers among the keys, which messages keep as they are."""
+    return sum(key if isinstance(key, int) else key[0] for key in values)
 
 
 class Scale:

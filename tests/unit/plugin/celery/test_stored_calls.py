@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 import types
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from msgspec.structs import replace
 
 pytest.importorskip("girder_worker", reason="girder_dask[celery] is not installed")
 
+from girder_dask.celery import message_body
 from girder_dask.celery.following_calls import following_calls
 from girder_dask.plugin.celery import stored_calls
 from girder_dask.plugin.celery.stored_calls import StoredCalls, names_local_queue, of_message
@@ -106,7 +109,7 @@ def test_has_gives_a_call_no_more_rights_than_it_was_stored_with() -> None:
         call("evil", immutable=True),
     ]
     found = [next(following_calls("a.b", [[], {}, {"chain": each}])) for each in asked]
-    assert [calls.has(each) for each in found] == [True, False, False, False]
+    assert [not calls.lacking([each], 10**9) for each in found] == [True, False, False, False]
 
 
 def test_reading_and_comparing_nested_calls_costs_what_their_length_does(
@@ -129,7 +132,7 @@ def test_reading_and_comparing_nested_calls_costs_what_their_length_does(
     digested.clear()
     found = list(following_calls(sent.task, json.loads(sent.body)))
     assert len(found) == 161
-    assert all(calls.has(each) for each in found)
+    assert all(not calls.lacking([each], 10**9) for each in found)
     assert sum(digested) < len(sent.body)
 
 
@@ -140,11 +143,120 @@ def test_parts_of_a_call_in_chunks_are_stored_calls() -> None:
     part = {"task": {"task": "a.add", "options": {"task_id": "1"}}, "it": pairs[:2]}
     starmap = message([], task="celery.starmap")
     assert calls.continues(starmap, [], part)
+    signature = {"task": "a.add", "options": {"task_id": "1" * 36, "reply_to": "2" * 36}}
+    assert calls.continues(starmap, [], {**part, "task": signature})
     assert not calls.continues(starmap, [], {**part, "task": {"task": "a.evil"}})
     assert not calls.continues(starmap, [], {**part, "it": pairs})
 
 
 def test_a_message_that_is_not_trusted_brings_no_objects() -> None:
     value = {"py/object": "a.B"}
-    assert of_message(message([value]), trusted=True).objects == {json.dumps(value)}
-    assert of_message(message([value]), trusted=False).objects == frozenset()
+    sent = message([value], embed={"chain": [call("good")]})
+    assert of_message(sent, trusted=True).objects == {json.dumps(value)}
+    assert of_message(sent, trusted=False).objects == frozenset()
+    assert of_message(message([value]), trusted=True).objects == frozenset()  # no call follows
+
+
+@pytest.mark.parametrize("where", ["own arguments", "arguments of the call"])
+def test_reading_a_large_message_ends_soon(caplog: pytest.LogCaptureFixture, where: str) -> None:
+    many = [[]] * 1_200_000
+    given = {"own arguments": (many, "good"), "arguments of the call": ([], many)}[where]
+    sent = message([given[0]], embed={"chain": [call(given[1])]})
+    start = time.process_time()
+    assert not of_message(sent, trusted=True).calls
+    assert time.process_time() - start < 1
+    assert "has more than 1000000 lists and mappings" in caplog.text
+    most = message([many[:700_000]], embed={"chain": [call("good"), call(many[:200_000])]})
+    assert len(of_message(most, trusted=True).calls) == 1
+
+
+def hook(name: str) -> dict[str, Any]:
+    return {"py/object": "a.Upload", "name": name}
+
+
+def test_continues_takes_the_transforms_of_the_result_of_that_call_alone() -> None:
+    name = "girder_result_hooks"
+    by_kwargs = {**call("kwargs"), "kwargs": {name: [hook("of kwargs")]}}
+    by_options = call("options", **{name: [hook("of options"), hook("second")]})
+    by_headers = call("headers", headers={name: {"py/tuple": [hook("of headers")]}})
+    own = message([call("own")], embed={"chain": [by_kwargs, by_options, call("none")]})
+    calls = of_message(replace(own, headers={name: [hook("of the job")]}), trusted=True)
+
+    def allowed(which: str, *hooks: Any, calls: StoredCalls = calls) -> bool:
+        return may(calls, which, headers={name: list(hooks)} if hooks else {})
+
+    assert allowed("kwargs", hook("of kwargs"))
+    assert allowed("options", hook("of options"), hook("second"))
+    for which in ("kwargs", "options", "none"):
+        assert allowed(which)
+        for given in ([hook("of the job")], [hook("second")], [hook("of kwargs")] * 2):
+            assert not allowed(which, *given)
+    assert not allowed("options", hook("of kwargs"))
+    assert allowed("headers", hook("of headers"), calls=stored(by_headers)) is False
+    listed = call("headers", headers={name: [hook("of headers")]})
+    assert allowed("headers", hook("of headers"), calls=stored(listed))
+
+
+def test_has_compares_the_objects_among_the_options() -> None:
+    given = {"girder_result_hooks": [hook("a")]}
+    calls = stored(call("one", **given), call("two", headers=given), call("three", task_id="1"))
+    asked = [
+        (call("one", **given, task_id="5"), True),
+        (call("two", headers=given, root_id="5"), True),
+        (call("three", reply_to="x"), True),
+        (call("one"), False),
+        (call("one", girder_result_hooks=[hook("b")]), False),
+        (call("two", headers={"girder_result_hooks": [hook("b")]}), False),
+        (call("three", **given), False),
+        (call("three", headers={"x": hook("a")}), False),
+        (call("three", other=hook("a")), False),
+    ]
+    for signature, expected in asked:
+        (found,) = following_calls("a.b", [[], {}, {"chain": [signature]}])
+        assert (calls.lacking([found], 10**9) == []) == expected, signature
+
+
+def test_continues_compares_what_references_lead_to() -> None:
+    def labelled(value: Any) -> dict[str, Any]:
+        return {"py/dask-shared": 5, "value": value}
+
+    same, volume = {"py/dask-same": 5}, {"py/object": "a.Volume", "path": "/good"}
+    first = {"task": RUN, "args": [labelled(volume), [same]], "immutable": True}
+    calls = stored(first, {"task": RUN, "args": [[1], same], "immutable": True})
+    sent = [
+        ([labelled(volume), [same]], True),
+        ([labelled([1]), {**volume}], True),
+        ([[1], volume], True),
+        ([volume, [volume]], False),
+        ([labelled({**volume, "path": "/"}), [same]], False),
+        ([labelled(volume), same], False),
+        ([{"py/id": 3}, [volume]], False),
+    ]
+    for args, expected in sent:
+        given = message(args, task=RUN)
+        assert calls.continues(given, *message_body.arguments(given)) == expected, args
+    assert calls.objects == {json.dumps(volume, sort_keys=True)}
+
+
+def test_a_value_that_many_calls_share_is_not_compared_with_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    large = {"py/dask-shared": 1, "value": ["x" * 1_000_000]}
+    signatures = [call(large), *(call({"py/dask-same": 1}, n) for n in range(10_000))]
+    sent = message([], embed={"chain": signatures})
+    calls = of_message(sent, trusted=True)
+    assert 1 <= len(calls.calls) < 10
+    assert "share so much" in caplog.text
+
+
+def test_load_keeps_calls_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[ObjectId] = []
+    body = message([], embed={"chain": [call({"py/object": "a.B", "x": "x" * 100_000})]})
+    spec = types.SimpleNamespace(payload=pack_message(body, limit=1_000_000), trusted=True)
+    monkeypatch.setattr(job_records, "load_spec", lambda job_id: loaded.append(job_id) or spec)
+    monkeypatch.setattr(stored_calls, "_MAX_KEPT_BYTES", 250_000)
+    monkeypatch.setattr(stored_calls, "_cache", stored_calls._Cache())
+    first, second, third = (ObjectId() for _ in range(3))
+    for job_id in (first, second, first, third, first, second):
+        assert stored_calls.load(job_id).nbytes > 100_000
+    assert loaded == [first, second, third, second]
