@@ -120,6 +120,25 @@ def test_tasks_and_what_follows_them_outlive_girder_and_its_database(site: Site,
         assert len(ends) == 1, job["title"]
 
 
+@pytest.mark.parametrize("how", [killed, stopped])
+def test_tasks_need_no_redis(site: Site, how: Any) -> None:
+    """Redis only tells browsers what has happened. All kinds of calls end without it."""
+    with how(site, "redis"):
+        chained = site.call(start_chain, 0.1)
+        parent, retried = site.delay("starts_child_that_waits"), site.delay("tries_again", 1, 0.2)
+        for task_id, value in zip(chained, (3, 13, 113), strict=True):
+            (job,) = wait_until(lambda t=task_id: site.documents("job", {"celeryTaskId": t}), 60)
+            site.wait(str(job["_id"]), 60, status=JobStatus.SUCCESS)
+            assert site.value(str(job["_id"])) == value
+        site.wait(retried, 60, status=JobStatus.SUCCESS)
+        (child,) = wait_until(lambda: site.children(parent))
+        site.admin.put(f"job/{parent}/cancel")
+        for job_id in (parent, str(child["_id"])):
+            site.wait(job_id, 60, status=JobStatus.CANCELED)
+    job_id = site.delay("add", 1, 2)
+    site.wait(job_id, 60, status=JobStatus.SUCCESS)
+
+
 def test_a_cancel_without_a_scheduler_reaches_all_jobs_afterwards(site: Site) -> None:
     """Those that run, those with a child, and those that wait for their time."""
     parent, running = site.delay("starts_child_that_waits"), site.delay("waits")

@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -26,7 +27,9 @@ from typing import Any
 
 import pytest
 
-__all__ = ["IMAGE", "Engine", "docker_engine", "podman_engine", "worker_settings"]
+from tests.support.girder_services import free_port
+
+__all__ = ["IMAGE", "Engine", "docker_engine", "podman_engine", "tls_engine", "worker_settings"]
 
 #: The image that each engine has.
 IMAGE = "busybox:latest"
@@ -70,6 +73,8 @@ class Engine:
         ``'docker'`` or ``'podman'``.
     directory
         The directory of all that it stores. Its path is short, as that of a socket must be.
+    options
+        More options of ``dockerd``.
 
     Attributes
     ----------
@@ -77,8 +82,9 @@ class Engine:
         The path of its socket.
     """
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, options: Sequence[str] = ()) -> None:
         self.name = name
+        self._options = options
         self.directory = directory
         self.socket = directory / "engine.sock"
         self._log = directory / "engine.log"
@@ -154,6 +160,7 @@ class Engine:
                 *("--config-file", f"{where}/daemon.json"),
                 # Rules of the machine's network stay as they are.
                 *("--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false"),
+                *self._options,
             ]
         return [
             *("podman", "--root", f"{where}/data", "--runroot", f"{where}/run"),
@@ -242,7 +249,7 @@ def _archive(files: Mapping[str, str | bytes]) -> bytes:
 
 
 @contextlib.contextmanager
-def _running(name: str, program: str) -> Iterator[Engine]:
+def _running(name: str, program: str, options: Sequence[str] = ()) -> Iterator[Engine]:
     """Run an engine with the image ``busybox:latest``. Skip the test where that is not possible."""
     if os.geteuid() != 0:
         pytest.skip(f"This test starts {program}, which needs root. {_NEEDS}.")
@@ -250,7 +257,7 @@ def _running(name: str, program: str) -> Iterator[Engine]:
         if shutil.which(needed) is None:
             pytest.skip(f"This test needs {needed}. {_NEEDS}.")
     with tempfile.TemporaryDirectory(prefix=f"gd-{name}-", ignore_cleanup_errors=True) as directory:
-        engine = Engine(name, Path(directory))
+        engine = Engine(name, Path(directory), options)
         engine.start()
         try:
             engine.add_image(IMAGE, {})
@@ -265,6 +272,48 @@ def docker_engine() -> Iterator[Engine]:
     """A Docker engine for all tests of this process."""
     with _running("docker", "dockerd") as engine:
         yield engine
+
+
+@contextlib.contextmanager
+def tls_engine(directory: Path) -> Iterator[tuple[Engine, dict[str, str]]]:
+    """Run a Docker engine that takes clients with a certificate alone, and yield it.
+
+    Parameters
+    ----------
+    directory
+        An empty directory for certificates of ``girder-dask certs``.
+
+    Yields
+    ------
+    The engine, and the variables with which a worker finds it.
+    """
+
+    def certs(*arguments: str) -> None:
+        command = [sys.executable, "-m", "girder_dask.cli", "certs", *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    certs("init", str(directory))
+    certs("issue", str(directory), "scheduler", "127.0.0.1", "--name", "engine")
+    certs("issue", str(directory), "client", "127.0.0.1", "--name", "client")
+    of_client = directory / "of-client"
+    of_client.mkdir()
+    for source, name in (("ca.pem", "ca"), ("client.pem", "cert"), ("client.key", "key")):
+        shutil.copy(directory / source, of_client / f"{name}.pem")
+    port = free_port()
+    options = [
+        *("--host", f"tcp://127.0.0.1:{port}", "--tlsverify"),
+        *("--tlscacert", str(directory / "ca.pem")),
+        *("--tlscert", str(directory / "engine.pem"), "--tlskey", str(directory / "engine.key")),
+    ]
+    with _running("docker", "dockerd", options) as engine:
+        yield (
+            engine,
+            {
+                "DOCKER_HOST": f"tcp://127.0.0.1:{port}",
+                "DOCKER_TLS_VERIFY": "1",
+                "DOCKER_CERT_PATH": str(of_client),
+            },
+        )
 
 
 @pytest.fixture(scope="session")
