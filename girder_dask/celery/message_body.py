@@ -127,7 +127,8 @@ def arguments(message: CeleryMessage) -> Any:
         return None
     args, kwargs, _ = body
     if isinstance(args, dict) and list(args) == ["py/tuple"]:
-        args = args["py/tuple"]
+        # Not its inner value if that is no list: jsonpickle makes a tuple of the keys of a mapping.
+        args = args["py/tuple"] if isinstance(args["py/tuple"], list) else args
     return [args, kwargs]
 
 

@@ -156,7 +156,7 @@ class StoredCalls:
         the job, or are those of the members of a chord. The transforms of its result are its own.
         """
         is_local = message.queue == LOCAL_QUEUE
-        sent = tuple(text for text, is_code in _hooks(message_body.hooks(message)) if is_code)
+        sent = _hooks(message_body.hooks(message))
 
         def allows(given: Any, *, is_mutable: bool) -> bool:
             asked = CallRights(is_mutable, is_local)
@@ -190,10 +190,11 @@ class StoredCalls:
         return rights + sum(len(each) + _DIGEST_BYTES for each in self.objects)
 
 
-def _hooks(given: Any) -> list[tuple[str, bool]]:
-    """Return each transform of a result as text, and whether opening it runs code."""
-    listed = given if isinstance(given, (list, tuple)) else []
-    return [(as_text(each), message_body.find_code(each, "") is not None) for each in listed]
+def _hooks(given: Any) -> tuple[str, ...]:
+    """Return the transforms of a result as texts, none if opening them runs no code."""
+    if not isinstance(given, (list, tuple)) or message_body.find_code(given, "") is None:
+        return ()
+    return tuple(as_text(each) for each in given)
 
 
 def _options_text(call: FollowingCall) -> str:
@@ -339,7 +340,7 @@ def _rights_of(call: FollowingCall) -> CallRights:
     return CallRights(
         call.is_mutable,
         call.is_local or names_local_queue(call.task),
-        tuple(text for text, is_code in _hooks(hooks(call)) if is_code),
+        _hooks(hooks(call)),
         _options_text(call),
     )
 

@@ -192,6 +192,8 @@ def test_continues_takes_the_transforms_of_the_result_of_that_call_alone() -> No
         for given in ([hook("of the job")], [hook("second")], [hook("of kwargs")] * 2):
             assert not allowed(which, *given)
     assert not allowed("options", hook("of kwargs"))
+    assert not allowed("options", "data", hook("of options"), hook("second"))
+    assert allowed("options", "data")
     assert allowed("headers", hook("of headers"), calls=stored(by_headers)) is False
     listed = call("headers", headers={name: [hook("of headers")]})
     assert allowed("headers", hook("of headers"), calls=stored(listed))
@@ -236,6 +238,15 @@ def test_continues_compares_what_references_lead_to() -> None:
         given = message(args, task=RUN)
         assert calls.continues(given, *message_body.arguments(given)) == expected, args
     assert calls.objects == {json.dumps(volume, sort_keys=True)}
+
+
+def test_continues_takes_no_tuple_of_a_mapping() -> None:
+    calls = stored(call("good"))
+    for args in ({"py/tuple": {"py/tuple": ["good"]}}, {"py/tuple": {"good": 1}}):
+        given = CeleryMessage("1", RUN, "celery", json.dumps({"py/tuple": [args, {}, {}]}))
+        assert not calls.continues(given, *message_body.arguments(given))
+    given = CeleryMessage("1", RUN, "celery", json.dumps([{"py/tuple": ["good"]}, {}, {}]))
+    assert calls.continues(given, *message_body.arguments(given))
 
 
 def test_a_value_that_many_calls_share_is_not_compared_with_each(
