@@ -26,7 +26,7 @@ def test_countdown_and_eta_outlive_girder_and_the_scheduler(
         results = [noop.apply_async(countdown=seconds), noop.apply_async(eta=soon)]
         return [str(result.id) for result in results]
 
-    delay_s = 14.0
+    delay_s = 25.0  # longer than it takes to kill three parts and to start Girder
     began = time.time()
     ids = stack.call(start, delay_s)
     until(lambda: all(stack.job(each)["dask"]["scheduler"] for each in ids))

@@ -28,24 +28,52 @@ ONCE = ["QUEUED", "RUNNING", "SUCCESS"]
 TWICE = ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCESS"]
 
 
+# It goes on until there is a file, and then for a second, which is less than the grace.
+SHORT = """
+import os, time
+n, last = 0, None
+while last is None or n < last:
+    print("line", n)
+    n += 1
+    if last is None and os.path.exists(gate):
+        last = n + 10
+    time.sleep(0.1)
+print("the end")
+"""
+
+
+def numbered_to_the_end(stack: FaultStack, job_id: str) -> bool:
+    """Return True if the log of a job of ``SHORT`` has all of its lines."""
+    said = stack.numbered(job_id)
+    ends = stack.log(job_id).endswith(f"line {len(said) - 1}\nthe end\n")
+    return ends and len(said) > 10 and said == list(range(len(said)))
+
+
 class Shift:
     """Two jobs at work on the one worker that there is, and one that waits for it.
 
-    The one ends within the grace, the other goes on for longer.
+    The one ends within the grace once it may, the other goes on for longer.
     """
 
     def __init__(
         self, stack: FaultStack, tally: Path, begin: Callable[[], None] = lambda: None
     ) -> None:
         self.stack = stack
-        self.short = stack.start_task("steady", 20, 2.0)
+        self._gate = tally.with_name("gate")
+        self._gate.unlink(missing_ok=True)
+        self.short = stack.start_task("does", SHORT, kwargs={"gate": str(self._gate)})
         self.long = stack.start_task("tally", str(tally), 1, [60.0, 0.5])
         begin()
         until(lambda: all(stack.job(i)["status"] == S.RUNNING for i in (self.short, self.long)))
         self.waiting = stack.start_task("steady", 5)
 
+    def let_short_end(self) -> None:
+        """Let the job end that does so within the grace."""
+        self._gate.touch()
+
     def ends(self) -> None:
-        """Check what has become of them."""
+        """Check what becomes of them when the worker leaves."""
+        self.let_short_end()
         short, long, waiting = self.stack.wait_all([self.short, self.long, self.waiting], 40)
         self.short_is_whole(short)
         assert states(waiting) == ONCE, self.stack.log(self.waiting)
@@ -65,7 +93,7 @@ class Shift:
     def short_is_whole(self, job: dict[str, object]) -> None:
         """Check the job that had the time to end."""
         assert states(job) == ONCE
-        assert self.stack.numbered(self.short) == list(range(20))
+        assert numbered_to_the_end(self.stack, self.short), self.stack.log(self.short)
 
 
 def test_workers_that_are_told_to_end(fault_stack: Start, tmp_path: Path) -> None:
@@ -125,6 +153,13 @@ def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+def named(process: psutil.Process) -> str | None:
+    """Return the name of a process, None if it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name()
+    return None
+
+
 WAITS = """
 import subprocess
 print("begun")
@@ -145,14 +180,18 @@ def test_a_signal_to_all_processes_of_a_worker(
     until(lambda: len(stack.numbered(apart, "attempt 1 line")) > 5)
     worker = stack.part("worker-0")
     main = psutil.Process(worker.pid)
+
+    def found_sleeping() -> list[psutil.Process] | None:
+        found = [each for each in main.children(recursive=True) if named(each) == "sleep"]
+        return found if len(found) == 2 else None
+
+    sleeping = until(found_sleeping)  # they begin after the tasks have said that they do
     processes = [main, *main.children(recursive=True)]
-    sleeping = [process for process in processes if process.name() == "sleep"]
-    assert len(sleeping) == 2
     for process in processes:
         process.send_signal(by)
     until(lambda: not worker.running)
     until(lambda: all(map(gone, sleeping)))
-    assert [stack.job(job_id)["status"] for job_id in jobs] == [S.QUEUED] * 3
+    until(lambda: [stack.job(job_id)["status"] for job_id in jobs] == [S.QUEUED] * 3)
 
     stack.restart("worker-0")
     for job_id, job in zip(jobs, stack.wait_all(jobs, 40), strict=True):
@@ -181,7 +220,7 @@ def test_a_process_that_ignores_sigterm_ends_with_its_worker(fault_stack: Start)
     try:
         stack.kill("scheduler")
         until(lambda: not worker.running)
-        until(lambda: gone(shell), 2)
+        until(lambda: gone(shell))  # sooner than the grace is over
     finally:
         if not gone(shell):
             shell.kill()
@@ -199,6 +238,7 @@ def test_workers_that_are_retired(fault_stack: Start, tmp_path: Path) -> None:
         (address,) = (
             a for a, w in client.scheduler_info()["workers"].items() if w["name"] == "worker-0"
         )
+        jobs.let_short_end()
         retired = client.retire_workers([address])
         assert list(retired) == [address]
     jobs.ends()
@@ -247,15 +287,17 @@ def test_workers_that_an_adaptive_cluster_gives_up(fault_stack: Start, tmp_path:
     try:
         # Else the first jobs could end before the last worker has started.
         until(lambda: workers() == 3, 90)
-        short = stack.start_tasks("steady", [(20, 2.0, n) for n in range(2)])
+        gate = tmp_path / "gate"
+        short = [stack.start_task("does", SHORT, kwargs={"gate": str(gate)}) for _ in range(2)]
         long = stack.start_task("tally", str(tmp_path / "tally"), 1, [7.0, 0.5])
         until(lambda: {j["status"] for j in stack.all_jobs([*short, long])} == {S.RUNNING})
         queued = stack.start_tasks("steady", [(5, 0.0, n) for n in range(20)])
         told.touch()
+        gate.touch()
         jobs = stack.wait_all([*short, *queued, long], 60)
         assert [states(job) for job in jobs[:-1]] == [ONCE] * 22
         for job_id in short:
-            assert stack.numbered(job_id) == list(range(20))
+            assert numbered_to_the_end(stack, job_id), stack.log(job_id)
         assert states(jobs[-1]) in (ONCE, TWICE)
         until(lambda: workers() <= 1)
     finally:
@@ -273,7 +315,8 @@ def test_a_scheduler_that_is_told_to_end(fault_stack: Start, tmp_path: Path, by:
     jobs = Shift(stack, tmp_path / "tally")
     scheduler = stack.part("scheduler")
     psutil.Process(scheduler.pid).send_signal(by)
-    until(lambda: not scheduler.running, 20)
+    jobs.let_short_end()
+    until(lambda: not scheduler.running)
     assert scheduler.exit_code == 0
     # Girder has heard all of it, with no scheduler there.
     jobs.short_is_whole(stack.job(jobs.short))

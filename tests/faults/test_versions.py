@@ -47,7 +47,11 @@ class VersionedStack(FaultStack):
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, storage: Storage) -> Iterator[VersionedStack]:
-    env = {**storage.env(), "DASK_GIRDER__SCHEDULER__PULL_INTERVAL": "1s"}
+    env = {
+        **storage.env(),
+        "DASK_GIRDER__SCHEDULER__PULL_INTERVAL": "1s",
+        "DASK_GIRDER__SCHEDULER__RETRY_DELAY_MAX": "1s",
+    }
     directory = tmp_path_factory.mktemp("versions") / "stack"
     with VersionedStack(directory, workers=1, threads=2, env=env) as started:
         yield started
@@ -90,7 +94,7 @@ def test_job_says_whether_girder_or_scheduler_must_be_upgraded(
     assert "Traceback" not in stack.log_of("girder")
     assert stack.log(job_id).count(f"upgrade girder_dask {where}") == 1
     stack.set_versions()
-    assert stack.wait(job_id)["status"] == S.SUCCESS
+    assert stack.wait(job_id, 60)["status"] == S.SUCCESS
 
 
 @pytest.mark.parametrize(
@@ -99,12 +103,16 @@ def test_job_says_whether_girder_or_scheduler_must_be_upgraded(
 def test_job_says_that_the_workers_do_not_fit(stack: VersionedStack, more: int, where: str) -> None:
     stack.set_versions(worker=more)
     job_id = stack.start_task("add_one", 1)
-    until(lambda: "those that try are refused" in stack.pending_reason(job_id))
-    reason = stack.pending_reason(job_id)
+
+    def refusal() -> str:
+        found = stack.pending_reason(job_id)
+        return found if "those that try are refused" in found else ""
+
+    reason = until(refusal)
     assert reason.startswith("no worker is connected to the Dask scheduler; those that try are ")
     assert reason.endswith(f"upgrade girder_dask {where}")
     worker = stack.part("worker-0")
     until(lambda: not worker.running)
     assert "This worker ends: girder_dask has message version" in stack.log_of("worker-0")
     stack.set_versions()
-    assert stack.wait(job_id)["status"] == S.SUCCESS
+    assert stack.wait(job_id, 60)["status"] == S.SUCCESS

@@ -55,13 +55,13 @@ def test_scheduler_not_reachable_when_delay_is_called(fault_stack: Start) -> Non
         return time.monotonic() - begun, str(result.id)
 
     took, job_id = stack.call(timed)
-    assert took < 1
     address = stack.part("scheduler").command[stack.part("scheduler").command.index("--port") + 1]
     reason = f"Girder does not reach the Dask scheduler at tcp://127.0.0.1:{address}"
-    until(lambda: waits(stack, job_id) == reason, 15)
-    took, next_id = stack.call(timed)
-    assert took < 1
-    until(lambda: waits(stack, next_id) == reason, 5)
+    until(lambda: waits(stack, job_id) == reason)
+    took_again, next_id = stack.call(timed)
+    # Other processes may hold up one of them.
+    assert min(took, took_again) < 1, "it does not wait for the scheduler"
+    until(lambda: waits(stack, next_id) == reason)
     assert is_described(stack, job_id) == f"<JobResult {job_id} 'noop' QUEUED, waiting: {reason}>"
 
     stack.admin.put(f"job/{held}/cancel")
@@ -83,7 +83,7 @@ def test_no_worker_or_none_with_the_asked_resources(fault_stack: Start) -> None:
     no_gpu = "the one worker does not have the resources gpu=2 (dask worker --resources)"
     none = "no worker is connected to the Dask scheduler"
     gpu_id = stack.start_task("noop", resources={"gpu": 2})
-    until(lambda: waits(stack, gpu_id) == no_gpu, 10)
+    until(lambda: waits(stack, gpu_id) == no_gpu)
     assert is_described(stack, gpu_id).endswith(f"QUEUED, waiting: {no_gpu}>")
 
     busy_id = stack.start_task("steady", 3, 3.0)
@@ -96,9 +96,9 @@ def test_no_worker_or_none_with_the_asked_resources(fault_stack: Start) -> None:
     stack.remove_worker("worker-0")
     job_id = stack.start_task("noop")
     next_id = next_job(stack, job_id)
-    until(lambda: waits(stack, job_id) == none, 10)
-    until(lambda: waits(stack, gpu_id) == none, 10)
-    until(lambda: "it needs the value of job " + job_id in (waits(stack, next_id) or ""), 10)
+    until(lambda: waits(stack, job_id) == none)
+    until(lambda: waits(stack, gpu_id) == none)
+    until(lambda: "it needs the value of job " + job_id in (waits(stack, next_id) or ""))
     stack.part("worker-0").command += ("--resources", "gpu=2")
     stack.restart("worker-0")
     for each in (job_id, gpu_id, next_id):
