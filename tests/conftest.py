@@ -9,6 +9,7 @@ import sys
 from collections.abc import Generator
 from typing import TypeVar
 
+import hypothesis
 import pytest
 from sybil.integration.pytest import SybilItem
 
@@ -21,6 +22,16 @@ sys.dont_write_bytecode = False
 # inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# An example may take long because of what else the machine does.
+hypothesis.settings.register_profile(
+    "girder_dask",
+    hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("girder_dask")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

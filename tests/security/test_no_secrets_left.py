@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import os
 import secrets
 import subprocess
 import sys
@@ -162,6 +163,12 @@ def keys(stack: Any) -> bytes:
 
 
 def pages(stack: Any) -> bytes:
+    """Return the pages of the dashboard about all workers and tasks."""
+    return bytes(wait_until(lambda: pages_of_a_moment(stack), 60))
+
+
+def pages_of_a_moment(stack: Any) -> bytes | None:
+    """Return the pages, None if a task has gone meanwhile."""
     base = stack.dashboard.rsplit("/", 1)[0]
     with Client(stack.scheduler, set_as_default=False) as client:
         info = client.scheduler_info(n_workers=-1)["workers"]
@@ -174,6 +181,10 @@ def pages(stack: Any) -> bytes:
     quoted = [requests.utils.quote(str(name), safe="") for name in names]
     paths += [f"info/task/{name}.html" for name in quoted]
     answers = [requests.get(f"{base}/{path}", timeout=20) for path in paths]
+    with Client(stack.scheduler, set_as_default=False) as client:
+        left = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks))
+    if not set(names) <= set(left):
+        return None
     assert sum(answer.ok for answer in answers) >= len(answers) - 3
     return b"\n".join(answer.content for answer in answers)
 
@@ -182,7 +193,9 @@ def files(stack: Any) -> bytes:
     """Return the content of all files of the stack, including logs and caches."""
     found = b""
     top = Path(stack.directory)
-    for path in top.rglob("*"):
+    # Directories may go while they are read.
+    every = (Path(root, name) for root, _, names in os.walk(top) for name in names)
+    for path in every:
         where = path.relative_to(top).parts[0]
         if where in FOREIGN or not path.is_file():
             continue

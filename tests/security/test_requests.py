@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from tests.support.rest_site import ask, call, count_jobs, start_waiting, submit
+from tests.support.security_site import settle
 
 DEEP = '{"a":' * 900 + "1" + "}" * 900
 DEEPER = {"a": json.loads('{"a":' * 120 + "1" + "}" * 120)}
@@ -39,6 +40,14 @@ def admin(girder_stack: Any) -> Any:
 @pytest.fixture(scope="module")
 def job(girder_stack: Any, admin: Any) -> dict[str, str]:
     return girder_stack.call(start_waiting, user=admin)
+
+
+@pytest.fixture(scope="module")
+def untouched_job(girder_stack: Any, admin: Any) -> dict[str, str]:
+    """Return a job to whose log no scheduler writes why it waits."""
+    made: dict[str, str] = girder_stack.call(start_waiting, user=admin)
+    girder_stack.call(settle, made["id"], public=False)
+    return made
 
 
 def refuses(answer: requests.Response, *codes: int) -> str:
@@ -321,6 +330,7 @@ def test_ranges(
     girder_stack: Any,
     admin: Any,
     job: Any,
+    untouched_job: Any,
     what: str,
     header: str,
     status: int,
@@ -335,8 +345,8 @@ def test_ranges(
         Job().collection.update_one({"_id": ObjectId(job_id)}, {"$set": digits})
 
     if what == "log":
-        girder_stack.call(write_log, job["id"])
-        path = f"dask/job/{job['id']}/log"
+        girder_stack.call(write_log, untouched_job["id"])
+        path = f"dask/job/{untouched_job['id']}/log"
     else:
         add(girder_stack, job, "digits.txt")
         path = f"job/{job['id']}/artifact/digits.txt"

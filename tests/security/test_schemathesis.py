@@ -55,7 +55,10 @@ def document(girder_stack: Any, attack: Attack) -> dict[str, Any]:
     for name in ("DaskUpdates", "DaskClaim"):
         definitions[name]["properties"]["scheduler"]["enum"] = ["schemathesis"]
     # What is claimed is taken from the scheduler of the other tests.
-    definitions["DaskClaim"]["properties"]["limit"]["maximum"] = 1
+    claim = definitions["DaskClaim"]["properties"]
+    claim["limit"]["maximum"] = 1
+    # Who names how often the lease was renewed takes it from that scheduler, too.
+    claim["lease"]["properties"]["take_over"]["minimum"] = 10**9
     return {**document, "paths": paths}
 
 
