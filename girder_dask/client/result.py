@@ -210,11 +210,12 @@ class JobResult(CallResult):
         deadline = None if timeout is None else time.monotonic() + timeout
         pause_s = _MIN_POLL_S
         while not self.ready():
-            if deadline is not None and time.monotonic() >= deadline:
+            left_s = pause_s if deadline is None else deadline - time.monotonic()
+            if left_s <= 0:
                 raise TimeoutError(
                     f"Job {self.id} is {self._where()} after {timeout} s; it continues."
                 )
-            time.sleep(pause_s)
+            time.sleep(min(pause_s, left_s))
             pause_s = min(pause_s * _POLL_GROWTH, _MAX_POLL_S)
         return self
 

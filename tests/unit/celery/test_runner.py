@@ -162,7 +162,7 @@ def test_the_soft_time_limit_is_an_exception_in_the_task() -> None:
     sent = message("softly_limited", timelimit=[None, 0.3])
     began = time.monotonic()
     assert run(sent, soft_time_limit=soft_time_limit) == "cleaned up"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.usefixtures("backend")

@@ -183,16 +183,19 @@ def test_waiting_has_a_limit_and_the_job_goes_on(backend: RecordingBackend) -> N
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match=r"Job a is RUNNING after 0\.1 s; it continues"):
         result.get(timeout=0.1)
-    assert 0.1 <= time.monotonic() - begun < 0.6
+    assert 0.1 <= time.monotonic() - begun < 10
     assert not backend.canceled
 
 
-def test_a_limit_holds_however_long_it_was_waited_before(backend: RecordingBackend) -> None:
+def test_a_limit_holds_however_long_the_pause_between_two_looks_is(
+    backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("girder_dask.client.result._MIN_POLL_S", 60.0)
     result = job(backend, S.RUNNING)
     begun = time.monotonic()
     with pytest.raises(TimeoutError):
-        result.wait(timeout=2.4)
-    assert time.monotonic() - begun < 2.8
+        result.wait(timeout=0.2)
+    assert 0.2 <= time.monotonic() - begun < 30
 
 
 def test_canceling_is_a_wish(backend: RecordingBackend) -> None:

@@ -36,7 +36,7 @@ from tests.support.authority_site import Authority
 from tests.support.file_girder import Cut, FileGirder, serving_files
 from tests.support.local_girder import serving
 
-NOT_LONG = 10.0  # seconds, where those of a Girder that is away are 15 minutes
+NOT_LONG = 60.0  # seconds, where those of a Girder that is away are 15 minutes
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_api_client_does_not_send_twice_after_a_broken_connection() -> None:
         seen = []
 
         def serve() -> None:
-            server.settimeout(5)
+            server.settimeout(30)
             while True:
                 try:
                     connection, _ = server.accept()

@@ -106,7 +106,7 @@ def scheduler() -> Iterator[LocalScheduler]:
 @pytest.fixture(autouse=True)
 def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let attempts to connect end sooner: the scheduler is on this host, or away."""
-    monkeypatch.setattr("girder_dask.plugin.scheduler_rpc._CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("girder_dask.plugin.scheduler_rpc._CONNECT_TIMEOUT_S", 1.0)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_cancel_now_does_not_wait_for_a_silent_or_absent_scheduler(
     until(lambda: link.status()["reachable"] is False)
     start = time.monotonic()
     assert link.cancel_now(["b"], SECONDS) is None
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < SECONDS / 2
 
 
 def spec(job_id: str) -> JobSpec:
@@ -182,13 +182,17 @@ def test_submit_sends_many_jobs_in_several_messages_in_order(
     assert max(scheduler.batches) == 500
 
 
+def link_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "girder-dask-link"}
+
+
 def test_submit_is_safe_in_many_threads(scheduler: LocalScheduler, link: SchedulerLink) -> None:
+    before = link_threads()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: link.submit([spec(str(n))]), range(200)))
     until(lambda: len(scheduler.got) == 200)
     assert sorted(scheduler.got, key=int) == [str(n) for n in range(200)]
-    names = [t.name for t in threading.enumerate() if t.name == "girder-dask-link"]
-    assert len(names) == 1
+    assert len(link_threads() - before) == 1
 
 
 def test_submit_does_not_wait_for_an_absent_scheduler_which_is_found_again(
@@ -200,7 +204,7 @@ def test_submit_does_not_wait_for_an_absent_scheduler_which_is_found_again(
     scheduler.stop()
     begun = time.monotonic()
     link.submit([spec("lost")])
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 1.5, "two tries to connect take 2 s"
     until(lambda: link.status()["reachable"] is False)
     assert scheduler.address in link.status()["error"]
     assert "Jobs stay queued" in caplog.text
@@ -437,7 +441,7 @@ def test_link_reads_the_address_again_after_an_error(
         link.submit([spec("a")])
         assert asked.wait(20)
         link.submit([spec("b")])
-        until(lambda: "b" in scheduler.got, 5)
+        until(lambda: "b" in scheduler.got)
     finally:
         link.close()
 
@@ -445,11 +449,12 @@ def test_link_reads_the_address_again_after_an_error(
 def test_close_ends_the_thread_and_a_later_submission_starts_another(
     scheduler: LocalScheduler, link: SchedulerLink
 ) -> None:
+    before = link_threads()
     link.submit([spec("a")])
     until(lambda: scheduler.got == ["a"])
     link.close()
     link.close()
-    assert not [t for t in threading.enumerate() if t.name == "girder-dask-link"]
+    assert not link_threads() - before
     link.submit([spec("b")])
     until(lambda: scheduler.got == ["a", "b"])
 

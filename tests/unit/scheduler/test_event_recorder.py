@@ -307,7 +307,7 @@ async def test_recorder_can_be_stopped_right_after_a_flush() -> None:
     asyncio.get_running_loop().call_later(0.01, girder.gate.set)
     assert await recorder.flush(SECONDS)
     task.cancel()
-    done, pending = await asyncio.wait([task], timeout=2.0)
+    done, pending = await asyncio.wait([task], timeout=SECONDS)
     task.cancel()
     assert done
     assert not pending
@@ -441,7 +441,7 @@ async def test_recorder_survives_unexpected_errors(error: Exception) -> None:
     girder.failures = [error]
     async with recording(girder) as recorder:
         recorder.record(event(log="x"))
-        assert await recorder.flush(2.0)
+        assert await recorder.flush(SECONDS)
 
 
 async def test_recorder_merges_the_images_of_containers() -> None:

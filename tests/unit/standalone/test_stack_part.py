@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ def make_part(tmp_path: Path) -> Iterator[MakePart]:
         part.kill()
 
 
-def until(condition: Callable[[], object], timeout: float = 10) -> None:
+def until(condition: Callable[[], object], timeout: float = 30) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline
@@ -127,7 +128,14 @@ def test_marked_finds_a_process_that_has_left_its_group(
 ) -> None:
     part = make_part("setsid sleep 60 & echo up; wait")
     until(lambda: "up" in tail(part.log))
-    until(lambda: len(marked_processes.marked(str(tmp_path))) == 2)
+
+    def has_left() -> bool:
+        found = marked_processes.marked(str(tmp_path))
+        with contextlib.suppress(ProcessLookupError):
+            return len(found) == 2 and all(os.getsid(each.pid) == each.pid for each in found)
+        return False
+
+    until(has_left)
     part.kill()
     (stray,) = marked_processes.marked(str(tmp_path))
     marked_processes.end([stray], grace=5)

@@ -95,10 +95,10 @@ def test_an_async_task_is_canceled(worker: Worker, isolation: str) -> None:
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_an_async_task_has_a_time_limit(worker: Worker, isolation: str) -> None:
     with captured():
-        error = worker.outcome(None, "x", task=waits.name, isolation=isolation, timeout=0.3)
+        error = worker.outcome(None, "x", task=waits.name, isolation=isolation, timeout=2.0)
     assert isinstance(error, JobTimeout)
     assert worker.statuses() == [S.RUNNING, S.ERROR]
-    end = "The task exceeded its time limit of 0.3 s.\n"
+    end = "The task exceeded its time limit of 2 s.\n"
     assert worker.log() == f"begun\ncleaned up\n{end}"
 
 

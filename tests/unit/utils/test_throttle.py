@@ -9,7 +9,7 @@ from girder_dask.utils.throttle import Throttle
 LONG = 60.0
 
 
-async def turned(pace: Throttle, within: float = 1.0) -> bool:
+async def turned(pace: Throttle, within: float = 20.0) -> bool:
     """Say whether it is time to send within some seconds."""
     task = asyncio.create_task(pace.turn())
     done, _ = await asyncio.wait([task], timeout=within)
@@ -41,7 +41,7 @@ async def test_throttle_does_not_delay_urgent_messages() -> None:
     waiting = asyncio.create_task(pace.turn())
     await asyncio.sleep(0)
     pace.poke(urgent=True)
-    await asyncio.wait_for(waiting, 1.0)
+    await asyncio.wait_for(waiting, 20.0)
 
 
 async def test_throttle_coalesces_messages_into_one_turn() -> None:
@@ -59,23 +59,20 @@ async def test_throttle_can_be_canceled_while_it_waits() -> None:
     waiting = asyncio.create_task(pace.turn())
     await asyncio.sleep(0.01)
     waiting.cancel()
-    done, _ = await asyncio.wait([waiting], timeout=1.0)
+    done, _ = await asyncio.wait([waiting], timeout=20.0)
     assert waiting in done
     assert waiting.cancelled()
 
 
 async def test_throttle_spends_and_regains_the_tokens_of_urgent_batches() -> None:
     pace = Throttle(0.1, burst=2)
-    for _ in range(2):
-        pace.poke(urgent=True)
-        assert await turned(pace, within=0.05)
-        pace.sent(1)
     begun = asyncio.get_running_loop().time()
-    pace.poke(urgent=True)
-    assert await turned(pace)
-    waited = asyncio.get_running_loop().time() - begun
-    assert 0.05 < waited < 0.5
-    pace.sent(1)
+    for _ in range(3):
+        pace.poke(urgent=True)
+        assert await turned(pace)
+        pace.sent(1)
+    # The third had to wait for a token.
+    assert asyncio.get_running_loop().time() - begun > 0.09
 
 
 async def test_throttle_does_not_delay_what_a_caller_waits_for() -> None:
@@ -88,7 +85,7 @@ async def test_throttle_does_not_delay_what_a_caller_waits_for() -> None:
     await asyncio.sleep(0.05)
     assert not waiting.done()
     pace.poke(urgent=True, at_once=True)
-    await asyncio.wait_for(waiting, 1.0)
+    await asyncio.wait_for(waiting, 20.0)
     pace.sent(1)
     pace.poke(urgent=True)
     assert not await turned(pace, within=0.05)
@@ -104,7 +101,8 @@ async def test_throttle_holds_no_more_tokens_than_its_burst() -> None:
         await pace.turn()
         pace.sent(1)
         taken += 1
-    assert taken <= 2 + 0.1 / 0.02 + 1
+    elapsed = asyncio.get_running_loop().time() - begun
+    assert taken <= 2 + elapsed / 0.02 + 1
 
 
 async def test_throttle_rests_in_proportion_to_the_last_batch() -> None:
@@ -117,27 +115,32 @@ async def test_throttle_rests_in_proportion_to_the_last_batch() -> None:
         pace.sent(1)
         begun = loop.time()
         pace.poke(urgent=True)
-        assert await turned(pace)
-        assert 4 * took < loop.time() - begun < 1.0
+        assert await turned(pace), "far sooner than its spacing"
+        assert 4 * took < loop.time() - begun
         pace.sent(1)
         await asyncio.sleep(0.1)
 
 
 async def test_throttle_rests_for_less_after_a_small_batch() -> None:
+    # The shortest of three, as other processes may hold up each.
+    rests = {count: min([await rest_after(count) for _ in range(3)]) for count in (1, 10, 100)}
+    assert rests[1] < 2.5 < rests[10]
+    assert rests[100] < 3 * rests[10]
+
+
+async def rest_after(count: int) -> float:
+    """Return how many times as long as a batch of so many messages took its sender rests."""
     loop = asyncio.get_running_loop()
-    waits = {}
-    for count in (1, 10, 100):
-        pace = Throttle(LONG, burst=1, spacing=LONG, rest=5.0, full_batch=10)
-        pace.poke(urgent=True)
-        assert await turned(pace)
-        await asyncio.sleep(0.05)
-        pace.sent(count)
-        begun = loop.time()
-        pace.poke(urgent=True)
-        assert await turned(pace, within=5.0)
-        waits[count] = loop.time() - begun
-    assert waits[1] < 0.2 < waits[10]
-    assert waits[100] < 3 * waits[10]
+    pace = Throttle(LONG, burst=1, spacing=LONG, rest=5.0, full_batch=10)
+    pace.poke(urgent=True)
+    assert await turned(pace)
+    begun = loop.time()
+    await asyncio.sleep(0.05)
+    pace.sent(count)
+    sent = loop.time()
+    pace.poke(urgent=True)
+    assert await turned(pace)
+    return (loop.time() - sent) / (sent - begun)
 
 
 async def test_throttle_makes_no_debt_for_batches_that_are_not_urgent() -> None:
@@ -149,4 +152,4 @@ async def test_throttle_makes_no_debt_for_batches_that_are_not_urgent() -> None:
     begun = asyncio.get_running_loop().time()
     pace.poke(urgent=True)
     assert await turned(pace)
-    assert asyncio.get_running_loop().time() - begun < 0.5
+    assert asyncio.get_running_loop().time() - begun < 5, "a debt of 50 takes 10 s"

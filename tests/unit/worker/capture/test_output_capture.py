@@ -336,13 +336,13 @@ def test_capture_of_many_lines_costs_little():
 
         consumer = threading.Thread(target=consume)
         consumer.start()
-        started = time.perf_counter()
+        started = time.thread_time()
         with capturing(log):
             for i in range(count):
                 print(i)
-        elapsed = time.perf_counter() - started
+        took = time.thread_time() - started
         log.close()
         done.set()
         consumer.join()
     assert "".join(taken) == "".join(f"{i}\n" for i in range(count))
-    assert elapsed < 5  # about 0.4 s; more than that only on a machine that is busy
+    assert took < 5  # about 0.4 s of a processor
