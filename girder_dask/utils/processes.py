@@ -56,9 +56,17 @@ def running_processes() -> Iterator[Process]:
     >>> os.getpid() in {process.pid for process in running_processes()}
     True
     """
+    left_out = set(psutil.pids())
     for process in psutil.process_iter():
+        left_out.discard(process.pid)
         with contextlib.suppress(psutil.Error, OSError):
             found = _observed(process)
+            if found is not None:
+                yield found
+    # When psutil has seen that an id is that of another process now, it yields none the next time.
+    for pid in left_out:
+        with contextlib.suppress(psutil.Error, OSError):
+            found = _facts(psutil.Process(pid))
             if found is not None:
                 yield found
 

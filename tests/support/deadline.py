@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SECONDS = 20.0
+SECONDS = 40.0
 
 
 def until(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:

@@ -132,17 +132,17 @@ async def test_autoscaler_follows_the_scheduler(
                 assert await step(0.0) == 0
                 assert kubernetes.patches == 0
                 future = client.submit(sum, [1, 2])
-                await async_poll_for(lambda: scheduler.tasks, timeout=10)
+                await async_poll_for(lambda: scheduler.tasks, timeout=60)
                 assert await wanted() == {False: 1, True: 0}
                 assert await step(1.0) == 1
                 assert kubernetes.replicas == 1
                 del future
-                await async_poll_for(lambda: not scheduler.tasks, timeout=10)
+                await async_poll_for(lambda: not scheduler.tasks, timeout=60)
                 assert await step(10.0) == 1, "it may ask for more soon"
                 assert await step(10.0 + module.PATIENCE_S) == 0
                 assert kubernetes.patches == 2
                 waiting = client.submit(sum, [1, 2], resources={"GPU": 1})
-                await async_poll_for(lambda: scheduler.tasks, timeout=10)
+                await async_poll_for(lambda: scheduler.tasks, timeout=60)
                 assert await wanted() == {False: 0, True: 1}
                 assert await step(11.0 + module.PATIENCE_S) == 0
                 del waiting

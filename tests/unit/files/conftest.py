@@ -12,6 +12,6 @@ from tests.support.file_girder import FileGirder, serving_files
 
 @pytest.fixture
 def girder() -> Iterator[FileGirder]:
-    """Serve files, to transfers that are retried for 5 s."""
-    with dask.config.set({"girder.worker.retry-time": "5 s"}), serving_files() as peer:
+    """Serve files, to transfers that are retried for 30 s."""
+    with dask.config.set({"girder.worker.retry-time": "30 s"}), serving_files() as peer:
         yield peer

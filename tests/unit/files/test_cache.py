@@ -307,7 +307,7 @@ class User:
         self.process.wait()
 
     def finish(self) -> list[str]:
-        return self.process.communicate(timeout=30)[0].split("\n")[:-1]
+        return self.process.communicate(timeout=90)[0].split("\n")[:-1]
 
 
 @pytest.fixture

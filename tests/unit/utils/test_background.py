@@ -433,9 +433,11 @@ async def selector_pipe_closed_meanwhile() -> None:
     own = selector_thread.SelectorThread()
     read, write = os.pipe()
     callback = Fails()
-    own.watch(read, callback)
-    os.write(write, b"text")
-    await soon(lambda: read in own._paused)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selector_thread, "_RETRY_DELAY_S", 60.0)
+        own.watch(read, callback)
+        os.write(write, b"text")
+        await soon(lambda: read in own._paused)
     own.unwatch(read)
     assert read not in own._paused
     own._watch_again(read)
@@ -520,7 +522,7 @@ async def process_sink_timer() -> None:
     send = Fails(lambda kind, changes: sent.append((kind, changes)))
     sink = ProcessSink(send, ProcessLog())
     for count in (1, 2):
-        sink._next_progress = time.monotonic() + 0.01
+        sink._next_progress = time.monotonic() + 0.3
         sink.progress({"current": count})
         await soon(lambda count=count: send.calls == count)
     assert sent == [("progress", {"current": 2})]
@@ -535,9 +537,9 @@ async def soft_time_limit_expiry() -> None:
     inject(limit._interrupter, "interrupt")
     reached = False
     try:
-        for _ in range(2):
+        for seconds in (0.5, SECONDS):
             threading.Thread(target=limit.expire).start()
-            deadline = time.monotonic() + 0.5
+            deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
                 pass
     except Reached:

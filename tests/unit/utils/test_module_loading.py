@@ -77,7 +77,7 @@ def test_load_module_serves_threads_that_import_one_package(tmp_path: Path) -> N
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, str(program), str(count)], capture_output=True, text=True, timeout=60
+        [sys.executable, str(program), str(count)], capture_output=True, text=True, timeout=150
     )
     assert done.stderr == ""
     assert done.stdout == "1 1 2 1\n" * count

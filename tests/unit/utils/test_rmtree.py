@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from girder_dask.utils.rmtree import rmtree
-from tests.support.deadline import until
+from tests.support.deadline import SECONDS, until
 
 # Root may do anything, so it becomes somebody else first.
 _AS_SOMEBODY = """
@@ -70,7 +70,7 @@ def test_rmtree_shuts_out_writers(tmp_path: Path) -> None:
     thread.start()
     until(lambda: written[0] > 100)
     rmtree(path)
-    thread.join(10)
+    thread.join(SECONDS)
     assert not thread.is_alive()
     assert list(tmp_path.iterdir()) == []
 

@@ -6,7 +6,7 @@ import asyncio
 
 from girder_dask.utils.throttle import Throttle
 
-LONG = 60.0
+LONG = 120.0
 
 
 async def turned(pace: Throttle, within: float = 20.0) -> bool:

@@ -23,7 +23,7 @@ from girder_dask.worker.run_sink import RunSink
 from tests.support.deadline import SECONDS, soon
 
 S = JobStatus
-A_WHILE = 30.0
+A_WHILE = 120.0
 WORKER = "tcp://10.0.0.7:4312"
 
 

@@ -17,7 +17,7 @@ S = JobStatus
 async def test_outbox_sends_the_start_and_the_end_of_a_short_run_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(outbox_module, "_START_DELAY_S", 0.1)
+    monkeypatch.setattr(outbox_module, "_START_DELAY_S", 3.0)
     scheduler = Scheduler()
     async with opened(scheduler) as outbox:
         short = sink(outbox)
@@ -26,6 +26,7 @@ async def test_outbox_sends_the_start_and_the_end_of_a_short_run_together(
         short.finish(S.SUCCESS)
         await soon(lambda: scheduler.statuses("a") == [S.RUNNING, S.SUCCESS])
         assert len(scheduler.batches) == 1
+        monkeypatch.setattr(outbox_module, "_START_DELAY_S", 0.1)
         long = sink(outbox, "b")
         long.status(S.RUNNING)
         await soon(lambda: scheduler.statuses("b") == [S.RUNNING])

@@ -377,11 +377,11 @@ def test_a_canceled_task_ends_whatever_it_does(worker: Worker, tmp_path: Path, k
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_task_that_runs_too_long_ends_in_error(worker: Worker, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "pid"
-    error = outcome(worker, loop, str(path), LOOPS[kind], timeout=0.5)
+    error = outcome(worker, loop, str(path), LOOPS[kind], timeout=2.0)
     assert isinstance(error, JobTimeout)
     assert worker.statuses() == [S.RUNNING, S.ERROR]
-    assert worker.log() == "The task exceeded its time limit of 0.5 s.\n"
-    assert worker.end.error == "The task exceeded its time limit of 0.5 s."
+    assert worker.log() == "The task exceeded its time limit of 2 s.\n"
+    assert worker.end.error == "The task exceeded its time limit of 2 s."
     assert not alive(pid_in(path))
 
 

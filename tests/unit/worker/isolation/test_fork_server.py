@@ -228,6 +228,7 @@ def test_a_server_that_does_not_answer_is_done_without_and_said_once(
 ) -> None:
     from girder_dask.worker.isolation import launcher
 
+    patience_s = launcher._FORK_TIMEOUT_S
     monkeypatch.setattr(launcher, "_FORK_TIMEOUT_S", 0.2)
     worker = open_worker(ForkServerSupervisor())
     supervisor = worker.context.fork_server_supervisor
@@ -236,6 +237,7 @@ def test_a_server_that_does_not_answer_is_done_without_and_said_once(
     os.kill(pid, signal.SIGSTOP)
     with caplog.at_level(logging.WARNING, "girder_dask.worker.isolation.fork_server_supervisor"):
         assert outcome(worker, grandparent) == os.getpid(), "it was started anew"
+        monkeypatch.setattr(launcher, "_FORK_TIMEOUT_S", patience_s)
         until(lambda: supervisor.server is not None and pid_of(supervisor) != pid)
     assert outcome(worker, grandparent, job_id="b") == pid_of(supervisor)
     (told,) = (record.getMessage() for record in caplog.records)

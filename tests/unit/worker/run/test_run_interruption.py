@@ -153,6 +153,7 @@ def test_interruption_stops_tasks_that_print_all_the_time_and_leaves_their_logs_
     for n in range(10):
         started.clear()
         run, future = begin(worker, work, job_id=str(n))
+        until(lambda n=n: worker.log(str(n)).count("\n") > 20)
         stop(run)
         assert isinstance(future.exception(SECONDS), JobCanceled)
         until(lambda n=n: worker.statuses(str(n))[-1:] == [S.CANCELED])
@@ -239,12 +240,12 @@ def test_interruption_ends_a_task_that_catches_everything_after_many(worker: Wor
 
 def waits_in_c() -> None:
     started.set()
-    select.select([], [], [], 2.6)
+    select.select([], [], [], 5.0)  # that it goes on is told after two seconds
 
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
 def test_interruption_reports_a_stuck_run_whatever_the_reason(worker: Worker, how: str) -> None:
-    run = run_of(worker, waits_in_c, timeout=0.2 if how == "timeout" else None)
+    run = run_of(worker, waits_in_c, timeout=1.0 if how == "timeout" else None)
     future = worker.begin(run)
     if how == "cancel":
         assert started.wait(SECONDS)
@@ -263,7 +264,7 @@ def test_interruption_reports_a_stuck_run_whatever_the_reason(worker: Worker, ho
     error = future.exception(SECONDS)
     assert isinstance(error and brought(error), expected)
     until(lambda: worker.statuses() == [S.RUNNING, S.CANCELED if how == "cancel" else S.ERROR])
-    last = {"cancel": "The job was canceled.", "timeout": "exceeded its time limit of 0.2 s."}
+    last = {"cancel": "The job was canceled.", "timeout": "exceeded its time limit of 1 s."}
     assert worker.log().endswith(f"{last[how]}\n")
     assert worker.log().count("\n") == 2
 
@@ -277,7 +278,7 @@ def test_interruption_gives_up_a_stuck_run_whatever_the_reason(worker: Worker, h
 
     canceller = asyncio.run_coroutine_threadsafe(make(), worker._loop).result(SECONDS)
     worker._canceller = canceller
-    run = run_of(worker, waits_in_c, timeout=0.2 if how == "timeout" else None)
+    run = run_of(worker, waits_in_c, timeout=1.0 if how == "timeout" else None)
     future = worker.begin(run)
     assert started.wait(SECONDS)
     if how == "cancel":
@@ -288,7 +289,7 @@ def test_interruption_gives_up_a_stuck_run_whatever_the_reason(worker: Worker, h
     run.control.give_up()
     if how == "timeout":  # the scheduler would run it again, and that would end in the same way
         until(lambda: worker.statuses() == [S.RUNNING, S.ERROR])
-        assert worker.end.error == "The task exceeded its time limit of 0.2 s."
+        assert worker.end.error == "The task exceeded its time limit of 1 s."
     future.exception(SECONDS)
     until(lambda: run.control.id not in worker.context.runs)
     assert worker.statuses().count(S.ERROR) == (how == "timeout")
@@ -296,11 +297,11 @@ def test_interruption_gives_up_a_stuck_run_whatever_the_reason(worker: Worker, h
 
 def test_interruption_forgets_a_time_limit_that_was_kept(worker: Worker) -> None:
     for n in range(5):
-        assert outcome(worker, lambda: 1, job_id=str(n), timeout=0.3) == 1
+        assert outcome(worker, lambda: 1, job_id=str(n), timeout=1.0) == 1
     run = run_of(worker, lambda: time.sleep(0.02), timeout=0.02 + 1e-3, job_id="close")
     worker.begin(run).exception(SECONDS)
     until(lambda: not worker._canceller._time_limits)
-    assert outcome(worker, lambda: time.sleep(0.4), job_id="b") is None
+    assert outcome(worker, lambda: time.sleep(1.1), job_id="b") is None
 
 
 def test_interruption_of_another_job_is_no_cancellation(worker: Worker) -> None:
