@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from girder_dask.standalone import ports
+
 
 @dataclass
 class Services:
@@ -48,10 +50,8 @@ def serving(directory: Path) -> Iterator[Services]:
 
 
 def free_port() -> int:
-    """Return a port that no process listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """Return a port that no process listens on, and that no outgoing connection takes."""
+    return ports.choose(None)
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = 30) -> Any:

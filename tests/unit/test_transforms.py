@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from girder_dask.errors import TransformError
 from girder_dask.files.transform_base import failure_reason, safe_name
+from girder_dask.standalone import ports
 from girder_dask.transforms import (
     GirderFileId,
     GirderFileIdAllowDirect,
@@ -307,9 +308,7 @@ def test_an_empty_id_is_said(empty: str) -> None:
 
 
 def closed_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    return ports.choose(None)
 
 
 def test_a_girder_that_does_not_answer_is_no_riddle() -> None:

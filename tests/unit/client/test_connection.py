@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from girder_dask import GirderDaskError, NotConnectedError, connect
 from girder_dask.client import connection
 from girder_dask.client.backend import get_backend, has_backend, set_backend, use_backend
 from girder_dask.errors import GirderError, SchedulerError
+from girder_dask.standalone import ports
 from tests.support.local_girder import Peer, serving
 from tests.support.recording_backend import RecordingBackend
 
@@ -145,9 +145,7 @@ def test_no_girder_at_all(peer: Peer) -> None:
     peer.answers.clear()
     with pytest.raises(GirderError, match="There is no Girder at"):
         connect(peer.url, token="t")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = ports.choose(None)
     with pytest.raises(GirderError, match=f"does not answer at .*{port}"):
         connect(f"http://127.0.0.1:{port}", token="t")
 
@@ -183,9 +181,7 @@ def test_another_version_is_a_warning(peer: Peer) -> None:
 
 
 def test_a_scheduler_is_tried_at_once(peer: Peer) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = ports.choose(None)
     with pytest.raises(SchedulerError, match=f"{port} does not answer"):
         connect(peer.url, token="t", scheduler=f"tcp://127.0.0.1:{port}")
     assert not has_backend()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from girder_dask.errors import (
 )
 from girder_dask.jobs import JobStatus
 from girder_dask.protocol.messages import MapParent, Submission
+from girder_dask.standalone import ports
 from girder_dask.worker.girder_access import child_jobs
 from tests.support.local_girder import Peer, serving
 
@@ -115,9 +115,7 @@ def test_outside_of_jobs_a_submission_is_sent_once(peer: Peer, backend: RestBack
 
 
 def test_a_girder_that_is_not_there_has_no_job() -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = ports.choose(None)
     backend = RestBackend(f"http://127.0.0.1:{port}/api/v1", token="t", retry_time_s=0)
     with pytest.raises(GirderError, match="does not answer") as caught:
         backend.submit([CALL])
@@ -204,9 +202,7 @@ def test_no_scheduler_says_what_to_do(peer: Peer, backend: RestBackend) -> None:
 
 
 def test_a_scheduler_that_is_not_there_is_an_error_at_once(peer: Peer) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{ports.choose(None)}"
     backend = RestBackend(peer.url, token="t", dask_address=address)
     assert backend.scheduler_address() == address
     with pytest.raises(SchedulerError, match=f"{address} does not answer .*refused"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import resource
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import requests
 from girder_dask.errors import TransformError
 from girder_dask.files.cache import FileCache
 from girder_dask.files.downloads import DiskFull, FileChanged, download
+from girder_dask.standalone import ports
 from girder_dask.transforms import GirderFileId, GirderFileIdAllowDirect, GirderItemId
 from tests.support.file_girder import Cut, FileGirder, serving_files
 
@@ -459,9 +459,7 @@ def test_girder_file_id_allow_direct_needs_read_access(
 
 
 def test_girder_file_id_retries_a_closed_port(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = ports.choose(None)
     client = girder_client.GirderClient(apiUrl=f"http://127.0.0.1:{port}/api/v1")
     with (
         dask.config.set({"girder.worker.retry-time": "0.5 s"}),

@@ -14,6 +14,7 @@ from girder_dask.errors import GirderDaskError, GirderError
 from girder_dask.http.scheduler_api import SchedulerApi
 from girder_dask.protocol.messages import JobUpdate
 from girder_dask.protocol.wire_version import WIRE_VERSION
+from girder_dask.standalone import ports
 from tests.support.local_girder import Answer, Peer, serving
 
 PING = "GET dask/ping"
@@ -215,9 +216,7 @@ def test_scheduler_api_signs_in_again_after_a_failed_sign_in(peer: Peer, api: Sc
 
 
 def unused_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    return ports.choose(None)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])

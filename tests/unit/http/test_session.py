@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from girder_dask.http.session import GirderSession, make_retrying_session
+from girder_dask.standalone import ports
 from tests.support.file_girder import FileGirder, serving_files
 
 
@@ -56,8 +57,7 @@ def test_retrying_session_sends_post_once(girder: FileGirder, gc: Any, status: i
 
 
 def test_retrying_session_sends_post_once_a_server_listens(girder: FileGirder) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = ports.choose(None)
     client = girder_client.GirderClient(apiUrl=f"http://127.0.0.1:{port}/api/v1")
     client._session = make_retrying_session(client.urlBase)
 
