@@ -12,6 +12,8 @@ from girder_dask.errors import StackError
 __all__ = ["get_json", "girder_answers", "mongo_answers", "redis_answers", "registered_workers"]
 
 _TIMEOUT_S = 2.0
+# Girder's statuses of a route that it does not have.
+_NO_ROUTE_STATUSES = (400, 404)
 
 
 def get_json(url: str, timeout: float = _TIMEOUT_S) -> Any:
@@ -59,13 +61,26 @@ def girder_answers(api: str) -> bool:
     """
     if get_json(f"{api}/system/version") is None:
         return False
-    if get_json(f"{api}/dask/ping") is None:
+    if get_json(f"{api}/dask/ping") is not None:
+        return True
+    if _refuses(f"{api}/dask/ping"):
         raise StackError(
             "Girder has started without the dask plugin. Girder's log has the reason; if it has "
             "none, the plugin is not installed for this Python: "
             "pip install 'girder_dask[standalone]'."
         )
-    return True
+    return False  # it is slow
+
+
+def _refuses(url: str) -> bool:
+    """Return True if the server answers that there is no such route."""
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S):  # noqa: S310 - as above
+            return False
+    except urllib.error.HTTPError as e:
+        return e.code in _NO_ROUTE_STATUSES
+    except OSError:
+        return False
 
 
 def registered_workers(dashboard: str) -> int | None:

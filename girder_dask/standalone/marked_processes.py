@@ -18,6 +18,9 @@ __all__ = ["MARK", "end", "is_running", "marked"]
 #: The environment variable that marks the processes of a stack.
 MARK = "GIRDER_DASK_STACK"
 
+# Seconds that killed processes may take to end.
+_KILL_TIMEOUT_S = 5.0
+
 
 def is_running(process: psutil.Process) -> bool:
     """Return True if a process runs. A zombie does not."""
@@ -47,10 +50,16 @@ def end(processes: Collection[psutil.Process], grace: float) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    deadline = time.monotonic() + grace
-    while any(is_running(p) for p in processes) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    _wait(processes, grace)
     for process in processes:
         if is_running(process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+    _wait(processes, _KILL_TIMEOUT_S)
+
+
+def _wait(processes: Collection[psutil.Process], timeout_s: float) -> None:
+    """Wait until processes have ended, for some seconds at most."""
+    deadline = time.monotonic() + timeout_s
+    while any(is_running(p) for p in processes) and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -29,6 +29,7 @@ from girder_dask.errors import (
 from girder_dask.jobs import JobStatus
 from girder_dask.transforms import GirderFileId, GirderItemMetadata
 from tests.integration.test_permissions import configure, make_group
+from tests.support.breaking_proxy import breaking_proxy
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def key_of(client: Any) -> str:
     return str(client.post("api_key", parameters={"name": "notebook", "active": "true"})["key"])
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -168,7 +169,7 @@ def test_a_loop_shows_its_progress_and_can_be_canceled(connected):
     assert result["progress"]["message"] == "Turning"
     assert result["progress"]["total"] == 600
     result.cancel()
-    assert result.wait(20).status == JobStatus.CANCELED
+    assert result.wait(60).status == JobStatus.CANCELED
 
 
 def test_a_task_starts_others_that_are_its_children(connected, girder_stack):
@@ -199,7 +200,7 @@ def test_many_jobs_are_gathered(connected):
     mapped = square.map(range(20))
     assert gather(mapped, timeout=60) == [n * n for n in range(20)]
     assert sorted(r.get() for r in as_completed(mapped, timeout=60)) == gather(mapped)
-    assert mapped.wait(20).status == JobStatus.SUCCESS
+    assert mapped.wait(60).status == JobStatus.SUCCESS
     failed = [fails.delay("no coins"), square.delay(2)]
     error, value = gather(failed, timeout=60, errors="return")
     assert value == 4
@@ -336,16 +337,23 @@ def until_held(result: JobResult) -> str:
     return str(result.future.key)
 
 
-def test_a_value_is_held_as_long_as_its_result(with_cluster):
+def test_a_value_is_held_as_long_as_its_result(with_cluster, tmp_path):
     client = with_cluster.dask_client
 
     @task
-    def late() -> list[int]:
-        time.sleep(1)  # it is held from when it is known, which is not at once
+    def late(path: str) -> list[int]:
+        import time as clock
+        from pathlib import Path
+
+        while not Path(path).exists():
+            clock.sleep(0.02)
         return [1, 2]
 
-    result = late.delay().wait(30)
+    # It is held from when it is known, which is not at once.
+    result = late.delay(str(tmp_path / "go"))
     key = until_held(result)
+    (tmp_path / "go").touch()
+    result.wait(60)
     assert client.id in wanted(client, key)
     assert result.future.result(timeout=20) == [1, 2]
     del result
@@ -479,11 +487,13 @@ def test_nothing_shows_a_key(girder_stack, caplog):
     assert key not in girder_stack.recent_logs(lines=200)
 
 
-def test_it_is_fast(girder_stack):
+def test_connecting_takes_few_requests(girder_stack):
     key = key_of(girder_stack.admin)
-    times = []
-    for _ in range(3):
-        begun = time.monotonic()
-        connect(girder_stack.girder, api_key=key).close()
-        times.append(time.monotonic() - begun)
-    assert min(times) < 0.5
+    with breaking_proxy(girder_stack.api) as proxy:
+        connect(proxy.url, api_key=key).close()
+        asked = [request.splitlines()[0] for request in proxy.requests]
+    assert asked == [
+        "GET /api/v1/dask/ping HTTP/1.1",
+        "POST /api/v1/api_key/token HTTP/1.1",
+        "GET /api/v1/user/me HTTP/1.1",
+    ]

@@ -59,9 +59,14 @@ def scheduler(tmp_path: Path, *options: str, **settings: str) -> Iterator[str]:
 
 
 def test_all_is_well(girder_stack: Any) -> None:
-    code, checks = doctor("--scheduler", girder_stack.scheduler, "--api-url", girder_stack.api)
-    assert [name for name, check in checks.items() if not check["ok"]] == []
-    assert code == 0
+    def examine() -> tuple[int, dict[str, dict[str, Any]], list[Any]]:
+        code, checks = doctor("--scheduler", girder_stack.scheduler, "--api-url", girder_stack.api)
+        return code, checks, [check for check in checks.values() if not check["ok"]]
+
+    code, checks, failed = examine()
+    if failed:  # where one of them had to wait for some seconds
+        code, checks, failed = examine()
+    assert (code, failed) == (0, [])
     assert "The tasks of my_worker_tasks are on every worker" in checks
 
 

@@ -123,12 +123,11 @@ def test_each_fault_of_a_site_is_named(stack: FaultStack, tmp_path: Path) -> Non
 
     def examine() -> tuple[int, Checks, str] | None:
         found = doctor("--scheduler", stack.scheduler, "--api-url", stack.girder, **env)
-        # The scheduler learns of the claims when it claims next.
-        assert found[1]["The scheduler is reachable"]["problem"] is None
-        claims = found[1]["The scheduler gets its jobs from Girder"]
+        # The scheduler learns of the claims when it claims next. It may be slow to answer at all.
+        claims = found[1].get("The scheduler gets its jobs from Girder", {"ok": True})
         return None if claims["ok"] else found
 
-    code, checks, errors = until(examine, 60)
+    code, checks, errors = until(examine, 120)
     assert (code, errors) == (1, "")
     problems = {name: check["problem"] for name, check in checks.items() if not check["ok"]}
     workers = sorted(name.split()[1] for name in checks if name.endswith("keeps input files"))

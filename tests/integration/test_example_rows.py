@@ -132,6 +132,8 @@ def test_options_of_transforms(girder_stack, girder_user):
 
 def test_jobs_and_their_events(girder_stack, girder_user):
     def start() -> list[bool]:
+        import time
+
         from girder import events
         from girder_jobs.models.job import Job
         from ported_tasks import tasks
@@ -144,6 +146,9 @@ def test_jobs_and_their_events(girder_stack, girder_user):
             below = tasks.add.delay(3, 4).wait(timeout=30).job
             Job().setParentJob(below, above)
             children = [job["_id"] for job in Job().listChildJobs(above)]
+            deadline = time.monotonic() + 30  # a state is written first
+            while not {above["_id"], below["_id"]} <= set(heard) and time.monotonic() < deadline:
+                time.sleep(0.01)
         finally:
             events.unbind(name, "rows")
         return [above["_id"] in heard, below["_id"] in heard, children == [below["_id"]]]

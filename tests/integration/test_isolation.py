@@ -40,7 +40,7 @@ def value_of(stack: Any, job_id: str) -> Any:
     return stack.call(value)
 
 
-def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"this did not come true within {seconds} s"
@@ -173,9 +173,9 @@ def test_a_canceled_job_leaves_no_process(girder_stack, tmp_path):
 
 
 def test_a_time_limit_ends_code_in_c(girder_stack):
-    job_id = start(girder_stack, "process", "c.sleep(1000)", timeout=0.5)
+    job_id = start(girder_stack, "process", "c.sleep(1000)", timeout=2)
     assert girder_stack.wait(job_id)["status"] == JobStatus.ERROR
-    assert girder_stack.log(job_id) == ("begun\nThe task exceeded its time limit of 0.5 s.\n")
+    assert girder_stack.log(job_id) == ("begun\nThe task exceeded its time limit of 2 s.\n")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def gpu_worker(girder_stack: Any, tmp_path: Path) -> Iterator[subprocess.Popen[b
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     yield process
     process.terminate()
-    process.wait(20)
+    process.wait(60)
 
 
 def test_two_jobs_at_once_have_each_a_gpu_of_its_own(girder_stack, gpu_worker, tmp_path):
@@ -244,7 +244,7 @@ def test_a_worker_that_is_killed_leaves_no_directory_and_no_process(
     scratch = tmp_path / "scratch"
     assert list(scratch.rglob(f"job-{job_id}-*")) != []
     gpu_worker.kill()
-    gpu_worker.wait(20)
+    gpu_worker.wait(60)
     until(lambda: not any(alive(pid) for pid in pids))
     girder_stack.admin.put(f"job/{job_id}/cancel")
     girder_stack.wait(job_id, status=JobStatus.CANCELED)
@@ -263,7 +263,7 @@ def test_a_worker_that_is_killed_leaves_no_directory_and_no_process(
         until(is_gone)
     finally:
         successor.terminate()
-        successor.wait(20)
+        successor.wait(60)
 
 
 # -- a worker that gives each job a process ------------------------------------------------
@@ -288,21 +288,22 @@ def apart_worker(girder_stack: Any, tmp_path: Path) -> Iterator[psutil.Process]:
     yield worker
     if nanny.is_running():
         process.terminate()
-    process.wait(20)
+    process.wait(60)
 
 
 def server_of(worker: psutil.Process) -> int | None:
     """Return the fork server of a worker."""
-    for child in worker.children():
-        with contextlib.suppress(psutil.Error):
-            if "girder_dask.worker.isolation.fork_server" in child.cmdline():
-                return int(child.pid)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may be one that ends at once
+        for child in worker.children():
+            with contextlib.suppress(psutil.Error):
+                if "girder_dask.worker.isolation.fork_server" in child.cmdline():
+                    return int(child.pid)
     return None
 
 
 WHERE = """
 import os, sys, time
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 60
 open(f'PATH/{self.id}', 'w').close()
 while len(os.listdir('PATH')) < 4 and time.monotonic() < deadline:
     time.sleep(0.01)

@@ -14,14 +14,24 @@ from nbclient import NotebookClient
 
 import girder_dask
 
+UNTIL_OVER = """
+import time
+from girder_dask.client import job_card
+deadline = time.monotonic() + 60
+while ">success<" not in job_card._cards[coins.id].widget.value:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+time.sleep(0.2)  # the card sends its state to the notebook
+"""
 NOTEBOOK = Path(girder_dask.__file__).parents[1] / "examples" / "notebooks" / "coins.ipynb"
 
 
 @pytest.fixture(scope="module")
 def executed(girder_stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    # The cards may follow their jobs until a little after the last cell has run.
-    notebook.cells.append(nbformat.v4.new_code_cell("import time; time.sleep(2)"))
+    # A card follows its job until the connection is closed.
+    last = notebook.cells[-1]
+    last.source = last.source.replace("connection.close()", f"{UNTIL_OVER}\nconnection.close()")
     key = girder_stack.admin.post("api_key", parameters={"name": "notebook", "active": "true"})
     client = NotebookClient(notebook, timeout=150, kernel_name="python3")
     client.resources = {"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}}

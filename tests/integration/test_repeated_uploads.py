@@ -201,6 +201,7 @@ def raise_at(event: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["content", ""], ids=["content", "empty"])
+@pytest.mark.timeout(400)
 def test_an_upload_that_fails_at_any_step_is_there_once(girder_stack, girder_user, content):
     def start(folder: str) -> str:
         from my_worker_tasks.files import make_tree
@@ -213,7 +214,7 @@ def test_an_upload_that_fails_at_any_step_is_there_once(girder_stack, girder_use
         folder = girder_user.client.createFolder(parent, step)["_id"]
         girder_stack.call(raise_at, step)
         job_id = girder_stack.call(start, folder, user=girder_user)
-        girder_stack.wait(job_id, status=JobStatus.SUCCESS)
+        girder_stack.wait(job_id, status=JobStatus.SUCCESS, timeout=60)
         assert contents(girder_user, folder) == {"out": content}, step
 
 

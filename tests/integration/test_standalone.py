@@ -25,6 +25,9 @@ from girder_dask.jobs import JobStatus
 from girder_dask.standalone import marked_processes
 from tests.support.storage import Storage
 
+# Some start two stacks, which takes a minute each on a busy machine.
+pytestmark = pytest.mark.timeout(400)
+
 PARTS = ["mongod", "redis", "girder", "scheduler", "worker-0"]
 
 
@@ -54,7 +57,7 @@ class Launch:
         self.wait_for_output("Ctrl-C stops everything")
         return json.loads((self.directory / "stack.json").read_text())
 
-    def wait_for_output(self, pattern: str, timeout: float = 60) -> str:
+    def wait_for_output(self, pattern: str, timeout: float = 120) -> str:
         deadline = time.monotonic() + timeout
         while not (match := re.search(pattern, self.output, re.DOTALL)):
             assert self.process.poll() is None, self.output
@@ -64,7 +67,7 @@ class Launch:
 
     def end(self, number: int = signal.SIGINT) -> int:
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
 
 @contextmanager
@@ -171,7 +174,7 @@ def test_services_of_the_environment_are_used(tmp_path: Path) -> None:
             assert login(stack).get("user/me")["admin"]
         # A directory that does not know the administrator of that database.
         with launched(tmp_path / "stranger", GIRDER_MONGO_URI=mongo) as stranger:
-            assert stranger.process.wait(60) == 1
+            assert stranger.process.wait(120) == 1
             assert "already has users" in stranger.output
 
 
@@ -245,7 +248,7 @@ def test_ctrl_c_while_starting(tmp_path: Path) -> None:
 def test_part_that_does_not_start(tmp_path: Path) -> None:
     directory = tmp_path / "stack"
     with launched(directory, DASK_DISTRIBUTED__SCHEDULER__PRELOAD="['no_such_module']") as launch:
-        assert launch.process.wait(60) == 1
+        assert launch.process.wait(120) == 1
         # It listens before it looks for the module.
         said = r"scheduler (ended while starting|has ended) \(exit code 1\)"
         assert re.search(said, launch.output), launch.output
@@ -257,7 +260,7 @@ def test_part_that_does_not_start(tmp_path: Path) -> None:
 
 def test_database_that_does_not_answer(tmp_path: Path) -> None:
     with launched(tmp_path / "stack", GIRDER_MONGO_URI="mongodb://127.0.0.1:1/girder") as launch:
-        assert launch.process.wait(60) == 1
+        assert launch.process.wait(120) == 1
         assert "that GIRDER_MONGO_URI names does not answer" in launch.output
         assert "Traceback" not in launch.output
 
@@ -268,14 +271,14 @@ def test_port_in_use(tmp_path: Path) -> None:
         s.listen()
         port = s.getsockname()[1]
         with launched(tmp_path / "stack", "--girder-port", str(port)) as launch:
-            assert launch.process.wait(60) == 1
+            assert launch.process.wait(120) == 1
             assert f"Port {port} of 127.0.0.1, wanted for girder, is in use" in launch.output
 
 
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with launched(tmp_path / "file" / "stack") as launch:
-        assert launch.process.wait(60) == 1
+        assert launch.process.wait(120) == 1
         assert "Not a directory" in launch.output
 
 

@@ -137,7 +137,7 @@ def test_three_hosts_run_jobs_and_show_nothing_in_clear(three: ThreeHosts) -> No
 def test_three_hosts_refuse_strangers(three: ThreeHosts, tmp_path: Path) -> None:
     authority = Authority(three.site.directory / "authority")
     certificate = three.site.directory / "client" / "client.pem"
-    with Client(three.scheduler, security=security(authority, certificate), timeout=10) as client:
+    with Client(three.scheduler, security=security(authority, certificate), timeout=60) as client:
         assert client.submit(sum, [1, 2, 3]).result(timeout=30) == 6
     other = Authority(tmp_path / "other")
     other.create()
@@ -168,7 +168,7 @@ def listeners(three: ThreeHosts, role: str) -> list[Listening]:
 
 
 def answers_http(address: str, port: int) -> bool:
-    with socket.create_connection((address, port), timeout=5) as plain:
+    with socket.create_connection((address, port), timeout=60) as plain:
         plain.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         try:
             return plain.recv(5) == b"HTTP/"

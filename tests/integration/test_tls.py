@@ -41,9 +41,9 @@ def security(ca: object, certificate: object) -> Security:
     )
 
 
-def ask(address: str, security: Security) -> int:
+def ask(address: str, security: Security, timeout: int = 5) -> int:
     """Have the scheduler run a task, as a client would that may connect."""
-    with Client(address, security=security, timeout=5, set_as_default=False) as client:
+    with Client(address, security=security, timeout=timeout, set_as_default=False) as client:
         return int(client.submit(sum, [1, 2, 3]).result(timeout=30))
 
 
@@ -79,7 +79,7 @@ def test_stack_with_tls_runs_jobs_with_files_and_outputs(stack: TestStack) -> No
 def test_stack_with_tls_describes_what_a_client_needs(stack: TestStack) -> None:
     files = stack.describe()["tls_files"]
     assert stack.scheduler.startswith("tls://127.0.0.1:")
-    assert ask(stack.scheduler, security(files["ca"], files["cert"])) == 6
+    assert ask(stack.scheduler, security(files["ca"], files["cert"]), timeout=60) == 6
     env = tls_environment(Path(files["ca"]), Path(files["cert"]))
     done = subprocess.run(
         [sys.executable, "-m", "girder_dask.cli", "doctor", "--api-url", stack.api, "--scheduler",
@@ -113,7 +113,7 @@ def test_stack_with_tls_refuses_clients_without_a_certificate(
     host, port = stack.scheduler.removeprefix("tls://").split(":")
     with (
         pytest.raises(ssl.SSLError, match=r"(?i)certificate.required"),
-        socket.create_connection((host, int(port)), timeout=5) as plain,
+        socket.create_connection((host, int(port)), timeout=60) as plain,
         context.wrap_socket(plain) as encrypted,
     ):
         encrypted.recv(1)
@@ -133,7 +133,7 @@ def test_stack_with_tls_binds_what_asks_for_no_certificate_to_loopback(stack: Te
 
 
 def _answers_http(address: Any) -> bool:
-    with socket.create_connection(address, timeout=5) as plain:
+    with socket.create_connection(address, timeout=60) as plain:
         plain.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         try:
             return plain.recv(5) == b"HTTP/"

@@ -82,10 +82,17 @@ def of_girder(stack: Any, key: str) -> Scrape:
 def of_quiet_girder(stack: Any, key: str) -> Scrape:
     """End all jobs of other tests, and return the metrics of Girder after that."""
     stack.cancel_open_jobs()
-    wait_until(lambda: not stack.open_jobs(), "the end of all jobs")
+    wait_until(lambda: not stack.call(count_open), "the end of all jobs", 60)
     # An answer is given again for some seconds. Another one tells of more processor time.
     former = of_girder(stack, key).text
     return until_scraped(lambda: of_girder(stack, key), lambda found: found.text != former)
+
+
+def count_open() -> int:
+    """Return how many jobs a scheduler has or may claim. Run it in Girder."""
+    from girder_jobs.models.job import Job
+
+    return int(Job().collection.count_documents({"dask.open": True}))
 
 
 def of_scheduler(stack: Any) -> Scrape:
@@ -115,7 +122,7 @@ def run_jobs_of_all_ends(stack: Any) -> list[str]:
     return [done, failed, slow, unknown]
 
 
-def until_scraped(scrape: Any, is_there: Any, timeout_s: float = 20.0) -> Scrape:
+def until_scraped(scrape: Any, is_there: Any, timeout_s: float = 60.0) -> Scrape:
     """Scrape until a condition holds; an answer is given again for some seconds."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -26,7 +26,7 @@ def listening(
         subscription.subscribe(f"user_{user['_id']}")
     else:
         subscription.psubscribe(pattern)
-    assert "subscribe" in subscription.get_message(timeout=5)["type"]
+    assert "subscribe" in subscription.get_message(timeout=60)["type"]
     found: list[dict[str, Any]] = []
 
     def received(count: int, job_id: str) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import requests
@@ -46,6 +48,37 @@ def start_waiting(title: str = "Waits") -> dict[str, str]:
     )
     (recorded,) = recording.record([waiting], getCurrentUser())
     return {"id": recorded.spec.id, "token": str(recorded.spec.token)}
+
+
+@contextlib.contextmanager
+def without_claims(stack: Any) -> Iterator[None]:
+    """Have no scheduler of a stack claim jobs, so that those of a test stay as it has left them.
+
+    Each of its claims takes over the jobs that another scheduler, such as one that a test plays,
+    has begun. Claims that a test itself makes as ``greedy`` are answered.
+    """
+    stack.call(stop_claims)
+    try:
+        yield
+    finally:
+        stack.call(allow_claims)
+
+
+def stop_claims() -> None:
+    """Answer the claims of schedulers with no job. Run it in Girder."""
+    from girder_dask.plugin.store import claims
+
+    found: Any = claims
+    real = found.real_candidates = claims._candidates
+    found._candidates = lambda scheduler, *more: real(scheduler, *more) * (scheduler == "greedy")
+
+
+def allow_claims() -> None:
+    """Answer claims as ever. Run it in Girder."""
+    from girder_dask.plugin.store import claims
+
+    found: Any = claims
+    found._candidates = found.real_candidates
 
 
 def set_status(job_id: str, status: int) -> None:

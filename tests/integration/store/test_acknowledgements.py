@@ -10,9 +10,8 @@ from tests.support.store_jobs import receive, update
 
 def test_receipt_says_that_a_scheduler_has_a_job(girder):
     pushed, claimed = girder.record(2)
-    girder.job.collection.update_one(
-        {"_id": pushed.job["_id"]}, {"$set": {"created": datetime.now(timezone.utc)}}
-    )
+    soon = datetime.now(timezone.utc) + timedelta(minutes=1)  # too young to be claimed
+    girder.job.collection.update_one({"_id": pushed.job["_id"]}, {"$set": {"created": soon}})
     assert [spec.id for spec in girder.store.claim("s", 10).specs] == [claimed.spec.id]
     verdicts = receive(girder, "s", (pushed.spec.id, 1), (claimed.spec.id, 1))
     assert verdicts == girder.store.Verdicts()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
+import threading
 
 import pytest
 
@@ -41,13 +42,25 @@ def test_settings_are_checked_and_take_effect(girder, monkeypatch):
     Setting().unset(ours.SCHEDULER_ADDRESS)
 
 
-def test_backend_records_and_reads(girder):
+def test_backend_records_and_reads(girder, monkeypatch):
     from girder_dask.client.backend import get_backend
+    from girder_dask.plugin.scheduler_rpc import SchedulerRpc
 
     backend = get_backend()
-    started = time.monotonic()
-    (job,) = backend.submit([Submission("pkg.mod:work", b"x", user=girder.user)])
-    assert time.monotonic() - started < 1  # though there is no scheduler
+    gate, over = threading.Event(), []
+
+    async def hang(_rpc, _address, operation, _arguments):
+        try:
+            await asyncio.to_thread(gate.wait, 60)
+            raise OSError("there is no scheduler")
+        finally:
+            over.append(operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SchedulerRpc, "call", hang)
+        (job,) = backend.submit([Submission("pkg.mod:work", b"x", user=girder.user)])
+        assert over == [], "it has not waited for a scheduler"
+        gate.set()
     job_id = str(job["_id"])
     assert backend.load_job(job_id)["status"] == JobStatus.QUEUED
     assert "log" not in backend.load_job(job_id)

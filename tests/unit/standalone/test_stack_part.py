@@ -143,6 +143,14 @@ def test_marked_finds_a_process_that_has_left_its_group(
     assert not marked_processes.is_running(stray)
 
 
+def test_end_returns_when_killed_processes_have_ended(make_part: MakePart) -> None:
+    part = make_part("trap '' TERM; echo up; while :; do sleep 1; done")
+    until(lambda: "up" in tail(part.log))
+    process = psutil.Process(part.pid)
+    marked_processes.end([process], grace=0.1)
+    assert not marked_processes.is_running(process)
+
+
 def test_tail_makes_lines_of_mongod_readable(tmp_path: Path) -> None:
     log = tmp_path / "mongod.log"
     log.write_text(

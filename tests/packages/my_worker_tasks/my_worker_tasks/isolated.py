@@ -63,7 +63,7 @@ def starts_children(values: list[int]) -> list[Any]:
 def which_gpus(path: str, others: int) -> dict[str, Any]:
     """Say which GPUs this run has, while ``others`` more do the same in the directory ``path``."""
     (Path(path) / str(current_job().id)).touch()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(list(Path(path).iterdir())) <= others and time.monotonic() < deadline:
         time.sleep(0.01)
     shown = subprocess.run(
