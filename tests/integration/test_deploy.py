@@ -43,6 +43,7 @@ def start_job() -> str:
     return str(my_task.delay("recipe").id)
 
 
+@pytest.mark.timeout(500)
 def test_site_of_init_runs_a_job_with_tls(site: Site, tmp_path: Path) -> None:
     api = site.api
     settings = (site.directory / "scheduler" / "scheduler.env").read_text()

@@ -207,8 +207,10 @@ def gpu_worker(girder_stack: Any, tmp_path: Path) -> Iterator[subprocess.Popen[b
     command += ["--nthreads", "3", "--resources", "GPU=2", "--no-nanny", "--no-dashboard"]
     command += ["--local-directory", str(tmp_path / "scratch"), "--name", "gpus"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,5"}
-    with (tmp_path / "worker.log").open("wb") as log:
+    path = tmp_path / "worker.log"
+    with path.open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    until(lambda: "Registered to" in path.read_text())
     yield process
     process.terminate()
     process.wait(60)

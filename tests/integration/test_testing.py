@@ -100,6 +100,7 @@ def test_wait_tells_why(girder_stack: TestStack) -> None:
         girder_stack.wait(running["_id"], timeout=0.1)
 
 
+@pytest.mark.timeout(400)
 def test_failing_test_shows_the_logs(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\ngirder_dask_workers = 1\n")
     (tmp_path / "test_it.py").write_text(

@@ -106,7 +106,7 @@ class Site:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=120,
         )
 
     def start(
@@ -128,7 +128,7 @@ class Site:
                 start_new_session=True,
             )
         self._started[name] = process
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not ready():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -160,7 +160,7 @@ def run_job(client: Any, start: Callable[..., str], *args: Any) -> dict[str, Any
     call = base64.b64encode(remote.pack(start, args, {})).decode()
     answer = client.post("dask/testing/call", json={"secret": _SECRET, "call": call})
     job_id = remote.unpack(base64.b64decode(answer["outcome"]))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (job := client.get(f"job/{job_id}"))["status"] not in FINAL:
         assert time.monotonic() < deadline, job
         time.sleep(0.05)

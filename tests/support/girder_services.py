@@ -84,7 +84,7 @@ def process(
             assert running.poll() is None, log.read_text()[-3000:]
             return listens(port)
 
-        wait_until(up, f"{command[0]} on port {port}")
+        wait_until(up, f"{command[0]} on port {port}", 90)
         yield running
     finally:
         running.terminate()

@@ -142,7 +142,7 @@ def another_girder(stack: Any, log: Path, **env: str) -> Iterator[Any]:
     with log.open("w") as output:
         process = subprocess.Popen(command, env={**part.env, **env}, stdout=output, stderr=output)
         try:
-            wait_until(lambda: girder_answers(url), "the other Girder")
+            wait_until(lambda: girder_answers(url), "the other Girder", 90)
             yield SimpleNamespace(api=url)
         finally:
             process.terminate()
