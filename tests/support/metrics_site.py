@@ -14,7 +14,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from girder_dask import credential
-from girder_dask.jobs import JobStatus
+from girder_dask.jobs import FINAL, JobStatus
 from girder_dask.protocol.names import METRICS_KEY_NAME, METRICS_SCOPE
 from girder_dask.standalone.checks import girder_answers
 from tests.support.girder_services import free_port, wait_until
@@ -92,7 +92,9 @@ def count_open() -> int:
     """Return how many jobs a scheduler has or may claim. Run it in Girder."""
     from girder_jobs.models.job import Job
 
-    return int(Job().collection.count_documents({"dask.open": True}))
+    ended = [int(status) for status in FINAL]
+    query = {"dask.open": True, "status": {"$nin": ended}}
+    return int(Job().collection.count_documents(query))
 
 
 def of_scheduler(stack: Any) -> Scrape:
