@@ -33,7 +33,7 @@ faults: .venv/.test ## Kill, stop and cut off parts of a stack, for a longer tim
 soak: .venv/.test ## Run a site for an hour under load while parts, secrets and the release change
 	$(PYTHON) -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
-deploy-test: ## Build the images of deploy/, and run its compose files and batch jobs, as root
+deploy-test: ## Build the images of deploy/, and run its compose files, batch jobs, units and an SSHCluster, as root
 	scripts/bootstrap deploy
 	$(PYTHON) -m pytest tests/deploy $(ARGS)
 
