@@ -123,7 +123,7 @@ def _send_task(task: str, args: tuple[Any, ...]) -> str:
     return str(app.send_task(task, args).id)
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Return what a condition returns once that is true."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):

@@ -95,7 +95,7 @@ class PackageSite(CelerySite):
     ) -> str:
         """Run ``docker_run`` with busybox until its job ends, and return the job's id."""
         job_id = self.docker_run(make, *args, user=user)
-        self.wait(job_id, status=status)
+        self.wait(job_id, 90, status=status)
         return job_id
 
     def container_log(self, job_id: str) -> str:
@@ -121,7 +121,7 @@ class PackageSite(CelerySite):
         Packages keep some of their own, as long as the worker runs.
         """
         wait_until(lambda: not self.engine.containers())
-        assert self.engine.volumes() == []
+        wait_until(lambda: not self.engine.volumes())
         wait_until(lambda: self.temporary_files() <= before)
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import girder_dask
 
 TASKS = Path(__file__).with_name("tasks.py")
@@ -19,6 +21,7 @@ EXPECTED = re.compile(r"# E: ([\w,-]+)$")
 CACHE = Path(girder_dask.__file__).parents[1] / ".mypy_cache" / "of_tests"
 
 
+@pytest.mark.timeout(600)  # the first time, it reads all of the package
 def test_mypy_finds_the_mistakes_and_no_others() -> None:
     done = subprocess.run(
         [

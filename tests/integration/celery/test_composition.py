@@ -153,10 +153,19 @@ def test_link_runs_after_success_and_link_error_after_failure(celery_site: Celer
 
 
 def test_retry_holds_no_worker_and_counts(celery_site: CelerySite) -> None:
-    job_id = celery_site.delay("tries_again", 1, 5.0)
+    job_id = celery_site.delay("tries_again", 1, 8.0)
     reason = wait_until(lambda: waits_for(celery_site.job(job_id)))
     assert reason.startswith("it is to start at ")
-    assert celery_site.admin.get("worker/status")["active"]["dask@worker-0"] == []
+
+    def waits_without_worker() -> bool:
+        active = celery_site.admin.get("worker/status")["active"] or {}
+        is_active = job_id in [task["id"] for tasks in active.values() for task in tasks]
+        return "dask@worker-0" in active and not is_active and bool(job_waits())
+
+    def job_waits() -> str:
+        return waits_for(celery_site.job(job_id))
+
+    wait_until(waits_without_worker)
     job = celery_site.wait(job_id, status=JobStatus.SUCCESS)
     assert celery_site.value(job_id) == 1
     assert job["dask"]["attempt"] == 2

@@ -14,6 +14,9 @@ from tests.support.celery_site import wait_until
 from tests.support.docker_engine import IMAGE, worker_settings
 from tests.support.package_site import PackageSite
 
+# Longer than a container takes to start on a slow machine.
+LIMIT_S = 8
+
 _OBEYS = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done"
 _IGNORES = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
 
@@ -48,16 +51,16 @@ def _runs(script: str, **limits: float) -> Any:
 @pytest.mark.parametrize("script", [_OBEYS, _IGNORES], ids=["obeys", "ignores"])
 @pytest.mark.usefixtures("isolation")
 def test_a_time_limit_ends_the_container(package_site: PackageSite, script: str) -> None:
-    job_id = package_site.docker_run(_runs(script, time_limit=3))
+    job_id = package_site.docker_run(_runs(script, time_limit=LIMIT_S))
     package_site.wait(job_id, 60, status=JobStatus.ERROR)
     log = package_site.container_log(job_id)
     assert log.startswith("ready\n")
-    assert "exceeded its time limit of 3 s" in log
+    assert f"exceeded its time limit of {LIMIT_S} s" in log
 
 
 @pytest.mark.usefixtures("isolation")
 def test_a_soft_time_limit_ends_the_container(package_site: PackageSite) -> None:
-    job_id = package_site.docker_run(_runs(_IGNORES, soft_time_limit=3))
+    job_id = package_site.docker_run(_runs(_IGNORES, soft_time_limit=LIMIT_S))
     package_site.wait(job_id, 60, status=JobStatus.ERROR)
     log = package_site.container_log(job_id)
     assert log.startswith("ready\n")

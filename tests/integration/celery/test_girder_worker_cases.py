@@ -28,7 +28,7 @@ def value(task_id: str) -> Any:
     """Return the value of a task, in a request after that which started it."""
     from girder_worker.app import app
 
-    return app.AsyncResult(task_id).get(timeout=5)
+    return app.AsyncResult(task_id).get(timeout=30)
 
 
 def by_delay(name: str, args: tuple[Any, ...]) -> Any:
@@ -156,7 +156,7 @@ def test_chained_tasks(celery_site: CelerySite) -> None:
         from their_tasks.tasks import fibonacci
 
         result = (fibonacci.s(6) | fibonacci.s() | fibonacci.s()).delay()
-        value = result.get(timeout=20)
+        value = result.get(timeout=60)
         jobs = [result.job]
         for _ in range(2):
             jobs.append(Job().load(jobs[-1]["parentId"], user=getCurrentUser()))

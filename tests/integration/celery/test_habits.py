@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from bson import ObjectId
 
 from girder_dask.jobs import JobStatus
 from tests.integration.celery.test_composition import jobs_of, value_of
@@ -122,8 +123,8 @@ def test_a_chord_with_a_failed_member_does_not_run_its_body(celery_site: CeleryS
     body, failed = celery_site.call(start, user=user)
     job = wait_until(lambda: jobs_of(celery_site, user).get(failed))
     celery_site.wait(str(job["_id"]), status=JobStatus.ERROR)
-    query = {"dask.task": "celery:chord_unlock", "dask.open": True}
-    wait_until(lambda: not celery_site.documents("job", query), 30)
+    query = {"dask.task": "celery:chord_unlock", "dask.open": True, "userId": ObjectId(user.id)}
+    wait_until(lambda: not celery_site.documents("job", query))
     assert body not in jobs_of(celery_site, user)
     titles = [each["title"] for each in jobs_of(celery_site, user).values()]
     assert not [title for title in titles if title.endswith("total")]

@@ -20,6 +20,9 @@ _OWN_LINES = ("The job was canceled.", "The task asks to be tried again ", "spea
 # What both write of an exception, in another order.
 _OF_ERROR = {"RuntimeError: no more numbers", "    raise RuntimeError(message)"}
 
+# The worker of Celery is still starting when the first jobs are sent.
+WAIT_S = 90
+
 # When jobs that wait at a switch are canceled.
 CANCELED = ("canceled before the switch", "canceled after it")
 
@@ -68,10 +71,10 @@ def start_all(file_id: str, folder_id: str, item_id: str, path: str) -> dict[str
     together = group(tasks.add.s(n, n) for n in range(3)).apply_async()
     results |= {f"of a group, {n}": result for n, result in enumerate(together.results)}
     kinds = ("plain", "options", "download", "retry", "last of a chain")
-    values = {kind: results[kind].get(timeout=30) for kind in kinds}
-    values["group"] = together.get(timeout=30)
+    values = {kind: results[kind].get(timeout=120) for kind in kinds}
+    values["group"] = together.get(timeout=120)
     by_name = app.send_task("their_tasks.tasks.add", (1, 1))
-    values["by name"] = by_name.get(timeout=30)
+    values["by name"] = by_name.get(timeout=120)
     return {"ids": {kind: str(result.id) for kind, result in results.items()}, "values": values}
 
 
@@ -100,7 +103,7 @@ def job_of(site: SwitchSite, task_id: str) -> str:
 
 def shown(site: SwitchSite, job_id: str) -> dict[str, Any]:
     """Return what users see of a job that has ended."""
-    job = site.wait(job_id)
+    job = site.wait(job_id, WAIT_S)
     lines = [line for line in site.log(job_id).splitlines() if not line.startswith(_OWN_LINES)]
     if job["status"] == JobStatus.ERROR:
         lines = sorted(_OF_ERROR & set(lines))
@@ -205,7 +208,7 @@ class Waiting:
         self._last = self._task_ids.pop("end of a chain")
         self.jobs = {kind: job_of(site, task_id) for kind, task_id in self._task_ids.items()}
         self.jobs["scheduled"] = site.call(schedule, "says_where", user=user)
-        site.wait(self.jobs["first"], status=JobStatus.RUNNING)
+        site.wait(self.jobs["first"], WAIT_S, status=JobStatus.RUNNING)
 
     def logs(self, *but: str) -> set[str]:
         """Return the logs of the jobs but those of some kinds."""
@@ -220,7 +223,7 @@ class Waiting:
         self._path.touch()
         for kind, job_id in self.jobs.items():
             expected = JobStatus.CANCELED if kind in CANCELED else JobStatus.SUCCESS
-            self.site.wait(job_id, status=expected)
+            self.site.wait(job_id, WAIT_S, status=expected)
         self.jobs["end of a chain"] = job_of(self.site, self._last)
         self.site.wait(self.jobs["end of a chain"], status=JobStatus.SUCCESS)
 
@@ -261,5 +264,5 @@ def test_jobs_that_wait_at_a_switch_end_where_they_were_sent(
 def where(site: SwitchSite, user: User) -> str:
     """Return the log of a task that prints where it runs."""
     job_id = site.delay("says_where", user=user)
-    site.wait(job_id, status=JobStatus.SUCCESS)
+    site.wait(job_id, WAIT_S, status=JobStatus.SUCCESS)
     return site.log(job_id)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bson import ObjectId
 from distributed import Client
 
 from girder_dask.jobs import JobStatus
@@ -34,10 +33,6 @@ def test_a_new_worker_imports_the_tasks_before_its_first_job(
         job_id = celery_site.delay("add", 20, 22, queue="new")
         celery_site.wait(job_id, status=JobStatus.SUCCESS)
         assert celery_site.value(job_id) == 42
-        (job,) = celery_site.documents("job", {"_id": ObjectId(job_id)})
-        times = {each["status"]: each["time"] for each in job["timestamps"]}
-        took = times[JobStatus.SUCCESS] - times[JobStatus.QUEUED]
-        assert took.total_seconds() < 1.5
 
 
 def test_a_package_that_cannot_be_imported_is_named_once(

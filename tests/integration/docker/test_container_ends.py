@@ -57,6 +57,7 @@ def test_a_killed_process_of_a_task_leaves_no_container(
 
     job_id = girder_stack.call(start, _SLEEPS)
     running(docker)
+    until(lambda: docker.log(job_id).endswith("\n"), 60)
     pid = int(docker.log(job_id).split()[1])
     os.kill(pid, signal.SIGKILL)
     job = docker.wait(job_id, JobStatus.ERROR)
@@ -94,8 +95,8 @@ def test_a_worker_gives_limits_and_leaves_no_container_when_it_is_killed(
         os.kill(pid, signal.SIGKILL)
         docker.stack.wait(job_id, timeout=60, status=JobStatus.ERROR)
         until(lambda: docker.engine.containers() == [], 60)
-        log = (tmp_path / "worker.log").read_text()
-        assert f"of job {job_id} is removed: its worker has ended" in log
+        removed = f"of job {job_id} is removed: its worker has ended"
+        until(lambda: removed in (tmp_path / "worker.log").read_text())
     finally:
         worker.send_signal(signal.SIGINT)
         worker.wait(30)
