@@ -6,7 +6,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,9 +70,14 @@ class Watch:
         assert not self._errors, self._errors
 
     def check_answers(self) -> None:
-        """Check that Girder answered, and that small jobs ran, as on this machine they do."""
-        assert max(self.answers) < 2
-        assert max(self.jobs, default=0) < max(5, 10 * self._usual)
+        """Check that Girder answered, and that small jobs ran, as on this machine they do.
+
+        Other processes may hold up one in ten of them.
+        """
+        assert ninth_of_ten(self.answers) < 2
+        assert max(self.answers) < 15
+        assert ninth_of_ten(self.jobs) < max(5, 10 * self._usual)
+        assert max(self.jobs, default=0) < max(15, 30 * self._usual)
 
     def _repeat(self, what: Callable[[], None], pause: float) -> None:
         while not self._over.wait(pause) and not self._errors:
@@ -93,6 +98,11 @@ class Watch:
         begun = time.monotonic()
         self._stack.wait(self._stack.start_task("steady", 1), 60, S.SUCCESS)
         self.jobs.append(time.monotonic() - begun)
+
+
+def ninth_of_ten(seconds: Sequence[float]) -> float:
+    """Return what nine of ten times do not exceed, 0 if there are none."""
+    return sorted(seconds)[(9 * len(seconds) - 1) // 10] if seconds else 0.0
 
 
 def whole_log(stack: FaultStack, job_id: str) -> bytes:
@@ -199,7 +209,7 @@ raise ValueError("the flood is over")
 def test_a_subprocess_that_prints_a_gigabyte(stack: FaultStack) -> None:
     with Watch(stack) as watch:
         job_id = stack.start_task("does", SUBPROCESS)
-        stack.wait_all([job_id])
+        stack.wait_all([job_id], 600)
     check_whole(whole_log(stack, job_id).decode(), 300_000)
     watch.check_answers()
 
@@ -263,7 +273,7 @@ def test_floods_while_girder_is_down_fill_no_memory(
         assert grown[name] < jobs // 2 * 6 * MIB + 16 * MIB
 
     stack.restart("girder")
-    jobs_then = stack.wait_all(floods)
+    jobs_then = stack.wait_all(floods, 600)
     assert {job["status"] for job in jobs_then} == {S.SUCCESS}
     for job_id in floods:
         text = whole_log(stack, job_id).decode()
@@ -331,11 +341,11 @@ def test_a_hundred_thousand_progress_updates_a_second(
 ) -> None:
     count_of_requests = stack.count_requests("/dask/job/updates")
     with Watch(stack) as watch:
-        begun = time.monotonic()
+        begun, earlier_requests = time.monotonic(), count_of_requests()
         job_id = stack.start_task(task, PROGRESS.replace("FORCED", str(forced)))
         (job,) = stack.wait_all([job_id])
         took = time.monotonic() - begun
-        requests_made = count_of_requests()
+        requests_made = count_of_requests() - earlier_requests
     told = value_of(stack, job_id)
     (count, seconds, cpu), (rounds, nobodys, nobodys_cpu) = told["job"], told["nobody"]
     fair = (cpu / seconds) / (nobodys_cpu / nobodys)

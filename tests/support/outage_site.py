@@ -24,7 +24,7 @@ S = JobStatus
 Call = tuple[dict[str, Any], dict[str, Any]]
 
 #: Seconds between an action of a task and its report, on a busy machine.
-LAG = 3.0
+LAG = 5.0
 
 
 class JournaledStack(FaultStack):
