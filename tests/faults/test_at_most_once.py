@@ -60,8 +60,8 @@ def test_a_task_that_may_run_at_most_once(fault_stack: Start, tmp_path: Path) ->
     for part in ("scheduler", "worker-0", "worker-1"):
         stack.kill(part)
     stack.restart("scheduler", "worker-0", "worker-1")
-    assert {job["status"] for job in stack.wait_all(interrupted, 60)} == {S.ERROR}
-    assert {job["status"] for job in stack.wait_all(waiting, 60)} == {S.SUCCESS}
+    assert {job["status"] for job in stack.wait_all(interrupted, 90)} == {S.ERROR}
+    assert {job["status"] for job in stack.wait_all(waiting, 90)} == {S.SUCCESS}
     assert begun(tally) == Counter([1, 10, 11, *range(20, 30)])
 
 

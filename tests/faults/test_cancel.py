@@ -336,22 +336,22 @@ def test_a_worker_that_is_restarted_for_it(fault_stack: Start) -> None:
     until(partial(stack.numbered, other))
     worker = stack.worker_process("worker-0")
     cancel(stack, job_id)
-    job = stack.wait(job_id, 40)
+    job = stack.wait(job_id, 90)
     assert states(job) == AT_WORK
     assert gone(worker)
     until(lambda: not list(stack.directory.rglob(f"job-{job_id}-*")))
     assert " is restarted because the job does not stop.\n" in stack.log(job_id)
-    job = stack.wait(other, 40)
+    job = stack.wait(other, 90)
     assert job["status"] == S.SUCCESS
     assert stack.numbered(other)[-10:] == list(range(10))
 
     late = stack.start_task("frozen", 600.0, timeout=0.5)
-    job = stack.wait(late, 40)
+    job = stack.wait(late, 90)
     assert states(job) == ["QUEUED", "RUNNING", "ERROR"], "as a cancel is"
     assert " is restarted because the job does not stop.\n" in stack.log(late)
     assert stack.log(late).endswith("The task exceeded its time limit of 0.5 s.\n")
     assert stack.log(late).count("frozen\n") == 1, "it does not run again"
-    assert stack.wait(stack.start_task("noop"), 40)["status"] == S.SUCCESS
+    assert stack.wait(stack.start_task("noop"), 90)["status"] == S.SUCCESS
 
 
 @pytest.mark.parametrize("part", ["worker", "scheduler"])
@@ -370,10 +370,10 @@ def test_what_dies_while_a_job_is_canceling(fault_stack: Start, part: str) -> No
         for name in ("worker-0", "worker-1"):
             stack.kill(name)
         stack.restart("worker-0", "worker-1")
-    job = stack.wait(job_id, 40)
+    job = stack.wait(job_id, 55)
     assert states(job) == AT_WORK
     assert stack.log(job_id).count("begun") == 1
-    assert stack.wait(stack.start_task("noop"), 40)["status"] == S.SUCCESS
+    assert stack.wait(stack.start_task("noop"), 90)["status"] == S.SUCCESS
 
 
 # -- the ways to ask for it ------------------------------------------------------------------

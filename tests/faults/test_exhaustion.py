@@ -50,7 +50,7 @@ def test_worker_out_of_memory(fault_stack: Start, pause: float) -> None:
     stack.restart_with("worker-0", "--memory-limit", "400MiB", "--resources", "small=1")
     other = stack.start_task("steady", 40, 4.0)
     job_id = stack.start_task("does", EATS, kwargs={"pause": pause}, resources={"small": 1})
-    job = stack.wait(job_id, 60)
+    job = stack.wait(job_id, 90)
     log = stack.log(job_id)
 
     assert states(job) == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "ERROR"], log

@@ -74,7 +74,7 @@ class Shift:
     def ends(self) -> None:
         """Check what becomes of them when the worker leaves."""
         self.let_short_end()
-        short, long, waiting = self.stack.wait_all([self.short, self.long, self.waiting], 40)
+        short, long, waiting = self.stack.wait_all([self.short, self.long, self.waiting], 90)
         self.short_is_whole(short)
         assert states(waiting) == ONCE, self.stack.log(self.waiting)
         assert self.stack.numbered(self.waiting) == list(range(5))
@@ -194,7 +194,7 @@ def test_a_signal_to_all_processes_of_a_worker(
     until(lambda: [stack.job(job_id)["status"] for job_id in jobs] == [S.QUEUED] * 3)
 
     stack.restart("worker-0")
-    for job_id, job in zip(jobs, stack.wait_all(jobs, 40), strict=True):
+    for job_id, job in zip(jobs, stack.wait_all(jobs, 90), strict=True):
         log = stack.log(job_id)
         assert states(job) == TWICE, log
         assert "A process of the task was ended together with its worker.\n" in log
@@ -220,12 +220,12 @@ def test_a_process_that_ignores_sigterm_ends_with_its_worker(fault_stack: Start)
     try:
         stack.kill("scheduler")
         until(lambda: not worker.running)
-        until(lambda: gone(shell))  # sooner than the grace is over
+        until(lambda: gone(shell), 30)  # sooner than the grace is over
     finally:
         if not gone(shell):
             shell.kill()
     stack.restart("scheduler", "worker-0")
-    assert states(stack.wait(job_id, 40)) == TWICE
+    assert states(stack.wait(job_id, 90)) == TWICE
 
 
 def test_workers_that_are_retired(fault_stack: Start, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_workers_that_an_adaptive_cluster_gives_up(fault_stack: Start, tmp_path:
         queued = stack.start_tasks("steady", [(5, 0.0, n) for n in range(20)])
         told.touch()
         gate.touch()
-        jobs = stack.wait_all([*short, *queued, long], 60)
+        jobs = stack.wait_all([*short, *queued, long], 90)
         assert [states(job) for job in jobs[:-1]] == [ONCE] * 22
         for job_id in short:
             assert numbered_to_the_end(stack, job_id), stack.log(job_id)
@@ -327,7 +327,7 @@ def test_a_scheduler_that_is_told_to_end(fault_stack: Start, tmp_path: Path, by:
 
     stack.kill("worker-0")
     stack.restart("scheduler", "worker-0")
-    long, waiting = stack.wait_all([jobs.long, jobs.waiting], 40)
+    long, waiting = stack.wait_all([jobs.long, jobs.waiting], 90)
     assert states(long) == TWICE, stack.log(jobs.long)
     assert states(waiting) == ONCE, stack.log(jobs.waiting)
     assert "attempt 2" in stack.log(jobs.long)

@@ -75,7 +75,7 @@ def test_scheduler_killed_with_jobs_queued_and_running(fault_stack: Start, tmp_p
     assert len(runs(tally)) == 24, "none of the queue has begun"
     stack.restart("scheduler", "worker-0", "worker-1")
 
-    jobs = stack.wait_all(running + queued, 60)
+    jobs = stack.wait_all(running + queued, 90)
     assert Counter(job["status"] for job in jobs) == {S.SUCCESS: 204}
     # What had finished did not run again, what ran did so once more, and the rest once.
     once = [*range(20), *range(1000, 1200)]
@@ -166,7 +166,7 @@ def test_worker_killed_by_its_task(fault_stack: Start, nannies: bool) -> None:
         take_nannies(stack, names)
     before = [stack.part(name).pid for name in names]
     job_id = stack.start_task("does", KILLED)
-    job = stack.wait(job_id, 60)
+    job = stack.wait(job_id, 90)
 
     assert states(job) == ["QUEUED", *["RUNNING", "QUEUED"] * allowed, "RUNNING", "ERROR"]
     log = stack.log(job_id)

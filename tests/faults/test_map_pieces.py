@@ -54,5 +54,5 @@ def test_the_cancel_of_a_large_map_outlives_girder(fault_stack: Callable[..., Fa
     stack.admin.put(f"job/{parent}/cancel")
     stack.kill("girder")
     stack.restart("girder")
-    assert stack.wait(parent, 60)["status"] == S.CANCELED
+    assert stack.wait(parent, 90)["status"] == S.CANCELED
     assert stack.job(parent)["dask"]["group"]["canceled"] == 3_000

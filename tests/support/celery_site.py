@@ -14,6 +14,7 @@ import pymongo
 from bson import ObjectId
 
 from girder_dask.celery import BROKER_URL
+from girder_dask.jobs import JobStatus
 from girder_dask.standalone import programs
 from girder_dask.testing.stack import TestStack, User
 
@@ -34,6 +35,13 @@ class CelerySite(TestStack):
         The options are those of ``apply_async``.
         """
         return str(self.call(_apply_async, name, args, options, user=user))
+
+    def wait(
+        self, job_id: str, timeout: float = 90, status: JobStatus | int | None = None
+    ) -> dict[str, Any]:
+        """Wait for the end of a job, also while a worker starts on a slow machine."""
+        __tracebackhide__ = True
+        return super().wait(job_id, timeout, status)
 
     def start_by_name(self, task: str, *args: Any) -> str:
         """Start a task that Girder knows by its name alone, and return the id of its job."""

@@ -19,7 +19,7 @@ from girder_dask.testing.stack import TestStack
 __all__ = ["FaultStack", "check_history", "states", "until"]
 
 
-def until(condition: Callable[[], Any], seconds: float = 30, pause: float = 0.02) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60, pause: float = 0.02) -> Any:
     """Wait until a condition holds, and return what it returned.
 
     It is looked at less and less often, since most conditions ask Girder.
@@ -63,6 +63,13 @@ class FaultStack(TestStack):
     """A separate stack for a test that breaks it."""
 
     __test__ = False
+
+    def wait(
+        self, job_id: str, timeout: float = 90, status: JobStatus | int | None = None
+    ) -> dict[str, Any]:
+        """Wait for the end of a job, also while parts start on a slow machine."""
+        __tracebackhide__ = True
+        return super().wait(job_id, timeout, status)
 
     def kill(self, name: str) -> None:
         """Kill a part with all of its processes at the same time."""

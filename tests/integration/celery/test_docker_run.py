@@ -48,7 +48,7 @@ def test_docker_run_loses_no_output_of_short_containers(package_site: PackageSit
     jobs = [package_site.docker_run(_says(script)) for _ in range(12)]
     lines = {name: [f"{name} {n}" for n in range(1, 21)] for name in ("out", "error")}
     for job_id in jobs:
-        package_site.wait(job_id, 90, status=JobStatus.SUCCESS)
+        package_site.wait(job_id, status=JobStatus.SUCCESS)
         log = package_site.container_log(job_id).splitlines()
         assert {name: [line for line in log if line.startswith(name)] for name in lines} == lines
         assert len(log) == 40
@@ -327,7 +327,7 @@ def test_docker_run_shares_a_volume_with_another(
     logs = {job_id: package_site.log(job_id) for job_id in wait_until(ended, 90)}
     assert len(logs) == 3, logs
     for job_id in logs:
-        package_site.wait(job_id, 90, status=JobStatus.SUCCESS)
+        package_site.wait(job_id, status=JobStatus.SUCCESS)
     found = {
         each["name"]: _content(user.client, each["_id"])
         for each in user.client.listFile(item["_id"])

@@ -45,7 +45,7 @@ def test_docker_run_behind_tls_loses_no_output(package_site: PackageSite) -> Non
     jobs = [package_site.docker_run(_says(script)) for _ in range(8)]
     lines = {f"{name} {n}" for n in range(1, 21) for name in ("out", "error")}
     for job_id in jobs:
-        package_site.wait(job_id, 90, status=JobStatus.SUCCESS)
+        package_site.wait(job_id, status=JobStatus.SUCCESS)
         log = package_site.container_log(job_id).splitlines()
         assert (len(log), set(log)) == (40, lines)
 

@@ -105,7 +105,7 @@ def test_modules_of_tasks_can_be_imported_in_advance(
     with celery_site.queue_worker("ahead", tmp_path, environment) as log:
         for n in range(3):
             job_id = celery_site.delay("fibonacci", 1, queue="ahead")
-            celery_site.wait(job_id, 90, status=JobStatus.SUCCESS)
+            celery_site.wait(job_id, status=JobStatus.SUCCESS)
             lines = celery_site.log(job_id).splitlines()
             ran = [line for line in lines if not line.startswith("Waiting: ")]  # for the worker
             assert ran == ["step 0: 1", "the number is 1"], f"job {n}"

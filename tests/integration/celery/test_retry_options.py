@@ -14,7 +14,7 @@ from tests.support.celery_site import CelerySite
 def value_with(site: CelerySite, options: dict[str, Any], seconds: float = 0.0) -> Any:
     """Return what a task returns that has asked to be tried again with options."""
     job_id = site.delay("tries_with", options, seconds, user=site.create_user())
-    job = site.wait(job_id, 90, status=JobStatus.SUCCESS)
+    job = site.wait(job_id, status=JobStatus.SUCCESS)
     assert job["dask"]["attempt"] == 3
     return site.value(job_id)
 

@@ -70,7 +70,7 @@ def slicer(package_site: PackageSite) -> dict[str, Any]:
     folder = admin.createFolder(collection["_id"], "CLIs", parentType="collection", public=True)
     parameters = {"name": _IMAGE, "folder": folder["_id"]}
     job = admin.put("slicer_cli_web/docker_image", parameters=parameters)
-    package_site.wait(job["_id"], 90, status=JobStatus.SUCCESS)
+    package_site.wait(job["_id"], status=JobStatus.SUCCESS)
     (cli,) = admin.get("slicer_cli_web/cli")
     return {**cli, "ingest": job["_id"]}
 
