@@ -49,7 +49,7 @@ ENV = {
 @pytest.mark.parametrize(
     ("seconds", "count", "is_whole"),
     [
-        pytest.param(25, 60, True, id="short", marks=pytest.mark.timeout(400)),
+        pytest.param(25, 60, True, id="short", marks=pytest.mark.timeout(700)),
         pytest.param(
             120, 300, False, id="long", marks=[pytest.mark.timeout(900), pytest.mark.long]
         ),

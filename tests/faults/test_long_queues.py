@@ -36,7 +36,7 @@ SAMPLE = 200
 @pytest.mark.parametrize(
     "count",
     [
-        pytest.param(5_000, id="short"),
+        pytest.param(5_000, id="short", marks=pytest.mark.timeout(900)),
         pytest.param(50_000, id="long", marks=[pytest.mark.timeout(1800), pytest.mark.long]),
     ],
 )

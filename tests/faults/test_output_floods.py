@@ -19,6 +19,8 @@ from tests.support.fault_site import FaultStack, until
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+pytestmark = pytest.mark.timeout(900)
+
 MIB = 1024**2
 S = JobStatus
 
@@ -193,7 +195,6 @@ def test_a_task_that_prints_a_gigabyte(stack: FaultStack) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
 def test_a_task_that_prints_a_whole_gigabyte(fault_stack: Callable[..., FaultStack]) -> None:
     flood(fault_stack(own=True), 1000, 256 * MIB)
 
