@@ -258,9 +258,8 @@ def landed(monkey: Monkey, jobs: Iterable[dict[str, Any]]) -> list[Blow]:
     ]
     found = []
     for hit in monkey.hits:
-        now = monkey.process(hit.blow)
-        is_there_again = now is not None and now.pid != hit.pid
-        if is_there_again and any(begun <= hit.time < ended for begun, ended in times):
+        now = until(lambda blow=hit.blow: monkey.process(blow))
+        if now.pid != hit.pid and any(begun <= hit.time < ended for begun, ended in times):
             found.append(hit.blow)
     return found
 
