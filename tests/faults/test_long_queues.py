@@ -26,7 +26,7 @@ SLACK = 16 << 20
 OUT_OF_PROPORTION = 1.6
 MORE_WORK = 3
 # Seconds in which a new scheduler has 50,000 jobs, and for what else the machine does.
-BACK, DELAY = 60, 15
+BACK, DELAY = 60, 45
 # The parts that work when jobs are started, and when a new scheduler gets them.
 AT_WORK = ("girder", "mongod", "scheduler")
 # How many jobs have run before the rest of a very long queue is canceled.
