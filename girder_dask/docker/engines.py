@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,9 +110,21 @@ def _missing(wanted: str, environment: Mapping[str, str]) -> str:
     places = [*(f"a socket at {path}" for path in paths)]
     places += [f"the program {program} on the PATH" for program in programs]
     return (
-        f"This worker has no container engine. It looked for {', '.join(places)}. Install Docker "
-        "or Podman there (a worker that is itself a container needs the socket as a volume), or "
-        "set girder.docker.engine, and start the job again."
+        f"This worker has no container engine. It looked for {', '.join(places)}. "
+        f"{_unused(names, environment)}Install Docker or Podman there (a worker that is itself a "
+        "container needs the socket as a volume), or set girder.docker.engine, and start the job "
+        "again."
+    )
+
+
+def _unused(names: Iterable[str], environment: Mapping[str, str]) -> str:
+    """Return which variables name an engine that is not reached by a socket, as sentences."""
+    given = {_VARIABLES[name]: environment.get(_VARIABLES[name], "") for name in names}
+    return "".join(
+        f"{variable} is the address of an engine on the network, which is not used: containers get "
+        "files of the worker. "
+        for variable, address in given.items()
+        if address and not address.startswith(_SCHEME)
     )
 
 

@@ -26,3 +26,15 @@ def test_choose_passes_a_directory_that_is_closed(
     monkeypatch.setattr(os, "stat", refuse)
     with pytest.raises(ContainerError, match="a socket at"):
         choose("auto", {"PATH": str(tmp_path)})
+
+
+def test_choose_says_that_an_address_on_the_network_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+    environment = {"PATH": str(tmp_path), "DOCKER_HOST": "tcp://docker.example.org:2376"}
+    with pytest.raises(ContainerError, match=r"DOCKER_HOST is the address .*, which is not used"):
+        choose("auto", environment)
+    with pytest.raises(ContainerError) as error:
+        choose("podman", environment)
+    assert "DOCKER_HOST" not in str(error.value)
