@@ -39,6 +39,9 @@ __all__ = ["mount"]
 # The most calls with one id that a job may send. Others of a user are not counted.
 _MAX_CALLS_OF_ID = 1_000
 
+# The most lists and objects of a request. What a message has is text within it.
+_MAX_CONTAINERS = 500_000
+
 _Line = Annotated[str, Meta(min_length=1, max_length=500)]
 
 
@@ -87,7 +90,7 @@ class CeleryRoutes:
         job.
         """
         requester = _running_job()
-        body = read_body_as(MessageBody)
+        body = read_body_as(MessageBody, max_containers=_MAX_CONTAINERS)
         message, submission = _read(body)
         parent = requester.job or {}
         _require_id(message.id, parent)

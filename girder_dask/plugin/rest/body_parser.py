@@ -20,7 +20,9 @@ T = TypeVar("T")
 MAX_BODY_BYTES = 64 * 1024**2
 
 
-def read_body(*, lenient: bool = False, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
+def read_body(
+    *, lenient: bool = False, max_bytes: int = MAX_BODY_BYTES, max_containers: int | None = None
+) -> dict[str, Any]:
     """Return the JSON object in the body of this request.
 
     Parameters
@@ -29,6 +31,8 @@ def read_body(*, lenient: bool = False, max_bytes: int = MAX_BODY_BYTES) -> dict
         Whether ``NaN`` and ``Infinity`` become null instead of an error.
     max_bytes
         The largest size in bytes.
+    max_containers
+        The most lists and objects in it, each of which costs as much as many characters.
 
     Raises
     ------
@@ -38,6 +42,10 @@ def read_body(*, lenient: bool = False, max_bytes: int = MAX_BODY_BYTES) -> dict
     data = cherrypy.request.body.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise RestException(f"The body is larger than {max_bytes:,} bytes.", code=413)
+    if max_containers is not None and data.count(b"[") + data.count(b"{") > max_containers:
+        raise RestException(
+            f"The body has more than {max_containers:,} lists and objects.", code=413
+        )
     try:
         body = json.loads(data, parse_constant=_to_null if lenient else _refuse)
     except (ValueError, RecursionError) as e:
@@ -51,7 +59,13 @@ def read_body(*, lenient: bool = False, max_bytes: int = MAX_BODY_BYTES) -> dict
     return body
 
 
-def read_body_as(kind: type[T], *, lenient: bool = False, max_bytes: int = MAX_BODY_BYTES) -> T:
+def read_body_as(
+    kind: type[T],
+    *,
+    lenient: bool = False,
+    max_bytes: int = MAX_BODY_BYTES,
+    max_containers: int | None = None,
+) -> T:
     """Return the body of this request as a struct. The parameters are those of :func:`read_body`.
 
     Raises
@@ -59,7 +73,7 @@ def read_body_as(kind: type[T], *, lenient: bool = False, max_bytes: int = MAX_B
     RestException
         If the body is malformed or too large. The message names the field.
     """
-    body = read_body(lenient=lenient, max_bytes=max_bytes)
+    body = read_body(lenient=lenient, max_bytes=max_bytes, max_containers=max_containers)
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as e:

@@ -66,7 +66,7 @@ class Attacker:
         """Return why Girder refuses a message."""
         with pytest.raises(HttpError) as error:
             self.send(*args, **fields)
-        assert error.value.status in (400, 403), error.value.responseText
+        assert error.value.status in (400, 403, 413), error.value.responseText
         return str(json.loads(error.value.responseText)["message"])
 
     def end(self) -> None:
@@ -93,12 +93,13 @@ def in_chain(celery_site: CelerySite) -> Iterator[Attacker]:
 def _start_before_docker_run() -> str:
     from celery import chord
     from girder_worker.docker.tasks import docker_run
-    from their_tasks.tasks import add, locally, waits
+    from their_tasks.tasks import Scale, add, locally, waits
 
     once = docker_run.si("good-image", container_args=["ls"])
     data = {"task": DOCKER_RUN, "args": ["evil-image"], "kwargs": {"privileged": True}}
     member = chord([add.si(1, 2), add.si(3, 4)], docker_run.si("good-body"))
-    link = [once, member, locally.si(), docker_run.s("good-image", name="of-member")]
+    hooked = docker_run.si("hooked-image", girder_result_hooks=[Scale(7)])
+    link = [once, member, locally.si(), docker_run.s("good-image", name="of-member"), hooked]
     return str(waits.apply_async((data, 600.0), link=link, link_error=[once]).job["_id"])
 
 
@@ -294,6 +295,34 @@ def test_message_with_too_many_calls_is_refused(attacker: Attacker) -> None:
     assert "more than 50,000 calls" in attacker.refused(embed={"callbacks": calls})
     calls = [{"task": f"{ADD}{n}"} for n in range(1_001)]
     assert "more than 1,000 tasks" in attacker.refused(embed={"callbacks": calls})
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"body": json.dumps([[["x"] * 600_000], {}, {}])}, "more than the 2,097,152 of a job"),
+        ({"body": json.dumps([[[[]] * 150_000], {}, {}])}, "more than the 100,000 lists"),
+        ({"headers": {"x": "y" * 200_000}}, "headers of more than the 131,072 characters"),
+        ({"headers": {"girder_result_hooks": [[]] * 100_000}}, "headers of more than the 131,072"),
+        ({"headers": {"x": [[]] * 600_000}}, "The body has more than 500,000 lists"),
+        ({"body": json.dumps([[{"py/dask-same": 0}], {}, {}])}, "not of protocol 2 of Celery"),
+    ],
+)
+def test_message_that_would_hold_girder_is_refused(
+    attacker: Attacker, fields: dict[str, Any], reason: str
+) -> None:
+    assert reason in attacker.refused(**fields)
+
+
+def test_message_with_the_transforms_of_another_call_is_refused(in_chain: Attacker) -> None:
+    hooks = {"girder_result_hooks": [{"py/object": "their_tasks.tasks.Scale", "factor": 7}]}
+    call = {"task": DOCKER_RUN, "headers": hooks}
+    reason = in_chain.refused(GOOD["args"], kwargs=GOOD["kwargs"], **call)
+    assert "headers['girder_result_hooks'][0] has an object of 'their_tasks.tasks.Scale'" in reason
+    following = {**GOOD, "immutable": True, "options": {"headers": hooks}}
+    assert "an object of" in in_chain.refused(embed={"chain": [following]})
+    (job_id,) = in_chain.send(["hooked-image"], **call)
+    in_chain.site.admin.put(f"job/{job_id}/cancel")
 
 
 def test_message_needs_a_key(attacker: Attacker) -> None:
