@@ -307,7 +307,7 @@ def objects(value: Any) -> Iterator[str]:
 
 def has_references(message: CeleryMessage) -> bool:
     """Return True if a message may have references of jsonpickle by numbers."""
-    return "/id" in (_text(message) or "")
+    return has_reference(_text(message) or "")
 
 
 def has_reference(text: str) -> bool:

@@ -188,3 +188,13 @@ def test_an_untrusted_message_is_opened_only_if_it_is_data() -> None:
 def test_a_task_may_end_its_own_job(status: JobStatus, error: str) -> None:
     with pytest.raises(Exception, match=error):
         run(message("ends_job", int(status)))
+
+
+@pytest.mark.parametrize("path", ["/data/id", '"py/id"'])
+def test_a_task_does_not_change_what_the_calls_after_it_get(backend: Backend, path: str) -> None:
+    label = {"py/dask-shared": 1, "value": [path]}
+    args = [{"py/dask-same": 1}]
+    following = {"task": "their_tasks.tasks.add", "args": args, "kwargs": {}, "options": {}}
+    run(message("empties", label, embed={"chain": [{**following, "subtask_type": None}]}))
+    ((sent, _),) = backend.sent
+    assert message_body.arguments(sent)== [[1, [path]], {}]

@@ -253,6 +253,14 @@ def total(numbers: list[int]) -> int:
 
 
 @app.task
+def empties(values: list[Any]) -> int:
+    """Remove what is in a list, and return how much that was."""
+    number = len(values)
+    values.clear()
+    return number
+
+
+@app.task
 def total_of_keys(values: Any) -> int:
     """Return the sum of the numbers among the keys, which messages keep as they are."""
     return sum(key if isinstance(key, int) else key[0] for key in values)
