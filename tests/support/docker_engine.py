@@ -312,6 +312,8 @@ def tls_engine(directory: Path) -> Iterator[tuple[Engine, dict[str, str]]]:
                 "DOCKER_HOST": f"tcp://127.0.0.1:{port}",
                 "DOCKER_TLS_VERIFY": "1",
                 "DOCKER_CERT_PATH": str(of_client),
+                # They would be in place of the authority that the client of Docker was given.
+                **dict.fromkeys(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), ""),
             },
         )
 

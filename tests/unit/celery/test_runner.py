@@ -197,4 +197,4 @@ def test_a_task_does_not_change_what_the_calls_after_it_get(backend: Backend, pa
     following = {"task": "their_tasks.tasks.add", "args": args, "kwargs": {}, "options": {}}
     run(message("empties", label, embed={"chain": [{**following, "subtask_type": None}]}))
     ((sent, _),) = backend.sent
-    assert message_body.arguments(sent)== [[1, [path]], {}]
+    assert message_body.arguments(sent) == [[1, [path]], {}]
