@@ -247,8 +247,8 @@ class RetryRequest(_HidesSecrets, Struct, frozen=True, omit_defaults=True):
     """What a run asks for that ends without a result: another attempt of its job.
 
     ``not_before`` is the earliest start of that attempt, in seconds since the epoch. ``note`` is
-    what this run leaves for it. ``timeout``, ``priority`` and ``resources`` are in place of those
-    of the job, None if they stay: a timeout of 0 is none, and no resources are an empty mapping.
+    what this run leaves for it. ``timeout`` (0 for none), ``priority`` and ``resources`` are in
+    place of those of the job, None if they stay.
     """
 
     not_before: _Moment
@@ -259,14 +259,11 @@ class RetryRequest(_HidesSecrets, Struct, frozen=True, omit_defaults=True):
 
     def apply_to(self, spec: JobSpec) -> JobSpec:
         """Return how the job runs next."""
-        changes: dict[str, Any] = {"not_before": self.not_before, "retry_note": self.note}
-        if self.timeout is not None:
-            changes["timeout"] = self.timeout or None
+        options = {"timeout": self.timeout or None, "resources": self.resources or None}
+        changed = {n: v for n, v in options.items() if getattr(self, n) is not None}
         if self.priority is not None:
-            changes["priority"] = self.priority
-        if self.resources is not None:
-            changes["resources"] = self.resources or None
-        return replace(spec, **changes)
+            changed["priority"] = self.priority
+        return replace(spec, not_before=self.not_before, retry_note=self.note, **changed)
 
 
 class JobEvent(Message, Struct, frozen=True, omit_defaults=True):
