@@ -12,13 +12,14 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from distributed import Client
 from distributed.security import Security
 
 from girder_dask.jobs import JobStatus
-from girder_dask.standalone import checks
+from girder_dask.standalone import checks, ports
 from girder_dask.standalone.authority import Authority
 from tests.support.deployed_site import PASSWORD, Site, register, run_job
 from tests.support.girder_services import wait_until
@@ -30,7 +31,6 @@ pytestmark = pytest.mark.skipif(
     reason="network namespaces need root and the program ip",
 )
 
-GIRDER_PORT = 8080
 MARK = "a-payload-that-only-two-may-read"
 SCHEDULER, WORKER = 0, 1
 
@@ -55,7 +55,10 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreeHosts]:
         Capture(hosts.bridge) as capture,
     ):
         names = ",".join([hosts.here, *hosts.addresses])
-        site = Site(directory / "site", {"--hosts": names}, storage.env())
+        # Other sites of this machine may have the usual port.
+        port = str(ports.choose(None, hosts.here))
+        options = {"--hosts": names, "--girder-port": port}
+        site = Site(directory / "site", options, storage.env())
         try:
             yield ThreeHosts(site, hosts, capture, started(site, hosts, directory))
         finally:
@@ -124,11 +127,13 @@ def test_three_hosts_run_jobs_and_show_nothing_in_clear(three: ThreeHosts) -> No
     assert three.client.getItem(file["itemId"])["meta"]["size"] == len(MARK)
 
     # Girder's own API is http here, which shows that the capture sees what is in clear.
-    girder = three.capture.text(GIRDER_PORT)
+    port = urlsplit(three.site.api).port
+    assert port is not None
+    girder = three.capture.text(port)
     tokens = set(re.findall(rb"(?i)girder-token: (\w{20,})", girder))
     assert MARK.encode() in girder
     assert tokens
-    dask = three.capture.text(GIRDER_PORT, other=True)
+    dask = three.capture.text(port, other=True)
     assert dask.count(b"\x17\x03\x03") > 5, "records of TLS"
     for secret in (MARK.encode(), *tokens, b"girder_submit", b"my_worker_tasks"):
         assert secret not in dask
