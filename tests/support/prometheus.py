@@ -41,7 +41,7 @@ class Prometheus:
         """Return the value of an expression with one series, 0 if it has none."""
         return sum(float(each["value"][1]) for each in self.query(expression))
 
-    def until(self, expression: str, timeout_s: float = 60.0) -> None:
+    def until(self, expression: str, timeout_s: float = 120.0) -> None:
         """Wait until an expression has a series."""
         deadline = time.monotonic() + timeout_s
         while not self.query(expression):
@@ -67,9 +67,9 @@ def write_files(stack: Any, directory: Path, key: str) -> Path:
 
 @contextlib.contextmanager
 def scraping(folder: Path) -> Iterator[Prometheus]:
-    """Run Prometheus with these files, and scrape each second."""
+    """Run Prometheus with these files, and scrape every two seconds, which a scrape may take."""
     config = folder / "prometheus.yaml"
-    config.write_text(config.read_text().replace("_interval: 15s", "_interval: 1s"))
+    config.write_text(config.read_text().replace("_interval: 15s", "_interval: 2s"))
     port = free_port()
     command = [
         *("prometheus", f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}"),
@@ -87,7 +87,7 @@ def scraping(folder: Path) -> Iterator[Prometheus]:
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(requests.ConnectionError):
             if requests.get(f"{url}/-/ready", timeout=5).ok:
