@@ -96,11 +96,9 @@ class FaultStack(TestStack):
         The parts are ``second-scheduler`` and ``second-worker-0``.
         """
         plan = copy.copy(self._planned)
-        plan.ports = {
-            **plan.ports,
-            "scheduler": ports.choose(None),
-            "dashboard": ports.choose(None),
-        }
+        plan.ports = dict(plan.ports)
+        for name in ("scheduler", "dashboard"):
+            plan.ports[name] = ports.choose(None, taken=plan.ports.values())
         plan.scheduler = f"tcp://127.0.0.1:{plan.ports['scheduler']}"
         plan.dashboard = f"http://127.0.0.1:{plan.ports['dashboard']}"
         for part in (plan.scheduler_part(), *plan.worker_parts(1, 1)):
