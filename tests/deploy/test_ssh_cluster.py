@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from distributed import Client
 
@@ -122,6 +123,17 @@ def cluster(stack: FaultStack, sshd: tuple[int, Path], directory: Path) -> Itera
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait(20)
+        _kill_remote(arguments[2])
+
+
+def _kill_remote(port: str) -> None:
+    """Kill what a cluster that was not closed has left: the session of its sshd has ended."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = process.cmdline()
+            if "distributed.cli.dask_spec" in command and any(port in word for word in command):
+                for each in (process, *process.children(recursive=True)):
+                    each.kill()
 
 
 def test_ssh_cluster_runs_the_jobs_of_girder(
