@@ -33,6 +33,12 @@ WINDOW_INTERVAL_S = 1.0
 # The name of a client that exists only in the scheduler's state: keys stay while it wants them.
 # Unlike fire_and_forget, it still wants a key when the task has finished.
 _KEEPER = "girder-dask-keeper"
+# The name and the id of the span of all jobs. Dask keeps each span for ever, here and in the
+# workers, and would make a new one for each job that comes when no other runs.
+_SPAN = "girder_dask"
+# The number of groups of tasks in a computation from which new tasks are of another one. Dask keeps
+# the last computations.
+_MAX_GROUPS = 100
 # The rounding error of quotients of resources, such as 0.3 / 0.1.
 _ROUNDING_ERROR = 1e-9
 # The states of a worker before it is ready, and in which it ends.
@@ -164,11 +170,28 @@ class DaskCluster(WorkerRpc):
         return slots
 
     def _computation(self) -> Computation:
-        """Return the computation of new tasks: a new one if all tasks before have ended."""
+        """Return the computation of new tasks: a new one if all tasks before have ended.
+
+        A cluster may never be idle, and a computation refers to all groups that it has had.
+        """
         scheduler = self._scheduler
-        if scheduler.is_idle or not scheduler.computations:
+        last = scheduler.computations[-1] if scheduler.computations else None
+        if last is None or scheduler.is_idle or len(last.groups) >= _MAX_GROUPS:
             scheduler.computations.append(Computation())
         return scheduler.computations[-1]
+
+    def _add_to_span(self, ts: TaskState) -> None:
+        """Count a task in the span of all jobs, which does not refer to its group."""
+        spans: Any = self._scheduler.extensions.get("spans")
+        if spans is None:
+            return
+        ts.annotations = {**(ts.annotations or {}), "span": {"name": (_SPAN,), "ids": (_SPAN,)}}
+        spans.observe_tasks([ts], code=(), span_metadata={})
+        ts.annotations.pop("span", None)
+        if (
+            ts.group.span_id == _SPAN
+        ):  # and not that of another client, whose tasks are in the group
+            spans.spans[_SPAN].groups.discard(ts.group)
 
     def _give(self, job: QueuedJob, computation: Computation) -> None:
         """Create the task of a job, as ``Scheduler.update_graph`` does for a client."""
@@ -183,9 +206,7 @@ class DaskCluster(WorkerRpc):
             ts.resource_restrictions = dict(spec.resources)
         for key in values.values():
             ts.add_dependency(scheduler.tasks[key])
-        spans: Any = scheduler.extensions.get("spans")
-        if spans is not None:
-            spans.observe_tasks([ts], code=(), span_metadata={})
+        self._add_to_span(ts)
         scheduler.client_desires_keys([spec.key], _KEEPER)
         for client in self._pins.pop(spec.key, ()):
             self.pin(spec.key, client)

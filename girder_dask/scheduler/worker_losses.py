@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dask.utils import format_bytes
@@ -30,6 +31,14 @@ _COULD_NOT_START = (
     "those that try end before they are ready; see the log of one, and upgrade girder_dask there "
     "or on the scheduler if the versions differ"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _LastSeen:
+    """What is remembered of a worker that is gone. Dask's state of it refers to much more."""
+
+    memory_limit: int
+    metrics: Mapping[str, float]
 
 
 class WorkerLosses:
@@ -61,7 +70,12 @@ class WorkerLosses:
         """Record that a worker is gone, and whether it could not start."""
         joined_at = self._joined_at.pop(address, None)
         worker = self._workers.get(address)
-        if joined_at is None or worker is None or EXPIRY_METRIC in worker.metrics:
+        if worker is None:
+            return
+        has_started = EXPIRY_METRIC in worker.metrics
+        memory = {"memory": worker.metrics.get("memory", 0)}
+        self._workers[address] = _LastSeen(worker.memory_limit, memory)
+        if joined_at is None or has_started:
             return
         if time.monotonic() - joined_at < _START_S and not self.refusal:
             self.on_refused(_COULD_NOT_START)

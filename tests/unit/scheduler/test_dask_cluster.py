@@ -15,6 +15,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
+from girder_dask.scheduler import dask_cluster
 from girder_dask.scheduler.adaptive import AdaptiveTarget
 from girder_dask.scheduler.dask_cluster import DaskCluster
 from tests.support.deadline import soon
@@ -202,6 +203,48 @@ async def test_submission_shows_in_what_dask_tells_of_tasks(where: str) -> None:
             assert {group.name for group in computation.groups} == {"count-a"}
             spans = dask.scheduler.extensions["spans"].spans
             assert {ts.group.span_id for ts in dask.scheduler.tasks.values()} <= spans.keys()
+
+
+async def test_submission_leaves_nothing_in_what_dask_keeps_for_ever() -> None:
+    async with site() as dask, Worker(dask.scheduler.address, nthreads=1) as worker:
+        known = []
+        for n in range(4):
+            key = dask.submit(f"{n:024x}")  # as long as an id, so all are of one group
+            await soon(lambda key=key: dask.state(key) == "memory")
+            dask.cluster.release([key])
+            await soon(lambda key=key: dask.state(key) is None)
+            assert not dask.scheduler.task_groups
+            spans = dask.scheduler.extensions["spans"]
+            groups = sum(len(span.groups) for span in spans.spans.values())
+            known.append((list(spans.spans), groups))
+        assert known == [(["girder_dask"], 0)] * 4
+        keys = [name for name in worker.digests_total if isinstance(name, tuple)]
+        assert {name[1] for name in keys if name[0] == "execute"} == {"girder_dask"}
+
+
+async def test_submission_leaves_the_group_of_others_in_their_span() -> None:
+    async with (
+        site() as dask,
+        Worker(dask.scheduler.address, nthreads=1),
+        Client(dask.scheduler.address, asynchronous=True, set_as_default=False) as client,
+    ):
+        future = client.submit(run_other, "x", key=f"count-{7:024x}-1")
+        await future
+        (span,) = dask.scheduler.extensions["spans"].spans.values()
+        key = dask.submit(f"{8:024x}")
+        await soon(lambda: dask.state(key) == "memory")
+        assert span.name == ("default",)
+        assert {group.name for group in span.groups} == {"count"}
+
+
+async def test_computation_has_a_bounded_number_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "_MAX_GROUPS", 2)
+    async with site() as dask:
+        for n in range(5):
+            key = dask.submit(f"{n:024x}", task=f"m:f{n}")
+            await soon(lambda key=key: dask.state(key))
+        groups = [[g.name for g in each.groups] for each in dask.scheduler.computations]
+        assert sorted(map(len, groups)) == [1, 2, 2]
 
 
 # -- the window ---------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -72,6 +74,18 @@ def test_reason_of_a_sudden_death_is_the_last_memory_use() -> None:
     )
     worker.memory_limit = 0  # it has none
     assert known.reason(A) == ""
+
+
+def test_a_worker_that_is_gone_is_remembered_without_the_state_that_dask_had_of_it() -> None:
+    known = WorkerLosses()
+    worker = DaskWorker(metrics={"memory": 900 * MIB})
+    state = weakref.ref(worker)
+    known.on_joined(A, worker)
+    known.on_left(A)
+    del worker
+    gc.collect()
+    assert state() is None
+    assert "900.00 MiB of its limit" in known.reason(A)
 
 
 def test_remembered_workers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
