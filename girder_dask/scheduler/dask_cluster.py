@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,8 @@ from girder_dask.protocol.celery_message import QUEUE_RESOURCE_PREFIX
 from girder_dask.protocol.messages import JobSpec
 from girder_dask.protocol.names import ATTEMPT_ANNOTATION
 from girder_dask.scheduler.placement.queue_workers import QueueWorkers, serves_queues_only
-from girder_dask.scheduler.window import Kind, QueuedJob, Window
+from girder_dask.scheduler.placement.window_sizes import WindowSizes
+from girder_dask.scheduler.window import QueuedJob, Window
 from girder_dask.scheduler.worker_losses import WorkerLosses
 from girder_dask.scheduler.worker_rpc import WorkerRpc
 from girder_dask.utils.background import Guard
@@ -39,8 +39,6 @@ _SPAN = "girder_dask"
 # The number of groups of tasks in a computation from which new tasks are of another one. Dask keeps
 # the last computations.
 _MAX_GROUPS = 100
-# The rounding error of quotients of resources, such as 0.3 / 0.1.
-_ROUNDING_ERROR = 1e-9
 # The states of a worker before it is ready, and in which it ends.
 _UNCONNECTED = (Status.init, Status.closing, Status.closed)
 _SUBMIT_STIMULUS, _RELEASE_STIMULUS = "girder-dask-submit", "girder-dask-release"
@@ -79,12 +77,10 @@ class DaskCluster(WorkerRpc):
     ) -> None:
         super().__init__(scheduler)
         self._run_job = run_job
-        self._jobs_per_thread = math.inf if jobs_per_thread is None else jobs_per_thread
+        self._sizes = WindowSizes(scheduler, jobs_per_thread)
         #: The jobs that Dask has, and those that wait.
         self.window = Window()
-        self._slots: dict[Kind, float] = {}
         self._refills = False
-        self._long_running = 0
         self._refill_guard = Guard(logger, "Giving jobs to Dask")
         self._order = itertools.count()
         self._released: list[str] = []
@@ -120,7 +116,7 @@ class DaskCluster(WorkerRpc):
         with self._refill_guard:
             if self.window.waiting:
                 computation = self._computation()
-                for job in self.window.take(self._window_size):
+                for job in self.window.take(self._sizes.size):
                     self._try_give(job, computation)
 
     def _try_give(self, job: QueuedJob, computation: Computation) -> None:
@@ -137,37 +133,9 @@ class DaskCluster(WorkerRpc):
             self.refill()
 
     def update_window(self) -> None:
-        """Adapt the window to the workers as they are now.
-
-        A task that has left its thread (``distributed.secede``) does not count, since it may wait
-        for jobs that it has started.
-        """
-        self._slots.clear()
-        self._long_running = sum(len(ws.long_running) for ws in self._scheduler.workers.values())
+        """Adapt the window to the workers as they are now."""
+        self._sizes.refresh()
         self.refill()
-
-    def _window_size(self, kind: Kind) -> float:
-        """Return how many jobs of a kind Dask has at once.
-
-        Without a worker that can run them it has one, by which an adaptive cluster gets a worker.
-        """
-        if math.isinf(self._jobs_per_thread):
-            return math.inf
-        if not kind:
-            size = self._jobs_per_thread * self._scheduler.total_nthreads
-        else:
-            if kind not in self._slots:
-                self._slots[kind] = self._count_slots(kind)
-            size = self._slots[kind]
-        return max(size, 1) + self._long_running
-
-    def _count_slots(self, kind: Kind) -> float:
-        """Return how many jobs of a kind the resources of all workers allow at once."""
-        slots = 0.0
-        for ws in self._scheduler.workers.values():
-            fitting = min(ws.resources.get(name, 0.0) / amount for name, amount in kind)
-            slots += min(int(fitting + _ROUNDING_ERROR), self._jobs_per_thread * ws.nthreads)
-        return slots
 
     def _computation(self) -> Computation:
         """Return the computation of new tasks: a new one if all tasks before have ended.
