@@ -60,7 +60,7 @@ class Scale:
         self._record_map()
         self._look()
         self._side.start_workers()
-        time.sleep(self._settle_s)
+        self._pause(self._settle_s)
         long = self._rate()
         self._record(f"throughput with {self._jobs:,} queued", long, "jobs/s")
         self.ratios["queue_million"] = long / short
@@ -106,8 +106,14 @@ class Scale:
 
     def _rate(self) -> float:
         begin, before = time.perf_counter(), self._side.count()
-        time.sleep(self._rate_s)
+        self._pause(self._rate_s)
         return (self._side.count() - before) / (time.perf_counter() - begin)
+
+    def _pause(self, seconds: float) -> None:
+        """Let jobs run, but not so many that too few are left for the next steps."""
+        deadline = time.perf_counter() + seconds
+        while time.perf_counter() < deadline and self._side.count() < self._jobs / 3:
+            time.sleep(_POLL_S)
 
     def _restart(self) -> None:
         """Replace the scheduler, and wait for the first job that ends under the new one."""

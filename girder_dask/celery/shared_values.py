@@ -133,7 +133,7 @@ def size_of(value: Any, limit: int, *, of_container: int = 2) -> int:
     Examples
     --------
     >>> size_of([1, "text", {"a": []}], 100), size_of(["text"] * 100, 10)
-    (15, 16)
+    (14, 14)
     """
     size = 0
     seen: set[int] = set()

@@ -122,7 +122,7 @@ def test_what_a_run_leaves(tmp_path: Path):
 
 
 def test_scale_measures_each_step(tmp_path: Path):
-    command = [sys.executable, "-m", "benchmarks.scale", "--jobs", "300"]
+    command = [sys.executable, "-m", "benchmarks.scale", "--jobs", "1500"]
     done = subprocess.run(
         [*command, "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

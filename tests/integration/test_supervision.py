@@ -155,6 +155,9 @@ def test_part_that_dies_is_started_again(site: Standalone, name: str) -> None:
 
 
 def test_a_nanny_starts_its_worker_itself(site: Standalone) -> None:
+    # A nanny whose worker is killed while it starts ends.
+    log = site.directory / "logs/worker-1.log"
+    site.until(lambda: "Registered to:" in log.read_text().rpartition("Start Nanny at:")[2])
     before = site.pids
     nanny = psutil.Process(before["worker-1"])
     (worker,) = worker_processes(nanny)
