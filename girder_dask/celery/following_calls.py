@@ -24,6 +24,14 @@ _MEMBERS: Mapping[str, tuple[str, ...]] = {
 }
 # Tasks of Celery that call the task of a signature in their own process. Only its name counts.
 _MAPS = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
+_CHUNKS = "celery.chunks"
+# What a call has. Celery takes other keys for fields of a request.
+_SIGNATURE_KEYS = frozenset(
+    {"task", "args", "kwargs", "options", "subtask_type", "chord_size", "immutable"}
+)
+# The most keys and items that are looked at in the calls after a message, and what an item costs
+# that is copied into another call.
+_MAX_LOOKED_AT, _ITEM_COST = 2_000_000, 10
 # The tasks of the classes of Celery's compositions.
 _CLASSES = {
     "chain": "celery.chain",
@@ -80,6 +88,7 @@ def following_calls(task: str, body: Any, *, strict: bool = False) -> Iterator[F
     >>> [call.task for call in following_calls("a.b", body)]
     ['a.add']
     """
+    budget = _Budget()
     left: list[tuple[Any, bool]] = [(_Body(task, body), False)]
     # A call may be in more than one place. The objects stay, so that no other has their ids.
     seen: dict[tuple[int, bool], Any] = {}
@@ -96,6 +105,7 @@ def following_calls(task: str, body: Any, *, strict: bool = False) -> Iterator[F
             if items is not None:
                 left += [(each, is_local) for each in items]
                 continue
+            budget.spend_on(found)
             options = _check_signature(found)
             is_local = is_local or options.get("queue") == LOCAL_QUEUE
             name, args, kwargs = found["task"], found.get("args"), found.get("kwargs")
@@ -106,15 +116,42 @@ def following_calls(task: str, body: Any, *, strict: bool = False) -> Iterator[F
             continue
         left += [(each, is_local) for each in inner]
         left += [(options[each], False) for each in _OPTIONS if each in options]
+        if budget.is_spent and not strict:
+            return
         if name not in _MEMBERS:
             yield FollowingCall(name, args, kwargs, not found.get("immutable"), is_local, options)
+
+
+class _Budget:
+    """The keys and items that are looked at. What calls share counts in each of them."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_LOOKED_AT
+
+    @property
+    def is_spent(self) -> bool:
+        return self._left < 0
+
+    def spend_on(self, call: Mapping[str, Any]) -> None:
+        """Count a call. Raise ArgumentError if there is too much."""
+        values = (call, call.get("options"), call.get("kwargs"))
+        self._left -= sum(len(each) for each in values if isinstance(each, Mapping))
+        kwargs = call.get("kwargs")
+        if call.get("task") == _CHUNKS and isinstance(kwargs, Mapping):
+            # Each part has items of its own.
+            self._left -= len(_sequence(kwargs.get("it"))) * _ITEM_COST
+        if self.is_spent:
+            raise ArgumentError(
+                "The calls that follow the message share so much that they cannot be checked."
+            )
 
 
 def own_options(call: FollowingCall) -> Mapping[str, Any]:
     """Return the options of a call that jsonpickle opens by running code, without other calls."""
     rest = {name: each for name, each in call.options.items() if name not in _OPTIONS}
     headers = rest.pop("headers", None)
-    return _code_of(rest) | (_code_of(headers) if isinstance(headers, Mapping) else {})
+    of_headers = _code_of(headers) if isinstance(headers, Mapping) else {}
+    return _code_of(rest) | ({"headers": of_headers} if of_headers else {})
 
 
 def _code_of(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,8 +193,11 @@ class _Body(NamedTuple):
         """Yield them."""
         given, more, embed = _sequence(self.body)
         yield from _inner(self.task, given, more)
+        plain = _plain(embed)
         for name in sorted(FOLLOWING_CALLS):
-            yield _plain(embed).get(name)
+            given = plain.get(name)
+            # Celery takes each item of a list for a call, and each key of a mapping.
+            yield given if name == "chord" else _sequence(given)
 
 
 def _unclear(what: Any) -> ArgumentError:
@@ -197,7 +237,9 @@ def _items(found: Any) -> Sequence[Any] | None:
         if not any(_is_tag(key) for key in found):
             return None if found else ()
         return _sequence(found)
-    return found if isinstance(found, (list, tuple)) else ()
+    if found and not isinstance(found, (list, tuple)):
+        raise _unclear(found)  # a text, which Celery takes for the name of a task
+    return found or ()
 
 
 def _check_signature(found: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -208,6 +250,9 @@ def _check_signature(found: Mapping[str, Any]) -> Mapping[str, Any]:
         and name != CHORD_POLL  # which only Celery sends, as a message of its own
         and (not kind or (isinstance(kind, str) and _CLASSES.get(kind) == name))
         and isinstance(found.get("immutable"), (bool, type(None)))
+        and found.keys() <= _SIGNATURE_KEYS
+        # Without its class, Celery calls a composition with its arguments, which may have members.
+        and not (name in _MEMBERS and not kind and found.get("args"))
     )
     if not is_clear:
         raise _unclear(found)
@@ -227,7 +272,7 @@ def _inner(task: str, args: Any, kwargs: Any) -> Iterator[Any]:
         given = _plain(kwargs)
         if given.get("task") is not None:
             _check_signature(_plain(given["task"]))
-        if task == "celery.chunks":
+        if task == _CHUNKS:
             yield from _parts(given)
 
 

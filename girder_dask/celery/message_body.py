@@ -18,7 +18,7 @@ from typing import Any
 from girder_dask.celery import shared_values
 from girder_dask.celery.shared_values import as_text
 from girder_dask.errors import ArgumentError
-from girder_dask.protocol.celery_message import CeleryMessage, find_tokens
+from girder_dask.protocol.celery_message import FOLLOWING_CALLS, CeleryMessage, find_tokens
 
 __all__ = [
     "HOOKS",
@@ -175,7 +175,8 @@ def check(
         )
     rest = {name: each for name, each in message.headers.items() if name != HOOKS}
     reason = (
-        find_code(body, "body", known)
+        _unknown_parts(body)
+        or find_code(body, "body", known)
         or find_code(rest, "headers")
         or find_code(hooks(message), f"headers['{HOOKS}']", known_hooks)
     )
@@ -186,6 +187,13 @@ def check(
             "group of the setting dask.submitters."
         )
     return body
+
+
+def _unknown_parts(body: Any) -> str | None:
+    """Return what is embedded in a body besides the calls that follow, or None."""
+    _, _, embed = body["py/tuple"] if isinstance(body, dict) else body
+    unknown = sorted(embed.keys() - FOLLOWING_CALLS) if isinstance(embed, dict) else ["no mapping"]
+    return f"body[2] has {', '.join(unknown)[:200]}" if unknown and embed is not None else None
 
 
 def find_code(value: Any, path: str, known: Collection[str] = ()) -> str | None:
@@ -275,6 +283,8 @@ def _is_plain_key(text: str) -> bool:
         left = [json.loads(text)] if len(text) <= _MAX_KEY_CHARS else [[]]
     except (ValueError, RecursionError):
         return False
+    if isinstance(left[0], str) and left[0].startswith(_PREFIX):
+        return False  # a tag, if the value were opened once more
     while left:
         found = left.pop()
         if isinstance(found, dict) and list(found) == ["py/tuple"]:

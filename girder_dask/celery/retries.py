@@ -68,9 +68,9 @@ def request(
     first
         The message as its job has it, if a run before has changed it.
     trusted
-        Whether whoever sent the message may run code. Jobs of others are not taken to the queue
-        ``local``, and get neither a time limit of more than 30 days nor a priority above 0, or
-        above their own.
+        Whether whoever sent the message may run code. Jobs of others get neither a time limit of
+        more than 30 days nor a priority above 0, or above their own. No retry takes a job to the
+        queue ``local``.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def request(
         data,
         timeout=_timeout(first, again, trusted=trusted),
         priority=_priority(first, again, trusted=trusted),
-        resources=_resources(first, again, trusted=trusted),
+        resources=_resources(first, again),
     )
 
 
@@ -122,18 +122,16 @@ def _priority(first: CeleryMessage, again: CeleryMessage, *, trusted: bool) -> i
     return after if trusted else min(after, max(before, 0))
 
 
-def _resources(
-    first: CeleryMessage, again: CeleryMessage, *, trusted: bool
-) -> Mapping[str, float] | None:
+def _resources(first: CeleryMessage, again: CeleryMessage) -> Mapping[str, float] | None:
     """Return the resources of the queue of the next runs, None if the queue stays."""
     if again.queue == first.queue:
         return None
     is_name = again.queue.isprintable() and 0 < len(again.queue) <= _MAX_QUEUE_CHARS
-    if not is_name or (again.queue == LOCAL_QUEUE and not trusted):
+    if not is_name or again.queue == LOCAL_QUEUE:
         raise ArgumentError(
             f"{first.task} asks to be tried again in the queue {again.queue!r:.100}. "
             + (
-                f"Only code inside Girder takes a job to the queue {LOCAL_QUEUE}."
+                f"Only the first message of a job takes it to the queue {LOCAL_QUEUE}."
                 if is_name
                 else f"The name of a queue is a line of at most {_MAX_QUEUE_CHARS} characters."
             ),

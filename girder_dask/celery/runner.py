@@ -143,13 +143,16 @@ def _request(
     return {
         # Calls that follow are embedded in the body, where they were checked.
         **{name: each for name, each in message.headers.items() if name not in FOLLOWING_CALLS},
-        **embed,
+        # Nothing else that is embedded was compared with what the sender may send.
+        **{name: each for name, each in embed.items() if name in FOLLOWING_CALLS},
+        "id": message.id,
+        "task": message.task,
         "args": args,
         "kwargs": kwargs,
         "hostname": state.hostname,
         "is_eager": False,
         "delivery_info": {
-            **(properties.get("delivery_info") or {}),
+            **_route(properties.get("delivery_info")),
             "priority": properties.get("priority"),
             "redelivered": False,
         },
@@ -168,6 +171,13 @@ def _request(
         },
         RUN_HEADER: job.id,
     }
+
+
+def _route(delivery_info: Any) -> dict[str, str]:
+    """Return where a message was sent to. Celery believes other fields, such as ``is_eager``."""
+    given = delivery_info if isinstance(delivery_info, Mapping) else {}
+    named = {name: given.get(name) for name in ("exchange", "routing_key")}
+    return {name: each for name, each in named.items() if isinstance(each, str)}
 
 
 def _opened(app: Any, message: CeleryMessage, *, trusted: bool) -> tuple[Any, Any, Any]:

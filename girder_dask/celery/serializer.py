@@ -18,6 +18,11 @@ __all__ = ["NAME", "decode", "encode", "flatten", "install", "restore", "restore
 NAME = "girder_io"
 
 
+# A client of Girder as it is written. Each is opened as the one client of the job, which makes no
+# shared value of several.
+_CLIENT = {"py/object": "girder_client.GirderClient"}
+
+
 def install() -> None:
     """Have kombu write and read girder_worker's messages with this serializer."""
     register(NAME, encode, decode, content_type="application/json", content_encoding="utf-8")
@@ -84,8 +89,10 @@ class _Pickler(jsonpickle.pickler.Pickler):
         return written
 
     def _getref(self, obj: Any) -> Any:
-        reference = super()._getref(obj)
         written = self._written.get(id(obj))
+        if written == _CLIENT:
+            return dict(_CLIENT)
+        reference = super()._getref(obj)
         if isinstance(written, (dict, list)):
             self._references.setdefault(id(written), []).append(reference)
         return reference

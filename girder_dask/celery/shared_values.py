@@ -160,8 +160,8 @@ def size_of(value: Any, limit: int, *, of_container: int = 2) -> int:
 def as_text(value: Any) -> str:
     """Return JSON as text by which it is compared, without the differences between encoders.
 
-    Tuples of jsonpickle are lists, and the keys are sorted. What is shared within the value is
-    labelled in that order, wherever else it is shared.
+    Tuples of jsonpickle are lists, and keys and the members of sets are sorted. What is shared
+    within the value is labelled in that order, wherever else it is shared.
     """
     shared: dict[int, Any] = {}
     plain = plain_lists(value, shared)
@@ -195,6 +195,10 @@ def plain_lists(value: Any, shared: dict[int, Any] | None = None) -> Any:
             made = [plain(each) for each in found]
         elif list(found) == ["py/tuple"] and isinstance(found["py/tuple"], list):
             made = plain(found["py/tuple"])
+        elif list(found) == ["py/set"] and isinstance(found["py/set"], list):
+            # The order of a set differs between processes.
+            members = [plain(each) for each in found["py/set"]]
+            made = {"py/set": sorted(members, key=lambda each: json.dumps(each, sort_keys=True))}
         else:
             made = {key: plain(each) for key, each in found.items()}
         done[id(found)] = made

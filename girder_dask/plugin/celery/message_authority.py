@@ -147,7 +147,9 @@ class _Sent:
         known_hooks = message_body.hooks(message) if self._is_stored else ()
         message_body.check(message, stored.objects, [as_text(each) for each in known_hooks])
         self._own = stored.lacking(self._calls, 2 * MAX_BODY_CHARS)
-        all_stored = (self._is_stored or self._collects) and not self._own
+        # A task that collects, and is followed by nothing, gets data alone.
+        collects_stored = self._collects and bool(self._calls)
+        all_stored = (self._is_stored or collects_stored) and not self._own
         if stored.objects and not all_stored:
             message_body.check(message)
         return stored.trusted and all_stored

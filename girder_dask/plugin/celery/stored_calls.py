@@ -56,6 +56,8 @@ MAX_CALLS = 50_000
 #: in it.
 MAX_BODY_CHARS = 2 * 1024**2
 MAX_CONTAINERS = 100_000
+# What a list or a mapping counts as characters.
+_OF_CONTAINER = MAX_BODY_CHARS // MAX_CONTAINERS
 # The most lists and mappings of a message whose calls are read at all, which takes a second.
 _MAX_READ_CONTAINERS = 1_000_000
 # The number of jobs whose calls a process of Girder keeps, and of bytes of all of them.
@@ -133,6 +135,7 @@ class StoredCalls:
             If more characters than a number would have to be compared.
         """
         found: list[FollowingCall] = []
+        options = _OptionsTexts()
         for call in calls:
             max_chars -= self._size(call.task, call.args, call.kwargs)
             if max_chars < 0:
@@ -140,13 +143,13 @@ class StoredCalls:
                     f"The calls of {call.task[:200]} in the message share so much that they cannot "
                     "be compared with those that Girder has stored."
                 )
-            if not self._has(call):
+            if not self._has(call, options):
                 found.append(call)
         return found
 
-    def _has(self, call: FollowingCall) -> bool:
+    def _has(self, call: FollowingCall, texts: _OptionsTexts) -> bool:
         asked, rights = CallRights(call.is_mutable, call.is_local), self._rights(*call[:3])
-        options = _options_text(call) if rights else ""
+        options = texts.of(call) if rights else ""
         return any(each.include(asked) and each.options == options for each in rights)
 
     def continues(self, message: CeleryMessage, args: Any, kwargs: Any) -> bool:
@@ -170,13 +173,12 @@ class StoredCalls:
         )
 
     def _size(self, task: str, args: Any, kwargs: Any) -> int:
-        """Return the characters to compare, none if the call is too long to be one of these."""
+        """Return the characters to compare, a few more than possible if the call is too long."""
         longest = self.longest.get(task, 0)
-        size = size_of(compared(task, args, kwargs), longest) if longest else 0
-        return size if size <= longest else 0
+        return size_of(compared(task, args, kwargs), longest) if longest else 0
 
     def _rights(self, task: str, args: Any, kwargs: Any) -> frozenset[CallRights]:
-        if not self._size(task, args, kwargs):
+        if not 0 < self._size(task, args, kwargs) <= self.longest[task]:
             return frozenset()
         text = call_text(task, args, kwargs)
         if message_body.has_reference(text):  # which leads elsewhere in another message
@@ -197,10 +199,21 @@ def _hooks(given: Any) -> tuple[str, ...]:
     return tuple(as_text(each) for each in given)
 
 
-def _options_text(call: FollowingCall) -> str:
-    """Return the objects among the options of a call as text."""
-    options = own_options(call)
-    return as_text(options) if options else ""
+class _OptionsTexts:
+    """The objects among the options of calls as texts. Calls may share their options."""
+
+    def __init__(self) -> None:
+        # With the options, so that no others have their ids.
+        self._texts: dict[int, tuple[Any, str]] = {}
+
+    def of(self, call: FollowingCall) -> str:
+        """Return the text of a call, empty if its options are data."""
+        known = self._texts.get(id(call.options))
+        if known is None:
+            options = own_options(call)
+            known = call.options, as_text(options) if options else ""
+            self._texts[id(call.options)] = known
+        return known[1]
 
 
 def names_local_queue(task: str) -> bool:
@@ -298,18 +311,22 @@ def of_message(message: CeleryMessage | None, *, trusted: bool) -> StoredCalls:
     calls: dict[bytes, frozenset[CallRights]] = {}
     longest: dict[str, int] = {}
     left = len(message.body) + _MAX_SHARED_CHARS
+    walk_left = (len(message.body) // 2) * _OF_CONTAINER + 2 * _MAX_SHARED_CHARS
     following = list(itertools.islice(following_calls(message.task, body), MAX_CALLS))
+    options = _OptionsTexts()
     for call in following:
-        if not _can_be_sent([call.args, call.kwargs, call.options]):
+        size = _size_to_send([call.args, call.kwargs, call.options])
+        walk_left -= size
+        if size > MAX_BODY_CHARS and walk_left >= 0:
             continue
-        rights = _rights_of(call)
+        rights = _rights_of(call, options)
         for text in _texts(call):
             digest = _digest(text)
             calls[digest] = calls.get(digest, frozenset()) | {rights}
             longest[call.task] = max(longest.get(call.task, 0), len(text))
             left -= len(text)
         left -= rights.nbytes
-        if left < 0:
+        if min(left, walk_left) < 0:
             logger.warning(
                 "The calls after the task %s share so much that only %d of them are stored. A job "
                 "whose owner may not run code cannot start the others.",
@@ -321,7 +338,9 @@ def of_message(message: CeleryMessage | None, *, trusted: bool) -> StoredCalls:
     # Those of a message that is not trusted are of no use, and none are if no call follows.
     parts = [message_body.arguments(message), *(call[1:] for call in following)] if trusted else []
     for text in itertools.chain.from_iterable(
-        message_body.objects(part) for part in parts if calls and _can_be_sent(part)
+        message_body.objects(part)
+        for part in parts
+        if calls and _size_to_send(part) <= MAX_BODY_CHARS
     ):
         objects.append(text)
         left -= len(text)
@@ -330,18 +349,17 @@ def of_message(message: CeleryMessage | None, *, trusted: bool) -> StoredCalls:
     return StoredCalls(calls, longest, frozenset(objects), trusted)
 
 
-def _can_be_sent(part: Any) -> bool:
-    """Return True if a part of a message may be in one that a job sends: it is not too large."""
-    size = size_of(part, MAX_BODY_CHARS, of_container=MAX_BODY_CHARS // MAX_CONTAINERS)
-    return size <= MAX_BODY_CHARS
+def _size_to_send(part: Any) -> int:
+    """Return the size of a part of a message, more than the most if no job can send it."""
+    return size_of(part, MAX_BODY_CHARS, of_container=_OF_CONTAINER)
 
 
-def _rights_of(call: FollowingCall) -> CallRights:
+def _rights_of(call: FollowingCall, options: _OptionsTexts) -> CallRights:
     return CallRights(
         call.is_mutable,
         call.is_local or names_local_queue(call.task),
         _hooks(hooks(call)),
-        _options_text(call),
+        options.of(call),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from girder_dask.celery.following_calls import call_text, following_calls
+from girder_dask.celery.following_calls import call_text, following_calls, own_options
 from girder_dask.errors import ArgumentError
 
 ADD: dict[str, Any] = {"task": "a.add", "args": [1], "kwargs": {}}
@@ -138,3 +138,47 @@ def test_signatures_of_celery_are_clear() -> None:
     for shape in shapes:
         body = [[], {}, {"chain": [json.loads(json.dumps(shape))]}]
         assert list(following_calls("a.b", body, strict=True))
+
+
+@pytest.mark.parametrize(
+    "embed",
+    [
+        {"errbacks": ["v.victim"]},
+        {"callbacks": ["v.victim"]},
+        {"chain": ["v.victim"]},
+        {"chord": "v.victim"},
+        {"errbacks": {"task": "a.add", "v.victim": 1}},
+        {"callbacks": ADD},
+        {"chain": [composed("group", tasks=["v.victim"])]},
+        {"chain": [composed("chord", header="abc", body=ADD)]},
+        {"chain": [{**ADD, "options": {"link": "v.victim"}}]},
+        {"chain": [{**ADD, "options": {"link_error": ["v.victim"]}}]},
+        {"chain": [{**ADD, "delivery_info": {"is_eager": True}}]},
+        {"chain": [{"task": "celery.chord", "args": [[ADD], ADD]}]},
+    ],
+)
+def test_strict_calls_are_none_that_celery_takes_for_others(embed: Any) -> None:
+    with pytest.raises(ArgumentError, match="cannot be checked, since the worker may open it as"):
+        list(following_calls("a.b", [[], {}, embed], strict=True))
+    assert found(embed) in ([], ["a.add"])
+
+
+@pytest.mark.parametrize("kind", ["options", "items"])
+def test_calls_that_share_very_much_are_not_looked_at(kind: str) -> None:
+    if kind == "options":
+        options = {f"k{n}": 1 for n in range(2_000)}
+        calls = [{**ADD, "options": options} for _ in range(2_000)]
+    else:
+        chunks = {"task": ADD, "it": [[0]] * 20_000, "n": 20_000}
+        calls = [{"task": "celery.chunks", "kwargs": chunks} for _ in range(50)]
+    with pytest.raises(ArgumentError, match="share so much that they cannot be checked"):
+        list(following_calls("a.b", [[], {}, {"chain": calls}], strict=True))
+    assert len(list(following_calls("a.b", [[], {}, {"chain": calls}]))) < 2_000
+
+
+def test_options_and_headers_of_a_call_are_compared_apart() -> None:
+    one, other = ([{"py/object": f"v.{name}"}] for name in "ab")
+    (call,) = following_calls(
+        "a.b", [[], {}, {"chain": [{**ADD, "options": {"h": one, "headers": {"h": other}}}]}]
+    )
+    assert own_options(call) == {"h": one, "headers": {"h": other}}

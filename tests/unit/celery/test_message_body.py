@@ -161,3 +161,14 @@ def test_tokens_are_found_by_their_form_alone() -> None:
     many = [f"{n:04}" + "aZ09" * 15 for n in range(5_000)]
     assert len(message_body.tokens(message(many))) == 100
     assert message_body.tokens(CeleryMessage("1", "tasks.add", "celery", "no JSON")) == []
+
+
+def test_check_refuses_what_is_embedded_besides_calls() -> None:
+    body = json.dumps([[], {}, {"chain": None, "girder_result_hooks": []}])
+    with pytest.raises(ArgumentError, match=r"body\[2\] has girder_result_hooks"):
+        message_body.check(CeleryMessage("1", "tasks.add", "celery", body))
+
+
+def test_check_refuses_keys_that_are_tags_once_they_are_opened() -> None:
+    with pytest.raises(ArgumentError, match="a key that is not plain"):
+        message_body.check(message([{'json://"py/reduce"': [1]}]))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from girder_dask.celery import message_body
 from girder_dask.celery.runner import run_message
@@ -102,6 +103,24 @@ def test_a_chain_sends_its_next_call(backend: Backend) -> None:
     assert job is not None
     assert job.title == "<unnamed job>"
     assert not {"girder_dask_run", "jobInfoSpec", "girder_client_token"} & sent.headers.keys()
+
+
+@pytest.mark.usefixtures("backend")
+def test_request_has_nothing_that_celery_believes_of_a_sender() -> None:
+    embed = {"girder_result_hooks": [{"py/object": "v.Victim"}], "id": "evil"}
+    sent = message("whole_request", embed=embed)
+    info = {"is_eager": True, "exchange": "", "routing_key": "celery", "more": [1]}
+    headers = {**sent.headers, "id": "evil", "task": "evil"}
+    sent = replace(sent, headers=headers, properties={"delivery_info": info})
+    told = run(sent)
+    assert (told["id"], told["task"]) == ("task-1", "their_tasks.tasks.whole_request")
+    assert told["hooks"] is None
+    assert told["delivery_info"] == {
+        "exchange": "",
+        "routing_key": "celery",
+        "priority": None,
+        "redelivered": False,
+    }
 
 
 @pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])

@@ -122,3 +122,15 @@ def test_any_sharing_is_kept(parts: list[Any], data: st.DataObject) -> None:
     text = serializer.encode(value)
     assert '"py/id"' not in text
     assert json.loads(text) is not None
+
+
+def test_a_client_of_girder_is_no_shared_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(jsonpickle.handlers.BaseHandler):
+        def flatten(self, _obj: Any, data: dict[str, Any]) -> dict[str, Any]:
+            data["py/object"] = "girder_client.GirderClient"
+            return data
+
+    node = Node()
+    monkeypatch.setitem(jsonpickle.handlers.registry._handlers, Node, Handler)
+    client = {"py/object": "girder_client.GirderClient"}
+    assert json.loads(serializer.encode([node, {"gc": node}])) == [client, {"gc": client}]

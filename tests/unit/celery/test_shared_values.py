@@ -108,3 +108,8 @@ def test_find_code_sees_what_is_shared() -> None:
     body = [[shared(0, code), same(0)], {}, {}]
     with pytest.raises(ArgumentError, match="py/reduce"):
         message_body.check(CeleryMessage("1", "a.b", "celery", json.dumps(body)))
+
+
+def test_text_of_a_set_does_not_depend_on_its_order() -> None:
+    one, other = ({"py/set": [*members]} for members in (["a", "b", 1], [1, "b", "a"]))
+    assert as_text([one]) == as_text([other]) != as_text([["a", "b", 1]])

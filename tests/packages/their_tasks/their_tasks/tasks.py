@@ -141,6 +141,18 @@ def request_of(self: Any) -> dict[str, Any]:
 
 
 @app.task(bind=True)
+def whole_request(self: Any) -> dict[str, Any]:
+    """Return what Celery takes from the request."""
+    hooks = getattr(self.request, "girder_result_hooks", None)
+    return {
+        "id": self.request.id,
+        "task": self.request.task,
+        "delivery_info": self.request.delivery_info,
+        "hooks": hooks,
+    }
+
+
+@app.task(bind=True)
 def ends_job(self: Any, status: int) -> None:
     """Set the final state of the job."""
     self.job_manager.updateStatus(status)

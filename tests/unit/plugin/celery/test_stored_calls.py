@@ -108,7 +108,7 @@ def test_has_gives_a_call_no_more_rights_than_it_was_stored_with() -> None:
         call("good", immutable=True, queue="local"),
         call("evil", immutable=True),
     ]
-    found = [next(following_calls("a.b", [[], {}, {"chain": each}])) for each in asked]
+    found = [next(following_calls("a.b", [[], {}, {"chain": [each]}])) for each in asked]
     assert [not calls.lacking([each], 10**9) for each in found] == [True, False, False, False]
 
 
