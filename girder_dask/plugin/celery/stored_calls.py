@@ -69,6 +69,11 @@ _DIGEST_BYTES = 512
 # share counts in each.
 _MAX_SHARED_CHARS = 4 * 1024**2
 
+_SHARE_TOO_MUCH = (
+    "The calls after the task %s share so much that only %d of them are stored. A job whose owner "
+    "may not run code cannot start the others."
+)
+
 _OPTIONS = frozenset({*Task.reserved_headers, *Task.reserved_options})
 
 
@@ -327,12 +332,7 @@ def of_message(message: CeleryMessage | None, *, trusted: bool) -> StoredCalls:
             left -= len(text)
         left -= rights.nbytes
         if min(left, walk_left) < 0:
-            logger.warning(
-                "The calls after the task %s share so much that only %d of them are stored. A job "
-                "whose owner may not run code cannot start the others.",
-                message.task,
-                len(calls),
-            )
+            logger.warning(_SHARE_TOO_MUCH, message.task, len(calls))
             break
     objects: list[str] = []
     # Those of a message that is not trusted are of no use, and none are if no call follows.
