@@ -116,8 +116,6 @@ def following_calls(task: str, body: Any, *, strict: bool = False) -> Iterator[F
             continue
         left += [(each, is_local) for each in inner]
         left += [(options[each], False) for each in _OPTIONS if each in options]
-        if budget.is_spent and not strict:
-            return
         if name not in _MEMBERS:
             yield FollowingCall(name, args, kwargs, not found.get("immutable"), is_local, options)
 
@@ -128,10 +126,6 @@ class _Budget:
     def __init__(self) -> None:
         self._left = _MAX_LOOKED_AT
 
-    @property
-    def is_spent(self) -> bool:
-        return self._left < 0
-
     def spend_on(self, call: Mapping[str, Any]) -> None:
         """Count a call. Raise ArgumentError if there is too much."""
         values = (call, call.get("options"), call.get("kwargs"))
@@ -140,7 +134,7 @@ class _Budget:
         if call.get("task") == _CHUNKS and isinstance(kwargs, Mapping):
             # Each part has items of its own.
             self._left -= len(_sequence(kwargs.get("it"))) * _ITEM_COST
-        if self.is_spent:
+        if self._left < 0:
             raise ArgumentError(
                 "The calls that follow the message share so much that they cannot be checked."
             )

@@ -147,9 +147,7 @@ class _Sent:
         known_hooks = message_body.hooks(message) if self._is_stored else ()
         message_body.check(message, stored.objects, [as_text(each) for each in known_hooks])
         self._own = stored.lacking(self._calls, 2 * MAX_BODY_CHARS)
-        # A task that collects, and is followed by nothing, gets data alone.
-        collects_stored = self._collects and bool(self._calls)
-        all_stored = (self._is_stored or collects_stored) and not self._own
+        all_stored = (self._is_stored and not self._own) or self._collects_for_stored
         if stored.objects and not all_stored:
             message_body.check(message)
         return stored.trusted and all_stored
@@ -158,11 +156,16 @@ class _Sent:
     def _collects(self) -> bool:
         return self._message.task in _COLLECTING
 
+    @property
+    def _collects_for_stored(self) -> bool:
+        """Whether the task collects for stored calls. Followed by nothing, it gets data alone."""
+        return self._collects and bool(self._calls) and not self._own
+
     def refusal(self, authority: Authority) -> str | None:
         """Return which call of the message the job may not start, and why; None if it may all."""
         message, submission = self._message, self._submission
         is_own = not self._is_stored and not self._collects
-        may_be_local = self._is_stored or (self._collects and bool(self._calls) and not self._own)
+        may_be_local = self._is_stored or self._collects_for_stored
         if message.queue == LOCAL_QUEUE and may_be_local:
             submission = msgspec.structs.replace(submission, resources=None)
         excess = option_limits.find_excess(submission, any_field=True)

@@ -142,18 +142,19 @@ class StoredCalls:
         found: list[FollowingCall] = []
         options = _OptionsTexts()
         for call in calls:
-            max_chars -= self._size(call.task, call.args, call.kwargs)
+            size = self._size(call.task, call.args, call.kwargs)
+            max_chars -= size
             if max_chars < 0:
                 raise ArgumentError(
                     f"The calls of {call.task[:200]} in the message share so much that they cannot "
                     "be compared with those that Girder has stored."
                 )
-            if not self._has(call, options):
+            if not self._has(call, size, options):
                 found.append(call)
         return found
 
-    def _has(self, call: FollowingCall, texts: _OptionsTexts) -> bool:
-        asked, rights = CallRights(call.is_mutable, call.is_local), self._rights(*call[:3])
+    def _has(self, call: FollowingCall, size: int, texts: _OptionsTexts) -> bool:
+        asked, rights = CallRights(call.is_mutable, call.is_local), self._rights(*call[:3], size)
         options = texts.of(call) if rights else ""
         return any(each.include(asked) and each.options == options for each in rights)
 
@@ -170,7 +171,9 @@ class StoredCalls:
             asked = CallRights(is_mutable, is_local)
             return any(
                 each.include(asked) and (not sent or each.hooks == sent)
-                for each in self._rights(message.task, given, kwargs)
+                for each in self._rights(
+                    message.task, given, kwargs, self._size(message.task, given, kwargs)
+                )
             )
 
         return allows(args, is_mutable=False) or (
@@ -182,8 +185,8 @@ class StoredCalls:
         longest = self.longest.get(task, 0)
         return size_of(compared(task, args, kwargs), longest) if longest else 0
 
-    def _rights(self, task: str, args: Any, kwargs: Any) -> frozenset[CallRights]:
-        if not 0 < self._size(task, args, kwargs) <= self.longest[task]:
+    def _rights(self, task: str, args: Any, kwargs: Any, size: int) -> frozenset[CallRights]:
+        if not 0 < size <= self.longest[task]:
             return frozenset()
         text = call_text(task, args, kwargs)
         if message_body.has_reference(text):  # which leads elsewhere in another message

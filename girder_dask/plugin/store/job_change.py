@@ -147,7 +147,7 @@ class JobChange:
                 # counted while Girder gave the job to another one, and then back.
                 return Verdict.SUPERSEDED
             # The job has ended. A newer attempt must stop if it was canceled.
-            return self._verdict(ends) if attempt > self.dask["attempt"] else Verdict.APPLIED
+            return self._verdict(ends)
         if (attempt, sequence) > self.position:
             if attempt > self.dask["attempt"]:
                 self.dask["attempt"] = attempt
